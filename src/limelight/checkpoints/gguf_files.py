@@ -1,0 +1,203 @@
+"""GGUF: one file with metadata, tokenizer and (often quantised) tensors.
+
+The layout of such a file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)::
+
+    magic, version, tensor count, field count | fields: key, type, value | tensors: name, shape, type, offset | data
+
+Every length in the file is compared with the bytes that are left before anything is read or allocated: a damaged or
+hostile file ends in a `CheckpointError`, not in a crash or in all of the memory. The arithmetic of the quantised
+types is that of the ``gguf`` package; its own reader walks the vocabulary object by object and takes seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError, damaged, missing
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MOST_DIMENSIONS = 4  # the format's own limit
+DEFAULT_ALIGNMENT = 32
+
+# struct's code for each scalar type number of the format
+SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: ``size`` bytes at ``start``, ``shape`` in row-major order."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: gguf.GGMLQuantizationType
+    start: int
+    size: int
+
+    @property
+    def row_bytes(self) -> tuple[int, ...]:
+        """The shape of the stored bytes: the last dimension counted in bytes."""
+        return (*self.shape[:-1], self.size // max(1, math.prod(self.shape[:-1])))
+
+
+class GGUFFile:
+    """An open GGUF file: ``fields`` (metadata) and tensors, each read and dequantised on demand.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or not GGUF version 2 or 3.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise missing(path, "Name an existing .gguf file.")
+        self.path = path
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise damaged(path, "it is empty")
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        cursor = _Cursor(path, self._bytes)
+        if cursor.take(4) != MAGIC:
+            raise damaged(path, f"a GGUF file begins with {MAGIC!r}, this one with {bytes(self._bytes[:4])!r}")
+        version = cursor.scalar("I")
+        if version not in VERSIONS:
+            raise CheckpointError(
+                f"{path} is GGUF version {version}, and versions {VERSIONS} are known. "
+                "Convert it with a current llama.cpp (big-endian files are not read)."
+            )
+        tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
+        self.fields: dict[str, Any] = {}
+        for _ in range(field_count):
+            key = cursor.text()
+            self.fields[key] = cursor.value(cursor.scalar("I"))
+        stored = [_read_stored(cursor) for _ in range(tensor_count)]
+        data = _aligned(cursor.at, self.fields.get("general.alignment", DEFAULT_ALIGNMENT), path)
+        self.tensors = {
+            name: _place(path, len(self._bytes), name, shape, kind, data + offset) for name, shape, kind, offset in stored
+        }
+        if len(self.tensors) != tensor_count:
+            raise damaged(path, "two of its tensors have the same name")
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+        return list(self.tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one tensor, without reading it."""
+        return self.tensors[key].shape
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, dequantised to float32. Nothing else is held in memory."""
+        stored = self.tensors[key]
+        raw = np.frombuffer(self._bytes, np.uint8, stored.size, stored.start).reshape(stored.row_bytes)
+        try:
+            numbers = gguf.dequantize(raw, stored.kind)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path} stores {key} as {stored.kind.name}, a type that the gguf package cannot turn into numbers. "
+                "Take another quantisation of the model (Q4_0 to Q8_0, the K types, F16, BF16, F32)."
+            ) from error
+        if numbers.dtype != np.float32 or not numbers.flags.writeable:  # float32 comes as a view of the mapped file
+            numbers = numbers.astype(np.float32)
+        return torch.from_numpy(numbers).reshape(stored.shape)
+
+
+class _Cursor:
+    """Reads forward through the file, and never past its end."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def take(self, size: int) -> bytes:
+        if size > len(self.data) - self.at:
+            left = len(self.data) - self.at
+            raise damaged(self.path, f"at byte {self.at:,} it promises {size:,} more bytes and has {left:,}")
+        taken = self.data[self.at : self.at + size]
+        self.at += size
+        return taken
+
+    def scalar(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def count(self, least_bytes: int) -> int:
+        """A number of things to come, each of which takes at least so many bytes."""
+        at, number = self.at, int(self.scalar("Q"))
+        if number * least_bytes > len(self.data) - self.at:
+            raise damaged(self.path, f"at byte {at:,} it promises {number:,} entries, more than the file can hold")
+        return number
+
+    def text(self) -> str:
+        at, raw = self.at, self.take(int(self.scalar("Q")))
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise damaged(self.path, f"the text at byte {at:,} is not UTF-8") from error
+
+    def value(self, kind: int) -> Any:
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        if kind == STRING:
+            return self.text()
+        if kind == ARRAY:
+            return self._array()
+        raise damaged(self.path, f"before byte {self.at:,} stands the unknown type {kind}")
+
+    def _array(self) -> list[Any]:
+        kind = self.scalar("I")
+        if kind in SCALARS:
+            number = self.count(least_bytes=struct.calcsize("<" + SCALARS[kind]))
+            code = f"<{number}{SCALARS[kind]}"
+            return list(struct.unpack(code, self.take(struct.calcsize(code))))
+        read: Callable[[], Any] = self.text
+        if kind != STRING:
+            # Arrays of arrays are legal, written by nobody, and would let a small file nest without end.
+            raise damaged(self.path, f"before byte {self.at:,} stands an array of the unsupported type {kind}")
+        return [read() for _ in range(self.count(least_bytes=8))]
+
+
+def _read_stored(cursor: _Cursor) -> tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]:
+    """One entry of the tensor table: name, shape, type, offset into the data."""
+    name, dimensions = cursor.text(), cursor.scalar("I")
+    if dimensions > MOST_DIMENSIONS:
+        raise damaged(cursor.path, f"tensor {name!r} claims {dimensions} dimensions")
+    shape = tuple(int(cursor.scalar("Q")) for _ in range(dimensions))[::-1]  # stored fastest dimension first
+    number = cursor.scalar("I")
+    try:
+        kind = gguf.GGMLQuantizationType(number)
+    except ValueError as error:
+        raise damaged(cursor.path, f"tensor {name!r} has the unknown type number {number}") from error
+    return name, shape, kind, int(cursor.scalar("Q"))
+
+
+def _aligned(at: int, alignment: object, path: Path) -> int:
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+        raise damaged(path, f"general.alignment is {alignment!r}, not a power of two")
+    return -(-at // alignment) * alignment
+
+
+def _place(
+    path: Path, file_size: int, name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, start: int
+) -> StoredTensor:
+    """Check that a tensor lies inside the file before anybody asks for its memory."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    last = shape[-1] if shape else 1
+    if last % block:
+        raise damaged(path, f"tensor {name!r} of shape {shape} does not divide into the {block}-number blocks of {kind.name}")
+    size = math.prod(shape) // block * block_bytes
+    if start + size > file_size:
+        raise damaged(path, f"tensor {name!r} should end at byte {start + size:,}, and the file has {file_size:,}")
+    return StoredTensor(name, shape, kind, start, size)

@@ -1,0 +1,136 @@
+"""Key rules: one ordered list that reads in both directions.
+
+A published checkpoint calls a tensor ``encoder.layer.3.attention.self.query.weight``; Limelight calls it
+``layers.3.attention.inner.query.weight``. A rule is the two names side by side, with ``{...}`` for what varies::
+
+    >>> rules = KeyRules(Rule("encoder.layer.{n}.attention.self.query.{p}", "layers.{n}.attention.inner.query.{p}"))
+    >>> rules.ours("encoder.layer.3.attention.self.query.weight").key
+    'layers.3.attention.inner.query.weight'
+    >>> rules.published("layers.3.attention.inner.query.weight").key
+    'encoder.layer.3.attention.self.query.weight'
+
+The first rule that fits wins, in either direction: a later rule with the same right side is an older spelling that
+is read but never written. A tensor that is stored in another order carries a `Change`, which also reads both ways.
+What a model leaves aside knowingly is an `Unused` rule, with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Change(Protocol):
+    """A reversible change of a tensor's values between the published order and ours."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published."""
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """No change."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+        return tensor
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published."""
+        return tensor
+
+
+@dataclass(frozen=True)
+class PairedHalves:
+    """Rows of a rotary projection, stored with the two numbers of each rotated pair side by side.
+
+    GGUF stores the rows of each head as ``(a0, b0, a1, b1, ...)``; Limelight, like the published checkpoints, rotates
+    ``a_i`` with ``b_i`` of the two halves ``(a0, a1, ..., b0, b1, ...)``.
+
+    Args:
+        heads: heads of the projection; its first dimension is ``heads * head width``.
+    """
+
+    heads: int
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours: pairs to halves."""
+        return tensor.reshape(self.heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published: halves to pairs."""
+        return tensor.reshape(self.heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
+
+    A field called ``n`` stands for a whole number, any other for ``weight`` or ``bias``.
+    """
+
+    published: str
+    ours: str
+    change: Change = AsItIs()
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A published key (template) that the model leaves aside, and ``why``."""
+
+    published: str
+    why: str
+
+
+class Renamed(NamedTuple):
+    """A key on the other side, and the change of its values."""
+
+    key: str
+    change: Change
+
+
+class KeyRules:
+    """The rules of one family, in order.
+
+    Args:
+        rules: what corresponds to what.
+        prefix: a prefix that published keys may carry or not (``"bert."``); it is dropped when read.
+    """
+
+    def __init__(self, *rules: Rule | Unused, prefix: str = "") -> None:
+        self.rules = rules
+        self.prefix = prefix
+
+    def ours(self, key: str) -> Renamed | Unused | None:
+        """Our name for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
+        for rule in self.rules:
+            if fields := _fields(rule.published, key.removeprefix(self.prefix)):
+                return rule if isinstance(rule, Unused) else Renamed(rule.ours.format(**fields.groupdict()), rule.change)
+        return None
+
+    def published(self, key: str) -> Renamed | None:
+        """The published name, without its prefix, of one of our keys, or ``None`` when no rule knows it."""
+        for rule in self.rules:
+            if isinstance(rule, Rule) and (fields := _fields(rule.ours, key)):
+                return Renamed(rule.published.format(**fields.groupdict()), rule.change)
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _pattern(template: str) -> re.Pattern[str]:
+    """The regular expression of a template: literal text, numbers for ``{n}``, ``weight`` or ``bias`` for the rest."""
+    parts = re.split(r"\{(\w+)\}", template)
+    fields = (f"(?P<{name}>{'[0-9]+' if name == 'n' else 'weight|bias'})" for name in parts[1::2])
+    texts = (re.escape(text) for text in parts[0::2])
+    return re.compile("".join(text + field for text, field in zip(texts, (*fields, ""), strict=True)))
+
+
+def _fields(template: str, key: str) -> re.Match[str] | None:
+    return _pattern(template).fullmatch(key)

@@ -1,0 +1,88 @@
+"""Safetensors: a folder with ``model.safetensors``, or with numbered shards and their index.
+
+The files are mapped into memory, so that a tensor costs pages only when it is used. The format's own library checks
+sizes against the file before anything is allocated (https://huggingface.co/docs/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import CheckpointError, damaged, listed, missing
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsFolder:
+    """The tensors of a model folder, each read on demand.
+
+    Args:
+        folder: a folder that holds ``model.safetensors``, or ``model.safetensors.index.json`` and its shards.
+
+    Raises:
+        CheckpointError: no such file, a shard missing, a file cut short, an index that names what is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if (folder / SINGLE).is_file():
+            shards, promised = [SINGLE], None
+        elif (folder / INDEX).is_file():
+            promised = _read_index(folder / INDEX)
+            shards = sorted(set(promised.values()))
+        else:
+            raise missing(
+                folder / SINGLE,
+                f"A model folder holds {SINGLE}, or {INDEX} and its shards; pickled weights (.bin, .pt) are never read. "
+                "Convert them with safetensors, or take a revision of the model that has them.",
+            )
+        self._open = {name: _open(folder / name) for name in shards}
+        self._where = {key: name for name, file in self._open.items() for key in file.keys()}  # noqa: SIM118
+        if promised is not None and promised != self._where:
+            wrong = sorted(set(promised.items()) ^ set(self._where.items()))
+            names = listed([f"{key} in {name}" for key, name in wrong])
+            raise damaged(folder / INDEX, f"index and shards disagree about {names}")
+
+    def keys(self) -> list[str]:
+        """The names of the tensors."""
+        return list(self._where)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one tensor, without reading it."""
+        return tuple(self._open[self._where[key]].get_slice(key).get_shape())
+
+    def read(self, key: str) -> Tensor:
+        """One tensor as it is stored, mapped into memory."""
+        tensor: Tensor = self._open[self._where[key]].get_tensor(key)
+        return tensor
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The shard that each tensor lies in, by the index."""
+    try:
+        index = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f'it is no JSON object with a "weight_map" ({error})') from error
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise damaged(path, '"weight_map" does not map names to files')
+    for name in index.values():
+        if Path(name).name != name or not name.endswith(".safetensors"):  # a shard lies beside its index, nowhere else
+            raise damaged(path, f"{name!r} is no safetensors file beside it")
+    return index
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise missing(path, f"{INDEX} names it as a shard: copy the missing file into the folder.")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise damaged(path, f"the safetensors library says {str(error)!r} of its {path.stat().st_size:,} bytes") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Check its permissions.") from error
