@@ -1,0 +1,52 @@
+"""Limelight: exact attention in every form, fast on any machine, and visible.
+
+>>> import torch, limelight
+>>> q = k = v = torch.randn(1, 8, 128, 64)
+>>> output = limelight.attention(q, k, v, pattern=limelight.Causal())
+"""
+
+from .attention import Explanation, attention, explain, merge
+from .backends.contract import BackendError
+from .layouts import Aligned, KeyMask, Layout, Packed, Padded
+from .observations import Observations, Observe, Seen, watching
+from .patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
+from .scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
+from .shapes import ArgumentError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALiBi",
+    "Additive",
+    "Aligned",
+    "ArgumentError",
+    "BackendError",
+    "Bias",
+    "Blocks",
+    "Causal",
+    "Chunks",
+    "Explanation",
+    "Explicit",
+    "Full",
+    "KeyMask",
+    "Keys",
+    "Layout",
+    "Observations",
+    "Observe",
+    "Packed",
+    "Padded",
+    "Pattern",
+    "Prefix",
+    "RelativeBias",
+    "Rule",
+    "ScoreRule",
+    "Seen",
+    "SoftCap",
+    "T5Buckets",
+    "Where",
+    "Window",
+    "attention",
+    "explain",
+    "merge",
+    "watching",
+]

@@ -1,0 +1,321 @@
+"""The operator: check, choose, run.
+
+One mechanism: a query is compared with keys, the comparison becomes weights by a softmax, the weights mix values.
+Self, causal, cross, multi-head, multi-query, grouped-query, windowed, packed, block-sparse, biased and additive
+attention are settings of it (*what*); a backend computes it (*how*); observations are what is *seen* on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .backends import BACKENDS, choose
+from .backends.contract import BackendError, Call
+from .layouts import Layout
+from .observations import Observations, Observe, current_watcher
+from .patterns import Pattern
+from .scores import Additive, ScoreRule
+from .shapes import ArgumentError, read_shapes, wrong
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: Layout | None = None,
+    pattern: Pattern | None = None,
+    compare: Additive | None = None,
+    scores: Sequence[ScoreRule] = (),
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    observe: Observe | None = None,
+    backend: str | None = None,
+    name: str | None = None,
+) -> Tensor | tuple[Tensor, Observations]:
+    """Exact attention: ``out_i = sum_j softmax_j(s_ij) v_j`` over the keys ``j`` that query ``i`` sees.
+
+    In order: ``s = compare(q, k)``, each score rule, layout and pattern (a key that is not seen does not exist),
+    softmax with the sink in its denominator, dropout, times ``v``. The definition is `limelight.backends.reference`.
+
+    A row is a function of what it sees and of nothing else; a query that sees nothing gives zeros. Products
+    accumulate in float32 (float64 for float64).
+
+    Args:
+        query: ``(B, Hq, Lq, D)``, or all three without ``B``; any strides with the last one 1.
+        key: ``(B, Hkv, Lk, D)``, where ``Hq`` is a multiple of ``Hkv`` (grouped-query attention).
+        value: ``(B, Hkv, Lk, Dv)``.
+        layout: which token stands where and exists (`limelight.layouts`); ``None`` is ``Aligned()``: the last query
+            stands at the last key.
+        pattern: which keys a query may see (`limelight.patterns`); ``None`` is ``Full()``.
+        compare: ``None`` for the dot product, or `limelight.scores.Additive`.
+        scores: score rules in order (`limelight.scores`).
+        sink: ``(Hq,)`` logit of each head that takes weight and gives no value.
+        scale: factor of the dot product; ``1 / sqrt(D)`` by default.
+        dropout: probability in ``[0, 1)`` with which a weight is dropped, the others divided by ``1 - dropout``.
+        seed: of the dropout, an int or an int64 tensor; by default drawn from torch's generator.
+        observe: what to see of the weights (`Observe`); the result is then ``(output, Observations)``.
+        backend: ``None`` for the fastest that can serve the call; a named one is never replaced.
+        name: of the layer that calls, for `limelight.watching`.
+
+    Returns:
+        ``(B, Hq, Lq, Dv)`` in the dtype of the query, and `Observations` when asked for.
+
+    Raises:
+        ArgumentError: an argument breaks a rule.
+        BackendError: no backend, or not the named one, can serve the call.
+
+    Example:
+        >>> import torch, limelight
+        >>> q = k = v = torch.eye(4).reshape(1, 1, 4, 4)
+        >>> limelight.attention(q, k, v, pattern=limelight.Causal()).shape
+        torch.Size([1, 1, 4, 4])
+    """
+    if isinstance(query, Tensor) and query.dim() == 3:
+        return _unbatched(locals())
+    if torch.compiler.is_compiling():
+        from .compiled import compiled_attention
+
+        return compiled_attention(locals())
+    watcher = current_watcher()
+    call = prepare(
+        query, key, value, layout, pattern, compare, scores, sink, scale, dropout, seed,
+        observe if watcher is None else _watched(observe, watcher.observe),
+    )  # fmt: skip
+    result = choose(call, backend).forward(call)
+    if watcher is not None and result.observations is not None:
+        watcher.add(name, result.observations)
+    if observe is None:
+        return result.output
+    assert result.observations is not None
+    return result.output, result.observations
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout | None = None,
+    pattern: Pattern | None = None,
+    compare: Additive | None = None,
+    scores: Sequence[ScoreRule] = (),
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    observe: Observe | None = None,
+) -> Call:
+    """Check every argument and fill in the defaults; tensors are ``(B, H, L, D)``."""
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        if query.dtype != torch.float64:
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    shapes = read_shapes(query, key, value)
+    if scale is None:
+        scale = 1.0 / math.sqrt(shapes.D)
+    call = Call(query, key, value, shapes, scale, layout, pattern, compare, (), sink, 0.0, 0, observe)
+    if layout is not None:
+        _check_type("layout", layout, Layout, "limelight.layouts")
+        layout.check(shapes.B, shapes.Lq, shapes.Lk)
+    if pattern is not None:
+        _check_type("pattern", pattern, Pattern, "limelight.patterns")
+        pattern.check(*shapes.scores)
+    if compare is not None:
+        _check_type("compare", compare, Additive, "limelight.scores")
+        compare.check(shapes)
+    if scores:
+        call.scores = _check_scores(scores, call)
+    if sink is not None and (not isinstance(sink, Tensor) or sink.shape != (shapes.Hq,)):
+        got = f"its shape is {tuple(sink.shape)}" if isinstance(sink, Tensor) else f"it is {sink!r}"
+        raise wrong("sink", f"must be a tensor of one logit for each query head, ({shapes.Hq},)", got, "Use .expand().")
+    if dropout:
+        if not 0.0 <= dropout < 1.0:
+            raise wrong("dropout", "must be a probability from 0 to below 1", f"it is {dropout}", "0 drops nothing.")
+        call.dropout = dropout
+        # torch's generator, so that manual_seed and activation checkpointing mean what they say
+        call.seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if seed is None else seed
+    if observe is not None:
+        _check_type("observe", observe, Observe, "limelight")
+        observe.check(shapes)
+    call.traced = _looked_at(call)
+    return call
+
+
+def merge(outputs: Sequence[Tensor], logsumexps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The exact union of attention over disjoint sets of keys.
+
+    With ``L = log sum_n exp(L_n)``: ``out = sum_n exp(L_n - L) out_n``. Differentiable in everything. A sink may be
+    part of one of the calls only.
+
+    Args:
+        outputs: ``(..., Lq, Dv)`` each.
+        logsumexps: ``(..., Lq)`` each, from ``observe=Observe(logsumexp=True)``.
+
+    Returns:
+        ``(output, logsumexp)`` of the whole; a query that saw nothing anywhere has zeros and ``-inf``.
+    """
+    if len(outputs) == 0 or len(outputs) != len(logsumexps):
+        got = f"there are {len(outputs)} outputs and {len(logsumexps)} logsumexps"
+        raise wrong("logsumexps", "must be as many as `outputs`, at least one", got, "Ask for Observe(logsumexp=True).")
+    for output, part in zip(outputs, logsumexps, strict=True):
+        if output.shape[:-1] != part.shape or output.shape != outputs[0].shape:
+            got = f"an output of shape {tuple(output.shape)} has one of {tuple(part.shape)}"
+            raise wrong("logsumexps", "must have the shape of their output without its width", got, "Do not reduce them.")
+    parts = torch.stack(list(logsumexps))  # (N, ..., Lq)
+    most = parts.detach().amax(0)
+    most = torch.where(most == -torch.inf, 0.0, most)
+    shares = torch.where(parts == -torch.inf, 0.0, torch.exp(parts - most))
+    total = shares.sum(0)
+    empty = total == 0
+    total = torch.where(empty, 1.0, total)
+    logsumexp = torch.where(empty, -torch.inf, most + torch.log(total))
+    shares = (shares / total)[..., None]
+    stacked = torch.stack(list(outputs)).to(shares.dtype)
+    # A part that saw nothing is selected away: its share is no factor.
+    output = torch.where(shares == 0, 0.0, shares * torch.where(shares == 0, 0.0, stacked)).sum(0)
+    return output.to(outputs[0].dtype), logsumexp
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a call would be computed, and why; printed, it says so in words."""
+
+    backend: str | None
+    reasons: dict[str, list[str]]
+    about: dict[str, str]
+    pairs: int
+    all_pairs: int
+    form: str
+    memory: int
+    score_memory: int
+
+    def __str__(self) -> str:
+        share = self.pairs / self.all_pairs if self.all_pairs else 0.0
+        lines = [
+            f"backend: {self.backend} ({self.about[self.backend]})" if self.backend else "backend: none can serve this call",
+            f"pairs:   {self.pairs:,} of {self.all_pairs:,} (query, key) pairs are seen ({share:.1%}); pattern as {self.form}",
+            f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
+            f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
+        ]
+        lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
+        return "\n".join(lines)
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: Layout | None = None,
+    pattern: Pattern | None = None,
+    compare: Additive | None = None,
+    scores: Sequence[ScoreRule] = (),
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    seed: int | Tensor | None = None,
+    observe: Observe | None = None,
+    backend: str | None = None,
+) -> Explanation:
+    """Which backend would run a call of `attention`, why each other one would not, and what the call costs."""
+    if query.dim() == 3:
+        query, key, value = query[None], key[None], value[None]
+    call = prepare(
+        query, key, value, layout, pattern, compare, scores, sink, scale, dropout, 0 if seed is None else seed, observe
+    )
+    try:
+        chosen = choose(call, backend)
+    except BackendError:
+        chosen = None
+    B, Hq, Lq, Lk = call.shapes.scores
+    return Explanation(
+        backend=chosen.NAME if chosen else None,
+        reasons={b.NAME: b.reasons_against(call) for b in BACKENDS if b is not chosen},
+        about={b.NAME: b.ABOUT for b in BACKENDS},
+        pairs=call.lowered.pairs(),
+        all_pairs=B * Hq * Lq * Lk,
+        form=call.lowered.form,
+        memory=chosen.memory(call) + call.lowered.bytes if chosen else 0,
+        score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
+    )
+
+
+def _unbatched(arguments: dict[str, object]) -> Tensor | tuple[Tensor, Observations]:
+    """The call with a batch of one row, and its result without it."""
+    for which in ("query", "key", "value"):
+        tensor = arguments[which]
+        if not isinstance(tensor, Tensor) or tensor.dim() != 3:
+            got = f"its shape is {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"it is {tensor!r}"
+            raise wrong(which, "must have 3 dimensions (H, L, D) like `query`", got, "Or give all three a batch.")
+        arguments[which] = tensor[None]
+    result = attention(**arguments)  # type: ignore[arg-type]
+    if isinstance(result, Tensor):
+        return result[0]
+    output, observations = result
+    return output[0], observations.map(lambda tensor: tensor[0])
+
+
+def _looked_at(call: Call) -> str:
+    """Why only operations that PyTorch itself can transform may be used; empty when any may."""
+    if torch._C._are_functorch_transforms_active():
+        return "the call stands inside a transform of torch.func"
+    tensors = (call.query, call.key, call.value)
+    if torch.is_grad_enabled() and (any(t.requires_grad for t in tensors) or any(t.requires_grad for t in _operands(call))):
+        return "a gradient is wanted"
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None for t in (*tensors, *_operands(call))
+    ):
+        return "a forward-mode derivative is wanted"
+    return ""
+
+
+def _operands(call: Call) -> tuple[Tensor, ...]:
+    """The float tensors beside query, key and value."""
+    found = () if call.sink is None else (call.sink,)
+    for description in (*call.scores, call.compare):
+        if description is not None:
+            found += description.tensors()
+    return found
+
+
+def _watched(own: Observe | None, watched: Observe) -> Observe:
+    """What the caller and the watcher want to see; the caller's own choice of anything comes first."""
+    if own is None or own == watched:
+        return watched
+    if own.heads != watched.heads:
+        raise wrong(
+            "observe",
+            "must look at the same heads as the watcher around the call",
+            f"{own.heads} is not {watched.heads}",
+            "Give both the same `heads`.",
+        )
+    fields = {f.name: getattr(own, f.name) or getattr(watched, f.name) for f in dataclasses.fields(Observe)
+              if not isinstance(getattr(own, f.name), Tensor)}
+    return dataclasses.replace(own, **fields)
+
+
+def _check_type(name: str, value: object, kind: type, where: str) -> None:
+    if not isinstance(value, kind):
+        way_out = f"An instance is needed, such as Causal(), not the class." if isinstance(value, type) else f"See {where}."
+        raise wrong(name, f"must be a {kind.__name__}", f"it is {value!r}", way_out)
+
+
+def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, ...]:
+    if isinstance(scores, ScoreRule) or not isinstance(scores, (tuple, list)):
+        raise wrong("scores", "must be a sequence of score rules", f"it is {scores!r}", "Write (rule,) for a single one.")
+    for rule in scores:
+        _check_type("scores", rule, ScoreRule, "limelight.scores")
+        rule.check(call.shapes)
+        for tensor in rule.tensors():
+            if tensor.device != call.query.device:
+                raise ArgumentError(f"`scores`: {rule!r} lies on {tensor.device}, but `query` on {call.query.device}.")
+    return tuple(scores)

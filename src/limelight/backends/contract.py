@@ -1,0 +1,81 @@
+"""What a backend is given and what it gives back.
+
+A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
+
+- ``reasons_against(call) -> list[str]``: why it cannot serve the call; empty when it can;
+- ``forward(call) -> Result``: compute it;
+- ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly.
+
+Backends never import each other. Whoever chooses one is `limelight.backends.choose`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from torch import Tensor
+
+from ..layouts import Layout
+from ..lowering import Lowered, lower
+from ..observations import Observations, Observe
+from ..patterns import Pattern
+from ..scores import Additive, ScoreRule
+from ..shapes import Shapes
+
+
+class BackendError(RuntimeError):
+    """No backend can serve a call, or the named one cannot. The message gives every backend's reasons."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One checked call of the operator. Tensors have their batch dimension; defaults are filled in."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    shapes: Shapes
+    scale: float
+    layout: Layout | None = None
+    pattern: Pattern | None = None
+    compare: Additive | None = None
+    scores: tuple[ScoreRule, ...] = ()
+    sink: Tensor | None = None
+    dropout: float = 0.0
+    seed: int | Tensor = 0
+    observe: Observe | None = None
+    # Derivatives are wanted, or a transform of torch.func or a tensor subclass looks on: only plain tensor
+    # operations, which PyTorch knows how to differentiate, may be used.
+    traced: str = ""
+
+    @cached_property
+    def lowered(self) -> Lowered:
+        """Layout and pattern as kernels read them."""
+        return lower(self.pattern, self.layout, *self.shapes.scores)
+
+
+@dataclass(slots=True)
+class Result:
+    """What a backend gives back."""
+
+    output: Tensor  # (B, Hq, Lq, Dv), the dtype of the query
+    logsumexp: Tensor | None = None  # (B, Hq, Lq)
+    observations: Observations | None = None
+
+
+class Backend(Protocol):
+    """The shape of a backend module."""
+
+    NAME: str
+    ABOUT: str
+
+    def reasons_against(self, call: Call) -> list[str]:
+        """Why the backend cannot serve the call."""
+
+    def forward(self, call: Call) -> Result:
+        """Compute the call."""
+
+    def memory(self, call: Call) -> int:
+        """Bytes taken beside inputs and outputs."""

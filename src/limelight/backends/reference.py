@@ -1,0 +1,281 @@
+"""The definition of attention, in plain tensor operations, holding every score.
+
+Everything else is tested against this file. It works in any float dtype, on any device and under every transform
+of PyTorch, because it consists of operations that PyTorch differentiates; it takes memory for ``Lq * Lk`` scores.
+
+In order, for query ``i`` and key ``j`` of one head::
+
+    s_ij = compare(q_i, k_j)                  # scale * q_i . k_j, or v . tanh(q_i + k_j)
+    s_ij = rule(s_ij)                         # each score rule, in the given order
+    seen = layout and pattern allow (i, j), and s_ij is not -inf
+    lse_i = log(sum over seen of exp(s_ij) + exp(sink))
+    p_ij = exp(s_ij - lse_i) where seen, else nothing
+    out_i = sum over seen of dropout(p_ij) * v_j
+
+"Nothing" is meant: what is not seen is selected away, never multiplied by zero, so NaN or infinity in a key, a value
+or a gradient that a row does not see leaves that row as it is, forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..observations import Observations, Observe
+from ..patterns import Where
+from ..philox import kept
+from ..scores import Additive
+from .contract import Call, Result
+
+NAME = "reference"
+ABOUT = "the definition: plain tensor operations, memory for every score"
+
+MOST_SCORES = 256 * 2**20  # bytes of scores that `auto` may take here
+
+
+def reasons_against(call: Call) -> list[str]:
+    """Only size speaks against the definition; see `choose` in `limelight.backends` for calls that name it."""
+    if memory(call) > MOST_SCORES:
+        have = " x ".join(map(str, call.shapes.scores))
+        return [f"the scores (B x Hq x Lq x Lk = {have}) would take {memory(call) / 2**20:,.0f} MiB, over the limit of 256"]
+    return []
+
+
+def memory(call: Call) -> int:
+    """Bytes of one score matrix."""
+    B, Hq, Lq, Lk = call.shapes.scores
+    return B * Hq * Lq * Lk * _accumulator(call.query.dtype).itemsize
+
+
+def forward(call: Call) -> Result:
+    """Compute the call."""
+    dtype = _accumulator(call.query.dtype)
+    B, Hq, Lq, Lk = call.shapes.scores
+    query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
+    key, value = _per_query_head(key, Hq), _per_query_head(value, Hq)
+
+    visible, at, document = _who_sees_whom(call)
+    scores = _compare(query, key, visible, call.compare, call.scale)  # (B, Hq, Lq, Lk), 0 where not visible
+    for rule in call.scores:
+        scores = torch.where(visible, rule.apply(scores, at), 0.0)
+    seen = visible & (scores != -torch.inf)
+    scores = torch.where(seen, scores, -torch.inf)
+
+    weights, logsumexp = _softmax(scores, seen, None if call.sink is None else call.sink.to(dtype))
+    mixed = weights
+    if call.dropout:
+        row = at.batch * (call.layout.documents if call.layout else 1) + document
+        seed = torch.as_tensor(call.seed, device=query.device, dtype=torch.int64)
+        keep = kept(call.dropout, seed, row, at.head, at.query_position, at.key_position)
+        mixed = torch.where(keep, weights / (1.0 - call.dropout), 0.0)
+    output = _Mix.apply(mixed, value, seen).to(call.query.dtype)
+
+    observations = None
+    if call.observe is not None:
+        observations = _observe(call.observe, scores, weights, logsumexp, seen, visible, at)
+    return Result(output, logsumexp, observations)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _per_query_head(tensor: Tensor, Hq: int) -> Tensor:
+    """Each key-value head once for every query head of its group: ``(B, Hkv, L, D) -> (B, Hq, L, D)``."""
+    return tensor.repeat_interleave(Hq // tensor.shape[1], dim=1)
+
+
+def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
+    """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the places, and each query's document."""
+    from ..layouts import Aligned
+
+    B, Hq, Lq, Lk = call.shapes.scores
+    coordinates = (call.layout or Aligned()).coordinates(B, Lq, Lk, call.query.device)
+    at = Where.of(coordinates, B, Hq)
+    visible = coordinates.together()
+    if call.pattern is not None:
+        visible = visible & call.pattern.allows(at)
+    return visible.expand(B, Hq, Lq, Lk), at, coordinates.query_document[:, None, :, None]
+
+
+def _compare(query: Tensor, key: Tensor, visible: Tensor, compare: Additive | None, scale: float) -> Tensor:
+    """Scores before any rule, 0 where not visible."""
+    if compare is None:
+        scores: Tensor = _Scores.apply(query, key, visible) * scale
+        return scores
+    pairs = query[:, :, :, None, :] + key[:, :, None, :, :]  # (B, Hq, Lq, Lk, D)
+    pairs = torch.tanh(torch.where(visible[..., None], pairs, 0.0))
+    vector = compare.vector.to(query.dtype)
+    scores = (pairs * vector[..., None, None, :].reshape(-1, 1, 1, vector.shape[-1])).sum(-1)
+    return torch.where(visible, scores, 0.0)
+
+
+def _softmax(scores: Tensor, seen: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights and logsumexp over what is seen and the sink; a row without either has weights 0 and logsumexp -inf."""
+    Lk = scores.shape[-1]
+    most = scores.detach().amax(-1, keepdim=True) if Lk else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+    if sink is not None:
+        sink = sink.reshape(1, -1, 1, 1)  # (1, Hq, 1, 1)
+        most = torch.maximum(most, sink.detach())
+    most = torch.where(most == -torch.inf, 0.0, most)
+    parts = torch.where(seen, torch.exp(scores - most), 0.0)
+    total = parts.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + torch.exp(sink - most)
+    empty = total == 0
+    total = torch.where(empty, 1.0, total)
+    logsumexp = torch.where(empty, -torch.inf, most + torch.log(total))
+    return parts / total, logsumexp.squeeze(-1)
+
+
+def _observe(
+    observe: Observe, scores: Tensor, weights: Tensor, logsumexp: Tensor, seen: Tensor, visible: Tensor, at: Where
+) -> Observations:
+    """Each field as `Observe` defines it."""
+    distance = at.distance.abs().expand(scores.shape[0], 1, *scores.shape[-2:])
+    if observe.heads is not None:
+        heads = list(observe.heads)
+        scores, weights, logsumexp, seen, visible = (x[:, heads] for x in (scores, weights, logsumexp, seen, visible))
+    fixed = weights.detach()
+    Lq, Lk = scores.shape[-2:]
+    result = Observations()
+    if observe.logsumexp:
+        result.logsumexp = logsumexp
+    if observe.max_score:
+        result.max_score = _largest(scores.detach(), -torch.inf)
+    if observe.max_weight:
+        result.max_weight = _largest(fixed, 0.0)
+    if observe.entropy:
+        surprise = torch.where(seen, logsumexp[..., None] - torch.where(seen, scores, 0.0), 0.0)
+        result.entropy = (weights * surprise).sum(-1)
+    if observe.distance:
+        result.distance = (fixed * distance).sum(-1)
+    if observe.top:
+        result.top_weights, result.top_keys = _top(fixed, seen, observe.top)
+    if observe.received:
+        result.received = fixed.sum(-2)
+        result.received_by = visible.sum(-2)
+    if observe.features is not None:
+        result.features = fixed @ observe.features.detach().to(fixed)
+    if observe.rows is not None:
+        result.rows = weights[:, :, torch.as_tensor(observe.rows, device=weights.device, dtype=torch.int64)]
+    if observe.pairs is not None:
+        i, j = torch.as_tensor(observe.pairs, device=weights.device, dtype=torch.int64).reshape(-1, 2).unbind(-1)
+        result.pairs = weights[:, :, i, j]
+    if observe.blocks is not None:
+        result.blocks = _block_sums(fixed, *observe.blocks)
+        result.block_pairs = _block_sums(visible.to(torch.int64), *observe.blocks)
+    return result
+
+
+def _largest(tensor: Tensor, none: float) -> Tensor:
+    return tensor.amax(-1) if tensor.shape[-1] else tensor.new_full(tensor.shape[:-1], none)
+
+
+def _top(weights: Tensor, seen: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest seen weights, of equals the lowest key first; -1 and 0 where there are fewer."""
+    ranked, keys = torch.where(seen, weights, -1.0).sort(dim=-1, descending=True, stable=True)
+    ranked, keys = ranked[..., :k], keys[..., :k]
+    missing = k - ranked.shape[-1]
+    ranked, keys = (torch.nn.functional.pad(x, (0, max(missing, 0)), value=-1) for x in (ranked, keys))
+    none = ranked == -1
+    return torch.where(none, 0.0, ranked), torch.where(none, -1, keys)
+
+
+def _block_sums(tensor: Tensor, bq: int, bk: int) -> Tensor:
+    B, H, Lq, Lk = tensor.shape
+    nq, nk = -(-Lq // bq), -(-Lk // bk)
+    padded = torch.nn.functional.pad(tensor, (0, nk * bk - Lk, 0, nq * bq - Lq))
+    return padded.reshape(B, H, nq, bq, nk, bk).sum((3, 5))
+
+
+# --- Two products in which what is not kept does not exist. -----------------------------------------------------------
+#
+# A matrix product multiplies what nobody sees by zero, and 0 * NaN is NaN. These two select instead, and the
+# derivatives of each are again these two, so the promise holds backward and in every higher derivative.
+
+
+class _Scores(torch.autograd.Function):
+    """``s_ij = a_i . b_j`` where kept, else 0. Shapes ``(..., I, D), (..., J, D), keep (..., I, J)``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+        return torch.where(keep, a @ b.mT, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        a, b, keep = ctx.saved_tensors
+        return _Mix.apply(grad, b, keep), _Mix.apply(grad.mT, a, keep.mT), None
+
+    @staticmethod
+    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        a, b, keep = ctx.saved_tensors
+        first = _Scores.apply(da, b, keep) if da is not None else None
+        second = _Scores.apply(a, db, keep) if db is not None else None
+        return _plus(first, second)
+
+
+class _Mix(torch.autograd.Function):
+    """``o_i = sum over kept j of w_ij b_j``. Shapes ``(..., I, J), (..., J, D), keep (..., I, J)``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+        w = torch.where(keep, w, 0.0)
+        finite = b.isfinite()
+        # Under a transform or while tracing nobody may look at values; then the general way is always taken.
+        if _may_look(b) and bool(finite.all()):
+            return w @ b
+        return w @ torch.where(finite, b, 0.0) + _spoils(w, b, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        w, b, keep = ctx.saved_tensors
+        return _Scores.apply(grad, b, keep), _Mix.apply(w.mT, grad, keep.mT), None
+
+    @staticmethod
+    def jvp(ctx: Any, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        w, b, keep = ctx.saved_tensors
+        first = _Mix.apply(dw, b, keep) if dw is not None else None
+        second = _Mix.apply(w, db, keep) if db is not None else None
+        return _plus(first, second)
+
+
+def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
+    if first is None or second is None:
+        only = second if first is None else first
+        assert only is not None  # a jvp is asked for only when some input has a tangent
+        return only
+    return first + second
+
+
+def _may_look(tensor: Tensor) -> bool:
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and tensor.device.type == "cpu"
+
+
+def _spoils(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+    """0 where every kept ``b_j`` is finite; else what IEEE arithmetic makes of ``w_ij * b_j``: NaN or an infinity."""
+    there = keep.to(w.dtype)
+    nothing = ((w == 0) & keep).to(w.dtype)  # a kept weight of exactly 0 times infinity is NaN
+    nan = (there @ b.isnan().to(w.dtype)) + (nothing @ b.isinf().to(w.dtype)) > 0
+    signed = torch.where(b.isinf(), b.sign(), 0.0)
+    up = w.clamp(min=0) @ signed.clamp(min=0) + w.clamp(max=0) @ signed.clamp(max=0) > 0
+    down = w.clamp(min=0) @ signed.clamp(max=0) + w.clamp(max=0) @ signed.clamp(min=0) < 0
+    zero = torch.zeros((), dtype=w.dtype, device=w.device)
+    spoiled = torch.where(up, torch.inf, zero) + torch.where(down, -torch.inf, zero)
+    return torch.where(nan, torch.nan, spoiled)

@@ -1,0 +1,57 @@
+"""Frozen, hashable values that describe a call: the base of layouts, patterns and score rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Description:
+    """A frozen value, equal to another of the same class with equal parts.
+
+    A tensor among the parts is compared by *identity*, never by value: comparing values would read memory, wait
+    for a GPU, and make a cache key out of numbers that change at every call.
+    """
+
+    def parts(self) -> tuple[Any, ...]:
+        """The values of the fields, in order."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor inside, nested descriptions included, in order."""
+        found: list[Tensor] = []
+        for part in self.parts():
+            if isinstance(part, Tensor):
+                found.append(part)
+            elif isinstance(part, Description):
+                found.extend(part.tensors())
+        return tuple(found)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other) or not isinstance(other, Description):
+            return NotImplemented
+        return all(map(_same, self.parts(), other.parts()))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(id(part) if isinstance(part, Tensor) else part for part in self.parts())))
+
+    def __repr__(self) -> str:
+        shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    return bool(a == b)
+
+
+def _short(part: Any) -> str:
+    if isinstance(part, Tensor):
+        return f"<{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}>"
+    return getattr(part, "__qualname__", None) or repr(part)

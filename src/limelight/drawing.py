@@ -1,0 +1,78 @@
+"""Pictures of a pattern: text for a terminal, SVG for a page. Queries go down, keys go right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layouts import Layout
+from .lowering import lower
+from .patterns import Pattern
+
+MOST_CELLS = 48  # cells of a side; beyond, a cell stands for a block of pairs
+_SHADES = "·░▒▓█"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Who sees whom: ``shares[i, j]`` is the share of the pairs of a cell that are seen."""
+
+    shares: NDArray[np.float64]
+    title: str
+    queries_per_cell: int
+    keys_per_cell: int
+
+    def __str__(self) -> str:
+        exact = self.queries_per_cell == self.keys_per_cell == 1
+        rows = ["".join(_cell(share, exact) for share in row) for row in self.shares]
+        if exact:
+            rows = [" ".join(row) for row in rows]
+            return "\n".join(rows)
+        note = f"one cell is {self.queries_per_cell} queries by {self.keys_per_cell} keys; darker: more of its pairs are seen"
+        return "\n".join([*rows, note])
+
+    def svg(self, cell: int = 10) -> str:
+        """The picture as an SVG document, ``cell`` pixels for each cell."""
+        height, width = (cell * n for n in self.shares.shape)
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {width + 2} {height + 2}" '
+            f'width="{width + 2}" height="{height + 2}" role="img" aria-label="{escape(self.title, quote=True)}">',
+            f"<title>{escape(self.title)}</title>",
+            f'<rect width="{width}" height="{height}" fill="#f4f1ea" stroke="#8a8577"/>',
+        ]
+        for i, row in enumerate(self.shares):
+            for first, last, share in _runs(row):
+                parts.append(
+                    f'<rect x="{first * cell}" y="{i * cell}" width="{(last - first) * cell}" height="{cell}" '
+                    f'fill="#1f4e79" fill-opacity="{share:.3g}"/>'
+                )
+        return "\n".join([*parts, "</svg>"])
+
+    def _repr_svg_(self) -> str:
+        return self.svg()
+
+
+def draw(pattern: Pattern, queries: int, keys: int, *, layout: Layout | None, head: int, heads: int) -> Drawing:
+    """Draw a pattern under a layout, for its first batch row and one head."""
+    bq, bk = (max(1, -(-n // MOST_CELLS)) for n in (queries, keys))
+    rows = layout.tensors()[0].shape[0] if layout is not None and layout.tensors() and layout.documents == 1 else 1
+    pairs = lower(pattern, layout, rows, heads, queries, keys).block_pairs(bq, bk)
+    counts = pairs[0, head if pairs.shape[1] > 1 else 0]
+    sizes = np.outer(np.minimum(bq, queries - np.arange(0, queries, bq)), np.minimum(bk, keys - np.arange(0, keys, bk)))
+    title = f"{pattern!r} over {queries} queries and {keys} keys"
+    return Drawing(counts / np.maximum(sizes, 1), title, bq, bk)
+
+
+def _cell(share: float, exact: bool) -> str:
+    if exact:
+        return "■" if share else "·"
+    return _SHADES[0 if share == 0 else min(4, 1 + int(share * 4))]
+
+
+def _runs(row: NDArray[np.float64]) -> list[tuple[int, int, float]]:
+    """Neighbouring cells of equal, non-zero share."""
+    edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
+    return [(a, b, float(row[a])) for a, b in zip(edges, edges[1:], strict=False) if b > a and row[a] > 0]

@@ -1,0 +1,182 @@
+"""Observations: what is seen of the weights while they are computed, in memory that grows with the length.
+
+``attention(..., observe=Observe(entropy=True, top=8))`` returns ``(output, Observations)``. All are exact, float32
+(float64 for float64 inputs), in natural logarithms, before dropout; none has the size ``Lq * Lk``.
+
+With ``p_ij`` the weights, ``s_ij`` the scores and ``p_sink`` the share of the sink, a row of weights sums to
+``1 - p_sink``. An attention weight tells where a value was taken from; it is not an explanation of the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .descriptions import Description
+from .shapes import Shapes, whole_number, wrong
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Observe(Description):
+    """What to look at. ``H`` is the number of observed heads; shapes are those of `Observations`.
+
+    Args:
+        logsumexp: ``log sum_j exp(s_ij)``, the sink included, ``(B, H, Lq)``; differentiable.
+        max_score: the largest score a query sees, ``(B, H, Lq)``; ``-inf`` when it sees nothing.
+        max_weight: the largest weight, ``(B, H, Lq)``.
+        entropy: ``-sum_j p_ij log p_ij`` in nats, over the keys, ``(B, H, Lq)``; differentiable.
+        distance: ``sum_j p_ij |position of j - position of i|``, ``(B, H, Lq)``.
+        top: how many of the largest weights to keep, with their keys, ``(B, H, Lq, top)`` twice; where fewer keys
+            are seen the key is -1 and the weight 0; of equal weights the lowest key comes first.
+        received: the total weight each key receives, ``(B, H, Lk)``, and how many queries could see it.
+        features: ``(Lk, F)`` float: the weight each query gives to each feature of the keys, ``(B, H, Lq, F)``.
+        rows: indices of queries whose weights are wanted whole, ``(B, H, R, Lk)``; differentiable.
+        pairs: ``(P, 2)`` indices (query, key) whose weights are wanted, ``(B, H, P)``; differentiable.
+        blocks: ``(bq, bk)``: the sum of the weights in each block of ``bq`` queries by ``bk`` keys, and its number
+            of visible pairs: a heat map of any length, ``(B, H, ceil(Lq / bq), ceil(Lk / bk))`` twice.
+        heads: the query heads to look at, in this order; ``None`` for all.
+    """
+
+    logsumexp: bool = False
+    max_score: bool = False
+    max_weight: bool = False
+    entropy: bool = False
+    distance: bool = False
+    top: int = 0
+    received: bool = False
+    features: Tensor | None = None
+    rows: tuple[int, ...] | Tensor | None = None
+    pairs: tuple[tuple[int, int], ...] | Tensor | None = None
+    blocks: tuple[int, int] | None = None
+    heads: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("top", self.top, at_least=0)
+        for name in ("rows", "heads"):
+            indices = getattr(self, name)
+            if indices is not None and not isinstance(indices, Tensor):
+                object.__setattr__(self, name, tuple(whole_number(name, i, at_least=0) for i in indices))
+        if self.pairs is not None and not isinstance(self.pairs, Tensor):
+            pairs = tuple((whole_number("pairs", i), whole_number("pairs", j)) for i, j in self.pairs)
+            object.__setattr__(self, "pairs", pairs)
+        if self.blocks is not None:
+            bq, bk = self.blocks
+            blocks = (whole_number("blocks", bq, at_least=1), whole_number("blocks", bk, at_least=1))
+            object.__setattr__(self, "blocks", blocks)
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `ArgumentError` when an index or a feature does not fit the call."""
+        if self.features is not None and (self.features.dim() != 2 or self.features.shape[0] != shapes.Lk):
+            got = tuple(self.features.shape)
+            raise wrong("features", f"must be (Lk, F) with Lk = {shapes.Lk}", f"its shape is {got}", "One row for each key.")
+        for name, indices, size, what in (
+            ("heads", self.heads, shapes.Hq, "query heads"),
+            ("rows", self.rows, shapes.Lq, "queries"),
+        ):
+            if indices is not None and not torch.compiler.is_compiling():
+                _check_indices(name, torch.as_tensor(indices), size, what)
+        if self.pairs is not None and not torch.compiler.is_compiling():
+            pairs = torch.as_tensor(self.pairs).reshape(-1, 2)
+            _check_indices("pairs", pairs[:, 0], shapes.Lq, "queries")
+            _check_indices("pairs", pairs[:, 1], shapes.Lk, "keys")
+
+
+def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:
+    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= size):
+        raise wrong(
+            name,
+            f"must hold indices of {what}, from 0 to {size - 1}",
+            f"they run from {int(indices.min())} to {int(indices.max())}",
+            "Indices count from 0.",
+        )
+
+
+@dataclass
+class Observations:
+    """What was seen; a field that was not asked for is ``None``. See `Observe` for the meaning of each."""
+
+    logsumexp: Tensor | None = None  # (B, H, Lq)
+    max_score: Tensor | None = None  # (B, H, Lq)
+    max_weight: Tensor | None = None  # (B, H, Lq)
+    entropy: Tensor | None = None  # (B, H, Lq)
+    distance: Tensor | None = None  # (B, H, Lq)
+    top_weights: Tensor | None = None  # (B, H, Lq, k)
+    top_keys: Tensor | None = None  # (B, H, Lq, k) int64
+    received: Tensor | None = None  # (B, H, Lk)
+    received_by: Tensor | None = None  # (B | 1, H | 1, Lk) int64: how many queries could see the key
+    features: Tensor | None = None  # (B, H, Lq, F)
+    rows: Tensor | None = None  # (B, H, R, Lk)
+    pairs: Tensor | None = None  # (B, H, P)
+    blocks: Tensor | None = None  # (B, H, ceil(Lq / bq), ceil(Lk / bk))
+    block_pairs: Tensor | None = None  # (B | 1, H | 1, the same two) int64: visible pairs of each block
+
+    def seen(self) -> dict[str, Tensor]:
+        """The fields that were asked for."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Observations:
+        """The same with every tensor changed, for example ``observations.map(Tensor.cpu)``."""
+        return Observations(**{name: change(tensor) for name, tensor in self.seen().items()})
+
+    def __repr__(self) -> str:
+        return f"Observations({', '.join(f'{name}: {tuple(t.shape)}' for name, t in self.seen().items())})"
+
+
+@dataclass(eq=False)
+class Seen:
+    """What `watching` has gathered: for each layer's name the observations of its calls, in order."""
+
+    observe: Observe
+    layers: dict[str, list[Observations]] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
+
+    def add(self, name: str | None, observations: Observations) -> None:
+        """Keep the observations of one call."""
+        name = f"attention.{len(self.layers)}" if name is None else name
+        self.layers.setdefault(name, []).append(observations.map(Tensor.detach))
+
+    def __getitem__(self, name: str) -> Observations:
+        """The observations of the last call of one layer."""
+        if name not in self.layers:
+            known = ", ".join(self.layers) or "none"
+            raise KeyError(f"no layer {name!r} was seen; the layers seen are: {known}")
+        return self.layers[name][-1]
+
+
+# The watchers of the calls being made now, innermost last. A plain list: reading it costs nothing in every call.
+_watchers: list[Seen] = []
+
+
+@contextmanager
+def watching(observe: Observe | Seen) -> Iterator[Seen]:
+    """Observe every attention call made inside, keyed by the name of its layer.
+
+    ::
+
+        with limelight.watching(Observe(entropy=True)) as seen:
+            model(tokens)
+        seen["layers.3.attention"].entropy  # (B, H, Lq)
+
+    A call that is repeated in the backward pass by activation checkpointing is counted once. Pass an object of your
+    own subclass of `Seen` to stream each layer's observations instead of keeping them.
+    """
+    seen = observe if isinstance(observe, Seen) else Seen(observe)
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def current_watcher() -> Seen | None:
+    """The innermost watcher of this thread, unless the call is a repetition inside a backward pass."""
+    if not _watchers or torch._C._current_graph_task_id() != -1:
+        return None
+    thread = threading.get_ident()
+    return next((seen for seen in reversed(_watchers) if seen.thread == thread), None)

@@ -1,0 +1,198 @@
+"""Score rules: what changes a score before the softmax, in the order in which they are given.
+
+=============================  ===========================================================================
+``ALiBi(slopes)``              ``s - slope * |key position - query position|`` (Press et al. 2022)
+``RelativeBias(table, ...)``   ``s + table[head, bucket(key position - query position)]`` (Raffel et al. 2020)
+``Bias(tensor)``               ``s + tensor[b, h, i, j]``
+``SoftCap(limit)``             ``limit * tanh(s / limit)`` (Gemma 2)
+=============================  ===========================================================================
+
+and ``compare``: how a query and a key make a score in the first place. ``None`` is the dot product,
+``scale * q . k``; `Additive` is that of Bahdanau et al. (2015).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .descriptions import Description
+from .patterns import Where
+from .shapes import FLOATS, Shapes, check_broadcast, whole_number, wrong
+
+
+class ScoreRule(Description):
+    """Base of the score rules."""
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `ArgumentError` when the rule does not fit the call."""
+
+    def apply(self, scores: Tensor, at: Where) -> Tensor:
+        """The definition: new scores ``(B, Hq, Lq, Lk)`` from old ones."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ALiBi(ScoreRule):
+    """Attention with linear biases: ``s - slope * |key position - query position|``.
+
+    Args:
+        slopes: ``(Hq,)`` or ``(B, Hq)``, float; `ALiBi.standard` gives the published ones.
+    """
+
+    slopes: Tensor
+
+    def __post_init__(self) -> None:
+        _check_float("slopes", self.slopes, (1, 2))
+
+    @classmethod
+    def standard(cls, heads: int, device: torch.device | None = None) -> ALiBi:
+        """The published slopes: ``2^(-8 (h + 1) / n)`` for a power of two ``n``, else interleaved with the next one's."""
+        whole_number("heads", heads, at_least=1)
+        below = 2 ** int(math.log2(heads))
+        first = [2 ** (-8 * (h + 1) / below) for h in range(below)]
+        rest = [2 ** (-4 * (2 * h + 1) / below) for h in range(heads - below)]
+        return cls(torch.tensor(first + rest, device=device))
+
+    def check(self, shapes: Shapes) -> None:
+        """See `ScoreRule.check`."""
+        _check_heads("slopes", self.slopes.shape, shapes)
+
+    def apply(self, scores: Tensor, at: Where) -> Tensor:
+        """See `ScoreRule.apply`."""
+        slopes = self.slopes.to(scores.dtype)[..., None, None]
+        return scores - slopes * at.distance.abs()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class T5Buckets(Description):
+    """T5's buckets: exact for near distances, logarithmic up to ``max_distance``, one for everything beyond.
+
+    Args:
+        count: number of buckets, half of them for keys after the query when ``bidirectional``.
+        max_distance: distance from which on the last bucket is used.
+        bidirectional: keys after the query have buckets of their own (encoder); else they share bucket 0 (decoder).
+    """
+
+    count: int = 32
+    max_distance: int = 128
+    bidirectional: bool = True
+
+    def __call__(self, distance: Tensor) -> Tensor:
+        """Bucket of each ``distance = key position - query position``."""
+        count, bucket = self.count, torch.zeros_like(distance)
+        if self.bidirectional:
+            count //= 2
+            bucket = bucket + (distance > 0) * count
+            distance = distance.abs()
+        else:
+            distance = -distance.clamp(max=0)
+        exact = count // 2
+        # float32, as published: the rounding of this logarithm decides the bucket at the edges.
+        logarithm = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
+        far = (exact + (logarithm * (count - exact)).long()).clamp(max=count - 1)
+        return bucket + torch.where(distance < exact, distance, far)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RelativeBias(ScoreRule):
+    """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(j - p)]``.
+
+    Args:
+        table: ``(Hq, number of buckets)`` or ``(1, ...)``, float, with gradient.
+        buckets: from an int64 tensor of distances (key position minus query position) to bucket numbers.
+    """
+
+    table: Tensor
+    buckets: Callable[[Tensor], Tensor] = T5Buckets()
+
+    def __post_init__(self) -> None:
+        _check_float("table", self.table, (2,))
+
+    def check(self, shapes: Shapes) -> None:
+        """See `ScoreRule.check`."""
+        _check_heads("table", self.table.shape[:1], shapes)
+
+    def over(self, low: int, high: int) -> Tensor:
+        """``(Hq, high - low + 1)``: the bias at each distance from ``low`` to ``high``; all that a kernel reads."""
+        return self.table[:, self.buckets(torch.arange(low, high + 1, device=self.table.device))]
+
+    def apply(self, scores: Tensor, at: Where) -> Tensor:
+        """See `ScoreRule.apply`."""
+        bias = self.table.to(scores.dtype)[:, self.buckets(at.distance)]  # (H, B, 1, Lq, Lk)
+        return scores + bias.squeeze(2).transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bias(ScoreRule):
+    """Any tensor added to the scores, broadcastable to ``(B, Hq, Lq, Lk)``, with gradient.
+
+    An entry of ``-inf`` makes the key unseen.
+    """
+
+    tensor: Tensor
+
+    def __post_init__(self) -> None:
+        _check_float("tensor", self.tensor, (0, 1, 2, 3, 4))
+
+    def check(self, shapes: Shapes) -> None:
+        """See `ScoreRule.check`."""
+        check_broadcast("tensor", self.tensor.shape, shapes.scores)
+
+    def apply(self, scores: Tensor, at: Where) -> Tensor:
+        """See `ScoreRule.apply`."""
+        return scores + self.tensor.to(scores.dtype)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftCap(ScoreRule):
+    """Scores bent into ``(-limit, limit)``: ``limit * tanh(s / limit)``."""
+
+    limit: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not 0 < self.limit < math.inf:
+            raise wrong("limit", "must be a positive number", f"it is {self.limit!r}", "Leave the rule out for no limit.")
+
+    def apply(self, scores: Tensor, at: Where) -> Tensor:
+        """See `ScoreRule.apply`."""
+        return self.limit * torch.tanh(scores / self.limit)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Additive(Description):
+    """Bahdanau's comparison: ``s = v . tanh(q + k)``, without a scale.
+
+    Args:
+        vector: ``(D,)`` or ``(Hq, D)``, float, with gradient.
+    """
+
+    vector: Tensor
+
+    def __post_init__(self) -> None:
+        _check_float("vector", self.vector, (1, 2))
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `ArgumentError` when the vector does not fit the call."""
+        check_broadcast("vector", self.vector.shape, (shapes.Hq, shapes.D))
+
+
+def _check_float(name: str, tensor: object, ranks: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or tensor.dim() not in ranks:
+        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise wrong(name, f"must be a float tensor of {wanted} dimensions", f"it is {got}", "Convert it, or reshape it.")
+
+
+def _check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
+    if shape[-1] not in (1, shapes.Hq) or (len(shape) == 2 and shape[0] not in (1, shapes.B)):
+        raise wrong(
+            name,
+            f"must have one number for each query head (Hq = {shapes.Hq})",
+            f"its shape is {tuple(shape)}",
+            "Query heads are counted, not key-value heads.",
+        )
