@@ -1,0 +1,36 @@
+"""The command line: one file for each command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..attention import BackendError
+from ..shapes import ArgumentError
+from .explain import explain
+from .look import look
+from .models import models
+
+app = typer.Typer(
+    name="limelight",
+    help="Exact attention in every form, fast on any machine, and visible.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(look)
+app.command()(models)
+app.command()(explain)
+
+
+def main() -> None:
+    """Run the command line. A user's mistake ends in one paragraph, not in a traceback."""
+    try:
+        app()
+    except (ArgumentError, BackendError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,51 @@
+"""``limelight explain``: what this machine runs a call with, why, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+PATTERNS = {"full": "Full()", "causal": "Causal()", "window": "Causal() & Window(back, 0)"}
+
+
+def explain(
+    length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
+    heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
+    kv_heads: Annotated[int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.")] = None,
+    width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
+    pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
+    back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    gradients: Annotated[bool, typer.Option(help="The call wants gradients.")] = False,
+) -> None:
+    """Say which backend this machine would run a call with, why not another, and what the call costs.
+
+    Example: limelight explain --length 16384 --pattern window --back 1024
+    """
+    import platform
+
+    import torch
+
+    from .. import Causal, Full, Window, __version__
+    from .. import explain as explain_call
+    from ..backends import BACKENDS
+    from ..shapes import FLOATS, wrong
+
+    dtypes = {str(d).removeprefix("torch."): d for d in FLOATS}
+    if dtype not in dtypes:
+        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight explain --help.")
+    patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
+    if pattern not in patterns:
+        raise wrong("--pattern", f"must be one of {', '.join(patterns)}", f"it is {pattern!r}", "See limelight explain --help.")
+
+    typer.echo(f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    for backend in BACKENDS:
+        status = getattr(backend, "status", None)
+        typer.echo(f"  {backend.NAME}: {status() if status else backend.ABOUT}")
+    # Nothing is computed and nothing this large is held: one element is seen at every place.
+    one = torch.zeros((), dtype=dtypes[dtype]).requires_grad_(gradients)
+    query = one.expand(1, heads, length, width)
+    key = one.expand(1, kv_heads or heads, length, width)
+    typer.echo(f"\n{patterns[pattern]!r}: {heads} heads x {length} tokens x {width}, {dtype}")
+    typer.echo(str(explain_call(query, key, key, pattern=patterns[pattern])))

@@ -1,0 +1,148 @@
+"""Readings made up from a formula, so that the page and the tables are tested without a model."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from limelight.microscope.comparison import compare
+from limelight.microscope.reading import HeadStatistics, Reading
+from limelight.microscope.relations import words_that_matter
+from limelight.microscope.report import ModelFacts, Report
+from limelight.microscope.words import join_words
+
+
+def split(text: str, special: bool) -> tuple[list[str], list[tuple[int, int]], list[bool]]:
+    """A stand-in tokenizer: words, long ones in two pieces, and [CLS] ... [SEP]."""
+    pieces, offsets = [], []
+    for match in re.finditer(r"\w+|[^\w\s]", text):
+        start, end = match.span()
+        for a, b in ((start, start + 7), (start + 7, end)) if end - start > 9 else ((start, end),):
+            pieces.append(text[a:b])
+            offsets.append((a, b))
+    if not special:
+        return pieces, offsets, [False] * len(pieces)
+    return (
+        ["[CLS]", *pieces, "[SEP]"],
+        [(0, 0), *offsets, (0, 0)],
+        [True] + [False] * len(pieces) + [True],
+    )
+
+
+def mock_reading(
+    text: str, layers: int, heads: int, *, causal: bool = False, k: int = 4, exact_pairs: int = 1_200_000
+) -> Reading:
+    """Heads of six kinds (previous, own, next, sink, far, broad), mixed by layer and head number."""
+    tokens, words = join_words(text, *split(text, special=not causal))
+    length = len(tokens)
+    exact = layers * heads * length**2 <= exact_pairs
+    block = 1 if exact else -(-length // 64)
+    side = -(-length // block)
+    random = np.random.default_rng(length)
+    shares = np.zeros((layers, heads, side, side), np.float32)
+    top_weights = np.zeros((layers, heads, length, k), np.float32)
+    top_keys = np.full((layers, heads, length, k), -1, np.int32)
+    statistics = {name: np.zeros((layers, heads), np.float32) for name in HeadStatistics.__dataclass_fields__}
+    received = np.zeros((layers, length), np.float32)
+    apart = (0,) if causal else (0, length - 1)
+    apart_shares = np.zeros_like(shares)
+    position = np.arange(length)
+    favourite = random.integers(0, length, length)
+    for layer in range(layers):
+        for head in range(heads):
+            kind, sharp = (layer * 5 + head * 7) % 6, 1.0 + 4.0 * random.random()
+            for start in range(0, length, 1024):
+                rows = position[start : start + 1024, None]
+                distance = position - rows
+                target = {0: distance == -1, 1: distance == 0, 2: distance == 1}.get(kind)
+                if kind == 3:
+                    target = np.isin(position, apart)[None].repeat(len(rows), 0)
+                if kind == 4:
+                    target = position[None] == favourite[rows]
+                scores = 0.7 * random.standard_normal(distance.shape, np.float32)
+                if target is not None:
+                    scores = scores + sharp * target * (1.0 + np.log(length) / 3)
+                if causal:
+                    scores = np.where(distance <= 0, scores, -np.inf)
+                weights = np.exp(scores - scores.max(1, keepdims=True))
+                weights /= weights.sum(1, keepdims=True)
+                received[layer] += weights.sum(0) / heads
+                order = np.argsort(-weights, axis=1)[:, :k] if length < 2000 else favourite[rows].repeat(k, 1)
+                found = np.take_along_axis(weights, order, 1)
+                width = min(k, order.shape[1])
+                top_weights[layer, head, start : start + 1024, :width] = found
+                top_keys[layer, head, start : start + 1024, :width] = np.where(found > 0, order, -1)
+                share = len(rows) / length
+                statistics["entropy"][layer, head] += share * (
+                    -(weights * np.log(weights + 1e-30)).sum(1).mean()
+                )
+                statistics["strongest"][layer, head] += share * weights.max(1).mean()
+                statistics["distance"][layer, head] += share * (weights * abs(distance)).sum(1).mean()
+                for name, offset in (("previous", -1), ("own", 0), ("next", 1)):
+                    statistics[name][layer, head] += share * (weights * (distance == offset)).sum(1).mean()
+                statistics["apart"][layer, head] += share * weights[:, list(apart)].sum(1).mean()
+                cuts = np.arange(0, length, block)
+                only = np.where(np.isin(position, apart), weights, 0.0)
+                for row, index in zip(weights, rows[:, 0], strict=True):
+                    count = min(block, length - index // block * block)
+                    shares[layer, head, index // block] += np.add.reduceat(row, cuts) / count
+                for row, index in zip(only, rows[:, 0], strict=True):
+                    count = min(block, length - index // block * block)
+                    apart_shares[layer, head, index // block] += np.add.reduceat(row, cuts) / count
+    units = len(words) + sum(token.word < 0 for token in tokens)
+    width = 24
+    vectors = np.cumsum(random.standard_normal((layers + 1, units, width), np.float32), axis=0)
+    vectors[:, :, 0] += 3.0
+    normal = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    path = np.einsum("nuw,uw->nu", normal, normal[0])
+    steps = np.einsum("nuw,nuw->nu", normal, normal[[0, *range(layers)]])
+    return Reading(
+        text=text,
+        tokens=tokens,
+        words=words,
+        causal=causal,
+        block=block,
+        shares=shares,
+        apart=apart,
+        apart_shares=apart_shares,
+        top_weights=top_weights,
+        top_keys=top_keys,
+        heads=HeadStatistics(**statistics),
+        received=received,
+        path=path.astype(np.float32),
+        steps=steps.astype(np.float32),
+        vectors=vectors,
+    )
+
+
+def mock_report(texts: tuple[str, ...], layers: int, heads: int, *, causal: bool = False) -> Report:
+    readings = tuple(mock_reading(text, layers, heads, causal=causal) for text in texts)
+    return Report(
+        model=ModelFacts("made-up", "decoder" if causal else "encoder", layers, heads),
+        readings=readings,
+        chosen=tuple(tuple(words_that_matter(reading)) for reading in readings),
+        chosen_by="content words whose vector moves most between the embedding and the last layer",
+        comparison=compare(*readings) if len(readings) == 2 else None,
+    )
+
+
+SENTENCE = "The bank is near the river."
+OTHER = "She deposited money at the bank."
+
+
+def paragraphs(words: int) -> str:
+    """A text of about this many words, with paragraphs, written by a counter."""
+    vocabulary = (
+        "light water stone the a of garden understanding window north quietly and letter was seen "
+        "under morning electricity she he they wrote long ago in which every colour"
+    ).split()
+    random = np.random.default_rng(7)
+    parts = []
+    for number in range(words):
+        parts.append(vocabulary[int(random.integers(len(vocabulary)))])
+        if number % 13 == 12:
+            parts[-1] += "."
+        if number % 120 == 119:
+            parts[-1] += "\n\n"
+    return " ".join(parts)

@@ -1,0 +1,180 @@
+"""Attention by four nested loops in float64: written from the definitions alone, sharing no code with the library.
+
+Slow on purpose: every rule is one line that a person can check against the documentation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from limelight import (
+    Aligned, ALiBi, Additive, Bias, Blocks, Causal, Chunks, Explicit, Full, KeyMask, Keys, Packed, Padded, Prefix,
+    RelativeBias, SoftCap, Window,
+)  # fmt: skip
+from limelight.patterns import And, Not, Or
+
+
+def places(layout, B, Lq, Lk):
+    """For each batch row: lists of (position, document) of queries and of keys; None where one does not exist."""
+    rows = []
+    for b in range(B):
+        queries, keys = [], []
+        if layout is None or isinstance(layout, (Aligned, KeyMask)):
+            start_k = 0 if not isinstance(layout, Aligned) else at(layout.key_start, b)
+            start_q = None if not isinstance(layout, Aligned) else at(layout.query_start, b)
+            if start_q is None:
+                start_q = start_k + Lk - Lq
+            queries = [(start_q + i, 0) for i in range(Lq)]
+            keys = [(start_k + j, 0) for j in range(Lk)]
+            if isinstance(layout, KeyMask):
+                mask = layout.mask[b if len(layout.mask) > 1 else 0]
+                keys = [place if mask[j] else None for j, place in enumerate(keys)]
+        elif isinstance(layout, Padded):
+            nq = at(layout.query_lengths, b)
+            nk = nq if layout.key_lengths is None else at(layout.key_lengths, b)
+            real_queries = [(nk - nq + i, 0) for i in range(nq)]
+            real_keys = [(j, 0) for j in range(nk)]
+            if layout.side == "right":
+                queries, keys = real_queries + [None] * (Lq - nq), real_keys + [None] * (Lk - nk)
+            else:
+                queries, keys = [None] * (Lq - nq) + real_queries, [None] * (Lk - nk) + real_keys
+        elif isinstance(layout, Packed):
+            lengths_q = [int(n) for n in layout.query_lengths]
+            lengths_k = lengths_q if layout.key_lengths is None else [int(n) for n in layout.key_lengths]
+            for document, (nq, nk) in enumerate(zip(lengths_q, lengths_k, strict=True)):
+                queries += [(nk - nq + i, document) for i in range(nq)]
+                keys += [(j, document) for j in range(nk)]
+        rows.append((queries, keys))
+    return rows
+
+
+def at(value, b):
+    return value if value is None or isinstance(value, int) else int(value[b])
+
+
+def allows(pattern, b, h, p, q, i, j):
+    """Position ``p`` and index ``i`` of the query, ``q`` and ``j`` of the key."""
+    match pattern:
+        case None | Full():
+            return True
+        case Causal():
+            return q <= p
+        case Window(back, ahead):
+            return (back is None or q >= p - back) and (ahead is None or q <= p + ahead)
+        case Prefix(length):
+            return p < at(length, b) and q < at(length, b)
+        case Keys(first):
+            return q < first
+        case Chunks(size):
+            return math.floor(p / size) == math.floor(q / size)
+        case Explicit(mask):
+            return bool(pick(mask, b, h, i, j))
+        case Blocks(table, size):
+            r, c = math.floor(p / size), math.floor(q / size)
+            inside = 0 <= r < table.shape[-2] and 0 <= c < table.shape[-1]
+            return inside and bool(pick(table, b, h, r, c, exact=True))
+        case And(left, right):
+            return allows(left, b, h, p, q, i, j) and allows(right, b, h, p, q, i, j)
+        case Or(left, right):
+            return allows(left, b, h, p, q, i, j) or allows(right, b, h, p, q, i, j)
+        case Not(inner):
+            return not allows(inner, b, h, p, q, i, j)
+    raise TypeError(pattern)
+
+
+def pick(tensor, *index, exact=False):
+    """An element of a tensor that broadcasts from its last dimension on."""
+    index = index[len(index) - tensor.dim() :]
+    last = tensor.dim() - 2 if exact else tensor.dim()
+    return tensor[tuple(k if n >= last or tensor.shape[n] > 1 else 0 for n, k in enumerate(index))]
+
+
+def visible(pattern, layout, B, Hq, Lq, Lk):
+    """``(B, Hq, Lq, Lk)`` bool by the definitions."""
+    seen = np.zeros((B, Hq, Lq, Lk), bool)
+    for b, (queries, keys) in enumerate(places(layout, B, Lq, Lk)):
+        for i, query in enumerate(queries):
+            for j, key in enumerate(keys):
+                if query is None or key is None or query[1] != key[1]:
+                    continue
+                for h in range(Hq):
+                    seen[b, h, i, j] = allows(pattern, b, h, query[0], key[0], i, j)
+    return seen
+
+
+def philox_word(seed, head, query, key, row):
+    """Philox4x32-10 by its paper, for one weight."""
+    c = [(key // 4) % 2**32, query % 2**32, head, row]
+    k = [seed % 2**32, (seed >> 32) % 2**32]
+    for _ in range(10):
+        first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(second >> 32) ^ c[1] ^ k[0], second % 2**32, (first >> 32) ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c[key % 4]
+
+
+def attention(q, k, v, *, layout=None, pattern=None, compare=None, scores=(), sink=None, scale=None, dropout=0.0, seed=0):
+    """``(output, weights, logsumexp, scores)`` in float64 numpy; weights before dropout."""
+    B, Hq, Lq, D = q.shape
+    Hkv, Lk, Dv = k.shape[1], k.shape[2], v.shape[3]
+    q, k, v = (x.detach().double().numpy() for x in (q, k, v))
+    scale = 1 / math.sqrt(D) if scale is None else scale
+    seen = visible(pattern, layout, B, Hq, Lq, Lk)
+    out, weights = np.zeros((B, Hq, Lq, Dv)), np.zeros((B, Hq, Lq, Lk))
+    lse, kept_scores = np.full((B, Hq, Lq), -np.inf), np.full((B, Hq, Lq, Lk), -np.inf)
+    for b, (queries, keys) in enumerate(places(layout, B, Lq, Lk)):
+        for h in range(Hq):
+            g = h // (Hq // Hkv)
+            for i in range(Lq):
+                s = {}
+                for j in range(Lk):
+                    if not seen[b, h, i, j]:
+                        continue
+                    if compare is None:
+                        x = scale * float(np.dot(q[b, h, i], k[b, g, j]))
+                    else:
+                        vector = compare.vector if compare.vector.dim() == 1 else compare.vector[h % len(compare.vector)]
+                        x = float(np.dot(vector.detach().double().numpy(), np.tanh(q[b, h, i] + k[b, g, j])))
+                    distance = keys[j][0] - queries[i][0]
+                    for rule in scores:
+                        x = apply(rule, x, b, h, i, j, distance)
+                    if x != -math.inf:
+                        s[j] = x
+                        kept_scores[b, h, i, j] = x
+                terms = list(s.values()) + ([] if sink is None else [float(sink[h])])
+                if not terms:
+                    continue
+                most = max(terms)
+                lse[b, h, i] = most + math.log(sum(math.exp(x - most) for x in terms))
+                for j, x in s.items():
+                    p = math.exp(x - lse[b, h, i])
+                    weights[b, h, i, j] = p
+                    if dropout:
+                        document = queries[i][1]
+                        row = b * (layout.documents if layout is not None else 1) + document
+                        if philox_word(seed, h, queries[i][0], keys[j][0], row) < int(dropout * 2.0**32):
+                            continue
+                        p /= 1 - dropout
+                    out[b, h, i] += p * v[b, g, j]
+    return out, weights, lse, kept_scores
+
+
+def apply(rule, x, b, h, i, j, distance):
+    match rule:
+        case ALiBi(slopes):
+            slope = slopes[h % len(slopes)] if slopes.dim() == 1 else slopes[b % len(slopes), h % slopes.shape[1]]
+            return x - float(slope) * abs(distance)
+        case RelativeBias(table, buckets):
+            import torch
+
+            return x + float(table[h % len(table), int(buckets(torch.tensor([distance])))])
+        case Bias(tensor):
+            return x + float(pick(tensor, b, h, i, j))
+        case SoftCap(limit):
+            return limit * math.tanh(x / limit)
+    raise TypeError(rule)
+
+
+_ = Additive

@@ -1,0 +1,169 @@
+"""Random calls for hypothesis: sizes, layouts, patterns, score rules. Used by the tests of every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from limelight import (
+    Aligned, ALiBi, Bias, Blocks, Causal, Chunks, Explicit, Full, KeyMask, Keys, Packed, Padded, Prefix, RelativeBias,
+    SoftCap, T5Buckets, Window,
+)  # fmt: skip
+
+
+@dataclass
+class Sizes:
+    B: int
+    Hq: int
+    Hkv: int
+    Lq: int
+    Lk: int
+    D: int
+    Dv: int
+
+
+@st.composite
+def sizes(draw, lengths=st.integers(0, 12), widths=st.integers(1, 9), heads=st.integers(1, 3), batch=st.integers(1, 3)):
+    Hkv = draw(st.integers(1, 2))
+    return Sizes(draw(batch), Hkv * draw(heads), Hkv, draw(lengths), draw(lengths), draw(widths), draw(widths))
+
+
+@st.composite
+def layouts(draw, s: Sizes):
+    kind = draw(st.sampled_from(["none", "aligned", "aligned tensor", "padded", "padded tensor", "packed", "mask"]))
+    ints = st.integers(-5, 20)
+    rows = lambda most: torch.tensor([draw(st.integers(0, most)) for _ in range(s.B)])  # noqa: E731
+    if kind == "aligned":
+        return Aligned(draw(st.none() | ints), draw(ints))
+    if kind == "aligned tensor":
+        start = torch.tensor([draw(ints) for _ in range(s.B)])
+        return Aligned(start, draw(ints)) if draw(st.booleans()) else Aligned(None, start)
+    if kind == "padded":
+        return Padded(draw(st.integers(0, s.Lq)), draw(st.integers(0, s.Lk)), draw(st.sampled_from(["left", "right"])))
+    if kind == "padded tensor":
+        return Padded(rows(s.Lq), rows(s.Lk), draw(st.sampled_from(["left", "right"])))
+    if kind == "packed":
+        cuts = draw(st.integers(0, 3))
+        lengths = [_cut(draw, total, cuts) for total in (s.Lq, s.Lk)]
+        if draw(st.booleans()):
+            lengths = [torch.tensor(n) for n in lengths]
+        return Packed(*lengths)
+    if kind == "mask":
+        share = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
+        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+        return KeyMask(torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=generator) < share)
+    return None
+
+
+def _cut(draw, total: int, cuts: int) -> tuple[int, ...]:
+    marks = sorted(draw(st.lists(st.integers(0, total), min_size=cuts, max_size=cuts)))
+    edges = [0, *marks, total]
+    return tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+
+
+@st.composite
+def patterns(draw, s: Sizes, depth: int = 3):
+    kinds = ["none", "full", "causal", "window", "prefix", "prefix tensor", "keys", "chunks", "blocks", "explicit"]
+    if depth:
+        kinds += ["and", "or", "not"] * 2
+    few, offset = st.integers(0, 12), st.none() | st.integers(0, 6)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    inner = lambda: draw(patterns(s, depth - 1)) or Full()  # noqa: E731
+    match draw(st.sampled_from(kinds)):
+        case "causal":
+            return Causal()
+        case "window":
+            return Window(draw(offset), draw(offset))
+        case "prefix":
+            return Prefix(draw(few))
+        case "prefix tensor":
+            return Prefix(torch.tensor([draw(few) for _ in range(s.B)]))
+        case "keys":
+            return Keys(first=draw(few))
+        case "chunks":
+            return Chunks(draw(st.integers(1, 7)))
+        case "blocks":
+            lead = draw(st.sampled_from([(), (1,), (s.Hq,), (s.B, s.Hq), (s.B, 1)]))
+            return Blocks(torch.rand(*lead, 4, 5, generator=generator) < 0.6, draw(st.integers(1, 5)))
+        case "explicit":
+            lead = draw(st.sampled_from([(s.Lk,), (s.Lq, s.Lk), (s.Hq, s.Lq, 1), (s.B, 1, s.Lq, s.Lk), (s.B, s.Hq, 1, s.Lk)]))
+            return Explicit(torch.rand(*lead, generator=generator) < 0.7)
+        case "and":
+            return inner() & inner()
+        case "or":
+            return inner() | inner()
+        case "not":
+            return ~inner()
+        case "full":
+            return Full()
+    return None
+
+
+@st.composite
+def score_rules(draw, s: Sizes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    rules: list[Any] = []
+    for kind in draw(st.lists(st.sampled_from(["alibi", "relative", "bias", "cap"]), max_size=3)):
+        if kind == "alibi":
+            rules.append(ALiBi(normal(*draw(st.sampled_from([(s.Hq,), (s.B, s.Hq), (1, s.Hq)]))).abs()))
+        elif kind == "relative":
+            buckets = T5Buckets(8, 6, draw(st.booleans()))
+            rules.append(RelativeBias(normal(draw(st.sampled_from([1, s.Hq])), 8), buckets))
+        elif kind == "bias":
+            shapes = [(s.Lk,), (s.Lq, s.Lk), (s.Hq, 1, s.Lk), (s.B, 1, s.Lq, 1), (s.B, s.Hq, s.Lq, s.Lk)]
+            bias = normal(*draw(st.sampled_from(shapes)))
+            if draw(st.booleans()):
+                bias = torch.where(normal(*bias.shape) > 1.2, -torch.inf, bias)
+            rules.append(Bias(bias))
+        else:
+            rules.append(SoftCap(draw(st.sampled_from([0.5, 3.0, 50.0]))))
+    return tuple(rules)
+
+
+@dataclass
+class Example:
+    """One random call."""
+
+    sizes: Sizes
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Example({self.sizes}, {self.settings})"
+
+
+@st.composite
+def examples(draw, sizes=sizes(), dtype=torch.float64, depth: int = 2, dropout: bool = True, strides: bool = True):  # noqa: B008
+    s = draw(sizes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+
+    def tensor(H, L, D):
+        # (B, H, L, D) by several strides: as it lies, from (B, L, H, D), or a slice of something wider
+        kind = draw(st.sampled_from(["plain", "transposed", "slice", "expanded"])) if strides else "plain"
+        make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+        if kind == "transposed":
+            return make(s.B, L, H, D).transpose(1, 2)
+        if kind == "slice":
+            return make(s.B, H, L + 2, D + 3)[:, :, 1 : L + 1, 1 : D + 1]
+        if kind == "expanded":
+            return make(1, H, L, D).expand(s.B, H, L, D)
+        return make(s.B, H, L, D)
+
+    query, key, value = tensor(s.Hq, s.Lq, s.D), tensor(s.Hkv, s.Lk, s.D), tensor(s.Hkv, s.Lk, s.Dv)
+    settings: dict[str, Any] = {
+        "layout": draw(layouts(s)),
+        "pattern": draw(patterns(s, depth)),
+        "scores": draw(score_rules(s, dtype)),
+        "scale": draw(st.sampled_from([None, 0.3, 2.0])),
+    }
+    if draw(st.booleans()):
+        settings["sink"] = torch.randn(s.Hq, generator=generator, dtype=torch.float64).to(dtype)
+    if dropout and draw(st.integers(0, 3)) == 0:
+        settings |= {"dropout": draw(st.sampled_from([0.1, 0.5])), "seed": draw(st.integers(0, 2**62))}
+    return Example(s, query, key, value, settings)
