@@ -87,7 +87,8 @@ class GGUFFile:
         stored = [_read_stored(cursor) for _ in range(tensor_count)]
         data = _aligned(cursor.at, self.fields.get("general.alignment", DEFAULT_ALIGNMENT), path)
         self.tensors = {
-            name: _place(path, len(self._bytes), name, shape, kind, data + offset) for name, shape, kind, offset in stored
+            name: _place(path, len(self._bytes), name, shape, kind, data + offset)
+            for name, shape, kind, offset in stored
         }
         if len(self.tensors) != tensor_count:
             raise damaged(path, "two of its tensors have the same name")
@@ -196,7 +197,9 @@ def _place(
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     last = shape[-1] if shape else 1
     if last % block:
-        raise damaged(path, f"tensor {name!r} of shape {shape} does not divide into the {block}-number blocks of {kind.name}")
+        raise damaged(
+            path, f"tensor {name!r} of shape {shape} does not divide into the {block}-number blocks of {kind.name}"
+        )
     size = math.prod(shape) // block * block_bytes
     if start + size > file_size:
         raise damaged(path, f"tensor {name!r} should end at byte {start + size:,}, and the file has {file_size:,}")

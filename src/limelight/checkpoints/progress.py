@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
+from rich.progress import TimeRemainingColumn, TransferSpeedColumn
 
 PATIENCE = 2.0  # seconds
 
@@ -15,21 +16,25 @@ Report = Callable[[int], None]
 
 
 @contextmanager
-def shown(what: str, total: int) -> Iterator[Report]:
-    """Yield ``report(bytes so far)``; the bar appears on standard error when two seconds have passed.
+def downloaded(what: str, size: int) -> Iterator[Report]:
+    """Yield ``report(bytes so far)`` and show bytes and their speed."""
+    with _shown(what, size, f" ({size / 1e6:.1f} MB)", DownloadColumn(), TransferSpeedColumn()) as report:
+        yield report
 
-    Where standard error is no terminal, one line stands for the bar.
-    """
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Report]:
+    """Yield ``report(done so far)`` and show the share of ``total`` that is done."""
+    with _shown(what, total, "", TaskProgressColumn()) as report:
+        yield report
+
+
+@contextmanager
+def _shown(what: str, total: int, note: str, *columns: ProgressColumn) -> Iterator[Report]:
+    """A bar on standard error when two seconds have passed; where that is no terminal, one line stands for it."""
     console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    progress = Progress(*parts, console=console, transient=True)
     begin, task = time.monotonic(), progress.add_task(what, total=total)
     said = False
 
@@ -41,7 +46,7 @@ def shown(what: str, total: int) -> Iterator[Report]:
             if console.is_terminal:
                 progress.start()
             else:
-                console.print(f"{what}: {total / 1e6:.1f} MB ...", highlight=False)
+                console.print(f"{what}{note} ...", highlight=False)
 
     try:
         yield report

@@ -112,7 +112,9 @@ class KeyRules:
         """Our name for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
         for rule in self.rules:
             if fields := _fields(rule.published, key.removeprefix(self.prefix)):
-                return rule if isinstance(rule, Unused) else Renamed(rule.ours.format(**fields.groupdict()), rule.change)
+                return (
+                    rule if isinstance(rule, Unused) else Renamed(rule.ours.format(**fields.groupdict()), rule.change)
+                )
         return None
 
     def published(self, key: str) -> Renamed | None:

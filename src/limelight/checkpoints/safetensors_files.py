@@ -83,6 +83,8 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise damaged(path, f"the safetensors library says {str(error)!r} of its {path.stat().st_size:,} bytes") from error
+        raise damaged(
+            path, f"the safetensors library says {str(error)!r} of its {path.stat().st_size:,} bytes"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Check its permissions.") from error

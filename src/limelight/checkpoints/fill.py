@@ -1,0 +1,105 @@
+"""Pour the tensors of a checkpoint into a network, every one accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, listed
+from .rules import KeyRules, Renamed, Unused
+
+
+class Files(Protocol):
+    """Stored tensors, read on demand: `SafetensorsFolder` or `GGUFFile`."""
+
+    def keys(self) -> list[str]:
+        """Their names."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of one."""
+
+    def read(self, key: str) -> Tensor:
+        """One of them."""
+
+
+def fill(
+    network: nn.Module,
+    files: Files,
+    rules: KeyRules,
+    *,
+    where: Path,
+    dtype: torch.dtype,
+    report: Callable[[int], None] = lambda read: None,
+) -> tuple[tuple[str, str], ...]:
+    """Give every parameter of a ``network`` made on the meta device its stored values, one tensor at a time.
+
+    Args:
+        network: what to fill; its parameters are replaced, and want no gradient.
+        files: the stored tensors.
+        rules: from their keys to ours.
+        where: the file or folder, named in complaints.
+        dtype: what the values become.
+        report: told the number of values read so far.
+
+    Returns:
+        The stored keys that the model leaves aside knowingly, each with the reason.
+
+    Raises:
+        CheckpointError: a tensor missing, one that no rule knows, or one of another shape.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    plan, unused, unknown = _plan(files, rules)
+    strange = sorted(key for key, renamed in plan.items() if renamed.key not in wanted)
+    absent = sorted(wanted.keys() - {renamed.key for renamed in plan.values()})
+    _complain(where, rules, absent, unknown + strange)
+    done = 0
+    for key, renamed in plan.items():
+        values = renamed.change.read(files.read(key))
+        if tuple(values.shape) != wanted[renamed.key]:
+            raise CheckpointError(
+                f"{where} holds {key} with shape {tuple(values.shape)}, and by its own configuration it should be "
+                f"{wanted[renamed.key]}. Configuration and weights are of different models: take both from one place."
+            )
+        _set(network, renamed.key, values.to(dtype))
+        done += values.numel()
+        report(done)
+    return unused
+
+
+def _plan(files: Files, rules: KeyRules) -> tuple[dict[str, Renamed], tuple[tuple[str, str], ...], list[str]]:
+    """For each stored key: where it goes; or why it is left aside; or that nobody knows it."""
+    plan: dict[str, Renamed] = {}
+    unused: list[tuple[str, str]] = []
+    unknown: list[str] = []
+    taken: set[str] = set()
+    for key in files.keys():  # noqa: SIM118
+        match rules.ours(key):
+            case Renamed() as renamed if renamed.key not in taken:
+                taken.add(renamed.key)
+                plan[key] = renamed
+            case Unused(why=why):
+                unused.append((key, why))
+            case _:
+                unknown.append(key)
+    return plan, tuple(unused), unknown
+
+
+def _complain(where: Path, rules: KeyRules, absent: list[str], unknown: list[str]) -> None:
+    if not absent and not unknown:
+        return
+    missed = [renamed.key if (renamed := rules.published(name)) else name for name in absent]
+    parts = [f"lacks {listed(missed)}"] if missed else []
+    parts += [f"holds {listed(sorted(unknown))}, which this model has no place for"] if unknown else []
+    raise CheckpointError(
+        f"{where} {', and '.join(parts)} ({len(absent)} missing, {len(unknown)} surplus). "
+        "The weights are of another model than the configuration says, or a part of the file was not copied."
+    )
+
+
+def _set(network: nn.Module, name: str, values: Tensor) -> None:
+    owner, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(owner), attribute, nn.Parameter(values.contiguous(), requires_grad=False))

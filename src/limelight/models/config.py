@@ -1,0 +1,87 @@
+"""What a model is made of, before it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..shapes import whole_number, wrong
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A module not yet made: its class and its own settings. Equal recipes make equal modules.
+
+    >>> from limelight.nn import RMSNorm
+    >>> norm = recipe(RMSNorm, epsilon=1e-5)
+    >>> norm
+    RMSNorm(epsilon=1e-05)
+    >>> norm(64)
+    RMSNorm(64, epsilon=1e-05)
+    """
+
+    make: Callable[..., nn.Module]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *sizes: int, **more: Any) -> nn.Module:
+        """Make the module, of these sizes."""
+        return self.make(*sizes, **dict(self.settings), **more)
+
+    def __repr__(self) -> str:
+        return f"{getattr(self.make, '__name__', self.make)}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
+
+
+def recipe(make: Callable[..., nn.Module], **settings: Any) -> Recipe:
+    """A `Recipe` in the notation of a call."""
+    return Recipe(make, tuple(settings.items()))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Transformer in numbers and recipes; no published name beyond that of its ``family``.
+
+    Args:
+        family: name of the family, for people.
+        vocabulary: number of tokens.
+        width: numbers per token.
+        layers: number of layers.
+        limit: the most tokens a text may have.
+        query_heads: ``Hq`` of every layer.
+        key_heads: ``Hkv`` of every layer.
+        head_width: ``D`` of every head.
+        embedding: made with ``(vocabulary, width)``.
+        attention: made with ``(width, query_heads, key_heads, head_width, name=...)``.
+        feed_forward: made with ``(width)``.
+        norm: made with ``(width)``.
+        residual: made with ``(step, norm)``: `limelight.nn.PostNorm` or `limelight.nn.PreNorm`.
+        head: made with ``(vocabulary, width)``; ``None`` for a model without logits.
+    """
+
+    family: str
+    vocabulary: int
+    width: int
+    layers: int
+    limit: int
+    query_heads: int
+    key_heads: int
+    head_width: int
+    embedding: Recipe
+    attention: Recipe
+    feed_forward: Recipe
+    norm: Recipe
+    residual: Callable[[nn.Module, nn.Module], nn.Module]
+    head: Recipe | None
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_heads", "head_width"):
+            whole_number(name, getattr(self, name), at_least=1)
+        if self.query_heads % self.key_heads:
+            raise wrong(
+                "query_heads",
+                "must be a multiple of `key_heads`",
+                f"{self.query_heads} is not a multiple of {self.key_heads}",
+                "Each key-value head serves the same number of query heads.",
+            )

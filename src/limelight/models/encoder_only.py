@@ -1,0 +1,15 @@
+"""Encoders: every token sees every other (BERT and its kin)."""
+
+from __future__ import annotations
+
+from .stack import Stack
+
+
+class EncoderOnly(Stack):
+    """Embedding, layers, and for some a head that guesses hidden tokens.
+
+    >>> import torch, limelight
+    >>> bert = limelight.load("minilm").network  # doctest: +SKIP
+    >>> bert(torch.tensor([[101, 2924, 102]])).states.shape  # doctest: +SKIP
+    torch.Size([1, 3, 384])
+    """

@@ -1,0 +1,91 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805) and the encoders built on it, MiniLM among them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...nn import ACTIVATIONS, FeedForward, MaskedHead, MultiHead, PostNorm, SummedEmbedding
+from ..config import Config, recipe
+from ..encoder_only import EncoderOnly
+from .family import Family
+from .published import Published
+
+WITH_HEAD = ("BertForMaskedLM", "BertForPreTraining")
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published BERT."""
+    published.one_of("position_embedding_type", ("absolute",), "absolute")
+    published.one_of("is_decoder", (False,), False)
+    width, heads = published.whole("hidden_size"), published.whole("num_attention_heads")
+    if width % heads:
+        raise published.refused("num_attention_heads", f"a divisor of hidden_size = {width}")
+    activation = published.one_of("hidden_act", ACTIVATIONS, "gelu")
+    epsilon = published.number("layer_norm_eps", 1e-12)
+    limit = published.whole("max_position_embeddings", 512)
+    segments = published.whole("type_vocab_size", 2)
+    has_head = any(name in WITH_HEAD for name in published.get("architectures") or ())
+    return Config(
+        family="bert",
+        vocabulary=published.whole("vocab_size"),
+        width=width,
+        layers=published.whole("num_hidden_layers"),
+        limit=limit,
+        query_heads=heads,
+        key_heads=heads,
+        head_width=width // heads,
+        embedding=recipe(SummedEmbedding, positions=limit, segments=segments, epsilon=epsilon),
+        attention=recipe(MultiHead),
+        feed_forward=recipe(FeedForward, inner=published.whole("intermediate_size"), activation=activation),
+        norm=recipe(nn.LayerNorm, eps=epsilon),
+        residual=PostNorm,
+        head=recipe(MaskedHead, activation=activation, epsilon=epsilon) if has_head else None,
+    )
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    layer = "encoder.layer.{n}"
+    head = (
+        Rule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
+        *_norm("cls.predictions.transform.LayerNorm", "head.norm"),
+        Rule("cls.predictions.bias", "head.offset"),
+        Unused("cls.predictions.decoder.{p}", "the embedding, and the offset, once more"),
+    )
+    return KeyRules(
+        Rule("embeddings.word_embeddings.weight", "embedding.tokens.weight"),
+        Rule("embeddings.position_embeddings.weight", "embedding.positions.weight"),
+        Rule("embeddings.token_type_embeddings.weight", "embedding.segments.weight"),
+        *_norm("embeddings.LayerNorm", "embedding.norm"),
+        Rule(f"{layer}.attention.self.query.{{p}}", "layers.{n}.attention.inner.query.{p}"),
+        Rule(f"{layer}.attention.self.key.{{p}}", "layers.{n}.attention.inner.key.{p}"),
+        Rule(f"{layer}.attention.self.value.{{p}}", "layers.{n}.attention.inner.value.{p}"),
+        Rule(f"{layer}.attention.output.dense.{{p}}", "layers.{n}.attention.inner.output.{p}"),
+        *_norm(f"{layer}.attention.output.LayerNorm", "layers.{n}.attention.norm"),
+        Rule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        Rule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        *_norm(f"{layer}.output.LayerNorm", "layers.{n}.feed_forward.norm"),
+        *(
+            head
+            if config.head
+            else (Unused("cls.predictions.{p}", "guesses hidden words; the configuration names no head"),)
+        ),
+        Unused("pooler.dense.{p}", "a summary of the first token, trained for another task"),
+        Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
+        Unused("classifier.{p}", "the head of one task"),
+        Unused("embeddings.position_ids", "the numbers 0, 1, 2, ..."),
+        prefix="bert.",
+    )
+
+
+def _norm(published: str, ours: str) -> tuple[Rule, ...]:
+    """A layer norm, also under the names that the first checkpoints gave its parts."""
+    return (
+        Rule(f"{published}.{{p}}", f"{ours}.{{p}}"),
+        Rule(f"{published}.gamma", f"{ours}.weight"),
+        Rule(f"{published}.beta", f"{ours}.bias"),
+    )
+
+
+BERT = Family("bert", EncoderOnly, configure, rules)

@@ -1,0 +1,47 @@
+"""What a family of published models is: data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ...checkpoints.rules import KeyRules
+from ..config import Config
+from ..stack import Stack
+from .published import Published
+
+
+@dataclass(frozen=True)
+class GGUFNames:
+    """How GGUF writes a family.
+
+    Args:
+        fields: GGUF's metadata names, without the architecture in front, and the published names of the same.
+        embedding: the tensor that holds the token embedding; its rows are the vocabulary.
+        own_head: the tensor that is there when the output head is not tied to the embedding.
+        rules: key rules from GGUF's tensors to ours.
+    """
+
+    fields: Mapping[str, str]
+    embedding: str
+    own_head: str
+    rules: Callable[[Config], KeyRules]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Args:
+        name: its ``model_type`` in a published configuration and its ``general.architecture`` in GGUF.
+        shape: `limelight.models.EncoderOnly` or `limelight.models.DecoderOnly`.
+        configure: from the published configuration to ours.
+        rules: from the published keys to ours.
+        gguf: the same for GGUF, or ``None`` where GGUF has no such models.
+    """
+
+    name: str
+    shape: Callable[[Config], Stack]
+    configure: Callable[[Published], Config]
+    rules: Callable[[Config], KeyRules]
+    gguf: GGUFNames | None = None

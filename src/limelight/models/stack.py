@@ -1,0 +1,148 @@
+"""What the shapes of models share: an embedding, a stack of layers, places for every token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layouts import Layout
+from ..nn import Block, Places
+from ..shapes import wrong
+from .config import Config
+
+
+class Output(NamedTuple):
+    """What a model returns.
+
+    ``states`` are the last vectors ``(B, L, width)``. ``hidden``, on request, holds the embedding and the vectors after
+    each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
+    ``None`` for a model without them or when they were not wanted. Vectors of tokens that do not exist mean nothing.
+    """
+
+    states: Tensor
+    hidden: tuple[Tensor, ...] | None
+    logits: Tensor | None
+
+
+class Stack(nn.Module):
+    """Embedding and layers of one `Config`; base of the shapes.
+
+    Args:
+        config: what to make. Parameters come as PyTorch makes them, for training or to be overwritten.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = config.embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(_block(config, number) for number in range(config.layers))
+        self.head = None if config.head is None else config.head(config.vocabulary, config.width)
+
+    @property
+    def attention_names(self) -> tuple[str, ...]:
+        """What `limelight.watching` calls the attention of each layer, in order."""
+        return tuple(attention_name(number) for number in range(self.config.layers))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        layout: Layout | None = None,
+        segments: Tensor | None = None,
+        hidden: bool = False,
+        logits: bool = True,
+    ) -> Output:
+        """Run the model.
+
+        Args:
+            tokens: ``(B, L)`` token ids.
+            layout: which of them exist and in which document (`limelight.layouts`); ``None``: one whole text a row.
+            segments: ``(B, L)`` segment of each token, for models that have segments; ``None`` for 0.
+            hidden: keep and return the vectors after every layer.
+            logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`
+                computes them for chosen vectors.
+
+        Raises:
+            ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions.
+        """
+        places = Places(layout, self._places(tokens, layout), segments)
+        states = self.embedding(tokens, places)
+        before: list[Tensor] = []
+        for layer in self.layers:
+            if hidden:
+                before.append(states)
+            states = layer(states, places)
+        states = self.finish(states)
+        wanted = logits and self.head is not None
+        return Output(states, (*before, states) if hidden else None, self.head_on(states) if wanted else None)
+
+    def finish(self, states: Tensor) -> Tensor:
+        """What happens to the vectors after the last layer."""
+        return states
+
+    def head_on(self, states: Tensor) -> Tensor:
+        """The logits ``(..., vocabulary)`` of chosen last vectors ``(..., width)``."""
+        if self.head is None:
+            raise wrong(
+                "states", "can only become logits in a model with an output head", "this one has none", "See `hidden`."
+            )
+        return self.head(states, self.embedding.tokens.weight)  # type: ignore[no-any-return, union-attr]
+
+    def _places(self, tokens: Tensor, layout: Layout | None) -> Tensor:
+        """Position of every token ``(B | 1, L)``; 0 for tokens that do not exist."""
+        self._check(tokens)
+        B, L = tokens.shape
+        if layout is None:
+            self._check_length(L)
+            return torch.arange(L, device=tokens.device)[None]
+        layout.check(B, L, L)
+        at = layout.coordinates(B, L, L, tokens.device)
+        positions = at.query_position.where(at.query_exists & at.key_exists, 0)
+        if not torch.compiler.is_compiling() and positions.numel():
+            self._check_length(int(positions.max()) + 1)
+        return positions
+
+    def _check(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            got = (
+                f"{tokens.dtype} of shape {tuple(tokens.shape)}"
+                if isinstance(tokens, Tensor)
+                else type(tokens).__name__
+            )
+            raise wrong(
+                "tokens", "must be a (B, L) tensor of int64 token ids", f"it is {got}", "tokens[None] adds the batch."
+            )
+        if not torch.compiler.is_compiling() and tokens.numel():
+            least, most = (int(end) for end in tokens.aminmax())
+            if least < 0 or most >= self.config.vocabulary:
+                raise wrong(
+                    "tokens",
+                    f"must lie between 0 and {self.config.vocabulary - 1}, the last token of the vocabulary",
+                    f"they run from {least} to {most}",
+                    "Use the tokenizer of the same model; padding takes any id, its place is told by `layout`.",
+                )
+
+    def _check_length(self, length: int) -> None:
+        if length > self.config.limit:
+            raise wrong(
+                "tokens",
+                f"must stand at no more than the {self.config.limit} positions that this model ({self.config.family}) has",
+                f"the longest text has {length} tokens",
+                f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take a model for longer texts.",
+            )
+
+
+def attention_name(number: int) -> str:
+    """The name of a layer's attention."""
+    return f"layers.{number}.attention"
+
+
+def _block(config: Config, number: int) -> Block:
+    """Layer ``number``: two steps, each with a norm of its own."""
+    attention = config.attention(
+        config.width, config.query_heads, config.key_heads, config.head_width, name=attention_name(number)
+    )
+    steps = (attention, config.feed_forward(config.width))
+    return Block(*(config.residual(step, config.norm(config.width)) for step in steps))

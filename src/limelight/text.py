@@ -1,0 +1,156 @@
+"""Text in and out of a model: ids, the pieces they stand for, and where each piece lies in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from .layouts import Layout, Padded
+from .shapes import wrong
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text: its characters ``text[start:end]`` and its tokens ``first .. last - 1``."""
+
+    text: str
+    start: int
+    end: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text as a model reads it; the tuples hold one entry per token.
+
+    Args:
+        text: the characters.
+        ids: numbers of the tokens in the vocabulary.
+        tokens: their spelling in the vocabulary (``"##ing"``, ``"Ġbank"``).
+        spans: ``(start, end)`` in ``text``, without the blank before a word; empty where a token stands for no text.
+        words: index of the word that a token belongs to, ``None`` for a special token.
+        special: whether the token is one of the model's own marks (``[CLS]``, ``<|im_start|>``).
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    words: tuple[int | None, ...]
+    special: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What each token stands for, as it is written in the text; a mark by its name."""
+        written = (self.text[start:end] for start, end in self.spans)
+        return tuple(piece or token for piece, token in zip(written, self.tokens, strict=True))
+
+    @property
+    def whole_words(self) -> tuple[Word, ...]:
+        """The words in order. Which characters make a word is the tokenizer's view: "river." is two."""
+        found = []
+        for number, group in groupby(range(len(self)), key=lambda i: self.words[i]):
+            if number is not None:
+                at = list(group)
+                start, end = self.spans[at[0]][0], self.spans[at[-1]][1]
+                found.append(Word(self.text[start:end], start, end, at[0], at[-1] + 1))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of texts, ready for a model.
+
+    Args:
+        texts: what was read.
+        ids: ``(B, L)`` int64, padded with 0 to the longest text.
+        layout: where the padding stands; ``None`` when there is none.
+    """
+
+    texts: tuple[Text, ...]
+    ids: Tensor
+    layout: Layout | None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same on another device."""
+        return Tokens(self.texts, self.ids.to(device), self.layout)
+
+
+class Tokenizer:
+    """A model's own way to cut text, by the ``tokenizers`` library.
+
+    Args:
+        backend: the loaded tokenizer. Padding and truncation written into its file are switched off: a text is read
+            whole, and a model that cannot take it says so.
+        chat_template: the text of the template for conversations, if the checkpoint has one. It is never executed.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, chat_template: str | None = None) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.chat_template = chat_template
+        self._special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+
+    @property
+    def size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self.backend.get_vocab_size()
+
+    def read(self, text: str) -> Text:
+        """Cut one text, with the marks that the model expects around it."""
+        if not isinstance(text, str):
+            raise wrong(
+                "text", "must be a str", f"it is a {type(text).__name__}", "Decode bytes first: text.decode('utf-8')."
+            )
+        cut = self.backend.encode(text)
+        return Text(
+            text=text,
+            ids=tuple(cut.ids),
+            tokens=tuple(cut.tokens),
+            spans=tuple(_without_blank(text, *span) for span in cut.offsets),
+            words=tuple(None if i in self._special else word for i, word in zip(cut.ids, cut.word_ids, strict=True)),
+            special=tuple(i in self._special for i in cut.ids),
+        )
+
+    def __call__(self, texts: str | Sequence[str], *, side: str = "right") -> Tokens:
+        """Cut one text or several, and lay them out as a batch.
+
+        Args:
+            texts: a text, or a sequence of them.
+            side: where shorter texts are padded, ``"right"`` or ``"left"``.
+        """
+        if side not in ("right", "left"):
+            raise wrong("side", 'must be "right" or "left"', f"it is {side!r}", "It names where the padding stands.")
+        read = tuple(self.read(text) for text in ([texts] if isinstance(texts, str) else texts))
+        lengths = [len(text) for text in read]
+        longest = max(lengths, default=0)
+        ids = torch.zeros(len(read), longest, dtype=torch.int64)
+        for row, text in zip(ids, read, strict=True):
+            first = 0 if side == "right" else longest - len(text)
+            row[first : first + len(text)] = torch.tensor(text.ids, dtype=torch.int64)
+        padded = any(length < longest for length in lengths)
+        return Tokens(read, ids, Padded(torch.tensor(lengths), side=side) if padded else None)
+
+    def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
+        """The text of token ids; with ``marks``, also the special tokens among them."""
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        return self.backend.decode(numbers, skip_special_tokens=not marks)
+
+
+def _without_blank(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the white space before the word, unless there is nothing else in it."""
+    bare = len(text[start:end].lstrip())
+    return (end - bare, end) if bare else (start, end)
