@@ -1,0 +1,9 @@
+"""The page: one self-contained HTML file that opens without a network.
+
+The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this file; :func:`write_page` inlines both
+and the report's data into ``template.html``. A user needs neither node nor a connection.
+"""
+
+from limelight.microscope.page.write import PAGE_LIMIT, make_page, write_page
+
+__all__ = ["PAGE_LIMIT", "make_page", "write_page"]

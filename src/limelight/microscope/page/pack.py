@@ -1,0 +1,238 @@
+"""What the page reads: a :class:`~limelight.microscope.report.Report` packed into compact JSON.
+
+``limelight.page`` version 1; its TypeScript twin is ``web/src/data.ts``. Sizes as in ``reading.py``::
+
+    {"format": "limelight.page", "version": 1,
+     "model": {"name", "kind", "layers": N, "heads": H},
+     "notes": [sentence, ...], "chosenBy": phrase,
+     "readings": [{
+        "text", "causal",
+        "tokens": {"text": [...], "start": [...], "end": [...], "word": [...], "special": [position, ...],
+                   "apart": [position, ...]},
+        "words":  {"text": [...], "mark": [index, ...]},
+        "chosen": [word, ...],
+        "map":    {"block": tokens per block (1: exact weights), "shares": Packed (N, H, T, T),
+                   "apart": Packed (N, H, T, T) | null (null when exact: the columns of the tokens say it)},
+        "relations": null (exact: the map says it all) or
+                  {"each": n, "keys": Packed (L, n), "heads": Packed (L, n) layer * H + head,
+                   "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
+        "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
+        "even":   {"entropy", "distance", "share"},
+        "received": Packed (N, L) log2(weight received / even weight),
+        "path": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
+     "comparison": null or {"pairs": [[a, b], ...], "cosine": Packed (P, N + 1), "baseline": [N + 1 numbers],
+                            "baselinePairs": count}}
+
+    Packed = {"shape": [...], "bits": 8 | 16 | 32, "low", "high", "root": boolean, "data": base64}
+
+``data`` is the zlib stream of little-endian unsigned integers ``q`` in C order. With ``m = 2^bits - 1``, a value is
+``low + (high - low) * q / m``, or with ``root`` ``low + (high - low) * (q / m)^2``, which spends its steps on small
+numbers. 32-bit numbers are plain integers (``low`` 0, ``high`` ``m``).
+
+A page must stay small at any length, so :func:`pack` takes the first of a ladder of settings that fits.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from limelight.microscope.reading import Floats, Reading
+from limelight.microscope.report import Report, even_distance, mean_path
+
+FORMAT, VERSION = "limelight.page", 1
+Packed = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much is kept: bits of a heat map's cell, blocks along its side, relations per token."""
+
+    bits: int
+    blocks: int
+    relations: int
+
+
+# Finest first. The last is small enough for 65,000 tokens.
+LADDER = (
+    Detail(16, 1024, 96),
+    Detail(16, 1024, 48),
+    Detail(8, 1024, 32),
+    Detail(8, 64, 24),
+    Detail(8, 64, 16),
+    Detail(8, 64, 12),
+    Detail(8, 64, 8),
+    Detail(8, 32, 6),
+    Detail(8, 32, 4),
+    Detail(8, 32, 2),
+    Detail(8, 16, 1),
+    Detail(8, 8, 1),
+)
+
+
+def pack(report: Report, limit: int) -> str:
+    """The page's data as JSON text of at most ``limit`` bytes, in the finest detail that fits.
+
+    Raises:
+        ValueError: nothing fits: the text has more tokens than a page can name in ``limit`` bytes.
+    """
+    size = 0
+    for detail in LADDER:
+        text = json.dumps(_report(report, detail), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        size = len(text.encode())
+        if size <= limit:
+            return text
+    lengths = " and ".join(str(reading.length) for reading in report.readings)
+    raise ValueError(
+        f"the page must fit in {limit:,} bytes, but a text of {lengths} tokens needs {size:,} at the least; "
+        "look at a part of the text, or use --json for the tables alone."
+    )
+
+
+def pack_numbers(
+    values: npt.NDArray[Any], bits: int, low: float = 0.0, high: float | None = None, root: bool = False
+) -> Packed:
+    """Quantise an array and pack it; see the top of this module for the form.
+
+    Args:
+        values: any shape, finite; clipped to ``[low, high]``.
+        bits: 8, 16, or 32 (integers as they are).
+        low: the value of the smallest code.
+        high: the value of the largest code; by default the largest value.
+        root: spend the steps on small numbers.
+    """
+    most = 2**bits - 1
+    if bits == 32:
+        codes = values
+        top = float(most)
+    else:
+        top = float(values.max(initial=low)) if high is None else high
+        top = max(top, low + 1e-9)
+        scaled = np.clip((values.astype(np.float64) - low) / (top - low), 0.0, 1.0)
+        codes = np.rint((np.sqrt(scaled) if root else scaled) * most)
+    raw = codes.astype({8: "<u1", 16: "<u2", 32: "<u4"}[bits]).tobytes()
+    return {
+        "shape": list(values.shape),
+        "bits": bits,
+        "low": low,
+        "high": top,
+        "root": root,
+        "data": base64.b64encode(zlib.compress(raw, 9)).decode(),
+    }
+
+
+def _report(report: Report, detail: Detail) -> dict[str, Any]:
+    comparison = report.comparison
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": asdict(report.model),
+        "notes": report.notes,
+        "chosenBy": report.chosen_by,
+        "readings": [
+            _reading(reading, list(chosen), detail)
+            for reading, chosen in zip(report.readings, report.chosen, strict=True)
+        ],
+        "comparison": comparison
+        and {
+            "pairs": [list(pair) for pair in comparison.pairs],
+            "cosine": pack_numbers(comparison.cosine, 16, -1.0, 1.0),
+            "baseline": _numbers(comparison.baseline),
+            "baselinePairs": comparison.baseline_pairs,
+        },
+    }
+
+
+def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, Any]:
+    tokens, words, heads = reading.tokens, reading.words, reading.heads
+    fine = reading.length <= 1024
+    ratio = np.log2(np.maximum(reading.received, 1e-6) / reading.expected)
+    return {
+        "text": reading.text,
+        "causal": reading.causal,
+        "tokens": {
+            "text": [token.text for token in tokens],
+            "start": [token.start for token in tokens],
+            "end": [token.end for token in tokens],
+            "word": [token.word for token in tokens],
+            "special": [index for index, token in enumerate(tokens) if token.special],
+            "apart": list(reading.apart),
+        },
+        "words": {
+            "text": [word.text for word in words],
+            "mark": [index for index, word in enumerate(words) if word.mark],
+        },
+        "chosen": chosen,
+        "map": _map(reading, detail),
+        "relations": None if reading.exact else _relations(reading, detail.relations),
+        "heads": {name: _numbers(getattr(heads, name).ravel()) for name in heads.__dataclass_fields__},
+        "even": {
+            "entropy": float(np.mean(np.log(reading.visible))),
+            "distance": even_distance(reading),
+            "share": float(np.mean(1.0 / reading.visible)),
+        },
+        "received": pack_numbers(ratio, 8, -8.0, 14.0),
+        "path": pack_numbers(reading.path, 16 if fine else 8, -1.0, 1.0),
+        "pathOfAll": _numbers(mean_path(reading)),
+    }
+
+
+def _map(reading: Reading, detail: Detail) -> dict[str, Any]:
+    shares, apart, block = reading.shares, reading.apart_shares, reading.block
+    if reading.exact:
+        linear = detail.bits == 16
+        return {"block": 1, "shares": pack_numbers(shares, detail.bits, 0.0, 1.0, not linear), "apart": None}
+    while shares.shape[-1] > detail.blocks:
+        shares, apart, block = (
+            _coarser(shares, block, reading.length),
+            _coarser(apart, block, reading.length),
+            block * 2,
+        )
+    return {
+        "block": block,
+        "shares": pack_numbers(shares, detail.bits, 0.0, 1.0, True),
+        "apart": pack_numbers(apart, detail.bits, 0.0, 1.0, True),
+    }
+
+
+def _coarser(shares: Floats, block: int, length: int) -> Floats:
+    """Join blocks two by two: keys add up, queries average by how many there are."""
+    side = shares.shape[-1]
+    count = np.minimum(block, length - block * np.arange(side)).astype(np.float32)
+    padded = np.pad(shares * count[:, None], ((0, 0), (0, 0), (0, side % 2), (0, side % 2)))
+    joined = padded[..., 0::2, :] + padded[..., 1::2, :]
+    joined = joined[..., 0::2] + joined[..., 1::2]
+    pairs = np.pad(count, (0, side % 2))
+    return np.asarray(joined / (pairs[0::2] + pairs[1::2])[:, None], dtype=np.float32)
+
+
+def _relations(reading: Reading, most: int) -> dict[str, Any]:
+    """The ``most`` strongest relations of each token over all heads, strongest first, sinks last."""
+    layers, heads, length, k = reading.top_keys.shape
+    every = layers * heads * k
+    most = min(most, every)
+    keys = reading.top_keys.transpose(2, 0, 1, 3).reshape(length, every)
+    weights = reading.top_weights.transpose(2, 0, 1, 3).reshape(length, every)
+    # What every head gives to the sink is said by its heat map; here it would crowd out all else.
+    plain = np.where(np.isin(keys, reading.apart) | (keys < 0), 0.0, weights)
+    order = np.argpartition(-plain, most - 1, axis=1)[:, :most]
+    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(plain, order, 1), axis=1), 1)
+    chosen = np.take_along_axis(plain, order, 1)
+    return {
+        "each": most,
+        "keys": pack_numbers(
+            np.maximum(np.take_along_axis(keys, order, 1), 0), *((16, 0.0, 65535.0) if length < 65536 else (32,))
+        ),
+        "heads": pack_numbers(order // k, 16, 0.0, 65535.0),
+        "weights": pack_numbers(chosen, 16, 0.0, 1.0),
+    }
+
+
+def _numbers(values: npt.NDArray[Any]) -> list[float]:
+    return [float(f"{float(value):.5g}") for value in values]

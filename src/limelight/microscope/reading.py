@@ -1,0 +1,135 @@
+"""What one run of a model over one text leaves behind: a :class:`Reading`.
+
+Sizes: ``N`` layers, ``H`` heads, ``L`` tokens, ``U`` units (the words, then the tokens that belong to no word),
+``T`` blocks of tokens along one side of a heat map. Nothing here is ``L * L`` unless the text is short enough to
+be kept exactly (``block == 1``); then ``shares`` are the attention weights themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from limelight.microscope.words import Token, Word
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int32]
+
+# A token that gets this share of the attention of all later queries, whatever the head, is a sink (Xiao 2023).
+SINK_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Means over the queries of a text, one number per layer and head, each ``(N, H)``.
+
+    ``entropy`` is in nats, ``distance`` in tokens, the others are shares of attention: the strongest key's, the
+    previous, own and next token's, and that of the tokens set apart (special tokens and sinks).
+    """
+
+    entropy: Floats
+    strongest: Floats
+    distance: Floats
+    previous: Floats
+    own: Floats
+    next: Floats
+    apart: Floats
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One text, read once by one model under observation."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    words: tuple[Word, ...]
+    causal: bool
+    block: int  # tokens per block of the heat map; 1: exact weights
+    shares: Floats  # (N, H, T, T): share of the attention of a block's queries that falls on a block's keys
+    apart: tuple[int, ...]  # positions of special tokens and sinks
+    apart_shares: Floats  # (N, H, T, T): the part of `shares` that falls on tokens set apart
+    top_weights: Floats  # (N, H, L, k), largest first
+    top_keys: Integers  # (N, H, L, k), -1: no such key
+    heads: HeadStatistics
+    received: Floats  # (N, L): weight received, mean over the heads, summed over the queries
+    path: Floats  # (N + 1, U): cosine of a unit's vector after each layer with its vector before the first
+    steps: Floats  # (N + 1, U): cosine with the layer before; 1 for the embedding
+    vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
+
+    @property
+    def exact(self) -> bool:
+        """Whether every single weight is kept."""
+        return self.block == 1
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return len(self.tokens)
+
+    @cached_property
+    def visible(self) -> Integers:
+        """How many keys each query sees, ``(L,)``."""
+        if self.causal:
+            return np.arange(1, self.length + 1, dtype=np.int32)
+        return np.full(self.length, self.length, dtype=np.int32)
+
+    @cached_property
+    def expected(self) -> Floats:
+        """Weight each key would receive if every query spread its attention evenly, ``(L,)``."""
+        even = 1.0 / self.visible
+        whole = np.cumsum(even[::-1])[::-1] if self.causal else np.full(self.length, even.sum())
+        return whole.astype(np.float32)
+
+    @cached_property
+    def unit_of(self) -> Integers:
+        """The unit of each token, ``(L,)``: its word, or a unit of its own behind the words."""
+        units = np.array([token.word for token in self.tokens], dtype=np.int32)
+        wordless = units < 0
+        units[wordless] = len(self.words) + np.arange(wordless.sum())
+        return units
+
+    @cached_property
+    def unit_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The positions of each unit's tokens."""
+        alone = tuple((i,) for i, token in enumerate(self.tokens) if token.word < 0)
+        return tuple(word.tokens for word in self.words) + alone
+
+    @cached_property
+    def unit_text(self) -> tuple[str, ...]:
+        """How each unit is written."""
+        return tuple(word.text for word in self.words) + tuple(
+            token.text for token in self.tokens if token.word < 0
+        )
+
+    @cached_property
+    def aside(self) -> frozenset[int]:
+        """Units that are not counted as relations unless asked: special tokens, sinks and punctuation."""
+        set_apart = {int(self.unit_of[position]) for position in self.apart}
+        marks = {number for number, word in enumerate(self.words) if word.mark}
+        return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
+
+    def find(self, name: str) -> tuple[int, ...]:
+        """The words written as ``name`` (case does not matter), in reading order."""
+        wanted = name.casefold()
+        return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
+
+
+def find_sinks(received: Floats, own: Floats, causal: bool, length: int) -> tuple[int, ...]:
+    """The first token, if later queries give it more than ``SINK_SHARE`` of their attention.
+
+    Args:
+        received: mean over layers and heads of the weight that token 0 receives from all queries, ``()``.
+        own: the part of it that token 0 gives to itself, ``()``.
+        causal: whether queries see earlier keys only: in such models the first token takes what is left over.
+        length: number of tokens.
+
+    A short text is given more room: the share must be half again what an even spread would give.
+    """
+    if not causal or length < 4:
+        return ()
+    later = float(received - own) / (length - 1)
+    even = float(np.mean(1.0 / np.arange(2, length + 1)))
+    return (0,) if later > max(SINK_SHARE, 1.5 * even) else ()

@@ -1,0 +1,111 @@
+"""The strongest relations of a word: where it looks, and who looks at it, over all layers and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from limelight.microscope.reading import Floats, Reading
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One unit looks at another: the head that does it most, beside what even attention would give.
+
+    ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is the
+    same over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly.
+    """
+
+    query: int
+    key: int
+    layer: int
+    head: int
+    weight: float
+    mean: float
+    uniform: float
+
+
+def given(reading: Reading, unit: int) -> Floats:
+    """Attention that a unit gives to every unit, ``(N, H, U)``.
+
+    Exact for a short text. For a long one only the ``k`` strongest keys of each query are known, so what a unit
+    of several pieces receives is a lower bound (exact when each piece is among the ``k``).
+    """
+    rows = list(reading.unit_tokens[unit])
+    layers, heads = reading.shares.shape[:2]
+    total = np.zeros((len(reading.unit_text), layers, heads), np.float32)
+    if reading.exact:
+        weights = reading.shares[:, :, rows].mean(axis=2)  # (N, H, L)
+        np.add.at(total, reading.unit_of, weights.transpose(2, 0, 1))
+        return total.transpose(1, 2, 0)
+    keys, weights = reading.top_keys[:, :, rows], reading.top_weights[:, :, rows]  # (N, H, R, k)
+    layer, head, row, rank = np.nonzero(keys >= 0)
+    units = reading.unit_of[keys[layer, head, row, rank]]
+    np.add.at(total, (units, layer, head), weights[layer, head, row, rank] / len(rows))
+    return total.transpose(1, 2, 0)
+
+
+def taken(reading: Reading, unit: int) -> Floats:
+    """Attention that a unit receives from every unit, ``(N, H, U)``; a lower bound where :func:`given` is."""
+    columns = list(reading.unit_tokens[unit])
+    layers, heads = reading.shares.shape[:2]
+    total = np.zeros((len(reading.unit_text), layers, heads), np.float32)
+    pieces = np.bincount(reading.unit_of, minlength=len(reading.unit_text)).astype(np.float32)
+    if reading.exact:
+        weights = reading.shares[..., columns].sum(axis=-1)  # (N, H, L)
+        np.add.at(total, reading.unit_of, weights.transpose(2, 0, 1))
+    else:
+        layer, head, query, rank = np.nonzero(np.isin(reading.top_keys, columns))
+        found = reading.top_weights[layer, head, query, rank]
+        np.add.at(total, (reading.unit_of[query], layer, head), found)
+    return (total / pieces[:, None, None]).transpose(1, 2, 0)
+
+
+def uniform(reading: Reading, query: int, key: int) -> float:
+    """Weight of ``key`` if each piece of ``query`` spread its attention evenly over the keys it sees."""
+    keys = np.array(reading.unit_tokens[key])
+    shares = [
+        (keys <= row).sum() / reading.visible[row] if reading.causal else len(keys) / reading.visible[row]
+        for row in reading.unit_tokens[query]
+    ]
+    return float(np.mean(shares))
+
+
+def strongest(
+    reading: Reading, unit: int, *, received: bool = False, special: bool = False, most: int = 5
+) -> list[Relation]:
+    """The strongest relations of a unit, one per partner (the head in which it is strongest), largest first.
+
+    Args:
+        reading: what the model did with the text.
+        unit: a unit of the reading (words come first, so a word's number is its unit).
+        received: who looks at the unit, instead of where the unit looks.
+        special: also count special tokens, sinks, punctuation, and the unit itself.
+        most: how many at most.
+    """
+    weights = taken(reading, unit) if received else given(reading, unit)  # (N, H, U)
+    layers, heads, units = weights.shape
+    best = weights.reshape(layers * heads, units).argmax(axis=0)
+    peak = weights.reshape(layers * heads, units).max(axis=0)
+    left_out: Iterable[int] = () if special else reading.aside | {unit}
+    peak[list(left_out)] = 0.0
+    order = np.argsort(-peak, kind="stable")[:most]
+    found = []
+    for partner in (int(number) for number in order if peak[number] > 0.0):
+        layer, head = divmod(int(best[partner]), heads)
+        query, key = (partner, unit) if received else (unit, partner)
+        mean = float(weights[layer, :, partner].mean())
+        even = uniform(reading, query, key)
+        found.append(Relation(query, key, layer, head, float(peak[partner]), mean, even))
+    return found
+
+
+def words_that_matter(reading: Reading, most: int = 4) -> list[int]:
+    """Content words whose vector moves most: the lowest cosine between the embedding and the last layer."""
+    content = [number for number, word in enumerate(reading.words) if word.content]
+    content = [number for number in content if number not in reading.aside]
+    candidates = content or [number for number, word in enumerate(reading.words) if not word.mark]
+    kept = sorted(candidates, key=lambda number: float(reading.path[-1, number]))[:most]
+    return sorted(kept)

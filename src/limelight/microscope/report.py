@@ -1,0 +1,287 @@
+"""The answer of the microscope, data first: a :class:`Report` of tables. Pictures and summaries are made from it.
+
+The JSON form, ``limelight.report`` version 1::
+
+    {"format": "limelight.report", "version": 1,
+     "model": {"name", "kind": "encoder" | "decoder", "layers", "heads"},
+     "texts": [text, ...],              one, or two that are compared
+     "notes": [sentence, ...],          how to read the numbers
+     "tables": {name: [row, ...]}}
+
+Every row is a flat object. ``text`` is 0 or 1, layers and heads count from 0, in ``path`` and ``contexts`` layer 0 is
+the embedding and layer n the output of the n-th layer. Weights are shares of attention between 0 and 1.
+
+=============  ==================================================================================================
+``tokens``     text, index, token, start, end, word, special, sink, received (times what an even spread would give)
+``words``      text, index, word, start, end, tokens, chosen
+``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
+               previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
+``relations``  text, word, direction ("looks at", "is looked at by"), other, layer, head, weight, uniform,
+               layer_mean, lower_bound (true: a long text, where only each query's strongest keys are known)
+``path``       text, word, index, layer, cosine (with the embedding), step (cosine with the layer before), all_words
+``contexts``   word, index, other_index, layer, cosine, different_words (mean cosine of different words), pairs
+``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
+=============  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from limelight.microscope.comparison import Comparison, changes
+from limelight.microscope.reading import Reading
+from limelight.microscope.relations import strongest
+
+FORMAT, VERSION = "limelight.report", 1
+Row = dict[str, Any]
+
+_NOTES = (
+    "A weight says from where a head took its values, not why the model answers as it does: "
+    "an attention weight is not an explanation.",
+    "uniform is the weight that an even spread over the visible keys would give: compare every weight with it.",
+    "Heads are written layer.head, counted from 0. Layer 0 of a path is the embedding (with positions).",
+    "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
+)
+_LOWER_BOUND = (
+    "This text is too long to keep every weight: relations come from each query's strongest keys, "
+    "and a weight on a word of several pieces is a lower bound."
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a reader must know of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
+
+    name: str
+    kind: str
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model did with one text, or with two that are compared.
+
+    Args:
+        model: facts about the model.
+        readings: one reading per text.
+        chosen: for each text, the words that relations and paths are reported for.
+        chosen_by: the measured quantity that chose them, in words.
+        comparison: of the two texts, if there are two.
+        special: whether relations count special tokens, sinks, punctuation and the word itself.
+
+    Example:
+        >>> from limelight.microscope import look                                        # doctest: +SKIP
+        >>> report = look("minilm", "The bank is near the river.")                       # doctest: +SKIP
+        >>> report.tables["relations"][0]["other"]                                       # doctest: +SKIP
+        'river'
+    """
+
+    model: ModelFacts
+    readings: tuple[Reading, ...]
+    chosen: tuple[tuple[int, ...], ...]
+    chosen_by: str
+    comparison: Comparison | None = None
+    special: bool = False
+
+    @cached_property
+    def tables(self) -> dict[str, list[Row]]:
+        """Every table by name, as a list of flat rows: ``pandas.DataFrame(report.tables["heads"])``."""
+        per_text: dict[str, Callable[[int], list[Row]]] = {
+            "tokens": self._tokens,
+            "words": self._words,
+            "heads": self._heads,
+            "relations": self._relations,
+            "path": self._path,
+        }
+        tables = {
+            name: [row for text in range(len(self.readings)) for row in make(text)]
+            for name, make in per_text.items()
+        }
+        if self.comparison is not None:
+            tables |= {"contexts": self._contexts(), "changes": self._changes()}
+        return tables
+
+    @property
+    def notes(self) -> list[str]:
+        """How to read the numbers."""
+        exact = all(reading.exact for reading in self.readings)
+        return [*_NOTES, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, as described at the top of this module."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": asdict(self.model),
+            "texts": [reading.text for reading in self.readings],
+            "notes": self.notes,
+            "tables": self.tables,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The JSON form as text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+
+    def _tokens(self, text: int) -> list[Row]:
+        reading = self.readings[text]
+        received = reading.received.mean(axis=0) / reading.expected
+        return [
+            {
+                "text": text,
+                "index": index,
+                "token": token.text,
+                "start": token.start,
+                "end": token.end,
+                "word": reading.words[token.word].text if token.word >= 0 else None,
+                "special": token.special,
+                "sink": index in reading.apart and not token.special,
+                "received": _short(received[index]),
+            }
+            for index, token in enumerate(reading.tokens)
+        ]
+
+    def _words(self, text: int) -> list[Row]:
+        return [
+            {
+                "text": text,
+                "index": index,
+                "word": word.text,
+                "start": word.start,
+                "end": word.end,
+                "tokens": list(word.tokens),
+                "chosen": index in self.chosen[text],
+            }
+            for index, word in enumerate(self.readings[text].words)
+        ]
+
+    def _heads(self, text: int) -> list[Row]:
+        reading = self.readings[text]
+        each = reading.heads
+        uniform = {
+            "uniform": float(np.mean(1.0 / reading.visible)),
+            "entropy_uniform": float(np.mean(np.log(reading.visible))),
+            "distance_uniform": even_distance(reading),
+        }
+        return [
+            {
+                "text": text,
+                "layer": layer,
+                "head": head,
+                "entropy": _short(each.entropy[layer, head]),
+                "entropy_uniform": _short(uniform["entropy_uniform"]),
+                "strongest": _short(each.strongest[layer, head]),
+                "distance": _short(each.distance[layer, head]),
+                "distance_uniform": _short(uniform["distance_uniform"]),
+                "previous": _short(each.previous[layer, head]),
+                "own": _short(each.own[layer, head]),
+                "next": _short(each.next[layer, head]),
+                "apart": _short(each.apart[layer, head]),
+                "uniform": _short(uniform["uniform"]),
+                "queries": reading.length,
+            }
+            for layer in range(self.model.layers)
+            for head in range(self.model.heads)
+        ]
+
+    def _relations(self, text: int) -> list[Row]:
+        reading = self.readings[text]
+        rows = []
+        for word in self.chosen[text]:
+            for received in (False, True):
+                for found in strongest(reading, word, received=received, special=self.special):
+                    other = found.query if received else found.key
+                    rows.append(
+                        {
+                            "text": text,
+                            "word": reading.words[word].text,
+                            "direction": "is looked at by" if received else "looks at",
+                            "other": reading.unit_text[other],
+                            "layer": found.layer,
+                            "head": found.head,
+                            "weight": _short(found.weight),
+                            "uniform": _short(found.uniform),
+                            "layer_mean": _short(found.mean),
+                            "lower_bound": not reading.exact,
+                        }
+                    )
+        return rows
+
+    def _path(self, text: int) -> list[Row]:
+        reading = self.readings[text]
+        everyone = mean_path(reading)
+        return [
+            {
+                "text": text,
+                "word": reading.words[word].text,
+                "index": word,
+                "layer": layer,
+                "cosine": _short(reading.path[layer, word]),
+                "step": _short(reading.steps[layer, word]),
+                "all_words": _short(everyone[layer]),
+            }
+            for word in self.chosen[text]
+            for layer in range(self.model.layers + 1)
+        ]
+
+    def _contexts(self) -> list[Row]:
+        comparison, first = self.comparison, self.readings[0]
+        assert comparison is not None
+        return [
+            {
+                "word": first.words[a].text,
+                "index": a,
+                "other_index": b,
+                "layer": layer,
+                "cosine": _short(comparison.cosine[number, layer]),
+                "different_words": _short(comparison.baseline[layer]),
+                "pairs": comparison.baseline_pairs,
+            }
+            for number, (a, b) in enumerate(comparison.pairs)
+            for layer in range(self.model.layers + 1)
+        ]
+
+    def _changes(self) -> list[Row]:
+        comparison = self.comparison
+        assert comparison is not None
+        first, second = self.readings
+        rows = []
+        for number, (a, _) in enumerate(comparison.pairs):
+            if a not in self.chosen[0]:
+                continue
+            for change in changes(first, second, comparison, number):
+                rows.append(
+                    {
+                        "word": first.words[a].text,
+                        "other": first.words[comparison.pairs[change.key][0]].text,
+                        "layer": change.layer,
+                        "first": _short(change.first),
+                        "second": _short(change.second),
+                    }
+                )
+        return rows
+
+
+def mean_path(reading: Reading) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Mean over all words of the cosine with the embedding, per layer: the background of one word's path."""
+    words = [number for number, word in enumerate(reading.words) if not word.mark]
+    return reading.path[:, words or slice(None)].mean(axis=1)
+
+
+def even_distance(reading: Reading) -> float:
+    """Mean absolute distance, in tokens, if every query spread its attention evenly over the keys it sees."""
+    length = reading.length
+    if reading.causal:
+        return (length - 1) / 4.0
+    return (length * length - 1) / (3.0 * length)
+
+
+def _short(number: float) -> float:
+    """Six significant digits: more would claim what float32 does not hold."""
+    return float(f"{float(number):.6g}")

@@ -1,0 +1,100 @@
+"""From tokens to words: which pieces make a word, and which words carry content.
+
+A model sees pieces (``pala`` ``##ce``); a reader thinks in words. Relations are therefore reported between
+words: the sum over the pieces *to* a word, the mean over the pieces *from* it (Clark et al. 2019, section 4).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Chinese, Japanese and Korean syllables stand alone: a run of them is a sentence, not a word.
+_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:['’][^\W{_ALONE}]+)*|[^\w\s]")
+
+# English function words. Other languages lose nothing but a filter: their words are ranked as they are.
+_FUNCTION_WORDS = frozenset(
+    """a about above after again against all am an and any are aren't as at be because been before being below
+    between both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during each
+    few for from further had hadn't has hasn't have haven't having he he's her here hers herself him himself his
+    how i i'm if in into is isn't it it's its itself just me more most must my myself near no nor not now of off
+    on once only onto or other our ours ourselves out over own same shall she she's should so some such than that
+    that's the their theirs them themselves then there these they this those through to too under until up upon
+    us very was wasn't we were weren't what when where which while who whom why will with won't would you your
+    yours yourself yourselves""".split()
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One piece of the text as the model sees it; ``word`` is the index of its word, -1 for a special token."""
+
+    text: str
+    start: int
+    end: int
+    special: bool
+    word: int
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word (or a punctuation mark) of the text and the positions of its tokens."""
+
+    text: str
+    start: int
+    end: int
+    tokens: tuple[int, ...]
+
+    @property
+    def mark(self) -> bool:
+        """Whether this is punctuation or a symbol and no word."""
+        return not any(character.isalnum() for character in self.text)
+
+    @property
+    def content(self) -> bool:
+        """Whether this is neither punctuation nor a function word."""
+        return not self.mark and self.text.lower() not in _FUNCTION_WORDS
+
+
+def join_words(
+    text: str, pieces: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[bool]
+) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
+    """Group a text's tokens into words by where they stand in the text.
+
+    A token belongs to the word in which its first visible character stands. Special tokens, and tokens of
+    spaces alone, belong to no word (-1).
+
+    Example:
+        >>> tokens, words = join_words("A river.", ["a", "river", "."], [(0, 1), (2, 7), (7, 8)], [False] * 3)
+        >>> [word.text for word in words]
+        ['A', 'river', '.']
+    """
+    spans = [match.span() for match in _WORD.finditer(text)]
+    owner: list[int] = []
+    at = 0
+    for (start, end), is_special in zip(offsets, special, strict=True):
+        first = next((i for i in range(start, end) if not text[i].isspace()), None)
+        if is_special or first is None:
+            owner.append(-1)
+            continue
+        while at < len(spans) and spans[at][1] <= first:
+            at += 1
+        while at > 0 and spans[at - 1][1] > first:  # a piece may start before the one that came ahead of it
+            at -= 1
+        inside = at < len(spans) and spans[at][0] <= first
+        owner.append(at if inside else -1)
+    kept = {index: number for number, index in enumerate(sorted(set(owner) - {-1}))}
+    tokens = tuple(
+        Token(piece, start, end, bool(is_special), kept.get(index, -1))
+        for piece, (start, end), is_special, index in zip(pieces, offsets, special, owner, strict=True)
+    )
+    members: dict[int, list[int]] = {}
+    for position, token in enumerate(tokens):
+        members.setdefault(token.word, []).append(position)
+    words = tuple(
+        Word(text[spans[index][0] : spans[index][1]], *spans[index], tuple(members[number]))
+        for index, number in kept.items()
+    )
+    return tokens, words

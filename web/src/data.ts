@@ -1,0 +1,90 @@
+// What the page is given: `limelight.page` version 1, described in src/limelight/microscope/page/pack.py.
+// N layers, H heads, L tokens, U units (the words, then the tokens that belong to no word), T blocks per side.
+
+export interface Packed {
+  shape: number[];
+  bits: 8 | 16 | 32;
+  low: number;
+  high: number;
+  root: boolean;
+  data: string;
+}
+
+export interface Tensor {
+  shape: number[];
+  values: Float32Array;
+}
+
+type HeadName = "entropy" | "strongest" | "distance" | "previous" | "own" | "next" | "apart";
+
+interface ReadingOf<Numbers> {
+  text: string;
+  causal: boolean;
+  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[] };
+  words: { text: string[]; mark: number[] };
+  chosen: number[];
+  map: { block: number; shares: Numbers; apart: Numbers | null };
+  relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
+  heads: Record<HeadName, number[]>;
+  even: { entropy: number; distance: number; share: number };
+  received: Numbers;
+  path: Numbers;
+  pathOfAll: number[];
+}
+
+interface PageOf<Numbers> {
+  format: string;
+  version: number;
+  model: { name: string; kind: "encoder" | "decoder"; layers: number; heads: number };
+  notes: string[];
+  chosenBy: string;
+  readings: ReadingOf<Numbers>[];
+  comparison: { pairs: [number, number][]; cosine: Numbers; baseline: number[]; baselinePairs: number } | null;
+}
+
+export type PackedPage = PageOf<Packed>;
+export type Page = PageOf<Tensor>;
+export type ReadingData = ReadingOf<Tensor>;
+
+async function inflate(bytes: Uint8Array): Promise<ArrayBuffer> {
+  const stream = new Blob([bytes as BlobPart]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).arrayBuffer();
+}
+
+/** Undo `pack_numbers` of pack.py. */
+export async function unpack(packed: Packed): Promise<Tensor> {
+  const text = atob(packed.data);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  const raw = new DataView(await inflate(bytes));
+  const width = packed.bits / 8;
+  const most = 2 ** packed.bits - 1;
+  const values = new Float32Array(raw.byteLength / width);
+  for (let i = 0; i < values.length; i++) {
+    const code =
+      width === 1 ? raw.getUint8(i) : width === 2 ? raw.getUint16(2 * i, true) : raw.getUint32(4 * i, true);
+    const part = code / most;
+    values[i] = packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
+  }
+  const expected = packed.shape.reduce((a, b) => a * b, 1);
+  if (values.length !== expected) throw new Error(`a table of ${expected} numbers holds ${values.length}`);
+  return { shape: packed.shape, values };
+}
+
+const isPacked = (value: unknown): value is Packed =>
+  typeof value === "object" && value !== null && "data" in value && "bits" in value;
+
+/** Unpack every table of the page, wherever it stands. */
+export async function unpackPage(text: string): Promise<Page> {
+  const page = JSON.parse(text) as PackedPage;
+  if (page.format !== "limelight.page" || page.version !== 1)
+    throw new Error(`this view reads limelight.page 1, the data is ${page.format} ${page.version}`);
+  const walk = async (value: unknown): Promise<unknown> => {
+    if (isPacked(value)) return unpack(value);
+    if (Array.isArray(value)) return typeof value[0] === "object" ? Promise.all(value.map(walk)) : value;
+    if (typeof value !== "object" || value === null) return value;
+    const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await walk(v)] as const));
+    return Object.fromEntries(entries);
+  };
+  return (await walk(page)) as Page;
+}

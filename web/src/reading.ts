@@ -1,0 +1,259 @@
+// Questions about one text, answered from exact weights or, for a long text, from blocks and strongest relations.
+
+import type { Page, ReadingData } from "./data.ts";
+
+export type Direction = "from" | "to";
+export type Scope = "head" | "layer" | "all";
+
+/** A unit looks at another: in which head most, how much, and what an even spread would give. */
+export interface Relation {
+  other: number;
+  layer: number;
+  head: number;
+  weight: number;
+  even: number;
+}
+
+/** The weight between one token and every other; NaN: not kept (long texts). */
+export type Row = Float32Array;
+
+export class Reading {
+  readonly length: number;
+  readonly side: number;
+  readonly exact: boolean;
+  readonly unitOf: Int32Array;
+  readonly units: number[][];
+  readonly unitText: string[];
+  readonly special: Set<number>;
+  readonly apart: Set<number>;
+  private readonly aside: Set<number>;
+  private incoming: { start: Uint32Array; at: Uint32Array } | null = null;
+
+  constructor(
+    readonly data: ReadingData,
+    readonly layers: number,
+    readonly heads: number,
+  ) {
+    const { tokens, words } = data;
+    this.length = tokens.text.length;
+    this.side = data.map.shares.shape[2];
+    this.exact = data.map.block === 1;
+    this.special = new Set(tokens.special);
+    this.apart = new Set(tokens.apart);
+    this.unitOf = new Int32Array(this.length);
+    this.unitText = [...words.text];
+    this.units = words.text.map(() => []);
+    tokens.word.forEach((word, position) => {
+      if (word < 0) {
+        word = this.units.push([]) - 1;
+        this.unitText.push(tokens.text[position]);
+      }
+      this.unitOf[position] = word;
+      this.units[word].push(position);
+    });
+    this.aside = new Set([...words.mark, ...tokens.apart.map((position) => this.unitOf[position])]);
+    for (let unit = words.text.length; unit < this.units.length; unit++) this.aside.add(unit);
+  }
+
+  static all(page: Page): Reading[] {
+    return page.readings.map((data) => new Reading(data, page.model.layers, page.model.heads));
+  }
+
+  /** How many keys a query sees. */
+  visible(query: number): number {
+    return this.data.causal ? query + 1 : this.length;
+  }
+
+  sees(query: number, key: number): boolean {
+    return !this.data.causal || key <= query;
+  }
+
+  /** One head's map, `side * side`; with `hide`, without what falls on special tokens and sinks. */
+  map(layer: number, head: number, hide: boolean): Float32Array {
+    const size = this.side * this.side;
+    const from = (layer * this.heads + head) * size;
+    const whole = this.data.map.shares.values.subarray(from, from + size);
+    const apart = this.data.map.apart;
+    if (!hide || !apart) return whole;
+    return whole.map((share, i) => Math.max(0, share - apart.values[from + i]));
+  }
+
+  /** Rows and columns of the map that are shown. */
+  shown(hide: boolean): number[] {
+    const every = Array.from({ length: this.side }, (_, i) => i);
+    const left = hide && this.exact ? every.filter((i) => !this.apart.has(i)) : every;
+    return left.length ? left : every;
+  }
+
+  /** The largest value that any head's map shows: the upper end of the common colour scale. */
+  highest(hide: boolean, only?: [layer: number, head: number]): number {
+    const shown = this.shown(hide);
+    let high = 0;
+    for (let layer = 0; layer < this.layers; layer++)
+      for (let head = 0; head < this.heads; head++) {
+        if (only && (only[0] !== layer || only[1] !== head)) continue;
+        const map = this.map(layer, head, hide);
+        for (const row of shown) for (const column of shown) high = Math.max(high, map[row * this.side + column]);
+      }
+    return high || 1;
+  }
+
+  weight(layer: number, head: number, query: number, key: number): number {
+    return this.data.map.shares.values[((layer * this.heads + head) * this.length + query) * this.length + key];
+  }
+
+  /** Attention between a token and every other token: given (`from`) or received (`to`). */
+  row(token: number, direction: Direction, scope: Scope, layer: number, head: number): Row {
+    return this.exact ? this.exactRow(token, direction, scope, layer, head) : this.keptRow(token, direction, scope, layer, head);
+  }
+
+  private exactRow(token: number, direction: Direction, scope: Scope, layer: number, head: number): Row {
+    const row = new Float32Array(this.length);
+    const layers = scope === "all" ? range(this.layers) : [layer];
+    const heads = scope === "head" ? [head] : range(this.heads);
+    for (let other = 0; other < this.length; other++) {
+      let value = 0;
+      for (const l of layers)
+        for (const h of heads) {
+          const weight = direction === "from" ? this.weight(l, h, token, other) : this.weight(l, h, other, token);
+          value = scope === "all" ? Math.max(value, weight) : value + weight / heads.length;
+        }
+      row[other] = value;
+    }
+    return row;
+  }
+
+  private keptRow(token: number, direction: Direction, scope: Scope, layer: number, head: number): Row {
+    const row = new Float32Array(this.length).fill(NaN);
+    for (const [query, key, at, weight] of this.kept(token, direction)) {
+      if (scope === "head" && at !== layer * this.heads + head) continue;
+      if (scope === "layer" && Math.floor(at / this.heads) !== layer) continue;
+      const other = direction === "from" ? key : query;
+      if (!(row[other] >= weight)) row[other] = weight;
+    }
+    return row;
+  }
+
+  /** The relations kept for a long text that touch a token: [query, key, layer * H + head, weight]. */
+  *kept(token: number, direction: Direction): Generator<[number, number, number, number]> {
+    const { each, keys, heads, weights } = this.data.relations!;
+    if (direction === "from") {
+      for (let at = token * each; at < (token + 1) * each; at++)
+        if (weights.values[at] > 0) yield [token, keys.values[at], heads.values[at], weights.values[at]];
+      return;
+    }
+    const { start, at: places } = (this.incoming ??= this.turnAround());
+    for (let i = start[token]; i < start[token + 1]; i++) {
+      const at = places[i];
+      yield [Math.floor(at / each), token, heads.values[at], weights.values[at]];
+    }
+  }
+
+  /** Where in the table each key stands: the same relations, read from the other end. */
+  private turnAround() {
+    const { keys, weights } = this.data.relations!;
+    const start = new Uint32Array(this.length + 1);
+    for (let i = 0; i < keys.values.length; i++) if (weights.values[i] > 0) start[keys.values[i] + 1]++;
+    for (let i = 0; i < this.length; i++) start[i + 1] += start[i];
+    const next = start.slice();
+    const at = new Uint32Array(start[this.length]);
+    for (let i = 0; i < keys.values.length; i++) if (weights.values[i] > 0) at[next[keys.values[i]]++] = i;
+    return { start, at };
+  }
+
+  /** Weight of unit `key` if the pieces of unit `query` spread their attention evenly. */
+  even(query: number, key: number): number {
+    let sum = 0;
+    for (const row of this.units[query])
+      sum += this.units[key].filter((column) => this.sees(row, column)).length / this.visible(row);
+    return sum / this.units[query].length;
+  }
+
+  /** How much unit `query` looks at unit `key` in one head: the sum to its pieces, the mean from its pieces. */
+  between(query: number, key: number, layer: number, head: number): number {
+    let sum = 0;
+    for (const row of this.units[query]) for (const column of this.units[key]) sum += this.weight(layer, head, row, column);
+    return sum / this.units[query].length;
+  }
+
+  /** The strongest relations of a unit, one per partner (in the head where it is strongest), largest first. */
+  strongest(
+    unit: number,
+    direction: Direction,
+    { only, special, most }: { only?: [number, number]; special: boolean; most: number },
+  ): Relation[] {
+    const found = this.exact ? this.exactPartners(unit, direction, only) : this.keptPartners(unit, direction, only);
+    return found
+      .filter((r) => r.weight > 0 && (special || (r.other !== unit && !this.aside.has(r.other))))
+      .sort((a, b) => b.weight - a.weight)
+      .slice(0, most)
+      .map((r) => ({ ...r, even: direction === "from" ? this.even(unit, r.other) : this.even(r.other, unit) }));
+  }
+
+  private exactPartners(unit: number, direction: Direction, only?: [number, number]): Relation[] {
+    return this.units.map((_, other) => {
+      const best: Relation = { other, layer: 0, head: 0, weight: 0, even: 0 };
+      for (let layer = 0; layer < this.layers; layer++)
+        for (let head = 0; head < this.heads; head++) {
+          if (only && (only[0] !== layer || only[1] !== head)) continue;
+          const weight =
+            direction === "from" ? this.between(unit, other, layer, head) : this.between(other, unit, layer, head);
+          if (weight > best.weight) Object.assign(best, { layer, head, weight });
+        }
+      return best;
+    });
+  }
+
+  private keptPartners(unit: number, direction: Direction, only?: [number, number]): Relation[] {
+    const sums = new Map<number, number>(); // partner unit * N * H + head -> weight
+    const heads = this.layers * this.heads;
+    for (const piece of this.units[unit])
+      for (const [query, key, at, weight] of this.kept(piece, direction)) {
+        if (only && at !== only[0] * this.heads + only[1]) continue;
+        const other = this.unitOf[direction === "from" ? key : query];
+        const from = direction === "from" ? this.units[unit].length : this.units[other].length;
+        sums.set(other * heads + at, (sums.get(other * heads + at) ?? 0) + weight / from);
+      }
+    const best = new Map<number, Relation>();
+    for (const [place, weight] of sums) {
+      const other = Math.floor(place / heads);
+      const at = place % heads;
+      if (weight > (best.get(other)?.weight ?? 0))
+        best.set(other, { other, layer: Math.floor(at / this.heads), head: at % this.heads, weight, even: 0 });
+    }
+    return [...best.values()];
+  }
+
+  /** Attention a token receives, as a multiple of what an even spread would give it, mean over all heads. */
+  receivedTimesEven(token: number, layer?: number): number {
+    const layers = layer === undefined ? range(this.layers) : [layer];
+    let sum = 0;
+    for (const l of layers) sum += 2 ** this.data.received.values[l * this.length + token];
+    return sum / layers.length;
+  }
+
+  path(unit: number): number[] {
+    return range(this.layers + 1).map((layer) => this.data.path.values[layer * this.units.length + unit]);
+  }
+
+  /** A token as the text has it; a special token by its name. */
+  spelled(token: number): string {
+    const { start, end, text } = this.data.tokens;
+    const written = sliceText(this.data.text, start[token], end[token]);
+    return written.trim() && !this.special.has(token) ? written : text[token];
+  }
+}
+
+export const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
+
+// Python counts characters, JavaScript counts UTF-16 units: they differ beyond the basic plane.
+const spread = new Map<string, string[] | null>();
+
+export function sliceText(text: string, start: number, end: number): string {
+  let characters = spread.get(text);
+  if (characters === undefined) {
+    characters = /[\ud800-\udfff]/.test(text) ? [...text] : null;
+    spread.set(text, characters);
+  }
+  return characters ? characters.slice(start, end).join("") : text.slice(start, end);
+}
