@@ -1,0 +1,153 @@
+/* Limelight's native kernels: exact attention on a CPU, memory linear in the length.
+ *
+ * A plain C interface: pointers, sizes, strides. Strides count elements and may be zero or negative; the last stride of
+ * query, key, value and output is 1. Every field is eight bytes wide, so a caller can pack a call as an array of words.
+ *
+ * Words: a *token index* counts along a tensor; a *position* is what patterns, distances and dropout are functions of.
+ * Inside a segment, query position = index + query_offset and key position = index + key_offset.
+ */
+#ifndef LIMELIGHT_H
+#define LIMELIGHT_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define LL_API __attribute__((visibility("default")))
+#else
+#define LL_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define LL_VERSION 1
+#define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
+#define LL_MAX_RULES 8
+#define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
+#define LL_HIGHEST (INT64_MAX / 4)
+
+/* (B, H, L, D); D has stride 1 where the kernels say so. */
+typedef struct ll_tensor {
+    void* data;
+    int64_t strides[4];
+} ll_tensor;
+
+/* One document: a run of queries that sees nothing but a run of keys. */
+typedef struct ll_segment {
+    int64_t row; /* batch row, or -1: the segment holds in every batch row */
+    int64_t query_begin, query_end;
+    int64_t key_begin, key_end;
+    int64_t query_offset, key_offset;
+    int64_t dropout_row; /* row id of the dropout counter; with row = -1: batch index * segment_count + dropout_row */
+} ll_segment;
+
+/* Key positions [start, end) seen by a query at position p, while query_from <= p < query_to:
+ *   from  max(start, p + start_offset, floor(p / chunk) * chunk + chunk_start)
+ *   up to min(end,   p + end_offset,   floor(p / chunk) * chunk + chunk_end)      (no chunk terms when chunk = 0)
+ * A query sees the union of the spans, within its segment's keys. */
+typedef struct ll_span {
+    int64_t query_from, query_to;
+    int64_t start, start_offset;
+    int64_t chunk, chunk_start;
+    int64_t end, end_offset;
+    int64_t chunk_end, reserved;
+} ll_span;
+
+/* Instead of spans: key *indices* [starts, ends) per interval, row, head and query; query stride 1, others may be 0.
+ * The intervals of one query are sorted and disjoint; an empty one has end <= start. */
+typedef struct ll_intervals {
+    const int32_t* starts; /* null: spans are used */
+    const int32_t* ends;
+    int64_t count;
+    int64_t interval_stride, row_stride, head_stride;
+} ll_intervals;
+
+/* Also required of a seen pair, when `state` is not null: 64 x 64 tiles of token indices (64 keys by all queries when
+ * bit_rows = 1). state: -1 nobody, -2 everybody, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
+ * bit (key % 64) set where the pair may be seen. */
+typedef struct ll_tile_map {
+    const int32_t* state;
+    int64_t row_stride, head_stride, query_stride;
+    const uint64_t* bits;
+    int64_t bit_rows; /* 64 or 1 */
+} ll_tile_map;
+
+typedef enum ll_rule_kind {
+    LL_BIAS = 0,           /* s += tensor[b, h, q, k] */
+    LL_ALIBI = 1,          /* s -= tensor[b, h] * |key position - query position| */
+    LL_DISTANCE_TABLE = 2, /* s += tensor[h][clamp(key position - query position + parameters[0], 0, W - 1)],
+                              W = parameters[1]; strides[1] steps over heads, strides[3] over the table */
+    LL_SOFTCAP = 3         /* s = parameters[0] * tanh(s / parameters[0]) */
+} ll_rule_kind;
+
+typedef struct ll_rule {
+    int64_t kind;
+    double parameters[2];
+    ll_tensor tensor;
+} ll_rule;
+
+/* What to record on the way. Outputs are contiguous and prepared by the caller (zeros; logsumexp, max_score -inf; keys -1):
+ * queries that belong to no segment are not written. Null: not asked for. H = head_count. */
+typedef struct ll_observation {
+    const int64_t* heads; /* the query heads observed */
+    int64_t head_count;
+    float* logsumexp;  /* (B, H, Lq) */
+    float* max_score;  /* (B, H, Lq) */
+    float* max_weight; /* (B, H, Lq) */
+    float* entropy;    /* (B, H, Lq) nats */
+    float* distance;   /* (B, H, Lq) positions */
+    int64_t top;
+    float* top_weights; /* (B, H, Lq, top) */
+    int64_t* top_keys;  /* (B, H, Lq, top) */
+    float* received;    /* (B, H, Lk) */
+    const float* features; /* (Lk, F) */
+    int64_t feature_count, feature_stride;
+    float* features_out; /* (B, H, Lq, F) */
+    const int64_t* rows; /* query indices, ascending */
+    int64_t row_count;
+    float* rows_out; /* (B, H, R, Lk) */
+    const int64_t* pairs; /* (P, 2) query, key indices; queries ascending */
+    int64_t pair_count;
+    float* pairs_out; /* (B, H, P) */
+    int64_t block_queries, block_keys;
+    float* blocks_out; /* (B, H, ceil(Lq / block_queries), ceil(Lk / block_keys)) */
+} ll_observation;
+
+typedef struct ll_call {
+    int64_t version;
+    int64_t batch, query_heads, key_heads, queries, keys, width, value_width;
+    ll_tensor query, key, value, output; /* float32 */
+    float* logsumexp;                    /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
+    const float* sink;                   /* (Hq) or null */
+    double scale, dropout;
+    uint64_t seed;
+    int64_t threads;
+    const ll_segment* segments; /* null: they follow this structure directly, then the spans */
+    int64_t segment_count;
+    const ll_span* spans; /* null: they follow the segments */
+    int64_t span_count;
+    ll_intervals intervals;
+    ll_tile_map tiles;
+    const ll_rule* rules;
+    int64_t rule_count;
+    const ll_observation* observation;
+} ll_call;
+
+/* Zero, or an error number whose words are in ll_error_message() of the same thread.
+ * Queries that belong to no segment are left as the caller filled them. */
+LL_API int ll_forward(const ll_call* call);
+
+LL_API const char* ll_error_message(void);
+LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
+LL_API const char* ll_isa_list(void);       /* those this machine can run, best first: "avx512 avx2 generic wide" */
+LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
+LL_API int ll_has_openmp(void);
+
+/* GFLOP/s of independent float32 multiply-adds in registers, summed over threads; negative on error. */
+LL_API double ll_measure_peak(const char* isa, int64_t threads, double seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

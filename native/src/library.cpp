@@ -1,0 +1,237 @@
+// The C interface: checks a call, chooses an instruction set, lends threads and memory to the kernels.
+#include "library.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+namespace limelight {
+namespace {
+
+thread_local char message[512] = "";
+
+__attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
+    return BAD_ARGUMENT;
+}
+
+// --- Instruction sets ------------------------------------------------------------------------------------------------
+
+struct Choice {
+    const Kernels* kernels;
+    bool runs;
+};
+
+// Best first. `wide` is AVX-512's tile shapes on AVX2: its logic, testable where AVX-512 is not; never chosen by itself.
+int choices(Choice* list) {
+    int count = 0;
+#if defined(LL_HAS_X86)
+    __builtin_cpu_init();
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    list[count++] = {&avx512_kernels, avx512};
+    list[count++] = {&avx2_kernels, avx2};
+    list[count++] = {&generic_kernels, true};
+    list[count++] = {&wide_kernels, avx2};
+#else
+    list[count++] = {&generic_kernels, true};
+#endif
+    return count;
+}
+
+const char* available() {
+    static thread_local char names[64];
+    names[0] = 0;
+    Choice list[8];
+    int count = choices(list);
+    for (int i = 0; i < count; ++i)
+        if (list[i].runs) {
+            if (names[0]) strcat(names, " ");
+            strcat(names, list[i].kernels->name);
+        }
+    return names;
+}
+
+const Kernels* find(const char* name) {
+    Choice list[8];
+    int count = choices(list);
+    for (int i = 0; i < count; ++i)
+        if (list[i].runs && (!name || !*name || strcmp(name, list[i].kernels->name) == 0)) return list[i].kernels;
+    fail("instruction set '%s' is not available: it is unknown, or this machine cannot run it. Available: %s "
+         "(set LIMELIGHT_ISA to one of them, or unset it)",
+         name, available());
+    return nullptr;
+}
+
+const Kernels* selected = nullptr;
+
+const Kernels* kernels() {
+    const Kernels* found = __atomic_load_n(&selected, __ATOMIC_ACQUIRE);
+    if (found) return found;
+    found = find(getenv("LIMELIGHT_ISA"));
+    if (found) __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
+    return found;
+}
+
+// --- Checks ----------------------------------------------------------------------------------------------------------
+
+int check_segment(const ll_call& call, int64_t s) {
+    const ll_segment& g = call.segments[s];
+    if (g.row < -1 || g.row >= call.batch)
+        return fail("segment %lld: row must be -1 or below the batch size %lld; it is %lld", (long long)s,
+                    (long long)call.batch, (long long)g.row);
+    bool queries = 0 <= g.query_begin && g.query_begin <= g.query_end && g.query_end <= call.queries;
+    bool keys = 0 <= g.key_begin && g.key_begin <= g.key_end && g.key_end <= call.keys;
+    if (!queries || !keys)
+        return fail("segment %lld: queries [%lld, %lld) and keys [%lld, %lld) must lie within %lld queries and %lld keys",
+                    (long long)s, (long long)g.query_begin, (long long)g.query_end, (long long)g.key_begin,
+                    (long long)g.key_end, (long long)call.queries, (long long)call.keys);
+    return DONE;
+}
+
+int check(const ll_call& call) {
+    if (call.version != LL_VERSION)
+        return fail("the call is of version %lld, the library of %d: rebuild the library", (long long)call.version,
+                    LL_VERSION);
+    if (call.batch < 0 || call.queries < 0 || call.keys < 0 || call.width < 1 || call.value_width < 1)
+        return fail("sizes must not be negative, and widths at least 1");
+    if (call.key_heads < 1 || call.query_heads < 0 || call.query_heads % call.key_heads != 0)
+        return fail("query heads must be a multiple of key heads; they are %lld and %lld", (long long)call.query_heads,
+                    (long long)call.key_heads);
+    if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
+        call.output.strides[3] != 1)
+        return fail("the last stride of query, key, value and output must be 1");
+    if (!(call.dropout >= 0.0 && call.dropout <= 1.0)) return fail("dropout must be from 0 to 1; it is %g", call.dropout);
+    if (call.span_count < 0 || call.span_count > LL_MAX_SPANS || call.intervals.count < 0 ||
+        call.intervals.count > LL_MAX_SPANS)
+        return fail("at most %d spans, or intervals for each query, are possible", LL_MAX_SPANS);
+    if (call.rule_count < 0 || call.rule_count > LL_MAX_RULES)
+        return fail("at most %d score rules are possible; there are %lld", LL_MAX_RULES, (long long)call.rule_count);
+    if (call.tiles.state && call.tiles.bit_rows != 64 && call.tiles.bit_rows != 1)
+        return fail("a tile of bits must have 64 rows or 1; it has %lld", (long long)call.tiles.bit_rows);
+    for (int64_t s = 0; s < call.segment_count; ++s)
+        if (int status = check_segment(call, s)) return status;
+    return DONE;
+}
+
+// --- Threads ---------------------------------------------------------------------------------------------------------
+
+#if defined(_OPENMP)
+// A child of fork() inherits the pool's bookkeeping but none of its threads: a parallel region would wait forever.
+bool forked = false;
+
+void watch_forks() {
+    static bool watching = false;
+    if (__atomic_exchange_n(&watching, true, __ATOMIC_ACQ_REL)) return;
+    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}
+#endif
+
+struct Memory {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Memory() { free(data); }
+};
+thread_local Memory memory;
+
+}  // namespace
+
+void* scratch(size_t bytes) {
+    if (memory.size >= bytes) return memory.data;
+    free(memory.data);
+    size_t rounded = (bytes + 4095) / 4096 * 4096;
+    memory.data = aligned_alloc(64, rounded);
+    memory.size = memory.data ? rounded : 0;
+    return memory.data;
+}
+
+void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
+    if (threads > count) threads = count;
+#if defined(_OPENMP)
+    if (threads > 1 && !forked && !omp_in_parallel()) {
+        watch_forks();
+        int64_t next = 0;
+#pragma omp parallel num_threads((int)threads)
+        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
+        return;
+    }
+#endif
+    for (int64_t n = 0; n < count; ++n) body(context, n);
+}
+
+namespace {
+
+struct PeakJob {
+    const Kernels* kernels;
+    double seconds;
+    double sum;
+};
+
+void peak_task(void* context, int64_t) {
+    auto& job = *(PeakJob*)context;
+    double mine = job.kernels->peak(job.seconds);
+#pragma omp critical
+    job.sum += mine;
+}
+
+}  // namespace
+}  // namespace limelight
+
+using namespace limelight;
+
+int ll_forward(const ll_call* given) {
+    const Kernels* found = kernels();
+    if (!found) return BAD_ARGUMENT;
+    ll_call call = *given;
+    if (!call.segments) call.segments = (const ll_segment*)(given + 1);
+    if (!call.spans) {
+        bool inlined = !given->segments;
+        call.spans = (const ll_span*)((const ll_segment*)(given + 1) + (inlined ? call.segment_count : 0));
+    }
+    if (int status = check(call)) return status;
+    int status = found->forward(call);
+    if (status == OUT_OF_MEMORY) fail("out of memory for the scratch of the kernels");
+    return status;
+}
+
+const char* ll_error_message(void) { return message; }
+
+const char* ll_isa_name(void) {
+    const Kernels* found = kernels();
+    return found ? found->name : "";
+}
+
+const char* ll_isa_list(void) { return available(); }
+
+int ll_select_isa(const char* name) {
+    const Kernels* found = name ? find(name) : nullptr;
+    if (name && !found) return BAD_ARGUMENT;
+    __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
+    return kernels() ? DONE : BAD_ARGUMENT;
+}
+
+int ll_has_openmp(void) {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+double ll_measure_peak(const char* isa, int64_t threads, double seconds) {
+    const Kernels* found = isa ? find(isa) : kernels();
+    if (!found) return -1.0;
+    PeakJob job{found, seconds, 0.0};
+    parallel(threads, threads, peak_task, &job);
+    return job.sum;
+}

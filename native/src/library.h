@@ -1,0 +1,27 @@
+// What the kernels of every instruction set share: their table of functions, threads and memory.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "limelight.h"
+
+namespace limelight {
+
+struct Kernels {
+    const char* name;
+    int (*forward)(const ll_call&);
+    double (*peak)(double seconds);  // one thread's GFLOP/s
+};
+
+// Runs body(context, n) for n in [0, count), handed out one at a time in order, on at most `threads` threads.
+void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_t n), void* context);
+
+// At least `bytes` of this thread's own memory, aligned to 64, valid until its next call; null when there is none.
+void* scratch(size_t bytes);
+
+enum Status { DONE = 0, BAD_ARGUMENT = 1, OUT_OF_MEMORY = 2 };
+
+extern const Kernels generic_kernels, avx2_kernels, avx512_kernels, wide_kernels;
+
+}  // namespace limelight

@@ -1,0 +1,168 @@
+// Which keys the queries of one tile see: intervals per query, and the runs of keys that some query sees.
+
+constexpr int QUERIES = 48;    // queries of a tile, on every instruction set
+constexpr int BLOCK_KEYS = 128;  // keys handled at a time
+constexpr int MAP_SIDE = 64;   // side of a tile of bits
+
+struct Range { int64_t begin, end; };
+
+// A run of queries of one segment, one batch row and one head.
+struct Tile {
+    const ll_segment* segment;
+    int64_t row, head, key_head;
+    int64_t dropout_row;
+    int64_t first_query;  // token index
+    int count;            // queries, 1 to QUERIES
+    int64_t query_position(int i) const { return first_query + i + segment->query_offset; }
+};
+
+struct Visibility {
+    int count;  // intervals per query
+    int64_t starts[LL_MAX_SPANS][QUERIES], ends[LL_MAX_SPANS][QUERIES];  // key indices
+    int range_count;
+    Range ranges[LL_MAX_SPANS * QUERIES];  // the union over the queries, ascending
+};
+
+LL_INLINE Range span_at(const ll_span& span, int64_t position) {
+    if (position < span.query_from || position >= span.query_to) return {0, 0};
+    int64_t begin = most(span.start, position + span.start_offset);
+    int64_t end = least(span.end, position + span.end_offset);
+    if (span.chunk != 0) {
+        int64_t base = floor_div(position, span.chunk) * span.chunk;
+        begin = most(begin, base + span.chunk_start);
+        end = least(end, base + span.chunk_end);
+    }
+    return {begin, end};
+}
+
+LL_INLINE Range interval_of(const ll_call& call, const Tile& tile, int k, int i) {
+    const ll_segment& segment = *tile.segment;
+    Range seen;
+    if (call.intervals.starts) {
+        const ll_intervals& lists = call.intervals;
+        int64_t at = k * lists.interval_stride + tile.row * lists.row_stride + tile.head * lists.head_stride +
+                     tile.first_query + i;
+        seen = {lists.starts[at], lists.ends[at]};
+    } else {
+        seen = span_at(call.spans[k], tile.query_position(i));
+        seen.begin -= segment.key_offset, seen.end -= segment.key_offset;
+    }
+    return {most(seen.begin, segment.key_begin), least(seen.end, segment.key_end)};
+}
+
+// Sorts ranges by their begin and joins those that touch; returns how many are left. Nearly sorted input is the rule.
+inline int unite(Range* ranges, int count) {
+    for (int i = 1; i < count; ++i) {
+        Range moving = ranges[i];
+        int j = i;
+        for (; j > 0 && ranges[j - 1].begin > moving.begin; --j) ranges[j] = ranges[j - 1];
+        ranges[j] = moving;
+    }
+    int kept = 0;
+    for (int i = 0; i < count; ++i) {
+        if (ranges[i].end <= ranges[i].begin) continue;
+        if (kept > 0 && ranges[i].begin <= ranges[kept - 1].end)
+            ranges[kept - 1].end = most(ranges[kept - 1].end, ranges[i].end);
+        else
+            ranges[kept++] = ranges[i];
+    }
+    return kept;
+}
+
+inline void see(const ll_call& call, const Tile& tile, Visibility& visible) {
+    visible.count = (int)(call.intervals.starts ? call.intervals.count : call.span_count);
+    int total = 0;
+    for (int i = 0; i < tile.count; ++i) {
+        Range own[LL_MAX_SPANS];
+        for (int k = 0; k < visible.count; ++k) own[k] = interval_of(call, tile, k, i);
+        int kept = unite(own, visible.count);
+        for (int k = 0; k < visible.count; ++k) {
+            Range range = k < kept ? own[k] : Range{0, 0};
+            visible.starts[k][i] = range.begin, visible.ends[k][i] = range.end;
+            if (k >= kept) continue;
+            // Neighbouring queries see nearly the same keys: widen the last run rather than list each.
+            Range& last = visible.ranges[total - (total > 0)];
+            if (total > 0 && range.begin >= last.begin && range.begin <= last.end)
+                last.end = most(last.end, range.end);
+            else
+                visible.ranges[total++] = range;
+        }
+    }
+    visible.range_count = unite(visible.ranges, total);
+}
+
+// Does every query of the tile see all of [begin, end)?
+inline bool everyone_sees(const Visibility& visible, int queries, int64_t begin, int64_t end) {
+    for (int i = 0; i < queries; ++i) {
+        bool inside = false;
+        for (int k = 0; k < visible.count; ++k) inside |= visible.starts[k][i] <= begin && end <= visible.ends[k][i];
+        if (!inside) return false;
+    }
+    return true;
+}
+
+// The state that a column of the tile map has for the queries [first, first + count) of the map's rows.
+enum Column { NOBODY, SOMEBODY, EVERYBODY };
+
+LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t query) {
+    const ll_tile_map& map = call.tiles;
+    int64_t line = map.bit_rows == MAP_SIDE ? query / MAP_SIDE : 0;
+    return map.state + tile.row * map.row_stride + tile.head * map.head_stride + line * map.query_stride;
+}
+
+inline Column column_state(const ll_call& call, const Tile& tile, int64_t column) {
+    int32_t first = map_row(call, tile, tile.first_query)[column];
+    int32_t last = map_row(call, tile, tile.first_query + tile.count - 1)[column];  // QUERIES < MAP_SIDE: two rows at most
+    if (first == -1 && last == -1) return NOBODY;
+    return first == -2 && last == -2 ? EVERYBODY : SOMEBODY;
+}
+
+// At most BLOCK_KEYS neighbouring keys, and what has to be checked in them.
+struct Block {
+    int64_t begin;
+    int count;
+    bool cut_by_intervals, cut_by_bits;
+};
+
+// Walks over the blocks that some query of the tile sees, in ascending order. It depends on the pattern alone, never on
+// threads, other rows or the numbers in the tensors, so that results keep their bits.
+struct BlockWalk {
+    const ll_call& call;
+    const Tile& tile;
+    const Visibility& visible;
+    int range = 0;
+    int64_t cursor = LL_LOWEST;
+
+    bool next(Block& block) {
+        while (range < visible.range_count) {
+            int64_t end = visible.ranges[range].end;
+            cursor = most(cursor, visible.ranges[range].begin);
+            if (cursor >= end) {
+                ++range;
+                continue;
+            }
+            block = {cursor, (int)least<int64_t>(BLOCK_KEYS, end - cursor), false, false};
+            if (call.tiles.state) limit_to_map(block, end);
+            cursor += block.count;
+            int64_t stop = block.begin + block.count;
+            bool skipped = call.tiles.state && column_state(call, tile, block.begin / MAP_SIDE) == NOBODY;
+            if (skipped) continue;
+            block.cut_by_intervals = !everyone_sees(visible, tile.count, block.begin, stop);
+            return true;
+        }
+        return false;
+    }
+
+    // One column of the map, or two when both have something to see.
+    void limit_to_map(Block& block, int64_t end) const {
+        int64_t column = block.begin / MAP_SIDE, edge = (column + 1) * MAP_SIDE;
+        Column state = column_state(call, tile, column);
+        block.count = (int)(least(edge, end) - block.begin);
+        block.cut_by_bits = state == SOMEBODY;
+        if (state == NOBODY || edge >= end) return;
+        Column beside = column_state(call, tile, column + 1);
+        if (beside == NOBODY) return;
+        block.count = (int)(least(edge + MAP_SIDE, end) - block.begin);
+        block.cut_by_bits |= beside == SOMEBODY;
+    }
+};
