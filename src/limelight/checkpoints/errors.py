@@ -8,7 +8,7 @@ from ..shapes import ArgumentError
 
 
 class CheckpointError(ArgumentError):
-    """A checkpoint is missing, damaged or of another make. The message says what happened, with which values, what to do."""
+    """A checkpoint is missing, damaged or of another make: what happened, with which values, what to do."""
 
 
 def damaged(path: Path, what: str) -> CheckpointError:

@@ -30,6 +30,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4  # the format's own limit
 DEFAULT_ALIGNMENT = 32
+LONG_ROW = 1 << 16  # numbers
 
 # struct's code for each scalar type number of the format
 SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
@@ -47,9 +48,16 @@ class StoredTensor:
     size: int
 
     @property
-    def row_bytes(self) -> tuple[int, ...]:
-        """The shape of the stored bytes: the last dimension counted in bytes."""
-        return (*self.shape[:-1], self.size // max(1, math.prod(self.shape[:-1])))
+    def long_rows(self) -> tuple[int, int]:
+        """A shape for the stored bytes of few long rows, each of whole rows of the tensor.
+
+        The gguf package works on 16 rows at a time, whatever their length; rows of a few hundred numbers, as they
+        are, take three times as long.
+        """
+        rows, width = math.prod(self.shape[:-1]), max(1, self.shape[-1] if self.shape else 1)
+        most = max(1, LONG_ROW // width)
+        together = next(k for k in range(min(most, max(1, rows)), 0, -1) if rows % k == 0)
+        return rows // together, self.size // max(1, rows) * together
 
 
 class GGUFFile:
@@ -104,12 +112,12 @@ class GGUFFile:
     def read(self, key: str) -> Tensor:
         """One tensor, dequantised to float32. Nothing else is held in memory."""
         stored = self.tensors[key]
-        raw = np.frombuffer(self._bytes, np.uint8, stored.size, stored.start).reshape(stored.row_bytes)
+        raw = np.frombuffer(self._bytes, np.uint8, stored.size, stored.start).reshape(stored.long_rows)
         try:
             numbers = gguf.dequantize(raw, stored.kind)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{self.path} stores {key} as {stored.kind.name}, a type that the gguf package cannot turn into numbers. "
+                f"{self.path} stores {key} as {stored.kind.name}, which the gguf package cannot turn into numbers. "
                 "Take another quantisation of the model (Q4_0 to Q8_0, the K types, F16, BF16, F32)."
             ) from error
         if numbers.dtype != np.float32 or not numbers.flags.writeable:  # float32 comes as a view of the mapped file

@@ -33,7 +33,7 @@ def snapshot(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=list(DATA_FILES)))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{repository!r} is no local folder, and the Hugging Face hub does not answer, nor is the model in its cache. "
+            f"{repository!r} is no local folder, the Hugging Face hub does not answer, and its cache has none. "
             "Check the network, or name a folder that holds config.json, safetensors weights and tokenizer.json."
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:

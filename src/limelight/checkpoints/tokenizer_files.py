@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
@@ -19,8 +19,8 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How text is cut before the merges, by GGUF's name for it; ``None`` is GPT-2's own expression. "smollm" was trained with
-# digits cut one by one; Limelight follows ``transformers``, whose ids differ from that only for digits after several blanks.
+# How text is cut before the merges, by GGUF's name for it; ``None`` is GPT-2's own expression. "smollm" was trained
+# with digits cut one by one; Limelight follows ``transformers``, whose ids differ only for digits after several blanks.
 CUTS = {"gpt-2": None, "smollm": None, "default": None, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3}
 
 
@@ -57,7 +57,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     if cut not in CUTS:
         return f"{file.path} cuts text as {cut!r}, and Limelight knows {', '.join(CUTS)}"
     tokens, merges = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.merges")
-    if not _are_texts(tokens) or not _are_texts(merges):
+    if not (_are_texts(tokens) and _are_texts(merges)):
         raise damaged(file.path, "its tokenizer has no vocabulary or no merges")
     backend = tokenizers.Tokenizer(_bpe(file, tokens, merges))
     backend.pre_tokenizer = _cutter(CUTS[cut])
@@ -71,7 +71,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
 def _bpe(file: GGUFFile, tokens: list[str], merges: list[str]) -> models.BPE:
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     spelled = {token if set(token) <= alphabet else _in_bytes(token): number for number, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     try:
         return models.BPE(vocab=spelled, merges=pairs)
     except Exception as error:  # the library raises plain Exception
@@ -116,5 +116,5 @@ def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: lis
         backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=list(ends.values()))
 
 
-def _are_texts(values: object) -> bool:
+def _are_texts(values: object) -> TypeGuard[list[str]]:
     return isinstance(values, list) and bool(values) and all(isinstance(value, str) for value in values)

@@ -74,7 +74,7 @@ class Pretrained:
         hidden: bool = False,
         logits: bool = True,
     ) -> Output:
-        """Run the network on texts, on what `read` made of them, or on token ids; see `limelight.models.Stack.forward`."""
+        """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`."""
         if not isinstance(tokens, (Tokens, Tensor)):
             tokens = self.read(tokens)
         if isinstance(tokens, Tokens):
@@ -82,7 +82,8 @@ class Pretrained:
                 raise wrong(
                     "layout", "belongs to token ids", "`tokens` are texts, which have their own", "Leave it out."
                 )
-            tokens, layout = tokens.ids, tokens.layout
+            layout = tokens.layout
+            tokens = tokens.ids
         return self.network(tokens, layout=layout, segments=segments, hidden=hidden, logits=logits)  # type: ignore[no-any-return]
 
     def to(self, where: torch.device | str | torch.dtype) -> Pretrained:

@@ -128,9 +128,9 @@ class Stack(nn.Module):
         if length > self.config.limit:
             raise wrong(
                 "tokens",
-                f"must stand at no more than the {self.config.limit} positions that this model ({self.config.family}) has",
+                f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
                 f"the longest text has {length} tokens",
-                f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take a model for longer texts.",
+                f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take another model.",
             )
 
 

@@ -74,7 +74,7 @@ class MultiHead(nn.Module):
 
     def _heads(self, projected: Tensor) -> Tensor:
         """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
-        return projected.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        return projected.view(*projected.shape[:2], -1, self.head_width).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -51,7 +51,6 @@ def rules(config: Config) -> KeyRules:
         Rule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
         *_norm("cls.predictions.transform.LayerNorm", "head.norm"),
         Rule("cls.predictions.bias", "head.offset"),
-        Unused("cls.predictions.decoder.{p}", "the embedding, and the offset, once more"),
     )
     return KeyRules(
         Rule("embeddings.word_embeddings.weight", "embedding.tokens.weight"),
@@ -66,14 +65,11 @@ def rules(config: Config) -> KeyRules:
         Rule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
         Rule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         *_norm(f"{layer}.output.LayerNorm", "layers.{n}.feed_forward.norm"),
-        *(
-            head
-            if config.head
-            else (Unused("cls.predictions.{p}", "guesses hidden words; the configuration names no head"),)
-        ),
+        *(head if config.head else ()),
+        Unused("cls.predictions.{any}", "guesses hidden words"),
         Unused("pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
-        Unused("classifier.{p}", "the head of one task"),
+        Unused("classifier.{any}", "the head of one task"),
         Unused("embeddings.position_ids", "the numbers 0, 1, 2, ..."),
         prefix="bert.",
     )
