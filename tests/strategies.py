@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
 from limelight import (
-    Aligned, ALiBi, Bias, Blocks, Causal, Chunks, Explicit, Full, KeyMask, Keys, Packed, Padded, Prefix, RelativeBias,
-    SoftCap, T5Buckets, Window,
+    ALiBi,
+    Aligned,
+    Bias,
+    Blocks,
+    Causal,
+    Chunks,
+    Explicit,
+    Full,
+    KeyMask,
+    Keys,
+    Packed,
+    Padded,
+    Prefix,
+    RelativeBias,
+    SoftCap,
+    T5Buckets,
+    Window,
 )  # fmt: skip
+
+SHORT, NARROW, FEW = st.integers(0, 12), st.integers(1, 9), st.integers(1, 3)
 
 
 @dataclass
@@ -26,7 +44,7 @@ class Sizes:
 
 
 @st.composite
-def sizes(draw, lengths=st.integers(0, 12), widths=st.integers(1, 9), heads=st.integers(1, 3), batch=st.integers(1, 3)):
+def sizes(draw, lengths=SHORT, widths=NARROW, heads=FEW, batch=FEW):
     Hkv = draw(st.integers(1, 2))
     return Sizes(draw(batch), Hkv * draw(heads), Hkv, draw(lengths), draw(lengths), draw(widths), draw(widths))
 
@@ -61,7 +79,7 @@ def layouts(draw, s: Sizes):
 def _cut(draw, total: int, cuts: int) -> tuple[int, ...]:
     marks = sorted(draw(st.lists(st.integers(0, total), min_size=cuts, max_size=cuts)))
     edges = [0, *marks, total]
-    return tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(b - a for a, b in pairwise(edges))
 
 
 @st.composite
@@ -89,7 +107,9 @@ def patterns(draw, s: Sizes, depth: int = 3):
             lead = draw(st.sampled_from([(), (1,), (s.Hq,), (s.B, s.Hq), (s.B, 1)]))
             return Blocks(torch.rand(*lead, 4, 5, generator=generator) < 0.6, draw(st.integers(1, 5)))
         case "explicit":
-            lead = draw(st.sampled_from([(s.Lk,), (s.Lq, s.Lk), (s.Hq, s.Lq, 1), (s.B, 1, s.Lq, s.Lk), (s.B, s.Hq, 1, s.Lk)]))
+            lead = draw(
+                st.sampled_from([(s.Lk,), (s.Lq, s.Lk), (s.Hq, s.Lq, 1), (s.B, 1, s.Lq, s.Lk), (s.B, s.Hq, 1, s.Lk)])
+            )
             return Explicit(torch.rand(*lead, generator=generator) < 0.7)
         case "and":
             return inner() & inner()

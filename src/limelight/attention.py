@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .backends import BACKENDS, choose
-from .backends.contract import BackendError, Call
+from .backends.contract import BackendError, Call, Result
 from .layouts import Layout
 from .observations import Observations, Observe, current_watcher
 from .patterns import Pattern
@@ -81,17 +81,21 @@ def attention(
         torch.Size([1, 1, 4, 4])
     """
     if isinstance(query, Tensor) and query.dim() == 3:
-        return _unbatched(locals())
-    if torch.compiler.is_compiling():
-        from .compiled import compiled_attention
-
-        return compiled_attention(locals())
-    watcher = current_watcher()
+        unbatched = attention(
+            *_with_batch(query, key, value), layout=layout, pattern=pattern, compare=compare, scores=scores, sink=sink,
+            scale=scale, dropout=dropout, seed=seed, observe=observe, backend=backend, name=name,
+        )  # fmt: skip
+        if isinstance(unbatched, Tensor):
+            return unbatched[0]
+        return unbatched[0][0], unbatched[1].map(lambda tensor: tensor[0])
+    compiling = torch.compiler.is_compiling()
+    watcher = current_watcher(compiling)
     call = prepare(
         query, key, value, layout, pattern, compare, scores, sink, scale, dropout, seed,
         observe if watcher is None else _watched(observe, watcher.observe),
     )  # fmt: skip
-    result = choose(call, backend).forward(call)
+    call.only_watched = observe is None
+    result = _forward_compiled(call, backend) if compiling else choose(call, backend).forward(call)
     if watcher is not None and result.observations is not None:
         watcher.add(name, result.observations)
     if observe is None:
@@ -169,7 +173,9 @@ def merge(outputs: Sequence[Tensor], logsumexps: Sequence[Tensor]) -> tuple[Tens
     for output, part in zip(outputs, logsumexps, strict=True):
         if output.shape[:-1] != part.shape or output.shape != outputs[0].shape:
             got = f"an output of shape {tuple(output.shape)} has one of {tuple(part.shape)}"
-            raise wrong("logsumexps", "must have the shape of their output without its width", got, "Do not reduce them.")
+            raise wrong(
+                "logsumexps", "must have the shape of their output without its width", got, "Do not reduce them."
+            )
     parts = torch.stack(list(logsumexps))  # (N, ..., Lq)
     most = parts.detach().amax(0)
     most = torch.where(most == -torch.inf, 0.0, most)
@@ -201,8 +207,8 @@ class Explanation:
     def __str__(self) -> str:
         share = self.pairs / self.all_pairs if self.all_pairs else 0.0
         lines = [
-            f"backend: {self.backend} ({self.about[self.backend]})" if self.backend else "backend: none can serve this call",
-            f"pairs:   {self.pairs:,} of {self.all_pairs:,} (query, key) pairs are seen ({share:.1%}); pattern as {self.form}",
+            f"backend: {self.backend} ({self.about[self.backend]})" if self.backend else "backend: none can serve this",
+            f"pairs:   {self.pairs:,} of {self.all_pairs:,} (query, key) pairs are seen ({share:.1%}), as {self.form}",
             f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
             f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
         ]
@@ -249,30 +255,39 @@ def explain(
     )
 
 
-def _unbatched(arguments: dict[str, object]) -> Tensor | tuple[Tensor, Observations]:
-    """The call with a batch of one row, and its result without it."""
-    for which in ("query", "key", "value"):
-        tensor = arguments[which]
+def _with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three ``(H, L, D)`` tensors as a batch of one row."""
+    for which, tensor in (("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 3:
             got = f"its shape is {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"it is {tensor!r}"
             raise wrong(which, "must have 3 dimensions (H, L, D) like `query`", got, "Or give all three a batch.")
-        arguments[which] = tensor[None]
-    result = attention(**arguments)  # type: ignore[arg-type]
-    if isinstance(result, Tensor):
-        return result[0]
-    output, observations = result
-    return output[0], observations.map(lambda tensor: tensor[0])
+    return query[None], key[None], value[None]
+
+
+def _forward_compiled(call: Call, backend: str | None) -> Result:
+    from . import compiled
+
+    if backend not in (None, "auto"):
+        raise BackendError("a backend cannot be named under torch.compile; the choice is made when the graph runs.")
+    return compiled.forward(call)
 
 
 def _looked_at(call: Call) -> str:
     """Why only operations that PyTorch itself can transform may be used; empty when any may."""
-    if torch._C._are_functorch_transforms_active():
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
     tensors = (call.query, call.key, call.value)
-    if torch.is_grad_enabled() and (any(t.requires_grad for t in tensors) or any(t.requires_grad for t in _operands(call))):
+    if torch.is_grad_enabled() and (
+        any(t.requires_grad for t in tensors) or any(t.requires_grad for t in _operands(call))
+    ):
         return "a gradient is wanted"
-    if forward_ad._current_level >= 0 and any(
-        forward_ad.unpack_dual(t).tangent is not None for t in (*tensors, *_operands(call))
+    if (
+        not torch.compiler.is_compiling()
+        and forward_ad._current_level >= 0
+        and any(
+            forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+            for t in (*tensors, *_operands(call))
+        )
     ):
         return "a forward-mode derivative is wanted"
     return ""
@@ -280,7 +295,7 @@ def _looked_at(call: Call) -> str:
 
 def _operands(call: Call) -> tuple[Tensor, ...]:
     """The float tensors beside query, key and value."""
-    found = () if call.sink is None else (call.sink,)
+    found: tuple[Tensor, ...] = () if call.sink is None else (call.sink,)
     for description in (*call.scores, call.compare):
         if description is not None:
             found += description.tensors()
@@ -298,20 +313,27 @@ def _watched(own: Observe | None, watched: Observe) -> Observe:
             f"{own.heads} is not {watched.heads}",
             "Give both the same `heads`.",
         )
-    fields = {f.name: getattr(own, f.name) or getattr(watched, f.name) for f in dataclasses.fields(Observe)
-              if not isinstance(getattr(own, f.name), Tensor)}
+    fields = {
+        f.name: getattr(own, f.name) or getattr(watched, f.name)
+        for f in dataclasses.fields(Observe)
+        if not isinstance(getattr(own, f.name), Tensor)
+    }
     return dataclasses.replace(own, **fields)
 
 
 def _check_type(name: str, value: object, kind: type, where: str) -> None:
     if not isinstance(value, kind):
-        way_out = f"An instance is needed, such as Causal(), not the class." if isinstance(value, type) else f"See {where}."
+        way_out = (
+            "An instance is needed, such as Causal(), not the class." if isinstance(value, type) else f"See {where}."
+        )
         raise wrong(name, f"must be a {kind.__name__}", f"it is {value!r}", way_out)
 
 
 def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, ...]:
     if isinstance(scores, ScoreRule) or not isinstance(scores, (tuple, list)):
-        raise wrong("scores", "must be a sequence of score rules", f"it is {scores!r}", "Write (rule,) for a single one.")
+        raise wrong(
+            "scores", "must be a sequence of score rules", f"it is {scores!r}", "Write (rule,) for a single one."
+        )
     for rule in scores:
         _check_type("scores", rule, ScoreRule, "limelight.scores")
         rule.check(call.shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class Drawing:
         if exact:
             rows = [" ".join(row) for row in rows]
             return "\n".join(rows)
-        note = f"one cell is {self.queries_per_cell} queries by {self.keys_per_cell} keys; darker: more of its pairs are seen"
+        note = f"one cell is {self.queries_per_cell} queries by {self.keys_per_cell} keys; darker: more pairs are seen"
         return "\n".join([*rows, note])
 
     def svg(self, cell: int = 10) -> str:
@@ -75,4 +76,4 @@ def _cell(share: float, exact: bool) -> str:
 def _runs(row: NDArray[np.float64]) -> list[tuple[int, int, float]]:
     """Neighbouring cells of equal, non-zero share."""
     edges = [0, *(np.flatnonzero(np.diff(row)) + 1).tolist(), len(row)]
-    return [(a, b, float(row[a])) for a, b in zip(edges, edges[1:], strict=False) if b > a and row[a] > 0]
+    return [(a, b, float(row[a])) for a, b in pairwise(edges) if b > a and row[a] > 0]

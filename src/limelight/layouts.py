@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import whole_number, wrong
+from .shapes import describe, whole_number, wrong
 
 
 class Coordinates(NamedTuple):
@@ -110,7 +110,9 @@ class Padded(Layout):
 
     def __post_init__(self) -> None:
         if self.side not in ("right", "left"):
-            raise wrong("side", 'must be "right" or "left"', f"it is {self.side!r}", "It names where the padding stands.")
+            raise wrong(
+                "side", 'must be "right" or "left"', f"it is {self.side!r}", "It names where the padding stands."
+            )
         for name in ("query_lengths", "key_lengths"):
             lengths = getattr(self, name)
             if lengths is not None and not isinstance(lengths, Tensor):
@@ -168,7 +170,7 @@ class Packed(Layout):
                 raise wrong(
                     name,
                     "must hold one whole number for each document",
-                    f"it is {lengths.dtype} of shape {tuple(lengths.shape)}",
+                    f"it is {describe(lengths)}",
                     "Pass a sequence of ints or an (N,) integer tensor of lengths (differences of cu_seqlens).",
                 )
         if self.key_lengths is not None and len(self.key_lengths) != len(self.query_lengths):
@@ -197,7 +199,9 @@ class Packed(Layout):
         for name, lengths, what, size in zip(names, self.both, ("Lq", "Lk"), (Lq, Lk), strict=True):
             total = int(lengths.sum()) if isinstance(lengths, Tensor) else sum(lengths)
             if isinstance(lengths, Tensor) and len(lengths) and int(lengths.min()) < 0:
-                raise wrong(name, "must not hold a negative length", f"its least is {int(lengths.min())}", "Check cu_seqlens.")
+                raise wrong(
+                    name, "must not hold a negative length", f"its least is {int(lengths.min())}", "Check cu_seqlens."
+                )
             if total != size:
                 raise wrong(
                     name,
@@ -231,8 +235,8 @@ class KeyMask(Layout):
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() != 2:
-            got = f"{self.mask.dtype} {tuple(self.mask.shape)}" if isinstance(self.mask, Tensor) else repr(self.mask)
-            raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", f"it is {got}", "Use mask.bool().")
+            got = f"it is {describe(self.mask)}"
+            raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", got, "Use mask.bool().")
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
@@ -270,7 +274,7 @@ def _check_per_row(name: str, values: Tensor, B: int) -> None:
         raise wrong(
             name,
             f"must be an int or a (B,) = ({B},) tensor of whole numbers",
-            f"it is {values.dtype} of shape {tuple(values.shape)}",
+            f"it is {describe(values)}",
             "One number stands for each batch row.",
         )
 

@@ -90,7 +90,7 @@ def _both(a: Span, b: Span) -> Span | None:
     if a.chunk and b.chunk and a.chunk != b.chunk:
         return None
     bounds = (
-        max(x, y) if lower or lower is None else min(x, y)  # of the chunks one is 0 or both are equal
+        max(x, y) if lower or lower is None else min(x, y)  # of two chunks one is 0 or both agree
         for x, y, lower in zip(a, b, _IS_LOWER, strict=True)
     )
     return Span(*bounds)
@@ -178,10 +178,19 @@ def _spans(pattern: Pattern) -> Spans | None:
             return None
 
 
-# --- Segments: the layout by arithmetic --------------------------------------------------------------------------------
+# --- Segments: the layout by arithmetic -------------------------------------------------------------------------------
 
 _SEGMENT = struct.Struct("8q")
-SEGMENT_FIELDS = ("row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row")
+SEGMENT_FIELDS = (
+    "row",
+    "query_begin",
+    "query_end",
+    "key_begin",
+    "key_end",
+    "query_offset",
+    "key_offset",
+    "dropout_row",
+)
 
 
 def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
@@ -423,7 +432,9 @@ def _packed_spans_cached(pattern: Pattern) -> bytes | None:
 _FULL = pack_spans((Span(),))
 
 
-def _lower_rest(pattern: Pattern | None, layout: Layout | None, sizes: tuple[int, int, int, int], segments: bytes) -> Lowered:
+def _lower_rest(
+    pattern: Pattern | None, layout: Layout | None, sizes: tuple[int, int, int, int], segments: bytes
+) -> Lowered:
     """What spans alone do not express: the parts of an "and" are divided among spans, arrays and tiles."""
     B, Hq, Lq, Lk = sizes
     easy: Spans = (Span(),)
@@ -555,7 +566,9 @@ def _merged(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray
 # --- Tiles ----------------------------------------------------------------------------------------------------------
 
 
-def _tiles(parts: list[Pattern], holes: Tensor | None, layout: Layout | None, sizes: tuple[int, int, int, int]) -> Tiles:
+def _tiles(
+    parts: list[Pattern], holes: Tensor | None, layout: Layout | None, sizes: tuple[int, int, int, int]
+) -> Tiles:
     """The map of what ``parts`` (joined by "and") and the holes of a key mask allow, built a few queries at a time."""
     B, Hq, Lq, Lk = sizes
     if not parts:

@@ -74,7 +74,9 @@ class Observe(Description):
         """Raise `ArgumentError` when an index or a feature does not fit the call."""
         if self.features is not None and (self.features.dim() != 2 or self.features.shape[0] != shapes.Lk):
             got = tuple(self.features.shape)
-            raise wrong("features", f"must be (Lk, F) with Lk = {shapes.Lk}", f"its shape is {got}", "One row for each key.")
+            raise wrong(
+                "features", f"must be (Lk, F) with Lk = {shapes.Lk}", f"its shape is {got}", "One row for each key."
+            )
         for name, indices, size, what in (
             ("heads", self.heads, shapes.Hq, "query heads"),
             ("rows", self.rows, shapes.Lq, "queries"),
@@ -174,9 +176,13 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
         _watchers.remove(seen)
 
 
-def current_watcher() -> Seen | None:
+def current_watcher(compiling: bool = False) -> Seen | None:
     """The innermost watcher of this thread, unless the call is a repetition inside a backward pass."""
-    if not _watchers or torch._C._current_graph_task_id() != -1:
+    if not _watchers:
+        return None
+    if compiling:
+        raise RuntimeError("watching() does not see into torch.compile; observe the model before compiling it.")
+    if torch._C._current_graph_task_id() != -1:
         return None
     thread = threading.get_ident()
     return next((seen for seen in reversed(_watchers) if seen.thread == thread), None)

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import check_broadcast, whole_number, wrong
+from .shapes import check_broadcast, describe, whole_number, wrong
 
 if TYPE_CHECKING:
     from .drawing import Drawing
@@ -61,6 +61,7 @@ class Where(NamedTuple):
     key_position: Tensor  # (B | 1, 1, 1, Lk)
     query_index: Tensor  # (1, 1, Lq, 1)
     key_index: Tensor  # (1, 1, 1, Lk)
+    rows: slice  # the queries asked about, among all
 
     @property
     def distance(self) -> Tensor:
@@ -80,6 +81,7 @@ class Where(NamedTuple):
             key_position=key[:, None, None, :],
             query_index=torch.arange(query.shape[1], device=device)[None, None, rows, None],
             key_index=torch.arange(key.shape[1], device=device)[None, None, None, :],
+            rows=rows,
         )
 
 
@@ -102,14 +104,18 @@ class Pattern(Description):
     def __invert__(self) -> Pattern:
         return Not(self)
 
-    def pairs(self, queries: int, keys: int | None = None, *, layout: Layout | None = None, batch: int = 1, heads: int = 1) -> int:
+    def pairs(
+        self, queries: int, keys: int | None = None, *, layout: Layout | None = None, batch: int = 1, heads: int = 1
+    ) -> int:
         """How many (query, key) pairs the pattern allows over a ``batch`` of rows and ``heads`` query heads."""
         from .lowering import lower
 
         keys = queries if keys is None else keys
         return lower(self, layout, batch, heads, queries, keys).pairs()
 
-    def draw(self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1) -> Drawing:
+    def draw(
+        self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1
+    ) -> Drawing:
         """A picture of who sees whom: text when printed, SVG in a notebook (``.svg()``), for the first batch row."""
         from .drawing import draw
 
@@ -180,12 +186,19 @@ class Prefix(Pattern):
         if not isinstance(self.length, Tensor):
             whole_number("length", self.length, at_least=0)
         elif self.length.dim() != 1 or self.length.dtype.is_floating_point:
-            raise wrong("length", "must be an int or a (B,) integer tensor", f"it is {self.length!r}", "Give one length a row.")
+            raise wrong(
+                "length",
+                "must be an int or a (B,) integer tensor",
+                f"it is {describe(self.length)}",
+                "Give one length a row.",
+            )
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
         if isinstance(self.length, Tensor) and self.length.shape[0] != B:
-            raise wrong("length", "must have one number for each batch row", f"{len(self.length)} is not {B}", "Or pass an int.")
+            raise wrong(
+                "length", "must have one number for each batch row", f"{len(self.length)} is not {B}", "Or pass an int."
+            )
 
     def allows(self, at: Where) -> Tensor:
         """See `Pattern.allows`."""
@@ -239,7 +252,12 @@ class Blocks(Pattern):
     def __post_init__(self) -> None:
         whole_number("size", self.size, at_least=1)
         if not isinstance(self.table, Tensor) or self.table.dtype != torch.bool or not 2 <= self.table.dim() <= 4:
-            raise wrong("table", "must be a bool tensor (..., query blocks, key blocks)", f"it is {self.table!r}", "Use .bool().")
+            raise wrong(
+                "table",
+                "must be a bool tensor (..., query blocks, key blocks)",
+                f"it is {describe(self.table)}",
+                "Use .bool().",
+            )
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
@@ -267,11 +285,10 @@ class Explicit(Pattern):
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() > 4:
-            got = f"{self.mask.dtype} {tuple(self.mask.shape)}" if isinstance(self.mask, Tensor) else repr(self.mask)
             raise wrong(
                 "mask",
                 "must be a bool tensor, true where the query sees the key",
-                f"it is {got}",
+                f"it is {describe(self.mask)}",
                 "A float mask that is added to the scores is limelight.scores.Bias(mask).",
             )
 
@@ -283,11 +300,7 @@ class Explicit(Pattern):
         """See `Pattern.allows`."""
         mask = self.mask.to(at.query_position.device)
         mask = mask[(None,) * (4 - mask.dim())]
-        batch, head, row, column = (
-            index if size > 1 else torch.zeros_like(index.flatten()[:1]).reshape(1, 1, 1, 1)
-            for index, size in zip((at.batch, at.head, at.query_index, at.key_index), mask.shape, strict=True)
-        )
-        return mask[batch, head, row, column]
+        return mask if mask.shape[2] == 1 else mask[:, :, at.rows]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -314,8 +327,12 @@ class Rule(Pattern):
         """See `Pattern.allows`."""
         allowed = self.function(at)
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
-            got = f"a {allowed.dtype} tensor" if isinstance(allowed, Tensor) else repr(allowed)
-            raise wrong("function", "of a Rule must return a bool tensor", f"it returned {got}", "Compare, or use .bool().")
+            raise wrong(
+                "function",
+                "of a Rule must return a bool tensor",
+                f"it returned {describe(allowed)}",
+                "Compare, or use .bool().",
+            )
         sizes = (len(at.batch), at.head.shape[1], at.query_index.shape[2], at.key_index.shape[3])
         check_broadcast("function", allowed.shape, sizes)
         return allowed[(None,) * (4 - allowed.dim())]

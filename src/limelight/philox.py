@@ -40,5 +40,7 @@ def kept(probability: float, seed: Tensor, row: Tensor, head: Tensor, query: Ten
     group = torch.div(key, 4, rounding_mode="floor")
     words = philox((group, query, head, row), seed)
     place = key % 4
-    word = torch.where(place < 2, torch.where(place == 0, words[0], words[1]), torch.where(place == 2, words[2], words[3]))
+    word = torch.where(
+        place < 2, torch.where(place == 0, words[0], words[1]), torch.where(place == 2, words[2], words[3])
+    )
     return word >= int(probability * 2.0**32)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import Where
-from .shapes import FLOATS, Shapes, check_broadcast, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_broadcast, describe, whole_number, wrong
 
 
 class ScoreRule(Description):
@@ -51,7 +51,7 @@ class ALiBi(ScoreRule):
 
     @classmethod
     def standard(cls, heads: int, device: torch.device | None = None) -> ALiBi:
-        """The published slopes: ``2^(-8 (h + 1) / n)`` for a power of two ``n``, else interleaved with the next one's."""
+        """The published slopes: ``2^(-8 (h + 1) / n)``, interleaved with those of ``2 n`` unless a power of two."""
         whole_number("heads", heads, at_least=1)
         below = 2 ** int(math.log2(heads))
         first = [2 ** (-8 * (h + 1) / below) for h in range(below)]
@@ -156,7 +156,9 @@ class SoftCap(ScoreRule):
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not 0 < self.limit < math.inf:
-            raise wrong("limit", "must be a positive number", f"it is {self.limit!r}", "Leave the rule out for no limit.")
+            raise wrong(
+                "limit", "must be a positive number", f"it is {self.limit!r}", "Leave the rule out for no limit."
+            )
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
         """See `ScoreRule.apply`."""
@@ -183,9 +185,13 @@ class Additive(Description):
 
 def _check_float(name: str, tensor: object, ranks: tuple[int, ...]) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or tensor.dim() not in ranks:
-        got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)
         wanted = " or ".join(str(rank) for rank in ranks)
-        raise wrong(name, f"must be a float tensor of {wanted} dimensions", f"it is {got}", "Convert it, or reshape it.")
+        raise wrong(
+            name,
+            f"must be a float tensor of {wanted} dimensions",
+            f"it is {describe(tensor)}",
+            "Convert it, or reshape it.",
+        )
 
 
 def _check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:

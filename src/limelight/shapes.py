@@ -27,6 +27,13 @@ def wrong(argument: str, rule: str, got: str, way_out: str) -> ArgumentError:
     return ArgumentError(f"`{argument}` {rule}, but {got}. {way_out}")
 
 
+def describe(value: object) -> str:
+    """A value for an error: a tensor by its dtype and shape, never by its numbers."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return repr(value)
+
+
 class Shapes(NamedTuple):
     """The sizes of one call."""
 
@@ -44,7 +51,7 @@ class Shapes(NamedTuple):
         return (self.B, self.Hq, self.Lq, self.Lk)
 
 
-def read_shapes(query: Tensor, key: Tensor, value: Tensor, *, additive: bool = False) -> Shapes:
+def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
     """Check that three ``(B, H, L, D)`` tensors fit together and return their sizes.
 
     The common case costs a handful of integer comparisons; only a failure looks for the words.
@@ -52,7 +59,10 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor, *, additive: bool = F
     Raises:
         ArgumentError: a wrong rank, batch, head count, length, width, dtype or device.
     """
-    q, k, v = query.shape, key.shape, value.shape
+    try:
+        q, k, v = query.shape, key.shape, value.shape
+    except AttributeError:
+        raise _complaint(query, key, value) from None
     if len(q) == len(k) == len(v) == 4:
         B, Hq, Lq, D = q
         if (
@@ -97,7 +107,10 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
             return wrong(name, "must have the dtype of `query`", f"{tensor.dtype} is not {query.dtype}", "Convert one.")
         if tensor.device != query.device:
             return wrong(
-                name, "must be on the device of `query`", f"{tensor.device} is not {query.device}", "Move one with .to()."
+                name,
+                "must be on the device of `query`",
+                f"{tensor.device} is not {query.device}",
+                "Move one with .to().",
             )
         if tensor.shape[0] != query.shape[0]:
             return wrong(
@@ -133,7 +146,9 @@ def whole_number(name: str, value: object, *, at_least: int | None = None) -> in
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise wrong(name, "must be a whole number", f"it is {value!r}", "Pass an int.")
     if at_least is not None and value < at_least:
-        raise wrong(name, f"must be at least {at_least}", f"it is {value}", "Check the sign and the order of the arguments.")
+        raise wrong(
+            name, f"must be at least {at_least}", f"it is {value}", "Check the sign and the order of the arguments."
+        )
     return value  # type: ignore[return-value]
 
 

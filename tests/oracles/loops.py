@@ -10,8 +10,23 @@ import math
 import numpy as np
 
 from limelight import (
-    Aligned, ALiBi, Additive, Bias, Blocks, Causal, Chunks, Explicit, Full, KeyMask, Keys, Packed, Padded, Prefix,
-    RelativeBias, SoftCap, Window,
+    Additive,
+    ALiBi,
+    Aligned,
+    Bias,
+    Blocks,
+    Causal,
+    Chunks,
+    Explicit,
+    Full,
+    KeyMask,
+    Keys,
+    Packed,
+    Padded,
+    Prefix,
+    RelativeBias,
+    SoftCap,
+    Window,
 )  # fmt: skip
 from limelight.patterns import And, Not, Or
 
@@ -115,7 +130,9 @@ def philox_word(seed, head, query, key, row):
     return c[key % 4]
 
 
-def attention(q, k, v, *, layout=None, pattern=None, compare=None, scores=(), sink=None, scale=None, dropout=0.0, seed=0):
+def attention(
+    q, k, v, *, layout=None, pattern=None, compare=None, scores=(), sink=None, scale=None, dropout=0.0, seed=0
+):
     """``(output, weights, logsumexp, scores)`` in float64 numpy; weights before dropout."""
     B, Hq, Lq, D = q.shape
     Hkv, Lk, Dv = k.shape[1], k.shape[2], v.shape[3]
@@ -135,7 +152,9 @@ def attention(q, k, v, *, layout=None, pattern=None, compare=None, scores=(), si
                     if compare is None:
                         x = scale * float(np.dot(q[b, h, i], k[b, g, j]))
                     else:
-                        vector = compare.vector if compare.vector.dim() == 1 else compare.vector[h % len(compare.vector)]
+                        vector = (
+                            compare.vector if compare.vector.dim() == 1 else compare.vector[h % len(compare.vector)]
+                        )
                         x = float(np.dot(vector.detach().double().numpy(), np.tanh(q[b, h, i] + k[b, g, j])))
                     distance = keys[j][0] - queries[i][0]
                     for rule in scores:

@@ -113,7 +113,11 @@ def test_tensors_are_never_compared_by_value(monkeypatch):
     def compared(*_):
         raise AssertionError("a tensor was compared by value")
 
-    pairs = [(KeyMask(mask), KeyMask(mask.clone())), (Padded(lengths), Padded(lengths.clone())), (Explicit(mask), Explicit(mask.clone()))]
+    pairs = [
+        (KeyMask(mask), KeyMask(mask.clone())),
+        (Padded(lengths), Padded(lengths.clone())),
+        (Explicit(mask), Explicit(mask.clone())),
+    ]
     monkeypatch.setattr(torch.Tensor, "__eq__", compared)
     for one, other in pairs:
         assert one == type(one)(*one.parts())

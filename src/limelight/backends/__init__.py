@@ -23,7 +23,7 @@ def choose(call: Call, name: str | None) -> Backend:
                 return backend
         raise BackendError("no backend can serve this call.\n" + _all_reasons(call) + f"\n{_WAY_OUT}")
     for backend in BACKENDS:
-        if backend.NAME == name:
+        if name == backend.NAME:
             reasons = backend.reasons_against(call)
             # Whoever names the reference has said that its memory is meant.
             if reasons and backend is not reference:

@@ -49,6 +49,9 @@ class Call:
     # Derivatives are wanted, or a transform of torch.func or a tensor subclass looks on: only plain tensor
     # operations, which PyTorch knows how to differentiate, may be used.
     traced: str = ""
+    # Only a watcher wants the observations: they keep nothing for a backward pass, so that a call repeated by
+    # activation checkpointing, watched or not, keeps the same tensors.
+    only_watched: bool = False
 
     @cached_property
     def lowered(self) -> Lowered:

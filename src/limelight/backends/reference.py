@@ -39,7 +39,9 @@ def reasons_against(call: Call) -> list[str]:
     """Only size speaks against the definition; see `choose` in `limelight.backends` for calls that name it."""
     if memory(call) > MOST_SCORES:
         have = " x ".join(map(str, call.shapes.scores))
-        return [f"the scores (B x Hq x Lq x Lk = {have}) would take {memory(call) / 2**20:,.0f} MiB, over the limit of 256"]
+        return [
+            f"the scores (B x Hq x Lq x Lk = {have}) would take {memory(call) / 2**20:,.0f} MiB, over the limit of 256"
+        ]
     return []
 
 
@@ -52,7 +54,7 @@ def memory(call: Call) -> int:
 def forward(call: Call) -> Result:
     """Compute the call."""
     dtype = _accumulator(call.query.dtype)
-    B, Hq, Lq, Lk = call.shapes.scores
+    Hq = call.shapes.Hq
     query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
     key, value = _per_query_head(key, Hq), _per_query_head(value, Hq)
 
@@ -70,11 +72,12 @@ def forward(call: Call) -> Result:
         seed = torch.as_tensor(call.seed, device=query.device, dtype=torch.int64)
         keep = kept(call.dropout, seed, row, at.head, at.query_position, at.key_position)
         mixed = torch.where(keep, weights / (1.0 - call.dropout), 0.0)
-    output = _Mix.apply(mixed, value, seen).to(call.query.dtype)
+    output = _mix(mixed, value, seen).to(call.query.dtype)
 
     observations = None
     if call.observe is not None:
-        observations = _observe(call.observe, scores, weights, logsumexp, seen, visible, at)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not call.only_watched):
+            observations = _observe(call.observe, scores, weights, logsumexp, seen, visible, at)
     return Result(output, logsumexp, observations)
 
 
@@ -103,8 +106,7 @@ def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
 def _compare(query: Tensor, key: Tensor, visible: Tensor, compare: Additive | None, scale: float) -> Tensor:
     """Scores before any rule, 0 where not visible."""
     if compare is None:
-        scores: Tensor = _Scores.apply(query, key, visible) * scale
-        return scores
+        return _scores(query, key, visible) * scale
     pairs = query[:, :, :, None, :] + key[:, :, None, :, :]  # (B, Hq, Lq, Lk, D)
     pairs = torch.tanh(torch.where(visible[..., None], pairs, 0.0))
     vector = compare.vector.to(query.dtype)
@@ -139,7 +141,6 @@ def _observe(
         heads = list(observe.heads)
         scores, weights, logsumexp, seen, visible = (x[:, heads] for x in (scores, weights, logsumexp, seen, visible))
     fixed = weights.detach()
-    Lq, Lk = scores.shape[-2:]
     result = Observations()
     if observe.logsumexp:
         result.logsumexp = logsumexp
@@ -197,11 +198,19 @@ def _block_sums(tensor: Tensor, bq: int, bk: int) -> Tensor:
 # derivatives of each are again these two, so the promise holds backward and in every higher derivative.
 
 
-class _Scores(torch.autograd.Function):
+def _scores(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     """``s_ij = a_i . b_j`` where kept, else 0. Shapes ``(..., I, D), (..., J, D), keep (..., I, J)``."""
+    result: Tensor = (_Scores if torch.compiler.is_compiling() else _ScoresForward).apply(a, b, keep)  # type: ignore[no-untyped-call]
+    return result
 
-    generate_vmap_rule = True
 
+def _mix(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+    """``o_i = sum over kept j of w_ij b_j``. Shapes ``(..., I, J), (..., J, D), keep (..., I, J)``."""
+    result: Tensor = (_Mix if torch.compiler.is_compiling() else _MixForward).apply(w, b, keep)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
         return torch.where(keep, a @ b.mT, 0.0)
@@ -209,26 +218,14 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b, keep = ctx.saved_tensors
-        return _Mix.apply(grad, b, keep), _Mix.apply(grad.mT, a, keep.mT), None
-
-    @staticmethod
-    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
-        a, b, keep = ctx.saved_tensors
-        first = _Scores.apply(da, b, keep) if da is not None else None
-        second = _Scores.apply(a, db, keep) if db is not None else None
-        return _plus(first, second)
+        return _mix(grad, b, keep), _mix(grad.mT, a, keep.mT), None
 
 
 class _Mix(torch.autograd.Function):
-    """``o_i = sum over kept j of w_ij b_j``. Shapes ``(..., I, J), (..., J, D), keep (..., I, J)``."""
-
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
         w = torch.where(keep, w, 0.0)
@@ -241,19 +238,42 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        w, b, keep = ctx.saved_tensors
+        return _scores(grad, b, keep), _mix(w.mT, grad, keep.mT), None
+
+
+# The same with forward-mode derivatives and vmap, which torch.compile refuses to trace.
+
+
+class _ScoresForward(_Scores):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        w, b, keep = ctx.saved_tensors
-        return _Scores.apply(grad, b, keep), _Mix.apply(w.mT, grad, keep.mT), None
+    def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
+        a, b, keep = ctx.saved_tensors
+        return _plus(da if da is None else _scores(da, b, keep), db if db is None else _scores(a, db, keep))
+
+
+class _MixForward(_Mix):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(ctx: Any, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
         w, b, keep = ctx.saved_tensors
-        first = _Mix.apply(dw, b, keep) if dw is not None else None
-        second = _Mix.apply(w, db, keep) if db is not None else None
-        return _plus(first, second)
+        return _plus(dw if dw is None else _mix(dw, b, keep), db if db is None else _mix(w, db, keep))
 
 
 def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
@@ -265,7 +285,10 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 
 def _may_look(tensor: Tensor) -> bool:
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and tensor.device.type == "cpu"
+    return (
+        not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+        and tensor.device.type == "cpu"
+    )
 
 
 def _spoils(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from ..attention import BackendError
+from ..backends.contract import BackendError
 from ..shapes import ArgumentError
 from .explain import explain
 from .look import look

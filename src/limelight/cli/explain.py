@@ -12,7 +12,9 @@ PATTERNS = {"full": "Full()", "causal": "Causal()", "window": "Causal() & Window
 def explain(
     length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
     heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
-    kv_heads: Annotated[int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.")] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.")
+    ] = None,
     width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
     pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
     back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
@@ -34,12 +36,18 @@ def explain(
 
     dtypes = {str(d).removeprefix("torch."): d for d in FLOATS}
     if dtype not in dtypes:
-        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight explain --help.")
+        raise wrong(
+            "--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight explain --help."
+        )
     patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
     if pattern not in patterns:
-        raise wrong("--pattern", f"must be one of {', '.join(patterns)}", f"it is {pattern!r}", "See limelight explain --help.")
+        raise wrong(
+            "--pattern", f"must be one of {', '.join(patterns)}", f"it is {pattern!r}", "See limelight explain --help."
+        )
 
-    typer.echo(f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    typer.echo(
+        f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
+    )
     for backend in BACKENDS:
         status = getattr(backend, "status", None)
         typer.echo(f"  {backend.NAME}: {status() if status else backend.ABOUT}")

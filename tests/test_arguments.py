@@ -1,0 +1,147 @@
+"""Bad input: one paragraph that names the argument, the rule, the values and the way out."""
+
+import pytest
+import torch
+
+import limelight
+from limelight import (
+    Additive,
+    ALiBi,
+    Aligned,
+    ArgumentError,
+    BackendError,
+    Bias,
+    Blocks,
+    Causal,
+    Chunks,
+    Explicit,
+    KeyMask,
+    Keys,
+    Observe,
+    Packed,
+    Padded,
+    Prefix,
+    RelativeBias,
+    Rule,
+    SoftCap,
+    Window,
+)  # fmt: skip
+
+q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
+
+BAD = {
+    "rank": (lambda: limelight.attention(q[0, 0], k, k), "query", "(5, 8)"),
+    "mixed rank": (lambda: limelight.attention(q[0], k, k), "key", "(2, 2, 6, 8)"),
+    "batch": (lambda: limelight.attention(q, k[:1], k[:1]), "key", "1 is not 2"),
+    "groups": (lambda: limelight.attention(q[:, :3], k, k), "query", "3 is not a multiple of 2"),
+    "width": (lambda: limelight.attention(q, k[..., :4], k), "key", "4 stands against 8"),
+    "value length": (lambda: limelight.attention(q, k, k[:, :, :5]), "value", "(2, 2, 5, 8)"),
+    "dtype": (lambda: limelight.attention(q, k.double(), k), "key", "float64"),
+    "whole numbers": (lambda: limelight.attention(q.long(), k.long(), k.long()), "query", "int64"),
+    "device": (lambda: limelight.attention(q, k.to("meta"), k), "key", "meta"),
+    "no tensor": (lambda: limelight.attention(q, None, k), "key", "NoneType"),
+    "pattern class": (lambda: limelight.attention(q, k, k, pattern=Causal), "pattern", "Causal()"),
+    "pattern type": (lambda: limelight.attention(q, k, k, pattern="causal"), "pattern", "'causal'"),
+    "layout type": (lambda: limelight.attention(q, k, k, layout=Causal()), "layout", "Causal()"),
+    "scores": (lambda: limelight.attention(q, k, k, scores=SoftCap(2.0)), "scores", "SoftCap"),
+    "sink": (lambda: limelight.attention(q, k, k, sink=torch.zeros(2)), "sink", "(2,)"),
+    "dropout": (lambda: limelight.attention(q, k, k, dropout=1.5), "dropout", "1.5"),
+    "backend": (lambda: limelight.attention(q, k, k, backend="fast"), "backend", "'fast'"),
+    "window": (lambda: Window(-1, 0), "back", "-1"),
+    "window type": (lambda: Window(1.5, 0), "back", "1.5"),
+    "prefix": (lambda: Prefix(-3), "length", "-3"),
+    "prefix rows": (lambda: limelight.attention(q, k, k, pattern=Prefix(torch.tensor([1]))), "length", "1 is not 2"),
+    "chunks": (lambda: Chunks(0), "size", "0"),
+    "keys": (lambda: Keys(first=-1), "first", "-1"),
+    "blocks": (lambda: Blocks(torch.ones(2, 2), 4), "table", "tensor"),
+    "explicit": (lambda: Explicit(torch.zeros(5, 6)), "mask", "float32"),
+    "explicit shape": (
+        lambda: limelight.attention(q, k, k, pattern=Explicit(torch.ones(5, 5).bool())),
+        "mask",
+        "(5, 5)",
+    ),
+    "rule": (lambda: limelight.attention(q, k, k, pattern=Rule(lambda at: at.head)), "function", "int64"),
+    "packed": (lambda: limelight.attention(q, k, k, layout=Packed((2, 2), (3, 3))), "query_lengths", "4 tokens"),
+    "packed negative": (lambda: Packed((7, -2)), "query_lengths", "-2"),
+    "packed count": (lambda: Packed((2, 3), (6,)), "key_lengths", "1 is not 2"),
+    "padded": (lambda: limelight.attention(q, k, k, layout=Padded(9, 6)), "query_lengths", "9"),
+    "padded rows": (lambda: limelight.attention(q, k, k, layout=Padded(torch.tensor([1]), 6)), "query_lengths", "(1,)"),
+    "padded side": (lambda: Padded(3, side="up"), "side", "'up'"),
+    "aligned": (lambda: Aligned(1.5), "query_start", "1.5"),
+    "key mask": (lambda: KeyMask(torch.ones(2, 6)), "mask", "float32"),
+    "key mask shape": (lambda: limelight.attention(q, k, k, layout=KeyMask(torch.ones(2, 5).bool())), "mask", "(2, 5)"),
+    "alibi": (lambda: limelight.attention(q, k, k, scores=(ALiBi(torch.rand(3)),)), "slopes", "(3,)"),
+    "relative": (lambda: limelight.attention(q, k, k, scores=(RelativeBias(torch.rand(2, 32)),)), "table", "(2,)"),
+    "bias": (lambda: limelight.attention(q, k, k, scores=(Bias(torch.rand(7, 6)),)), "tensor", "(7, 6)"),
+    "cap": (lambda: SoftCap(0.0), "limit", "0.0"),
+    "additive": (lambda: limelight.attention(q, k, k, compare=Additive(torch.rand(7))), "vector", "(7,)"),
+    "top": (lambda: Observe(top=-1), "top", "-1"),
+    "rows": (lambda: limelight.attention(q, k, k, observe=Observe(rows=(5,))), "rows", "5"),
+    "heads": (lambda: limelight.attention(q, k, k, observe=Observe(heads=(4,))), "heads", "4"),
+    "pairs": (lambda: limelight.attention(q, k, k, observe=Observe(pairs=((0, 6),))), "pairs", "6"),
+    "features": (
+        lambda: limelight.attention(q, k, k, observe=Observe(features=torch.ones(5, 1))),
+        "features",
+        "(5, 1)",
+    ),
+    "blocks observed": (lambda: Observe(blocks=(0, 4)), "blocks", "0"),
+    "merge": (lambda: limelight.merge([q], []), "logsumexps", "1 outputs and 0"),
+    "merge shape": (lambda: limelight.merge([q], [q[..., 0, 0]]), "logsumexps", "(2, 4)"),
+}
+
+
+@pytest.mark.parametrize(("bad", "argument", "values"), BAD.values(), ids=BAD)
+def test_bad_input(bad, argument, values):
+    with pytest.raises(ArgumentError) as caught:
+        bad()
+    message = str(caught.value)
+    assert message.startswith(f"`{argument}`"), message
+    assert values in message, message
+    assert message.count("\n") == 0
+    assert len(message) < 400
+    assert message.endswith("."), message
+
+
+def test_a_large_call_with_gradients_raises_and_says_why():
+    big = torch.zeros(1, 8, 1, 16).expand(1, 8, 5000, 16).requires_grad_()
+    with pytest.raises(BackendError) as caught:
+        limelight.attention(big, big, big)
+    message = str(caught.value)
+    assert "native" in message
+    assert "gradient" in message
+    assert "8 x 5000 x 5000" in message
+    assert 'backend="reference"' in message
+
+
+def test_explain_says_all_of_it():
+    text = str(limelight.explain(q, k, k, pattern=Causal()))
+    assert "pairs:" in text
+    assert "2 spans" not in text
+    answer = limelight.explain(q, k, k, pattern=Causal(), backend="reference")
+    assert answer.backend == "reference"
+    assert answer.pairs == 8 * (2 + 3 + 4 + 5 + 6)
+    big = torch.zeros(1).expand(1, 8, 5000, 16).requires_grad_()
+    answer = limelight.explain(big, big, big)
+    assert answer.backend is None
+    assert "none can serve" in str(answer)
+
+
+def test_unbatched():
+    out, seen = limelight.attention(q[0], k[0], k[0], observe=Observe(entropy=True))
+    assert out.shape == (4, 5, 8)
+    assert seen.entropy.shape == (4, 5)
+    torch.testing.assert_close(out, limelight.attention(q[:1], k[:1], k[:1])[0])
+
+
+def test_watching_names_layers_and_gives_way():
+    with limelight.watching(Observe(entropy=True)) as seen:
+        limelight.attention(q, k, k, name="first")
+        _, own = limelight.attention(q, k, k, observe=Observe(top=2))
+        limelight.attention(q, k, k, name="first")
+    limelight.attention(q, k, k, name="late")
+    assert list(seen.layers) == ["first", "attention.1"]
+    assert len(seen.layers["first"]) == 2
+    assert seen["first"].entropy.shape == (2, 4, 5)
+    assert own.top_keys.shape == (2, 4, 5, 2)
+    with pytest.raises(KeyError, match="first"):
+        seen["late"]

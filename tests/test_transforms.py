@@ -1,0 +1,243 @@
+"""Every transform of PyTorch is either right or an error; none gives zeros in silence."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import limelight
+from limelight import (
+    Additive,
+    ALiBi,
+    Bias,
+    Causal,
+    KeyMask,
+    Keys,
+    Observe,
+    Packed,
+    RelativeBias,
+    Rule,
+    SoftCap,
+    T5Buckets,
+    Window,
+)
+
+FORMS = {
+    "causal": {"pattern": Causal()},
+    "window and sink": {"pattern": Causal() & (Window(2, 0) | Keys(1)), "sink": torch.randn(4, dtype=torch.float64)},
+    "rules": {
+        "scores": (
+            ALiBi(torch.rand(4, dtype=torch.float64)),
+            Bias(torch.randn(4, 5, 6, dtype=torch.float64)),
+            SoftCap(2.0),
+            RelativeBias(torch.randn(4, 8, dtype=torch.float64), T5Buckets(8, 6)),
+        )
+    },
+    "packed and dropout": {"layout": Packed((2, 3), (4, 2)), "dropout": 0.3, "seed": 5},
+    "additive": {"compare": Additive(torch.randn(3, dtype=torch.float64))},
+}
+forms = pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
+
+
+def tensors(*lead: int) -> tuple[torch.Tensor, ...]:
+    return tuple(
+        torch.randn(*lead, *shape, dtype=torch.float64) for shape in ((1, 4, 5, 3), (1, 2, 6, 3), (1, 2, 6, 2))
+    )
+
+
+def call(settings):
+    return lambda q, k, v: limelight.attention(q, k, v, **settings)
+
+
+@forms
+def test_first_and_second_derivatives(settings):
+    leaves = [t.requires_grad_() for t in tensors()]
+    assert torch.autograd.gradcheck(call(settings), leaves, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call(settings), leaves, fast_mode=True)
+
+
+def test_gradients_of_every_operand():
+    q, k, v = tensors()
+
+    def f(sink, slopes, bias, table, vector):
+        rules = (ALiBi(slopes), Bias(bias), SoftCap(3.0), RelativeBias(table, T5Buckets(8, 6)))
+        dot = limelight.attention(q, k, v, sink=sink, scores=rules, pattern=Causal())
+        return dot, limelight.attention(q, k, v, compare=Additive(vector))
+
+    operands = (torch.randn(4), torch.rand(4), torch.randn(5, 6), torch.randn(4, 8), torch.randn(4, 3))
+    operands = [t.double().requires_grad_() for t in operands]
+    assert torch.autograd.gradcheck(f, operands, check_forward_ad=True, fast_mode=True)
+
+
+def test_gradients_of_what_is_observed():
+    def f(q, k, v):
+        see = Observe(logsumexp=True, entropy=True, rows=(1, 3), pairs=((0, 0), (4, 2)))
+        seen = limelight.attention(q, k, v, pattern=Causal(), sink=torch.ones(4).double(), observe=see)[1]
+        return seen.logsumexp, seen.entropy, seen.rows, seen.pairs
+
+    assert torch.autograd.gradcheck(f, [t.requires_grad_() for t in tensors()], fast_mode=True)
+    q, k, v = (t.requires_grad_() for t in tensors())
+    seen = limelight.attention(q, k, v, observe=Observe(max_weight=True, top=2, received=True, blocks=(2, 2)))[1]
+    assert not any(t.requires_grad for t in seen.seen().values())
+
+
+@forms
+def test_jvp_and_vmap_of_torch_func(settings):
+    f, primals, tangents = call(settings), tensors(), tensors()
+    out, tangent = torch.func.jvp(f, primals, tangents)
+    step = 1e-6
+    ahead, behind = (f(*(p + sign * step * t for p, t in zip(primals, tangents, strict=True))) for sign in (1, -1))
+    torch.testing.assert_close(tangent, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
+    assert tangent.abs().max() > 0
+    torch.testing.assert_close(out, f(*primals))
+    with forward_ad.dual_level():
+        dual = f(*map(forward_ad.make_dual, primals, tangents))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, tangent)
+    batched = tensors(3)
+    together = torch.func.vmap(f)(*batched)
+    for n in range(3):
+        torch.testing.assert_close(together[n], f(*(t[n] for t in batched)))
+
+
+def test_hessian_vector_product():
+    f = lambda q, k, v: limelight.attention(q, k, v, pattern=Causal()).square().sum()  # noqa: E731
+    primals, tangents = tensors(), tensors()
+    _, product = torch.func.jvp(torch.func.grad(f, argnums=(0, 1, 2)), primals, tangents)
+    step = 1e-6
+    ahead, behind = (
+        torch.func.grad(f, argnums=(0, 1, 2))(*(p + sign * step * t for p, t in zip(primals, tangents, strict=True)))
+        for sign in (1, -1)
+    )
+    for got, plus, minus in zip(product, ahead, behind, strict=True):
+        torch.testing.assert_close(got, (plus - minus) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+@forms
+def test_compile_with_changing_lengths(settings):
+    fixed = "scores" in settings or "layout" in settings  # their tensors and lengths have one size
+    lengths = [(5, 6)] if fixed else [(5, 6), (7, 9), (3, 3)]
+    torch._dynamo.reset()
+    f = torch.compile(call(settings), fullgraph=True, dynamic=True, backend="aot_eager")
+    for Lq, Lk in lengths:
+        q, k, v = (
+            torch.randn(1, 4, Lq, 3).double(),
+            torch.randn(1, 2, Lk, 3).double(),
+            torch.randn(1, 2, Lk, 2).double(),
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(f(q, k, v), call(settings)(q, k, v))
+        leaves = [t.requires_grad_() for t in (q, k, v)]
+        for a, b in zip(
+            torch.autograd.grad(f(q, k, v).square().sum(), leaves),
+            torch.autograd.grad(call(settings)(q, k, v).square().sum(), leaves),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_compile_with_masks_rules_and_observations():
+    torch._dynamo.reset()
+
+    def f(q, k, v, mask):
+        rule = Rule(lambda at: (at.query_index + at.key_index) % 2 == 0)
+        return limelight.attention(q, k, v, layout=KeyMask(mask), pattern=rule, observe=Observe(entropy=True))
+
+    args = (*tensors(), torch.rand(1, 6) < 0.7)
+    out, seen = torch.compile(f, fullgraph=True, backend="aot_eager")(*args)
+    torch.testing.assert_close(out, f(*args)[0])
+    torch.testing.assert_close(seen.entropy, f(*args)[1].entropy)
+
+
+def test_compiled_graphs_do_not_lose_derivatives():
+    torch._dynamo.reset()
+    f = call({"pattern": Causal()})
+    primals, tangents = tensors(), tensors()
+    truth = torch.func.jvp(f, primals, tangents)[1]
+    compiled = torch.compile(f, backend="aot_eager")
+    compiled(*primals)  # the graph without derivatives exists before the transform asks for one
+    torch.testing.assert_close(torch.func.jvp(compiled, primals, tangents)[1], truth)
+    with forward_ad.dual_level():
+        dual = compiled(*map(forward_ad.make_dual, primals, tangents))
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, truth)
+
+
+def registered_operator(settings):
+    """``limelight::attention`` as a compiled graph calls it, of query, key and value."""
+    from limelight import compiled
+
+    operands, numbers, reals = [], [], [0.5]
+    parts = (None, settings.get("pattern"), None, settings.get("scores", ()), settings.get("sink"), 0.0, 0)
+    recipe = compiled._write(parts, operands, numbers, reals)
+    return lambda q, k, v: torch.ops.limelight.attention(q, k, v, operands, numbers, reals, recipe)
+
+
+def test_the_registered_operator_differentiates_or_raises():
+    """Inside an exported program the operator itself meets the derivatives."""
+    settings = {"pattern": Causal(), "scores": (Bias(torch.randn(5, 6, dtype=torch.float64)),)}
+    f, primals = registered_operator(settings), tensors()
+    truth = limelight.attention(*(leaves := [t.requires_grad_() for t in primals]), scale=0.5, **settings)
+    upstream = torch.randn_like(truth)
+    for a, b in zip(
+        torch.autograd.grad(f(*leaves), leaves, upstream), torch.autograd.grad(truth, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(NotImplementedError, match="forward-mode"), forward_ad.dual_level():
+        f(*map(forward_ad.make_dual, [t.detach() for t in primals], tensors()))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(f, tuple(t.detach() for t in primals), tensors())
+
+
+def test_export():
+    class Module(torch.nn.Module):
+        def forward(self, q, k):
+            return limelight.attention(q, k, k, pattern=Causal() & Window(3, 0))
+
+    Dim = torch.export.Dim
+    q, k = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
+    exported = torch.export.export(
+        Module(), (q, k), dynamic_shapes={"q": {2: Dim("queries", min=2, max=64)}, "k": {2: Dim("keys", min=2, max=64)}}
+    )
+    q, k = torch.randn(2, 4, 20, 8), torch.randn(2, 2, 30, 8)
+    torch.testing.assert_close(exported.module()(q, k), Module()(q, k))
+
+
+def test_the_registered_operator_passes_opcheck():
+    from limelight import compiled
+
+    operands, numbers, reals = [], [], [0.5]
+    parts = (None, Causal() & Window(2, None), None, (SoftCap(2.0),), None, 0.0, 0)
+    recipe = compiled._write(parts, operands, numbers, reals)
+    q, k, v = (t.float() for t in tensors())
+    torch.library.opcheck(torch.ops.limelight.attention.default, (q, k, v, operands, numbers, reals, recipe))
+
+
+def test_autocast_takes_the_cast_that_products_take():
+    q, k, v = (torch.randn(1, 2, 8, 16) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert limelight.attention(q, k, v).dtype == torch.bfloat16
+
+
+def test_checkpointing_observes_once_and_repeats_the_dropout():
+    from torch.utils.checkpoint import checkpoint
+
+    q = torch.randn(1, 2, 6, 4, dtype=torch.float64, requires_grad=True)
+
+    def block(x):
+        return limelight.attention(x, x, x, dropout=0.3, name="block")
+
+    torch.manual_seed(3)
+    with limelight.watching(Observe(entropy=True)) as seen:
+        checkpoint(block, q, use_reentrant=False).sum().backward()
+    assert len(seen.layers["block"]) == 1
+    kept, q.grad = q.grad, None
+    torch.manual_seed(3)
+    block(q).sum().backward()
+    torch.testing.assert_close(kept, q.grad)
+
+
+def test_watching_and_compile_raise_together():
+    torch._dynamo.reset()
+    q = torch.randn(1, 2, 6, 4)
+    f = torch.compile(lambda x: limelight.attention(x, x, x), fullgraph=True, backend="aot_eager")
+    f(q)
+    with limelight.watching(Observe(entropy=True)), pytest.raises(Exception, match="watching"):
+        f(q)
