@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from limelight.microscope.comparison import compare
+from limelight.microscope.comparison import compare_readings
 from limelight.microscope.reading import HeadStatistics, Reading
 from limelight.microscope.relations import words_that_matter
 from limelight.microscope.report import ModelFacts, Report
@@ -49,47 +49,44 @@ def mock_reading(
     apart_shares = np.zeros_like(shares)
     position = np.arange(length)
     favourite = random.integers(0, length, length)
+    step = 1 if length < 2000 else 32  # of a long text one row stands for its neighbours
     for layer in range(layers):
         for head in range(heads):
             kind, sharp = (layer * 5 + head * 7) % 6, 1.0 + 4.0 * random.random()
-            for start in range(0, length, 1024):
-                rows = position[start : start + 1024, None]
-                distance = position - rows
-                target = {0: distance == -1, 1: distance == 0, 2: distance == 1}.get(kind)
-                if kind == 3:
-                    target = np.isin(position, apart)[None].repeat(len(rows), 0)
-                if kind == 4:
-                    target = position[None] == favourite[rows]
-                scores = 0.7 * random.standard_normal(distance.shape, np.float32)
-                if target is not None:
-                    scores = scores + sharp * target * (1.0 + np.log(length) / 3)
-                if causal:
-                    scores = np.where(distance <= 0, scores, -np.inf)
-                weights = np.exp(scores - scores.max(1, keepdims=True))
-                weights /= weights.sum(1, keepdims=True)
-                received[layer] += weights.sum(0) / heads
-                order = np.argsort(-weights, axis=1)[:, :k] if length < 2000 else favourite[rows].repeat(k, 1)
+            rows = position[::step, None]
+            distance = position - rows
+            target = {0: distance == -1, 1: distance == 0, 2: distance == 1}.get(kind)
+            if kind == 3:
+                target = np.isin(position, apart)[None].repeat(len(rows), 0)
+            if kind == 4:
+                target = position[None] == favourite[rows]
+            scores = 0.7 * random.standard_normal(distance.shape, np.float32)
+            if target is not None:
+                scores = scores + sharp * target * (1.0 + np.log(length) / 3)
+            if causal:
+                scores = np.where(distance <= 0, scores, -np.inf)
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True)
+            entropy = -(weights * np.log(weights + 1e-30)).sum(1)
+            statistics["entropy"][layer, head] = entropy.mean()
+            statistics["strongest"][layer, head] = weights.max(1).mean()
+            statistics["distance"][layer, head] = (weights * abs(distance)).sum(1).mean()
+            for name, offset in (("previous", -1), ("own", 0), ("next", 1)):
+                statistics[name][layer, head] = (weights * (distance == offset)).sum(1).mean()
+            statistics["apart"][layer, head] = weights[:, list(apart)].sum(1).mean()
+            received[layer] += weights.sum(0) * (length / len(rows)) / heads
+            if not exact:
+                order = np.argpartition(-weights, k, axis=1)[:, :k]
+                order = np.take_along_axis(order, np.argsort(-np.take_along_axis(weights, order, 1), 1), 1)
                 found = np.take_along_axis(weights, order, 1)
-                width = min(k, order.shape[1])
-                top_weights[layer, head, start : start + 1024, :width] = found
-                top_keys[layer, head, start : start + 1024, :width] = np.where(found > 0, order, -1)
-                share = len(rows) / length
-                statistics["entropy"][layer, head] += share * (
-                    -(weights * np.log(weights + 1e-30)).sum(1).mean()
-                )
-                statistics["strongest"][layer, head] += share * weights.max(1).mean()
-                statistics["distance"][layer, head] += share * (weights * abs(distance)).sum(1).mean()
-                for name, offset in (("previous", -1), ("own", 0), ("next", 1)):
-                    statistics[name][layer, head] += share * (weights * (distance == offset)).sum(1).mean()
-                statistics["apart"][layer, head] += share * weights[:, list(apart)].sum(1).mean()
-                cuts = np.arange(0, length, block)
-                only = np.where(np.isin(position, apart), weights, 0.0)
-                for row, index in zip(weights, rows[:, 0], strict=True):
-                    count = min(block, length - index // block * block)
-                    shares[layer, head, index // block] += np.add.reduceat(row, cuts) / count
-                for row, index in zip(only, rows[:, 0], strict=True):
-                    count = min(block, length - index // block * block)
-                    apart_shares[layer, head, index // block] += np.add.reduceat(row, cuts) / count
+                top_weights[layer, head] = found.repeat(step, 0)[:length]
+                top_keys[layer, head] = np.where(found > 0, order, -1).repeat(step, 0)[:length]
+            cuts = np.arange(0, length, block)
+            for row, share in zip(rows[:, 0] // block, np.add.reduceat(weights, cuts, 1), strict=True):
+                shares[layer, head, row] += share / (rows[:, 0] // block == row).sum()
+            only = np.where(np.isin(position, apart), weights, 0.0)
+            for row, share in zip(rows[:, 0] // block, np.add.reduceat(only, cuts, 1), strict=True):
+                apart_shares[layer, head, row] += share / (rows[:, 0] // block == row).sum()
     units = len(words) + sum(token.word < 0 for token in tokens)
     width = 24
     vectors = np.cumsum(random.standard_normal((layers + 1, units, width), np.float32), axis=0)
@@ -123,7 +120,7 @@ def mock_report(texts: tuple[str, ...], layers: int, heads: int, *, causal: bool
         readings=readings,
         chosen=tuple(tuple(words_that_matter(reading)) for reading in readings),
         chosen_by="content words whose vector moves most between the embedding and the last layer",
-        comparison=compare(*readings) if len(readings) == 2 else None,
+        comparison=compare_readings(*readings) if len(readings) == 2 else None,
     )
 
 

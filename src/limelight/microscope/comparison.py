@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limelight.microscope.reading import Floats, Reading
-from limelight.microscope.relations import given
-from limelight.shapes import ArgumentError
+from .reading import Floats, Reading
+from .relations import given
+from ..shapes import ArgumentError
 
 # Beyond this the baseline is an average over a sample: 200 * 200 pairs of words settle it to the third digit.
 _BASELINE_WORDS = 200
+_CHANGED = 0.05  # a fall of the cosine that is worth a look
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def shared_words(first: Reading, second: Reading) -> tuple[tuple[int, int], ...]
     return tuple(pairs)
 
 
-def compare(first: Reading, second: Reading) -> Comparison:
+def compare_readings(first: Reading, second: Reading) -> Comparison:
     """Compare two readings by one model.
 
     Raises:
@@ -98,11 +99,16 @@ def _normal(vectors: Floats) -> Floats:
     return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)
 
 
-def words_that_changed(comparison: Comparison, most: int = 4) -> list[int]:
-    """Shared words furthest from themselves: the lowest cosine in any layer. Indices into ``pairs``."""
-    if not comparison.pairs:
-        return []
-    return sorted(np.argsort(comparison.cosine.min(axis=1), kind="stable")[:most].tolist())
+def words_that_changed(comparison: Comparison, first: Reading, most: int = 3) -> list[int]:
+    """Shared words whose cosine falls most below that of their embeddings. Indices into ``pairs``, largest fall first.
+
+    Below that of the embeddings, since two places of a text differ before any attention. Content words that fall by
+    at least ``_CHANGED`` come before function words that fall further: those have little meaning of their own.
+    """
+    usual = [n for n, (word, _) in enumerate(comparison.pairs) if word not in first.aside]
+    fall = comparison.cosine[:, 0] - comparison.cosine.min(axis=1)
+    content = [n for n in usual if first.words[comparison.pairs[n][0]].content and fall[n] >= _CHANGED]
+    return sorted(content or usual, key=lambda n: -float(fall[n]))[:most]
 
 
 def changes(

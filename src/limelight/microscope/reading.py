@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from limelight.microscope.words import Token, Word
+from .words import Token, Word
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -110,6 +110,11 @@ class Reading:
         set_apart = {int(self.unit_of[position]) for position in self.apart}
         marks = {number for number, word in enumerate(self.words) if word.mark}
         return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
+
+    def words_between(self, unit: int, other: int) -> int:
+        """How many units on from ``unit`` the ``other`` stands in the text; negative: back."""
+        order = np.argsort([tokens[0] for tokens in self.unit_tokens], kind="stable").argsort()
+        return int(order[other] - order[unit])
 
     def find(self, name: str) -> tuple[int, ...]:
         """The words written as ``name`` (case does not matter), in reading order."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from limelight.microscope.reading import Floats, Reading
+from .reading import Floats, Reading
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,20 @@ The JSON form, ``limelight.report`` version 1::
      "notes": [sentence, ...],          how to read the numbers
      "tables": {name: [row, ...]}}
 
-Every row is a flat object. ``text`` is 0 or 1, layers and heads count from 0, in ``path`` and ``contexts`` layer 0 is
-the embedding and layer n the output of the n-th layer. Weights are shares of attention between 0 and 1.
+Every row is a flat object. ``text`` is 0 or 1; layers and heads count from 0; ``depth`` is the number of layers a
+vector has passed, 0 for the embedding (positions included). Weights are shares of attention between 0 and 1.
+``index`` is a word's number in its text (a token's in ``tokens``); ``offset`` counts words.
 
 =============  ==================================================================================================
 ``tokens``     text, index, token, start, end, word, special, sink, received (times what an even spread would give)
 ``words``      text, index, word, start, end, tokens, chosen
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
-``relations``  text, word, direction ("looks at", "is looked at by"), other, layer, head, weight, uniform,
-               layer_mean, lower_bound (true: a long text, where only each query's strongest keys are known)
-``path``       text, word, index, layer, cosine (with the embedding), step (cosine with the layer before), all_words
-``contexts``   word, index, other_index, layer, cosine, different_words (mean cosine of different words), pairs
+``relations``  text, word, index, direction ("looks at", "is looked at by"), other, offset, pieces (of the word
+               looked at), layer, head, weight, uniform, layer_mean (over its heads), lower_bound (true: a long
+               text, where only each query's strongest keys are known)
+``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
+``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
 =============  ==================================================================================================
 """
@@ -34,9 +36,9 @@ from typing import Any
 
 import numpy as np
 
-from limelight.microscope.comparison import Comparison, changes
-from limelight.microscope.reading import Reading
-from limelight.microscope.relations import strongest
+from .comparison import Comparison, changes
+from .reading import Reading
+from .relations import strongest
 
 FORMAT, VERSION = "limelight.report", 1
 Row = dict[str, Any]
@@ -45,7 +47,7 @@ _NOTES = (
     "A weight says from where a head took its values, not why the model answers as it does: "
     "an attention weight is not an explanation.",
     "uniform is the weight that an even spread over the visible keys would give: compare every weight with it.",
-    "Heads are written layer.head, counted from 0. Layer 0 of a path is the embedding (with positions).",
+    "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding (with positions).",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
 )
 _LOWER_BOUND = (
@@ -201,8 +203,11 @@ class Report:
                         {
                             "text": text,
                             "word": reading.words[word].text,
+                            "index": word,
                             "direction": "is looked at by" if received else "looks at",
                             "other": reading.unit_text[other],
+                            "offset": reading.words_between(word, other),
+                            "pieces": len(reading.unit_tokens[found.key]),
                             "layer": found.layer,
                             "head": found.head,
                             "weight": _short(found.weight),
@@ -221,13 +226,13 @@ class Report:
                 "text": text,
                 "word": reading.words[word].text,
                 "index": word,
-                "layer": layer,
-                "cosine": _short(reading.path[layer, word]),
-                "step": _short(reading.steps[layer, word]),
-                "all_words": _short(everyone[layer]),
+                "depth": depth,
+                "cosine": _short(reading.path[depth, word]),
+                "step": _short(reading.steps[depth, word]),
+                "all_words": _short(everyone[depth]),
             }
             for word in self.chosen[text]
-            for layer in range(self.model.layers + 1)
+            for depth in range(self.model.layers + 1)
         ]
 
     def _contexts(self) -> list[Row]:
@@ -238,13 +243,14 @@ class Report:
                 "word": first.words[a].text,
                 "index": a,
                 "other_index": b,
-                "layer": layer,
-                "cosine": _short(comparison.cosine[number, layer]),
-                "different_words": _short(comparison.baseline[layer]),
+                "chosen": a in self.chosen[0],
+                "depth": depth,
+                "cosine": _short(comparison.cosine[number, depth]),
+                "different_words": _short(comparison.baseline[depth]),
                 "pairs": comparison.baseline_pairs,
             }
             for number, (a, b) in enumerate(comparison.pairs)
-            for layer in range(self.model.layers + 1)
+            for depth in range(self.model.layers + 1)
         ]
 
     def _changes(self) -> list[Row]:

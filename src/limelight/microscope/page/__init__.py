@@ -4,6 +4,6 @@ The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this fi
 and the report's data into ``template.html``. A user needs neither node nor a connection.
 """
 
-from limelight.microscope.page.write import PAGE_LIMIT, make_page, write_page
+from .write import PAGE_LIMIT, make_page, write_page
 
 __all__ = ["PAGE_LIMIT", "make_page", "write_page"]

@@ -43,8 +43,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from limelight.microscope.reading import Floats, Reading
-from limelight.microscope.report import Report, even_distance, mean_path
+from ..reading import Floats, Reading
+from ..report import Report, even_distance, mean_path
 
 FORMAT, VERSION = "limelight.page", 1
 Packed = dict[str, Any]

@@ -16,8 +16,8 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from limelight.microscope.page.pack import pack
-from limelight.microscope.report import Report
+from .pack import pack
+from ..report import Report
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
 

@@ -1,0 +1,260 @@
+"""Look at a model while it reads: one run under observation becomes a `Reading`, one or two make a `Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoints.load import load
+from ..checkpoints.progress import counted
+from ..models import DecoderOnly, Pretrained
+from ..observations import Observations, Observe, Seen, watching
+from ..shapes import wrong
+from ..text import Text
+from .comparison import Comparison, compare_readings, words_that_changed
+from .reading import Floats, HeadStatistics, Reading, find_sinks
+from .relations import words_that_matter
+from .report import ModelFacts, Report
+from .words import join_words
+
+EXACT_WEIGHTS = 1_200_000  # a text whose weights, over all layers and heads, are no more than this is kept exactly
+BLOCKS = 64  # otherwise a heat map has this many blocks along a side,
+STRONGEST = 8  # and every query's strongest keys are kept
+
+NAMED = "named by the user"
+MOVED = "content words whose vector moves most between the embedding and the last layer"
+CHANGED = "words of both texts whose cosine falls most below that of their embeddings, content words first"
+
+
+def look(
+    model: str | Pretrained,
+    text: str,
+    *,
+    compare: str | None = None,
+    words: Sequence[str] = (),
+    special: bool = False,
+) -> Report:
+    """Read a text with a model and report what each token looked at.
+
+    Memory grows with the length of the text: a long one is observed as blocks and strongest keys.
+
+    Args:
+        model: a model, or what `limelight.load` takes.
+        text: what to read.
+        compare: a second text, read by itself and compared with the first word by word.
+        words: the words to report on, in either text and whatever their case; by default those that matter.
+        special: count special tokens, sinks, punctuation and the word itself as relations too.
+
+    Raises:
+        ArgumentError: an empty text, one longer than the model's positions, a word that stands in no text.
+
+    Example:
+        >>> report = look("minilm", "The bank is near the river.", words=["bank"])  # doctest: +SKIP
+        >>> [(row["other"], row["weight"]) for row in report.tables["relations"]][0]  # doctest: +SKIP
+        ('river', 0.643)
+    """
+    pretrained = model if isinstance(model, Pretrained) else load(model)
+    texts = [text] if compare is None else [text, compare]
+    readings = tuple(_read(pretrained, text, keep_vectors=compare is not None) for text in texts)
+    comparison = compare_readings(*readings) if len(readings) == 2 else None
+    chosen, chosen_by = _choose(readings, comparison, words)
+    config = pretrained.config
+    kind = "decoder" if readings[0].causal else "encoder"
+    facts = ModelFacts(pretrained.name, kind, config.layers, config.query_heads)
+    return Report(facts, readings, chosen, chosen_by, comparison, special)
+
+
+def _choose(
+    readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
+) -> tuple[tuple[tuple[int, ...], ...], str]:
+    """For each text the words to report on, and what chose them."""
+    if names:
+        for name in names:
+            if not any(reading.find(name) for reading in readings):
+                known = list(dict.fromkeys(w.text for reading in readings for w in reading.words if not w.mark))
+                some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+                raise wrong("word", "must stand in the text", f"{name!r} does not", f"The words are: {some}.")
+        found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)
+        return tuple(tuple(numbers) for numbers in found), NAMED
+    if comparison is not None and comparison.pairs:
+        pairs = [comparison.pairs[number] for number in words_that_changed(comparison, readings[0])]
+        return tuple(tuple(pair[side] for pair in pairs) for side in (0, 1)), CHANGED
+    return tuple(tuple(words_that_matter(reading)) for reading in readings), MOVED
+
+
+def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
+    """Run the model once over one text, and keep what was seen."""
+    if not isinstance(text, str) or not text.strip():
+        raise wrong("text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."')
+    tokens = model.read(text)
+    written = tokens.texts[0]
+    length = len(written)
+    causal = isinstance(model.network, DecoderOnly)
+    config = model.config
+    exact = config.layers * config.query_heads * length**2 <= EXACT_WEIGHTS
+    watch = _Watch(written, causal, exact, config.layers)
+    with counted(f"Reading {length:,} tokens", config.layers) as watch.progress, watching(watch), torch.inference_mode():
+        hidden = model(tokens, hidden=True, logits=False).hidden
+    assert hidden is not None
+    return watch.reading(hidden, keep_vectors)
+
+
+class _Watch(Seen):
+    """Takes each layer's observations as they come and keeps what a `Reading` needs of them."""
+
+    def __init__(self, text: Text, causal: bool, exact: bool, layers: int) -> None:
+        self.text, self.causal = text, causal
+        self.length = len(text)
+        self.block = 1 if exact else -(-self.length // BLOCKS)
+        self.special = tuple(i for i, special in enumerate(text.special) if special)
+        self.candidates = tuple(dict.fromkeys((*((0,) if causal else ()), *self.special)))
+        self.columns = _columns(self.candidates, self.causal, self.block)
+        self.progress: Callable[[int], None] = lambda done: None
+        self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+        self.done, self.of = 0, layers
+        super().__init__(self._observe(exact))
+
+    def _observe(self, exact: bool) -> Observe:
+        common: dict[str, Any] = dict(
+            entropy=True, max_weight=True, distance=True, received=True, blocks=(self.block, self.block)
+        )
+        if exact:
+            return Observe(**common)
+        at = torch.arange(self.length)
+        neighbours = (at, (at - 1).clamp(min=0)), (at, at), (at, (at + 1).clamp(max=self.length - 1))
+        pairs = torch.cat([torch.stack(pair, 1) for pair in neighbours])  # (3 L, 2)
+        features = torch.zeros(self.length, max(1, len(self.columns)))
+        for column, members in enumerate(self.columns.values()):
+            features[list(members), column] = 1.0
+        return Observe(**common, top=STRONGEST, pairs=pairs, features=features)
+
+    def add(self, name: str | None, observations: Observations) -> None:
+        """Keep one layer's numbers; the rest of the observations is let go."""
+        seen = {key: tensor[0].detach().float() for key, tensor in observations.seen().items() if tensor.is_floating_point()}
+        for key in ("entropy", "max_weight", "distance"):
+            self._keep(key, seen[key].mean(-1))
+        self._keep("received", seen["received"].mean(0))
+        rows = torch.full((seen["blocks"].shape[-2],), float(self.block))
+        rows[-1] = self.length - self.block * (len(rows) - 1)
+        self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
+        if self.block > 1:
+            self._keep("neighbours", seen["pairs"].unflatten(-1, (3, self.length)))  # (H, 3, L)
+            self._keep("features", _by_block(seen["features"], self.block))  # (H, T, F)
+            self._keep("top_weights", seen["top_weights"])
+            assert observations.top_keys is not None
+            self._keep("top_keys", observations.top_keys[0].to(torch.int32))
+        self.done += 1
+        self.progress(self.done)
+
+    def _keep(self, key: str, tensor: Tensor) -> None:
+        self.parts.setdefault(key, []).append(tensor.cpu().numpy())
+
+    def reading(self, hidden: Sequence[Tensor], keep_vectors: bool) -> Reading:
+        """Everything together, after the run."""
+        parts = {key: np.stack(values) for key, values in self.parts.items()}
+        text, length = self.text, self.length
+        tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
+        shares = parts["shares"]
+        exact = self.block == 1
+        own = np.ones(()) if self.causal else np.zeros(())  # a first token sees only itself
+        sinks = find_sinks(parts["received"][:, 0].mean(), own, self.causal, length)
+        apart = tuple(sorted({*sinks, *self.special}))
+        apart_shares = self._apart_shares(parts, shares, apart)
+        neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)
+        beside = max(1, length - 1)
+        statistics = HeadStatistics(
+            entropy=parts["entropy"],
+            strongest=parts["max_weight"],
+            distance=parts["distance"],
+            previous=neighbours[:, :, 0, 1:].sum(-1) / beside,
+            own=neighbours[:, :, 1].mean(-1),
+            next=neighbours[:, :, 2, :-1].sum(-1) / beside,
+            apart=_mean_rows(apart_shares.sum(-1), self.block, length),
+        )
+        none = (*shares.shape[:2], length, 0)
+        units = np.array([token.word for token in tokens])
+        wordless = units < 0
+        units[wordless] = len(words) + np.arange(wordless.sum())
+        path, steps, vectors = _paths(hidden, torch.from_numpy(units), keep_vectors)
+        return Reading(
+            text=text.text,
+            tokens=tokens,
+            words=words,
+            causal=self.causal,
+            block=self.block,
+            shares=shares,
+            apart=apart,
+            apart_shares=apart_shares,
+            top_weights=parts.get("top_weights", np.zeros(none, np.float32)),
+            top_keys=parts.get("top_keys", np.zeros(none, np.int32)),
+            heads=statistics,
+            received=parts["received"],
+            path=path,
+            steps=steps,
+            vectors=vectors,
+        )
+
+    def _apart_shares(self, parts: dict[str, Any], shares: Floats, apart: tuple[int, ...]) -> Floats:
+        """The part of every cell of the heat maps that falls on tokens set apart."""
+        only = np.zeros_like(shares)
+        if self.block == 1:
+            only[..., list(apart)] = shares[..., list(apart)]
+            return only
+        for column, (block, members) in enumerate(self.columns.items()):
+            if members[0] in apart:
+                only[..., max(block, 0)] += parts["features"][..., column]
+        return only
+
+
+def _columns(candidates: tuple[int, ...], causal: bool, block: int) -> dict[int, tuple[int, ...]]:
+    """Tokens that may be set apart, by block of keys; the first token of a causal model by itself, as block -1."""
+    columns: dict[int, tuple[int, ...]] = {}
+    for position in candidates:
+        number = -1 if causal and position == 0 else position // block
+        columns[number] = (*columns.get(number, ()), position)
+    return columns
+
+
+def _by_block(rows: Tensor, block: int) -> Tensor:
+    """Mean over each block of queries: ``(H, L, F)`` to ``(H, T, F)``."""
+    return torch.stack([part.mean(1) for part in rows.split(block, dim=1)], 1)
+
+
+def _mean_rows(by_block: Floats, block: int, length: int) -> Floats:
+    """Mean over the queries of what is a mean over each block of them, ``(..., T)``."""
+    count = np.full(by_block.shape[-1], block, np.float32)
+    count[-1] = length - block * (len(count) - 1)
+    return np.asarray((by_block * count).sum(-1) / length, dtype=np.float32)
+
+
+def _diagonals(weights: Floats) -> Floats:
+    """Weights on the previous, own and next token of every query, ``(N, H, 3, L)``; 0 where there is none."""
+    rows = np.zeros((*weights.shape[:2], 3, weights.shape[-1]), np.float32)
+    rows[:, :, 0, 1:] = weights.diagonal(-1, 2, 3)
+    rows[:, :, 1] = weights.diagonal(0, 2, 3)
+    rows[:, :, 2, :-1] = weights.diagonal(1, 2, 3)
+    return rows
+
+
+def _paths(hidden: Sequence[Tensor], units: Tensor, keep: bool) -> tuple[Floats, Floats, Floats | None]:
+    """Cosine of each unit's vector (the mean of its tokens') with the first one and with the one before, by layer."""
+    count = int(units.max()) + 1
+    pieces = torch.bincount(units, minlength=count).float()
+    path, steps, vectors = [], [], []
+    first = last = None
+    for states in hidden:
+        vector = torch.zeros(count, states.shape[-1]).index_add_(0, units, states[0].float().cpu()) / pieces[:, None]
+        normal = torch.nn.functional.normalize(vector, dim=-1)
+        first = normal if first is None else first
+        path.append((normal * first).sum(-1).numpy())
+        steps.append((normal * (normal if last is None else last)).sum(-1).numpy())
+        last = normal
+        if keep:
+            vectors.append(normal.numpy())
+    return np.stack(path), np.stack(steps), np.stack(vectors) if keep else None
+
+
