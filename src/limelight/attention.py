@@ -119,7 +119,7 @@ def prepare(
     observe: Observe | None = None,
 ) -> Call:
     """Check every argument and fill in the defaults; tensors are ``(B, H, L, D)``."""
-    if torch.is_autocast_enabled(query.device.type):
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         if query.dtype != torch.float64:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -276,9 +276,12 @@ def _looked_at(call: Call) -> str:
     """Why only operations that PyTorch itself can transform may be used; empty when any may."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
-    tensors = (call.query, call.key, call.value)
+    query, key, value = call.query, call.key, call.value
     if torch.is_grad_enabled() and (
-        any(t.requires_grad for t in tensors) or any(t.requires_grad for t in _operands(call))
+        query.requires_grad
+        or key.requires_grad
+        or value.requires_grad
+        or any(tensor.requires_grad for tensor in _operands(call))
     ):
         return "a gradient is wanted"
     if (
@@ -286,7 +289,7 @@ def _looked_at(call: Call) -> str:
         and forward_ad._current_level >= 0
         and any(
             forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
-            for t in (*tensors, *_operands(call))
+            for t in (query, key, value, *_operands(call))
         )
     ):
         return "a forward-mode derivative is wanted"
@@ -295,6 +298,8 @@ def _looked_at(call: Call) -> str:
 
 def _operands(call: Call) -> tuple[Tensor, ...]:
     """The float tensors beside query, key and value."""
+    if call.sink is None and call.compare is None and not call.scores:
+        return ()
     found: tuple[Tensor, ...] = () if call.sink is None else (call.sink,)
     for description in (*call.scores, call.compare):
         if description is not None:

@@ -415,12 +415,18 @@ def _is_fixed(pattern: Pattern) -> bool:
 
 
 def _packed_spans(pattern: Pattern | None) -> bytes | None:
-    """The spans of a pattern that needs no more than spans, packed; ``None`` for another."""
+    """The spans of a pattern that needs no more than spans, packed; ``None`` for another.
+
+    Kept on the pattern itself, which never changes, so that the same object costs one look.
+    """
     if pattern is None:
         return _FULL
-    if pattern.tensors():
-        return None
-    return _packed_spans_cached(pattern)
+    try:
+        return pattern.__dict__["_packed_spans"]  # type: ignore[no-any-return]
+    except KeyError:
+        packed = None if pattern.tensors() else _packed_spans_cached(pattern)
+        pattern.__dict__["_packed_spans"] = packed
+        return packed
 
 
 @lru_cache(maxsize=1024)
