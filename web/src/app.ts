@@ -15,6 +15,7 @@ export interface State {
   hide: boolean; // leave out special tokens and sinks
   own: boolean; // each head has its own colour scale
   grid: "maps" | "pair";
+  shape: "map" | "lines"; // how the large head is drawn
   theme: Theme;
 }
 
@@ -96,17 +97,20 @@ export function opening(page: Page, theme: Theme): State {
     hide: false,
     own: false,
     grid: "maps",
+    shape: "map",
     theme,
   };
   const reading = Reading.all(page)[0];
   let best = 0;
-  for (const word of reading.data.chosen) {
-    const [found] = reading.strongest(word, "from", { special: false, most: 1 });
-    if (!found || found.weight <= best) continue;
-    best = found.weight;
-    Object.assign(state, { layer: found.layer, head: found.head, token: reading.units[word][0] });
-    state.other = reading.units[found.other][0];
-  }
+  for (const word of reading.data.chosen)
+    for (const found of reading.strongest(word, "from", { special: false, most: 20 })) {
+      // Neighbours lead nearly every list, by heads that look at a fixed place: words with content say more.
+      const score = found.weight + (reading.content.has(found.other) ? 1 : 0);
+      if (score <= best) continue;
+      best = score;
+      Object.assign(state, { layer: found.layer, head: found.head, token: reading.units[word][0] });
+      state.other = reading.units[found.other][0];
+    }
   if (state.token === null && reading.length) state.token = reading.data.chosen.length ? reading.units[reading.data.chosen[0]][0] : 0;
   return state;
 }

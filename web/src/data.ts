@@ -21,7 +21,7 @@ interface ReadingOf<Numbers> {
   text: string;
   causal: boolean;
   tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[] };
-  words: { text: string[]; mark: number[] };
+  words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
   map: { block: number; shares: Numbers; apart: Numbers | null };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;

@@ -30,9 +30,9 @@ export function place(app: App, reading = app.reading): Layout {
   return { left: margin, top: margin, map, shown, cell: map / shown.length, font };
 }
 
-const INK: Record<Theme, { ink: string; faint: string; mark: string; page: string }> = {
-  light: { ink: "#1d1e22", faint: "#66676e", mark: "#c2410c", page: "#ffffff" },
-  dark: { ink: "#ecebe4", faint: "#a3a39d", mark: "#ff9d5c", page: "#17181d" },
+const INK: Record<Theme, { ink: string; faint: string; mark: string; page: string; line: string }> = {
+  light: { ink: "#1d1e22", faint: "#66676e", mark: "#c2410c", page: "#ffffff", line: "#1f5186" },
+  dark: { ink: "#ecebe4", faint: "#a3a39d", mark: "#ff9d5c", page: "#17181d", line: "#e6dd6e" },
 };
 
 /** Draw the head that is shown. `vector`: rectangles and a title, for a file. */
@@ -85,6 +85,66 @@ export function drawFigure(app: App, vector: boolean): { figure: SVGSVGElement; 
   }
   return { figure, layout };
 }
+
+/** The same head as lines from the tokens that look to the tokens looked at: thicker is more. */
+export function drawLines(app: App, vector: boolean): SVGSVGElement {
+  const { reading, state } = app;
+  const tone = INK[state.theme];
+  const shown = reading.shown(state.hide);
+  const step = Math.min(26, Math.max(13, 620 / shown.length));
+  const height = 34 + shown.length * step + (vector ? 30 : 6);
+  const [left, right] = [150, SIDE - 150];
+  const y = (i: number) => 34 + (i + 0.5) * step;
+  const high = app.high(state.layer, state.head);
+  const figure = svg("svg", {
+    viewBox: `0 0 ${SIDE} ${height.toFixed(0)}`,
+    xmlns: "http://www.w3.org/2000/svg",
+    "font-family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif",
+    "font-size": Math.min(13.5, step * 0.78),
+  });
+  if (vector) figure.append(svg("rect", { width: SIDE, height, fill: tone.page }));
+  const [query, key] = state.direction === "from" ? [state.token, null] : [null, state.token];
+  const lines: SVGElement[] = [];
+  shown.forEach((row, i) =>
+    shown.forEach((column, j) => {
+      const weight = reading.weight(state.layer, state.head, row, column);
+      const part = Math.min(1, weight / high);
+      if (part < 0.02) return;
+      const followed = (query === null && key === null) || row === query || column === key;
+      const curve = `M${left + 8} ${y(i).toFixed(1)}C${SIDE / 2} ${y(i).toFixed(1)} ${SIDE / 2} ${y(j).toFixed(1)} ${right - 8} ${y(j).toFixed(1)}`;
+      const line = svg("path", {
+        d: curve,
+        fill: "none",
+        stroke: followed ? tone.line : tone.faint,
+        "stroke-width": (0.5 + 5 * part).toFixed(2),
+        "stroke-opacity": ((followed ? 0.25 : 0.05) + (followed ? 0.7 : 0.13) * part).toFixed(2),
+        "data-pair": `${row} ${column}`,
+      });
+      if (followed) lines.push(line);
+      else lines.unshift(line);
+    }),
+  );
+  figure.append(
+    svg("text", { x: left, y: 16, fill: tone.faint, "font-size": 11.5, "text-anchor": "end" }, "looks"),
+    svg("text", { x: right, y: 16, fill: tone.faint, "font-size": 11.5 }, "is looked at"),
+    ...lines,
+  );
+  shown.forEach((position, i) => {
+    const word = clip(reading.spelled(position), 18);
+    const text = (x: number, anchor: string, side: string, strong: boolean) =>
+      svg(
+        "text",
+        { x, y: y(i) + 4.5, "text-anchor": anchor, fill: strong ? tone.mark : tone.ink, "font-weight": strong ? 700 : 400, "data-token": position, "data-side": side },
+        word,
+      );
+    figure.append(text(left, "end", "from", position === query), text(right, "start", "to", position === key));
+  });
+  if (vector) figure.append(svg("text", { x: 8, y: height - 10, fill: tone.faint, "font-size": 11 }, `${app.page.model.name} · head ${state.layer}.${state.head} · width and opacity: share of attention`));
+  return figure;
+}
+
+/** Lines are drawn for texts whose tokens fit below one another. */
+export const canDrawLines = (app: App): boolean => app.reading.exact && app.reading.length <= 64;
 
 function label(
   figure: SVGSVGElement,

@@ -1,8 +1,8 @@
 // One head, large: its map with exact numbers under the pointer, and what it does in numbers.
 
 import { type App, type Panel, show, times } from "./app.ts";
-import { el, svg } from "./dom.ts";
-import { band, drawFigure, type Layout, SIDE } from "./figure.ts";
+import { choice, el, svg } from "./dom.ts";
+import { band, canDrawLines, drawFigure, drawLines, type Layout, SIDE } from "./figure.ts";
 import { headName } from "./grid.ts";
 import { legend } from "./legend.ts";
 import { savePng, saveSvg } from "./save.ts";
@@ -10,6 +10,7 @@ import { hideTip, tip } from "./tip.ts";
 
 export function headPanel(app: App): Panel {
   const title = el("h2", { id: "h-head" });
+  const shapes = el("div", {});
   const frame = el("div", { class: "figure" });
   const facts = el("div", { class: "facts" });
   const caption = el("p", { class: "caption" });
@@ -21,6 +22,7 @@ export function headPanel(app: App): Panel {
       "div",
       { class: "panel-head" },
       title,
+      shapes,
       el(
         "div",
         { class: "controls" },
@@ -84,8 +86,8 @@ export function headPanel(app: App): Panel {
     app.set({ token: from ? query : key, other: from ? key : query, scope: "head" });
   };
 
-  const draw = () => {
-    const { reading, state, page } = app;
+  const mapFigure = (): SVGSVGElement => {
+    const { state } = app;
     const drawn = drawFigure(app, false);
     layout = drawn.layout;
     const figure = drawn.figure;
@@ -118,7 +120,43 @@ export function headPanel(app: App): Panel {
       app.say(describe(cursor).join(", "));
       event.preventDefault();
     });
-    frame.replaceChildren(figure);
+    return figure;
+  };
+
+  const lineFigure = (): SVGSVGElement => {
+    const { reading, state } = app;
+    const figure = drawLines(app, false);
+    figure.setAttribute("role", "img");
+    figure.setAttribute("aria-label", `Lines of head ${state.layer}.${state.head}, from each token to those it looks at`);
+    const of = (event: Event, name: string) => (event.target as SVGElement).dataset?.[name];
+    figure.addEventListener("click", (event) => {
+      const [token, direction] = [of(event, "token"), of(event, "side")];
+      const pair = of(event, "pair")?.split(" ").map(Number);
+      if (token) app.set({ token: Number(token), other: null, direction: direction as "from", scope: "head" });
+      else if (pair) app.set({ token: pair[0], other: pair[1], direction: "from", scope: "head" });
+    });
+    figure.addEventListener("pointermove", (event) => {
+      const pair = of(event, "pair")?.split(" ").map(Number);
+      if (!pair) return hideTip();
+      const [weight, even] = [reading.weight(state.layer, state.head, pair[0], pair[1]), 1 / reading.visible(pair[0])];
+      tip(event.clientX, event.clientY, [
+        `${reading.spelled(pair[0])} → ${reading.spelled(pair[1])}`,
+        `${show(weight)}  (even ${show(even)}, ${times(weight, even)})`,
+      ]);
+    });
+    figure.addEventListener("pointerleave", hideTip);
+    return figure;
+  };
+
+  const draw = () => {
+    const { reading, state, page } = app;
+    shapes.replaceChildren();
+    if (canDrawLines(app))
+      shapes.append(
+        choice("Drawn as", [["map", "Map"], ["lines", "Lines"]], state.shape, (shape) => app.set({ shape })),
+      );
+    const lines = state.shape === "lines" && canDrawLines(app);
+    frame.replaceChildren(lines ? lineFigure() : mapFigure());
     title.textContent = `Head ${state.layer}.${state.head}`;
     const place = state.layer * page.model.heads + state.head;
     const named = headName(reading.data.heads, place, reading.data.even.share);
@@ -128,7 +166,8 @@ export function headPanel(app: App): Panel {
       (named ? `On this text it mostly looks at: ${named.replace(/ (\S+)$/, " ($1 of its attention)")}. ` : "") +
       (block > 1 ? `Each cell: the share of a block of ${block} tokens’ attention on another block; a row adds up to 1.` : "Each row adds up to 1.") +
       (state.hide ? " Special tokens and sinks are left out; the numbers stay as they are." : "");
-    scale.replaceChildren(legend(state.theme, app.high(state.layer, state.head), "share of attention"));
+    if (lines) scale.replaceChildren(el("p", { class: "caption" }, "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn."));
+    else scale.replaceChildren(legend(state.theme, app.high(state.layer, state.head), "share of attention"));
     facts.replaceChildren(table(app, place));
   };
 

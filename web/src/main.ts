@@ -66,9 +66,13 @@ async function open(): Promise<void> {
       header(app),
       lead,
       app.add(textPanel(app)),
-      el("div", { class: "two" }, app.add(gridPanel(app)), app.add(headPanel(app))),
       app.add(relationsPanel(app)),
-      app.add(pathPanel(app)),
+      el(
+        "div",
+        { class: "two" },
+        el("div", { class: "left" }, app.add(gridPanel(app)), app.add(pathPanel(app))),
+        app.add(headPanel(app)),
+      ),
       footer(app),
       status,
     );

@@ -24,7 +24,7 @@ export function pathPanel(app: App): Panel {
     title.textContent = `“${word}” through the layers`;
     const parts = [
       chart(
-        `Cosine with its own vector before layer 0: 1 is unmoved.`,
+        `Cosine with its own embedding: 1 is unmoved.`,
         [
           { name: `“${word}”`, values: reading.path(unit), kind: "main" },
           { name: "mean of all words", values: reading.data.pathOfAll, kind: "ground" },
@@ -33,6 +33,8 @@ export function pathPanel(app: App): Panel {
       ),
     ];
     if (page.comparison) parts.push(contexts(app, unit, word));
+    const changed = page.comparison && changes(app, unit, word);
+    if (changed) parts.push(changed);
     body.replaceChildren(...parts);
   };
 
@@ -59,7 +61,7 @@ function contexts(app: App, unit: number, word: string): HTMLElement {
   }
   const steps = baseline.length;
   return chart(
-    `Cosine of “${word}” in text 1 with “${word}” in text 2, after each layer. Dashed: different words (${baselinePairs.toLocaleString("en")} pairs).`,
+    `Cosine of “${word}” in text 1 with “${word}” in text 2, layer by layer. Dashed: different words (${baselinePairs.toLocaleString("en")} pairs).`,
     [
       { name: `“${word}” 1 · 2`, values: [...cosine.values.subarray(at * steps, (at + 1) * steps)], kind: "second" },
       { name: "different words", values: baseline, kind: "ground" },
@@ -67,6 +69,42 @@ function contexts(app: App, unit: number, word: string): HTMLElement {
     `“${word}” in one text and the other`,
   );
 }
+
+/** Which relations of a shared word differ most between the texts: means over the heads of one layer. */
+function changes(app: App, unit: number, word: string): HTMLElement | null {
+  const { pairs } = app.page.comparison!;
+  const [first, second] = app.readings;
+  const pair = pairs.find((pair) => pair[app.state.text] === unit);
+  if (!pair || !first.exact || !second.exact) return null;
+  const found = pairs.flatMap(([a, b]) => {
+    if (a === pair[0] || first.aside.has(a) || second.aside.has(b)) return [];
+    const means = range(first.layers).map((layer) => ({
+      a,
+      layer,
+      values: [first.meanBetween(pair[0], a, layer), second.meanBetween(pair[1], b, layer)],
+    }));
+    return [means.reduce((best, now) => (Math.abs(gap(now.values)) > Math.abs(gap(best.values)) ? now : best))];
+  });
+  if (!found.length) return null;
+  found.sort((x, y) => Math.abs(gap(y.values)) - Math.abs(gap(x.values)));
+  const head = ["looks at", "text 1", "text 2", "change", "layer"];
+  return el(
+    "div",
+    {},
+    el("h3", {}, `What changed most for “${word}”`),
+    el("p", { class: "caption" }, "Its attention to the words that stand in both texts: mean over the heads of the layer where it differs most."),
+    el("div", { class: "scroll-x" }, el(
+      "table",
+      { class: "changes" },
+      el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, ...found.slice(0, 6).map(({ a, layer, values }) =>
+        el("tr", {}, el("th", { scope: "row" }, first.unitText[a]), el("td", {}, show(values[0])), el("td", {}, show(values[1])),
+          el("td", { class: gap(values) > 0 ? "more" : "less" }, `${gap(values) > 0 ? "+" : "−"}${Math.abs(gap(values)).toFixed(3)}`), el("td", {}, layer)))),
+    )),
+  );
+}
+
+const gap = (values: number[]): number => values[1] - values[0];
 
 const WIDTH = 460;
 const HEIGHT = 220;
@@ -89,9 +127,9 @@ function chart(caption: string, lines: Line[], heading: string): HTMLElement {
   for (const layer of range(count))
     if (layer % every === 0)
       picture.append(
-        svg("text", { x: x(layer), y: HEIGHT - 16, "text-anchor": "middle", class: "tick" }, layer === 0 ? "emb." : String(layer - 1)),
+        svg("text", { x: x(layer), y: HEIGHT - 16, "text-anchor": "middle", class: "tick" }, String(layer)),
       );
-  picture.append(svg("text", { x: WIDTH - BOX.right, y: HEIGHT - 2, "text-anchor": "end", class: "tick" }, "after layer"));
+  picture.append(svg("text", { x: WIDTH - BOX.right, y: HEIGHT - 2, "text-anchor": "end", class: "tick" }, "layers passed (0: embedding)"));
   const guide = svg("path", { class: "guide", visibility: "hidden" });
   picture.append(guide);
   for (const line of [...lines].reverse()) {
@@ -106,7 +144,7 @@ function chart(caption: string, lines: Line[], heading: string): HTMLElement {
     const layer = Math.max(0, Math.min(count - 1, Math.round(((at - BOX.left) / (WIDTH - BOX.left - BOX.right)) * (count - 1))));
     guide.setAttribute("d", `M${x(layer)} ${BOX.top}V${HEIGHT - BOX.bottom}`);
     guide.setAttribute("visibility", "visible");
-    tip(event.clientX, event.clientY, [layer ? `after layer ${layer - 1}` : "embedding", ...lines.map((l) => `${l.name}: ${l.values[layer].toFixed(3)}`)]);
+    tip(event.clientX, event.clientY, [layer ? `${layer} layer${layer > 1 ? "s" : ""} passed` : "embedding", ...lines.map((l) => `${l.name}: ${l.values[layer].toFixed(3)}`)]);
   });
   picture.addEventListener("pointerleave", () => {
     guide.setAttribute("visibility", "hidden");
@@ -129,7 +167,7 @@ function chart(caption: string, lines: Line[], heading: string): HTMLElement {
         el(
           "table",
           {},
-          el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after layer"), ...range(count).map((i) => el("th", { scope: "col" }, i ? i - 1 : "emb.")))),
+          el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "layers passed (0: embedding)"), ...range(count).map((i) => el("th", { scope: "col" }, i ? i - 1 : "emb.")))),
           el("tbody", {}, ...lines.map((line) => el("tr", {}, el("th", { scope: "row" }, line.name), ...line.values.map((v) => el("td", {}, v.toFixed(3)))))),
         ),
       ),

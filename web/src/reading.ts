@@ -26,7 +26,9 @@ export class Reading {
   readonly unitText: string[];
   readonly special: Set<number>;
   readonly apart: Set<number>;
-  private readonly aside: Set<number>;
+  readonly content: Set<number>;
+  readonly aside: Set<number>;
+  private order: Int32Array | null = null;
   private incoming: { start: Uint32Array; at: Uint32Array } | null = null;
 
   constructor(
@@ -40,6 +42,7 @@ export class Reading {
     this.exact = data.map.block === 1;
     this.special = new Set(tokens.special);
     this.apart = new Set(tokens.apart);
+    this.content = new Set(words.content);
     this.unitOf = new Int32Array(this.length);
     this.unitText = [...words.text];
     this.units = words.text.map(() => []);
@@ -176,6 +179,11 @@ export class Reading {
     return sum / this.units[query].length;
   }
 
+  /** The same, mean over the heads of a layer. */
+  meanBetween(query: number, key: number, layer: number): number {
+    return range(this.heads).reduce((sum, head) => sum + this.between(query, key, layer, head), 0) / this.heads;
+  }
+
   /** The strongest relations of a unit, one per partner (in the head where it is strongest), largest first. */
   strongest(
     unit: number,
@@ -234,6 +242,17 @@ export class Reading {
 
   path(unit: number): number[] {
     return range(this.layers + 1).map((layer) => this.data.path.values[layer * this.units.length + unit]);
+  }
+
+  /** How many units on from `unit` the `other` stands in the text; negative: back. */
+  wordsBetween(unit: number, other: number): number {
+    this.order ??= (() => {
+      const sorted = this.units.map((_, i) => i).sort((a, b) => this.units[a][0] - this.units[b][0]);
+      const places = new Int32Array(sorted.length);
+      sorted.forEach((unit, place) => (places[unit] = place));
+      return places;
+    })();
+    return this.order[other] - this.order[unit];
   }
 
   /** A token as the text has it; a special token by its name. */

@@ -56,7 +56,7 @@ export function relationsPanel(app: App): Panel {
           title: `${query} → ${key} · token ${position}`,
           on: { click: () => app.set({ layer, head, direction, other: position, scope: "head" }) },
         },
-        el("span", { class: "bar-name" }, name, reading.exact ? "" : el("small", {}, ` ${position}`)),
+        el("span", { class: "bar-name" }, name, " ", el("small", {}, where(reading.wordsBetween(unit, other)))),
         el(
           "span",
           { class: "bar-track" },
@@ -113,4 +113,11 @@ export function relationsPanel(app: App): Panel {
       if (["text", "token", "other", "layer", "head", "direction"].some((key) => changed.has(key as "text"))) draw();
     },
   };
+}
+
+/** How far away the partner stands, counted in words. */
+function where(offset: number): string {
+  if (offset === 0) return "itself";
+  if (Math.abs(offset) === 1) return offset > 0 ? "next word" : "word before";
+  return `${Math.abs(offset).toLocaleString("en")} ${offset > 0 ? "on" : "back"}`;
 }

@@ -99,7 +99,10 @@ def summarise(report: Report, console: Console) -> None:
     if report.comparison is not None:
         _comparison(tables, console)
     console.print()
-    footing = "head: layer.head, from 0. even: the weight if attention were spread evenly. A weight is not an explanation."
+    footing = (
+        "head: layer.head, from 0. even: if attention were spread evenly. mean: over that layer's heads.\n"
+        "An attention weight is not an explanation."
+    )
     console.print(Text(footing, style="dim"))
 
 
@@ -131,7 +134,7 @@ def _relations(rows: list[dict[str, Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("  ", no_wrap=True)
-    for name in ("word", "weight", "even", "", "head", "layer mean", ""):
+    for name in ("word", "weight", "even", "", "head", "mean", ""):
         table.add_column(name, justify="left" if name in ("word", "") else "right", no_wrap=name != "word")
     direction = None
     for row in rows:
@@ -153,7 +156,7 @@ def _relations(rows: list[dict[str, Any]]) -> Table:
 def _where(offset: int) -> str:
     """How far away the other word is, in words."""
     if abs(offset) == 1:
-        return "the next word" if offset > 0 else "the word before"
+        return "next word" if offset > 0 else "word before"
     return f"{abs(offset)} words {'on' if offset > 0 else 'back'}"
 
 

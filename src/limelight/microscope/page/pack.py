@@ -9,7 +9,7 @@
         "text", "causal",
         "tokens": {"text": [...], "start": [...], "end": [...], "word": [...], "special": [position, ...],
                    "apart": [position, ...]},
-        "words":  {"text": [...], "mark": [index, ...]},
+        "words":  {"text": [...], "mark": [punctuation, ...], "content": [word, ...]},
         "chosen": [word, ...],
         "map":    {"block": tokens per block (1: exact weights), "shares": Packed (N, H, T, T),
                    "apart": Packed (N, H, T, T) | null (null when exact: the columns of the tokens say it)},
@@ -167,6 +167,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
         "words": {
             "text": [word.text for word in words],
             "mark": [index for index, word in enumerate(words) if word.mark],
+            "content": [index for index, word in enumerate(words) if word.content],
         },
         "chosen": chosen,
         "map": _map(reading, detail),
