@@ -16,17 +16,17 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
 constexpr float INFINITE = __builtin_inff();
 
+// Unaligned loads and stores. (Through memcpy GCC 12 passes stored accumulators by way of the stack.)
 template <class V>
-LL_INLINE V load(const void* from) {
-    V v;
-    __builtin_memcpy(&v, from, sizeof v);
-    return v;
-}
+struct Anywhere {
+    typedef V Type __attribute__((aligned(4), may_alias));
+};
 
 template <class V>
-LL_INLINE void store(void* to, V v) {
-    __builtin_memcpy(to, &v, sizeof v);
-}
+LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)from; }
+
+template <class V>
+LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
 
 LL_INLINE Floats spread(float x) { return x - Floats{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
 LL_INLINE Ints spread(int32_t x) { return x - Ints{}; }
