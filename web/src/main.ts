@@ -62,6 +62,8 @@ async function open(): Promise<void> {
       "What each token looked at while the model read this text. ",
       el("span", { class: "quiet" }, "A weight tells from where a head took its values; it is not an explanation of what the model does."),
     );
+    const compared = page.comparison !== null; // three charts then, for which one column is too narrow
+    const path = pathPanel(app);
     root.replaceChildren(
       header(app),
       lead,
@@ -70,9 +72,10 @@ async function open(): Promise<void> {
       el(
         "div",
         { class: "two" },
-        el("div", { class: "left" }, app.add(gridPanel(app)), app.add(pathPanel(app))),
+        el("div", { class: "left" }, app.add(gridPanel(app)), !compared && app.add(path)),
         app.add(headPanel(app)),
       ),
+      ...(compared ? [app.add(path)] : []),
       footer(app),
       status,
     );

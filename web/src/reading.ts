@@ -26,6 +26,7 @@ export class Reading {
   readonly unitText: string[];
   readonly special: Set<number>;
   readonly apart: Set<number>;
+  private readonly slice: (start: number, end: number) => string;
   readonly content: Set<number>;
   readonly aside: Set<number>;
   private order: Int32Array | null = null;
@@ -44,6 +45,7 @@ export class Reading {
     this.apart = new Set(tokens.apart);
     this.content = new Set(words.content);
     this.unitOf = new Int32Array(this.length);
+    this.slice = sliceText(data.text);
     this.unitText = [...words.text];
     this.units = words.text.map(() => []);
     tokens.word.forEach((word, position) => {
@@ -258,21 +260,16 @@ export class Reading {
   /** A token as the text has it; a special token by its name. */
   spelled(token: number): string {
     const { start, end, text } = this.data.tokens;
-    const written = sliceText(this.data.text, start[token], end[token]);
+    const written = this.slice(start[token], end[token]);
     return written.trim() && !this.special.has(token) ? written : text[token];
   }
 }
 
 export const range = (count: number): number[] => Array.from({ length: count }, (_, i) => i);
 
-// Python counts characters, JavaScript counts UTF-16 units: they differ beyond the basic plane.
-const spread = new Map<string, string[] | null>();
-
-export function sliceText(text: string, start: number, end: number): string {
-  let characters = spread.get(text);
-  if (characters === undefined) {
-    characters = /[\ud800-\udfff]/.test(text) ? [...text] : null;
-    spread.set(text, characters);
-  }
-  return characters ? characters.slice(start, end).join("") : text.slice(start, end);
+/** Cut a text by characters as Python counts them; JavaScript counts those beyond the basic plane twice. */
+export function sliceText(text: string): (start: number, end: number) => string {
+  if (!/[\ud800-\udfff]/.test(text)) return (start, end) => text.slice(start, end);
+  const characters = [...text];
+  return (start, end) => characters.slice(start, end).join("");
 }

@@ -1,49 +1,71 @@
 // The text itself: click a token, and the others light up by how much it looks at them, or they at it.
+// Two texts that are compared stand below one another, the same word of both followed at once.
 
 import { type App, type Panel, show, times } from "./app.ts";
 import { colour, css, ink } from "./colour.ts";
 import { arrowStep, choice, el } from "./dom.ts";
-import { type Reading, sliceText } from "./reading.ts";
 import { legend } from "./legend.ts";
+import { range, type Reading, sliceText } from "./reading.ts";
 import { hideTip, tip } from "./tip.ts";
 
+const TOGETHER = 400; // tokens of two texts that still fit below one another
+
+interface Line {
+  text: number;
+  list: HTMLElement;
+  spans: HTMLElement[];
+}
+
 export function textPanel(app: App): Panel {
+  const title = el("h2", { id: "h-text" }, app.readings.length > 1 ? "The texts" : "The text");
   const tabs = el("div", {});
   const controls = el("div", { class: "controls" });
   const caption = el("p", { class: "caption", "aria-live": "polite" });
   const scale = el("div", { class: "legend-line" });
-  const box = el("div", {});
+  const box = el("div", { class: "texts" });
   const element = el(
     "section",
     { class: "panel", "aria-labelledby": "h-text" },
-    el("div", { class: "panel-head" }, el("h2", { id: "h-text" }, "The text"), tabs, controls),
+    el("div", { class: "panel-head" }, title, tabs, controls),
     box,
     el("div", { class: "under" }, caption, scale),
   );
-  let spans: HTMLElement[] = [];
+  const together = app.readings.length > 1 && app.readings.reduce((sum, r) => sum + r.length, 0) <= TOGETHER;
+  let lines: Line[] = [];
 
   const build = () => {
-    spans = [];
-    const list = layOut(app.reading, spans);
-    box.replaceChildren(list);
+    lines = (together ? range(app.readings.length) : [app.state.text]).map((text) => {
+      const spans: HTMLElement[] = [];
+      const list = layOut(app.readings[text], spans);
+      listen(text, list, spans);
+      return { text, list, spans };
+    });
+    box.replaceChildren(
+      ...lines.map(({ text, list }) =>
+        together ? el("div", { class: "text-line" }, el("span", { class: "text-number" }, text + 1), list) : list,
+      ),
+    );
+  };
+
+  const listen = (text: number, list: HTMLElement, spans: HTMLElement[]) => {
     const at = (event: Event) => {
       const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-token]");
       return target ? Number(target.dataset.token) : null;
     };
     list.addEventListener("click", (event) => {
       const token = at(event);
-      if (token !== null) select(token);
+      if (token !== null) select(text, token);
     });
     list.addEventListener("pointermove", (event) => {
       const token = at(event);
       if (token === null || event.pointerType === "touch") hideTip();
-      else tip(event.clientX, event.clientY, describe(token));
+      else tip(event.clientX, event.clientY, describe(text, token));
     });
     list.addEventListener("pointerleave", hideTip);
     list.addEventListener("keydown", (event) => {
       const token = at(event);
       if (token === null) return;
-      if (event.key === "Enter" || event.key === " ") select(token);
+      if (event.key === "Enter" || event.key === " ") select(text, token);
       else if (event.key === "Escape") app.set({ token: null, other: null, grid: "maps" });
       else {
         const next = arrowStep(event.key, token, spans.length, lineLength(spans, token));
@@ -51,76 +73,100 @@ export function textPanel(app: App): Panel {
         spans[token].tabIndex = -1;
         spans[next].tabIndex = 0;
         spans[next].focus();
-        app.say(describe(next).join(", "));
+        app.say(describe(text, next).join(", "));
       }
       event.preventDefault();
     });
   };
 
-  const select = (token: number) =>
-    app.set(token === app.state.token ? { token: null, other: null, grid: "maps" } : { token, other: null, grid: "maps" });
-
-  const row = () => {
-    const { token, direction, scope, layer, head } = app.state;
-    return token === null ? null : app.reading.row(token, direction, scope, layer, head);
+  const select = (text: number, token: number) => {
+    const same = text === app.state.text && token === app.state.token;
+    app.set({ text, token: same ? null : token, other: null, grid: "maps" });
   };
 
-  const describe = (token: number): string[] => {
-    const { state, reading } = app;
+  /** The token that is followed in a text: the selected one, or in the other text the same word. */
+  const followed = (text: number): number | null => {
+    const { token, text: active } = app.state;
+    if (token === null || text === active) return token;
+    const unit = app.reading.unitOf[token];
+    const pair = app.page.comparison?.pairs.find((pair) => pair[active] === unit);
+    return pair ? app.readings[text].units[pair[text]][0] : null;
+  };
+
+  const row = (text: number) => {
+    const { direction, scope, layer, head } = app.state;
+    const token = followed(text);
+    return token === null ? null : app.readings[text].row(token, direction, scope, layer, head);
+  };
+
+  const describe = (text: number, token: number): string[] => {
+    const reading = app.readings[text];
+    const from = followed(text);
     const name = `${reading.spelled(token)} · token ${token}`;
     const piece = reading.data.tokens.text[token];
     const lines = [piece === reading.spelled(token) ? name : `${name} · ${piece}`];
-    const weights = row();
-    if (weights === null || state.token === null) {
-      lines.push(`receives ${reading.receivedTimesEven(token).toFixed(2)}× an even share`);
-      return lines;
-    }
-    const [query, key] = state.direction === "from" ? [state.token, token] : [token, state.token];
+    const weights = row(text);
+    if (weights === null || from === null)
+      return [...lines, `receives ${reading.receivedTimesEven(token).toFixed(2)}× an even share`];
+    const [query, key] = app.state.direction === "from" ? [from, token] : [token, from];
     if (!reading.sees(query, key)) return [...lines, "not visible to it"];
     const even = 1 / reading.visible(query);
     const value = weights[token];
-    lines.push(`${reading.spelled(query)} → ${reading.spelled(key)}`);
-    lines.push(
+    return [
+      ...lines,
+      `${reading.spelled(query)} → ${reading.spelled(key)}`,
       Number.isNaN(value)
         ? "not among the strongest relations kept"
         : `${show(value)}  (even ${show(even)}, ${times(value, even)})`,
-    );
-    return lines;
+    ];
   };
 
   const shade = () => {
-    const { reading, state } = app;
-    const weights = row();
-    const blank = (token: number) => state.hide && reading.apart.has(token);
+    const { state } = app;
+    const none = state.token === null;
+    const values = lines.map(({ text, spans }) => {
+      const weights = row(text);
+      return spans.map((_, token) =>
+        weights ? weights[token] : none ? app.readings[text].receivedTimesEven(token) : NaN,
+      );
+    });
+    const blank = (text: number, token: number) => state.hide && app.readings[text].apart.has(token);
     let high = 0;
-    const values = spans.map((_, token) => {
-      const value = weights ? weights[token] : reading.receivedTimesEven(token);
-      if (Number.isFinite(value) && !blank(token)) high = Math.max(high, value);
-      return value;
+    lines.forEach(({ text }, i) =>
+      values[i].forEach((value, token) => {
+        if (value > high && !blank(text, token)) high = value;
+      }),
+    );
+    high = none ? Math.min(high, 4) : high || 1;
+    lines.forEach(({ text, list, spans }, i) => {
+      const [main, active] = [followed(text), text === state.text];
+      list.classList.toggle("inactive", !active);
+      spans.forEach((span, token) => {
+        const empty = blank(text, token);
+        const rgb = colour(state.theme, Number.isFinite(values[i][token]) ? values[i][token] : 0, high);
+        span.style.setProperty("background-color", empty ? "" : css(rgb));
+        span.style.setProperty("color", empty ? "" : ink(rgb));
+        span.classList.toggle("hidden-token", empty);
+        span.classList.toggle("selected", token === main);
+        span.classList.toggle("partner", active && token === state.other);
+        span.setAttribute("aria-selected", String(active && token === state.token));
+      });
     });
-    high = weights ? high || 1 : Math.min(high, 4);
-    spans.forEach((span, token) => {
-      const rgb = colour(state.theme, Number.isFinite(values[token]) ? values[token] : 0, high);
-      span.style.setProperty("background-color", blank(token) ? "" : css(rgb));
-      span.style.setProperty("color", blank(token) ? "" : ink(rgb));
-      span.classList.toggle("hidden-token", blank(token));
-      span.classList.toggle("selected", token === state.token);
-      span.classList.toggle("partner", token === state.other);
-      span.setAttribute("aria-selected", String(token === state.token));
-    });
-    scale.replaceChildren(legend(state.theme, high, weights ? "share of attention" : "× an even share"));
+    scale.replaceChildren(legend(state.theme, high, none ? "× an even share" : "share of attention"));
     caption.replaceChildren(...sentence(app));
   };
 
   const focusable = () => {
-    const stop = app.state.token ?? 0;
-    spans.forEach((span, token) => (span.tabIndex = token === stop ? 0 : -1));
+    for (const { text, spans } of lines) {
+      const stop = followed(text) ?? 0;
+      spans.forEach((span, token) => (span.tabIndex = token === stop ? 0 : -1));
+    }
   };
 
   const buttons = () => {
     const { state, page, reading } = app;
     tabs.replaceChildren();
-    if (page.readings.length > 1)
+    if (page.readings.length > 1 && !together)
       tabs.append(
         choice("Which text", page.readings.map((_, i) => [String(i), `Text ${i + 1}`]), String(state.text), (i) =>
           app.showText(Number(i)),
@@ -152,14 +198,20 @@ export function textPanel(app: App): Panel {
   return {
     element,
     update(changed) {
-      if (changed.has("text")) build();
+      if (changed.has("text") && !together) build();
       buttons();
       shade();
       focusable();
-      if (changed.has("token") && app.state.token !== null && changed.size > 0)
-        spans[app.state.token].scrollIntoView?.({ block: "nearest" });
+      const active = lines.find((line) => line.text === app.state.text);
+      if (changed.has("token") && app.state.token !== null) reveal(active!.list, active!.spans[app.state.token]);
     },
   };
+}
+
+/** Scroll a long text so that a token is seen, and leave the page where it is. */
+function reveal(list: HTMLElement, span: HTMLElement): void {
+  if (span.offsetTop < list.scrollTop || span.offsetTop + span.offsetHeight > list.scrollTop + list.clientHeight)
+    list.scrollTop = span.offsetTop - list.clientHeight / 2;
 }
 
 /** The text as it was written, every token an element that can be chosen. */
@@ -171,18 +223,18 @@ function layOut(reading: Reading, spans: HTMLElement[]): HTMLElement {
     "aria-label": "Tokens of the text. Arrow keys move, Enter selects, Escape clears.",
   });
   const marked = new Set(chosen.flatMap((word) => reading.units[word]));
+  const slice = sliceText(text);
   let end = 0;
   for (let token = 0; token < reading.length; token++) {
     const placed = tokens.end[token] > tokens.start[token] && !reading.special.has(token);
-    let from = Math.max(tokens.start[token], end);
-    let written = placed ? sliceText(text, from, tokens.end[token]) : tokens.text[token];
+    const from = Math.max(tokens.start[token], end);
+    let written = tokens.text[token];
     if (placed) {
-      const lead = written.length - written.trimStart().length;
-      const gap = sliceText(text, end, from) + (lead < written.length ? written.slice(0, lead) : "");
-      if (lead < written.length) written = written.slice(lead);
-      if (gap) list.append(gap);
-      end = tokens.end[token];
-    }
+      const whole = slice(from, tokens.end[token]);
+      written = whole.trimStart() || whole;
+      list.append(slice(end, from) + whole.slice(0, whole.length - written.length));
+      end = Math.max(end, tokens.end[token]);
+    } else if (token > 0) list.append(" ");
     const joins = token > 0 && tokens.word[token] >= 0 && tokens.word[token] === tokens.word[token - 1];
     const span = el(
       "span",
@@ -192,13 +244,13 @@ function layOut(reading: Reading, spans: HTMLElement[]): HTMLElement {
         tabindex: -1,
         "data-token": token,
       },
-      written.trim() ? written : (tokens.text[token].trim() || "␣"),
+      // A line break inside a token is shown by its sign, and breaks the line after it.
+      written.trim() ? written : /\n/.test(written) ? "↵" : "␣",
     );
     spans.push(span);
     list.append(span);
-    if (!placed && token === 0) list.append(" ");
-    const next = token + 1 < reading.length && tokens.end[token + 1] <= tokens.start[token + 1];
-    if (next) list.append(" ");
+    if (placed && !written.trim() && /\n/.test(written)) list.append(written.replace(/[^\n]/g, ""));
+    else if (!placed) list.append(" ");
   }
   return list;
 }
@@ -207,7 +259,10 @@ function sentence(app: App): (Node | string)[] {
   const { state, reading } = app;
   const { token, other } = state;
   if (token === null)
-    return ["Shaded by the attention each token receives over all layers and heads, as a multiple of what it would get if every token spread its attention evenly. Click a token to follow it."];
+    return [
+      "Shaded by the attention each token receives over all layers and heads, as a multiple of what it would get " +
+        "if every token spread its attention evenly. Click a token to follow it.",
+    ];
   const name = el("b", {}, reading.spelled(token));
   const where =
     state.scope === "head"
@@ -219,15 +274,14 @@ function sentence(app: App): (Node | string)[] {
   const parts: (Node | string)[] =
     state.direction === "from"
       ? ["Where ", name, ` looks: the share of its attention on each token, ${where}.`]
-      : ["Who looks at ", name, `: the share of each token's attention on it, ${where}.`];
+      : ["Who looks at ", name, `: the share of each token’s attention on it, ${where}.`];
   if (other !== null && reading.exact) {
     const [query, key] = state.direction === "from" ? [token, other] : [other, token];
     const value = reading.weight(state.layer, state.head, query, key);
-    const even = 1 / reading.visible(query);
     parts.push(
       " ",
       el("b", {}, `${reading.spelled(query)} → ${reading.spelled(key)} ${show(value)}`),
-      ` in head ${state.layer}.${state.head} (even: ${show(even)}).`,
+      ` in head ${state.layer}.${state.head} (even: ${show(1 / reading.visible(query))}).`,
     );
   }
   return [...parts, kept];
