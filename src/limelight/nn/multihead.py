@@ -74,7 +74,8 @@ class MultiHead(nn.Module):
 
     def _heads(self, projected: Tensor) -> Tensor:
         """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
-        return projected.view(*projected.shape[:2], -1, self.head_width).transpose(1, 2)
+        B, L, width = projected.shape
+        return projected.view(B, L, width // self.head_width, self.head_width).transpose(1, 2)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -1,0 +1,28 @@
+"""``limelight models``."""
+
+import json
+
+import typer
+from typer.testing import CliRunner
+
+from limelight.cli.models import models
+
+app = typer.Typer()
+app.command()(models)
+
+
+def test_the_table_names_every_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "160")
+    said = CliRunner().invoke(app, [])
+    assert said.exit_code == 0, said.output
+    for word in ("minilm", "smollm2", "Apache-2.0", "83.5 MB", "98.4 MB", "no", "bert, llama"):
+        assert word in said.output
+
+
+def test_json(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
+    listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
+    assert [model["name"] for model in listed] == ["minilm", "smollm2"]
+    assert listed[0]["cached"] is False
+    assert listed[0]["folder"].startswith(str(tmp_path))

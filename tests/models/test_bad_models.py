@@ -1,0 +1,167 @@
+"""What cannot be run says so: the argument, the rule, the values, the way out."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from test_tiny_models import BERT, LLAMA, saved
+
+import limelight
+from limelight import ArgumentError
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.load import load
+
+
+@pytest.fixture
+def bert(tmp_path):
+    config = transformers.BertConfig(**BERT, max_position_embeddings=8)
+    saved(transformers.BertModel(config), tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.fixture
+def llama(tmp_path):
+    saved(transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)), tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_text_longer_than_the_positions(bert, llama):
+    for folder, limit in ((bert, 8), (llama, 64)):
+        model = load(folder)
+        model(torch.zeros(1, limit, dtype=torch.int64))
+        with pytest.raises(
+            ArgumentError, match=f"`tokens` must stand at the {limit} positions.*{limit + 1} tokens.*Cut it"
+        ):
+            model(torch.zeros(1, limit + 1, dtype=torch.int64))
+
+
+def test_padding_and_packing_do_not_count_as_length(bert):
+    model = load(bert)
+    ids = torch.arange(12)[None]
+    assert model(ids, layout=limelight.Packed([6, 6])).states.shape == (1, 12, 24)
+    assert model(ids, layout=limelight.Padded(torch.tensor([8]), side="left")).states.isfinite().all()
+    with pytest.raises(ArgumentError, match="has 9 tokens"):
+        model(ids, layout=limelight.Packed([9, 3]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (torch.zeros(3, dtype=torch.int64), "shape \\(3,\\)"),
+        (torch.zeros(1, 3), "torch.float32"),
+        (torch.tensor([[0, 50]]), "from 0 to 50"),
+        (torch.tensor([[-1, 3]]), "from -1 to 3"),
+    ],
+)
+def test_tokens_that_are_none(bert, tokens, said):
+    with pytest.raises(ArgumentError, match=f"`tokens` must .*{said}"):
+        load(bert)(tokens)
+
+
+def test_nothing_to_read_is_no_error(bert):
+    model = load(bert)
+    assert model(torch.zeros(0, 4, dtype=torch.int64)).states.shape == (0, 4, 24)
+    assert model(torch.zeros(2, 0, dtype=torch.int64)).states.shape == (2, 0, 24)
+
+
+def test_no_head_no_logits(bert):
+    model = load(bert)
+    with pytest.raises(ArgumentError, match="output head"):
+        model.network.head_on(torch.zeros(1, 24))
+
+
+def test_no_tokenizer_no_text(bert):
+    with pytest.raises(ArgumentError, match=r"`tokenizer` must .*tokenizer.json does not exist.*token ids"):
+        load(bert)("text")
+
+
+def test_layout_with_texts(minilm):
+    with pytest.raises(ArgumentError, match="`layout`"):
+        minilm("text", layout=limelight.Padded(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "t5"}, "model_type = 't5'.*bert, llama"),
+        ({"model_type": None}, "model_type = None"),
+        ({"hidden_size": -4}, "hidden_size = -4.*whole number"),
+        ({"hidden_size": "24"}, "hidden_size = '24'"),
+        ({"num_attention_heads": 5}, "num_attention_heads = 5.*divisor"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish'.*gelu"),
+        ({"position_embedding_type": "relative_key"}, "relative_key.*absolute"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps = 0"),
+        ({"is_decoder": True}, "is_decoder = True"),
+        ({"num_hidden_layers": 3}, "lacks encoder.layer.2.*16 missing, 0 surplus"),
+        ({"num_hidden_layers": 1}, "holds encoder.layer.1.*0 missing, 16 surplus"),
+        ({"hidden_size": 12}, "with shape .*should be"),
+        ({"vocab_size": 10**12}, "with shape .*should be"),
+        ({"architectures": ["BertForMaskedLM"]}, "lacks cls.predictions"),
+    ],
+)
+def test_bert_configurations_that_do_not_fit(bert, changes, said):
+    with pytest.raises(CheckpointError, match=said):
+        load(edit(bert, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn'.*llama3"),
+        ({"num_key_value_heads": 3}, "`query_heads` must be a multiple"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
+        ({"rms_norm_eps": None, "num_hidden_layers": 0}, "num_hidden_layers = 0"),
+    ],
+)
+def test_llama_configurations_that_do_not_fit(llama, changes, said):
+    with pytest.raises(ArgumentError, match=said):
+        load(edit(llama, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_a_configuration_that_is_no_object(bert, text):
+    (bert / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config.json is damaged"):
+        load(bert)
+
+
+def test_a_tokenizer_that_is_none(bert):
+    (bert / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is damaged"):
+        load(bert)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("minilmm", "did you mean 'minilm'.*Packaged models: minilm, smollm2"),
+        ("./nowhere", "nowhere does not exist"),
+        ("/nowhere/at/all", "does not exist"),
+        ("model.gguf", "model.gguf does not exist"),
+    ],
+)
+def test_names_of_nothing(name, said):
+    with pytest.raises(ArgumentError, match=said):
+        load(name)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config.json does not exist"):
+        load(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"2 .gguf files.*a.gguf, b.gguf"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, "float32", None])
+def test_dtypes_that_are_none(dtype):
+    with pytest.raises(ArgumentError, match="`dtype` must be one of"):
+        load("minilm", dtype=dtype)

@@ -1,0 +1,217 @@
+"""Real weights: equal to transformers, and the facts measured on them."""
+
+import pytest
+import torch
+from agreement import assert_equal, assert_no_worse, assert_same_choices, float64_throughout, real_tokens
+
+import limelight
+
+BANK = "The bank is near the river."
+MONEY = "She deposited money at the bank."
+TEXTS = [BANK, "Hi", MONEY + " It was closed; she walked home through the rain, 3.14 km."]
+# Llama's states hold single numbers of 20,000: it takes many tokens until the largest error is no matter of luck
+MORE_TEXTS = [
+    *TEXTS,
+    "def f(x):\n    return x + 1\n",
+    "Paris is the capital of France, Berlin of Germany, and Madrid of Spain.",
+    "1 2 3 4 5 6 7 8 9 10 11 12",
+    "Why do cats purr?",
+    "The quick brown fox jumps over the lazy dog. " * 3,
+    "In 1905 Einstein published four papers.",
+    "<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n",
+    "Water boils at 100 degrees.",
+    "A man is playing a guitar.",
+]
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def in_float64():
+    """Move models to float64 for one test, and back."""
+    moved = []
+
+    def move(*models):
+        for model in models:
+            moved.append(model)
+            model.to(torch.float64)
+
+    yield move
+    for model in moved:
+        model.to(torch.float32)  # weights came from float32: nothing is lost
+
+
+def compared(model, theirs, tokens, **how):
+    """Our output, and their hidden states and logits."""
+    mask = real_tokens(tokens)
+    ours = model(tokens, hidden=True)
+    other = theirs(tokens.ids, attention_mask=mask.long(), output_hidden_states=True, **how)
+    return ours, other, mask
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_minilm_is_transformers_bert(minilm, their_minilm, in_float64, side):
+    tokens = minilm.read(TEXTS, side=side)
+    # BERT counts its positions from the first token; transformers wants to be told so when the padding is at the left
+    positions = (real_tokens(tokens).long().cumsum(-1) - 1).clamp(min=0)
+    ours, eager, mask = compared(minilm, their_minilm, tokens, position_ids=positions)
+    in_float64(minilm, their_minilm)
+    exact, truth, _ = compared(minilm, their_minilm, tokens, position_ids=positions)
+    assert len(exact.hidden) == len(truth.hidden_states) == 7
+    for mine, theirs, mine32, eager32 in zip(
+        exact.hidden, truth.hidden_states, ours.hidden, eager.hidden_states, strict=True
+    ):
+        assert_equal(mine[mask], theirs[mask])
+        assert_no_worse(mine32[mask], eager32[mask], theirs[mask])
+    assert_equal(exact.states[mask], truth.last_hidden_state[mask])
+    assert exact.logits is None
+
+
+def test_smollm2_is_transformers_llama(smollm2, their_smollm2, in_float64):
+    tokens = smollm2.read(MORE_TEXTS)
+    ours, eager, mask = compared(smollm2, their_smollm2, tokens)
+    in_float64(smollm2, their_smollm2)
+    with float64_throughout():
+        exact, truth, _ = compared(smollm2, their_smollm2, tokens)
+    assert len(exact.hidden) == len(truth.hidden_states) == 31
+    for mine, theirs, mine32, eager32 in zip(
+        exact.hidden, truth.hidden_states, ours.hidden, eager.hidden_states, strict=True
+    ):
+        assert_equal(mine[mask], theirs[mask])
+        assert_no_worse(mine32[mask], eager32[mask], theirs[mask])
+    assert_equal(exact.logits[mask], truth.logits[mask])
+    assert_no_worse(ours.logits[mask], eager.logits[mask], truth.logits[mask])
+    assert_same_choices(ours.logits[mask], truth.logits[mask])
+
+
+def test_smollm2_with_padding_at_the_left(smollm2, their_smollm2, in_float64):
+    tokens = smollm2.read(TEXTS, side="left")
+    in_float64(smollm2, their_smollm2)
+    positions = (real_tokens(tokens).long().cumsum(-1) - 1).clamp(min=0)
+    with float64_throughout():
+        exact, truth, mask = compared(smollm2, their_smollm2, tokens, position_ids=positions)
+    assert_equal(exact.logits[mask], truth.logits[mask])
+    last = exact.logits[:, -1].argmax(-1)  # what padding at the left is for: the last token of each row stands last
+    assert torch.equal(last, torch.stack([smollm2(text).logits[0, -1].argmax() for text in TEXTS]))
+
+
+def test_smollm2_at_far_positions(smollm2, their_smollm2, in_float64):
+    """At position 8,000 angles matter: the operator sees where tokens stand, and float32 is no worse for it."""
+    tokens = smollm2.read(MORE_TEXTS[7] * 2)
+    start = 8192 - tokens.ids.shape[1]
+    here = limelight.Aligned(query_start=start, key_start=start)
+    positions = torch.arange(start, 8192)[None]
+    ours = smollm2(tokens.ids, layout=here).logits
+    eager = their_smollm2(tokens.ids, position_ids=positions).logits
+    in_float64(smollm2, their_smollm2)
+    with float64_throughout():
+        truth = their_smollm2(tokens.ids, position_ids=positions).logits
+    assert_equal(smollm2(tokens.ids, layout=here).logits, truth)
+    assert_no_worse(ours, eager, truth)
+    with pytest.raises(limelight.ArgumentError, match="has 8193 tokens"):
+        smollm2(tokens.ids, layout=limelight.Aligned(query_start=start + 1, key_start=start + 1))
+
+
+def test_a_row_does_not_feel_its_batch(minilm, smollm2):
+    for model in (minilm, smollm2):
+        tokens = model.read(TEXTS)
+        together = model(tokens).states
+        for row, text in enumerate(TEXTS):
+            alone = model(text).states[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_texts_are_separate_texts(smollm2):
+    rows = [smollm2.read(text).ids[0] for text in TEXTS]
+    packed = smollm2(torch.cat(rows)[None], layout=limelight.Packed([len(row) for row in rows])).states[0]
+    for part, row in zip(packed.split([len(row) for row in rows]), rows, strict=True):
+        torch.testing.assert_close(part, smollm2(row[None]).states[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_are_those_of_transformers_to_the_last_bit(smollm2, their_smollm2):
+    theirs = their_smollm2.model
+    assert torch.equal(smollm2.network.embedding.tokens.weight, theirs.embed_tokens.weight)
+    for ours, other in zip(smollm2.network.layers, theirs.layers, strict=True):
+        pairs = zip(("query", "key", "value", "output"), ("q_proj", "k_proj", "v_proj", "o_proj"), strict=True)
+        for mine, name in pairs:
+            assert torch.equal(getattr(ours.attention.inner, mine).weight, getattr(other.self_attn, name).weight)
+        assert torch.equal(ours.feed_forward.inner.gate.weight, other.mlp.gate_proj.weight)
+
+
+# -- facts --
+
+
+def mean_vector(model, text):
+    return model(text).states[0].mean(0)
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a, b, dim=-1).item()
+
+
+def vector_of(model, text, word, layer):
+    place = model.read(text).texts[0].tokens.index(word)
+    return model(text, hidden=True).hidden[layer][0, place]
+
+
+def test_minilm_knows_what_sentences_are_alike(minilm):
+    guitar, other, market = (
+        mean_vector(minilm, text)
+        for text in (
+            "A man is playing a guitar.",
+            "Someone plays an instrument.",
+            "The stock market fell sharply today.",
+        )
+    )
+    assert cosine(guitar, other) == pytest.approx(0.667, abs=0.0006)
+    assert cosine(guitar, market) == pytest.approx(-0.05, abs=0.006)
+
+
+def test_bank_looks_at_river(minilm):
+    text = minilm.read(BANK).texts[0]
+    bank, river = text.tokens.index("bank"), text.tokens.index("river")
+    with limelight.watching(limelight.Observe(rows=[bank])) as seen:
+        minilm(BANK)
+    assert tuple(seen.layers) == minilm.network.attention_names
+    weights = seen.layers["layers.0.attention"][0].rows[0, :, 0, river]  # (12,)
+    assert weights.max().item() == pytest.approx(0.64, abs=0.006)
+
+
+def test_bank_becomes_two_words(minilm):
+    first, second = (cosine(vector_of(minilm, BANK, "bank", n), vector_of(minilm, MONEY, "bank", n)) for n in (0, 3))
+    assert first == pytest.approx(0.96, abs=0.006)
+    assert second == pytest.approx(0.84, abs=0.006)
+
+
+@pytest.mark.parametrize(("end", "dog", "park"), [("excited", 0.095, 0.050), ("open", 0.059, 0.082)])
+def test_it_is_the_dog_or_the_park(minilm, end, dog, park):
+    sentence = f"The dog ran around the park because it was {end}."
+    tokens = minilm.read(sentence).texts[0].tokens
+    with limelight.watching(limelight.Observe(rows=[tokens.index("it")])) as seen:
+        minilm(sentence)
+    weights = seen.layers["layers.3.attention"][0].rows[0, :, 0].mean(0)  # the fourth layer
+    assert weights[tokens.index("dog")].item() == pytest.approx(dog, abs=0.0006)
+    assert weights[tokens.index("park")].item() == pytest.approx(park, abs=0.0006)
+
+
+def test_smollm2_knows_the_capital_of_france(smollm2):
+    text = "The capital of France is"
+    for expected in (" Paris", "."):
+        best = smollm2(text).logits[0, -1].argmax()
+        assert smollm2.tokenizer.write([best]) == expected
+        text += expected
+
+
+def test_smollm2_copies_what_it_has_seen(smollm2):
+    generator = torch.Generator().manual_seed(0)
+    once = torch.randint(17, smollm2.config.vocabulary, (60,), generator=generator)
+    ids = torch.cat((once, once))[None]
+    with limelight.watching(limelight.Observe(pairs=[(i, i - 59) for i in range(60, 119)])) as seen:
+        logits = smollm2(ids).logits[0]
+    loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
+    assert loss[60:].mean() < loss[:59].mean() / 3
+    assert seen.layers["layers.18.attention"][0].pairs[0, 6].mean() > 0.7
