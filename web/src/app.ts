@@ -22,6 +22,7 @@ export interface State {
 export interface Panel {
   element: HTMLElement;
   update(changed: Set<keyof State>): void;
+  shown?(): void; // called once, when the panel stands on the page
 }
 
 export class App {
@@ -55,6 +56,11 @@ export class App {
     if (!changed.size) return;
     this.state = { ...this.state, ...patch };
     for (const panel of this.panels) panel.update(changed);
+  }
+
+  /** The panels stand on the page: what depends on their size can be done. */
+  shown(): void {
+    for (const panel of this.panels) panel.shown?.();
   }
 
   /** Say something to those who listen to the page. */

@@ -179,7 +179,7 @@ function label(
     figure.append(
       svg("path", { d: `M${left - 4} ${top + at}h4M${left + at} ${top - 4}v4`, stroke: tone.faint }),
       text(left - 7, top + at + 4, String(tick), false, { "text-anchor": "end", fill: tone.faint }),
-      text(left + at, top - 8, String(tick), false, { "text-anchor": "middle", fill: tone.faint }),
+      text(left + at, top - 8, String(tick), false, { "text-anchor": at > map - 12 ? "end" : "middle", fill: tone.faint }),
     );
   }
 }

@@ -155,6 +155,7 @@ export function gridPanel(app: App): Panel {
       if (pair || ["text", "hide", "own", "theme", "grid"].some((key) => changed.has(key as "text"))) draw();
       if (changed.has("layer") || changed.has("head")) select();
     },
+    shown: select,
   };
 }
 

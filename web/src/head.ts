@@ -8,7 +8,8 @@ import { legend } from "./legend.ts";
 import { savePng, saveSvg } from "./save.ts";
 import { hideTip, tip } from "./tip.ts";
 
-export function headPanel(app: App): Panel {
+/** `apart`: the numbers stand in a panel of their own, `numbers`, for the page to place. */
+export function headPanel(app: App, apart: boolean): Panel & { numbers: HTMLElement } {
   const title = el("h2", { id: "h-head" });
   const shapes = el("div", {});
   const frame = el("div", { class: "figure" });
@@ -34,8 +35,10 @@ export function headPanel(app: App): Panel {
     caption,
     frame,
     el("div", { class: "under" }, scale),
-    facts,
+    !apart && facts,
   );
+  const numbersTitle = el("h2", {});
+  const numbers = el("section", { class: "panel" }, numbersTitle, apart && facts);
   let layout: Layout;
   let cursor: [number, number] = [0, 0];
   const mark = svg("rect", { class: "cursor", visibility: "hidden" });
@@ -158,6 +161,7 @@ export function headPanel(app: App): Panel {
     const lines = state.shape === "lines" && canDrawLines(app);
     frame.replaceChildren(lines ? lineFigure() : mapFigure());
     title.textContent = `Head ${state.layer}.${state.head}`;
+    numbersTitle.textContent = `Head ${state.layer}.${state.head} in numbers`;
     const place = state.layer * page.model.heads + state.head;
     const named = headName(reading.data.heads, place, reading.data.even.share);
     const block = reading.data.map.block;
@@ -174,6 +178,7 @@ export function headPanel(app: App): Panel {
   draw();
   return {
     element,
+    numbers,
     update(changed) {
       if (changed.size === 1 && (changed.has("scope") || changed.has("grid"))) return;
       draw();

@@ -64,6 +64,7 @@ async function open(): Promise<void> {
     );
     const compared = page.comparison !== null; // three charts then, for which one column is too narrow
     const path = pathPanel(app);
+    const head = headPanel(app, compared);
     root.replaceChildren(
       header(app),
       lead,
@@ -72,13 +73,14 @@ async function open(): Promise<void> {
       el(
         "div",
         { class: "two" },
-        el("div", { class: "left" }, app.add(gridPanel(app)), !compared && app.add(path)),
-        app.add(headPanel(app)),
+        el("div", { class: "left" }, app.add(gridPanel(app)), compared ? head.numbers : app.add(path)),
+        app.add(head),
       ),
       ...(compared ? [app.add(path)] : []),
       footer(app),
       status,
     );
+    app.shown();
     document.documentElement.dataset.ready = "yes";
   } catch (error) {
     root.replaceChildren(el("p", { class: "wait" }, `This page could not be read: ${(error as Error).message}`));

@@ -163,6 +163,11 @@ export function textPanel(app: App): Panel {
     }
   };
 
+  const showToken = () => {
+    const line = lines.find((line) => line.text === app.state.text)!;
+    if (app.state.token !== null) reveal(line.list, line.spans[app.state.token]);
+  };
+
   const buttons = () => {
     const { state, page, reading } = app;
     tabs.replaceChildren();
@@ -202,9 +207,9 @@ export function textPanel(app: App): Panel {
       buttons();
       shade();
       focusable();
-      const active = lines.find((line) => line.text === app.state.text);
-      if (changed.has("token") && app.state.token !== null) reveal(active!.list, active!.spans[app.state.token]);
+      if (changed.has("token")) showToken();
     },
+    shown: showToken,
   };
 }
 
