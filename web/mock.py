@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "microscope")]
+
+from made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 
 from limelight.microscope.page import write_page  # noqa: E402
 from limelight.microscope.page.pack import pack  # noqa: E402
-from tests.microscope.mock import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 
 PAGES = {
     "short": lambda: mock_report((SENTENCE, OTHER), 6, 12),

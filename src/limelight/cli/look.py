@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 
 def look(
     text: Annotated[str | None, typer.Argument(help="The text to read, in quotes.", show_default=False)] = None,
-    file: Annotated[Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")] = None,
-    model: Annotated[str, typer.Option(help="A name of `limelight models`, a folder, a .gguf file, or a hub name.")] = "minilm",
+    file: Annotated[
+        Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A name of `limelight models`, a folder, a .gguf file, or a hub name.")
+    ] = "minilm",
     compare: Annotated[str | None, typer.Option(help="A second text, to compare the words of both.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="A word to report on; may be given several times.")] = None,
-    special: Annotated[bool, typer.Option("--special", help="Count special tokens, sinks, punctuation and the word itself too.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the page: one HTML file that opens without a network.")] = None,
+    special: Annotated[
+        bool, typer.Option("--special", help="Count special tokens, sinks, punctuation and the word itself too.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the page: one HTML file that opens without a network.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON instead.")] = False,
 ) -> None:
     """Read a text with a model, and show what each word looked at and how its meaning moved.
@@ -44,7 +52,11 @@ def look(
     console = Console(highlight=False)
     summarise(report, console)
     if size is not None:
-        console.print(f"Page: {output} ({size / 1e6:.2f} MB), opens in any browser without a network.", markup=False, soft_wrap=True)
+        console.print(
+            f"Page: {output} ({size / 1e6:.2f} MB), opens in any browser without a network.",
+            markup=False,
+            soft_wrap=True,
+        )
     else:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
@@ -54,7 +66,9 @@ def _text(text: str | None, file: Path | None) -> str:
 
     if (text is None) == (file is None):
         got = "both were given" if text is not None else "neither was"
-        raise wrong("TEXT or --file", "must name one text", got, 'For example: limelight look "The bank is near the river."')
+        raise wrong(
+            "TEXT or --file", "must name one text", got, 'For example: limelight look "The bank is near the river."'
+        )
     if file is None:
         assert text is not None
         return text
@@ -64,7 +78,7 @@ def _text(text: str | None, file: Path | None) -> str:
         return file.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise ArgumentError(
-            f"`--file` must be UTF-8 text, but {file} has the byte {error.object[error.start]:#04x} at {error.start:,}. "
+            f"`--file` must be UTF-8 text, but byte {error.start:,} of {file} is {error.object[error.start]:#04x}. "
             "Convert it: iconv -f ENCODING -t UTF-8."
         ) from None
 
@@ -76,7 +90,12 @@ def _writable(output: Path) -> None:
     if output.is_dir():
         raise wrong("--output", "must name a file", f"{output} is a folder", f"Try {output / 'page.html'}.")
     if not output.parent.is_dir():
-        raise wrong("--output", "must lie in a folder that exists", f"{output.parent} does not", f"Make it: mkdir -p {output.parent}")
+        raise wrong(
+            "--output",
+            "must lie in a folder that exists",
+            f"{output.parent} does not",
+            f"Make it: mkdir -p {output.parent}",
+        )
 
 
 def summarise(report: Report, console: Console) -> None:
@@ -123,7 +142,10 @@ def _word(report: Report, tables: dict[str, Any], text: int, index: int, console
     console.print(
         _layers(
             [row["depth"] for row in path],
-            {"cosine with its embedding": [row["cosine"] for row in path], "mean of all words": [row["all_words"] for row in path]},
+            {
+                "cosine with its embedding": [row["cosine"] for row in path],
+                "mean of all words": [row["all_words"] for row in path],
+            },
         )
     )
 
@@ -171,7 +193,9 @@ def _layers(depths: list[int], lines: dict[str, list[float]], most: int = 9) -> 
     for column in columns:
         table.add_column(str(depths[column]) if column else "0 (emb.)", justify="right", no_wrap=True)
     for name, values in lines.items():
-        table.add_row(f"  {name}", *(f"{values[column]:.2f}" for column in columns), style="" if len(table.rows) == 0 else "dim")
+        table.add_row(
+            f"  {name}", *(f"{values[column]:.2f}" for column in columns), style="" if len(table.rows) == 0 else "dim"
+        )
     return table
 
 
@@ -198,7 +222,12 @@ def _comparison(tables: dict[str, Any], console: Console) -> None:
     for row in tables["changes"]:
         change = row["second"] - row["first"]
         table.add_row(
-            Text(f"  {row['word']}"), Text(f"→ {row['other']}"), f"{row['first']:.3f}", f"{row['second']:.3f}", f"{change:+.3f}", str(row["layer"])
+            Text(f"  {row['word']}"),
+            Text(f"→ {row['other']}"),
+            f"{row['first']:.3f}",
+            f"{row['second']:.3f}",
+            f"{change:+.3f}",
+            str(row["layer"]),
         )
     console.print(Text("\nWhat changed most (mean over the heads of the layer)", style="bold"))
     console.print(table)

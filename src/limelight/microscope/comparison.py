@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..shapes import ArgumentError
 from .reading import Floats, Reading
 from .relations import given
-from ..shapes import ArgumentError
 
 # Beyond this the baseline is an average over a sample: 200 * 200 pairs of words settle it to the third digit.
 _BASELINE_WORDS = 200
@@ -77,10 +77,7 @@ def _baseline(first: Reading, second: Reading, left: Floats, right: Floats) -> t
     ours = _sample([number for number, word in enumerate(first.words) if not word.mark])
     theirs = _sample([number for number, word in enumerate(second.words) if not word.mark])
     different = np.array(
-        [
-            [first.words[a].text.casefold() != second.words[b].text.casefold() for b in theirs]
-            for a in ours
-        ],
+        [[first.words[a].text.casefold() != second.words[b].text.casefold() for b in theirs] for a in ours],
         dtype=bool,
     ).reshape(len(ours), len(theirs))
     if not different.any():
@@ -111,9 +108,7 @@ def words_that_changed(comparison: Comparison, first: Reading, most: int = 3) ->
     return sorted(content or usual, key=lambda n: -float(fall[n]))[:most]
 
 
-def changes(
-    first: Reading, second: Reading, comparison: Comparison, pair: int, *, most: int = 5
-) -> list[Change]:
+def changes(first: Reading, second: Reading, comparison: Comparison, pair: int, *, most: int = 5) -> list[Change]:
     """The relations of one shared word to the other shared words that differ most between the texts.
 
     Means over the heads of a layer, one per partner (the layer where they differ most), largest first.
@@ -126,7 +121,5 @@ def changes(
             continue
         difference = after[:, right] - before[:, left]
         layer = int(np.abs(difference).argmax())
-        found.append(
-            Change(pair, partner, layer, None, float(before[layer, left]), float(after[layer, right]))
-        )
+        found.append(Change(pair, partner, layer, None, float(before[layer, left]), float(after[layer, right])))
     return sorted(found, key=lambda change: -abs(change.second - change.first))[:most]

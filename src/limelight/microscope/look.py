@@ -89,7 +89,9 @@ def _choose(
 def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
     """Run the model once over one text, and keep what was seen."""
     if not isinstance(text, str) or not text.strip():
-        raise wrong("text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."')
+        raise wrong(
+            "text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."'
+        )
     tokens = model.read(text)
     written = tokens.texts[0]
     length = len(written)
@@ -97,7 +99,11 @@ def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
     config = model.config
     exact = config.layers * config.query_heads * length**2 <= EXACT_WEIGHTS
     watch = _Watch(written, causal, exact, config.layers)
-    with counted(f"Reading {length:,} tokens", config.layers) as watch.progress, watching(watch), torch.inference_mode():
+    with (
+        counted(f"Reading {length:,} tokens", config.layers) as watch.progress,
+        watching(watch),
+        torch.inference_mode(),
+    ):
         hidden = model(tokens, hidden=True, logits=False).hidden
     assert hidden is not None
     return watch.reading(hidden, keep_vectors)
@@ -119,9 +125,8 @@ class _Watch(Seen):
         super().__init__(self._observe(exact))
 
     def _observe(self, exact: bool) -> Observe:
-        common: dict[str, Any] = dict(
-            entropy=True, max_weight=True, distance=True, received=True, blocks=(self.block, self.block)
-        )
+        common: dict[str, Any] = dict.fromkeys(("entropy", "max_weight", "distance", "received"), True)
+        common["blocks"] = (self.block, self.block)
         if exact:
             return Observe(**common)
         at = torch.arange(self.length)
@@ -134,7 +139,9 @@ class _Watch(Seen):
 
     def add(self, name: str | None, observations: Observations) -> None:
         """Keep one layer's numbers; the rest of the observations is let go."""
-        seen = {key: tensor[0].detach().float() for key, tensor in observations.seen().items() if tensor.is_floating_point()}
+        seen = {
+            key: tensor[0].detach().float() for key, tensor in observations.seen().items() if tensor.is_floating_point()
+        }
         for key in ("entropy", "max_weight", "distance"):
             self._keep(key, seen[key].mean(-1))
         self._keep("received", seen["received"].mean(0))
@@ -142,7 +149,7 @@ class _Watch(Seen):
         rows[-1] = self.length - self.block * (len(rows) - 1)
         self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
         if self.block > 1:
-            self._keep("neighbours", seen["pairs"].unflatten(-1, (3, self.length)))  # (H, 3, L)
+            self._keep("neighbours", seen["pairs"].reshape(-1, 3, self.length))  # (H, 3, L)
             self._keep("features", _by_block(seen["features"], self.block))  # (H, T, F)
             self._keep("top_weights", seen["top_weights"])
             assert observations.top_keys is not None
@@ -160,8 +167,7 @@ class _Watch(Seen):
         tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
         shares = parts["shares"]
         exact = self.block == 1
-        own = np.ones(()) if self.causal else np.zeros(())  # a first token sees only itself
-        sinks = find_sinks(parts["received"][:, 0].mean(), own, self.causal, length)
+        sinks = find_sinks(float(parts["received"][:, 0].mean()), self.causal, length)
         apart = tuple(sorted({*sinks, *self.special}))
         apart_shares = self._apart_shares(parts, shares, apart)
         neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)
@@ -221,7 +227,7 @@ def _columns(candidates: tuple[int, ...], causal: bool, block: int) -> dict[int,
 
 def _by_block(rows: Tensor, block: int) -> Tensor:
     """Mean over each block of queries: ``(H, L, F)`` to ``(H, T, F)``."""
-    return torch.stack([part.mean(1) for part in rows.split(block, dim=1)], 1)
+    return torch.stack([part.mean(1) for part in torch.split(rows, block, dim=1)], 1)
 
 
 def _mean_rows(by_block: Floats, block: int, length: int) -> Floats:
@@ -256,5 +262,3 @@ def _paths(hidden: Sequence[Tensor], units: Tensor, keep: bool) -> tuple[Floats,
         if keep:
             vectors.append(normal.numpy())
     return np.stack(path), np.stack(steps), np.stack(vectors) if keep else None
-
-

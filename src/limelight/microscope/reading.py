@@ -1,4 +1,4 @@
-"""What one run of a model over one text leaves behind: a :class:`Reading`.
+"""What one run of a model over one text leaves behind: a `Reading`.
 
 Sizes: ``N`` layers, ``H`` heads, ``L`` tokens, ``U`` units (the words, then the tokens that belong to no word),
 ``T`` blocks of tokens along one side of a heat map. Nothing here is ``L * L`` unless the text is short enough to
@@ -100,9 +100,7 @@ class Reading:
     @cached_property
     def unit_text(self) -> tuple[str, ...]:
         """How each unit is written."""
-        return tuple(word.text for word in self.words) + tuple(
-            token.text for token in self.tokens if token.word < 0
-        )
+        return tuple(word.text for word in self.words) + tuple(token.text for token in self.tokens if token.word < 0)
 
     @cached_property
     def aside(self) -> frozenset[int]:
@@ -122,12 +120,11 @@ class Reading:
         return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
 
 
-def find_sinks(received: Floats, own: Floats, causal: bool, length: int) -> tuple[int, ...]:
-    """The first token, if later queries give it more than ``SINK_SHARE`` of their attention.
+def find_sinks(received: float, causal: bool, length: int) -> tuple[int, ...]:
+    """The first token, if later queries give it more than `SINK_SHARE` of their attention.
 
     Args:
-        received: mean over layers and heads of the weight that token 0 receives from all queries, ``()``.
-        own: the part of it that token 0 gives to itself, ``()``.
+        received: weight that token 0 receives from all queries, mean over layers and heads.
         causal: whether queries see earlier keys only: in such models the first token takes what is left over.
         length: number of tokens.
 
@@ -135,6 +132,6 @@ def find_sinks(received: Floats, own: Floats, causal: bool, length: int) -> tupl
     """
     if not causal or length < 4:
         return ()
-    later = float(received - own) / (length - 1)
+    later = (received - 1.0) / (length - 1)  # all that the first token itself can look at is itself
     even = float(np.mean(1.0 / np.arange(2, length + 1)))
     return (0,) if later > max(SINK_SHARE, 1.5 * even) else ()

@@ -48,7 +48,7 @@ def given(reading: Reading, unit: int) -> Floats:
 
 
 def taken(reading: Reading, unit: int) -> Floats:
-    """Attention that a unit receives from every unit, ``(N, H, U)``; a lower bound where :func:`given` is."""
+    """Attention that a unit receives from every unit, ``(N, H, U)``; a lower bound where `given` is."""
     columns = list(reading.unit_tokens[unit])
     layers, heads = reading.shares.shape[:2]
     total = np.zeros((len(reading.unit_text), layers, heads), np.float32)

@@ -1,4 +1,4 @@
-"""The answer of the microscope, data first: a :class:`Report` of tables. Pictures and summaries are made from it.
+"""The answer of the microscope, data first: a `Report` of tables. Pictures and summaries are made from it.
 
 The JSON form, ``limelight.report`` version 1::
 
@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from .comparison import Comparison, changes
-from .reading import Reading
+from .reading import Floats, Reading
 from .relations import strongest
 
 FORMAT, VERSION = "limelight.report", 1
@@ -47,7 +47,7 @@ _NOTES = (
     "A weight says from where a head took its values, not why the model answers as it does: "
     "an attention weight is not an explanation.",
     "uniform is the weight that an even spread over the visible keys would give: compare every weight with it.",
-    "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding (with positions).",
+    "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
 )
 _LOWER_BOUND = (
@@ -103,8 +103,7 @@ class Report:
             "path": self._path,
         }
         tables = {
-            name: [row for text in range(len(self.readings)) for row in make(text)]
-            for name, make in per_text.items()
+            name: [row for text in range(len(self.readings)) for row in make(text)] for name, make in per_text.items()
         }
         if self.comparison is not None:
             tables |= {"contexts": self._contexts(), "changes": self._changes()}
@@ -274,10 +273,10 @@ class Report:
         return rows
 
 
-def mean_path(reading: Reading) -> np.ndarray[Any, np.dtype[np.float32]]:
+def mean_path(reading: Reading) -> Floats:
     """Mean over all words of the cosine with the embedding, per layer: the background of one word's path."""
     words = [number for number, word in enumerate(reading.words) if not word.mark]
-    return reading.path[:, words or slice(None)].mean(axis=1)
+    return np.asarray(reading.path[:, words or slice(None)].mean(axis=1), dtype=np.float32)
 
 
 def even_distance(reading: Reading) -> float:

@@ -15,16 +15,16 @@ _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:['’][^\W{_ALONE}]+)*|[^\w\s]")
 
 # English function words. Other languages lose nothing but a filter: their words are ranked as they are.
-_FUNCTION_WORDS = frozenset(
-    """a about above after again against all am an and any are aren't as at be because been before being below
+_FUNCTION_WORDS = """
+    a about above after again against all am an and any are aren't as at be because been before being below
     between both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during each
     few for from further had hadn't has hasn't have haven't having he he's her here hers herself him himself his
     how i i'm if in into is isn't it it's its itself just me more most must my myself near no nor not now of off
     on once only onto or other our ours ourselves out over own same shall she she's should so some such than that
     that's the their theirs them themselves then there these they this those through to too under until up upon
     us very was wasn't we were weren't what when where which while who whom why will with won't would you your
-    yours yourself yourselves""".split()
-)
+    yours yourself yourselves"""
+_IS_FUNCTION_WORD = frozenset(_FUNCTION_WORDS.split()).__contains__
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Word:
     @property
     def content(self) -> bool:
         """Whether this is neither punctuation nor a function word."""
-        return not self.mark and self.text.lower() not in _FUNCTION_WORDS
+        return not self.mark and not _IS_FUNCTION_WORD(self.text.lower())
 
 
 def join_words(

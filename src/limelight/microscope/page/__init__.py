@@ -1,6 +1,6 @@
 """The page: one self-contained HTML file that opens without a network.
 
-The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this file; :func:`write_page` inlines both
+The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this file; `write_page` inlines both
 and the report's data into ``template.html``. A user needs neither node nor a connection.
 """
 

@@ -1,4 +1,4 @@
-"""What the page reads: a :class:`~limelight.microscope.report.Report` packed into compact JSON.
+"""What the page reads: a `Report` packed into compact JSON.
 
 ``limelight.page`` version 1; its TypeScript twin is ``web/src/data.ts``. Sizes as in ``reading.py``::
 
@@ -29,7 +29,7 @@
 ``low + (high - low) * q / m``, or with ``root`` ``low + (high - low) * (q / m)^2``, which spends its steps on small
 numbers. 32-bit numbers are plain integers (``low`` 0, ``high`` ``m``).
 
-A page must stay small at any length, so :func:`pack` takes the first of a ladder of settings that fits.
+A page must stay small at any length, so `pack` takes the first of a ladder of settings that fits.
 """
 
 from __future__ import annotations

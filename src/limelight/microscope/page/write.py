@@ -16,15 +16,13 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from .pack import pack
 from ..report import Report
+from .pack import pack
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
 
 # In JSON these stand only inside strings, where an escape means the same.
-_ESCAPES = str.maketrans(
-    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-)
+_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
 def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:

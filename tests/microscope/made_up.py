@@ -130,10 +130,8 @@ OTHER = "She deposited money at the bank."
 
 def paragraphs(words: int) -> str:
     """A text of about this many words, with paragraphs, written by a counter."""
-    vocabulary = (
-        "light water stone the a of garden understanding window north quietly and letter was seen "
-        "under morning electricity she he they wrote long ago in which every colour"
-    ).split()
+    names = "light water stone the a of understanding north quietly and was seen electricity she he in every"
+    vocabulary = names.split()
     random = np.random.default_rng(7)
     parts = []
     for number in range(words):
