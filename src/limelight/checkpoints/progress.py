@@ -59,4 +59,5 @@ def _shown(what: str, total: int, note: str, *columns: ProgressColumn) -> Iterat
     try:
         yield report
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()

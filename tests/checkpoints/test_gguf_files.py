@@ -1,0 +1,203 @@
+"""GGUF: read as the gguf package reads it; anything damaged is an error and nothing worse."""
+
+import struct
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.gguf_files import GGUFFile
+from limelight.checkpoints.load import load
+from limelight.checkpoints.tokenizer_files import tokenizer_of
+
+KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the", "Ġthe", "<end>", "added"]
+
+
+def numbers(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
+    """A Llama of one layer, as small as GGUF's blocks of 32 allow."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(16)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(1000.0)
+    writer.add_tokenizer_model(fields.get("model", "gpt2"))
+    writer.add_tokenizer_pre(fields.get("pre", "smollm"))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if t == "<end>" else 4 if t == "added" else 1 for t in tokens])
+    writer.add_token_merges(["t h", "th e", "Ġ the"])
+    writer.add_eos_token_id(tokens.index("<end>"))
+    writer.add_add_eos_token(fields.get("eos", False))
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    shapes |= {
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+    }
+    shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
+    shapes |= {"output": (len(tokens), 32)} if own_head else {}
+    for name, shape in shapes.items():
+        stored = getattr(gguf.GGMLQuantizationType, kind if len(shape) == 2 else "F32")
+        writer.add_tensor(f"{name}.weight", gguf.quantize(numbers(*shape), stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_read_as_the_gguf_package_reads(tmp_path, kind):
+    path = write(tmp_path / "model.gguf", kind)
+    ours, theirs = GGUFFile(path), gguf.GGUFReader(str(path))
+    assert ours.keys() == [tensor.name for tensor in theirs.tensors]
+    for tensor in theirs.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert ours.shape(tensor.name) == values.shape
+        assert np.array_equal(ours.read(tensor.name).numpy(), values)
+    for name, field in theirs.fields.items():
+        if not name.startswith("GGUF."):
+            assert ours.fields[name] == field.contents()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_every_kind_runs(tmp_path, kind):
+    model = load(write(tmp_path / "model.gguf", kind))
+    assert model.config.key_heads == 2
+    assert model.config.limit == 16
+    assert model("the cat").logits.shape == (1, 5, len(LETTERS))  # the, Ġ, c, a, t
+    assert load(tmp_path).config == model.config  # a folder with one such file
+
+
+def test_a_head_of_its_own_or_tied(tmp_path):
+    own, tied = load(write(tmp_path / "own.gguf")), load(write(tmp_path / "tied.gguf", own_head=False))
+    assert "head.linear.weight" in own.network.state_dict()
+    assert not any(name.startswith("head") for name in tied.network.state_dict())
+    ids = torch.arange(4)[None]
+    torch.testing.assert_close(tied(ids).logits, tied(ids).states @ tied.network.embedding.tokens.weight.T)
+
+
+def test_the_tokenizer_of_a_file(tmp_path):
+    tokenizer = tokenizer_of(GGUFFile(write(tmp_path / "model.gguf", eos=True)))
+    read = tokenizer.read("the the<end>added")
+    assert read.tokens == ("the", "Ġthe", "<end>", "added", "<end>")
+    assert read.special == (False, False, True, False, True)
+    assert read.pieces == ("the", "the", "<end>", "added", "<end>")
+    assert tokenizer.write(read.ids) == "the theadded"
+
+
+@pytest.mark.parametrize(("field", "said"), [({"model": "llama"}, "kind 'llama'"), ({"pre": "viking"}, "'viking'")])
+def test_a_tokenizer_of_another_kind_is_no_obstacle_to_the_model(tmp_path, field, said):
+    model = load(write(tmp_path / "model.gguf", **field))
+    assert model(torch.arange(4)[None]).states.shape == (1, 4, 32)
+    with pytest.raises(ValueError, match=said):
+        model("text")
+
+
+def cut(path, tmp_path, data):
+    target = tmp_path / "cut.gguf"
+    target.write_bytes(data)
+    return target
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_a_file_cut_short_is_an_error(small, tmp_path_factory, data):
+    whole = small.read_bytes()
+    size = data.draw(st.integers(0, len(whole) - 1))
+    target = tmp_path_factory.mktemp("cut") / "cut.gguf"
+    target.write_bytes(whole[:size])
+    with pytest.raises(CheckpointError, match="damaged"):
+        GGUFFile(target)
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_byte_gone_wrong_is_an_error_or_other_numbers(small, tmp_path_factory, data):
+    """Whatever stands in the file: no crash, no endless loop, no memory beyond its size."""
+    broken = bytearray(small.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        broken[data.draw(st.integers(0, 2200))] = data.draw(st.sampled_from([0, 1, 9, 127, 128, 255]))
+    target = tmp_path_factory.mktemp("broken") / "broken.gguf"
+    target.write_bytes(broken)
+    try:
+        model = load(target)
+    except ValueError as error:  # CheckpointError and ArgumentError are kinds of it
+        assert len(str(error)) > 30  # noqa: PT017
+    else:
+        assert sum(p.numel() for p in model.network.parameters()) < 20_000
+
+
+def header(tensors=0, fields=0, version=3):
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, fields)
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def entry(name, dimensions, kind, offset=0):
+    return text(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is empty"),
+        (b"PK\x03\x04" + bytes(40), "begins with"),
+        (header(version=1), "version 1"),
+        (header(version=1 << 24), "big-endian"),
+        (header(tensors=2**60), "1,152,921,504,606,846,976 entries"),
+        (header(fields=2**63), "entries, more than the file can hold"),
+        (
+            header(fields=1) + text(b"key") + struct.pack("<IQ", 8, 2**62),
+            "promises 4,611,686,018,427,387,904 more bytes",
+        ),
+        (header(fields=1) + text(b"key") + struct.pack("<IIQ", 9, 4, 2**61), "entries, more than"),
+        (header(fields=1) + text(b"key") + struct.pack("<IIQ", 9, 9, 1), "array of the unsupported type 9"),
+        (header(fields=1) + text(b"key") + struct.pack("<I", 77), "unknown type 77"),
+        (header(fields=1) + text(b"\xff\xfe") + struct.pack("<IB", 0, 1), "not UTF-8"),
+        (header(tensors=1) + entry(b"w", (2**40, 2**40), 0), "should end at byte"),
+        (header(tensors=1) + entry(b"w", (2**63, 2), 0), "should end at byte"),
+        (header(tensors=1) + entry(b"w", (33,), 2) + bytes(64), "does not divide into the 32-number blocks of Q4_0"),
+        (header(tensors=1) + entry(b"w", (1,) * 5, 0) + bytes(64), "claims 5 dimensions"),
+        (header(tensors=1) + entry(b"w", (1,), 999) + bytes(64), "unknown type number 999"),
+        (header(tensors=1) + entry(b"w", (4,), 0, offset=2**62) + bytes(64), "should end at byte"),
+        (header(tensors=2) + entry(b"w", (4,), 0) * 2 + bytes(64), "the same name"),
+        (header(fields=1) + text(b"general.alignment") + struct.pack("<II", 4, 3), "not a power of two"),
+    ],
+)
+def test_hostile_files(tmp_path, data, said):
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=said):
+        GGUFFile(path)
+
+
+def test_other_families(tmp_path):
+    path = tmp_path / "other.gguf"
+    for architecture, said in ((b"mamba", "'mamba'.*bert, llama"), (b"bert", "safetensors only")):
+        path.write_bytes(header(fields=1) + text(b"general.architecture") + struct.pack("<I", 8) + text(architecture))
+        with pytest.raises(CheckpointError, match=said):
+            load(path)
+    path.write_bytes(header())
+    with pytest.raises(CheckpointError, match=r"general.architecture = None"):
+        load(path)

@@ -1,0 +1,87 @@
+"""Key rules read in both directions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from limelight.checkpoints.rules import KeyRules, PairedHalves, Renamed, Rule, Unused
+from limelight.models.families import BERT, FAMILIES, LLAMA, Published
+
+PUBLISHED = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+}
+
+
+def network(family, **more):
+    with torch.device("meta"):
+        return family.shape(family.configure(Published("config.json", PUBLISHED | more)))
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        (BERT, {}),
+        (BERT, {"architectures": ["BertForMaskedLM"]}),
+        (LLAMA, {}),
+        (LLAMA, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    ],
+)
+def test_every_parameter_has_a_published_name_and_comes_back(family, more, gguf):
+    if gguf and family.gguf is None:
+        assert family.name == "bert"
+        return
+    made = network(family, **more)
+    rules = (family.gguf.rules if gguf else family.rules)(made.config)
+    names = {name: rules.published(name) for name in made.state_dict()}
+    assert all(names.values()), [name for name, renamed in names.items() if not renamed]
+    assert len({renamed.key for renamed in names.values()}) == len(names)
+    for name, renamed in names.items():
+        assert rules.ours(renamed.key) == Renamed(name, renamed.change)
+        assert rules.ours(rules.prefix + renamed.key) == Renamed(name, renamed.change)
+
+
+def test_families_are_found_by_their_published_name():
+    assert FAMILIES == {"bert": BERT, "llama": LLAMA}
+
+
+def test_the_first_rule_that_fits_wins():
+    rules = KeyRules(
+        Rule("a.{n}.{p}", "x.{n}.{p}"),
+        Rule("old.{n}.{p}", "x.{n}.{p}"),
+        Unused("a.{any}", "no use"),
+        prefix="model.",
+    )
+    assert rules.ours("a.3.weight").key == rules.ours("model.old.3.weight").key == "x.3.weight"
+    assert rules.published("x.3.weight").key == "a.3.weight"
+    assert rules.ours("a.3.other") == Unused("a.{any}", "no use")
+    assert rules.ours("b") is None
+    assert rules.published("y") is None
+
+
+def test_a_field_is_a_number_or_a_part_and_text_is_text():
+    rules = KeyRules(Rule("a.{n}.b.{p}", "x.{n}.{p}"))
+    for key in ("a.b.b.weight", "a.3.b.scale", "a.3xb.weight", "a.3.b.weight.more", "za.3.b.weight"):
+        assert rules.ours(key) is None
+
+
+@given(heads=st.integers(1, 6), half=st.integers(1, 5), columns=st.integers(0, 4))
+def test_paired_halves(heads, half, columns):
+    shape = (heads * 2 * half, *([columns] if columns else []))
+    stored = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    change = PairedHalves(heads)
+    read = change.read(stored)
+    assert torch.equal(change.write(read), stored)
+    assert torch.equal(change.read(change.write(stored)), stored)
+    # the row that stood as number i of pair (a, b) is row i of the first or second half of its head
+    for head in range(heads):
+        for i in range(half):
+            first = head * 2 * half
+            assert torch.equal(read[first + i], stored[first + 2 * i])
+            assert torch.equal(read[first + half + i], stored[first + 2 * i + 1])

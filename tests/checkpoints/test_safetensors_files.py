@@ -1,0 +1,96 @@
+"""Safetensors folders: what is there is read, what is not is said."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.safetensors_files import SafetensorsFolder
+
+A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    save_file({"a": A}, tmp_path / "model-1-of-2.safetensors")
+    save_file({"b": B}, tmp_path / "model-2-of-2.safetensors")
+    index(tmp_path, {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"})
+    return tmp_path
+
+
+def index(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_one_file(tmp_path):
+    save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
+    folder = SafetensorsFolder(tmp_path)
+    assert sorted(folder.keys()) == ["a", "b"]
+    assert folder.shape("a") == (2, 3)
+    assert torch.equal(folder.read("a"), A)
+    assert torch.equal(folder.read("b"), B)
+
+
+def test_shards(shards):
+    folder = SafetensorsFolder(shards)
+    assert torch.equal(folder.read("a"), A)
+    assert torch.equal(folder.read("b"), B)
+
+
+def test_no_file_and_pickled_weights(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(CheckpointError, match=r"model.safetensors does not exist.*pickled weights.*not read"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_a_shard_that_is_missing(shards):
+    (shards / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-2-of-2.safetensors does not exist.*copy the missing file"):
+        SafetensorsFolder(shards)
+
+
+@pytest.mark.parametrize("size", [0, 4, 60, 150])
+def test_a_file_cut_short(tmp_path, size):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": A, "b": B}, path)
+    assert path.stat().st_size > size
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=rf"damaged or incomplete.*its {size} bytes.*sha256"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    head = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(64))
+    with pytest.raises(CheckpointError, match="damaged"):
+        SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "said"),
+    [
+        ({"a": "model-1-of-2.safetensors", "b": "model-1-of-2.safetensors"}, "disagree about b in model-1-of-2"),
+        ({"a": "model-1-of-2.safetensors"}, None),
+        ({"a": "../../secret.safetensors"}, "no safetensors file beside it"),
+        ({"a": "/etc/passwd"}, "no safetensors file beside it"),
+        ({"a": "model.bin"}, "no safetensors file beside it"),
+        ({"a": 3}, "does not map names to files"),
+        ([], "does not map names to files"),
+    ],
+)
+def test_indices_that_do_not_fit(shards, weight_map, said):
+    index(shards, weight_map)
+    if said is None:  # a shard that the index does not name is not opened
+        assert SafetensorsFolder(shards).keys() == ["a"]
+        return
+    with pytest.raises(CheckpointError, match=said):
+        SafetensorsFolder(shards)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_an_index_that_is_none(shards, text):
+    (shards / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match="weight_map"):
+        SafetensorsFolder(shards)
