@@ -172,3 +172,24 @@ def test_a_recipe_made_twice_is_the_same(tmp_path):
     assert repr(first.norm) == "RMSNorm(epsilon=1e-06)"
     network = limelight.models.DecoderOnly(first)  # with fresh parameters, to train from nothing
     assert network(batch("right")[0]).logits.shape == (3, 11, 50)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        lambda: transformers.BertModel(transformers.BertConfig(**BERT)),
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
+    ],
+    ids=["bert", "llama"],
+)
+def test_compiled_whole_and_exported(tmp_path, theirs):
+    saved(theirs(), tmp_path)
+    network = load(tmp_path).network
+    compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="eager")
+    for length in (5, 9):
+        ids = torch.arange(2 * length).reshape(2, length)
+        layout = limelight.Padded(torch.tensor([length, 3]))
+        for how in ({}, {"layout": layout}):
+            torch.testing.assert_close(compiled(ids, **how).states, network(ids, **how).states)
+    exported = torch.export.export(network, (ids,)).module()
+    torch.testing.assert_close(exported(ids).states, network(ids).states)
