@@ -36,7 +36,7 @@ def mock_reading(
     """Heads of six kinds (previous, own, next, sink, far, broad), mixed by layer and head number."""
     tokens, words = join_words(text, *split(text, special=not causal))
     length = len(tokens)
-    exact = layers * heads * length**2 <= exact_pairs
+    exact = exact_pairs > 0 and (length <= 64 or layers * heads * length**2 <= exact_pairs)
     block = 1 if exact else -(-length // 64)
     side = -(-length // block)
     random = np.random.default_rng(length)
@@ -49,7 +49,7 @@ def mock_reading(
     apart_shares = np.zeros_like(shares)
     position = np.arange(length)
     favourite = random.integers(0, length, length)
-    step = 1 if length < 2000 else 32  # of a long text one row stands for its neighbours
+    step = 1 if length < 400 else length // 128  # of a long text one row stands for its neighbours
     for layer in range(layers):
         for head in range(heads):
             kind, sharp = (layer * 5 + head * 7) % 6, 1.0 + 4.0 * random.random()
@@ -76,7 +76,7 @@ def mock_reading(
             statistics["apart"][layer, head] = weights[:, list(apart)].sum(1).mean()
             received[layer] += weights.sum(0) * (length / len(rows)) / heads
             if not exact:
-                order = np.argpartition(-weights, k, axis=1)[:, :k]
+                order = np.argpartition(-weights, k - 1, axis=1)[:, :k]
                 order = np.take_along_axis(order, np.argsort(-np.take_along_axis(weights, order, 1), 1), 1)
                 found = np.take_along_axis(weights, order, 1)
                 top_weights[layer, head] = found.repeat(step, 0)[:length]

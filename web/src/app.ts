@@ -124,9 +124,9 @@ export function opening(page: Page, theme: Theme): State {
 /** A number for people: three digits after the point, and no more than there are. */
 export function show(value: number): string {
   if (!Number.isFinite(value)) return "–";
-  if (value !== 0 && Math.abs(value) < 0.0005) return "<0.001";
+  if (value !== 0 && Math.abs(value) < 0.01) return Math.abs(value) < 1e-5 ? "<0.00001" : String(Number(value.toPrecision(2)));
   return Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(3);
 }
 
 export const times = (value: number, even: number): string =>
-  even > 0 ? `${(value / even).toFixed(value / even < 10 ? 1 : 0)}×` : "";
+  even > 0 ? `${(value / even).toLocaleString("en", { maximumFractionDigits: value / even < 10 ? 1 : 0, minimumFractionDigits: value / even < 10 ? 1 : 0 })}×` : "";

@@ -143,7 +143,7 @@ def _word(report: Report, tables: dict[str, Any], text: int, index: int, console
         _layers(
             [row["depth"] for row in path],
             {
-                "cosine with its embedding": [row["cosine"] for row in path],
+                "cosine with embedding": [row["cosine"] for row in path],
                 "mean of all words": [row["all_words"] for row in path],
             },
         )
@@ -155,41 +155,47 @@ def _relations(rows: list[dict[str, Any]]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("  ", no_wrap=True)
-    for name in ("word", "weight", "even", "", "head", "mean", ""):
-        table.add_column(name, justify="left" if name in ("word", "") else "right", no_wrap=name != "word")
+    table.add_column("", max_width=24, overflow="ellipsis", no_wrap=True)
+    for name in ("weight", "even", "", "head", "mean", ""):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     direction = None
     for row in rows:
-        ratio = f"{row['weight'] / row['uniform']:.1f}x" if row["uniform"] else ""
+        if row["direction"] != direction:
+            direction = row["direction"]
+            table.add_row(Text(f"  {direction}", style="italic"))
+        ratio = row["weight"] / row["uniform"] if row["uniform"] else 0.0
         table.add_row(
-            "" if row["direction"] == direction else f"  {row['direction']}",
-            Text(row["other"]),  # as text: a word such as [bold] is no markup
+            Text(f"    {row['other']}"),  # as text: a word such as [bold] is no markup
             ("≥ " if row["lower_bound"] and row["pieces"] > 1 else "") + f"{row['weight']:.3f}",
-            Text(f"{row['uniform']:.3f}", style="dim"),
-            Text(ratio, style="dim"),
+            Text(_number(row["uniform"]), style="dim"),
+            Text(f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x", style="dim"),
             f"{row['layer']}.{row['head']}",
             Text(f"{row['layer_mean']:.3f}", style="dim"),
             Text(_where(row["offset"]), style="dim"),
         )
-        direction = row["direction"]
     return table
+
+
+def _number(value: float) -> str:
+    """Three digits after the point, or two that say something."""
+    return f"{value:.3f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _where(offset: int) -> str:
     """How far away the other word is, in words."""
     if abs(offset) == 1:
         return "next word" if offset > 0 else "word before"
-    return f"{abs(offset)} words {'on' if offset > 0 else 'back'}"
+    return f"{abs(offset):,} words {'on' if offset > 0 else 'back'}"
 
 
-def _layers(depths: list[int], lines: dict[str, list[float]], most: int = 9) -> Table:
+def _layers(depths: list[int], lines: dict[str, list[float]], most: int = 7) -> Table:
     """Numbers by layers passed, at most ``most`` columns."""
     from rich.table import Table
 
     step = -(-(len(depths) - 1) // (most - 1)) if len(depths) > most else 1
     columns = sorted({*range(0, len(depths), step), len(depths) - 1})
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("  layers passed")
+    table.add_column("  layers passed", no_wrap=True)
     for column in columns:
         table.add_column(str(depths[column]) if column else "0 (emb.)", justify="right", no_wrap=True)
     for name, values in lines.items():

@@ -97,7 +97,7 @@ def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
     length = len(written)
     causal = isinstance(model.network, DecoderOnly)
     config = model.config
-    exact = config.layers * config.query_heads * length**2 <= EXACT_WEIGHTS
+    exact = length <= BLOCKS or config.layers * config.query_heads * length**2 <= EXACT_WEIGHTS
     watch = _Watch(written, causal, exact, config.layers)
     with (
         counted(f"Reading {length:,} tokens", config.layers) as watch.progress,
@@ -145,6 +145,7 @@ class _Watch(Seen):
         for key in ("entropy", "max_weight", "distance"):
             self._keep(key, seen[key].mean(-1))
         self._keep("received", seen["received"].mean(0))
+        self._keep("received_first", seen["received"][:, :1])  # (H, 1)
         rows = torch.full((seen["blocks"].shape[-2],), float(self.block))
         rows[-1] = self.length - self.block * (len(rows) - 1)
         self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
@@ -167,7 +168,7 @@ class _Watch(Seen):
         tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
         shares = parts["shares"]
         exact = self.block == 1
-        sinks = find_sinks(float(parts["received"][:, 0].mean()), self.causal, length)
+        sinks = find_sinks(np.broadcast_to(parts["received_first"], (*shares.shape[:2], length)), self.causal)
         apart = tuple(sorted({*sinks, *self.special}))
         apart_shares = self._apart_shares(parts, shares, apart)
         neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)

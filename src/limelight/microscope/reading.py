@@ -18,8 +18,10 @@ from .words import Token, Word
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
 
-# A token that gets this share of the attention of all later queries, whatever the head, is a sink (Xiao 2023).
+# A head has a sink where a token gets more than this share of the attention of all later queries (Gu 2024);
+# a token is set apart when this part of the heads has its sink there.
 SINK_SHARE = 0.3
+SINK_HEADS = 0.25
 
 
 @dataclass(frozen=True)
@@ -120,18 +122,18 @@ class Reading:
         return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
 
 
-def find_sinks(received: float, causal: bool, length: int) -> tuple[int, ...]:
-    """The first token, if later queries give it more than `SINK_SHARE` of their attention.
+def find_sinks(received: Floats, causal: bool) -> tuple[int, ...]:
+    """The first token, if it is a sink in at least a quarter of the heads: later queries give it over `SINK_SHARE`.
 
     Args:
-        received: weight that token 0 receives from all queries, mean over layers and heads.
+        received: weight that each key receives from all queries, by head, ``(N, H, L)``; only the first key counts.
         causal: whether queries see earlier keys only: in such models the first token takes what is left over.
-        length: number of tokens.
 
     A short text is given more room: the share must be half again what an even spread would give.
     """
+    length = received.shape[-1]
     if not causal or length < 4:
         return ()
-    later = (received - 1.0) / (length - 1)  # all that the first token itself can look at is itself
+    later = (received[..., 0] - 1.0) / (length - 1)  # all that the first token itself can look at is itself
     even = float(np.mean(1.0 / np.arange(2, length + 1)))
-    return (0,) if later > max(SINK_SHARE, 1.5 * even) else ()
+    return (0,) if (later > max(SINK_SHARE, 1.5 * even)).mean() >= SINK_HEADS else ()

@@ -16,14 +16,19 @@ _WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:['’][^\W{_ALONE}]+)*|[^\w\s]
 
 # English function words. Other languages lose nothing but a filter: their words are ranked as they are.
 _FUNCTION_WORDS = """
-    a about above after again against all am an and any are aren't as at be because been before being below
-    between both but by can can't cannot could couldn't did didn't do does doesn't doing don't down during each
-    few for from further had hadn't has hasn't have haven't having he he's her here hers herself him himself his
-    how i i'm if in into is isn't it it's its itself just me more most must my myself near no nor not now of off
-    on once only onto or other our ours ourselves out over own same shall she she's should so some such than that
-    that's the their theirs them themselves then there these they this those through to too under until up upon
-    us very was wasn't we were weren't what when where which while who whom why will with won't would you your
-    yours yourself yourselves"""
+    a about above across after again against all along also although am among amongst an and another any are
+    aren't around as aside at away back be because been before behind being below beneath beside besides between
+    beyond both but by can can't cannot could couldn't despite did didn't do does doesn't doing don't down
+    during each either else ever every everybody everyone everything except few for from further had hadn't has
+    hasn't have haven't having he he'd he's her here hers herself him himself his how i i'd i'll i'm i've if in
+    inside instead into is isn't it it's its itself just let's me more most must my myself near neither no
+    nobody none nor not nothing now of off on once only onto or other others our ours ourselves out outside over
+    own past per perhaps quite rather same shall she she'd she's should since so some somebody someone something
+    still such than that that's the their theirs them themselves then there these they they're they've this
+    those though through thus to together too toward towards under underneath unless until up upon us very via
+    was wasn't we we're we've were weren't what whatever when where whether which while who whom whose why will
+    with within without won't would yet you you're you've your yours yourself yourselves
+"""
 _IS_FUNCTION_WORD = frozenset(_FUNCTION_WORDS.split()).__contains__
 
 

@@ -13,7 +13,7 @@
         "chosen": [word, ...],
         "map":    {"block": tokens per block (1: exact weights), "shares": Packed (N, H, T, T),
                    "apart": Packed (N, H, T, T) | null (null when exact: the columns of the tokens say it)},
-        "relations": null (exact: the map says it all) or
+        "relations": null (block 1: the map says it all) or
                   {"each": n, "keys": Packed (L, n), "heads": Packed (L, n) layer * H + head,
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..reading import Floats, Reading
+from ..reading import Floats, Integers, Reading
 from ..report import Report, even_distance, mean_path
 
 FORMAT, VERSION = "limelight.page", 1
@@ -123,7 +123,7 @@ def pack_numbers(
         "low": low,
         "high": top,
         "root": root,
-        "data": base64.b64encode(zlib.compress(raw, 9)).decode(),
+        "data": base64.b64encode(zlib.compress(raw)).decode(),
     }
 
 
@@ -171,7 +171,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
         },
         "chosen": chosen,
         "map": _map(reading, detail),
-        "relations": None if reading.exact else _relations(reading, detail.relations),
+        "relations": None if _whole(reading, detail) else _relations(reading, detail.relations),
         "heads": {name: _numbers(getattr(heads, name).ravel()) for name in heads.__dataclass_fields__},
         "even": {
             "entropy": float(np.mean(np.log(reading.visible))),
@@ -184,17 +184,20 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
     }
 
 
+def _whole(reading: Reading, detail: Detail) -> bool:
+    """Whether every single weight goes into the page."""
+    return reading.exact and reading.length <= detail.blocks
+
+
 def _map(reading: Reading, detail: Detail) -> dict[str, Any]:
     shares, apart, block = reading.shares, reading.apart_shares, reading.block
-    if reading.exact:
+    if _whole(reading, detail):
         linear = detail.bits == 16
         return {"block": 1, "shares": pack_numbers(shares, detail.bits, 0.0, 1.0, not linear), "apart": None}
     while shares.shape[-1] > detail.blocks:
-        shares, apart, block = (
-            _coarser(shares, block, reading.length),
-            _coarser(apart, block, reading.length),
-            block * 2,
-        )
+        shares = _coarser(shares, block, reading.length)
+        apart = _coarser(apart, block, reading.length)
+        block *= 2
     return {
         "block": block,
         "shares": pack_numbers(shares, detail.bits, 0.0, 1.0, True),
@@ -215,11 +218,12 @@ def _coarser(shares: Floats, block: int, length: int) -> Floats:
 
 def _relations(reading: Reading, most: int) -> dict[str, Any]:
     """The ``most`` strongest relations of each token over all heads, strongest first, sinks last."""
-    layers, heads, length, k = reading.top_keys.shape
+    top_keys, top_weights = _top(reading)
+    layers, heads, length, k = top_keys.shape
     every = layers * heads * k
     most = min(most, every)
-    keys = reading.top_keys.transpose(2, 0, 1, 3).reshape(length, every)
-    weights = reading.top_weights.transpose(2, 0, 1, 3).reshape(length, every)
+    keys = top_keys.transpose(2, 0, 1, 3).reshape(length, every)
+    weights = top_weights.transpose(2, 0, 1, 3).reshape(length, every)
     # What every head gives to the sink is said by its heat map; here it would crowd out all else.
     plain = np.where(np.isin(keys, reading.apart) | (keys < 0), 0.0, weights)
     order = np.argpartition(-plain, most - 1, axis=1)[:, :most]
@@ -233,6 +237,15 @@ def _relations(reading: Reading, most: int) -> dict[str, Any]:
         "heads": pack_numbers(order // k, 16, 0.0, 65535.0),
         "weights": pack_numbers(chosen, 16, 0.0, 1.0),
     }
+
+
+def _top(reading: Reading) -> tuple[Integers, Floats]:
+    """The strongest keys of every query; of exact weights that were too many for the page, found here."""
+    if not reading.exact:
+        return reading.top_keys, reading.top_weights
+    k = min(8, reading.length)
+    keys = np.argpartition(-reading.shares, k - 1, axis=-1)[..., :k].astype(np.int32)
+    return keys, np.take_along_axis(reading.shares, keys, -1)
 
 
 def _numbers(values: npt.NDArray[Any]) -> list[float]:

@@ -1,0 +1,34 @@
+"""Real models for the microscope, and reports made up from a formula."""
+
+import os
+
+import pytest
+from made_up import OTHER, SENTENCE, mock_report
+
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.load import load
+
+
+def _load(name):
+    try:
+        return load(name)
+    except CheckpointError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{name} cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return _load("minilm")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    return _load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def made_up():
+    """Two short texts, 3 layers x 4 heads."""
+    return mock_report((SENTENCE, OTHER), 3, 4)

@@ -1,0 +1,123 @@
+"""The microscope on real models, by the facts that are known of them."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from made_up import OTHER, SENTENCE
+
+from limelight import ArgumentError
+from limelight.microscope import look, make_page
+from limelight.microscope.relations import given
+
+DOG = "The dog ran around the park because it was {}."
+
+
+def test_bank_looks_at_river(minilm):
+    report = look(minilm, SENTENCE, words=["bank"])
+    row = next(row for row in report.tables["relations"] if row["other"] == "river" and row["direction"] == "looks at")
+    assert (row["layer"], row["weight"], row["uniform"]) == (0, pytest.approx(0.64, abs=0.005), pytest.approx(1 / 9))
+    assert row["offset"] == 4
+    assert not row["lower_bound"]
+
+
+def test_bank_in_two_contexts(minilm):
+    report = look(minilm, SENTENCE, compare=OTHER)
+    assert [report.readings[0].words[n].text for n in report.chosen[0]] == ["bank"]
+    cosine = [row["cosine"] for row in report.tables["contexts"] if row["word"] == "bank"]
+    assert cosine[0] == pytest.approx(0.96, abs=0.005)
+    assert cosine[3] == pytest.approx(0.84, abs=0.005)
+    assert all(row["different_words"] < 0.4 for row in report.tables["contexts"])
+
+
+def test_it_is_the_dog_or_the_park(minilm):
+    means = {}
+    for mood in ("excited", "open"):
+        reading = look(minilm, DOG.format(mood), words=["it"]).readings[0]
+        weights = given(reading, reading.find("it")[0]).mean(axis=1)[3]  # the fourth layer, mean over its heads
+        means[mood] = [round(float(weights[reading.find(name)[0]]), 3) for name in ("dog", "park")]
+    assert means == {"excited": [0.095, 0.050], "open": [0.059, 0.082]}
+    report = look(minilm, DOG.format("excited"), compare=DOG.format("open"))
+    assert "it" in [report.readings[0].words[n].text for n in report.chosen[0]]
+    first = next(row for row in report.tables["changes"] if row["word"] == "it")
+    assert (first["other"], first["second"] < first["first"]) == ("dog", True)
+
+
+def test_tables_say_what_they_are_made_of(minilm):
+    report = look(minilm, SENTENCE)
+    tables = json.loads(report.to_json())["tables"]
+    assert len(tables["heads"]) == 72
+    assert len(tables["tokens"]) == 9
+    assert [row["token"] for row in tables["tokens"] if row["special"]] == ["[CLS]", "[SEP]"]
+    received = np.array([row["received"] for row in tables["tokens"]])
+    assert received.mean() == pytest.approx(1.0, abs=1e-4)
+    assert all(0 <= row["entropy"] <= row["entropy_uniform"] + 1e-5 for row in tables["heads"])
+    assert {row["queries"] for row in tables["heads"]} == {9}
+    reading = report.readings[0]
+    np.testing.assert_allclose(reading.shares.sum(-1), 1.0, atol=1e-5)
+    hidden = minilm(SENTENCE, hidden=True).hidden
+    cosine = torch.cosine_similarity(hidden[4][0, 2], hidden[0][0, 2], dim=0)
+    assert reading.path[4, reading.find("bank")[0]] == pytest.approx(float(cosine), abs=1e-5)
+
+
+def test_a_long_text_agrees_with_exact_weights(minilm, monkeypatch):
+    """The same text, kept as blocks and strongest keys, and kept exactly."""
+    text = " ".join([SENTENCE, OTHER, DOG.format("excited"), DOG.format("open")] * 2)
+    exact = look(minilm, text).readings[0]
+    module = sys.modules["limelight.microscope.look"]
+    monkeypatch.setattr(module, "EXACT_WEIGHTS", 0)
+    monkeypatch.setattr(module, "BLOCKS", 16)
+    long = look(minilm, text).readings[0]
+    assert exact.exact
+    assert not long.exact
+    size = long.block
+    for i in range(long.shares.shape[-1]):
+        rows = exact.shares[:, :, i * size : (i + 1) * size].mean(2)
+        for j in range(long.shares.shape[-1]):
+            expected = rows[..., j * size : (j + 1) * size].sum(-1)
+            np.testing.assert_allclose(long.shares[:, :, i, j], expected, atol=2e-5)
+    for name in exact.heads.__dataclass_fields__:
+        np.testing.assert_allclose(getattr(long.heads, name), getattr(exact.heads, name), atol=2e-4, err_msg=name)
+    best = exact.shares.max(-1)
+    np.testing.assert_allclose(long.top_weights[..., 0], best, atol=2e-5)
+    only = exact.shares[..., list(exact.apart)].sum()
+    assert long.apart_shares.sum() * size == pytest.approx(only, rel=0.05)  # the last block is smaller
+    np.testing.assert_allclose(long.path, exact.path, atol=1e-5)
+    assert len(make_page(look(minilm, text)).encode()) < 3_000_000
+
+
+def test_a_decoder_has_a_sink(smollm2):
+    report = look(smollm2, "The bank of the river was covered with flowers, and the boat stood on the shore.")
+    reading = report.readings[0]
+    assert report.model.kind == "decoder"
+    assert reading.apart == (0,)
+    assert report.tables["tokens"][0]["sink"]
+    assert np.triu(reading.shares[0, 0], 1).max() == 0.0
+    assert reading.heads.next.max() == 0.0
+    assert all(row["other"] != "The" for row in report.tables["relations"])
+    assert any(row["other"] == "The" for row in look(smollm2, reading.text, special=True).tables["relations"])
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n"])
+def test_an_empty_text_is_refused(minilm, text):
+    with pytest.raises(ArgumentError, match="at least one word"):
+        look(minilm, text)
+
+
+def test_a_word_that_is_not_there(minilm):
+    with pytest.raises(ArgumentError, match=r"'shore' does not.*The, bank, is"):
+        look(minilm, SENTENCE, words=["shore"])
+
+
+def test_too_long_a_text_is_refused(minilm):
+    with pytest.raises(ArgumentError, match="512 positions"):
+        look(minilm, "river " * 600)
+
+
+@pytest.mark.parametrize("text", ["?", "🌊", "</script><b>[bold]", "a\tb\n\nc", "河边的银行", "x" * 200, "word"])
+def test_odd_texts_are_read(minilm, text):
+    report = look(minilm, text, compare="a bank.")
+    assert report.to_json()
+    assert make_page(report)
