@@ -116,7 +116,7 @@ def test_a_large_call_with_gradients_raises_and_says_why():
 def test_explain_says_all_of_it():
     text = str(limelight.explain(q, k, k, pattern=Causal()))
     assert "pairs:" in text
-    assert "2 spans" not in text
+    assert "as 1 span\n" in text
     answer = limelight.explain(q, k, k, pattern=Causal(), backend="reference")
     assert answer.backend == "reference"
     assert answer.pairs == 8 * (2 + 3 + 4 + 5 + 6)

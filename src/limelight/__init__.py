@@ -5,6 +5,10 @@
 >>> output = limelight.attention(q, k, v, pattern=limelight.Causal())
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .attention import Explanation, attention, explain, merge
 from .backends.contract import BackendError
 from .layouts import Aligned, KeyMask, Layout, Packed, Padded
@@ -12,6 +16,9 @@ from .observations import Observations, Observe, Seen, watching
 from .patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
 from .scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .shapes import ArgumentError
+
+if TYPE_CHECKING:
+    from .checkpoints.load import load
 
 __version__ = "0.1.0"
 
@@ -47,6 +54,21 @@ __all__ = [
     "Window",
     "attention",
     "explain",
+    "load",
     "merge",
     "watching",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, with the libraries of file formats behind it, is imported when it is first used."""
+    if name == "load":
+        from .checkpoints.load import load
+
+        globals()["load"] = load
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -315,7 +315,8 @@ class Lowered:
     @property
     def form(self) -> str:
         """How the pattern is expressed, in words."""
-        intervals = f"{len(self.spans or b'') // _PACK.size} spans" if self.arrays is None else "interval arrays"
+        count = len(self.spans or b"") // _PACK.size
+        intervals = f"{count} span{'' if count == 1 else 's'}" if self.arrays is None else "interval arrays"
         return intervals if self.tiles is None else f"{intervals} and a tile map"
 
     @property

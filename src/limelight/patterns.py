@@ -15,7 +15,7 @@ and says what it costs::
     ■ · ■ ■ ■ ·
     ■ · · ■ ■ ■
     >>> streaming.pairs(6)
-    20
+    18
 
 ``&`` allows what both allow, ``|`` what either allows, ``~`` what the pattern does not. Positions come from the
 layout (`limelight.layouts`); by default the last query stands at the last key.

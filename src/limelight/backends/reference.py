@@ -36,19 +36,25 @@ MOST_SCORES = 256 * 2**20  # bytes of scores that `auto` may take here
 
 
 def reasons_against(call: Call) -> list[str]:
-    """Only size speaks against the definition; see `choose` in `limelight.backends` for calls that name it."""
-    if memory(call) > MOST_SCORES:
-        have = " x ".join(map(str, call.shapes.scores))
-        return [
-            f"the scores (B x Hq x Lq x Lk = {have}) would take {memory(call) / 2**20:,.0f} MiB, over the limit of 256"
-        ]
-    return []
+    """Only size speaks against the definition; who names it has said that its memory is meant (`choose`)."""
+    if score_bytes(call) <= MOST_SCORES:
+        return []
+    have = " x ".join(map(str, call.shapes.scores))
+    return [
+        f"the scores (B x Hq x Lq x Lk = {have}) would take {score_bytes(call) / 2**20:,.0f} MiB, "
+        f"over the limit of {MOST_SCORES // 2**20} MiB"
+    ]
 
 
-def memory(call: Call) -> int:
+def score_bytes(call: Call) -> int:
     """Bytes of one score matrix."""
     B, Hq, Lq, Lk = call.shapes.scores
     return B * Hq * Lq * Lk * _accumulator(call.query.dtype).itemsize
+
+
+def memory(call: Call) -> int:
+    """Bytes taken beside inputs and outputs: scores, weights, and what lies between, are about four score matrices."""
+    return 4 * score_bytes(call)
 
 
 def forward(call: Call) -> Result:

@@ -15,6 +15,8 @@ def models(
 
     Any folder with config.json and safetensors, any .gguf file and any Hugging Face hub name of a family that Limelight
     builds can be named in the same place.
+
+    Example: limelight models
     """
     listed = _listed()
     if as_json:

@@ -1,0 +1,44 @@
+"""``limelight explain``, and how the command line complains."""
+
+from typer.testing import CliRunner
+
+from limelight.cli import app
+
+run = CliRunner()
+
+
+def test_explain_names_backend_pairs_and_reasons():
+    result = run.invoke(app, ["explain", "--length", "1024", "--pattern", "window", "--back", "99"])
+    assert result.exit_code == 0, result.output
+    pairs = 8 * sum(min(i + 1, 100) for i in range(1024))
+    assert f"{pairs:,} of {8 * 1024 * 1024:,}" in result.output
+    assert "native:" in result.output
+    assert "reference:" in result.output
+
+
+def test_explain_gradients_says_why_not_native():
+    result = run.invoke(app, ["explain", "--length", "128", "--gradients"])
+    assert "not native" in result.output
+    assert "gradient" in result.output
+
+
+def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):
+    import pytest
+
+    from limelight import cli
+
+    monkeypatch.setattr("sys.argv", ["limelight", "explain", "--dtype", "int8"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "--dtype" in said
+    assert "bfloat16" in said
+    assert "Traceback" not in said
+
+
+def test_help_has_an_example():
+    for command in ("explain", "look", "models"):
+        result = run.invoke(app, [command, "--help"])
+        assert result.exit_code == 0
+        assert "xample" in result.output, command
