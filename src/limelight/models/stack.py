@@ -99,8 +99,10 @@ class Stack(nn.Module):
             return torch.arange(L, device=tokens.device)[None]
         layout.check(B, L, L)
         at = layout.coordinates(B, L, L, tokens.device)
-        positions = at.query_position.where(at.query_exists & at.key_exists, 0)
+        exists = at.query_exists & at.key_exists
+        positions = at.query_position.where(exists, 0)
         if not torch.compiler.is_compiling() and positions.numel():
+            _check_together(positions, at.key_position.where(exists, 0))
             self._check_length(int(positions.max()) + 1)
         return positions
 
@@ -132,6 +134,20 @@ class Stack(nn.Module):
                 f"the longest text has {length} tokens",
                 f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take another model.",
             )
+
+
+def _check_together(query: Tensor, key: Tensor) -> None:
+    """A token asks and is asked at one and the same position."""
+    query, key = torch.broadcast_tensors(query, key)
+    apart = (query != key).nonzero()
+    if len(apart):
+        row, place = apart[0].tolist()
+        raise wrong(
+            "layout",
+            "must put the query and the key of one token at one position",
+            f"at place {place} of row {row} they stand at {query[row, place].item()} and {key[row, place].item()}",
+            "Give Aligned query_start and key_start alike, and Padded or Packed one set of lengths.",
+        )
 
 
 def attention_name(number: int) -> str:

@@ -71,7 +71,7 @@ class Rotary:
     turned query and a turned key depends on the distance of their positions only.
 
     Angles are computed in float64 and rounded once, as cosine and sine: the products of a float32 computation are off
-    by up to half a thousandth of a radian at position 8,000.
+    by some ten-thousandths of a radian at position 8,000.
 
     Args:
         width: numbers of a head that are turned, even.
