@@ -29,6 +29,7 @@ interface ReadingOf<Numbers> {
   even: { entropy: number; distance: number; share: number };
   received: Numbers;
   path: Numbers;
+  steps: Numbers;
   pathOfAll: number[];
 }
 

@@ -24,10 +24,11 @@ export function pathPanel(app: App): Panel {
     title.textContent = `“${word}” through the layers`;
     const parts = [
       chart(
-        `Cosine with its own embedding: 1 is unmoved.`,
+        `Cosine of its vector with its own embedding, and with itself one layer before: 1 is unmoved.`,
         [
-          { name: `“${word}”`, values: reading.path(unit), kind: "main" },
-          { name: "mean of all words", values: reading.data.pathOfAll, kind: "ground" },
+          { name: "with its embedding", values: reading.path(unit), kind: "main" },
+          { name: "with the layer before", values: reading.steps(unit), kind: "second" },
+          { name: "with the embedding, mean of all words", values: reading.data.pathOfAll, kind: "ground" },
         ],
         `How far “${word}” moves`,
       ),

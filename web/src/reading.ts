@@ -29,7 +29,6 @@ export class Reading {
   private readonly slice: (start: number, end: number) => string;
   readonly content: Set<number>;
   readonly aside: Set<number>;
-  private order: Int32Array | null = null;
   private incoming: { start: Uint32Array; at: Uint32Array } | null = null;
 
   constructor(
@@ -242,19 +241,29 @@ export class Reading {
     return sum / layers.length;
   }
 
+  /** Cosine of a unit's vector with its embedding, by layers passed. */
   path(unit: number): number[] {
     return range(this.layers + 1).map((layer) => this.data.path.values[layer * this.units.length + unit]);
   }
 
-  /** How many units on from `unit` the `other` stands in the text; negative: back. */
+  /** Cosine of a unit's vector with that of the layer before. */
+  steps(unit: number): number[] {
+    return range(this.layers + 1).map((layer) => this.data.steps.values[layer * this.units.length + unit]);
+  }
+
+  /** How many words on from `unit` the `other` stands in the text; negative: back. */
   wordsBetween(unit: number, other: number): number {
-    this.order ??= (() => {
-      const sorted = this.units.map((_, i) => i).sort((a, b) => this.units[a][0] - this.units[b][0]);
-      const places = new Int32Array(sorted.length);
-      sorted.forEach((unit, place) => (places[unit] = place));
-      return places;
-    })();
-    return this.order[other] - this.order[unit];
+    const before = (at: number) => {
+      const first = this.units[at][0];
+      let [low, high] = [0, this.data.words.text.length];
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (this.units[middle][0] < first) low = middle + 1;
+        else high = middle;
+      }
+      return low;
+    };
+    return before(other) - before(unit);
   }
 
   /** A token as the text has it; a special token by its name. */

@@ -117,7 +117,7 @@ export function relationsPanel(app: App): Panel {
 
 /** How far away the partner stands, counted in words. */
 function where(offset: number): string {
-  if (offset === 0) return "itself";
+  if (offset === 0) return "";
   if (Math.abs(offset) === 1) return offset > 0 ? "next word" : "word before";
   return `${Math.abs(offset).toLocaleString("en")} ${offset > 0 ? "on" : "back"}`;
 }

@@ -183,6 +183,8 @@ def _number(value: float) -> str:
 
 def _where(offset: int) -> str:
     """How far away the other word is, in words."""
+    if offset == 0:
+        return ""
     if abs(offset) == 1:
         return "next word" if offset > 0 else "word before"
     return f"{abs(offset):,} words {'on' if offset > 0 else 'back'}"

@@ -112,9 +112,10 @@ class Reading:
         return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
 
     def words_between(self, unit: int, other: int) -> int:
-        """How many units on from ``unit`` the ``other`` stands in the text; negative: back."""
-        order = np.argsort([tokens[0] for tokens in self.unit_tokens], kind="stable").argsort()
-        return int(order[other] - order[unit])
+        """How many words on from ``unit`` the ``other`` stands in the text; negative: back."""
+        starts = [word.tokens[0] for word in self.words]
+        at, there = (int(np.searchsorted(starts, self.unit_tokens[u][0])) for u in (unit, other))
+        return there - at
 
     def find(self, name: str) -> tuple[int, ...]:
         """The words written as ``name`` (case does not matter), in reading order."""

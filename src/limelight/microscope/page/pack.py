@@ -19,7 +19,7 @@
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
         "received": Packed (N, L) log2(weight received / even weight),
-        "path": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
+        "path": Packed (N + 1, U), "steps": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
      "comparison": null or {"pairs": [[a, b], ...], "cosine": Packed (P, N + 1), "baseline": [N + 1 numbers],
                             "baselinePairs": count}}
 
@@ -65,8 +65,11 @@ LADDER = (
     Detail(16, 1024, 48),
     Detail(8, 1024, 32),
     Detail(8, 64, 24),
+    Detail(8, 64, 20),
     Detail(8, 64, 16),
+    Detail(8, 64, 14),
     Detail(8, 64, 12),
+    Detail(8, 64, 10),
     Detail(8, 64, 8),
     Detail(8, 32, 6),
     Detail(8, 32, 4),
@@ -74,6 +77,8 @@ LADDER = (
     Detail(8, 16, 1),
     Detail(8, 8, 1),
 )
+
+RELATION_BYTES = 4  # that a relation takes at the least, packed
 
 
 def pack(report: Report, limit: int) -> str:
@@ -83,7 +88,10 @@ def pack(report: Report, limit: int) -> str:
         ValueError: nothing fits: the text has more tokens than a page can name in ``limit`` bytes.
     """
     size = 0
+    tokens = sum(reading.length for reading in report.readings if not reading.exact)
     for detail in LADDER:
+        if tokens * detail.relations * RELATION_BYTES > limit:
+            continue  # no use trying
         text = json.dumps(_report(report, detail), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
         if size <= limit:
@@ -180,6 +188,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
         },
         "received": pack_numbers(ratio, 8, -8.0, 14.0),
         "path": pack_numbers(reading.path, 16 if fine else 8, -1.0, 1.0),
+        "steps": pack_numbers(reading.steps, 16 if fine else 8, -1.0, 1.0),
         "pathOfAll": _numbers(mean_path(reading)),
     }
 
@@ -217,26 +226,49 @@ def _coarser(shares: Floats, block: int, length: int) -> Floats:
 
 
 def _relations(reading: Reading, most: int) -> dict[str, Any]:
-    """The ``most`` strongest relations of each token over all heads, strongest first, sinks last."""
+    """The relations of each token that say most, at most ``most``, the strongest first.
+
+    A key that many heads share would crowd out all others: each further head on the same key counts half as much as
+    the one before. What heads give to tokens set apart is said by their maps, and left out here.
+    """
     top_keys, top_weights = _top(reading)
     layers, heads, length, k = top_keys.shape
     every = layers * heads * k
     most = min(most, every)
-    keys = top_keys.transpose(2, 0, 1, 3).reshape(length, every)
-    weights = top_weights.transpose(2, 0, 1, 3).reshape(length, every)
-    # What every head gives to the sink is said by its heat map; here it would crowd out all else.
-    plain = np.where(np.isin(keys, reading.apart) | (keys < 0), 0.0, weights)
-    order = np.argpartition(-plain, most - 1, axis=1)[:, :most]
-    order = np.take_along_axis(order, np.argsort(-np.take_along_axis(plain, order, 1), axis=1), 1)
-    chosen = np.take_along_axis(plain, order, 1)
+    keys, places, weights = [], [], []
+    for start in range(0, length, 512):
+        part = (slice(None), slice(None), slice(start, start + 512))
+        key = top_keys[part].transpose(2, 0, 1, 3).reshape(-1, every)
+        weight = top_weights[part].transpose(2, 0, 1, 3).reshape(-1, every)
+        weight = np.where(np.isin(key, reading.apart) | (key < 0), 0.0, weight)
+        worth = weight * np.exp2(-_turn(key, weight))
+        chosen = np.argpartition(-worth, most - 1, axis=1)[:, :most]
+        kept = np.take_along_axis(weight, chosen, 1)
+        order = np.argsort(-kept, axis=1, kind="stable")
+        chosen, kept = np.take_along_axis(chosen, order, 1), np.take_along_axis(kept, order, 1)
+        keys.append(np.take_along_axis(key, chosen, 1))
+        places.append(chosen // k)
+        weights.append(kept)
+    wide = (16, 0.0, 65535.0)
     return {
         "each": most,
-        "keys": pack_numbers(
-            np.maximum(np.take_along_axis(keys, order, 1), 0), *((16, 0.0, 65535.0) if length < 65536 else (32,))
-        ),
-        "heads": pack_numbers(order // k, 16, 0.0, 65535.0),
-        "weights": pack_numbers(chosen, 16, 0.0, 1.0),
+        "keys": pack_numbers(np.maximum(np.concatenate(keys), 0), *(wide if length < 65536 else (32,))),
+        "heads": pack_numbers(np.concatenate(places), *wide),
+        "weights": pack_numbers(np.concatenate(weights), 16, 0.0, 1.0),
     }
+
+
+def _turn(key: Integers, weight: Floats) -> npt.NDArray[np.float32]:
+    """For each candidate of a row: how many stronger ones have the same key."""
+    order = np.argsort(-weight, axis=1, kind="stable")
+    order = np.take_along_axis(order, np.argsort(np.take_along_axis(key, order, 1), axis=1, kind="stable"), 1)
+    sorted_keys = np.take_along_axis(key, order, 1)
+    at = np.arange(key.shape[1])
+    fresh = np.concatenate([np.ones((len(key), 1), bool), sorted_keys[:, 1:] != sorted_keys[:, :-1]], 1)
+    first = np.maximum.accumulate(np.where(fresh, at, 0), axis=1)
+    turn = np.empty(key.shape, np.float32)
+    np.put_along_axis(turn, order, (at - first).astype(np.float32), 1)
+    return turn
 
 
 def _top(reading: Reading) -> tuple[Integers, Floats]:
