@@ -155,7 +155,11 @@ def _(
 
 
 def _call(
-    tensors: tuple[Tensor, Tensor, Tensor], operands: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
+    tensors: tuple[Tensor, Tensor, Tensor],
+    operands: Sequence[Tensor],
+    numbers: Sequence[int],
+    reals: Sequence[float],
+    recipe: str,
 ) -> Call:
     from .attention import prepare
 
