@@ -103,8 +103,8 @@ int check(const ll_call& call) {
     if (call.version != LL_VERSION)
         return fail("the call is of version %lld, the library of %d: rebuild the library", (long long)call.version,
                     LL_VERSION);
-    if (call.batch < 0 || call.queries < 0 || call.keys < 0 || call.width < 1 || call.value_width < 1)
-        return fail("sizes must not be negative, and widths at least 1");
+    if (call.batch < 0 || call.queries < 0 || call.keys < 0 || call.width < 1 || call.value_width < 0)
+        return fail("sizes must not be negative, and the width at least 1");
     if (call.key_heads < 1 || call.query_heads < 0 || call.query_heads % call.key_heads != 0)
         return fail("query heads must be a multiple of key heads; they are %lld and %lld", (long long)call.query_heads,
                     (long long)call.key_heads);

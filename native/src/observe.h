@@ -1,1 +1,243 @@
-struct Observers;
+// What is seen on the way: a second pass over Q.K, with the softmax of every row already final.
+//
+// A weight is 2^(exponent * score - shift) / total with the very numbers of the forward pass. Sums over keys belong to one
+// tile. Sums over queries (received, blocks) are taken per *chunk* of tiles, at most CHUNKS of them whatever the machine,
+// and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
+
+constexpr int64_t CHUNKS = 8;
+constexpr int64_t COLUMN_MEMORY = (int64_t)64 << 20;  // bytes of column sums held at a time
+
+// Statistics of the rows of one tile, as they run.
+struct RowStatistics {
+    alignas(64) float shift[QUERIES], share[QUERIES];  // the weight is 2^(.. - shift) * share
+    alignas(64) float log_total[QUERIES];              // log2 of the total
+    alignas(64) float largest[QUERIES], entropy[QUERIES], distance[QUERIES];
+    alignas(64) int32_t real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
+};
+
+struct ObserveScratch {
+    Scratch base;
+    float* weights;       // [BLOCK_KEYS][QUERIES]
+    float* features;      // [QUERIES][feature columns]
+    float* feature_rows;  // [BLOCK_KEYS][feature columns]
+    float* top_scores;    // [QUERIES][top]
+    int64_t* top_keys;    // [QUERIES][top]
+    int64_t feature_columns;
+
+    static int64_t bytes(const ll_call& call, int64_t columns) {
+        const ll_observation& o = *call.observation;
+        int64_t wide = round_up(o.feature_count, LANES);
+        return round_up(Scratch::bytes(call.width, columns), 64) + 4 * BLOCK_KEYS * QUERIES +
+               4 * (QUERIES + BLOCK_KEYS) * wide + 12 * QUERIES * o.top + 64;
+    }
+
+    ObserveScratch(char* memory, const ll_call& call, int64_t columns) : base(memory, call.width, columns) {
+        const ll_observation& o = *call.observation;
+        feature_columns = round_up(o.feature_count, LANES);
+        weights = (float*)(memory + round_up(Scratch::bytes(call.width, columns), 64));
+        features = weights + BLOCK_KEYS * QUERIES;
+        feature_rows = features + QUERIES * feature_columns;
+        top_keys = (int64_t*)(feature_rows + BLOCK_KEYS * feature_columns);
+        top_scores = (float*)(top_keys + QUERIES * o.top);
+    }
+};
+
+// Sums over the queries of one chunk.
+struct ColumnSums {
+    double* received;  // [keys]
+    double* blocks;    // [query blocks][key blocks]
+
+    static int64_t block_rows(const ll_call& call) {
+        const ll_observation& o = *call.observation;
+        return o.blocks_out ? (call.queries + o.block_queries - 1) / o.block_queries : 0;
+    }
+    static int64_t block_columns(const ll_call& call) {
+        const ll_observation& o = *call.observation;
+        return o.blocks_out ? (call.keys + o.block_keys - 1) / o.block_keys : 0;
+    }
+    static int64_t count(const ll_call& call) {
+        int64_t received = call.observation->received ? call.keys : 0;
+        return received + block_rows(call) * block_columns(call);
+    }
+    ColumnSums(double* memory, const ll_call& call)
+        : received(memory), blocks(memory + (call.observation->received ? call.keys : 0)) {}
+};
+
+inline void start_rows(const ll_call& call, const Tile& tile, const float* stats, RowStatistics& rows) {
+    const float* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
+    for (int i = 0; i < QUERIES; ++i) {
+        bool real = i < tile.count;
+        float total = real ? own[2 * i + 1] : 0.0f;
+        rows.real[i] = -(int32_t)real;
+        rows.shift[i] = real ? own[2 * i] : 0.0f;
+        rows.share[i] = total == 0.0f ? 0.0f : 1.0f / total;
+        rows.log_total[i] = total == 0.0f ? 0.0f : (float)__builtin_log2((double)total);
+        rows.largest[i] = -INFINITE;
+        rows.entropy[i] = rows.distance[i] = 0.0f;
+    }
+}
+
+// scores -> weights, and the row statistics that follow from them.
+inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const float* scores,
+                            float* weights, RowStatistics& rows) {
+    int32_t first = first_distance(tile, block);
+    for (int i = 0; i < QUERIES; i += LANES) {
+        Floats less = subtracted(load<Floats>(rows.shift + i)), share = load<Floats>(rows.share + i);
+        Floats log_total = load<Floats>(rows.log_total + i), largest = load<Floats>(rows.largest + i);
+        Floats entropy = load<Floats>(rows.entropy + i), distance = load<Floats>(rows.distance + i);
+        Ints real = load<Ints>(rows.real + i);
+        for (int j = 0; j < block.count; ++j) {
+            Floats score = load<Floats>(scores + j * QUERIES + i);
+            Ints seen = real & ((score == -INFINITE) ^ -1);
+            Floats power = multiply_add(score, spread(problem.exponent), -less);
+            Floats weight = seen ? exp2_of(power) * share : Floats{};
+            store(weights + j * QUERIES + i, weight);
+            largest = larger(largest, seen ? score : spread(-INFINITE));
+            entropy += seen ? weight * (log_total - power) : Floats{};
+            distance = multiply_add(weight, absolute_distance(first, j, i), distance);
+        }
+        store(rows.largest + i, largest);
+        store(rows.entropy + i, entropy);
+        store(rows.distance + i, distance);
+    }
+}
+
+// Keeps the highest scores of one query, in order; of equals the lowest key, which came first.
+LL_INLINE void insert_top(float* scores, int64_t* keys, int64_t top, float score, int64_t key) {
+    int64_t place = top - 1;
+    for (; place > 0 && (keys[place - 1] < 0 || scores[place - 1] < score); --place)
+        scores[place] = scores[place - 1], keys[place] = keys[place - 1];
+    scores[place] = score, keys[place] = key;
+}
+
+inline void gather_top(const Block& block, const Tile& tile, const float* scores, const RowStatistics& rows,
+                       int64_t top, float* best, int64_t* keys) {
+    for (int i = 0; i < tile.count; ++i) {
+        float* mine = best + i * top;
+        int64_t* my_keys = keys + i * top;
+        bool undefined = rows.share[i] != rows.share[i];  // a NaN row: all its weights are equally NaN
+        for (int j = 0; j < block.count; ++j) {
+            float score = scores[j * QUERIES + i];
+            if (score == -INFINITE) continue;
+            if (undefined) score = 0.0f;
+            if (my_keys[top - 1] < 0 || score > mine[top - 1]) insert_top(mine, my_keys, top, score, block.begin + j);
+        }
+    }
+}
+
+inline void gather_columns(const ll_call& call, const Tile& tile, const Block& block, const float* weights,
+                           ColumnSums& sums) {
+    const ll_observation& o = *call.observation;
+    if (o.received)
+        for (int j = 0; j < block.count; ++j) {
+            Floats sum{};
+            for (int i = 0; i < QUERIES; i += LANES) sum += load<Floats>(weights + j * QUERIES + i);
+            sums.received[block.begin + j] += (double)sum_of_lanes(sum);
+        }
+    if (!o.blocks_out) return;
+    int64_t columns = ColumnSums::block_columns(call);
+    for (int j = 0; j < block.count;) {
+        int64_t column = (block.begin + j) / o.block_keys;
+        int stop = (int)least<int64_t>(block.count, (column + 1) * o.block_keys - block.begin);
+        alignas(64) float sum[QUERIES] = {};
+        for (; j < stop; ++j)
+            for (int i = 0; i < QUERIES; i += LANES)
+                store(sum + i, load<Floats>(sum + i) + load<Floats>(weights + j * QUERIES + i));
+        for (int i = 0; i < tile.count; ++i)
+            sums.blocks[(tile.first_query + i) / o.block_queries * columns + column] += (double)sum[i];
+    }
+}
+
+// The first entry of an ascending list at or above `value`; entries lie `step` apart.
+inline int64_t first_at_least(const int64_t* list, int64_t count, int64_t step, int64_t value) {
+    int64_t low = 0, high = count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (list[middle * step] < value) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, const Block& block, const float* weights) {
+    const ll_observation& o = *call.observation;
+    int64_t last = tile.first_query + tile.count;
+    if (o.rows_out)
+        for (int64_t r = first_at_least(o.rows, o.row_count, 1, tile.first_query); r < o.row_count && o.rows[r] < last; ++r) {
+            float* to = o.rows_out + (map * o.row_count + r) * call.keys + block.begin;
+            for (int j = 0; j < block.count; ++j) to[j] = weights[j * QUERIES + (o.rows[r] - tile.first_query)];
+        }
+    if (o.pairs_out)
+        for (int64_t p = first_at_least(o.pairs, o.pair_count, 2, tile.first_query);
+             p < o.pair_count && o.pairs[2 * p] < last; ++p) {
+            int64_t j = o.pairs[2 * p + 1] - block.begin;
+            if (j >= 0 && j < block.count)
+                o.pairs_out[map * o.pair_count + p] = weights[j * QUERIES + (o.pairs[2 * p] - tile.first_query)];
+        }
+}
+
+inline void add_features(const ll_observation& o, const Tile& tile, const Block& block, ObserveScratch& own) {
+    for (int j = 0; j < block.count; ++j) {
+        float* to = own.feature_rows + j * own.feature_columns;
+        __builtin_memcpy(to, o.features + (block.begin + j) * o.feature_stride, 4 * o.feature_count);
+        for (int64_t f = o.feature_count; f < own.feature_columns; ++f) to[f] = 0.0f;
+    }
+    value_product(own.weights, own.feature_rows, own.feature_columns, block.count, tile.count, own.feature_columns,
+                  own.features);
+}
+
+inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, const RowStatistics& rows,
+                       const ObserveScratch& own) {
+    const ll_observation& o = *problem.call.observation;
+    int64_t at = map * problem.call.queries + tile.first_query;
+    for (int i = 0; i < tile.count; ++i, ++at) {
+        float share = rows.share[i], largest = rows.largest[i];
+        bool undefined = share != share;
+        // The weight of a score, in the very operations of weigh_and_count.
+        auto weight_of = [&](float score) {
+            Floats power = multiply_add(spread(score), spread(problem.exponent), -subtracted(spread(rows.shift[i])));
+            return (exp2_of(power) * share)[0];
+        };
+        if (o.logsumexp)
+            o.logsumexp[at] = share == 0.0f ? -INFINITE : (float)(((double)rows.shift[i] + rows.log_total[i]) * LN_2);
+        if (o.max_score) o.max_score[at] = undefined ? share : largest * problem.natural;
+        if (o.max_weight) o.max_weight[at] = weight_of(largest);
+        if (o.entropy) o.entropy[at] = rows.entropy[i] * (float)LN_2;
+        if (o.distance) o.distance[at] = rows.distance[i];
+        if (o.features_out)
+            __builtin_memcpy(o.features_out + at * o.feature_count, own.features + i * own.feature_columns,
+                             4 * o.feature_count);
+        for (int64_t t = 0; t < o.top; ++t) {
+            int64_t key = own.top_keys[i * o.top + t];
+            o.top_keys[at * o.top + t] = key;
+            o.top_weights[at * o.top + t] = key < 0 ? 0.0f : weight_of(own.top_scores[i * o.top + t]);
+        }
+    }
+}
+
+// map: (batch row, observed head) as one number.
+inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const float* stats, ObserveScratch& own,
+                         ColumnSums& sums) {
+    const ll_call& call = problem.call;
+    const ll_observation& o = *call.observation;
+    Visibility visible;
+    see(call, tile, visible);
+    pack_queries(line<const float>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
+                 call.width, problem.query_factor, own.base.packed);
+    RowStatistics rows;
+    start_rows(call, tile, stats, rows);
+    __builtin_memset(own.features, 0, 4 * QUERIES * own.feature_columns);
+    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_scores[t] = -INFINITE;
+
+    alignas(64) float peak[QUERIES];
+    BlockWalk walk{call, tile, visible};
+    for (Block block; walk.next(block);) {
+        score_block(problem, tile, visible, block, own.base.packed, own.base.scores, peak);
+        weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
+        if (o.top > 0) gather_top(block, tile, own.base.scores, rows, o.top, own.top_scores, own.top_keys);
+        gather_columns(call, tile, block, own.weights, sums);
+        copy_chosen(call, tile, map, block, own.weights);
+        if (o.features_out) add_features(o, tile, block, own);
+    }
+    write_rows(problem, tile, map, rows, own);
+}

@@ -30,11 +30,14 @@ inline void pack_queries(const float* query, int64_t stride, int count, int64_t 
     }
 }
 
-// scores[key][query] = sum over d of key[d] * query[d], for KEYS keys and VECTORS vectors of queries;
-// peak[query] becomes the largest so far.
+// Widths beyond this are summed in parts, and the parts added: a long chain of roundings would lose accuracy.
+constexpr int64_t PART_WIDTH = 128;
+
+// scores[key][query] = (add: +=) sum over d of key[d] * query[d], for KEYS keys and VECTORS vectors of queries;
+// peak[query], where given, becomes the largest so far.
 template <int KEYS, int VECTORS>
-LL_INLINE void score_panel(const float* key, int64_t stride, int keys, const float* packed, int64_t width, float* scores,
-                           float* peak) {
+LL_INLINE void score_panel(const float* key, int64_t stride, int keys, const float* packed, int64_t width, bool add,
+                           float* scores, float* peak) {
     const float* row[KEYS];
     for (int r = 0; r < KEYS; ++r) row[r] = key + least(r, keys - 1) * stride;  // a short panel repeats its last key
     Floats sum[KEYS][VECTORS];
@@ -53,32 +56,44 @@ LL_INLINE void score_panel(const float* key, int64_t stride, int keys, const flo
             for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(number, query[v], sum[r][v]);
         }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < KEYS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            float* at = scores + r * QUERIES + v * LANES;
+            if (add) sum[r][v] += load<Floats>(at);
+            store(at, sum[r][v]);
+        }
+    if (!peak) return;
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
         Floats largest = load<Floats>(peak + v * LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < KEYS; ++r) {
-            store(scores + r * QUERIES + v * LANES, sum[r][v]);
-            largest = larger(largest, sum[r][v]);
-        }
+        for (int r = 0; r < KEYS; ++r) largest = larger(largest, sum[r][v]);
         store(peak + v * LANES, largest);
     }
+}
+
+template <int VECTORS>
+inline void score_parts(const float* key, int64_t stride, int keys, const float* packed, int64_t width, float* scores,
+                        float* peak) {
+    int64_t d = 0;
+    for (; d + PART_WIDTH < width; d += PART_WIDTH)
+        score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, PART_WIDTH, d > 0, scores,
+                                         nullptr);
+    score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, width - d, d > 0, scores, peak);
 }
 
 // scores: room for BLOCK_KEYS + PANEL_KEYS rows of QUERIES.
 inline void score_product(const float* key, int64_t stride, int keys, const float* packed, int queries, int64_t width,
                           float* scores, float* peak) {
-    int vectors = (queries + LANES - 1) / LANES;
-    for (int j = 0; j < keys; j += PANEL_KEYS) {
+    for (int j = 0; j < keys; j += PANEL_KEYS, key += PANEL_KEYS * stride, scores += PANEL_KEYS * QUERIES) {
         const float* panel = packed;
-        int left = vectors, first = j * QUERIES, i = 0;
+        int left = (queries + LANES - 1) / LANES, i = 0;
         for (; left >= PANEL_VECTORS; left -= PANEL_VECTORS, i += PANEL_QUERIES, panel += width * PANEL_QUERIES)
-            score_panel<PANEL_KEYS, PANEL_VECTORS>(key + j * stride, stride, keys - j, panel, width, scores + first + i,
-                                                   peak + i);
-        if (left == 2)
-            score_panel<PANEL_KEYS, 2>(key + j * stride, stride, keys - j, panel, width, scores + first + i, peak + i);
-        else if (left == 1)
-            score_panel<PANEL_KEYS, 1>(key + j * stride, stride, keys - j, panel, width, scores + first + i, peak + i);
+            score_parts<PANEL_VECTORS>(key, stride, keys - j, panel, width, scores + i, peak + i);
+        if (left == 2) score_parts<2>(key, stride, keys - j, panel, width, scores + i, peak + i);
+        if (left == 1) score_parts<1>(key, stride, keys - j, panel, width, scores + i, peak + i);
     }
 }
 

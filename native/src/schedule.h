@@ -25,7 +25,7 @@ struct Tiles {
 
     int64_t in_segment(int64_t s) const {
         const ll_segment& segment = call.segments[s];
-        return most<int64_t>(0, (segment.query_end - segment.query_begin + QUERIES - 1) / QUERIES);
+        return (segment.query_end - segment.query_begin + QUERIES - 1) / QUERIES;
     }
 
     Tile at(int64_t n) const {
@@ -36,11 +36,10 @@ struct Tiles {
             else high = middle - 1;
         }
         int64_t tiles = in_segment(low), rest = n - first[low];
-        int64_t row = rest / (tiles * call.query_heads), head = rest / tiles % call.query_heads;
-        return tile_of(low, row, head, tiles - 1 - rest % tiles);
+        return tile_of(low, rest / (tiles * call.query_heads), rest / tiles % call.query_heads, tiles - 1 - rest % tiles);
     }
 
-    // `row` counts batch rows where the segment holds in all of them.
+    // `row` is a batch row; only a segment that holds in every row reads it.
     Tile tile_of(int64_t s, int64_t row, int64_t head, int64_t number) const {
         const ll_segment& segment = call.segments[s];
         bool everywhere = segment.row < 0;
@@ -56,33 +55,93 @@ struct Tiles {
     }
 };
 
-struct Job {
+// Threads are woken only for work that outweighs waking them (about 2 microseconds).
+inline int64_t worthwhile_threads(const ll_call& call) {
+    double products = (double)call.batch * (double)call.query_heads * (double)call.queries * (double)call.keys *
+                      (double)(call.width + call.value_width);
+    return products < 4e5 ? 1 : call.threads;
+}
+
+struct ForwardJob {
     const Problem& problem;
     const Tiles& tiles;
     float* stats;
-    bool out_of_memory = false;
+    int status;
 };
 
 inline void forward_task(void* context, int64_t n) {
-    Job& job = *(Job*)context;
+    ForwardJob& job = *(ForwardJob*)context;
     const ll_call& call = job.problem.call;
     void* memory = scratch((size_t)Scratch::bytes(call.width, job.problem.value_columns));
     if (!memory) {
-        job.out_of_memory = true;
+        __atomic_store_n(&job.status, (int)OUT_OF_MEMORY, __ATOMIC_RELAXED);
         return;
     }
     Scratch own(memory, call.width, job.problem.value_columns);
     forward_tile(job.problem, job.tiles.at(n), own, job.stats);
 }
 
-// Threads are woken only for work that outweighs waking them (about 2 microseconds).
-inline int64_t worthwhile_threads(const ll_call& call) {
-    double products = (double)call.queries * (double)call.batch * (double)call.query_heads * (double)call.keys *
-                      (double)(call.width + call.value_width);
-    return products < 4e5 ? 1 : call.threads;
+// A few maps (batch row, observed head) at a time, so that their column sums stay small.
+struct ObserveJob {
+    const Problem& problem;
+    const Tiles& tiles;
+    const float* stats;
+    double* sums;  // [map of the wave][chunk][ColumnSums::count]
+    int64_t first_map;
+    int status;
+};
+
+inline void observe_task(void* context, int64_t n) {
+    ObserveJob& job = *(ObserveJob*)context;
+    const ll_call& call = job.problem.call;
+    const ll_observation& o = *call.observation;
+    void* memory = scratch((size_t)ObserveScratch::bytes(call, job.problem.value_columns));
+    if (!memory) {
+        __atomic_store_n(&job.status, (int)OUT_OF_MEMORY, __ATOMIC_RELAXED);
+        return;
+    }
+    ObserveScratch own((char*)memory, call, job.problem.value_columns);
+    ColumnSums sums(job.sums + n * ColumnSums::count(call), call);
+    int64_t map = job.first_map + n / CHUNKS, chunk = n % CHUNKS;
+    int64_t row = map / o.head_count, head = o.heads[map % o.head_count], counted = 0;
+    for (int64_t s = 0; s < call.segment_count; ++s) {
+        if (call.segments[s].row >= 0 && call.segments[s].row != row) continue;
+        for (int64_t number = 0; number < job.tiles.in_segment(s); ++number, ++counted)
+            if (counted % CHUNKS == chunk)
+                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums);
+    }
 }
 
-inline int observe_all(const Problem&, const Tiles&, const float*) { return DONE; }
+inline void add_chunks(const ObserveJob& job, int64_t maps) {
+    const ll_call& call = job.problem.call;
+    const ll_observation& o = *call.observation;
+    int64_t count = ColumnSums::count(call), received = o.received ? call.keys : 0;
+    for (int64_t m = 0; m < maps; ++m)
+        for (int64_t x = 0; x < count; ++x) {
+            double sum = 0.0;
+            for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) sum += job.sums[(m * CHUNKS + chunk) * count + x];
+            if (x < received) o.received[(job.first_map + m) * received + x] = (float)sum;
+            else o.blocks_out[(job.first_map + m) * (count - received) + x - received] = (float)sum;
+        }
+}
+
+inline int observe_all(const Problem& problem, const Tiles& tiles, const float* stats) {
+    const ll_call& call = problem.call;
+    int64_t maps = call.batch * call.observation->head_count, count = ColumnSums::count(call);
+    int64_t together = least(maps, most<int64_t>(1, COLUMN_MEMORY / (8 * CHUNKS * (count + 1))));
+    size_t bytes = (size_t)(8 * together * CHUNKS * count) + 8;
+    double* sums = (double*)malloc(bytes);
+    if (!sums) return OUT_OF_MEMORY;
+    ObserveJob job{problem, tiles, stats, sums, 0, DONE};
+    for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
+        int64_t wave = least(together, maps - job.first_map);
+        __builtin_memset(sums, 0, bytes);
+        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job);
+        add_chunks(job, wave);
+    }
+    free(sums);
+    return job.status;
+}
 
 inline int forward(const ll_call& call) {
     Tiles tiles(call);
@@ -90,13 +149,12 @@ inline int forward(const ll_call& call) {
     Problem problem(call);
     float* stats = nullptr;
     if (call.observation) {
-        stats = (float*)malloc((size_t)(8 * call.batch * call.query_heads * call.queries) + 1);
+        stats = (float*)malloc((size_t)(8 * call.batch * call.query_heads * call.queries) + 8);
         if (!stats) return OUT_OF_MEMORY;
     }
-    Job job{problem, tiles, stats};
+    ForwardJob job{problem, tiles, stats, DONE};
     parallel(worthwhile_threads(call), tiles.count(), forward_task, &job);
-    int status = job.out_of_memory ? OUT_OF_MEMORY : DONE;
-    if (status == DONE && call.observation) status = observe_all(problem, tiles, stats);
+    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
-    return status;
+    return job.status;
 }

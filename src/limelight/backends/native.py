@@ -1,0 +1,341 @@
+"""Our C++ kernels on CPUs: the library in ``native/``, reached through its plain C interface.
+
+The library knows nothing of Python or PyTorch: it is given pointers, sizes and strides, packed here into one ``bytes``
+object with the layout of ``ll_call`` in ``native/include/limelight.h``, where the meaning of every word is written.
+Nothing is kept from call to call, and the interpreter lock is released while the kernels run.
+
+``LIMELIGHT_ISA`` names an instruction set (``generic``, ``avx2``, ``avx512``) to use instead of the best one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..lowering import Lowered
+from ..observations import Observations, Observe
+from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from .contract import BackendError, Call, Result
+
+NAME = "native"
+ABOUT = "C++ kernels on CPUs, memory linear in the length"
+
+FILE = "liblimelight_native.so"
+MOST_RULES = 8
+
+_VERSION = 1
+# version and sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (they follow);
+# intervals; tile map; rules, observation
+_CALL = struct.Struct("8q 20q 2q 2d Q q 4q 6q 6q 3q")
+_RULE = struct.Struct("q 2d 5q")
+_OBSERVATION = struct.Struct("24q")
+_SEGMENT_BYTES, _SPAN_BYTES = 64, 80
+_BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
+_NONE = (0,) * 6
+_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def _load() -> tuple[Any, str]:
+    """The library, or why there is none."""
+    from .. import __path__ as folders  # more than one in an editable install
+
+    found = [path for path in (Path(folder) / FILE for folder in folders) if path.is_file()]
+    if not found:
+        return None, (
+            f"the native library ({FILE}) was not built: install a C++ compiler (apt-get install g++) and reinstall "
+            "Limelight; without it CPU attention takes memory for every score"
+        )
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"the native library cannot be loaded: {error}"
+    library.ll_forward.argtypes = [ctypes.c_char_p]
+    library.ll_select_isa.argtypes = [ctypes.c_char_p]
+    for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):
+        getattr(library, name).restype = ctypes.c_char_p
+    library.ll_measure_peak.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_double]
+    library.ll_measure_peak.restype = ctypes.c_double
+    return library, ""
+
+
+_library, _missing = _load()
+
+
+def reasons_against(call: Call) -> list[str]:
+    """Why the backend cannot serve the call."""
+    reasons = [_missing] if _library is None else []
+    query = call.query
+    if query.device.type != "cpu":
+        reasons.append(f"the tensors lie on {query.device}; it runs on the CPU")
+    if query.dtype is not torch.float32:
+        reasons.append(f"the dtype is {query.dtype}; it computes torch.float32")
+    if call.traced:
+        reasons.append(f"{call.traced}, and it has no derivatives yet")
+    elif not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
+        reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
+    if call.compare is not None:
+        reasons.append("it compares by dot products only, not by Additive")
+    if call.scores:
+        reasons += [f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in _RULES]
+        if len(call.scores) > MOST_RULES:
+            reasons.append(f"there are {len(call.scores)} score rules; it takes {MOST_RULES}")
+    return reasons
+
+
+def memory(call: Call) -> int:
+    """Bytes taken beside inputs and outputs: scratch of each thread, and sums over queries when observing."""
+    _, _, _, Lq, Lk, D, Dv = call.shapes
+    scratch = 4 * (48 * D + 136 * 48 + 176 * (Dv + 16)) + 128 * 48
+    seen = 0 if call.observe is None else 8 * call.shapes.B * call.shapes.Hq * Lq + min(2**26, 64 * Lk)
+    return torch.get_num_threads() * scratch + seen
+
+
+def forward(call: Call) -> Result:
+    """Compute the call.
+
+    Raises:
+        BackendError: the library refuses, for instance because ``LIMELIGHT_ISA`` names what the machine cannot run.
+    """
+    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    query, key, value = _readable(call.query), _readable(call.key), _readable(call.value)
+    lowered = call.lowered
+    covered = call.layout is None or _covers(lowered)
+    output = _like_query(query, (B, Hq, Lq, Dv))
+    if not covered:
+        output.zero_()
+    segments, spans = lowered.segments, lowered.spans or b""
+    kept: list[Any] = []  # what the addresses in the call point to
+    sink, rules, observation = 0, 0, 0
+    if call.sink is not None:
+        kept.append(_plain(call.sink))
+        sink = kept[-1].data_ptr()
+    if call.scores:
+        rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
+    seen = None
+    if call.observe is not None:
+        seen, words = _observation(call.observe, call, kept)
+        observation = _address(words, kept)
+    intervals, tiles = _NONE, _NONE
+    if lowered.arrays is not None:
+        intervals = _intervals(lowered)
+    if lowered.tiles is not None:
+        tiles = _tiles(lowered)
+    status = _library.ll_forward(
+        _CALL.pack(
+            _VERSION, B, Hq, Hkv, Lq, Lk, D, Dv,
+            query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride(),
+            value.data_ptr(), *value.stride(), output.data_ptr(), *output.stride(),
+            0, sink, call.scale, call.dropout, int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
+            torch.get_num_threads(),
+            0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
+            *intervals, *tiles, rules, len(call.scores), observation,
+        )
+        + segments
+        + spans
+    )  # fmt: skip
+    if status:
+        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
+    if seen is not None:
+        assert call.observe is not None
+        _finish(seen, call.observe, lowered)
+    return Result(output, None if seen is None else seen.logsumexp, seen)
+
+
+# --- Tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The tensor with a last stride of 1, copied only when it has another."""
+    if tensor.stride(3) == 1 and not tensor.is_neg():
+        return tensor
+    return tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A small operand as contiguous float32."""
+    return tensor.detach().to(torch.float32).contiguous()
+
+
+def _like_query(query: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """An output that lies as the query does: ``(B, L, H, D)`` underneath when heads are split without a copy."""
+    if query.stride(1) < query.stride(2):
+        B, H, L, D = shape
+        return torch.empty((B, L, H, D)).transpose(1, 2)
+    return torch.empty(shape)
+
+
+def _covers(lowered: Lowered) -> bool:
+    """Every query belongs to some segment."""
+    table = lowered.segment_table
+    rows = np.where(table[:, 0] < 0, lowered.B, 1)
+    return int(((table[:, 2] - table[:, 1]) * rows).sum()) == lowered.B * lowered.Lq
+
+
+def _address(words: bytes, kept: list[Any]) -> int:
+    buffer = ctypes.create_string_buffer(words, len(words))
+    kept.append(buffer)
+    return ctypes.addressof(buffer)
+
+
+def _stride(array: NDArray[Any], axis: int) -> int:
+    """In elements; 0 where the axis is broadcast."""
+    return 0 if array.shape[axis] == 1 else array.strides[axis] // array.itemsize
+
+
+def _intervals(lowered: Lowered) -> tuple[int, ...]:
+    assert lowered.arrays is not None
+    starts, ends = lowered.arrays.starts, lowered.arrays.ends
+    strides = (starts.strides[0] // starts.itemsize, _stride(starts, 1), _stride(starts, 2))
+    return (starts.ctypes.data, ends.ctypes.data, len(starts), *strides)
+
+
+def _tiles(lowered: Lowered) -> tuple[int, ...]:
+    assert lowered.tiles is not None
+    state, bits = lowered.tiles.state, lowered.tiles.bits
+    strides = (_stride(state, 0), _stride(state, 1), _stride(state, 2))
+    return (state.ctypes.data, *strides, bits.ctypes.data, lowered.tiles.rows)
+
+
+# --- Score rules -----------------------------------------------------------------------------------------------------
+
+
+def _rule(rule: ScoreRule, call: Call, kept: list[Any]) -> bytes:
+    """``ll_rule``: kind, two parameters, a tensor with its strides."""
+    return _RULES[type(rule)](rule, call, kept)
+
+
+def _with_tensor(kind: int, parameters: tuple[float, float], tensor: Tensor, kept: list[Any]) -> bytes:
+    kept.append(tensor)
+    return _RULE.pack(kind, *parameters, tensor.data_ptr(), *tensor.stride())
+
+
+def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
+    tensor = rule.tensor.detach().to(torch.float32).expand(call.shapes.scores)
+    return _with_tensor(_BIAS, (0.0, 0.0), tensor.resolve_neg(), kept)
+
+
+def _alibi(rule: ALiBi, call: Call, kept: list[Any]) -> bytes:
+    B, Hq, _, _ = call.shapes.scores
+    slopes = _plain(rule.slopes).expand(B, Hq)[:, :, None, None].expand(B, Hq, 1, 1)
+    return _with_tensor(_ALIBI, (0.0, 0.0), slopes, kept)
+
+
+def _relative_bias(rule: RelativeBias, call: Call, kept: list[Any]) -> bytes:
+    """The bias at every distance that occurs: ``O(Lq + Lk)`` numbers for each head."""
+    table = call.lowered.segment_table
+    low = high = 0
+    if len(table):
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
+        low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
+        high = max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
+    biases = _plain(rule.over(low, high))
+    biases = biases.expand(call.shapes.Hq, biases.shape[1])[None, :, None, :]
+    return _with_tensor(_DISTANCE_TABLE, (-low, high - low + 1), biases, kept)
+
+
+def _soft_cap(rule: SoftCap, call: Call, kept: list[Any]) -> bytes:
+    return _RULE.pack(_SOFTCAP, rule.limit, 0.0, 0, 0, 0, 0, 0)
+
+
+_RULES: dict[type[ScoreRule], Any] = {
+    Bias: _bias,
+    ALiBi: _alibi,
+    RelativeBias: _relative_bias,
+    SoftCap: _soft_cap,
+}
+
+
+# --- Observations ----------------------------------------------------------------------------------------------------
+
+
+def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observations, bytes]:
+    """What the library shall fill, as a query that belongs to no document has it, and ``ll_observation``."""
+    B, Hq, Lq, Lk = call.shapes.scores
+    heads = list(range(Hq)) if observe.heads is None else list(observe.heads)
+    H = len(heads)
+    seen = Observations()
+    if observe.logsumexp:
+        seen.logsumexp = torch.full((B, H, Lq), -torch.inf)
+        if call.sink is not None:
+            seen.logsumexp.copy_(_plain(call.sink)[heads][:, None])
+    if observe.max_score:
+        seen.max_score = torch.full((B, H, Lq), -torch.inf)
+    if observe.max_weight:
+        seen.max_weight = torch.zeros(B, H, Lq)
+    if observe.entropy:
+        seen.entropy = torch.zeros(B, H, Lq)
+    if observe.distance:
+        seen.distance = torch.zeros(B, H, Lq)
+    if observe.top:
+        seen.top_weights = torch.zeros(B, H, Lq, observe.top)
+        seen.top_keys = torch.full((B, H, Lq, observe.top), -1)
+    if observe.received:
+        seen.received = torch.zeros(B, H, Lk)
+    features = rows = pairs = None
+    if observe.features is not None:
+        features = _plain(observe.features)
+        seen.features = torch.zeros(B, H, Lq, features.shape[1])
+    if observe.rows is not None:
+        rows = _sorted(torch.as_tensor(observe.rows, dtype=torch.int64).reshape(-1))
+        seen.rows = torch.zeros(B, H, len(rows), Lk)
+    if observe.pairs is not None:
+        pairs = _sorted(torch.as_tensor(observe.pairs, dtype=torch.int64).reshape(-1, 2))
+        seen.pairs = torch.zeros(B, H, len(pairs))
+    bq, bk = observe.blocks or (0, 0)
+    if observe.blocks is not None:
+        seen.blocks = torch.zeros(B, H, -(-Lq // bq), -(-Lk // bk))
+    chosen = torch.tensor(heads, dtype=torch.int64)
+    kept += [chosen, features, rows, pairs]
+    words = _OBSERVATION.pack(
+        chosen.data_ptr(), H,
+        _pointer(seen.logsumexp), _pointer(seen.max_score), _pointer(seen.max_weight),
+        _pointer(seen.entropy), _pointer(seen.distance),
+        observe.top, _pointer(seen.top_weights), _pointer(seen.top_keys),
+        _pointer(seen.received),
+        _pointer(features), 0 if features is None else features.shape[1], 0 if features is None else features.stride(0),
+        _pointer(seen.features),
+        _pointer(rows), 0 if rows is None else len(rows), _pointer(seen.rows),
+        _pointer(pairs), 0 if pairs is None else len(pairs), _pointer(seen.pairs),
+        bq, bk, _pointer(seen.blocks),
+    )  # fmt: skip
+    return seen, words
+
+
+def _finish(seen: Observations, observe: Observe, lowered: Lowered) -> None:
+    """Chosen rows and pairs back in the caller's order; the counts, which follow from the pattern alone."""
+    if seen.rows is not None:
+        order = _order(torch.as_tensor(observe.rows, dtype=torch.int64).reshape(-1))
+        seen.rows = seen.rows[:, :, order.argsort()]
+    if seen.pairs is not None:
+        order = _order(torch.as_tensor(observe.pairs, dtype=torch.int64).reshape(-1, 2))
+        seen.pairs = seen.pairs[:, :, order.argsort()]
+    if observe.received:
+        seen.received_by = _of_heads(lowered.seen_by(), observe.heads)
+    if observe.blocks is not None:
+        seen.block_pairs = _of_heads(lowered.block_pairs(*observe.blocks), observe.heads)
+
+
+def _order(indices: Tensor) -> Tensor:
+    return (indices if indices.dim() == 1 else indices[:, 0]).argsort(stable=True)
+
+
+def _sorted(indices: Tensor) -> Tensor:
+    """By query: the library looks for those of a tile by bisection."""
+    return indices[_order(indices)].contiguous()
+
+
+def _of_heads(counts: NDArray[np.int64], heads: tuple[int, ...] | None) -> Tensor:
+    found = torch.from_numpy(counts)
+    return found if heads is None or found.shape[1] == 1 else found[:, list(heads)]
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    """0 for an empty tensor too: there is nothing to write."""
+    return 0 if tensor is None else tensor.data_ptr()

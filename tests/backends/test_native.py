@@ -1,0 +1,279 @@
+"""The native kernels against the definition, on every instruction set that this machine can run."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Example, examples, sizes
+
+import limelight
+from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
+from limelight.attention import prepare
+from limelight.backends import native
+from limelight.backends.contract import BackendError
+
+if native._library is None:
+    pytest.skip(native._missing, allow_module_level=True)
+
+AVAILABLE = native._library.ll_isa_list().decode().split()
+EPS = torch.finfo(torch.float32).eps
+
+# Lengths around the sides of the kernels' tiles (48 queries, 128 keys, 64 x 64 bits), and short ones; odd widths.
+LENGTHS = st.integers(0, 12) | st.sampled_from([47, 48, 49, 63, 64, 65, 127, 128, 129, 200])
+WIDTHS = st.integers(1, 40) | st.sampled_from([64, 80, 127, 128, 200, 256, 320])
+SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
+CALLS = examples(SIZES, dtype=torch.float32, depth=1)
+EVERYTHING = {
+    "logsumexp": True, "max_score": True, "max_weight": True, "entropy": True, "distance": True, "received": True,
+}  # fmt: skip
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512", "wide"], autouse=True)
+def isa(request):
+    if request.param not in AVAILABLE:
+        pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
+    assert native._library.ll_select_isa(request.param.encode()) == 0
+    yield request.param
+    native._library.ll_select_isa(None)
+
+
+def run(example: Example, backend="native", dtype=torch.float32, **change):
+    q, k, v = (change.pop(name, getattr(example, name)).to(dtype) for name in ("query", "key", "value"))
+    return limelight.attention(q, k, v, backend=backend, **(example.settings | change))
+
+
+def check_close(ours, plain, truth, what, slack=1.0, size=0.0):
+    """At most 1.5 times the error of the plain float32 computation, plus ``slack`` rounding steps
+    of the largest number, or of ``size`` where that is larger.
+
+    The rule compares two samples of rounding errors, so a handful of numbers needs more slack than thousands.
+    """
+    assert ours.shape == truth.shape, what
+    same = torch.isfinite(truth)
+    assert torch.equal(ours.double()[~same].nan_to_num(7), truth[~same].nan_to_num(7)), f"{what}: not finite elsewhere"
+    if not same.any():
+        return
+    truth, step = truth[same], slack * EPS * max(size, truth[same].abs().max().item())
+    ours, plain = ours.double()[same] - truth, plain.double()[same] - truth
+    for name, norm in (("maximum", lambda x: x.abs().max()), ("RMS", lambda x: x.square().mean().sqrt())):
+        assert norm(ours) <= 1.5 * norm(plain) + step, f"{what}: {name} {norm(ours):.2e}, plain {norm(plain):.2e}"
+
+
+@given(CALLS)
+def test_equals_the_definition(example):
+    seen = Observe(logsumexp=True)
+    ours, ours_seen = run(example, observe=seen)
+    plain, plain_seen = run(example, "reference", observe=seen)
+    truth, truth_seen = run(example, "reference", torch.float64, observe=seen)
+    check_close(ours, plain, truth, "output", slack=32)
+    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack=32)
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("scores", [(), (SoftCap(20.0), ALiBi(torch.tensor([0.5, 0.01])))])
+def test_as_exact_as_the_plain_computation(D, scores):
+    q, k, v = torch.randn(3, 1, 2, 400, D, generator=torch.Generator().manual_seed(1)).unbind()
+    for pattern in (None, Causal()):
+        ours, plain, truth = (
+            limelight.attention(q.to(t), k.to(t), v.to(t), pattern=pattern, scores=scores, backend=b)
+            for b, t in (("native", q.dtype), ("reference", q.dtype), ("reference", torch.float64))
+        )
+        check_close(ours, plain, truth, repr(pattern))
+
+
+@given(CALLS, st.data())
+def test_observations_equal_the_definition(example, data):
+    s = example.sizes
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    indices = lambda most, n: torch.randint(0, most, (n,), generator=generator) if most else torch.zeros(0).long()  # noqa: E731
+    observe = Observe(
+        **EVERYTHING,
+        features=torch.randn(s.Lk, data.draw(st.integers(0, 20)), generator=generator),
+        rows=indices(s.Lq, 3),
+        pairs=torch.stack([indices(min(s.Lq, s.Lk) and s.Lq, 20), indices(min(s.Lq, s.Lk) and s.Lk, 20)], dim=1),
+        blocks=data.draw(st.tuples(st.integers(1, 70), st.integers(1, 70))),
+        heads=data.draw(st.none() | st.permutations(range(s.Hq)).map(tuple)),
+    )
+    ours = run(example, observe=observe)[1].seen()
+    plain = run(example, "reference", observe=observe)[1].seen()
+    truth = run(example, "reference", torch.float64, observe=observe)[1].seen()
+    assert ours.keys() == truth.keys()
+    for name, expected in truth.items():
+        if name in ("received_by", "block_pairs"):
+            assert torch.equal(ours[name].expand_as(expected), expected), name
+        else:
+            check_close(ours[name], plain[name], expected, name, slack=32, size=1.0)
+
+
+@given(CALLS, st.integers(1, 6))
+def test_the_largest_weights_and_their_keys(example, top):
+    seen = run(example, observe=Observe(top=top, rows=tuple(range(example.sizes.Lq))))[1]
+    # By score, not by weight: equal weights may come from unequal scores. So the weights decide, then the keys must have them.
+    padded = torch.nn.functional.pad(seen.rows, (0, top))
+    assert torch.equal(seen.top_weights, padded.sort(dim=-1, descending=True).values[..., :top])
+    there = seen.top_keys >= 0
+    found = seen.rows.gather(-1, seen.top_keys.clamp(min=0)) if example.sizes.Lk else torch.zeros_like(seen.top_weights)
+    assert torch.equal(torch.where(there, found, 0.0), seen.top_weights)
+    truth = run(example, "reference", torch.float64, observe=Observe(top=top))[1]
+    assert torch.equal(there, truth.top_keys >= 0)
+
+
+def test_ties_go_to_the_lowest_key():
+    q, k = torch.ones(1, 1, 70, 4), torch.randint(0, 2, (1, 1, 300, 4)).float()
+    settings = {"pattern": Causal() & Window(200, 0), "observe": Observe(top=9)}
+    ours, truth = (limelight.attention(q, k, k, backend=b, **settings)[1] for b in ("native", "reference"))
+    assert torch.equal(ours.top_keys, truth.top_keys)
+
+
+@given(CALLS)
+def test_same_bits_whatever_the_threads_and_the_other_rows(example):
+    observe = Observe(**EVERYTHING, top=2, blocks=(5, 7))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        out, seen = run(example, observe=observe)
+        torch.set_num_threads(3)
+        again, seen_again = run(example, observe=observe)
+    finally:
+        torch.set_num_threads(threads)
+    assert same_bits(out, again)
+    assert all(same_bits(x, seen_again.seen()[name]) for name, x in seen.seen().items())
+    if example.settings["layout"] is None and not any(map(has_rows, example.settings.values())):
+        row = {name: getattr(example, name)[-1:] for name in ("query", "key", "value")}
+        if not example.settings.get("dropout"):
+            assert same_bits(run(example, **row), out[-1:])
+
+
+def has_rows(setting):
+    """It may speak of single batch rows."""
+    described = setting if isinstance(setting, tuple) else (setting,)
+    return any(getattr(x, "tensors", tuple)() for x in described)
+
+
+def same_bits(a, b):
+    return torch.equal(torch.nan_to_num(a, nan=3.0), torch.nan_to_num(b, nan=3.0))
+
+
+@given(CALLS, st.sampled_from([float("nan"), float("inf"), float("-inf")]), st.data())
+def test_what_is_not_seen_changes_no_bit(example, poison, data):
+    s = example.sizes
+    if 0 in (s.Lq, s.Lk):
+        return
+    call = prepare(example.query, example.key, example.value, example.settings["layout"], example.settings["pattern"])
+    seen = torch.from_numpy(call.lowered.rows(0, s.Lq)).expand(s.B, s.Hq, s.Lq, s.Lk)
+    b, g, j = (data.draw(st.integers(0, n - 1)) for n in (s.B, s.Hkv, s.Lk))
+    which = data.draw(st.sampled_from(["key", "value"]))
+    changed = getattr(example, which).clone(memory_format=torch.contiguous_format)
+    changed[b, g, j] = poison
+    blind = torch.ones(s.B, s.Hq, s.Lq, dtype=torch.bool)
+    group = slice(g * s.Hq // s.Hkv, (g + 1) * s.Hq // s.Hkv)
+    blind[b, group] = ~seen[b, group, :, j]
+    before = run(example, **{which: getattr(example, which).clone(memory_format=torch.contiguous_format)})
+    after = run(example, **{which: changed})
+    assert torch.equal(before[blind], after[blind])
+    if poison != poison and not any(isinstance(rule, Bias) for rule in example.settings["scores"]):
+        assert after[~blind].isnan().all()
+
+
+@pytest.mark.parametrize(("Lq", "Lk"), [(1, 2000), (5, 700), (700, 700)])
+def test_long_calls(Lq, Lk):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, h, n, 64, generator=generator) for h, n in ((4, Lq), (2, Lk), (2, Lk)))
+    patterns = [None, Causal(), Causal() & Window(100, 0), Causal() & (Window(50, 0) | Keys(first=4)), ~Causal()]
+    patterns += [Chunks(100) & Causal(), Explicit(torch.rand(Lq, Lk, generator=generator) < 0.1), ~Keys(first=2**20)]
+    for pattern in patterns:
+        outs = [
+            limelight.attention(q.to(dtype), k.to(dtype), v.to(dtype), pattern=pattern, backend=backend)
+            for backend, dtype in (("native", q.dtype), ("reference", q.dtype), ("reference", torch.float64))
+        ]
+        check_close(*outs, repr(pattern))
+
+
+def test_many_documents():
+    lengths = tuple((7 * n) % 13 for n in range(150))
+    total = sum(lengths)
+    q, k, v = torch.randn(3, 2, 2, total, 8).unbind()
+    settings = {"layout": Packed(lengths), "pattern": Causal(), "scores": (ALiBi(torch.ones(2)), SoftCap(5.0))}
+    settings |= {"dropout": 0.3, "seed": 5}
+    ours = limelight.attention(q, k, v, backend="native", **settings)
+    truth = limelight.attention(q, k, v, backend="reference", **settings)
+    assert torch.allclose(ours, truth, atol=2e-6)
+
+
+def test_padding_is_zeros_and_the_sink():
+    q = torch.randn(2, 3, 10, 8)
+    sink = torch.tensor([0.5, -1.0, -torch.inf])
+    layout = Padded(torch.tensor([4, 0]), torch.tensor([0, 7]))
+    out, seen = limelight.attention(
+        q, q, q, layout=layout, sink=sink, observe=Observe(logsumexp=True, max_score=True), backend="native"
+    )
+    assert not out.any()
+    assert torch.equal(seen.logsumexp, sink[:, None].expand(2, 3, 10))
+    assert (seen.max_score == -torch.inf).all()
+
+
+def test_wide_heads_and_long_rows_far_apart():
+    q, k, v = torch.randn(1, 600, 9, 520, generator=torch.Generator().manual_seed(0)).transpose(1, 2).split(3, dim=1)
+    ours = limelight.attention(q, k, v, backend="native")
+    plain, truth = (limelight.attention(q.to(t), k.to(t), v.to(t), backend="reference") for t in (q.dtype, torch.float64))
+    assert ours.stride(1) < ours.stride(2), "an output lies as its query does"
+    check_close(ours, plain, truth, "output")
+
+
+def test_gradients_are_refused_in_words():
+    q = torch.randn(1, 1, 4, 4, requires_grad=True)
+    with pytest.raises(BackendError, match="a gradient is wanted"):
+        limelight.attention(q, q, q, backend="native")
+
+
+SCRIPTS = {
+    "an unknown instruction set": (
+        "import torch, limelight\nlimelight.attention(*torch.ones(3, 1, 1, 2, 2), backend='native')",
+        {"LIMELIGHT_ISA": "abacus"},
+        "instruction set 'abacus' is not available",
+    ),
+    "a child of fork": (
+        "import os, torch, limelight, warnings\nwarnings.simplefilter('ignore')\n"
+        "q = torch.randn(1, 8, 512, 64)\nout = limelight.attention(q, q, q, backend='native')\n"
+        "child = os.fork()\n"
+        "same = (limelight.attention(q, q, q, backend='native').numpy() == out.numpy()).all()\n"  # torch.equal would hang
+        "if child == 0: os._exit(0 if same else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\nprint('the child came back')",
+        {},
+        "the child came back",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", SCRIPTS)
+def test_in_a_process_of_its_own(which, isa):
+    if isa != AVAILABLE[0]:
+        pytest.skip("once is enough")
+    script, environment, expected = SCRIPTS[which]
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert expected in done.stdout + done.stderr
+
+
+def test_memory_stays():
+    """Scratch is kept for each thread, not for each call."""
+    resource = pytest.importorskip("resource")
+    q = torch.randn(1, 2, 300, 64)
+    used = []
+    for _ in range(3):
+        for length in range(200, 300):
+            limelight.attention(q[:, :, -1:], q[:, :, :length], q[:, :, :length], pattern=Causal(), backend="native")
+        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert used[2] - used[1] < 1024, "kilobytes"
+
+
+def test_the_peak_is_measured(isa):
+    assert native._library.ll_measure_peak(isa.encode(), 1, 0.01) > 0.1
+    assert native._library.ll_measure_peak(b"abacus", 1, 0.01) < 0
+    assert np.isfinite(native._library.ll_measure_peak(None, 2, 0.01))
