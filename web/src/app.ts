@@ -2,6 +2,7 @@
 
 import type { Theme } from "./colour.ts";
 import type { Page } from "./data.ts";
+import { keepFocus } from "./dom.ts";
 import { type Direction, Reading, type Scope } from "./reading.ts";
 
 export interface State {
@@ -55,7 +56,7 @@ export class App {
       if (this.state[key] !== patch[key]) changed.add(key);
     if (!changed.size) return;
     this.state = { ...this.state, ...patch };
-    for (const panel of this.panels) panel.update(changed);
+    keepFocus(() => this.panels.forEach((panel) => panel.update(changed)));
   }
 
   /** The panels stand on the page: what depends on their size can be done. */

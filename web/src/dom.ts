@@ -50,7 +50,12 @@ export function choice<T extends string>(
     ...options.map(([value, text]) =>
       el(
         "button",
-        { type: "button", "aria-pressed": String(value === current), on: { click: () => pick(value) } },
+        {
+          type: "button",
+          "aria-pressed": String(value === current),
+          "data-focus": `${label} ${value}`,
+          on: { click: () => pick(value) },
+        },
         text,
       ),
     ),
@@ -64,4 +69,14 @@ export function arrowStep(key: string, at: number, count: number, columns: numbe
   if (key === "End") return count - 1;
   const to = at + (step[key] ?? 0);
   return to >= 0 && to < count ? to : at;
+}
+
+/** Redraw, and give the focus back to what stands in the place of the element that had it. */
+export function keepFocus(draw: () => void): void {
+  const had = document.activeElement;
+  const key = had?.getAttribute("data-focus");
+  draw();
+  if (!key || had!.isConnected) return;
+  const same = [...document.querySelectorAll<HTMLElement>("[data-focus]")].find((e) => e.dataset.focus === key);
+  same?.focus({ preventScroll: true });
 }

@@ -121,9 +121,9 @@ export function gridPanel(app: App): Panel {
     });
     // Keep the chosen head in view, without moving the page.
     const row = cells[at].parentElement!;
-    if (row.offsetTop < scroll.scrollTop + 24) scroll.scrollTop = row.offsetTop - 40;
-    else if (row.offsetTop + row.offsetHeight > scroll.scrollTop + scroll.clientHeight)
-      scroll.scrollTop = row.offsetTop + row.offsetHeight - scroll.clientHeight + 12;
+    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
+    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight)
+      scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
   };
 
   const buttons = () => {

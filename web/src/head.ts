@@ -99,6 +99,7 @@ export function headPanel(app: App, apart: boolean): Panel & { numbers: HTMLElem
     figure.append(mark);
     point(null);
     figure.setAttribute("tabindex", "0");
+    figure.setAttribute("data-focus", "figure");
     figure.setAttribute("role", "img");
     const name = `head ${state.layer}.${state.head}`;
     figure.setAttribute("aria-label", `Heat map of ${name}. Arrow keys read the cells, Enter selects.`);

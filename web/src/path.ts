@@ -88,6 +88,19 @@ function changes(app: App, unit: number, word: string): HTMLElement | null {
   });
   if (!found.length) return null;
   found.sort((x, y) => Math.abs(gap(y.values)) - Math.abs(gap(x.values)));
+  const follow = (a: number, layer: number) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: "word-button",
+        title: `Show layer ${layer}, mean over its heads`,
+        "data-focus": `change ${a}`,
+        on: { click: () => app.set({ other: app.readings[app.state.text].units[partner(a)][0], layer, scope: "layer", direction: "from" }) },
+      },
+      first.unitText[a],
+    );
+  const partner = (a: number) => pairs.find((pair) => pair[0] === a)![app.state.text];
   const head = ["looks at", "text 1", "text 2", "change", "layer"];
   return el(
     "div",
@@ -99,7 +112,7 @@ function changes(app: App, unit: number, word: string): HTMLElement | null {
       { class: "changes" },
       el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, ...found.slice(0, 6).map(({ a, layer, values }) =>
-        el("tr", {}, el("th", { scope: "row" }, first.unitText[a]), el("td", {}, show(values[0])), el("td", {}, show(values[1])),
+        el("tr", {}, el("th", { scope: "row" }, follow(a, layer)), el("td", {}, show(values[0])), el("td", {}, show(values[1])),
           el("td", { class: gap(values) > 0 ? "more" : "less" }, `${gap(values) > 0 ? "+" : "−"}${Math.abs(gap(values)).toFixed(3)}`), el("td", {}, layer)))),
     )),
   );

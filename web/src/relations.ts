@@ -1,7 +1,7 @@
 // The selected word: where it looks most and who looks at it most, over all layers and heads.
 
 import { type App, type Panel, show, times } from "./app.ts";
-import { choice, el } from "./dom.ts";
+import { choice, el, keepFocus } from "./dom.ts";
 import type { Direction, Relation } from "./reading.ts";
 
 export function relationsPanel(app: App): Panel {
@@ -52,6 +52,7 @@ export function relationsPanel(app: App): Panel {
         {
           type: "button",
           "aria-pressed": String(pressed),
+          "data-focus": `relation ${direction} ${other}`,
           "aria-label": `${query} looks at ${key}: ${show(weight)} in head ${layer}.${head}, an even spread would give ${show(even)}`,
           title: `${query} → ${key} · token ${position}`,
           on: { click: () => app.set({ layer, head, direction, other: position, scope: "head" }) },
@@ -84,15 +85,15 @@ export function relationsPanel(app: App): Panel {
     controls.append(
       choice("Which heads", [["all", "All heads"], ["one", `Head ${state.layer}.${state.head}`]], only ? "one" : "all", (value) => {
         only = value === "one";
-        draw();
+        keepFocus(draw);
       }),
       el(
         "label",
         { class: "check" },
         (() => {
-          const box = el("input", { type: "checkbox" });
+          const box = el("input", { type: "checkbox", "data-focus": "special" });
           box.checked = special;
-          box.addEventListener("change", () => ((special = box.checked), draw()));
+          box.addEventListener("change", () => ((special = box.checked), keepFocus(draw)));
           return box;
         })(),
         "also specials, marks, itself",

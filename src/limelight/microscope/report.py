@@ -50,6 +50,7 @@ _NOTES = (
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
 )
+_LAST_NORM = "The last point of a path lies behind the model's last norm, which turns vectors like one more layer."
 _LOWER_BOUND = (
     "This text is too long to keep every weight: relations come from each query's strongest keys, "
     "and a weight on a word of several pieces is a lower bound."
@@ -113,7 +114,8 @@ class Report:
     def notes(self) -> list[str]:
         """How to read the numbers."""
         exact = all(reading.exact for reading in self.readings)
-        return [*_NOTES, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        last = [_LAST_NORM] if self.model.kind == "decoder" else []
+        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as described at the top of this module."""
