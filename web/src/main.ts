@@ -64,7 +64,8 @@ async function open(): Promise<void> {
     );
     const compared = page.comparison !== null; // three charts then, for which one column is too narrow
     const path = pathPanel(app);
-    const head = headPanel(app, compared);
+    const apart = compared && page.model.layers <= 12; // beside a taller grid the numbers stay with the head
+    const head = headPanel(app, apart);
     root.replaceChildren(
       header(app),
       lead,
@@ -73,7 +74,7 @@ async function open(): Promise<void> {
       el(
         "div",
         { class: "two" },
-        el("div", { class: "left" }, app.add(gridPanel(app)), compared ? head.numbers : app.add(path)),
+        el("div", { class: "left" }, app.add(gridPanel(app)), compared ? apart && head.numbers : app.add(path)),
         app.add(head),
       ),
       ...(compared ? [app.add(path)] : []),

@@ -84,7 +84,8 @@ function changes(app: App, unit: number, word: string): HTMLElement | null {
       layer,
       values: [first.meanBetween(pair[0], a, layer), second.meanBetween(pair[1], b, layer)],
     }));
-    return [means.reduce((best, now) => (Math.abs(gap(now.values)) > Math.abs(gap(best.values)) ? now : best))];
+    const most = means.reduce((best, now) => (Math.abs(gap(now.values)) > Math.abs(gap(best.values)) ? now : best));
+    return gap(most.values) ? [most] : []; // a word that stands behind is not seen
   });
   if (!found.length) return null;
   found.sort((x, y) => Math.abs(gap(y.values)) - Math.abs(gap(x.values)));

@@ -249,8 +249,8 @@ function layOut(reading: Reading, spans: HTMLElement[]): HTMLElement {
         tabindex: -1,
         "data-token": token,
       },
-      // A line break inside a token is shown by its sign, and breaks the line after it.
-      written.trim() ? written : /\n/.test(written) ? "↵" : "␣",
+      // A line break is shown by its sign, and breaks the line after it; a further piece of one character as a dot.
+      written.trim() ? written : written === "" ? "·" : /\n/.test(written) ? "↵" : "␣",
     );
     spans.push(span);
     list.append(span);

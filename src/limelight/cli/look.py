@@ -43,12 +43,15 @@ def look(
     from ..microscope import write_page
 
     report = run(model, text, compare=compare, words=word or (), special=special)
-    size = None if output is None else write_page(report, output)
+    from rich.console import Console
+
+    size = None
+    if output is not None:
+        with Console(stderr=True).status("Writing the page"):  # ten seconds for 8,000 tokens
+            size = write_page(report, output)
     if as_json:
         typer.echo(report.to_json(indent=2))
         return
-    from rich.console import Console
-
     console = Console(highlight=False)
     summarise(report, console)
     if size is not None:
@@ -102,6 +105,8 @@ def summarise(report: Report, console: Console) -> None:
     """The report in a terminal: relations and paths of the chosen words."""
     from rich.text import Text
 
+    from ..microscope.look import NAMED
+
     facts, tables = report.model, report.tables
     sees = "each token sees itself and those before" if facts.kind == "decoder" else "each token sees every token"
     console.print()
@@ -111,7 +116,8 @@ def summarise(report: Report, console: Console) -> None:
         shown = " ".join(reading.text.split())
         line = Text(f"{f'Text {number + 1}' if many else 'Text'} ({reading.length:,} tokens): ", style="dim")
         console.print(line.append(shown if len(shown) <= 160 else shown[:159] + "…", style="default"))
-    console.print(Text(f"Words: {report.chosen_by}.", style="dim"))
+    if report.chosen_by != NAMED:
+        console.print(Text(f"Words: {report.chosen_by}.", style="dim"))
     for text, chosen in enumerate(report.chosen):
         for index in chosen:
             _word(report, tables, text, index, console)

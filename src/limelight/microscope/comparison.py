@@ -121,5 +121,7 @@ def changes(first: Reading, second: Reading, comparison: Comparison, pair: int, 
             continue
         difference = after[:, right] - before[:, left]
         layer = int(np.abs(difference).argmax())
+        if difference[layer] == 0.0:
+            continue  # the other word is seen in neither text
         found.append(Change(pair, partner, layer, None, float(before[layer, left]), float(after[layer, right])))
     return sorted(found, key=lambda change: -abs(change.second - change.first))[:most]
