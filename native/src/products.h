@@ -30,8 +30,9 @@ inline void pack_queries(const float* query, int64_t stride, int count, int64_t 
     }
 }
 
-// Widths beyond this are summed in parts, and the parts added: a long chain of roundings would lose accuracy.
-constexpr int64_t PART_WIDTH = 128;
+// Wide sums are taken in parts, and the parts added: a long chain of roundings would lose accuracy. Up to 128, the usual
+// widths, one chain is as exact as what others do.
+constexpr int64_t PART_WIDTH = 64, WHOLE_WIDTH = 128;
 
 // scores[key][query] = (add: +=) sum over d of key[d] * query[d], for KEYS keys and VECTORS vectors of queries;
 // peak[query], where given, becomes the largest so far.
@@ -78,7 +79,7 @@ template <int VECTORS>
 inline void score_parts(const float* key, int64_t stride, int keys, const float* packed, int64_t width, float* scores,
                         float* peak) {
     int64_t d = 0;
-    for (; d + PART_WIDTH < width; d += PART_WIDTH)
+    for (; width > WHOLE_WIDTH && d + PART_WIDTH < width; d += PART_WIDTH)
         score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, PART_WIDTH, d > 0, scores,
                                          nullptr);
     score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, width - d, d > 0, scores, peak);

@@ -110,12 +110,20 @@ inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const 
             starts[k][i] = (int32_t)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
             ends[k][i] = (int32_t)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
         }
-    each_score(scores, block.count, tile.count, [&](Floats s, int j, int i) {
+    auto cut = [&](Floats s, int j, int i) {
         Ints inside{};
         for (int k = 0; k < visible.count; ++k)
             inside |= (load<Ints>(starts[k] + i) <= j) & (load<Ints>(ends[k] + i) > j);
         return inside ? s : spread(-INFINITE);
-    });
+    };
+    if (visible.count != 1) return each_score(scores, block.count, tile.count, cut);
+    // One interval each: only the keys before the last start and from the first end on are cut for anybody.
+    int last_start = 0, first_end = block.count;
+    for (int i = 0; i < tile.count; ++i) last_start = most(last_start, starts[0][i]), first_end = least(first_end, ends[0][i]);
+    last_start = least(last_start, block.count), first_end = most(first_end, last_start);
+    each_score(scores, last_start, tile.count, cut);
+    each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
+               [&](Floats s, int j, int i) { return cut(s, first_end + j, i); });
 }
 
 inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, int64_t column) {

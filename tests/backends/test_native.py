@@ -113,7 +113,7 @@ def test_observations_equal_the_definition(example, data):
 @given(CALLS, st.integers(1, 6))
 def test_the_largest_weights_and_their_keys(example, top):
     seen = run(example, observe=Observe(top=top, rows=tuple(range(example.sizes.Lq))))[1]
-    # By score, not by weight: equal weights may come from unequal scores. So the weights decide, then the keys must have them.
+    # Chosen by score: equal weights may come from unequal scores. So the weights decide, and the keys must have them.
     padded = torch.nn.functional.pad(seen.rows, (0, top))
     assert torch.equal(seen.top_weights, padded.sort(dim=-1, descending=True).values[..., :top])
     there = seen.top_keys >= 0
@@ -191,7 +191,7 @@ def test_long_calls(Lq, Lk):
             limelight.attention(q.to(dtype), k.to(dtype), v.to(dtype), pattern=pattern, backend=backend)
             for backend, dtype in (("native", q.dtype), ("reference", q.dtype), ("reference", torch.float64))
         ]
-        check_close(*outs, repr(pattern))
+        check_close(*outs, repr(pattern), slack=4)
 
 
 def test_many_documents():
@@ -220,7 +220,9 @@ def test_padding_is_zeros_and_the_sink():
 def test_wide_heads_and_long_rows_far_apart():
     q, k, v = torch.randn(1, 600, 9, 520, generator=torch.Generator().manual_seed(0)).transpose(1, 2).split(3, dim=1)
     ours = limelight.attention(q, k, v, backend="native")
-    plain, truth = (limelight.attention(q.to(t), k.to(t), v.to(t), backend="reference") for t in (q.dtype, torch.float64))
+    plain, truth = (
+        limelight.attention(q.to(t), k.to(t), v.to(t), backend="reference") for t in (q.dtype, torch.float64)
+    )
     assert ours.stride(1) < ours.stride(2), "an output lies as its query does"
     check_close(ours, plain, truth, "output")
 
@@ -241,7 +243,8 @@ SCRIPTS = {
         "import os, torch, limelight, warnings\nwarnings.simplefilter('ignore')\n"
         "q = torch.randn(1, 8, 512, 64)\nout = limelight.attention(q, q, q, backend='native')\n"
         "child = os.fork()\n"
-        "same = (limelight.attention(q, q, q, backend='native').numpy() == out.numpy()).all()\n"  # torch.equal would hang
+        # compared by numpy: torch's own parallel comparison would hang in a child
+        "same = (limelight.attention(q, q, q, backend='native').numpy() == out.numpy()).all()\n"
         "if child == 0: os._exit(0 if same else 1)\n"
         "assert os.waitpid(child, 0)[1] == 0\nprint('the child came back')",
         {},
@@ -256,7 +259,12 @@ def test_in_a_process_of_its_own(which, isa):
         pytest.skip("once is enough")
     script, environment, expected = SCRIPTS[which]
     done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert expected in done.stdout + done.stderr
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ _RULE = struct.Struct("q 2d 5q")
 _OBSERVATION = struct.Struct("24q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
-_NONE = (0,) * 6
+_NONE: tuple[int, ...] = (0,) * 6
 _TENSORS = (Tensor, torch.nn.Parameter)
 
 
@@ -244,7 +245,7 @@ def _soft_cap(rule: SoftCap, call: Call, kept: list[Any]) -> bytes:
     return _RULE.pack(_SOFTCAP, rule.limit, 0.0, 0, 0, 0, 0, 0)
 
 
-_RULES: dict[type[ScoreRule], Any] = {
+_RULES: dict[type[ScoreRule], Callable[[Any, Call, list[Any]], bytes]] = {
     Bias: _bias,
     ALiBi: _alibi,
     RelativeBias: _relative_bias,
