@@ -97,7 +97,8 @@ def test_a_decoder_has_a_sink(smollm2):
     assert np.triu(reading.shares[0, 0], 1).max() == 0.0
     assert reading.heads.next.max() == 0.0
     assert all(row["other"] != "The" for row in report.tables["relations"])
-    assert any(row["other"] == "The" for row in look(smollm2, reading.text, special=True).tables["relations"])
+    rows = look(smollm2, reading.text, special=True).tables["relations"]
+    assert {row["other_kind"] for row in rows if row["other"] == "The"} == {"sink"}
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n"])

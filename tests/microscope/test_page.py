@@ -97,7 +97,7 @@ def test_nothing_runs_but_the_view_and_nothing_is_loaded(made_up):
     assert "eval(" not in page
 
 
-@pytest.mark.parametrize(("words", "layers", "heads"), [(300, 6, 12), (900, 30, 9)])
+@pytest.mark.parametrize(("words", "layers", "heads"), [(300, 6, 12), (7000, 30, 9)])
 def test_pages_are_small(words, layers, heads):
     page = make_page(mock_report((paragraphs(words),), layers, heads, causal=heads == 9))
     assert len(page.encode()) <= PAGE_LIMIT < 3_000_000

@@ -78,13 +78,16 @@ def test_words_that_matter_are_content_words_that_move_most():
 
 
 def test_a_sink_is_the_first_token_of_a_causal_model_only():
-    def received(share, length=10):
-        return np.array([[[1 + share * (length - 1)] + [0.0] * (length - 1)] * 2])
+    def first(share, length=10):
+        return np.full((2, 3), 1 + share * (length - 1), np.float32)
 
-    assert find_sinks(received(0.7), causal=True) == (0,)
-    assert find_sinks(received(0.7), causal=False) == ()
-    assert find_sinks(received(0.25), causal=True) == ()
-    assert find_sinks(received(0.7, length=3), causal=True) == ()
+    assert find_sinks(first(0.7), causal=True, length=10) == (0,)
+    assert find_sinks(first(0.7), causal=False, length=10) == ()
+    assert find_sinks(first(0.25), causal=True, length=10) == ()
+    assert find_sinks(first(0.7, length=3), causal=True, length=3) == ()
+    one_head = first(0.1)
+    one_head[0, 0] = 9.0
+    assert find_sinks(one_head, causal=True, length=10) == ()
 
 
 def test_shared_words_and_their_cosine():

@@ -1,5 +1,6 @@
 """Tokens are gathered into words by where they stand."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,21 @@ def test_chinese_characters_are_words_and_emoji_are_marks():
     _, words = join_words("河边🌊银行", ["河", "边", "🌊", "银", "行"], [(i, i + 1) for i in range(5)], [False] * 5)
     assert [word.text for word in words] == ["河", "边", "🌊", "银", "行"]
     assert words[2].mark
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("हिन्दी में नदी", ["हिन्दी", "में", "नदी"]),
+        ("don't 'quote' rock’n’roll", ["don't", "'", "quote", "'", "rock’n’roll"]),
+        ("cafe\u0301 snake_case x2", ["cafe\u0301", "snake_case", "x2"]),
+        ("می‌روم", ["می‌روم"]),
+    ],
+)
+def test_words_of_other_scripts(text, expected):
+    cut = [(i, i + 1) for i in range(len(text))]
+    _, words = join_words(text, list(text), cut, [False] * len(text))
+    assert [word.text for word in words] == expected
 
 
 def test_blank_tokens_belong_to_no_word():

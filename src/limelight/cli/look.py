@@ -177,7 +177,7 @@ def _relations(rows: list[dict[str, Any]]) -> Table:
             Text(f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x", style="dim"),
             f"{row['layer']}.{row['head']}",
             Text(f"{row['layer_mean']:.3f}", style="dim"),
-            Text(_where(row["offset"]), style="dim"),
+            Text(_where(row["offset"]) if row["other_kind"] == "word" else row["other_kind"], style="dim"),
         )
     return table
 
@@ -189,8 +189,6 @@ def _number(value: float) -> str:
 
 def _where(offset: int) -> str:
     """How far away the other word is, in words."""
-    if offset == 0:
-        return ""
     if abs(offset) == 1:
         return "next word" if offset > 0 else "word before"
     return f"{abs(offset):,} words {'on' if offset > 0 else 'back'}"

@@ -16,7 +16,7 @@ from ..observations import Observations, Observe, Seen, watching
 from ..shapes import wrong
 from ..text import Text
 from .comparison import Comparison, compare_readings, words_that_changed
-from .reading import Floats, HeadStatistics, Reading, find_sinks
+from .reading import Floats, HeadStatistics, Reading, find_sinks, number_units
 from .relations import words_that_matter
 from .report import ModelFacts, Report
 from .words import join_words
@@ -145,7 +145,7 @@ class _Watch(Seen):
         for key in ("entropy", "max_weight", "distance"):
             self._keep(key, seen[key].mean(-1))
         self._keep("received", seen["received"].mean(0))
-        self._keep("received_first", seen["received"][:, :1])  # (H, 1)
+        self._keep("received_first", seen["received"][:, 0])  # (H,)
         rows = torch.full((seen["blocks"].shape[-2],), float(self.block))
         rows[-1] = self.length - self.block * (len(rows) - 1)
         self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
@@ -168,7 +168,7 @@ class _Watch(Seen):
         tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
         shares = parts["shares"]
         exact = self.block == 1
-        sinks = find_sinks(np.broadcast_to(parts["received_first"], (*shares.shape[:2], length)), self.causal)
+        sinks = find_sinks(parts["received_first"], self.causal, length)
         apart = tuple(sorted({*sinks, *self.special}))
         apart_shares = self._apart_shares(parts, shares, apart)
         neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)
@@ -183,10 +183,8 @@ class _Watch(Seen):
             apart=_mean_rows(apart_shares.sum(-1), self.block, length),
         )
         none = (*shares.shape[:2], length, 0)
-        units = np.array([token.word for token in tokens])
-        wordless = units < 0
-        units[wordless] = len(words) + np.arange(wordless.sum())
-        path, steps, vectors = _paths(hidden, torch.from_numpy(units), keep_vectors)
+        units = torch.from_numpy(number_units(tokens, words)).long()
+        path, steps, vectors = _paths(hidden, units, keep_vectors)
         return Reading(
             text=text.text,
             tokens=tokens,

@@ -7,6 +7,7 @@ be kept exactly (``block == 1``); then ``shares`` are the attention weights them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,10 +89,7 @@ class Reading:
     @cached_property
     def unit_of(self) -> Integers:
         """The unit of each token, ``(L,)``: its word, or a unit of its own behind the words."""
-        units = np.array([token.word for token in self.tokens], dtype=np.int32)
-        wordless = units < 0
-        units[wordless] = len(self.words) + np.arange(wordless.sum())
-        return units
+        return number_units(self.tokens, self.words)
 
     @cached_property
     def unit_tokens(self) -> tuple[tuple[int, ...], ...]:
@@ -111,6 +109,17 @@ class Reading:
         marks = {number for number, word in enumerate(self.words) if word.mark}
         return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
 
+    def kind(self, unit: int) -> str:
+        """What a unit is: ``"special"``, ``"sink"``, ``"punctuation"``, ``"blank"`` or ``"word"``."""
+        first = self.unit_tokens[unit][0]
+        if self.tokens[first].special:
+            return "special"
+        if first in self.apart:
+            return "sink"
+        if unit >= len(self.words):
+            return "blank"
+        return "punctuation" if self.words[unit].mark else "word"
+
     def words_between(self, unit: int, other: int) -> int:
         """How many words on from ``unit`` the ``other`` stands in the text; negative: back."""
         starts = [word.tokens[0] for word in self.words]
@@ -123,18 +132,26 @@ class Reading:
         return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
 
 
-def find_sinks(received: Floats, causal: bool) -> tuple[int, ...]:
+def number_units(tokens: Sequence[Token], words: Sequence[Word]) -> Integers:
+    """The unit of each token, ``(L,)``: the number of its word, or behind the words one of its own."""
+    units = np.array([token.word for token in tokens], dtype=np.int32)
+    wordless = units < 0
+    units[wordless] = len(words) + np.arange(wordless.sum())
+    return units
+
+
+def find_sinks(received: Floats, causal: bool, length: int) -> tuple[int, ...]:
     """The first token, if it is a sink in at least a quarter of the heads: later queries give it over `SINK_SHARE`.
 
     Args:
-        received: weight that each key receives from all queries, by head, ``(N, H, L)``; only the first key counts.
+        received: weight that the first token receives from all queries, in each head, ``(N, H)``.
         causal: whether queries see earlier keys only: in such models the first token takes what is left over.
+        length: number of tokens.
 
     A short text is given more room: the share must be half again what an even spread would give.
     """
-    length = received.shape[-1]
     if not causal or length < 4:
         return ()
-    later = (received[..., 0] - 1.0) / (length - 1)  # all that the first token itself can look at is itself
+    later = (received - 1.0) / (length - 1)  # all that the first token itself can look at is itself
     even = float(np.mean(1.0 / np.arange(2, length + 1)))
     return (0,) if (later > max(SINK_SHARE, 1.5 * even)).mean() >= SINK_HEADS else ()

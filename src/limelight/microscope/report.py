@@ -17,7 +17,8 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``words``      text, index, word, start, end, tokens, chosen
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
-``relations``  text, word, index, direction ("looks at", "is looked at by"), other, offset, pieces (of the word
+``relations``  text, word, index, direction ("looks at", "is looked at by"), other, other_kind (word,
+               itself, punctuation, special, sink, blank), offset, pieces (of the word
                looked at), layer, head, weight, uniform, layer_mean (over its heads), lower_bound (true: a long
                text, where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
@@ -207,6 +208,7 @@ class Report:
                             "index": word,
                             "direction": "is looked at by" if received else "looks at",
                             "other": reading.unit_text[other],
+                            "other_kind": "itself" if other == word else reading.kind(other),
                             "offset": reading.words_between(word, other),
                             "pieces": len(reading.unit_tokens[found.key]),
                             "layer": found.layer,

@@ -7,12 +7,13 @@ words: the sum over the pieces *to* a word, the mean over the pieces *from* it (
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # Chinese, Japanese and Korean syllables stand alone: a run of them is a sentence, not a word.
-_ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_ALONE}]|[^\W{_ALONE}]+(?:['’][^\W{_ALONE}]+)*|[^\w\s]")
+_ALONE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]").match
+_APOSTROPHES, _JOINERS = "'’", "\u200c\u200d"  # joiners stand inside the words of Persian and Hindi
 
 # English function words. Other languages lose nothing but a filter: their words are ranked as they are.
 _FUNCTION_WORDS = """
@@ -76,7 +77,7 @@ def join_words(
         >>> [word.text for word in words]
         ['A', 'river', '.']
     """
-    spans = [match.span() for match in _WORD.finditer(text)]
+    spans = list(_spans(text))
     owner: list[int] = []
     at = 0
     for (start, end), is_special in zip(offsets, special, strict=True):
@@ -103,3 +104,34 @@ def join_words(
         for index, number in kept.items()
     )
     return tokens, words
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where the words and marks of a text stand: runs of letters, digits and their accents, else single characters."""
+    start = None
+    for i, character in enumerate(text):
+        if _in_word(text, i):
+            start = i if start is None else start
+            continue
+        if start is not None:
+            yield start, i
+            start = None
+        if not character.isspace():
+            yield i, i + 1
+    if start is not None:
+        yield start, len(text)
+
+
+def _in_word(text: str, i: int) -> bool:
+    """Whether a character is part of a word, and not a blank, a mark, or a word by itself."""
+    character = text[i]
+    if _ALONE(character):
+        return False
+    if character in _APOSTROPHES or character in _JOINERS:
+        return 0 < i < len(text) - 1 and _letter(text[i - 1]) and _letter(text[i + 1])
+    return _letter(character)
+
+
+def _letter(character: str) -> bool:
+    # Vowel signs of many scripts are marks to Unicode (category M), and letters to their readers.
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
