@@ -134,10 +134,13 @@ def summarise(report: Report, console: Console) -> None:
 def _word(report: Report, tables: dict[str, Any], text: int, index: int, console: Console) -> None:
     from rich.text import Text
 
-    word = report.readings[text].words[index].text
+    words = report.readings[text].words
+    word = words[index].text
     heading = Text(f"\n{word}", style="bold yellow")
     if len(report.readings) > 1:
         heading.append(f"  in text {text + 1}", style="dim")
+    if len(report.readings[text].find(word)) > 1:
+        heading.append(f"  word {index + 1:,} of {len(words):,}", style="dim")
     console.print(heading)
     found = [row for row in tables["relations"] if (row["text"], row["index"]) == (text, index)]
     if found:
