@@ -77,8 +77,7 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
             and query.dtype is key.dtype
             and query.dtype is value.dtype
             and query.dtype in FLOATS
-            and query.device == key.device
-            and query.device == value.device
+            and ((query.is_cpu and key.is_cpu and value.is_cpu) or query.device == key.device == value.device)
         ):
             return Shapes(B, Hq, k[1], Lq, k[2], D, v[3])
     raise _complaint(query, key, value)

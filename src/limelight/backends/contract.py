@@ -12,7 +12,6 @@ Backends never import each other. Whoever chooses one is `limelight.backends.cho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -53,10 +52,15 @@ class Call:
     # activation checkpointing, watched or not, keeps the same tensors.
     only_watched: bool = False
 
-    @cached_property
+    _lowered: Lowered | None = None
+
+    @property
     def lowered(self) -> Lowered:
-        """Layout and pattern as kernels read them."""
-        return lower(self.pattern, self.layout, *self.shapes.scores)
+        """Layout and pattern as kernels read them; worked out once."""
+        if self._lowered is None:
+            _, Hq, _, Lq, Lk, _, _ = self.shapes
+            self._lowered = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
+        return self._lowered
 
 
 @dataclass(slots=True)

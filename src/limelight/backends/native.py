@@ -41,6 +41,8 @@ _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
 _TENSORS = (Tensor, torch.nn.Parameter)
+# Said each time: torch's default dtype and device are the user's.
+_FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}
 
 
 def _load() -> tuple[Any, str]:
@@ -73,7 +75,7 @@ def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = [_missing] if _library is None else []
     query = call.query
-    if query.device.type != "cpu":
+    if not query.is_cpu:
         reasons.append(f"the tensors lie on {query.device}; it runs on the CPU")
     if query.dtype is not torch.float32:
         reasons.append(f"the dtype is {query.dtype}; it computes torch.float32")
@@ -105,10 +107,14 @@ def forward(call: Call) -> Result:
         BackendError: the library refuses, for instance because ``LIMELIGHT_ISA`` names what the machine cannot run.
     """
     B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
-    query, key, value = _readable(call.query), _readable(call.key), _readable(call.value)
+    query, query_strides = _readable(call.query)
+    key, key_strides = _readable(call.key)
+    value, value_strides = _readable(call.value)
     lowered = call.lowered
     covered = call.layout is None or _covers(lowered)
-    output = _like_query(query, (B, Hq, Lq, Dv))
+    # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
+    output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), **_FLOAT32)
+    output_strides = output.stride()
     if not covered:
         output.zero_()
     segments, spans = lowered.segments, lowered.spans or b""
@@ -131,8 +137,8 @@ def forward(call: Call) -> Result:
     status = _library.ll_forward(
         _CALL.pack(
             _VERSION, B, Hq, Hkv, Lq, Lk, D, Dv,
-            query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride(),
-            value.data_ptr(), *value.stride(), output.data_ptr(), *output.stride(),
+            query.data_ptr(), *query_strides, key.data_ptr(), *key_strides,
+            value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
             0, sink, call.scale, call.dropout, int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
             torch.get_num_threads(),
             0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
@@ -152,24 +158,19 @@ def forward(call: Call) -> Result:
 # --- Tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _readable(tensor: Tensor) -> Tensor:
-    """The tensor with a last stride of 1, copied only when it has another."""
-    if tensor.stride(3) == 1 and not tensor.is_neg():
-        return tensor
-    return tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+def _readable(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The tensor and its strides, the last one 1; copied only when it has another."""
+    strides = tensor.stride()
+    if strides[3] == 1 and not tensor.is_neg():
+        return tensor, strides
+    tensor = tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+    _, H, L, D = tensor.shape
+    return tensor, (H * L * D, L * D, D, 1)
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """A small operand as contiguous float32."""
     return tensor.detach().to(torch.float32).contiguous()
-
-
-def _like_query(query: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-    """An output that lies as the query does: ``(B, L, H, D)`` underneath when heads are split without a copy."""
-    if query.stride(1) < query.stride(2):
-        B, H, L, D = shape
-        return torch.empty((B, L, H, D)).transpose(1, 2)
-    return torch.empty(shape)
 
 
 def _covers(lowered: Lowered) -> bool:
@@ -209,7 +210,8 @@ def _tiles(lowered: Lowered) -> tuple[int, ...]:
 
 def _rule(rule: ScoreRule, call: Call, kept: list[Any]) -> bytes:
     """``ll_rule``: kind, two parameters, a tensor with its strides."""
-    return _RULES[type(rule)](rule, call, kept)
+    packed: bytes = _RULES[type(rule)](rule, call, kept)
+    return packed
 
 
 def _with_tensor(kind: int, parameters: tuple[float, float], tensor: Tensor, kept: list[Any]) -> bytes:
@@ -263,36 +265,36 @@ def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observa
     H = len(heads)
     seen = Observations()
     if observe.logsumexp:
-        seen.logsumexp = torch.full((B, H, Lq), -torch.inf)
+        seen.logsumexp = torch.full((B, H, Lq), -torch.inf, **_FLOAT32)
         if call.sink is not None:
             seen.logsumexp.copy_(_plain(call.sink)[heads][:, None])
     if observe.max_score:
-        seen.max_score = torch.full((B, H, Lq), -torch.inf)
+        seen.max_score = torch.full((B, H, Lq), -torch.inf, **_FLOAT32)
     if observe.max_weight:
-        seen.max_weight = torch.zeros(B, H, Lq)
+        seen.max_weight = torch.zeros(B, H, Lq, **_FLOAT32)
     if observe.entropy:
-        seen.entropy = torch.zeros(B, H, Lq)
+        seen.entropy = torch.zeros(B, H, Lq, **_FLOAT32)
     if observe.distance:
-        seen.distance = torch.zeros(B, H, Lq)
+        seen.distance = torch.zeros(B, H, Lq, **_FLOAT32)
     if observe.top:
-        seen.top_weights = torch.zeros(B, H, Lq, observe.top)
-        seen.top_keys = torch.full((B, H, Lq, observe.top), -1)
+        seen.top_weights = torch.zeros(B, H, Lq, observe.top, **_FLOAT32)
+        seen.top_keys = torch.full((B, H, Lq, observe.top), -1, dtype=torch.int64, device="cpu")
     if observe.received:
-        seen.received = torch.zeros(B, H, Lk)
+        seen.received = torch.zeros(B, H, Lk, **_FLOAT32)
     features = rows = pairs = None
     if observe.features is not None:
         features = _plain(observe.features)
-        seen.features = torch.zeros(B, H, Lq, features.shape[1])
+        seen.features = torch.zeros(B, H, Lq, features.shape[1], **_FLOAT32)
     if observe.rows is not None:
-        rows = _sorted(torch.as_tensor(observe.rows, dtype=torch.int64).reshape(-1))
-        seen.rows = torch.zeros(B, H, len(rows), Lk)
+        rows = _sorted(torch.as_tensor(observe.rows, dtype=torch.int64, device="cpu").reshape(-1))
+        seen.rows = torch.zeros(B, H, len(rows), Lk, **_FLOAT32)
     if observe.pairs is not None:
-        pairs = _sorted(torch.as_tensor(observe.pairs, dtype=torch.int64).reshape(-1, 2))
-        seen.pairs = torch.zeros(B, H, len(pairs))
+        pairs = _sorted(torch.as_tensor(observe.pairs, dtype=torch.int64, device="cpu").reshape(-1, 2))
+        seen.pairs = torch.zeros(B, H, len(pairs), **_FLOAT32)
     bq, bk = observe.blocks or (0, 0)
     if observe.blocks is not None:
-        seen.blocks = torch.zeros(B, H, -(-Lq // bq), -(-Lk // bk))
-    chosen = torch.tensor(heads, dtype=torch.int64)
+        seen.blocks = torch.zeros(B, H, -(-Lq // bq), -(-Lk // bk), **_FLOAT32)
+    chosen = torch.tensor(heads, dtype=torch.int64, device="cpu")
     kept += [chosen, features, rows, pairs]
     words = _OBSERVATION.pack(
         chosen.data_ptr(), H,
@@ -312,10 +314,10 @@ def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observa
 def _finish(seen: Observations, observe: Observe, lowered: Lowered) -> None:
     """Chosen rows and pairs back in the caller's order; the counts, which follow from the pattern alone."""
     if seen.rows is not None:
-        order = _order(torch.as_tensor(observe.rows, dtype=torch.int64).reshape(-1))
+        order = _order(torch.as_tensor(observe.rows, dtype=torch.int64, device="cpu").reshape(-1))
         seen.rows = seen.rows[:, :, order.argsort()]
     if seen.pairs is not None:
-        order = _order(torch.as_tensor(observe.pairs, dtype=torch.int64).reshape(-1, 2))
+        order = _order(torch.as_tensor(observe.pairs, dtype=torch.int64, device="cpu").reshape(-1, 2))
         seen.pairs = seen.pairs[:, :, order.argsort()]
     if observe.received:
         seen.received_by = _of_heads(lowered.seen_by(), observe.heads)

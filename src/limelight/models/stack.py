@@ -138,7 +138,7 @@ class Stack(nn.Module):
 
 def _check_together(query: Tensor, key: Tensor) -> None:
     """A token asks and is asked at one and the same position."""
-    query, key = torch.broadcast_tensors(query, key)
+    query, key = torch.broadcast_tensors(query, key)  # type: ignore[no-untyped-call]
     apart = (query != key).nonzero()
     if len(apart):
         row, place = apart[0].tolist()
