@@ -3,12 +3,12 @@
 // Memory of one thread, reused from tile to tile.
 struct Scratch {
     float* packed;   // queries, as products.h packs them
-    float* scores;   // [BLOCK_KEYS + PANEL_KEYS][QUERIES]
+    float* scores;   // [BLOCK_KEYS + MOST_PANEL_KEYS][QUERIES]
     float* output;   // [QUERIES][columns]
     float* values;   // [BLOCK_KEYS][columns], when values must be packed
     uint8_t* seen;   // [BLOCK_KEYS][QUERIES], slow path only
 
-    static int64_t floats_for_scores() { return (BLOCK_KEYS + PANEL_KEYS) * QUERIES; }
+    static int64_t floats_for_scores() { return (BLOCK_KEYS + MOST_PANEL_KEYS) * QUERIES; }
 
     static int64_t bytes(int64_t width, int64_t columns) {
         return 4 * (width * QUERIES + floats_for_scores() + QUERIES * columns + BLOCK_KEYS * columns) +

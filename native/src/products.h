@@ -12,6 +12,7 @@ constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
 constexpr int VALUE_VECTORS = 2;  // 6 queries x 2 vectors of V
 #endif
 constexpr int PANEL_VECTORS = 3;
+constexpr int MOST_PANEL_KEYS = 8;  // beside one vector of queries
 constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
 constexpr int VALUE_QUERIES = 6;
 static_assert(QUERIES % PANEL_QUERIES == 0 && QUERIES % VALUE_QUERIES == 0);
@@ -75,26 +76,31 @@ LL_INLINE void score_panel(const float* key, int64_t stride, int keys, const flo
     }
 }
 
-template <int VECTORS>
+template <int KEYS, int VECTORS>
 inline void score_parts(const float* key, int64_t stride, int keys, const float* packed, int64_t width, float* scores,
                         float* peak) {
     int64_t d = 0;
     for (; width > WHOLE_WIDTH && d + PART_WIDTH < width; d += PART_WIDTH)
-        score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, PART_WIDTH, d > 0, scores,
+        score_panel<KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, PART_WIDTH, d > 0, scores,
                                          nullptr);
-    score_panel<PANEL_KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, width - d, d > 0, scores, peak);
+    score_panel<KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, width - d, d > 0, scores, peak);
 }
 
-// scores: room for BLOCK_KEYS + PANEL_KEYS rows of QUERIES.
+// scores: room for BLOCK_KEYS + MOST_PANEL_KEYS rows of QUERIES.
 inline void score_product(const float* key, int64_t stride, int keys, const float* packed, int queries, int64_t width,
                           float* scores, float* peak) {
+    if (queries <= LANES) {  // one vector of queries: more keys, so that enough sums are under way
+        for (int j = 0; j < keys; j += MOST_PANEL_KEYS)
+            score_parts<MOST_PANEL_KEYS, 1>(key + j * stride, stride, keys - j, packed, width, scores + j * QUERIES, peak);
+        return;
+    }
     for (int j = 0; j < keys; j += PANEL_KEYS, key += PANEL_KEYS * stride, scores += PANEL_KEYS * QUERIES) {
         const float* panel = packed;
         int left = (queries + LANES - 1) / LANES, i = 0;
         for (; left >= PANEL_VECTORS; left -= PANEL_VECTORS, i += PANEL_QUERIES, panel += width * PANEL_QUERIES)
-            score_parts<PANEL_VECTORS>(key, stride, keys - j, panel, width, scores + i, peak + i);
-        if (left == 2) score_parts<2>(key, stride, keys - j, panel, width, scores + i, peak + i);
-        if (left == 1) score_parts<1>(key, stride, keys - j, panel, width, scores + i, peak + i);
+            score_parts<PANEL_KEYS, PANEL_VECTORS>(key, stride, keys - j, panel, width, scores + i, peak + i);
+        if (left == 2) score_parts<PANEL_KEYS, 2>(key, stride, keys - j, panel, width, scores + i, peak + i);
+        if (left == 1) score_parts<PANEL_KEYS, 1>(key, stride, keys - j, panel, width, scores + i, peak + i);
     }
 }
 
@@ -105,22 +111,22 @@ LL_INLINE void value_panel(const float* weights, const float* value, int64_t str
     Floats sum[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = load<Floats>(output + r * output_stride + v * LANES);
     for (int j = 0; j < keys; ++j, weights += QUERIES, value += stride) {
         Floats numbers[VECTORS];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) numbers[v] = load<Floats>(value + v * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             Floats weight = spread(weights[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(weight, numbers[v], sum[r][v]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) store(output + r * output_stride + v * LANES, sum[r][v]);
 }
 
@@ -139,6 +145,9 @@ inline void value_columns(const float* weights, const float* value, int64_t stri
 inline void value_product(const float* weights, const float* value, int64_t stride, int keys, int queries,
                           int64_t columns, float* output) {
     int64_t c = 0;
+    if (queries == 1)  // a single row: more columns, so that enough sums are under way
+        for (; c + 8 * LANES <= columns; c += 8 * LANES)
+            value_panel<1, 8>(weights, value + c, stride, keys, output + c, columns);
     for (; c + VALUE_VECTORS * LANES <= columns; c += VALUE_VECTORS * LANES)
         value_columns<VALUE_VECTORS>(weights, value + c, stride, keys, queries, output + c, columns);
     if constexpr (VALUE_VECTORS > 2)
