@@ -1,4 +1,7 @@
 // Bundle src/main.ts and src/view.css into the two files that the Python package inlines.
+import { createHash } from "node:crypto";
+import { readFile, readdir, writeFile } from "node:fs/promises";
+
 import { build, context } from "esbuild";
 
 const target = "../src/limelight/microscope/page";
@@ -14,12 +17,19 @@ const options = {
   legalComments: "none",
 };
 
+// Written into the bundle, so that a test without node can tell a stale one.
+async function digest() {
+  const sum = createHash("sha256");
+  for (const name of (await readdir("src")).sort()) sum.update(`${name}\0${await readFile(`src/${name}`, "utf8")}\0`);
+  return sum.digest("hex");
+}
+
 async function save(result) {
-  const { writeFile } = await import("node:fs/promises");
+  const note = `/* built from web/src ${await digest()} */\n`;
   for (const { path, text } of result.outputFiles) {
     // The bundle stands inside <script>: nothing in it may look like its end.
     if (/<\/script|<!--|<\/style/i.test(text)) throw new Error(`${path}: would end the element it stands in`);
-    await writeFile(path.replace("view-style.css", "view.css"), text);
+    await writeFile(path.replace("view-style.css", "view.css"), note + text);
     console.log(path.split("/").pop(), text.length);
   }
 }

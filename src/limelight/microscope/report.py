@@ -47,7 +47,7 @@ Row = dict[str, Any]
 _NOTES = (
     "A weight says from where a head took its values, not why the model answers as it does: "
     "an attention weight is not an explanation.",
-    "uniform is the weight that an even spread over the visible keys would give: compare every weight with it.",
+    "The even share is what attention spread evenly over the visible keys would give: compare every weight with it.",
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
 )
