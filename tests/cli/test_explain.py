@@ -42,3 +42,14 @@ def test_help_has_an_example():
         result = run.invoke(app, [command, "--help"])
         assert result.exit_code == 0
         assert "xample" in result.output, command
+
+
+def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeypatch):
+    from limelight.backends import native
+
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_missing", "the native library was not built: install a C++ compiler")
+    result = run.invoke(app, ["explain", "--length", "512"])
+    assert "native: not there: the native library was not built: install a C++ compiler" in result.output
+    assert "backend: reference" in result.output
+    assert "not native:" in result.output

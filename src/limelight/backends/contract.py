@@ -4,7 +4,8 @@ A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
 
 - ``reasons_against(call) -> list[str]``: why it cannot serve the call; empty when it can;
 - ``forward(call) -> Result``: compute it;
-- ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly.
+- ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly;
+- ``status() -> str``: whether it is there on this machine, and with what.
 
 Backends never import each other. Whoever chooses one is `limelight.backends.choose`.
 """
@@ -86,3 +87,6 @@ class Backend(Protocol):
 
     def memory(self, call: Call) -> int:
         """Bytes taken beside inputs and outputs."""
+
+    def status(self) -> str:
+        """Whether the backend is there on this machine."""

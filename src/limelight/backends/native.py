@@ -71,6 +71,19 @@ def _load() -> tuple[Any, str]:
 _library, _missing = _load()
 
 
+def status() -> str:
+    """Whether the backend is there, with which instruction set, or what is missing and what that costs."""
+    if _library is None:
+        return f"not there: {_missing}"
+    isa = _library.ll_isa_name().decode()
+    if not isa:
+        return f"not usable: {_library.ll_error_message().decode()}"
+    # `wide` serves tests; nobody would choose it.
+    others = [name for name in _library.ll_isa_list().decode().split() if name not in (isa, "wide")]
+    threads = "OpenMP" if _library.ll_has_openmp() else "one thread, since it was built without OpenMP"
+    return f"{ABOUT}; instruction set {isa} (also: {', '.join(others) or 'none'}), {threads}"
+
+
 def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = [_missing] if _library is None else []

@@ -46,6 +46,11 @@ def reasons_against(call: Call) -> list[str]:
     ]
 
 
+def status() -> str:
+    """The definition is always there."""
+    return ABOUT
+
+
 def score_bytes(call: Call) -> int:
     """Bytes of one score matrix."""
     B, Hq, Lq, Lk = call.shapes.scores

@@ -6,9 +6,6 @@ from typing import Annotated
 
 import typer
 
-PATTERNS = {"full": "Full()", "causal": "Causal()", "window": "Causal() & Window(back, 0)"}
-
-
 def explain(
     length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
     heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
@@ -49,8 +46,7 @@ def explain(
         f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
     )
     for backend in BACKENDS:
-        status = getattr(backend, "status", None)
-        typer.echo(f"  {backend.NAME}: {status() if status else backend.ABOUT}")
+        typer.echo(f"  {backend.NAME}: {backend.status()}")
     # Nothing is computed and nothing this large is held: one element is seen at every place.
     one = torch.zeros((), dtype=dtypes[dtype]).requires_grad_(gradients)
     query = one.expand(1, heads, length, width)
