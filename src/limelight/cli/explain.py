@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+
 def explain(
     length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
     heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
