@@ -174,14 +174,12 @@ namespace {
 struct PeakJob {
     const Kernels* kernels;
     double seconds;
-    double sum;
+    double* rates;  // of each thread
 };
 
-void peak_task(void* context, int64_t) {
+void peak_task(void* context, int64_t n) {
     auto& job = *(PeakJob*)context;
-    double mine = job.kernels->peak(job.seconds);
-#pragma omp critical
-    job.sum += mine;
+    job.rates[n] = job.kernels->peak(job.seconds);
 }
 
 }  // namespace
@@ -231,7 +229,11 @@ int ll_has_openmp(void) {
 double ll_measure_peak(const char* isa, int64_t threads, double seconds) {
     const Kernels* found = isa ? find(isa) : kernels();
     if (!found) return -1.0;
-    PeakJob job{found, seconds, 0.0};
+    constexpr int64_t MOST_THREADS = 1024;
+    if (threads < 1 || threads > MOST_THREADS) return -1.0;
+    double rates[MOST_THREADS] = {}, sum = 0.0;
+    PeakJob job{found, seconds, rates};
     parallel(threads, threads, peak_task, &job);
-    return job.sum;
+    for (int64_t n = 0; n < threads; ++n) sum += rates[n];
+    return sum;
 }
