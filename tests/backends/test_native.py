@@ -50,8 +50,6 @@ def run(example: Example, backend="native", dtype=torch.float32, **change):
 def check_close(ours, plain, truth, what, slack=1.0, size=0.0):
     """At most 1.5 times the error of the plain float32 computation, plus ``slack`` rounding steps
     of the largest number, or of ``size`` where that is larger.
-
-    The rule compares two samples of rounding errors, so a handful of numbers needs more slack than thousands.
     """
     assert ours.shape == truth.shape, what
     same = torch.isfinite(truth)
@@ -64,14 +62,28 @@ def check_close(ours, plain, truth, what, slack=1.0, size=0.0):
         assert norm(ours) <= 1.5 * norm(plain) + step, f"{what}: {name} {norm(ours):.2e}, plain {norm(plain):.2e}"
 
 
+def steps(example) -> float:
+    """Rounding steps that a right answer may be off in a call with few numbers: one, and as many as the largest
+    product or score, because rounding a score ``s`` moves its weight by a share of ``|s| * eps``. Of thousands of
+    numbers the plain computation meets such a case too, and one step is enough (`test_as_exact_as_...`).
+    """
+    group = example.sizes.Hq // example.sizes.Hkv
+    products = example.query.double() @ example.key.double().repeat_interleave(group, 1).mT
+    scale = example.settings["scale"] or example.sizes.D**-0.5
+    scores = run(example, "reference", torch.float64, observe=Observe(max_score=True))[1].max_score
+    sizes = (products.abs() * scale, torch.where(scores.isfinite(), scores.abs(), 0.0))
+    return 1.0 + max(x.max().item() if x.numel() else 0.0 for x in sizes)
+
+
 @given(CALLS)
 def test_equals_the_definition(example):
     seen = Observe(logsumexp=True)
     ours, ours_seen = run(example, observe=seen)
     plain, plain_seen = run(example, "reference", observe=seen)
     truth, truth_seen = run(example, "reference", torch.float64, observe=seen)
-    check_close(ours, plain, truth, "output", slack=32)
-    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack=32)
+    slack = steps(example)
+    check_close(ours, plain, truth, "output", slack)
+    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack)
 
 
 @pytest.mark.parametrize("D", [64, 128])
@@ -107,7 +119,7 @@ def test_observations_equal_the_definition(example, data):
         if name in ("received_by", "block_pairs"):
             assert torch.equal(ours[name].expand_as(expected), expected), name
         else:
-            check_close(ours[name], plain[name], expected, name, slack=32, size=1.0)
+            check_close(ours[name], plain[name], expected, name, steps(example), size=1.0)
 
 
 @given(CALLS, st.integers(1, 6))
