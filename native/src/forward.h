@@ -28,6 +28,7 @@ struct Scratch {
 struct Softmax {
     alignas(64) float shift[QUERIES];
     alignas(64) float total[QUERIES];
+    bool saw[QUERIES] = {};  // whether it has seen any key; careful passes only
 
     explicit Softmax(const float* sink) {
         // A sink is a score with no value: it opens the sum. sink - sink is 0, or NaN where the sink is not a number.
@@ -134,7 +135,10 @@ inline void attend(const Problem& problem, const Tile& tile, const Visibility& v
     for (Block block; walk.next(block);) {
         score_block(problem, tile, visible, block, scratch.packed, scratch.scores, peak);
         if (careful)
-            for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
+            for (int x = 0; x < block.count * QUERIES; ++x) {
+                scratch.seen[x] = scratch.scores[x] != -INFINITE;
+                softmax.saw[x % QUERIES] |= scratch.seen[x];
+            }
         soften(problem, tile, block, scratch.scores, peak, softmax, scratch.output);
         if (problem.drop_below) drop(problem, tile, block, scratch.scores);
         int64_t stride;
@@ -148,15 +152,17 @@ inline void attend(const Problem& problem, const Tile& tile, const Visibility& v
 }
 
 // Divides each row by its total, in place; tells whether everything is finite.
+template <bool careful>
 inline bool finish(const Problem& problem, const Tile& tile, const Softmax& softmax, float* output) {
     float kept = problem.drop_below ? (float)(1.0 - problem.call.dropout) : 1.0f;
     Ints bad{};
     for (int i = 0; i < tile.count; ++i) {
         float total = softmax.total[i] * kept;
-        float share = total == 0.0f ? 0.0f : 1.0f / total;  // nothing seen (or everything dropped): zeros
+        bool nothing = total == 0.0f || (careful && !softmax.saw[i]);  // then zeros, even beside a sink that is NaN
+        float share = 1.0f / total;
         float* row = output + i * problem.value_columns;
         for (int64_t c = 0; c < problem.value_columns; c += LANES) {
-            Floats y = load<Floats>(row + c) * share;
+            Floats y = nothing ? Floats{} : load<Floats>(row + c) * share;
             bad |= (y - y) != 0.0f;
             store(row + c, y);
         }
@@ -180,10 +186,10 @@ inline void forward_tile(const Problem& problem, const Tile& tile, Scratch& scra
                  call.width, problem.query_factor, scratch.packed);
     Softmax softmax(sink);
     attend<false>(problem, tile, visible, scratch, softmax);
-    if (!finish(problem, tile, softmax, scratch.output)) {
+    if (!finish<false>(problem, tile, softmax, scratch.output)) {
         softmax = Softmax(sink);
         attend<true>(problem, tile, visible, scratch, softmax);
-        finish(problem, tile, softmax, scratch.output);
+        finish<true>(problem, tile, softmax, scratch.output);
     }
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {

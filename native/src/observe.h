@@ -11,7 +11,8 @@ constexpr int64_t COLUMN_MEMORY = (int64_t)64 << 20;  // bytes of column sums he
 struct RowStatistics {
     alignas(64) float shift[QUERIES], share[QUERIES];  // the weight is 2^(.. - shift) * share
     alignas(64) float log_total[QUERIES];              // log2 of the total
-    alignas(64) float largest[QUERIES], entropy[QUERIES], distance[QUERIES];
+    alignas(64) float largest[QUERIES], heaviest[QUERIES];  // the largest score and the largest weight
+    double entropy[QUERIES], distance[QUERIES];
     alignas(64) int32_t real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
 };
 
@@ -20,7 +21,7 @@ struct ObserveScratch {
     float* weights;       // [BLOCK_KEYS][QUERIES]
     float* features;      // [QUERIES][feature columns]
     float* feature_rows;  // [BLOCK_KEYS][feature columns]
-    float* top_scores;    // [QUERIES][top]
+    float* top_weights;   // [QUERIES][top]
     int64_t* top_keys;    // [QUERIES][top]
     int64_t feature_columns;
 
@@ -38,7 +39,7 @@ struct ObserveScratch {
         features = weights + BLOCK_KEYS * QUERIES;
         feature_rows = features + QUERIES * feature_columns;
         top_keys = (int64_t*)(feature_rows + BLOCK_KEYS * feature_columns);
-        top_scores = (float*)(top_keys + QUERIES * o.top);
+        top_weights = (float*)(top_keys + QUERIES * o.top);
     }
 };
 
@@ -72,55 +73,66 @@ inline void start_rows(const ll_call& call, const Tile& tile, const float* stats
         rows.shift[i] = real ? own[2 * i] : 0.0f;
         rows.share[i] = total == 0.0f ? 0.0f : 1.0f / total;
         rows.log_total[i] = total == 0.0f ? 0.0f : (float)__builtin_log2((double)total);
-        rows.largest[i] = -INFINITE;
-        rows.entropy[i] = rows.distance[i] = 0.0f;
+        rows.largest[i] = -INFINITE, rows.heaviest[i] = 0.0f;
+        rows.entropy[i] = rows.distance[i] = 0.0;
     }
 }
 
-// scores -> weights, and the row statistics that follow from them.
+// scores -> weights, and the row statistics that follow from them. Sums are taken over SHORT_SUM keys, then over the
+// block, then in double precision over the blocks: a single long chain of roundings would lose accuracy.
+constexpr int SHORT_SUM = 16;
+
 inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const float* scores,
                             float* weights, RowStatistics& rows) {
     int32_t first = first_distance(tile, block);
     for (int i = 0; i < QUERIES; i += LANES) {
         Floats less = subtracted(load<Floats>(rows.shift + i)), share = load<Floats>(rows.share + i);
         Floats log_total = load<Floats>(rows.log_total + i), largest = load<Floats>(rows.largest + i);
-        Floats entropy = load<Floats>(rows.entropy + i), distance = load<Floats>(rows.distance + i);
+        Floats heaviest = load<Floats>(rows.heaviest + i), entropy{}, distance{};
         Ints real = load<Ints>(rows.real + i);
-        for (int j = 0; j < block.count; ++j) {
-            Floats score = load<Floats>(scores + j * QUERIES + i);
-            Ints seen = real & ((score == -INFINITE) ^ -1);
-            Floats power = multiply_add(score, spread(problem.exponent), -less);
-            Floats weight = seen ? exp2_of(power) * share : Floats{};
-            store(weights + j * QUERIES + i, weight);
-            largest = larger(largest, seen ? score : spread(-INFINITE));
-            entropy += seen ? weight * (log_total - power) : Floats{};
-            distance = multiply_add(weight, absolute_distance(first, j, i), distance);
+        for (int j = 0; j < block.count;) {
+            Floats some_entropy{}, some_distance{};
+            for (int stop = least(j + SHORT_SUM, block.count); j < stop; ++j) {
+                Floats score = load<Floats>(scores + j * QUERIES + i);
+                Ints seen = real & ((score == -INFINITE) ^ -1);
+                Floats power = multiply_add(score, spread(problem.exponent), -less);
+                Floats weight = seen ? exp2_of(power) * share : Floats{};
+                store(weights + j * QUERIES + i, weight);
+                largest = larger(largest, seen ? score : spread(-INFINITE));
+                heaviest = larger(heaviest, weight);
+                some_entropy += seen ? weight * (log_total - power) : Floats{};
+                some_distance = multiply_add(weight, absolute_distance(first, j, i), some_distance);
+            }
+            entropy += some_entropy;
+            distance += some_distance;
         }
         store(rows.largest + i, largest);
-        store(rows.entropy + i, entropy);
-        store(rows.distance + i, distance);
+        store(rows.heaviest + i, heaviest);
+        for (int lane = 0; lane < LANES; ++lane) {
+            rows.entropy[i + lane] += (double)entropy[lane];
+            rows.distance[i + lane] += (double)distance[lane];
+        }
     }
 }
 
-// Keeps the highest scores of one query, in order; of equals the lowest key, which came first.
-LL_INLINE void insert_top(float* scores, int64_t* keys, int64_t top, float score, int64_t key) {
+// Keeps the largest weights of one query, in order; of equals the lowest key, which came first.
+LL_INLINE void insert_top(float* weights, int64_t* keys, int64_t top, float weight, int64_t key) {
     int64_t place = top - 1;
-    for (; place > 0 && (keys[place - 1] < 0 || scores[place - 1] < score); --place)
-        scores[place] = scores[place - 1], keys[place] = keys[place - 1];
-    scores[place] = score, keys[place] = key;
+    for (; place > 0 && (keys[place - 1] < 0 || weights[place - 1] < weight); --place)
+        weights[place] = weights[place - 1], keys[place] = keys[place - 1];
+    weights[place] = weight, keys[place] = key;
 }
 
-inline void gather_top(const Block& block, const Tile& tile, const float* scores, const RowStatistics& rows,
-                       int64_t top, float* best, int64_t* keys) {
+// A row that is not a number has equal weights, all NaN: no comparison holds, and the lowest keys stay.
+inline void gather_top(const Block& block, const Tile& tile, const float* scores, const float* weights, int64_t top,
+                       float* best, int64_t* keys) {
     for (int i = 0; i < tile.count; ++i) {
         float* mine = best + i * top;
         int64_t* my_keys = keys + i * top;
-        bool undefined = rows.share[i] != rows.share[i];  // a NaN row: all its weights are equally NaN
         for (int j = 0; j < block.count; ++j) {
-            float score = scores[j * QUERIES + i];
-            if (score == -INFINITE) continue;
-            if (undefined) score = 0.0f;
-            if (my_keys[top - 1] < 0 || score > mine[top - 1]) insert_top(mine, my_keys, top, score, block.begin + j);
+            float weight = weights[j * QUERIES + i];
+            if (my_keys[top - 1] >= 0 && !(weight > mine[top - 1])) continue;
+            if (scores[j * QUERIES + i] != -INFINITE) insert_top(mine, my_keys, top, weight, block.begin + j);
         }
     }
 }
@@ -193,24 +205,18 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
     for (int i = 0; i < tile.count; ++i, ++at) {
         float share = rows.share[i], largest = rows.largest[i];
         bool undefined = share != share;
-        // The weight of a score, in the very operations of weigh_and_count.
-        auto weight_of = [&](float score) {
-            Floats power = multiply_add(spread(score), spread(problem.exponent), -subtracted(spread(rows.shift[i])));
-            return (exp2_of(power) * share)[0];
-        };
         if (o.logsumexp)
             o.logsumexp[at] = share == 0.0f ? -INFINITE : (float)(((double)rows.shift[i] + rows.log_total[i]) * LN_2);
         if (o.max_score) o.max_score[at] = undefined ? share : largest * problem.natural;
-        if (o.max_weight) o.max_weight[at] = weight_of(largest);
-        if (o.entropy) o.entropy[at] = rows.entropy[i] * (float)LN_2;
-        if (o.distance) o.distance[at] = rows.distance[i];
+        if (o.max_weight) o.max_weight[at] = undefined ? share : rows.heaviest[i];
+        if (o.entropy) o.entropy[at] = (float)(rows.entropy[i] * LN_2);
+        if (o.distance) o.distance[at] = (float)rows.distance[i];
         if (o.features_out)
             __builtin_memcpy(o.features_out + at * o.feature_count, own.features + i * own.feature_columns,
                              4 * o.feature_count);
         for (int64_t t = 0; t < o.top; ++t) {
-            int64_t key = own.top_keys[i * o.top + t];
-            o.top_keys[at * o.top + t] = key;
-            o.top_weights[at * o.top + t] = key < 0 ? 0.0f : weight_of(own.top_scores[i * o.top + t]);
+            o.top_keys[at * o.top + t] = own.top_keys[i * o.top + t];
+            o.top_weights[at * o.top + t] = own.top_weights[i * o.top + t];
         }
     }
 }
@@ -227,14 +233,14 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     RowStatistics rows;
     start_rows(call, tile, stats, rows);
     __builtin_memset(own.features, 0, 4 * QUERIES * own.feature_columns);
-    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_scores[t] = -INFINITE;
+    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_weights[t] = 0.0f;
 
     alignas(64) float peak[QUERIES];
     BlockWalk walk{call, tile, visible};
     for (Block block; walk.next(block);) {
         score_block(problem, tile, visible, block, own.base.packed, own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
-        if (o.top > 0) gather_top(block, tile, own.base.scores, rows, o.top, own.top_scores, own.top_keys);
+        if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
         gather_columns(call, tile, block, own.weights, sums);
         copy_chosen(call, tile, map, block, own.weights);
         if (o.features_out) add_features(o, tile, block, own);

@@ -125,14 +125,15 @@ def test_observations_equal_the_definition(example, data):
 @given(CALLS, st.integers(1, 6))
 def test_the_largest_weights_and_their_keys(example, top):
     seen = run(example, observe=Observe(top=top, rows=tuple(range(example.sizes.Lq))))[1]
-    # Chosen by score: equal weights may come from unequal scores. So the weights decide, and the keys must have them.
-    padded = torch.nn.functional.pad(seen.rows, (0, top))
-    assert torch.equal(seen.top_weights, padded.sort(dim=-1, descending=True).values[..., :top])
-    there = seen.top_keys >= 0
-    found = seen.rows.gather(-1, seen.top_keys.clamp(min=0)) if example.sizes.Lk else torch.zeros_like(seen.top_weights)
-    assert torch.equal(torch.where(there, found, 0.0), seen.top_weights)
+    # Of the weights that the kernel itself gives, exactly the largest, of equals the lowest key first.
     truth = run(example, "reference", torch.float64, observe=Observe(top=top))[1]
-    assert torch.equal(there, truth.top_keys >= 0)
+    there = truth.top_keys >= 0
+    padded = torch.nn.functional.pad(seen.rows, (0, top))
+    weights, keys = padded.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(seen.top_weights, torch.where(there, weights[..., :top], 0.0))
+    assert torch.equal(seen.top_keys >= 0, there)
+    clear = there & (weights[..., :top] > 0)  # among weights of 0 an unseen key may come first in the sorted row
+    assert torch.equal(seen.top_keys[clear], keys[..., :top][clear])
 
 
 def test_ties_go_to_the_lowest_key():
@@ -227,6 +228,16 @@ def test_padding_is_zeros_and_the_sink():
     assert not out.any()
     assert torch.equal(seen.logsumexp, sink[:, None].expand(2, 3, 10))
     assert (seen.max_score == -torch.inf).all()
+
+
+def test_a_sink_that_is_nan_spoils_only_rows_that_see_something():
+    q, sink = torch.randn(1, 2, 5, 8), torch.tensor([float("nan"), 0.5])
+    mask = Explicit(torch.tensor([True, False, True, False, False])[:, None])
+    outs = [limelight.attention(q, q, q, pattern=mask, sink=sink, backend=b) for b in ("native", "reference")]
+    for out in outs:
+        assert out[0, 0, [0, 2]].isnan().all()
+        assert not out[0, :, [1, 3, 4]].any()
+        assert out[0, 1].isfinite().all()
 
 
 def test_wide_heads_and_long_rows_far_apart():
