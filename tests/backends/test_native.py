@@ -119,7 +119,10 @@ def test_observations_equal_the_definition(example, data):
         if name in ("received_by", "block_pairs"):
             assert torch.equal(ours[name].expand_as(expected), expected), name
         else:
-            check_close(ours[name], plain[name], expected, name, steps(example), size=1.0)
+            # A running sum of n terms is off by about sqrt(n) / 2 rounding steps (Higham & Mary 2019); the plain
+            # computation adds in a tree, and may be exact by luck where there is only one number to compare.
+            slack = steps(example) + max(s.Lq, s.Lk) ** 0.5 / 2
+            check_close(ours[name], plain[name], expected, name, slack, size=1.0)
 
 
 @given(CALLS, st.integers(1, 6))
