@@ -28,29 +28,19 @@ from limelight import (
     T5Buckets,
     Window,
 )  # fmt: skip
+from limelight.shapes import Shapes
 
 SHORT, NARROW, FEW = st.integers(0, 12), st.integers(1, 9), st.integers(1, 3)
-
-
-@dataclass
-class Sizes:
-    B: int
-    Hq: int
-    Hkv: int
-    Lq: int
-    Lk: int
-    D: int
-    Dv: int
 
 
 @st.composite
 def sizes(draw, lengths=SHORT, widths=NARROW, heads=FEW, batch=FEW):
     Hkv = draw(st.integers(1, 2))
-    return Sizes(draw(batch), Hkv * draw(heads), Hkv, draw(lengths), draw(lengths), draw(widths), draw(widths))
+    return Shapes(draw(batch), Hkv * draw(heads), Hkv, draw(lengths), draw(lengths), draw(widths), draw(widths))
 
 
 @st.composite
-def layouts(draw, s: Sizes):
+def layouts(draw, s: Shapes):
     kind = draw(st.sampled_from(["none", "aligned", "aligned tensor", "padded", "padded tensor", "packed", "mask"]))
     ints = st.integers(-5, 20)
     rows = lambda most: torch.tensor([draw(st.integers(0, most)) for _ in range(s.B)])  # noqa: E731
@@ -83,7 +73,7 @@ def _cut(draw, total: int, cuts: int) -> tuple[int, ...]:
 
 
 @st.composite
-def patterns(draw, s: Sizes, depth: int = 3):
+def patterns(draw, s: Shapes, depth: int = 3):
     kinds = ["none", "full", "causal", "window", "prefix", "prefix tensor", "keys", "chunks", "blocks", "explicit"]
     if depth:
         kinds += ["and", "or", "not"] * 2
@@ -123,7 +113,7 @@ def patterns(draw, s: Sizes, depth: int = 3):
 
 
 @st.composite
-def score_rules(draw, s: Sizes, dtype=torch.float64):
+def score_rules(draw, s: Shapes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     rules: list[Any] = []
@@ -148,7 +138,7 @@ def score_rules(draw, s: Sizes, dtype=torch.float64):
 class Example:
     """One random call."""
 
-    sizes: Sizes
+    sizes: Shapes
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
