@@ -78,3 +78,10 @@ def test_a_file_that_is_no_text(look, tmp_path):
     (tmp_path / "binary").write_bytes(b"abc\xff\xfe")
     code, _, err = look("--file", str(tmp_path / "binary"))
     assert (code, "byte 3" in err) == (2, True)
+
+
+def test_a_file_that_is_not_there(look):
+    code, _, said = look("--file", "nowhere.txt")
+    assert code == 2
+    assert "`--file`" in said
+    assert "nowhere.txt" in said

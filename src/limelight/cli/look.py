@@ -84,6 +84,11 @@ def _text(text: str | None, file: Path | None) -> str:
             f"`--file` must be UTF-8 text, but byte {error.start:,} of {file} is {error.object[error.start]:#04x}. "
             "Convert it: iconv -f ENCODING -t UTF-8."
         ) from None
+    except OSError as error:
+        reason = f"{file} cannot be read ({error.strerror})"
+        raise wrong(
+            "--file", "must name a readable text file", reason, "Check the path, or give the text itself."
+        ) from None
 
 
 def _writable(output: Path) -> None:
