@@ -83,7 +83,8 @@ def test_equals_the_definition(example):
     truth, truth_seen = run(example, "reference", torch.float64, observe=seen)
     slack = steps(example)
     check_close(ours, plain, truth, "output", slack)
-    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack)
+    # A logsumexp may be near 0 by cancellation; its error is that of the scores, which is absolute.
+    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack, size=1.0)
 
 
 @pytest.mark.parametrize("D", [64, 128])
