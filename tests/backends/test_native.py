@@ -63,15 +63,16 @@ def check_close(ours, plain, truth, what, slack=1.0, size=0.0):
 
 
 def steps(example) -> float:
-    """Rounding steps that a right answer may be off in a call with few numbers: one, and as many as the largest
-    product or score, because rounding a score ``s`` moves its weight by a share of ``|s| * eps``. Of thousands of
-    numbers the plain computation meets such a case too, and one step is enough (`test_as_exact_as_...`).
+    """Rounding steps that a right answer may be off in a call with few numbers: one, and as many as the largest score.
+
+    The rounding of a score is that of its terms, ``sum_d |q_d k_d|``, and moves the weight by as large a share. Of
+    thousands of numbers the plain computation meets such a case too, and one step is enough (`test_as_exact_as_...`).
     """
     group = example.sizes.Hq // example.sizes.Hkv
-    products = example.query.double() @ example.key.double().repeat_interleave(group, 1).mT
+    terms = example.query.double().abs() @ example.key.double().abs().repeat_interleave(group, 1).mT
     scale = example.settings["scale"] or example.sizes.D**-0.5
     scores = run(example, "reference", torch.float64, observe=Observe(max_score=True))[1].max_score
-    sizes = (products.abs() * scale, torch.where(scores.isfinite(), scores.abs(), 0.0))
+    sizes = (terms * scale, torch.where(scores.isfinite(), scores.abs(), 0.0))
     return 1.0 + max(x.max().item() if x.numel() else 0.0 for x in sizes)
 
 
