@@ -338,7 +338,7 @@ class Lowered:
 
     def rows(self, first: int, last: int) -> NDArray[np.bool_]:
         """``(B | 1, Hq | 1, last - first, Lk)``: who sees whom, for some of the queries."""
-        starts, ends = self.intervals()
+        starts, ends = self.intervals_kept
         j = np.arange(self.Lk)
         seen = np.zeros((starts.shape[1], 1, last - first, self.Lk), bool)
         for start, end in zip(starts[:, :, first:last], ends[:, :, first:last], strict=True):
@@ -348,7 +348,7 @@ class Lowered:
     def pairs(self) -> int:
         """How many (query, key) pairs are seen, over all batch rows and query heads."""
         if self.tiles is None:
-            starts, ends = self.intervals()
+            starts, ends = self.intervals_kept
             total = int(np.maximum(ends - starts, 0).sum())
             return total * self.Hq * (self.B if starts.shape[1] == 1 else 1)
         return int(sum(self._all_heads(self.rows(*part)).sum() for part in self._parts()))
