@@ -1,32 +1,46 @@
 """Layers: one idea per file. They know the operator and nothing below it; they never see a published name."""
 
-from .blocks import Block, PostNorm, PreNorm
+from .added_positions import LearnedPositions, Sinusoids
+from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
+from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .heads import MaskedHead, OwnHead, TiedHead
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
-from .positions import Linear, LongWaves, Rotary, Rotation, Stretch
+from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
 
 __all__ = [
     "ACTIVATIONS",
     "Block",
+    "DecoderBlock",
+    "DistanceBias",
+    "DynamicNTK",
     "FeedForward",
     "GatedFeedForward",
+    "Halves",
+    "LearnedPositions",
     "Linear",
+    "LinearBias",
     "LongWaves",
     "MaskedHead",
     "MultiHead",
+    "Neighbours",
     "OwnHead",
+    "Pairing",
     "Places",
     "PostNorm",
     "PreNorm",
     "RMSNorm",
+    "Residual",
     "Rotary",
     "Rotation",
+    "Sandwich",
+    "Sinusoids",
     "Stretch",
     "SummedEmbedding",
     "TiedHead",
     "TokenEmbedding",
+    "YaRN",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -10,31 +11,61 @@ from .places import Places
 
 
 class PostNorm(nn.Module):
-    """``norm(x + inner(x))``, the order of the first Transformer and of BERT."""
+    """``norm(x + inner(x))``, the order of the first Transformer and of BERT.
 
-    def __init__(self, inner: nn.Module, norm: nn.Module) -> None:
+    Args:
+        inner: the step.
+        norm: the norm.
+        dropout: probability with which a number of the step's result is dropped in training.
+    """
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.norm = inner, norm
+        self.inner, self.norm, self.dropout = inner, norm, nn.Dropout(dropout)
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return self.norm(states + self.inner(states, *places))  # type: ignore[no-any-return]
+        return self.norm(states + self.dropout(self.inner(states, *places)))  # type: ignore[no-any-return]
 
 
 class PreNorm(nn.Module):
-    """``x + inner(norm(x))``, the order of GPT-2 and Llama (Xiong et al. 2020, arXiv:2002.04745)."""
+    """``x + inner(norm(x))``, the order of GPT-2 and Llama (Xiong et al. 2020, arXiv:2002.04745).
 
-    def __init__(self, inner: nn.Module, norm: nn.Module) -> None:
+    Args:
+        inner: the step.
+        norm: the norm.
+        dropout: probability with which a number of the step's result is dropped in training.
+    """
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.norm = inner, norm
+        self.inner, self.norm, self.dropout = inner, norm, nn.Dropout(dropout)
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return states + self.inner(self.norm(states), *places)  # type: ignore[no-any-return]
+        return states + self.dropout(self.inner(self.norm(states), *places))  # type: ignore[no-any-return]
+
+
+class Sandwich(nn.Module):
+    """``x + after(inner(norm(x)))``, a norm on both sides (Ding et al. 2021, arXiv:2105.13290; Gemma 2).
+
+    Args:
+        inner: the step.
+        norm: the norm before it; that ``after`` it begins as a copy.
+        dropout: probability with which a number of the step's result is dropped in training.
+    """
+
+    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.norm, self.after, self.dropout = inner, norm, deepcopy(norm), nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, *places: Any) -> Tensor:
+        """``(B, L, width)`` to the same."""
+        return states + self.dropout(self.after(self.inner(self.norm(states), *places)))  # type: ignore[no-any-return]
 
 
 class Residual(Protocol):
-    """How a step is added: `PostNorm` or `PreNorm`."""
+    """How a step is added: `PostNorm`, `PreNorm` or `Sandwich`."""
 
     def __call__(self, inner: nn.Module, norm: nn.Module) -> nn.Module:
         """Wrap a step."""
@@ -55,3 +86,22 @@ class Block(nn.Module):
     def forward(self, states: Tensor, places: Places) -> Tensor:
         """``(B, L, width)`` to the same."""
         return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    """One layer of a decoder that has an encoder: look back, look across, think alone (arXiv:1706.03762).
+
+    Args:
+        attention: a residual step around the attention of the text to itself; takes the states and the `Places`.
+        cross: a residual step around the attention to the encoder's vectors; takes the states and `Places.across`.
+        feed_forward: a residual step around what each token does alone.
+    """
+
+    def __init__(self, attention: nn.Module, cross: nn.Module, feed_forward: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.cross, self.feed_forward = attention, cross, feed_forward
+
+    def forward(self, states: Tensor, places: Places) -> Tensor:
+        """``(B, L, width)`` to the same; ``places.across`` holds the encoder's vectors."""
+        states = self.cross(self.attention(states, places), places.across)
+        return self.feed_forward(states)  # type: ignore[no-any-return]

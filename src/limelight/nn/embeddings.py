@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,37 +16,69 @@ class TokenEmbedding(nn.Module):
     Args:
         vocabulary: number of tokens.
         width: numbers per token.
+        scale: what the vectors are multiplied with (``sqrt(width)`` in Gemma).
+        dropout: probability with which a number is dropped in training.
     """
 
-    def __init__(self, vocabulary: int, width: int) -> None:
+    def __init__(self, vocabulary: int, width: int, *, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, places: Places) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
-        return self.tokens(tokens)  # type: ignore[no-any-return]
+        return self.dropout(_scaled(self.tokens(tokens), self.scale))  # type: ignore[no-any-return]
 
 
 class SummedEmbedding(nn.Module):
-    """``norm(token + segment + position)``, all three learned (BERT, Devlin et al. 2018, arXiv:1810.04805).
+    """``widen(norm(scale * token + segment + position))`` (Vaswani et al. 2017; BERT, Devlin et al. 2018).
 
     Args:
         vocabulary: number of tokens.
         width: numbers per token.
-        positions: number of learned positions.
-        segments: number of segments.
-        epsilon: of the layer norm.
+        positions: makes what gives each position its vector, from the width:
+            `limelight.nn.LearnedPositions` or `limelight.nn.Sinusoids`.
+        segments: number of learned segments; 0 for none.
+        norm: makes the norm from the width; ``None`` for none.
+        scale: what the vectors of tokens are multiplied with (``sqrt(width)`` in the first Transformer).
+        inner: numbers per token up to the norm, widened after it by a matrix (ALBERT, arXiv:1909.11942); ``None`` for
+            ``width`` and no matrix.
+        dropout: probability with which a number is dropped in training, after the norm.
     """
 
-    def __init__(self, vocabulary: int, width: int, *, positions: int, segments: int, epsilon: float) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int,
+        *,
+        positions: Callable[[int], nn.Module],
+        segments: int = 0,
+        norm: Callable[[int], nn.Module] | None = None,
+        scale: float = 1.0,
+        inner: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(positions, width)
-        self.segments = nn.Embedding(segments, width)
-        self.norm = nn.LayerNorm(width, epsilon)
+        narrow = width if inner is None else inner
+        self.tokens = nn.Embedding(vocabulary, narrow)
+        self.positions = positions(narrow)
+        self.segments = nn.Embedding(segments, narrow) if segments else None
+        self.norm = None if norm is None else norm(narrow)
+        self.widen = None if inner is None else nn.Linear(inner, width)
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, places: Places) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
-        segments = torch.zeros_like(tokens) if places.segments is None else places.segments
-        positions = places.positions.clamp(min=0)  # padding at the left stands before position 0 and is not looked at
-        return self.norm(self.tokens(tokens) + self.segments(segments) + self.positions(positions))  # type: ignore[no-any-return]
+        states = _scaled(self.tokens(tokens), self.scale)
+        if self.segments is not None:
+            segments = torch.zeros_like(tokens) if places.segments is None else places.segments
+            states = states + self.segments(segments)
+        states = states + self.positions(places.positions, states.dtype)
+        if self.norm is not None:
+            states = self.norm(states)
+        states = self.dropout(states)
+        return states if self.widen is None else self.widen(states)  # type: ignore[no-any-return]
+
+
+def _scaled(states: Tensor, scale: float) -> Tensor:
+    return states if scale == 1.0 else states * scale

@@ -11,12 +11,27 @@ from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
 
+
+def relu_squared(x: Tensor) -> Tensor:
+    """``max(x, 0) ** 2`` (So et al. 2021, arXiv:2109.08668)."""
+    return functional.relu(x).square()
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, arXiv:1606.08415), as CLIP has it."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 # By the names that published configurations use.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
+    "gelu_fast": partial(functional.gelu, approximate="tanh"),
     "gelu_new": partial(functional.gelu, approximate="tanh"),
     "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "relu": functional.relu,
+    "relu2": relu_squared,
+    "sigmoid": torch.sigmoid,
     "silu": functional.silu,
     "swish": functional.silu,
     "tanh": torch.tanh,
@@ -31,36 +46,41 @@ class FeedForward(nn.Module):
         inner: numbers between the two matrices.
         activation: the function between them, a name of `ACTIVATIONS`.
         bias: whether the matrices carry an offset.
+        dropout: probability with which a number between the matrices is dropped in training.
     """
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = True) -> None:
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.up = nn.Linear(width, inner, bias)
         self.down = nn.Linear(inner, width, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return self.down(self.activation(self.up(states)))  # type: ignore[no-any-return]
+        return self.down(self.dropout(self.activation(self.up(states))))  # type: ignore[no-any-return]
 
 
 class GatedFeedForward(nn.Module):
-    """``down(activation(gate(x)) * up(x))``, SwiGLU when the activation is SiLU (Shazeer 2020, arXiv:2002.05202).
+    """``down(activation(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202).
+
+    GLU when the activation is the sigmoid (Dauphin et al. 2016, arXiv:1612.08083), GeGLU when it is GELU, SwiGLU when
+    it is SiLU.
 
     Args:
         width: numbers per token.
         inner: numbers between the matrices.
         activation: the function of the gate, a name of `ACTIVATIONS`.
         bias: whether the matrices carry an offset.
+        dropout: probability with which a number between the matrices is dropped in training.
     """
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = False) -> None:
+    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.gate = nn.Linear(width, inner, bias)
         self.up = nn.Linear(width, inner, bias)
         self.down = nn.Linear(inner, width, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return self.down(self.activation(self.gate(states)) * self.up(states))  # type: ignore[no-any-return]
+        return self.down(self.dropout(self.activation(self.gate(states)) * self.up(states)))  # type: ignore[no-any-return]

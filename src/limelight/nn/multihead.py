@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 import limelight
@@ -15,21 +16,32 @@ from .positions import Rotary
 
 
 class MultiHead(nn.Module):
-    """Self-attention with several heads (Vaswani et al. 2017); fewer key heads make it grouped- or multi-query.
+    """Attention with several heads (Vaswani et al. 2017, arXiv:1706.03762), of a text to itself or to another.
 
-    ``output(concat_h attention(query_h(x), key_h(x), value_h(x)))``. What a token may see, how positions enter and what
-    happens to the scores are objects given to the layer; how it is computed is not its business.
+    ``output(concat_h attention(query_h(x), key_h(y), value_h(y)))``, where ``y`` is ``x`` itself, or in
+    cross-attention what `Places.source` holds. Fewer key heads make it grouped- or multi-query. What a token may see,
+    how positions enter and what happens to the scores are objects given to the layer; how it is computed is not its
+    business.
 
     Args:
-        width: numbers per token.
+        width: numbers per token of ``x`` and of the result.
         query_heads: ``Hq``.
         key_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
         head_width: ``D``.
+        value_width: ``Dv``, the head width of values; ``None`` for ``D``.
+        source_width: numbers per token of ``y``; ``None`` for ``width``.
         pattern: which keys a query may see; ``None`` for all.
         rotary: how queries and keys are turned by their positions; ``None`` leaves them.
-        scores: score rules, in order.
+        head_norm: makes the norms of each query and each key from ``D`` (Qwen 3; Henry et al. 2020,
+            arXiv:2010.04245), applied before the rotation; ``None`` for none.
+        scores: score rules, in order; a module among them makes its rule when called (`limelight.nn.DistanceBias`).
+        scale: factor of the dot product; ``None`` for ``1 / sqrt(D)``.
+        sink: whether each head has a learned logit that takes weight and gives no value.
         bias: whether query, key and value projections carry an offset.
+        key_bias: the same for keys alone; ``None`` for ``bias`` (a key's offset moves all scores of a query alike, and
+            without a position in between it changes no weight: Whisper leaves it out).
         output_bias: whether the output projection carries one.
+        dropout: probability with which a weight is dropped in training.
         name: what an observer calls this layer.
     """
 
@@ -40,43 +52,77 @@ class MultiHead(nn.Module):
         key_heads: int,
         head_width: int,
         *,
+        value_width: int | None = None,
+        source_width: int | None = None,
         pattern: Pattern | None = None,
         rotary: Rotary | None = None,
-        scores: Sequence[ScoreRule] = (),
+        head_norm: Callable[[int], nn.Module] | None = None,
+        scores: Sequence[ScoreRule | nn.Module] = (),
+        scale: float | None = None,
+        sink: bool = False,
         bias: bool = True,
+        key_bias: bool | None = None,
         output_bias: bool = True,
+        dropout: float = 0.0,
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.head_width, self.pattern, self.rotary, self.scores, self.name = (
-            head_width,
-            pattern,
-            rotary,
-            tuple(scores),
-            name,
-        )
+        value_width = head_width if value_width is None else value_width
+        source_width = width if source_width is None else source_width
+        self.head_width, self.value_width = head_width, value_width
+        self.pattern, self.rotary, self.scale, self.dropout, self.name = pattern, rotary, scale, dropout, name
+        self.scores = tuple(scores)
+        self.score_modules = nn.ModuleList(rule for rule in self.scores if isinstance(rule, nn.Module))
         self.query = nn.Linear(width, query_heads * head_width, bias)
-        self.key = nn.Linear(width, key_heads * head_width, bias)
-        self.value = nn.Linear(width, key_heads * head_width, bias)
-        self.output = nn.Linear(query_heads * head_width, width, output_bias)
+        self.key = nn.Linear(source_width, key_heads * head_width, bias if key_bias is None else key_bias)
+        self.value = nn.Linear(source_width, key_heads * value_width, bias)
+        self.output = nn.Linear(query_heads * value_width, width, output_bias)
+        self.query_norm = None if head_norm is None else head_norm(head_width)
+        self.key_norm = None if head_norm is None else head_norm(head_width)
+        self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None
 
     def forward(self, states: Tensor, places: Places) -> Tensor:
-        """``(B, L, width)`` to the same."""
-        query, key, value = (self._heads(project(states)) for project in (self.query, self.key, self.value))
+        """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given."""
+        query = _heads(self.query(states), self.head_width)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
         if self.rotary is not None:
-            rotation = places.rotation(self.rotary, query.dtype)
-            query, key = rotation.turn(query), rotation.turn(key)
+            query = places.rotation(self.rotary, query.dtype).turn(query)
+        key, value = self.keys_and_values(states if places.source is None else places.source, places)
         mixed = limelight.attention(
-            query, key, value, layout=places.layout, pattern=self.pattern, scores=self.scores, name=self.name
-        )  # (B, Hq, L, D)
+            query,
+            key,
+            value,
+            layout=places.layout,
+            pattern=self.pattern,
+            scores=self.score_rules(query, places),
+            sink=self.sink,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+            name=self.name,
+        )  # (B, Hq, L, Dv)
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
-        B, L, width = projected.shape
-        return projected.view(B, L, width // self.head_width, self.head_width).transpose(1, 2)
+    def keys_and_values(self, source: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``."""
+        key, value = _heads(self.key(source), self.head_width), _heads(self.value(source), self.value_width)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        if self.rotary is not None:
+            key = places.key_rotation(self.rotary, key.dtype).turn(key)
+        return key, value
+
+    def score_rules(self, query: Tensor, places: Places) -> tuple[ScoreRule, ...]:
+        """The rules of this layer, then those that all layers share (`Places.scores`)."""
+        return (*(rule(query) if isinstance(rule, nn.Module) else rule for rule in self.scores), *places.scores)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"head_width={self.head_width}, pattern={self.pattern}, rotary={self.rotary}, name={self.name!r}"
+
+
+def _heads(projected: Tensor, width: int) -> Tensor:
+    """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
+    B, L, all_heads = projected.shape
+    return projected.view(B, L, all_heads // width, width).transpose(1, 2)

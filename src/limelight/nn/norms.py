@@ -8,24 +8,31 @@ from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
-    """``weight * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467).
+    """``(offset + weight) * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension (arXiv:1910.07467).
 
     Half-precision states are squared and averaged in float32, and rounded once.
 
     Args:
         width: size of the last dimension.
         epsilon: keeps a state of zeros finite.
+        offset: added to the weight: 0 (Zhang & Sennrich 2019, T5, Llama) or 1 (Gemma, whose weights are stored
+            around 0, where half precision is finer).
     """
 
-    def __init__(self, width: int, epsilon: float = 1e-6) -> None:
+    def __init__(self, width: int, epsilon: float = 1e-6, offset: float = 0.0) -> None:
         super().__init__()
-        self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon, self.offset = epsilon, offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise ``states`` ``(..., width)``."""
-        return functional.rms_norm(states, self.weight.shape, self.weight, self.epsilon)
+        if not self.offset:
+            return functional.rms_norm(states, self.weight.shape, self.weight, self.epsilon)
+        # 1 + weight needs more digits than half precision has
+        wide = torch.promote_types(states.dtype, torch.float32)
+        weight = self.weight.to(wide) + self.offset
+        return functional.rms_norm(states.to(wide), weight.shape, weight, self.epsilon).to(states.dtype)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
-        return f"{self.weight.shape[0]}, epsilon={self.epsilon}"
+        return f"{self.weight.shape[0]}, epsilon={self.epsilon}" + (f", offset={self.offset}" if self.offset else "")

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..layouts import Layout
+from ..scores import ScoreRule
+from ..shapes import wrong
 from .positions import Rotary, Rotation
 
 
 @dataclass
 class Places:
-    """Where every token of one forward pass stands.
+    """Where every token of one forward pass stands, and what it may look at beside its own text.
 
     Args:
-        layout: which tokens exist, in which document; handed to the operator as it is.
+        layout: which tokens exist, in which document; handed to the operator as it is. With a `source` it speaks of
+            the tokens as queries and of the source as keys.
         positions: ``(B | 1, L)`` int64, the position of each token in its document.
         segments: ``(B, L)`` int64, the segment (token type) of each token; ``None`` for segment 0 everywhere.
+        scores: score rules that all layers share (T5's relative bias), applied after those of a layer.
+        source: ``(B, Lk, source width)``, the vectors that keys and values are made of; ``None`` for the tokens' own.
+        source_positions: ``(B | 1, Lk)`` int64, where they stand; needed only when keys are turned by position.
+        across: the places of cross-attention, with its ``source``, for the layers of a decoder that has an encoder.
     """
 
     layout: Layout | None
     positions: Tensor
     segments: Tensor | None = None
-    _rotations: dict[tuple[Rotary, torch.dtype], Rotation] = field(default_factory=dict)
+    scores: Sequence[ScoreRule] = ()
+    source: Tensor | None = None
+    source_positions: Tensor | None = None
+    across: Places | None = None
+    _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
 
     def rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
-        """The cosines and sines of ``rotary``, computed once for all the layers that share it."""
-        if (rotary, dtype) not in self._rotations:
-            self._rotations[rotary, dtype] = rotary.at(self.positions, dtype)
-        return self._rotations[rotary, dtype]
+        """The cosines and sines of ``rotary`` for queries, computed once for all the layers that share it."""
+        return self._rotation(rotary, dtype, of_source=False)
+
+    def key_rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
+        """The same for the tokens that keys are made of."""
+        return self._rotation(rotary, dtype, of_source=self.source is not None)
+
+    def _rotation(self, rotary: Rotary, dtype: torch.dtype, of_source: bool) -> Rotation:
+        positions = self.source_positions if of_source else self.positions
+        if positions is None:
+            raise wrong(
+                "source_positions",
+                "must say where the tokens of `source` stand when keys are turned by their positions",
+                "it is None",
+                "Give Places(source_positions=...), or make the layer without `rotary`.",
+            )
+        if (rotary, dtype, of_source) not in self._rotations:
+            self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)
+        return self._rotations[rotary, dtype, of_source]

@@ -4,29 +4,83 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..shapes import wrong
+
+
+class Pairing(Protocol):
+    """Which two numbers of a head are turned together."""
+
+    def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and the second of every pair, ``(..., D / 2)`` each."""
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """The pairs back in their places, ``(..., D)``."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Number ``i`` of the first half with number ``i`` of the second (GPT-NeoX, Llama as published by its loaders)."""
+
+    def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Pairing`."""
+        first, second = heads.chunk(2, dim=-1)
+        return first, second
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """See `Pairing`."""
+        return torch.cat((first, second), dim=-1)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Number ``2 i`` with number ``2 i + 1`` (the paper, GPT-J)."""
+
+    def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Pairing`."""
+        return heads[..., 0::2], heads[..., 1::2]
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """See `Pairing`."""
+        return torch.stack((first, second), dim=-1).flatten(-2)
+
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every angle, each ``(B | 1, 1, L, D / 2)``."""
+    """Cosine and sine of every angle, each ``(B | 1, 1, L, turned / 2)``, and what they turn."""
 
     cosine: Tensor
     sine: Tensor
+    pairing: Pairing = Halves()
 
     def turn(self, heads: Tensor) -> Tensor:
-        """Turn queries or keys ``(B, H, L, D)``: number ``i`` of the first half with number ``i`` of the second."""
-        a, b = heads.chunk(2, dim=-1)
-        return torch.cat((a * self.cosine - b * self.sine, b * self.cosine + a * self.sine), dim=-1)
+        """Turn queries or keys ``(B, H, L, D)``; numbers of a head beyond the turned ones stay as they are."""
+        turned = 2 * self.cosine.shape[-1]
+        rest = heads[..., turned:]
+        a, b = self.pairing.split(heads[..., :turned])
+        heads = self.pairing.join(a * self.cosine - b * self.sine, b * self.cosine + a * self.sine)
+        return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
 
 
 class Stretch(Protocol):
     """A rule that changes the frequencies of a model taught to read longer texts than it was trained on."""
 
-    def frequencies(self, plain: Tensor) -> Tensor:
-        """New frequencies for the ``plain`` ones, in radians per position."""
+    @property
+    def magnitude(self) -> float:
+        """What cosine and sine are multiplied with."""
+
+    @property
+    def trained_to(self) -> int | None:
+        """The length from which on the frequencies depend on the length of the text; ``None``: they never do."""
+
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
+        """New frequencies for the ``plain`` ones ``(D / 2,)``, in radians per position.
+
+        ``lengths`` ``(B | 1, 1)`` are those of the texts; the result broadcasts to ``(B | 1, D / 2)``.
+        """
 
 
 @dataclass(frozen=True)
@@ -34,8 +88,10 @@ class Linear:
     """Position interpolation: every angle divided by ``factor`` (Chen et al. 2023, arXiv:2306.15595)."""
 
     factor: float
+    magnitude: ClassVar[float] = 1.0
+    trained_to: ClassVar[None] = None
 
-    def frequencies(self, plain: Tensor) -> Tensor:
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
         """See `Stretch`."""
         return plain / self.factor
 
@@ -55,12 +111,86 @@ class LongWaves:
     trained_length: int
     low: float = 1.0
     high: float = 4.0
+    magnitude: ClassVar[float] = 1.0
+    trained_to: ClassVar[None] = None
 
-    def frequencies(self, plain: Tensor) -> Tensor:
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
         """See `Stretch`."""
         waves = self.trained_length * plain / (2 * math.pi)  # how many waves fit into the trained length
         keep = ((waves - self.low) / (self.high - self.low)).clamp(0, 1)
         return keep * plain + (1 - keep) * plain / self.factor
+
+
+@dataclass(frozen=True)
+class DynamicNTK:
+    """A base that grows with the text: ``theta' = theta * (factor * length / trained - factor + 1) ** (D / (D - 2))``.
+
+    Texts up to ``trained_length`` are read as trained; beyond, the slowest wave is slowed most, the fastest not at
+    all (bloc97 and emozilla 2023; Peng et al. 2023, arXiv:2309.00071, appendix). The angles of *all* tokens change
+    when the text grows, so beyond the trained length nothing computed for a shorter text can be kept in a cache.
+
+    Args:
+        factor: of the published rule.
+        trained_length: the length of the texts before.
+    """
+
+    factor: float
+    trained_length: int
+    magnitude: ClassVar[float] = 1.0
+
+    @property
+    def trained_to(self) -> int:
+        """See `Stretch`."""
+        return self.trained_length
+
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
+        """See `Stretch`."""
+        growth = self.factor * lengths.double().clamp(min=self.trained_length) / self.trained_length - self.factor + 1
+        pairs = len(plain)
+        # theta' ** (-2 k / D), written in the pair k of D / 2
+        return plain * growth ** (-torch.arange(pairs, device=plain.device) / max(pairs - 1, 1))
+
+
+@dataclass(frozen=True)
+class YaRN:
+    """Pairs that turn often are kept, slow ones slowed by ``factor``, those between blended (arXiv:2309.00071).
+
+    Pair ``k`` makes ``trained_length * theta ** (-2 k / D) / 2 pi`` turns in a trained text. Where it makes ``fast``
+    turns the blend begins, where it makes ``slow`` turns it ends, linearly in ``k``.
+
+    Args:
+        factor: how much longer the texts became.
+        trained_length: the length of the texts before.
+        fast, slow: turns at which the blend begins and ends.
+        magnitude: what cosine and sine are multiplied with; the published default is ``0.1 ln(factor) + 1``.
+        whole_pairs: whether the ends of the blend are moved outward to whole pairs, as most published files want it.
+    """
+
+    factor: float
+    trained_length: int
+    fast: float = 32.0
+    slow: float = 1.0
+    magnitude: float = math.nan
+    whole_pairs: bool = True
+    trained_to: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.magnitude):
+            object.__setattr__(self, "magnitude", 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
+
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
+        """See `Stretch`."""
+        pairs = len(plain)
+        if pairs < 2:
+            return plain
+        step = -plain[1].log()  # one pair further, a wave is exp(step) times as long
+        first, last = (math.log(self.trained_length / (turns * 2 * math.pi)) / step for turns in (self.fast, self.slow))
+        if self.whole_pairs:
+            first, last = first.floor(), last.ceil()
+        first, last = first.clamp(min=0), last.clamp(max=2 * pairs - 1)
+        ramp = torch.arange(pairs, dtype=plain.dtype, device=plain.device) - first
+        slowed = (ramp / (last - first).clamp(min=1e-3)).clamp(0, 1)
+        return (1 - slowed) * plain + slowed * plain / self.factor
 
 
 @dataclass(frozen=True)
@@ -74,20 +204,30 @@ class Rotary:
     by some ten-thousandths of a radian at position 8,000.
 
     Args:
-        width: numbers of a head that are turned, even.
+        width: numbers of a head that are turned, even; the first of a wider head (partial rotation).
         theta: the base of the frequencies; larger for longer texts.
         stretch: a later change of the frequencies, or ``None``.
+        pairing: which numbers are turned together.
     """
 
     width: int
     theta: float = 10_000.0
     stretch: Stretch | None = None
+    pairing: Pairing = Halves()
+
+    def __post_init__(self) -> None:
+        if self.width < 2 or self.width % 2:
+            raise wrong("width", "must be even, for numbers are turned in pairs", f"it is {self.width}", "Add one.")
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """The rotation of tokens at ``positions`` ``(B | 1, L)``, in the ``dtype`` of the heads."""
         pairs = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
         frequencies = self.theta ** (-pairs / self.width)
+        magnitude = 1.0
         if self.stretch is not None:
-            frequencies = self.stretch.frequencies(frequencies)
-        angles = positions[:, None, :, None].double() * frequencies  # (B | 1, 1, L, D / 2)
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+            lengths = positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(1, 1)
+            frequencies = self.stretch.frequencies(frequencies, lengths)
+            magnitude = self.stretch.magnitude
+        angles = positions[..., None].double() * frequencies.reshape(-1, 1, self.width // 2)  # (B | 1, L, width / 2)
+        angles = angles[:, None]
+        return Rotation((angles.cos() * magnitude).to(dtype), (angles.sin() * magnitude).to(dtype), self.pairing)

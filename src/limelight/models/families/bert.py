@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...checkpoints.rules import KeyRules, Rule, Unused
-from ...nn import ACTIVATIONS, FeedForward, MaskedHead, MultiHead, PostNorm, SummedEmbedding
+from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MaskedHead, MultiHead, PostNorm, SummedEmbedding
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
 from .family import Family
@@ -35,7 +35,12 @@ def configure(published: Published) -> Config:
         query_heads=heads,
         key_heads=heads,
         head_width=width // heads,
-        embedding=recipe(SummedEmbedding, positions=limit, segments=segments, epsilon=epsilon),
+        embedding=recipe(
+            SummedEmbedding,
+            positions=recipe(LearnedPositions, count=limit),
+            segments=segments,
+            norm=recipe(nn.LayerNorm, eps=epsilon),
+        ),
         attention=recipe(MultiHead),
         feed_forward=recipe(FeedForward, inner=published.whole("intermediate_size"), activation=activation),
         norm=recipe(nn.LayerNorm, eps=epsilon),

@@ -1,0 +1,70 @@
+"""Where a token stands, told by a vector that is added to it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import whole_number, wrong
+from .positions import Neighbours, Pairing
+
+AS_IN_THE_PAPER = Neighbours()
+
+
+class Sinusoids(nn.Module):
+    """Fixed waves: ``sin(p * f_i)`` and ``cos(p * f_i)`` with ``f_i = base ** (-i / steps)`` (arXiv:1706.03762).
+
+    Computed in float64 and rounded once. It has no parameters and no end.
+
+    Args:
+        width: numbers per token, even.
+        base: the slowest wave is about ``base`` times as long as the fastest.
+        steps: number of steps from the fastest wave to ``base``: ``width / 2`` in the paper (``None``), one less in
+            its published code and in Whisper.
+        pairing: where the sine and the cosine of a wave stand: `limelight.nn.Neighbours` (``sin, cos, sin, cos``) in
+            the paper, `limelight.nn.Halves` (all sines, then all cosines) in its published code, Marian and Whisper.
+    """
+
+    def __init__(
+        self, width: int, *, base: float = 10_000.0, steps: int | None = None, pairing: Pairing = AS_IN_THE_PAPER
+    ) -> None:
+        super().__init__()
+        if whole_number("width", width, at_least=2) % 2:
+            raise wrong("width", "must be even, one sine and one cosine a wave", f"it is {width}", "Add one.")
+        self.width, self.base, self.pairing = width, base, pairing
+        self.steps = width // 2 if steps is None else whole_number("steps", steps, at_least=1)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """``(B | 1, L)`` positions to ``(B | 1, L, width)``."""
+        waves = torch.arange(self.width // 2, dtype=torch.float64, device=positions.device)
+        angles = positions[..., None].double() * torch.exp(-math.log(self.base) / self.steps * waves)
+        return self.pairing.join(angles.sin(), angles.cos()).to(dtype)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.width}, base={self.base}, steps={self.steps}, pairing={self.pairing}"
+
+
+class LearnedPositions(nn.Embedding):
+    """A learned vector for each position: row ``position + offset`` of the table.
+
+    Args:
+        width: numbers per token.
+        count: number of positions.
+        offset: rows before that of position 0, which no text uses: 2 in RoBERTa and BART, whose tables begin with
+            a row for padding.
+    """
+
+    def __init__(self, width: int, *, count: int, offset: int = 0) -> None:
+        super().__init__(count + whole_number("offset", offset, at_least=0), width)
+        self.offset = offset
+
+    def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``(B | 1, L)`` positions to ``(B | 1, L, width)``; tokens before position 0 are padding and take row 0's."""
+        return super().forward(positions.clamp(min=0) + self.offset)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{super().extra_repr()}, offset={self.offset}"

@@ -1,0 +1,61 @@
+"""Where a token stands, told to attention by adding to the score of a pair what their distance is worth."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ..scores import ALiBi, RelativeBias, T5Buckets
+
+
+class DistanceBias(nn.Module):
+    """A learned bias for each head and bucket of the distance (T5, Raffel et al. 2020, arXiv:1910.10683).
+
+    Called, it makes the score rule ``s + weight[buckets(j - p), head]``. Give it to one layer among its ``scores``,
+    or to all layers of a stack through `limelight.nn.Places.scores`.
+
+    Args:
+        query_heads: ``Hq``.
+        buckets: which distances share a bias.
+    """
+
+    def __init__(self, query_heads: int, buckets: T5Buckets) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.weight = nn.Parameter(torch.empty(buckets.count, query_heads))  # as published, a row for each bucket
+        nn.init.normal_(self.weight)
+
+    def forward(self, heads: Tensor | None = None) -> RelativeBias:
+        """The rule; its table ``(Hq, buckets)`` is the parameter itself, so it has its gradient."""
+        return RelativeBias(self.weight.T, self.buckets)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.weight.shape[1]}, {self.buckets}"
+
+
+class LinearBias(nn.Module):
+    """ALiBi with the published slopes (Press et al. 2022, arXiv:2108.12409); no parameters, any device.
+
+    Args:
+        query_heads: ``Hq``.
+    """
+
+    def __init__(self, query_heads: int) -> None:
+        super().__init__()
+        self.query_heads = query_heads
+
+    def forward(self, heads: Tensor) -> ALiBi:
+        """The rule, on the device of ``heads``."""
+        return _slopes(self.query_heads, heads.device)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return str(self.query_heads)
+
+
+@lru_cache(maxsize=64)
+def _slopes(heads: int, device: torch.device) -> ALiBi:
+    return ALiBi.standard(heads, device)

@@ -1,0 +1,209 @@
+"""The multi-head layer against the four nested loops, and against transformers' own layers."""
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.models.whisper.modeling_whisper import WhisperAttention
+
+import limelight
+from limelight.nn import DistanceBias, LinearBias, MultiHead, Places, RMSNorm, Rotary
+
+from oracles import loops
+
+F64 = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def at(L, layout=None, **more):
+    return Places(layout, torch.arange(L)[None], **more)
+
+
+def copy(ours, theirs, names):
+    """Their weights, made large enough to matter, given to our layer."""
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    state = {}
+    for mine, other in names.items():
+        value = dict(theirs.named_modules()).get(other)
+        if isinstance(value, nn.Module):
+            state |= {f"{mine}.{name}": p for name, p in value.named_parameters()}
+        else:
+            state[mine] = dict(theirs.named_parameters())[other]
+    ours.load_state_dict(state)
+    return ours
+
+
+def by_loops(layer, states, source, layout=None, scores=()):
+    """The layer written out: projections by einsum, attention by loops."""
+
+    def heads(x, linear, width):
+        y = torch.einsum("bld,ed->ble", x, linear.weight)
+        y = y if linear.bias is None else y + linear.bias
+        return y.reshape(*y.shape[:2], -1, width).permute(0, 2, 1, 3)
+
+    query = heads(states, layer.query, layer.head_width)
+    key, value = heads(source, layer.key, layer.head_width), heads(source, layer.value, layer.value_width)
+    mixed = loops.attention(
+        query, key, value, layout=layout, pattern=layer.pattern, scores=scores, sink=layer.sink, scale=layer.scale
+    )[0]
+    mixed = torch.from_numpy(mixed).permute(0, 2, 1, 3).reshape(*states.shape[:2], -1)
+    return mixed @ layer.output.weight.T + (0 if layer.output.bias is None else layer.output.bias)
+
+
+def test_cross_attention_of_different_widths_with_every_option():
+    rules = (limelight.SoftCap(3.0), DistanceBias(4, limelight.T5Buckets(8, 20)), LinearBias(4))
+    layer = MultiHead(
+        12, 4, 2, 5, value_width=3, source_width=7, pattern=limelight.Window(3, 2), scores=rules, scale=0.7, sink=True,
+        key_bias=False, output_bias=False,
+    ).to(F64)  # fmt: skip
+    with torch.no_grad():
+        layer.sink.copy_(torch.randn(4))
+    states, source = torch.randn(3, 6, 12, dtype=F64), torch.randn(3, 9, 7, dtype=F64)
+    layout = limelight.Padded(torch.tensor([6, 1, 4]), torch.tensor([9, 5, 2]))
+    layer.requires_grad_(False)
+    got = layer(states, at(6, layout, source=source))
+    plain = (rules[0], rules[1](), limelight.ALiBi.standard(4))
+    exists = torch.arange(6) < torch.tensor([6, 1, 4])[:, None]
+    torch.testing.assert_close(got[exists], by_loops(layer, states, source, layout, plain)[exists])
+    assert layer.key.bias is None
+    assert layer.query.bias is not None
+    assert tuple(layer.output.weight.shape) == (12, 12)
+
+
+def test_the_padding_of_a_source_may_be_anything():
+    layer = MultiHead(8, 2, 2, 4, source_width=6).to(F64)
+    states, source = torch.randn(2, 3, 8, dtype=F64), torch.randn(2, 5, 6, dtype=F64)
+    layout = limelight.KeyMask(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool())
+    clean = layer(states, at(3, layout, source=source))
+    source[1, 2:] = torch.nan
+    torch.testing.assert_close(layer(states, at(3, layout, source=source)), clean, rtol=0, atol=0)
+
+
+def test_keys_of_a_source_are_turned_by_their_own_positions():
+    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4)).to(F64)
+    states, source = torch.randn(1, 3, 8, dtype=F64), torch.randn(1, 5, 8, dtype=F64)
+    moved = [
+        layer(states, Places(None, by + torch.arange(3)[None], source=source, source_positions=torch.arange(5) + by))
+        for by in (0, 40)
+    ]
+    torch.testing.assert_close(*moved)
+    with pytest.raises(limelight.ArgumentError, match="source_positions"):
+        layer(states, at(3, source=source))
+
+
+def test_score_rules_that_layers_share_come_last():
+    bias = limelight.Bias(torch.randn(1, 2, 4, 4, dtype=F64))
+    cap = limelight.SoftCap(0.5)
+    apart, together = (MultiHead(8, 2, 2, 4, scores=rules).to(F64) for rules in ((cap,), (cap, bias)))
+    together.load_state_dict(apart.state_dict())
+    states = torch.randn(1, 4, 8, dtype=F64)
+    torch.testing.assert_close(apart(states, at(4, scores=(bias,))), together(states, at(4)))
+
+
+def test_dropout_only_in_training_and_by_the_seed():
+    layer = MultiHead(8, 2, 2, 4, dropout=0.5).requires_grad_(False)
+    states = torch.randn(2, 6, 8)
+    torch.manual_seed(1)
+    first = layer(states, at(6))
+    torch.manual_seed(1)
+    assert torch.equal(layer(states, at(6)), first)
+    assert not torch.allclose(layer(states, at(6)), first)
+    layer.eval()
+    assert torch.equal(layer(states, at(6)), layer(states, at(6)))
+
+
+def test_gradients_of_everything():
+    layer = MultiHead(
+        4, 2, 1, 2, value_width=3, source_width=3, head_norm=RMSNorm, sink=True,
+        scores=(DistanceBias(2, limelight.T5Buckets(4, 8)),),
+    ).to(F64)  # fmt: skip
+    names = [name for name, _ in layer.named_parameters()]
+    assert {"sink", "query_norm.weight", "score_modules.0.weight"} <= set(names)
+
+    def run(states, source, *parameters):
+        return torch.func.functional_call(
+            layer, dict(zip(names, parameters, strict=True)), (states, at(3, source=source))
+        )
+
+    inputs = [torch.randn(1, 3, 4, dtype=F64), torch.randn(1, 2, 3, dtype=F64)]
+    inputs += [p.detach().clone() + 0.1 for p in layer.parameters()]
+    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+# --- Layers of transformers ------------------------------------------------------------------------------------------
+
+
+def test_t5_across_and_to_itself():
+    config = transformers.T5Config(
+        d_model=12, d_kv=5, num_heads=3, relative_attention_num_buckets=8, relative_attention_max_distance=20,
+        is_decoder=True, dropout_rate=0.0, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).to(F64)
+    bias = DistanceBias(3, limelight.T5Buckets(8, 20, bidirectional=False))
+    ours = MultiHead(12, 3, 3, 5, pattern=limelight.Causal(), scores=(bias,), scale=1.0, bias=False, output_bias=False)
+    names = {"query": "q", "key": "k", "value": "v", "output": "o", "score_modules.0": "relative_attention_bias"}
+    copy(ours.to(F64), theirs, names)
+    states, source = torch.randn(2, 30, 12, dtype=F64), torch.randn(2, 4, 12, dtype=F64)
+    above = torch.full((30, 30), -torch.inf, dtype=F64).triu(1)[None, None]
+    torch.testing.assert_close(ours(states, at(30)), theirs(states, mask=above)[0])
+
+    across = MultiHead(12, 3, 3, 5, scale=1.0, bias=False, output_bias=False).to(F64)
+    theirs = T5Attention(config, layer_idx=0).to(F64)
+    names.pop("score_modules.0")
+    copy(across, theirs, names)
+    torch.testing.assert_close(across(states, at(30, source=source)), theirs(states, key_value_states=source)[0])
+
+
+@pytest.mark.parametrize("kind", ["bart", "whisper"])
+def test_bart_and_whisper_across(kind):
+    config = transformers.BartConfig(attn_implementation="eager")
+    make = BartAttention if kind == "bart" else WhisperAttention
+    theirs = make(12, 3, is_decoder=True, layer_idx=0, config=config).to(F64).eval()
+    ours = MultiHead(12, 3, 3, 4, key_bias=None if kind == "bart" else False).to(F64)
+    copy(ours, theirs, {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"})
+    states, source = torch.randn(2, 5, 12, dtype=F64), torch.randn(2, 7, 12, dtype=F64)
+    torch.testing.assert_close(ours(states, at(5, source=source)), theirs(states, key_value_states=source)[0])
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt_oss"])
+def test_norms_of_heads_and_sinks(kind, monkeypatch):
+    shape = {
+        "hidden_size": 12, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "num_hidden_layers": 1,
+        "attn_implementation": "eager",
+    }  # fmt: skip
+    rotary = Rotary(6)
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
+    rotation = rotary.at(torch.arange(9)[None], F64)
+    angles = [torch.cat((x, x), dim=-1)[:, 0] for x in (rotation.cosine, rotation.sine)]
+    if kind == "qwen3":
+        softmax = torch.nn.functional.softmax  # theirs rounds the weights to float32
+        monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim=None, dtype=None: softmax(x, dim=dim))
+        theirs = Qwen3Attention(transformers.Qwen3Config(**shape), 0)
+        monkeypatch.setattr(type(theirs.q_norm), "forward", exact_norm)
+        ours = MultiHead(
+            12, 4, 2, 6, pattern=limelight.Causal(), rotary=rotary, head_norm=RMSNorm, bias=False, output_bias=False
+        )
+        names |= {"query_norm": "q_norm", "key_norm": "k_norm"}
+    else:
+        theirs = GptOssAttention(transformers.GptOssConfig(**shape, attention_bias=True), 0)
+        angles = [x[..., :3] for x in angles]
+        ours = MultiHead(12, 4, 2, 6, pattern=limelight.Causal(), rotary=rotary, sink=True)
+        names |= {"sink": "sinks"}
+    copy(ours.to(F64), theirs.to(F64).eval(), names)
+    states = torch.randn(2, 9, 12, dtype=F64)
+    above = torch.full((9, 9), -torch.inf, dtype=F64).triu(1)[None, None]
+    torch.testing.assert_close(ours(states, at(9)), theirs(states, angles, above)[0])
+
+
+def exact_norm(self, x):
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
