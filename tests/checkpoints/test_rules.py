@@ -29,6 +29,8 @@ def network(family, **more):
     [
         (BERT, {}),
         (BERT, {"architectures": ["BertForMaskedLM"]}),
+        (BERT, {"architectures": ["BertForSequenceClassification"]}),
+        (LLAMA, {"architectures": ["LlamaModel"]}),
         (LLAMA, {}),
         (LLAMA, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     ],
@@ -44,7 +46,7 @@ def test_every_parameter_has_a_published_name_and_comes_back(family, more, gguf)
     assert len({renamed.key for renamed in names.values()}) == len(names)
     for name, renamed in names.items():
         assert rules.ours(renamed.key) == Renamed(name, renamed.change)
-        assert rules.ours(rules.prefix + renamed.key) == Renamed(name, renamed.change)
+        assert rules.ours(renamed.key.removeprefix(rules.prefix)) == Renamed(name, renamed.change)
 
 
 def test_families_are_found_by_their_published_name():
@@ -56,13 +58,22 @@ def test_the_first_rule_that_fits_wins():
         Rule("a.{n}.{p}", "x.{n}.{p}"),
         Rule("old.{n}.{p}", "x.{n}.{p}"),
         Unused("a.{any}", "no use"),
-        prefix="model.",
     )
-    assert rules.ours("a.3.weight").key == rules.ours("model.old.3.weight").key == "x.3.weight"
+    assert rules.ours("a.3.weight").key == rules.ours("old.3.weight").key == "x.3.weight"
     assert rules.published("x.3.weight").key == "a.3.weight"
     assert rules.ours("a.3.other") == Unused("a.{any}", "no use")
     assert rules.ours("b") is None
     assert rules.published("y") is None
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_prefix_is_there_or_not(bare):
+    rules = KeyRules(Rule("model.a.{p}", "x.{p}"), Rule("head.{p}", "y.{p}"), prefix="model.", bare=bare)
+    assert rules.ours("a.bias").key == rules.ours("model.a.bias").key == "x.bias"
+    assert rules.ours("head.bias").key == "y.bias"
+    assert rules.ours("model.head.bias") is None
+    assert rules.published("x.bias").key == ("a.bias" if bare else "model.a.bias")
+    assert rules.published("y.bias").key == "head.bias"
 
 
 def test_a_field_is_a_number_or_a_part_and_text_is_text():

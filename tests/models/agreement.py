@@ -7,7 +7,6 @@ that of transformers' eager attention, on the maximum and on the root mean squar
 from contextlib import contextmanager
 
 import torch
-from transformers.models.llama import modeling_llama
 
 
 def real_tokens(tokens):
@@ -42,36 +41,36 @@ def assert_same_choices(ours, theirs, near=1e-3):
 
 
 @contextmanager
-def float64_throughout():
-    """Transformers' Llama rounds to float32 in three places whatever its dtype (norm, angles, eager softmax): undo it.
+def float64_throughout(*models):
+    """Some code of transformers rounds to float32 whatever its dtype (norms, angles, eager softmax): undo it.
 
     Unpatched, its own eager and sdpa attention differ by more than 1e-9 in float64, so neither could be the truth.
+    Inside, what is converted to float32 becomes float64, and the frequencies of the ``models`` are computed anew.
     """
+    to, softmax, nothing = torch.Tensor.to, torch.nn.functional.softmax, torch.Tensor.float
 
-    def norm(self, x):
-        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    def wide(value):
+        return torch.float64 if value is torch.float32 else value
 
-    def angles(self, x, position_ids):
-        angle = position_ids[..., None].double() * exact_frequencies(self.config)
-        angle = torch.cat((angle, angle), dim=-1)
-        return angle.cos(), angle.sin()
-
-    kept = modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward
-    softmax = torch.nn.functional.softmax
-    modeling_llama.LlamaRMSNorm.forward = norm
-    modeling_llama.LlamaRotaryEmbedding.forward = angles
+    torch.Tensor.float = lambda self, *_, **__: self.double()
+    torch.Tensor.to = lambda self, *args, **how: to(self, *map(wide, args), **{k: wide(v) for k, v in how.items()})
     torch.nn.functional.softmax = lambda x, dim=None, dtype=None: softmax(x, dim=dim)
+    rotary = [module for model in models for module in model.modules() if hasattr(module, "inv_freq")]
+    kept = [module.inv_freq for module in rotary]
     try:
+        for module in rotary:
+            module.inv_freq = exact_frequencies(module.config)
         yield
     finally:
-        modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward = kept
-        torch.nn.functional.softmax = softmax
+        torch.Tensor.to, torch.nn.functional.softmax, torch.Tensor.float = to, softmax, nothing
+        for module, frequencies in zip(rotary, kept, strict=True):
+            module.inv_freq = frequencies
 
 
 def exact_frequencies(config):
     """Radians per position of each pair, in float64, after the published rules."""
     rope = config.rope_parameters
-    width = config.head_dim
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     plain = [rope["rope_theta"] ** (-2 * i / width) for i in range(width // 2)]
     return torch.tensor([_stretched(f, rope) for f in plain], dtype=torch.float64)
 

@@ -75,7 +75,7 @@ def test_smollm2_is_transformers_llama(smollm2, their_smollm2, in_float64):
     tokens = smollm2.read(MORE_TEXTS)
     ours, eager, mask = compared(smollm2, their_smollm2, tokens)
     in_float64(smollm2, their_smollm2)
-    with float64_throughout():
+    with float64_throughout(their_smollm2):
         exact, truth, _ = compared(smollm2, their_smollm2, tokens)
     assert len(exact.hidden) == len(truth.hidden_states) == 31
     for mine, theirs, mine32, eager32 in zip(
@@ -92,7 +92,7 @@ def test_smollm2_with_padding_at_the_left(smollm2, their_smollm2, in_float64):
     tokens = smollm2.read(TEXTS, side="left")
     in_float64(smollm2, their_smollm2)
     positions = (real_tokens(tokens).long().cumsum(-1) - 1).clamp(min=0)
-    with float64_throughout():
+    with float64_throughout(their_smollm2):
         exact, truth, mask = compared(smollm2, their_smollm2, tokens, position_ids=positions)
     assert_equal(exact.logits[mask], truth.logits[mask])
     last = exact.logits[:, -1].argmax(-1)  # what padding at the left is for: the last token of each row stands last
@@ -108,7 +108,7 @@ def test_smollm2_at_far_positions(smollm2, their_smollm2, in_float64):
     ours = smollm2(tokens.ids, layout=here).logits
     eager = their_smollm2(tokens.ids, position_ids=positions).logits
     in_float64(smollm2, their_smollm2)
-    with float64_throughout():
+    with float64_throughout(their_smollm2):
         truth = their_smollm2(tokens.ids, position_ids=positions).logits
     assert_equal(smollm2(tokens.ids, layout=here).logits, truth)
     assert_no_worse(ours, eager, truth)

@@ -45,7 +45,7 @@ def compare(theirs, folder, side, **more):
     ours = load(folder, dtype=torch.float64)
     ids, layout, exists = batch(side)
     positions = (exists.long().cumsum(-1) - 1).clamp(min=0)
-    with float64_throughout():
+    with float64_throughout(theirs):
         truth = theirs(
             ids, attention_mask=exists.long(), position_ids=positions, output_hidden_states=True, **more
         )  # fmt: skip
@@ -139,7 +139,7 @@ def test_gradients(tmp_path):
     assert not ours(ids).logits.requires_grad
     ours.network.train().requires_grad_()
     ours(ids).logits.square().mean().backward()
-    with float64_throughout():
+    with float64_throughout(theirs):
         theirs(ids).logits.square().mean().backward()
     assert_equal(ours.network.embedding.tokens.weight.grad, theirs.model.embed_tokens.weight.grad)
     query = ours.network.layers[0].attention.inner.query.weight

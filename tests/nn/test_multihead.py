@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from oracles import loops
 from torch import nn
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
@@ -12,8 +13,6 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 import limelight
 from limelight.nn import DistanceBias, LinearBias, MultiHead, Places, RMSNorm, Rotary
-
-from oracles import loops
 
 F64 = torch.float64
 

@@ -51,7 +51,7 @@ def fill(
     Raises:
         CheckpointError: a tensor missing, one that no rule knows, or one of another shape.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     plan, unused, unknown = _plan(files, rules)
     strange = sorted(key for key, renamed in plan.items() if renamed.key not in wanted)
     absent = sorted(wanted.keys() - {renamed.key for renamed in plan.values()})
@@ -68,6 +68,12 @@ def fill(
         done += values.numel()
         report(done)
     return unused
+
+
+def named_once(network: nn.Module) -> dict[str, Tensor]:
+    """Everything that a network stores. What several modules share has the name under which it is met first."""
+    first = {id(tensor): (name, tensor) for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
+    return dict(reversed(first.values()))
 
 
 def _plan(files: Files, rules: KeyRules) -> tuple[dict[str, Renamed], tuple[tuple[str, str], ...], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..models.families import FAMILIES, Family, Published
 from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
+from ..text import Tokenizer
 from .errors import CheckpointError, damaged, missing
 from .fetching import fetch
 from .fill import Files, fill
@@ -25,6 +27,12 @@ from .progress import counted
 from .rules import KeyRules
 from .safetensors_files import SafetensorsFolder
 from .tokenizer_files import tokenizer_in, tokenizer_of
+
+GGUF_MARKS = {
+    "bos_token_id": "tokenizer.ggml.bos_token_id",
+    "eos_token_id": "tokenizer.ggml.eos_token_id",
+    "pad_token_id": "tokenizer.ggml.padding_token_id",
+}
 
 
 def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Pretrained:
@@ -101,7 +109,8 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
     family = _family(published.get("model_type"), "model_type", published.path)
     files = SafetensorsFolder(folder)
     network = _empty(family, published, files)
-    return _filled(name, network, files, family.rules(network.config), folder, dtype, tokenizer_in(folder))
+    rules, tokenizer = family.rules(network.config), tokenizer_in(folder)
+    return _filled(name, network, files, rules, folder, dtype, tokenizer, published.marks())
 
 
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
@@ -119,7 +128,11 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
     network = _empty(family, Published(path, values), file)
-    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file))
+    found = {
+        f"{mark}_token_id": file.fields.get(f"tokenizer.ggml.{ggml}_token_id") for mark, ggml in GGUF_MARKS.items()
+    }
+    marks = Published(path, found).marks()
+    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
 
 
 def _empty(family: Family, published: Published, files: Files) -> Stack:
@@ -144,12 +157,19 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def _filled(
-    name: str, network: Stack, files: Files, rules: KeyRules, source: Path, dtype: torch.dtype, tokenizer: Any
+    name: str,
+    network: Stack,
+    files: Files,
+    rules: KeyRules,
+    source: Path,
+    dtype: torch.dtype,
+    tokenizer: Tokenizer | str,
+    marks: Mapping[str, Any],
 ) -> Pretrained:
     total = sum(parameter.numel() for parameter in network.parameters())
     with counted(f"reading {name}", total) as report:
         unused = fill(network, files, rules, where=source, dtype=dtype, report=report)
-    return Pretrained(name, network, source, unused, tokenizer)
+    return Pretrained(name, network, source, unused, tokenizer, marks)
 
 
 def _family(name: object, key: str, path: Path) -> Family:

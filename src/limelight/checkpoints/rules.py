@@ -72,6 +72,19 @@ class PairedHalves:
 
 
 @dataclass(frozen=True)
+class Transposed:
+    """A matrix stored as ``(in, out)``, the order of GPT-2's files; a vector stays as it is."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+        return tensor.T if tensor.dim() == 2 else tensor
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published."""
+        return self.read(tensor)
+
+
+@dataclass(frozen=True)
 class Rule:
     """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
 
@@ -103,27 +116,32 @@ class KeyRules:
 
     Args:
         rules: what corresponds to what.
-        prefix: a prefix that published keys may carry or not (``"bert."``); it is dropped when read.
+        prefix: how published keys of the body of a model begin (``"bert."``) when it has a head. The rules are written
+            with it; a file may leave it out.
+        bare: whether it is left out when keys are written, as the files of a body without a head do.
     """
 
-    def __init__(self, *rules: Rule | Unused, prefix: str = "") -> None:
+    def __init__(self, *rules: Rule | Unused, prefix: str = "", bare: bool = False) -> None:
         self.rules = rules
         self.prefix = prefix
+        self.bare = bare
 
     def ours(self, key: str) -> Renamed | Unused | None:
         """Our name for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
-        for rule in self.rules:
-            if fields := _fields(rule.published, key.removeprefix(self.prefix)):
-                return (
-                    rule if isinstance(rule, Unused) else Renamed(rule.ours.format(**fields.groupdict()), rule.change)
-                )
+        for spelled in (key, self.prefix + key):
+            for rule in self.rules:
+                if fields := _fields(rule.published, spelled):
+                    if isinstance(rule, Unused):
+                        return rule
+                    return Renamed(rule.ours.format(**fields.groupdict()), rule.change)
         return None
 
     def published(self, key: str) -> Renamed | None:
-        """The published name, without its prefix, of one of our keys, or ``None`` when no rule knows it."""
+        """The published name of one of our keys, or ``None`` when no rule knows it."""
         for rule in self.rules:
             if isinstance(rule, Rule) and (fields := _fields(rule.ours, key)):
-                return Renamed(rule.published.format(**fields.groupdict()), rule.change)
+                name = rule.published.format(**fields.groupdict())
+                return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change)
         return None
 
 

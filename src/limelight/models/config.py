@@ -30,6 +30,15 @@ class Recipe:
         """Make the module, of these sizes."""
         return self.make(*sizes, **dict(self.settings), **more)
 
+    def __getitem__(self, name: str) -> Any:
+        """The setting of that name.
+
+        >>> from limelight.nn import RMSNorm
+        >>> recipe(RMSNorm, epsilon=1e-5)["epsilon"]
+        1e-05
+        """
+        return dict(self.settings)[name]
+
     def __repr__(self) -> str:
         return f"{getattr(self.make, '__name__', self.make)}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
 
@@ -44,7 +53,7 @@ class Config:
     """A Transformer in numbers and recipes; no published name beyond that of its ``family``.
 
     Args:
-        family: name of the family, for people.
+        family: name of the family, a key of `limelight.models.families.FAMILIES`.
         vocabulary: number of tokens.
         width: numbers per token.
         layers: number of layers.

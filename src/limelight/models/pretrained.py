@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Pretrained:
         source: the folder or file that the weights came from.
         unused: weights of the checkpoint that this model leaves aside, each with the reason.
         tokenizer_or_why: the tokenizer, or why there is none.
+        marks: ids of the tokens that have a part to play, by the names that published configurations give them:
+            ``{"eos_token_id": 2}``.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Pretrained:
     source: Path
     unused: tuple[tuple[str, str], ...]
     tokenizer_or_why: Tokenizer | str
+    marks: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -90,6 +94,30 @@ class Pretrained:
         """Move the network to another device or dtype, in place."""
         self.network.to(where)
         return self
+
+    def save(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
+    ) -> Path:
+        """Write the model as its family publishes such models: `limelight.load` and ``transformers`` read the folder.
+
+        It holds ``config.json``, the weights as safetensors, and the tokenizer. Weights that were left `unused` are not
+        in it. The folder appears in one step when everything in it has reached the disk. No second copy of the weights
+        is made in memory, beyond those of one shard whose dtype or order changes.
+
+        >>> import limelight
+        >>> limelight.load("smollm2").save("smollm2-bf16", dtype=torch.bfloat16)  # doctest: +SKIP
+
+        Args:
+            folder: a new or an empty folder.
+            dtype: what the numbers are stored as; ``None`` for their own.
+            shard_bytes: size from which on the weights are cut into several files with an index.
+
+        Raises:
+            ArgumentError: a folder that holds something already.
+        """
+        from ..checkpoints.save import save
+
+        return save(self, folder, dtype=dtype, shard_bytes=shard_bytes)
 
     def __repr__(self) -> str:
         c = self.config

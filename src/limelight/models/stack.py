@@ -18,7 +18,8 @@ class Output(NamedTuple):
 
     ``states`` are the last vectors ``(B, L, width)``. ``hidden``, on request, holds the embedding and the vectors after
     each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
-    ``None`` for a model without them or when they were not wanted. Vectors of tokens that do not exist mean nothing.
+    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or when they were not wanted.
+    Vectors of tokens that do not exist mean nothing.
     """
 
     states: Tensor
@@ -75,8 +76,10 @@ class Stack(nn.Module):
                 before.append(states)
             states = layer(states, places)
         states = self.finish(states)
-        wanted = logits and self.head is not None
-        return Output(states, (*before, states) if hidden else None, self.head_on(states) if wanted else None)
+        scores = None
+        if logits and self.head is not None:
+            scores = self.head_on(self.head.chosen(states, places))  # type: ignore[operator]
+        return Output(states, (*before, states) if hidden else None, scores)
 
     def finish(self, states: Tensor) -> Tensor:
         """What happens to the vectors after the last layer."""

@@ -2,6 +2,7 @@
 
 from .added_positions import LearnedPositions, Sinusoids
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
+from .class_head import ClassHead
 from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
@@ -14,6 +15,7 @@ from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairin
 __all__ = [
     "ACTIVATIONS",
     "Block",
+    "ClassHead",
     "DecoderBlock",
     "DistanceBias",
     "DynamicNTK",

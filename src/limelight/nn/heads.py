@@ -7,9 +7,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .feed_forward import ACTIVATIONS
+from .places import Places
 
 
-class TiedHead(nn.Module):
+class TokenHead(nn.Module):
+    """Base of the heads that say something of every token."""
+
+    def chosen(self, states: Tensor, places: Places) -> Tensor:
+        """The vectors that `forward` is given: all of them."""
+        return states
+
+
+class TiedHead(TokenHead):
     """``logits = states @ embedding.T``: the embedding read backwards (Press & Wolf 2016, arXiv:1608.05859).
 
     Args:
@@ -25,7 +34,7 @@ class TiedHead(nn.Module):
         return functional.linear(states, embedding)
 
 
-class OwnHead(nn.Module):
+class OwnHead(TokenHead):
     """``logits = states @ weight.T`` with a matrix of its own.
 
     Args:
@@ -42,7 +51,7 @@ class OwnHead(nn.Module):
         return self.linear(states)  # type: ignore[no-any-return]
 
 
-class MaskedHead(nn.Module):
+class MaskedHead(TokenHead):
     """BERT's guess of a hidden word: ``norm(activation(linear(x))) @ embedding.T + bias``.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ...checkpoints.rules import KeyRules
 from ..config import Config
@@ -36,6 +37,7 @@ class Family:
         name: its ``model_type`` in a published configuration and its ``general.architecture`` in GGUF.
         shape: `limelight.models.EncoderOnly` or `limelight.models.DecoderOnly`.
         configure: from the published configuration to ours.
+        publish: and back: what a published configuration says of one of ours, ``model_type`` apart.
         rules: from the published keys to ours.
         gguf: the same for GGUF, or ``None`` where GGUF has no such models.
     """
@@ -43,5 +45,6 @@ class Family:
     name: str
     shape: Callable[[Config], Stack]
     configure: Callable[[Published], Config]
+    publish: Callable[[Config], dict[str, Any]]
     rules: Callable[[Config], KeyRules]
     gguf: GGUFNames | None = None

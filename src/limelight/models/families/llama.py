@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...checkpoints.rules import KeyRules, PairedHalves, Rule, Unused
 from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
 from ...nn.positions import Linear, LongWaves, Rotary, Stretch
 from ...patterns import Causal
-from ..config import Config, recipe
+from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family, GGUFNames
-from .published import Published
+from .published import Published, task
 
 
 def configure(published: Published) -> Config:
@@ -40,8 +42,35 @@ def configure(published: Published) -> Config:
         ),
         norm=recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6)),
         residual=PreNorm,
-        head=recipe(TiedHead if published.one_of("tie_word_embeddings", (True, False), False) else OwnHead),
+        head=causal_head(published, tied=False),
     )
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published Llama says of our configuration."""
+    return {
+        "architectures": [f"Llama{task(config.head)}"],
+        "vocab_size": config.vocabulary,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "max_position_embeddings": config.limit,
+        "num_attention_heads": config.query_heads,
+        "num_key_value_heads": config.key_heads,
+        "head_dim": config.head_width,
+        "attention_bias": config.attention["bias"],
+        "rope_parameters": _rope(config.attention["rotary"]),
+        "intermediate_size": config.feed_forward["inner"],
+        "hidden_act": config.feed_forward["activation"],
+        "mlp_bias": config.feed_forward["bias"],
+        "rms_norm_eps": config.norm["epsilon"],
+        "tie_word_embeddings": is_tied(config.head),
+    }
+
+
+def causal_head(published: Published, *, tied: bool) -> Recipe | None:
+    """The head of a decoder, ``tied`` unless its file says otherwise; ``None`` of a published body."""
+    tied = published.one_of("tie_word_embeddings", (True, False), tied)
+    return recipe(TiedHead if tied else OwnHead) if published.task("CausalLM") == "CausalLM" else None
 
 
 def _rotary(published: Published, head_width: int) -> Rotary:
@@ -65,6 +94,18 @@ def _rotary(published: Published, head_width: int) -> Rotary:
     return Rotary(head_width, theta, stretch)
 
 
+def _rope(rotary: Rotary) -> dict[str, Any]:
+    """And back."""
+    said: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    match rotary.stretch:
+        case Linear(factor):
+            said |= {"rope_type": "linear", "factor": factor}
+        case LongWaves(factor, trained_length, low, high):
+            said |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": trained_length}
+            said |= {"low_freq_factor": low, "high_freq_factor": high}
+    return said
+
+
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, attention = "model.layers.{n}", "layers.{n}.attention.inner"
@@ -82,6 +123,8 @@ def rules(config: Config) -> KeyRules:
         Rule("model.norm.weight", "norm.weight"),
         _head(config, "lm_head.weight"),
         Unused(f"{layer}.self_attn.rotary_emb.inv_freq", "frequencies follow from the configuration"),
+        prefix="model.",
+        bare=config.head is None,
     )
 
 
@@ -105,9 +148,16 @@ def gguf_rules(config: Config) -> KeyRules:
 
 
 def _head(config: Config, published: str) -> Rule | Unused:
-    if config.head is not None and config.head.make is TiedHead:
+    if config.head is None:
+        return Unused(published, "foretells the next token")
+    if is_tied(config.head):
         return Unused(published, "the embedding once more")
     return Rule(published, "head.linear.weight")
+
+
+def is_tied(head: Recipe | None) -> bool:
+    """Whether a head is the embedding read backwards."""
+    return head is not None and head.make is TiedHead
 
 
 GGUF_FIELDS = {
@@ -124,5 +174,10 @@ GGUF_FIELDS = {
 }
 
 LLAMA = Family(
-    "llama", DecoderOnly, configure, rules, GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules)
+    "llama",
+    DecoderOnly,
+    configure,
+    publish,
+    rules,
+    GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules),
 )

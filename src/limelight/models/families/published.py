@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...checkpoints.errors import CheckpointError
+from ...nn import ClassHead, MaskedHead
+from ..config import Recipe
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,30 @@ class Published:
             raise self.refused(key, f"one of {', '.join(map(repr, choices))}")
         return value
 
+    def task(self, default: str = "") -> str:
+        """What the published class of the model is for: ``"MaskedLM"`` of ``BertForMaskedLM``, ``""`` of ``BertModel``.
+
+        Where the file names no class, ``default``.
+        """
+        classes = self._or("architectures", ())
+        if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+            raise self.refused("architectures", "a list of names")
+        return classes[0].partition("For")[2] if classes else default
+
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes that a classifying head tells apart."""
+        names = self.get("id2label")
+        if names is None:
+            return tuple(f"LABEL_{number}" for number in range(self.whole("num_labels", 2)))
+        try:
+            return tuple(names[str(number)] for number in range(len(names)))
+        except (KeyError, TypeError):
+            raise self.refused("id2label", "an object with a name for each of the numbers 0, 1, 2, ...") from None
+
+    def marks(self) -> dict[str, Any]:
+        """Ids of the tokens that have a part to play, by their published names (``eos_token_id``)."""
+        return {k: v for k, v in self.values.items() if k.endswith("_token_id") and v is not None}
+
     def refused(self, key: str, rule: str) -> CheckpointError:
         """The complaint about one value."""
         return CheckpointError(
@@ -57,3 +83,20 @@ class Published:
     def _or(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         return default if value is None else value
+
+
+def task(head: Recipe | None) -> str:
+    """The end of the name of a published class, by the head of a model."""
+    if head is None:
+        return "Model"
+    if head.make is ClassHead:
+        return "ForSequenceClassification"
+    return "ForMaskedLM" if head.make is MaskedHead else "ForCausalLM"
+
+
+def labels(head: Recipe | None) -> dict[str, Any]:
+    """The names of classes, as a published configuration has them."""
+    if head is None or head.make is not ClassHead:
+        return {}
+    names = {str(number): name for number, name in enumerate(head["labels"])}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}

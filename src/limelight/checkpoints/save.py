@@ -1,0 +1,184 @@
+"""``model.save``: a model becomes a folder as its family publishes them, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..models.families import FAMILIES
+from ..shapes import FLOATS, whole_number, wrong
+from .fill import named_once
+from .progress import counted
+from .rules import KeyRules, Renamed
+from .safetensors_files import INDEX, SINGLE
+
+if TYPE_CHECKING:
+    from ..models.pretrained import Pretrained
+
+# Copied from the folder that a model came from: how text is cut, how it generates, how sound and pictures are read.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "normalizer.json",
+    "spiece.model",
+    "tokenizer.model",
+    "source.spm",
+    "target.spm",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+
+
+class _Piece(NamedTuple):
+    """One tensor to be written: our name for it, its published name and the change of its values."""
+
+    ours: str
+    published: Renamed
+    values: Tensor
+
+    def size(self, dtype: torch.dtype | None) -> int:
+        """Bytes in the file."""
+        return self.values.numel() * (dtype or self.values.dtype).itemsize
+
+    def stored(self, dtype: torch.dtype | None) -> Tensor:
+        """The values as they are written; the model's own memory where nothing changes."""
+        return self.published.change.write(self.values.detach()).to("cpu", dtype or self.values.dtype).contiguous()
+
+
+def save(
+    model: Pretrained, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
+) -> Path:
+    """Write a model; see `limelight.models.Pretrained.save`."""
+    if dtype is not None and dtype not in FLOATS:
+        raise wrong("dtype", f"must be one of {', '.join(map(str, FLOATS))}", f"it is {dtype!r}", "Leave it out.")
+    whole_number("shard_bytes", shard_bytes, at_least=1)
+    network = model.network
+    family = FAMILIES[network.config.family]
+    pieces = _pieces(named_once(network), family.rules(network.config))
+    dtypes = {dtype or piece.values.dtype for piece in pieces}
+    values = {"model_type": family.name, **model.marks, **family.publish(network.config)}
+    if len(dtypes) == 1:
+        values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
+    with _in_one_step(Path(folder).expanduser()) as target:
+        total = sum(piece.size(dtype) for piece in pieces)
+        with counted(f"writing {folder}", total) as report:
+            _write_weights(pieces, target, dtype, shard_bytes, report)
+        _write_json(target / "config.json", values)
+        _write_companions(model, target)
+    return Path(folder).expanduser()
+
+
+def _pieces(tensors: Mapping[str, Tensor], rules: KeyRules) -> list[_Piece]:
+    pieces = []
+    for name, values in tensors.items():
+        published = rules.published(name)
+        if published is None:
+            raise wrong(
+                "model",
+                "must have parameters of its family only, to be saved as its family publishes them",
+                f"{name} is none of them",
+                "Save the state_dict of a network that was changed.",
+            )
+        pieces.append(_Piece(name, published, values))
+    return pieces
+
+
+def _write_weights(
+    pieces: list[_Piece], folder: Path, dtype: torch.dtype | None, most: int, report: Callable[[int], None]
+) -> None:
+    """One file, or shards of ``most`` bytes and their index. No more than one shard is held beside the model."""
+    shards = list(_shards(pieces, dtype, most))
+    where: dict[str, str] = {}
+    done = 0
+    for number, shard in enumerate(shards, 1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file({p.published.key: p.stored(dtype) for p in shard}, folder / name, metadata={"format": "pt"})
+        where |= {piece.published.key: name for piece in shard}
+        done += sum(piece.size(dtype) for piece in shard)
+        report(done)
+    if len(shards) > 1:
+        _write_json(folder / INDEX, {"metadata": {"total_size": done}, "weight_map": where})
+
+
+def _shards(pieces: list[_Piece], dtype: torch.dtype | None, most: int) -> Iterator[list[_Piece]]:
+    """Neighbours together, as many as fit; a tensor larger than a shard has one to itself."""
+    shard: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        if shard and size + piece.size(dtype) > most:
+            yield shard
+            shard, size = [], 0
+        shard.append(piece)
+        size += piece.size(dtype)
+    yield shard
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _write_companions(model: Pretrained, folder: Path) -> None:
+    """What stands beside the weights: copied from where the model came from, or made from its tokenizer."""
+    if model.source.is_dir():
+        for name in COMPANIONS:
+            if (model.source / name).is_file():
+                shutil.copyfile(model.source / name, folder / name)
+        return
+    if isinstance(model.tokenizer_or_why, str):
+        return
+    tokenizer = model.tokenizer_or_why
+    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if tokenizer.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")
+
+
+@contextmanager
+def _in_one_step(folder: Path) -> Iterator[Path]:
+    """A folder beside the final one, which it becomes at the end, on the disk for good; or nothing at all."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise wrong(
+            "folder",
+            "must be a new or an empty folder, so that no model is overwritten by half of another",
+            f"{folder} holds something",
+            "Name another, or remove it first.",
+        )
+    staging = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for path in (*staging.iterdir(), staging):
+            _to_disk(path)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(staging, folder)
+        _to_disk(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or the names in a folder have reached the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows has no handle of a folder to wait for
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
