@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from ..nn import Block, Places
+from ..nn import Block, Cache, Places
 from ..shapes import wrong
 from .config import Config
 
@@ -54,6 +54,7 @@ class Stack(nn.Module):
         segments: Tensor | None = None,
         hidden: bool = False,
         logits: bool = True,
+        cache: Cache | None = None,
     ) -> Output:
         """Run the model.
 
@@ -64,17 +65,27 @@ class Stack(nn.Module):
             hidden: keep and return the vectors after every layer.
             logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`
                 computes them for chosen vectors.
+            cache: what was read before; ``tokens`` are the next ones, and are added to it.
 
         Raises:
             ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions.
         """
-        places = Places(layout, self._places(tokens, layout), segments)
+        if cache is None:
+            places = Places(layout, self._places(tokens, layout), segments)
+        else:
+            self._check(tokens)
+            B, L = tokens.shape
+            step = cache.step(B, L, layout, tokens.device)
+            self._check_length(step.longest)
+            places = Places(layout, step.positions, segments, cache=step)
         states = self.embedding(tokens, places)
         before: list[Tensor] = []
         for layer in self.layers:
             if hidden:
                 before.append(states)
             states = layer(states, places)
+        if places.cache is not None and cache is not None:
+            cache.close(places.cache)
         states = self.finish(states)
         scores = None
         if logits and self.head is not None:

@@ -3,6 +3,7 @@
 from .added_positions import LearnedPositions, Sinusoids
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
 from .class_head import ClassHead
+from .cache import Cache, Step
 from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
@@ -16,6 +17,7 @@ __all__ = [
     "ACTIVATIONS",
     "Block",
     "ClassHead",
+    "Cache",
     "DecoderBlock",
     "DistanceBias",
     "DynamicNTK",
@@ -40,6 +42,7 @@ __all__ = [
     "Rotation",
     "Sandwich",
     "Sinusoids",
+    "Step",
     "Stretch",
     "SummedEmbedding",
     "TiedHead",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..layouts import Layout
 from ..scores import ScoreRule
 from ..shapes import wrong
+from .cache import Step
 from .positions import Rotary, Rotation
 
 
@@ -26,6 +27,7 @@ class Places:
         scores: score rules that all layers share (T5's relative bias), applied after those of a layer.
         source: ``(B, Lk, source width)``, the vectors that keys and values are made of; ``None`` for the tokens' own.
         source_positions: ``(B | 1, Lk)`` int64, where they stand; needed only when keys are turned by position.
+        cache: the step of a `limelight.nn.Cache` to which layers add their keys and values; ``None`` for no cache.
         across: the places of cross-attention, with its ``source``, for the layers of a decoder that has an encoder.
     """
 
@@ -35,6 +37,7 @@ class Places:
     scores: Sequence[ScoreRule] = ()
     source: Tensor | None = None
     source_positions: Tensor | None = None
+    cache: Step | None = None
     across: Places | None = None
     _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
 
@@ -54,6 +57,14 @@ class Places:
                 "must say where the tokens of `source` stand when keys are turned by their positions",
                 "it is None",
                 "Give Places(source_positions=...), or make the layer without `rotary`.",
+            )
+        grows = None if rotary.stretch is None else rotary.stretch.trained_to
+        if self.cache is not None and grows is not None and self.cache.longest > grows:
+            raise wrong(
+                "cache",
+                f"cannot hold more than {grows} tokens of a row with {rotary.stretch}, which turns earlier keys anew",
+                f"a row has {self.cache.longest}",
+                "Run the text without a cache, or choose another stretch, such as YaRN.",
             )
         if (rotary, dtype, of_source) not in self._rotations:
             self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)
