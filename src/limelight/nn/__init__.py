@@ -2,8 +2,8 @@
 
 from .added_positions import LearnedPositions, Sinusoids
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
-from .class_head import ClassHead
 from .cache import Cache, Step
+from .class_head import ClassHead
 from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
@@ -16,8 +16,8 @@ from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairin
 __all__ = [
     "ACTIVATIONS",
     "Block",
-    "ClassHead",
     "Cache",
+    "ClassHead",
     "DecoderBlock",
     "DistanceBias",
     "DynamicNTK",
