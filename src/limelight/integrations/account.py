@@ -1,0 +1,61 @@
+"""An account of attention calls: what Limelight took over, what it left alone, and why."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Account:
+    """What happened to the attention calls made inside a context; printed, it says so in words.
+
+    Attributes:
+        taken: how many calls Limelight computed, by what each asked for.
+        left: how many calls it did not compute, by the reason.
+        notes: what made a call dearer than it had to be, and how often.
+    """
+
+    taken: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    thread: int = field(default_factory=threading.get_ident)
+
+    def __str__(self) -> str:
+        lines = [f"{self.taken.total()} calls taken over, {self.left.total()} left"]
+        for title, counts in (("taken", self.taken), ("left", self.left), ("note", self.notes)):
+            lines += [f"  {title:5} {count:6} x  {what}" for what, count in counts.most_common()]
+        return "\n".join(lines)
+
+
+# The accounts being kept now, innermost last.
+_open: list[Account] = []
+
+
+@contextmanager
+def account() -> Iterator[Account]:
+    """Keep an account of the calls that this thread makes inside.
+
+    ::
+
+        with account() as told:
+            model.generate(**inputs)
+        print(told)
+    """
+    mine = Account()
+    _open.append(mine)
+    try:
+        yield mine
+    finally:
+        _open.remove(mine)
+
+
+def current() -> Account | None:
+    """The innermost account that this thread keeps."""
+    if not _open:
+        return None
+    thread = threading.get_ident()
+    return next((one for one in reversed(_open) if one.thread == thread), None)

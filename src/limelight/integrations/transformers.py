@@ -1,0 +1,331 @@
+"""Limelight underneath the models of Hugging Face transformers.
+
+::
+
+    from limelight.integrations.transformers import enable
+
+    enable()
+    model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="limelight")
+
+or, for a model that is there already, ``model.set_attn_implementation("limelight")``. Logits are those of ``eager``;
+rows of padding, which see nothing, are zero where ``eager`` averages over everything.
+
+`report` says which layers of a model go through the registry and which have attention of their own; `account` says
+how the masks of a run were read; `limelight.watching` observes every layer by its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+
+from ..attention import attention
+from ..backends.contract import BackendError
+from ..layouts import Aligned, Layout
+from ..observations import current_watcher
+from ..patterns import Causal, Explicit, Full, Pattern, Window
+from ..scores import Bias, ScoreRule, SoftCap
+from ..shapes import describe, wrong
+from .account import Account, account, current
+from .transformers_masks import Mask, MaskFunction, read
+
+__all__ = ["NAME", "Report", "account", "enable", "report"]
+
+NAME = "limelight"
+
+
+def enable() -> None:
+    """Register Limelight with transformers under the name ``"limelight"``: its attention and its masks."""
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, describe_mask)
+
+
+# --- The mask function -----------------------------------------------------------------------------------------------
+
+
+def describe_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: MaskFunction = masking_utils.causal_mask_function,
+    attention_mask: Tensor | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **_: Any,
+) -> Tensor:
+    """The mask of one forward pass, described once and handed by the model to every layer.
+
+    Called by transformers, whose arguments these are (``masking_utils.sdpa_mask``). Never ``None``, so that a layer
+    without a mask is one that nobody described.
+    """
+    if torch.compiler.is_compiling():
+        # A graph wants tensors: the description would have to be read while it is traced.
+        mask: Tensor | None = masking_utils.sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
+            mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
+            use_vmap=use_vmap, device=device,
+        )  # fmt: skip
+        assert mask is not None
+        return mask
+    # A static cache counts in a tensor, which it changes in place before the layers read the mask.
+    size = (int(batch_size), int(q_length), int(kv_length))
+    sight = read(mask_function, size, int(q_offset), int(kv_offset), attention_mask, use_vmap, device)
+    told = current()
+    if told is not None:
+        told.notes.update(sight.notes)
+    return Mask.of(sight)
+
+
+# --- The attention function ------------------------------------------------------------------------------------------
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    indices: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """One attention call of a model: ``(B, Hq, Lq, D)`` and ``(B, Hkv, Lk, D)`` to ``(B, Lq, Hq, Dv)``.
+
+    Called by the model's layers, whose arguments these are.
+
+    Args:
+        module: the layer; its training mode decides on the dropout, its place in the model is the call's name.
+        query: after rotary positions; keys and values come from the cache, not repeated for their groups.
+        key: see ``query``.
+        value: see ``query``.
+        attention_mask: a `Mask`; or a bool tensor, true where seen; or a float tensor to be added to the scores.
+        dropout: probability, applied in training.
+        scaling: factor of the dot product.
+        is_causal: read only when nobody described a mask.
+        sliding_window: likewise.
+        softcap: the limit of `SoftCap`.
+        s_aux: ``(Hq,)`` logits of the sinks.
+        position_bias: added to the scores (T5).
+        indices: ``(B, Lq, k)`` keys that a sparse indexer chose for each query.
+        others: what the models pass beside; what would change the result and is not known raises.
+
+    Raises:
+        BackendError: something is asked for that fused attention cannot give.
+    """
+    _refuse(others)
+    B, Lq, Lk = query.shape[0], query.shape[2], key.shape[2]
+    if key.shape[0] != B:  # learned queries of one row, shared by the batch
+        B = max(B, key.shape[0])
+        query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
+    scores: list[ScoreRule] = [] if softcap is None else [SoftCap(softcap)]
+    layout, pattern, keys = _who_sees_whom(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
+    key, value = key[:, :, :keys], value[:, :, :keys]
+    if position_bias is not None:
+        scores.append(Bias(position_bias[..., :keys]))
+    if attention_mask is not None and attention_mask.is_floating_point():
+        scores.append(Bias(attention_mask[..., :keys]))
+    if indices is not None:
+        chosen = torch.zeros((B, 1, Lq, Lk), dtype=torch.bool, device=query.device)
+        chosen = chosen.scatter_(-1, indices.long()[:, None], True)[..., :keys]
+        pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
+    if s_aux is not None:
+        s_aux = s_aux.reshape(-1)
+    told = current()
+    if told is not None:
+        _tell(told, attention_mask, layout, pattern, scores, s_aux)
+    output = attention(
+        query, key, value, layout=layout, pattern=pattern, scores=scores, sink=s_aux, scale=scaling,
+        dropout=dropout if module.training else 0.0, name=_name(module) if current_watcher() else None,
+    )  # fmt: skip
+    assert isinstance(output, Tensor)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _who_sees_whom(
+    module: nn.Module,
+    mask: Tensor | None,
+    B: int,
+    Lq: int,
+    Lk: int,
+    is_causal: bool | None,
+    sliding_window: int | None,
+) -> tuple[Layout | None, Pattern | None, int]:
+    """Layout, pattern, and the number of keys that they are about."""
+    if isinstance(mask, Mask):
+        sight = mask.sight
+        if sight.size == (B, Lq, Lk):
+            return sight.layout, sight.pattern, sight.keys
+        mask = sight.dense
+    if mask is None:
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", False)
+        if not is_causal or Lq == 1:
+            return None, None, Lk
+        pattern: Pattern = Causal()
+        if sliding_window is not None:
+            pattern = pattern & Window(sliding_window - 1, None)
+        return Aligned(query_start=0), pattern, Lk
+    if mask.dtype == torch.bool:
+        return None, Explicit(mask[..., :Lk]), Lk
+    if mask.is_floating_point():
+        return None, None, Lk
+    raise wrong(
+        "attention_mask",
+        "must be bool, true where a query sees a key, or float, added to the scores",
+        f"it is {describe(mask)}",
+        "Convert it with .bool(), or give the model a (B, Lk) mask.",
+    )
+
+
+# Arguments that change the result and that no fused attention knows, with what helps.
+_REFUSED = {
+    "output_attentions": (
+        "fused attention never holds the weights. Look at them with limelight.watching(Observe(rows=..., top=..., "
+        'blocks=...)), or hold them all with model.set_attn_implementation("eager")'
+    ),
+    "cache": "paged caches of continuous batching are not read. Use model.generate, or another implementation",
+    "block_indices": "block-sparse selections are not read yet. Use another implementation for this model",
+    "sinks": "a sink for each query is not known, only one for each head. Use another implementation for this model",
+    "head_mask": "single heads cannot be switched off. Multiply the output projection's columns instead",
+}
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    for name, why in _REFUSED.items():
+        asked = others.get(name)
+        if asked is not None and asked is not False:
+            raise BackendError(f"attn_implementation={NAME!r} cannot serve `{name}`: {why}.")
+    collected = _collector.get() if _collector is not None else None
+    if collected and any("attentions" in key for key in collected):
+        raise BackendError(
+            f"attn_implementation={NAME!r} cannot serve `output_attentions`: {_REFUSED['output_attentions']}."
+        )
+
+
+# Where transformers notes which outputs a forward pass shall collect: some models ask for weights there alone.
+_collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
+
+
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _name(module: nn.Module) -> str:
+    """The layer's name in the outermost module whose ``forward`` is running, found once, and only when observed.
+
+    transformers hands a layer no name, and layers of encoder and decoder, or self and cross attention, have the same
+    numbers; the model around them is known to nobody but the call stack.
+    """
+    if module not in _names:
+        outermost: nn.Module = module
+        frame = sys._getframe(1)
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("self"), nn.Module):
+                outermost = frame.f_locals["self"]
+        for name, inner in outermost.named_modules():
+            _names[inner] = name
+    return _names[module]
+
+
+# --- What is taken over ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """Which attention layers of a model Limelight computes; printed, it says so in words.
+
+    Attributes:
+        served: names of the layers that Limelight computes.
+        own: names of the layers it does not compute, each with the reason.
+    """
+
+    served: tuple[str, ...]
+    own: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"Limelight computes {len(self.served)} of {len(self.served) + len(self.own)} attention layers."]
+        for why, count in Counter(self.own.values()).items():
+            first = next(name for name, reason in self.own.items() if reason == why)
+            lines.append(f"  not {first}{f' and {count - 1} more' if count > 1 else ''}: {why}")
+        return "\n".join(lines)
+
+
+def report(model: nn.Module) -> Report:
+    """Which attention layers of a model go through transformers' registry to Limelight, and why others do not.
+
+    transformers accepts ``attn_implementation="limelight"`` for models that have attention of their own (DeBERTa,
+    Falcon, BLOOM, MPT, GPT-J, XLNet, Longformer, among others) and goes on as before, with a line in its log at most;
+    this says so.
+    """
+    served, own = [], {}
+    attentions = {
+        name: module for name, module in model.named_modules() if "attention" in type(module).__name__.lower()
+    }
+    registered = {name for name, module in model.named_modules() if _asks_the_registry(type(module))}
+    for name, module in model.named_modules():
+        if name in registered:
+            chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
+            if chosen == NAME:
+                served.append(name)
+            else:
+                own[name] = f"its implementation is {chosen!r}; call model.set_attn_implementation({NAME!r})"
+        elif name in attentions and not any(
+            inner != name and inner.startswith(f"{name}." if name else "") for inner in {*attentions, *registered}
+        ):
+            own[name] = f"{type(module).__name__} has attention of its own, outside transformers' registry"
+    return Report(tuple(served), own)
+
+
+def _asks_the_registry(kind: type) -> bool:
+    """Some method of a layer's class reads the table of attention functions."""
+    if issubclass(kind, PreTrainedModel):
+        return False
+    methods = [method for cls in kind.__mro__ if cls is not nn.Module for method in vars(cls).values()]
+    return any(
+        "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(method).__code__.co_names
+        for method in methods
+        if inspect.isfunction(method)
+    )
+
+
+def _tell(
+    told: Account,
+    mask: Tensor | None,
+    layout: Layout | None,
+    pattern: Pattern | None,
+    scores: list[ScoreRule],
+    sink: Tensor | None,
+) -> None:
+    what = [f"{pattern or Full()} under {type(layout or Aligned()).__name__}", *map(repr, scores)]
+    if sink is not None:
+        what.append("a sink")
+    told.taken[_SIZES.sub("", ", ".join(what))] += 1
+    if isinstance(mask, Mask) and mask.touched:
+        told.notes[f"the model computes with its mask ({mask.touched}), so it was written out"] += 1
+    elif mask is not None and not isinstance(mask, Mask):
+        told.notes[f"the model gave a {mask.dtype} tensor instead of a description, and all its pairs are read"] += 1
+    elif mask is None:
+        told.notes["nobody described a mask"] += 1
+
+
+# Tensors grow with every token; what is asked for stays the same.
+_SIZES = re.compile(r"\w+=<[^>]*>")

@@ -1,0 +1,175 @@
+"""What the integration promises beside equal logits: names, explanations, masks that users give, no silent loss."""
+
+import pytest
+import torch
+import transformers
+from families import DECODERS, ENCODER_DECODERS, ENCODERS
+
+import limelight
+from limelight import BackendError, Observe
+from limelight.integrations.transformers import account, report
+
+TOKENS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(2))
+
+
+def built(name):
+    model = (DECODERS | ENCODERS | ENCODER_DECODERS)[name].build()
+    model.set_attn_implementation("limelight")
+    return model
+
+
+def both(model, **arguments):
+    found = []
+    for implementation in ("eager", "limelight"):
+        model.set_attn_implementation(implementation)
+        with torch.no_grad():
+            found.append(model(**arguments)[0])
+    return found
+
+
+def test_from_pretrained(tmp_path):
+    DECODERS["llama"].build().save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="limelight")
+    with account() as told, torch.no_grad():
+        model(TOKENS)
+    assert told.taken == {"Causal() under Aligned": 2}
+
+
+# --- Masks that users give -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_mask_with_four_dimensions(kind):
+    """Added as eager adds it; a bool one is true where a query sees a key."""
+    model = built("llama")
+    seen = torch.rand(2, 1, 9, 9, generator=torch.Generator().manual_seed(3)) < 0.6
+    seen |= torch.eye(9, dtype=torch.bool)
+    added = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    eager, ours = both(model, input_ids=TOKENS, attention_mask=added)
+    if kind == "bool":
+        with torch.no_grad():
+            ours = model(TOKENS, attention_mask=seen)[0]
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_position_ids():
+    model = built("mistral, window 4")
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with account() as told:
+        eager, ours = both(model, input_ids=TOKENS[:1], position_ids=positions, use_cache=False)
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    assert list(told.taken) == ["Window(back=3, ahead=None) & Causal() under Packed"]
+    assert not told.notes
+
+
+def test_a_decoder_made_bidirectional():
+    model = built("llama")
+    causal = both(model, input_ids=TOKENS)[1]
+    model.config.is_causal = False
+    eager, ours = both(model, input_ids=TOKENS, use_cache=False)
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+    assert (ours - causal).abs().max() > 0.1
+
+
+def test_a_mask_of_whole_numbers_is_refused():
+    module = built("llama").model.layers[0].self_attn
+    attend = transformers.AttentionInterface()["limelight"]
+    heads = torch.randn(1, 4, 3, 8)
+    with pytest.raises(limelight.ArgumentError, match="`attention_mask` must be bool"):
+        attend(module, heads, heads, heads, torch.ones(1, 1, 3, 3, dtype=torch.int64))
+
+
+# --- Nothing lost in silence -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+def test_weights_are_not_given_as_nothing(name):
+    model = built(name)
+    arguments = {"decoder_input_ids": TOKENS} if name in ENCODER_DECODERS else {}
+    with pytest.raises(BackendError, match=r"`output_attentions`.*limelight\.watching"):
+        model(TOKENS, output_attentions=True, **arguments)
+
+
+def test_what_no_kernel_knows_is_refused():
+    module = built("llama").model.layers[0].self_attn
+    attend = transformers.AttentionInterface()["limelight"]
+    heads = torch.randn(1, 4, 3, 8)
+    for name in ("cache", "block_indices", "sinks", "head_mask"):
+        with pytest.raises(BackendError, match=f"cannot serve `{name}`"):
+            attend(module, heads, heads, heads, None, **{name: torch.ones(1)})
+
+
+def test_reports_a_family_outside_the_registry():
+    config = transformers.DebertaV2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=60
+    )
+    model = transformers.DebertaV2Model(config)
+    model.set_attn_implementation("limelight")
+    told = report(model)
+    assert not told.served
+    assert set(told.own) == {f"encoder.layer.{n}.attention.self" for n in range(2)}
+    assert "computes 0 of 2" in str(told)
+    assert "DisentangledSelfAttention has attention of its own" in str(told)
+
+
+def test_reports_another_implementation():
+    model = built("t5")
+    assert len(report(model).served) == 6
+    assert str(report(model)) == "Limelight computes 6 of 6 attention layers."
+    model.set_attn_implementation("sdpa")
+    assert "set_attn_implementation('limelight')" in str(report(model))
+
+
+def test_account_says_what_was_read_pair_by_pair():
+    model = built("doge")
+    with account() as told, torch.no_grad():
+        model(TOKENS)
+    assert "a torch.float32 tensor instead of a description" in str(told)
+
+
+# --- Observations ----------------------------------------------------------------------------------------------------
+
+
+def test_watching_a_decoder():
+    model = built("gemma2")
+    with limelight.watching(Observe(entropy=True, top=1)) as seen, torch.no_grad():
+        model(TOKENS)
+    assert list(seen.layers) == [f"model.layers.{n}.self_attn" for n in range(2)]
+    assert seen["model.layers.1.self_attn"].entropy.shape == (2, 4, 9)
+
+
+def test_watching_tells_encoder_decoder_and_cross_apart():
+    model = built("bart")
+    with limelight.watching(Observe(max_weight=True)) as seen, torch.no_grad():
+        model(TOKENS, decoder_input_ids=TOKENS[:, :5])
+    assert set(seen.layers) == {
+        f"model.{part}.layers.{n}.{which}"
+        for n in range(2)
+        for part, which in (("encoder", "self_attn"), ("decoder", "self_attn"), ("decoder", "encoder_attn"))
+    }
+    assert seen["model.decoder.layers.0.encoder_attn"].max_weight.shape == (2, 2, 5)
+
+
+def test_watching_a_model_inside_a_model():
+    class Around(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = built("bert")
+
+        def forward(self, tokens):
+            return self.body(tokens)[0]
+
+    with limelight.watching(Observe(max_weight=True)) as seen, torch.no_grad():
+        Around()(TOKENS)
+    assert list(seen.layers) == [f"body.bert.encoder.layer.{n}.attention.self" for n in range(2)]
+
+
+def test_observed_weights_are_those_of_eager():
+    model = built("gpt_oss, sinks")
+    with limelight.watching(Observe(rows=range(9))) as seen, torch.no_grad():
+        model(TOKENS)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = model(TOKENS, output_attentions=True).attentions
+    for layer, expected in enumerate(weights):
+        torch.testing.assert_close(seen[f"model.layers.{layer}.self_attn"].rows, expected, rtol=1e-4, atol=1e-5)
