@@ -6,12 +6,14 @@ from .cache import Cache, Step
 from .class_head import ClassHead
 from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
+from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .heads import MaskedHead, OwnHead, TiedHead
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
 from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
+from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,6 +31,7 @@ __all__ = [
     "LinearBias",
     "LongWaves",
     "MaskedHead",
+    "MixtureOfExperts",
     "MultiHead",
     "Neighbours",
     "OwnHead",
@@ -40,12 +43,18 @@ __all__ = [
     "Residual",
     "Rotary",
     "Rotation",
+    "Routing",
     "Sandwich",
     "Sinusoids",
     "Step",
     "Stretch",
     "SummedEmbedding",
+    "Switch",
     "TiedHead",
     "TokenEmbedding",
+    "TopK",
     "YaRN",
+    "balance_loss",
+    "routings",
+    "z_loss",
 ]

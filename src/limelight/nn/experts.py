@@ -1,0 +1,66 @@
+"""Feed-forward by several experts, of which a few work on each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import whole_number
+from .feed_forward import GatedFeedForward
+from .routing import Routing, TopK, report
+
+
+class MixtureOfExperts(nn.Module):
+    """``sum over the chosen e of weight_e(x) * expert_e(x)``, and the shared experts, which work on every token.
+
+    (Shazeer et al. 2017, arXiv:1701.06538; shared experts Dai et al. 2024, arXiv:2401.06066.) Tokens are sorted by
+    expert, and an expert sees its own tokens and no other: the cost is that of ``k`` experts, however many there are.
+    What the router decided is told to `limelight.nn.routings`, for `balance_loss` and `z_loss`.
+
+    Args:
+        width: numbers per token.
+        inner: numbers between the matrices of an expert.
+        activation: that of an expert, a name of `limelight.nn.ACTIVATIONS`.
+        experts: how many experts there are to choose from.
+        expert: makes one, from ``(width, inner, activation)``.
+        router: makes what chooses, from ``(width, experts)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
+        shared: makes, from the width, a feed-forward that is added for every token; ``None`` for none.
+        name: what `limelight.nn.routings` calls this layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        activation: str,
+        *,
+        experts: int,
+        expert: Callable[[int, int, str], nn.Module] = GatedFeedForward,
+        router: Callable[[int, int], nn.Module] = TopK,
+        shared: Callable[[int], nn.Module] | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.router = router(width, whole_number("experts", experts, at_least=1))
+        self.experts = nn.ModuleList(expert(width, inner, activation) for _ in range(experts))
+        self.shared = None if shared is None else shared(width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``(B, L, width)`` to the same."""
+        routing: Routing = self.router(states)
+        report(self.name, routing)
+        flat = states.flatten(0, -2)
+        k = routing.chosen.shape[-1]
+        chosen = routing.chosen.reshape(-1)  # (N * k)
+        order = chosen.argsort(stable=True)  # the choices of full experts, -1, first; then by expert, then by token
+        counts = torch.bincount(chosen + 1, minlength=len(self.experts) + 1).tolist()
+        tokens = torch.split(flat[order // k], counts)
+        results = [torch.zeros_like(tokens[0])]
+        results += [expert(mine) for expert, mine in zip(self.experts, tokens[1:], strict=True) if len(mine)]
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        each = torch.cat(results)[back].view(len(flat), k, flat.shape[-1])
+        mixed = (each * routing.weights.reshape(-1, k, 1).to(each.dtype)).sum(-2).view_as(states)
+        return mixed if self.shared is None else mixed + self.shared(states)

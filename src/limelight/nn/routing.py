@@ -1,0 +1,167 @@
+"""Who works on which token: routers, what they decided, and the losses that keep their choices even."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import whole_number, wrong
+
+
+class Routing(NamedTuple):
+    """What a router decided for ``N`` choices of ``k`` among ``E`` experts (or heads) each; ``...`` is ``(B, L)``."""
+
+    logits: Tensor  # (..., E)
+    chosen: Tensor  # (..., k) int64, -1 where the expert was full
+    weights: Tensor  # (..., k), what the result of each is multiplied with; 0 where it was full
+
+    @property
+    def shares(self) -> Tensor:
+        """``(..., E)``: the softmax of the logits, at least in float32."""
+        return _shares(self.logits)
+
+
+_seen: ContextVar[list[tuple[str | None, Routing]] | None] = ContextVar("routings", default=None)
+
+
+@contextmanager
+def routings() -> Iterator[list[tuple[str | None, Routing]]]:
+    """Collect what every router inside decides, as ``(name of the layer, Routing)``, for the losses of training.
+
+    >>> import torch
+    >>> from limelight.nn import MixtureOfExperts, balance_loss, routings
+    >>> layer = MixtureOfExperts(8, inner=16, activation="silu", experts=4)
+    >>> with routings() as seen:
+    ...     output = layer(torch.randn(2, 5, 8))
+    >>> loss = output.square().mean() + 0.01 * sum(balance_loss(routing) for _, routing in seen)
+    """
+    found: list[tuple[str | None, Routing]] = []
+    token = _seen.set(found)
+    try:
+        yield found
+    finally:
+        _seen.reset(token)
+
+
+def report(name: str | None, routing: Routing) -> None:
+    """Tell whoever collects `routings`."""
+    found = _seen.get()
+    if found is not None:
+        found.append((name, routing))
+
+
+def balance_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
+    """``E * sum_e f_e P_e`` (Fedus et al. 2021, arXiv:2101.03961, eqs. 4 to 6; for heads arXiv:2410.11842, eq. 6).
+
+    ``f_e`` is how many of the ``k`` choices of a token fell on expert ``e``, ``P_e`` its share of the softmax, both as
+    means over the tokens. It is ``k`` when all is even, and pulls at the router through ``P``. The choices count as the
+    router made them, whether or not the expert was full, and are read from the logits.
+
+    Args:
+        routing: of one layer.
+        exists: ``(B, L)`` bool, which tokens count; ``None`` for all.
+    """
+    shares, k = routing.shares, routing.chosen.shape[-1]
+    experts = shares.shape[-1]
+    first = torch.zeros_like(shares).scatter(-1, shares.topk(k).indices, 1.0)
+    if exists is not None:
+        shares, first = shares[exists], first[exists]
+    over = tuple(range(shares.dim() - 1))
+    return experts * (first.mean(over) * shares.mean(over)).sum()
+
+
+def z_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
+    """``mean(logsumexp(logits) ** 2)``: keeps logits small (Zoph et al. 2022, arXiv:2202.08906, eq. 5).
+
+    Args:
+        routing: of one layer.
+        exists: ``(B, L)`` bool, which tokens count; ``None`` for all.
+    """
+    logits = routing.logits if exists is None else routing.logits[exists]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square().mean()
+
+
+class TopK(nn.Module):
+    """The ``k`` experts of the largest share: ``softmax(W x)``, renormalised over them (Mixtral, arXiv:2401.04088).
+
+    Args:
+        width: numbers per token.
+        experts: ``E``.
+        k: how many work on a token.
+        normalise: whether the weights of the chosen are divided by their sum (Shazeer et al. 2017, arXiv:1701.06538).
+        jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
+    """
+
+    def __init__(self, width: int, experts: int, *, k: int = 2, normalise: bool = True, jitter: float = 0.0) -> None:
+        super().__init__()
+        if whole_number("k", k, at_least=1) > experts:
+            raise wrong("k", f"must be at most the {experts} experts there are", f"it is {k}", "Make more experts.")
+        self.k, self.normalise, self.jitter = k, normalise, jitter
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as PyTorch begins its linear layers
+
+    def forward(self, states: Tensor) -> Routing:
+        """``(B, L, width)`` to its `Routing`."""
+        logits = _logits(states, self)
+        weights, chosen = _shares(logits).topk(self.k, dim=-1)
+        if self.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return Routing(logits, chosen, weights)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.weight.shape[0]} experts, k={self.k}, normalise={self.normalise}, jitter={self.jitter}"
+
+
+class Switch(nn.Module):
+    """One expert a token, weighted by its share, until the expert is full (Fedus et al. 2021, arXiv:2101.03961).
+
+    In each row of the batch an expert takes at most ``capacity`` tokens, the first ones; for the others nothing is
+    done, and the residual carries them. Counting by row keeps a text independent of its neighbours.
+
+    Args:
+        width: numbers per token.
+        experts: ``E``.
+        capacity: tokens of a row that an expert takes: an int, or a float that is multiplied with the even share
+            ``L / E`` and rounded up; ``None`` for no limit.
+        jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
+    """
+
+    def __init__(self, width: int, experts: int, *, capacity: int | float | None = 1.25, jitter: float = 0.0) -> None:
+        super().__init__()
+        if capacity is not None and capacity <= 0:
+            raise wrong("capacity", "must be above 0", f"it is {capacity}", "None sets no limit.")
+        self.capacity, self.jitter = capacity, jitter
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, states: Tensor) -> Routing:
+        """``(B, L, width)`` to its `Routing`."""
+        logits = _logits(states, self)
+        weights, chosen = _shares(logits).max(-1, keepdim=True)
+        if self.capacity is not None:
+            L, experts = states.shape[-2], len(self.weight)
+            most = self.capacity if isinstance(self.capacity, int) else -int(-self.capacity * L // experts)
+            taken = nn.functional.one_hot(chosen[..., 0], experts).cumsum(-2).gather(-1, chosen)  # this one included
+            full = taken > most
+            chosen, weights = chosen.masked_fill(full, -1), torch.where(full, 0.0, weights)
+        return Routing(logits, chosen, weights)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.weight.shape[0]} experts, capacity={self.capacity}, jitter={self.jitter}"
+
+
+def _shares(logits: Tensor) -> Tensor:
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _logits(states: Tensor, router: TopK | Switch) -> Tensor:
+    if router.training and router.jitter:
+        states = states * torch.empty_like(states).uniform_(1 - router.jitter, 1 + router.jitter)
+    return nn.functional.linear(states, router.weight)
