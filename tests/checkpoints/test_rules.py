@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limelight.checkpoints.rules import KeyRules, PairedHalves, Renamed, Rule, Unused
+from limelight.checkpoints.rules import AsItIs, KeyRules, PairedHalves, Renamed, Rule, Transposed, Unused
 from limelight.models.families import BERT, FAMILIES, LLAMA, Published
 
 PUBLISHED = {
@@ -43,14 +43,27 @@ def test_every_parameter_has_a_published_name_and_comes_back(family, more, gguf)
     rules = (family.gguf.rules if gguf else family.rules)(made.config)
     names = {name: rules.published(name) for name in made.state_dict()}
     assert all(names.values()), [name for name, renamed in names.items() if not renamed]
-    assert len({renamed.key for renamed in names.values()}) == len(names)
+    assert len({(renamed.key, renamed.part) for renamed in names.values()}) == len(names)
     for name, renamed in names.items():
-        assert rules.ours(renamed.key) == Renamed(name, renamed.change)
-        assert rules.ours(renamed.key.removeprefix(rules.prefix)) == Renamed(name, renamed.change)
+        for spelled in (renamed.key, renamed.key.removeprefix(rules.prefix)):
+            assert renamed._replace(key=name) in rules.ours(spelled)
 
 
 def test_families_are_found_by_their_published_name():
-    assert FAMILIES == {"bert": BERT, "llama": LLAMA}
+    assert all(family.name == name for name, family in FAMILIES.items())
+    assert (FAMILIES["bert"], FAMILIES["llama"]) == (BERT, LLAMA)
+
+
+def test_parts_of_one_tensor():
+    parts = [Rule("qkv.{p}", f"{name}.{{p}}", Transposed(), (n, 3)) for n, name in enumerate("qkv")]
+    rules = KeyRules(*parts)
+    stored = torch.arange(12.0).reshape(2, 6)
+    found = rules.ours("qkv.weight")
+    assert [renamed.key for renamed in found] == ["q.weight", "k.weight", "v.weight"]
+    for number, renamed in enumerate(found):
+        assert torch.equal(renamed.read(stored), stored.T[2 * number : 2 * number + 2])
+        assert torch.equal(renamed.read(torch.arange(6)), torch.arange(2 * number, 2 * number + 2))
+        assert rules.published(renamed.key) == renamed._replace(key="qkv.weight")
 
 
 def test_the_first_rule_that_fits_wins():
@@ -59,7 +72,7 @@ def test_the_first_rule_that_fits_wins():
         Rule("old.{n}.{p}", "x.{n}.{p}"),
         Unused("a.{any}", "no use"),
     )
-    assert rules.ours("a.3.weight").key == rules.ours("old.3.weight").key == "x.3.weight"
+    assert rules.ours("a.3.weight") == rules.ours("old.3.weight") == (Renamed("x.3.weight", AsItIs()),)
     assert rules.published("x.3.weight").key == "a.3.weight"
     assert rules.ours("a.3.other") == Unused("a.{any}", "no use")
     assert rules.ours("b") is None
@@ -69,8 +82,8 @@ def test_the_first_rule_that_fits_wins():
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_prefix_is_there_or_not(bare):
     rules = KeyRules(Rule("model.a.{p}", "x.{p}"), Rule("head.{p}", "y.{p}"), prefix="model.", bare=bare)
-    assert rules.ours("a.bias").key == rules.ours("model.a.bias").key == "x.bias"
-    assert rules.ours("head.bias").key == "y.bias"
+    assert rules.ours("a.bias") == rules.ours("model.a.bias") == (Renamed("x.bias", AsItIs()),)
+    assert rules.ours("head.bias")[0].key == "y.bias"
     assert rules.ours("model.head.bias") is None
     assert rules.published("x.bias").key == ("a.bias" if bare else "model.a.bias")
     assert rules.published("y.bias").key == "head.bias"

@@ -7,6 +7,7 @@ that of transformers' eager attention, on the maximum and on the root mean squar
 from contextlib import contextmanager
 
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 def real_tokens(tokens):
@@ -70,6 +71,8 @@ def float64_throughout(*models):
 def exact_frequencies(config):
     """Radians per position of each pair, in float64, after the published rules."""
     rope = config.rope_parameters
+    if rope["rope_type"] not in ("default", "linear", "llama3", "dynamic"):
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")[0]  # in float64, for its conversions are undone
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     plain = [rope["rope_theta"] ** (-2 * i / width) for i in range(width // 2)]
     return torch.tensor([_stretched(f, rope) for f in plain], dtype=torch.float64)

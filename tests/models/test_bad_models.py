@@ -97,7 +97,7 @@ def test_layout_with_texts(minilm):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "t5"}, "model_type = 't5'.*bert, llama"),
+        ({"model_type": "mamba"}, "model_type = 'mamba'.*bert,.* llama"),
         ({"model_type": None}, "model_type = None"),
         ({"hidden_size": -4}, "hidden_size = -4.*whole number"),
         ({"hidden_size": "24"}, "hidden_size = '24'"),
@@ -106,7 +106,7 @@ def test_layout_with_texts(minilm):
         ({"position_embedding_type": "relative_key"}, "relative_key.*absolute"),
         ({"layer_norm_eps": 0}, "layer_norm_eps = 0"),
         ({"is_decoder": True}, "is_decoder = True"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000.*no more than the 39 tensors"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000.*at most 1000 layers"),
         ({"num_hidden_layers": 3}, "lacks encoder.layer.2.*16 missing, 0 surplus"),
         ({"num_hidden_layers": 1}, "holds encoder.layer.1.*0 missing, 16 surplus"),
         ({"hidden_size": 12}, "with shape .*should be"),
@@ -122,7 +122,8 @@ def test_bert_configurations_that_do_not_fit(bert, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn'.*llama3"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type = 'longrope'.*llama3"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"num_key_value_heads": 3}, "`query_heads` must be a multiple"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),
         ({"rms_norm_eps": None, "num_hidden_layers": 0}, "num_hidden_layers = 0"),

@@ -53,20 +53,23 @@ def fill(
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     plan, unused, unknown = _plan(files, rules)
-    strange = sorted(key for key, renamed in plan.items() if renamed.key not in wanted)
-    absent = sorted(wanted.keys() - {renamed.key for renamed in plan.values()})
+    strange = sorted(key for key, parts in plan.items() if any(part.key not in wanted for part in parts))
+    absent = sorted(wanted.keys() - {part.key for parts in plan.values() for part in parts})
     _complain(where, rules, absent, unknown + strange)
     done = 0
-    for key, renamed in plan.items():
-        values = renamed.change.read(files.read(key))
-        if tuple(values.shape) != wanted[renamed.key]:
-            raise CheckpointError(
-                f"{where} holds {key} with shape {tuple(values.shape)}, and by its own configuration it should be "
-                f"{wanted[renamed.key]}. Configuration and weights are of different models: take both from one place."
-            )
-        _set(network, renamed.key, values.to(dtype))
-        done += values.numel()
-        report(done)
+    for key, parts in plan.items():
+        stored = files.read(key)
+        for part in parts:
+            values = part.read(stored)
+            if tuple(values.shape) != wanted[part.key]:
+                raise CheckpointError(
+                    f"{where} holds {key} with shape {tuple(stored.shape)}, of which {part.key} becomes "
+                    f"{tuple(values.shape)}, and by its own configuration it should be {wanted[part.key]}. "
+                    "Configuration and weights are of different models: take both from one place."
+                )
+            _set(network, part.key, values.to(dtype))
+            done += values.numel()
+            report(done)
     return unused
 
 
@@ -76,17 +79,19 @@ def named_once(network: nn.Module) -> dict[str, Tensor]:
     return dict(reversed(first.values()))
 
 
-def _plan(files: Files, rules: KeyRules) -> tuple[dict[str, Renamed], tuple[tuple[str, str], ...], list[str]]:
+def _plan(
+    files: Files, rules: KeyRules
+) -> tuple[dict[str, tuple[Renamed, ...]], tuple[tuple[str, str], ...], list[str]]:
     """For each stored key: where it goes; or why it is left aside; or that nobody knows it."""
-    plan: dict[str, Renamed] = {}
+    plan: dict[str, tuple[Renamed, ...]] = {}
     unused: list[tuple[str, str]] = []
     unknown: list[str] = []
     taken: set[str] = set()
     for key in files.keys():  # noqa: SIM118
         match rules.ours(key):
-            case Renamed() as renamed if renamed.key not in taken:
-                taken.add(renamed.key)
-                plan[key] = renamed
+            case tuple() as parts if taken.isdisjoint(part.key for part in parts):
+                taken.update(part.key for part in parts)
+                plan[key] = parts
             case Unused(why=why):
                 unused.append((key, why))
             case _:

@@ -108,7 +108,7 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
     published = Published(folder / "config.json", _read_json(folder / "config.json"))
     family = _family(published.get("model_type"), "model_type", published.path)
     files = SafetensorsFolder(folder)
-    network = _empty(family, published, files)
+    network = _empty(family, published)
     rules, tokenizer = family.rules(network.config), tokenizer_in(folder)
     return _filled(name, network, files, rules, folder, dtype, tokenizer, published.marks())
 
@@ -127,7 +127,7 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
         values["vocab_size"] = file.shape(names.embedding)[0]
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
-    network = _empty(family, Published(path, values), file)
+    network = _empty(family, Published(path, values))
     found = {
         f"{mark}_token_id": file.fields.get(f"tokenizer.ggml.{ggml}_token_id") for mark, ggml in GGUF_MARKS.items()
     }
@@ -135,11 +135,9 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
 
 
-def _empty(family: Family, published: Published, files: Files) -> Stack:
+def _empty(family: Family, published: Published) -> Stack:
     """The network without any memory for its parameters."""
     config = family.configure(published)
-    if config.layers > len(files.keys()):  # parameters cost nothing yet, but a billion layers would
-        raise published.refused("num_hidden_layers", f"no more than the {len(files.keys())} tensors of the checkpoint")
     with _Uninitialised(), torch.device("meta"):
         return family.shape(config).eval()
 

@@ -4,7 +4,7 @@ A published checkpoint calls a tensor ``encoder.layer.3.attention.self.query.wei
 ``layers.3.attention.inner.query.weight``. A rule is the two names side by side, with ``{...}`` for what varies::
 
     >>> rules = KeyRules(Rule("encoder.layer.{n}.attention.self.query.{p}", "layers.{n}.attention.inner.query.{p}"))
-    >>> rules.ours("encoder.layer.3.attention.self.query.weight").key
+    >>> rules.ours("encoder.layer.3.attention.self.query.weight")[0].key
     'layers.3.attention.inner.query.weight'
     >>> rules.published("layers.3.attention.inner.query.weight").key
     'encoder.layer.3.attention.self.query.weight'
@@ -89,11 +89,15 @@ class Rule:
     """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
 
     ``{n}`` stands for a whole number, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
+
+    A published tensor may be several of ours laid end to end along the first dimension (GPT-2's queries, keys and
+    values): then each of them has a rule with the same published name, and its ``part`` as ``(number, of how many)``.
     """
 
     published: str
     ours: str
     change: Change = AsItIs()
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,18 @@ class Unused:
 
 
 class Renamed(NamedTuple):
-    """A key on the other side, and the change of its values."""
+    """A key on the other side, the change of its values, and which part of the published tensor they are."""
 
     key: str
     change: Change
+    part: tuple[int, int] = (0, 1)
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+        number, of = self.part
+        whole = self.change.read(tensor)
+        size = whole.shape[0] // of if of > 1 else 0
+        return whole[number * size : (number + 1) * size] if of > 1 else whole
 
 
 class KeyRules:
@@ -126,14 +138,18 @@ class KeyRules:
         self.prefix = prefix
         self.bare = bare
 
-    def ours(self, key: str) -> Renamed | Unused | None:
-        """Our name for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
+    def ours(self, key: str) -> tuple[Renamed, ...] | Unused | None:
+        """Our names for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
         for spelled in (key, self.prefix + key):
             for rule in self.rules:
                 if fields := _fields(rule.published, spelled):
                     if isinstance(rule, Unused):
                         return rule
-                    return Renamed(rule.ours.format(**fields.groupdict()), rule.change)
+                    return tuple(
+                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part)
+                        for one in self.rules
+                        if isinstance(one, Rule) and one.published == rule.published
+                    )
         return None
 
     def published(self, key: str) -> Renamed | None:
@@ -141,7 +157,7 @@ class KeyRules:
         for rule in self.rules:
             if isinstance(rule, Rule) and (fields := _fields(rule.ours, key)):
                 name = rule.published.format(**fields.groupdict())
-                return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change)
+                return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change, rule.part)
         return None
 
 

@@ -19,7 +19,7 @@ from ..models.families import FAMILIES
 from ..shapes import FLOATS, whole_number, wrong
 from .fill import named_once
 from .progress import counted
-from .rules import KeyRules, Renamed
+from .rules import Change, KeyRules
 from .safetensors_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -46,19 +46,20 @@ COMPANIONS = (
 
 
 class _Piece(NamedTuple):
-    """One tensor to be written: our name for it, its published name and the change of its values."""
+    """One tensor to be written: its published name, the change of its values, and our tensors that it is made of."""
 
-    ours: str
-    published: Renamed
-    values: Tensor
+    key: str
+    change: Change
+    parts: list[Tensor]
 
     def size(self, dtype: torch.dtype | None) -> int:
         """Bytes in the file."""
-        return self.values.numel() * (dtype or self.values.dtype).itemsize
+        return sum(part.numel() * (dtype or part.dtype).itemsize for part in self.parts)
 
     def stored(self, dtype: torch.dtype | None) -> Tensor:
         """The values as they are written; the model's own memory where nothing changes."""
-        return self.published.change.write(self.values.detach()).to("cpu", dtype or self.values.dtype).contiguous()
+        whole = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts)
+        return self.change.write(whole.detach()).to("cpu", dtype or whole.dtype).contiguous()
 
 
 def save(
@@ -71,7 +72,7 @@ def save(
     network = model.network
     family = FAMILIES[network.config.family]
     pieces = _pieces(named_once(network), family.rules(network.config))
-    dtypes = {dtype or piece.values.dtype for piece in pieces}
+    dtypes = {dtype or part.dtype for piece in pieces for part in piece.parts}
     values = {"model_type": family.name, **model.marks, **family.publish(network.config)}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
@@ -85,7 +86,7 @@ def save(
 
 
 def _pieces(tensors: Mapping[str, Tensor], rules: KeyRules) -> list[_Piece]:
-    pieces = []
+    found: dict[str, tuple[Change, dict[int, Tensor]]] = {}
     for name, values in tensors.items():
         published = rules.published(name)
         if published is None:
@@ -95,8 +96,8 @@ def _pieces(tensors: Mapping[str, Tensor], rules: KeyRules) -> list[_Piece]:
                 f"{name} is none of them",
                 "Save the state_dict of a network that was changed.",
             )
-        pieces.append(_Piece(name, published, values))
-    return pieces
+        found.setdefault(published.key, (published.change, {}))[1][published.part[0]] = values
+    return [_Piece(key, change, [parts[n] for n in sorted(parts)]) for key, (change, parts) in found.items()]
 
 
 def _write_weights(
@@ -108,8 +109,8 @@ def _write_weights(
     done = 0
     for number, shard in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({p.published.key: p.stored(dtype) for p in shard}, folder / name, metadata={"format": "pt"})
-        where |= {piece.published.key: name for piece in shard}
+        save_file({piece.key: piece.stored(dtype) for piece in shard}, folder / name, metadata={"format": "pt"})
+        where |= {piece.key: name for piece in shard}
         done += sum(piece.size(dtype) for piece in shard)
         report(done)
     if len(shards) > 1:

@@ -26,7 +26,7 @@ class Recipe:
     make: Callable[..., nn.Module]
     settings: tuple[tuple[str, Any], ...]
 
-    def __call__(self, *sizes: int, **more: Any) -> nn.Module:
+    def __call__(self, *sizes: Any, **more: Any) -> nn.Module:
         """Make the module, of these sizes."""
         return self.make(*sizes, **dict(self.settings), **more)
 
@@ -62,11 +62,12 @@ class Config:
         key_heads: ``Hkv`` of every layer.
         head_width: ``D`` of every head.
         embedding: made with ``(vocabulary, width)``.
-        attention: made with ``(width, query_heads, key_heads, head_width, name=...)``.
+        attention: made with ``(width, query_heads, key_heads, head_width, name=...)``; or one such recipe a layer.
         feed_forward: made with ``(width)``.
         norm: made with ``(width)``.
-        residual: made with ``(step, norm)``: `limelight.nn.PostNorm` or `limelight.nn.PreNorm`.
+        residual: made with ``(step, norm)``: `limelight.nn.PostNorm`, `PreNorm` or `Sandwich`.
         head: made with ``(vocabulary, width)``; ``None`` for a model without logits.
+        shared: whether all layers have one set of parameters.
     """
 
     family: str
@@ -78,11 +79,17 @@ class Config:
     key_heads: int
     head_width: int
     embedding: Recipe
-    attention: Recipe
+    attention: Recipe | tuple[Recipe, ...]
     feed_forward: Recipe
     norm: Recipe
-    residual: Callable[[nn.Module, nn.Module], nn.Module]
+    residual: Recipe
     head: Recipe | None
+    shared: bool = False
+
+    @property
+    def attentions(self) -> tuple[Recipe, ...]:
+        """The attention of each layer."""
+        return self.attention if isinstance(self.attention, tuple) else (self.attention,) * self.layers
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_heads", "head_width"):
@@ -93,4 +100,11 @@ class Config:
                 "must be a multiple of `key_heads`",
                 f"{self.query_heads} is not a multiple of {self.key_heads}",
                 "Each key-value head serves the same number of query heads.",
+            )
+        if len(self.attentions) != self.layers:
+            raise wrong(
+                "attention",
+                "must be one recipe, or one for each layer",
+                f"{len(self.attentions)} stand against {self.layers} layers",
+                "Layers that are alike take one recipe.",
             )

@@ -38,7 +38,7 @@ class Stack(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = config.embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(_block(config, number) for number in range(config.layers))
+        self.layers = nn.ModuleList(_blocks(config))
         self.head = None if config.head is None else config.head(config.vocabulary, config.width)
 
     @property
@@ -169,10 +169,31 @@ def attention_name(number: int) -> str:
     return f"layers.{number}.attention"
 
 
+def _blocks(config: Config) -> list[Block]:
+    """The layers, in order."""
+    blocks = [_block(config, number) for number in range(config.layers)]
+    if config.shared:
+        for block in blocks[1:]:
+            _share(block, blocks[0])
+    return blocks
+
+
 def _block(config: Config, number: int) -> Block:
     """Layer ``number``: two steps, each with a norm of its own."""
-    attention = config.attention(
+    attention = config.attentions[number](
         config.width, config.query_heads, config.key_heads, config.head_width, name=attention_name(number)
     )
     steps = (attention, config.feed_forward(config.width))
     return Block(*(config.residual(step, config.norm(config.width)) for step in steps))
+
+
+def _share(module: nn.Module, owner: nn.Module) -> None:
+    """Put the parts of ``owner`` that hold parameters in the place of those of its twin ``module``.
+
+    The parts, not their parameters: whatever replaces a parameter later replaces it for both.
+    """
+    for name, part in owner.named_children():
+        if next(part.parameters(recurse=False), None) is None:
+            _share(getattr(module, name), part)
+        else:
+            setattr(module, name, part)

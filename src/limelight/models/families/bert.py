@@ -25,57 +25,84 @@ from .published import Published, labels, task
 
 def configure(published: Published) -> Config:
     """Our configuration of a published BERT."""
+    return encoder(published, "bert", activation=published.one_of("hidden_act", ACTIVATIONS, "gelu"))
+
+
+def encoder(published: Published, family: str, *, activation: str, offset: int = 0, inner: int | None = None) -> Config:
+    """What BERT shares with its kin.
+
+    Args:
+        published: the published configuration.
+        family: its family.
+        activation: that of the head which guesses hidden words.
+        offset: rows of the table of positions before that of position 0.
+        inner: width of the embedding, ``None`` for that of the model.
+    """
     published.one_of("position_embedding_type", ("absolute",), "absolute")
     published.one_of("is_decoder", (False,), False)
     published.one_of("add_cross_attention", (False,), False)
-    width, heads = published.whole("hidden_size"), published.whole("num_attention_heads")
-    if width % heads:
-        raise published.refused("num_attention_heads", f"a divisor of hidden_size = {width}")
-    activation = published.one_of("hidden_act", ACTIVATIONS, "gelu")
-    epsilon = published.number("layer_norm_eps", 1e-12)
-    limit = published.whole("max_position_embeddings", 512)
-    segments = published.whole("type_vocab_size", 2)
-    head = None
-    match published.task():
-        case "MaskedLM" | "PreTraining":
-            published.one_of("tie_word_embeddings", (True,), True)
-            head = recipe(MaskedHead, activation=activation, epsilon=epsilon)
-        case "SequenceClassification":
-            head = recipe(ClassHead, labels=published.labels(), activation="tanh")
+    heads = published.whole("num_attention_heads")
+    norm = recipe(nn.LayerNorm, eps=published.number("layer_norm_eps", 1e-12))
+    limit = published.whole("max_position_embeddings", 512) - offset
+    dropout = published.probability("hidden_dropout_prob", 0.1)
     return Config(
-        family="bert",
+        family=family,
         vocabulary=published.whole("vocab_size"),
-        width=width,
-        layers=published.whole("num_hidden_layers"),
+        width=published.whole("hidden_size"),
+        layers=published.layers("num_hidden_layers"),
         limit=limit,
         query_heads=heads,
         key_heads=heads,
-        head_width=width // heads,
+        head_width=published.head_width("hidden_size", "num_attention_heads"),
         embedding=recipe(
             SummedEmbedding,
-            positions=recipe(LearnedPositions, count=limit),
-            segments=segments,
-            norm=recipe(nn.LayerNorm, eps=epsilon),
+            positions=recipe(LearnedPositions, count=limit, offset=offset),
+            segments=published.whole("type_vocab_size", 2),
+            norm=norm,
+            inner=inner,
+            dropout=dropout,
         ),
-        attention=recipe(MultiHead),
-        feed_forward=recipe(FeedForward, inner=published.whole("intermediate_size"), activation=activation),
-        norm=recipe(nn.LayerNorm, eps=epsilon),
-        residual=PostNorm,
-        head=head,
+        attention=recipe(MultiHead, dropout=published.probability("attention_probs_dropout_prob", 0.1)),
+        feed_forward=recipe(
+            FeedForward,
+            inner=published.whole("intermediate_size"),
+            activation=published.one_of("hidden_act", ACTIVATIONS, "gelu"),
+        ),
+        norm=norm,
+        residual=recipe(PostNorm, dropout=dropout),
+        head=head(published, activation, norm["eps"], class_activation="tanh"),
     )
+
+
+def head(published: Published, activation: str, epsilon: float, *, class_activation: str) -> Recipe | None:
+    """The head of an encoder, after the class that its file names; the body alone for tasks that are not built here."""
+    match published.task():
+        case "MaskedLM" | "PreTraining":
+            published.one_of("tie_word_embeddings", (True,), True)
+            return recipe(MaskedHead, activation=activation, epsilon=epsilon)
+        case "SequenceClassification":
+            return recipe(ClassHead, labels=published.labels(), activation=class_activation)
+    return None
 
 
 def publish(config: Config) -> dict[str, Any]:
     """What a published BERT says of our configuration."""
+    return {"architectures": [f"Bert{task(config.head)}"], **said(config)}
+
+
+def said(config: Config) -> dict[str, Any]:
+    """What BERT's kin say alike."""
+    attention, positions = config.attentions[0], config.embedding["positions"]
     return {
-        "architectures": [f"Bert{task(config.head)}"],
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.query_heads,
         "intermediate_size": config.feed_forward["inner"],
         "hidden_act": config.feed_forward["activation"],
-        "max_position_embeddings": config.limit,
+        "hidden_dropout_prob": config.residual["dropout"],
+        "attention_probs_dropout_prob": attention["dropout"],
+        "max_position_embeddings": config.limit + positions["offset"],
         "type_vocab_size": config.embedding["segments"],
         "layer_norm_eps": config.norm["eps"],
         **labels(config.head),
@@ -84,28 +111,36 @@ def publish(config: Config) -> dict[str, Any]:
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
-    layer = "bert.encoder.layer.{n}"
     return KeyRules(
-        Rule("bert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),
-        Rule("bert.embeddings.position_embeddings.weight", "embedding.positions.weight"),
-        Rule("bert.embeddings.token_type_embeddings.weight", "embedding.segments.weight"),
-        *_norm("bert.embeddings.LayerNorm", "embedding.norm"),
-        Rule(f"{layer}.attention.self.query.{{p}}", "layers.{n}.attention.inner.query.{p}"),
-        Rule(f"{layer}.attention.self.key.{{p}}", "layers.{n}.attention.inner.key.{p}"),
-        Rule(f"{layer}.attention.self.value.{{p}}", "layers.{n}.attention.inner.value.{p}"),
-        Rule(f"{layer}.attention.output.dense.{{p}}", "layers.{n}.attention.inner.output.{p}"),
-        *_norm(f"{layer}.attention.output.LayerNorm", "layers.{n}.attention.norm"),
-        Rule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
-        Rule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
-        *_norm(f"{layer}.output.LayerNorm", "layers.{n}.feed_forward.norm"),
+        *body_rules("bert"),
         *_head_rules(config.head),
         Unused("cls.predictions.{any}", "guesses hidden words"),
         Unused("bert.pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
         Unused("classifier.{any}", "the head of one task"),
-        Unused("bert.embeddings.position_ids", "the numbers 0, 1, 2, ..."),
         prefix="bert.",
         bare=config.head is None,
+    )
+
+
+def body_rules(prefix: str) -> tuple[Rule | Unused, ...]:
+    """The keys of the body of BERT and its kin."""
+    layer, embeddings = f"{prefix}.encoder.layer.{{n}}", f"{prefix}.embeddings"
+    attention = "layers.{n}.attention.inner"
+    return (
+        Rule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
+        Rule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
+        Rule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
+        *norm_rules(f"{embeddings}.LayerNorm", "embedding.norm"),
+        Rule(f"{layer}.attention.self.query.{{p}}", f"{attention}.query.{{p}}"),
+        Rule(f"{layer}.attention.self.key.{{p}}", f"{attention}.key.{{p}}"),
+        Rule(f"{layer}.attention.self.value.{{p}}", f"{attention}.value.{{p}}"),
+        Rule(f"{layer}.attention.output.dense.{{p}}", f"{attention}.output.{{p}}"),
+        *norm_rules(f"{layer}.attention.output.LayerNorm", "layers.{n}.attention.norm"),
+        Rule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        Rule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        *norm_rules(f"{layer}.output.LayerNorm", "layers.{n}.feed_forward.norm"),
+        Unused(f"{embeddings}.position_ids", "the numbers 0, 1, 2, ..."),
     )
 
 
@@ -116,12 +151,12 @@ def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
         return Rule("bert.pooler.dense.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
     return (
         Rule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
-        *_norm("cls.predictions.transform.LayerNorm", "head.norm"),
+        *norm_rules("cls.predictions.transform.LayerNorm", "head.norm"),
         Rule("cls.predictions.bias", "head.offset"),
     )
 
 
-def _norm(published: str, ours: str) -> tuple[Rule, ...]:
+def norm_rules(published: str, ours: str) -> tuple[Rule, ...]:
     """A layer norm, also under the names that the first checkpoints gave its parts."""
     return (
         Rule(f"{published}.{{p}}", f"{ours}.{{p}}"),

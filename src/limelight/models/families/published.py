@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...checkpoints.errors import CheckpointError
 from ...nn import ClassHead, MaskedHead
 from ..config import Recipe
+
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,27 @@ class Published:
     Args:
         path: the file, named in complaints.
         values: what it says.
+        defaults: what is meant where it says nothing, before any other default.
     """
 
     path: Path
     values: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
         """The value as it stands, ``None`` where there is none."""
         return self.values.get(key)
+
+    def with_defaults(self, **defaults: Any) -> Published:
+        """The same file, read with other values where it says nothing."""
+        return Published(self.path, self.values, {**self.defaults, **defaults})
+
+    def token(self, key: str, default: int) -> int:
+        """The id of a token: a whole number of at least 0."""
+        value = self._or(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.refused(key, "the id of a token")
+        return value
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
@@ -35,12 +50,44 @@ class Published:
             raise self.refused(key, "a whole number of at least 1")
         return value
 
+    def or_none(self, key: str, default: int | None = None) -> int | None:
+        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        if self.values.get(key, default) is None:
+            return None
+        return self.whole(key, default)
+
+    def layers(self, key: str) -> int:
+        """A number of layers: parameters cost nothing before they are read, but a billion layers would."""
+        if self.whole(key) > MOST_LAYERS:
+            raise self.refused(key, f"a number of at most {MOST_LAYERS} layers")
+        return self.whole(key)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._or(key, default)
+        if not isinstance(value, bool):
+            raise self.refused(key, "true or false")
+        return value
+
+    def probability(self, key: str, default: float) -> float:
+        """A number from 0 to 1."""
+        value = self._or(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise self.refused(key, "a number from 0 to 1")
+        return float(value)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self._or(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
             raise self.refused(key, "a number above 0")
         return float(value)
+
+    def number_or_none(self, key: str, default: float | None = None) -> float | None:
+        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        if self.values.get(key, default) is None:
+            return None
+        return self.number(key, default)
 
     def one_of(self, key: str, choices: Collection[Any], default: Any) -> Any:
         """One of the ``choices``."""
@@ -57,6 +104,8 @@ class Published:
         classes = self._or("architectures", ())
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise self.refused("architectures", "a list of names")
+        if classes and classes[0].endswith("LMHeadModel"):  # GPT-2's
+            return "CausalLM"
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:
@@ -73,6 +122,12 @@ class Published:
         """Ids of the tokens that have a part to play, by their published names (``eos_token_id``)."""
         return {k: v for k, v in self.values.items() if k.endswith("_token_id") and v is not None}
 
+    def head_width(self, width: str, heads: str) -> int:
+        """The width of each head, where all of them share the width of the model."""
+        if self.whole(width) % self.whole(heads):
+            raise self.refused(heads, f"a divisor of {width} = {self.whole(width)}")
+        return self.whole(width) // self.whole(heads)
+
     def refused(self, key: str, rule: str) -> CheckpointError:
         """The complaint about one value."""
         return CheckpointError(
@@ -82,7 +137,7 @@ class Published:
 
     def _or(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
-        return default if value is None else value
+        return self.defaults.get(key, default) if value is None else value
 
 
 def task(head: Recipe | None) -> str:

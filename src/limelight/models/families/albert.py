@@ -1,0 +1,86 @@
+"""ALBERT (Lan et al. 2019, arXiv:1909.11942): all layers share their parameters, and the embedding is narrower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...nn import ACTIVATIONS, ClassHead, MaskedHead
+from ..config import Config, Recipe, recipe
+from ..encoder_only import EncoderOnly
+from .bert import encoder, norm_rules, said
+from .family import Family
+from .published import Published, task
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published ALBERT."""
+    for name in ("num_hidden_groups", "inner_group_num"):  # all published ones have a single layer
+        published.one_of(name, (1,), 1)
+    inner = published.whole("embedding_size", 128)
+    published = published.with_defaults(
+        hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    activation = published.one_of("hidden_act", ACTIVATIONS, "gelu_new")
+    config = encoder(published, "albert", activation=activation, inner=inner)
+    head = config.head
+    if head is not None and head.make is MaskedHead:
+        head = recipe(MaskedHead, **dict(head.settings), inner=inner)
+    return replace(config, head=head, shared=True)
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published ALBERT says of our configuration."""
+    return {
+        "architectures": [f"Albert{task(config.head)}"],
+        "embedding_size": config.embedding["inner"],
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+        **said(config),
+    }
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    embeddings, layer = "albert.embeddings", "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    attention, feed_forward = "layers.0.attention", "layers.0.feed_forward"
+    return KeyRules(
+        Rule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
+        Rule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
+        Rule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
+        *norm_rules(f"{embeddings}.LayerNorm", "embedding.norm"),
+        Rule("albert.encoder.embedding_hidden_mapping_in.{p}", "embedding.widen.{p}"),
+        Rule(f"{layer}.attention.query.{{p}}", f"{attention}.inner.query.{{p}}"),
+        Rule(f"{layer}.attention.key.{{p}}", f"{attention}.inner.key.{{p}}"),
+        Rule(f"{layer}.attention.value.{{p}}", f"{attention}.inner.value.{{p}}"),
+        Rule(f"{layer}.attention.dense.{{p}}", f"{attention}.inner.output.{{p}}"),
+        *norm_rules(f"{layer}.attention.LayerNorm", f"{attention}.norm"),
+        Rule(f"{layer}.ffn.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
+        Rule(f"{layer}.ffn_output.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
+        *norm_rules(f"{layer}.full_layer_layer_norm", f"{feed_forward}.norm"),
+        *_head_rules(config.head),
+        Unused("predictions.decoder.{p}", "the embedding and the offset once more"),
+        Unused("predictions.{any}", "guesses hidden words"),
+        Unused("albert.pooler.{p}", "a summary of the first token, trained for another task"),
+        Unused("sop_classifier.{any}", "guesses which of two sentences came first"),
+        Unused("classifier.{p}", "the head of one task"),
+        Unused(f"{embeddings}.position_ids", "the numbers 0, 1, 2, ..."),
+        prefix="albert.",
+        bare=config.head is None,
+    )
+
+
+def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
+    if head is None:
+        return ()
+    if head.make is ClassHead:
+        return Rule("albert.pooler.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
+    return (
+        Rule("predictions.dense.{p}", "head.linear.{p}"),
+        *norm_rules("predictions.LayerNorm", "head.norm"),
+        Rule("predictions.bias", "head.offset"),
+    )
+
+
+ALBERT = Family("albert", EncoderOnly, configure, publish, rules)

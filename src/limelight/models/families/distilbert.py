@@ -1,0 +1,99 @@
+"""DistilBERT (Sanh et al. 2019, arXiv:1910.01108): half the layers of BERT, no segments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...nn import ACTIVATIONS, ClassHead, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding
+from ..config import Config, Recipe, recipe
+from ..encoder_only import EncoderOnly
+from .bert import head, norm_rules
+from .family import Family
+from .published import Published, labels, task
+
+EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published DistilBERT."""
+    heads, limit = published.whole("n_heads"), published.whole("max_position_embeddings", 512)
+    activation = published.one_of("activation", ACTIVATIONS, "gelu")
+    dropout = published.probability("dropout", 0.1)
+    norm = recipe(nn.LayerNorm, eps=EPSILON)
+    return Config(
+        family="distilbert",
+        vocabulary=published.whole("vocab_size"),
+        width=published.whole("dim"),
+        layers=published.layers("n_layers"),
+        limit=limit,
+        query_heads=heads,
+        key_heads=heads,
+        head_width=published.head_width("dim", "n_heads"),
+        embedding=recipe(SummedEmbedding, positions=recipe(LearnedPositions, count=limit), norm=norm, dropout=dropout),
+        attention=recipe(MultiHead, dropout=published.probability("attention_dropout", 0.1)),
+        feed_forward=recipe(FeedForward, inner=published.whole("hidden_dim"), activation=activation),
+        norm=norm,
+        residual=recipe(PostNorm, dropout=dropout),
+        head=head(published, activation, EPSILON, class_activation="relu"),
+    )
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published DistilBERT says of our configuration."""
+    return {
+        "architectures": [f"DistilBert{task(config.head)}"],
+        "vocab_size": config.vocabulary,
+        "dim": config.width,
+        "n_layers": config.layers,
+        "n_heads": config.query_heads,
+        "hidden_dim": config.feed_forward["inner"],
+        "activation": config.feed_forward["activation"],
+        "dropout": config.residual["dropout"],
+        "attention_dropout": config.attentions[0]["dropout"],
+        "max_position_embeddings": config.limit,
+        **labels(config.head),
+    }
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    layer, attention = "distilbert.transformer.layer.{n}", "layers.{n}.attention.inner"
+    return KeyRules(
+        Rule("distilbert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),
+        Rule("distilbert.embeddings.position_embeddings.weight", "embedding.positions.weight"),
+        *norm_rules("distilbert.embeddings.LayerNorm", "embedding.norm"),
+        Rule(f"{layer}.attention.q_lin.{{p}}", f"{attention}.query.{{p}}"),
+        Rule(f"{layer}.attention.k_lin.{{p}}", f"{attention}.key.{{p}}"),
+        Rule(f"{layer}.attention.v_lin.{{p}}", f"{attention}.value.{{p}}"),
+        Rule(f"{layer}.attention.out_lin.{{p}}", f"{attention}.output.{{p}}"),
+        Rule(f"{layer}.sa_layer_norm.{{p}}", "layers.{n}.attention.norm.{p}"),
+        Rule(f"{layer}.ffn.lin1.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        Rule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        Rule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
+        *_head_rules(config.head),
+        Unused("vocab_projector.weight", "the embedding once more"),
+        Unused("vocab_{any}", "guesses hidden words"),
+        Unused("pre_classifier.{p}", "the head of one task"),
+        Unused("classifier.{p}", "the head of one task"),
+        Unused("distilbert.embeddings.position_ids", "the numbers 0, 1, 2, ..."),
+        prefix="distilbert.",
+        bare=config.head is None,
+    )
+
+
+def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
+    if head is None:
+        return ()
+    if head.make is ClassHead:
+        return Rule("pre_classifier.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
+    return (
+        Rule("vocab_transform.{p}", "head.linear.{p}"),
+        Rule("vocab_layer_norm.{p}", "head.norm.{p}"),
+        Rule("vocab_projector.bias", "head.offset"),
+    )
+
+
+DISTILBERT = Family("distilbert", EncoderOnly, configure, publish, rules)

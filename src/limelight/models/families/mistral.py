@@ -1,0 +1,32 @@
+"""Mistral (Jiang et al. 2023, arXiv:2310.06825): Llama whose tokens see a sliding window."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...patterns import Causal
+from ..config import Config
+from ..decoder_only import DecoderOnly
+from .family import Family
+from .llama import decoder, rules, said, window, window_length
+from .published import Published, task
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published Mistral."""
+    length = published.or_none("sliding_window", 4096)
+    patterns = [Causal() if length is None else window(length)]
+    published = published.with_defaults(num_key_value_heads=8, max_position_embeddings=131_072)
+    return decoder(published, "mistral", patterns=patterns, bias=False, output_bias=False)
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published Mistral says of our configuration."""
+    return {
+        "architectures": [f"Mistral{task(config.head)}"],
+        "sliding_window": window_length(config.attentions[0]["pattern"]),
+        **said(config),
+    }
+
+
+MISTRAL = Family("mistral", DecoderOnly, configure, publish, rules)

@@ -1,0 +1,61 @@
+"""Qwen 3 (Yang et al. 2025, arXiv:2505.09388): Llama with norms of queries and keys, and a window in some layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...checkpoints.rules import KeyRules, Rule
+from ...nn import RMSNorm
+from ...patterns import Causal, Pattern
+from ..config import Config, recipe
+from ..decoder_only import DecoderOnly
+from .family import Family
+from .llama import decoder, layer_kinds, layer_windows, said, window
+from .llama import rules as llama_rules
+from .published import Published, task
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published Qwen 3."""
+    offset = published.flag("attention_bias", False)
+    return decoder(
+        published.with_defaults(head_dim=128, max_position_embeddings=32_768),
+        "qwen3",
+        patterns=_patterns(published),
+        head_norm=recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6)),
+        bias=offset,
+        output_bias=offset,
+    )
+
+
+def _patterns(published: Published) -> list[Pattern]:
+    """What each layer sees: with windows switched on, those from ``max_window_layers`` on see one."""
+    layers = published.layers("num_hidden_layers")
+    length = published.or_none("sliding_window", 4096) if published.flag("use_sliding_window", False) else None
+    first = published.token("max_window_layers", 28)
+    narrow = [length is not None and number >= first for number in range(layers)]
+    narrow = layer_windows(published, layers, narrow)
+    return [window(published.whole("sliding_window", 4096)) if one else Causal() for one in narrow]
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published Qwen 3 says of our configuration."""
+    return {
+        "architectures": [f"Qwen3{task(config.head)}"],
+        "attention_bias": config.attentions[0]["bias"],
+        **layer_kinds(config),
+        **said(config),
+    }
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    plain = llama_rules(config)
+    norms = tuple(
+        Rule(f"model.layers.{{n}}.self_attn.{letter}_norm.weight", f"layers.{{n}}.attention.inner.{name}_norm.weight")
+        for letter, name in (("q", "query"), ("k", "key"))
+    )
+    return KeyRules(*plain.rules, *norms, prefix=plain.prefix, bare=plain.bare)
+
+
+QWEN3 = Family("qwen3", DecoderOnly, configure, publish, rules)

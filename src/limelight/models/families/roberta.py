@@ -1,0 +1,52 @@
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692): BERT with positions that begin behind that of padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...nn import ClassHead
+from ..config import Config, Recipe
+from ..encoder_only import EncoderOnly
+from .bert import body_rules, encoder, norm_rules, said
+from .family import Family
+from .published import Published, task
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published RoBERTa, whose head has GELU whatever the layers have."""
+    return encoder(published, "roberta", activation="gelu", offset=published.token("pad_token_id", 1) + 1)
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published RoBERTa says of our configuration."""
+    padding = config.embedding["positions"]["offset"] - 1
+    return {"architectures": [f"Roberta{task(config.head)}"], "pad_token_id": padding, **said(config)}
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    return KeyRules(
+        *body_rules("roberta"),
+        *_head_rules(config.head),
+        Unused("lm_head.{any}", "guesses hidden words"),
+        Unused("roberta.pooler.dense.{p}", "a summary of the first token, trained for another task"),
+        Unused("classifier.{any}", "the head of one task"),
+        prefix="roberta.",
+        bare=config.head is None,
+    )
+
+
+def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
+    if head is None:
+        return ()
+    if head.make is ClassHead:
+        return Rule("classifier.dense.{p}", "head.inner.{p}"), Rule("classifier.out_proj.{p}", "head.output.{p}")
+    return (
+        Rule("lm_head.dense.{p}", "head.linear.{p}"),
+        *norm_rules("lm_head.layer_norm", "head.norm"),
+        Rule("lm_head.bias", "head.offset"),
+    )
+
+
+ROBERTA = Family("roberta", EncoderOnly, configure, publish, rules)
