@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .backends import BACKENDS, choose
-from .backends.contract import BackendError, Call, Result
+from . import derivatives
+from .backends import BACKENDS, choose, reference
+from .backends.contract import Backend, BackendError, Call, Result, operands
 from .layouts import Layout
 from .observations import Observations, Observe, current_watcher
 from .patterns import Pattern
@@ -95,7 +96,7 @@ def attention(
         observe if watcher is None else _watched(observe, watcher.observe),
     )  # fmt: skip
     call.only_watched = observe is None
-    result = _forward_compiled(call, backend) if compiling else choose(call, backend).forward(call)
+    result = _forward_compiled(call, backend) if compiling else _run(call, choose(call, backend))
     if watcher is not None and result.observations is not None:
         watcher.add(name, result.observations)
     if observe is None:
@@ -196,6 +197,7 @@ class Explanation:
     """How a call would be computed, and why; printed, it says so in words."""
 
     backend: str | None
+    gradients: str  # how derivatives are taken, when any are wanted
     reasons: dict[str, list[str]]
     about: dict[str, str]
     pairs: int
@@ -212,6 +214,7 @@ class Explanation:
             f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
             f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
         ]
+        lines += [f"derivatives: {self.gradients}"] if self.gradients else []
         lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
         return "\n".join(lines)
 
@@ -245,12 +248,13 @@ def explain(
     B, Hq, Lq, Lk = call.shapes.scores
     return Explanation(
         backend=chosen.NAME if chosen else None,
+        gradients=derivatives.explain(call, chosen) if chosen and call.traced else "",
         reasons={b.NAME: b.reasons_against(call) for b in BACKENDS if b is not chosen},
         about={b.NAME: b.ABOUT for b in BACKENDS},
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,
         form=call.lowered.form,
-        memory=chosen.memory(call) + call.lowered.bytes if chosen else 0,
+        memory=_memory(call, chosen) + call.lowered.bytes if chosen else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
     )
 
@@ -272,8 +276,21 @@ def _forward_compiled(call: Call, backend: str | None) -> Result:
     return compiled.forward(call)
 
 
+def _memory(call: Call, backend: Backend) -> int:
+    if not call.traced:
+        return backend.memory(call)
+    return derivatives.memory(call) + (0 if backend is reference else backend.memory(call))
+
+
+def _run(call: Call, backend: Backend) -> Result:
+    """By the first door, straight to the backend, or by the second, where PyTorch may take derivatives."""
+    if not call.traced or (backend is reference and reference.score_bytes(call) <= derivatives.MOST_SCORES):
+        return backend.forward(call)
+    return derivatives.forward(call, backend)
+
+
 def _looked_at(call: Call) -> str:
-    """Why only operations that PyTorch itself can transform may be used; empty when any may."""
+    """Why the call goes through `limelight.derivatives`; empty when it need not."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
     query, key, value = call.query, call.key, call.value
@@ -281,7 +298,7 @@ def _looked_at(call: Call) -> str:
         query.requires_grad
         or key.requires_grad
         or value.requires_grad
-        or any(tensor.requires_grad for tensor in _operands(call))
+        or any(tensor.requires_grad for tensor in operands(call))
     ):
         return "a gradient is wanted"
     if (
@@ -289,22 +306,11 @@ def _looked_at(call: Call) -> str:
         and forward_ad._current_level >= 0
         and any(
             forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
-            for t in (query, key, value, *_operands(call))
+            for t in (query, key, value, *operands(call))
         )
     ):
         return "a forward-mode derivative is wanted"
     return ""
-
-
-def _operands(call: Call) -> tuple[Tensor, ...]:
-    """The float tensors beside query, key and value."""
-    if call.sink is None and call.compare is None and not call.scores:
-        return ()
-    found: tuple[Tensor, ...] = () if call.sink is None else (call.sink,)
-    for description in (*call.scores, call.compare):
-        if description is not None:
-            found += description.tensors()
-    return found
 
 
 def _watched(own: Observe | None, watched: Observe) -> Observe:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+
+class _Hole:
+    """The place of a tensor."""
+
+
+_Self = TypeVar("_Self", bound="Description")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +39,25 @@ class Description:
             elif isinstance(part, Description):
                 found.extend(part.tensors())
         return tuple(found)
+
+    def with_tensors(self: _Self, tensors: Iterator[Any]) -> _Self:
+        """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
+        new = self
+        for field, part in zip(dataclasses.fields(self), self.parts(), strict=True):
+            if isinstance(part, (Tensor, _Hole)):
+                changed = next(tensors)
+            elif isinstance(part, Description):
+                changed = part.with_tensors(tensors)
+            else:
+                continue
+            if changed is not part:
+                new = copy.copy(self) if new is self else new
+                object.__setattr__(new, field.name, changed)
+        return new
+
+    def hollow(self: _Self) -> _Self:
+        """The same without its tensors, to be given back by `with_tensors`; it keeps no memory."""
+        return self.with_tensors(itertools.repeat(_Hole()))
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
+from .patterns import WHOLE, Part
 from .shapes import describe, whole_number, wrong
 
 
@@ -34,10 +35,11 @@ class Coordinates(NamedTuple):
     query_exists: Tensor
     key_exists: Tensor
 
-    def together(self) -> Tensor:
-        """``(B, 1, Lq, Lk)``: both exist and stand in the same document."""
-        same = self.query_document[:, :, None] == self.key_document[:, None, :]
-        return (same & self.query_exists[:, :, None] & self.key_exists[:, None, :])[:, None]
+    def together(self, part: Part = WHOLE) -> Tensor:
+        """``(B, 1, Lq, Lk)``: both exist and stand in the same document; or a part of it."""
+        query_document, query_exists = (part.of(x[:, None, :, None]) for x in (self.query_document, self.query_exists))
+        key_document, key_exists = (part.of(x[:, None, None, :]) for x in (self.key_document, self.key_exists))
+        return (query_document == key_document) & query_exists & key_exists
 
 
 class Layout(Description):

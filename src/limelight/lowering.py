@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .layouts import Aligned, KeyMask, Layout, Packed, Padded
-from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Pattern, Prefix, Rule, Where, Window
+from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
 
 MOST_SPANS = 4  # intervals of a query, at most
 TILE = 64  # queries and keys of a tile of the map
@@ -593,7 +593,7 @@ def _evaluator(
     coordinates = (layout or Aligned()).coordinates(B, Lq, Lk, torch.device("cpu"))
 
     def evaluate(first: int, last: int) -> NDArray[np.bool_]:
-        at = Where.of(coordinates, B, Hq, slice(first, last))
+        at = Where.of(coordinates, B, Hq, Part(queries=slice(first, last)))
         allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool) if holes is None else holes[:, None, None, :]
         for part in parts:
             allowed = allowed & part.allows(at).cpu()

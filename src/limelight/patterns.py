@@ -52,6 +52,23 @@ if TYPE_CHECKING:
     from .layouts import Coordinates, Layout
 
 
+class Part(NamedTuple):
+    """Some of the batch rows, query heads, queries and keys of a call; by default all of them."""
+
+    batch: slice = slice(None)
+    heads: slice = slice(None)
+    queries: slice = slice(None)
+    keys: slice = slice(None)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part of a tensor that broadcasts to ``(B, Hq, Lq, Lk)``: what is shared stays whole."""
+        tensor = tensor[(None,) * (4 - tensor.dim())]
+        return tensor[tuple(slice(None) if n == 1 else some for n, some in zip(tensor.shape, self, strict=True))]
+
+
+WHOLE = Part()
+
+
 class Where(NamedTuple):
     """What a pattern is asked about; every field broadcasts to ``(B, Hq, Lq, Lk)``."""
 
@@ -61,7 +78,8 @@ class Where(NamedTuple):
     key_position: Tensor  # (B | 1, 1, 1, Lk)
     query_index: Tensor  # (1, 1, Lq, 1)
     key_index: Tensor  # (1, 1, 1, Lk)
-    rows: slice  # the queries asked about, among all
+    part: Part  # which places these are, among all
+    whole: Where | None = None  # the same queries with every batch row, head and key, where some are left out
 
     @property
     def distance(self) -> Tensor:
@@ -69,19 +87,31 @@ class Where(NamedTuple):
         return self.key_position - self.query_position
 
     @classmethod
-    def of(cls, coordinates: Coordinates, B: int, Hq: int, rows: slice | None = None) -> Where:
-        """The places that `limelight.layouts.Coordinates` describe, of all queries or of some ``rows``."""
-        rows = rows or slice(None)
+    def of(cls, coordinates: Coordinates, B: int, Hq: int, part: Part = WHOLE) -> Where:
+        """The places that `limelight.layouts.Coordinates` describe, or a part of them."""
         query, key = coordinates.query_position, coordinates.key_position
         device = query.device
-        return cls(
+        whole = cls(
             batch=torch.arange(B, device=device)[:, None, None, None],
             head=torch.arange(Hq, device=device)[None, :, None, None],
-            query_position=query[:, None, rows, None],
+            query_position=query[:, None, part.queries, None],
             key_position=key[:, None, None, :],
-            query_index=torch.arange(query.shape[1], device=device)[None, None, rows, None],
+            query_index=torch.arange(query.shape[1], device=device)[None, None, part.queries, None],
             key_index=torch.arange(key.shape[1], device=device)[None, None, None, :],
-            rows=rows,
+            part=Part(queries=part.queries),
+        )
+        if part == whole.part:
+            return whole
+        cut = part._replace(queries=slice(None)).of
+        return cls(
+            batch=cut(whole.batch),
+            head=cut(whole.head),
+            query_position=cut(whole.query_position),
+            key_position=cut(whole.key_position),
+            query_index=whole.query_index,
+            key_index=cut(whole.key_index),
+            part=part,
+            whole=whole,
         )
 
 
@@ -204,7 +234,7 @@ class Prefix(Pattern):
         """See `Pattern.allows`."""
         length: int | Tensor = self.length
         if isinstance(length, Tensor):
-            length = length.to(at.query_position.device)[:, None, None, None]
+            length = at.part.of(length.to(at.query_position.device)[:, None, None, None])
         return (at.query_position < length) & (at.key_position < length)
 
 
@@ -272,8 +302,8 @@ class Blocks(Pattern):
         inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         if rows == 0 or columns == 0:
             return inside
-        batch = at.batch if table.shape[0] > 1 else at.batch[:1]
-        head = at.head if table.shape[1] > 1 else at.head[:, :1]
+        batch = at.batch if table.shape[0] > 1 else 0 * at.batch[:1]
+        head = at.head if table.shape[1] > 1 else 0 * at.head[:, :1]
         return inside & table[batch, head, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
 
 
@@ -298,9 +328,7 @@ class Explicit(Pattern):
 
     def allows(self, at: Where) -> Tensor:
         """See `Pattern.allows`."""
-        mask = self.mask.to(at.query_position.device)
-        mask = mask[(None,) * (4 - mask.dim())]
-        return mask if mask.shape[2] == 1 else mask[:, :, at.rows]
+        return at.part.of(self.mask.to(at.query_position.device))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -325,6 +353,8 @@ class Rule(Pattern):
 
     def allows(self, at: Where) -> Tensor:
         """See `Pattern.allows`."""
+        if at.whole is not None:
+            return at.part._replace(queries=slice(None)).of(self.allows(at.whole))
         allowed = self.function(at)
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
             raise wrong(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,10 @@ from .shapes import FLOATS, Shapes, check_broadcast, describe, whole_number, wro
 
 class ScoreRule(Description):
     """Base of the score rules."""
+
+    #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` (a 1 is shared), or
+    #: a point for one that no part of a call cuts.
+    letters: ClassVar[str] = ""
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""
@@ -45,6 +50,7 @@ class ALiBi(ScoreRule):
     """
 
     slopes: Tensor
+    letters = "bh"
 
     def __post_init__(self) -> None:
         _check_float("slopes", self.slopes, (1, 2))
@@ -109,6 +115,7 @@ class RelativeBias(ScoreRule):
 
     table: Tensor
     buckets: Callable[[Tensor], Tensor] = T5Buckets()
+    letters = "h."
 
     def __post_init__(self) -> None:
         _check_float("table", self.table, (2,))
@@ -135,6 +142,7 @@ class Bias(ScoreRule):
     """
 
     tensor: Tensor
+    letters = "bhqk"
 
     def __post_init__(self) -> None:
         _check_float("tensor", self.tensor, (0, 1, 2, 3, 4))
@@ -174,6 +182,7 @@ class Additive(Description):
     """
 
     vector: Tensor
+    letters = "h."
 
     def __post_init__(self) -> None:
         _check_float("vector", self.vector, (1, 2))

@@ -7,20 +7,26 @@ A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
 - ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly;
 - ``status() -> str``: whether it is there on this machine, and with what.
 
+Derivatives of a backend are taken by `limelight.derivatives`, from the definition, a run of queries at a time. One that
+has a faster way offers two more functions (`Differentiable`):
+
+- ``reasons_against_backward(call) -> list[str]``: why it cannot take the gradients of this call;
+- ``backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted) -> gradients``.
+
 Backends never import each other. Whoever chooses one is `limelight.backends.choose`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..layouts import Layout
 from ..lowering import Lowered, lower
 from ..observations import Observations, Observe
-from ..patterns import Pattern
+from ..patterns import WHOLE, Part, Pattern
 from ..scores import Additive, ScoreRule
 from ..shapes import Shapes
 
@@ -46,8 +52,13 @@ class Call:
     dropout: float = 0.0
     seed: int | Tensor = 0
     observe: Observe | None = None
-    # Derivatives are wanted, or a transform of torch.func or a tensor subclass looks on: only plain tensor
-    # operations, which PyTorch knows how to differentiate, may be used.
+    # The backend shall return the logsumexp, whatever is observed.
+    logsumexp: bool = False
+    # Tensors and score rules are those of this part of a larger call, which `shapes`, `layout` and `pattern` describe.
+    # Only the reference is asked for parts.
+    part: Part = WHOLE
+    # Derivatives are wanted, or a transform of torch.func looks on: why the call goes through
+    # `limelight.derivatives`, in words; empty when it goes straight to its backend.
     traced: str = ""
     # Only a watcher wants the observations: they keep nothing for a backward pass, so that a call repeated by
     # activation checkpointing, watched or not, keeps the same tensors.
@@ -90,3 +101,45 @@ class Backend(Protocol):
 
     def status(self) -> str:
         """Whether the backend is there on this machine."""
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """A backend that takes gradients itself."""
+
+    def reasons_against_backward(self, call: Call) -> list[str]:
+        """Why `backward` cannot serve a call that `forward` serves."""
+
+    def backward(
+        self,
+        call: Call,
+        output: Tensor,
+        logsumexp: Tensor,
+        grad_output: Tensor,
+        grad_logsumexp: Tensor | None,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of the query, the key, the value, and each of `operands`, in this order.
+
+        Args:
+            call: the call of the forward pass, its tensors detached.
+            output: what `forward` gave, ``(B, Hq, Lq, Dv)``.
+            logsumexp: what `forward` gave, ``(B, Hq, Lq)``.
+            grad_output: gradient of the output, any strides.
+            grad_logsumexp: gradient of the logsumexp, any strides; ``None`` for zeros.
+            wanted: which gradients are wanted.
+
+        Returns:
+            Each in the shape and dtype of its tensor; ``None`` where it is not wanted.
+        """
+
+
+def operands(call: Call) -> tuple[Tensor, ...]:
+    """The float tensors beside query, key and value: the sink, those of the score rules, those of `compare`."""
+    if call.sink is None and call.compare is None and not call.scores:
+        return ()
+    found: tuple[Tensor, ...] = () if call.sink is None else (call.sink,)
+    for description in (*call.scores, call.compare):
+        if description is not None:
+            found += description.tensors()
+    return found

@@ -92,9 +92,7 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append(f"the tensors lie on {query.device}; it runs on the CPU")
     if query.dtype is not torch.float32:
         reasons.append(f"the dtype is {query.dtype}; it computes torch.float32")
-    if call.traced:
-        reasons.append(f"{call.traced}, and it has no derivatives yet")
-    elif not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
+    if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
     if call.compare is not None:
         reasons.append("it compares by dot products only, not by Additive")
@@ -138,6 +136,7 @@ def forward(call: Call) -> Result:
         sink = kept[-1].data_ptr()
     if call.scores:
         rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
+    logsumexp = _logsumexp(call, covered) if call.logsumexp else None
     seen = None
     if call.observe is not None:
         seen, words = _observation(call.observe, call, kept)
@@ -152,7 +151,8 @@ def forward(call: Call) -> Result:
             _VERSION, B, Hq, Hkv, Lq, Lk, D, Dv,
             query.data_ptr(), *query_strides, key.data_ptr(), *key_strides,
             value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
-            0, sink, call.scale, call.dropout, int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
+            _pointer(logsumexp), sink, call.scale, call.dropout,
+            int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
             torch.get_num_threads(),
             0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
             *intervals, *tiles, rules, len(call.scores), observation,
@@ -165,7 +165,16 @@ def forward(call: Call) -> Result:
     if seen is not None:
         assert call.observe is not None
         _finish(seen, call.observe, lowered)
-    return Result(output, None if seen is None else seen.logsumexp, seen)
+    return Result(output, logsumexp, seen)
+
+
+def _logsumexp(call: Call, covered: bool) -> Tensor:
+    """``(B, Hq, Lq)`` to be filled, as a query that belongs to no document has it."""
+    B, Hq, _, Lq, _, _, _ = call.shapes
+    if covered:
+        return torch.empty((B, Hq, Lq), **_FLOAT32)
+    none = torch.full((B, Hq, Lq), -torch.inf, **_FLOAT32)
+    return none if call.sink is None else none.copy_(_plain(call.sink)[:, None])
 
 
 # --- Tensors ---------------------------------------------------------------------------------------------------------

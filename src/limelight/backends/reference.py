@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..observations import Observations, Observe
-from ..patterns import Where
+from ..patterns import Part, Where
 from ..philox import kept
 from ..scores import Additive
 from .contract import Call, Result
@@ -54,7 +54,7 @@ def status() -> str:
 def score_bytes(call: Call) -> int:
     """Bytes of one score matrix."""
     B, Hq, Lq, Lk = call.shapes.scores
-    return B * Hq * Lq * Lk * _accumulator(call.query.dtype).itemsize
+    return B * Hq * Lq * Lk * accumulator(call.query.dtype).itemsize
 
 
 def memory(call: Call) -> int:
@@ -63,11 +63,10 @@ def memory(call: Call) -> int:
 
 
 def forward(call: Call) -> Result:
-    """Compute the call."""
-    dtype = _accumulator(call.query.dtype)
-    Hq = call.shapes.Hq
+    """Compute the call; or, where ``call.part`` names a part of one, that part."""
+    dtype = accumulator(call.query.dtype)
     query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
-    key, value = _per_query_head(key, Hq), _per_query_head(value, Hq)
+    key, value = _per_query_head(key, query.shape[1]), _per_query_head(value, query.shape[1])
 
     visible, at, document = _who_sees_whom(call)
     scores = _compare(query, key, visible, call.compare, call.scale)  # (B, Hq, Lq, Lk), 0 where not visible
@@ -92,7 +91,8 @@ def forward(call: Call) -> Result:
     return Result(output, logsumexp, observations)
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """In what sums are taken."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -106,12 +106,14 @@ def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
     from ..layouts import Aligned
 
     B, Hq, Lq, Lk = call.shapes.scores
+    part = call.part
     coordinates = (call.layout or Aligned()).coordinates(B, Lq, Lk, call.query.device)
-    at = Where.of(coordinates, B, Hq)
-    visible = coordinates.together()
+    at = Where.of(coordinates, B, Hq, part)
+    visible = coordinates.together(part)
     if call.pattern is not None:
         visible = visible & call.pattern.allows(at)
-    return visible.expand(B, Hq, Lq, Lk), at, coordinates.query_document[:, None, :, None]
+    visible = visible.expand(*call.query.shape[:3], call.key.shape[2])
+    return visible, at, part.of(coordinates.query_document[:, None, :, None])
 
 
 def _compare(query: Tensor, key: Tensor, visible: Tensor, compare: Additive | None, scale: float) -> Tensor:
@@ -177,8 +179,8 @@ def _observe(
         i, j = torch.as_tensor(observe.pairs, device=weights.device, dtype=torch.int64).reshape(-1, 2).unbind(-1)
         result.pairs = weights[:, :, i, j]
     if observe.blocks is not None:
-        result.blocks = _block_sums(fixed, *observe.blocks)
-        result.block_pairs = _block_sums(visible.to(torch.int64), *observe.blocks)
+        result.blocks = _block_sums(fixed, *observe.blocks, at.part)
+        result.block_pairs = _block_sums(visible.to(torch.int64), *observe.blocks, at.part)
     return result
 
 
@@ -196,10 +198,12 @@ def _top(weights: Tensor, seen: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.where(none, 0.0, ranked), torch.where(none, -1, keys)
 
 
-def _block_sums(tensor: Tensor, bq: int, bk: int) -> Tensor:
+def _block_sums(tensor: Tensor, bq: int, bk: int, part: Part) -> Tensor:
+    # Blocks are counted from the first query and key of the whole call.
+    query, key = (part.queries.start or 0) % bq, (part.keys.start or 0) % bk
     B, H, Lq, Lk = tensor.shape
-    nq, nk = -(-Lq // bq), -(-Lk // bk)
-    padded = torch.nn.functional.pad(tensor, (0, nk * bk - Lk, 0, nq * bq - Lq))
+    nq, nk = -(-(query + Lq) // bq), -(-(key + Lk) // bk)
+    padded = torch.nn.functional.pad(tensor, (key, nk * bk - Lk - key, query, nq * bq - Lq - query))
     return padded.reshape(B, H, nq, bq, nk, bk).sum((3, 5))
 
 

@@ -1,0 +1,556 @@
+"""Derivatives of the operator, of every order, in memory that grows with the length.
+
+A row of attention is a function of its own query and of what it sees. So a call is a sum over runs of queries, and so
+is each of its derivatives: the gradient of the keys is the sum of what every run gives them. `Runwise` is such a
+function, computed a run at a time by the definition (`limelight.backends.reference`), holding the scores of one run
+only. Its derivatives are again such functions:
+
+- `Attention`: ``tensors -> output, logsumexp, observations``, one call; its value may come from any backend;
+- `Transposed`: ``(tensors, cotangents) -> gradients``, backward mode; its value may come from the backend too;
+- `Pushed`: ``(tensors, tangents) -> tangents``, forward mode.
+
+They nest, so ``Transposed(Transposed(...))`` is the double backward, ``Pushed(Transposed(...))`` a Hessian-vector
+product, and so on. One `torch.autograd.Function`, `_Computed`, shows all of them to PyTorch. Sums are taken in float32
+(float64 for float64) and rounded once, at the end.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .backends import reference
+from .backends.contract import Backend, Call, Differentiable, Result, operands
+from .observations import Observations, Observe
+from .patterns import Part
+
+#: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
+MOST_SCORES = 16 * 2**20
+#: Scores from which on a run pays for looking at too many keys.
+FEW_SCORES = 2**19
+
+Tensors = tuple[Tensor, ...]
+MaybeTensors = tuple[Tensor | None, ...]
+
+
+def forward(call: Call, backend: Backend) -> Result:
+    """Compute a call by ``backend`` so that PyTorch can differentiate it, to any order, under any transform."""
+    asked = call.observe
+    if asked is not None:
+        call.observe = _in_order(asked)
+    function = Attention(call, backend)
+    output, logsumexp, *seen = _Computed.apply(function, *_tensors(call))  # type: ignore[no-untyped-call]
+    if asked is None:
+        return Result(output, logsumexp)
+    observations = Observations(**dict(zip(function.seen, seen, strict=True)))
+    if asked.logsumexp:
+        observations.logsumexp = logsumexp.detach() if call.only_watched else logsumexp
+    return Result(output, logsumexp, _as_asked(observations, asked))
+
+
+def explain(call: Call, backend: Backend) -> str:
+    """How the derivatives of a call of ``backend`` are taken, in words."""
+    reasons = _reasons_against_backward(call, backend)
+    if not reasons:
+        return f"gradients by {backend.NAME}, others from the definition, a run of queries at a time"
+    return f"from the definition, a run of queries at a time ({backend.NAME}: {'; '.join(reasons)})"
+
+
+def _reasons_against_backward(call: Call, backend: Backend) -> list[str]:
+    """Why ``backend`` does not take the gradients of a call itself; then they are taken from the definition."""
+    if not isinstance(backend, Differentiable):
+        return ["it has no backward pass"]
+    return backend.reasons_against_backward(call)
+
+
+def memory(call: Call) -> int:
+    """Bytes that the derivatives of one run take."""
+    return 12 * min(MOST_SCORES, reference.score_bytes(call))
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+#
+# The dimensions of every tensor are named by letters, matched from the last one on: b batch row, h query head, g
+# key-value head, q query, k key, r chosen row, p chosen pair, x and y blocks; a point for one that no run cuts.
+
+
+class Run(NamedTuple):
+    """A part of a call that is computed at once."""
+
+    part: Part
+    slices: dict[str, slice]  # for each letter
+
+    def cut(self, tensor: Tensor, letters: str) -> Tensor:
+        """This run's part of a tensor, a view; a dimension of size 1 is shared by all."""
+        index = [slice(None)] * tensor.dim()
+        for back, letter in enumerate(reversed(letters[-tensor.dim() :]), 1):
+            if letter != "." and tensor.shape[-back] != 1:
+                index[-back] = self.slices[letter]
+        return tensor[tuple(index)]
+
+
+def runs(call: Call) -> Iterator[Run]:
+    """The runs of a call, each with a range of keys outside of which its queries see nothing."""
+    B, Hq, Hkv, Lq, Lk, D, _ = call.shapes
+    if not B or not Hq:
+        return
+    group, observe = Hq // Hkv, call.observe or Observe()
+    most = max(1, MOST_SCORES // reference.accumulator(call.query.dtype).itemsize // (1 if call.compare is None else D))
+    # As many batch rows, or else key-value heads, as leave room for 64 queries.
+    units = min(B * Hkv, max(1, most // (group * max(1, Lk) * min(64, max(1, Lq)))))
+    batch, heads = (units // Hkv, Hkv) if units >= Hkv else (1, units)
+    starts, ends = call.lowered.intervals_kept
+    starts, ends = np.where(starts < ends, starts, Lk).min(0), np.where(starts < ends, ends, 0).max(0)  # (B | 1, Lq)
+    if observe.pairs is not None:  # a chosen pair that is not seen must still be found
+        starts, ends = np.zeros_like(starts), np.full_like(ends, Lk)
+    rows, pairs = list(_indices(observe.rows)), [i for i, _ in _indices(observe.pairs)]
+    bq, bk = observe.blocks or (1, 1)
+    for b in range(0, B, batch):
+        mine = slice(b, min(b + batch, B)) if len(starts) > 1 else slice(None)
+        low, high = starts[mine].min(0), ends[mine].max(0)
+        for g in range(0, Hkv, heads):
+            of_keys = slice(g, min(g + heads, Hkv))
+            width = (min(b + batch, B) - b) * (of_keys.stop - g) * group
+            for q, q_end in _cuts(low, high, max(1, most // width), FEW_SCORES // width):
+                k_end = int(high[q:q_end].max())
+                k = min(int(low[q:q_end].min()), k_end)
+                part = Part(
+                    slice(b, min(b + batch, B)),
+                    slice(g * group, of_keys.stop * group),
+                    slice(q, q_end),
+                    slice(k, k_end),
+                )
+                yield Run(
+                    part,
+                    dict(zip("bhqk", part, strict=True))
+                    | {"g": of_keys, "x": slice(q // bq, -(-q_end // bq)), "y": slice(k // bk, -(-k_end // bk))}
+                    | {"r": _between(rows, q, q_end), "p": _between(pairs, q, q_end)},
+                )
+
+
+def _cuts(low: Any, high: Any, most: int, few: int) -> Iterator[tuple[int, int]]:
+    """Runs of queries with at most ``most`` scores, and not many more than are seen unless they are ``few``."""
+    seen = np.concatenate([[0], np.maximum(high - low, 0).cumsum()])
+    Lq, first = len(low), 0
+    while first < Lq:
+        count = 1
+        while first + count < Lq:
+            last = min(first + 2 * count, Lq)
+            area = (last - first) * max(0, int(high[first:last].max() - low[first:last].min()))
+            if area > most or (area > few and area > 2 * (seen[last] - seen[first])):
+                break
+            count = last - first
+        yield first, first + count
+        first += count
+
+
+def _between(places: list[int], first: int, last: int) -> slice:
+    return slice(bisect.bisect_left(places, first), bisect.bisect_left(places, last))
+
+
+class Runwise:
+    """A function of tensors that is a sum over runs: each run gives to a part of every output."""
+
+    attention: Attention  # the call that it comes from; its tensors are the first ones
+    takes: tuple[str, ...]  # letters of every input
+    gives: tuple[str, ...]  # letters of every output
+    smooth_inputs: frozenset[int]  # inputs and outputs that have derivatives
+    smooth_outputs: frozenset[int]
+
+    def compute(self, run: Run, tensors: Tensors, which: Sequence[int]) -> Sequence[Tensor | None]:
+        """What one run gives to some of the outputs, of the parts of the inputs; ``None`` for nothing."""
+        raise NotImplementedError
+
+    def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        """Shape and dtype of every output."""
+        raise NotImplementedError
+
+    def evaluate(self, tensors: Tensors) -> Tensors:
+        """The outputs, run by run."""
+        call = self.attention.call(tensors)
+        accumulator = reference.accumulator(call.query.dtype)
+        forms = self.forms(tensors)
+        totals: list[Tensor | None] = [None] * len(forms)
+        for run in runs(call):
+            parts = tuple(
+                run.cut(t.detach(), letters).to(accumulator) if t.is_floating_point() else t
+                for t, letters in zip(tensors, self.takes, strict=True)
+            )
+            for n, piece in enumerate(self.compute(run, parts, range(len(forms)))):
+                if piece is not None:
+                    total = totals[n]
+                    if total is None:
+                        total = totals[n] = torch.zeros(tuple(forms[n][0]), dtype=piece.dtype, device=piece.device)
+                    run.cut(total, self.gives[n]).add_(piece)
+        self.attention.keep(call)
+        return tuple(
+            torch.zeros(tuple(shape), dtype=dtype, device=call.query.device) if total is None else total.to(dtype)
+            for total, (shape, dtype) in zip(totals, forms, strict=True)
+        )
+
+
+class Attention(Runwise):
+    """A call without its tensors: ``(query, key, value, operands, others) -> (output, logsumexp, observations)``."""
+
+    def __init__(self, call: Call, backend: Backend) -> None:
+        self.attention = self
+        self.backend = backend
+        self.shapes, self.scale, self.dropout = call.shapes, call.scale, call.dropout
+        self.layout = None if call.layout is None else call.layout.hollow()
+        self.pattern = None if call.pattern is None else call.pattern.hollow()
+        self.compare = None if call.compare is None else call.compare.hollow()
+        self.scores = tuple([rule.hollow() for rule in call.scores])
+        self.sink = call.sink is not None
+        self.seed = None if isinstance(call.seed, Tensor) else call.seed
+        self.observe = call.observe
+        self.takes = _letters(call)
+        self.seen = () if call.observe is None else _names(call.observe)
+        self.gives = ("bhq.", "bhq", *[_SEEN[name] for name in self.seen])
+        self.smooth_inputs = frozenset(range(3 + len(operands(call))))
+        self.smooth_outputs = frozenset(
+            n for n, name in enumerate(("", "", *self.seen)) if n < 2 or (name in _SMOOTH and not call.only_watched)
+        )
+        # Under a transform one call stands for several, whose masks may differ.
+        self.fixed = not torch._C._are_functorch_transforms_active()
+        self.lowered = call._lowered if self.fixed else None
+
+    def call(self, tensors: Tensors, part: Part | None = None, observe: Observe | None = None) -> Call:
+        """The call with its tensors, the first of those given; or one for a part of them."""
+        query, key, value, *more = tensors
+        rest = iter(more)
+        sink = next(rest) if self.sink else None
+        scores = tuple([rule.with_tensors(rest) for rule in self.scores])
+        compare = None if self.compare is None else self.compare.with_tensors(rest)
+        layout = None if self.layout is None else self.layout.with_tensors(rest)
+        pattern = None if self.pattern is None else self.pattern.with_tensors(rest)
+        seed = next(rest) if self.seed is None else self.seed
+        call = Call(
+            query, key, value, self.shapes, self.scale, layout, pattern, compare, scores, sink, self.dropout, seed,
+            self.observe if part is None else observe, True, part or Part(),
+        )  # fmt: skip
+        call._lowered = self.lowered
+        return call
+
+    def keep(self, call: Call) -> None:
+        """Keep the lowering of a call of this kind for the next one."""
+        if self.fixed:
+            self.lowered = call._lowered
+
+    def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        """See `Runwise.forms`."""
+        (B, Hq, _, Lq, Lk, _, Dv), observe = self.shapes, self.observe or Observe()
+        bq, bk = observe.blocks or (1, 1)
+        sizes = {"b": B, "h": Hq, "q": Lq, "k": Lk, "x": -(-Lq // bq), "y": -(-Lk // bk)}
+        sizes |= {"r": len(_indices(observe.rows)), "p": len(_indices(observe.pairs))}
+        width = {"output": Dv, "top_weights": observe.top, "top_keys": observe.top}
+        if observe.features is not None:
+            width["features"] = observe.features.shape[1]
+        dtype = {"output": tensors[0].dtype, **dict.fromkeys(("top_keys", "received_by", "block_pairs"), torch.int64)}
+        real = reference.accumulator(tensors[0].dtype)
+        return [
+            ([width[name] if letter == "." else sizes[letter] for letter in letters], dtype.get(name, real))
+            for name, letters in zip(("output", "logsumexp", *self.seen), self.gives, strict=True)
+        ]
+
+    def compute(self, run: Run, tensors: Tensors, which: Sequence[int]) -> Sequence[Tensor | None]:
+        """See `Runwise.compute`."""
+        asked = {self.seen[n - 2] for n in which if n >= 2}
+        call = self.call(tensors, run.part, self._observed_of(run, asked) if asked else None)
+        result = reference.forward(call)
+        seen = {} if result.observations is None else result.observations.seen()
+        if "top_keys" in seen:
+            seen["top_keys"] = torch.where(seen["top_keys"] < 0, -1, seen["top_keys"] + run.part.keys.start)
+        everything = {0: result.output, 1: result.logsumexp}
+        return [everything[n] if n < 2 else seen[self.seen[n - 2]] for n in which]
+
+    def _observed_of(self, run: Run, asked: set[str]) -> Observe:
+        """What is asked for, as the run's part of the call numbers its queries and keys."""
+        whole, queries, keys = self.observe or Observe(), run.part.queries, run.part.keys
+        rows, pairs = _indices(whole.rows)[run.slices["r"]], _indices(whole.pairs)[run.slices["p"]]
+        return Observe(
+            max_score="max_score" in asked,
+            max_weight="max_weight" in asked,
+            entropy="entropy" in asked,
+            distance="distance" in asked,
+            top=whole.top if "top_keys" in asked or "top_weights" in asked else 0,
+            received="received" in asked or "received_by" in asked,
+            features=whole.features[keys] if whole.features is not None and "features" in asked else None,
+            rows=tuple(i - queries.start for i in rows) if "rows" in asked else None,
+            pairs=tuple((i - queries.start, j - keys.start) for i, j in pairs) if "pairs" in asked else None,
+            blocks=whole.blocks if "blocks" in asked or "block_pairs" in asked else None,
+        )
+
+    def evaluate(self, tensors: Tensors) -> Tensors:
+        """The outputs, by the backend."""
+        if self.backend is reference:
+            return super().evaluate(tensors)
+        call = self.call(tensors)
+        result = self.backend.forward(call)
+        self.keep(call)
+        assert result.logsumexp is not None
+        if result.observations is None:
+            return result.output, result.logsumexp
+        return result.output, result.logsumexp, *result.observations.seen().values()
+
+
+class Transposed(Runwise):
+    """Backward mode: ``(tensors, output and logsumexp, cotangents) -> gradients`` of some inputs of ``inner``.
+
+    Output and logsumexp, which a backend may want, stand there only where ``inner`` is an `Attention`.
+    """
+
+    def __init__(self, inner: Runwise, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        self.inner, self.given, self.wanted = inner, given, wanted
+        self.attention = inner.attention
+        known = inner.gives[:2] if isinstance(inner, Attention) else ()
+        self.first = len(inner.takes) + len(known)  # where the cotangents begin
+        self.takes = (*inner.takes, *known, *[inner.gives[n] for n in given])
+        self.gives = tuple([inner.takes[n] for n in wanted])
+        self.smooth_inputs = inner.smooth_inputs | set(range(self.first, len(self.takes)))
+        self.smooth_outputs = frozenset(range(len(wanted)))
+
+    def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        """See `Runwise.forms`."""
+        return [(tensors[n].shape, tensors[n].dtype) for n in self.wanted]
+
+    def compute(self, run: Run, tensors: Tensors, which: Sequence[int]) -> Sequence[Tensor | None]:
+        """See `Runwise.compute`."""
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = _leaves(tensors, [self.wanted[n] for n in which])
+            outputs = self.inner.compute(run, inputs[: len(self.inner.takes)], self.given)
+            live = [
+                (o, c) for o, c in zip(outputs, tensors[self.first :], strict=True) if o is not None and o.requires_grad
+            ]
+            if not live:
+                return [None for _ in which]
+            return torch.autograd.grad(
+                [o for o, _ in live], [inputs[self.wanted[n]] for n in which], [c for _, c in live],
+                create_graph=again, allow_unused=True,
+            )  # fmt: skip
+
+    def evaluate(self, tensors: Tensors) -> Tensors:
+        """The gradients, by the backend where it takes them itself."""
+        found = self._by_backend(tensors)
+        return super().evaluate(tensors) if found is None else found
+
+    def _by_backend(self, tensors: Tensors) -> Tensors | None:
+        attention = self.attention
+        if self.inner is not attention or max(self.given) > 1:
+            return None
+        call = attention.call(tensors)
+        if _reasons_against_backward(call, attention.backend):
+            return None
+        backend: Any = attention.backend
+        output, logsumexp = tensors[self.first - 2 : self.first]
+        cotangents = dict(zip(self.given, tensors[self.first :], strict=True))
+        grad_output = cotangents[0] if 0 in cotangents else torch.zeros_like(output)
+        wanted = tuple([n in self.wanted for n in range(len(attention.smooth_inputs))])
+        found = backend.backward(call, output, logsumexp, grad_output, cotangents.get(1), wanted)
+        attention.keep(call)
+        return tuple([found[n] for n in self.wanted])
+
+
+class Pushed(Runwise):
+    """Forward mode: ``(tensors, tangents) -> tangents`` of the outputs of ``inner`` that have any."""
+
+    def __init__(self, inner: Runwise, moved: tuple[int, ...]) -> None:
+        self.inner, self.moved = inner, moved
+        self.attention = inner.attention
+        self.outputs = sorted(inner.smooth_outputs)
+        self.takes = (*inner.takes, *[inner.takes[n] for n in moved])
+        self.gives = tuple([inner.gives[n] for n in self.outputs])
+        self.smooth_inputs = inner.smooth_inputs | set(range(len(inner.takes), len(self.takes)))
+        self.smooth_outputs = frozenset(range(len(self.outputs)))
+
+    def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
+        """See `Runwise.forms`."""
+        forms = self.inner.forms(tensors)
+        return [forms[n] for n in self.outputs]
+
+    def compute(self, run: Run, tensors: Tensors, which: Sequence[int]) -> Sequence[Tensor | None]:
+        """See `Runwise.compute`.
+
+        Backward mode is linear in its cotangents ``u``: the gradient of ``<gradients(u), tangents>`` with respect to
+        ``u`` are the tangents of the outputs. This needs no second mechanism, and nests.
+        """
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            inputs = _leaves(tensors, self.moved)
+            outputs = self.inner.compute(run, inputs[: len(self.inner.takes)], [self.outputs[n] for n in which])
+            live = {n: o for n, o in enumerate(outputs) if o is not None and o.requires_grad}
+            if not live:
+                return [None for _ in which]
+            u = [torch.zeros_like(o).requires_grad_() for o in live.values()]
+            gradients = torch.autograd.grad(
+                list(live.values()), [inputs[n] for n in self.moved], u, create_graph=True, allow_unused=True
+            )
+            tangents = tensors[len(self.inner.takes) :]
+            pairs = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None]
+            found = torch.autograd.grad(
+                [g for g, _ in pairs], u, [t for _, t in pairs], create_graph=again, allow_unused=True
+            )
+        pushed = dict(zip(live, found, strict=True))
+        return [pushed.get(n) for n in range(len(which))]
+
+
+def _leaves(tensors: Tensors, wanted: Sequence[int]) -> Tensors:
+    """The tensors, those wanted so that gradients of them can be taken."""
+    leaves = list(tensors)
+    for n in wanted:
+        if not leaves[n].requires_grad:
+            leaves[n] = leaves[n].detach().requires_grad_()
+    return tuple(leaves)
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+class _Computed(torch.autograd.Function):
+    """``(function, *tensors) -> outputs``, with every derivative and vmap."""
+
+    @staticmethod
+    def forward(function: Runwise, *tensors: Tensor) -> Tensors:
+        return function.evaluate(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        function, *tensors = inputs
+        ctx.function = function
+        ctx.set_materialize_grads(False)
+        if len(function.smooth_outputs) < len(output):
+            ctx.mark_non_differentiable(*[t for n, t in enumerate(output) if n not in function.smooth_outputs])
+        if isinstance(function, Attention):
+            tensors += output[:2]
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        function: Runwise = ctx.function
+        given = tuple([n for n, grad in enumerate(grads) if grad is not None])
+        needs = ctx.needs_input_grad[1:]
+        wanted = tuple([n for n, needed in enumerate(needs) if needed and n in function.smooth_inputs])
+        found: dict[int, Tensor] = {}
+        if given and wanted:
+            transposed = Transposed(function, given, wanted)
+            tensors = list(ctx.saved_tensors)
+            for n in range(len(function.takes), len(tensors)):  # output and logsumexp are known, not differentiated
+                tensors[n] = tensors[n].detach()
+            cotangents = [grad for grad in grads if grad is not None]
+            found = dict(zip(wanted, _compute(transposed, (*tensors, *cotangents)), strict=True))
+        return None, *[found.get(n) for n in range(len(needs))]
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        function: Runwise = ctx.function
+        moved = tuple([n for n, t in enumerate(tangents) if t is not None and n in function.smooth_inputs])
+        pushed = Pushed(function, moved)
+        tensors = ctx.saved_tensors[: len(function.takes)]
+        found = _compute(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
+        tangent_of = dict(zip(pushed.outputs, found, strict=True))
+        return tuple([tangent_of.get(n) for n in range(len(function.gives))])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], function: Runwise, *tensors: Tensor) -> tuple[Tensors, Any]:
+        # One after the other: masks, seeds and rules may differ, and a batch row's number is part of its dropout.
+        each = [
+            _Computed.apply(
+                function,
+                *(t if dim is None else t.select(dim, n) for t, dim in zip(tensors, in_dims[1:], strict=True)),
+            )  # type: ignore[no-untyped-call]
+            for n in range(info.batch_size)
+        ]
+        return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True)), (0,) * len(function.gives)
+
+
+def _compute(function: Runwise, tensors: Tensors) -> Tensors:
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        outputs: Tensors = _Computed.apply(function, *tensors)  # type: ignore[no-untyped-call]
+        return outputs
+    return function.evaluate(tensors)
+
+
+# --- Calls and observations -------------------------------------------------------------------------------------------
+
+#: Letters of every observation but the logsumexp, which is an output of its own.
+_SEEN = {
+    "max_score": "bhq", "max_weight": "bhq", "entropy": "bhq", "distance": "bhq", "top_weights": "bhq.",
+    "top_keys": "bhq.", "received": "bhk", "received_by": "bhk", "features": "bhq.", "rows": "bhrk", "pairs": "bhp",
+    "blocks": "bhxy", "block_pairs": "bhxy",
+}  # fmt: skip
+_SMOOTH = {"entropy", "rows", "pairs"}
+_ASKED_BY = {"top_weights": "top", "top_keys": "top", "received_by": "received", "block_pairs": "blocks"}
+
+
+def _tensors(call: Call) -> Tensors:
+    """Every tensor of a call, in the order in which `Attention` takes them."""
+    found: Tensors = (call.query, call.key, call.value, *operands(call))
+    for description in (call.layout, call.pattern):
+        if description is not None:
+            found += description.tensors()
+    return (*found, call.seed) if isinstance(call.seed, Tensor) else found
+
+
+def _letters(call: Call) -> tuple[str, ...]:
+    letters = ["bhq.", "bgk.", "bgk."] + ([] if call.sink is None else ["h"])
+    for description in (*call.scores, call.compare):
+        if description is not None:
+            letters += [description.letters] * len(description.tensors())
+    return (*letters, *[""] * (len(_tensors(call)) - len(letters)))
+
+
+def _names(observe: Observe) -> tuple[str, ...]:
+    asked = {name: getattr(observe, _ASKED_BY.get(name, name)) for name in _SEEN}
+    return tuple(
+        [name for name, value in asked.items() if value is not None and not (isinstance(value, int) and not value)]
+    )
+
+
+def _indices(chosen: Any) -> Any:
+    return () if chosen is None else chosen
+
+
+def _in_order(observe: Observe) -> Observe | None:
+    """The same for all heads, with chosen rows and pairs in the order of the queries."""
+    rows, pairs = observe.rows, observe.pairs
+    observe = dataclasses.replace(
+        observe,
+        logsumexp=False,
+        heads=None,
+        rows=None if rows is None else tuple(sorted(torch.as_tensor(rows).reshape(-1).tolist())),
+        pairs=None if pairs is None else tuple(sorted(map(tuple, torch.as_tensor(pairs).reshape(-1, 2).tolist()))),
+    )
+    return observe if _names(observe) else None
+
+
+def _as_asked(seen: Observations, asked: Observe) -> Observations:
+    """Heads, rows and pairs as the caller asked for them."""
+    if asked.rows is not None:
+        assert seen.rows is not None
+        rows = torch.as_tensor(asked.rows).reshape(-1).tolist()
+        seen.rows = seen.rows[:, :, _places(rows)]
+    if asked.pairs is not None:
+        assert seen.pairs is not None
+        pairs = [tuple(pair) for pair in torch.as_tensor(asked.pairs).reshape(-1, 2).tolist()]
+        seen.pairs = seen.pairs[:, :, _places(pairs)]
+    if asked.heads is None:
+        return seen
+    heads = list(asked.heads)
+    return seen.map(lambda tensor: tensor if tensor.shape[1] == 1 else tensor[:, heads])
+
+
+def _places(values: list[Any]) -> list[int]:
+    """Where each of the values stands once they are sorted."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    places = [0] * len(values)
+    for place, n in enumerate(order):
+        places[n] = place
+    return places
