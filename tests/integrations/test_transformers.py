@@ -121,10 +121,23 @@ def test_reports_another_implementation():
 
 
 def test_account_says_what_was_read_pair_by_pair():
-    model = built("doge")
+    model = built("doge")  # adds to its mask what it computes from the values
     with account() as told, torch.no_grad():
         model(TOKENS)
     assert "a torch.float32 tensor instead of a description" in str(told)
+    assert list(told.taken) == ["Full() under Aligned, Bias()"]
+
+
+def test_a_mask_of_two_numbers_is_read_as_one_of_two_values():
+    """Joined, cut or filled by a model, a mask still says no more than who sees whom: nobody's tiles are skipped."""
+    model = built("deepseek_v32")
+    with account() as told, torch.no_grad():
+        model(TOKENS)
+    assert list(told.taken) == ["Causal() & Explicit() under Aligned"]
+    half = torch.where(torch.ones(9, 9).tril() == 1, 0.0, -torch.inf)
+    with account() as told, torch.no_grad():
+        built("llama")(TOKENS, attention_mask=half[None, None])
+    assert list(told.taken) == ["Explicit() under Aligned"]
 
 
 # --- Observations ----------------------------------------------------------------------------------------------------

@@ -60,31 +60,29 @@ def describe_mask(
     kv_offset: int = 0,
     mask_function: MaskFunction = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
     **_: Any,
 ) -> Tensor:
     """The mask of one forward pass, described once and handed by the model to every layer.
 
-    Called by transformers, whose arguments these are (``masking_utils.sdpa_mask``). Never ``None``, so that a layer
+    Called by transformers, whose arguments these are (``masking_utils.eager_mask``). Never ``None``, so that a layer
     without a mask is one that nobody described.
     """
     if torch.compiler.is_compiling():
         # A graph wants tensors: the description would have to be read while it is traced.
-        mask: Tensor | None = masking_utils.sdpa_mask(
+        return masking_utils.eager_mask(
             batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, allow_is_causal_skip=False,
-            use_vmap=use_vmap, device=device,
+            mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, use_vmap=use_vmap, device=device,
         )  # fmt: skip
-        assert mask is not None
-        return mask
     # A static cache counts in a tensor, which it changes in place before the layers read the mask.
     size = (int(batch_size), int(q_length), int(kv_length))
     sight = read(mask_function, size, int(q_offset), int(kv_offset), attention_mask, use_vmap, device)
     told = current()
     if told is not None:
         told.notes.update(sight.notes)
-    return Mask.of(sight)
+    return Mask.of(sight, dtype)
 
 
 # --- The attention function ------------------------------------------------------------------------------------------
@@ -135,12 +133,26 @@ def attend(
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
     scores: list[ScoreRule] = [] if softcap is None else [SoftCap(softcap)]
-    layout, pattern, keys = _who_sees_whom(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
-    key, value = key[:, :, :keys], value[:, :, :keys]
+    layout: Layout | None = None
+    pattern: Pattern | None = None
+    keys = Lk
+    if isinstance(attention_mask, Mask) and attention_mask.sight.size == (B, Lq, Lk):
+        sight = attention_mask.sight
+        layout, pattern, keys = sight.layout, sight.pattern, sight.keys
+        key, value = key[:, :, :keys], value[:, :, :keys]
+    elif attention_mask is not None:
+        read_out = _written_out(attention_mask)[..., :Lk]
+        if read_out.dtype == torch.bool:
+            pattern = Explicit(read_out)
+        else:
+            scores.append(Bias(read_out))
+    elif Lq > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal):
+        # Nobody described a mask: the flag means what it means to PyTorch, the first query at the first key.
+        layout, pattern = Aligned(query_start=0), Causal()
+        if sliding_window is not None:
+            pattern = pattern & Window(sliding_window - 1, None)
     if position_bias is not None:
         scores.append(Bias(position_bias[..., :keys]))
-    if attention_mask is not None and attention_mask.is_floating_point():
-        scores.append(Bias(attention_mask[..., :keys]))
     if indices is not None:
         chosen = torch.zeros((B, 1, Lq, Lk), dtype=torch.bool, device=query.device)
         chosen = chosen.scatter_(-1, indices.long()[:, None], True)[..., :keys]
@@ -158,40 +170,23 @@ def attend(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _who_sees_whom(
-    module: nn.Module,
-    mask: Tensor | None,
-    B: int,
-    Lq: int,
-    Lk: int,
-    is_causal: bool | None,
-    sliding_window: int | None,
-) -> tuple[Layout | None, Pattern | None, int]:
-    """Layout, pattern, and the number of keys that they are about."""
+def _written_out(mask: Tensor) -> Tensor:
+    """A mask of numbers, as bool where it says no more than who sees whom, so that what nobody sees is skipped."""
     if isinstance(mask, Mask):
-        sight = mask.sight
-        if sight.size == (B, Lq, Lk):
-            return sight.layout, sight.pattern, sight.keys
-        mask = sight.dense
-    if mask is None:
-        if is_causal is None:
-            is_causal = getattr(module, "is_causal", False)
-        if not is_causal or Lq == 1:
-            return None, None, Lk
-        pattern: Pattern = Causal()
-        if sliding_window is not None:
-            pattern = pattern & Window(sliding_window - 1, None)
-        return Aligned(query_start=0), pattern, Lk
+        return mask.sight.seen
     if mask.dtype == torch.bool:
-        return None, Explicit(mask[..., :Lk]), Lk
-    if mask.is_floating_point():
-        return None, None, Lk
-    raise wrong(
-        "attention_mask",
-        "must be bool, true where a query sees a key, or float, added to the scores",
-        f"it is {describe(mask)}",
-        "Convert it with .bool(), or give the model a (B, Lk) mask.",
-    )
+        return mask
+    if not mask.is_floating_point():
+        raise wrong(
+            "attention_mask",
+            "must be bool, true where a query sees a key, or float, added to the scores",
+            f"it is {describe(mask)}",
+            "Convert it with .bool(), or give the model a (B, Lk) mask.",
+        )
+    if mask.requires_grad or torch.compiler.is_compiling():
+        return mask
+    seen = mask == 0
+    return seen if bool((seen | (mask <= torch.finfo(mask.dtype).min)).all()) else mask
 
 
 # Arguments that change the result and that no fused attention knows, with what helps.

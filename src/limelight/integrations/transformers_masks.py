@@ -5,9 +5,9 @@ factories of ``transformers.masking_utils`` (causal, sliding window, chunks, pac
 ``(B, Lk)`` padding mask, and by the offsets of a cache. `read` takes the description apart, and nothing of size
 ``Lq * Lk`` is built for what it knows; a part that it does not know is evaluated, and said to be (`Sight.notes`).
 
-What the model then carries through its layers is a `Mask`: to everybody a bool tensor of shape ``(B, 1, Lq, Lk)``,
-true where a query sees a key, that holds no numbers. A model that computes with it gets the numbers, so none has to
-know; a model that hands it on, as nearly all do, costs nothing.
+What the model then carries through its layers is a `Mask`: to everybody the float tensor ``(B, 1, Lq, Lk)`` that
+``eager`` adds to the scores, but one that holds no numbers. A model that computes with it gets the numbers, so none has to know; a
+model that hands it on, as nearly all do, costs nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Sight:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def dense(self) -> Tensor:
+    def seen(self) -> Tensor:
         """``(B, 1, Lq, Lk)`` bool, true where the query sees the key."""
         B, Lq, Lk = self.size
         coordinates = (self.layout or Aligned()).coordinates(B, Lq, self.keys, self.device)
@@ -66,11 +66,12 @@ class Sight:
 
 
 class Mask(Tensor):
-    """A `Sight` in the shape of a ``(B, 1, Lq, Lk)`` bool tensor; it becomes one when somebody computes with it.
+    """A `Sight` in the shape of the tensor that ``eager`` adds to the scores; it becomes one when somebody computes.
 
     It is a tensor because models treat it as one: they ask for its ``dtype``, ``shape`` and ``ndim``, move it to
     devices, cut it to the length of the keys, hand it through activation checkpointing, and return a mask with four
-    dimensions that they are given as it is. `touched` tells which operation made the numbers appear.
+    dimensions that they are given as it is. It is float, 0 and the least number of its dtype, because that is what
+    every model knows to add to, fill or join. `touched` tells which operation made the numbers appear.
     """
 
     sight: Sight
@@ -80,12 +81,19 @@ class Mask(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def of(sight: Sight) -> Mask:
+    def of(sight: Sight, dtype: torch.dtype = torch.float32) -> Mask:
         """The mask that a model carries."""
         B, Lq, Lk = sight.size
-        mask: Mask = Tensor._make_wrapper_subclass(Mask, (B, 1, Lq, Lk), dtype=torch.bool, device=sight.device)
+        mask: Mask = Tensor._make_wrapper_subclass(Mask, (B, 1, Lq, Lk), dtype=dtype, device=sight.device)
         mask.sight, mask.touched = sight, ""
         return mask
+
+    @property
+    def numbers(self) -> Tensor:
+        """``(B, 1, Lq, Lk)``: 0 where the query sees the key, else the least number."""
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device).masked_fill_(
+            ~self.sight.seen, torch.finfo(self.dtype).min
+        )
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -93,15 +101,16 @@ class Mask(Tensor):
     ) -> Any:
         """Cuts and copies stay descriptions; anything else gets the numbers."""
         kwargs = kwargs or {}
-        sight = _still_described(function, args, kwargs)
-        if sight is not None:
-            return Mask.of(sight)
+        if args and isinstance(args[0], Mask):
+            sight = _still_described(function, args, kwargs)
+            if sight is not None:
+                return Mask.of(sight, args[0].dtype)
 
         def numbers(value: Any) -> Any:
             if not isinstance(value, Mask):
                 return value
             value.touched = str(function)
-            return value.sight.dense
+            return value.numbers
 
         args, kwargs = torch.utils._pytree.tree_map(numbers, (args, kwargs))
         return function(*args, **kwargs)
@@ -111,16 +120,15 @@ class Mask(Tensor):
 
 
 def _still_described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sight | None:
-    """The sight that an operation on one `Mask` leaves, when it needs no numbers."""
+    """The sight that an operation on a `Mask` leaves, when it needs no numbers."""
     aten = torch.ops.aten
-    if not args or not isinstance(args[0], Mask):
-        return None
-    mask, sight = args[0], args[0].sight
+    mask: Mask = args[0]
+    sight = mask.sight
     if function in (aten.detach.default, aten.alias.default, aten.clone.default):
         return sight
-    if function is aten._to_copy.default and kwargs.get("dtype") in (None, torch.bool):
-        device = kwargs.get("device")
-        return sight if device is None else _moved(sight, torch.device(device))
+    if function is aten._to_copy.default and kwargs.get("dtype") in (None, mask.dtype):
+        # Layouts and patterns bring their tensors to where they are asked.
+        return replace(sight, device=torch.device(kwargs.get("device") or sight.device))
     if function is aten.slice.Tensor:
         dim = args[1] if len(args) > 1 else 0
         start, end = (args[n] if len(args) > n else None for n in (2, 3))
@@ -132,11 +140,6 @@ def _still_described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if dim % 4 == 3 and (first, step) == (0, 1) and last >= sight.keys:
             return replace(sight, size=(*sight.size[:2], last))
     return None
-
-
-def _moved(sight: Sight, device: torch.device) -> Sight:
-    """Layouts and patterns bring their tensors to where they are asked, so only the device changes."""
-    return replace(sight, device=device)
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
