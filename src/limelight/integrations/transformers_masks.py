@@ -6,8 +6,8 @@ factories of ``transformers.masking_utils`` (causal, sliding window, chunks, pac
 ``Lq * Lk`` is built for what it knows; a part that it does not know is evaluated, and said to be (`Sight.notes`).
 
 What the model then carries through its layers is a `Mask`: to everybody the float tensor ``(B, 1, Lq, Lk)`` that
-``eager`` adds to the scores, but one that holds no numbers. A model that computes with it gets the numbers, so none has to know; a
-model that hands it on, as nearly all do, costs nothing.
+``eager`` adds to the scores, but one that holds no numbers. A model that computes with it gets the numbers, so none has
+to know; a model that hands it on, as nearly all do, costs nothing.
 """
 
 from __future__ import annotations
