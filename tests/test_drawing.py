@@ -15,7 +15,7 @@ from limelight import Blocks, Causal, Chunks, Explicit, Full, Keys, Packed, Padd
         ((Causal() & Window(1, 0)) | Full(), "Causal() & Window(back=1, ahead=0) | Full()"),
         (~(Causal() | Chunks(3)), "~(Causal() | Chunks(size=3))"),
         (Causal() & (Causal() & Prefix(2)), "Causal() & (Causal() & Prefix(length=2))"),
-        (Explicit(torch.ones(2, 3).bool()), "Explicit(mask=<bool (2, 3)>)"),
+        (Explicit(torch.ones(2, 3).bool()), "Explicit(mask=<bool (2, 3)>, fixed=False)"),
         (Blocks(torch.ones(2, 3).bool(), 64), "Blocks(table=<bool (2, 3)>, size=64)"),
     ],
 )

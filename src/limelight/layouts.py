@@ -231,9 +231,12 @@ class KeyMask(Layout):
 
     Args:
         mask: ``(B, Lk)`` bool, true where the key exists.
+        fixed: the caller's word that the numbers of the mask never change; its lowering is then kept with this object,
+            for the next layer that is given it.
     """
 
     mask: Tensor
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() != 2:

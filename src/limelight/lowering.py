@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .layouts import Aligned, KeyMask, Layout, Packed, Padded
-from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
+from .patterns import And, Causal, Chunks, Explicit, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
 
 MOST_SPANS = 4  # intervals of a query, at most
 TILE = 64  # queries and keys of a tile of the map
@@ -296,8 +296,6 @@ class Tiles:
 class Lowered:
     """A layout and a pattern as kernels read them."""
 
-    pattern: Pattern | None
-    layout: Layout | None
     B: int
     Hq: int
     Lq: int
@@ -311,6 +309,13 @@ class Lowered:
     def segment_table(self) -> NDArray[np.int64]:
         """``(n, 8)``: the segments, readable."""
         return np.frombuffer(self.segments, np.int64).reshape(-1, len(SEGMENT_FIELDS))
+
+    @cached_property
+    def covers(self) -> bool:
+        """Every query belongs to some segment."""
+        table = self.segment_table
+        rows = np.where(table[:, 0] < 0, self.B, 1)
+        return int(((table[:, 2] - table[:, 1]) * rows).sum()) == self.B * self.Lq
 
     @property
     def form(self) -> str:
@@ -398,21 +403,28 @@ class Lowered:
 
 def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: int, Lk: int) -> Lowered:
     """Lower a pattern under a layout for ``B`` rows of ``Lq`` queries in ``Hq`` heads and ``Lk`` keys."""
-    segments = _segments(layout, B, Lq, Lk)
-    if not isinstance(layout, KeyMask):
-        packed = _packed_spans(pattern)
-        if packed is not None:
-            return Lowered(pattern, layout, B, Hq, Lq, Lk, segments, packed)
     sizes = (B, Hq, Lq, Lk)
-    keep = pattern is not None and _is_fixed(pattern) and (layout is None or not layout.tensors())
-    return (_lower_rest_cached if keep else _lower_rest)(pattern, layout, sizes, segments)
+    if not isinstance(layout, KeyMask) and (packed := _packed_spans(pattern)) is not None:
+        return Lowered(*sizes, _segments(layout, B, Lq, Lk), packed)
+    if not all(part is None or _is_fixed(part) for part in (pattern, layout)):
+        return _lower_rest(pattern, layout, sizes)
+    holder = next((part for part in (layout, pattern) if part is not None and part.tensors()), None)
+    if holder is None:
+        return _lower_rest_cached(pattern, layout, sizes)
+    # Kept on the description whose tensor is promised never to change, and gone with it.
+    key = (pattern if holder is layout else layout, sizes)
+    kept: tuple[object, Lowered] | None = holder.__dict__.get("_lowered")
+    if kept is None or kept[0] != key:
+        kept = holder.__dict__["_lowered"] = (key, _lower_rest(pattern, layout, sizes))
+    return kept[1]
 
 
-def _is_fixed(pattern: Pattern) -> bool:
-    """Equal calls give equal answers: no tensor inside that may change, no rule that did not promise it."""
-    if isinstance(pattern, Rule):
-        return pattern.fixed
-    return not pattern.tensors() and all(_is_fixed(part) for part in pattern.parts() if isinstance(part, Pattern))
+def _is_fixed(part: Pattern | Layout) -> bool:
+    """Equal calls give equal answers: no tensor or function inside that may change and did not promise otherwise."""
+    if isinstance(part, (Rule, Explicit, KeyMask)):
+        return part.fixed
+    inner = [inner for inner in part.parts() if isinstance(inner, Pattern)]
+    return all(map(_is_fixed, inner)) and not any(isinstance(value, Tensor) for value in part.parts())
 
 
 def _packed_spans(pattern: Pattern | None) -> bytes | None:
@@ -439,11 +451,10 @@ def _packed_spans_cached(pattern: Pattern) -> bytes | None:
 _FULL = pack_spans((Span(),))
 
 
-def _lower_rest(
-    pattern: Pattern | None, layout: Layout | None, sizes: tuple[int, int, int, int], segments: bytes
-) -> Lowered:
+def _lower_rest(pattern: Pattern | None, layout: Layout | None, sizes: tuple[int, int, int, int]) -> Lowered:
     """What spans alone do not express: the parts of an "and" are divided among spans, arrays and tiles."""
     B, Hq, Lq, Lk = sizes
+    segments = _segments(layout, B, Lq, Lk)
     easy: Spans = (Span(),)
     rest: list[Pattern] = []
     per_row: list[Pattern] = []
@@ -469,7 +480,7 @@ def _lower_rest(
     tiles = None
     if rest or holes is not None:
         tiles = _tiles(rest, holes, layout, sizes)
-    return Lowered(pattern, layout, B, Hq, Lq, Lk, segments, packed, arrays, tiles)
+    return Lowered(B, Hq, Lq, Lk, segments, packed, arrays, tiles)
 
 
 _lower_rest_cached = lru_cache(maxsize=8)(_lower_rest)

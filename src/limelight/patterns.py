@@ -309,9 +309,16 @@ class Blocks(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explicit(Pattern):
-    """Any bool mask by token index, true where the query sees the key; broadcastable to ``(B, Hq, Lq, Lk)``."""
+    """Any bool mask by token index, true where the query sees the key; broadcastable to ``(B, Hq, Lq, Lk)``.
+
+    Args:
+        mask: bool, up to 4 dimensions.
+        fixed: the caller's word that the numbers of the mask never change; the lowering of a pattern that holds it is
+            then kept with the pattern, for the next layer that is given it.
+    """
 
     mask: Tensor
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() > 4:

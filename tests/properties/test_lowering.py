@@ -145,3 +145,18 @@ def test_edges_of_tiles(n):
     mask = torch.rand(n, n, generator=torch.Generator().manual_seed(n)) < 0.5
     lowered = lower(Explicit(mask), None, 1, 1, n, n)
     assert (lowered.rows(0, n)[0, 0] == mask.numpy()).all()
+
+
+def test_a_mask_promised_not_to_change_is_lowered_once():
+    """One lowering for every layer that is given the same description, and none where nothing was promised."""
+    mask = torch.tensor([[True, False, True, True], [False, True, True, True]])
+    for fixed in (False, True):
+        for pattern, layout in (
+            (Causal(), KeyMask(mask, fixed=fixed)),
+            (Causal() & Explicit(mask[:, None, None], fixed=fixed), None),
+        ):
+            first, again = (lower(pattern, layout, 2, 1, 4, 4) for _ in range(2))
+            assert (first is again) == fixed
+            assert lower(pattern, layout, 2, 1, 3, 4) is not first
+            if layout is not None:
+                assert lower(None, layout, 2, 1, 4, 4).pairs() != lower(pattern, layout, 2, 1, 4, 4).pairs()

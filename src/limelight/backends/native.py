@@ -122,7 +122,7 @@ def forward(call: Call) -> Result:
     key, key_strides = _readable(call.key)
     value, value_strides = _readable(call.value)
     lowered = call.lowered
-    covered = call.layout is None or _covers(lowered)
+    covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
     output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), **_FLOAT32)
     output_strides = output.stride()
@@ -193,13 +193,6 @@ def _readable(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def _plain(tensor: Tensor) -> Tensor:
     """A small operand as contiguous float32."""
     return tensor.detach().to(torch.float32).contiguous()
-
-
-def _covers(lowered: Lowered) -> bool:
-    """Every query belongs to some segment."""
-    table = lowered.segment_table
-    rows = np.where(table[:, 0] < 0, lowered.B, 1)
-    return int(((table[:, 2] - table[:, 1]) * rows).sum()) == lowered.B * lowered.Lq
 
 
 def _address(words: bytes, kept: list[Any]) -> int:

@@ -323,4 +323,4 @@ def _tell(
 
 
 # Tensors grow with every token; what is asked for stays the same.
-_SIZES = re.compile(r"\w+=<[^>]*>")
+_SIZES = re.compile(r"\w+=<[^>]*>(, fixed=\w+)?")

@@ -183,11 +183,11 @@ def read(
         layout = Aligned(q_offset - reading.left, kv_offset - reading.left)
         if exists is not None:
             only_left = bool((exists.sum(1) == (kv_offset + keys - reading.left).clamp(0, keys)).all())
-            patterns.append(~Keys(0) if only_left else Explicit(exists[:, None, None, :]))
+            patterns.append(~Keys(0) if only_left else Explicit(exists[:, None, None, :], fixed=True))
     elif exists is not None and (default or _all(patterns) is None):
-        layout = KeyMask(exists)
+        layout = KeyMask(exists, fixed=True)
     elif exists is not None:
-        patterns.append(Explicit(exists[:, None, None, :]))
+        patterns.append(Explicit(exists[:, None, None, :], fixed=True))
     return Sight(size, reading.device, keys, layout, _all(patterns), tuple(reading.notes))
 
 
@@ -241,7 +241,7 @@ class _Reading:
             f"the mask function {getattr(function, '__qualname__', function)} was evaluated for every pair: it is "
             "none of those whose meaning is known"
         )
-        return Explicit(self.evaluate(function))
+        return Explicit(self.evaluate(function), fixed=True)
 
     def evaluate(self, function: MaskFunction) -> Tensor:
         """``(B, 1, Lq, keys)`` bool, by transformers itself."""
