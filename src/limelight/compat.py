@@ -25,12 +25,15 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    backend: str | None = None,
+    name: str | None = None,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, of ``(B, H, L, D)`` or ``(H, L, D)`` tensors.
 
     ``is_causal`` is its top-left reading: query ``i`` sees the keys up to ``i``, whatever the number of keys. A bool
     ``attn_mask`` is true where the query sees the key; a float one is added to the scores. A query that sees nothing
-    gives zeros.
+    gives zeros. ``backend`` and ``name`` are those of `limelight.attention`.
     """
     if attn_mask is not None and is_causal:
         raise wrong("attn_mask", "cannot be given with is_causal=True", "both are", "Put the triangle into the mask.")
@@ -44,7 +47,10 @@ def scaled_dot_product_attention(
     elif attn_mask is not None:
         scores = (Bias(attn_mask),)
     layout = Aligned(query_start=0) if is_causal else None
-    return _output(query, key, value, layout=layout, pattern=pattern, scores=scores, scale=scale, dropout=dropout_p)
+    return _output(
+        query, key, value, layout=layout, pattern=pattern, scores=scores, scale=scale, dropout=dropout_p,
+        backend=backend, name=name,
+    )  # fmt: skip
 
 
 def flash_attn_func(

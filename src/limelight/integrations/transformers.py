@@ -19,7 +19,6 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-import weakref
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +35,7 @@ from ..patterns import Causal, Explicit, Full, Pattern, Window
 from ..scores import Bias, ScoreRule, SoftCap
 from ..shapes import describe, wrong
 from .account import Account, account, current
+from .names import of_layer
 from .transformers_masks import Mask, MaskFunction, read
 
 __all__ = ["NAME", "Report", "account", "enable", "report"]
@@ -164,7 +164,7 @@ def attend(
         _tell(told, attention_mask, layout, pattern, scores, s_aux)
     output = attention(
         query, key, value, layout=layout, pattern=pattern, scores=scores, sink=s_aux, scale=scaling,
-        dropout=dropout if module.training else 0.0, name=_name(module) if current_watcher() else None,
+        dropout=dropout if module.training else 0.0, name=of_layer(module) if current_watcher() else None,
     )  # fmt: skip
     assert isinstance(output, Tensor)
     return output.transpose(1, 2).contiguous(), None
@@ -216,29 +216,6 @@ def _refuse(others: dict[str, Any]) -> None:
 
 # Where transformers notes which outputs a forward pass shall collect: some models ask for weights there alone.
 _collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
-
-
-# --- Names -----------------------------------------------------------------------------------------------------------
-
-_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-
-
-def _name(module: nn.Module) -> str:
-    """The layer's name in the outermost module whose ``forward`` is running, found once, and only when observed.
-
-    transformers hands a layer no name, and layers of encoder and decoder, or self and cross attention, have the same
-    numbers; the model around them is known to nobody but the call stack.
-    """
-    if module not in _names:
-        outermost: nn.Module = module
-        frame = sys._getframe(1)
-        while frame.f_back is not None:
-            frame = frame.f_back
-            if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("self"), nn.Module):
-                outermost = frame.f_locals["self"]
-        for name, inner in outermost.named_modules():
-            _names[inner] = name
-    return _names[module]
 
 
 # --- What is taken over ----------------------------------------------------------------------------------------------
