@@ -66,6 +66,12 @@ TEXT = {
         transformers.Qwen3Config,
         LLAMA | {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1, "attention_bias": True},
     ),
+    "mixtral": (transformers.MixtralForCausalLM, transformers.MixtralConfig, LLAMA | {"num_local_experts": 3}),
+    "mixtral-window": (
+        transformers.MixtralForCausalLM,
+        transformers.MixtralConfig,
+        LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 4},
+    ),
     "gemma2": (transformers.Gemma2ForCausalLM, transformers.Gemma2Config, GEMMA2),
     "gemma2-plain": (
         transformers.Gemma2ForCausalLM,
@@ -74,16 +80,71 @@ TEXT = {
     ),
 }
 
+T5 = {"vocab_size": 50, "d_model": 32, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+T5 |= {"num_decoder_layers": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20}
+T5 |= {"decoder_start_token_id": 0}
+BART = {"vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 24}
+BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 24}
+MARIAN = BART | {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "d_model": 36}
+WHISPER = {key: value for key, value in BART.items() if key != "max_position_embeddings"}
+WHISPER |= {"num_mel_bins": 6, "max_source_positions": 10, "max_target_positions": 24}
+WHISPER |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 3}
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "num_channels": 2}
+VIT |= {"image_size": 8, "patch_size": 4}
 
-def made(name, cases=TEXT):
+PAIRS = {
+    "t5": (transformers.T5ForConditionalGeneration, transformers.T5Config, T5),
+    "t5-1.1": (
+        transformers.T5ForConditionalGeneration,
+        transformers.T5Config,
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "t5-body": (transformers.T5Model, transformers.T5Config, T5 | {"feed_forward_proj": "gated-silu"}),
+    "bart": (transformers.BartForConditionalGeneration, transformers.BartConfig, BART),
+    "bart-scaled": (transformers.BartModel, transformers.BartConfig, BART | {"scale_embedding": True, "d_model": 36}),
+    "marian": (transformers.MarianMTModel, transformers.MarianConfig, MARIAN | {"scale_embedding": True}),
+    "marian-two-tables": (
+        transformers.MarianMTModel,
+        transformers.MarianConfig,
+        MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 60},
+    ),
+    "whisper": (transformers.WhisperForConditionalGeneration, transformers.WhisperConfig, WHISPER),
+}
+PICTURES = {
+    "vit": (transformers.ViTModel, transformers.ViTConfig, VIT),
+    "vit-classes": (
+        transformers.ViTForImageClassification,
+        transformers.ViTConfig,
+        VIT | {"num_labels": 3, "image_size": [8, 12], "patch_size": [2, 4], "qkv_bias": False},
+    ),
+}
+EVERY = TEXT | PAIRS | PICTURES
+
+
+def made(name, cases=EVERY):
     """One of the models, in float64, with weights large enough to matter."""
     shape, make_config, values = cases[name]
     torch.manual_seed(0)
-    model = shape(make_config(**values, attn_implementation="eager"))
+    config = make_config(**values, attn_implementation="eager")
+    config._experts_implementation = "eager"  # the others have no float64
+    model = shape(config)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, dtype=torch.float64) * 0.3
+    for parameter in (module for key, module in model.named_buffers() if key == "final_logits_bias"):
+        parameter.data = torch.randn(parameter.shape, dtype=torch.float64)
     model.tie_weights()
+    if name == "t5-1.1":  # transformers ties even these, unless a file has both
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(50, 32, dtype=torch.float64))
+    for module in model.modules():
+        if type(module).__name__ == "MarianSinusoidalPositionalEmbedding":
+            module.weight.data = waves(*module.weight.shape)
     return model.to(torch.float64).eval()
+
+
+def waves(count, width):
+    """The positions of Marian, in float64."""
+    angles = torch.arange(count).double()[:, None] / 10_000 ** (torch.arange(0, width, 2).double() / width)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 def batch(side, pad=0):
@@ -94,12 +155,31 @@ def batch(side, pad=0):
     return ids.where(exists, pad), limelight.Padded(lengths, side=side), exists
 
 
-def run(model, ids, exists, **more):
-    """Their outputs, told which tokens exist and where they stand."""
-    takes = inspect.signature(model.forward).parameters
-    if "position_ids" in takes:
-        more["position_ids"] = (exists.long().cumsum(-1) - 1).clamp(min=0) + first_position(model)
-    return model(ids, attention_mask=exists.long(), output_hidden_states=True, **more)
+def given(name, theirs, side="right"):
+    """What a model is given: our arguments, theirs, and which vectors of which output exist."""
+    pad = getattr(theirs.config, "pad_token_id", None) or 0
+    if name in PICTURES:
+        size = theirs.config.image_size
+        height, width = size if isinstance(size, list) else (size, size)
+        pictures = torch.randn(3, 2, height, width, generator=torch.Generator().manual_seed(2), dtype=theirs.dtype)
+        return (pictures,), {}, {"pixel_values": pictures}, None, None
+    if name in TEXT:
+        ids, layout, exists = batch(side, pad)
+        how = {"input_ids": ids, "attention_mask": exists.long()}
+        if takes_positions(theirs):
+            how["position_ids"] = (exists.long().cumsum(-1) - 1).clamp(min=0) + first_position(theirs)
+        return (ids,), {"layout": layout}, how, exists, None
+    written, layout, exists = batch(side, pad)
+    written, exists = written[[1, 2, 0], :9], exists[[1, 2, 0], :9]
+    layout = limelight.Padded(exists.sum(-1), side=side)
+    how = {"decoder_input_ids": written, "decoder_attention_mask": exists.long()}
+    if theirs.config.model_type == "whisper":  # the whole of a sound is heard, silence included
+        sound = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(2), dtype=theirs.dtype)
+        ours = {"source": sound, "layout": layout}
+        return (written,), ours, how | {"input_features": sound}, exists, torch.ones(3, 10, dtype=torch.bool)
+    source, source_layout, heard = batch(side, pad)
+    ours = {"source": source, "source_layout": source_layout, "layout": layout}
+    return (written,), ours, how | {"input_ids": source, "attention_mask": heard.long()}, exists, heard
 
 
 def first_position(model):

@@ -17,7 +17,7 @@ def model(limit=40):
         embedding=recipe(TokenEmbedding),
         attention=recipe(MultiHead, pattern=limelight.Causal() & limelight.Window(6, 0), rotary=Rotary(4)),
         feed_forward=recipe(GatedFeedForward, inner=24, activation="silu"),
-        norm=recipe(RMSNorm), residual=PreNorm, head=recipe(TiedHead),
+        norm=recipe(RMSNorm), final_norm=recipe(RMSNorm), residual=recipe(PreNorm), head=recipe(TiedHead),
     )  # fmt: skip
     return DecoderOnly(config).to(F64).requires_grad_(False)
 

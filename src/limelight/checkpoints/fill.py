@@ -87,16 +87,23 @@ def _plan(
     unused: list[tuple[str, str]] = []
     unknown: list[str] = []
     taken: set[str] = set()
-    for key in files.keys():  # noqa: SIM118
-        match rules.ours(key):
+    known = [(key, rules.ours(key)) for key in files.keys()]  # noqa: SIM118
+    for key, found in sorted(known, key=lambda one: _is_again(one[1])):
+        match found:
             case tuple() as parts if taken.isdisjoint(part.key for part in parts):
                 taken.update(part.key for part in parts)
                 plan[key] = parts
+            case tuple() as parts if _is_again(parts):
+                unused.append((key, "a tensor that is there under another name"))
             case Unused(why=why):
                 unused.append((key, why))
             case _:
                 unknown.append(key)
     return plan, tuple(unused), unknown
+
+
+def _is_again(found: tuple[Renamed, ...] | Unused | None) -> bool:
+    return isinstance(found, tuple) and any(part.again for part in found)
 
 
 def _complain(where: Path, rules: KeyRules, absent: list[str], unknown: list[str]) -> None:

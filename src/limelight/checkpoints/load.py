@@ -105,9 +105,11 @@ def _only_gguf(folder: Path) -> Path:
 
 
 def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
-    published = Published(folder / "config.json", _read_json(folder / "config.json"))
-    family = _family(published.get("model_type"), "model_type", published.path)
+    path = folder / "config.json"
+    values = _read_json(path)
+    family = _family(values.get("model_type"), "model_type", path)
     files = SafetensorsFolder(folder)
+    published = Published(path, values, tensors=frozenset(files.keys()))
     network = _empty(family, published)
     rules, tokenizer = family.rules(network.config), tokenizer_in(folder)
     return _filled(name, network, files, rules, folder, dtype, tokenizer, published.marks())

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-FIELDS = {"n": "[0-9]+", "p": "weight|bias", "any": ".+"}
+FIELDS = {"n": "[0-9]+", "e": "[0-9]+", "p": "weight|bias", "any": ".+"}
 
 
 class Change(Protocol):
@@ -85,19 +85,35 @@ class Transposed:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A vector stored as a matrix of one row."""
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+        return tensor.flatten()
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published."""
+        return tensor[None]
+
+
+@dataclass(frozen=True)
 class Rule:
     """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
 
-    ``{n}`` stands for a whole number, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
+    ``{n}`` and ``{e}`` stand for whole numbers, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
 
     A published tensor may be several of ours laid end to end along the first dimension (GPT-2's queries, keys and
     values): then each of them has a rule with the same published name, and its ``part`` as ``(number, of how many)``.
+
+    A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing.
     """
 
     published: str
     ours: str
     change: Change = AsItIs()
     part: tuple[int, int] = (0, 1)
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,7 @@ class Renamed(NamedTuple):
     key: str
     change: Change
     part: tuple[int, int] = (0, 1)
+    again: bool = False
 
     def read(self, tensor: Tensor) -> Tensor:
         """Published to ours."""
@@ -146,7 +163,7 @@ class KeyRules:
                     if isinstance(rule, Unused):
                         return rule
                     return tuple(
-                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part)
+                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, one.again)
                         for one in self.rules
                         if isinstance(one, Rule) and one.published == rule.published
                     )

@@ -2,8 +2,20 @@
 
 from .config import Config, Recipe, recipe
 from .decoder_only import DecoderOnly
+from .encoder_decoder import EncoderDecoder
 from .encoder_only import EncoderOnly
 from .pretrained import Pretrained
-from .stack import Output, Stack
+from .stack import Encoded, Output, Stack
 
-__all__ = ["Config", "DecoderOnly", "EncoderOnly", "Output", "Pretrained", "Recipe", "Stack", "recipe"]
+__all__ = [
+    "Config",
+    "DecoderOnly",
+    "Encoded",
+    "EncoderDecoder",
+    "EncoderOnly",
+    "Output",
+    "Pretrained",
+    "Recipe",
+    "Stack",
+    "recipe",
+]

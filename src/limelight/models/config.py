@@ -39,6 +39,10 @@ class Recipe:
         """
         return dict(self.settings)[name]
 
+    def setting(self, name: str, default: Any) -> Any:
+        """The setting of that name, or ``default`` where there is none."""
+        return dict(self.settings).get(name, default)
+
     def __repr__(self) -> str:
         return f"{getattr(self.make, '__name__', self.make)}({', '.join(f'{k}={v!r}' for k, v in self.settings)})"
 
@@ -57,7 +61,7 @@ class Config:
         vocabulary: number of tokens.
         width: numbers per token.
         layers: number of layers.
-        limit: the most tokens a text may have.
+        limit: the most tokens a text may have; ``None`` for positions without an end.
         query_heads: ``Hq`` of every layer.
         key_heads: ``Hkv`` of every layer.
         head_width: ``D`` of every head.
@@ -68,13 +72,18 @@ class Config:
         residual: made with ``(step, norm)``: `limelight.nn.PostNorm`, `PreNorm` or `Sandwich`.
         head: made with ``(vocabulary, width)``; ``None`` for a model without logits.
         shared: whether all layers have one set of parameters.
+        final_norm: made with ``(width)``, the norm after the last layer; ``None`` for none.
+        scores: made with ``(query_heads)``, makes a score rule that all layers share; ``None`` for none.
+        cross: attention to an encoder in each layer, made like ``attention``; ``None`` for none.
+        encoder: what a model with an encoder reads its source with; ``None`` for other models.
+        one_table: whether the encoder has the vectors of tokens that the decoder has.
     """
 
     family: str
     vocabulary: int
     width: int
     layers: int
-    limit: int
+    limit: int | None
     query_heads: int
     key_heads: int
     head_width: int
@@ -85,6 +94,11 @@ class Config:
     residual: Recipe
     head: Recipe | None
     shared: bool = False
+    final_norm: Recipe | None = None
+    scores: Recipe | None = None
+    cross: Recipe | None = None
+    encoder: Config | None = None
+    one_table: bool = False
 
     @property
     def attentions(self) -> tuple[Recipe, ...]:
@@ -93,7 +107,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_heads", "head_width"):
-            whole_number(name, getattr(self, name), at_least=1)
+            if name != "limit" or self.limit is not None:
+                whole_number(name, getattr(self, name), at_least=1)
         if self.query_heads % self.key_heads:
             raise wrong(
                 "query_heads",
@@ -101,10 +116,10 @@ class Config:
                 f"{self.query_heads} is not a multiple of {self.key_heads}",
                 "Each key-value head serves the same number of query heads.",
             )
-        if len(self.attentions) != self.layers:
+        if isinstance(self.attention, tuple) and len(self.attention) != self.layers:
             raise wrong(
                 "attention",
                 "must be one recipe, or one for each layer",
-                f"{len(self.attentions)} stand against {self.layers} layers",
+                f"{len(self.attention)} stand against {self.layers} layers",
                 "Layers that are alike take one recipe.",
             )

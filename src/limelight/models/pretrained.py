@@ -6,18 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..layouts import Layout, Padded
 from ..shapes import wrong
 from ..text import Tokenizer, Tokens
 from .config import Config
+from .encoder_decoder import EncoderDecoder
 from .stack import Output, Stack
-
-if TYPE_CHECKING:
-    from ..layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,63 @@ class Pretrained:
         *,
         layout: Layout | None = None,
         segments: Tensor | None = None,
+        target: str | Sequence[str] | Tokens | Tensor | None = None,
+        target_layout: Layout | None = None,
         hidden: bool = False,
         logits: bool = True,
     ) -> Output:
-        """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`."""
-        if not isinstance(tokens, (Tokens, Tensor)):
-            tokens = self.read(tokens)
-        if isinstance(tokens, Tokens):
-            if layout is not None:
+        """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`.
+
+        A model with an encoder reads ``tokens`` with it (or a sound or picture, as numbers), and its decoder reads
+        ``target``: texts, before which the mark is put that begins every text, or ids as they are; by default that mark
+        alone. So ``logits[:, i]`` speak of token ``i`` of a target text.
+        """
+        tokens, layout = self._ids("layout", tokens, layout)
+        how: dict[str, Any] = {"hidden": hidden, "logits": logits}
+        if not isinstance(self.network, EncoderDecoder):
+            if target is not None or target_layout is not None:
                 raise wrong(
-                    "layout", "belongs to token ids", "`tokens` are texts, which have their own", "Leave it out."
+                    "target", "is for a model with an encoder and a decoder", f"this is {self}", "Leave it out."
                 )
-            layout = tokens.layout
-            tokens = tokens.ids
-        return self.network(tokens, layout=layout, segments=segments, hidden=hidden, logits=logits)  # type: ignore[no-any-return]
+            return self.network(tokens, layout=layout, segments=segments, **how)  # type: ignore[no-any-return]
+        if target is None:
+            target = torch.full((len(tokens), 1), self._first, device=tokens.device)
+        elif not isinstance(target, Tensor):
+            target, target_layout = self._begun(*self._ids("target_layout", target, target_layout))
+        return self.network(target, source=tokens, source_layout=layout, layout=target_layout, **how)  # type: ignore[no-any-return]
+
+    def _ids(
+        self, name: str, tokens: str | Sequence[str] | Tokens | Tensor, layout: Layout | None
+    ) -> tuple[Tensor, Layout | None]:
+        """Token ids and their layout."""
+        if isinstance(tokens, Tensor):
+            return tokens, layout
+        if layout is not None:
+            raise wrong(name, "belongs to token ids", "the tokens are texts, which have their own", "Leave it out.")
+        read = tokens if isinstance(tokens, Tokens) else self.read(tokens)
+        return read.ids, read.layout
+
+    def _begun(self, ids: Tensor, layout: Layout | None) -> tuple[Tensor, Layout | None]:
+        """The same texts with the first mark before them."""
+        ids = torch.cat((torch.full_like(ids[:, :1], self._first), ids), dim=1)
+        if layout is None:
+            return ids, None
+        if not isinstance(layout, Padded) or layout.side == "left":
+            raise wrong("target", "must be padded at the right", f"it is {layout}", "Read it with side='right'.")
+        return ids, Padded(layout.query_lengths + 1)
+
+    @property
+    def _first(self) -> int:
+        """The mark that every text of a decoder begins with."""
+        mark = self.marks.get("decoder_start_token_id")
+        if not isinstance(mark, int):
+            raise wrong(
+                "target",
+                "must be token ids",
+                "the checkpoint names no decoder_start_token_id",
+                "Put the first mark in.",
+            )
+        return mark
 
     def to(self, where: torch.device | str | torch.dtype) -> Pretrained:
         """Move the network to another device or dtype, in place."""
@@ -122,4 +164,6 @@ class Pretrained:
     def __repr__(self) -> str:
         c = self.config
         heads = f"{c.query_heads} x {c.head_width}" + (f" over {c.key_heads}" if c.key_heads != c.query_heads else "")
-        return f"<{self.name}: {c.family}, {c.layers} layers, heads {heads}, width {c.width}, up to {c.limit} tokens>"
+        layers = f"{c.layers} layers" if c.encoder is None else f"{c.encoder.layers} + {c.layers} layers"
+        limit = "" if c.limit is None else f", up to {c.limit} tokens"
+        return f"<{self.name}: {c.family}, {layers}, heads {heads}, width {c.width}{limit}>"

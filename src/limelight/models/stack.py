@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from ..nn import Block, Cache, Places
+from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
 from ..shapes import wrong
 from .config import Config
+
+
+class Encoded(NamedTuple):
+    """A source that an encoder has read: its vectors ``(B, Lk, width)``, its layout, and on request every layer's."""
+
+    states: Tensor
+    layout: Layout | None
+    hidden: tuple[Tensor, ...] | None = None
 
 
 class Output(NamedTuple):
@@ -19,12 +28,14 @@ class Output(NamedTuple):
     ``states`` are the last vectors ``(B, L, width)``. ``hidden``, on request, holds the embedding and the vectors after
     each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
     ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or when they were not wanted.
-    Vectors of tokens that do not exist mean nothing.
+    Vectors of tokens that do not exist mean nothing. ``encoded`` is what the encoder made of the source, in a model
+    that has one.
     """
 
     states: Tensor
     hidden: tuple[Tensor, ...] | None
     logits: Tensor | None
+    encoded: Encoded | None = None
 
 
 class Stack(nn.Module):
@@ -32,19 +43,23 @@ class Stack(nn.Module):
 
     Args:
         config: what to make. Parameters come as PyTorch makes them, for training or to be overwritten.
+        within: what the names of its layers begin with, when it is a part of another model.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, within: str = "") -> None:
         super().__init__()
         self.config = config
+        self.within = within
         self.embedding = config.embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(_blocks(config))
+        self.scores = None if config.scores is None else config.scores(config.query_heads)
+        self.layers = nn.ModuleList(_blocks(config, within))
+        self.norm = None if config.final_norm is None else config.final_norm(config.width)
         self.head = None if config.head is None else config.head(config.vocabulary, config.width)
 
     @property
     def attention_names(self) -> tuple[str, ...]:
-        """What `limelight.watching` calls the attention of each layer, in order."""
-        return tuple(attention_name(number) for number in range(self.config.layers))
+        """What `limelight.watching` calls the attention of each layer to its own text, in order."""
+        return tuple(f"{self.within}layers.{number}.attention" for number in range(self.config.layers))
 
     def forward(
         self,
@@ -55,17 +70,19 @@ class Stack(nn.Module):
         hidden: bool = False,
         logits: bool = True,
         cache: Cache | None = None,
+        across: Places | None = None,
     ) -> Output:
         """Run the model.
 
         Args:
-            tokens: ``(B, L)`` token ids.
+            tokens: ``(B, L)`` token ids, or what else the embedding reads (`limelight.nn.FrontEnd`).
             layout: which of them exist and in which document (`limelight.layouts`); ``None``: one whole text a row.
             segments: ``(B, L)`` segment of each token, for models that have segments; ``None`` for 0.
             hidden: keep and return the vectors after every layer.
             logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`
                 computes them for chosen vectors.
             cache: what was read before; ``tokens`` are the next ones, and are added to it.
+            across: the places of attention to an encoder, for layers that have it; see `EncoderDecoder`.
 
         Raises:
             ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions.
@@ -73,12 +90,15 @@ class Stack(nn.Module):
         if cache is None:
             places = Places(layout, self._places(tokens, layout), segments)
         else:
-            self._check(tokens)
-            B, L = tokens.shape
+            B, L = self._sizes(tokens)
             step = cache.step(B, L, layout, tokens.device)
             self._check_length(step.longest)
             places = Places(layout, step.positions, segments, cache=step)
+            across = None if across is None else replace(across, cache=step)
+        places.across = across
         states = self.embedding(tokens, places)
+        if self.scores is not None:
+            places.scores = (self.scores(states),)
         before: list[Tensor] = []
         for layer in self.layers:
             if hidden:
@@ -86,15 +106,12 @@ class Stack(nn.Module):
             states = layer(states, places)
         if places.cache is not None and cache is not None:
             cache.close(places.cache)
-        states = self.finish(states)
+        if self.norm is not None:
+            states = self.norm(states)
         scores = None
         if logits and self.head is not None:
             scores = self.head_on(self.head.chosen(states, places))  # type: ignore[operator]
         return Output(states, (*before, states) if hidden else None, scores)
-
-    def finish(self, states: Tensor) -> Tensor:
-        """What happens to the vectors after the last layer."""
-        return states
 
     def head_on(self, states: Tensor) -> Tensor:
         """The logits ``(..., vocabulary)`` of chosen last vectors ``(..., width)``."""
@@ -102,12 +119,12 @@ class Stack(nn.Module):
             raise wrong(
                 "states", "can only become logits in a model with an output head", "this one has none", "See `hidden`."
             )
-        return self.head(states, self.embedding.tokens.weight)  # type: ignore[no-any-return, union-attr]
+        table = getattr(getattr(self.embedding, "tokens", None), "weight", None)
+        return self.head(states, table)  # type: ignore[no-any-return]
 
     def _places(self, tokens: Tensor, layout: Layout | None) -> Tensor:
         """Position of every token ``(B | 1, L)``; 0 for tokens that do not exist."""
-        self._check(tokens)
-        B, L = tokens.shape
+        B, L = self._sizes(tokens)
         if layout is None:
             self._check_length(L)
             return torch.arange(L, device=tokens.device)[None]
@@ -119,6 +136,14 @@ class Stack(nn.Module):
             _check_together(positions, at.key_position.where(exists, 0))
             self._check_length(int(positions.max()) + 1)
         return positions
+
+    def _sizes(self, tokens: Tensor) -> tuple[int, int]:
+        """Texts and tokens of what was given, after a look at it."""
+        if isinstance(self.embedding, FrontEnd):
+            return self.embedding.sizes(tokens)
+        self._check(tokens)
+        B, L = tokens.shape
+        return B, L
 
     def _check(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor) or tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
@@ -141,7 +166,7 @@ class Stack(nn.Module):
                 )
 
     def _check_length(self, length: int) -> None:
-        if length > self.config.limit:
+        if self.config.limit is not None and length > self.config.limit:
             raise wrong(
                 "tokens",
                 f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
@@ -164,27 +189,27 @@ def _check_together(query: Tensor, key: Tensor) -> None:
         )
 
 
-def attention_name(number: int) -> str:
-    """The name of a layer's attention."""
-    return f"layers.{number}.attention"
-
-
-def _blocks(config: Config) -> list[Block]:
+def _blocks(config: Config, within: str) -> list[Block | DecoderBlock]:
     """The layers, in order."""
-    blocks = [_block(config, number) for number in range(config.layers)]
+    blocks = [_block(config, number, f"{within}layers.{number}") for number in range(config.layers)]
     if config.shared:
         for block in blocks[1:]:
             _share(block, blocks[0])
     return blocks
 
 
-def _block(config: Config, number: int) -> Block:
-    """Layer ``number``: two steps, each with a norm of its own."""
-    attention = config.attentions[number](
-        config.width, config.query_heads, config.key_heads, config.head_width, name=attention_name(number)
-    )
-    steps = (attention, config.feed_forward(config.width))
-    return Block(*(config.residual(step, config.norm(config.width)) for step in steps))
+def _block(config: Config, number: int, name: str) -> Block | DecoderBlock:
+    """Layer ``number``: two steps or three, each with a norm of its own."""
+    sizes = (config.width, config.query_heads, config.key_heads, config.head_width)
+
+    def step(inner: nn.Module) -> nn.Module:
+        return config.residual(inner, config.norm(config.width))
+
+    attention = step(config.attentions[number](*sizes, name=f"{name}.attention"))
+    feed_forward = step(config.feed_forward(config.width))
+    if config.cross is None:
+        return Block(attention, feed_forward)
+    return DecoderBlock(attention, step(config.cross(*sizes, name=f"{name}.cross")), feed_forward)
 
 
 def _share(module: nn.Module, owner: nn.Module) -> None:

@@ -8,6 +8,7 @@ from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
+from .front_ends import FrontEnd, PatchEmbedding, SpectrumEmbedding
 from .heads import MaskedHead, OwnHead, TiedHead
 from .multihead import MultiHead
 from .norms import RMSNorm
@@ -24,6 +25,7 @@ __all__ = [
     "DistanceBias",
     "DynamicNTK",
     "FeedForward",
+    "FrontEnd",
     "GatedFeedForward",
     "Halves",
     "LearnedPositions",
@@ -36,6 +38,7 @@ __all__ = [
     "Neighbours",
     "OwnHead",
     "Pairing",
+    "PatchEmbedding",
     "Places",
     "PostNorm",
     "PreNorm",
@@ -46,6 +49,7 @@ __all__ = [
     "Routing",
     "Sandwich",
     "Sinusoids",
+    "SpectrumEmbedding",
     "Step",
     "Stretch",
     "SummedEmbedding",

@@ -102,7 +102,7 @@ def said(config: Config) -> dict[str, Any]:
         "hidden_act": config.feed_forward["activation"],
         "hidden_dropout_prob": config.residual["dropout"],
         "attention_probs_dropout_prob": attention["dropout"],
-        "max_position_embeddings": config.limit + positions["offset"],
+        "max_position_embeddings": positions["count"] + positions["offset"],
         "type_vocab_size": config.embedding["segments"],
         "layer_norm_eps": config.norm["eps"],
         **labels(config.head),

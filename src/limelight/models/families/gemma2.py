@@ -34,10 +34,12 @@ def configure(published: Published) -> Config:
         bias=offset,
         output_bias=offset,
     )
+    norm = recipe(RMSNorm, **dict(config.norm.settings), offset=1.0)
     return replace(
         config,
         embedding=recipe(TokenEmbedding, scale=config.width**0.5),
-        norm=recipe(RMSNorm, **dict(config.norm.settings), offset=1.0),
+        norm=norm,
+        final_norm=norm,
         residual=recipe(Sandwich),
         head=_capped(config.head, published.number_or_none("final_logit_softcapping", 30.0)),
     )

@@ -22,6 +22,7 @@ def configure(published: Published) -> Config:
     width, heads, layers = published.whole("n_embd"), published.whole("n_head"), published.layers("n_layer")
     head_width, limit = published.head_width("n_embd", "n_head"), published.whole("n_positions", 1024)
     dropout = published.probability("resid_pdrop", 0.1)
+    norm = recipe(nn.LayerNorm, eps=published.number("layer_norm_epsilon", 1e-5))
     scale = head_width**-0.5 if published.flag("scale_attn_weights", True) else 1.0
     by_layer = published.flag("scale_attn_by_inverse_layer_idx", False)
     seen = tuple(
@@ -53,7 +54,8 @@ def configure(published: Published) -> Config:
             inner=published.or_none("n_inner") or 4 * width,
             activation=published.one_of("activation_function", ACTIVATIONS, "gelu_new"),
         ),
-        norm=recipe(nn.LayerNorm, eps=published.number("layer_norm_epsilon", 1e-5)),
+        norm=norm,
+        final_norm=norm,
         residual=recipe(PreNorm, dropout=dropout),
         head=causal_head(published, tied=True),
     )

@@ -50,6 +50,7 @@ def decoder(
     head_width = published.head_width("hidden_size", "num_attention_heads") if given is None else given
     rotary = _rotary(published, head_width)
     dropout = published.probability("attention_dropout", 0.0)
+    norm = recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6))
     seen = tuple(
         recipe(MultiHead, pattern=pattern, rotary=rotary, dropout=dropout, **attention)
         for pattern in patterns or [Causal()]
@@ -71,7 +72,8 @@ def decoder(
             activation=activation or published.one_of("hidden_act", ACTIVATIONS, "silu"),
             bias=feed_forward_bias,
         ),
-        norm=recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6)),
+        norm=norm,
+        final_norm=norm,
         residual=recipe(PreNorm),
         head=causal_head(published, tied=tied),
     )
@@ -193,7 +195,7 @@ def _limit(published: int, stretch: Stretch | None) -> int:
     return round(published * stretch.factor) if isinstance(stretch, DynamicNTK) else published
 
 
-def _published_limit(limit: int, stretch: Stretch | None) -> int:
+def _published_limit(limit: int | None, stretch: Stretch | None) -> int | None:
     """And back."""
     return stretch.trained_length if isinstance(stretch, DynamicNTK) else limit
 

@@ -13,6 +13,9 @@ from ..config import Recipe
 
 MOST_LAYERS = 1000
 
+# What classes are for that are not called ...For...: GPT-2's and Marian's.
+ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
+
 
 @dataclass(frozen=True)
 class Published:
@@ -22,11 +25,13 @@ class Published:
         path: the file, named in complaints.
         values: what it says.
         defaults: what is meant where it says nothing, before any other default.
+        tensors: the names of the tensors beside it; ``None`` where they are not known.
     """
 
     path: Path
     values: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Collection[str] | None = None
 
     def get(self, key: str) -> Any:
         """The value as it stands, ``None`` where there is none."""
@@ -34,7 +39,7 @@ class Published:
 
     def with_defaults(self, **defaults: Any) -> Published:
         """The same file, read with other values where it says nothing."""
-        return Published(self.path, self.values, {**self.defaults, **defaults})
+        return Published(self.path, self.values, {**self.defaults, **defaults}, self.tensors)
 
     def token(self, key: str, default: int) -> int:
         """The id of a token: a whole number of at least 0."""
@@ -55,6 +60,14 @@ class Published:
         if self.values.get(key, default) is None:
             return None
         return self.whole(key, default)
+
+    def pair(self, key: str, default: int) -> tuple[int, int]:
+        """A height and a width, which one number may stand for."""
+        value = self._or(key, default)
+        both = list(value) if isinstance(value, (list, tuple)) else [value, value]
+        if len(both) != 2 or not all(type(one) is int and one > 0 for one in both):
+            raise self.refused(key, "a whole number of at least 1, or two of them")
+        return both[0], both[1]
 
     def layers(self, key: str) -> int:
         """A number of layers: parameters cost nothing before they are read, but a billion layers would."""
@@ -104,8 +117,9 @@ class Published:
         classes = self._or("architectures", ())
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise self.refused("architectures", "a list of names")
-        if classes and classes[0].endswith("LMHeadModel"):  # GPT-2's
-            return "CausalLM"
+        for ending, meant in ENDINGS.items():
+            if classes and classes[0].endswith(ending):
+                return meant
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:
@@ -120,7 +134,8 @@ class Published:
 
     def marks(self) -> dict[str, Any]:
         """Ids of the tokens that have a part to play, by their published names (``eos_token_id``)."""
-        return {k: v for k, v in self.values.items() if k.endswith("_token_id") and v is not None}
+        named = {k: v for k, v in self.values.items() if k.endswith(("_token_id", "suppress_tokens"))}
+        return {k: v for k, v in named.items() if v is not None}
 
     def head_width(self, width: str, heads: str) -> int:
         """The width of each head, where all of them share the width of the model."""

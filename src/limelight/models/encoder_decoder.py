@@ -1,0 +1,110 @@
+"""An encoder reads a source, and a decoder that looks at it writes (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layouts import KeyMask, Layout, Packed
+from ..nn import Cache, Places
+from ..shapes import wrong
+from .config import Config
+from .stack import Encoded, Output, Stack
+
+
+class EncoderDecoder(Stack):
+    """A decoder whose layers also look at what an encoder made of a source.
+
+    Args:
+        config: that of the decoder, with the ``encoder``'s inside.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.encoder is None or config.cross is None:
+            raise wrong(
+                "config", "must have an `encoder` and attention `cross` to it", "one is None", "Take DecoderOnly."
+            )
+        self.encoder = Stack(config.encoder, within="encoder.")
+        if config.one_table:
+            self.encoder.embedding.tokens = self.embedding.tokens
+
+    @property
+    def cross_names(self) -> tuple[str, ...]:
+        """What `limelight.watching` calls the attention of each layer to the source, in order."""
+        return tuple(f"layers.{number}.cross" for number in range(self.config.layers))
+
+    def encode(self, source: Tensor, *, layout: Layout | None = None, hidden: bool = False) -> Encoded:
+        """Read a source.
+
+        Args:
+            source: ``(B, Lk)`` token ids, or what else the encoder reads.
+            layout: which tokens of it exist.
+            hidden: keep the vectors after every layer.
+        """
+        read = self.encoder(source, layout=layout, hidden=hidden)
+        return Encoded(read.states, layout, read.hidden)
+
+    def forward(  # type: ignore[override]  # a source takes the place of `across`
+        self,
+        tokens: Tensor,
+        *,
+        source: Encoded | Tensor,
+        source_layout: Layout | None = None,
+        layout: Layout | None = None,
+        hidden: bool = False,
+        logits: bool = True,
+        cache: Cache | None = None,
+    ) -> Output:
+        """Run the decoder on ``tokens``, and the encoder before it unless it has read the source.
+
+        >>> import torch, limelight
+        >>> model = limelight.load("whisper-tiny-en").network  # doctest: +SKIP
+        >>> encoded = model.encode(features)  # doctest: +SKIP
+        >>> model(torch.tensor([[50257, 50362]]), source=encoded).logits.shape  # doctest: +SKIP
+        torch.Size([1, 2, 51864])
+
+        Args:
+            tokens: ``(B, L)`` token ids of what is being written, the first mark included.
+            source: what the encoder reads, or what it made of it (`encode`): the same for every step of writing.
+            source_layout: which tokens of a source exist that is not read yet.
+            layout: the same for ``tokens``.
+            hidden, logits, cache: see `Stack.forward`; ``cache`` keeps the keys and values of the source too.
+
+        Raises:
+            ArgumentError: as in `Stack.forward`; rows or layouts of source and tokens that do not fit together.
+        """
+        if not isinstance(source, Encoded):
+            source = self.encode(source, layout=source_layout, hidden=hidden)
+        elif source_layout is not None:
+            raise wrong("source_layout", "belongs to a source that is not read yet", "this one is", "Leave it out.")
+        if len(source.states) != len(tokens):
+            raise wrong(
+                "source",
+                "must have a row for each row of `tokens`",
+                f"{len(source.states)} stand against {len(tokens)}",
+                "Repeat the rows of one or the other.",
+            )
+        across = Places(
+            _across(source, layout), torch.zeros(1, 1, dtype=torch.int64, device=tokens.device), source=source.states
+        )
+        written = super().forward(tokens, layout=layout, hidden=hidden, logits=logits, cache=cache, across=across)
+        return written._replace(encoded=source)
+
+
+def _across(source: Encoded, layout: Layout | None) -> Layout | None:
+    """Which tokens of the source a token may look at: all that exist, of its own document."""
+    if isinstance(source.layout, Packed) or isinstance(layout, Packed):
+        if not (isinstance(source.layout, Packed) and isinstance(layout, Packed)):
+            raise wrong(
+                "layout",
+                "must be Packed for source and tokens, or for neither",
+                f"{type(source.layout).__name__} stands against {type(layout).__name__}",
+                "Every document needs its source.",
+            )
+        return Packed(layout.query_lengths, source.layout.query_lengths)
+    if source.layout is None:
+        return None
+    B, L, _ = source.states.shape
+    exists = source.layout.coordinates(B, L, L, source.states.device)
+    return KeyMask((exists.query_exists & exists.key_exists).expand(B, L))

@@ -1,0 +1,179 @@
+"""BART (Lewis et al. 2019, arXiv:1910.13461): the first Transformer with learned positions and GELU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...checkpoints.rules import KeyRules, Row, Rule, Unused
+from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
+from ...patterns import Causal
+from ..config import Config, Recipe, recipe
+from ..encoder_decoder import EncoderDecoder
+from .family import Family
+from .published import Published
+
+NORM = recipe(nn.LayerNorm, eps=1e-5)  # every norm of BART's kin; the published configuration does not speak of it
+OFFSET = 2  # rows of the table of positions before that of position 0
+
+
+def configure(published: Published) -> Config:
+    """Our configuration of a published BART."""
+    published.one_of("tie_word_embeddings", (True,), True)
+    limit = published.whole("max_position_embeddings", 1024)
+    positions = recipe(LearnedPositions, count=limit, offset=OFFSET)
+    embedding = text_embedding(published, positions, NORM)
+    common: dict[str, Any] = {"family": "bart", "limit": limit, "embedding": embedding}
+    common |= {"vocabulary": published.whole("vocab_size")}
+    encoder = half(published, "encoder", recipe(PostNorm, dropout=dropout(published)), **common)
+    more: dict[str, Any] = {"encoder": encoder, "one_table": True, "head": head(published)}
+    return half(published, "decoder", encoder.residual, **common, **more)
+
+
+def dropout(published: Published, usual: float = 0.1) -> float:
+    """The probability with which numbers are dropped in training."""
+    return published.probability("dropout", usual)
+
+
+def head(published: Published) -> Recipe | None:
+    """The embedding read backwards, with an offset."""
+    task = published.task("ConditionalGeneration")
+    return recipe(TiedHead, bias=True) if task == "ConditionalGeneration" else None
+
+
+def text_embedding(published: Published, positions: Recipe, norm: Recipe | None, usual: float = 0.1) -> Recipe:
+    """Tokens and positions."""
+    scale = published.whole("d_model") ** 0.5 if published.flag("scale_embedding", False) else 1.0
+    return recipe(SummedEmbedding, positions=positions, norm=norm, scale=scale, dropout=dropout(published, usual))
+
+
+def half(
+    published: Published,
+    side: str,
+    residual: Recipe,
+    *,
+    family: str,
+    limit: int,
+    vocabulary: int,
+    embedding: Recipe,
+    key_bias: bool = True,
+    **more: Any,
+) -> Config:
+    """The encoder or the decoder of BART's kin, whose configurations have the same names."""
+    published.one_of("is_decoder", (False,), False)
+    heads, decodes = published.whole(f"{side}_attention_heads"), side == "decoder"
+    attention = {"key_bias": key_bias, "dropout": published.probability("attention_dropout", 0.0)}
+    settings: dict[str, Any] = {
+        "family": family,
+        "vocabulary": vocabulary,
+        "width": published.whole("d_model"),
+        "layers": published.layers(f"{side}_layers"),
+        "limit": limit,
+        "query_heads": heads,
+        "key_heads": heads,
+        "head_width": published.head_width("d_model", f"{side}_attention_heads"),
+        "embedding": embedding,
+        "attention": recipe(MultiHead, pattern=Causal() if decodes else None, **attention),
+        "cross": recipe(MultiHead, **attention) if decodes else None,
+        "feed_forward": recipe(
+            FeedForward,
+            inner=published.whole(f"{side}_ffn_dim"),
+            activation=published.one_of("activation_function", ACTIVATIONS, "gelu"),
+            dropout=published.probability("activation_dropout", 0.0),
+        ),
+        "norm": NORM,
+        "residual": residual,
+        "head": None,
+    }
+    return Config(**(settings | more))
+
+
+def publish(config: Config) -> dict[str, Any]:
+    """What a published BART says of our configuration."""
+    name = "BartModel" if config.head is None else "BartForConditionalGeneration"
+    return {
+        "architectures": [name],
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.limit,
+        "tie_word_embeddings": True,
+        **said(config),
+    }
+
+
+def said(config: Config) -> dict[str, Any]:
+    """What BART's kin say alike."""
+    assert config.encoder is not None  # `EncoderDecoder` sees to it
+    sides = {"encoder": config.encoder, "decoder": config}
+    return {
+        **{f"{side}_layers": one.layers for side, one in sides.items()},
+        **{f"{side}_attention_heads": one.query_heads for side, one in sides.items()},
+        **{f"{side}_ffn_dim": one.feed_forward["inner"] for side, one in sides.items()},
+        "d_model": config.width,
+        "activation_function": config.feed_forward["activation"],
+        "dropout": config.residual["dropout"],
+        "attention_dropout": config.attentions[0]["dropout"],
+        "activation_dropout": config.feed_forward["dropout"],
+        "scale_embedding": config.embedding["scale"] != 1.0,
+        "is_encoder_decoder": True,
+    }
+
+
+def rules(config: Config) -> KeyRules:
+    """Published keys and ours."""
+    return KeyRules(
+        *shared_table_rules(),
+        *half_rules("encoder", "encoder."),
+        *half_rules("decoder", ""),
+        *(
+            rule
+            for side, ours in (("encoder", "encoder."), ("decoder", ""))
+            for rule in (
+                Rule(f"model.{side}.embed_positions.weight", f"{ours}embedding.positions.weight"),
+                Rule(f"model.{side}.layernorm_embedding.{{p}}", f"{ours}embedding.norm.{{p}}"),
+            )
+        ),
+        head_offset(config),
+        prefix="model.",
+        bare=config.head is None,
+    )
+
+
+def shared_table_rules() -> tuple[Rule | Unused, ...]:
+    """One table of vectors for encoder, decoder and head."""
+    return (
+        Rule("model.shared.weight", "embedding.tokens.weight"),
+        Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        Rule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        Unused("lm_head.weight", "the embedding once more"),
+    )
+
+
+def head_offset(config: Config) -> Rule | Unused:
+    """The offset of the head."""
+    if config.head is None:
+        return Unused("final_logits_bias", "an offset of logits")
+    return Rule("final_logits_bias", "head.offset", Row())
+
+
+def half_rules(side: str, ours: str) -> tuple[Rule, ...]:
+    """The layers of the encoder or the decoder of BART's kin."""
+    block, layer = f"model.{side}.layers.{{n}}", f"{ours}layers.{{n}}"
+    steps = {"self_attn": "attention"} | ({"encoder_attn": "cross"} if side == "decoder" else {})
+    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
+    attention = tuple(
+        Rule(f"{block}.{step}.{their}.{{p}}", f"{layer}.{our_step}.inner.{our}.{{p}}")
+        for step, our_step in steps.items()
+        for their, our in names.items()
+    )
+    norms = tuple(Rule(f"{block}.{step}_layer_norm.{{p}}", f"{layer}.{our}.norm.{{p}}") for step, our in steps.items())
+    return (
+        *attention,
+        *norms,
+        Rule(f"{block}.fc1.{{p}}", f"{layer}.feed_forward.inner.up.{{p}}"),
+        Rule(f"{block}.fc2.{{p}}", f"{layer}.feed_forward.inner.down.{{p}}"),
+        Rule(f"{block}.final_layer_norm.{{p}}", f"{layer}.feed_forward.norm.{{p}}"),
+    )
+
+
+BART = Family("bart", EncoderDecoder, configure, publish, rules)
