@@ -19,6 +19,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +29,12 @@ from torch.autograd import forward_ad
 
 from .backends import reference
 from .backends.contract import Backend, Call, Differentiable, Result, operands
+from .lowering import Lowered
 from .observations import Observations, Observe
 from .patterns import Part
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
-MOST_SCORES = 16 * 2**20
+MOST_SCORES = 4 * 2**20
 #: Scores from which on a run pays for looking at too many keys.
 FEW_SCORES = 2**19
 
@@ -45,8 +47,9 @@ def forward(call: Call, backend: Backend) -> Result:
     asked = call.observe
     if asked is not None:
         call.observe = _in_order(asked)
-    function = Attention(call, backend)
-    output, logsumexp, *seen = _Computed.apply(function, *_tensors(call))  # type: ignore[no-untyped-call]
+    tensors = _tensors(call)
+    function = Attention(call, backend, tensors)
+    output, logsumexp, *seen = _computed(function, tensors)
     if asked is None:
         return Result(output, logsumexp)
     observations = Observations(**dict(zip(function.seen, seen, strict=True)))
@@ -199,27 +202,39 @@ class Runwise:
 class Attention(Runwise):
     """A call without its tensors: ``(query, key, value, operands, others) -> (output, logsumexp, observations)``."""
 
-    def __init__(self, call: Call, backend: Backend) -> None:
+    def __init__(self, call: Call, backend: Backend, tensors: Tensors) -> None:
         self.attention = self
         self.backend = backend
         self.shapes, self.scale, self.dropout = call.shapes, call.scale, call.dropout
         self.layout = None if call.layout is None else call.layout.hollow()
         self.pattern = None if call.pattern is None else call.pattern.hollow()
         self.compare = None if call.compare is None else call.compare.hollow()
-        self.scores = tuple([rule.hollow() for rule in call.scores])
+        self.scores = tuple([rule.hollow() for rule in call.scores]) if call.scores else ()
         self.sink = call.sink is not None
         self.seed = None if isinstance(call.seed, Tensor) else call.seed
-        self.observe = call.observe
-        self.takes = _letters(call)
+        self.observe, self.only_watched = call.observe, call.only_watched
         self.seen = () if call.observe is None else _names(call.observe)
-        self.gives = ("bhq.", "bhq", *[_SEEN[name] for name in self.seen])
-        self.smooth_inputs = frozenset(range(3 + len(operands(call))))
-        self.smooth_outputs = frozenset(
-            n for n, name in enumerate(("", "", *self.seen)) if n < 2 or (name in _SMOOTH and not call.only_watched)
-        )
-        # Under a transform one call stands for several, whose masks may differ.
+        self.takes = _QKV if len(tensors) == 3 else _letters(call, len(tensors))
+        # Under a transform one call stands for several, whose tensors differ.
         self.fixed = not torch._C._are_functorch_transforms_active()
-        self.lowered = call._lowered if self.fixed else None
+        self.lowered: Lowered | None = None
+        self.first = call if self.fixed else None  # until it is computed
+
+    @cached_property
+    def gives(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Runwise`."""
+        return ("bhq.", "bhq", *[_SEEN[name] for name in self.seen])
+
+    @cached_property
+    def smooth_inputs(self) -> frozenset[int]:  # type: ignore[override]
+        """See `Runwise`: query, key, value and the operands, which have letters."""
+        return frozenset(n for n, letters in enumerate(self.takes) if letters)
+
+    @cached_property
+    def smooth_outputs(self) -> frozenset[int]:  # type: ignore[override]
+        """See `Runwise`."""
+        smooth = () if self.only_watched else _SMOOTH
+        return frozenset({0, 1, *[n for n, name in enumerate(self.seen, 2) if name in smooth]})
 
     def call(self, tensors: Tensors, part: Part | None = None, observe: Observe | None = None) -> Call:
         """The call with its tensors, the first of those given; or one for a part of them."""
@@ -291,7 +306,8 @@ class Attention(Runwise):
         """The outputs, by the backend."""
         if self.backend is reference:
             return super().evaluate(tensors)
-        call = self.call(tensors)
+        call, self.first = self.first or self.call(tensors), None
+        call.logsumexp = True
         result = self.backend.forward(call)
         self.keep(call)
         assert result.logsumexp is not None
@@ -425,12 +441,13 @@ class _Computed(torch.autograd.Function):
         function, *tensors = inputs
         ctx.function = function
         ctx.set_materialize_grads(False)
-        if len(function.smooth_outputs) < len(output):
-            ctx.mark_non_differentiable(*[t for n, t in enumerate(output) if n not in function.smooth_outputs])
         if isinstance(function, Attention):
             tensors += output[:2]
+            if function.seen:
+                ctx.mark_non_differentiable(*[t for n, t in enumerate(output) if n not in function.smooth_outputs])
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -445,7 +462,7 @@ class _Computed(torch.autograd.Function):
             for n in range(len(function.takes), len(tensors)):  # output and logsumexp are known, not differentiated
                 tensors[n] = tensors[n].detach()
             cotangents = [grad for grad in grads if grad is not None]
-            found = dict(zip(wanted, _compute(transposed, (*tensors, *cotangents)), strict=True))
+            found = dict(zip(wanted, _computed(transposed, (*tensors, *cotangents)), strict=True))
         return None, *[found.get(n) for n in range(len(needs))]
 
     @staticmethod
@@ -454,7 +471,7 @@ class _Computed(torch.autograd.Function):
         moved = tuple([n for n, t in enumerate(tangents) if t is not None and n in function.smooth_inputs])
         pushed = Pushed(function, moved)
         tensors = ctx.saved_tensors[: len(function.takes)]
-        found = _compute(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
+        found = _computed(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
         tangent_of = dict(zip(pushed.outputs, found, strict=True))
         return tuple([tangent_of.get(n) for n in range(len(function.gives))])
 
@@ -462,20 +479,39 @@ class _Computed(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Runwise, *tensors: Tensor) -> tuple[Tensors, Any]:
         # One after the other: masks, seeds and rules may differ, and a batch row's number is part of its dropout.
         each = [
-            _Computed.apply(
+            _computed(
                 function,
-                *(t if dim is None else t.select(dim, n) for t, dim in zip(tensors, in_dims[1:], strict=True)),
-            )  # type: ignore[no-untyped-call]
+                tuple(t if dim is None else t.select(dim, n) for t, dim in zip(tensors, in_dims[1:], strict=True)),
+            )
             for n in range(info.batch_size)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True)), (0,) * len(function.gives)
 
 
-def _compute(function: Runwise, tensors: Tensors) -> Tensors:
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        outputs: Tensors = _Computed.apply(function, *tensors)  # type: ignore[no-untyped-call]
+class _ComputedEagerly(torch.autograd.Function):
+    """The same without `torch.func`, in the form that costs a quarter of the time for each call."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Runwise, *tensors: Tensor) -> Tensors:
+        outputs = function.evaluate(tensors)
+        _Computed.setup_context(ctx, (function, *tensors), outputs)
         return outputs
-    return function.evaluate(tensors)
+
+    backward = _Computed.backward
+    jvp = _Computed.jvp
+
+
+def _computed(function: Runwise, tensors: Tensors) -> Tensors:
+    """The outputs, with derivatives where anybody may want them."""
+    outputs: Tensors
+    if torch._C._are_functorch_transforms_active():
+        outputs = _Computed.apply(function, *tensors)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        outputs = _ComputedEagerly.apply(function, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        with torch.no_grad():
+            outputs = function.evaluate(tensors)
+    return outputs
 
 
 # --- Calls and observations -------------------------------------------------------------------------------------------
@@ -499,12 +535,15 @@ def _tensors(call: Call) -> Tensors:
     return (*found, call.seed) if isinstance(call.seed, Tensor) else found
 
 
-def _letters(call: Call) -> tuple[str, ...]:
-    letters = ["bhq.", "bgk.", "bgk."] + ([] if call.sink is None else ["h"])
+_QKV = ("bhq.", "bgk.", "bgk.")
+
+
+def _letters(call: Call, count: int) -> tuple[str, ...]:
+    letters = [*_QKV] if call.sink is None else [*_QKV, "h"]
     for description in (*call.scores, call.compare):
         if description is not None:
             letters += [description.letters] * len(description.tensors())
-    return (*letters, *[""] * (len(_tensors(call)) - len(letters)))
+    return (*letters, *[""] * (count - len(letters)))
 
 
 def _names(observe: Observe) -> tuple[str, ...]:

@@ -10,6 +10,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+_FIELDS: dict[type[Any], tuple[str, ...]] = {}
+
+
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    names = _FIELDS.get(kind)
+    if names is None:
+        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    return names
+
 
 class _Hole:
     """The place of a tensor."""
@@ -28,7 +37,7 @@ class Description:
 
     def parts(self) -> tuple[Any, ...]:
         """The values of the fields, in order."""
-        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple([getattr(self, name) for name in _fields(type(self))])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor inside, nested descriptions included, in order."""
@@ -43,7 +52,7 @@ class Description:
     def with_tensors(self: _Self, tensors: Iterator[Any]) -> _Self:
         """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
         new = self
-        for field, part in zip(dataclasses.fields(self), self.parts(), strict=True):
+        for name, part in zip(_fields(type(self)), self.parts(), strict=True):
             if isinstance(part, (Tensor, _Hole)):
                 changed = next(tensors)
             elif isinstance(part, Description):
@@ -52,12 +61,12 @@ class Description:
                 continue
             if changed is not part:
                 new = copy.copy(self) if new is self else new
-                object.__setattr__(new, field.name, changed)
+                object.__setattr__(new, name, changed)
         return new
 
     def hollow(self: _Self) -> _Self:
         """The same without its tensors, to be given back by `with_tensors`; it keeps no memory."""
-        return self.with_tensors(itertools.repeat(_Hole()))
+        return self.with_tensors(itertools.repeat(_Hole())) if self.tensors() else self
 
     def __eq__(self, other: object) -> bool:
         if self is other:
