@@ -1,10 +1,21 @@
 """Derivatives in linear memory: run by run they are the whole, of every order; those of the kernels are right."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples, sizes
+from test_promises import (  # noqa: F401 (they hold run by run, too)
+    test_a_gradient_reaches_only_what_its_row_saw,
+    test_a_query_that_sees_nothing,
+    test_a_seen_nan_spoils_exactly_the_rows_that_see_it,
+    test_an_unseen_score_that_is_nan_passes_no_gradient_through_a_rule,
+    test_merge_is_the_union_of_disjoint_keys,
+    test_what_is_not_seen_changes_no_bit,
+)
 from torch.autograd import forward_ad
 
 import limelight
@@ -34,6 +45,7 @@ needs_native = pytest.mark.skipif(native._library is None, reason=native._missin
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
     """Runs of a few queries; the definition, too, is differentiated run by run, however small the call."""
+    monkeypatch.setattr(derivatives, "WHOLE", -1)
     monkeypatch.setattr(derivatives, "MOST_SCORES", 200)
     monkeypatch.setattr(derivatives, "FEW_SCORES", 4)
 
@@ -44,7 +56,7 @@ def whole(monkeypatch):
 
     def run(function, *args):
         with monkeypatch.context() as patch:
-            patch.setattr(derivatives, "MOST_SCORES", 2**40)
+            patch.setattr(derivatives, "WHOLE", 2**40)
             return function(*args)
 
     return run
@@ -75,7 +87,7 @@ def gradients(example, backend, dtype, upstream=None):
 def test_run_by_run_is_the_whole(example):
     values, found = gradients(example, "reference", torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivatives, "MOST_SCORES", 2**40)
+        patch.setattr(derivatives, "WHOLE", 2**40)
         truth, expected = gradients(example, "reference", torch.float64)
     for a, b in zip((*values, *found), (*truth, *expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
@@ -87,7 +99,7 @@ def test_gradients_of_the_native_kernels(example):
     """At most 1.5 times the error of the plain float32 computation, and a few rounding steps of the largest score."""
     _, ours = gradients(example, "native", torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivatives, "MOST_SCORES", 2**40)
+        patch.setattr(derivatives, "WHOLE", 2**40)
         _, plain = gradients(example, "reference", torch.float32)
         _, truth = gradients(example, "reference", torch.float64)
     group = example.sizes.Hq // example.sizes.Hkv
@@ -150,3 +162,164 @@ def test_transforms_of_torch_func(settings, whole):
     with forward_ad.dual_level():
         dual = f(*map(forward_ad.make_dual, primals, tangents))
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, tangent)
+
+
+@given(examples(SMALL, dropout=False), st.data())
+def test_everything_that_is_observed(example, data):
+    s = example.sizes
+    draw = lambda most, n: tuple(data.draw(st.lists(st.integers(0, most - 1), max_size=n))) if most else ()  # noqa: E731
+    observe = Observe(
+        logsumexp=True, max_score=True, max_weight=True, entropy=True, distance=True, received=True,
+        top=data.draw(st.integers(1, 4)),
+        features=torch.randn(s.Lk, 3, dtype=torch.float64),
+        rows=draw(s.Lq, 4),
+        pairs=tuple(zip(draw(s.Lq, 4), draw(s.Lk, 4), strict=False)),
+        blocks=data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4))),
+        heads=data.draw(st.none() | st.permutations(range(s.Hq)).map(tuple)),
+    )  # fmt: skip
+    see = lambda: limelight.attention(  # noqa: E731
+        example.query, example.key, example.value, observe=observe, backend="reference", **example.settings
+    )
+    out, seen = see()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(derivatives, "WHOLE", 2**40)
+        truth, expected = see()
+    torch.testing.assert_close(out, truth, rtol=1e-10, atol=1e-11)
+    assert seen.seen().keys() == expected.seen().keys()
+    for name, value in expected.seen().items():
+        torch.testing.assert_close(seen.seen()[name], value, rtol=1e-10, atol=1e-11)
+
+
+@needs_native
+def test_gradients_of_what_the_native_kernels_observe():
+    """Heads, rows and pairs in any order; what is not smooth has no gradient."""
+    see = Observe(
+        logsumexp=True, entropy=True, rows=(3, 1, 3), pairs=((4, 2), (0, 5), (4, 0)), top=2, received=True, heads=(2, 0)
+    )
+
+    def f(dtype, backend):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in primals]
+        _, seen = limelight.attention(*leaves, pattern=~Window(0, 0), observe=see, backend=backend)
+        smooth = (seen.logsumexp, seen.entropy, seen.rows, seen.pairs)
+        assert not any(t.requires_grad for t in (seen.top_weights, seen.top_keys, seen.received, seen.received_by))
+        total = sum((t.double() * torch.arange(1.0, t.numel() + 1).reshape(t.shape)).sum() for t in smooth)
+        return *smooth, *torch.autograd.grad(total, leaves[:2])
+
+    primals = tensors()
+    for ours, truth in zip(f(torch.float32, "native"), f(torch.float64, "reference"), strict=True):
+        torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("name", FORMS)
+def test_vmap(name):
+    """Over the batch, with and without gradients, of the native kernels and of the definition."""
+    settings = FORMS[name]
+    if "compare" not in settings:
+        settings = settings | {"backend": "native"}
+    f = call(settings)
+    batched = [torch.stack([t.float() for t in ts], dim=1) for ts in zip(*(tensors() for _ in range(3)), strict=True)]
+    in_dims = (1, 1, None)
+    arguments = (batched[0], batched[1], batched[2][:, 0])
+    out = torch.vmap(f, in_dims)(*arguments)
+    slopes = torch.vmap(torch.func.grad(lambda *args: f(*args).square().sum(), (0, 1, 2)), in_dims)(*arguments)
+    for n in range(3):
+        leaves = [t.clone().requires_grad_() for t in (batched[0][:, n], batched[1][:, n], arguments[2])]
+        alone = f(*leaves)
+        torch.testing.assert_close(out[n], alone)
+        for a, b in zip(slopes, torch.autograd.grad(alone.square().sum(), leaves), strict=True):
+            torch.testing.assert_close(a[n], b, rtol=1e-4, atol=1e-4)
+
+
+def test_vmap_over_masks_and_seeds():
+    q, k, v = tensors()
+    masks, seeds = torch.rand(3, 5, 6) < 0.7, torch.arange(3)
+    f = lambda mask, seed: limelight.attention(q, k, v, pattern=Explicit(mask), dropout=0.5, seed=seed)  # noqa: E731
+    for n, out in enumerate(torch.vmap(f)(masks, seeds)):
+        torch.testing.assert_close(out, f(masks[n], seeds[n]))
+
+
+def test_jacobians_and_hessians():
+    q, k, v = (t[:1, :2, :2] for t in tensors())
+    f = lambda q: limelight.attention(q, k[:, :1], v[:, :1], pattern=Causal())  # noqa: E731
+    torch.testing.assert_close(torch.func.jacrev(f)(q), torch.func.jacfwd(f)(q))
+    exact = torch.autograd.functional.hessian(lambda q: f(q).square().sum(), q)
+    torch.testing.assert_close(torch.func.hessian(lambda q: f(q).square().sum())(q), exact)
+    torch.testing.assert_close(exact.reshape(q.numel(), -1), exact.reshape(q.numel(), -1).mT)
+
+
+def test_a_gradient_penalty_and_a_hessian_vector_product(whole):
+    primals, tangents = tensors(), tensors()
+    loss = lambda q, k, v: limelight.attention(q, k, v, pattern=Causal()).square().sum()  # noqa: E731
+    product = lambda: torch.autograd.functional.hvp(loss, primals, tangents)[1]  # noqa: E731
+    torch.testing.assert_close(product(), whole(product))
+
+    def penalty():
+        leaves = [t.requires_grad_() for t in primals]
+        slopes = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in slopes), leaves)
+
+    torch.testing.assert_close(penalty(), whole(penalty))
+
+
+@needs_native
+def test_checkpointing_repeats_the_bits_of_dropout():
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(1, 2, 30, 8, requires_grad=True)
+
+    def block(x):
+        return limelight.attention(x, x, x, dropout=0.3, pattern=Causal(), name="block")
+
+    torch.manual_seed(3)
+    with limelight.watching(Observe(entropy=True, top=2)) as seen:
+        out = checkpoint(block, x, use_reentrant=False)
+        (kept,) = torch.autograd.grad(out.square().sum(), x)
+    assert len(seen.layers["block"]) == 1
+    torch.manual_seed(3)
+    again = block(x)
+    assert torch.equal(again, out)
+    assert torch.equal(torch.autograd.grad(again.square().sum(), x)[0], kept)
+
+
+@needs_native
+def test_a_changed_tensor_is_noticed():
+    x = torch.randn(1, 2, 5, 4, requires_grad=True)
+    bias = torch.zeros(5, 5)
+    out = limelight.attention(x, x, x, scores=(Bias(bias),))
+    bias.add_(1.0)
+    with pytest.raises(RuntimeError, match="inplace"):
+        out.sum().backward()
+
+
+@needs_native
+def test_tensors_live_in_the_graph_alone():
+    """So that hooks, such as those of checkpointing, may take them away."""
+    bias, x = torch.randn(5, 5, requires_grad=True), torch.randn(1, 2, 5, 4, requires_grad=True)
+    out = limelight.attention(x, x, x, scores=(Bias(bias),), layout=Packed((2, 3)), dropout=0.1)
+    function = out.grad_fn.function
+    assert function.first is None
+    assert not any(isinstance(held, torch.Tensor) for held in vars(function).values())
+    assert not any(rule.tensors() for rule in function.scores)
+
+
+SCRIPT = """
+import resource, torch, limelight
+torch.set_num_threads(1)
+q, k, v = (torch.randn(1, 1, 16384, 64).requires_grad_() for _ in range(3))
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+out = limelight.attention(q, k, v, pattern=limelight.Causal(), backend=BACKEND)
+out.backward(out.detach())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) / 1024)
+"""
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_memory_is_linear(backend):
+    """16k tokens: the scores alone would be 1 GiB; inputs, outputs and gradients are 28 MiB."""
+    pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.replace("BACKEND", repr(backend))], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 160, "MiB"

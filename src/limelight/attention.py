@@ -73,7 +73,7 @@ def attention(
 
     Raises:
         ArgumentError: an argument breaks a rule.
-        BackendError: no backend, or not the named one, can serve the call.
+        BackendError: the named backend cannot serve the call.
 
     Example:
         >>> import torch, limelight
@@ -254,7 +254,7 @@ def explain(
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,
         form=call.lowered.form,
-        memory=_memory(call, chosen) + call.lowered.bytes if chosen else 0,
+        memory=derivatives.memory(call, chosen) + call.lowered.bytes if chosen else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
     )
 
@@ -276,15 +276,12 @@ def _forward_compiled(call: Call, backend: str | None) -> Result:
     return compiled.forward(call)
 
 
-def _memory(call: Call, backend: Backend) -> int:
-    if not call.traced:
-        return backend.memory(call)
-    return derivatives.memory(call) + (0 if backend is reference else backend.memory(call))
-
-
 def _run(call: Call, backend: Backend) -> Result:
-    """By the first door, straight to the backend, or by the second, where PyTorch may take derivatives."""
-    if not call.traced or (backend is reference and reference.score_bytes(call) <= derivatives.MOST_SCORES):
+    """By the first door, straight to the backend, or by the second, where PyTorch may take derivatives.
+
+    The definition needs none while it is small; a long call of it is computed a run of queries at a time.
+    """
+    if derivatives.whole(call) if backend is reference else not call.traced:
         return backend.forward(call)
     return derivatives.forward(call, backend)
 

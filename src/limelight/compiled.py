@@ -29,6 +29,8 @@ _KINDS: dict[str, type[Description]] = {
     if isinstance(kind, type) and issubclass(kind, Description) and kind.__module__ == module.__name__
 }
 
+MOST_SCORES = 256 * 2**20  # bytes of scores that a traced call may hold
+
 
 def forward(call: Call) -> Result:
     """Compute a call while it is being traced.
@@ -37,11 +39,13 @@ def forward(call: Call) -> Result:
         BackendError: the traced way would hold too many scores.
     """
     if call.traced or call.observe is not None:
-        reasons = reference.reasons_against(call)
-        if reasons:
+        if reference.score_bytes(call) > MOST_SCORES:
+            have = " x ".join(map(str, call.shapes.scores))
             raise BackendError(
-                f"under torch.compile, a call with {call.traced or 'observations'} runs on the reference, but "
-                f"{reasons[0]}. Call it outside the compiled region (torch.compiler.disable), or on fewer rows."
+                f"under torch.compile, a call with {call.traced or 'observations'} holds its scores, but B x Hq x Lq x "
+                f"Lk = {have} would take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of "
+                f"{MOST_SCORES // 2**20} MiB. Call it outside the compiled region (torch.compiler.disable), or on "
+                "fewer rows."
             )
         return reference.forward(call)
     operands: list[Tensor] = []

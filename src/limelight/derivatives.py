@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -35,6 +36,8 @@ from .patterns import Part
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
 MOST_SCORES = 4 * 2**20
+#: Bytes of scores up to which the definition is computed whole.
+WHOLE = 16 * 2**20
 #: Scores from which on a run pays for looking at too many keys.
 FEW_SCORES = 2**19
 
@@ -73,9 +76,18 @@ def _reasons_against_backward(call: Call, backend: Backend) -> list[str]:
     return backend.reasons_against_backward(call)
 
 
-def memory(call: Call) -> int:
-    """Bytes that the derivatives of one run take."""
-    return 12 * min(MOST_SCORES, reference.score_bytes(call))
+def whole(call: Call) -> bool:
+    """Small enough for the definition to be computed and differentiated at once, by PyTorch alone."""
+    return reference.score_bytes(call) <= WHOLE
+
+
+def memory(call: Call, backend: Backend) -> int:
+    """Bytes taken beside inputs, outputs and gradients."""
+    score_bytes = reference.score_bytes(call)
+    scores = score_bytes if backend is reference and whole(call) else min(MOST_SCORES, score_bytes)
+    if backend is reference:
+        return (12 if call.traced else 4) * scores
+    return backend.memory(call) + (12 * scores if call.traced else 0)
 
 
 # --- Runs -------------------------------------------------------------------------------------------------------------
@@ -91,10 +103,10 @@ class Run(NamedTuple):
     slices: dict[str, slice]  # for each letter
 
     def cut(self, tensor: Tensor, letters: str) -> Tensor:
-        """This run's part of a tensor, a view; a dimension of size 1 is shared by all."""
+        """This run's part of a tensor, a view; what is shared (a 1) stays whole."""
         index = [slice(None)] * tensor.dim()
         for back, letter in enumerate(reversed(letters[-tensor.dim() :]), 1):
-            if letter != "." and tensor.shape[-back] != 1:
+            if letter in "rpxy" or (letter in "bhgqk" and tensor.shape[-back] != 1):
                 index[-back] = self.slices[letter]
         return tensor[tuple(index)]
 
@@ -102,43 +114,44 @@ class Run(NamedTuple):
 def runs(call: Call) -> Iterator[Run]:
     """The runs of a call, each with a range of keys outside of which its queries see nothing."""
     B, Hq, Hkv, Lq, Lk, D, _ = call.shapes
-    if not B or not Hq:
-        return
     group, observe = Hq // Hkv, call.observe or Observe()
-    most = max(1, MOST_SCORES // reference.accumulator(call.query.dtype).itemsize // (1 if call.compare is None else D))
+    rows, pairs = list(_indices(observe.rows)), [i for i, _ in _indices(observe.pairs)]
+    bq, bk = observe.blocks or (1, 1)
+
+    def run(b: slice, g: slice, q: slice, k: slice) -> Run:
+        part = Part(b, slice(g.start * group, g.stop * group), q, k)
+        blocks = {"x": slice(q.start // bq, -(-q.stop // bq)), "y": slice(k.start // bk, -(-k.stop // bk))}
+        chosen = {"r": _between(rows, q), "p": _between(pairs, q)}
+        return Run(part, dict(zip("bhqk", part, strict=True)) | {"g": g} | blocks | chosen)
+
+    few, most = FEW_SCORES, MOST_SCORES // reference.accumulator(call.query.dtype).itemsize
+    if call.compare is not None:
+        few, most = few // D, most // D
+    if B * Hq * Lq * Lk <= min(few, most):
+        yield run(slice(0, B), slice(0, Hkv), slice(0, Lq), slice(0, Lk))
+        return
     # As many batch rows, or else key-value heads, as leave room for 64 queries.
-    units = min(B * Hkv, max(1, most // (group * max(1, Lk) * min(64, max(1, Lq)))))
+    units = min(B * Hkv, max(1, most // (group * Lk * min(64, Lq))))
     batch, heads = (units // Hkv, Hkv) if units >= Hkv else (1, units)
     starts, ends = call.lowered.intervals_kept
     starts, ends = np.where(starts < ends, starts, Lk).min(0), np.where(starts < ends, ends, 0).max(0)  # (B | 1, Lq)
     if observe.pairs is not None:  # a chosen pair that is not seen must still be found
         starts, ends = np.zeros_like(starts), np.full_like(ends, Lk)
-    rows, pairs = list(_indices(observe.rows)), [i for i, _ in _indices(observe.pairs)]
-    bq, bk = observe.blocks or (1, 1)
-    for b in range(0, B, batch):
-        mine = slice(b, min(b + batch, B)) if len(starts) > 1 else slice(None)
+    for b in _steps(B, batch):
+        mine = b if len(starts) > 1 else slice(0, 1)
         low, high = starts[mine].min(0), ends[mine].max(0)
-        for g in range(0, Hkv, heads):
-            of_keys = slice(g, min(g + heads, Hkv))
-            width = (min(b + batch, B) - b) * (of_keys.stop - g) * group
-            for q, q_end in _cuts(low, high, max(1, most // width), FEW_SCORES // width):
-                k_end = int(high[q:q_end].max())
-                k = min(int(low[q:q_end].min()), k_end)
-                part = Part(
-                    slice(b, min(b + batch, B)),
-                    slice(g * group, of_keys.stop * group),
-                    slice(q, q_end),
-                    slice(k, k_end),
-                )
-                yield Run(
-                    part,
-                    dict(zip("bhqk", part, strict=True))
-                    | {"g": of_keys, "x": slice(q // bq, -(-q_end // bq)), "y": slice(k // bk, -(-k_end // bk))}
-                    | {"r": _between(rows, q, q_end), "p": _between(pairs, q, q_end)},
-                )
+        for g in _steps(Hkv, heads):
+            width = (b.stop - b.start) * (g.stop - g.start) * group
+            for q in _cuts(low, high, most // width, few // width):
+                end = int(high[q].max())
+                yield run(b, g, q, slice(min(int(low[q].min()), end), end))
 
 
-def _cuts(low: Any, high: Any, most: int, few: int) -> Iterator[tuple[int, int]]:
+def _steps(size: int, step: int) -> list[slice]:
+    return [slice(first, min(first + step, size)) for first in range(0, size, step)]
+
+
+def _cuts(low: NDArray[np.int64], high: NDArray[np.int64], most: int, few: int) -> Iterator[slice]:
     """Runs of queries with at most ``most`` scores, and not many more than are seen unless they are ``few``."""
     seen = np.concatenate([[0], np.maximum(high - low, 0).cumsum()])
     Lq, first = len(low), 0
@@ -150,12 +163,12 @@ def _cuts(low: Any, high: Any, most: int, few: int) -> Iterator[tuple[int, int]]
             if area > most or (area > few and area > 2 * (seen[last] - seen[first])):
                 break
             count = last - first
-        yield first, first + count
+        yield slice(first, first + count)
         first += count
 
 
-def _between(places: list[int], first: int, last: int) -> slice:
-    return slice(bisect.bisect_left(places, first), bisect.bisect_left(places, last))
+def _between(places: list[int], queries: slice) -> slice:
+    return slice(bisect.bisect_left(places, queries.start), bisect.bisect_left(places, queries.stop))
 
 
 class Runwise:

@@ -1,7 +1,8 @@
-"""The definition of attention, in plain tensor operations, holding every score.
+"""The definition of attention, in plain tensor operations.
 
 Everything else is tested against this file. It works in any float dtype, on any device and under every transform
-of PyTorch, because it consists of operations that PyTorch differentiates; it takes memory for ``Lq * Lk`` scores.
+of PyTorch, because it consists of operations that PyTorch differentiates. It holds every score; a long call is computed
+a part at a time (`limelight.derivatives`).
 
 In order, for query ``i`` and key ``j`` of one head::
 
@@ -30,20 +31,12 @@ from ..scores import Additive
 from .contract import Call, Result
 
 NAME = "reference"
-ABOUT = "the definition: plain tensor operations, memory for every score"
-
-MOST_SCORES = 256 * 2**20  # bytes of scores that `auto` may take here
+ABOUT = "the definition: plain tensor operations, a long call a run of queries at a time"
 
 
 def reasons_against(call: Call) -> list[str]:
-    """Only size speaks against the definition; who names it has said that its memory is meant (`choose`)."""
-    if score_bytes(call) <= MOST_SCORES:
-        return []
-    have = " x ".join(map(str, call.shapes.scores))
-    return [
-        f"the scores (B x Hq x Lq x Lk = {have}) would take {score_bytes(call) / 2**20:,.0f} MiB, "
-        f"over the limit of {MOST_SCORES // 2**20} MiB"
-    ]
+    """Nothing speaks against the definition."""
+    return []
 
 
 def status() -> str:
@@ -52,9 +45,10 @@ def status() -> str:
 
 
 def score_bytes(call: Call) -> int:
-    """Bytes of one score matrix."""
+    """Bytes of one score matrix; with `Additive`, of what it takes to compute it."""
     B, Hq, Lq, Lk = call.shapes.scores
-    return B * Hq * Lq * Lk * accumulator(call.query.dtype).itemsize
+    width = 1 if call.compare is None else call.shapes.D
+    return B * Hq * Lq * Lk * width * accumulator(call.query.dtype).itemsize
 
 
 def memory(call: Call) -> int:
