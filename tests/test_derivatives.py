@@ -46,7 +46,7 @@ needs_native = pytest.mark.skipif(native._library is None, reason=native._missin
 def short_runs(monkeypatch):
     """Runs of a few queries; the definition, too, is differentiated run by run, however small the call."""
     monkeypatch.setattr(derivatives, "WHOLE", -1)
-    monkeypatch.setattr(derivatives, "MOST_SCORES", 200)
+    monkeypatch.setattr(derivatives, "MOST_SCORES", 300)
     monkeypatch.setattr(derivatives, "FEW_SCORES", 4)
 
 
