@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attention import Explanation, attention, explain, merge
 from .backends.contract import BackendError
-from .layouts import Aligned, KeyMask, Layout, Packed, Padded
+from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .observations import Observations, Observe, Seen, watching
 from .patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
 from .scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
@@ -31,6 +31,7 @@ __all__ = [
     "Bias",
     "Blocks",
     "Causal",
+    "Chosen",
     "Chunks",
     "Explanation",
     "Explicit",

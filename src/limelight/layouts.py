@@ -9,6 +9,7 @@ and dropout are functions of these positions and of nothing else.
 ``Padded``     one document per batch row, of its own length, padded at its right or left
 ``Packed``     documents laid end to end in every batch row
 ``KeyMask``    one document per batch row, some of whose keys do not exist
+``Chosen``     some queries of another layout
 =============  ==========================================================================================
 """
 
@@ -43,7 +44,7 @@ class Coordinates(NamedTuple):
 
 
 class Layout(Description):
-    """Base of the four layouts."""
+    """Base of the layouts."""
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """Raise `ArgumentError` when the layout does not fit ``B`` rows of ``Lq`` queries and ``Lk`` keys."""
@@ -257,6 +258,68 @@ class KeyMask(Layout):
         """See `Layout.coordinates`."""
         plain = Aligned().coordinates(B, Lq, Lk, device)
         return plain._replace(key_exists=self.mask.to(device))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chosen(Layout):
+    """Some queries of a larger call: query ``c`` stands where query ``index[b, c]`` of the ``whole`` stands.
+
+    So a part of the queries can be asked alone, each row its own, and gets what it would get among all: a head that
+    works for some tokens (`limelight.nn.MixtureOfHeads`). The keys are those of the whole. A pattern by index
+    (`limelight.Explicit`) counts the chosen queries, not all.
+
+    Args:
+        index: ``(B, Lq)`` int64, queries of the whole; -1 for a query that does not exist. Ascending is fastest.
+        queries: ``Lq`` of the whole.
+        whole: the layout of the whole; ``None`` is ``Aligned()``.
+    """
+
+    index: Tensor
+    queries: int
+    whole: Layout | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("queries", self.queries, at_least=0)
+        if not isinstance(self.index, Tensor) or self.index.dim() != 2 or self.index.dtype != torch.int64:
+            got = f"it is {describe(self.index)}"
+            raise wrong("index", "must be a (B, Lq) int64 tensor of queries of the whole", got, "Use mask.nonzero().")
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        """See `Layout.check`."""
+        if tuple(self.index.shape) != (B, Lq):
+            raise wrong(
+                "index",
+                "must have one row for each batch row and one column for each query",
+                f"{tuple(self.index.shape)} stands against (B, Lq) = {(B, Lq)}",
+                "Fill a row that has fewer with -1.",
+            )
+        if not torch.compiler.is_compiling() and self.index.numel() and int(self.index.max()) >= self.queries:
+            raise wrong(
+                "index",
+                f"must hold numbers below {self.queries}, the queries of the whole",
+                f"its largest is {int(self.index.max())}",
+                "Give `queries` as the length before the choice.",
+            )
+        if self.whole is not None:
+            self.whole.check(B, self.queries, Lk)
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        """See `Layout.coordinates`."""
+        whole = (self.whole or Aligned()).coordinates(B, self.queries, Lk, device)
+        index = self.index.to(device)
+        some = index >= 0
+        position, document, exists = (
+            torch.zeros_like(index, dtype=x.dtype)
+            if self.queries == 0
+            else x.expand(B, self.queries).gather(1, index.clamp(min=0))
+            for x in (whole.query_position, whole.query_document, whole.query_exists)
+        )
+        return whole._replace(query_position=position, query_document=document, query_exists=exists & some)
+
+    @property
+    def documents(self) -> int:
+        """See `Layout.documents`."""
+        return 1 if self.whole is None else self.whole.documents
 
 
 def _column(value: int | Tensor, device: torch.device) -> Tensor:

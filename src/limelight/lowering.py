@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .layouts import Aligned, KeyMask, Layout, Packed, Padded
+from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .patterns import And, Causal, Chunks, Explicit, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
 
 MOST_SPANS = 4  # intervals of a query, at most
@@ -242,6 +242,8 @@ def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
             if len(exists) == 1:
                 return _SEGMENT.pack(-1, 0, Lq, int(first[0]), int(last[0]), Lk - Lq, 0, 0)
             return _table(B, query_end=Lq, key_begin=first, key_end=last, query_offset=Lk - Lq, key_offset=0)
+        case Chosen(_, queries, whole):
+            return _segments(whole, B, queries, Lk)
     raise TypeError(f"no segments are known for a {type(layout).__name__}")
 
 
@@ -261,6 +263,8 @@ def _per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
 
 def _holes(layout: Layout | None) -> Tensor | None:
     """``(B | 1, Lk)`` existence of keys, when a key mask is more than one run; else ``None``."""
+    if isinstance(layout, Chosen):
+        return _holes(layout.whole)
     if not isinstance(layout, KeyMask):
         return None
     mask = layout.mask.detach().cpu()
@@ -404,7 +408,7 @@ class Lowered:
 def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: int, Lk: int) -> Lowered:
     """Lower a pattern under a layout for ``B`` rows of ``Lq`` queries in ``Hq`` heads and ``Lk`` keys."""
     sizes = (B, Hq, Lq, Lk)
-    if not isinstance(layout, KeyMask) and (packed := _packed_spans(pattern)) is not None:
+    if not isinstance(layout, (Chosen, KeyMask)) and (packed := _packed_spans(pattern)) is not None:
         return Lowered(*sizes, _segments(layout, B, Lq, Lk), packed)
     if not all(part is None or _is_fixed(part) for part in (pattern, layout)):
         return _lower_rest(pattern, layout, sizes)
@@ -469,8 +473,16 @@ def _lower_rest(pattern: Pattern | None, layout: Layout | None, sizes: tuple[int
             rest.append(part)
 
     packed, arrays = (pack_spans(easy) if len(easy) <= MOST_SPANS else None), None
-    if packed is None or per_row:
-        table = np.frombuffer(segments, np.int64).reshape(-1, len(SEGMENT_FIELDS))
+    table = np.frombuffer(segments, np.int64).reshape(-1, len(SEGMENT_FIELDS))
+    if isinstance(layout, Chosen):
+        # No offset gives their positions: the intervals of all queries, of which theirs are taken.
+        arrays = _arrays(easy, per_row, table, B, layout.queries)
+        if arrays is None:
+            arrays, rest = _arrays((Span(),), [], table, B, layout.queries), list(_conjuncts(pattern))
+        assert arrays is not None  # one span is one interval
+        arrays, packed = _of_chosen(arrays, layout.index), None
+        segments = _table(B, query_end=Lq, key_end=Lk)
+    elif packed is None or per_row:
         arrays = _arrays(easy, per_row, table, B, Lq)
         if arrays is None:  # more than a few intervals for some query: all of it becomes tiles
             packed, rest = _FULL, list(_conjuncts(pattern))
@@ -541,6 +553,19 @@ def _arrays(easy: Spans, per_row: list[Pattern], segments: NDArray[np.int64], B:
     if len(starts) > MOST_SPANS:
         return None
     return Arrays(*(np.ascontiguousarray(x[:, :, None].astype(np.int32)) for x in (starts, ends)))
+
+
+def _of_chosen(arrays: Arrays, index: Tensor) -> Arrays:
+    """The intervals of some queries, ``(B, Lq)`` of all; of those that do not exist none."""
+    chosen = index.detach().cpu().numpy()[None, :, None, :]
+    if not arrays.starts.shape[-1]:
+        none = np.zeros((len(arrays.starts), *chosen.shape[1:]), np.int32)
+        return Arrays(none, none)
+    taken = (
+        np.take_along_axis(np.broadcast_to(x, (*x.shape[:1], len(index), *x.shape[2:])), np.maximum(chosen, 0), -1)
+        for x in (arrays.starts, arrays.ends)
+    )
+    return Arrays(*(np.ascontiguousarray(np.where(chosen < 0, np.int32(0), x)) for x in taken))
 
 
 def _evaluate(spans: Spans, segments: NDArray[np.int64], Lq: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -27,7 +27,7 @@ from ..layouts import Layout
 from ..lowering import Lowered, lower
 from ..observations import Observations, Observe
 from ..patterns import WHOLE, Part, Pattern
-from ..scores import Additive, ScoreRule
+from ..scores import Additive, Bias, ScoreRule, SoftCap
 from ..shapes import Shapes
 
 
@@ -65,6 +65,12 @@ class Call:
     only_watched: bool = False
 
     _lowered: Lowered | None = None
+
+    @property
+    def asks_for_positions(self) -> bool:
+        """Whether something beside the pattern depends on where queries stand; `Chosen` has no offset that says so."""
+        far = self.observe is not None and self.observe.distance
+        return bool(self.dropout) or far or any(not isinstance(rule, (Bias, SoftCap)) for rule in self.scores)
 
     @property
     def lowered(self) -> Lowered:

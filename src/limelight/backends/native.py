@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..layouts import Chosen
 from ..lowering import Lowered
 from ..observations import Observations, Observe
 from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
@@ -94,6 +95,8 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append(f"the dtype is {query.dtype}; it computes torch.float32")
     if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
+    if isinstance(call.layout, Chosen) and call.asks_for_positions:
+        reasons.append(f"with {call.layout!r} it knows who is seen but not where the queries stand")
     if call.compare is not None:
         reasons.append("it compares by dot products only, not by Additive")
     if call.scores:

@@ -10,6 +10,7 @@ from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .front_ends import FrontEnd, PatchEmbedding, SpectrumEmbedding
 from .heads import MaskedHead, OwnHead, TiedHead
+from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
@@ -28,12 +29,14 @@ __all__ = [
     "FrontEnd",
     "GatedFeedForward",
     "Halves",
+    "HeadRouting",
     "LearnedPositions",
     "Linear",
     "LinearBias",
     "LongWaves",
     "MaskedHead",
     "MixtureOfExperts",
+    "MixtureOfHeads",
     "MultiHead",
     "Neighbours",
     "OwnHead",
@@ -42,6 +45,7 @@ __all__ = [
     "Places",
     "PostNorm",
     "PreNorm",
+    "QueryNorm",
     "RMSNorm",
     "Residual",
     "Rotary",
@@ -57,6 +61,7 @@ __all__ = [
     "TiedHead",
     "TokenEmbedding",
     "TopK",
+    "TwoStage",
     "YaRN",
     "balance_loss",
     "routings",

@@ -84,7 +84,7 @@ class MultiHead(nn.Module):
 
     def forward(self, states: Tensor, places: Places) -> Tensor:
         """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given."""
-        query = _heads(self.query(states), self.head_width)
+        query = heads_of(self.query(states), self.head_width)
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
@@ -107,7 +107,7 @@ class MultiHead(nn.Module):
 
     def keys_and_values(self, source: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``."""
-        key, value = _heads(self.key(source), self.head_width), _heads(self.value(source), self.value_width)
+        key, value = heads_of(self.key(source), self.head_width), heads_of(self.value(source), self.value_width)
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
@@ -135,7 +135,7 @@ class MultiHead(nn.Module):
         return f"head_width={self.head_width}, pattern={self.pattern}, rotary={self.rotary}, name={self.name!r}"
 
 
-def _heads(projected: Tensor, width: int) -> Tensor:
+def heads_of(projected: Tensor, width: int) -> Tensor:
     """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
     B, L, all_heads = projected.shape
     return projected.view(B, L, all_heads // width, width).transpose(1, 2)

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from ..shapes import whole_number, wrong
 
 
+def shares(logits: Tensor) -> Tensor:
+    """The softmax over the experts, at least in float32."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 class Routing(NamedTuple):
     """What a router decided for ``N`` choices of ``k`` among ``E`` experts (or heads) each; ``...`` is ``(B, L)``."""
 
     logits: Tensor  # (..., E)
     chosen: Tensor  # (..., k) int64, -1 where the expert was full
     weights: Tensor  # (..., k), what the result of each is multiplied with; 0 where it was full
-
-    @property
-    def shares(self) -> Tensor:
-        """``(..., E)``: the softmax of the logits, at least in float32."""
-        return _shares(self.logits)
 
 
 _seen: ContextVar[list[tuple[str | None, Routing]] | None] = ContextVar("routings", default=None)
@@ -66,13 +66,12 @@ def balance_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
         routing: of one layer.
         exists: ``(B, L)`` bool, which tokens count; ``None`` for all.
     """
-    shares, k = routing.shares, routing.chosen.shape[-1]
-    experts = shares.shape[-1]
-    first = torch.zeros_like(shares).scatter(-1, shares.topk(k).indices, 1.0)
+    share, k = shares(routing.logits), routing.chosen.shape[-1]
+    first = torch.zeros_like(share).scatter(-1, share.topk(k).indices, 1.0)
     if exists is not None:
-        shares, first = shares[exists], first[exists]
-    over = tuple(range(shares.dim() - 1))
-    return experts * (first.mean(over) * shares.mean(over)).sum()
+        share, first = share[exists], first[exists]
+    over = tuple(range(share.dim() - 1))
+    return share.shape[-1] * (first.mean(over) * share.mean(over)).sum()
 
 
 def z_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
@@ -108,7 +107,7 @@ class TopK(nn.Module):
     def forward(self, states: Tensor) -> Routing:
         """``(B, L, width)`` to its `Routing`."""
         logits = _logits(states, self)
-        weights, chosen = _shares(logits).topk(self.k, dim=-1)
+        weights, chosen = shares(logits).topk(self.k, dim=-1)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
         return Routing(logits, chosen, weights)
@@ -143,7 +142,7 @@ class Switch(nn.Module):
     def forward(self, states: Tensor) -> Routing:
         """``(B, L, width)`` to its `Routing`."""
         logits = _logits(states, self)
-        weights, chosen = _shares(logits).max(-1, keepdim=True)
+        weights, chosen = shares(logits).max(-1, keepdim=True)
         if self.capacity is not None:
             L, experts = states.shape[-2], len(self.weight)
             most = self.capacity if isinstance(self.capacity, int) else -int(-self.capacity * L // experts)
@@ -155,10 +154,6 @@ class Switch(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"{self.weight.shape[0]} experts, capacity={self.capacity}, jitter={self.jitter}"
-
-
-def _shares(logits: Tensor) -> Tensor:
-    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _logits(states: Tensor, router: TopK | Switch) -> Tensor:

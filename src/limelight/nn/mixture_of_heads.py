@@ -1,0 +1,222 @@
+"""Attention by several heads, of which a few work for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import limelight
+
+from ..layouts import Chosen, Layout
+from ..scores import ALiBi, RelativeBias, ScoreRule, SoftCap
+from ..shapes import whole_number, wrong
+from .multihead import MultiHead, heads_of
+from .places import Places
+from .routing import Routing, report, shares
+
+
+class HeadRouting(NamedTuple):
+    """Which heads work for which token, and how much their results count."""
+
+    shared: Tensor  # (B, L, shared heads), the weights of the heads that work for every token
+    routed: Routing  # over the other heads
+
+
+class TwoStage(nn.Module):
+    """The learned router (Jin et al. 2024, arXiv:2410.11842), as its authors publish it.
+
+    With ``[a, b] = 2 softmax(V x)``: a shared head counts ``a * shared * softmax(S x)``, and a chosen one of the others
+    ``b * k * softmax(R x)``, renormalised over the ``k`` chosen. The factors make the mean weight of a working head 1,
+    so that a router that does not know yet leaves plain attention. (The paper's equations 4 and 5 write the weights
+    without them.)
+
+    Args:
+        width: numbers per token.
+        shared: heads that work for every token.
+        routed: heads to choose from.
+        k: how many of them work for a token.
+    """
+
+    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.routed = nn.Linear(width, routed, bias=False)
+        self.shared = nn.Linear(width, shared, bias=False) if shared else None
+        self.balance = nn.Linear(width, 2, bias=False) if shared else None
+
+    def forward(self, states: Tensor, query: Tensor) -> HeadRouting:
+        """``(B, L, width)`` to its `HeadRouting`; the queries are not looked at."""
+        logits = self.routed(states)
+        weights, chosen = shares(logits).topk(self.k, dim=-1)
+        weights = self.k * weights / weights.sum(-1, keepdim=True)
+        if self.shared is None or self.balance is None:
+            return HeadRouting(logits[..., :0], Routing(logits, chosen, weights))
+        a, b = (2 * shares(self.balance(states))).chunk(2, dim=-1)
+        shared = self.shared(states)
+        return HeadRouting(a * shared.shape[-1] * shares(shared), Routing(logits, chosen, b * weights))
+
+
+class QueryNorm(nn.Module):
+    """The router without parameters: the ``k`` heads whose query is longest, each counting 1 (arXiv:2410.11842).
+
+    It turns a trained model into a mixture: a head whose query is short attends nearly evenly. The logits of its
+    balance loss are the lengths over their standard deviation.
+
+    Args:
+        width: numbers per token.
+        shared: heads that work for every token, the first ones.
+        routed: heads to choose from.
+        k: how many of them work for a token.
+    """
+
+    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+        super().__init__()
+        self.k, self.shared = k, shared
+
+    def forward(self, states: Tensor, query: Tensor) -> HeadRouting:
+        """Queries ``(B, Hq, L, D)`` as they are projected to their `HeadRouting`."""
+        lengths = query[:, self.shared :].norm(dim=-1).mT  # (B, L, routed)
+        chosen = lengths.topk(self.k, dim=-1).indices
+        spread = lengths.std(dim=-1, keepdim=True) if lengths.shape[-1] > 1 else torch.ones_like(lengths)
+        logits = lengths / spread.clamp(min=torch.finfo(lengths.dtype).tiny)
+        ones = torch.ones_like(lengths[..., :1])
+        shared = ones.expand(*ones.shape[:-1], self.shared)
+        return HeadRouting(shared, Routing(logits, chosen, ones.expand(chosen.shape)))
+
+
+class MixtureOfHeads(MultiHead):
+    """Multi-head attention in which each token is served by ``shared`` heads and ``k`` of the others.
+
+    ``output(concat_h g_h(x) * head_h(x))``, ``g_h(x) = 0`` for a head that was not chosen (Jin et al. 2024,
+    arXiv:2410.11842). The attention that was not chosen is not computed: for each head its own tokens are gathered, and
+    only they are compared with the keys (`limelight.Chosen` says where they stand). Keys and values are those of every
+    token, for whoever is chosen may look at all; queries are projected for all heads in one product, which is faster
+    than gathering states for several. What the router decided is told to `limelight.nn.routings`, for `balance_loss`.
+
+    An observer sees the shared heads as ``name + ".shared"`` and each of the others as ``name + ".head3"``.
+
+    Args:
+        width, query_heads, key_heads, head_width: as in `MultiHead`.
+        shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_heads``.
+        k: how many of the other heads work for a token.
+        router: makes what chooses, from ``(width, shared, routed, k)``: `TwoStage` or `QueryNorm`.
+        settings: as in `MultiHead`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        query_heads: int,
+        key_heads: int,
+        head_width: int,
+        *,
+        shared: int,
+        k: int,
+        router: Callable[[int, int, int, int], nn.Module] = TwoStage,
+        **settings: Any,
+    ) -> None:
+        super().__init__(width, query_heads, key_heads, head_width, **settings)
+        self.query_heads, self.group = query_heads, query_heads // key_heads
+        self.shared, self.k = whole_number("shared", shared, at_least=0), whole_number("k", k, at_least=1)
+        if shared % self.group:
+            raise wrong(
+                "shared",
+                f"must be a multiple of {self.group}, the query heads that share each key head",
+                f"it is {shared}",
+                "Round it.",
+            )
+        if k > query_heads - shared:
+            raise wrong(
+                "k", f"must be at most the {query_heads - shared} heads that are not shared", f"it is {k}", "Lower it."
+            )
+        self.router = router(width, shared, query_heads - shared, k)
+
+    def forward(self, states: Tensor, places: Places) -> Tensor:
+        """``(B, L, width)`` to the same."""
+        B, L, _ = states.shape
+        query = heads_of(self.query(states), self.head_width)
+        decided: HeadRouting = self.router(states, query)
+        report(self.name, decided.routed)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        if self.rotary is not None:
+            query = places.rotation(self.rotary, query.dtype).turn(query)
+        key, value, layout = self._remembered(states, places)
+        key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
+        rules = self.score_rules(query, places)
+
+        together = value.new_zeros(B, L + 1, self.query_heads, self.value_width)  # one more, for what does not exist
+        if self.shared:
+            mixed = self._attend(slice(0, self.shared), query[:, : self.shared], key, value, layout, rules, "shared")
+            together[:, :L, : self.shared] = mixed.transpose(1, 2)
+        works = torch.zeros(B, L, self.query_heads - self.shared, dtype=torch.bool, device=states.device)
+        works.scatter_(-1, decided.routed.chosen, True)
+        row = torch.arange(B, device=states.device)[:, None]
+        for head, index in enumerate(_tokens_of(works), start=self.shared):
+            if index.shape[1]:
+                few = query[row, head, index.clamp(min=0)][:, None]
+                chosen = Chosen(index, L, layout)
+                mixed = self._attend(slice(head, head + 1), few, key, value, chosen, rules, f"head{head}")
+                together[row, index.where(index >= 0, L), head] = mixed[:, 0]
+        gates = torch.zeros_like(works, dtype=decided.routed.weights.dtype)
+        gates = gates.scatter(-1, decided.routed.chosen, decided.routed.weights)
+        gates = torch.cat((decided.shared, gates), dim=-1)[..., None].to(together.dtype)
+        return self.output((together[:, :L] * gates).flatten(2))  # type: ignore[no-any-return]
+
+    def _attend(
+        self,
+        heads: slice,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout | None,
+        rules: tuple[ScoreRule, ...],
+        name: str,
+    ) -> Tensor:
+        """Some heads for some tokens: queries ``(B, heads, n, D)`` to ``(B, heads, n, Dv)``."""
+        theirs = slice(heads.start // self.group, -(-heads.stop // self.group))
+        mixed = limelight.attention(
+            query,
+            key[:, theirs],
+            value[:, theirs],
+            layout=layout,
+            pattern=self.pattern,
+            scores=tuple(_of_heads(rule, heads) for rule in rules),
+            sink=None if self.sink is None else self.sink[heads],
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+            name=None if self.name is None else f"{self.name}.{name}",
+        )
+        assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
+        return mixed
+
+
+def _tokens_of(works: Tensor) -> list[Tensor]:
+    """For each head of ``works`` ``(B, L, H)`` its tokens in their order, ``(B, n)``, -1 where a row has fewer."""
+    order = works.byte().argsort(dim=1, descending=True, stable=True)
+    counts = works.sum(1)  # (B, H)
+    most = counts.amax(0).tolist() if len(counts) else [0] * works.shape[2]
+    return [
+        order[:, :n, head].masked_fill(torch.arange(n, device=order.device) >= counts[:, head, None], -1)
+        for head, n in enumerate(most)
+    ]
+
+
+def _of_heads(rule: ScoreRule, heads: slice) -> ScoreRule:
+    """A rule as some of the heads have it."""
+    match rule:
+        case SoftCap():
+            return rule
+        case ALiBi(slopes):
+            return ALiBi(slopes if slopes.shape[-1] == 1 else slopes[..., heads])
+        case RelativeBias(table, buckets):
+            return RelativeBias(table if len(table) == 1 else table[heads], buckets)
+    raise wrong(
+        "scores",
+        "of a MixtureOfHeads must be SoftCap, ALiBi or RelativeBias, which are the same for a token wherever it lies",
+        f"there is {rule!r}",
+        "Use MultiHead.",
+    )
