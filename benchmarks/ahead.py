@@ -1,0 +1,165 @@
+"""Compile the GPU kernels ahead of time, without a GPU, and tell what the assembler made of them.
+
+    python benchmarks/ahead.py                 # compile every case and print the table
+    python benchmarks/ahead.py --write FILE    # and keep it
+    python benchmarks/ahead.py NAME ...        # some cases only
+
+Each case is a call of the operator. The backend's own host code runs, up to the launch, for a GPU that is only named;
+what it would have launched is compiled by Triton for that GPU and assembled once more by Triton's own ``ptxas``, whose
+words are read: registers, spills, serialised matrix instructions. The instructions are counted in the machine code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+import limelight
+from limelight import ALiBi, Bias, Causal, Explicit, Packed, SoftCap
+from limelight.attention import prepare
+from limelight.backends.contract import Call
+from limelight.backends.triton import flash2, machine
+
+TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
+# Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
+COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
+
+
+def tensors(
+    L: int, D: int, Dv: int | None = None, dtype: torch.dtype = torch.bfloat16, heads: tuple[int, int] = (16, 16)
+):
+    """Zeros: only their shapes, strides and dtype are looked at."""
+    make = lambda H, W: torch.zeros(1, H, L, W, dtype=dtype)  # noqa: E731
+    return make(heads[0], D), make(heads[1], D), make(heads[1], D if Dv is None else Dv)
+
+
+def plain(D: int, dtype: torch.dtype = torch.bfloat16, L: int = 4096, **settings: Any) -> Callable[[], Call]:
+    return lambda: prepare(*tensors(L, D, dtype=dtype), **settings)
+
+
+def decode(D: int) -> Call:
+    query, _, _ = tensors(1, D, heads=(32, 8))
+    _, key, value = tensors(4096, D, heads=(32, 8))
+    return prepare(query, key, value, pattern=Causal())
+
+
+FORWARD: dict[str, Callable[[], Call]] = {
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 80, 128, 256, 512)},
+    "causal 128 float32": plain(128, torch.float32, pattern=Causal()),
+    "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
+    "decode 128": lambda: decode(128),
+    "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
+    "tiles 128": plain(128, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))),
+    "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),
+    "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
+    "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
+}
+CASES: dict[str, tuple[str, Callable[[], Any]]] = {
+    f"flash2 forward {name}, {generation}": (generation, lambda call=call: flash2.forward(call()))
+    for generation in TARGETS
+    for name, call in FORWARD.items()
+    if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256")
+}  # fmt: skip
+
+
+class NamedGPU:
+    """A driver of a GPU that is only named: enough to compile for it, never to launch."""
+
+    def __init__(self, architecture: int) -> None:
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # Triton remembers the target of each device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def recording(generation: str) -> Iterator[list[Any]]:
+    """Inside, a launch compiles its kernel for the GPU and adds it to the list instead."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def record(self: Any, *args: Any, warmup: bool = False, **settings: Any) -> Any:
+        compiled.append(run(self, *args, warmup=True, **settings))
+        return compiled[-1]
+
+    triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(machine, "generation", return_value=generation),
+        mock.patch.object(machine, "processors", return_value=132),
+    ):
+        yield compiled
+
+
+def report(kernel: Any) -> dict[str, Any]:
+    """What the assembler says of a compiled kernel, and its matrix instructions."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    architecture = kernel.metadata.target.arch
+    ptxas = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(kernel.asm["ptx"])
+        binary.write_bytes(kernel.asm["cubin"])
+        name = f"sm_{architecture}a" if architecture >= 90 else f"sm_{architecture}"
+        words = subprocess.run(
+            [ptxas, "-v", f"--gpu-name={name}", "-o", Path(folder, "again.cubin"), source],
+            capture_output=True, text=True, check=True,
+        ).stderr  # fmt: skip
+        code = subprocess.run([tools / "nvdisasm", binary], capture_output=True, text=True, check=True).stdout
+    found = lambda pattern: sum(int(n) for n in re.findall(pattern, words))  # noqa: E731
+    return {
+        "kernel": kernel.metadata.name,
+        "warps": kernel.metadata.num_warps,
+        "registers": found(r"Used (\d+) registers"),
+        "spilled": found(r"(\d+) bytes spill stores"),
+        "shared": kernel.metadata.shared,
+        "serialised": "serialized" in words,
+        "instructions": dict(sorted(Counter(COUNTED.findall(code)).items())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="cases, or parts of their names; all of them by default")
+    parser.add_argument("--write", type=Path, help="keep the table in this file")
+    options = parser.parse_args()
+    table: dict[str, Any] = {}
+    for name, (generation, run) in CASES.items():
+        if options.names and not any(part in name for part in options.names):
+            continue
+        with recording(generation) as compiled, torch.no_grad():
+            run()
+        table[name] = [report(kernel) for kernel in compiled]
+        for line in table[name]:
+            print(f"{name:40s} {json.dumps(line)}", file=sys.stderr, flush=True)
+    result = {"triton": triton.__version__, "limelight": limelight.__version__, "cases": table}
+    text = json.dumps(result, indent=1) + "\n"
+    if options.write:
+        options.write.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

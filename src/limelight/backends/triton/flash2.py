@@ -1,0 +1,175 @@
+"""FlashAttention 2 (Dao 2023) in Triton: the default on GPUs, for everything that the operator means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...lowering import Lowered
+from ...scores import Bias
+from ..contract import Call, Result
+from . import machine, operands, tuning
+from .form import Form
+
+NAME = "flash2"
+ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
+
+MOST_WIDTH = 512
+_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def status() -> str:
+    """Whether the backend is there on this machine."""
+    return f"{ABOUT}; {machine.status()}"
+
+
+def reasons_against(call: Call) -> list[str]:
+    """Why the backend cannot serve the call."""
+    reasons = machine.reasons_against(call.query.device, call.query.dtype)
+    if call.query.dtype is torch.float64:
+        reasons.append("the dtype is torch.float64; it computes float32, float16 and bfloat16")
+    if not all(type(tensor) in _TENSORS for tensor in (call.query, call.key, call.value)):
+        reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
+    if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
+        reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
+    if call.observe is not None and set(_asked(call)) - {"logsumexp"}:
+        reasons.append(f"it does not observe {', '.join(_asked(call))}")
+    reasons += operands.unknown_rules(call)
+    if not reasons and operands.far(call.lowered):
+        reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
+    return reasons
+
+
+def memory(call: Call) -> int:
+    """Bytes taken beside inputs and outputs: the logsumexp, and the parts of a call whose keys are split."""
+    B, Hq, _, Lq, _, _, Dv = call.shapes
+    return 4 * B * Hq * Lq * (1 if Lq > 64 else 32 * (Dv + 1))
+
+
+def forward(call: Call) -> Result:
+    """Compute the call."""
+    from .kernels import forward as kernels
+
+    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    device, dtype = call.query.device, call.query.dtype
+    query, key, value = (operands.readable(x) for x in (call.query, call.key, call.value))
+    output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
+    logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
+    lowered = call.lowered
+    blind = lowered.spans == b"" or Lk == 0  # nobody sees anything
+    if blind or not operands.covers(lowered):
+        output.zero_()
+        logsumexp.copy_(_of_nobody(call).expand_as(logsumexp))
+    group = Hq // Hkv
+    pack = packed(Lq, group, lowered)
+    width = max(tuning.width(D), tuning.width(Dv))
+    tile = tuning.forward_tile(machine.generation(device), dtype.itemsize, width, Lq * pack)
+    if lowered.tiles is not None or any(isinstance(rule, Bias) for rule in call.scores):
+        # Bits come by 64 keys; a bias is read ahead like keys and takes as much shared memory.
+        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    sight = operands.sight(lowered, tile.rows // pack, device)
+    programs = sight.tiles * (Hq // pack) * sight.rows
+    if blind or programs == 0 or Dv == 0:
+        return _result(call, output, logsumexp)
+    splits = tuning.splits(programs, machine.processors(device), -(-sight.longest // tile.keys))
+    parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
+    if splits > 1:
+        parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
+        logsumexps = torch.full((splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
+        strides = (Hq * Lq * Dv, Lq * Dv, Dv)
+    sink = None if call.sink is None else call.sink.detach().contiguous()
+    rules = operands.rules(call)
+    form = form_of(call, rules, sight, pack, splits, tile)
+    grid = (sight.tiles, Hq // pack, sight.rows * splits)
+    flags = torch.empty(grid, dtype=torch.int32, device=device)
+    for rescue in (False, True):
+        kernels.forward[grid](
+            query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
+            query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
+            *sight.operands, *scoring(call, rules), *chance(call),
+            form=form, RESCUE=rescue, num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
+        )  # fmt: skip
+    if splits > 1:
+        rows = 16
+        kernels.merge[(-(-B * Hq * Lq // rows),)](
+            parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
+            SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
+        )  # fmt: skip
+    return _result(call, output, logsumexp)
+
+
+def form_of(
+    call: Call, rules: operands.Rules, sight: operands.Sight, pack: int, splits: int, tile: tuning.Tile
+) -> Form:
+    """What the compiler is told of a call."""
+    return Form(
+        D=call.shapes.D,
+        WIDTH=tuning.width(call.shapes.D),
+        VALUE_D=call.shapes.Dv,
+        VALUE_WIDTH=tuning.width(call.shapes.Dv),
+        KINDS=rules.kinds,
+        NATURAL=_natural(call),
+        ADDITIVE=call.compare is not None,
+        DROPOUT=call.dropout > 0,
+        SINK=call.sink is not None and splits == 1,
+        TABLE=sight.work is not None,
+        INTERVALS=sight.intervals,
+        LISTED=sight.begins is not None,
+        TILE_ROWS=sight.tile_rows,
+        PACK=pack,
+        SPLITS=splits,
+        ROWS=tile.rows,
+        BLOCK=tile.keys,
+    )
+
+
+def _natural(call: Call) -> bool:
+    """Scores are scaled before anything else happens to them; a plain positive scale can wait for the softmax."""
+    return bool(call.scores) or call.compare is not None or call.scale <= 0
+
+
+def scoring(call: Call, rules: operands.Rules) -> tuple[Any, ...]:
+    """Scale, factor of the softmax in base 2, operands of the comparison, of the rules, and their numbers."""
+    compare: tuple[Any, ...] | None = None
+    if call.compare is not None:
+        vector = call.compare.vector.detach().resolve_neg().expand(call.shapes.Hq, call.shapes.D)
+        compare = (vector, vector.stride())
+    factor = operands.LOG2_E * (1.0 if _natural(call) else call.scale)
+    return call.scale, factor, compare, rules.operands, rules.numbers
+
+
+def chance(call: Call) -> tuple[Any, ...]:
+    """Of the dropout: the threshold of a random word, the factor of what is kept, the seed, documents per row."""
+    seed: Any = 0
+    if call.dropout:
+        seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
+    documents = call.layout.documents if call.layout else 1
+    return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents
+
+
+def packed(Lq: int, group: int, lowered: Lowered) -> int:
+    """How many query heads of a group share a tile: of short queries as many as keep it within 64 rows."""
+    if lowered.tiles is not None or Lq > 32:
+        return 1
+    return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
+
+
+def _asked(call: Call) -> list[str]:
+    observe = call.observe
+    return [] if observe is None else [n for n, v in vars(observe).items() if v is not None and v is not False and v]
+
+
+def _of_nobody(call: Call) -> Tensor:
+    """The logsumexp of a query that sees nothing: minus infinity, or the sink."""
+    if call.sink is None:
+        return torch.full((1, 1, 1), -torch.inf, device=call.query.device)
+    return call.sink.detach().to(torch.float32)[None, :, None]
+
+
+def _result(call: Call, output: Tensor, logsumexp: Tensor) -> Result:
+    from ...observations import Observations
+
+    seen = None if call.observe is None else Observations(logsumexp=logsumexp)
+    return Result(output, logsumexp, seen)

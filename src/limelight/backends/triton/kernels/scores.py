@@ -1,0 +1,95 @@
+"""How a score is made and changed: comparisons, score rules, and the functions that they need."""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+PRECISION = tl.constexpr("ieee")  # of float32 products: no TF32
+BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = (tl.constexpr(n) for n in range(4))
+
+
+@triton.jit
+def tanh(x):
+    """tanh in float32: an odd polynomial near zero (Cephes), ``1 - 2 / (e^2|x| + 1)`` elsewhere."""
+    size = tl.abs(x)
+    square = x * x
+    y = tl.fma(square, -5.70498872745e-3, 2.06390887954e-2)
+    y = tl.fma(y, square, -5.37397155531e-2)
+    y = tl.fma(y, square, 1.33314422036e-1)
+    y = tl.fma(y, square, -3.33332819422e-1)
+    near = tl.fma(y * square, x, x)
+    far = 1.0 - 2.0 / (tl.exp2(tl.where(size > 10.0, 10.0, size) * (2.0 * LOG2_E)) + 1.0)
+    return tl.where(size < 0.625, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def additive(rows, columns, j, query, key_base, key_stride, vector, form: tl.constexpr):
+    """Bahdanau's comparison: ``sum_d v_d tanh(q_d + k_d)`` for rows by keys."""
+    _, _, h, _, query_at, exists = rows
+    at = j.to(tl.int64) * key_stride
+    total = tl.zeros((h.shape[0], j.shape[0]), tl.float32)
+    for d in range(form.D):
+        q = tl.load(query + query_at + d, mask=exists, other=0.0).to(tl.float32)
+        k = tl.load(key_base + at + d, mask=columns, other=0.0).to(tl.float32)
+        v = tl.load(vector[0] + h * vector[1][0] + d * vector[1][1]).to(tl.float32)
+        total += v[:, None] * tanh(q[:, None] + k[None, :])
+    return total
+
+
+@triton.jit
+def apply_rule(s, rows, columns, j, shift, operand, number, form: tl.constexpr, R: tl.constexpr):
+    """The score rule ``R``, on natural scores of rows by keys ``j``; ``distance = j - i + shift``."""
+    KIND: tl.constexpr = form.KINDS[R]
+    b, _, h, i, _, exists = rows
+    distance = j[None, :] - i[:, None] + shift
+    inside = exists[:, None] & columns[None, :]
+    if KIND == SOFTCAP:
+        s = number[0] * tanh(s / number[0])
+    elif KIND == BIAS:
+        row = b.to(tl.int64) * number[0] + h.to(tl.int64) * number[1] + i.to(tl.int64) * number[2]
+        at = operand + row[:, None] + j.to(tl.int64)[None, :] * number[3]
+        s = s + tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    elif KIND == ALIBI:
+        slope = tl.load(operand + b * number[0] + h * number[1]).to(tl.float32)
+        s = s - slope[:, None] * tl.abs(distance).to(tl.float32)
+    else:
+        at = operand + (h * number[0])[:, None] + (distance - number[1])
+        s = s + tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    return s
+
+
+@triton.jit
+def load_rows(tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """``(rows, WIDTH)``: rows ``j`` of a head; those of no column are zeros, without looking at them if ``MASKED``."""
+    d = tl.arange(0, WIDTH)
+    base = tensor + b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+    where = base + j.to(tl.int64)[:, None] * strides[2] + d[None, :]
+    if MASKED:
+        found = tl.load(where, mask=columns[:, None] & (d[None, :] < D), other=0.0)
+    elif D < WIDTH:
+        found = tl.load(where, mask=d[None, :] < D, other=0.0)
+    else:
+        found = tl.load(where)
+    return found
+
+
+@triton.jit
+def scores_of(q, keys, rows, columns, j, shift, scoring, form: tl.constexpr, MASKED: tl.constexpr):
+    """Scores of rows by keys before anything is cut away: raw products, or natural ones after the rules."""
+    query, key, strides = keys
+    scale, _, compare, operands, numbers = scoring
+    b, key_head, _, _, _, _ = rows
+    if form.ADDITIVE:
+        base = key + b.to(tl.int64) * strides[0] + key_head.to(tl.int64) * strides[1]
+        s = additive(rows, columns, j, query, base, strides[2], compare, form)
+    else:
+        D: tl.constexpr = form.D
+        WIDTH: tl.constexpr = form.WIDTH
+        k = load_rows(key, strides, b, key_head, j, columns, D, WIDTH, MASKED)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if form.NATURAL:
+            s = s * scale
+    COUNT: tl.constexpr = form.COUNT
+    for r in tl.static_range(COUNT):
+        s = apply_rule(s, rows, columns, j, shift, operands[r], numbers[r], form, r)
+    return s

@@ -1,0 +1,199 @@
+"""Which keys the queries of a tile see: intervals of each query, ranges of blocks of the tile, bits.
+
+The rows of a tile are queries, or queries by the heads of a group (row ``r`` is query ``first + r // PACK`` and head
+``r % PACK`` of its pack), so that a short query fills a tile with the heads that share its keys.
+"""
+
+import triton
+import triton.language as tl
+
+SIDE = tl.constexpr(64)  # keys (and queries) of a tile of the map
+NOWHERE = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no key, and sorts last
+
+
+@triton.jit
+def segment_of(segments, number):
+    """The first seven numbers of a segment (`limelight.lowering.SEGMENT_FIELDS`)."""
+    at = segments + number * 8
+    row = tl.load(at).to(tl.int32)
+    query_begin = tl.load(at + 1).to(tl.int32)
+    query_end = tl.load(at + 2).to(tl.int32)
+    key_begin = tl.load(at + 3).to(tl.int32)
+    key_end = tl.load(at + 4).to(tl.int32)
+    query_offset = tl.load(at + 5).to(tl.int32)
+    key_offset = tl.load(at + 6).to(tl.int32)
+    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset
+
+
+@triton.jit
+def program(work, segments, segment, form: tl.constexpr):
+    """Where this program's tile of queries lies: in the one segment of the call, or as the list of work says.
+
+    ``(row, first query, query end, key begin, key end, query offset, key offset, document)``; the last tiles come
+    first, since those of a causal pattern are the longest.
+    """
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    if form.TABLE:
+        document = tl.load(work + tile * 2)
+        first = tl.load(work + tile * 2 + 1)
+        row, _, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
+        document = tl.where(row < 0, document, 0)
+    else:
+        document = 0
+        row = -1
+        first = segment[0] + tile * (form.ROWS // form.PACK)
+        query_end = segment[1]
+        key_begin = segment[2]
+        key_end = segment[3]
+        query_offset = segment[4]
+        key_offset = segment[5]
+    return row, first, query_end, key_begin, key_end, query_offset, key_offset, document
+
+
+@triton.jit
+def _span(spans, k, position, exists, key_begin, key_end, key_offset):
+    """The interval of keys, by index, that span ``k`` gives the queries at some positions."""
+    at = spans + k * 10
+    p = position.to(tl.int64)
+    begin = tl.maximum(tl.load(at + 2), p + tl.load(at + 3))
+    end = tl.minimum(tl.load(at + 6), p + tl.load(at + 7))
+    chunk = tl.load(at + 4)
+    if chunk > 0:
+        rest = p % chunk
+        rest = tl.where(rest < 0, rest + chunk, rest)
+        begin = tl.maximum(begin, p - rest + tl.load(at + 5))
+        end = tl.minimum(end, p - rest + tl.load(at + 8))
+    begin = tl.maximum(begin - key_offset, key_begin)
+    end = tl.minimum(end - key_offset, key_end)
+    some = exists & (p >= tl.load(at)) & (p < tl.load(at + 1)) & (begin < end)
+    return tl.where(some, begin, NOWHERE).to(tl.int32), tl.where(some, end, NOWHERE).to(tl.int32)
+
+
+@triton.jit
+def _listed(begins, ends, strides, k, b, i, exists, key_begin, key_end):
+    """The interval ``k`` of queries ``i`` from the arrays of a lowering."""
+    at = k * strides[0] + b.to(tl.int64) * strides[1] + i
+    begin = tl.maximum(tl.load(begins + at, mask=exists, other=0), key_begin)
+    end = tl.minimum(tl.load(ends + at, mask=exists, other=0), key_end)
+    some = exists & (begin < end)
+    return tl.where(some, begin, NOWHERE), tl.where(some, end, NOWHERE)
+
+
+@triton.jit
+def _sorted(begin_a, end_a, begin_b, end_b):
+    swap = begin_b < begin_a
+    return (
+        tl.where(swap, begin_b, begin_a),
+        tl.where(swap, end_b, end_a),
+        tl.where(swap, begin_a, begin_b),
+        tl.where(swap, end_a, end_b),
+    )
+
+
+@triton.jit
+def intervals(
+    spans, begins, ends, strides, b, i, position, exists, key_begin, key_end, key_offset, form: tl.constexpr
+):  # fmt: skip
+    """Four disjoint intervals of keys for each row, ascending, of which ``form.INTERVALS`` may hold something."""
+    if form.LISTED:
+        a0, e0 = _listed(begins, ends, strides, 0, b, i, exists, key_begin, key_end)
+    else:
+        a0, e0 = _span(spans, 0, position, exists, key_begin, key_end, key_offset)
+    a1, e1, a2, e2, a3, e3 = a0, e0, a0, e0, a0, e0
+    if form.INTERVALS > 1:
+        none = tl.zeros_like(a0) + NOWHERE
+        a2, e2, a3, e3 = none, none, none, none
+        if form.LISTED:  # the lowering has merged them
+            a1, e1 = _listed(begins, ends, strides, 1, b, i, exists, key_begin, key_end)
+            if form.INTERVALS > 2:
+                a2, e2 = _listed(begins, ends, strides, 2, b, i, exists, key_begin, key_end)
+            if form.INTERVALS > 3:
+                a3, e3 = _listed(begins, ends, strides, 3, b, i, exists, key_begin, key_end)
+        else:
+            a1, e1 = _span(spans, 1, position, exists, key_begin, key_end, key_offset)
+            if form.INTERVALS > 2:
+                a2, e2 = _span(spans, 2, position, exists, key_begin, key_end, key_offset)
+            if form.INTERVALS > 3:
+                a3, e3 = _span(spans, 3, position, exists, key_begin, key_end, key_offset)
+            a0, e0, a1, e1 = _sorted(a0, e0, a1, e1)
+            if form.INTERVALS > 2:
+                a2, e2, a3, e3 = _sorted(a2, e2, a3, e3)
+                a0, e0, a2, e2 = _sorted(a0, e0, a2, e2)
+                a1, e1, a3, e3 = _sorted(a1, e1, a3, e3)
+                a1, e1, a2, e2 = _sorted(a1, e1, a2, e2)
+            # What an earlier one holds is taken out of the later ones.
+            a1 = tl.maximum(a1, e0)
+            e1 = tl.maximum(e1, a1)
+            a2 = tl.maximum(a2, e1)
+            e2 = tl.maximum(e2, a2)
+            a3 = tl.maximum(a3, e2)
+            e3 = tl.maximum(e3, a3)
+            # NOWHERE as an end says "holds nothing"; an emptied interval says so too.
+            a0, e0 = _or_nowhere(a0, e0)
+            a1, e1 = _or_nowhere(a1, e1)
+            a2, e2 = _or_nowhere(a2, e2)
+            a3, e3 = _or_nowhere(a3, e3)
+    return a0, e0, a1, e1, a2, e2, a3, e3
+
+
+@triton.jit
+def _or_nowhere(begin, end):
+    return tl.where(begin < end, begin, NOWHERE), tl.where(begin < end, end, NOWHERE)
+
+
+@triton.jit
+def chosen(k, seen_by, form: tl.constexpr):
+    """Interval ``k`` of each row."""
+    a0, e0, a1, e1, a2, e2, a3, e3 = seen_by
+    if form.INTERVALS == 1:
+        return a0, e0
+    begin = tl.where(k == 0, a0, tl.where(k == 1, a1, tl.where(k == 2, a2, a3)))
+    end = tl.where(k == 0, e0, tl.where(k == 1, e1, tl.where(k == 2, e2, e3)))
+    return begin, end
+
+
+@triton.jit
+def blocks(begin, end, exists, form: tl.constexpr):
+    """``(first, whole_first, whole_last, last)``: blocks of keys that some row sees, and those that every row sees.
+
+    Blocks start at multiples of ``form.BLOCK``. The whole ones lie between the others, which an edge cuts.
+    """
+    low = tl.min(begin, 0)
+    high = tl.max(tl.where(begin < end, end, 0), 0)
+    some = low < high
+    first = tl.where(some, low // form.BLOCK, 0)
+    last = tl.where(some, tl.cdiv(high, form.BLOCK), 0)
+    latest = tl.max(tl.where(exists, begin, 0), 0)
+    earliest = tl.min(tl.where(exists, end, NOWHERE), 0)
+    whole_first = tl.where(latest < NOWHERE, tl.cdiv(tl.minimum(latest, high), form.BLOCK), last)
+    whole_first = tl.minimum(tl.maximum(whole_first, first), last)
+    whole_last = tl.minimum(tl.maximum(tl.minimum(earliest, high) // form.BLOCK, whole_first), last)
+    return first, whole_first, whole_last, last
+
+
+@triton.jit
+def _states(tiles, rows, key, form: tl.constexpr):
+    """The state of the map for each row, in the column that holds ``key``: -1 nobody, -2 everybody, else a number."""
+    states, _, strides = tiles
+    b, _, h, i, _, exists = rows
+    line = i // SIDE if form.TILE_ROWS > 1 else i * 0
+    at = b.to(tl.int64) * strides[0] + h * strides[1] + line * strides[2] + key // SIDE
+    return tl.load(states + at, mask=exists, other=-1)
+
+
+@triton.jit
+def anybody(tiles, rows, key, form: tl.constexpr):
+    """Whether some row may see something in the column of the map that holds ``key``."""
+    return tl.max((_states(tiles, rows, key, form) != -1).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def in_tiles(tiles, rows, key, j, form: tl.constexpr):
+    """``(rows, keys)``: whether each row sees the keys ``j``, all of them in the column that holds ``key``."""
+    _, bits, _ = tiles
+    _, _, _, i, _, _ = rows
+    state = _states(tiles, rows, key, form)
+    within = i % SIDE if form.TILE_ROWS > 1 else i * 0
+    word = tl.load(bits + state.to(tl.int64) * form.TILE_ROWS + within, mask=state >= 0, other=0)
+    word = tl.where(state == -2, -1, word)
+    return ((word[:, None] >> (j % SIDE)[None, :].to(tl.int64)) & 1) != 0

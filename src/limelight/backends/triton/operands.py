@@ -1,0 +1,201 @@
+"""A call as kernels take it: tensors, strides, tables on the device, and what is decided at compile time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...lowering import Lowered
+from ...scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from ..contract import Call
+
+BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = range(4)
+LOG2_E = 1.4426950408889634
+MOST_POSITION = 2**30  # positions are 32-bit numbers in the kernels
+
+
+class Sight(NamedTuple):
+    """Who sees whom, on the device."""
+
+    work: Tensor | None  # (n, 2) int32: segment and first query of each tile; None when one segment is the whole call
+    segments: Tensor | None  # (n, 8) int64
+    segment: tuple[int, ...]  # query begin and end, key begin and end, offsets of queries and keys
+    tiles: int  # tiles of queries
+    rows: int  # batch rows that the grid counts: B, or 1 when each segment names its own
+    spans: Tensor | None
+    begins: Tensor | None
+    ends: Tensor | None
+    interval_strides: tuple[int, ...]
+    states: Tensor | None
+    bits: Tensor | None
+    tile_strides: tuple[int, ...]
+    intervals: int  # per query
+    tile_rows: int  # queries of a tile of bits: 64, 1, or 0 without a map
+    longest: int  # keys of the longest segment
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """What kernels are given, in their order."""
+        return (
+            self.work, self.segments, self.segment, self.spans, self.begins, self.ends, self.interval_strides,
+            self.states, self.bits, self.tile_strides,
+        )  # fmt: skip
+
+
+def sight(lowered: Lowered, queries: int, device: torch.device) -> Sight:
+    """The lowering on the device, for tiles of ``queries``."""
+    table = lowered.segment_table
+    if len(table) == 1 and table[0, 0] == -1:
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table[0].tolist()
+        segment = (query_begin, query_end, key_begin, key_end, query_offset, key_offset)
+        work, segments, tiles = None, None, -(-(query_end - query_begin) // queries)
+        rows, longest = lowered.B, key_end - key_begin
+    else:
+        segment = (0,) * 6
+        segments, work = _listed(lowered.segments, queries, device)
+        tiles, rows = len(work), lowered.B if len(table) and table[0, 0] == -1 else 1
+        longest = int((table[:, 4] - table[:, 3]).max(initial=0))
+    begins = ends = states = bits = None
+    interval_strides: tuple[int, ...] = (0, 0)
+    tile_strides: tuple[int, ...] = (0, 0, 0)
+    intervals, tile_rows = len(lowered.spans or b"") // 80, 0
+    if lowered.arrays is not None:
+        arrays = lowered.arrays
+        begins, ends = _uploaded(lowered, "arrays", device, lambda: (arrays.starts, arrays.ends))
+        intervals = len(begins)
+        interval_strides = (begins.stride(0), 0 if begins.shape[1] == 1 else begins.stride(1))
+    if lowered.tiles is not None:
+        map_ = lowered.tiles
+        states, bits = _uploaded(lowered, "tiles", device, lambda: (map_.state, map_.bits.view(np.int64)))
+        tile_strides = tuple(0 if n == 1 else s for n, s in zip(states.shape[:3], states.stride(), strict=False))
+        tile_rows = map_.rows
+    spans = None if lowered.spans is None else _span_table(lowered.spans, device)
+    return Sight(
+        work, segments, segment, tiles, rows, spans, begins, ends, interval_strides, states, bits, tile_strides,
+        intervals, tile_rows, longest,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _span_table(spans: bytes, device: torch.device) -> Tensor:
+    """Spans on the device; a pattern is copied there once, not at every call."""
+    return torch.from_numpy(np.frombuffer(spans, np.int64).copy()).to(device)
+
+
+@lru_cache(maxsize=64)
+def _listed(segments: bytes, queries: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Segments on the device, and the list of tiles: those with the longest way to go last."""
+    table = np.frombuffer(segments, np.int64).reshape(-1, 8)
+    counts = -(-(table[:, 2] - table[:, 1]) // queries)
+    number = np.repeat(np.arange(len(table)), counts)
+    within = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
+    work = np.stack([number, table[number, 1] + within * queries], axis=1).astype(np.int32)
+    work = work[np.argsort(within, kind="stable")]
+    return torch.from_numpy(table.copy()).to(device), torch.from_numpy(np.ascontiguousarray(work)).to(device)
+
+
+_copies: WeakKeyDictionary[Lowered, dict[tuple[str, torch.device], tuple[Tensor, ...]]] = WeakKeyDictionary()
+
+
+def _uploaded(
+    lowered: Lowered, what: str, device: torch.device, arrays: Callable[[], tuple[NDArray[Any], ...]]
+) -> tuple[Tensor, ...]:
+    """Arrays of a lowering on the device, kept as long as the lowering is."""
+    mine = _copies.setdefault(lowered, {})
+    if (what, device) not in mine:
+        mine[what, device] = tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays())
+    return mine[what, device]
+
+
+def covers(lowered: Lowered) -> bool:
+    """Every query belongs to some segment."""
+    table = lowered.segment_table
+    rows = np.where(table[:, 0] < 0, lowered.B, 1)
+    return int(((table[:, 2] - table[:, 1]) * rows).sum()) == lowered.B * lowered.Lq
+
+
+def far(lowered: Lowered) -> bool:
+    """Some position does not fit the kernels' 32-bit numbers."""
+    table = lowered.segment_table
+    return bool(len(table) and np.abs(table[:, 5:7]).max() >= MOST_POSITION)
+
+
+# --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """The tensor with a last stride of 1 and no lazy sign; copied only when it has another."""
+    tensor = tensor.detach()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+class Rules(NamedTuple):
+    """Score rules: their kinds, and a tensor and numbers for each."""
+
+    kinds: tuple[int, ...]
+    operands: tuple[Tensor | None, ...]
+    numbers: tuple[tuple[int | float, ...], ...]
+
+
+def rules(call: Call) -> Rules:
+    """The score rules of a call, in order."""
+    found = [_RULES[type(rule)](rule, call) for rule in call.scores]
+    return Rules(tuple(f[0] for f in found), tuple(f[1] for f in found), tuple(f[2] for f in found))
+
+
+Packed = tuple[int, Tensor | None, tuple[int | float, ...]]
+
+
+def _bias(rule: Bias, call: Call) -> Packed:
+    tensor = rule.tensor.detach().resolve_neg().expand(call.shapes.scores)
+    return BIAS, tensor, tensor.stride()
+
+
+def _alibi(rule: ALiBi, call: Call) -> Packed:
+    slopes = rule.slopes.detach().resolve_neg()
+    slopes = slopes.expand(call.shapes.B, call.shapes.Hq)
+    return ALIBI, slopes, slopes.stride()
+
+
+def distances(lowered: Lowered) -> tuple[int, int]:
+    """The least and the greatest distance from a query to a key of its segment."""
+    table = lowered.segment_table
+    if not len(table):
+        return 0, 0
+    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
+    low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
+    return low, max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
+
+
+def _relative_bias(rule: RelativeBias, call: Call) -> Packed:
+    """The bias at every distance that occurs: ``O(Lq + Lk)`` numbers for each head."""
+    low, high = distances(call.lowered)
+    with torch.no_grad():
+        biases = rule.over(low, high).detach().contiguous()
+    return DISTANCE_TABLE, biases, (0 if len(biases) == 1 else biases.stride(0), low)
+
+
+def _soft_cap(rule: SoftCap, call: Call) -> Packed:
+    return SOFTCAP, None, (float(rule.limit),)
+
+
+_RULES: dict[type[ScoreRule], Callable[[Any, Call], Packed]] = {
+    Bias: _bias,
+    ALiBi: _alibi,
+    RelativeBias: _relative_bias,
+    SoftCap: _soft_cap,
+}
+
+
+def unknown_rules(call: Call) -> list[str]:
+    """Score rules that no kernel knows, as reasons."""
+    return [f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in _RULES]

@@ -1,0 +1,70 @@
+"""Sides of the tiles, warps and stages for each generation of GPUs. Nothing is tried out at the first call.
+
+The tables hold what was chosen by compiling ahead (registers, shared memory, no spills; ``tests/backends/ahead.json``)
+and are to be confirmed by ``benchmarks/gpu.py`` on each chip.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Rows (queries) and keys of a tile; warps of a program; stages of its pipeline."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def width(size: int) -> int:
+    """A head width as kernels hold it: a power of two, at least the 16 that a matrix instruction takes."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+_INTERPRETED = Tile(16, 16, 4, 1)
+
+# (generation, bytes of an element) -> by the larger head width, the first that is enough.
+_FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): (
+        (64, Tile(128, 128, 8, 3)),
+        (128, Tile(128, 64, 8, 3)),
+        (256, Tile(128, 64, 8, 2)),
+        (512, Tile(64, 32, 8, 1)),
+    ),
+    ("other", 2): (
+        (64, Tile(128, 64, 4, 3)),
+        (128, Tile(128, 32, 8, 3)),
+        (256, Tile(64, 32, 8, 2)),
+        (512, Tile(32, 32, 8, 1)),
+    ),
+    ("other", 4): (
+        (64, Tile(64, 32, 8, 2)),
+        (128, Tile(32, 32, 8, 2)),
+        (256, Tile(32, 16, 8, 1)),
+        (512, Tile(16, 16, 8, 1)),
+    ),
+}
+
+
+def forward_tile(generation: str, itemsize: int, widest: int, rows: int) -> Tile:
+    """The tile of a forward pass whose larger head width (as a power of two) is ``widest``.
+
+    ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier.
+    """
+    if generation == "interpreter":
+        return _INTERPRETED
+    table = _FORWARD.get((generation, itemsize)) or _FORWARD[("other", itemsize)]
+    tile = next(tile for most, tile in table if widest <= most)
+    if rows >= tile.rows:
+        return tile
+    few = max(16, 1 << (rows - 1).bit_length())
+    return tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+
+
+def splits(programs: int, processors: int, blocks: int) -> int:
+    """In how many parts the keys of a short call are computed side by side, so that all processors have work."""
+    if programs * 2 > processors:
+        return 1
+    return max(1, min(32, processors // programs, blocks // 4))

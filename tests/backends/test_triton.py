@@ -1,0 +1,161 @@
+"""The Triton kernels in Triton's interpreter against the definition in float64, on small odd calls."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from accuracy import check_close, rounded, steps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Example, examples, sizes
+
+import limelight
+from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
+from limelight.attention import prepare
+from limelight.backends.contract import BackendError
+from limelight.backends.triton import flash2, machine, tuning
+
+if machine.missing():
+    pytest.skip(machine.missing(), allow_module_level=True)
+
+LENGTHS = st.integers(0, 6) | st.sampled_from([15, 16, 17, 33, 40])
+SIZES = sizes(lengths=LENGTHS, widths=st.integers(1, 40), batch=st.integers(1, 2), heads=st.integers(1, 2))
+CALLS = examples(SIZES, depth=1)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with np.errstate(all="ignore"):  # numpy, unlike a GPU, speaks of log(0)
+        yield
+
+
+def run(example: Example, backend="flash2", dtype=torch.float32, **change):
+    q, k, v = (change.pop(name, getattr(example, name)).to(dtype) for name in ("query", "key", "value"))
+    with rounded(dtype) if backend == "plain" else nullcontext():
+        backend = "reference" if backend == "plain" else backend
+        return limelight.attention(q, k, v, backend=backend, **(example.settings | change))
+
+
+def representable(example: Example, dtype) -> Example:
+    """The same call with numbers that ``dtype`` has."""
+    for name in ("query", "key", "value"):
+        setattr(example, name, getattr(example, name).to(dtype).double())
+    return example
+
+
+def check(example: Example, dtype, observe=None, **change):
+    """Output and logsumexp of a call against the definition."""
+    example = representable(example, dtype)
+    observe = Observe(logsumexp=True)
+    ours, ours_seen = run(example, dtype=dtype, observe=observe, **change)
+    plain, plain_seen = run(example, "plain", dtype, observe=observe, **change)
+    truth, truth_seen = run(example, "reference", torch.float64, observe=observe, **change)
+    slack = steps(example)
+    # Values of both signs cancel; the rounding of a sum is that of its terms, sum_j p_ij |v_j|.
+    terms = run(example, "reference", torch.float64, value=example.value.abs()).nan_to_num(0, 0, 0)
+    check_close(ours, plain, truth, "output", slack, terms.max().item() if terms.numel() else 0.0, dtype)
+    # A logsumexp may be near 0 by cancellation; its error is that of the scores, which is absolute.
+    check_close(ours_seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", slack, 1.0)
+
+
+@settings(max_examples=40)
+@given(CALLS, st.sampled_from([torch.float32, torch.float16]))
+def test_equals_the_definition(example, dtype):
+    check(example, dtype)
+
+
+def example_of(Hq=4, Hkv=2, Lq=37, Lk=53, D=24, Dv=40, B=2, **settings):
+    generator = torch.Generator().manual_seed(Lq)
+    q, k, v = (
+        torch.randn(B, h, n, d, generator=generator, dtype=torch.float64)
+        for h, n, d in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
+    )
+    return Example(limelight.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        example_of(D=512, Dv=65, Lq=17, Lk=20, B=1, pattern=Causal()),
+        example_of(2, 1, 70, 150, D=8, Dv=8, B=1, pattern=Explicit(torch.rand(2, 70, 150) < 0.3) & Causal()),
+        example_of(Lq=40, Lk=90, pattern=(Causal() & (Window(9, 0) | Keys(first=3))) | Keys(first=1)),
+        example_of(layout=Packed((20, 0, 17), (5, 20, 28)), pattern=Causal(), dropout=0.3, seed=2**61 + 5),
+        example_of(compare=Additive(torch.randn(4, 5, dtype=torch.float64)), D=5, Dv=7, B=1, pattern=Causal()),
+        example_of(scores=(SoftCap(3.0), Bias(torch.randn(4, 1, 53).masked_fill(torch.rand(53) < 0.2, -INF)))),
+        example_of(Hq=6, Hkv=2, Lq=3, Lk=200, D=64, Dv=64, pattern=Causal(), sink=torch.randn(6)),
+    ],
+    ids=["wide", "tiles", "four spans", "packed", "additive", "unseen by a bias", "short"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_forms(example, dtype):
+    check(example, dtype)
+
+
+@pytest.mark.parametrize("pattern", [None, Causal(), Window(20, 0) | Keys(first=2)], ids=str)
+def test_keys_in_parts(pattern, monkeypatch):
+    """A short call splits its keys and merges the parts by their logsumexp."""
+    monkeypatch.setattr(tuning, "splits", lambda programs, processors, blocks: 3)
+    sink = torch.tensor([0.5, NAN, -INF, 2.0])
+    example = example_of(Lq=5, Lk=150, pattern=pattern, sink=sink)
+    check(example, torch.float32)
+    nothing = Explicit(torch.arange(5)[:, None] != 2)
+    out = run(example, pattern=nothing)
+    assert not out[:, :, 2].any()
+    assert out[:, 1, [0, 1, 3, 4]].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("poison", "which", "splits"),
+    [(NAN, "key", 1), (NAN, "value", 1), (INF, "value", 1), (-INF, "key", 2), (-INF, "value", 2)],
+)
+def test_what_is_not_seen_changes_no_bit(poison, which, splits, monkeypatch):
+    monkeypatch.setattr(tuning, "splits", lambda *_: splits)
+    example = example_of(pattern=Causal() & Window(9, 0), layout=limelight.Aligned(0))
+    before = run(example)
+    getattr(example, which)[0, 1, 20, 5 if which == "value" else slice(None)] = poison
+    after, truth = run(example), run(example, "reference", torch.float64)
+    blind = torch.ones(after.shape, dtype=torch.bool)
+    blind[0, 2:, 20:30] = False
+    assert torch.equal(before[blind], after[blind])
+    assert torch.equal(after.isfinite(), truth.isfinite())
+    assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].float().nan_to_num(7))
+
+
+def test_padding_is_zeros_and_the_sink():
+    q = torch.randn(2, 3, 10, 8)
+    sink = torch.tensor([0.5, -1.0, -INF])
+    layout = Padded(torch.tensor([4, 0]), torch.tensor([0, 7]))
+    settings = {"layout": layout, "sink": sink, "observe": Observe(logsumexp=True), "backend": "flash2"}
+    out, seen = limelight.attention(q, q, q, **settings)
+    assert not out.any()
+    assert torch.equal(seen.logsumexp, sink[:, None].expand(2, 3, 10))
+
+
+def test_same_bits_whatever_the_other_rows():
+    example = example_of(pattern=Causal())
+    whole = run(example)
+    row = {name: getattr(example, name)[-1:] for name in ("query", "key", "value")}
+    assert torch.equal(run(example, **row), whole[-1:])
+    assert torch.equal(run(example), whole)
+
+
+def test_reasons():
+    def reasons(dtype=torch.float32, D=8, **settings):
+        return "; ".join(flash2.reasons_against(prepare(*torch.zeros(3, 1, 1, 4, D, dtype=dtype).unbind(), **settings)))
+
+    assert reasons() == ""
+    assert "bfloat16 products wrong" in reasons(torch.bfloat16)
+    assert "float64" in reasons(torch.float64)
+    assert "takes 512" in reasons(D=513)
+    assert "32 bits" in reasons(layout=limelight.Aligned(2**40))
+
+
+def test_a_machine_without_a_gpu_is_told_so(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    q = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(BackendError, match="the tensors lie on cpu; it runs on CUDA and ROCm GPUs"):
+        limelight.attention(q, q, q, backend="flash2")
