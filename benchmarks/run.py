@@ -110,7 +110,7 @@ def measure(case: dict[str, Any], threads: int, seconds: float) -> dict[str, Any
 
 def peak(threads: int) -> float:
     """GFLOP/s; the larger of two short measurements, the first of which wakes the clock."""
-    return max(native._library.ll_measure_peak(None, threads, 0.1) for _ in range(2))
+    return max(native._library.ll_measure_peak(None, 0, threads, 0.1) for _ in range(2))
 
 
 def in_turn(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float) -> tuple[float, float]:

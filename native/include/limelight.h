@@ -21,11 +21,15 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 1
+#define LL_VERSION 2
 #define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
 #define LL_HIGHEST (INT64_MAX / 4)
+
+/* How query, key, value and output lie in memory. Sums are taken in *numbers*: double for float64, else float. Every
+ * number beside those tensors (logsumexp, sink, what a rule holds, observations) is given and returned as such a number. */
+typedef enum ll_element { LL_FLOAT32 = 0, LL_FLOAT64 = 1, LL_BFLOAT16 = 2, LL_FLOAT16 = 3, LL_ELEMENTS = 4 } ll_element;
 
 /* (B, H, L, D); D has stride 1 where the kernels say so. */
 typedef struct ll_tensor {
@@ -85,6 +89,7 @@ typedef struct ll_rule {
     int64_t kind;
     double parameters[2];
     ll_tensor tensor;
+    int64_t stored; /* not zero: a bias whose tensor holds elements, as query does, and not numbers */
 } ll_rule;
 
 /* What to record on the way. Outputs are contiguous and prepared by the caller (zeros; logsumexp, max_score -inf; keys -1):
@@ -92,34 +97,34 @@ typedef struct ll_rule {
 typedef struct ll_observation {
     const int64_t* heads; /* the query heads observed */
     int64_t head_count;
-    float* logsumexp;  /* (B, H, Lq) */
-    float* max_score;  /* (B, H, Lq) */
-    float* max_weight; /* (B, H, Lq) */
-    float* entropy;    /* (B, H, Lq) nats */
-    float* distance;   /* (B, H, Lq) positions */
+    void* logsumexp;  /* (B, H, Lq) */
+    void* max_score;  /* (B, H, Lq) */
+    void* max_weight; /* (B, H, Lq) */
+    void* entropy;    /* (B, H, Lq) nats */
+    void* distance;   /* (B, H, Lq) positions */
     int64_t top;
-    float* top_weights; /* (B, H, Lq, top) */
+    void* top_weights; /* (B, H, Lq, top) */
     int64_t* top_keys;  /* (B, H, Lq, top) */
-    float* received;    /* (B, H, Lk) */
-    const float* features; /* (Lk, F) */
+    void* received;    /* (B, H, Lk) */
+    const void* features; /* (Lk, F) */
     int64_t feature_count, feature_stride;
-    float* features_out; /* (B, H, Lq, F) */
+    void* features_out; /* (B, H, Lq, F) */
     const int64_t* rows; /* query indices, ascending */
     int64_t row_count;
-    float* rows_out; /* (B, H, R, Lk) */
+    void* rows_out; /* (B, H, R, Lk) */
     const int64_t* pairs; /* (P, 2) query, key indices; queries ascending */
     int64_t pair_count;
-    float* pairs_out; /* (B, H, P) */
+    void* pairs_out; /* (B, H, P) */
     int64_t block_queries, block_keys;
-    float* blocks_out; /* (B, H, ceil(Lq / block_queries), ceil(Lk / block_keys)) */
+    void* blocks_out; /* (B, H, ceil(Lq / block_queries), ceil(Lk / block_keys)) */
 } ll_observation;
 
 typedef struct ll_call {
-    int64_t version;
+    int64_t version, element; /* LL_VERSION, ll_element */
     int64_t batch, query_heads, key_heads, queries, keys, width, value_width;
-    ll_tensor query, key, value, output; /* float32 */
-    float* logsumexp;                    /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
-    const float* sink;                   /* (Hq) or null */
+    ll_tensor query, key, value, output; /* elements */
+    void* logsumexp;                     /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
+    const void* sink;                    /* (Hq) or null */
     double scale, dropout;
     uint64_t seed;
     int64_t threads;
@@ -134,9 +139,24 @@ typedef struct ll_call {
     const ll_observation* observation;
 } ll_call;
 
+/* The gradient of a loss, given those with respect to the output and the logsumexp of a call (`call.output` is not read).
+ * What is wanted has data; null: not wanted. Gradients of query, key and value are elements, written whole for queries and
+ * keys that belong to a segment; the others are numbers, prepared by the caller (zeros) and added to. */
+typedef struct ll_gradients {
+    ll_tensor output, grad_output;
+    const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
+    const void* grad_logsumexp; /* (B, Hq, Lq), or null */
+    ll_tensor query, key, value;
+    void* sink;                 /* (B, Hq, Lq): each query's share of the sink's gradient */
+    /* LL_BIAS: strides as a bias, 0 where summed (along keys only if stride[2] is not 0).
+     * LL_ALIBI: (B, Hq, Lq, 1), each query's share of the slope's gradient, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
+    ll_tensor rules[LL_MAX_RULES];
+} ll_gradients;
+
 /* Zero, or an error number whose words are in ll_error_message() of the same thread.
  * Queries that belong to no segment are left as the caller filled them. */
 LL_API int ll_forward(const ll_call* call);
+LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
@@ -144,8 +164,8 @@ LL_API const char* ll_isa_list(void);       /* those this machine can run, best 
 LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
 LL_API int ll_has_openmp(void);
 
-/* GFLOP/s of independent float32 multiply-adds in registers, summed over threads; negative on error. */
-LL_API double ll_measure_peak(const char* isa, int64_t threads, double seconds);
+/* GFLOP/s of independent multiply-adds of elements in registers, summed over threads; negative on error. */
+LL_API double ll_measure_peak(const char* isa, int64_t element, int64_t threads, double seconds);
 
 #ifdef __cplusplus
 }

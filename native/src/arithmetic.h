@@ -1,41 +1,80 @@
 // Elementary functions on vectors: exact where the promises need it (-inf -> 0, NaN -> NaN), within 2 ulp elsewhere.
 
-constexpr float LOG2_E = 1.44269504088896341f;
+constexpr Number LOG2_E = (Number)1.44269504088896340736;
 constexpr double LN_2 = 0.693147180559945309;
 
-// 2^x for x below 127. -inf gives exactly 0, NaN gives NaN; results below 2^-126 may become 0.
-LL_INLINE Floats exp2_of(Floats x) {
-    // Adding 1.5 * 2^23 rounds to an integer n; the extra 127 leaves n's biased exponent in the low bits.
-    constexpr float MAGIC = 12582912.0f + 127.0f;
-    x = larger(spread(-127.0f), x);
-    Floats shifted = x + MAGIC;
-    Floats f = x - (shifted - MAGIC);  // in [-1/2, 1/2]
-    Floats power = bits_as<Floats>(bits_as<Ints>(shifted) << 23);  // 2^n; n = -127 gives 0
-    // Minimax for the relative error, with an exact 1 at f = 0 (a maximum that did not move must scale by exactly 1).
-    // Estrin's order: half as long a chain of dependent operations as Horner's.
-    Floats square = f * f;
-    Floats low = multiply_add(spread(0x1.62e430p-1f), f, spread(1.0f));
-    Floats middle = multiply_add(spread(0x1.c6aee8p-5f), f, spread(0x1.ebfbdcp-3f));
-    Floats high = multiply_add(spread(0x1.5f3e54p-10f), f, spread(0x1.3b2d4cp-7f));
-    high = multiply_add(spread(0x1.41fbbcp-13f), square, high);
-    Floats y = multiply_add(multiply_add(high, square, middle), square, low);
-    return y * power;
+#if defined(LL_OF_FLOAT64)
+
+constexpr int MANTISSA = 52, EXPONENT_BIAS = 1023;
+
+// 2^f for f in [-1/2, 1/2]: ln(2)^k / k! * f^k up to k = 13, within 1e-17; exactly 1 at f = 0.
+LL_INLINE Numbers exp2_near_zero(Numbers f) {
+    constexpr double TERMS[] = {
+        0x1.816193166d0f7p-40, 0x1.c3bd650fc2983p-36, 0x1.e8cac7351bb22p-32, 0x1.e4cf5158b8ec7p-28,
+        0x1.b5253d395e7c1p-24, 0x1.62c0223a5c822p-20, 0x1.ffcbfc588b0c5p-17, 0x1.430912f86c786p-13,
+        0x1.5d87fe78a6730p-10, 0x1.3b2ab6fba4e77p-7, 0x1.c6b08d704a0bfp-5, 0x1.ebfbdff82c58ep-3,
+        0x1.62e42fefa39efp-1,
+    };
+    Numbers y = spread(TERMS[0]);
+    for (int k = 1; k < 13; ++k) y = multiply_add(y, f, spread(TERMS[k]));
+    return multiply_add(y, f, spread(1.0));
 }
 
-// tanh: an odd polynomial near zero (Cephes), 1 - 2 / (e^2|x| + 1) elsewhere.
-LL_INLINE Floats tanh_of(Floats x) {
-    Floats size = bits_as<Floats>(bits_as<Ints>(x) & 0x7fffffff);
-    Floats square = x * x;
-    Floats y = spread(-5.70498872745e-3f);
+#else
+
+constexpr int MANTISSA = 23, EXPONENT_BIAS = 127;
+
+// 2^f for f in [-1/2, 1/2]: minimax for the relative error, with an exact 1 at f = 0 (a maximum that did not move must
+// scale by exactly 1). Estrin's order: half as long a chain of dependent operations as Horner's.
+LL_INLINE Numbers exp2_near_zero(Numbers f) {
+    Numbers square = f * f;
+    Numbers low = multiply_add(spread(0x1.62e430p-1f), f, spread(1.0f));
+    Numbers middle = multiply_add(spread(0x1.c6aee8p-5f), f, spread(0x1.ebfbdcp-3f));
+    Numbers high = multiply_add(spread(0x1.5f3e54p-10f), f, spread(0x1.3b2d4cp-7f));
+    high = multiply_add(spread(0x1.41fbbcp-13f), square, high);
+    return multiply_add(multiply_add(high, square, middle), square, low);
+}
+
+#endif
+
+// 2^x for x below the largest exponent. -inf gives exactly 0, NaN gives NaN; subnormal results may become 0.
+LL_INLINE Numbers exp2_of(Numbers x) {
+    // Adding 1.5 * 2^MANTISSA rounds to an integer n; the extra bias leaves n's biased exponent in the low bits.
+    constexpr Number MAGIC = (Number)1.5 * (Number)((int64_t)1 << MANTISSA) + (Number)EXPONENT_BIAS;
+    x = larger(spread(-(Number)EXPONENT_BIAS), x);
+    Numbers shifted = x + MAGIC;
+    Numbers f = x - (shifted - MAGIC);  // in [-1/2, 1/2]
+    Numbers power = bits_as<Numbers>(bits_as<Ints>(shifted) << MANTISSA);  // 2^n; the least n gives 0
+    return exp2_near_zero(f) * power;
+}
+
+// tanh near zero, x + x^3 * (polynomials of Cephes).
+LL_INLINE Numbers tanh_near_zero(Numbers x) {
+    Numbers square = x * x;
+#if defined(LL_OF_FLOAT64)
+    Numbers above = multiply_add(spread(-9.64399179425052238628e-1), square, spread(-9.92877231001918586564e1));
+    above = multiply_add(above, square, spread(-1.61468768441708447952e3));
+    Numbers below = multiply_add(square + 1.12811678491632931402e2, square, spread(2.23548839060100448583e3));
+    below = multiply_add(below, square, spread(4.84406305325125486048e3));
+    return multiply_add(above / below * square, x, x);
+#else
+    Numbers y = spread(-5.70498872745e-3f);
     y = multiply_add(y, square, spread(2.06390887954e-2f));
     y = multiply_add(y, square, spread(-5.37397155531e-2f));
     y = multiply_add(y, square, spread(1.33314422036e-1f));
     y = multiply_add(y, square, spread(-3.33332819422e-1f));
-    Floats near = multiply_add(y * square, x, x);
-    Floats bounded = size > 10.0f ? spread(10.0f) : size;  // NaN stays; tanh(10) rounds to 1
-    Floats far = 1.0f - 2.0f / (exp2_of(bounded * (2.0f * LOG2_E)) + 1.0f);
-    far = x < 0.0f ? -far : far;
-    return size < 0.625f ? near : far;
+    return multiply_add(y * square, x, x);
+#endif
+}
+
+// tanh: as above near zero, 1 - 2 / (e^2|x| + 1) elsewhere.
+LL_INLINE Numbers tanh_of(Numbers x) {
+    constexpr Number ONE_FROM = sizeof(Number) == 8 ? 20 : 10;  // tanh of it rounds to 1
+    Numbers size = x < 0 ? -x : x;
+    Numbers bounded = size > ONE_FROM ? spread(ONE_FROM) : size;  // NaN stays
+    Numbers far = 1 - 2 / (exp2_of(bounded * (2 * LOG2_E)) + 1);
+    far = x < 0 ? -far : far;
+    return size < (Number)0.625 ? tanh_near_zero(x) : far;
 }
 
 // Philox4x32-10 (Salmon et al. 2011) of the counter (group, query position, head, row), one counter per lane.

@@ -1,56 +1,60 @@
 // Attention of one tile of queries: a running softmax over blocks of keys (Milakov & Gimelshein 2018; Dao et al. 2022).
 
+// Tiles of queries that walk over the keys side by side, so that a block of keys and values is read from the nearest cache.
+constexpr int MOST_TOGETHER = 4;
+
 // Memory of one thread, reused from tile to tile.
 struct Scratch {
-    float* packed;   // queries, as products.h packs them
-    float* scores;   // [BLOCK_KEYS + MOST_PANEL_KEYS][QUERIES]
-    float* output;   // [QUERIES][columns]
-    float* values;   // [BLOCK_KEYS][columns], when values must be packed
-    uint8_t* seen;   // [BLOCK_KEYS][QUERIES], slow path only
+    Number* scores;   // [BLOCK_KEYS][QUERIES]
+    Factor* weights;  // the same as factors, where they differ from numbers
+    Factor* values;   // [BLOCK_KEYS / FOLD][columns]; careful passes only
+    uint8_t* seen;    // [BLOCK_KEYS][QUERIES]; careful passes only
+    Factor* packed[MOST_TOGETHER];  // of each tile: queries, as products.h wants them
+    Number* output[MOST_TOGETHER];  // of each tile: [QUERIES][columns]
 
-    static int64_t floats_for_scores() { return (BLOCK_KEYS + MOST_PANEL_KEYS) * QUERIES; }
-
-    static int64_t bytes(int64_t width, int64_t columns) {
-        return 4 * (width * QUERIES + floats_for_scores() + QUERIES * columns + BLOCK_KEYS * columns) +
-               BLOCK_KEYS * QUERIES + 64;
-    }
-
-    Scratch(void* memory, int64_t width, int64_t columns) {
-        packed = (float*)memory;
-        scores = packed + width * QUERIES;
-        output = scores + floats_for_scores();
-        values = output + QUERIES * columns;
-        seen = (uint8_t*)(values + BLOCK_KEYS * columns);
+    Scratch(Arena& arena, int64_t width, int64_t columns, int together) {
+        scores = arena.take<Number>(BLOCK_KEYS * QUERIES);
+        weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
+        values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
+        seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
+        for (int t = 0; t < together; ++t) {
+            packed[t] = arena.take<Factor>(folded(width) * QUERIES);
+            output[t] = arena.take<Number>(QUERIES * columns);
+        }
     }
 };
 
 // The running softmax of each query: shift is exponent * largest score (base 2), total the sum of weights relative to it.
 struct Softmax {
-    alignas(64) float shift[QUERIES];
-    alignas(64) float total[QUERIES];
+    alignas(64) Number shift[QUERIES];
+    alignas(64) Number total[QUERIES];
     bool saw[QUERIES] = {};  // whether it has seen any key; careful passes only
 
-    explicit Softmax(const float* sink) {
+    explicit Softmax(const Number* sink) {
         // A sink is a score with no value: it opens the sum. sink - sink is 0, or NaN where the sink is not a number.
-        float start = sink ? *sink * LOG2_E : -INFINITE;
-        float weight = start == -INFINITE ? 0.0f : 1.0f + (start - start);
+        Number start = sink ? *sink * LOG2_E : -INFINITE;
+        Number weight = start == -INFINITE ? 0 : 1 + (start - start);
         for (int i = 0; i < QUERIES; ++i) shift[i] = start, total[i] = weight;
     }
 };
 
+LL_INLINE const Number* sink_of(const ll_call& call, const Tile& tile) {
+    return call.sink ? (const Number*)call.sink + tile.head : nullptr;
+}
+
 // Where nothing has been seen the shift is -inf: subtract 0 instead, so that weights become 0 and not NaN.
-LL_INLINE Floats subtracted(Floats shift) { return shift == -INFINITE ? Floats{} : shift; }
+LL_INLINE Numbers subtracted(Numbers shift) { return shift == -INFINITE ? Numbers{} : shift; }
 
 // scores -> 2^(exponent * score - shift), in place; adds the weights of each query to sums.
 template <int VECTORS>
-LL_INLINE void weigh(float* scores, int keys, float exponent, const float* shift, float* sums) {
-    Floats sum[VECTORS], less[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sum[v] = Floats{}, less[v] = -subtracted(load<Floats>(shift + v * LANES));
+LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* shift, Number* sums) {
+    Numbers sum[VECTORS], less[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) sum[v] = Numbers{}, less[v] = -subtracted(load<Numbers>(shift + v * LANES));
     for (int j = 0; j < keys; ++j)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            float* at = scores + j * QUERIES + v * LANES;
-            Floats weight = exp2_of(multiply_add(load<Floats>(at), spread(exponent), less[v]));
+            Number* at = scores + j * QUERIES + v * LANES;
+            Numbers weight = exp2_of(multiply_add(load<Numbers>(at), spread(exponent), less[v]));
             store(at, weight);
             sum[v] += weight;
         }
@@ -58,17 +62,17 @@ LL_INLINE void weigh(float* scores, int keys, float exponent, const float* shift
 }
 
 // Turns the scores of a block into weights, and brings totals and output to the new largest score.
-inline void soften(const Problem& problem, const Tile& tile, const Block& block, float* scores, const float* peak,
-                   Softmax& softmax, float* output) {
-    alignas(64) float decay[QUERIES], sums[QUERIES];
+inline void soften(const Problem& problem, const Tile& tile, const Block& block, Number* scores, const Number* peak,
+                   Softmax& softmax, Number* output) {
+    alignas(64) Number decay[QUERIES], sums[QUERIES];
     Ints moved{};
     for (int i = 0; i < tile.count; i += LANES) {
-        Floats before = load<Floats>(softmax.shift + i);
-        Floats now = larger(load<Floats>(peak + i) * problem.exponent, before);
-        Floats factor = exp2_of(before - subtracted(now));
+        Numbers before = load<Numbers>(softmax.shift + i);
+        Numbers now = larger(load<Numbers>(peak + i) * problem.exponent, before);
+        Numbers factor = exp2_of(before - subtracted(now));
         store(softmax.shift + i, now);
         store(decay + i, factor);
-        moved |= factor != 1.0f;
+        moved |= factor != 1;
     }
     constexpr int TOGETHER = QUERIES / LANES % 2 == 0 ? 2 : 3;
     int i = 0, vectors = (tile.count + LANES - 1) / LANES;
@@ -78,124 +82,180 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
         weigh<1>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i);
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
-              multiply_add(load<Floats>(softmax.total + q), load<Floats>(decay + q), load<Floats>(sums + q)));
+              multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));
     if (!any(moved)) return;
     for (int q = 0; q < tile.count; ++q) {
-        if (decay[q] == 1.0f) continue;
-        float* row = output + q * problem.value_columns;
-        for (int64_t c = 0; c < problem.value_columns; c += LANES) store(row + c, load<Floats>(row + c) * decay[q]);
+        if (decay[q] == 1) continue;
+        Number* row = output + q * problem.value_columns;
+        for (int64_t c = 0; c < problem.value_columns; c += LANES) store(row + c, load<Numbers>(row + c) * decay[q]);
     }
 }
 
-// Sets dropped weights to zero; what is kept is divided by 1 - p when the row is finished.
-inline void drop(const Problem& problem, const Tile& tile, const Block& block, float* weights) {
+// f(key of the block, first query of the vector, mask of what is dropped), for every vector of weights.
+template <class F>
+LL_INLINE void each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
     int64_t position = block.begin + tile.segment->key_offset;
     int64_t stop = position + block.count;
     // Unsigned comparison with signed vectors: flip the top bit of both sides.
+    typedef int32_t Signed __attribute__((vector_size(4 * LANES)));
     int32_t limit = (int32_t)((uint32_t)problem.drop_below ^ 0x80000000u);
-    bool everything = problem.drop_below >> 32 != 0;
+    Int everything = -(Int)(problem.drop_below >> 32 != 0);
+    Words lanes = __builtin_convertvector(iota(), Words);
     for (int64_t group = floor_div(position, 4); group * 4 < stop; ++group)
         for (int i = 0; i < tile.count; i += LANES) {
-            Words query = spread((uint32_t)tile.query_position(i)) + bits_as<Words>(iota());
-            PhiloxWords random = philox(spread((uint32_t)group), query, spread((uint32_t)tile.head),
-                                        spread((uint32_t)tile.dropout_row), problem.call.seed);
+            Words query = spread_word((uint32_t)tile.query_position(i)) + lanes;
+            PhiloxWords random = philox(spread_word((uint32_t)group), query, spread_word((uint32_t)tile.head),
+                                        spread_word((uint32_t)tile.dropout_row), problem.call.seed);
             for (int w = 0; w < 4; ++w) {
                 int64_t j = group * 4 + w - position;
                 if (j < 0 || j >= block.count) continue;
-                Ints dropped = bits_as<Ints>(random.word[w] ^ 0x80000000u) < limit;
-                float* at = weights + j * QUERIES + i;
-                store(at, (dropped | -(int32_t)everything) != 0 ? Floats{} : load<Floats>(at));
+                Signed below = bits_as<Signed>(random.word[w] ^ 0x80000000u) < limit;
+                f((int)j, i, __builtin_convertvector(below, Ints) | everything);
             }
         }
 }
 
-// Rows of V for one block: as they lie, or packed side by side with zeros in a partial last vector.
-LL_INLINE const float* value_rows(const Problem& problem, const Tile& tile, const Block& block, float* packed,
-                                  int64_t& stride) {
-    const ll_call& call = problem.call;
-    const float* from = line<const float>(call.value, tile.row, tile.key_head, block.begin);
-    stride = call.value.strides[2];
-    if (!problem.pack_values) return from;
-    for (int j = 0; j < block.count; ++j) {
-        float* to = packed + j * problem.value_columns;
-        __builtin_memcpy(to, from + j * stride, 4 * call.value_width);
-        for (int64_t c = call.value_width; c < problem.value_columns; ++c) to[c] = 0.0f;
-    }
-    stride = problem.value_columns;
-    return packed;
+// Sets dropped weights to zero; what is kept is divided by 1 - p when the row is finished.
+inline void drop(const Problem& problem, const Tile& tile, const Block& block, Number* weights) {
+    each_dropped(problem, tile, block, [&](int j, int i, Ints dropped) {
+        Number* at = weights + j * QUERIES + i;
+        store(at, dropped != 0 ? Numbers{} : load<Numbers>(at));
+    });
 }
 
-// One pass over the keys. `careful` multiplies only seen pairs: for tiles where a value nobody sees may be NaN or infinite.
-template <bool careful>
-inline void attend(const Problem& problem, const Tile& tile, const Visibility& visible, Scratch& scratch,
-                   Softmax& softmax) {
-    alignas(64) float peak[QUERIES];
-    __builtin_memset(scratch.output, 0, 4 * tile.count * problem.value_columns);
-    BlockWalk walk{problem.call, tile, visible};
-    for (Block block; walk.next(block);) {
-        score_block(problem, tile, visible, block, scratch.packed, scratch.scores, peak);
+// output += weights * values over the seen pairs alone: a row of V that is not finite is set aside (it counts as zero in
+// the product, for which nobody's bits change) and added by hand to the queries that see it.
+inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Factor* weights,
+                          Scratch& scratch, Number* output) {
+    const ll_call& call = problem.call;
+    int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
+    const Stored* value = line<const Stored>(call.value, tile.row, tile.key_head, begin);
+    uint8_t aside[BLOCK_KEYS];
+    for (int j = 0; j < block.count; ++j) aside[j] = !finite_row(value + j * stride, call.value_width);
+    fold_rows(value, stride, block.count, call.value_width, columns, aside, scratch.values);
+    add_product(weights, 1, QUERIES, scratch.values, columns, folded(block.count), output, columns, tile.count, columns);
+    for (int j = 0; j < block.count; ++j)
+        for (int i = 0; aside[j] && i < tile.count; ++i)
+            if (scratch.seen[j * QUERIES + i])
+                for (int64_t c = 0; c < call.value_width; ++c)
+                    output[i * columns + c] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
+}
+
+// A tile on its way over the keys.
+struct Pass {
+    const Problem& problem;
+    const Tile& tile;
+    Visibility visible;
+    Softmax softmax;
+    BlockWalk walk;
+    Block block;  // the next one
+    const Factor* packed;
+    Number* output;
+    bool more;
+
+    Pass(const Problem& p, const Tile& t, const Factor* packed_queries, Number* to)
+        : problem(p), tile(t), softmax(sink_of(p.call, t)), walk(p.call, t, visible), packed(packed_queries), output(to) {
+        see(p.call, t, visible);
+        start();
+    }
+    Pass(const Pass&) = delete;
+    static void* operator new(size_t, void* room) { return room; }
+
+    void start() {
+        __builtin_memset(output, 0, sizeof(Number) * (size_t)(tile.count * problem.value_columns));
+        more = walk.next(block);
+    }
+    void again() {
+        softmax = Softmax(sink_of(problem.call, tile));
+        walk.restart();
+        start();
+    }
+
+    // `careful` multiplies only seen pairs: for tiles where a value nobody sees may be NaN or infinite.
+    template <bool careful>
+    void step(Scratch& scratch) {
+        alignas(64) Number peak[QUERIES];
+        int64_t columns = problem.value_columns;
+        score_block(problem, tile, visible, block, packed, scratch.scores, peak);
         if (careful)
             for (int x = 0; x < block.count * QUERIES; ++x) {
                 scratch.seen[x] = scratch.scores[x] != -INFINITE;
                 softmax.saw[x % QUERIES] |= scratch.seen[x];
             }
-        soften(problem, tile, block, scratch.scores, peak, softmax, scratch.output);
+        soften(problem, tile, block, scratch.scores, peak, softmax, output);
         if (problem.drop_below) drop(problem, tile, block, scratch.scores);
-        int64_t stride;
-        const float* value = value_rows(problem, tile, block, scratch.values, stride);
+        const Factor* weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         if (careful)
-            value_product_of_seen(scratch.scores, scratch.seen, value, stride, block.count, tile.count,
-                                  problem.value_columns, scratch.output);
+            mix_carefully(problem, tile, block, weights, scratch, output);
         else
-            value_product(scratch.scores, value, stride, block.count, tile.count, problem.value_columns, scratch.output);
+            add_product(weights, 1, QUERIES, problem.values.step(tile.row, tile.key_head, block.begin),
+                        problem.values.stride, folded(block.count), output, columns, tile.count, columns);
+        more = walk.next(block);
     }
-}
 
-// Divides each row by its total, in place; tells whether everything is finite.
-template <bool careful>
-inline bool finish(const Problem& problem, const Tile& tile, const Softmax& softmax, float* output) {
-    float kept = problem.drop_below ? (float)(1.0 - problem.call.dropout) : 1.0f;
-    Ints bad{};
-    for (int i = 0; i < tile.count; ++i) {
-        float total = softmax.total[i] * kept;
-        bool nothing = total == 0.0f || (careful && !softmax.saw[i]);  // then zeros, even beside a sink that is NaN
-        float share = 1.0f / total;
-        float* row = output + i * problem.value_columns;
-        for (int64_t c = 0; c < problem.value_columns; c += LANES) {
-            Floats y = nothing ? Floats{} : load<Floats>(row + c) * share;
-            bad |= (y - y) != 0.0f;
-            store(row + c, y);
+    // Divides each row by its total, in place; tells whether everything is finite.
+    template <bool careful>
+    bool finish() {
+        Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
+        Ints bad{};
+        for (int i = 0; i < tile.count; ++i) {
+            Number total = softmax.total[i] * kept;
+            bool nothing = total == 0 || (careful && !softmax.saw[i]);  // then zeros, even beside a sink that is NaN
+            Number share = 1 / total;
+            Number* row = output + i * problem.value_columns;
+            for (int64_t c = 0; c < problem.value_columns; c += LANES) {
+                Numbers y = nothing ? Numbers{} : load<Numbers>(row + c) * share;
+                bad |= (y - y) != 0;
+                store(row + c, y);
+            }
         }
+        return !any(bad);
     }
-    return !any(bad);
-}
+};
 
-inline float logsumexp_of(const Softmax& softmax, int i) {
-    float total = softmax.total[i];
-    if (total == 0.0f) return -INFINITE;
-    return (float)(((double)softmax.shift[i] + __builtin_log2((double)total)) * LN_2);
+inline Number logsumexp_of(const Softmax& softmax, int i) {
+    Number total = softmax.total[i];
+    if (total == 0) return -INFINITE;
+    return (Number)(((double)softmax.shift[i] + __builtin_log2((double)total)) * LN_2);
 }
 
 // stats, where asked for: (B, Hq, Lq) pairs of shift and total, for the observations.
-inline void forward_tile(const Problem& problem, const Tile& tile, Scratch& scratch, float* stats) {
-    const ll_call& call = problem.call;
-    Visibility visible;
-    see(call, tile, visible);
-    const float* sink = call.sink ? call.sink + tile.head : nullptr;
-    pack_queries(line<const float>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
-                 call.width, problem.query_factor, scratch.packed);
-    Softmax softmax(sink);
-    attend<false>(problem, tile, visible, scratch, softmax);
-    if (!finish<false>(problem, tile, softmax, scratch.output)) {
-        softmax = Softmax(sink);
-        attend<true>(problem, tile, visible, scratch, softmax);
-        finish<true>(problem, tile, softmax, scratch.output);
-    }
+inline void write_tile(const Pass& pass, Number* stats) {
+    const ll_call& call = pass.problem.call;
+    const Tile& tile = pass.tile;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
-        __builtin_memcpy(line<float>(call.output, tile.row, tile.head, tile.first_query + i),
-                         scratch.output + i * problem.value_columns, 4 * call.value_width);
-        if (call.logsumexp) call.logsumexp[at + i] = logsumexp_of(softmax, i);
-        if (stats) stats[2 * (at + i)] = softmax.shift[i], stats[2 * (at + i) + 1] = softmax.total[i];
+        write_row(pass.output + i * pass.problem.value_columns, call.value_width,
+                  line<Stored>(call.output, tile.row, tile.head, tile.first_query + i));
+        if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(pass.softmax, i);
+        if (stats) stats[2 * (at + i)] = pass.softmax.shift[i], stats[2 * (at + i) + 1] = pass.softmax.total[i];
+    }
+}
+
+// The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
+// never shows in the bits.
+inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats) {
+    const ll_call& call = problem.call;
+    alignas(Pass) char room[MOST_TOGETHER][sizeof(Pass)];
+    Pass* passes[MOST_TOGETHER];
+    for (int t = 0; t < count; ++t) {
+        pack(line<const Stored>(call.query, tiles[t].row, tiles[t].head, tiles[t].first_query), call.query.strides[2],
+             tiles[t].count, call.width, problem.query_factor, scratch.packed[t]);
+        passes[t] = new (room[t]) Pass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
+    }
+    for (;;) {
+        Pass* next = nullptr;  // the one that is furthest behind
+        for (int t = 0; t < count; ++t)
+            if (passes[t]->more && (!next || passes[t]->block.begin < next->block.begin)) next = passes[t];
+        if (!next) break;
+        next->step<false>(scratch);
+    }
+    for (int t = 0; t < count; ++t) {
+        if (!passes[t]->finish<false>()) {
+            passes[t]->again();
+            while (passes[t]->more) passes[t]->step<true>(scratch);
+            passes[t]->finish<true>();
+        }
+        write_tile(*passes[t], stats);
     }
 }

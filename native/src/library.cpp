@@ -26,61 +26,92 @@ __attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
 
 // --- Instruction sets ------------------------------------------------------------------------------------------------
 
-struct Choice {
-    const Kernels* kernels;
+// The kernels of an instruction set, by ll_element; built by CMake from one source.
+#define LL_SET(isa) isa##_float32_kernels, isa##_float64_kernels, isa##_bfloat16_kernels, isa##_float16_kernels
+}  // namespace
+extern const Kernels LL_SET(generic);
+#if defined(LL_HAS_X86)
+extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels, wide_float32_kernels;
+#endif
+namespace {
+
+struct Isa {
+    const char* name;
     bool runs;
+    const Kernels* kernels[LL_ELEMENTS];
 };
 
+#define LL_LIST(isa) {&isa##_float32_kernels, &isa##_float64_kernels, &isa##_bfloat16_kernels, &isa##_float16_kernels}
+
 // Best first. `wide` is AVX-512's tile shapes on AVX2: its logic, testable where AVX-512 is not; never chosen by itself.
-int choices(Choice* list) {
+struct Isas {
+    Isa list[8];
     int count = 0;
+    Isas() {
 #if defined(LL_HAS_X86)
-    __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    list[count++] = {&avx512_kernels, avx512};
-    list[count++] = {&avx2_kernels, avx2};
-    list[count++] = {&generic_kernels, true};
-    list[count++] = {&wide_kernels, avx2};
+        __builtin_cpu_init();
+        bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
+        Isa best{"avx512bf16", pairs, LL_LIST(avx512)};
+        best.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
+        list[count++] = best;
+        list[count++] = {"avx512", avx512, LL_LIST(avx512)};
+        list[count++] = {"avx2", avx2, LL_LIST(avx2)};
+        list[count++] = {"generic", true, LL_LIST(generic)};
+        list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};
 #else
-    list[count++] = {&generic_kernels, true};
+        list[count++] = {"generic", true, LL_LIST(generic)};
 #endif
-    return count;
+    }
+};
+
+const Isas& isas() {
+    static const Isas all;
+    return all;
 }
 
 const char* available() {
     static thread_local char names[64];
     names[0] = 0;
-    Choice list[8];
-    int count = choices(list);
-    for (int i = 0; i < count; ++i)
-        if (list[i].runs) {
+    for (int i = 0; i < isas().count; ++i)
+        if (isas().list[i].runs) {
             if (names[0]) strcat(names, " ");
-            strcat(names, list[i].kernels->name);
+            strcat(names, isas().list[i].name);
         }
     return names;
 }
 
-const Kernels* find(const char* name) {
-    Choice list[8];
-    int count = choices(list);
-    for (int i = 0; i < count; ++i)
-        if (list[i].runs && (!name || !*name || strcmp(name, list[i].kernels->name) == 0)) return list[i].kernels;
+const Isa* find(const char* name) {
+    for (int i = 0; i < isas().count; ++i) {
+        const Isa& isa = isas().list[i];
+        if (isa.runs && (!name || !*name || strcmp(name, isa.name) == 0)) return &isa;
+    }
     fail("instruction set '%s' is not available: it is unknown, or this machine cannot run it. Available: %s "
          "(set LIMELIGHT_ISA to one of them, or unset it)",
          name, available());
     return nullptr;
 }
 
-const Kernels* selected = nullptr;
+const Isa* selected = nullptr;
 
-const Kernels* kernels() {
-    const Kernels* found = __atomic_load_n(&selected, __ATOMIC_ACQUIRE);
+const Isa* isa() {
+    const Isa* found = __atomic_load_n(&selected, __ATOMIC_ACQUIRE);
     if (found) return found;
     found = find(getenv("LIMELIGHT_ISA"));
     if (found) __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
     return found;
+}
+
+const Kernels* kernels_of(const Isa* isa, int64_t element) {
+    if (!isa) return nullptr;
+    if (element < 0 || element >= LL_ELEMENTS) {
+        fail("the element type must be 0 to %d; it is %lld", LL_ELEMENTS - 1, (long long)element);
+        return nullptr;
+    }
+    if (!isa->kernels[element]) fail("instruction set '%s' has no kernels for element type %lld", isa->name, (long long)element);
+    return isa->kernels[element];
 }
 
 // --- Checks ----------------------------------------------------------------------------------------------------------
@@ -187,35 +218,60 @@ void peak_task(void* context, int64_t n) {
 
 using namespace limelight;
 
-int ll_forward(const ll_call* given) {
-    const Kernels* found = kernels();
-    if (!found) return BAD_ARGUMENT;
-    ll_call call = *given;
+namespace {
+
+// The call with the arrays that follow it, checked; null after saying what is wrong.
+const Kernels* read_call(const ll_call* given, ll_call& call) {
+    call = *given;
     if (!call.segments) call.segments = (const ll_segment*)(given + 1);
     if (!call.spans) {
         bool inlined = !given->segments;
         call.spans = (const ll_span*)((const ll_segment*)(given + 1) + (inlined ? call.segment_count : 0));
     }
-    if (int status = check(call)) return status;
-    int status = found->forward(call);
+    if (check(call)) return nullptr;
+    return kernels_of(isa(), call.element);
+}
+
+int finished(int status) {
     if (status == OUT_OF_MEMORY) fail("out of memory for the scratch of the kernels");
     return status;
+}
+
+}  // namespace
+
+int ll_forward(const ll_call* given) {
+    ll_call call;
+    const Kernels* found = read_call(given, call);
+    return found ? finished(found->forward(call)) : BAD_ARGUMENT;
+}
+
+int ll_backward(const ll_call* given, const ll_gradients* wanted) {
+    ll_call call;
+    const Kernels* found = read_call(given, call);
+    if (!found) return BAD_ARGUMENT;
+    if (!wanted->output.data || !wanted->grad_output.data || !wanted->logsumexp)
+        return fail("the backward pass needs the output, its gradient, and the logsumexp");
+    if (wanted->output.strides[3] != 1 || wanted->grad_output.strides[3] != 1 ||
+        (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
+        (wanted->value.data && wanted->value.strides[3] != 1))
+        return fail("the last stride of an output and of a gradient must be 1");
+    return finished(found->backward(call, *wanted));
 }
 
 const char* ll_error_message(void) { return message; }
 
 const char* ll_isa_name(void) {
-    const Kernels* found = kernels();
+    const Isa* found = isa();
     return found ? found->name : "";
 }
 
 const char* ll_isa_list(void) { return available(); }
 
 int ll_select_isa(const char* name) {
-    const Kernels* found = name ? find(name) : nullptr;
+    const Isa* found = name ? find(name) : nullptr;
     if (name && !found) return BAD_ARGUMENT;
     __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
-    return kernels() ? DONE : BAD_ARGUMENT;
+    return isa() ? DONE : BAD_ARGUMENT;
 }
 
 int ll_has_openmp(void) {
@@ -226,8 +282,8 @@ int ll_has_openmp(void) {
 #endif
 }
 
-double ll_measure_peak(const char* isa, int64_t threads, double seconds) {
-    const Kernels* found = isa ? find(isa) : kernels();
+double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {
+    const Kernels* found = kernels_of(name ? find(name) : isa(), element);
     if (!found) return -1.0;
     constexpr int64_t MOST_THREADS = 1024;
     if (threads < 1 || threads > MOST_THREADS) return -1.0;

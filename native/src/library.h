@@ -8,9 +8,10 @@
 
 namespace limelight {
 
+// The kernels of one instruction set for one element type.
 struct Kernels {
-    const char* name;
     int (*forward)(const ll_call&);
+    int (*backward)(const ll_call&, const ll_gradients&);
     double (*peak)(double seconds);  // one thread's GFLOP/s
 };
 
@@ -21,7 +22,5 @@ void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_
 void* scratch(size_t bytes);
 
 enum Status { DONE = 0, BAD_ARGUMENT = 1, OUT_OF_MEMORY = 2 };
-
-extern const Kernels generic_kernels, avx2_kernels, avx512_kernels, wide_kernels;
 
 }  // namespace limelight

@@ -7,39 +7,36 @@
 constexpr int64_t CHUNKS = 8;
 constexpr int64_t COLUMN_MEMORY = (int64_t)64 << 20;  // bytes of column sums held at a time
 
+// What a caller gives and receives as numbers.
+LL_INLINE Number* numbers(void* pointer) { return (Number*)pointer; }
+LL_INLINE const Number* numbers(const void* pointer) { return (const Number*)pointer; }
+
 // Statistics of the rows of one tile, as they run.
 struct RowStatistics {
-    alignas(64) float shift[QUERIES], share[QUERIES];  // the weight is 2^(.. - shift) * share
-    alignas(64) float log_total[QUERIES];              // log2 of the total
-    alignas(64) float largest[QUERIES], heaviest[QUERIES];  // the largest score and the largest weight
+    alignas(64) Number shift[QUERIES], share[QUERIES];  // the weight is 2^(.. - shift) * share
+    alignas(64) Number log_total[QUERIES];              // log2 of the total
+    alignas(64) Number largest[QUERIES], heaviest[QUERIES];  // the largest score and the largest weight
     double entropy[QUERIES], distance[QUERIES];
-    alignas(64) int32_t real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
+    alignas(64) Int real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
 };
 
 struct ObserveScratch {
     Scratch base;
-    float* weights;       // [BLOCK_KEYS][QUERIES]
-    float* features;      // [QUERIES][feature columns]
-    float* feature_rows;  // [BLOCK_KEYS][feature columns]
-    float* top_weights;   // [QUERIES][top]
+    Number* weights;       // [BLOCK_KEYS][QUERIES]
+    Number* features;      // [QUERIES][feature columns]
+    Number* feature_rows;  // [BLOCK_KEYS][feature columns]
+    Number* top_weights;   // [QUERIES][top]
     int64_t* top_keys;    // [QUERIES][top]
     int64_t feature_columns;
 
-    static int64_t bytes(const ll_call& call, int64_t columns) {
-        const ll_observation& o = *call.observation;
-        int64_t wide = round_up(o.feature_count, LANES);
-        return round_up(Scratch::bytes(call.width, columns), 64) + 4 * BLOCK_KEYS * QUERIES +
-               4 * (QUERIES + BLOCK_KEYS) * wide + 12 * QUERIES * o.top + 64;
-    }
-
-    ObserveScratch(char* memory, const ll_call& call, int64_t columns) : base(memory, call.width, columns) {
+    ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call.width, columns, 1) {
         const ll_observation& o = *call.observation;
         feature_columns = round_up(o.feature_count, LANES);
-        weights = (float*)(memory + round_up(Scratch::bytes(call.width, columns), 64));
-        features = weights + BLOCK_KEYS * QUERIES;
-        feature_rows = features + QUERIES * feature_columns;
-        top_keys = (int64_t*)(feature_rows + BLOCK_KEYS * feature_columns);
-        top_weights = (float*)(top_keys + QUERIES * o.top);
+        weights = arena.take<Number>(BLOCK_KEYS * QUERIES);
+        features = arena.take<Number>(QUERIES * feature_columns);
+        feature_rows = arena.take<Number>(BLOCK_KEYS * feature_columns);
+        top_weights = arena.take<Number>(QUERIES * o.top);
+        top_keys = arena.take<int64_t>(QUERIES * o.top);
     }
 };
 
@@ -64,16 +61,16 @@ struct ColumnSums {
         : received(memory), blocks(memory + (call.observation->received ? call.keys : 0)) {}
 };
 
-inline void start_rows(const ll_call& call, const Tile& tile, const float* stats, RowStatistics& rows) {
-    const float* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
+inline void start_rows(const ll_call& call, const Tile& tile, const Number* stats, RowStatistics& rows) {
+    const Number* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
     for (int i = 0; i < QUERIES; ++i) {
         bool real = i < tile.count;
-        float total = real ? own[2 * i + 1] : 0.0f;
-        rows.real[i] = -(int32_t)real;
-        rows.shift[i] = real ? own[2 * i] : 0.0f;
-        rows.share[i] = total == 0.0f ? 0.0f : 1.0f / total;
-        rows.log_total[i] = total == 0.0f ? 0.0f : (float)__builtin_log2((double)total);
-        rows.largest[i] = -INFINITE, rows.heaviest[i] = 0.0f;
+        Number total = real ? own[2 * i + 1] : 0;
+        rows.real[i] = -(Int)real;
+        rows.shift[i] = real ? own[2 * i] : 0;
+        rows.share[i] = total == 0 ? 0 : 1.0f / total;
+        rows.log_total[i] = total == 0 ? 0 : (Number)__builtin_log2((double)total);
+        rows.largest[i] = -INFINITE, rows.heaviest[i] = 0;
         rows.entropy[i] = rows.distance[i] = 0.0;
     }
 }
@@ -82,25 +79,25 @@ inline void start_rows(const ll_call& call, const Tile& tile, const float* stats
 // block, then in double precision over the blocks: a single long chain of roundings would lose accuracy.
 constexpr int SHORT_SUM = 16;
 
-inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const float* scores,
-                            float* weights, RowStatistics& rows) {
+inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const Number* scores,
+                            Number* weights, RowStatistics& rows) {
     int32_t first = first_distance(tile, block);
     for (int i = 0; i < QUERIES; i += LANES) {
-        Floats less = subtracted(load<Floats>(rows.shift + i)), share = load<Floats>(rows.share + i);
-        Floats log_total = load<Floats>(rows.log_total + i), largest = load<Floats>(rows.largest + i);
-        Floats heaviest = load<Floats>(rows.heaviest + i), entropy{}, distance{};
+        Numbers less = subtracted(load<Numbers>(rows.shift + i)), share = load<Numbers>(rows.share + i);
+        Numbers log_total = load<Numbers>(rows.log_total + i), largest = load<Numbers>(rows.largest + i);
+        Numbers heaviest = load<Numbers>(rows.heaviest + i), entropy{}, distance{};
         Ints real = load<Ints>(rows.real + i);
         for (int j = 0; j < block.count;) {
-            Floats some_entropy{}, some_distance{};
+            Numbers some_entropy{}, some_distance{};
             for (int stop = least(j + SHORT_SUM, block.count); j < stop; ++j) {
-                Floats score = load<Floats>(scores + j * QUERIES + i);
+                Numbers score = load<Numbers>(scores + j * QUERIES + i);
                 Ints seen = real & ((score == -INFINITE) ^ -1);
-                Floats power = multiply_add(score, spread(problem.exponent), -less);
-                Floats weight = seen ? exp2_of(power) * share : Floats{};
+                Numbers power = multiply_add(score, spread(problem.exponent), -less);
+                Numbers weight = seen ? exp2_of(power) * share : Numbers{};
                 store(weights + j * QUERIES + i, weight);
                 largest = larger(largest, seen ? score : spread(-INFINITE));
                 heaviest = larger(heaviest, weight);
-                some_entropy += seen ? weight * (log_total - power) : Floats{};
+                some_entropy += seen ? weight * (log_total - power) : Numbers{};
                 some_distance = multiply_add(weight, absolute_distance(first, j, i), some_distance);
             }
             entropy += some_entropy;
@@ -116,7 +113,7 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
 }
 
 // Keeps the largest weights of one query, in order; of equals the lowest key, which came first.
-LL_INLINE void insert_top(float* weights, int64_t* keys, int64_t top, float weight, int64_t key) {
+LL_INLINE void insert_top(Number* weights, int64_t* keys, int64_t top, Number weight, int64_t key) {
     int64_t place = top - 1;
     for (; place > 0 && (keys[place - 1] < 0 || weights[place - 1] < weight); --place)
         weights[place] = weights[place - 1], keys[place] = keys[place - 1];
@@ -124,26 +121,26 @@ LL_INLINE void insert_top(float* weights, int64_t* keys, int64_t top, float weig
 }
 
 // A row that is not a number has equal weights, all NaN: no comparison holds, and the lowest keys stay.
-inline void gather_top(const Block& block, const Tile& tile, const float* scores, const float* weights, int64_t top,
-                       float* best, int64_t* keys) {
+inline void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights, int64_t top,
+                       Number* best, int64_t* keys) {
     for (int i = 0; i < tile.count; ++i) {
-        float* mine = best + i * top;
+        Number* mine = best + i * top;
         int64_t* my_keys = keys + i * top;
         for (int j = 0; j < block.count; ++j) {
-            float weight = weights[j * QUERIES + i];
+            Number weight = weights[j * QUERIES + i];
             if (my_keys[top - 1] >= 0 && !(weight > mine[top - 1])) continue;
             if (scores[j * QUERIES + i] != -INFINITE) insert_top(mine, my_keys, top, weight, block.begin + j);
         }
     }
 }
 
-inline void gather_columns(const ll_call& call, const Tile& tile, const Block& block, const float* weights,
+inline void gather_columns(const ll_call& call, const Tile& tile, const Block& block, const Number* weights,
                            ColumnSums& sums) {
     const ll_observation& o = *call.observation;
     if (o.received)
         for (int j = 0; j < block.count; ++j) {
-            Floats sum{};
-            for (int i = 0; i < QUERIES; i += LANES) sum += load<Floats>(weights + j * QUERIES + i);
+            Numbers sum{};
+            for (int i = 0; i < QUERIES; i += LANES) sum += load<Numbers>(weights + j * QUERIES + i);
             sums.received[block.begin + j] += (double)sum_of_lanes(sum);
         }
     if (!o.blocks_out) return;
@@ -151,10 +148,10 @@ inline void gather_columns(const ll_call& call, const Tile& tile, const Block& b
     for (int j = 0; j < block.count;) {
         int64_t column = (block.begin + j) / o.block_keys;
         int stop = (int)least<int64_t>(block.count, (column + 1) * o.block_keys - block.begin);
-        alignas(64) float sum[QUERIES] = {};
+        alignas(64) Number sum[QUERIES] = {};
         for (; j < stop; ++j)
             for (int i = 0; i < QUERIES; i += LANES)
-                store(sum + i, load<Floats>(sum + i) + load<Floats>(weights + j * QUERIES + i));
+                store(sum + i, load<Numbers>(sum + i) + load<Numbers>(weights + j * QUERIES + i));
         for (int i = 0; i < tile.count; ++i)
             sums.blocks[(tile.first_query + i) / o.block_queries * columns + column] += (double)sum[i];
     }
@@ -171,12 +168,12 @@ inline int64_t first_at_least(const int64_t* list, int64_t count, int64_t step, 
     return low;
 }
 
-inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, const Block& block, const float* weights) {
+inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, const Block& block, const Number* weights) {
     const ll_observation& o = *call.observation;
     int64_t last = tile.first_query + tile.count;
     if (o.rows_out)
         for (int64_t r = first_at_least(o.rows, o.row_count, 1, tile.first_query); r < o.row_count && o.rows[r] < last; ++r) {
-            float* to = o.rows_out + (map * o.row_count + r) * call.keys + block.begin;
+            Number* to = numbers(o.rows_out) + (map * o.row_count + r) * call.keys + block.begin;
             for (int j = 0; j < block.count; ++j) to[j] = weights[j * QUERIES + (o.rows[r] - tile.first_query)];
         }
     if (o.pairs_out)
@@ -184,18 +181,19 @@ inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, cons
              p < o.pair_count && o.pairs[2 * p] < last; ++p) {
             int64_t j = o.pairs[2 * p + 1] - block.begin;
             if (j >= 0 && j < block.count)
-                o.pairs_out[map * o.pair_count + p] = weights[j * QUERIES + (o.pairs[2 * p] - tile.first_query)];
+                numbers(o.pairs_out)[map * o.pair_count + p] = weights[j * QUERIES + (o.pairs[2 * p] - tile.first_query)];
         }
 }
 
 inline void add_features(const ll_observation& o, const Tile& tile, const Block& block, ObserveScratch& own) {
     for (int j = 0; j < block.count; ++j) {
-        float* to = own.feature_rows + j * own.feature_columns;
-        __builtin_memcpy(to, o.features + (block.begin + j) * o.feature_stride, 4 * o.feature_count);
-        for (int64_t f = o.feature_count; f < own.feature_columns; ++f) to[f] = 0.0f;
+        Number* to = own.feature_rows + j * own.feature_columns;
+        __builtin_memcpy(to, numbers(o.features) + (block.begin + j) * o.feature_stride,
+                         sizeof(Number) * (size_t)o.feature_count);
+        for (int64_t f = o.feature_count; f < own.feature_columns; ++f) to[f] = 0;
     }
-    value_product(own.weights, own.feature_rows, own.feature_columns, block.count, tile.count, own.feature_columns,
-                  own.features);
+    add_product(own.weights, 1, QUERIES, own.feature_rows, own.feature_columns, block.count, own.features,
+                own.feature_columns, tile.count, own.feature_columns);
 }
 
 inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, const RowStatistics& rows,
@@ -203,42 +201,42 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
     const ll_observation& o = *problem.call.observation;
     int64_t at = map * problem.call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i, ++at) {
-        float share = rows.share[i], largest = rows.largest[i];
+        Number share = rows.share[i], largest = rows.largest[i];
         bool undefined = share != share;
         if (o.logsumexp)
-            o.logsumexp[at] = share == 0.0f ? -INFINITE : (float)(((double)rows.shift[i] + rows.log_total[i]) * LN_2);
-        if (o.max_score) o.max_score[at] = undefined ? share : largest * problem.natural;
-        if (o.max_weight) o.max_weight[at] = undefined ? share : rows.heaviest[i];
-        if (o.entropy) o.entropy[at] = (float)(rows.entropy[i] * LN_2);
-        if (o.distance) o.distance[at] = (float)rows.distance[i];
+            numbers(o.logsumexp)[at] = share == 0 ? -INFINITE : (Number)(((double)rows.shift[i] + rows.log_total[i]) * LN_2);
+        if (o.max_score) numbers(o.max_score)[at] = undefined ? share : largest * problem.natural;
+        if (o.max_weight) numbers(o.max_weight)[at] = undefined ? share : rows.heaviest[i];
+        if (o.entropy) numbers(o.entropy)[at] = (Number)(rows.entropy[i] * LN_2);
+        if (o.distance) numbers(o.distance)[at] = (Number)rows.distance[i];
         if (o.features_out)
-            __builtin_memcpy(o.features_out + at * o.feature_count, own.features + i * own.feature_columns,
-                             4 * o.feature_count);
+            __builtin_memcpy(numbers(o.features_out) + at * o.feature_count, own.features + i * own.feature_columns,
+                             sizeof(Number) * (size_t)o.feature_count);
         for (int64_t t = 0; t < o.top; ++t) {
             o.top_keys[at * o.top + t] = own.top_keys[i * o.top + t];
-            o.top_weights[at * o.top + t] = own.top_weights[i * o.top + t];
+            numbers(o.top_weights)[at * o.top + t] = own.top_weights[i * o.top + t];
         }
     }
 }
 
 // map: (batch row, observed head) as one number.
-inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const float* stats, ObserveScratch& own,
+inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const Number* stats, ObserveScratch& own,
                          ColumnSums& sums) {
     const ll_call& call = problem.call;
     const ll_observation& o = *call.observation;
     Visibility visible;
     see(call, tile, visible);
-    pack_queries(line<const float>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
-                 call.width, problem.query_factor, own.base.packed);
+    pack(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
+         call.width, problem.query_factor, own.base.packed[0]);
     RowStatistics rows;
     start_rows(call, tile, stats, rows);
-    __builtin_memset(own.features, 0, 4 * QUERIES * own.feature_columns);
-    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_weights[t] = 0.0f;
+    __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));
+    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_weights[t] = 0;
 
-    alignas(64) float peak[QUERIES];
-    BlockWalk walk{call, tile, visible};
+    alignas(64) Number peak[QUERIES];
+    BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
-        score_block(problem, tile, visible, block, own.base.packed, own.base.scores, peak);
+        score_block(problem, tile, visible, block, own.base.packed[0], own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
         if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
         gather_columns(call, tile, block, own.weights, sums);

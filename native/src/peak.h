@@ -1,4 +1,4 @@
-// The machine's peak: independent multiply-adds in registers, as many as the first product keeps in flight.
+// The machine's peak: independent multiply-adds of factors in registers, as many as the first product keeps in flight.
 
 inline double seconds_now() {
     timespec now;
@@ -8,21 +8,25 @@ inline double seconds_now() {
 
 inline double peak(double seconds) {
     constexpr int CHAINS = PANEL_KEYS * PANEL_VECTORS, STEPS = 4096;
-    Floats sum[CHAINS];
-    for (int c = 0; c < CHAINS; ++c) sum[c] = spread((float)c);
-    volatile float factor = 0.999f, term = 0.001f;  // not known at compile time
-    Floats a = spread(factor), b = spread(term);
+    Numbers sum[CHAINS];
+    for (int c = 0; c < CHAINS; ++c) sum[c] = spread((Number)c);
+#if defined(LL_PAIRS)
+    volatile Factor left = 0x3f7f3f7f, right = 0x3a803a80;  // 0.996, 0.001; not known at compile time
+#else
+    volatile Factor left = (Number)0.999, right = (Number)0.001;
+#endif
+    Factors a = spread_factor(left), b = spread_factor(right);
     double start = seconds_now(), taken = 0.0, steps = 0.0;
     while (taken < seconds) {
         for (int step = 0; step < STEPS; ++step)
 #pragma GCC unroll 24
-            for (int c = 0; c < CHAINS; ++c) sum[c] = multiply_add(sum[c], a, b);
+            for (int c = 0; c < CHAINS; ++c) sum[c] = multiply_add(a, b, sum[c]);
         steps += STEPS;
         taken = seconds_now() - start;
     }
-    Floats all{};
+    Numbers all{};
     for (int c = 0; c < CHAINS; ++c) all += sum[c];
-    volatile float kept = sum_of_lanes(all);
+    volatile Number kept = sum_of_lanes(all);
     (void)kept;
-    return 2.0 * CHAINS * LANES * steps / taken * 1e-9;
+    return 2.0 * CHAINS * LANES * FOLD * steps / taken * 1e-9;
 }

@@ -1,172 +1,187 @@
-// The two matrix products, as register tiles.
+// The two matrix products, as register tiles of one kind: C[row][columns] (+)= sum over steps of A(row, step) * B[step][columns],
+// numbers of A broadcast, rows of B as vectors.
 //
 // Scores are computed transposed, S' = K Q': queries lie along the lanes, a key's numbers are broadcast as they lie, so
-// keys need no packing and the softmax needs no horizontal step. The second product broadcasts the weights against rows
-// of V. Each accumulator is one chain of multiply-adds in ascending order: the shape of the tile never shows in the bits.
+// keys need no packing and the softmax needs no horizontal step. The other products broadcast the weights against rows of
+// V (or K, Q, and the gradient of the output). Each accumulator is one chain of multiply-adds in ascending order: the
+// shape of the tile never shows in the bits.
+//
+// A *factor* is what one step multiplies: a number, or a pair of bfloat16 numbers where the machine multiplies pairs.
+
+#if defined(LL_PAIRS)
+typedef uint32_t Factor;
+typedef Words Factors;
+constexpr int FOLD = 2;  // numbers of a factor
+LL_INLINE Numbers multiply_add(Words a, Words b, Numbers c) {
+    return (Numbers)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+#else
+typedef Number Factor;
+typedef Numbers Factors;
+constexpr int FOLD = 1;
+#endif
+
+template <class F> struct VectorOf;
+template <> struct VectorOf<Number> { typedef Numbers Type; };
+template <> struct VectorOf<uint32_t> { typedef Words Type; };
+LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
+LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
+
+LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
 
 #if defined(LL_AVX512) || defined(LL_WIDE)
 constexpr int PANEL_KEYS = 8;     // keys x vectors of queries: 24 accumulators of 32 registers
-constexpr int VALUE_VECTORS = 4;  // 6 queries x 4 vectors of V
+constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
 #else
 constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
-constexpr int VALUE_VECTORS = 2;  // 6 queries x 2 vectors of V
+constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
 #endif
 constexpr int PANEL_VECTORS = 3;
 constexpr int MOST_PANEL_KEYS = 8;  // beside one vector of queries
 constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
-constexpr int VALUE_QUERIES = 6;
-static_assert(QUERIES % PANEL_QUERIES == 0 && QUERIES % VALUE_QUERIES == 0);
+constexpr int VALUE_ROWS = 6;
+static_assert(QUERIES % PANEL_QUERIES == 0 && QUERIES % VALUE_ROWS == 0);
 
-// Queries as the first product reads them: [panel][d][query of the panel], times `factor`; missing queries are zero.
-inline void pack_queries(const float* query, int64_t stride, int count, int64_t width, float factor, float* packed) {
-    for (int first = 0; first < count; first += PANEL_QUERIES, packed += width * PANEL_QUERIES) {
-        for (int i = 0; i < PANEL_QUERIES; ++i) {
-            const float* row = query + (first + i) * stride;
-            float* to = packed + i;
-            if (first + i < count)
-                for (int64_t d = 0; d < width; ++d) to[d * PANEL_QUERIES] = row[d] * factor;
-            else
-                for (int64_t d = 0; d < width; ++d) to[d * PANEL_QUERIES] = 0.0f;
-        }
+// The first address of row r of A. Three addresses, each with the offsets 0, 1 and 2 rows, fit the machine's registers.
+template <int ROWS, class F>
+struct Rows {
+    const F* at[(ROWS + 2) / 3];
+    int64_t row;
+    LL_INLINE Rows(const F* a, int64_t stride) : row(stride) {
+        for (int n = 0; n < (ROWS + 2) / 3; ++n) at[n] = a + 3 * n * stride;
     }
-}
+    LL_INLINE F operator()(int r, int64_t offset) const { return at[r / 3][r % 3 * row + offset]; }
+};
 
-// Wide sums are taken in parts, and the parts added: a long chain of roundings would lose accuracy. Up to 128, the usual
-// widths, one chain is as exact as what others do.
-constexpr int64_t PART_WIDTH = 64, WHOLE_WIDTH = 128;
-
-// scores[key][query] = (add: +=) sum over d of key[d] * query[d], for KEYS keys and VECTORS vectors of queries;
-// peak[query], where given, becomes the largest so far.
-template <int KEYS, int VECTORS>
-LL_INLINE void score_panel(const float* key, int64_t stride, int keys, const float* packed, int64_t width, bool add,
-                           float* scores, float* peak) {
-    const float* row[KEYS];
-    for (int r = 0; r < KEYS; ++r) row[r] = key + least(r, keys - 1) * stride;  // a short panel repeats its last key
-    Floats sum[KEYS][VECTORS];
+template <int ROWS, int VECTORS, bool ADD, class F>
+LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps, Number* c,
+                     int64_t c_row, Number* peak) {
+    typedef typename VectorOf<F>::Type Right;
+    Rows<ROWS, F> rows(a, a_row);
+    Numbers sum[ROWS][VECTORS];
 #pragma GCC unroll 8
-    for (int r = 0; r < KEYS; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Floats{};
-    for (int64_t d = 0; d < width; ++d, packed += PANEL_QUERIES) {
-        Floats query[VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) query[v] = load<Floats>(packed + v * LANES);
+    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int r = 0; r < KEYS; ++r) {
-            Floats number = spread(row[r][d]);
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(number, query[v], sum[r][v]);
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = ADD ? load<Numbers>(c + r * c_row + v * LANES) : Numbers{};
+    for (int64_t k = 0; k < steps; ++k, b += b_step) {
+        Right right[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) right[v] = load<Right>(b + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            Right left = spread_factor(rows(r, k * a_step));
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
         }
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < KEYS; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) {
-            float* at = scores + r * QUERIES + v * LANES;
-            if (add) sum[r][v] += load<Floats>(at);
-            store(at, sum[r][v]);
-        }
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * LANES, sum[r][v]);
     if (!peak) return;
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) {
-        Floats largest = load<Floats>(peak + v * LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < KEYS; ++r) largest = larger(largest, sum[r][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+        Numbers largest = load<Numbers>(peak + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) largest = larger(largest, sum[r][v]);
         store(peak + v * LANES, largest);
     }
 }
 
+// --- Scores: rows are keys, columns are queries ------------------------------------------------------------------------
+
+// Wide sums are taken in parts, and the parts added: a long chain of roundings would lose accuracy. Up to 128, the usual
+// widths, one chain is as exact as what others do.
+constexpr int64_t PART_WIDTH = 64 / FOLD, WHOLE_WIDTH = 128 / FOLD;
+
 template <int KEYS, int VECTORS>
-inline void score_parts(const float* key, int64_t stride, int keys, const float* packed, int64_t width, float* scores,
-                        float* peak) {
-    int64_t d = 0;
-    for (; width > WHOLE_WIDTH && d + PART_WIDTH < width; d += PART_WIDTH)
-        score_panel<KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, PART_WIDTH, d > 0, scores,
-                                         nullptr);
-    score_panel<KEYS, VECTORS>(key + d, stride, keys, packed + d * PANEL_QUERIES, width - d, d > 0, scores, peak);
+inline void score_panel(const Factor* key, int64_t stride, const Factor* packed, int64_t width, Number* scores, Number* peak) {
+    if (width <= WHOLE_WIDTH)
+        return panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, width, scores, QUERIES, peak);
+    panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, PART_WIDTH, scores, QUERIES, nullptr);
+    for (int64_t d = PART_WIDTH; d < width; d += PART_WIDTH) {
+        // A part of its own, then added: `sum` starts at zero.
+        alignas(64) Number part[KEYS * VECTORS * LANES];
+        int64_t some = least(PART_WIDTH, width - d);
+        panel<KEYS, VECTORS, false>(key + d, stride, 1, packed + d * PANEL_QUERIES, PANEL_QUERIES, some, part,
+                                    VECTORS * LANES, nullptr);
+        for (int r = 0; r < KEYS; ++r)
+            for (int v = 0; v < VECTORS; ++v) {
+                Number* to = scores + r * QUERIES + v * LANES;
+                Numbers whole = load<Numbers>(part + (r * VECTORS + v) * LANES) + load<Numbers>(to);
+                store(to, whole);
+                if (d + some == width) store(peak + v * LANES, larger(load<Numbers>(peak + v * LANES), whole));
+            }
+    }
 }
 
-// scores: room for BLOCK_KEYS + MOST_PANEL_KEYS rows of QUERIES.
-inline void score_product(const float* key, int64_t stride, int keys, const float* packed, int queries, int64_t width,
-                          float* scores, float* peak) {
-    if (queries <= LANES) {  // one vector of queries: more keys, so that enough sums are under way
-        for (int j = 0; j < keys; j += MOST_PANEL_KEYS)
-            score_parts<MOST_PANEL_KEYS, 1>(key + j * stride, stride, keys - j, packed, width, scores + j * QUERIES, peak);
+template <int KEYS>
+inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int queries, int64_t width, Number* scores,
+                       Number* peak) {
+    int left = (queries + LANES - 1) / LANES;
+    for (; left >= PANEL_VECTORS; left -= PANEL_VECTORS, packed += width * PANEL_QUERIES) {
+        score_panel<KEYS, PANEL_VECTORS>(key, stride, packed, width, scores, peak);
+        scores += PANEL_QUERIES, peak += PANEL_QUERIES;
+    }
+    if (left == 2) score_panel<KEYS, 2>(key, stride, packed, width, scores, peak);
+    if (left == 1) score_panel<KEYS, 1>(key, stride, packed, width, scores, peak);
+}
+
+// scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the largest so far. `width` counts factors.
+inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
+                          Number* scores, Number* peak) {
+    int step = queries <= LANES ? MOST_PANEL_KEYS : PANEL_KEYS;  // enough sums under way beside one vector of queries
+    for (int j = 0; j < keys;) {
+        int first = least(j, most(keys - step, 0));  // the last panel reaches back: it computes some scores again
+        const Factor* row = key + first * stride;
+        Number* to = scores + first * QUERIES;
+        if (keys < step) {
+            score_rows<1>(row + j * stride, stride, packed, queries, width, to + j * QUERIES, peak);
+            j += 1;
+            continue;
+        }
+        if (queries <= LANES)
+            score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, to, peak);
+        else
+            score_rows<PANEL_KEYS>(row, stride, packed, queries, width, to, peak);
+        j = first + step;
+    }
+}
+
+// --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ---------------------------------
+
+template <int VECTORS, class F>
+inline void add_columns(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps,
+                        Number* c, int64_t c_row, int rows) {
+    int r = 0;
+    for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS)
+        panel<VALUE_ROWS, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
+    for (; r + 2 <= rows; r += 2)
+        panel<2, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
+    if (r < rows)
+        panel<1, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
+}
+
+// `columns` is a multiple of LANES.
+template <class F>
+inline void add_product(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps,
+                        Number* c, int64_t c_row, int rows, int64_t columns) {
+    // Of wide rows only a few columns are read at a time, which fall into few cache sets: few enough rows to stay there.
+    constexpr int64_t NEAR_STEPS = 64;
+    if (columns > VALUE_VECTORS * LANES && steps > NEAR_STEPS) {
+        for (int64_t k = 0; k < steps; k += NEAR_STEPS)
+            add_product(a + k * a_step, a_row, a_step, b + k * b_step, b_step, least(NEAR_STEPS, steps - k), c, c_row, rows,
+                        columns);
         return;
     }
-    for (int j = 0; j < keys; j += PANEL_KEYS, key += PANEL_KEYS * stride, scores += PANEL_KEYS * QUERIES) {
-        const float* panel = packed;
-        int left = (queries + LANES - 1) / LANES, i = 0;
-        for (; left >= PANEL_VECTORS; left -= PANEL_VECTORS, i += PANEL_QUERIES, panel += width * PANEL_QUERIES)
-            score_parts<PANEL_KEYS, PANEL_VECTORS>(key, stride, keys - j, panel, width, scores + i, peak + i);
-        if (left == 2) score_parts<PANEL_KEYS, 2>(key, stride, keys - j, panel, width, scores + i, peak + i);
-        if (left == 1) score_parts<PANEL_KEYS, 1>(key, stride, keys - j, panel, width, scores + i, peak + i);
-    }
-}
-
-// output[query][:] += sum over keys of weights[key][query] * value[key][:], for ROWS queries and VECTORS vectors of V.
-template <int ROWS, int VECTORS>
-LL_INLINE void value_panel(const float* weights, const float* value, int64_t stride, int keys, float* output,
-                           int64_t output_stride) {
-    Floats sum[ROWS][VECTORS];
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = load<Floats>(output + r * output_stride + v * LANES);
-    for (int j = 0; j < keys; ++j, weights += QUERIES, value += stride) {
-        Floats numbers[VECTORS];
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) numbers[v] = load<Floats>(value + v * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            Floats weight = spread(weights[r]);
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(weight, numbers[v], sum[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) store(output + r * output_stride + v * LANES, sum[r][v]);
-}
-
-template <int VECTORS>
-inline void value_columns(const float* weights, const float* value, int64_t stride, int keys, int queries, float* output,
-                          int64_t output_stride) {
-    int i = 0;
-    for (; i + VALUE_QUERIES <= queries; i += VALUE_QUERIES)
-        value_panel<VALUE_QUERIES, VECTORS>(weights + i, value, stride, keys, output + i * output_stride, output_stride);
-    for (; i + 2 <= queries; i += 2)
-        value_panel<2, VECTORS>(weights + i, value, stride, keys, output + i * output_stride, output_stride);
-    if (i < queries) value_panel<1, VECTORS>(weights + i, value, stride, keys, output + i * output_stride, output_stride);
-}
-
-// `columns` is a multiple of LANES: value rows are packed when they are not.
-inline void value_product(const float* weights, const float* value, int64_t stride, int keys, int queries,
-                          int64_t columns, float* output) {
-    int64_t c = 0;
-    if (queries == 1)  // a single row: more columns, so that enough sums are under way
-        for (; c + 8 * LANES <= columns; c += 8 * LANES)
-            value_panel<1, 8>(weights, value + c, stride, keys, output + c, columns);
-    for (; c + VALUE_VECTORS * LANES <= columns; c += VALUE_VECTORS * LANES)
-        value_columns<VALUE_VECTORS>(weights, value + c, stride, keys, queries, output + c, columns);
+    int64_t x = 0;
+    if (rows == 1)  // more columns, so that enough sums are under way
+        for (; x + 8 * LANES <= columns; x += 8 * LANES)
+            panel<1, 8, true>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, nullptr);
+    for (; x + VALUE_VECTORS * LANES <= columns; x += VALUE_VECTORS * LANES)
+        add_columns<VALUE_VECTORS>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
     if constexpr (VALUE_VECTORS > 2)
-        for (; c + 2 * LANES <= columns; c += 2 * LANES)
-            value_columns<2>(weights, value + c, stride, keys, queries, output + c, columns);
-    for (; c < columns; c += LANES) value_columns<1>(weights, value + c, stride, keys, queries, output + c, columns);
-}
-
-// The same sums in the same order, key by key, but only over the pairs that are seen: a number that nobody may look at
-// is never multiplied, not even by zero.
-inline void value_product_of_seen(const float* weights, const uint8_t* seen, const float* value, int64_t stride,
-                                  int keys, int queries, int64_t columns, float* output) {
-    for (int i = 0; i < queries; ++i)
-        for (int j = 0; j < keys; ++j) {
-            if (!seen[j * QUERIES + i]) continue;
-            Floats weight = spread(weights[j * QUERIES + i]);
-            for (int64_t c = 0; c < columns; c += LANES) {
-                float* to = output + i * columns + c;
-                store(to, multiply_add(weight, load<Floats>(value + j * stride + c), load<Floats>(to)));
-            }
-        }
+        for (; x + 2 * LANES <= columns; x += 2 * LANES)
+            add_columns<2>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
+    for (; x < columns; x += LANES) add_columns<1>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
 }

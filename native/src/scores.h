@@ -4,27 +4,29 @@
 struct Problem {
     const ll_call& call;
     int64_t value_columns;  // value_width, rounded up to whole vectors
-    float query_factor;     // what packed queries are multiplied by
-    float exponent;         // weight = 2^(exponent * (score - largest))
-    float natural;          // score in natural units = natural * score in the tile
-    bool pack_values;
+    int64_t steps;          // factors along the width
+    Number query_factor;    // what packed queries are multiplied by
+    Number exponent;        // weight = 2^(exponent * (score - largest))
+    Number natural;         // score in natural units = natural * score in the tile
     uint64_t drop_below;    // a weight whose random word is below is dropped; 0: no dropout
+    int softcaps = 0;
+    Operand keys, values;   // left and right operands of the forward pass
 
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
-        float scale = (float)c.scale;
-        if (c.rule_count > 0 || scale == 0.0f) {
-            query_factor = scale == 0.0f ? 0.0f : 1.0f;
-            natural = 1.0f;  // rules work in natural units: apply_rules multiplies by the scale first
+        steps = folded(c.width);
+        Number scale = (Number)c.scale;
+        if (c.rule_count > 0 || scale == 0) {
+            query_factor = scale == 0 ? 0 : 1;
+            natural = 1;  // rules work in natural units: apply_rules multiplies by the scale first
         } else {
             // Scores stay as plain products (equal ones stay equal); the scale rides in the exponent, which must be positive.
-            query_factor = scale < 0.0f ? -1.0f : 1.0f;
-            natural = scale < 0.0f ? -scale : scale;
+            query_factor = scale < 0 ? -1 : 1;
+            natural = scale < 0 ? -scale : scale;
         }
         exponent = natural * LOG2_E;
-        // Rows that lie far apart fall into the same few cache sets; a last partial vector must not be read past its end.
-        pack_values = c.value_width % LANES != 0 || c.value.strides[2] != c.value_width;
         drop_below = (uint64_t)(c.dropout * 4294967296.0);
+        for (int64_t r = 0; r < c.rule_count; ++r) softcaps += c.rules[r].kind == LL_SOFTCAP;
     }
 };
 
@@ -35,11 +37,11 @@ LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
 
 // f(score, key of the block, first query of the vector) -> score, for every score of the block.
 template <class F>
-LL_INLINE void each_score(float* scores, int keys, int queries, F f) {
+LL_INLINE void each_score(Number* scores, int keys, int queries, F f) {
     for (int j = 0; j < keys; ++j)
         for (int i = 0; i < queries; i += LANES) {
-            float* at = scores + j * QUERIES + i;
-            store(at, f(load<Floats>(at), j, i));
+            Number* at = scores + j * QUERIES + i;
+            store(at, f(load<Numbers>(at), j, i));
         }
 }
 
@@ -49,68 +51,100 @@ LL_INLINE int32_t first_distance(const Tile& tile, const Block& block) {
     return (int32_t)clamp<int64_t>(distance, -(1 << 30), 1 << 30);
 }
 
-LL_INLINE Floats absolute_distance(int32_t first, int j, int i) {
-    Ints distance = spread(first + j - i) - iota();
-    return __builtin_convertvector(distance < 0 ? -distance : distance, Floats);
+LL_INLINE Numbers absolute_distance(int32_t first, int j, int i) {
+    Ints distance = spread_int(first + j - i) - iota();
+    return __builtin_convertvector(distance < 0 ? -distance : distance, Numbers);
 }
 
-inline void add_bias(const ll_rule& rule, const Tile& tile, const Block& block, float* scores) {
-    const ll_tensor& bias = rule.tensor;
-    const float* from = line<const float>(bias, tile.row, tile.head, tile.first_query) + block.begin * bias.strides[3];
-    if (bias.strides[2] == 0) {
-        each_score(scores, block.count, tile.count, [&](Floats s, int j, int) { return s + from[j * bias.strides[3]]; });
+// A tensor of a rule holds numbers, or elements as query and key do.
+struct BiasRow {
+    const void* from;
+    int64_t step;
+    bool stored;
+    BiasRow(const ll_rule& rule, const Tile& tile, const Block& block, int i) : step(rule.tensor.strides[3]) {
+        stored = CONVERTED && rule.stored != 0;
+        const ll_tensor& bias = rule.tensor;
+        int64_t at = tile.row * bias.strides[0] + tile.head * bias.strides[1] + (tile.first_query + i) * bias.strides[2] +
+                     block.begin * step;
+        from = (const char*)bias.data + at * (int64_t)(stored ? sizeof(Stored) : sizeof(Number));
+    }
+    LL_INLINE Number operator[](int64_t j) const {
+        return stored ? read((const Stored*)from + j * step) : ((const Number*)from)[j * step];
+    }
+};
+
+inline void add_bias(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+    if (rule.tensor.strides[2] == 0) {
+        BiasRow bias(rule, tile, block, 0);
+        each_score(scores, block.count, tile.count, [&](Numbers s, int j, int) { return s + bias[j]; });
         return;
     }
-    for (int i = 0; i < tile.count; ++i)  // along the keys, as the bias lies
-        for (int j = 0; j < block.count; ++j)
-            scores[j * QUERIES + i] += from[i * bias.strides[2] + j * bias.strides[3]];
+    for (int i = 0; i < tile.count; ++i) {  // along the keys, as the bias lies
+        BiasRow bias(rule, tile, block, i);
+        for (int j = 0; j < block.count; ++j) scores[j * QUERIES + i] += bias[j];
+    }
 }
 
-inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block, float* scores) {
-    float slope = *line<const float>(rule.tensor, tile.row, tile.head, 0);
+LL_INLINE Number slope_of(const ll_rule& rule, const Tile& tile) {
+    return ((const Number*)rule.tensor.data)[tile.row * rule.tensor.strides[0] + tile.head * rule.tensor.strides[1]];
+}
+
+inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+    Number slope = slope_of(rule, tile);
     int32_t first = first_distance(tile, block);
     each_score(scores, block.count, tile.count,
-               [&](Floats s, int j, int i) { return s - absolute_distance(first, j, i) * slope; });
+               [&](Numbers s, int j, int i) { return s - absolute_distance(first, j, i) * slope; });
 }
+
+// The entry of a distance table for the block's first key and the tile's first query, and the last entry.
+struct Places {
+    int64_t first, last;
+    Places(const ll_rule& rule, const Tile& tile, const Block& block)
+        : first(first_distance(tile, block) + (int64_t)rule.parameters[0]), last((int64_t)rule.parameters[1] - 1) {}
+};
 
 // The distance falls by one from query to query: laid out backwards, the entries of a key row are one vector load.
-inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, float* scores) {
-    const float* table = (const float*)rule.tensor.data + tile.head * rule.tensor.strides[1];
-    int64_t last = (int64_t)rule.parameters[1] - 1;
-    int64_t start = first_distance(tile, block) + (int64_t)rule.parameters[0] + block.count - 1;
-    float backwards[BLOCK_KEYS + QUERIES];
+inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+    const Number* table = (const Number*)rule.tensor.data + tile.head * rule.tensor.strides[1];
+    Places places(rule, tile, block);
+    Number backwards[BLOCK_KEYS + QUERIES];
     for (int x = 0; x < block.count + QUERIES; ++x)
-        backwards[x] = table[clamp<int64_t>(start - x, 0, last) * rule.tensor.strides[3]];
+        backwards[x] = table[clamp<int64_t>(places.first + block.count - 1 - x, 0, places.last) * rule.tensor.strides[3]];
     each_score(scores, block.count, tile.count,
-               [&](Floats s, int j, int i) { return s + load<Floats>(backwards + block.count - 1 - j + i); });
+               [&](Numbers s, int j, int i) { return s + load<Numbers>(backwards + block.count - 1 - j + i); });
 }
 
-inline void apply_rules(const ll_call& call, const Tile& tile, const Block& block, float* scores) {
-    float scale = call.scale == 0.0 ? 1.0f : (float)call.scale;  // zero is already in the packed queries
-    each_score(scores, block.count, tile.count, [&](Floats s, int, int) { return s * scale; });
+// `slopes`, where given, takes the derivative of each soft cap in turn: [soft cap][BLOCK_KEYS][QUERIES].
+inline void apply_rules(const ll_call& call, const Tile& tile, const Block& block, Number* scores, Number* slopes) {
+    Number scale = call.scale == 0.0 ? 1 : (Number)call.scale;  // zero is already in the packed queries
+    each_score(scores, block.count, tile.count, [&](Numbers s, int, int) { return s * scale; });
     for (int r = 0; r < call.rule_count; ++r) {
         const ll_rule& rule = call.rules[r];
-        float limit = (float)rule.parameters[0];
+        Number limit = (Number)rule.parameters[0];
         switch (rule.kind) {
             case LL_BIAS: add_bias(rule, tile, block, scores); break;
             case LL_ALIBI: add_alibi(rule, tile, block, scores); break;
             case LL_DISTANCE_TABLE: add_table(rule, tile, block, scores); break;
             case LL_SOFTCAP:
-                each_score(scores, block.count, tile.count,
-                           [&](Floats s, int, int) { return limit * tanh_of(s / limit); });
+                each_score(scores, block.count, tile.count, [&](Numbers s, int j, int i) {
+                    Numbers share = tanh_of(s / limit);
+                    if (slopes) store(slopes + j * QUERIES + i, 1 - share * share);
+                    return limit * share;
+                });
+                if (slopes) slopes += BLOCK_KEYS * QUERIES;
                 break;
         }
     }
 }
 
-inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, float* scores) {
-    alignas(64) int32_t starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
+inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Number* scores) {
+    alignas(64) Int starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
     for (int k = 0; k < visible.count; ++k)
         for (int i = 0; i < tile.count; ++i) {
-            starts[k][i] = (int32_t)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
-            ends[k][i] = (int32_t)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
+            starts[k][i] = (Int)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
+            ends[k][i] = (Int)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
         }
-    auto cut = [&](Floats s, int j, int i) {
+    auto cut = [&](Numbers s, int j, int i) {
         Ints inside{};
         for (int k = 0; k < visible.count; ++k)
             inside |= (load<Ints>(starts[k] + i) <= j) & (load<Ints>(ends[k] + i) > j);
@@ -119,11 +153,14 @@ inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const 
     if (visible.count != 1) return each_score(scores, block.count, tile.count, cut);
     // One interval each: only the keys before the last start and from the first end on are cut for anybody.
     int last_start = 0, first_end = block.count;
-    for (int i = 0; i < tile.count; ++i) last_start = most(last_start, starts[0][i]), first_end = least(first_end, ends[0][i]);
+    for (int i = 0; i < tile.count; ++i) {
+        last_start = most(last_start, (int)starts[0][i]);
+        first_end = least(first_end, (int)ends[0][i]);
+    }
     last_start = least(last_start, block.count), first_end = most(first_end, last_start);
     each_score(scores, last_start, tile.count, cut);
     each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
-               [&](Floats s, int j, int i) { return cut(s, first_end + j, i); });
+               [&](Numbers s, int j, int i) { return cut(s, first_end + j, i); });
 }
 
 inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, int64_t column) {
@@ -133,8 +170,8 @@ inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, i
     return call.tiles.bits[state * rows + (rows == MAP_SIDE ? query % MAP_SIDE : 0)];
 }
 
-inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, float* scores) {
-    alignas(64) int32_t words[2][QUERIES] = {};
+inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Number* scores) {
+    alignas(64) Int words[2][QUERIES] = {};
     int64_t loaded = -1;
     for (int j = 0; j < block.count; ++j) {
         int64_t key = block.begin + j, column = key / MAP_SIDE;
@@ -142,33 +179,37 @@ inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& bloc
             loaded = column;
             for (int i = 0; i < tile.count; ++i) {
                 uint64_t word = map_word(call, tile, tile.first_query + i, column);
-                words[0][i] = (int32_t)(uint32_t)word, words[1][i] = (int32_t)(uint32_t)(word >> 32);
+                words[0][i] = (Int)(uint32_t)word, words[1][i] = (Int)(uint32_t)(word >> 32);
             }
         }
-        const int32_t* half = words[key % MAP_SIDE / 32];
-        int32_t bit = (int32_t)(1u << (key % 32));
+        const Int* half = words[key % MAP_SIDE / 32];
+        Int bit = (Int)(1u << (key % 32));
         for (int i = 0; i < tile.count; i += LANES) {
-            float* at = scores + j * QUERIES + i;
-            store(at, (load<Ints>(half + i) & bit) != 0 ? load<Floats>(at) : spread(-INFINITE));
+            Number* at = scores + j * QUERIES + i;
+            store(at, (load<Ints>(half + i) & bit) != 0 ? load<Numbers>(at) : spread(-INFINITE));
         }
+    }
+}
+
+inline void largest_of(const Tile& tile, const Block& block, const Number* scores, Number* peak) {
+    for (int i = 0; i < tile.count; i += LANES) {
+        Numbers largest = spread(-INFINITE);
+        for (int j = 0; j < block.count; ++j) largest = larger(largest, load<Numbers>(scores + j * QUERIES + i));
+        store(peak + i, largest);
     }
 }
 
 // scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
-                        const float* packed, float* scores, float* peak) {
+                        const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
     const ll_call& call = problem.call;
-    const float* key = line<const float>(call.key, tile.row, tile.key_head, block.begin);
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
-    score_product(key, call.key.strides[2], block.count, packed, tile.count, call.width, scores, peak);
+    score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
+                  tile.count, problem.steps, scores, peak);
     bool changed = call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
     if (!changed) return;
-    if (call.rule_count > 0) apply_rules(call, tile, block, scores);
+    if (call.rule_count > 0) apply_rules(call, tile, block, scores, slopes);
     if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);
     if (block.cut_by_bits) cut_by_bits(call, tile, block, scores);
-    for (int i = 0; i < tile.count; i += LANES) {
-        Floats largest = spread(-INFINITE);
-        for (int j = 0; j < block.count; ++j) largest = larger(largest, load<Floats>(scores + j * QUERIES + i));
-        store(peak + i, largest);
-    }
+    largest_of(tile, block, scores, peak);
 }

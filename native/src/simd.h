@@ -1,25 +1,43 @@
-// Vectors of float32 and of 32-bit integers, LANES wide, in the compiler's own vector types.
-// Everything below compiles once per instruction set inside a namespace of its own (see kernel.cpp).
+// Vectors of numbers and of integers as wide, LANES of them, in the compiler's own vector types.
+// Everything below compiles once for each instruction set and element type, in a namespace of its own (see kernel.cpp).
+//
+// Stored: how an element lies in memory.  Number: what sums are taken in.  Int: an integer as wide as a Number.
 #define LL_INLINE inline __attribute__((always_inline))
 
-#if defined(LL_AVX512) || defined(LL_WIDE)
-constexpr int LANES = 16;
-#elif defined(LL_AVX2)
-constexpr int LANES = 8;
+#if defined(LL_OF_FLOAT64)
+typedef double Number;
+typedef int64_t Int;
+typedef double Stored;
+#elif defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
+typedef float Number;
+typedef int32_t Int;
+typedef uint16_t Stored;
 #else
-constexpr int LANES = 4;
+typedef float Number;
+typedef int32_t Int;
+typedef float Stored;
 #endif
 
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+#if defined(LL_AVX512) || defined(LL_WIDE)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(LL_AVX2)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;
+#endif
+constexpr int LANES = VECTOR_BYTES / (int)sizeof(Number);
 
-constexpr float INFINITE = __builtin_inff();
+typedef Number Numbers __attribute__((vector_size(VECTOR_BYTES)));
+typedef Int Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // 32 bits in each lane
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));  // 16 bits in each lane
+
+constexpr Number INFINITE = (Number)__builtin_inf();
 
 // Unaligned loads and stores. (Through memcpy GCC 12 passes stored accumulators by way of the stack.)
 template <class V>
 struct Anywhere {
-    typedef V Type __attribute__((aligned(4), may_alias));
+    typedef V Type __attribute__((aligned(2), may_alias));
 };
 
 template <class V>
@@ -28,9 +46,9 @@ LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)
 template <class V>
 LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
 
-LL_INLINE Floats spread(float x) { return x - Floats{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
-LL_INLINE Ints spread(int32_t x) { return x - Ints{}; }
-LL_INLINE Words spread(uint32_t x) { return x - Words{}; }
+LL_INLINE Numbers spread(Number x) { return x - Numbers{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
+LL_INLINE Ints spread_int(Int x) { return x - Ints{}; }
+LL_INLINE Words spread_word(uint32_t x) { return x - Words{}; }
 
 template <class To, class From>
 LL_INLINE To bits_as(From v) {
@@ -47,26 +65,30 @@ LL_INLINE Ints iota() {
 }
 
 // a * b + c, rounded once where the instruction set can.
-LL_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
-#if defined(LL_AVX512)
-    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+LL_INLINE Numbers multiply_add(Numbers a, Numbers b, Numbers c) {
+#if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
+    return (Numbers)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(LL_AVX512)
+    return (Numbers)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(LL_AVX2) && defined(LL_OF_FLOAT64)
+    return (Numbers)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined(LL_AVX2)
-    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (Numbers)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(LL_WIDE)
-    struct Halves { __m256 low, high; };
-    auto x = bits_as<Halves>(a), y = bits_as<Halves>(b), z = bits_as<Halves>(c);
-    return bits_as<Floats>(Halves{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+    struct Pair { __m256 low, high; };
+    auto x = bits_as<Pair>(a), y = bits_as<Pair>(b), z = bits_as<Pair>(c);
+    return bits_as<Numbers>(Pair{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
 #else
     return a * b + c;
 #endif
 }
 
 // The larger of two; when either is NaN, the second.
-LL_INLINE Floats larger(Floats a, Floats b) {
-#if defined(LL_AVX512)
-    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(LL_AVX2)
-    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+LL_INLINE Numbers larger(Numbers a, Numbers b) {
+#if defined(LL_AVX512) && !defined(LL_OF_FLOAT64)
+    return (Numbers)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(LL_AVX2) && !defined(LL_OF_FLOAT64)
+    return (Numbers)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return a > b ? a : b;
 #endif
@@ -78,14 +100,14 @@ LL_INLINE bool any(Ints mask) {
 #elif defined(LL_AVX2)
     return _mm256_movemask_ps((__m256)mask) != 0;
 #else
-    int32_t found = 0;
+    Int found = 0;
     for (int i = 0; i < LANES; ++i) found |= mask[i];
     return found != 0;
 #endif
 }
 
-LL_INLINE float sum_of_lanes(Floats v) {
-    float sums[LANES];
+LL_INLINE Number sum_of_lanes(Numbers v) {
+    Number sums[LANES];
     store(sums, v);
     for (int width = LANES / 2; width >= 1; width /= 2)
         for (int i = 0; i < width; ++i) sums[i] += sums[i + width];

@@ -3,6 +3,11 @@
 constexpr int QUERIES = 48;    // queries of a tile, on every instruction set
 constexpr int BLOCK_KEYS = 128;  // keys handled at a time
 constexpr int MAP_SIDE = 64;   // side of a tile of bits
+#if defined(LL_PAIRS)
+constexpr int BLOCK_STEP = 2;  // blocks begin at a multiple
+#else
+constexpr int BLOCK_STEP = 1;
+#endif
 
 struct Range { int64_t begin, end; };
 
@@ -130,24 +135,29 @@ struct BlockWalk {
     const ll_call& call;
     const Tile& tile;
     const Visibility& visible;
+    int64_t cursor, stop;  // only keys in [first cursor, stop) are visited
     int range = 0;
-    int64_t cursor = LL_LOWEST;
+
+    BlockWalk(const ll_call& c, const Tile& t, const Visibility& v, int64_t from = LL_LOWEST, int64_t to = LL_HIGHEST)
+        : call(c), tile(t), visible(v), cursor(from), stop(to) {}
+    void restart() { range = 0, cursor = LL_LOWEST; }
 
     bool next(Block& block) {
         while (range < visible.range_count) {
-            int64_t end = visible.ranges[range].end;
+            int64_t end = least(visible.ranges[range].end, stop);
             cursor = most(cursor, visible.ranges[range].begin);
             if (cursor >= end) {
                 ++range;
                 continue;
             }
+            // A block begins with a whole factor; a key that this adds is cut, since nobody sees it.
+            cursor -= cursor % BLOCK_STEP;
             block = {cursor, (int)least<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
             cursor += block.count;
-            int64_t stop = block.begin + block.count;
             bool skipped = call.tiles.state && column_state(call, tile, block.begin / MAP_SIDE) == NOBODY;
             if (skipped) continue;
-            block.cut_by_intervals = !everyone_sees(visible, tile.count, block.begin, stop);
+            block.cut_by_intervals = !everyone_sees(visible, tile.count, block.begin, cursor);
             return true;
         }
         return false;

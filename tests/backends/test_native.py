@@ -32,7 +32,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512", "wide"], autouse=True)
+@pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16", "wide"], autouse=True)
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
@@ -305,6 +305,6 @@ def test_memory_stays():
 
 
 def test_the_peak_is_measured(isa):
-    assert native._library.ll_measure_peak(isa.encode(), 1, 0.01) > 0.1
-    assert native._library.ll_measure_peak(b"abacus", 1, 0.01) < 0
-    assert np.isfinite(native._library.ll_measure_peak(None, 2, 0.01))
+    assert native._library.ll_measure_peak(isa.encode(), 0, 1, 0.01) > 0.1
+    assert native._library.ll_measure_peak(b"abacus", 0, 1, 0.01) < 0
+    assert np.isfinite(native._library.ll_measure_peak(None, 0, 2, 0.01))

@@ -32,18 +32,24 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
-_VERSION = 1
-# version and sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (they follow);
+_VERSION = 2
+# version, element, sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (they follow);
 # intervals; tile map; rules, observation
-_CALL = struct.Struct("8q 20q 2q 2d Q q 4q 6q 6q 3q")
-_RULE = struct.Struct("q 2d 5q")
+_CALL = struct.Struct("9q 20q 2q 2d Q q 4q 6q 6q 3q")
+_RULE = struct.Struct("q 2d 5q q")
 _OBSERVATION = struct.Struct("24q")
+# output and its gradient; logsumexp and its gradient; gradients of query, key, value; of the sink; of the rules
+_GRADIENTS = struct.Struct("10q 2q 15q q 40q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
 _TENSORS = (Tensor, torch.nn.Parameter)
-# Said each time: torch's default dtype and device are the user's.
-_FLOAT32: Any = {"dtype": torch.float32, "device": "cpu"}
+_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time: torch's
+# defaults are the user's.
+_NUMBERS: dict[torch.dtype, Any] = {
+    dtype: {"dtype": torch.float64 if dtype is torch.float64 else torch.float32, "device": "cpu"} for dtype in _ELEMENTS
+}
 
 
 def _load() -> tuple[Any, str]:
@@ -61,10 +67,11 @@ def _load() -> tuple[Any, str]:
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
     library.ll_forward.argtypes = [ctypes.c_char_p]
+    library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
     for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):
         getattr(library, name).restype = ctypes.c_char_p
-    library.ll_measure_peak.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_double]
+    library.ll_measure_peak.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double]
     library.ll_measure_peak.restype = ctypes.c_double
     return library, ""
 
@@ -91,8 +98,8 @@ def reasons_against(call: Call) -> list[str]:
     query = call.query
     if not query.is_cpu:
         reasons.append(f"the tensors lie on {query.device}; it runs on the CPU")
-    if query.dtype is not torch.float32:
-        reasons.append(f"the dtype is {query.dtype}; it computes torch.float32")
+    if query.dtype not in _ELEMENTS:
+        reasons.append(f"the dtype is {query.dtype}; it computes {', '.join(map(str, _ELEMENTS))}")
     if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
     if isinstance(call.layout, Chosen) and call.asks_for_positions:
@@ -107,11 +114,16 @@ def reasons_against(call: Call) -> list[str]:
 
 
 def memory(call: Call) -> int:
-    """Bytes taken beside inputs and outputs: scratch of each thread, and sums over queries when observing."""
-    _, _, _, Lq, Lk, D, Dv = call.shapes
-    scratch = 4 * (48 * D + 136 * 48 + 176 * (Dv + 16)) + 128 * 48
-    seen = 0 if call.observe is None else 8 * call.shapes.B * call.shapes.Hq * Lq + min(2**26, 64 * Lk)
-    return torch.get_num_threads() * scratch + seen
+    """Bytes taken beside inputs and outputs: scratch of each thread, sums over queries when observing, and keys and values
+    once more where they cannot be read as they lie.
+    """
+    B, _, Hkv, Lq, Lk, D, Dv = call.shapes
+    number = 8 if call.query.dtype is torch.float64 else 4
+    scratch = number * (48 * D + 128 * 48 + 176 * (Dv + 16)) + 128 * 48
+    seen = 0 if call.observe is None else 2 * number * B * call.shapes.Hq * Lq + min(2**26, 64 * Lk)
+    whole = Dv % 16 == 0 and call.value.stride(2) == Dv
+    copied = number * (D + Dv) if call.query.dtype.itemsize < 4 else 0 if whole else number * (Dv + 16)
+    return torch.get_num_threads() * scratch + seen + B * Hkv * Lk * copied
 
 
 def forward(call: Call) -> Result:
@@ -127,43 +139,21 @@ def forward(call: Call) -> Result:
     lowered = call.lowered
     covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
-    output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), **_FLOAT32)
+    output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), dtype=query.dtype, device="cpu")
     output_strides = output.stride()
     if not covered:
         output.zero_()
-    segments, spans = lowered.segments, lowered.spans or b""
     kept: list[Any] = []  # what the addresses in the call point to
-    sink, rules, observation = 0, 0, 0
-    if call.sink is not None:
-        kept.append(_plain(call.sink))
-        sink = kept[-1].data_ptr()
-    if call.scores:
-        rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
-    logsumexp = _logsumexp(call, covered) if call.logsumexp else None
-    seen = None
+    observation, seen = 0, None
     if call.observe is not None:
         seen, words = _observation(call.observe, call, kept)
         observation = _address(words, kept)
-    intervals, tiles = _NONE, _NONE
-    if lowered.arrays is not None:
-        intervals = _intervals(lowered)
-    if lowered.tiles is not None:
-        tiles = _tiles(lowered)
-    status = _library.ll_forward(
-        _CALL.pack(
-            _VERSION, B, Hq, Hkv, Lq, Lk, D, Dv,
-            query.data_ptr(), *query_strides, key.data_ptr(), *key_strides,
-            value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
-            _pointer(logsumexp), sink, call.scale, call.dropout,
-            int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
-            torch.get_num_threads(),
-            0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
-            *intervals, *tiles, rules, len(call.scores), observation,
-        )
-        + segments
-        + spans
+    logsumexp = _logsumexp(call, covered) if call.logsumexp else None
+    words = _words(
+        call, (query.data_ptr(), *query_strides), (key.data_ptr(), *key_strides), (value.data_ptr(), *value_strides),
+        (output.data_ptr(), *output_strides), _pointer(logsumexp), observation, kept,
     )  # fmt: skip
-    if status:
+    if _library.ll_forward(words):
         raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
     if seen is not None:
         assert call.observe is not None
@@ -171,13 +161,146 @@ def forward(call: Call) -> Result:
     return Result(output, logsumexp, seen)
 
 
+def _words(
+    call: Call,
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    value: tuple[int, ...],
+    output: tuple[int, ...],
+    logsumexp: int,
+    observation: int,
+    kept: list[Any],
+) -> bytes:
+    """``ll_call``, with the segments and spans behind it."""
+    lowered = call.lowered
+    segments, spans = lowered.segments, lowered.spans or b""
+    sink = rules = 0
+    if call.sink is not None:
+        kept.append(_plain(call.sink, call))
+        sink = kept[-1].data_ptr()
+    if call.scores:
+        rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
+    return (
+        _CALL.pack(
+            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *query, *key, *value, *output,
+            logsumexp, sink, call.scale, call.dropout,
+            int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
+            torch.get_num_threads(),
+            0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
+            *(_NONE if lowered.arrays is None else _intervals(lowered)),
+            *(_NONE if lowered.tiles is None else _tiles(lowered)),
+            rules, len(call.scores), observation,
+        )
+        + segments
+        + spans
+    )  # fmt: skip
+
+
 def _logsumexp(call: Call, covered: bool) -> Tensor:
     """``(B, Hq, Lq)`` to be filled, as a query that belongs to no document has it."""
     B, Hq, _, Lq, _, _, _ = call.shapes
+    numbers = _NUMBERS[call.query.dtype]
     if covered:
-        return torch.empty((B, Hq, Lq), **_FLOAT32)
-    none = torch.full((B, Hq, Lq), -torch.inf, **_FLOAT32)
-    return none if call.sink is None else none.copy_(_plain(call.sink)[:, None])
+        return torch.empty((B, Hq, Lq), **numbers)
+    none = torch.full((B, Hq, Lq), -torch.inf, **numbers)
+    return none if call.sink is None else none.copy_(_plain(call.sink, call)[:, None])
+
+
+# --- Backward --------------------------------------------------------------------------------------------------------
+
+
+def reasons_against_backward(call: Call) -> list[str]:
+    """Why `backward` cannot serve a call that `forward` serves: there is no such call."""
+    return []
+
+
+def backward(
+    call: Call,
+    output: Tensor,
+    logsumexp: Tensor,
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of query, key, value, sink and the tensors of the score rules: see `contract.Differentiable`."""
+    numbers = _NUMBERS[call.query.dtype]
+    inputs = [_readable(tensor) for tensor in (call.query, call.key, call.value)]
+    given = [_readable(tensor) for tensor in (output, grad_output.to(output.dtype))]
+    logsumexp = logsumexp.to(**numbers).contiguous()
+    if grad_logsumexp is not None:
+        grad_logsumexp = grad_logsumexp.to(**numbers).contiguous()
+    # Keys and queries that belong to no document are not written.
+    made = torch.empty_like if call.layout is None else torch.zeros_like
+    found: list[Tensor | None] = [
+        made(tensor, memory_format=torch.contiguous_format if tensor.stride(3) != 1 else torch.preserve_format)
+        if asked
+        else None
+        for (tensor, _), asked in zip(inputs, wanted, strict=False)
+    ]
+    shares = iter(wanted[3:])
+    sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
+    sums = [_gradient(rule, call) if type(rule) is not SoftCap and next(shares) else None for rule in call.scores]
+    kept: list[Any] = []
+    addresses = [(tensor.data_ptr(), *strides) for tensor, strides in inputs]
+    words = _words(call, *addresses, (0, 0, 0, 0, 1), 0, 0, kept)  # type: ignore[arg-type]
+    gradients = _GRADIENTS.pack(
+        *(word for tensor, strides in given for word in (tensor.data_ptr(), *strides)),
+        logsumexp.data_ptr(), _pointer(grad_logsumexp),
+        *(word for tensor in found for word in _place(tensor)), _pointer(sink),
+        *(word for tensor in sums for word in _place(tensor)), *(0,) * 5 * (MOST_RULES - len(sums)),
+    )  # fmt: skip
+    if _library.ll_backward(words, gradients):
+        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
+    if call.sink is not None:
+        found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
+    for rule, total in zip(call.scores, sums, strict=True):
+        if type(rule) is not SoftCap:
+            tensor = rule.tensors()[0]
+            found.append(None if total is None else _REDUCED[type(rule)](rule, total, call).to(tensor.dtype))
+    return tuple(found)
+
+
+def _place(tensor: Tensor | None) -> tuple[int, ...]:
+    """Address and strides; a dimension of size 1 is one that sums."""
+    if tensor is None:
+        return (0,) * 5
+    return (tensor.data_ptr(), *(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride())))
+
+
+def _gradient(rule: ScoreRule, call: Call) -> Tensor:
+    """Room for what the library adds for a rule's tensor: zeros."""
+    B, Hq, Lq, Lk = call.shapes.scores
+    shape = [B, Hq, Lq, 1]
+    if isinstance(rule, Bias):
+        shape = [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
+        if shape[3] == 1:  # summed over all keys: one sum for each query, since chunks of keys add to it in turn
+            shape[2] = Lq
+    elif isinstance(rule, RelativeBias):
+        low, high = _distances(call)
+        shape = [B, Hq, 1, high - low + 1]
+    return torch.zeros(shape, **_NUMBERS[call.query.dtype])
+
+
+def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
+    return total.sum_to_size([1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)).reshape(rule.tensor.shape)
+
+
+def _of_slopes(rule: ALiBi, total: Tensor, call: Call) -> Tensor:
+    return total.sum((2, 3)).sum_to_size(rule.slopes.shape)
+
+
+def _of_table(rule: RelativeBias, total: Tensor, call: Call) -> Tensor:
+    low, high = _distances(call)
+    buckets = rule.buckets(torch.arange(low, high + 1, device="cpu"))
+    heads = total.sum((0, 2))
+    return heads.new_zeros(len(heads), rule.table.shape[1]).index_add_(1, buckets, heads).sum_to_size(rule.table.shape)
+
+
+_REDUCED: dict[type[ScoreRule], Callable[[Any, Tensor, Call], Tensor]] = {
+    Bias: _of_bias,
+    ALiBi: _of_slopes,
+    RelativeBias: _of_table,
+}
 
 
 # --- Tensors ---------------------------------------------------------------------------------------------------------
@@ -193,9 +316,9 @@ def _readable(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor, (H * L * D, L * D, D, 1)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A small operand as contiguous float32."""
-    return tensor.detach().to(torch.float32).contiguous()
+def _plain(tensor: Tensor, call: Call) -> Tensor:
+    """A small operand, contiguous, in the dtype of sums."""
+    return tensor.detach().to(**_NUMBERS[call.query.dtype]).contiguous()
 
 
 def _address(words: bytes, kept: list[Any]) -> int:
@@ -232,37 +355,48 @@ def _rule(rule: ScoreRule, call: Call, kept: list[Any]) -> bytes:
     return packed
 
 
-def _with_tensor(kind: int, parameters: tuple[float, float], tensor: Tensor, kept: list[Any]) -> bytes:
+def _with_tensor(
+    kind: int, parameters: tuple[float, float], tensor: Tensor, kept: list[Any], stored: bool = False
+) -> bytes:
     kept.append(tensor)
-    return _RULE.pack(kind, *parameters, tensor.data_ptr(), *tensor.stride())
+    return _RULE.pack(kind, *parameters, tensor.data_ptr(), *tensor.stride(), stored)
 
 
 def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
-    tensor = rule.tensor.detach().to(torch.float32).expand(call.shapes.scores)
-    return _with_tensor(_BIAS, (0.0, 0.0), tensor.resolve_neg(), kept)
+    """As it lies when it has the dtype of the query: it may be as large as all scores."""
+    tensor = rule.tensor.detach().resolve_neg()
+    stored = tensor.dtype is call.query.dtype
+    if not stored:
+        tensor = tensor.to(**_NUMBERS[call.query.dtype])
+    return _with_tensor(_BIAS, (0.0, 0.0), tensor.expand(call.shapes.scores), kept, stored)
 
 
 def _alibi(rule: ALiBi, call: Call, kept: list[Any]) -> bytes:
     B, Hq, _, _ = call.shapes.scores
-    slopes = _plain(rule.slopes).expand(B, Hq)[:, :, None, None].expand(B, Hq, 1, 1)
+    slopes = _plain(rule.slopes, call).expand(B, Hq)[:, :, None, None].expand(B, Hq, 1, 1)
     return _with_tensor(_ALIBI, (0.0, 0.0), slopes, kept)
 
 
 def _relative_bias(rule: RelativeBias, call: Call, kept: list[Any]) -> bytes:
     """The bias at every distance that occurs: ``O(Lq + Lk)`` numbers for each head."""
-    table = call.lowered.segment_table
-    low = high = 0
-    if len(table):
-        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
-        low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
-        high = max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
-    biases = _plain(rule.over(low, high))
+    low, high = _distances(call)
+    biases = _plain(rule.over(low, high), call)
     biases = biases.expand(call.shapes.Hq, biases.shape[1])[None, :, None, :]
     return _with_tensor(_DISTANCE_TABLE, (-low, high - low + 1), biases, kept)
 
 
+def _distances(call: Call) -> tuple[int, int]:
+    """The smallest and the largest distance that occur."""
+    table = call.lowered.segment_table
+    if not len(table):
+        return 0, 0
+    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
+    low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
+    return low, max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
+
+
 def _soft_cap(rule: SoftCap, call: Call, kept: list[Any]) -> bytes:
-    return _RULE.pack(_SOFTCAP, rule.limit, 0.0, 0, 0, 0, 0, 0)
+    return _RULE.pack(_SOFTCAP, rule.limit, 0.0, 0, 0, 0, 0, 0, 0)
 
 
 _RULES: dict[type[ScoreRule], Callable[[Any, Call, list[Any]], bytes]] = {
@@ -282,36 +416,37 @@ def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observa
     heads = list(range(Hq)) if observe.heads is None else list(observe.heads)
     H = len(heads)
     seen = Observations()
+    numbers = _NUMBERS[call.query.dtype]
     if observe.logsumexp:
-        seen.logsumexp = torch.full((B, H, Lq), -torch.inf, **_FLOAT32)
+        seen.logsumexp = torch.full((B, H, Lq), -torch.inf, **numbers)
         if call.sink is not None:
-            seen.logsumexp.copy_(_plain(call.sink)[heads][:, None])
+            seen.logsumexp.copy_(_plain(call.sink, call)[heads][:, None])
     if observe.max_score:
-        seen.max_score = torch.full((B, H, Lq), -torch.inf, **_FLOAT32)
+        seen.max_score = torch.full((B, H, Lq), -torch.inf, **numbers)
     if observe.max_weight:
-        seen.max_weight = torch.zeros(B, H, Lq, **_FLOAT32)
+        seen.max_weight = torch.zeros(B, H, Lq, **numbers)
     if observe.entropy:
-        seen.entropy = torch.zeros(B, H, Lq, **_FLOAT32)
+        seen.entropy = torch.zeros(B, H, Lq, **numbers)
     if observe.distance:
-        seen.distance = torch.zeros(B, H, Lq, **_FLOAT32)
+        seen.distance = torch.zeros(B, H, Lq, **numbers)
     if observe.top:
-        seen.top_weights = torch.zeros(B, H, Lq, observe.top, **_FLOAT32)
+        seen.top_weights = torch.zeros(B, H, Lq, observe.top, **numbers)
         seen.top_keys = torch.full((B, H, Lq, observe.top), -1, dtype=torch.int64, device="cpu")
     if observe.received:
-        seen.received = torch.zeros(B, H, Lk, **_FLOAT32)
+        seen.received = torch.zeros(B, H, Lk, **numbers)
     features = rows = pairs = None
     if observe.features is not None:
-        features = _plain(observe.features)
-        seen.features = torch.zeros(B, H, Lq, features.shape[1], **_FLOAT32)
+        features = _plain(observe.features, call)
+        seen.features = torch.zeros(B, H, Lq, features.shape[1], **numbers)
     if observe.rows is not None:
         rows = _sorted(torch.as_tensor(observe.rows, dtype=torch.int64, device="cpu").reshape(-1))
-        seen.rows = torch.zeros(B, H, len(rows), Lk, **_FLOAT32)
+        seen.rows = torch.zeros(B, H, len(rows), Lk, **numbers)
     if observe.pairs is not None:
         pairs = _sorted(torch.as_tensor(observe.pairs, dtype=torch.int64, device="cpu").reshape(-1, 2))
-        seen.pairs = torch.zeros(B, H, len(pairs), **_FLOAT32)
+        seen.pairs = torch.zeros(B, H, len(pairs), **numbers)
     bq, bk = observe.blocks or (0, 0)
     if observe.blocks is not None:
-        seen.blocks = torch.zeros(B, H, -(-Lq // bq), -(-Lk // bk), **_FLOAT32)
+        seen.blocks = torch.zeros(B, H, -(-Lq // bq), -(-Lk // bk), **numbers)
     chosen = torch.tensor(heads, dtype=torch.int64, device="cpu")
     kept += [chosen, features, rows, pairs]
     words = _OBSERVATION.pack(

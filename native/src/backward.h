@@ -1,0 +1,306 @@
+// The gradient of attention, in memory linear in the length (Dao et al. 2022; Dao 2023): the weights are computed again
+// from the logsumexp of each row, five products for each block.
+//
+//   P = 2^(exponent * S - shift)          dP = V dO'             delta_i = dO_i . O_i - dlse_i
+//   dS = P (dP - delta)                   dV += P dO             dK += dS Q             dQ += dS' K
+//
+// One task owns a chunk of keys of one batch row and key head: dK and dV are its own sums over the queries of the group's
+// heads. dQ is a sum over chunks: each tile of queries takes the chunks in ascending order, and a task waits for its turn
+// there (tasks begin in that order, so the turn always comes). Chunks follow from the width alone: the same bits for any
+// number of threads.
+
+constexpr int64_t MOST_CHUNK_KEYS = 512, CHUNK_NUMBERS = 65536;
+
+LL_INLINE int64_t chunk_keys(int64_t key_columns, int64_t value_columns) {
+    return clamp(CHUNK_NUMBERS / (key_columns + value_columns) / BLOCK_KEYS, (int64_t)1, MOST_CHUNK_KEYS / BLOCK_KEYS) *
+           BLOCK_KEYS;
+}
+
+// A backward pass, worked out once.
+struct Reverse {
+    const Problem& problem;
+    const ll_gradients& wanted;
+    Operand value_rows;        // V as the left operand
+    Operand key_steps;         // K as the right operand
+    const uint8_t* aside;      // (B, Hkv, Lk): keys that are not finite
+    const Number* delta;       // (B, Hq, Lq)
+    Number* query_sums;        // (B, Hq, Lq, key_columns), where elements are not numbers
+    int64_t key_columns, value_columns, value_steps, chunk;
+
+    bool wants(const ll_tensor& gradient) const { return gradient.data != nullptr; }
+};
+
+// Sums over queries for the distances of one head: a distance table's gradient within a chunk.
+struct DistanceSums {
+    Number* sums;
+    int64_t first, count;  // places [first, first + count) of the table, which is as large as all distances
+};
+
+struct ReverseScratch {
+    Factor *packed_query, *packed_grad;       // along the lanes
+    Factor *query_rows, *grad_rows;           // right operands: [QUERIES / FOLD][columns]
+    Number *scores, *grads;                   // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
+    Number* kept;                             // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
+    Number* slopes;                           // [soft cap][BLOCK_KEYS][QUERIES]
+    Factor* factors;                          // weights as factors, where they differ from numbers
+    Factor* key_steps;                        // [BLOCK_KEYS / FOLD][columns]; careful blocks only
+    uint8_t* seen;                            // [BLOCK_KEYS][QUERIES]; careful blocks only
+    Number *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
+    Number* row_sums;                         // [rule][QUERIES]
+    Number* distances;                        // [rule][queries + chunk]
+
+    ReverseScratch(Arena& arena, const Reverse& reverse, int64_t queries) {
+        const Problem& problem = reverse.problem;
+        int64_t square = BLOCK_KEYS * QUERIES, wide = most(reverse.key_columns, reverse.value_columns);
+        packed_query = arena.take<Factor>(problem.steps * QUERIES);
+        packed_grad = arena.take<Factor>(reverse.value_steps * QUERIES);
+        query_rows = arena.take<Factor>(QUERIES / FOLD * reverse.key_columns);
+        grad_rows = arena.take<Factor>(QUERIES / FOLD * reverse.value_columns);
+        scores = arena.take<Number>(square);
+        grads = arena.take<Number>(square);
+        kept = arena.take<Number>(problem.drop_below ? square : 0);
+        slopes = arena.take<Number>(problem.softcaps * square);
+        factors = arena.take<Factor>(FOLD > 1 ? square / FOLD : 0);
+        key_steps = arena.take<Factor>(BLOCK_KEYS / FOLD * wide);
+        seen = arena.take<uint8_t>(square);
+        query_sum = arena.take<Number>(QUERIES * reverse.key_columns);
+        key_sums = arena.take<Number>(reverse.chunk * reverse.key_columns);
+        value_sums = arena.take<Number>(reverse.chunk * reverse.value_columns);
+        row_sums = arena.take<Number>(LL_MAX_RULES * QUERIES);
+        int64_t tables = 0;
+        for (int64_t r = 0; r < problem.call.rule_count; ++r)
+            tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && reverse.wants(reverse.wanted.rules[r]);
+        distances = arena.take<Number>(tables ? LL_MAX_RULES * (queries + reverse.chunk + 1) : 0);
+    }
+};
+
+// A tile of queries with its gradient, ready for the products.
+struct Loaded {
+    alignas(64) Number shift[QUERIES], delta[QUERIES];
+    alignas(64) Int real[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
+    uint8_t query_aside[QUERIES], grad_aside[QUERIES];
+    bool any_aside = false;
+};
+
+inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, Loaded& loaded) {
+    const ll_call& call = reverse.problem.call;
+    const Stored* query = line<const Stored>(call.query, tile.row, tile.head, tile.first_query);
+    const Stored* grad = line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query);
+    int64_t query_stride = call.query.strides[2], grad_stride = reverse.wanted.grad_output.strides[2];
+    int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
+    const Number* logsumexp = (const Number*)reverse.wanted.logsumexp + at;
+    for (int i = 0; i < QUERIES; ++i) {
+        bool real = i < tile.count;
+        loaded.real[i] = -(Int)real;
+        loaded.shift[i] = real ? logsumexp[i] * LOG2_E : 0;
+        loaded.delta[i] = real ? reverse.delta[at + i] : 0;
+        loaded.query_aside[i] = real && !finite_row(query + i * query_stride, call.width);
+        loaded.grad_aside[i] = real && !finite_row(grad + i * grad_stride, call.value_width);
+        loaded.any_aside |= loaded.query_aside[i] || loaded.grad_aside[i];
+    }
+    pack(query, query_stride, tile.count, call.width, reverse.problem.query_factor, scratch.packed_query);
+    pack(grad, grad_stride, tile.count, call.value_width, 1, scratch.packed_grad);
+    fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside, scratch.query_rows);
+    fold_rows(grad, grad_stride, tile.count, call.value_width, reverse.value_columns, loaded.grad_aside,
+              scratch.grad_rows);
+}
+
+// scores -> P, grads -> dS. Selected, never multiplied by zero: dP of a pair that is not seen may be anything.
+template <bool DROPOUT>
+inline void weights_and_slopes(const Problem& problem, const Tile& tile, const Block& block, const Loaded& loaded,
+                               ReverseScratch& scratch) {
+    for (int i = 0; i < tile.count; i += LANES) {
+        Numbers less = -subtracted(load<Numbers>(loaded.shift + i)), delta = load<Numbers>(loaded.delta + i);
+        Ints real = load<Ints>(loaded.real + i);
+        for (int j = 0; j < block.count; ++j) {
+            int at = j * QUERIES + i;
+            Numbers score = load<Numbers>(scratch.scores + at), grad = load<Numbers>(scratch.grads + at);
+            Ints seen = real & (score != -INFINITE);
+            Numbers weight = seen ? exp2_of(multiply_add(score, spread(problem.exponent), less)) : Numbers{};
+            if (DROPOUT) {
+                Numbers kept = load<Numbers>(scratch.kept + at);
+                grad = kept == 0 ? Numbers{} : grad * kept;
+                store(scratch.scores + at, weight * kept);
+            } else
+                store(scratch.scores + at, weight);
+            store(scratch.grads + at, seen ? weight * (grad - delta) : Numbers{});
+        }
+    }
+}
+
+// --- Gradients of score rules ----------------------------------------------------------------------------------------
+
+LL_INLINE Number* bias_gradient(const ll_tensor& to, const Tile& tile, int64_t i, int64_t j) {
+    return (Number*)to.data + tile.row * to.strides[0] + tile.head * to.strides[1] + i * to.strides[2] + j * to.strides[3];
+}
+
+inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& block, const Number* grads, Number* row_sums) {
+    if (to.strides[3] == 0) {  // summed over keys, which other chunks share: added when it is this chunk's turn
+        for (int j = 0; j < block.count; ++j)
+            for (int i = 0; i < tile.count; i += LANES)
+                store(row_sums + i, load<Numbers>(row_sums + i) + load<Numbers>(grads + j * QUERIES + i));
+        return;
+    }
+    for (int i = 0; i < tile.count; ++i)
+        for (int j = 0; j < block.count; ++j)
+            *bias_gradient(to, tile, tile.first_query + i, block.begin + j) += grads[j * QUERIES + i];
+}
+
+inline void alibi_slopes(const Tile& tile, const Block& block, const Number* grads, Number* row_sums) {
+    int32_t first = first_distance(tile, block);
+    for (int j = 0; j < block.count; ++j)
+        for (int i = 0; i < tile.count; i += LANES)
+            store(row_sums + i, load<Numbers>(row_sums + i) -
+                                    load<Numbers>(grads + j * QUERIES + i) * absolute_distance(first, j, i));
+}
+
+inline void table_slopes(const ll_rule& rule, const Tile& tile, const Block& block, const Number* grads, DistanceSums& to) {
+    Places places(rule, tile, block);
+    for (int j = 0; j < block.count; ++j)
+        for (int i = 0; i < tile.count; ++i)
+            to.sums[clamp<int64_t>(places.first + j - i, 0, places.last) - to.first] += grads[j * QUERIES + i];
+}
+
+// grads: dS of the final score, becomes that of scale * q . k: the rules backwards.
+inline void rule_slopes(const Reverse& reverse, const Tile& tile, const Block& block, ReverseScratch& scratch,
+                        DistanceSums* distances) {
+    const ll_call& call = reverse.problem.call;
+    const Number* slopes = scratch.slopes + reverse.problem.softcaps * BLOCK_KEYS * QUERIES;
+    for (int64_t r = call.rule_count - 1; r >= 0; --r) {
+        const ll_rule& rule = call.rules[r];
+        const ll_tensor& to = reverse.wanted.rules[r];
+        if (rule.kind == LL_SOFTCAP) {
+            slopes -= BLOCK_KEYS * QUERIES;
+            each_score(scratch.grads, block.count, tile.count, [&](Numbers s, int j, int i) {
+                return s == 0 ? Numbers{} : s * load<Numbers>(slopes + j * QUERIES + i);
+            });
+        } else if (reverse.wants(to)) {
+            Number* row_sums = scratch.row_sums + r * QUERIES;
+            if (rule.kind == LL_BIAS) bias_slopes(to, tile, block, scratch.grads, row_sums);
+            if (rule.kind == LL_ALIBI) alibi_slopes(tile, block, scratch.grads, row_sums);
+            if (rule.kind == LL_DISTANCE_TABLE) table_slopes(rule, tile, block, scratch.grads, distances[r]);
+        }
+    }
+}
+
+// --- One block -------------------------------------------------------------------------------------------------------
+
+// sums[to(j, i)] += weights[j][i] * rows[from(j, i)] for the seen pairs whose row was set aside.
+template <class Aside, class To, class From>
+inline void add_aside(const Tile& tile, const Block& block, const uint8_t* seen, const Number* weights, int64_t width,
+                      Aside aside, To to, From from) {
+    for (int j = 0; j < block.count; ++j)
+        for (int i = 0; i < tile.count; ++i)
+            if (aside(j, i) && seen[j * QUERIES + i])
+                for (int64_t c = 0; c < width; ++c) to(j, i)[c] += weights[j * QUERIES + i] * read(from(j, i) + c);
+}
+
+inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibility& visible, const Block& block,
+                          int64_t chunk_begin, const Loaded& loaded, ReverseScratch& scratch, DistanceSums* distances) {
+    const Problem& problem = reverse.problem;
+    const ll_call& call = problem.call;
+    alignas(64) Number unused[QUERIES] = {};
+    score_block(problem, tile, visible, block, scratch.packed_query, scratch.scores, unused,
+                problem.softcaps ? scratch.slopes : nullptr);
+    score_product(reverse.value_rows.row(tile.row, tile.key_head, block.begin), reverse.value_rows.stride, block.count,
+                  scratch.packed_grad, tile.count, reverse.value_steps, scratch.grads, unused);
+
+    const uint8_t* keys_aside = reverse.aside + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
+    bool careful_keys = false;
+    for (int j = 0; j < block.count; ++j) careful_keys |= keys_aside[j] != 0;
+    if (careful_keys || loaded.any_aside)
+        for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
+
+    if (problem.drop_below) {
+        Numbers kept = spread((Number)(1 / (1.0 - call.dropout)));
+        each_dropped(problem, tile, block, [&](int j, int i, Ints dropped) {
+            store(scratch.kept + j * QUERIES + i, dropped != 0 ? Numbers{} : kept);
+        });
+        weights_and_slopes<true>(problem, tile, block, loaded, scratch);
+    } else
+        weights_and_slopes<false>(problem, tile, block, loaded, scratch);
+    if (call.rule_count > 0) rule_slopes(reverse, tile, block, scratch, distances);
+
+    int64_t key_columns = reverse.key_columns, value_columns = reverse.value_columns, own = block.begin - chunk_begin;
+    Number *key_sums = scratch.key_sums + own * key_columns, *value_sums = scratch.value_sums + own * value_columns;
+    if (reverse.wants(reverse.wanted.value)) {
+        const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
+        add_product(weights, QUERIES / FOLD, 1, scratch.grad_rows, value_columns, folded(tile.count), value_sums,
+                    value_columns, block.count, value_columns);
+    }
+    if (reverse.wants(reverse.wanted.key)) {
+        const Factor* slopes = fold_across(scratch.grads, block.count, scratch.factors);
+        add_product(slopes, QUERIES / FOLD, 1, scratch.query_rows, key_columns, folded(tile.count), key_sums, key_columns,
+                    block.count, key_columns);
+    }
+    const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
+    if (reverse.wants(reverse.wanted.query)) {
+        const Factor* slopes = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
+        const Factor* steps = reverse.key_steps.step(tile.row, tile.key_head, block.begin);
+        int64_t stride = reverse.key_steps.stride;
+        if (careful_keys) {
+            fold_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_steps);
+            steps = scratch.key_steps, stride = key_columns;
+        }
+        add_product(slopes, 1, QUERIES, steps, stride, folded(block.count), scratch.query_sum, key_columns, tile.count,
+                    key_columns);
+    }
+    if (loaded.any_aside) {
+        auto query = [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); };
+        auto grad = [&](int, int i) {
+            return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i);
+        };
+        add_aside(tile, block, scratch.seen, scratch.scores, call.value_width,
+                  [&](int, int i) { return loaded.grad_aside[i]; },
+                  [&](int j, int) { return value_sums + j * value_columns; }, grad);
+        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
+                  [&](int j, int) { return key_sums + j * key_columns; }, query);
+    }
+    if (careful_keys)
+        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
+                  [&](int, int i) { return scratch.query_sum + i * key_columns; },
+                  [&](int j, int) { return key + j * call.key.strides[2]; });
+}
+
+// --- Turns -----------------------------------------------------------------------------------------------------------
+
+// A sum that several tasks add to in a fixed order.
+struct Turn {
+    int64_t* done;  // how many have added
+    const int* status;
+
+    // Waits until `number` others have added; false when the whole pass has failed.
+    bool wait(int64_t number) const {
+        for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != number; ++spins) {
+            if (__atomic_load_n(status, __ATOMIC_RELAXED) != DONE) return false;
+            if (spins > 2000) sched_yield();
+        }
+        return true;
+    }
+    void pass(int64_t number) const { __atomic_store_n(done, number + 1, __ATOMIC_RELEASE); }
+};
+
+// Adds a tile's dQ; the first chunk stores instead, the last one multiplies by the scale and rounds.
+inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, bool first, bool last) {
+    const ll_call& call = reverse.problem.call;
+    Number scale = last ? (Number)call.scale : 1;
+    for (int i = 0; i < tile.count; ++i) {
+        const Number* from = sum ? sum + i * reverse.key_columns : nullptr;
+        Stored* gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
+        int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
+        Number* to = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;
+        if (first || from || last)
+            for (int64_t c = 0; c < call.width; ++c) to[c] = ((first ? 0 : to[c]) + (from ? from[c] : 0)) * scale;
+        if (CONVERTED && last) write_row(to, call.width, gradient);
+    }
+}
+
+inline void add_row_sums(const Reverse& reverse, const Tile& tile, const Number* row_sums) {
+    for (int64_t r = 0; r < reverse.problem.call.rule_count; ++r) {
+        const ll_tensor& to = reverse.wanted.rules[r];
+        int64_t kind = reverse.problem.call.rules[r].kind;
+        if (!reverse.wants(to) || to.strides[3] != 0 || (kind != LL_BIAS && kind != LL_ALIBI)) continue;
+        for (int i = 0; i < tile.count; ++i)
+            *bias_gradient(to, tile, tile.first_query + i, 0) += row_sums[r * QUERIES + i];
+    }
+}

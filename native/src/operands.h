@@ -1,0 +1,141 @@
+// Operands in the forms in which the products read them.
+//
+//   packed    [panel][step][PANEL_QUERIES]   a tile's queries, along the lanes
+//   left      [row][step]                    rows whose numbers are broadcast (keys), as they lie where that is possible
+//   right     [step][columns]                rows read as vectors (values); with pairs, two rows lie interleaved
+//   weights   down: [step over keys][query]; across: [key][step over queries]
+
+// One factor of each lane: numbers of an even and of an odd step (the odd one is not read when factors are numbers).
+LL_INLINE Factors fold(Numbers even, Numbers odd) {
+#if defined(LL_PAIRS)
+    return __builtin_convertvector(narrow(even), Words) | __builtin_convertvector(narrow(odd), Words) << 16;
+#else
+    (void)odd;
+    return even;
+#endif
+}
+
+// Rows of a tile as the score product reads them, times `factor`; rows and steps that are not there are zero.
+inline void pack(const Stored* from, int64_t stride, int count, int64_t width, Number factor, Factor* packed) {
+    alignas(64) Number rows[LANES][64];
+    int64_t steps = folded(width);
+    for (int first = 0; first < count; first += LANES) {
+        Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
+        for (int64_t d = 0; d < width; d += 64) {  // a piece of every row of the vector, then turned
+            int64_t some = least<int64_t>(64, width - d), room = round_up(some, FOLD);
+            for (int i = 0; i < LANES; ++i) {
+                if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
+                else for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
+            }
+            for (int64_t x = 0; x < room; x += FOLD) {
+                Numbers even, odd;
+                for (int i = 0; i < LANES; ++i) even[i] = rows[i][x], odd[i] = rows[i][x + FOLD - 1];
+                store(to + (d + x) / FOLD * PANEL_QUERIES, fold(even * factor, odd * factor));
+            }
+        }
+    }
+    if (count % PANEL_QUERIES == 0) return;
+    // Vectors of the last panel that hold no row: the product reads as many vectors as there are rows, never these.
+}
+
+// Is every number finite?
+inline bool finite_row(const Stored* from, int64_t count) {
+#if defined(LL_OF_BFLOAT16)
+    for (int64_t d = 0; d < count; ++d)
+        if ((from[d] & 0x7f80) == 0x7f80) return false;
+    return true;
+#elif defined(LL_OF_FLOAT16)
+    for (int64_t d = 0; d < count; ++d)
+        if ((from[d] & 0x7c00) == 0x7c00) return false;
+    return true;
+#else
+    Numbers bad{};
+    int64_t d = 0;
+    for (; d + LANES <= count; d += LANES) {
+        Numbers x = load<Numbers>(from + d);
+        bad += x - x;
+    }
+    Number rest = 0;
+    for (; d < count; ++d) rest += from[d] - from[d];
+    return sum_of_lanes(bad) + rest == 0;
+#endif
+}
+
+// Rows `[first, first + count)` as the right operand; `skip`, where given, names rows that become zero. Rows that complete
+// a factor but are not there are zero, and so are the columns beyond the width.
+inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
+                      const uint8_t* skip, Factor* to) {
+#if defined(LL_PAIRS)
+    for (int64_t j = 0; j < count; j += 2, to += columns) {
+        const Stored* even = skip && skip[j] ? nullptr : from + j * stride;
+        const Stored* odd = j + 1 >= count || (skip && skip[j + 1]) ? nullptr : from + (j + 1) * stride;
+        int64_t c = 0;
+        if (even && odd)
+            for (; c + LANES <= width; c += LANES)
+                store(to + c, __builtin_convertvector(load<Halves>(even + c), Words) |
+                                  __builtin_convertvector(load<Halves>(odd + c), Words) << 16);
+        for (; c < columns; ++c)
+            to[c] = c >= width ? 0 : (even ? even[c] : 0u) | (odd ? (uint32_t)odd[c] : 0u) << 16;
+    }
+#else
+    for (int64_t j = 0; j < count; ++j) read_row(from + j * stride, skip && skip[j] ? 0 : width, to + j * columns, columns);
+#endif
+}
+
+// A row as the left operand.
+inline void left_row(const Stored* from, int64_t width, Factor* to) {
+#if defined(LL_PAIRS)
+    for (int64_t d = 0; d < width; d += 2) to[d / 2] = from[d] | (d + 1 < width ? (uint32_t)from[d + 1] : 0u) << 16;
+#else
+    read_row(from, width, to, width);
+#endif
+}
+
+// weights[key][query] as factors along the keys: [folded(keys)][QUERIES]. In place when factors are numbers.
+LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, Factor* room) {
+#if defined(LL_PAIRS)
+    for (int j = 0; j < keys; j += 2)
+        for (int i = 0; i < queries; i += LANES) {
+            Numbers even = load<Numbers>(weights + j * QUERIES + i);
+            Numbers odd = j + 1 < keys ? load<Numbers>(weights + (j + 1) * QUERIES + i) : Numbers{};
+            store(room + j / 2 * QUERIES + i, fold(even, odd));
+        }
+    return room;
+#else
+    (void)keys, (void)queries, (void)room;
+    return weights;
+#endif
+}
+
+// weights[key][query] as factors along the queries: [keys][QUERIES / FOLD]. Lanes beyond the queries must be zero.
+LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* room) {
+#if defined(LL_PAIRS)
+    for (int j = 0; j < keys; ++j) write_row(weights + j * QUERIES, QUERIES, (Stored*)(room + j * (QUERIES / 2)));
+    return room;
+#else
+    (void)keys, (void)room;
+    return weights;
+#endif
+}
+
+// Memory handed out piece by piece; with no memory it only counts.
+struct Arena {
+    char* memory;
+    size_t used = 0;
+    template <class T>
+    T* take(int64_t count) {
+        T* piece = memory ? (T*)(memory + used) : nullptr;
+        used += ((size_t)count * sizeof(T) + 63) / 64 * 64;
+        return piece;
+    }
+};
+
+// Keys or values of a whole call in the form that a product reads: as they lie, or prepared once (see schedule.h).
+struct Operand {
+    const Factor* data = nullptr;
+    int64_t batch_stride = 0, head_stride = 0, stride = 0;  // in factors; stride: from row to row, or step to step
+    LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
+        return data + b * batch_stride + h * head_stride + n * stride;
+    }
+    LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t key) const { return row(b, h, key / FOLD); }
+};
