@@ -53,11 +53,13 @@ struct Isas {
         bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
-        Isa best{"avx512bf16", pairs, LL_LIST(avx512)};
-        best.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
-        list[count++] = best;
+        // Intel's cores multiply pairs of bfloat16 at half the rate at which they multiply float32: there it is no gain.
+        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow = __builtin_cpu_is("intel");
+        Isa with_pairs{"avx512bf16", pairs, LL_LIST(avx512)};
+        with_pairs.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
+        if (!slow) list[count++] = with_pairs;
         list[count++] = {"avx512", avx512, LL_LIST(avx512)};
+        if (slow) list[count++] = with_pairs;
         list[count++] = {"avx2", avx2, LL_LIST(avx2)};
         list[count++] = {"generic", true, LL_LIST(generic)};
         list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};

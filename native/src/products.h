@@ -3,8 +3,8 @@
 //
 // Scores are computed transposed, S' = K Q': queries lie along the lanes, a key's numbers are broadcast as they lie, so
 // keys need no packing and the softmax needs no horizontal step. The other products broadcast the weights against rows of
-// V (or K, Q, and the gradient of the output). Each accumulator is one chain of multiply-adds in ascending order: the
-// shape of the tile never shows in the bits.
+// V (or K, Q, and the gradient of the output). Each accumulator is one chain of multiply-adds in ascending order, which is
+// added to C when it is whole: the shape of the tile never shows in the bits, and a long sum is one of short sums.
 //
 // A *factor* is what one step multiplies: a number, or a pair of bfloat16 numbers where the machine multiplies pairs.
 
@@ -62,7 +62,7 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = ADD ? load<Numbers>(c + r * c_row + v * LANES) : Numbers{};
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Numbers{};
     for (int64_t k = 0; k < steps; ++k, b += b_step) {
         Right right[VECTORS];
 #pragma GCC unroll 8
@@ -77,7 +77,11 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) store(c + r * c_row + v * LANES, sum[r][v]);
+        for (int v = 0; v < VECTORS; ++v) {
+            Number* to = c + r * c_row + v * LANES;
+            if (ADD) sum[r][v] += load<Numbers>(to);
+            store(to, sum[r][v]);
+        }
     if (!peak) return;
 #pragma GCC unroll 8
     for (int v = 0; v < VECTORS; ++v) {
@@ -99,20 +103,9 @@ inline void score_panel(const Factor* key, int64_t stride, const Factor* packed,
     if (width <= WHOLE_WIDTH)
         return panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, width, scores, QUERIES, peak);
     panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, PART_WIDTH, scores, QUERIES, nullptr);
-    for (int64_t d = PART_WIDTH; d < width; d += PART_WIDTH) {
-        // A part of its own, then added: `sum` starts at zero.
-        alignas(64) Number part[KEYS * VECTORS * LANES];
-        int64_t some = least(PART_WIDTH, width - d);
-        panel<KEYS, VECTORS, false>(key + d, stride, 1, packed + d * PANEL_QUERIES, PANEL_QUERIES, some, part,
-                                    VECTORS * LANES, nullptr);
-        for (int r = 0; r < KEYS; ++r)
-            for (int v = 0; v < VECTORS; ++v) {
-                Number* to = scores + r * QUERIES + v * LANES;
-                Numbers whole = load<Numbers>(part + (r * VECTORS + v) * LANES) + load<Numbers>(to);
-                store(to, whole);
-                if (d + some == width) store(peak + v * LANES, larger(load<Numbers>(peak + v * LANES), whole));
-            }
-    }
+    for (int64_t d = PART_WIDTH; d < width; d += PART_WIDTH)
+        panel<KEYS, VECTORS, true>(key + d, stride, 1, packed + d * PANEL_QUERIES, PANEL_QUERIES,
+                                   least(PART_WIDTH, width - d), scores, QUERIES, d + PART_WIDTH < width ? nullptr : peak);
 }
 
 template <int KEYS>

@@ -33,8 +33,8 @@ FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
 _VERSION = 2
-# version, element, sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (they follow);
-# intervals; tile map; rules, observation
+# version, element, sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (which
+# follow); intervals; tile map; rules, observation
 _CALL = struct.Struct("9q 20q 2q 2d Q q 4q 6q 6q 3q")
 _RULE = struct.Struct("q 2d 5q q")
 _OBSERVATION = struct.Struct("24q")
@@ -45,8 +45,8 @@ _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
 _TENSORS = (Tensor, torch.nn.Parameter)
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time: torch's
-# defaults are the user's.
+# Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time:
+# torch's defaults are the user's.
 _NUMBERS: dict[torch.dtype, Any] = {
     dtype: {"dtype": torch.float64 if dtype is torch.float64 else torch.float32, "device": "cpu"} for dtype in _ELEMENTS
 }
@@ -114,8 +114,8 @@ def reasons_against(call: Call) -> list[str]:
 
 
 def memory(call: Call) -> int:
-    """Bytes taken beside inputs and outputs: scratch of each thread, sums over queries when observing, and keys and values
-    once more where they cannot be read as they lie.
+    """Bytes taken beside inputs and outputs: scratch of each thread, sums over queries when observing, and keys and
+    values once more where they cannot be read as they lie.
     """
     B, _, Hkv, Lq, Lk, D, Dv = call.shapes
     number = 8 if call.query.dtype is torch.float64 else 4
@@ -132,7 +132,7 @@ def forward(call: Call) -> Result:
     Raises:
         BackendError: the library refuses, for instance because ``LIMELIGHT_ISA`` names what the machine cannot run.
     """
-    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    B, Hq, _, Lq, _, D, Dv = call.shapes
     query, query_strides = _readable(call.query)
     key, key_strides = _readable(call.key)
     value, value_strides = _readable(call.value)
@@ -149,10 +149,11 @@ def forward(call: Call) -> Result:
         seen, words = _observation(call.observe, call, kept)
         observation = _address(words, kept)
     logsumexp = _logsumexp(call, covered) if call.logsumexp else None
-    words = _words(
-        call, (query.data_ptr(), *query_strides), (key.data_ptr(), *key_strides), (value.data_ptr(), *value_strides),
-        (output.data_ptr(), *output_strides), _pointer(logsumexp), observation, kept,
+    tensors = (
+        query.data_ptr(), *query_strides, key.data_ptr(), *key_strides,
+        value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
     )  # fmt: skip
+    words = _words(call, tensors, _pointer(logsumexp), observation, kept)
     if _library.ll_forward(words):
         raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
     if seen is not None:
@@ -161,16 +162,7 @@ def forward(call: Call) -> Result:
     return Result(output, logsumexp, seen)
 
 
-def _words(
-    call: Call,
-    query: tuple[int, ...],
-    key: tuple[int, ...],
-    value: tuple[int, ...],
-    output: tuple[int, ...],
-    logsumexp: int,
-    observation: int,
-    kept: list[Any],
-) -> bytes:
+def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: int, kept: list[Any]) -> bytes:
     """``ll_call``, with the segments and spans behind it."""
     lowered = call.lowered
     segments, spans = lowered.segments, lowered.spans or b""
@@ -182,8 +174,7 @@ def _words(
         rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
     return (
         _CALL.pack(
-            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *query, *key, *value, *output,
-            logsumexp, sink, call.scale, call.dropout,
+            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *tensors, logsumexp, sink, call.scale, call.dropout,
             int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
             torch.get_num_threads(),
             0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
@@ -241,8 +232,8 @@ def backward(
     sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
     sums = [_gradient(rule, call) if type(rule) is not SoftCap and next(shares) else None for rule in call.scores]
     kept: list[Any] = []
-    addresses = [(tensor.data_ptr(), *strides) for tensor, strides in inputs]
-    words = _words(call, *addresses, (0, 0, 0, 0, 1), 0, 0, kept)  # type: ignore[arg-type]
+    tensors = [word for tensor, strides in inputs for word in (tensor.data_ptr(), *strides)]
+    words = _words(call, (*tensors, 0, 0, 0, 0, 1), 0, 0, kept)
     gradients = _GRADIENTS.pack(
         *(word for tensor, strides in given for word in (tensor.data_ptr(), *strides)),
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
@@ -264,12 +255,12 @@ def _place(tensor: Tensor | None) -> tuple[int, ...]:
     """Address and strides; a dimension of size 1 is one that sums."""
     if tensor is None:
         return (0,) * 5
-    return (tensor.data_ptr(), *(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride())))
+    return (tensor.data_ptr(), *(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)))
 
 
 def _gradient(rule: ScoreRule, call: Call) -> Tensor:
     """Room for what the library adds for a rule's tensor: zeros."""
-    B, Hq, Lq, Lk = call.shapes.scores
+    B, Hq, Lq, _ = call.shapes.scores
     shape = [B, Hq, Lq, 1]
     if isinstance(rule, Bias):
         shape = [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
