@@ -1,6 +1,7 @@
 """Layers: one idea per file. They know the operator and nothing below it; they never see a published name."""
 
 from .added_positions import LearnedPositions, Sinusoids
+from .alignment import AdditiveAttention, MultiplicativeAttention, dot_attention
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
 from .cache import Cache, Step
 from .class_head import ClassHead
@@ -19,6 +20,7 @@ from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 
 __all__ = [
     "ACTIVATIONS",
+    "AdditiveAttention",
     "Block",
     "Cache",
     "ClassHead",
@@ -38,6 +40,7 @@ __all__ = [
     "MixtureOfExperts",
     "MixtureOfHeads",
     "MultiHead",
+    "MultiplicativeAttention",
     "Neighbours",
     "OwnHead",
     "Pairing",
@@ -64,6 +67,7 @@ __all__ = [
     "TwoStage",
     "YaRN",
     "balance_loss",
+    "dot_attention",
     "routings",
     "z_loss",
 ]

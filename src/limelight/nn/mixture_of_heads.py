@@ -144,7 +144,9 @@ class MixtureOfHeads(MultiHead):
             query = self.query_norm(query)
         if self.rotary is not None:
             query = places.rotation(self.rotary, query.dtype).turn(query)
-        key, value, layout = self._remembered(states, places)
+        key, value, layout = places.remembered(
+            self, self.pattern, states, lambda source: self.keys_and_values(source, places)
+        )
         key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
         rules = self.score_rules(query, places)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import limelight
 
-from ..layouts import Layout
 from ..patterns import Pattern
 from ..scores import ScoreRule
 from .places import Places
@@ -89,7 +88,9 @@ class MultiHead(nn.Module):
             query = self.query_norm(query)
         if self.rotary is not None:
             query = places.rotation(self.rotary, query.dtype).turn(query)
-        key, value, layout = self._remembered(states, places)
+        key, value, layout = places.remembered(
+            self, self.pattern, states, lambda source: self.keys_and_values(source, places)
+        )
         mixed = limelight.attention(
             query,
             key,
@@ -113,18 +114,6 @@ class MultiHead(nn.Module):
         if self.rotary is not None:
             key = places.key_rotation(self.rotary, key.dtype).turn(key)
         return key, value
-
-    def _remembered(self, states: Tensor, places: Places) -> tuple[Tensor, Tensor, Layout | None]:
-        """Keys and values of the source or of the tokens, with those that a cache holds, and where they stand."""
-        if places.source is not None:
-            source = places.source
-            if places.cache is None:
-                return *self.keys_and_values(source, places), places.layout
-            return *places.cache.once(self, lambda: self.keys_and_values(source, places)), places.layout
-        key, value = self.keys_and_values(states, places)
-        if places.cache is None:
-            return key, value, places.layout
-        return places.cache.extend(self, self.pattern, key, value)
 
     def score_rules(self, query: Tensor, places: Places) -> tuple[ScoreRule, ...]:
         """The rules of this layer, then those that all layers share (`Places.scores`)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layouts import Layout
+from ..patterns import Pattern
 from ..scores import ScoreRule
 from ..shapes import wrong
 from .cache import Step
@@ -40,6 +41,31 @@ class Places:
     cache: Step | None = None
     across: Places | None = None
     _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
+
+    def remembered(
+        self,
+        layer: nn.Module,
+        pattern: Pattern | None,
+        states: Tensor,
+        make: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor, Layout | None]:
+        """What the queries of a ``layer`` look at: keys, values, with those that a cache holds, and where they stand.
+
+        Args:
+            layer: who asks.
+            pattern: which keys its queries may see.
+            states: the tokens' own vectors, of which keys and values are made unless there is a `source`.
+            make: makes keys ``(B, Hkv, Lk, D)`` and values ``(B, Hkv, Lk, Dv)``.
+        """
+        if self.source is not None:
+            source = self.source
+            if self.cache is None:
+                return *make(source), self.layout
+            return *self.cache.once(layer, lambda: make(source)), self.layout
+        key, value = make(states)
+        if self.cache is None:
+            return key, value, self.layout
+        return self.cache.extend(layer, pattern, key, value)
 
     def rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
         """The cosines and sines of ``rotary`` for queries, computed once for all the layers that share it."""

@@ -1,0 +1,184 @@
+"""Attention as it was before the Transformer: a state is compared with a source, and the source itself is mixed.
+
+=============================  ==========================================  ======================================
+`AdditiveAttention`            ``v . tanh(W_q q + W_k k)``                 Bahdanau et al. 2014, arXiv:1409.0473
+`MultiplicativeAttention`      ``q . W k``                                 Luong et al. 2015, arXiv:1508.04025
+`dot_attention`                ``q . k``                                   the same, with nothing learned
+=============================  ==========================================  ======================================
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import limelight
+
+from ..layouts import Layout
+from ..patterns import Pattern
+from ..scores import Additive
+from ..shapes import whole_number
+from .multihead import heads_of
+from .places import Places
+
+
+class Alignment(nn.Module):
+    """Base of the two: heads, values and what a token may see; how a score is made is theirs.
+
+    Args:
+        width: numbers per token of the queries.
+        source_width: numbers per token of the source; ``None`` for ``width``.
+        heads: comparisons made side by side, each with its own weights.
+        value_width: numbers of a value of each head, projected from the source; ``None`` mixes the source itself.
+        pattern: which keys a query may see; ``None`` for all.
+        dropout: probability with which a weight is dropped in training.
+        name: what an observer calls this layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        source_width: int | None = None,
+        *,
+        heads: int = 1,
+        value_width: int | None = None,
+        pattern: Pattern | None = None,
+        dropout: float = 0.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.source_width = width, width if source_width is None else source_width
+        self.heads = whole_number("heads", heads, at_least=1)
+        self.value_width, self.pattern, self.dropout, self.name = value_width, pattern, dropout, name
+        self.value = None if value_width is None else nn.Linear(self.source_width, heads * value_width, bias=False)
+
+    def forward(self, states: Tensor, places: Places) -> Tensor:
+        """``(B, L, width)`` to ``(B, L, heads * Dv)``; ``Dv`` is ``value_width``, or ``source_width`` without one.
+
+        Keys and values are made of `Places.source` where that is given, else of the states.
+        """
+        key, value, layout = places.remembered(self, self.pattern, states, self._keys_and_values)
+        mixed = limelight.attention(
+            self.queries(states),
+            key,
+            value,
+            layout=layout,
+            pattern=self.pattern,
+            scores=tuple(places.scores),
+            dropout=self.dropout if self.training else 0.0,
+            name=self.name,
+            **self.comparison(),
+        )  # (B, heads, L, Dv)
+        assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        key = self.keys(source)
+        if self.value is None or self.value_width is None:
+            return key, source[:, None].expand(-1, self.heads, -1, -1)
+        return key, heads_of(self.value(source), self.value_width)
+
+    def queries(self, states: Tensor) -> Tensor:
+        """``(B, L, width)`` to ``(B, heads, L, D)``."""
+        raise NotImplementedError
+
+    def keys(self, source: Tensor) -> Tensor:
+        """``(B, Lk, source_width)`` to ``(B, heads, Lk, D)``."""
+        raise NotImplementedError
+
+    def comparison(self) -> dict[str, Any]:
+        """What `limelight.attention` is told about the comparison."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.width} to {self.source_width}, heads={self.heads}, pattern={self.pattern}, name={self.name!r}"
+
+
+class AdditiveAttention(Alignment):
+    """``sum_j softmax_j(v . tanh(W_q q_i + W_k k_j + b)) value_j`` (Bahdanau et al. 2014, arXiv:1409.0473).
+
+    A small network compares, so a query and a key may have different widths. With several heads each has its own
+    ``W_q``, ``W_k``, ``b`` and ``v``, and their results are laid side by side.
+
+    Args:
+        width: numbers per token of the queries.
+        source_width: numbers per token of the source; ``None`` for ``width``.
+        inner: numbers inside the network of each head.
+        settings: see `Alignment`.
+    """
+
+    def __init__(self, width: int, source_width: int | None = None, *, inner: int, **settings: Any) -> None:
+        super().__init__(width, source_width, **settings)
+        self.inner = whole_number("inner", inner, at_least=1)
+        self.query = nn.Linear(self.width, self.heads * inner, bias=False)
+        self.key = nn.Linear(self.source_width, self.heads * inner)
+        self.vector = nn.Parameter(torch.empty(self.heads, inner))
+        nn.init.uniform_(self.vector, -(inner**-0.5), inner**-0.5)  # as a linear layer to one number
+
+    def queries(self, states: Tensor) -> Tensor:
+        """See `Alignment.queries`."""
+        return heads_of(self.query(states), self.inner)
+
+    def keys(self, source: Tensor) -> Tensor:
+        """See `Alignment.keys`."""
+        return heads_of(self.key(source), self.inner)
+
+    def comparison(self) -> dict[str, Any]:
+        """See `Alignment.comparison`."""
+        return {"compare": Additive(self.vector)}
+
+
+class MultiplicativeAttention(Alignment):
+    """``sum_j softmax_j(q_i . W k_j) value_j``, Luong's general form (Luong et al. 2015, arXiv:1508.04025).
+
+    Queries stay as they are, and there is no scale. With several heads each has its own ``W``.
+
+    Args:
+        width: numbers per token of the queries.
+        source_width: numbers per token of the source; ``None`` for ``width``.
+        settings: see `Alignment`.
+    """
+
+    def __init__(self, width: int, source_width: int | None = None, **settings: Any) -> None:
+        super().__init__(width, source_width, **settings)
+        self.key = nn.Linear(self.source_width, self.heads * self.width, bias=False)
+
+    def queries(self, states: Tensor) -> Tensor:
+        """See `Alignment.queries`."""
+        return states[:, None].expand(-1, self.heads, -1, -1)
+
+    def keys(self, source: Tensor) -> Tensor:
+        """See `Alignment.keys`."""
+        return heads_of(self.key(source), self.width)
+
+    def comparison(self) -> dict[str, Any]:
+        """See `Alignment.comparison`."""
+        return {"scale": 1.0}
+
+
+def dot_attention(
+    states: Tensor, source: Tensor | None = None, *, layout: Layout | None = None, pattern: Pattern | None = None
+) -> Tensor:
+    """``sum_j softmax_j(x_i . y_j) y_j``: attention with nothing learned, the simplest there is.
+
+    >>> import torch
+    >>> words = torch.randn(1, 7, 16)
+    >>> dot_attention(words).shape
+    torch.Size([1, 7, 16])
+
+    Args:
+        states: ``(B, L, width)``, the ``x``.
+        source: ``(B, Lk, width)``, the ``y``; ``None`` for the states themselves.
+        layout: which tokens exist, and where they stand (`limelight.layouts`).
+        pattern: which of them a query may see (`limelight.patterns`).
+
+    Returns:
+        ``(B, L, width)``.
+    """
+    other = (states if source is None else source)[:, None]
+    mixed = limelight.attention(states[:, None], other, other, layout=layout, pattern=pattern, scale=1.0)
+    assert isinstance(mixed, Tensor)  # no observation was asked for
+    return mixed[:, 0]
