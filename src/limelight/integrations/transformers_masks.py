@@ -278,12 +278,17 @@ def _documents(parts: list[MaskFunction]) -> tuple[Packed | None, list[MaskFunct
     Only where every batch row holds documents of the same lengths (nearly always there is one row), and no part
     counts from a document's first position.
     """
-    made_by = [_made_by(part) for part in parts]
-    if set(made_by) != {"packed_sequence_mask_function", "remap_positions_for_packed_sequence"} or len(parts) != 2:
+    packed = [part for part in parts if _made_by(part) == "packed_sequence_mask_function"]
+    inner = []
+    for part in parts:
+        if _made_by(part) == "remap_positions_for_packed_sequence":
+            inner += _conjuncts(_cells(part)["mask_function"])
+        elif part not in packed:
+            inner.append(part)
+    if len(packed) != 1 or not all(_made_by(part) in _RELATIVE for part in inner):
         return None, parts
-    numbers = _cells(parts[made_by.index("packed_sequence_mask_function")])["packed_sequence_mask"]
-    inner = _conjuncts(_cells(parts[made_by.index("remap_positions_for_packed_sequence")])["mask_function"])
-    if not bool((numbers == numbers[:1]).all()) or not all(_made_by(part) in _RELATIVE for part in inner):
+    numbers = _cells(packed[0])["packed_sequence_mask"]
+    if not bool((numbers == numbers[:1]).all()):
         return None, parts
     _, lengths = torch.unique_consecutive(numbers[0], return_counts=True)
     return Packed(tuple(lengths.tolist())), inner
