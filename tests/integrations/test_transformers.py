@@ -186,3 +186,56 @@ def test_observed_weights_are_those_of_eager():
         weights = model(TOKENS, output_attentions=True).attentions
     for layer, expected in enumerate(weights):
         torch.testing.assert_close(seen[f"model.layers.{layer}.self_attn"].rows, expected, rtol=1e-4, atol=1e-5)
+
+
+# --- T5's position bias ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t5", "umt5", "mt5"])
+def test_position_bias_by_distance(name):
+    """No table of all pairs: the encoder's and the decoder's own attention read one number for each distance."""
+    model = built(name)
+    with account() as told, torch.no_grad():
+        model(TOKENS, decoder_input_ids=TOKENS[:, :5])
+    by_distance = sum(n for what, n in told.taken.items() if "RelativeBias" in what)
+    assert by_distance == 4
+    assert told.taken.total() == 6
+
+
+def test_position_bias_of_a_long_text_is_not_written_out(monkeypatch):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    model = built("t5").encoder
+    longest = []
+    bucket = T5Attention._relative_position_bucket
+
+    def counting(distance, **settings):
+        longest.append(distance.numel())
+        return bucket(distance, **settings)
+
+    monkeypatch.setattr(T5Attention, "_relative_position_bucket", staticmethod(counting))
+    tokens = torch.randint(3, 60, (1, 700), generator=torch.Generator().manual_seed(3))
+    eager, ours = both(model, input_ids=tokens)
+    torch.testing.assert_close(ours, eager, rtol=1e-3, atol=1e-4)
+    assert max(longest[:1]) == 700 * 700  # eager
+    assert max(longest[1:]) == 2 * 700 - 1
+
+
+def test_position_bias_is_written_out_for_who_computes_with_it():
+    """With its gradient, at the positions of a cache; eager is left as it was."""
+    model = built("t5")
+    with torch.no_grad():
+        model(TOKENS, decoder_input_ids=TOKENS[:, :5])  # a family is known from its first mask on
+    attention = model.decoder.block[0].layer[0].SelfAttention
+    unwritten = attention.compute_bias(3, 9, past_seen_tokens=6)
+    model.set_attn_implementation("eager")
+    written = attention.compute_bias(3, 9, past_seen_tokens=6)
+    assert type(written) is torch.Tensor
+    assert (unwritten.shape, unwritten.dtype, unwritten.ndim) == (written.shape, written.dtype, 4)
+    assert torch.equal(unwritten + 0, written)
+    table = attention.relative_attention_bias.weight
+    found, expected = (torch.autograd.grad((bias * 2).square().sum(), table)[0] for bias in (unwritten, written))
+    assert torch.equal(found, expected)
+    rule = unwritten.rule()
+    distance = torch.arange(9) - (6 + torch.arange(3))[:, None]
+    assert torch.equal(rule.table[:, rule.buckets(distance)], written[0])

@@ -29,13 +29,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from ..attention import attention
 from ..backends.contract import BackendError
-from ..layouts import Aligned, Layout
+from ..layouts import Aligned, Layout, Packed
 from ..observations import current_watcher
 from ..patterns import Causal, Explicit, Full, Pattern, Window
 from ..scores import Bias, ScoreRule, SoftCap
 from ..shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
+from .transformers_bias import PositionBias, leave_unwritten
 from .transformers_masks import Mask, MaskFunction, read
 
 __all__ = ["NAME", "Report", "account", "enable", "report"]
@@ -63,6 +64,7 @@ def describe_mask(
     dtype: torch.dtype = torch.float32,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    config: Any = None,
     **_: Any,
 ) -> Tensor:
     """The mask of one forward pass, described once and handed by the model to every layer.
@@ -79,6 +81,8 @@ def describe_mask(
     # A static cache counts in a tensor, which it changes in place before the layers read the mask.
     size = (int(batch_size), int(q_length), int(kv_length))
     sight = read(mask_function, size, int(q_offset), int(kv_offset), attention_mask, use_vmap, device)
+    if config is not None:
+        leave_unwritten(type(config), NAME)
     told = current()
     if told is not None:
         told.notes.update(sight.notes)
@@ -139,7 +143,8 @@ def attend(
     if isinstance(attention_mask, Mask) and attention_mask.sight.size == (B, Lq, Lk):
         sight = attention_mask.sight
         layout, pattern, keys = sight.layout, sight.pattern, sight.keys
-        key, value = key[:, :, :keys], value[:, :, :keys]
+        if keys < Lk:
+            key, value = key[:, :, :keys], value[:, :, :keys]
     elif attention_mask is not None:
         read_out = _written_out(attention_mask)[..., :Lk]
         if read_out.dtype == torch.bool:
@@ -152,7 +157,7 @@ def attend(
         if sliding_window is not None:
             pattern = pattern & Window(sliding_window - 1, None)
     if position_bias is not None:
-        scores.append(Bias(position_bias[..., :keys]))
+        scores.append(_position_bias(position_bias, layout, Lq, keys))
     if indices is not None:
         chosen = torch.zeros((B, 1, Lq, Lk), dtype=torch.bool, device=query.device)
         chosen = chosen.scatter_(-1, indices.long()[:, None], True)[..., :keys]
@@ -168,6 +173,16 @@ def attend(
     )  # fmt: skip
     assert isinstance(output, Tensor)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
+    """As a table of distances, where it is one and its positions are those of the layout."""
+    if isinstance(bias, PositionBias) and bias.shape[2] == Lq:
+        # By default the last query stands at the last key.
+        first = layout.query_start if isinstance(layout, Aligned) and layout.key_start == 0 else None
+        if bias.past == (keys - Lq if first is None else first) and not isinstance(layout, Packed):
+            return bias.rule()
+    return Bias(bias[..., :keys])
 
 
 def _written_out(mask: Tensor) -> Tensor:
