@@ -11,6 +11,7 @@ from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .front_ends import FrontEnd, PatchEmbedding, SpectrumEmbedding
 from .heads import MaskedHead, OwnHead, TiedHead
+from .initial import FanIn, Normal, Xavier
 from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
@@ -27,6 +28,7 @@ __all__ = [
     "DecoderBlock",
     "DistanceBias",
     "DynamicNTK",
+    "FanIn",
     "FeedForward",
     "FrontEnd",
     "GatedFeedForward",
@@ -42,6 +44,7 @@ __all__ = [
     "MultiHead",
     "MultiplicativeAttention",
     "Neighbours",
+    "Normal",
     "OwnHead",
     "Pairing",
     "PatchEmbedding",
@@ -65,6 +68,7 @@ __all__ = [
     "TokenEmbedding",
     "TopK",
     "TwoStage",
+    "Xavier",
     "YaRN",
     "balance_loss",
     "dot_attention",
