@@ -63,6 +63,20 @@ def test_agrees_with_eager(name):
     assert bool(report(model).own) == (name in PARTLY)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss, sinks", "bert", "t5"])
+def test_agrees_in_half_precision(name, dtype):
+    model = TEXTS[name].build().to(dtype)
+    arguments, real = inputs(name, "left")
+    with float64_throughout():
+        truth = first_output(in_float64(model), arguments, real)
+    found = []
+    for implementation in ("limelight", "eager"):
+        model.set_attn_implementation(implementation)
+        found.append(first_output(model, arguments, real))
+    assert_no_worse(*found, truth)
+
+
 # --- generate --------------------------------------------------------------------------------------------------------
 
 WAYS = {

@@ -79,6 +79,20 @@ def test_a_mask_of_whole_numbers_is_refused():
         attend(module, heads, heads, heads, torch.ones(1, 1, 3, 3, dtype=torch.int64))
 
 
+def test_compiled_and_exported():
+    """A graph gets eager's mask, written out: rows of padding, which see nothing, average as they do there."""
+    model = built("mistral, window 4")
+    real = torch.ones(2, 9, dtype=torch.bool)
+    real[1, :3] = False
+    arguments = {"attention_mask": real.long(), "use_cache": False}
+    with torch.no_grad():
+        expected = model(TOKENS, **arguments).logits[real]
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(TOKENS, **arguments).logits[real]
+        exported = torch.export.export(model, (TOKENS,), arguments).module()(TOKENS, **arguments).logits[real]
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-5)
+
+
 # --- Nothing lost in silence -----------------------------------------------------------------------------------------
 
 

@@ -255,7 +255,10 @@ def _place(tensor: Tensor | None) -> tuple[int, ...]:
     """Address and strides; a dimension of size 1 is one that sums."""
     if tensor is None:
         return (0,) * 5
-    return (tensor.data_ptr(), *(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)))
+    return (
+        tensor.data_ptr(),
+        *(0 if size == 1 else step for size, step in zip(tensor.shape, tensor.stride(), strict=True)),
+    )
 
 
 def _gradient(rule: ScoreRule, call: Call) -> Tensor:

@@ -21,7 +21,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def describe_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int = 0,
+    q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: MaskFunction = masking_utils.causal_mask_function,
     attention_mask: Tensor | None = None,
@@ -72,13 +72,15 @@ def describe_mask(
     Called by transformers, whose arguments these are (``masking_utils.eager_mask``). Never ``None``, so that a layer
     without a mask is one that nobody described.
     """
-    if torch.compiler.is_compiling():
-        # A graph wants tensors: the description would have to be read while it is traced.
+    # A graph wants tensors: a description would have to be read while it is traced. On accelerators, `generate` makes
+    # the masks of a static cache (which counts in a tensor) in advance, for a forward pass that it compiles.
+    if torch.compiler.is_compiling() or (isinstance(q_offset, Tensor) and q_offset.device.type != "cpu"):
         return masking_utils.eager_mask(
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-            mask_function=mask_function, attention_mask=attention_mask, dtype=dtype, use_vmap=use_vmap, device=device,
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=cast(int, q_offset),
+            kv_offset=kv_offset, mask_function=mask_function, attention_mask=attention_mask, dtype=dtype,
+            use_vmap=use_vmap, device=device,
         )  # fmt: skip
-    # A static cache counts in a tensor, which it changes in place before the layers read the mask.
+    # int(): the tensor in which a static cache counts changes before the layers read the mask.
     size = (int(batch_size), int(q_length), int(kv_length))
     sight = read(mask_function, size, int(q_offset), int(kv_offset), attention_mask, use_vmap, device)
     if config is not None:
