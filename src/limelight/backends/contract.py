@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..layouts import Layout
+from ..layouts import Chosen, Layout
 from ..lowering import Lowered, lower
 from ..observations import Observations, Observe
 from ..patterns import WHOLE, Part, Pattern
@@ -67,18 +67,25 @@ class Call:
     _lowered: Lowered | None = None
 
     @property
-    def asks_for_positions(self) -> bool:
-        """Whether something beside the pattern depends on where queries stand; `Chosen` has no offset that says so."""
-        far = self.observe is not None and self.observe.distance
-        return bool(self.dropout) or far or any(not isinstance(rule, (Bias, SoftCap)) for rule in self.scores)
-
-    @property
     def lowered(self) -> Lowered:
         """Layout and pattern as kernels read them; worked out once."""
         if self._lowered is None:
             _, Hq, _, Lq, Lk, _, _ = self.shapes
             self._lowered = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
         return self._lowered
+
+
+def unknown_positions(call: Call) -> list[str]:
+    """Why a backend that knows positions as "index + offset" cannot serve a call.
+
+    Of `Chosen` queries it knows who is seen, which is enough for most calls, but not where they stand.
+    """
+    asks = ["dropout"] if call.dropout else []
+    asks += ["the observed distance"] if call.observe is not None and call.observe.distance else []
+    asks += [repr(rule) for rule in call.scores if not isinstance(rule, (Bias, SoftCap))]
+    if not asks or not isinstance(call.layout, Chosen):
+        return []
+    return [f"it does not know where the queries of {call.layout!r} stand, for which {', '.join(asks)} asks"]
 
 
 @dataclass(slots=True)

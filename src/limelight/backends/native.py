@@ -20,11 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..layouts import Chosen
 from ..lowering import Lowered
 from ..observations import Observations, Observe
 from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
-from .contract import BackendError, Call, Result
+from .contract import BackendError, Call, Result, unknown_positions
 
 NAME = "native"
 ABOUT = "C++ kernels on CPUs, memory linear in the length"
@@ -102,8 +101,7 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append(f"the dtype is {query.dtype}; it computes {', '.join(map(str, _ELEMENTS))}")
     if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
-    if isinstance(call.layout, Chosen) and call.asks_for_positions:
-        reasons.append(f"with {call.layout!r} it knows who is seen but not where the queries stand")
+    reasons += unknown_positions(call)
     if call.compare is not None:
         reasons.append("it compares by dot products only, not by Additive")
     if call.scores:

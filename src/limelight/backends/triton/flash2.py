@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...lowering import Lowered
 from ...scores import Bias
-from ..contract import Call, Result
+from ..contract import Call, Result, unknown_positions
 from . import machine, operands, tuning
 from .form import Form
 
@@ -36,7 +36,7 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
     if call.observe is not None and set(_asked(call)) - {"logsumexp"}:
         reasons.append(f"it does not observe {', '.join(_asked(call))}")
-    reasons += operands.unknown_rules(call)
+    reasons += operands.unknown_rules(call) + unknown_positions(call)
     if not reasons and operands.far(call.lowered):
         reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
     return reasons
