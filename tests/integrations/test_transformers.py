@@ -113,6 +113,12 @@ def test_what_no_kernel_knows_is_refused():
             attend(module, heads, heads, heads, None, **{name: torch.ones(1)})
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_recording_of_numbers_is_refused():
+    with pytest.raises(BackendError, match=r"torch\.jit\.trace"):
+        torch.jit.trace(built("bert"), (TOKENS,), strict=False)
+
+
 def test_reports_a_family_outside_the_registry():
     config = transformers.DebertaV2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=60

@@ -26,6 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+from transformers.utils.import_utils import is_tracing
 
 from ..attention import attention
 from ..backends.contract import BackendError
@@ -74,7 +75,7 @@ def describe_mask(
     """
     # A graph wants tensors: a description would have to be read while it is traced. On accelerators, `generate` makes
     # the masks of a static cache (which counts in a tensor) in advance, for a forward pass that it compiles.
-    if torch.compiler.is_compiling() or (isinstance(q_offset, Tensor) and q_offset.device.type != "cpu"):
+    if is_tracing(attention_mask) or (isinstance(q_offset, Tensor) and q_offset.device.type != "cpu"):
         return masking_utils.eager_mask(
             batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=cast(int, q_offset),
             kv_offset=kv_offset, mask_function=mask_function, attention_mask=attention_mask, dtype=dtype,
@@ -138,28 +139,13 @@ def attend(
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
-    scores: list[ScoreRule] = [] if softcap is None else [SoftCap(softcap)]
-    layout: Layout | None = None
-    pattern: Pattern | None = None
-    keys = Lk
-    if isinstance(attention_mask, Mask) and attention_mask.sight.size == (B, Lq, Lk):
-        sight = attention_mask.sight
-        layout, pattern, keys = sight.layout, sight.pattern, sight.keys
-        if keys < Lk:
-            key, value = key[:, :, :keys], value[:, :, :keys]
-    elif attention_mask is not None:
-        read_out = _written_out(attention_mask)[..., :Lk]
-        if read_out.dtype == torch.bool:
-            pattern = Explicit(read_out)
-        else:
-            scores.append(Bias(read_out))
-    elif Lq > 1 and (getattr(module, "is_causal", False) if is_causal is None else is_causal):
-        # Nobody described a mask: the flag means what it means to PyTorch, the first query at the first key.
-        layout, pattern = Aligned(query_start=0), Causal()
-        if sliding_window is not None:
-            pattern = pattern & Window(sliding_window - 1, None)
+    layout, pattern, scores, keys = _who_sees_whom(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
+    if keys < Lk:
+        key, value = key[:, :, :keys], value[:, :, :keys]
     if position_bias is not None:
-        scores.append(_position_bias(position_bias, layout, Lq, keys))
+        scores.insert(0, _position_bias(position_bias, layout, Lq, keys))
+    if softcap is not None:
+        scores.insert(0, SoftCap(softcap))
     if indices is not None:
         chosen = torch.zeros((B, 1, Lq, Lk), dtype=torch.bool, device=query.device)
         chosen = chosen.scatter_(-1, indices.long()[:, None], True)[..., :keys]
@@ -175,6 +161,30 @@ def attend(
     )  # fmt: skip
     assert isinstance(output, Tensor)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _who_sees_whom(
+    module: nn.Module,
+    mask: Tensor | None,
+    B: int,
+    Lq: int,
+    Lk: int,
+    is_causal: bool | None,
+    sliding_window: int | None,
+) -> tuple[Layout | None, Pattern | None, list[ScoreRule], int]:
+    """What a mask asks for: layout, pattern, what is added to the scores, and how many of the keys these are about."""
+    if isinstance(mask, Mask) and mask.sight.size == (B, Lq, Lk):
+        return mask.sight.layout, mask.sight.pattern, [], mask.sight.keys
+    if mask is not None:
+        numbers = _written_out(mask)[..., :Lk]
+        return (None, Explicit(numbers), [], Lk) if numbers.dtype == torch.bool else (None, None, [Bias(numbers)], Lk)
+    if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
+        return None, None, [], Lk
+    # Nobody described a mask: the flag means what it means to PyTorch, the first query at the first key.
+    pattern: Pattern = Causal()
+    if sliding_window is not None:
+        pattern = pattern & Window(sliding_window - 1, None)
+    return Aligned(query_start=0), pattern, [], Lk
 
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
@@ -220,6 +230,11 @@ _REFUSED = {
 
 
 def _refuse(others: dict[str, Any]) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise BackendError(
+            f"attn_implementation={NAME!r} cannot be recorded by torch.jit.trace, which would keep the numbers of this "
+            "very call. Use torch.export, or another implementation."
+        )
     for name, why in _REFUSED.items():
         asked = others.get(name)
         if asked is not None and asked is not False:
