@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from families import DECODERS, ENCODER_DECODERS, IMAGES
 from torch.nn.functional import scaled_dot_product_attention as bound_before
 
 import limelight
@@ -138,6 +139,26 @@ def test_a_model_of_pytorch():
     assert told.taken == {"every key": 2}
     assert not told.left
     assert list(seen.layers) == ["layers.0.self_attn", "layers.1.self_attn"]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "vit"])
+def test_a_model_of_transformers_on_sdpa(name):
+    model = (DECODERS | ENCODER_DECODERS | IMAGES)[name].build()
+    model.set_attn_implementation("sdpa")
+    tokens = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(2))
+    arguments = {"input_ids": tokens, "attention_mask": (torch.arange(9) >= torch.tensor([[0], [4]])).long()}
+    if name == "t5":
+        arguments["decoder_input_ids"] = tokens[:, :5]
+    elif name == "vit":
+        arguments = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    real = slice(None) if name != "llama" else arguments["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**arguments)[0][real]
+        with sdpa() as told:
+            found = model(**arguments)[0][real]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert told.taken.total() == (6 if name == "t5" else 2)
+    assert not told.left
 
 
 def test_a_layer_that_gives_its_weights():

@@ -154,6 +154,10 @@ def test_a_mask_of_two_numbers_is_read_as_one_of_two_values():
     with account() as told, torch.no_grad():
         model(TOKENS)
     assert list(told.taken) == ["Causal() & Explicit() under Aligned"]
+    lengths = torch.where(torch.arange(9) < torch.tensor([[9], [4]]), 0.0, -torch.inf)
+    with account() as told, torch.no_grad():
+        built("bert")(TOKENS, attention_mask=lengths[:, None, None])
+    assert list(told.taken) == ["Full() under KeyMask"]
     half = torch.where(torch.ones(9, 9).tril() == 1, 0.0, -torch.inf)
     with account() as told, torch.no_grad():
         built("llama")(TOKENS, attention_mask=half[None, None])

@@ -30,7 +30,7 @@ from transformers.utils.import_utils import is_tracing
 
 from ..attention import attention
 from ..backends.contract import BackendError
-from ..layouts import Aligned, Layout, Packed
+from ..layouts import Aligned, KeyMask, Layout, Packed
 from ..observations import current_watcher
 from ..patterns import Causal, Explicit, Full, Pattern, Window
 from ..scores import Bias, ScoreRule, SoftCap
@@ -177,7 +177,11 @@ def _who_sees_whom(
         return mask.sight.layout, mask.sight.pattern, [], mask.sight.keys
     if mask is not None:
         numbers = _written_out(mask)[..., :Lk]
-        return (None, Explicit(numbers), [], Lk) if numbers.dtype == torch.bool else (None, None, [Bias(numbers)], Lk)
+        if numbers.dtype != torch.bool:
+            return None, None, [Bias(numbers)], Lk
+        if numbers.dim() == 4 and numbers.shape[1:3] == (1, 1):
+            return KeyMask(numbers[:, 0, 0]), None, [], Lk
+        return None, Explicit(numbers), [], Lk
     if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
         return None, None, [], Lk
     # Nobody described a mask: the flag means what it means to PyTorch, the first query at the first key.
