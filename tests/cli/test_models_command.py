@@ -16,13 +16,13 @@ def test_the_table_names_every_model(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     said = CliRunner().invoke(app, [])
     assert said.exit_code == 0, said.output
-    for word in ("minilm", "smollm2", "Apache-2.0", "83.5 MB", "98.4 MB", "no", "bert, llama"):
+    for word in ("minilm", "smollm2", "Apache-2.0", "83.5 MB", "98.4 MB", "no", "bert, roberta"):
         assert word in said.output
 
 
 def test_json(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
     listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
-    assert [model["name"] for model in listed] == ["minilm", "smollm2"]
+    assert [model["name"] for model in listed] == ["minilm", "smollm2", "rxnmapper", "whisper-tiny-en"]
     assert listed[0]["cached"] is False
     assert listed[0]["folder"].startswith(str(tmp_path))

@@ -33,6 +33,19 @@ def assert_no_worse(ours, eager, truth):
     assert mine.square().mean().sqrt() <= 1.5 * others.square().mean().sqrt() + step
 
 
+def assert_no_worse_by_token(ours, eager, truth):
+    """The same for few texts: of the largest errors of the tokens the mean, for the largest of them all is one draw.
+
+    (From layer to layer of one model the ratio of the two largest errors was measured to run from 0.4 to 3.2, where
+    that of the root mean squares stays between 0.9 and 1.4.)
+    """
+    assert ours.dtype == eager.dtype == torch.float32
+    step = torch.finfo(torch.float32).eps * truth.abs().max()
+    mine, others = (ours - truth).abs(), (eager - truth).abs()
+    assert mine.amax(-1).mean() <= 1.5 * others.amax(-1).mean() + step
+    assert mine.square().mean().sqrt() <= 1.5 * others.square().mean().sqrt() + step
+
+
 def assert_same_choices(ours, theirs, near=1e-3):
     """The most likely token is the same, unless the two best are nearly equal."""
     best = theirs.topk(2, dim=-1).values

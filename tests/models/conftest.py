@@ -1,4 +1,4 @@
-"""The two packaged models, and the same weights in transformers."""
+"""The packaged models, and the same weights in transformers."""
 
 import os
 
@@ -7,20 +7,39 @@ import pytest
 import torch
 import transformers
 
+from limelight.checkpoints.ctranslate2_files import CTranslate2File
 from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.fetching import fetch
 from limelight.checkpoints.load import load
-from limelight.checkpoints.packaged import PACKAGED
+from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers looks for newer files of a local folder otherwise
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
+BECKETT = PackagedModel(
+    name="beckett",
+    what="ten seconds of speech",
+    licence="MIT",
+    requirement="moonshine-voice==0.1.5",
+    wheel_size=19_897_307,
+    files=(
+        DataFile(
+            "beckett.wav",
+            318_978,
+            "e5a26b3d29e5b0bc8dbd72c11d16a3808a4ec0ac45b21f12a27d2a2fe5c5ae61",
+            "moonshine_voice/assets/beckett.wav",
+        ),
+    ),
+)
+FETCHED = PACKAGED | {"beckett": BECKETT}
+
+
 def fetched(name):
     """The folder of a packaged model. Without a network there is none to test: CI must not pass for that reason."""
     try:
-        return fetch(PACKAGED[name])
+        return fetch(FETCHED[name])
     except CheckpointError as error:
         if os.environ.get("CI"):
             raise
@@ -81,3 +100,78 @@ def their_smollm2():
     model.tie_weights()
     model.model.rotary_emb = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def rxnmapper():
+    fetched("rxnmapper")
+    return load("rxnmapper")
+
+
+@pytest.fixture(scope="session")
+def their_rxnmapper():
+    folder = fetched("rxnmapper")
+    config = transformers.AlbertConfig.from_json_file(folder / "config.json")
+    config._attn_implementation = "eager"
+    model = transformers.AlbertForMaskedLM(config)
+    stored = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    stored = {key: values for key, values in stored.items() if "pooler" not in key}
+    model.load_state_dict(stored)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def whisper():
+    fetched("whisper-tiny-en")
+    return load("whisper-tiny-en")
+
+
+@pytest.fixture(scope="session")
+def beckett():
+    return fetched("beckett") / "beckett.wav"
+
+
+@pytest.fixture(scope="session")
+def their_whisper():
+    """Transformers' Whisper with the variables of the file under its own names."""
+    file = CTranslate2File(fetched("whisper-tiny-en") / "model.bin")
+    sizes = {"vocab_size": 51864, "d_model": 384, "encoder_attention_heads": 6, "decoder_attention_heads": 6}
+    config = transformers.WhisperConfig(**sizes, encoder_layers=4, decoder_layers=4, attn_implementation="eager")
+    model = transformers.WhisperForConditionalGeneration(config)
+    weights = {}
+    for key in file.keys():  # noqa: SIM118
+        name = f"model.{key}"
+        for theirs, others in RENAMED:
+            name = name.replace(theirs, others)
+        parts = next((LINEARS[linear] for linear in LINEARS if f"/{linear}/" in name), [""])
+        fused = next((linear for linear in LINEARS if f"/{linear}/" in name), "")
+        for piece, part in zip(file.read(key).float().chunk(len(parts)), parts, strict=True):
+            one = name.replace(fused, part) if fused else name
+            if not one.endswith("k_proj/bias"):
+                weights[one.replace("/", ".")] = piece
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert missing == ["proj_out.weight"]
+    assert not unexpected
+    model.tie_weights()
+    return model.eval()
+
+
+RENAMED = [
+    ("embeddings/weight", "embed_tokens/weight"),
+    ("position_encodings/encodings", "embed_positions/weight"),
+    ("layer_norm/gamma", "layer_norm/weight"),
+    ("layer_norm/beta", "layer_norm/bias"),
+    *((f"layer_{n}", f"layers/{n}") for n in range(4)),
+    ("self_attention/layer_norm", "self_attn_layer_norm"),
+    ("/attention/layer_norm", "/encoder_attn_layer_norm"),
+    ("ffn/layer_norm", "final_layer_norm"),
+    ("ffn/linear_0", "fc1"),
+    ("ffn/linear_1", "fc2"),
+]
+LINEARS = {
+    "self_attention/linear_0": [f"self_attn/{letter}_proj" for letter in "qkv"],
+    "self_attention/linear_1": ["self_attn/out_proj"],
+    "attention/linear_0": ["encoder_attn/q_proj"],
+    "attention/linear_1": ["encoder_attn/k_proj", "encoder_attn/v_proj"],
+    "attention/linear_2": ["encoder_attn/out_proj"],
+}

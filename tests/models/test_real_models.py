@@ -2,9 +2,19 @@
 
 import pytest
 import torch
-from agreement import assert_equal, assert_no_worse, assert_same_choices, float64_throughout, real_tokens
+from agreement import (
+    assert_equal,
+    assert_no_worse,
+    assert_no_worse_by_token,
+    assert_same_choices,
+    float64_throughout,
+    real_tokens,
+)
 
 import limelight
+from limelight.checkpoints.load import load
+from limelight.nn import Cache
+from limelight.sound import recording, spectrum
 
 BANK = "The bank is near the river."
 MONEY = "She deposited money at the bank."
@@ -142,6 +152,48 @@ def test_the_weights_are_those_of_transformers_to_the_last_bit(smollm2, their_sm
         assert torch.equal(ours.feed_forward.inner.gate.weight, other.mlp.gate_proj.weight)
 
 
+SAID = " Ever tried, ever failed. No matter, try again. Fail again. Fail better."
+REACTION = "CC(C)S.CN(C)C=O.Fc1cccnc1F.O=C([O-])[O-].[K+].[K+]>>CC(C)Sc1ncccc1F"
+REACTIONS = [
+    REACTION,
+    "CCO>>CC=O",
+    "BrC1CC1.OB(O)c1ccccc1>>c1ccc(C2CC2)cc1",
+    "CC(=O)Cl.NCc1ccccc1>>CC(=O)NCc1ccccc1",
+    "CC(C)(C)OC(=O)NC1CCNCC1.Clc1ncccn1>>CC(C)(C)OC(=O)NC1CCN(c2ncccn2)CC1",
+    "C[C@@H](N)C(=O)O.CO>>COC(=O)[C@@H](C)N",
+]
+
+
+def test_rxnmapper_is_transformers_albert(rxnmapper, their_rxnmapper, in_float64):
+    tokens = rxnmapper.read(REACTIONS)
+    ours, eager, mask = compared(rxnmapper, their_rxnmapper, tokens)
+    in_float64(rxnmapper, their_rxnmapper)
+    exact, truth, _ = compared(rxnmapper, their_rxnmapper, tokens)
+    assert len(exact.hidden) == len(truth.hidden_states) == 13
+    pairs = zip(exact.hidden, truth.hidden_states, ours.hidden, eager.hidden_states, strict=True)
+    for mine, theirs, mine32, eager32 in (*pairs, (exact.logits, truth.logits, ours.logits, eager.logits)):
+        assert_equal(mine[mask], theirs[mask])
+        assert_no_worse_by_token(mine32[mask], eager32[mask], theirs[mask])
+
+
+def test_whisper_is_transformers_whisper(whisper, their_whisper, beckett, in_float64):
+    heard = spectrum(recording(beckett))
+    ids = torch.tensor([[50257, 50362, 5155, 3088, 11, 1683, 4054, 13]])
+    how = {"decoder_input_ids": ids, "output_hidden_states": True}
+    ours, eager = whisper.network(ids, source=heard, hidden=True), their_whisper(input_features=heard, **how)
+    in_float64(whisper, their_whisper)
+    exact, truth = (
+        whisper.network(ids, source=heard.double(), hidden=True),
+        their_whisper(input_features=heard.double(), **how),
+    )
+    sides = [(one.encoded.hidden, one.hidden, (one.logits,)) for one in (ours, exact)]
+    other = [(one.encoder_hidden_states, one.decoder_hidden_states, (one.logits,)) for one in (eager, truth)]
+    flat = ([tensor for part in one for tensor in part] for one in (*sides, *other))
+    for mine32, mine, eager32, theirs in zip(*flat, strict=True):
+        assert_equal(mine, theirs)
+        assert_no_worse_by_token(mine32, eager32, theirs)
+
+
 # -- facts --
 
 
@@ -215,3 +267,64 @@ def test_smollm2_copies_what_it_has_seen(smollm2):
     loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
     assert loss[60:].mean() < loss[:59].mean() / 3
     assert seen.layers["layers.18.attention"][0].pairs[0, 6].mean() > 0.7
+
+
+def test_rxnmapper_follows_the_atoms_of_a_reaction(rxnmapper):
+    tokens = rxnmapper.read(REACTION).texts[0].tokens
+    arrow = tokens.index(">>")
+    atoms = [i for i, token in enumerate(tokens) if token.strip("[]+-").isalpha() and token not in ("[CLS]", "[SEP]")]
+    before, after = [i for i in atoms if i < arrow], [i for i in atoms if i > arrow]
+    with limelight.watching(limelight.Observe(rows=list(range(len(tokens))))) as seen:
+        rxnmapper(REACTION)
+    assert tuple(seen.layers) == rxnmapper.network.attention_names  # its layers share parameters, and are told apart
+    weights = seen.layers["layers.10.attention"][0].rows[0, 5]  # (L, L)
+    both = weights[after][:, before] + weights[before][:, after].T
+
+    def element(i):
+        return tokens[i].strip("[]+-").upper()
+
+    same = torch.tensor([[element(i) == element(j) for j in before] for i in after])
+    found = both.masked_fill(~same, -1).argmax(-1).tolist()
+    # the thiol keeps its four atoms, the ring is walked from the carbon whose fluorine left, beside the nitrogen
+    assert found == [0, 1, 2, 3, 15, 14, 13, 12, 11, 10, 9]
+
+
+def test_whisper_writes_down_what_is_said(whisper, their_whisper, beckett):
+    heard = spectrum(recording(beckett))
+    begin, end = [50257, 50362], whisper.marks["eos_token_id"]
+    encoded, cache, ids, new = whisper.network.encode(heard), Cache(), list(begin), begin
+    while new != [end] and len(ids) < 100:
+        logits = whisper.network(torch.tensor([new]), source=encoded, cache=cache).logits[0, -1]
+        logits[whisper.marks["suppress_tokens"]] = -torch.inf
+        new = [int(logits.argmax())]
+        ids += new
+    assert whisper.tokenizer.write(ids) == SAID
+    whole = whisper(heard, target=SAID)  # its tokenizer puts the marks before and after
+    assert whole.logits[0].argmax(-1).tolist()[1:-1] == ids[2:]
+    theirs = their_whisper(input_features=heard, decoder_input_ids=torch.tensor([ids[:-1]])).logits[0]
+    theirs[:, whisper.marks["suppress_tokens"]] = -torch.inf
+    assert theirs.argmax(-1).tolist()[1:] == ids[2:]
+
+
+def test_whisper_looks_along_the_sound(whisper, beckett):
+    """The heads that are published as its aligning ones look at where each word is said, one word after the other."""
+    words = whisper.tokenizer.backend.encode(SAID, add_special_tokens=False).ids
+    ids = torch.tensor([[50257, 50362, *words]])
+    rows = list(range(1, 1 + len(words)))  # each foretells the next
+    with limelight.watching(limelight.Observe(rows=rows)) as seen:
+        whisper.network(ids, source=spectrum(recording(beckett)))
+    heads = [(1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)]
+    weights = sum(seen.layers[f"layers.{layer}.cross"][0].rows[0, head] for layer, head in heads)
+    seconds = weights[:-1].argmax(-1) / 50  # the last point is said by silence
+    assert (seconds.diff() >= 0).all()
+    assert seconds[0] < 1
+    assert seconds[-1] == pytest.approx(8.6, abs=0.3)  # "better"
+
+
+def test_saved_and_read_by_transformers(tmp_path, rxnmapper, whisper, their_rxnmapper, their_whisper):
+    for name, model, theirs in (("rxnmapper", rxnmapper, their_rxnmapper), ("whisper", whisper, their_whisper)):
+        model.save(tmp_path / name)
+        again = type(theirs).from_pretrained(tmp_path / name)
+        for (key, ours), (_, other) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
+            assert torch.equal(ours, other), key
+    assert load(tmp_path / "rxnmapper").read(REACTION).texts[0] == rxnmapper.read(REACTION).texts[0]

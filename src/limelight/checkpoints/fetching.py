@@ -125,6 +125,8 @@ def _from_hub(model: PackagedModel, files: Path) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    if not model.repository:
+        raise CheckpointError("no repository is known to hold these files.")
     for file in model.files:
         try:
             brought = hf_hub_download(

