@@ -115,6 +115,10 @@ DECODERS = {
     "apertus": Family("ApertusConfig", "ApertusForCausalLM", GROUPED),
     "vaultgemma": Family("VaultGemmaConfig", "VaultGemmaForCausalLM", WIDE | TWO_KINDS | {
         "attn_logit_softcapping": 2.0}),
+    "inkling2, sinks of queries": Family("Inkling2TextConfig", "Inkling2ForCausalLM", WIDE | {
+        "unpadded_vocab_size": 60, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16,
+        "layer_types": ["hybrid_sliding", "hybrid"], "sliding_window_size": 4, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 48}),
     "persimmon": Family("PersimmonConfig", "PersimmonForCausalLM", TEXT),
     "deepseek_v32": Family("DeepseekV32Config", "DeepseekV32ForCausalLM", TEXT | {
         "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 12,

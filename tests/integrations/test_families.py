@@ -9,7 +9,7 @@ from limelight.integrations.transformers import account, report
 
 TEXTS = DECODERS | ENCODERS | ENCODER_DECODERS
 # Some layers of theirs have attention of their own, outside the registry.
-PARTLY = {"longt5", "siglip vision"}
+PARTLY = {"longt5", "siglip vision", "inkling2, sinks of queries"}
 ROWS, LENGTH = 24, 11
 TOKENS = torch.randint(3, 60, (ROWS, LENGTH), generator=torch.Generator().manual_seed(3))
 MISSING = torch.tensor([0, 4, 7]).repeat(ROWS // 3)  # tokens of each row
@@ -126,7 +126,19 @@ def gradients(model, implementation, arguments):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "gpt_oss, sinks", "mixtral", "bert", "t5", "bart", "deepseek_v3", "modernbert"]
+    "name",
+    [
+        "llama",
+        "gemma2",
+        "gpt_oss, sinks",
+        "mixtral",
+        "bert",
+        "t5",
+        "bart",
+        "deepseek_v3",
+        "modernbert",
+        "inkling2, sinks of queries",
+    ],
 )
 def test_gradients(name):
     """Of a training step, without padding, where eager's rows are all real: in float64."""

@@ -108,9 +108,17 @@ def test_what_no_kernel_knows_is_refused():
     module = built("llama").model.layers[0].self_attn
     attend = transformers.AttentionInterface()["limelight"]
     heads = torch.randn(1, 4, 3, 8)
-    for name in ("cache", "block_indices", "sinks", "head_mask"):
+    for name in ("cache", "block_indices", "head_mask"):
         with pytest.raises(BackendError, match=f"cannot serve `{name}`"):
             attend(module, heads, heads, heads, None, **{name: torch.ones(1)})
+
+
+def test_sinks_of_queries_are_not_observed():
+    module = built("llama").model.layers[0].self_attn
+    attend = transformers.AttentionInterface()["limelight"]
+    heads = torch.randn(1, 4, 3, 8)
+    with limelight.watching(Observe(entropy=True)), pytest.raises(BackendError, match="a sink for each query"):
+        attend(module, heads, heads, heads, None, sinks=torch.ones(1, 4, 3, 1))
 
 
 @pytest.mark.filterwarnings("ignore")

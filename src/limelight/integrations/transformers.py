@@ -31,7 +31,7 @@ from transformers.utils.import_utils import is_tracing
 from ..attention import attention
 from ..backends.contract import BackendError
 from ..layouts import Aligned, KeyMask, Layout, Packed
-from ..observations import current_watcher
+from ..observations import Observations, Observe, current_watcher
 from ..patterns import Causal, Explicit, Full, Pattern, Window
 from ..scores import Bias, ScoreRule, SoftCap
 from ..shapes import describe, wrong
@@ -107,6 +107,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
     **others: Any,
@@ -126,7 +127,8 @@ def attend(
         is_causal: read only when nobody described a mask.
         sliding_window: likewise.
         softcap: the limit of `SoftCap`.
-        s_aux: ``(Hq,)`` logits of the sinks.
+        s_aux: ``(Hq,)`` logits of the sinks, one for each head.
+        sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         position_bias: added to the scores (T5).
         indices: ``(B, Lq, k)`` keys that a sparse indexer chose for each query.
         others: what the models pass beside; what would change the result and is not known raises.
@@ -152,15 +154,30 @@ def attend(
         pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
     if s_aux is not None:
         s_aux = s_aux.reshape(-1)
+    if sinks is not None and current_watcher():
+        raise BackendError(
+            f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "
+            "the observations would leave out. Run it without limelight.watching."
+        )
     told = current()
     if told is not None:
         _tell(told, attention_mask, layout, pattern, scores, s_aux)
     output = attention(
         query, key, value, layout=layout, pattern=pattern, scores=scores, sink=s_aux, scale=scaling,
         dropout=dropout if module.training else 0.0, name=of_layer(module) if current_watcher() else None,
+        observe=None if sinks is None else Observe(logsumexp=True),
     )  # fmt: skip
-    assert isinstance(output, Tensor)
+    if not isinstance(output, Tensor):
+        assert sinks is not None
+        output = _with_sinks(*output, sinks)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _with_sinks(output: Tensor, seen: Observations, sinks: Tensor) -> Tensor:
+    """The output when every query has a sink: the keys keep ``exp(L) / (exp(L) + exp(sink))`` of the weight."""
+    assert seen.logsumexp is not None
+    share = torch.sigmoid(seen.logsumexp[..., None] - sinks.to(seen.logsumexp.dtype))
+    return (output * share).to(output.dtype)
 
 
 def _who_sees_whom(
@@ -228,7 +245,6 @@ _REFUSED = {
     ),
     "cache": "paged caches of continuous batching are not read. Use model.generate, or another implementation",
     "block_indices": "block-sparse selections are not read yet. Use another implementation for this model",
-    "sinks": "a sink for each query is not known, only one for each head. Use another implementation for this model",
     "head_mask": "single heads cannot be switched off. Multiply the output projection's columns instead",
 }
 
@@ -295,7 +311,10 @@ def report(model: nn.Module) -> Report:
             if chosen == NAME:
                 served.append(name)
             else:
-                own[name] = f"its implementation is {chosen!r}; call model.set_attn_implementation({NAME!r})"
+                own[name] = (
+                    f"its config asks for {chosen!r}; load the model with attn_implementation={NAME!r}, or call "
+                    f"set_attn_implementation({NAME!r})"
+                )
         elif name in attentions and not any(
             inner != name and inner.startswith(f"{name}." if name else "") for inner in {*attentions, *registered}
         ):
