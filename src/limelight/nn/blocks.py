@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from .dropout import dropout as dropping
 from .places import Places
 
 
@@ -21,7 +22,7 @@ class PostNorm(nn.Module):
 
     def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, nn.Dropout(dropout)
+        self.inner, self.norm, self.dropout = inner, norm, dropping(dropout)
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
@@ -39,7 +40,7 @@ class PreNorm(nn.Module):
 
     def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, nn.Dropout(dropout)
+        self.inner, self.norm, self.dropout = inner, norm, dropping(dropout)
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
@@ -57,7 +58,7 @@ class Sandwich(nn.Module):
 
     def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.norm, self.after, self.dropout = inner, norm, deepcopy(norm), nn.Dropout(dropout)
+        self.inner, self.norm, self.after, self.dropout = inner, norm, deepcopy(norm), dropping(dropout)
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .dropout import dropout as dropping
 from .places import Places
 
 
@@ -23,7 +24,7 @@ class TokenEmbedding(nn.Module):
     def __init__(self, vocabulary: int, width: int, *, scale: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.scale, self.dropout = scale, dropping(dropout)
 
     def forward(self, tokens: Tensor, places: Places) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
@@ -65,7 +66,7 @@ class SummedEmbedding(nn.Module):
         self.segments = nn.Embedding(segments, narrow) if segments else None
         self.norm = None if norm is None else norm(narrow)
         self.widen = None if inner is None else nn.Linear(inner, width)
-        self.scale, self.dropout = scale, nn.Dropout(dropout)
+        self.scale, self.dropout = scale, dropping(dropout)
 
     def forward(self, tokens: Tensor, places: Places) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""

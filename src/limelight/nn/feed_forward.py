@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .dropout import dropout as dropping
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -53,7 +55,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(width, inner, bias)
         self.down = nn.Linear(inner, width, bias)
-        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
@@ -79,7 +81,7 @@ class GatedFeedForward(nn.Module):
         self.gate = nn.Linear(width, inner, bias)
         self.up = nn.Linear(width, inner, bias)
         self.down = nn.Linear(inner, width, bias)
-        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""

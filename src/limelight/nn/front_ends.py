@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..shapes import describe, wrong
+from .dropout import dropout as dropping
 from .places import Places
 
 
@@ -41,7 +42,7 @@ class SpectrumEmbedding(FrontEnd):
         self.first = nn.Conv1d(bands, width, kernel_size=3, padding=1)
         self.second = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.positions = positions(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropping(dropout)
 
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
         """See `FrontEnd`."""
@@ -88,7 +89,7 @@ class PatchEmbedding(FrontEnd):
         self.mark = nn.Parameter(torch.zeros(1, 1, width))
         self.patches = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.positions = nn.Parameter(torch.zeros(1, count + 1, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropping(dropout)
 
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
         """See `FrontEnd`."""

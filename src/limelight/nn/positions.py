@@ -61,7 +61,9 @@ class Rotation(NamedTuple):
         turned = 2 * self.cosine.shape[-1]
         rest = heads[..., turned:]
         a, b = self.pairing.split(heads[..., :turned])
-        heads = self.pairing.join(a * self.cosine - b * self.sine, b * self.cosine + a * self.sine)
+        heads = self.pairing.join(
+            torch.addcmul(a * self.cosine, b, self.sine, value=-1), torch.addcmul(b * self.cosine, a, self.sine)
+        )
         return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
 
 
