@@ -19,6 +19,7 @@ from limelight import (
     SoftCap,
     T5Buckets,
     Window,
+    descriptions,
 )
 
 FORMS = {
@@ -116,6 +117,7 @@ def test_compile_with_changing_lengths(settings):
     fixed = "scores" in settings or "layout" in settings  # their tensors and lengths have one size
     lengths = [(5, 6)] if fixed else [(5, 6), (7, 9), (3, 3)]
     torch._dynamo.reset()
+    descriptions._FIELDS.clear()  # as in a process that compiles before it calls
     f = torch.compile(call(settings), fullgraph=True, dynamic=True, backend="aot_eager")
     for Lq, Lk in lengths:
         q, k, v = (
@@ -160,25 +162,76 @@ def test_compiled_graphs_do_not_lose_derivatives():
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, truth)
 
 
+def test_compiled_transforms_are_right():
+    f, primals, tangents = call({"pattern": Causal() & Window(4, 0)}), tensors(), tensors()
+    forms = {
+        "jvp": lambda *args: torch.func.jvp(f, args, tangents)[1],
+        "grad": lambda *args: torch.func.grad(lambda *args: f(*args).square().sum(), (0, 1, 2))(*args),
+        "vmap": lambda *args: torch.vmap(f)(*(torch.stack([t, 2 * t]) for t in args)),
+    }
+    for name, form in forms.items():
+        truth = form(*primals)
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(form, fullgraph=True, backend="aot_eager")(*primals), truth, msg=name)
+
+
+def test_long_calls_with_gradients_compile():
+    """What the graph holds grows with the length: 4 heads x 4096 tokens would be 256 MiB of scores in float32."""
+    torch._dynamo.reset()
+    f = torch.compile(call({"pattern": Causal() & Window(63, 0)}), fullgraph=True, backend="aot_eager")
+    leaves = [torch.randn(1, 4, 4096, 8).requires_grad_() for _ in range(3)]
+    upstream = torch.randn(1, 4, 4096, 8)
+    ours = torch.autograd.grad(f(*leaves), leaves, upstream)
+    truth = torch.autograd.grad(call({"pattern": Causal() & Window(63, 0)})(*leaves), leaves, upstream)
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_logsumexp_comes_out_of_a_compiled_graph():
+    torch._dynamo.reset()
+
+    def f(q, k, v):
+        out, seen = limelight.attention(q, k, v, observe=Observe(logsumexp=True, heads=(2, 0)))
+        return out, seen.logsumexp
+
+    leaves = [t.requires_grad_() for t in tensors()]
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    found = []
+    for g in (f, compiled):
+        out, logsumexp = g(*leaves)
+        assert logsumexp.shape == (1, 2, 5)
+        found.append(torch.autograd.grad(out.sum() + logsumexp.square().sum(), leaves))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def registered_operator(settings):
     """``limelight::attention`` as a compiled graph calls it, of query, key and value."""
     from limelight import compiled
+    from limelight.attention import prepare
 
-    operands, numbers, reals = [], [], [0.5]
-    parts = (None, settings.get("pattern"), None, settings.get("scores", ()), settings.get("sink"), 0.0, 0)
-    recipe = compiled._write(parts, operands, numbers, reals)
-    return lambda q, k, v: torch.ops.limelight.attention(q, k, v, operands, numbers, reals, recipe)
+    rest = compiled._write_call(prepare(*tensors(), scale=0.5, **settings))
+    return lambda q, k, v: torch.ops.limelight.attention(q, k, v, *rest)
 
 
 def test_the_registered_operator_differentiates_or_raises():
     """Inside an exported program the operator itself meets the derivatives."""
-    settings = {"pattern": Causal(), "scores": (Bias(torch.randn(5, 6, dtype=torch.float64)),)}
+    bias = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    settings = {"pattern": Causal(), "scores": (Bias(bias),)}
     f, primals = registered_operator(settings), tensors()
-    truth = limelight.attention(*(leaves := [t.requires_grad_() for t in primals]), scale=0.5, **settings)
-    upstream = torch.randn_like(truth)
-    for a, b in zip(
-        torch.autograd.grad(f(*leaves), leaves, upstream), torch.autograd.grad(truth, leaves, upstream), strict=True
-    ):
+    leaves = [*(t.requires_grad_() for t in primals), bias]
+    see = Observe(logsumexp=True)
+
+    def eager(q, k, v):
+        out, seen = limelight.attention(q, k, v, scale=0.5, observe=see, **settings)
+        return out, seen.logsumexp
+
+    def first_and_second(function):
+        out, logsumexp = function(*leaves[:3])
+        first = torch.autograd.grad(out.square().sum() + logsumexp.sin().sum(), leaves, create_graph=True)
+        return out, logsumexp, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    for a, b in zip(first_and_second(f), first_and_second(eager), strict=True):
         torch.testing.assert_close(a, b)
     with pytest.raises(NotImplementedError, match="forward-mode"), forward_ad.dual_level():
         f(*map(forward_ad.make_dual, [t.detach() for t in primals], tensors()))
@@ -200,14 +253,26 @@ def test_export():
     torch.testing.assert_close(exported.module()(q, k), Module()(q, k))
 
 
-def test_the_registered_operator_passes_opcheck():
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_registered_operators_pass_opcheck(transposed):
     from limelight import compiled
+    from limelight.attention import prepare
 
-    operands, numbers, reals = [], [], [0.5]
-    parts = (None, Causal() & Window(2, None), None, (SoftCap(2.0),), None, 0.0, 0)
-    recipe = compiled._write(parts, operands, numbers, reals)
     q, k, v = (t.float() for t in tensors())
-    torch.library.opcheck(torch.ops.limelight.attention.default, (q, k, v, operands, numbers, reals, recipe))
+    if transposed:
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    bias = torch.randn(5, 6, requires_grad=True)
+    settings = {"pattern": Causal() & Window(2, None), "scores": (SoftCap(2.0), Bias(bias)), "sink": torch.randn(4)}
+    rest = compiled._write_call(prepare(q, k, v, **settings))
+    arguments = (q.requires_grad_(), k.requires_grad_(), v, *rest)
+    torch.library.opcheck(torch.ops.limelight.attention.default, arguments)
+    out, logsumexp = (t.detach() for t in torch.ops.limelight.attention(*arguments))
+    q, k, v, operands, *rest = arguments
+    tensors_of_backward = [q, k, v, *operands, out, logsumexp, torch.randn_like(out), torch.randn_like(logsumexp)]
+    torch.library.opcheck(
+        torch.ops.limelight.attention_backward.default,
+        (tensors_of_backward, 3 + len(operands), *rest, compiled._order((0, 1), (0, 1, 4))),
+    )
 
 
 def test_autocast_takes_the_cast_that_products_take():

@@ -96,7 +96,7 @@ def attention(
         observe if watcher is None else _watched(observe, watcher.observe),
     )  # fmt: skip
     call.only_watched = observe is None
-    result = _forward_compiled(call, backend) if compiling else _run(call, choose(call, backend))
+    result = _forward_compiled(call, backend) if compiling else run(call, choose(call, backend))
     if watcher is not None and result.observations is not None:
         watcher.add(name, result.observations)
     if observe is None:
@@ -276,7 +276,7 @@ def _forward_compiled(call: Call, backend: str | None) -> Result:
     return compiled.forward(call)
 
 
-def _run(call: Call, backend: Backend) -> Result:
+def run(call: Call, backend: Backend) -> Result:
     """By the first door, straight to the backend, or by the second, where PyTorch may take derivatives.
 
     The definition needs none while it is small; a long call of it is computed a run of queries at a time.

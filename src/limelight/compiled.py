@@ -1,11 +1,12 @@
 """The third door: attention under ``torch.compile`` and ``torch.export``.
 
-A call without derivatives and observations becomes one operator, ``limelight::attention``, registered with
-``torch.library``. Its pattern, layout and score rules travel as a *recipe*, a string that is a constant of the graph;
-the numbers inside them travel beside it, so that a changing length compiles nothing anew, and the tensors inside them
-are operands. At run time the recipe is read again, by a table of names, and the call takes the eager way.
+A call becomes one operator, ``limelight::attention``, and its gradient another, ``limelight::attention_backward``, both
+registered with ``torch.library``. Pattern, layout and score rules travel as a *recipe*, a string that is a constant of
+the graph; the numbers inside them travel beside it, so that a changing length compiles nothing anew, and the tensors
+inside them are operands. At run time the recipe is read again, by a table of names, and the call takes the eager way.
 
-A call that wants derivatives or observations is traced through the reference, as plain tensor operations.
+A call that wants observations other than the logsumexp, or stands inside a transform of `torch.func` that is compiled,
+is traced through the reference, as plain tensor operations.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import layouts, patterns, scores
+from . import derivatives, layouts, patterns, scores
 from .backends import choose, reference
 from .backends.contract import BackendError, Call, Result
 from .descriptions import Description
+from .observations import Observations
 
 _KINDS: dict[str, type[Description]] = {
     kind.__name__: kind
@@ -38,24 +40,40 @@ def forward(call: Call) -> Result:
     Raises:
         BackendError: the traced way would hold too many scores.
     """
-    if call.traced or call.observe is not None:
+    observe = call.observe
+    why = ""
+    if observe is not None and derivatives.names(observe):
+        why = "observations"
+    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        why = "a transform of torch.func around it"
+    if why:
         if reference.score_bytes(call) > MOST_SCORES:
             have = " x ".join(map(str, call.shapes.scores))
             raise BackendError(
-                f"under torch.compile, a call with {call.traced or 'observations'} holds its scores, but B x Hq x Lq x "
-                f"Lk = {have} would take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of "
-                f"{MOST_SCORES // 2**20} MiB. Call it outside the compiled region (torch.compiler.disable), or on "
-                "fewer rows."
+                f"under torch.compile, a call with {why} holds its scores, but B x Hq x Lq x Lk = {have} would "
+                f"take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of {MOST_SCORES // 2**20} MiB. "
+                "Call it outside the compiled region (torch.compiler.disable), or on fewer rows."
             )
         return reference.forward(call)
+    call.pattern = None if call.pattern is None else _without_rules(call.pattern, call)
+    output, logsumexp = torch.ops.limelight.attention(call.query, call.key, call.value, *_write_call(call))
+    if observe is None:
+        return Result(output, logsumexp)
+    seen = logsumexp if observe.heads is None else logsumexp[:, list(observe.heads)]
+    return Result(output, logsumexp, Observations(logsumexp=seen if observe.logsumexp else None))
+
+
+def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
+    """Everything beside query, key and value: operands, numbers, real numbers, recipe.
+
+    The operands stand in the order of `limelight.derivatives`: sink, score rules, compare, then what has no gradient.
+    """
     operands: list[Tensor] = []
     numbers: list[int] = []
     reals: list[float] = [call.scale]
-    call.pattern = None if call.pattern is None else _without_rules(call.pattern, call)
-    parts = (call.layout, call.pattern, call.compare, call.scores, call.sink, call.dropout, call.seed)
+    parts = (call.sink, call.scores, call.compare, call.layout, call.pattern, call.dropout, call.seed)
     recipe = _write(parts, operands, numbers, reals)
-    output = torch.ops.limelight.attention(call.query, call.key, call.value, operands, numbers, reals, recipe)
-    return Result(output)
+    return operands, numbers, reals, recipe
 
 
 def _without_rules(pattern: patterns.Pattern, call: Call) -> patterns.Pattern:
@@ -125,6 +143,28 @@ def _read(
     return values
 
 
+def _read_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    operands: Sequence[Tensor],
+    numbers: Sequence[int],
+    reals: Sequence[float],
+    recipe: str,
+) -> Call:
+    from .attention import prepare
+
+    if forward_ad._current_level >= 0:
+        # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
+        raise NotImplementedError(
+            "a graph compiled or exported without derivatives was run inside a forward-mode transform; "
+            "call limelight.attention itself there, or compile the transform."
+        )
+    parts: Any = _read(iter(recipe.split()), operands, numbers, reals)[0]
+    sink, rules, compare, layout, pattern, dropout, seed = parts
+    return prepare(query, key, value, layout, pattern, compare, rules, sink, reals[0], dropout, seed)
+
+
 @torch.library.custom_op("limelight::attention", mutates_args=())
 def _attention(
     query: Tensor,
@@ -134,15 +174,14 @@ def _attention(
     numbers: Sequence[int],
     reals: Sequence[float],
     recipe: str,
-) -> Tensor:
-    if forward_ad._current_level >= 0:
-        # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
-        raise NotImplementedError(
-            "a graph compiled or exported without derivatives was run inside a forward-mode transform; "
-            "call limelight.attention itself there, or compile the transform."
-        )
-    call = _call((query, key, value), operands, numbers, reals, recipe)
-    return choose(call, None).forward(call).output
+) -> tuple[Tensor, Tensor]:
+    from .attention import run
+
+    call = _read_call(query, key, value, operands, numbers, reals, recipe)
+    call.logsumexp = True
+    result = run(call, choose(call, None))
+    assert result.logsumexp is not None
+    return _laid_out(result.output, _empty_output(query, value, "meta")), result.logsumexp.contiguous()
 
 
 @_attention.register_fake
@@ -154,41 +193,117 @@ def _(
     numbers: Sequence[int],
     reals: Sequence[float],
     recipe: str,
-) -> Tensor:
-    return query.new_empty((*query.shape[:3], value.shape[3]))
+) -> tuple[Tensor, Tensor]:
+    logsumexp = query.new_empty(query.shape[:3], dtype=reference.accumulator(query.dtype))
+    return _empty_output(query, value, query.device), logsumexp
 
 
-def _call(
-    tensors: tuple[Tensor, Tensor, Tensor],
-    operands: Sequence[Tensor],
+@torch.library.custom_op("limelight::attention_backward", mutates_args=())
+def _attention_backward(
+    tensors: Sequence[Tensor],
+    count: int,
     numbers: Sequence[int],
     reals: Sequence[float],
     recipe: str,
-) -> Call:
-    from .attention import prepare
+    orders: str,
+) -> list[Tensor]:
+    """Gradients, and gradients of gradients: the `limelight.derivatives.Transposed` that ``orders`` names.
 
-    parts: Any = _read(iter(recipe.split()), operands, numbers, reals)[0]
-    layout, pattern, compare, rules, sink, dropout, seed = parts
-    return prepare(*tensors, layout, pattern, compare, rules, sink, reals[0], dropout, seed)
+    ``tensors`` are the ``count`` tensors of the call, its output and logsumexp, and the cotangents of each order.
+    """
+    query, key, value, *operands = tensors[:count]
+    call = _read_call(query, key, value, operands, numbers, reals, recipe)
+    function: Any = derivatives.Attention(call, choose(call, None), tuple(tensors[:count]))
+    for given, wanted in _read_orders(orders):
+        function = derivatives.Transposed(function, given, wanted)
+    with _autograd_again():
+        gradients = function.evaluate(tuple(tensors))
+    promised = [torch.empty_like(tensors[n], device="meta") for n in wanted]
+    return [_laid_out(gradient, like) for gradient, like in zip(gradients, promised, strict=True)]
 
 
-# An exported program meets gradients here, eagerly.
+@_attention_backward.register_fake
+def _(
+    tensors: Sequence[Tensor],
+    count: int,
+    numbers: Sequence[int],
+    reals: Sequence[float],
+    recipe: str,
+    orders: str,
+) -> list[Tensor]:
+    _, wanted = _read_orders(orders)[-1]
+    return [torch.empty_like(tensors[n]) for n in wanted]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _order(given: Sequence[int], wanted: Sequence[int]) -> str:
+    """One order: which outputs have cotangents, which inputs get gradients."""
+    return f"{' '.join(map(str, given))}>{' '.join(map(str, wanted))};"
+
+
+def _read_orders(orders: str) -> list[tuple[tuple[int, ...], ...]]:
+    return [tuple(tuple(map(int, part.split())) for part in order.split(">")) for order in orders.split(";")[:-1]]
+
+
+def _autograd_again() -> Any:
+    """PyTorch switches autograd off inside a registered operator; gradients of the definition are taken by it."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    keys = torch._C.DispatchKey
+    for key in (keys.AutogradCPU, keys.AutogradOther, keys.ADInplaceOrView):
+        excluded = excluded.remove(key)
+    return torch._C._ForceDispatchKeyGuard(included, excluded)
+
+
+def _empty_output(query: Tensor, value: Tensor, device: Any) -> Tensor:
+    """Laid out as the native kernels do it: in the query's own order of memory."""
+    if query.shape[3] == value.shape[3]:
+        return torch.empty_like(query, device=device)
+    return query.new_empty((*query.shape[:3], value.shape[3]), device=device)
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """With the strides that the graph was told of."""
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+# --- Derivatives of the two operators: each is the second one, with one order more -----------------------------------
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, operands, *ctx.rest = inputs
-    ctx.save_for_backward(query, key, value, *operands)
+    ctx.count = 3 + len(operands)
+    ctx.save_for_backward(query, key, value, *operands, *output)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in ctx.saved_tensors]
-    with torch.enable_grad():
-        call = _call((leaves[0], leaves[1], leaves[2]), leaves[3:], *ctx.rest)
-        output = choose(call, None).forward(call).output
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    grads = iter(torch.autograd.grad(output, wanted, grad, allow_unused=True))
-    found = [next(grads) if leaf.requires_grad else None for leaf in leaves]
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    *tensors, output, logsumexp = ctx.saved_tensors
+    tensors += [output.detach(), logsumexp.detach(), *grads]
+    found = _one_more(ctx, [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[3]], tensors, "", 2)
     return *found[:3], found[3:], None, None, None
 
 
+def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    tensors, ctx.count, *ctx.rest, ctx.orders = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_of_backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    found = _one_more(ctx, ctx.needs_input_grad[0], [*ctx.saved_tensors, *grads], ctx.orders, len(grads))
+    return found, None, None, None, None, None
+
+
+def _one_more(
+    ctx: Any, needed: Sequence[bool], tensors: list[Tensor], orders: str, outputs: int
+) -> list[Tensor | None]:
+    wanted = [n for n, need in enumerate(needed) if need]
+    orders += _order(range(outputs), wanted)
+    gradients = torch.ops.limelight.attention_backward(tensors, ctx.count, *ctx.rest, orders)
+    found: list[Tensor | None] = [None] * len(needed)
+    for n, gradient in zip(wanted, gradients, strict=True):
+        found[n] = gradient
+    return found
+
+
 _attention.register_autograd(_backward, setup_context=_keep)
+_attention_backward.register_autograd(_backward_of_backward, setup_context=_keep_backward)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ def forward(call: Call, backend: Backend) -> Result:
         call.observe = _in_order(asked)
     tensors = _tensors(call)
     function = Attention(call, backend, tensors)
-    output, logsumexp, *seen = _computed(function, tensors)
+    if function.fixed:
+        function.first = call
+    output, logsumexp, *seen = computed(function, tensors)
     if asked is None:
         return Result(output, logsumexp)
     observations = Observations(**dict(zip(function.seen, seen, strict=True)))
@@ -226,12 +229,12 @@ class Attention(Runwise):
         self.sink = call.sink is not None
         self.seed = None if isinstance(call.seed, Tensor) else call.seed
         self.observe, self.only_watched = call.observe, call.only_watched
-        self.seen = () if call.observe is None else _names(call.observe)
+        self.seen = () if call.observe is None else names(call.observe)
         self.takes = _QKV if len(tensors) == 3 else _letters(call, len(tensors))
         # Under a transform one call stands for several, whose tensors differ.
         self.fixed = not torch._C._are_functorch_transforms_active()
         self.lowered: Lowered | None = None
-        self.first = call if self.fixed else None  # until it is computed
+        self.first: Call | None = None  # the call itself, until it is computed
 
     @cached_property
     def gives(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -292,6 +295,8 @@ class Attention(Runwise):
         asked = {self.seen[n - 2] for n in which if n >= 2}
         call = self.call(tensors, run.part, self._observed_of(run, asked) if asked else None)
         result = reference.forward(call)
+        if torch.is_grad_enabled() and not result.output.requires_grad and any(t.requires_grad for t in tensors):
+            raise RuntimeError("derivatives were asked for where autograd is switched off; they would all be zero.")
         seen = {} if result.observations is None else result.observations.seen()
         if "top_keys" in seen:
             seen["top_keys"] = torch.where(seen["top_keys"] < 0, -1, seen["top_keys"] + run.part.keys.start)
@@ -475,7 +480,7 @@ class _Computed(torch.autograd.Function):
             for n in range(len(function.takes), len(tensors)):  # output and logsumexp are known, not differentiated
                 tensors[n] = tensors[n].detach()
             cotangents = [grad for grad in grads if grad is not None]
-            found = dict(zip(wanted, _computed(transposed, (*tensors, *cotangents)), strict=True))
+            found = dict(zip(wanted, computed(transposed, (*tensors, *cotangents)), strict=True))
         return None, *[found.get(n) for n in range(len(needs))]
 
     @staticmethod
@@ -484,7 +489,7 @@ class _Computed(torch.autograd.Function):
         moved = tuple([n for n, t in enumerate(tangents) if t is not None and n in function.smooth_inputs])
         pushed = Pushed(function, moved)
         tensors = ctx.saved_tensors[: len(function.takes)]
-        found = _computed(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
+        found = computed(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
         tangent_of = dict(zip(pushed.outputs, found, strict=True))
         return tuple([tangent_of.get(n) for n in range(len(function.gives))])
 
@@ -492,7 +497,7 @@ class _Computed(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Runwise, *tensors: Tensor) -> tuple[Tensors, Any]:
         # One after the other: masks, seeds and rules may differ, and a batch row's number is part of its dropout.
         each = [
-            _computed(
+            computed(
                 function,
                 tuple(t if dim is None else t.select(dim, n) for t, dim in zip(tensors, in_dims[1:], strict=True)),
             )
@@ -514,12 +519,15 @@ class _ComputedEagerly(torch.autograd.Function):
     jvp = _Computed.jvp
 
 
-def _computed(function: Runwise, tensors: Tensors) -> Tensors:
+def computed(function: Runwise, tensors: Tensors) -> Tensors:
     """The outputs, with derivatives where anybody may want them."""
     outputs: Tensors
-    if torch._C._are_functorch_transforms_active():
-        outputs = _Computed.apply(function, *tensors)  # type: ignore[no-untyped-call]
-    elif torch.is_grad_enabled() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        apply = _Computed.apply
+        if "torch._dynamo" in sys.modules:  # a compiled function leaves transforms around it to us: no frame is traced
+            apply = torch.compiler.disable(apply)  # type: ignore[no-untyped-call]
+        outputs = apply(function, *tensors)  # type: ignore[no-untyped-call]
+    elif torch.is_grad_enabled():
         outputs = _ComputedEagerly.apply(function, *tensors)  # type: ignore[no-untyped-call]
     else:
         with torch.no_grad():
@@ -559,7 +567,8 @@ def _letters(call: Call, count: int) -> tuple[str, ...]:
     return (*letters, *[""] * (count - len(letters)))
 
 
-def _names(observe: Observe) -> tuple[str, ...]:
+def names(observe: Observe) -> tuple[str, ...]:
+    """The fields of `Observations` that are asked for, but the logsumexp."""
     asked = {name: getattr(observe, _ASKED_BY.get(name, name)) for name in _SEEN}
     return tuple(
         [name for name, value in asked.items() if value is not None and not (isinstance(value, int) and not value)]
@@ -580,7 +589,7 @@ def _in_order(observe: Observe) -> Observe | None:
         rows=None if rows is None else tuple(sorted(torch.as_tensor(rows).reshape(-1).tolist())),
         pairs=None if pairs is None else tuple(sorted(map(tuple, torch.as_tensor(pairs).reshape(-1, 2).tolist()))),
     )
-    return observe if _names(observe) else None
+    return observe if names(observe) else None
 
 
 def _as_asked(seen: Observations, asked: Observe) -> Observations:

@@ -8,15 +8,19 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 _FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
-def _fields(kind: type[Any]) -> tuple[str, ...]:
-    names = _FIELDS.get(kind)
+def _fields(described: Description) -> tuple[str, ...]:
+    # A graph being traced looks at the fields themselves; a call asks often, and keeps the answer.
+    names = None if torch.compiler.is_compiling() else _FIELDS.get(type(described))
     if names is None:
-        names = _FIELDS[kind] = tuple(field.name for field in dataclasses.fields(kind))
+        names = tuple([field.name for field in dataclasses.fields(described)])
+        if not torch.compiler.is_compiling():
+            _FIELDS[type(described)] = names
     return names
 
 
@@ -37,7 +41,7 @@ class Description:
 
     def parts(self) -> tuple[Any, ...]:
         """The values of the fields, in order."""
-        return tuple([getattr(self, name) for name in _fields(type(self))])
+        return tuple([getattr(self, name) for name in _fields(self)])
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor inside, nested descriptions included, in order."""
@@ -52,7 +56,7 @@ class Description:
     def with_tensors(self: _Self, tensors: Iterator[Any]) -> _Self:
         """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
         new = self
-        for name, part in zip(_fields(type(self)), self.parts(), strict=True):
+        for name, part in zip(_fields(self), self.parts(), strict=True):
             if isinstance(part, (Tensor, _Hole)):
                 changed = next(tensors)
             elif isinstance(part, Description):

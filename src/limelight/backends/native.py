@@ -235,7 +235,7 @@ def backward(
     gradients = _GRADIENTS.pack(
         *(word for tensor, strides in given for word in (tensor.data_ptr(), *strides)),
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
-        *(word for tensor in found for word in _place(tensor)), _pointer(sink),
+        *(word for tensor in found for word in _rows(tensor)), _pointer(sink),
         *(word for tensor in sums for word in _place(tensor)), *(0,) * 5 * (MOST_RULES - len(sums)),
     )  # fmt: skip
     if _library.ll_backward(words, gradients):
@@ -247,6 +247,11 @@ def backward(
             tensor = rule.tensors()[0]
             found.append(None if total is None else _REDUCED[type(rule)](rule, total, call).to(tensor.dtype))
     return tuple(found)
+
+
+def _rows(tensor: Tensor | None) -> tuple[int, ...]:
+    """Address and strides, the last one 1 also where there is one element only."""
+    return (0,) * 5 if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3], 1)
 
 
 def _place(tensor: Tensor | None) -> tuple[int, ...]:
