@@ -328,3 +328,53 @@ def test_saved_and_read_by_transformers(tmp_path, rxnmapper, whisper, their_rxnm
         for (key, ours), (_, other) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
             assert torch.equal(ours, other), key
     assert load(tmp_path / "rxnmapper").read(REACTION).texts[0] == rxnmapper.read(REACTION).texts[0]
+
+
+# --- The models of transformers, on Limelight ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_limelight():
+    """Puts Limelight under a model for one test, and eager attention back."""
+    from limelight.integrations.transformers import enable
+
+    enable()
+    moved = []
+
+    def move(model):
+        moved.append(model)
+        model.set_attn_implementation("limelight")
+
+    yield move
+    for model in moved:
+        model.set_attn_implementation("eager")
+
+
+def test_transformers_llama_generates_on_limelight(smollm2, their_smollm2, on_limelight):
+    tokens = smollm2.read([BANK, "Hi"], side="left")
+    settings = {
+        "attention_mask": real_tokens(tokens).long(),
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
+    eager = their_smollm2.generate(tokens.ids, **settings)
+    on_limelight(their_smollm2)
+    assert torch.equal(their_smollm2.generate(tokens.ids, **settings), eager)
+
+
+def test_transformers_bert_is_watched_on_limelight(minilm, their_minilm, on_limelight):
+    """The same observations as of our own model, under the names of theirs."""
+    tokens = minilm.read(TEXTS)
+    mask = real_tokens(tokens)
+    wanted = limelight.Observe(entropy=True, max_weight=True)
+    on_limelight(their_minilm)
+    with limelight.watching(wanted) as theirs:
+        their_minilm(tokens.ids, attention_mask=mask.long())
+    with limelight.watching(wanted) as ours:
+        minilm(tokens)
+    for layer in range(6):
+        seen, expected = theirs[f"encoder.layer.{layer}.attention.self"], ours[f"layers.{layer}.attention"]
+        for name, values in seen.seen().items():
+            real = values.transpose(1, 2)[mask]
+            torch.testing.assert_close(real, getattr(expected, name).transpose(1, 2)[mask], rtol=1e-4, atol=1e-5)
