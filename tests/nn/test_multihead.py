@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 import limelight
-from limelight.nn import DistanceBias, LinearBias, MultiHead, Places, RMSNorm, Rotary
+from limelight.nn import DecoderBlock, DistanceBias, LinearBias, MultiHead, Places, RMSNorm, Rotary
 
 F64 = torch.float64
 
@@ -137,6 +137,16 @@ def test_gradients_of_everything():
     inputs = [torch.randn(1, 3, 4, dtype=F64), torch.randn(1, 2, 3, dtype=F64)]
     inputs += [p.detach().clone() + 0.1 for p in layer.parameters()]
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
+
+
+def test_what_it_refuses():
+    with pytest.raises(limelight.ArgumentError, match="multiple of `key_heads`"):
+        MultiHead(8, 4, 3, 2)
+    with pytest.raises(limelight.ArgumentError, match="at most the 2 numbers"):
+        MultiHead(8, 4, 2, 2, rotary=Rotary(4))
+    layer = DecoderBlock(MultiHead(8, 4, 2, 2), MultiHead(8, 4, 2, 2), torch.nn.Identity())
+    with pytest.raises(limelight.ArgumentError, match="across"):
+        layer(torch.zeros(1, 3, 8), at(3))
 
 
 # --- Layers of transformers ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..shapes import wrong
 from .dropout import dropout as dropping
 from .places import Places
 
@@ -104,5 +105,12 @@ class DecoderBlock(nn.Module):
 
     def forward(self, states: Tensor, places: Places) -> Tensor:
         """``(B, L, width)`` to the same; ``places.across`` holds the encoder's vectors."""
+        if places.across is None:
+            raise wrong(
+                "places",
+                "must say what a decoder with an encoder looks across at",
+                "`across` is None",
+                "Give Places(across=Places(layout, positions, source=encoded)), or make a Block.",
+            )
         states = self.cross(self.attention(states, places), places.across)
         return self.feed_forward(states)  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import limelight
 
@@ -49,14 +50,16 @@ class TwoStage(nn.Module):
 
     def forward(self, states: Tensor, query: Tensor) -> HeadRouting:
         """``(B, L, width)`` to its `HeadRouting`; the queries are not looked at."""
-        logits = self.routed(states)
+        parts = [part for part in (self.routed, self.shared, self.balance) if part is not None]
+        joined = functional.linear(states, torch.cat([part.weight for part in parts]))  # one thin product for three
+        logits, *others = joined.split([part.out_features for part in parts], dim=-1)
         weights, chosen = shares(logits).topk(self.k, dim=-1)
         weights = self.k * weights / weights.sum(-1, keepdim=True)
-        if self.shared is None or self.balance is None:
+        if not others:
             return HeadRouting(logits[..., :0], Routing(logits, chosen, weights))
-        a, b = (2 * shares(self.balance(states))).chunk(2, dim=-1)
-        shared = self.shared(states)
-        return HeadRouting(a * shared.shape[-1] * shares(shared), Routing(logits, chosen, b * weights))
+        a, b = (2 * shares(others[1])).chunk(2, dim=-1)
+        shared = a * others[0].shape[-1] * shares(others[0])
+        return HeadRouting(shared, Routing(logits, chosen, b * weights))
 
 
 class QueryNorm(nn.Module):

@@ -11,6 +11,7 @@ import limelight
 
 from ..patterns import Pattern
 from ..scores import ScoreRule
+from ..shapes import wrong
 from .places import Places
 from .positions import Rotary
 
@@ -67,6 +68,20 @@ class MultiHead(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        if query_heads % key_heads:
+            raise wrong(
+                "query_heads",
+                "must be a multiple of `key_heads`",
+                f"{query_heads} is not a multiple of {key_heads}",
+                "Each key-value head serves the same number of query heads.",
+            )
+        if rotary is not None and rotary.width > head_width:
+            raise wrong(
+                "rotary",
+                f"must turn at most the {head_width} numbers of a head",
+                f"it turns {rotary.width}",
+                "Give Rotary the width of a head, or less to turn a part of it.",
+            )
         value_width = head_width if value_width is None else value_width
         source_width = width if source_width is None else source_width
         self.head_width, self.value_width = head_width, value_width
