@@ -30,9 +30,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import limelight
-from limelight import ALiBi, Bias, Causal, Explicit, Packed, SoftCap
+from limelight import ALiBi, Bias, Causal, Explicit, Packed, RelativeBias, SoftCap
 from limelight.attention import prepare
-from limelight.backends.contract import Call
+from limelight.backends.contract import Call, operands
 from limelight.backends.triton import flash2, machine
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
@@ -69,12 +69,33 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
     "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
 }
-CASES: dict[str, tuple[str, Callable[[], Any]]] = {
-    f"flash2 forward {name}, {generation}": (generation, lambda call=call: flash2.forward(call()))
-    for generation in TARGETS
-    for name, call in FORWARD.items()
-    if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256")
-}  # fmt: skip
+BACKWARD: dict[str, Callable[[], Call]] = {
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 128, 256)},
+    "causal 64 float32": plain(64, torch.float32, pattern=Causal()),
+    "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
+    "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),
+    "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)), RelativeBias(torch.zeros(16, 32)))),
+    "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
+}
+
+
+def backward(call: Call) -> None:
+    B, Hq, _, Lq, _, _, Dv = call.shapes
+    output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
+    flash2.backward(call, output, torch.zeros(B, Hq, Lq), output, None, (True,) * (3 + len(operands(call))))
+
+
+def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
+    """``{name: (generation, what to run)}``."""
+    found: dict[str, tuple[str, Callable[[], Any]]] = {}
+    for generation in TARGETS:
+        for name, call in FORWARD.items():
+            if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256"):
+                found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
+        for name, call in BACKWARD.items():
+            if generation == "hopper" or name in ("causal 64", "causal 128"):
+                found[f"backward {name}, {generation}"] = generation, lambda call=call: backward(call())
+    return found
 
 
 class NamedGPU:
@@ -145,7 +166,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="keep the table in this file")
     options = parser.parse_args()
     table: dict[str, Any] = {}
-    for name, (generation, run) in CASES.items():
+    for name, (generation, run) in cases().items():
         if options.names and not any(part in name for part in options.names):
             continue
         with recording(generation) as compiled, torch.no_grad():

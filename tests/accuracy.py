@@ -23,6 +23,18 @@ def rounded(dtype: torch.dtype) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def rounded_gradients(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the reference also rounds the gradients of its scores before they meet queries and keys."""
+    backward = reference._ScoresForward.backward
+
+    def rounding(ctx, grad):
+        return backward(ctx, grad.to(dtype).to(grad.dtype))
+
+    with rounded(dtype), mock.patch.object(reference._ScoresForward, "backward", staticmethod(rounding)):
+        yield
+
+
 def check_close(
     ours: Tensor, plain: Tensor, truth: Tensor, what: str, slack: float = 1.0, size: float = 0.0, dtype=torch.float32
 ) -> None:

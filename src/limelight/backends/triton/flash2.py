@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,10 +9,12 @@ from ...lowering import Lowered
 from ...scores import Bias
 from ..contract import Call, Result, unknown_positions
 from . import machine, operands, tuning
-from .form import Form
+from .gradients import backward, reasons_against_backward
 
 NAME = "flash2"
 ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
+
+__all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
 
 MOST_WIDTH = 512
 _TENSORS = (Tensor, torch.nn.Parameter)
@@ -81,14 +81,14 @@ def forward(call: Call) -> Result:
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
     sink = None if call.sink is None else call.sink.detach().contiguous()
     rules = operands.rules(call)
-    form = form_of(call, rules, sight, pack, splits, tile)
+    form = operands.form_of(call, rules, sight, pack, splits, tile)
     grid = (sight.tiles, Hq // pack, sight.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
         kernels.forward[grid](
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
             query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
-            *sight.operands, *scoring(call, rules), *chance(call),
+            *sight.operands, *operands.scoring(call, rules), *operands.chance(call),
             form=form, RESCUE=rescue, num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
         )  # fmt: skip
     if splits > 1:
@@ -98,55 +98,6 @@ def forward(call: Call) -> Result:
             SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
     return _result(call, output, logsumexp)
-
-
-def form_of(
-    call: Call, rules: operands.Rules, sight: operands.Sight, pack: int, splits: int, tile: tuning.Tile
-) -> Form:
-    """What the compiler is told of a call."""
-    return Form(
-        D=call.shapes.D,
-        WIDTH=tuning.width(call.shapes.D),
-        VALUE_D=call.shapes.Dv,
-        VALUE_WIDTH=tuning.width(call.shapes.Dv),
-        KINDS=rules.kinds,
-        NATURAL=_natural(call),
-        ADDITIVE=call.compare is not None,
-        DROPOUT=call.dropout > 0,
-        SINK=call.sink is not None and splits == 1,
-        TABLE=sight.work is not None,
-        INTERVALS=sight.intervals,
-        LISTED=sight.begins is not None,
-        TILE_ROWS=sight.tile_rows,
-        PACK=pack,
-        SPLITS=splits,
-        ROWS=tile.rows,
-        BLOCK=tile.keys,
-    )
-
-
-def _natural(call: Call) -> bool:
-    """Scores are scaled before anything else happens to them; a plain positive scale can wait for the softmax."""
-    return bool(call.scores) or call.compare is not None or call.scale <= 0
-
-
-def scoring(call: Call, rules: operands.Rules) -> tuple[Any, ...]:
-    """Scale, factor of the softmax in base 2, operands of the comparison, of the rules, and their numbers."""
-    compare: tuple[Any, ...] | None = None
-    if call.compare is not None:
-        vector = call.compare.vector.detach().resolve_neg().expand(call.shapes.Hq, call.shapes.D)
-        compare = (vector, vector.stride())
-    factor = operands.LOG2_E * (1.0 if _natural(call) else call.scale)
-    return call.scale, factor, compare, rules.operands, rules.numbers
-
-
-def chance(call: Call) -> tuple[Any, ...]:
-    """Of the dropout: the threshold of a random word, the factor of what is kept, the seed, documents per row."""
-    seed: Any = 0
-    if call.dropout:
-        seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
-    documents = call.layout.documents if call.layout else 1
-    return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents
 
 
 def packed(Lq: int, group: int, lowered: Lowered) -> int:

@@ -15,6 +15,8 @@ from torch import Tensor
 from ...lowering import Lowered
 from ...scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
 from ..contract import Call
+from .form import Form
+from .tuning import Tile, width
 
 BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = range(4)
 LOG2_E = 1.4426950408889634
@@ -81,6 +83,28 @@ def sight(lowered: Lowered, queries: int, device: torch.device) -> Sight:
         work, segments, segment, tiles, rows, spans, begins, ends, interval_strides, states, bits, tile_strides,
         intervals, tile_rows, longest,
     )  # fmt: skip
+
+
+def keys_of(sight: Sight, lowered: Lowered, keys: int, device: torch.device) -> Sight:
+    """The same for tiles of ``keys``, at multiples of ``keys``."""
+    table = lowered.segment_table
+    if sight.work is None:
+        key_begin, key_end = sight.segment[2:4]
+        return sight._replace(tiles=max(0, -(-key_end // keys) - key_begin // keys))
+    work = _listed_keys(lowered.segments, keys, device)
+    return sight._replace(work=work, tiles=len(work), rows=lowered.B if table[0, 0] == -1 else 1)
+
+
+@lru_cache(maxsize=64)
+def _listed_keys(segments: bytes, keys: int, device: torch.device) -> Tensor:
+    """The list of tiles of keys: segment and first key, a multiple of ``keys``."""
+    table = np.frombuffer(segments, np.int64).reshape(-1, 8)
+    begin, end = table[:, 3] // keys, -(-table[:, 4] // keys)
+    counts = np.where(table[:, 3] < table[:, 4], end - begin, 0)
+    number = np.repeat(np.arange(len(table)), counts)
+    within = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
+    work = np.stack([number, (begin[number] + within) * keys], axis=1).astype(np.int32)
+    return torch.from_numpy(np.ascontiguousarray(work)).to(device)
 
 
 @lru_cache(maxsize=256)
@@ -199,3 +223,53 @@ _RULES: dict[type[ScoreRule], Callable[[Any, Call], Packed]] = {
 def unknown_rules(call: Call) -> list[str]:
     """Score rules that no kernel knows, as reasons."""
     return [f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in _RULES]
+
+
+# --- The whole --------------------------------------------------------------------------------------------------------
+
+
+def form_of(call: Call, rules: Rules, sight: Sight, pack: int, splits: int, tile: Tile) -> Form:
+    """What the compiler is told of a call."""
+    return Form(
+        D=call.shapes.D,
+        WIDTH=width(call.shapes.D),
+        VALUE_D=call.shapes.Dv,
+        VALUE_WIDTH=width(call.shapes.Dv),
+        KINDS=rules.kinds,
+        NATURAL=_natural(call),
+        ADDITIVE=call.compare is not None,
+        DROPOUT=call.dropout > 0,
+        SINK=call.sink is not None and splits == 1,
+        TABLE=sight.work is not None,
+        INTERVALS=sight.intervals,
+        LISTED=sight.begins is not None,
+        TILE_ROWS=sight.tile_rows,
+        PACK=pack,
+        SPLITS=splits,
+        ROWS=tile.rows,
+        BLOCK=tile.keys,
+    )
+
+
+def _natural(call: Call) -> bool:
+    """Scores are scaled before anything else happens to them; a plain positive scale can wait for the softmax."""
+    return bool(call.scores) or call.compare is not None or call.scale <= 0
+
+
+def scoring(call: Call, rules: Rules) -> tuple[Any, ...]:
+    """Scale, factor of the softmax in base 2, operands of the comparison, of the rules, and their numbers."""
+    compare: tuple[Any, ...] | None = None
+    if call.compare is not None:
+        vector = call.compare.vector.detach().resolve_neg().expand(call.shapes.Hq, call.shapes.D)
+        compare = (vector, vector.stride())
+    factor = LOG2_E * (1.0 if _natural(call) else call.scale)
+    return call.scale, factor, compare, rules.operands, rules.numbers
+
+
+def chance(call: Call) -> tuple[Any, ...]:
+    """Of the dropout: the threshold of a random word, the factor of what is kept, the seed, documents per row."""
+    seed: Any = 0
+    if call.dropout:
+        seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
+    documents = call.layout.documents if call.layout else 1
+    return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents

@@ -29,23 +29,50 @@ _INTERPRETED = Tile(16, 16, 4, 1)
 _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 128, 8, 3)),
-        (128, Tile(128, 64, 8, 3)),
-        (256, Tile(128, 64, 8, 2)),
-        (512, Tile(64, 32, 8, 1)),
+        (128, Tile(128, 128, 8, 2)),
+        (256, Tile(128, 32, 8, 2)),
+        (512, Tile(32, 32, 8, 1)),
     ),
     ("other", 2): (
-        (64, Tile(128, 64, 4, 3)),
-        (128, Tile(128, 32, 8, 3)),
+        (64, Tile(128, 64, 8, 3)),
+        (128, Tile(128, 64, 8, 2)),
         (256, Tile(64, 32, 8, 2)),
         (512, Tile(32, 32, 8, 1)),
     ),
     ("other", 4): (
-        (64, Tile(64, 32, 8, 2)),
-        (128, Tile(32, 32, 8, 2)),
+        (64, Tile(32, 32, 8, 2)),
+        (128, Tile(32, 32, 8, 1)),
         (256, Tile(32, 16, 8, 1)),
         (512, Tile(16, 16, 8, 1)),
     ),
 }
+
+# The same for the two backward kernels: the owner of queries, the owner of keys.
+_BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
+    ("hopper", 2): (
+        (64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+        (128, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+        (256, Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+    ),
+    ("other", 2): (
+        (64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        (128, Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
+        (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ),
+    ("other", 4): (
+        (64, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (128, Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
+        (256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    ),
+}
+
+
+def backward_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
+    """The tiles of the kernel that owns queries and of the one that owns keys."""
+    if generation == "interpreter":
+        return _INTERPRETED, _INTERPRETED
+    table = _BACKWARD.get((generation, itemsize)) or _BACKWARD[("other", itemsize)]
+    return next((of_queries, of_keys) for most, of_queries, of_keys in table if widest <= most)
 
 
 def forward_tile(generation: str, itemsize: int, widest: int, rows: int) -> Tile:

@@ -32,13 +32,13 @@ def philox(c0, c1, c2, c3, seed):
 
 @triton.jit
 def kept(threshold, seed, row, head, query_position, key_position):
-    """``(rows, keys)``: whether a weight is kept; dropped when its word is below ``threshold``."""
-    group = (key_position >> 2).to(tl.uint32)[None, :]
-    zero = group * 0 + (query_position * 0).to(tl.uint32)[:, None]
+    """Whether each weight of a tile is kept; dropped when its word is below ``threshold``."""
+    group = key_position >> 2
+    nothing = group * 0 + query_position * 0
     w0, w1, w2, w3 = philox(
-        group + zero, query_position.to(tl.uint32)[:, None] + zero, head.to(tl.uint32)[:, None] + zero,
-        row.to(tl.uint32) + zero, seed,
+        (group + nothing).to(tl.uint32), (query_position + nothing).to(tl.uint32), (head + nothing).to(tl.uint32),
+        (row + nothing).to(tl.uint32), seed,
     )  # fmt: skip
-    place = (key_position & 3)[None, :]
+    place = key_position & 3
     word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
     return word.to(tl.int64) >= threshold

@@ -4,11 +4,11 @@ import triton
 import triton.language as tl
 
 from .dropout import kept, seed_of
-from .scores import LOG2_E, PRECISION, load_rows, scores_of
+from .scores import LOG2_E, PRECISION, after_rules, compared, load_rows
 from .visibility import anybody, blocks, chosen, in_tiles, intervals, program
 
 # Arguments that travel together are tuples; `form` is all that the compiler knows (`limelight.backends.triton.form`).
-# rows    = (b, key_head, h, i, query_at, exists)             what the rows of a tile are
+# rows    = (b, key_head, h, i, query_at, exists)             what the rows of a tile are, shaped to broadcast
 # limits  = (key_begin, key_end, query_offset, key_offset)    of the segment
 # keys    = (query, key, key_strides)
 # values  = (value, value_strides)
@@ -56,11 +56,16 @@ def _block(
     key_begin, key_end, query_offset, key_offset = limits
     j = n * form.BLOCK + tl.arange(0, form.BLOCK)
     columns = (j >= key_begin) & (j < key_end)
-    s = scores_of(q, keys, rows, columns, j, key_offset - query_offset, scoring, form, MASKED)
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    b, key_head, h, i, _, _ = rows
+    k = load_rows(keys[1], keys[2], b, key_head, j, columns, D, WIDTH, MASKED)
+    s = compared(q, k, rows, j[None, :], columns[None, :], keys, scoring, form)
+    s, _ = after_rules(s, rows, j[None, :], columns[None, :], key_offset - query_offset, scoring, form, 0)
     if MASKED:
         seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
         if form.TILE_ROWS > 0:
-            seen = seen & in_tiles(tiles, rows, n * form.BLOCK, j, form)
+            seen = seen & in_tiles(tiles, rows, n * form.BLOCK, j[None, :], form)
         s = tl.where(seen, s, -float("inf"))
     factor = scoring[1]
     most = tl.maximum(m, tl.max(s, 1) * factor) if MODE != SPOILED else m
@@ -70,13 +75,12 @@ def _block(
         rescale = tl.exp2(m - base)
         total = total * rescale + tl.sum(p, 1)
         acc = acc * rescale[:, None]
-    b, key_head, h, i, _, _ = rows
     if form.DROPOUT:
         threshold, seed, random_row = chance
-        p = tl.where(kept(threshold, seed, random_row, h, i + query_offset, j + key_offset), p, 0.0)
-    D: tl.constexpr = form.VALUE_D
-    WIDTH: tl.constexpr = form.VALUE_WIDTH
-    v = load_rows(values[0], values[1], b, key_head, j, columns, D, WIDTH, MASKED)
+        p = tl.where(kept(threshold, seed, random_row, h, i + query_offset, j[None, :] + key_offset), p, 0.0)
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    v = load_rows(values[0], values[1], b, key_head, j, columns, VALUE_D, VALUE_WIDTH, MASKED)
     # A score of minus infinity counts as unseen.
     acc = mixed(p, v, s != -float("inf"), acc, MODE)
     return most, total, acc
@@ -95,7 +99,7 @@ def _walk(
     mapped: tl.constexpr = form.TILE_ROWS > 0
     for k in range(form.INTERVALS):
         begin, end = chosen(k, seen_by, form)
-        first, whole_first, whole_last, last = blocks(begin, end, rows[5], form)
+        first, whole_first, whole_last, last = blocks(begin, end, seen_by[8], form)
         if form.SPLITS > 1:
             share = tl.cdiv(last - first, form.SPLITS)
             first = tl.minimum(first + split * share, last)
@@ -162,7 +166,8 @@ def forward(
     d = tl.arange(0, form.WIDTH)
     q = tl.load(query + query_at[:, None] + d[None, :], mask=exists[:, None] & (d[None, :] < form.D), other=0.0)
 
-    rows = (b, tl.program_id(1) * form.PACK // group, h, i, query_at, exists)
+    key_head = tl.program_id(1) * form.PACK // group
+    rows = (b, key_head, h[:, None], i[:, None], query_at[:, None], exists[:, None])
     limits = (key_begin, key_end, query_offset, key_offset)
     keys = (query, key, key_strides)
     values = (value, value_strides)

@@ -22,39 +22,48 @@ def tanh(x):
     return tl.where(size < 0.625, near, tl.where(x < 0.0, -far, far))
 
 
+# Rows and keys come shaped so that they broadcast to the tile, whichever of the two lies along its first axis.
+
+
 @triton.jit
-def additive(rows, columns, j, query, key_base, key_stride, vector, form: tl.constexpr):
+def additive(rows, j, columns, keys, vector, form: tl.constexpr):
     """Bahdanau's comparison: ``sum_d v_d tanh(q_d + k_d)`` for rows by keys."""
-    _, _, h, _, query_at, exists = rows
-    at = j.to(tl.int64) * key_stride
-    total = tl.zeros((h.shape[0], j.shape[0]), tl.float32)
+    total = (rows[3] * 0 + j * 0).to(tl.float32)
     for d in range(form.D):
-        q = tl.load(query + query_at + d, mask=exists, other=0.0).to(tl.float32)
-        k = tl.load(key_base + at + d, mask=columns, other=0.0).to(tl.float32)
-        v = tl.load(vector[0] + h * vector[1][0] + d * vector[1][1]).to(tl.float32)
-        total += v[:, None] * tanh(q[:, None] + k[None, :])
+        t, v = additive_part(rows, j, columns, keys, vector, d)
+        total += v * t
     return total
 
 
 @triton.jit
-def apply_rule(s, rows, columns, j, shift, operand, number, form: tl.constexpr, R: tl.constexpr):
+def additive_part(rows, j, columns, keys, vector, d):
+    """``tanh(q_d + k_d)`` and ``v_d``."""
+    b, key_head, h, _, query_at, exists = rows
+    query, key, strides = keys
+    at = key + b.to(tl.int64) * strides[0] + key_head.to(tl.int64) * strides[1] + j.to(tl.int64) * strides[2] + d
+    q = tl.load(query + query_at + d, mask=exists, other=0.0).to(tl.float32)
+    k = tl.load(at, mask=columns, other=0.0).to(tl.float32)
+    v = tl.load(vector[0] + h * vector[1][0] + d * vector[1][1]).to(tl.float32)
+    return tanh(q + k), v
+
+
+@triton.jit
+def apply_rule(s, rows, j, columns, shift, operand, number, form: tl.constexpr, R: tl.constexpr):
     """The score rule ``R``, on natural scores of rows by keys ``j``; ``distance = j - i + shift``."""
     KIND: tl.constexpr = form.KINDS[R]
     b, _, h, i, _, exists = rows
-    distance = j[None, :] - i[:, None] + shift
-    inside = exists[:, None] & columns[None, :]
     if KIND == SOFTCAP:
         s = number[0] * tanh(s / number[0])
     elif KIND == BIAS:
         row = b.to(tl.int64) * number[0] + h.to(tl.int64) * number[1] + i.to(tl.int64) * number[2]
-        at = operand + row[:, None] + j.to(tl.int64)[None, :] * number[3]
-        s = s + tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        at = operand + row + j.to(tl.int64) * number[3]
+        s = s + tl.load(at, mask=exists & columns, other=0.0).to(tl.float32)
     elif KIND == ALIBI:
         slope = tl.load(operand + b * number[0] + h * number[1]).to(tl.float32)
-        s = s - slope[:, None] * tl.abs(distance).to(tl.float32)
+        s = s - slope * tl.abs(j - i + shift).to(tl.float32)
     else:
-        at = operand + (h * number[0])[:, None] + (distance - number[1])
-        s = s + tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        at = operand + h * number[0] + (j - i + shift - number[1])
+        s = s + tl.load(at, mask=exists & columns, other=0.0).to(tl.float32)
     return s
 
 
@@ -74,22 +83,27 @@ def load_rows(tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.c
 
 
 @triton.jit
-def scores_of(q, keys, rows, columns, j, shift, scoring, form: tl.constexpr, MASKED: tl.constexpr):
-    """Scores of rows by keys before anything is cut away: raw products, or natural ones after the rules."""
-    query, key, strides = keys
-    scale, _, compare, operands, numbers = scoring
-    b, key_head, _, _, _, _ = rows
+def after_rules(s, rows, j, columns, shift, scoring, form: tl.constexpr, AFTER: tl.constexpr):
+    """Scores after the rules, and the derivative of the last by what goes into the rules after number ``AFTER``."""
+    _, _, _, operands, numbers = scoring
+    slope = 1.0
+    COUNT: tl.constexpr = form.COUNT
+    for r in tl.static_range(COUNT):
+        s = apply_rule(s, rows, j, columns, shift, operands[r], numbers[r], form, r)
+        if form.KINDS[r] == SOFTCAP and r > AFTER:
+            bent = s / numbers[r][0]
+            slope = slope * (1.0 - bent * bent)
+    return s, slope
+
+
+@triton.jit
+def compared(q, k, rows, j, columns, keys, scoring, form: tl.constexpr):
+    """Scores of a tile of queries (or keys) ``q`` by keys (or queries) ``k`` before the rules."""
+    scale, _, vector, _, _ = scoring
     if form.ADDITIVE:
-        base = key + b.to(tl.int64) * strides[0] + key_head.to(tl.int64) * strides[1]
-        s = additive(rows, columns, j, query, base, strides[2], compare, form)
+        s = additive(rows, j, columns, keys, vector, form)
     else:
-        D: tl.constexpr = form.D
-        WIDTH: tl.constexpr = form.WIDTH
-        k = load_rows(key, strides, b, key_head, j, columns, D, WIDTH, MASKED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if form.NATURAL:
             s = s * scale
-    COUNT: tl.constexpr = form.COUNT
-    for r in tl.static_range(COUNT):
-        s = apply_rule(s, rows, columns, j, shift, operands[r], numbers[r], form, r)
     return s

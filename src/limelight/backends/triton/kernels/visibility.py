@@ -94,7 +94,8 @@ def _sorted(begin_a, end_a, begin_b, end_b):
 def intervals(
     spans, begins, ends, strides, b, i, position, exists, key_begin, key_end, key_offset, form: tl.constexpr
 ):  # fmt: skip
-    """Four disjoint intervals of keys for each row, ascending, of which ``form.INTERVALS`` may hold something."""
+    """Four disjoint intervals of keys for each row, ascending, of which ``form.INTERVALS`` may hold something;
+    and which rows exist."""
     if form.LISTED:
         a0, e0 = _listed(begins, ends, strides, 0, b, i, exists, key_begin, key_end)
     else:
@@ -133,7 +134,7 @@ def intervals(
             a1, e1 = _or_nowhere(a1, e1)
             a2, e2 = _or_nowhere(a2, e2)
             a3, e3 = _or_nowhere(a3, e3)
-    return a0, e0, a1, e1, a2, e2, a3, e3
+    return a0, e0, a1, e1, a2, e2, a3, e3, exists
 
 
 @triton.jit
@@ -144,7 +145,7 @@ def _or_nowhere(begin, end):
 @triton.jit
 def chosen(k, seen_by, form: tl.constexpr):
     """Interval ``k`` of each row."""
-    a0, e0, a1, e1, a2, e2, a3, e3 = seen_by
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
     if form.INTERVALS == 1:
         return a0, e0
     begin = tl.where(k == 0, a0, tl.where(k == 1, a1, tl.where(k == 2, a2, a3)))
@@ -184,16 +185,16 @@ def _states(tiles, rows, key, form: tl.constexpr):
 @triton.jit
 def anybody(tiles, rows, key, form: tl.constexpr):
     """Whether some row may see something in the column of the map that holds ``key``."""
-    return tl.max((_states(tiles, rows, key, form) != -1).to(tl.int32), 0) > 0
+    return tl.max((_states(tiles, rows, key, form) != -1).to(tl.int32)) > 0
 
 
 @triton.jit
 def in_tiles(tiles, rows, key, j, form: tl.constexpr):
-    """``(rows, keys)``: whether each row sees the keys ``j``, all of them in the column that holds ``key``."""
+    """Whether each row sees the keys ``j``, all of them in the column that holds ``key``."""
     _, bits, _ = tiles
     _, _, _, i, _, _ = rows
     state = _states(tiles, rows, key, form)
     within = i % SIDE if form.TILE_ROWS > 1 else i * 0
     word = tl.load(bits + state.to(tl.int64) * form.TILE_ROWS + within, mask=state >= 0, other=0)
     word = tl.where(state == -2, -1, word)
-    return ((word[:, None] >> (j % SIDE)[None, :].to(tl.int64)) & 1) != 0
+    return ((word >> (j % SIDE).to(tl.int64)) & 1) != 0

@@ -1,0 +1,449 @@
+"""On a machine with a GPU: check the GPU backends against the definition, then measure them.
+
+    python benchmarks/gpu.py                     # everything, about half an hour
+    python benchmarks/gpu.py --part correctness  # or determinism, or speed
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the script itself, without a GPU: no speeds
+
+- correctness: fresh random calls (a new seed every run, printed) in float64 against ``reference``, by the rule of the
+  tests: at most 1.5 times the error of the plain computation that rounds where kernels round. Memory that the caching
+  allocator hands out is filled with NaN first, so a number that nobody wrote shows.
+- determinism: the same call twice, forward and backward, bit for bit, while other kernels keep the GPU busy.
+- speed: forward and backward in TFLOP/s (``4 pairs D`` forward, 2.5 times that backward), as a fraction of the chip's
+  own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
+  FlashAttention 2 and to FlexAttention, all in the same run. Decode is in GB/s of the measured memory bandwidth.
+
+Everything lands in ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+import limelight
+from limelight import (
+    Additive,
+    ALiBi,
+    Bias,
+    Causal,
+    Explicit,
+    KeyMask,
+    Keys,
+    Observe,
+    Packed,
+    Padded,
+    RelativeBias,
+    SoftCap,
+    Window,
+)
+from limelight.attention import prepare
+from limelight.backends import BACKENDS, reference
+from limelight.backends.triton import machine
+
+HERE = Path(__file__).parent
+GPU_BACKENDS = [b.NAME for b in BACKENDS if b.NAME.startswith("flash")]
+
+
+def main() -> int:
+    options = read_options()
+    device = torch.device("cpu" if machine.interpreted() else "cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("PyTorch sees no GPU. TRITON_INTERPRET=1 and --tiny run the script's own logic.", file=sys.stderr)
+        return 1
+    result: dict[str, Any] = {"about": about(device)}
+    print("  ".join(f"{k}: {v}" for k, v in result["about"].items()), flush=True)
+    failures: list[str] = []
+    if options.part in ("all", "correctness"):
+        result["correctness"] = correctness(device, options.tiny, failures)
+    if options.part in ("all", "determinism"):
+        result["determinism"] = determinism(device, options.tiny, failures)
+    if options.part in ("all", "speed") and device.type == "cuda":
+        result["speed"] = speed(device, options.seconds)
+        result["decode"] = decode(device, options.seconds)
+        result["observations"] = observations(device, options.seconds)
+        result["graph"] = graph(device)
+    result["failures"] = failures
+    if not options.tiny:
+        target = HERE / "results" / f"{options.name or result['about']['chip'].lower().replace(' ', '-')}.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"written to {target}")
+    print("\n".join(failures) or "no failures")
+    return 1 if failures else 0
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--part", choices=("all", "correctness", "determinism", "speed"), default="all")
+    parser.add_argument("--name", default="", help="of the result file; by default the chip's")
+    parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measurement, roughly")
+    parser.add_argument("--tiny", action="store_true", help="a few small calls and no result file")
+    return parser.parse_args()
+
+
+def about(device: torch.device) -> dict[str, str]:
+    import triton
+
+    on_gpu = device.type == "cuda"
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "chip": torch.cuda.get_device_name() if on_gpu else "interpreter",
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()) if on_gpu else "none",
+        "triton": triton.__version__,
+        "limelight": limelight.__version__,
+    }
+
+
+# --- Correctness ------------------------------------------------------------------------------------------------------
+
+
+def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every form of the operator, for some sizes; tensors are float32 where they have gradients."""
+    normal = functools.partial(torch.randn, device=device)
+    flags = lambda *shape: torch.rand(*shape, device=device) < 0.4  # noqa: E731
+    half_q, half_k = Lq // 2, Lk // 2
+    yield "full", {}
+    yield "causal", {"pattern": Causal()}
+    yield "window", {"pattern": Causal() & Window(Lk // 3, 0)}
+    yield "window and first keys", {"pattern": Causal() & (Window(Lk // 5, 0) | Keys(first=3))}
+    yield "bits", {"pattern": Explicit(flags(B, Hq, Lq, Lk)) & Causal()}
+    yield "holes", {"layout": KeyMask(flags(B, Lk))}
+    yield "packed", {"layout": Packed((half_q, Lq - half_q), (Lk - half_k, half_k)), "pattern": Causal()}
+    yield "padded", {"layout": Padded(torch.randint(0, Lq + 1, (B,)), torch.randint(0, Lk + 1, (B,)))}
+    yield "dropout", {"pattern": Causal(), "dropout": 0.2, "seed": 7}
+    yield "sink", {"pattern": Causal(), "sink": normal(Hq)}
+    yield "slopes", {"pattern": Causal(), "scores": (ALiBi.standard(Hq, device),)}
+    yield "soft cap", {"pattern": Causal(), "scores": (SoftCap(5.0),)}
+    yield "bias", {"scores": (Bias(normal(Hq, Lq, Lk)),)}
+    yield "bias of keys", {"scores": (Bias(normal(Lk)), SoftCap(5.0))}
+    yield "table", {"scores": (RelativeBias(normal(Hq, 32)),)}
+    if D <= 32 and Lq * Lk <= 2**16:
+        yield "additive", {"compare": Additive(normal(Hq, D))}
+
+
+SIZES = (  # B, Hq, Hkv, Lq, Lk, D, Dv
+    (1, 1, 1, 1, 1, 16, 16),
+    (2, 4, 2, 113, 203, 64, 64),
+    (1, 8, 1, 3, 799, 128, 128),
+    (2, 6, 2, 257, 129, 80, 48),
+    (1, 4, 4, 1023, 1024, 32, 32),
+    (1, 2, 2, 300, 300, 256, 256),
+    (1, 2, 1, 70, 90, 512, 100),
+)
+TINY = ((1, 2, 1, 5, 19, 8, 12),)
+
+
+def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
+    seed = int(time.time())
+    print(f"correctness, seed {seed}")
+    torch.manual_seed(seed)
+    dtypes = (torch.float32, torch.float16) if device.type == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
+    rows = []
+    for B, Hq, Hkv, Lq, Lk, D, Dv in TINY if tiny else SIZES:
+        for name, settings in forms(device, B, Hq, Lq, Lk, D):
+            for dtype in dtypes[:1] if tiny else dtypes:
+                tensors = [
+                    torch.randn(B, h, n, w, device=device).to(dtype)
+                    for h, n, w in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
+                ]
+                grad = torch.randn(B, Hq, Lq, Dv, device=device).to(dtype)
+                truth = run("reference", [t.double() for t in tensors], grad.double(), settings)
+                plain = run("plain", tensors, grad, settings)
+                for backend in GPU_BACKENDS:
+                    what = f"{backend} {name} {str(dtype)[6:]} {(B, Hq, Hkv, Lq, Lk, D, Dv)}"
+                    call = prepare(*tensors, **settings)
+                    found = next(b for b in BACKENDS if backend == b.NAME)
+                    if reasons := found.reasons_against(call):
+                        rows.append({"call": what, "not served": "; ".join(reasons)})
+                        continue
+                    poison(device)
+                    ours = run(backend, tensors, grad, settings)
+                    worst = max(excess(x, y, z, dtype) for x, y, z in zip(ours, plain, truth, strict=True))
+                    rows.append({"call": what, "error over allowed": worst})
+                    if not worst <= 1.0:
+                        failures.append(f"{what}: {worst:.2f} times the allowed error")
+    served = [row for row in rows if "error over allowed" in row]
+    print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)
+    return rows
+
+
+def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Tensor]:
+    """Output, logsumexp, and gradients of query, key and value."""
+    leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    with rounded(tensors[0].dtype) if backend == "plain" else nullcontext():
+        output, seen = limelight.attention(
+            *leaves, backend="reference" if backend == "plain" else backend, observe=Observe(logsumexp=True), **settings
+        )
+        output.backward(grad)
+    return [output.detach(), seen.logsumexp.detach(), *[leaf.grad for leaf in leaves]]
+
+
+def rounded(dtype: torch.dtype) -> Any:
+    """Inside, the reference rounds its weights to ``dtype`` before they meet the values, as kernels do."""
+    mix = reference._mix
+    return mock.patch.object(reference, "_mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep))
+
+
+def excess(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
+    """The error as a multiple of what is allowed: 1.5 times the plain one's and a rounding step of the largest."""
+    finite = truth.isfinite()
+    if not torch.equal(ours.isfinite(), finite):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    truth, ours, plain = truth[finite], ours[finite].double(), plain[finite].double()
+    step = (torch.finfo(dtype).eps + 16 * torch.finfo(torch.float32).eps) * max(1.0, truth.abs().max().item())
+    allowed = [1.5 * norm(plain - truth) + step for norm in NORMS]
+    return max((norm(ours - truth) / limit).item() for norm, limit in zip(NORMS, allowed, strict=True))
+
+
+NORMS: tuple[Callable[[Tensor], Tensor], ...] = (lambda x: x.abs().max(), lambda x: x.square().mean().sqrt())
+
+
+def poison(device: torch.device) -> None:
+    """Fill what the allocator will hand out next with NaN."""
+    if device.type == "cuda":
+        for size in (2**12, 2**16, 2**20, 2**24):
+            for _ in range(8):
+                torch.full((size,), float("nan"), device=device)
+
+
+# --- Determinism ------------------------------------------------------------------------------------------------------
+
+
+def determinism(device: torch.device, tiny: bool, failures: list[str]) -> dict[str, int]:
+    torch.manual_seed(0)
+    size = (1, 2, 1, 18, 20, 8) if tiny else (2, 8, 2, 1000, 1100, 64)
+    B, Hq, Hkv, Lq, Lk, D = size
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    tensors = [torch.randn(B, h, n, D, device=device, dtype=dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
+    grad = torch.randn(B, Hq, Lq, D, device=device, dtype=dtype)
+    compared = 0
+    for name, settings in forms(device, B, Hq, Lq, Lk, D):
+        if tiny and name not in ("causal", "bias of keys"):
+            continue
+        for backend in GPU_BACKENDS:
+            if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*tensors, **settings)):
+                continue
+            first = run(backend, tensors, grad, settings)
+            for _ in range(1 if tiny else 20):
+                if device.type == "cuda":
+                    noise = torch.randn(512, 512, device=device)
+                    with torch.cuda.stream(torch.cuda.Stream()):
+                        noise @ noise
+                again = run(backend, tensors, grad, settings)
+                compared += 1
+                if not all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in zip(first, again, strict=True)):
+                    failures.append(f"{backend} {name}: other bits when repeated")
+                    break
+    print(f"determinism: {compared} repetitions compared", flush=True)
+    return {"repetitions": compared}
+
+
+# --- Speed ------------------------------------------------------------------------------------------------------------
+
+
+def speed(device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    print(f"{'case':34} {'TFLOP/s':>8} {'of peak':>8}   ratio to others")
+    for dtype in (torch.bfloat16, torch.float16):
+        for D in (64, 128, 256):
+            for length in (1024, 2048, 4096, 8192, 16384, 32768):
+                for form in ("full", "causal", "window", "packed", "grouped"):
+                    rows += measured(device, dtype, D, length, form, seconds)
+    return rows
+
+
+def measured(
+    device: torch.device, dtype: torch.dtype, D: int, length: int, form: str, seconds: float
+) -> list[dict[str, Any]]:
+    heads, batch = 2048 // D, max(1, 16384 // length)
+    key_heads = heads // 8 if form == "grouped" else heads
+    make = lambda h: torch.randn(batch, h, length, D, device=device, dtype=dtype, requires_grad=True)  # noqa: E731
+    q, k, v = make(heads), make(key_heads), make(key_heads)
+    grad = torch.randn_like(q)
+    settings: dict[str, Any] = {
+        "full": {},
+        "causal": {"pattern": Causal()},
+        "window": {"pattern": Causal() & Window(1023, 0)},
+        "packed": {"pattern": Causal(), "layout": Packed((length // 4,) * 4)},
+        "grouped": {"pattern": Causal()},
+    }[form]
+    flop = 4.0 * limelight.explain(q, k, v, **settings).pairs * D
+    ways: dict[str, Callable[[], Tensor]] = {}
+    for backend in GPU_BACKENDS:
+        if not next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(q, k, v, **settings)):
+            ways[backend] = functools.partial(limelight.attention, q, k, v, backend=backend, **settings)
+    ways |= peers(q, k, v, form)
+    rows = []
+    for direction in ("forward", "backward"):
+        before, times = product_peak(device), {}
+        for name, way in ways.items():
+            try:
+                times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
+            except RuntimeError as error:  # a peer that cannot serve the case
+                print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        after = product_peak(device)
+        work = flop * (2.5 if direction == "backward" else 1.0)
+        row = {
+            "form": form, "direction": direction, "D": D, "length": length, "batch": batch, "heads": heads,
+            "dtype": str(dtype)[6:], "ms": times, "tflops": {n: work / t * 1e-9 for n, t in times.items()},
+            "peak_before": before, "peak_after": after,
+        }  # fmt: skip
+        rows.append(row)
+        best = row["tflops"].get("flash2", 0.0)
+        others = "  ".join(f"{n} {best / s:.2f}" for n, s in row["tflops"].items() if n != "flash2")
+        title = f"{direction} {form} {D} {length} {str(dtype)[6:]}"
+        print(f"{title:34} {best:8.1f} {best / max(before, after):8.1%}   {others}", flush=True)
+    return rows
+
+
+def peers(q: Tensor, k: Tensor, v: Tensor, form: str) -> dict[str, Callable[[], Tensor]]:
+    """PyTorch's ways to compute the same."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    length = q.shape[2]
+
+    def by(backend: SDPBackend) -> Tensor:
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, is_causal=form != "full", enable_gqa=form == "grouped")
+
+    found: dict[str, Callable[[], Tensor]] = {}
+    if form in ("full", "causal", "grouped"):
+        found["cudnn"] = functools.partial(by, SDPBackend.CUDNN_ATTENTION)
+        found["torch flash"] = functools.partial(by, SDPBackend.FLASH_ATTENTION)
+    rules = {
+        "causal": lambda b, h, i, j: i >= j,
+        "grouped": lambda b, h, i, j: i >= j,
+        "window": lambda b, h, i, j: (i >= j) & (i - j < 1024),
+        "packed": lambda b, h, i, j: (i >= j) & (i // (length // 4) == j // (length // 4)),
+    }
+    mask = create_block_mask(rules[form], None, None, length, length, device=str(q.device)) if form in rules else None
+    flex = torch.compile(flex_attention)
+    found["flex"] = lambda: flex(q, k, v, block_mask=mask, enable_gqa=form == "grouped")
+    return found
+
+
+def milliseconds(way: Callable[[], Tensor], grad: Tensor | None, seconds: float) -> float:
+    """Median time of a call on the GPU, caches flushed between calls."""
+    if grad is None:
+        with torch.no_grad():
+            return _median(way, seconds)
+    output = way()
+    leaves = [t for t in _leaves(output) if t is not None]
+
+    def backward() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        output.backward(grad, retain_graph=True)
+
+    return _median(backward, seconds)
+
+
+def _leaves(output: Tensor) -> list[Any]:
+    """The tensors that a backward pass accumulates into."""
+    found, open_ = [], [output.grad_fn]
+    while open_:
+        node = open_.pop()
+        if node is None:
+            continue
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_ += [after for after, _ in node.next_functions]
+    return found
+
+
+def _median(call: Callable[[], Any], seconds: float) -> float:
+    flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
+    for _ in range(3):
+        call()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < 200):
+        flush.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def product_peak(device: torch.device) -> float:
+    """TFLOP/s of a bfloat16 product of 8192 x 8192, the chip's own measure."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    return 2 * 8192**3 / _median(lambda: a @ a, 0.1) * 1e-9
+
+
+def decode(device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    """One query of 32 heads against 8 key-value heads: bytes of the cache read in a second, against a plain copy."""
+    source = torch.empty(2**30, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * 2**30 / _median(lambda: target.copy_(source), seconds) * 1e-6
+    rows = []
+    for length in (1024, 4096, 16384, 65536):
+        for batch in (1, 16):
+            q = torch.randn(batch, 32, 1, 128, device=device, dtype=torch.bfloat16)
+            k, v = torch.randn(2, batch, 8, length, 128, device=device, dtype=torch.bfloat16).unbind()
+            way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
+            ms = milliseconds(way, None, seconds)
+            speed = (k.nbytes + v.nbytes) / ms * 1e-6
+            rows.append({"length": length, "batch": batch, "ms": ms, "GB/s": speed, "of bandwidth": speed / bandwidth})
+            print(f"decode {batch} x {length}: {speed:.0f} GB/s, {speed / bandwidth:.1%} of a copy", flush=True)
+    return rows
+
+
+def observations(device: torch.device, seconds: float) -> list[dict[str, Any]]:
+    """What it costs to see: the time of a call with observations against one without."""
+    rows = []
+    everything = Observe(entropy=True, max_weight=True, top=8, received=True, blocks=(64, 64))
+    for length in (2048, 8192):
+        q, k, v = torch.randn(3, 1, 16, length, 128, device=device, dtype=torch.bfloat16).unbind()
+        call = prepare(q, k, v, pattern=Causal(), observe=everything)
+        serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
+        if not serving:
+            rows.append({"length": length, "served by": "none of the GPU backends"})
+            continue
+        way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
+        plain, seen = (milliseconds(functools.partial(way, observe=o), None, seconds) for o in (None, everything))
+        rows.append({"length": length, "served by": serving[0], "plain ms": plain, "ms": seen, "times": seen / plain})
+        print(f"observations at {length}: {seen / plain:.2f} times the plain forward pass", flush=True)
+    return rows
+
+
+def graph(device: torch.device) -> dict[str, bool]:
+    """Whether a call is captured by a CUDA graph and replayed on new numbers."""
+    q, k, v = torch.randn(3, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
+    call = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
+    call()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        output = call()
+    q.normal_()
+    captured.replay()
+    torch.cuda.synchronize()
+    same = torch.equal(output, call())
+    print(f"CUDA graph: {'replays' if same else 'replays wrong numbers'}")
+    return {"replays": same}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

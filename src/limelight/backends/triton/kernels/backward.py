@@ -1,0 +1,509 @@
+"""The backward pass: one kernel owns tiles of queries, one owns tiles of keys. No atomics, so always the same bits.
+
+With ``p`` the weights and ``dp_ij = grad_i . v_j``: ``ds = p (dp - delta)``, where ``delta_i = grad_i . out_i`` less
+the gradient of the logsumexp; ``dq_i = scale sum_j ds_ij k_j``, ``dk_j = scale sum_i ds_ij q_i``,
+``dv_j = sum_i p_ij grad_i``.
+"""
+
+import triton
+import triton.language as tl
+
+from .dropout import kept, seed_of
+from .forward import CLEAN, FAST, SPOILED, mixed, spoil
+from .scores import LOG2_E, PRECISION, additive_part, after_rules, compared, load_rows
+from .visibility import blocks, chosen, in_tiles, intervals, program, segment_of
+
+
+@triton.jit
+def weights_and_gradients(
+    s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form: tl.constexpr, AFTER: tl.constexpr
+):
+    """From scores before the rules: weights as they meet the values, gradients after rule ``AFTER``, and who is seen.
+
+    What is not seen is selected away, whatever ``lse``, ``dp`` and ``delta`` hold.
+    """
+    _, _, query_offset, key_offset = limits
+    threshold, keep_scale, seed, random_row = chance
+    s, slope = after_rules(s, rows, j, columns, key_offset - query_offset, scoring, form, AFTER)
+    seen = seen & (s != -float("inf"))
+    base = tl.where(lse == -float("inf"), 0.0, lse * LOG2_E)
+    p = tl.where(seen, tl.exp2(tl.fma(s, scoring[1], -base)), 0.0)
+    used = p
+    if form.DROPOUT:
+        keep = kept(threshold, seed, random_row, rows[2], rows[3] + query_offset, j + key_offset)
+        used = tl.where(keep, p * keep_scale, 0.0)
+        dp = tl.where(keep, dp * keep_scale, 0.0)
+    ds = tl.where(seen, p * (dp - delta) * slope, 0.0)
+    return used, ds, seen
+
+
+@triton.jit
+def signed(ds, x, seen, acc, MODE: tl.constexpr):
+    """``acc + ds x`` in the modes of `mixed`. A seen row of ``x`` that is not finite gives NaN: its scores are NaN."""
+    if MODE == FAST:
+        return tl.dot(ds.to(x.dtype), x, acc, input_precision=PRECISION)
+    finite = tl.abs(x.to(tl.float32)) < float("inf")
+    if MODE == CLEAN:
+        return tl.dot(ds.to(x.dtype), tl.where(finite, x, 0.0).to(x.dtype), acc, input_precision=PRECISION)
+    return tl.dot(seen.to(x.dtype), tl.where(finite, 0.0, 256.0).to(x.dtype), acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _sees(seen_by, j, form: tl.constexpr):
+    """Whether the keys ``j`` (shaped as a column) lie in an interval of each row (as a row)."""
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    seen = (j >= a0[None, :]) & (j < e0[None, :])
+    if form.INTERVALS > 1:
+        seen = seen | ((j >= a1[None, :]) & (j < e1[None, :]))
+    if form.INTERVALS > 2:
+        seen = seen | ((j >= a2[None, :]) & (j < e2[None, :]))
+        seen = seen | ((j >= a3[None, :]) & (j < e3[None, :]))
+    return seen
+
+
+@triton.jit
+def _touches(seen_by, low, high, form: tl.constexpr):
+    """Which rows see some of the keys from ``low`` to ``high``."""
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    found = (a0 < high) & (e0 > low) & (a0 < e0)
+    if form.INTERVALS > 1:
+        found = found | ((a1 < high) & (e1 > low) & (a1 < e1))
+    if form.INTERVALS > 2:
+        found = found | ((a2 < high) & (e2 > low) & (a2 < e2))
+        found = found | ((a3 < high) & (e3 > low) & (a3 < e3))
+    return found
+
+
+# --- A tile of queries ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _query_walk(
+    q, grad, lse, delta, seen_by, rows, limits, keys, values, scoring, tiles, chance,
+    form: tl.constexpr, MODE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of queries, and, by row, of the slopes of rule ``SLOPES`` and of the comparison's vector."""
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    b, key_head, _, i, _, _ = rows
+    key_begin, key_end, query_offset, key_offset = limits
+    acc = tl.full((form.ROWS, form.WIDTH), 0.0, tl.float32)
+    of_slopes = tl.full((form.ROWS,), 0.0, tl.float32)
+    of_vector = tl.full((form.ROWS, form.WIDTH if VECTOR else 1), 0.0, tl.float32)
+    column = tl.arange(0, form.WIDTH)[None, :]
+    for interval in range(form.INTERVALS):
+        begin, end = chosen(interval, seen_by, form)
+        first, _whole_first, _whole_last, last = blocks(begin, end, seen_by[8], form)
+        for at in range(last - first):
+            n = first + at
+            j1 = n * form.BLOCK + tl.arange(0, form.BLOCK)
+            some = (j1 >= key_begin) & (j1 < key_end)
+            j = j1[None, :]
+            columns = some[None, :]
+            seen = (j >= begin[:, None]) & (j < end[:, None])
+            if form.TILE_ROWS > 0:
+                seen = seen & in_tiles(tiles, rows, n * form.BLOCK, j, form)
+            k = load_rows(keys[1], keys[2], b, key_head, j1, some, D, WIDTH, True)
+            v = load_rows(values[0], values[1], b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
+            s = compared(q, k, rows, j, columns, keys, scoring, form)
+            dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            _used, ds, seen = weights_and_gradients(
+                s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, -1
+            )
+            if form.ADDITIVE:
+                for d in range(form.D):
+                    t, v_d = additive_part(rows, j, columns, keys, scoring[2], d)
+                    acc += tl.where(column == d, tl.sum(tl.where(seen, ds * v_d * (1.0 - t * t), 0.0), 1)[:, None], 0.0)
+                    if VECTOR:
+                        of_vector += tl.where(column == d, tl.sum(tl.where(seen, ds * t, 0.0), 1)[:, None], 0.0)
+            else:
+                acc = signed(ds, k, seen, acc, MODE)
+            if SLOPES >= 0:
+                _used, ds, seen = weights_and_gradients(
+                    s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, SLOPES
+                )
+                distance = tl.abs(j - i + key_offset - query_offset).to(tl.float32)
+                of_slopes -= tl.sum(ds * distance, 1)
+    return acc, of_slopes, of_vector
+
+
+@triton.jit(do_not_specialize=["segment", "batch", "heads", "queries", "documents", "threshold", "seed"])
+def query_gradient(
+    query, key, value, grad_output, logsumexp, delta, grad_query, slopes, vectors, flags,
+    query_strides, key_strides, value_strides, grad_strides, grad_query_strides,
+    batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides, states, bits,
+    tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
+    form: tl.constexpr, RESCUE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of queries (grid: tiles, head packs, batch rows); see `forward` for ``flags``."""
+    number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    if RESCUE and tl.load(flags + number) == 0:
+        return
+    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
+        work, segments, segment, form
+    )
+    b = tl.where(row < 0, tl.program_id(2), row)
+    r = tl.arange(0, form.ROWS)
+    i = first + r // form.PACK
+    h = tl.program_id(1) * form.PACK + r % form.PACK
+    exists = (i < query_end) & (r < form.ROWS // form.PACK * form.PACK)
+    seen_by = intervals(
+        spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, form
+    )
+    query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1] + i.to(tl.int64) * query_strides[2]
+    grad_at = b.to(tl.int64) * grad_strides[0] + h.to(tl.int64) * grad_strides[1] + i.to(tl.int64) * grad_strides[2]
+    d = tl.arange(0, form.WIDTH)[None, :]
+    e = tl.arange(0, form.VALUE_WIDTH)[None, :]
+    q = tl.load(query + query_at[:, None] + d, mask=exists[:, None] & (d < form.D), other=0.0)
+    grad = tl.load(grad_output + grad_at[:, None] + e, mask=exists[:, None] & (e < form.VALUE_D), other=0.0)
+    at = (b.to(tl.int64) * heads + h) * queries + i
+    lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
+    less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
+
+    rows = (b, tl.program_id(1) * form.PACK // group, h[:, None], i[:, None], query_at[:, None], exists[:, None])
+    limits = (key_begin, key_end, query_offset, key_offset)
+    keys = (query, key, key_strides)
+    values = (value, value_strides)
+    scoring = (scale, factor, compare, operands, numbers)
+    tiles = (states, bits, tile_strides)
+    chance = (threshold, keep_scale, seed_of(seed), b * documents + document)
+    if RESCUE:
+        acc, of_slopes, of_vector = _query_walk(
+            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, CLEAN, SLOPES, VECTOR
+        )
+        code, _, _ = _query_walk(
+            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, SPOILED, -1, False
+        )
+        acc = tl.where(code > 0.0, float("nan"), acc)
+    else:
+        acc, of_slopes, of_vector = _query_walk(
+            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, FAST, SLOPES, VECTOR
+        )
+        finite = tl.min((tl.abs(acc) < float("inf")).to(tl.int32), 1)
+        tl.store(flags + number, 1 - tl.min(tl.where(exists, finite, 1), 0))
+    if not form.ADDITIVE:
+        acc = acc * scale
+    place = b.to(tl.int64) * grad_query_strides[0] + h.to(tl.int64) * grad_query_strides[1]
+    place = (place + i.to(tl.int64) * grad_query_strides[2])[:, None] + d
+    tl.store(grad_query + place, acc.to(grad_query.dtype.element_ty), mask=exists[:, None] & (d < form.D))
+    if SLOPES >= 0:
+        tl.store(slopes + at, of_slopes, mask=exists)
+    if VECTOR:
+        tl.store(vectors + at[:, None] * form.D + d, of_vector, mask=exists[:, None] & (d < form.D))
+
+
+# --- A tile of keys ---------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _key_walk(
+    k, v, j1, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+    keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance,
+    form: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys and values: over the heads of its group, and the ``count`` tiles of queries."""
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    key_begin, key_end, query_offset, key_offset = limits
+    spans, begins, ends, interval_strides = sight
+    of_key = tl.full((form.BLOCK, form.WIDTH), 0.0, tl.float32)
+    of_value = tl.full((form.BLOCK, form.VALUE_WIDTH), 0.0, tl.float32)
+    column = tl.arange(0, form.WIDTH)[None, :]
+    j = j1[:, None]
+    columns = some[:, None]
+    for step in range(group * count):
+        h = key_head * group + step // count
+        i = low + step % count * form.ROWS + tl.arange(0, form.ROWS)
+        exists = i <= high
+        seen_by = intervals(
+            spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, form
+        )
+        seen = _sees(seen_by, j, form) & columns
+        query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1]
+        query_at = query_at + i.to(tl.int64) * query_strides[2]
+        rows = (b, key_head, (h + i * 0)[None, :], i[None, :], query_at[None, :], exists[None, :])
+        if form.TILE_ROWS > 0:
+            seen = seen & in_tiles(tiles, rows, tl.min(j1, 0), j, form)
+        at = (b.to(tl.int64) * heads + h) * queries + i
+        lse = tl.load(logsumexp + at, mask=exists, other=0.0)[None, :]
+        less = tl.load(delta + at, mask=exists, other=0.0)[None, :]
+        q = load_rows(keys[0], query_strides, b, h, i, exists, D, WIDTH, True)
+        grad = load_rows(grad_output, grad_strides, b, h, i, exists, VALUE_D, VALUE_WIDTH, True)
+        s = compared(k, q, rows, j, columns, keys, scoring, form)
+        dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        used, ds, seen = weights_and_gradients(
+            s, dp, seen, lse, less, rows, j, columns, limits, scoring, chance, form, -1
+        )
+        of_value = mixed(used, grad, seen, of_value, MODE)
+        if form.ADDITIVE:
+            for d in range(form.D):
+                t, v_d = additive_part(rows, j, columns, keys, scoring[2], d)
+                part = tl.sum(tl.where(seen, ds * v_d * (1.0 - t * t), 0.0), 1)[:, None]
+                of_key += tl.where(column == d, part, 0.0)
+        else:
+            of_key = signed(ds, q, seen, of_key, MODE)
+    return of_key, of_value
+
+
+@triton.jit(do_not_specialize=["segment", "batch", "heads", "queries", "documents", "threshold", "seed"])
+def key_gradient(
+    query, key, value, grad_output, logsumexp, delta, grad_key, grad_value, flags,
+    query_strides, key_strides, value_strides, grad_strides, grad_key_strides, grad_value_strides,
+    batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides, states, bits,
+    tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
+    form: tl.constexpr, RESCUE: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one tile of keys and values (grid: tiles of keys, key-value heads, batch rows)."""
+    number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
+    if RESCUE and tl.load(flags + number) == 0:
+        return
+    tile = tl.program_id(0)
+    if form.TABLE:
+        document = tl.load(work + tile * 2)
+        first = tl.load(work + tile * 2 + 1)
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
+        document = tl.where(row < 0, document, 0)
+    else:
+        document = 0
+        row = -1
+        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
+        first = (key_begin // form.BLOCK + tile) * form.BLOCK
+    b = tl.where(row < 0, tl.program_id(2), row)
+    key_head = tl.program_id(1)
+    j = first + tl.arange(0, form.BLOCK)
+    some = (j >= key_begin) & (j < key_end)
+
+    # The queries that see something of the tile lie between `low` and `high`.
+    low = query_end
+    high = query_begin - 1
+    for part in range(tl.cdiv(query_end - query_begin, 4 * form.ROWS)):
+        i = query_begin + part * (4 * form.ROWS) + tl.arange(0, 4 * form.ROWS)
+        seen_by = intervals(
+            spans, begins, ends, interval_strides, b, i, i + query_offset, i < query_end, key_begin, key_end,
+            key_offset, form,
+        )  # fmt: skip
+        touches = _touches(seen_by, first, first + form.BLOCK, form)
+        low = tl.minimum(low, tl.min(tl.where(touches, i, query_end), 0))
+        high = tl.maximum(high, tl.max(tl.where(touches, i, query_begin - 1), 0))
+    count = tl.where(high < low, 0, (high - low) // form.ROWS + 1)
+
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    k = load_rows(key, key_strides, b, key_head, j, some, D, WIDTH, True)
+    v = load_rows(value, value_strides, b, key_head, j, some, VALUE_D, VALUE_WIDTH, True)
+    sight = (spans, begins, ends, interval_strides)
+    limits = (key_begin, key_end, query_offset, key_offset)
+    keys = (query, key, key_strides)
+    values = (value, value_strides)
+    scoring = (scale, factor, compare, operands, numbers)
+    tiles = (states, bits, tile_strides)
+    chance = (threshold, keep_scale, seed_of(seed), b * documents + document)
+    if RESCUE:
+        of_key, of_value = _key_walk(
+            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, CLEAN,
+        )  # fmt: skip
+        key_code, value_code = _key_walk(
+            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, SPOILED,
+        )  # fmt: skip
+        of_key = tl.where(key_code > 0.0, float("nan"), of_key)
+        of_value = spoil(of_value, value_code)
+    else:
+        of_key, of_value = _key_walk(
+            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, FAST,
+        )  # fmt: skip
+        finite = tl.min((tl.abs(of_key) < float("inf")).to(tl.int32), 1)
+        finite = tl.minimum(finite, tl.min((tl.abs(of_value) < float("inf")).to(tl.int32), 1))
+        tl.store(flags + number, 1 - tl.min(tl.where(some, finite, 1), 0))
+    if not form.ADDITIVE:
+        of_key = of_key * scale
+    d = tl.arange(0, form.WIDTH)[None, :]
+    e = tl.arange(0, form.VALUE_WIDTH)[None, :]
+    at = b.to(tl.int64) * grad_key_strides[0] + key_head.to(tl.int64) * grad_key_strides[1]
+    at = (at + j.to(tl.int64) * grad_key_strides[2])[:, None] + d
+    tl.store(grad_key + at, of_key.to(grad_key.dtype.element_ty), mask=some[:, None] & (d < form.D))
+    at = b.to(tl.int64) * grad_value_strides[0] + key_head.to(tl.int64) * grad_value_strides[1]
+    at = (at + j.to(tl.int64) * grad_value_strides[2])[:, None] + e
+    tl.store(grad_value + at, of_value.to(grad_value.dtype.element_ty), mask=some[:, None] & (e < form.VALUE_D))
+
+
+# --- Biases -----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _segment(number, segments, segment, form: tl.constexpr):
+    """Segment ``number`` of the table, or the one of the call; and its document."""
+    if form.TABLE:
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, number)
+        document = tl.where(row < 0, number, 0)
+    else:
+        row = -1
+        document = 0
+        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
+    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
+
+
+@triton.jit
+def _score_gradient(
+    b, h, group, i1, exists, j1, some, limits, random, heads, queries, tensors, strides, sight, tiles, scoring,
+    form: tl.constexpr, AFTER: tl.constexpr,
+):  # fmt: skip
+    """Gradients after rule ``AFTER`` of the scores of queries ``i1`` by keys ``j1`` of one segment, zeros elsewhere."""
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    query, key, value, grad_output, logsumexp, delta = tensors
+    query_strides, key_strides, value_strides, grad_strides = strides
+    spans, begins, ends, interval_strides = sight
+    key_begin, key_end, query_offset, key_offset = limits
+    threshold, keep_scale, seed, documents, document = random
+    key_head = h // group
+    seen_by = intervals(
+        spans, begins, ends, interval_strides, b, i1, i1 + query_offset, exists, key_begin, key_end, key_offset, form
+    )
+    j = j1[None, :]
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    seen = (j >= a0[:, None]) & (j < e0[:, None])
+    if form.INTERVALS > 1:
+        seen = seen | ((j >= a1[:, None]) & (j < e1[:, None]))
+    if form.INTERVALS > 2:
+        seen = seen | ((j >= a2[:, None]) & (j < e2[:, None])) | ((j >= a3[:, None]) & (j < e3[:, None]))
+    seen = seen & some[None, :]
+    query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1]
+    query_at = query_at + i1.to(tl.int64) * query_strides[2]
+    rows = (b, key_head, (h + i1 * 0)[:, None], i1[:, None], query_at[:, None], exists[:, None])
+    if form.TILE_ROWS > 0:
+        inside = (b, key_head, rows[2], rows[3], rows[4], seen)
+        seen = seen & in_tiles(tiles, inside, j, j, form)
+    at = (b.to(tl.int64) * heads + h) * queries + i1
+    lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
+    less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
+    q = load_rows(query, query_strides, b, h, i1, exists, D, WIDTH, True)
+    grad = load_rows(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH, True)
+    k = load_rows(key, key_strides, b, key_head, j1, some, D, WIDTH, True)
+    v = load_rows(value, value_strides, b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
+    s = compared(q, k, rows, j, some[None, :], (query, key, key_strides), scoring, form)
+    dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+    chance = (threshold, keep_scale, seed, b * documents + document)
+    _, ds, _ = weights_and_gradients(
+        s, dp, seen, lse, less, rows, j, some[None, :], limits, scoring, chance, form, AFTER
+    )
+    return ds
+
+
+@triton.jit(
+    do_not_specialize=["segment", "heads", "queries", "keys", "documents", "threshold", "seed", "count", "over"]
+)
+def bias_gradient(
+    query, key, value, grad_output, logsumexp, delta, result,
+    query_strides, key_strides, value_strides, grad_strides,
+    heads, group, queries, keys, segments, segment, count, spans, begins, ends, interval_strides, states, bits,
+    tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents, over,
+    form: tl.constexpr, RULE: tl.constexpr, SHARED_QUERIES: tl.constexpr, SHARED_KEYS: tl.constexpr,
+):  # fmt: skip
+    """One tile of the gradient of a bias, summed over whatever shares it (grid: tiles, its heads, its batch rows).
+
+    ``over`` are the numbers of batch rows, heads, tiles of queries and of keys that share an entry; ``result`` is
+    float32, contiguous, with as many queries and keys as the bias.
+    """
+    rows_b, rows_h, rows_i, rows_j = over
+    wide = tl.cdiv(keys, form.BLOCK) if not SHARED_KEYS else 1
+    tile_i = tl.program_id(0) // wide
+    tile_j = tl.program_id(0) % wide
+    acc = tl.full((form.ROWS, form.BLOCK), 0.0, tl.float32)
+    tensors = (query, key, value, grad_output, logsumexp, delta)
+    strides = (query_strides, key_strides, value_strides, grad_strides)
+    sight = (spans, begins, ends, interval_strides)
+    tiles = (states, bits, tile_strides)
+    scoring = (scale, factor, compare, operands, numbers)
+    for step in range(rows_b * rows_h * rows_i * rows_j):
+        j = (tile_j + step % rows_j) * form.BLOCK + tl.arange(0, form.BLOCK)
+        i = (tile_i + step // rows_j % rows_i) * form.ROWS + tl.arange(0, form.ROWS)
+        h = tl.program_id(1) + step // rows_j // rows_i % rows_h
+        b = tl.program_id(2) + step // rows_j // rows_i // rows_h
+        for number in range(count):
+            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = _segment(
+                number, segments, segment, form
+            )
+            exists = (i >= query_begin) & (i < query_end)
+            some = (j >= key_begin) & (j < key_end)
+            if ((row < 0) | (row == b)) & (tl.max(exists.to(tl.int32), 0) * tl.max(some.to(tl.int32), 0) > 0):
+                acc += _score_gradient(
+                    b, h, group, i, exists, j, some, (key_begin, key_end, query_offset, key_offset),
+                    (threshold, keep_scale, seed_of(seed), documents, document), heads, queries, tensors, strides,
+                    sight, tiles, scoring, form, RULE,
+                )  # fmt: skip
+    place = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    i = tile_i * form.ROWS + tl.arange(0, form.ROWS)
+    j = tile_j * form.BLOCK + tl.arange(0, form.BLOCK)
+    if SHARED_QUERIES and SHARED_KEYS:
+        tl.store(result + place, tl.sum(tl.sum(acc, 1), 0))
+    elif SHARED_QUERIES:
+        tl.store(result + place * keys + j, tl.sum(acc, 0), mask=j < keys)
+    elif SHARED_KEYS:
+        tl.store(result + place * queries + i, tl.sum(acc, 1), mask=i < queries)
+    else:
+        at = (place * queries + i)[:, None] * keys + j[None, :]
+        tl.store(result + at, acc, mask=(i < queries)[:, None] & (j < keys)[None, :])
+
+
+@triton.jit(
+    do_not_specialize=["segment", "heads", "queries", "documents", "threshold", "seed", "count", "rows_b", "low"]
+)
+def distance_gradient(
+    query, key, value, grad_output, logsumexp, delta, result,
+    query_strides, key_strides, value_strides, grad_strides,
+    heads, group, queries, segments, segment, count, spans, begins, ends, interval_strides, states, bits,
+    tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
+    rows_b, rows_h, low, distances,
+    form: tl.constexpr, RULE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the bias at some distances (grid: blocks of distances from ``low`` on, heads of the table).
+
+    Queries ``i`` and distances ``d`` meet at keys ``i + d``: a parallelogram, cut out of two square tiles.
+    """
+    acc = tl.full((form.BLOCK,), 0.0, tl.float32)
+    d0 = low + tl.program_id(0) * form.BLOCK
+    r = tl.arange(0, form.ROWS)
+    c = tl.arange(0, form.BLOCK)
+    tensors = (query, key, value, grad_output, logsumexp, delta)
+    strides = (query_strides, key_strides, value_strides, grad_strides)
+    sight = (spans, begins, ends, interval_strides)
+    tiles = (states, bits, tile_strides)
+    scoring = (scale, factor, compare, operands, numbers)
+    for step in range(rows_b * rows_h):
+        h = tl.program_id(1) + step % rows_h
+        b = step // rows_h
+        for number in range(count):
+            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = _segment(
+                number, segments, segment, form
+            )
+            tiles_i = tl.where((row < 0) | (row == b), tl.cdiv(query_end - query_begin, form.ROWS), 0)
+            for part in range(tiles_i * 2):
+                i0 = query_begin + part // 2 * form.ROWS
+                half = part % 2
+                i = i0 + r
+                j0 = i0 + query_offset - key_offset + d0 + half * form.BLOCK
+                j = j0 + c
+                if (j0 < key_end) & (j0 + form.BLOCK > key_begin):
+                    ds = _score_gradient(
+                        b, h, group, i, i < query_end, j, (j >= key_begin) & (j < key_end),
+                        (key_begin, key_end, query_offset, key_offset),
+                        (threshold, keep_scale, seed_of(seed), documents, document), heads, queries, tensors, strides,
+                        sight, tiles, scoring, form, RULE,
+                    )  # fmt: skip
+                    at = r[:, None] + c[None, :] - half * form.BLOCK
+                    inside = (at >= 0) & (at < form.BLOCK)
+                    turned = tl.gather(ds, tl.where(inside, at, 0), 1)
+                    acc += tl.sum(tl.where(inside, turned, 0.0), 0)
+    d = tl.program_id(0) * form.BLOCK + c
+    tl.store(result + tl.program_id(1) * distances + d, acc, mask=d < distances)
