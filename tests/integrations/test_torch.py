@@ -1,5 +1,7 @@
 """Calls to scaled_dot_product_attention: taken over where they mean the same, left and explained elsewhere."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -176,3 +178,13 @@ def test_watching_sees_what_no_kernel_serves():
     with sdpa() as told, limelight.watching(Observe(entropy=True)) as seen:
         F.scaled_dot_product_attention(*tensors)
     assert told.taken.total() == len(seen.layers) == 1
+
+
+def test_belongs_to_its_thread():
+    """Another thread's calls are neither taken over nor in the account."""
+    tensors = heads(1, 1, 3, 8)
+    with sdpa() as told, ThreadPoolExecutor(1) as other:
+        other.submit(F.scaled_dot_product_attention, *tensors).result()
+        assert not told.taken
+        F.scaled_dot_product_attention(*tensors)
+    assert told.taken.total() == 1
