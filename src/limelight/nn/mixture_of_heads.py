@@ -52,7 +52,7 @@ class TwoStage(nn.Module):
         """``(B, L, width)`` to its `HeadRouting`; the queries are not looked at."""
         parts = [part for part in (self.routed, self.shared, self.balance) if part is not None]
         joined = functional.linear(states, torch.cat([part.weight for part in parts]))  # one thin product for three
-        logits, *others = joined.split([part.out_features for part in parts], dim=-1)
+        logits, *others = torch.split(joined, [part.out_features for part in parts], dim=-1)
         weights, chosen = shares(logits).topk(self.k, dim=-1)
         weights = self.k * weights / weights.sum(-1, keepdim=True)
         if not others:
