@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import limelight
-from limelight import ALiBi, Bias, Causal, Explicit, Packed, RelativeBias, SoftCap
+from limelight import ALiBi, Bias, Causal, Explicit, Observe, Packed, RelativeBias, SoftCap
 from limelight.attention import prepare
 from limelight.backends.contract import Call, operands
 from limelight.backends.triton import flash2, machine
@@ -58,11 +58,16 @@ def decode(D: int) -> Call:
     return prepare(query, key, value, pattern=Causal())
 
 
+EVERYTHING = Observe(
+    entropy=True, top=8, received=True, blocks=(64, 64), rows=(0, 5), features=torch.zeros(512, 8), pairs=((1, 0),)
+)
+
 FORWARD: dict[str, Callable[[], Call]] = {
     **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 80, 128, 256, 512)},
     "causal 128 float32": plain(128, torch.float32, pattern=Causal()),
     "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
     "decode 128": lambda: decode(128),
+    "observed 128": plain(128, L=512, pattern=Causal(), observe=EVERYTHING),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
     "tiles 128": plain(128, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...lowering import Lowered
 from ...scores import Bias
 from ..contract import Call, Result, unknown_positions
-from . import machine, operands, tuning
+from . import machine, observing, operands, tuning
 from .gradients import backward, reasons_against_backward
 
 NAME = "flash2"
@@ -34,8 +34,8 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
     if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
         reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
-    if call.observe is not None and set(_asked(call)) - {"logsumexp"}:
-        reasons.append(f"it does not observe {', '.join(_asked(call))}")
+    if call.observe is not None and call.observe.top > observing.MOST_TOP:
+        reasons.append(f"the {call.observe.top} largest weights are asked for; it keeps {observing.MOST_TOP}")
     reasons += operands.unknown_rules(call) + unknown_positions(call)
     if not reasons and operands.far(call.lowered):
         reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
@@ -72,7 +72,7 @@ def forward(call: Call) -> Result:
     sight = operands.sight(lowered, tile.rows // pack, device)
     programs = sight.tiles * (Hq // pack) * sight.rows
     if blind or programs == 0 or Dv == 0:
-        return _result(call, output, logsumexp)
+        return _result(call, output, logsumexp, blind)
     splits = tuning.splits(programs, machine.processors(device), -(-sight.longest // tile.keys))
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
@@ -97,7 +97,7 @@ def forward(call: Call) -> Result:
             parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
             SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
-    return _result(call, output, logsumexp)
+    return _result(call, output, logsumexp, blind)
 
 
 def packed(Lq: int, group: int, lowered: Lowered) -> int:
@@ -107,11 +107,6 @@ def packed(Lq: int, group: int, lowered: Lowered) -> int:
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
 
 
-def _asked(call: Call) -> list[str]:
-    observe = call.observe
-    return [] if observe is None else [n for n, v in vars(observe).items() if v is not None and v is not False and v]
-
-
 def _of_nobody(call: Call) -> Tensor:
     """The logsumexp of a query that sees nothing: minus infinity, or the sink."""
     if call.sink is None:
@@ -119,8 +114,6 @@ def _of_nobody(call: Call) -> Tensor:
     return call.sink.detach().to(torch.float32)[None, :, None]
 
 
-def _result(call: Call, output: Tensor, logsumexp: Tensor) -> Result:
-    from ...observations import Observations
-
-    seen = None if call.observe is None else Observations(logsumexp=logsumexp)
+def _result(call: Call, output: Tensor, logsumexp: Tensor, blind: bool) -> Result:
+    seen = None if call.observe is None else observing.observe(call, logsumexp, blind)
     return Result(output, logsumexp, seen)

@@ -115,8 +115,9 @@ def _bias_gradient(
     tiles_i, tiles_j = -(-Lq // form.ROWS), -(-Lk // form.BLOCK)
     over = (B // b, Hq // h, tiles_i if i == 1 else 1, tiles_j if j == 1 else 1)
     kernels.bias_gradient[(1 if i == 1 else tiles_i) * (1 if j == 1 else tiles_j), h, b](
-        *given, result, *(x.stride()[:3] for x in given[:4]), Hq, Hq // Hkv, Lq, Lk, *_all_segments(sight), *common,
-        over, form=form, RULE=n, SHARED_QUERIES=i == 1, SHARED_KEYS=j == 1, num_warps=8, num_stages=1,
+        *given, result, *(x.stride()[:3] for x in given[:4]), Hq, Hq // Hkv, Lq, Lk,
+        *operands.all_segments(sight), *common, over,
+        form=form, RULE=n, SHARED_QUERIES=i == 1, SHARED_KEYS=j == 1, num_warps=8, num_stages=1,
     )  # fmt: skip
     return result.reshape(tensor.shape).to(tensor.dtype)
 
@@ -137,18 +138,12 @@ def _table_gradient(
     side = min(form.ROWS, form.BLOCK)
     square = dataclasses.replace(form, ROWS=side, BLOCK=side)
     kernels.distance_gradient[-(-count // square.BLOCK), heads](
-        *given, result, *(x.stride()[:3] for x in given[:4]), Hq, Hq // Hkv, Lq, *_all_segments(sight), *common,
+        *given, result, *(x.stride()[:3] for x in given[:4]), Hq, Hq // Hkv, Lq, *operands.all_segments(sight), *common,
         B, Hq // heads, low, count, form=square, RULE=n, num_warps=4, num_stages=1,
     )  # fmt: skip
     of_distance = rule.buckets(torch.arange(low, high + 1, device=result.device))
     members = torch.nn.functional.one_hot(of_distance, buckets).to(torch.float32)
     return (result @ members).to(rule.table.dtype)
-
-
-def _all_segments(sight: operands.Sight) -> tuple[Any, ...]:
-    """What a kernel is given that goes through the segments itself."""
-    count = 1 if sight.segments is None else len(sight.segments)
-    return sight.segments, sight.segment, count, *sight.operands[3:]
 
 
 def _sink_gradient(sink: Tensor, logsumexp: Tensor, delta: Tensor) -> Tensor:

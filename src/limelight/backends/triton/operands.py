@@ -85,6 +85,12 @@ def sight(lowered: Lowered, queries: int, device: torch.device) -> Sight:
     )  # fmt: skip
 
 
+def all_segments(sight: Sight) -> tuple[Any, ...]:
+    """What a kernel is given that goes through the segments itself."""
+    count = 1 if sight.segments is None else len(sight.segments)
+    return sight.segments, sight.segment, count, *sight.operands[3:]
+
+
 def keys_of(sight: Sight, lowered: Lowered, keys: int, device: torch.device) -> Sight:
     """The same for tiles of ``keys``, at multiples of ``keys``."""
     table = lowered.segment_table

@@ -11,7 +11,7 @@ import triton.language as tl
 from .dropout import kept, seed_of
 from .forward import CLEAN, FAST, SPOILED, mixed, spoil
 from .scores import LOG2_E, PRECISION, additive_part, after_rules, compared, load_rows
-from .visibility import blocks, chosen, in_tiles, intervals, program, segment_of
+from .visibility import blocks, chosen, contains, in_tiles, intervals, program, segment_at, segment_of
 
 
 @triton.jit
@@ -339,19 +339,6 @@ def key_gradient(
 
 
 @triton.jit
-def _segment(number, segments, segment, form: tl.constexpr):
-    """Segment ``number`` of the table, or the one of the call; and its document."""
-    if form.TABLE:
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, number)
-        document = tl.where(row < 0, number, 0)
-    else:
-        row = -1
-        document = 0
-        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
-    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
-
-
-@triton.jit
 def _score_gradient(
     b, h, group, i1, exists, j1, some, limits, random, heads, queries, tensors, strides, sight, tiles, scoring,
     form: tl.constexpr, AFTER: tl.constexpr,
@@ -371,12 +358,7 @@ def _score_gradient(
         spans, begins, ends, interval_strides, b, i1, i1 + query_offset, exists, key_begin, key_end, key_offset, form
     )
     j = j1[None, :]
-    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
-    seen = (j >= a0[:, None]) & (j < e0[:, None])
-    if form.INTERVALS > 1:
-        seen = seen | ((j >= a1[:, None]) & (j < e1[:, None]))
-    if form.INTERVALS > 2:
-        seen = seen | ((j >= a2[:, None]) & (j < e2[:, None])) | ((j >= a3[:, None]) & (j < e3[:, None]))
+    seen = contains(seen_by, j, form)
     seen = seen & some[None, :]
     query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1]
     query_at = query_at + i1.to(tl.int64) * query_strides[2]
@@ -431,7 +413,7 @@ def bias_gradient(
         h = tl.program_id(1) + step // rows_j // rows_i % rows_h
         b = tl.program_id(2) + step // rows_j // rows_i // rows_h
         for number in range(count):
-            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = _segment(
+            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = segment_at(
                 number, segments, segment, form
             )
             exists = (i >= query_begin) & (i < query_end)
@@ -484,7 +466,7 @@ def distance_gradient(
         h = tl.program_id(1) + step % rows_h
         b = step // rows_h
         for number in range(count):
-            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = _segment(
+            row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = segment_at(
                 number, segments, segment, form
             )
             tiles_i = tl.where((row < 0) | (row == b), tl.cdiv(query_end - query_begin, form.ROWS), 0)

@@ -26,6 +26,19 @@ def segment_of(segments, number):
 
 
 @triton.jit
+def segment_at(number, segments, segment, form: tl.constexpr):
+    """Segment ``number`` of the table, or the one of the call; and its document."""
+    if form.TABLE:
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, number)
+        document = tl.where(row < 0, number, 0)
+    else:
+        row = -1
+        document = 0
+        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
+    return row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
+
+
+@triton.jit
 def program(work, segments, segment, form: tl.constexpr):
     """Where this program's tile of queries lies: in the one segment of the call, or as the list of work says.
 
@@ -151,6 +164,18 @@ def chosen(k, seen_by, form: tl.constexpr):
     begin = tl.where(k == 0, a0, tl.where(k == 1, a1, tl.where(k == 2, a2, a3)))
     end = tl.where(k == 0, e0, tl.where(k == 1, e1, tl.where(k == 2, e2, e3)))
     return begin, end
+
+
+@triton.jit
+def contains(seen_by, j, form: tl.constexpr):
+    """``(rows, keys)``: whether the keys ``j``, shaped as a row, lie in an interval of each row."""
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    seen = (j >= a0[:, None]) & (j < e0[:, None])
+    if form.INTERVALS > 1:
+        seen = seen | ((j >= a1[:, None]) & (j < e1[:, None]))
+    if form.INTERVALS > 2:
+        seen = seen | ((j >= a2[:, None]) & (j < e2[:, None])) | ((j >= a3[:, None]) & (j < e3[:, None]))
+    return seen
 
 
 @triton.jit

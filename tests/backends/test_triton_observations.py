@@ -1,0 +1,82 @@
+"""Observations of the Triton kernels, in Triton's interpreter, against the definition in float64."""
+
+import numpy as np
+import pytest
+import torch
+from accuracy import check_close
+
+import limelight
+from limelight import ALiBi, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window
+from limelight.attention import prepare
+from limelight.backends.triton import flash2, machine
+
+if machine.missing():
+    pytest.skip(machine.missing(), allow_module_level=True)
+
+GENERATOR = torch.Generator().manual_seed(0)
+MASK = torch.rand(2, 4, 21, 37, generator=GENERATOR) < 0.3
+FORMS = {
+    "causal": {"pattern": Causal()},
+    "spans": {"pattern": Causal() & (Window(9, 0) | Keys(first=3)), "scores": (SoftCap(3.0),)},
+    "tiles": {"pattern": Explicit(MASK), "sink": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+    "holes": {"layout": KeyMask(MASK[:, 0, 0])},
+    "packed": {"layout": Packed((8, 0, 13), (7, 10, 20)), "scores": (ALiBi(torch.rand(4, generator=GENERATOR)),)},
+    "padded": {"layout": Padded(torch.tensor([5, 20]), torch.tensor([37, 0])), "sink": torch.zeros(4)},
+    "nobody": {"pattern": ~Keys(first=99)},
+}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_definition(form):
+    q, k, v = (
+        torch.randn(2, h, n, 8, generator=torch.Generator().manual_seed(n)) for h, n in ((4, 21), (2, 37), (2, 37))
+    )
+    observe = Observe(
+        logsumexp=True, max_score=True, max_weight=True, entropy=True, distance=True, top=3, received=True,
+        features=torch.randn(37, 5, generator=torch.Generator().manual_seed(1)), rows=(20, 3, 3), blocks=(5, 9),
+        pairs=((0, 0), (20, 36), (3, 3), (20, 1)), heads=(2, 0),
+    )  # fmt: skip
+    settings = FORMS[form] | {"observe": observe}
+    seen = [
+        limelight.attention(q.to(t), k.to(t), v.to(t), backend=b, **settings)[1].seen()
+        for b, t in (("flash2", q.dtype), ("reference", q.dtype), ("reference", torch.float64))
+    ]
+    ours, plain, truth = seen
+    assert ours.keys() == truth.keys()
+    for name, expected in truth.items():
+        if name in ("received_by", "block_pairs", "top_keys"):
+            assert torch.equal(ours[name].expand_as(expected), expected), name
+        else:
+            check_close(ours[name], plain[name], expected, name, slack=16.0, size=1.0)
+
+
+def test_ties_go_to_the_lowest_key():
+    q = torch.ones(1, 1, 20, 4)
+    k = torch.randint(0, 2, (1, 1, 70, 4), generator=torch.Generator().manual_seed(0)).float()
+    settings = {"pattern": Causal() & (Window(30, 0) | Keys(first=9)), "observe": Observe(top=9)}
+    ours, truth = (limelight.attention(q, k, k, backend=b, **settings)[1] for b in ("flash2", "reference"))
+    assert torch.equal(ours.top_keys, truth.top_keys)
+
+
+def test_entropy_has_its_gradient():
+    leaves = [torch.randn(1, 1, n, 8, generator=torch.Generator().manual_seed(n)) for n in (5, 9, 9)]
+
+    def gradient(backend):
+        q, k, v = (t.clone().requires_grad_() for t in leaves)
+        limelight.attention(q, k, v, observe=Observe(entropy=True), backend=backend)[1].entropy.sum().backward()
+        return q.grad
+
+    assert torch.allclose(gradient("flash2"), gradient("reference"), atol=1e-6)
+
+
+def test_too_many_of_the_largest_are_refused():
+    q = torch.zeros(1, 1, 4, 8)
+    assert "the 65 largest weights" in "".join(flash2.reasons_against(prepare(q, q, q, observe=Observe(top=65))))
