@@ -5,6 +5,7 @@ import json
 import typer
 from typer.testing import CliRunner
 
+from limelight.checkpoints.packaged import PACKAGED
 from limelight.cli.models import models
 
 app = typer.Typer()
@@ -23,6 +24,7 @@ def test_the_table_names_every_model(tmp_path, monkeypatch):
 def test_json(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
     listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
-    assert [model["name"] for model in listed] == ["minilm", "smollm2", "rxnmapper", "whisper-tiny-en"]
+    assert [model["name"] for model in listed] == list(PACKAGED)
+    assert set(PACKAGED) > {"minilm", "smollm2", "rxnmapper", "whisper-tiny-en", "marian-en-pt"}
     assert listed[0]["cached"] is False
     assert listed[0]["folder"].startswith(str(tmp_path))

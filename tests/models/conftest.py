@@ -127,6 +127,12 @@ def whisper():
 
 
 @pytest.fixture(scope="session")
+def translator():
+    fetched("marian-en-pt")
+    return load("marian-en-pt")
+
+
+@pytest.fixture(scope="session")
 def beckett():
     return fetched("beckett") / "beckett.wav"
 

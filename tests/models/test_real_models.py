@@ -10,9 +10,11 @@ from agreement import (
     float64_throughout,
     real_tokens,
 )
+from marian_oracle import Oracle
 
 import limelight
 from limelight.checkpoints.load import load
+from limelight.checkpoints.marian_files import MarianFile
 from limelight.nn import Cache
 from limelight.sound import recording, spectrum
 
@@ -194,6 +196,28 @@ def test_whisper_is_transformers_whisper(whisper, their_whisper, beckett, in_flo
         assert_no_worse_by_token(mine32, eager32, theirs)
 
 
+ENGLISH = "The bank of the river was covered with flowers."
+PORTUGUESE = "A margem do rio estava coberta de flores."
+
+
+def test_marian_is_its_plain_matrices(translator, in_float64):
+    file = MarianFile(translator.source / "model.enpt.intgemm.alphas.bin")
+    oracle = Oracle({key: file.read(key) for key in file.keys() if not key.endswith("QuantMultA")})  # noqa: SIM118
+    in_float64(translator)
+    source, target = translator.read(ENGLISH), translator.read(PORTUGUESE)
+    output = translator(source, target=target, hidden=True)
+    encoded = oracle.encode(source.ids[0])
+    assert_equal(output.encoded.states[0], encoded)
+    logits = oracle.logits(target.ids[0], encoded)
+    assert_equal(output.logits[0, :, :-1], logits)
+    assert (output.logits[..., -1] == -torch.inf).all()  # the mark that every text begins with is never written
+    assert logits[:-1].argmax(-1).tolist() == target.ids[0].tolist()
+    batch = translator([ENGLISH, "Hello."], target=[PORTUGUESE, "A margem"])
+    assert_equal(batch.logits[:1, :, :-1], output.logits[:, :, :-1])
+    with pytest.raises(limelight.ArgumentError, match=r"`model` must be of a kind that transformers has.*recurrent"):
+        translator.save("nowhere")
+
+
 # -- facts --
 
 
@@ -328,6 +352,20 @@ def test_saved_and_read_by_transformers(tmp_path, rxnmapper, whisper, their_rxnm
         for (key, ours), (_, other) in zip(again.named_parameters(), theirs.named_parameters(), strict=True):
             assert torch.equal(ours, other), key
     assert load(tmp_path / "rxnmapper").read(REACTION).texts[0] == rxnmapper.read(REACTION).texts[0]
+
+
+def test_marian_translates_and_aligns(translator):
+    source = translator.read(ENGLISH)
+    encoded, cache = translator.network.encode(source.ids), Cache()
+    end, ids, new = translator.marks["eos_token_id"], [], translator.marks["decoder_start_token_id"]
+    with limelight.watching(limelight.Observe(top=1)) as seen:
+        while new != end and len(ids) < 30:
+            new = int(translator.network(torch.tensor([[new]]), source=encoded, cache=cache).logits[0, -1].argmax())
+            ids.append(new)
+    assert translator.tokenizer.write(ids) == PORTUGUESE
+    looked = [int(one.top_keys[0, 0, 0, 0]) for one in seen.layers["layers.1.cross"]]
+    aligned = [source.texts[0].pieces[place].strip() for place in looked[:-1]]
+    assert aligned == ["The", "bank", "the", "river", "was", "covered", "with", "flowers", "."]
 
 
 # --- The models of transformers, on Limelight ------------------------------------------------------------------------

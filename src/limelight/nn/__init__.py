@@ -18,9 +18,11 @@ from .norms import RMSNorm
 from .places import Places
 from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
 from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
+from .ssru import SSRU
 
 __all__ = [
     "ACTIVATIONS",
+    "SSRU",
     "AdditiveAttention",
     "Block",
     "Cache",

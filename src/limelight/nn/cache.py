@@ -101,6 +101,13 @@ class Step:
         _no_gradient(store.key, store.value)
         return store.key, store.value
 
+    def running(self, layer: nn.Module) -> Running:
+        """What a recurrent ``layer`` carries from token to token, to be read and replaced."""
+        store = self._store(layer, Running)
+        if not isinstance(store, Running):
+            raise wrong("layer", "must be recurrent here", "it kept keys and values before", "Make two layers.")
+        return store
+
     def _store(self, layer: nn.Module, make: Callable[[], Store]) -> Store:
         visit = self._visits[layer] = self._visits.get(layer, -1) + 1
         if (layer, visit) not in self.stores:
@@ -206,6 +213,22 @@ class Store(Protocol):
 
     def tensors(self) -> list[Tensor]:
         """All that takes memory."""
+
+
+class Running:
+    """One tensor ``(B, ...)`` that changes with every token; ``None`` before the first."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def select(self, rows: Tensor) -> None:
+        """See `Store`."""
+        if self.state is not None:
+            self.state = self.state.index_select(0, rows.to(self.state.device))
+
+    def tensors(self) -> list[Tensor]:
+        """See `Store`."""
+        return [] if self.state is None else [self.state]
 
 
 class Source:

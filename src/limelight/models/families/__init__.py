@@ -8,7 +8,7 @@ from .family import Family, GGUFNames
 from .gemma2 import GEMMA2
 from .gpt2 import GPT2
 from .llama import LLAMA
-from .marian import MARIAN
+from .marian_own import MARIAN
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
 from .published import Published

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.ctranslate2_files import CTranslate2File
+from ...checkpoints.marian_files import MarianFile
 from ...checkpoints.rules import KeyRules
 from ...text import Tokenizer
 from ..config import Config
@@ -49,6 +50,19 @@ class CTranslate2Names:
 
 
 @dataclass(frozen=True)
+class MarianNames:
+    """How Marian's own files hold a family.
+
+    Args:
+        configure: our configuration, from the settings and sizes in a file.
+        rules: key rules from its tensors to ours.
+    """
+
+    configure: Callable[[MarianFile], Config]
+    rules: Callable[[Config], KeyRules]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family.
 
@@ -60,6 +74,7 @@ class Family:
         rules: from the published keys to ours.
         gguf: the same for GGUF, or ``None`` where GGUF has no such models.
         ctranslate2: the same for CTranslate2.
+        marian: the same for Marian's own files.
     """
 
     name: str
@@ -69,3 +84,4 @@ class Family:
     rules: Callable[[Config], KeyRules]
     gguf: GGUFNames | None = None
     ctranslate2: CTranslate2Names | None = None
+    marian: MarianNames | None = None

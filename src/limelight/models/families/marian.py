@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ...checkpoints.rules import KeyRules, Rule, Unused
-from ...nn import Halves, PostNorm, Sinusoids
+from ...nn import SSRU, Halves, PostNorm, Sinusoids
+from ...shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
 from .bart import dropout, half, half_rules, head, head_offset, said, shared_table_rules, text_embedding
@@ -39,6 +40,13 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published Marian model says of our configuration."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
+    if config.attentions[0].make is SSRU:
+        raise wrong(
+            "model",
+            "must be of a kind that transformers has, to be saved",
+            "its decoder is recurrent (SSRU)",
+            "Save the state_dict of its network, or keep Marian's own file.",
+        )
     return {
         "architectures": ["MarianModel" if config.head is None else "MarianMTModel"],
         "vocab_size": config.encoder.vocabulary,

@@ -1,0 +1,114 @@
+"""Marian's own files, of the small translators with a recurrent decoder that browsers have (arXiv:1804.00344)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ...checkpoints.errors import CheckpointError
+from ...checkpoints.marian_files import MarianFile
+from ...checkpoints.rules import KeyRules, OneMore, Row, Rule, Transposed, Unused
+from ...nn import SSRU, Halves, Sinusoids, SummedEmbedding
+from ..config import Config, recipe
+from . import marian
+from .family import MarianNames
+from .published import Published
+
+# What else a file may say would be another model.
+FIXED = {
+    "type": "transformer",
+    "transformer-decoder-autoreg": "rnn",
+    "dec-cell": "ssru",
+    "transformer-preprocess": "",
+    "transformer-postprocess": "dan",
+    "transformer-postprocess-emb": "d",
+    "transformer-postprocess-top": "",
+    "transformer-ffn-activation": "relu",
+    "transformer-ffn-depth": "2",
+    "transformer-train-position-embeddings": "false",
+    "transformer-no-projection": "false",
+    "transformer-tied-layers": "[]",
+    "tied-embeddings-all": "true",
+    "input-types": "[]",
+    "lemma-dim-emb": "0",
+    "output-omit-bias": "false",
+}
+NORM = recipe(nn.LayerNorm, eps=1e-6)  # Marian's, where transformers has 1e-5
+LIMIT = 1000  # tokens; Marian's positions have no end, and its texts are sentences
+
+
+def configure(file: MarianFile) -> Config:
+    """Our configuration of a Marian file: the embedding has one row more, the zeros that writing begins from."""
+    for name, wanted in FIXED.items():
+        said = file.settings.get(name, wanted)
+        if said not in (wanted, "none" if wanted == "" else wanted):
+            raise CheckpointError(f"{file.path} says {name} = {said!r}, and Limelight reads there {wanted!r}.")
+    if "Wemb" not in file.keys() or len(file.shape("Wemb")) != 2:  # noqa: SIM118
+        raise CheckpointError(f"{file.path} lacks Wemb, the embedding. Is it a Marian model?")
+    rows, width = file.shape("Wemb")
+    sizes = {
+        "encoder_layers": "enc-depth",
+        "decoder_layers": "dec-depth",
+        **{f"{side}_attention_heads": "transformer-heads" for side in ("encoder", "decoder")},
+        "encoder_ffn_dim": "transformer-dim-ffn",
+        "decoder_ffn_dim": "transformer-dim-ffn",
+    }
+    values: dict[str, Any] = {ours: _whole(file.settings.get(theirs)) for ours, theirs in sizes.items()}
+    values |= {"vocab_size": rows + 1, "d_model": width, "scale_embedding": True, "activation_function": "relu"}
+    values |= {"max_position_embeddings": LIMIT, "dropout": 0.0}
+    config = marian.configure(Published(file.path, values))
+    assert config.encoder is not None
+    waves = recipe(Sinusoids, pairing=Halves(), steps=width // 2 - 1)
+    embedding = recipe(SummedEmbedding, **(dict(config.embedding.settings) | {"positions": waves}))
+    same: dict[str, Any] = {"norm": NORM, "embedding": embedding}
+    return replace(config, attention=recipe(SSRU), encoder=replace(config.encoder, **same), **same)
+
+
+def _whole(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isdecimal() else None
+
+
+def rules(config: Config) -> KeyRules:
+    """Marian's names, whose layers are counted from 1, and ours."""
+    assert config.encoder is not None
+    change = Transposed()
+    found: list[Rule | Unused] = [
+        Rule("Wemb", "embedding.tokens.weight", OneMore(0.0)),
+        Rule("decoder_ff_logit_out_b", "head.offset", OneMore(-math.inf)),
+    ]
+    for side, ours, layers in (("encoder", "encoder.", config.encoder.layers), ("decoder", "", config.layers)):
+        for number in range(layers):
+            block, layer = f"{side}_l{number + 1}", f"{ours}layers.{number}"
+            found += _attention(
+                f"{block}_self" if ours else f"{block}_context", f"{layer}.{'attention' if ours else 'cross'}"
+            )
+            found += _norm(f"{block}_ffn_ffn", f"{layer}.feed_forward.norm")
+            for theirs, part in (("1", "up"), ("2", "down")):
+                found.append(Rule(f"{block}_ffn_W{theirs}", f"{layer}.feed_forward.inner.{part}.weight", change))
+                found.append(Rule(f"{block}_ffn_b{theirs}", f"{layer}.feed_forward.inner.{part}.bias", Row()))
+            if not ours:
+                found += _norm(f"{block}_rnn_ffn", f"{layer}.attention.norm")
+                found.append(Rule(f"{block}_rnn_W", f"{layer}.attention.inner.inner.weight", change))
+                found.append(Rule(f"{block}_rnn_Wf", f"{layer}.attention.inner.forget.weight", change))
+                found.append(Rule(f"{block}_rnn_bf", f"{layer}.attention.inner.forget.bias", Row()))
+    return KeyRules(*found, Unused("{any}_QuantMultA", "how vectors are rounded to int8; here they are not"))
+
+
+def _attention(published: str, ours: str) -> list[Rule | Unused]:
+    names = {"q": "query", "k": "key", "v": "value", "o": "output"}
+    found: list[Rule | Unused] = []
+    for their, our in names.items():
+        found.append(Rule(f"{published}_W{their}", f"{ours}.inner.{our}.weight", Transposed()))
+        found.append(Rule(f"{published}_b{their}", f"{ours}.inner.{our}.bias", Row()))
+    return found + _norm(f"{published}_Wo", f"{ours}.norm")
+
+
+def _norm(published: str, ours: str) -> list[Rule | Unused]:
+    names = {"scale": "weight", "bias": "bias"}
+    return [Rule(f"{published}_ln_{their}", f"{ours}.{our}", Row()) for their, our in names.items()]
+
+
+MARIAN = replace(marian.MARIAN, marian=MarianNames(configure, rules))

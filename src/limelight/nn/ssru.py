@@ -1,0 +1,60 @@
+"""A recurrence in the place of attention to one's own text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .places import Places
+
+
+class SSRU(nn.Module):
+    """The simpler simple recurrent unit (Kim et al. 2019, "From Research to Production and Back", D19-5632).
+
+    ``f_t = sigmoid(forget(x_t))``, ``c_t = f_t * c_{t-1} + (1 - f_t) * inner(x_t)``, the result ``relu(c_t)``, with
+    ``c = 0`` before the first token of a document. One number per token and width is carried on, so a step of writing
+    costs the same however long the text is. It is made like `limelight.nn.MultiHead`, and stands where that stands in a
+    layer of a decoder; the numbers of heads make no difference.
+
+    Args:
+        width: numbers per token.
+        query_heads, key_heads, head_width: those of the model, for its attention elsewhere.
+        name: what it is called; no attention happens, so no observer hears of it.
+    """
+
+    def __init__(
+        self, width: int, query_heads: int, key_heads: int, head_width: int, *, name: str | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.forget = nn.Linear(width, width)
+        self.inner = nn.Linear(width, width, bias=False)
+
+    def forward(self, states: Tensor, places: Places) -> Tensor:
+        """``(B, L, width)`` to the same; ``L`` steps one after the other."""
+        if not states.shape[1]:
+            return states
+        keep = torch.sigmoid(self.forget(states))
+        new = (1 - keep) * self.inner(states)
+        exists, begins = _exists(states, places), (places.positions == 0)[..., None]
+        store = None if places.cache is None else places.cache.running(self)
+        carried = torch.zeros_like(states[:, 0]) if store is None or store.state is None else store.state
+        found = []
+        for t in range(states.shape[1]):
+            before = torch.where(begins[:, t], 0, carried)
+            now = keep[:, t] * before + new[:, t]
+            carried = now if exists is None else torch.where(exists[:, t], now, carried)
+            found.append(carried)
+        if store is not None:
+            store.state = carried
+        return torch.relu(torch.stack(found, dim=1))
+
+
+def _exists(states: Tensor, places: Places) -> Tensor | None:
+    """``(B | 1, L, 1)``: which tokens are no padding, which neither reads nor changes what is carried on."""
+    B, L, _ = states.shape
+    if places.cache is not None:
+        return None if places.cache.exists is None else places.cache.exists[..., None]
+    if places.layout is None:
+        return None
+    return places.layout.coordinates(B, L, L, states.device).query_exists[..., None]
