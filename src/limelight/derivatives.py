@@ -21,7 +21,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -74,9 +74,13 @@ def explain(call: Call, backend: Backend) -> str:
 
 def _reasons_against_backward(call: Call, backend: Backend) -> list[str]:
     """Why ``backend`` does not take the gradients of a call itself; then they are taken from the definition."""
-    if not isinstance(backend, Differentiable):
+    if not _takes_gradients(backend):
         return ["it has no backward pass"]
     return backend.reasons_against_backward(call)
+
+
+def _takes_gradients(backend: Backend) -> TypeGuard[Differentiable]:
+    return hasattr(backend, "backward")
 
 
 def whole(call: Call) -> bool:
@@ -180,8 +184,11 @@ class Runwise:
     attention: Attention  # the call that it comes from; its tensors are the first ones
     takes: tuple[str, ...]  # letters of every input
     gives: tuple[str, ...]  # letters of every output
-    smooth_inputs: frozenset[int]  # inputs and outputs that have derivatives
-    smooth_outputs: frozenset[int]
+    smooth_outputs: Sequence[int]  # those that have derivatives
+
+    def smooth(self, n: int) -> bool:
+        """Whether there are derivatives with respect to an input."""
+        raise NotImplementedError
 
     def compute(self, run: Run, tensors: Tensors, which: Sequence[int]) -> Sequence[Tensor | None]:
         """What one run gives to some of the outputs, of the parts of the inputs; ``None`` for nothing."""
@@ -241,16 +248,15 @@ class Attention(Runwise):
         """See `Runwise`."""
         return ("bhq.", "bhq", *[_SEEN[name] for name in self.seen])
 
-    @cached_property
-    def smooth_inputs(self) -> frozenset[int]:  # type: ignore[override]
+    def smooth(self, n: int) -> bool:
         """See `Runwise`: query, key, value and the operands, which have letters."""
-        return frozenset(n for n, letters in enumerate(self.takes) if letters)
+        return bool(self.takes[n])
 
     @cached_property
-    def smooth_outputs(self) -> frozenset[int]:  # type: ignore[override]
+    def smooth_outputs(self) -> Sequence[int]:  # type: ignore[override]
         """See `Runwise`."""
         smooth = () if self.only_watched else _SMOOTH
-        return frozenset({0, 1, *[n for n, name in enumerate(self.seen, 2) if name in smooth]})
+        return [0, 1, *[n for n, name in enumerate(self.seen, 2) if name in smooth]]
 
     def call(self, tensors: Tensors, part: Part | None = None, observe: Observe | None = None) -> Call:
         """The call with its tensors, the first of those given; or one for a part of them."""
@@ -343,12 +349,24 @@ class Transposed(Runwise):
     def __init__(self, inner: Runwise, given: tuple[int, ...], wanted: tuple[int, ...]) -> None:
         self.inner, self.given, self.wanted = inner, given, wanted
         self.attention = inner.attention
-        known = inner.gives[:2] if isinstance(inner, Attention) else ()
-        self.first = len(inner.takes) + len(known)  # where the cotangents begin
-        self.takes = (*inner.takes, *known, *[inner.gives[n] for n in given])
-        self.gives = tuple([inner.takes[n] for n in wanted])
-        self.smooth_inputs = inner.smooth_inputs | set(range(self.first, len(self.takes)))
-        self.smooth_outputs = frozenset(range(len(wanted)))
+        self.known = 2 if isinstance(inner, Attention) else 0
+        self.first = len(inner.takes) + self.known  # where the cotangents begin
+        self.smooth_outputs = range(len(wanted))
+
+    @cached_property
+    def takes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Runwise`."""
+        gives = self.inner.gives
+        return (*self.inner.takes, *gives[: self.known], *[gives[n] for n in self.given])
+
+    @cached_property
+    def gives(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Runwise`."""
+        return tuple([self.inner.takes[n] for n in self.wanted])
+
+    def smooth(self, n: int) -> bool:
+        """See `Runwise`."""
+        return n >= self.first or (n < self.first - self.known and self.inner.smooth(n))
 
     def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         """See `Runwise.forms`."""
@@ -380,16 +398,16 @@ class Transposed(Runwise):
         if self.inner is not attention or max(self.given) > 1:
             return None
         call = attention.call(tensors)
-        if _reasons_against_backward(call, attention.backend):
+        backend = attention.backend
+        if not _takes_gradients(backend) or backend.reasons_against_backward(call):
             return None
-        backend: Any = attention.backend
         output, logsumexp = tensors[self.first - 2 : self.first]
         cotangents = dict(zip(self.given, tensors[self.first :], strict=True))
         grad_output = cotangents[0] if 0 in cotangents else torch.zeros_like(output)
-        wanted = tuple([n in self.wanted for n in range(len(attention.smooth_inputs))])
+        wanted = tuple([n in self.wanted for n, letters in enumerate(attention.takes) if letters])
         found = backend.backward(call, output, logsumexp, grad_output, cotangents.get(1), wanted)
         attention.keep(call)
-        return tuple([found[n] for n in self.wanted])
+        return tuple([gradient for n in self.wanted if (gradient := found[n]) is not None])
 
 
 class Pushed(Runwise):
@@ -398,11 +416,14 @@ class Pushed(Runwise):
     def __init__(self, inner: Runwise, moved: tuple[int, ...]) -> None:
         self.inner, self.moved = inner, moved
         self.attention = inner.attention
-        self.outputs = sorted(inner.smooth_outputs)
+        self.outputs = inner.smooth_outputs
         self.takes = (*inner.takes, *[inner.takes[n] for n in moved])
         self.gives = tuple([inner.gives[n] for n in self.outputs])
-        self.smooth_inputs = inner.smooth_inputs | set(range(len(inner.takes), len(self.takes)))
-        self.smooth_outputs = frozenset(range(len(self.outputs)))
+        self.smooth_outputs = range(len(self.outputs))
+
+    def smooth(self, n: int) -> bool:
+        """See `Runwise`."""
+        return n >= len(self.inner.takes) or self.inner.smooth(n)
 
     def forms(self, tensors: Tensors) -> Sequence[tuple[Sequence[int], torch.dtype]]:
         """See `Runwise.forms`."""
@@ -472,13 +493,14 @@ class _Computed(torch.autograd.Function):
         function: Runwise = ctx.function
         given = tuple([n for n, grad in enumerate(grads) if grad is not None])
         needs = ctx.needs_input_grad[1:]
-        wanted = tuple([n for n, needed in enumerate(needs) if needed and n in function.smooth_inputs])
+        wanted = tuple([n for n, needed in enumerate(needs) if needed and function.smooth(n)])
         found: dict[int, Tensor] = {}
         if given and wanted:
             transposed = Transposed(function, given, wanted)
             tensors = list(ctx.saved_tensors)
-            for n in range(len(function.takes), len(tensors)):  # output and logsumexp are known, not differentiated
-                tensors[n] = tensors[n].detach()
+            if torch.is_grad_enabled():  # output and logsumexp are known, not differentiated
+                for n in range(len(function.takes), len(tensors)):
+                    tensors[n] = tensors[n].detach()
             cotangents = [grad for grad in grads if grad is not None]
             found = dict(zip(wanted, computed(transposed, (*tensors, *cotangents)), strict=True))
         return None, *[found.get(n) for n in range(len(needs))]
@@ -486,7 +508,7 @@ class _Computed(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         function: Runwise = ctx.function
-        moved = tuple([n for n, t in enumerate(tangents) if t is not None and n in function.smooth_inputs])
+        moved = tuple([n for n, t in enumerate(tangents) if t is not None and function.smooth(n)])
         pushed = Pushed(function, moved)
         tensors = ctx.saved_tensors[: len(function.takes)]
         found = computed(pushed, (*tensors, *[t for n, t in enumerate(tangents) if t is not None and n in moved]))
@@ -530,8 +552,7 @@ def computed(function: Runwise, tensors: Tensors) -> Tensors:
     elif torch.is_grad_enabled():
         outputs = _ComputedEagerly.apply(function, *tensors)  # type: ignore[no-untyped-call]
     else:
-        with torch.no_grad():
-            outputs = function.evaluate(tensors)
+        outputs = function.evaluate(tensors)
     return outputs
 
 

@@ -30,8 +30,8 @@ class ScoreRule(Description):
     """Base of the score rules."""
 
     #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` (a 1 is shared), or
-    #: a point for one that no part of a call cuts.
-    letters: ClassVar[str] = ""
+    #: a point for one that no part of a call cuts; by default all of them.
+    letters: ClassVar[str] = "."
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""

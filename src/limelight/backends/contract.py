@@ -19,7 +19,7 @@ Backends never import each other. Whoever chooses one is `limelight.backends.cho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -116,7 +116,6 @@ class Backend(Protocol):
         """Whether the backend is there on this machine."""
 
 
-@runtime_checkable
 class Differentiable(Protocol):
     """A backend that takes gradients itself."""
 
