@@ -33,7 +33,7 @@ import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Observe, Packed, RelativeBias, SoftCap
 from limelight.attention import prepare
 from limelight.backends.contract import Call, operands
-from limelight.backends.triton import flash2, machine
+from limelight.backends.triton import flash1, flash2, machine
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
 # Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
@@ -97,6 +97,8 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
         for name, call in FORWARD.items():
             if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256"):
                 found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
+        if generation == "hopper":
+            found["first causal 64, hopper"] = generation, lambda: flash1.forward(plain(64, pattern=Causal())())
         for name, call in BACKWARD.items():
             if generation == "hopper" or name in ("causal 64", "causal 128"):
                 found[f"backward {name}, {generation}"] = generation, lambda call=call: backward(call())
@@ -120,14 +122,16 @@ class NamedGPU:
 
 
 @contextmanager
-def recording(generation: str) -> Iterator[list[Any]]:
-    """Inside, a launch compiles its kernel for the GPU and adds it to the list instead."""
-    compiled: list[Any] = []
+def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
+    """Inside, a launch compiles its kernel for the GPU and adds it to the list, and whether it is
+    the rescue of tiles whose numbers are not finite, which need not be fast.
+    """
+    compiled: list[tuple[Any, bool]] = []
     run = JITFunction.run
 
     def record(self: Any, *args: Any, warmup: bool = False, **settings: Any) -> Any:
-        compiled.append(run(self, *args, warmup=True, **settings))
-        return compiled[-1]
+        compiled.append((run(self, *args, warmup=True, **settings), settings.get("RESCUE", False)))
+        return compiled[-1][0]
 
     triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
     with (
@@ -138,7 +142,7 @@ def recording(generation: str) -> Iterator[list[Any]]:
         yield compiled
 
 
-def report(kernel: Any) -> dict[str, Any]:
+def report(kernel: Any, rescue: bool) -> dict[str, Any]:
     """What the assembler says of a compiled kernel, and its matrix instructions."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     architecture = kernel.metadata.target.arch
@@ -156,6 +160,7 @@ def report(kernel: Any) -> dict[str, Any]:
     found = lambda pattern: sum(int(n) for n in re.findall(pattern, words))  # noqa: E731
     return {
         "kernel": kernel.metadata.name,
+        "rescue": rescue,
         "warps": kernel.metadata.num_warps,
         "registers": found(r"Used (\d+) registers"),
         "spilled": found(r"(\d+) bytes spill stores"),
@@ -176,7 +181,7 @@ def main() -> None:
             continue
         with recording(generation) as compiled, torch.no_grad():
             run()
-        table[name] = [report(kernel) for kernel in compiled]
+        table[name] = [report(*kernel) for kernel in compiled]
         for line in table[name]:
             print(f"{name:40s} {json.dumps(line)}", file=sys.stderr, flush=True)
     result = {"triton": triton.__version__, "limelight": limelight.__version__, "cases": table}

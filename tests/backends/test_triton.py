@@ -14,7 +14,7 @@ import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.attention import prepare
 from limelight.backends.contract import BackendError
-from limelight.backends.triton import flash2, machine, tuning
+from limelight.backends.triton import flash1, flash2, machine, tuning
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -159,3 +159,24 @@ def test_a_machine_without_a_gpu_is_told_so(monkeypatch):
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(BackendError, match="the tensors lie on cpu; it runs on CUDA and ROCm GPUs"):
         limelight.attention(q, q, q, backend="flash2")
+
+
+@pytest.mark.parametrize("pattern", [None, Causal(), Causal() & (Window(9, 0) | Keys(first=3))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_the_first_algorithm(pattern, dtype):
+    example = representable(example_of(pattern=pattern, layout=limelight.Aligned(0)), dtype)
+    ours, plain, truth = (
+        run(example, backend, kind)
+        for backend, kind in (("flash1", dtype), ("plain", dtype), ("reference", torch.float64))
+    )
+    check_close(ours, plain, truth, "output", steps(example), 3.0, dtype)
+    example.value[0, 1, 20, 5] = NAN
+    after, blind = run(example, "flash1", dtype), run(example, "reference", torch.float64).isfinite()
+    assert torch.equal(ours[blind], after[blind])
+    assert after[~blind].isnan().all()
+
+
+def test_the_first_algorithm_is_plain():
+    q = torch.zeros(1, 1, 4, 8)
+    reasons = flash1.reasons_against(prepare(q, q, q, scores=(SoftCap(1.0),), dropout=0.5))
+    assert reasons == [f"it has plain forms only, and the call has {what}" for what in ("score rules", "dropout")]

@@ -17,7 +17,6 @@ ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
 __all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
 
 MOST_WIDTH = 512
-_TENSORS = (Tensor, torch.nn.Parameter)
 
 
 def status() -> str:
@@ -28,10 +27,7 @@ def status() -> str:
 def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = machine.reasons_against(call.query.device, call.query.dtype)
-    if call.query.dtype is torch.float64:
-        reasons.append("the dtype is torch.float64; it computes float32, float16 and bfloat16")
-    if not all(type(tensor) in _TENSORS for tensor in (call.query, call.key, call.value)):
-        reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
+    reasons += operands.unreadable(call)
     if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
         reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
     if call.observe is not None and call.observe.top > observing.MOST_TOP:
@@ -66,8 +62,8 @@ def forward(call: Call) -> Result:
     pack = packed(Lq, group, lowered)
     width = max(tuning.width(D), tuning.width(Dv))
     tile = tuning.forward_tile(machine.generation(device), dtype.itemsize, width, Lq * pack)
-    if lowered.tiles is not None or any(isinstance(rule, Bias) for rule in call.scores):
-        # Bits come by 64 keys; a bias is read ahead like keys and takes as much shared memory.
+    if lowered.tiles is not None or len(lowered.segment_table) > 1 or any(isinstance(r, Bias) for r in call.scores):
+        # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
     sight = operands.sight(lowered, tile.rows // pack, device)
     programs = sight.tiles * (Hq // pack) * sight.rows

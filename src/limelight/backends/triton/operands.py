@@ -20,6 +20,7 @@ from .tuning import Tile, width
 
 BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = range(4)
 LOG2_E = 1.4426950408889634
+_TENSORS = (Tensor, torch.nn.Parameter)
 MOST_POSITION = 2**30  # positions are 32-bit numbers in the kernels
 
 
@@ -158,6 +159,16 @@ def far(lowered: Lowered) -> bool:
 
 
 # --- Tensors ----------------------------------------------------------------------------------------------------------
+
+
+def unreadable(call: Call) -> list[str]:
+    """Why kernels cannot read the tensors of a call, as reasons."""
+    reasons = []
+    if call.query.dtype is torch.float64:
+        reasons.append("the dtype is torch.float64; it computes float32, float16 and bfloat16")
+    if not all(type(tensor) in _TENSORS for tensor in (call.query, call.key, call.value)):
+        reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
+    return reasons
 
 
 def readable(tensor: Tensor) -> Tensor:
