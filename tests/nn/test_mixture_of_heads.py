@@ -165,9 +165,9 @@ def test_with_a_cache(router):
 def test_gradients_by_finite_differences(router):
     layer = MixtureOfHeads(4, 5, 5, 2, shared=2, k=2, router=router, pattern=limelight.Causal(), rotary=Rotary(2))
     layer.to(F64)
-    states = torch.randn(2, 4, 4, dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: layer(x, at(4)), (states,))
-    layer(states, at(4)).square().sum().backward()
+    states = torch.randn(1, 3, 4, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x, at(3)), (states,))
+    layer(states, at(3)).square().sum().backward()
     if router is TwoStage:
         assert all(p.grad.abs().sum() > 0 for p in layer.router.parameters())
 
