@@ -1,6 +1,7 @@
 """Every family on small random models: equal to transformers, saved and read by transformers, field by field."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -16,6 +17,20 @@ from limelight.nn import Cache
 def no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A model of transformers and the folder it was saved in, each made once; who changes it takes a copy."""
+    kept = {}
+
+    def get(name):
+        if name not in kept:
+            kept[name] = made(name), tmp_path_factory.mktemp(name)
+            kept[name][0].save_pretrained(kept[name][1])
+        return kept[name]
+
+    return get
 
 
 def compared(name, ours, theirs, side="right"):
@@ -41,13 +56,12 @@ def compared(name, ours, theirs, side="right"):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", EVERY)
-def test_equal_to_transformers(tmp_path, name, side):
-    theirs = made(name)
+def test_equal_to_transformers(stored, name, side):
+    theirs, folder = stored(name)
     places = name in TEXT and takes_positions(theirs) and not name.endswith("-classes")
     if side == "left" and not (places or name.startswith("t5")):
         side = "right"  # it has no places of its own, or reads its first column whatever that is
-    theirs.save_pretrained(tmp_path)
-    ours = load(tmp_path, dtype=torch.float64)
+    ours = load(folder, dtype=torch.float64)
     with float64_throughout(theirs):
         for mine, other in compared(name, ours, theirs, side):
             assert_equal(mine, other)
@@ -74,11 +88,11 @@ CACHED = [name for name in (*TEXT, *PAIRS) if not name.startswith(("bert", "robe
 
 
 @pytest.mark.parametrize("name", CACHED)
-def test_token_by_token(tmp_path, name):
+def test_token_by_token(stored, name):
     """With a cache, in pieces of any size, as at once."""
-    made(name).save_pretrained(tmp_path)
-    network = load(tmp_path, dtype=torch.float64).network
-    (ids,), more, _, _, _ = given(name, made(name))
+    theirs, folder = stored(name)
+    network = load(folder, dtype=torch.float64).network
+    (ids,), more, _, _, _ = given(name, theirs)
     ids = ids[:, :9].clamp(min=FIRST_WORD)  # all of them exist here
     read = {"source": network.encode(more["source"], layout=more.get("source_layout"))} if name in PAIRS else {}
     whole, cache = network(ids, **read), Cache()
@@ -87,21 +101,20 @@ def test_token_by_token(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_no_worse_than_transformers_in_float32(tmp_path, name):
-    theirs = made(name).to(torch.float32)
-    theirs.save_pretrained(tmp_path)
-    narrow = compared(name, load(tmp_path), theirs)
+def test_no_worse_than_transformers_in_float32(stored, name):
+    theirs, folder = stored(name)
+    theirs, ours = deepcopy(theirs).to(torch.float32), load(folder)
+    narrow = compared(name, ours, theirs)
     with float64_throughout(theirs):
-        wide = compared(name, load(tmp_path, dtype=torch.float64), theirs.to(torch.float64))
+        wide = compared(name, ours.to(torch.float64), theirs.to(torch.float64))
     for (mine, eager), (_, truth) in zip(narrow, wide, strict=True):
         assert_no_worse(mine, eager, truth)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_saved_for_transformers(tmp_path, name):
-    theirs = made(name)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = load(tmp_path / "theirs", dtype=torch.float64)
+def test_saved_for_transformers(stored, tmp_path, name):
+    theirs, folder = stored(name)
+    ours = load(folder, dtype=torch.float64)
     ours.save(tmp_path / "ours")
     again, told = type(theirs).from_pretrained(tmp_path / "ours", dtype="auto", output_loading_info=True)
     # what we left aside is not in the file; transformers makes it anew

@@ -16,6 +16,9 @@ DATA_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
 )
 
 
