@@ -51,8 +51,8 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-        (128, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-        (256, Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+        (128, Tile(128, 64, 8, 2), Tile(32, 64, 8, 2)),
+        (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ),
     ("other", 2): (
         (64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
