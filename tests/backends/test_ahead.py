@@ -1,0 +1,63 @@
+"""The GPU kernels compiled ahead of time, without a GPU: what the assembler makes of them is kept in a table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limelight.backends.triton import machine
+
+ROOT = Path(__file__).parents[2]
+TABLE = json.loads((ROOT / "tests" / "backends" / "ahead.json").read_text())
+# Compiled anew in every run; all others by `python benchmarks/ahead.py --write tests/backends/ahead.json`.
+AGAIN = (
+    "forward causal 64, hopper",
+    "forward causal 128, hopper",
+    "forward causal 128, ampere",
+    "backward causal 64, hopper",
+)
+SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024}  # bytes that a program may have
+PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA"}
+
+
+def kernels():
+    for case, lines in TABLE["cases"].items():
+        for line in lines:
+            yield case, case.split(", ")[-1], line
+
+
+@pytest.mark.skipif(bool(machine.missing()), reason=machine.missing() or "Triton is there")
+def test_the_table_is_up_to_date(tmp_path):
+    import triton
+
+    if triton.__version__ != TABLE["triton"]:
+        pytest.skip(f"the table was made with Triton {TABLE['triton']}, this is {triton.__version__}")
+    subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "ahead.py", *AGAIN, "--write", tmp_path / "again.json"],
+        env=os.environ | {"TRITON_INTERPRET": "0"}, check=True, capture_output=True,
+    )  # fmt: skip
+    again = json.loads((tmp_path / "again.json").read_text())["cases"]
+    assert again == {name: TABLE["cases"][name] for name in AGAIN}
+
+
+def test_nothing_is_serialised_and_all_fits():
+    for case, generation, kernel in kernels():
+        assert kernel["shared"] <= SHARED[generation], case
+        if not kernel["rescue"]:
+            assert not kernel["serialised"], case
+
+
+def test_forward_passes_do_not_spill_and_use_the_matrix_units():
+    for case, generation, kernel in kernels():
+        if kernel["kernel"] != "forward" or kernel["rescue"]:
+            continue
+        assert kernel["spilled"] == 0, case
+        few = "512" in case or "decode" in case  # rows: Hopper's own instruction wants 64 of them
+        wanted = "HMMA" if few else PRODUCTS[generation]
+        if "float32" not in case:
+            assert kernel["instructions"][wanted] > 0, case
+        if "512" not in case and "float32" not in case and "tiles" not in case:
+            assert kernel["instructions"]["LDGSTS"] > 0, f"{case}: nothing is copied ahead"
