@@ -6,11 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#include <pthread.h>
-#endif
-
 namespace limelight {
 namespace {
 
@@ -157,52 +152,7 @@ int check(const ll_call& call) {
     return DONE;
 }
 
-// --- Threads ---------------------------------------------------------------------------------------------------------
-
-#if defined(_OPENMP)
-// A child of fork() inherits the pool's bookkeeping but none of its threads: a parallel region would wait forever.
-bool forked = false;
-
-void watch_forks() {
-    static bool watching = false;
-    if (__atomic_exchange_n(&watching, true, __ATOMIC_ACQ_REL)) return;
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
-}
-#endif
-
-struct Memory {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Memory() { free(data); }
-};
-thread_local Memory memory;
-
-}  // namespace
-
-void* scratch(size_t bytes) {
-    if (memory.size >= bytes) return memory.data;
-    free(memory.data);
-    size_t rounded = (bytes + 4095) / 4096 * 4096;
-    memory.data = aligned_alloc(64, rounded);
-    memory.size = memory.data ? rounded : 0;
-    return memory.data;
-}
-
-void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
-    if (threads > count) threads = count;
-#if defined(_OPENMP)
-    if (threads > 1 && !forked && !omp_in_parallel()) {
-        watch_forks();
-        int64_t next = 0;
-#pragma omp parallel num_threads((int)threads)
-        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
-        return;
-    }
-#endif
-    for (int64_t n = 0; n < count; ++n) body(context, n);
-}
-
-namespace {
+// --- Calls -----------------------------------------------------------------------------------------------------------
 
 struct PeakJob {
     const Kernels* kernels;
@@ -251,7 +201,8 @@ int ll_backward(const ll_call* given, const ll_gradients* wanted) {
     ll_call call;
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
-    if (!wanted->output.data || !wanted->grad_output.data || !wanted->logsumexp)
+    bool queries = call.batch * call.query_heads * call.queries > 0;  // without any, nothing of theirs needs memory
+    if (queries && (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
         return fail("the backward pass needs the output, its gradient, and the logsumexp");
     if (wanted->output.strides[3] != 1 || wanted->grad_output.strides[3] != 1 ||
         (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
@@ -276,13 +227,7 @@ int ll_select_isa(const char* name) {
     return isa() ? DONE : BAD_ARGUMENT;
 }
 
-int ll_has_openmp(void) {
-#if defined(_OPENMP)
-    return 1;
-#else
-    return 0;
-#endif
-}
+int ll_has_openmp(void) { return has_openmp(); }
 
 double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {
     const Kernels* found = kernels_of(name ? find(name) : isa(), element);

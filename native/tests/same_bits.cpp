@@ -75,10 +75,10 @@ bool one_call() {
     ll_span choices[][2] = {{full, full}, {causal, causal}, {window, first}, {chunk, window}};
     auto& spans = choices[among(0, 3)];
 
-    ll_rule rules[4] = {{LL_BIAS, {0, 0}, {bias.data(), {0, 0, Lk, 1}}},
-                        {LL_ALIBI, {0, 0}, {slopes.data(), {Hq, 1, 0, 0}}},
-                        {LL_SOFTCAP, {2.5, 0}, {nullptr, {0, 0, 0, 0}}},
-                        {LL_DISTANCE_TABLE, {32, 64}, {table.data(), {0, 64, 0, 1}}}};
+    ll_rule rules[4] = {{LL_BIAS, {0, 0}, {bias.data(), {0, 0, Lk, 1}}, 0},
+                        {LL_ALIBI, {0, 0}, {slopes.data(), {Hq, 1, 0, 0}}, 0},
+                        {LL_SOFTCAP, {2.5, 0}, {nullptr, {0, 0, 0, 0}}, 0},
+                        {LL_DISTANCE_TABLE, {32, 64}, {table.data(), {0, 64, 0, 1}}, 0}};
     int64_t skipped = among(0, 3);
 
     ll_call call = {};

@@ -8,6 +8,7 @@ import typer
 
 from ..backends.contract import BackendError
 from ..shapes import ArgumentError
+from .bench import bench
 from .explain import explain
 from .look import look
 from .models import models
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(look)
 app.command()(models)
 app.command()(explain)
+app.command()(bench)
 
 
 def main() -> None:

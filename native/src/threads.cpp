@@ -1,0 +1,65 @@
+// Lends threads and memory to the kernels. (tests/threads.cpp lends other threads, which a sanitizer can follow.)
+#include <stdlib.h>
+
+#include "library.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+namespace limelight {
+namespace {
+
+#if defined(_OPENMP)
+// A child of fork() inherits the pool's bookkeeping but none of its threads: a parallel region would wait forever.
+bool forked = false;
+
+void watch_forks() {
+    static bool watching = false;
+    if (__atomic_exchange_n(&watching, true, __ATOMIC_ACQ_REL)) return;
+    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}
+#endif
+
+struct Memory {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Memory() { free(data); }
+};
+thread_local Memory memory;
+
+}  // namespace
+
+bool has_openmp() {
+#if defined(_OPENMP)
+    return true;
+#else
+    return false;
+#endif
+}
+
+void* scratch(size_t bytes) {
+    if (memory.size >= bytes) return memory.data;
+    free(memory.data);
+    size_t rounded = (bytes + 4095) / 4096 * 4096;
+    memory.data = aligned_alloc(64, rounded);
+    memory.size = memory.data ? rounded : 0;
+    return memory.data;
+}
+
+void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
+    if (threads > count) threads = count;
+#if defined(_OPENMP)
+    if (threads > 1 && !forked && !omp_in_parallel()) {
+        watch_forks();
+        int64_t next = 0;
+#pragma omp parallel num_threads((int)threads)
+        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
+        return;
+    }
+#endif
+    for (int64_t n = 0; n < count; ++n) body(context, n);
+}
+
+}  // namespace limelight

@@ -1,0 +1,274 @@
+// Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine: the
+// bits do not depend on the number of threads. Built with a sanitizer (-DLIMELIGHT_SANITIZE=...), nothing is read or
+// written outside of an array (each is exactly as large as the call needs), nothing undefined happens, and no two
+// threads touch the same number at once.
+//
+//     random_calls [calls] [seed]
+#include <limelight.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::mt19937_64 random_bits;
+int64_t among(int64_t low, int64_t high) { return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1)); }
+bool one_in(int64_t n) { return among(1, n) == 1; }
+double normal() { return std::normal_distribution<double>()(random_bits); }
+
+int64_t size_of(int64_t element) { return element == LL_FLOAT64 ? 8 : element == LL_FLOAT32 ? 4 : 2; }
+int64_t number_of(int64_t element) { return element == LL_FLOAT64 ? LL_FLOAT64 : LL_FLOAT32; }
+
+void put(char* to, int64_t element, double x) {
+    float narrow = (float)x;
+    if (element == LL_FLOAT64) std::memcpy(to, &x, 8);
+    if (element == LL_FLOAT32) std::memcpy(to, &narrow, 4);
+    if (element == LL_BFLOAT16) std::memcpy(to, (char*)&narrow + 2, 2);
+    if (element == LL_FLOAT16) {
+        _Float16 half = (_Float16)narrow;
+        std::memcpy(to, &half, 2);
+    }
+}
+
+// The arrays of one call, each exactly as large as it must be.
+struct Arrays {
+    std::deque<std::vector<char>> held;
+
+    char* zeros(int64_t bytes) {
+        held.emplace_back((size_t)bytes);
+        return held.back().data();
+    }
+    char* normals(int64_t count, int64_t element, double scale = 1.0) {
+        char* data = zeros(count * size_of(element));
+        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, scale * normal());
+        return data;
+    }
+    std::string all() const {
+        std::string bytes;
+        for (const auto& array : held) bytes.append(array.data(), array.size());
+        return bytes;
+    }
+};
+
+// (B, H, L, D) as it lies, from (B, L, H, D), or one row for the whole batch.
+ll_tensor shaped(char* data, int64_t B, int64_t H, int64_t L, int64_t D, int64_t kind) {
+    if (kind == 1) return {data, {L * H * D, D, H * D, 1}};
+    if (kind == 2 && B > 1) return {data, {0, L * D, D, 1}};
+    return {data, {H * L * D, L * D, D, 1}};
+}
+
+struct RandomCall {
+    Arrays inputs;
+    ll_call call = {};
+    ll_observation observation = {};
+    bool observes;
+    int64_t B, Hkv, Hq, Lq, Lk, D, Dv, element, number;
+    std::vector<ll_segment> segments;
+    ll_span spans[2];
+    std::vector<ll_rule> rules;
+    std::vector<int64_t> heads, rows, pairs, bias_dims[LL_MAX_RULES];
+    bool wanted[4 + LL_MAX_RULES];
+    bool with_lse_gradient;
+
+    explicit RandomCall(int64_t e) : element(e), number(number_of(e)) {
+        B = among(1, 2), Hkv = among(1, 2), Hq = Hkv * among(1, 2);
+        Lq = one_in(8) ? 0 : among(1, one_in(3) ? 150 : 50), Lk = one_in(8) ? 0 : among(1, one_in(4) ? 700 : 140);
+        D = one_in(8) ? 290 : among(1, 80), Dv = one_in(8) ? 290 : among(1, 80);
+        call.version = LL_VERSION, call.element = element;
+        call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
+        call.width = D, call.value_width = Dv;
+        call.query = shaped(inputs.normals(B * Hq * Lq * D, element), B, Hq, Lq, D, among(0, 2));
+        call.key = input(Hkv, Lk, D), call.value = input(Hkv, Lk, Dv);
+        call.sink = one_in(2) ? inputs.normals(Hq, number) : nullptr;
+        call.scale = 0.2, call.dropout = one_in(3) ? 0.3 : 0.0, call.seed = random_bits();
+        choose_segments(), choose_pattern(), choose_rules(), choose_observation();
+        for (bool& each : wanted) each = !one_in(4);
+        with_lse_gradient = one_in(2);
+    }
+
+    ll_tensor input(int64_t H, int64_t L, int64_t width) {
+        char* data = inputs.normals(B * H * L * width, element);
+        if (one_in(5) && L > 0)
+            put(data + among(0, B * H * L * width - 1) * size_of(element), element,
+                one_in(2) ? __builtin_nan("") : __builtin_inf());
+        return shaped(data, B, H, L, width, among(0, 2));
+    }
+
+    void choose_segments() {
+        switch (among(0, 2)) {
+            case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0}); break;
+            case 1:  // padding: each row has its own
+                for (int64_t b = 0; b < B; ++b) {
+                    int64_t q = among(0, Lq), k = among(0, Lk);
+                    segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b});
+                }
+                break;
+            default:  // documents
+                for (int64_t d = 0, q = 0, k = 0; d < 3; ++d) {
+                    int64_t more_q = d == 2 ? Lq : among(q, Lq), more_k = d == 2 ? Lk : among(k, Lk);
+                    segments.push_back({-1, q, more_q, k, more_k, more_k - more_q, -k, d});
+                    q = more_q, k = more_k;
+                }
+        }
+        call.segments = segments.data(), call.segment_count = (int64_t)segments.size();
+    }
+
+    void choose_pattern() {
+        ll_span causal = {LL_LOWEST, LL_HIGHEST, LL_LOWEST, LL_LOWEST, 0, LL_LOWEST, LL_HIGHEST, 1, LL_HIGHEST, 0};
+        ll_span window = causal, first = causal, chunk = causal, full = causal;
+        window.start_offset = -among(0, 40);
+        first.end_offset = LL_HIGHEST, first.end = among(0, 9);
+        chunk.chunk = among(1, 90), chunk.chunk_start = 0, chunk.chunk_end = chunk.chunk;
+        full.end_offset = LL_HIGHEST;
+        ll_span choices[][2] = {{full, full}, {causal, causal}, {window, first}, {chunk, window}};
+        std::memcpy(spans, choices[among(0, 3)], sizeof spans);
+        call.spans = spans, call.span_count = 2;
+        if (one_in(4)) {  // two intervals of each query instead
+            auto* bounds = (int32_t*)inputs.zeros(4 * 4 * Lq);
+            for (int64_t i = 0; i < Lq; ++i) {
+                int64_t at = 0;
+                for (int64_t n = 0; n < 4; ++n) {
+                    at = among(at, Lk);
+                    bounds[(n % 2 * 2 + n / 2) * Lq + i] = (int32_t)at;
+                }
+            }
+            call.intervals = {bounds, bounds + 2 * Lq, 2, Lq, 0, 0};
+        }
+        if (one_in(4)) {
+            int64_t tq = (Lq + 63) / 64, tk = (Lk + 63) / 64, mixed = among(0, 2);
+            auto* state = (int32_t*)inputs.zeros(4 * tq * tk);
+            for (int64_t t = 0; t < tq * tk; ++t) state[t] = (int32_t)among(-2, mixed);
+            auto* bits = (uint64_t*)inputs.zeros(8 * 64 * (mixed + 1));
+            for (int64_t n = 0; n < 64 * (mixed + 1); ++n) bits[n] = random_bits() | random_bits();
+            call.tiles = {state, 0, 0, tk, bits, 64};
+        }
+    }
+
+    void choose_rules() {
+        for (int64_t n = one_in(2) ? 0 : among(1, 4); n > 0; --n) {
+            ll_rule rule = {among(0, 3), {0, 0}, {nullptr, {0, 0, 0, 0}}, 0};
+            if (rule.kind == LL_BIAS) {
+                int64_t sizes[4] = {B, Hq, Lq, Lk}, step = 1;
+                auto& dims = bias_dims[rules.size()];
+                dims.assign(4, 1);
+                for (int d = 3; d >= 0; --d) {
+                    if (one_in(3)) continue;
+                    dims[(size_t)d] = sizes[d], rule.tensor.strides[d] = step, step *= sizes[d];
+                }
+                rule.stored = one_in(2);
+                rule.tensor.data = inputs.normals(step, rule.stored ? element : number);
+            }
+            if (rule.kind == LL_ALIBI) rule.tensor = {inputs.normals(B * Hq, number, 0.05), {Hq, 1, 0, 0}};
+            if (rule.kind == LL_SOFTCAP) rule.parameters[0] = 2.5;
+            if (rule.kind == LL_DISTANCE_TABLE) {  // as wide as all distances, so that its gradient has room
+                double most = (double)(Lq + Lk + 60);
+                rule.parameters[0] = most, rule.parameters[1] = 2 * most;
+                rule.tensor = {inputs.normals(Hq * 2 * (int64_t)most, number), {0, 2 * (int64_t)most, 0, 1}};
+            }
+            rules.push_back(rule);
+        }
+        call.rules = rules.data(), call.rule_count = (int64_t)rules.size();
+    }
+
+    void choose_observation() {
+        observes = one_in(3);
+        for (int64_t h = 0; h < Hq; h += among(1, 2)) heads.push_back(h);
+        for (int64_t i = among(0, 20); i < Lq; i += among(1, 30)) rows.push_back(i);
+        for (int64_t i = among(0, 20); i < Lq && Lk > 0; i += among(0, 30)) pairs.push_back(i), pairs.push_back(among(0, Lk - 1));
+        observation.heads = heads.data(), observation.head_count = (int64_t)heads.size();
+        observation.rows = rows.data(), observation.row_count = (int64_t)rows.size();
+        observation.pairs = pairs.data(), observation.pair_count = (int64_t)pairs.size() / 2;
+        observation.top = among(1, 5), observation.block_queries = among(1, 70), observation.block_keys = among(1, 70);
+        observation.feature_count = among(1, 20), observation.feature_stride = observation.feature_count;
+        observation.features = inputs.normals(Lk * observation.feature_count, number);
+    }
+
+    void may_fail(int status) const {
+        if (status == 0) return;
+        std::printf("failed: %s\n", ll_error_message());
+        std::exit(1);
+    }
+
+    // Everything that a forward and a backward pass write, in a row.
+    std::string run(int64_t threads) {
+        Arrays written;
+        call.threads = threads;
+        int64_t n = size_of(number), all = B * Hq * Lq, seen = B * (int64_t)heads.size() * Lq;
+        call.output = shaped(written.zeros(all * Dv * size_of(element)), B, Hq, Lq, Dv, 0);
+        call.logsumexp = written.zeros(all * n);
+        observe(written, n, seen);
+        call.observation = observes ? &observation : nullptr;
+        may_fail(ll_forward(&call));
+        call.observation = nullptr;
+
+        ll_gradients g = {};
+        Arrays upstream;
+        std::mt19937_64 kept = random_bits;
+        g.output = call.output, g.logsumexp = call.logsumexp;
+        g.grad_output = shaped(upstream.normals(all * Dv, element), B, Hq, Lq, Dv, 1);
+        if (with_lse_gradient) g.grad_logsumexp = upstream.normals(all, number);
+        random_bits = kept;  // the same for any number of threads
+        if (wanted[0]) g.query = shaped(written.zeros(all * D * size_of(element)), B, Hq, Lq, D, 1);
+        if (wanted[1]) g.key = shaped(written.zeros(B * Hkv * Lk * D * size_of(element)), B, Hkv, Lk, D, 0);
+        if (wanted[2]) g.value = shaped(written.zeros(B * Hkv * Lk * Dv * size_of(element)), B, Hkv, Lk, Dv, 1);
+        if (wanted[3] && call.sink) g.sink = written.zeros(all * n);
+        for (size_t r = 0; r < rules.size(); ++r) {
+            if (!wanted[4 + r]) continue;
+            const ll_rule& rule = rules[r];
+            if (rule.kind == LL_ALIBI) g.rules[r] = {written.zeros(all * n), {Hq * Lq, Lq, 1, 0}};
+            if (rule.kind == LL_DISTANCE_TABLE) {
+                int64_t W = (int64_t)rule.parameters[1];
+                g.rules[r] = {written.zeros(B * Hq * W * n), {Hq * W, W, 0, 1}};
+            }
+            if (rule.kind != LL_BIAS) continue;
+            auto dims = bias_dims[r];
+            if (dims[3] == 1) dims[2] = Lq;
+            int64_t step = 1;
+            for (int d = 3; d >= 0; step *= dims[(size_t)d--]) g.rules[r].strides[d] = dims[(size_t)d] == 1 ? 0 : step;
+            g.rules[r].data = written.zeros(step * n);
+        }
+        if (ll_backward(&call, &g) == 0) return written.all();
+        may_fail(1);
+        return {};
+    }
+
+    void observe(Arrays& written, int64_t n, int64_t seen) {
+        int64_t H = (int64_t)heads.size();
+        ll_observation& o = observation;
+        for (void** to : {&o.logsumexp, &o.max_score, &o.max_weight, &o.entropy, &o.distance}) *to = written.zeros(seen * n);
+        o.top_weights = written.zeros(seen * o.top * n), o.top_keys = (int64_t*)written.zeros(seen * o.top * 8);
+        o.received = written.zeros(B * H * Lk * n), o.features_out = written.zeros(seen * o.feature_count * n);
+        o.rows_out = written.zeros(B * H * o.row_count * Lk * n), o.pairs_out = written.zeros(B * H * o.pair_count * n);
+        int64_t nq = (Lq + o.block_queries - 1) / o.block_queries, nk = (Lk + o.block_keys - 1) / o.block_keys;
+        o.blocks_out = written.zeros(B * H * nq * nk * n);
+    }
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int64_t count = argc > 1 ? std::atoll(argv[1]) : 200, wrong = 0;
+    random_bits.seed(argc > 2 ? (uint64_t)std::atoll(argv[2]) : 1);
+    std::vector<std::string> isas;
+    std::string list = ll_isa_list(), rest = list + " ";
+    for (size_t at; (at = rest.find(' ')) != std::string::npos; rest = rest.substr(at + 1)) isas.push_back(rest.substr(0, at));
+    for (int64_t i = 0; i < count; ++i) {
+        const std::string& isa = isas[(size_t)(i % (int64_t)isas.size())];
+        RandomCall call(isa == "wide" ? (int64_t)LL_FLOAT32 : among(0, LL_ELEMENTS - 1));
+        if (ll_select_isa(isa.c_str()) != 0) return 1;
+        int64_t threads = among(2, 4);  // drawn before: a run ends in the state of the numbers in which it began
+        std::string one = call.run(1);
+        if (call.run(threads) != one && wrong++ < 5)
+            std::printf("call %lld, %s, element %lld: other bits with %lld threads\n", (long long)i, isa.c_str(),
+                        (long long)call.element, (long long)threads);
+    }
+    std::printf("%lld of %lld calls have the same bits with 1 and more threads (%s)\n", (long long)(count - wrong),
+                (long long)count, list.c_str());
+    return wrong != 0;
+}

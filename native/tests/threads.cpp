@@ -1,0 +1,43 @@
+// Threads for the build under ThreadSanitizer, in place of src/threads.cpp. It knows std::thread; it does not know how
+// libgomp's threads wait for each other (they use futexes, and the library is not instrumented), and would report every
+// parallel region as a race. Tasks are handed out as there: one at a time, in order, by the same counter.
+#include <stdlib.h>
+
+#include <thread>
+#include <vector>
+
+#include "library.h"
+
+namespace limelight {
+namespace {
+
+struct Memory {
+    void* data = nullptr;
+    size_t size = 0;
+    ~Memory() { free(data); }
+};
+thread_local Memory memory;
+
+}  // namespace
+
+bool has_openmp() { return false; }
+
+void* scratch(size_t bytes) {
+    if (memory.size >= bytes) return memory.data;
+    free(memory.data);
+    memory.size = (bytes + 4095) / 4096 * 4096;
+    return memory.data = aligned_alloc(64, memory.size);
+}
+
+void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
+    int64_t next = 0;
+    auto work = [&] {
+        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
+    };
+    std::vector<std::thread> others;
+    for (int64_t n = 1; n < (threads < count ? threads : count); ++n) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+}
+
+}  // namespace limelight

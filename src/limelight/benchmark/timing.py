@@ -1,0 +1,329 @@
+"""Times, each beside PyTorch's and the machine's own limits, all measured in the same run.
+
+What is compared is called in turn, so that a change of the clock or a neighbour meets all of them, and medians are
+taken. The limit (multiply-adds in registers, or reading from memory) is measured before and after each case; when the
+two differ by more than 5 % the case is measured again, and marked as unsteady where the machine never holds still.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from .. import ALiBi, Bias, Causal, Observe, Packed, Pattern, SoftCap, Window, __version__, attention, explain
+from ..backends import native
+from .cases import Case
+
+TOLERANCE = 0.05  # between the two measurements of the limit
+TRIES = 4
+MOST_CACHES = 2 * 2**30  # bytes
+Function = Callable[[], Any]
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "processor": processor(),
+        "threads": threads,
+        "instruction set": native._library.ll_isa_name().decode(),
+        "last-level cache MiB": round(last_level_cache() / 2**20, 1),
+        "limelight": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor() -> str:
+    """Its name, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def last_level_cache() -> int:
+    """Bytes; 32 MiB where the system does not say."""
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) * {"K": 2**10, "M": 2**20}.get(size[-1], 1) for size in sizes), default=2**25)
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------------
+
+
+def peak(dtype: str, threads: int, seconds: float = 0.1) -> float:
+    """GFLOP/s of independent multiply-adds; the larger of two measurements, the first of which wakes the clock."""
+    element = native._ELEMENTS[getattr(torch, dtype)]
+    return max(float(native._library.ll_measure_peak(None, element, threads, seconds)) for _ in range(2))
+
+
+@functools.cache
+def _much() -> Tensor:
+    return torch.ones(min(8 * last_level_cache(), MOST_CACHES) // 4)
+
+
+def bandwidth() -> float:
+    """GB/s of reading memory that no cache holds: the best of PyTorch's sum and scalar product."""
+    array = _much()
+    times = [timed(function, 1) for _ in range(4) for function in (array.sum, lambda: array.dot(array))]
+    return array.nbytes / min(times) * 1e-9
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+def timed(function: Function, repeats: int) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def in_turn(functions: list[Function], seconds: float) -> list[float]:
+    """Median seconds of a call of each; short calls are repeated within one measurement."""
+    once = sum([timed(function, 2) for function in functions])
+    repeats = max(1, int(0.002 / once))
+    rounds = min(201, max(3, int(seconds / (once * repeats))))
+    times = [[timed(function, repeats) for function in functions] for _ in range(rounds)]
+    return [statistics.median(each) for each in zip(*times, strict=True)]
+
+
+@dataclass
+class Prepared:
+    """The calls of a case: ours, PyTorch's where it has the form, and ours without the extra."""
+
+    ours: Function
+    peer: Function | None
+    plain: Function | None = None
+    flop: float = 0.0  # by the pairs that the pattern allows
+    bytes: float = 0.0  # of keys and values
+
+
+@dataclass
+class Row:
+    """What was measured of a case."""
+
+    case: Case
+    seconds: float
+    peer_seconds: float | None
+    plain_seconds: float | None
+    speed: float | None  # GFLOP/s or GB/s
+    fraction: float | None  # of the limit
+    limit: float | None
+    steady: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as fast as PyTorch."""
+        return None if self.peer_seconds is None else self.peer_seconds / self.seconds
+
+    @property
+    def beside_plain(self) -> float | None:
+        """Time, as a multiple of the plain call's."""
+        return None if self.plain_seconds is None else self.seconds / self.plain_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        unit = {"peak": "GFLOP/s", "bandwidth": "GB/s"}.get(self.case.per)
+        return {
+            "case": self.case.name, "group": self.case.group, "seconds": self.seconds,
+            "torch_seconds": self.peer_seconds, "times_torch": self.ratio, "plain_seconds": self.plain_seconds,
+            "times_plain": self.beside_plain, "speed": self.speed, "unit": unit, "limit": self.limit,
+            "fraction": self.fraction, "steady": self.steady,
+        }  # fmt: skip
+
+
+def measure(case: Case, threads: int, seconds: float) -> Row:
+    """One row of the table."""
+    prepared = prepare(case)
+    functions = [f for f in (prepared.ours, prepared.peer, prepared.plain) if f is not None]
+    for attempt in itertools.count(1):
+        before = limit(case, threads)
+        with torch.set_grad_enabled(case.backward):
+            times = iter(in_turn(functions, seconds))
+        after = limit(case, threads)
+        steady = abs(before - after) <= TOLERANCE * max(before, after)
+        if steady or attempt == TRIES:
+            break
+    mine = next(times)
+    peer, plain = (None if f is None else next(times) for f in (prepared.peer, prepared.plain))
+    if case.per == "call":
+        return Row(case, mine, peer, plain, None, None, None)
+    most = max(before, after)
+    speed = (prepared.bytes if case.per == "bandwidth" else prepared.flop) / mine * 1e-9
+    return Row(case, mine, peer, plain, speed, speed / most, most, steady)
+
+
+def limit(case: Case, threads: int) -> float:
+    """What the speed of a case is a fraction of."""
+    if case.per == "call":
+        return 1.0
+    return bandwidth() if case.per == "bandwidth" else peak(case.dtype, threads)
+
+
+# --- Calls ------------------------------------------------------------------------------------------------------------
+
+
+def prepare(case: Case) -> Prepared:
+    """The calls of a case, on random numbers that are the same every time."""
+    torch.manual_seed(0)
+    if case.per == "bandwidth":
+        return _decoding(case)
+    if case.documents:
+        return _documents(case)
+    query, key, value = _tensors(case, case.length)
+    settings, peer = _extra(case, query)
+    plain: dict[str, Any] = {"pattern": pattern_of(case.pattern), "backend": "native"}
+    pairs = explain(query, key, value, pattern=plain["pattern"]).pairs
+    calls = [functools.partial(attention, query, key, value, **plain, **some) for some in (settings, {})]
+    theirs = None if peer is None else functools.partial(scaled_dot_product_attention, query, key, value, **peer)
+    flop = 4.0 * pairs * case.width
+    if not case.backward:
+        return Prepared(calls[0], theirs, calls[1] if case.extra else None, flop)
+    leaves = [query, key, value]
+    grad = torch.randn_like(query)
+    rules = [t for rule in settings.get("scores", ()) for t in rule.tensors()]
+    own = leaves + [t for t in (*rules, settings.get("sink")) if t is not None and t.requires_grad]
+    mask = [] if peer is None or peer.get("attn_mask") is None else [peer["attn_mask"]]
+    return Prepared(
+        _training(calls[0], own, grad),
+        None if theirs is None else _training(theirs, leaves + [t for t in mask if t.requires_grad], grad),
+        _training(calls[1], leaves, grad) if case.extra else None,
+        3.5 * flop,
+    )
+
+
+def _tensors(case: Case, length: int) -> list[Tensor]:
+    Hkv, dtype = case.key_heads or case.heads, getattr(torch, case.dtype)
+    shapes = [(case.heads, case.queries or length), (Hkv, length), (Hkv, length)]
+    made = [torch.randn(1, H, L, case.width).to(dtype) for H, L in shapes]
+    return [t.requires_grad_() for t in made] if case.backward else made
+
+
+def _training(call: Function, leaves: list[Tensor], grad: Tensor) -> Function:
+    return lambda: torch.autograd.grad(call(), leaves, grad)
+
+
+def pattern_of(words: str) -> Pattern | None:
+    """The pattern that a case names."""
+    if words.startswith("window "):
+        return Causal() & Window(int(words.split()[1]) - 1, 0)
+    return Causal() if words == "causal" else None
+
+
+def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Settings of ours, and what `scaled_dot_product_attention` must be given to mean the same; ``None`` where it has
+    no such form.
+    """
+    H, L = case.heads, case.length
+    causal: dict[str, Any] = {"is_causal": True} if case.pattern == "causal" else {}
+    distance = torch.arange(L)[None] - torch.arange(L)[:, None]
+    unseen = torch.where(distance <= 0, 0.0, -torch.inf) if case.extra in ("ALiBi", "bias") else torch.zeros(())
+    if case.pattern.startswith("window "):
+        return {}, {"attn_mask": (distance <= 0) & (distance > -int(case.pattern.split()[1]))}
+    match case.extra:
+        case "":
+            return {}, causal
+        case "ALiBi":
+            slopes = ALiBi.standard(H).slopes
+            dense = (unseen - slopes[:, None, None] * distance.abs())[None].to(query.dtype)
+            return {"scores": (ALiBi(slopes.requires_grad_(case.backward)),)}, {"attn_mask": dense}
+        case "bias":
+            bias = torch.randn(1, H, L, L)
+            dense = (bias + unseen).requires_grad_(case.backward)
+            return {"scores": (Bias(bias.requires_grad_(case.backward)),)}, {"attn_mask": dense}
+        case "soft cap":
+            return {"scores": (SoftCap(30.0),)}, None
+        case "sink":
+            return {"sink": torch.zeros(H).requires_grad_(case.backward)}, None
+        case "dropout":
+            return {"dropout": 0.1, "seed": 1}, causal | {"dropout_p": 0.1}
+        case "observations":
+            return {"observe": Observe(entropy=True, max_weight=True, top=8, received=True, blocks=(64, 64))}, None
+    raise ValueError(f"the case {case.name!r} asks for {case.extra!r}, which nobody knows")
+
+
+def _documents(case: Case) -> Prepared:
+    """Packed, against PyTorch on the same documents padded to the longest: the forward pass and causal."""
+    lengths, longest = case.documents, max(case.documents)
+    query, key, value = _tensors(case, sum(lengths))
+    pattern, layout = pattern_of(case.pattern), Packed(lengths)
+    padded = [
+        torch.cat([pad(t, (0, 0, 0, longest - t.shape[2])) for t in torch.split(tensor, list(lengths), dim=2)])
+        for tensor in (query, key, value)
+    ]
+    pairs = explain(query, key, value, pattern=pattern, layout=layout).pairs
+    return Prepared(
+        functools.partial(attention, query, key, value, pattern=pattern, layout=layout, backend="native"),
+        lambda: scaled_dot_product_attention(padded[0], padded[1], padded[2], is_causal=True),
+        flop=4.0 * pairs * case.width,
+    )
+
+
+def _decoding(case: Case) -> Prepared:
+    """One query against caches that together hold eight times the last-level cache, one after the other."""
+    first = _tensors(case, case.length)
+    size = first[1].nbytes + first[2].nbytes
+    count = max(2, -(-min(8 * last_level_cache(), MOST_CACHES) // size))
+    caches = [first, *[_tensors(case, case.length) for _ in range(count - 1)]]
+    ours = functools.partial(attention, pattern=pattern_of(case.pattern), backend="native")
+    theirs = functools.partial(scaled_dot_product_attention, enable_gqa=case.key_heads not in (None, case.heads))
+    return Prepared(_rotating(ours, caches), _rotating(theirs, caches), bytes=size)
+
+
+def _rotating(call: Callable[..., Any], caches: list[list[Tensor]]) -> Function:
+    places: Iterator[list[Tensor]] = itertools.cycle(caches)
+    return lambda: call(*next(places))
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+_MEMORY = """
+import resource, sys, torch, limelight
+from pathlib import Path
+tokens, threads = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+def run(length):
+    tensors = [torch.randn(1, 1, length, 64).requires_grad_() for _ in range(3)]
+    out = limelight.attention(*tensors, pattern=limelight.Causal(), backend="native")
+    out.backward(torch.ones_like(out))
+    return tensors, out
+run(2048)  # what is loaded once
+statm = Path("/proc/self/statm")
+scale = 1 if sys.platform == "darwin" else 1024
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+before = int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else most()
+held = run(tokens)
+print(most() - before)
+"""
+
+
+def memory(tokens: int, threads: int) -> dict[str, Any]:
+    """What a forward and a backward pass of one head takes, in a process of its own, beside the bytes of inputs,
+    outputs and gradients (eight arrays).
+
+    Raises:
+        OSError: the process failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(tokens), str(threads)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise OSError(f"the process that measures memory failed: {done.stderr.strip()[-500:]}")
+    taken, held = int(done.stdout), 8 * tokens * 64 * 4
+    return {"tokens": tokens, "bytes": taken, "inputs_and_outputs": held, "times": taken / held}

@@ -1,0 +1,109 @@
+"""``limelight bench``: how fast attention is on this machine, beside PyTorch and the machine's own limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..benchmark import Case, Row
+
+
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short cases, half a second each: a minute or two.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Only cases whose name or heading contains this.")] = "",
+    threads: Annotated[int | None, typer.Option(help="As many as PyTorch uses by default.", min=1)] = None,
+    output: Annotated[
+        Path, typer.Option(help="Where the numbers are written (JSON), and beside them a figure (SVG).")
+    ] = Path("limelight-bench.json"),
+) -> None:
+    """Measure attention on this machine: beside PyTorch's, run in turn, and beside the machine's own peak.
+
+    Speeds count the operations of the pairs that a pattern allows. The whole table takes a quarter of an hour; close
+    other programs. A row marked ~ was measured while the machine's peak moved by more than 5 %.
+
+    Example: limelight bench --quick --only "forward, bf16"
+    """
+    import json
+
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .. import benchmark
+    from ..backends import native
+    from ..backends.contract import BackendError
+    from ..shapes import wrong
+
+    if native._library is None:
+        raise BackendError(f"limelight bench measures the native kernels, and {native._missing}.")
+    cases = benchmark.chosen(only, quick)
+    with_memory = only.lower() in benchmark.MEMORY
+    if not cases and not with_memory:
+        names = sorted({case.group for case in benchmark.chosen()})
+        raise wrong("--only", "must be part of a name or heading", f"it is {only!r}", f"Headings: {'; '.join(names)}.")
+    picture = output.with_suffix(".svg")
+    if output.suffix != ".json" or not output.absolute().parent.is_dir():
+        raise wrong("--output", "must be a .json file in a folder that exists", f"it is {output}", "Create the folder.")
+
+    count = threads or torch.get_num_threads()
+    about = benchmark.machine(count)
+    console = Console(highlight=False)
+    console.print("  ".join(f"{name}: {value}" for name, value in about.items()), soft_wrap=True)
+    rows: list[Row] = []
+    taken: dict[str, Any] | None = None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(cases) + with_memory)
+
+        def begin(case: Case) -> None:
+            progress.update(task, description=case.name)
+            if not rows or rows[-1].case.group != case.group:
+                console.print(f"\n{case.group}", style="bold")
+                console.print(_line("", *_HEADS[case.per]), style="dim")
+
+        for row in benchmark.run(cases, count, 0.5 if quick else 3.0, begin):
+            rows.append(row)
+            console.print(_line(row.case.name + ("" if row.steady else " ~"), *_cells(row)))
+            progress.advance(task)
+        if with_memory:
+            progress.update(task, description=benchmark.MEMORY)
+            taken = benchmark.memory_row(count, quick)
+            console.print(f"\n{benchmark.MEMORY}", style="bold")
+            console.print(
+                f"{taken['tokens']:,} tokens: {taken['bytes'] / 2**20:,.0f} MiB, {taken['times']:.2f} times the "
+                f"{taken['inputs_and_outputs'] / 2**20:,.0f} MiB of inputs, outputs and gradients"
+            )
+            progress.advance(task)
+    output.write_text(json.dumps(benchmark.as_json(about, rows, taken), indent=1) + "\n", "utf-8")
+    picture.write_text(benchmark.picture(about, rows), "utf-8")
+    console.print(f"\nWritten: {output}, {picture}", soft_wrap=True)
+
+
+_HEADS = {
+    "peak": ("ms", "GFLOP/s", "of peak", "torch ms", "x torch", "x plain"),
+    "bandwidth": ("ms", "GB/s", "of reads", "torch ms", "x torch", ""),
+    "call": ("µs", "", "", "torch µs", "x torch", "µs more"),
+}
+
+
+def _line(name: str, *cells: str) -> str:
+    return f"{name:38}" + "".join(f"{cell:>10}" for cell in cells)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    peer, ratio = row.peer_seconds, _number(row.ratio, ".2f")
+    if row.case.per == "call":
+        more = None if peer is None else 1e6 * (row.seconds - peer)
+        return f"{1e6 * row.seconds:.1f}", "", "", _number(peer and 1e6 * peer, ".1f"), ratio, _number(more, "+.1f")
+    speed, fraction = _number(row.speed, ".1f"), _number(row.fraction, ".1%")
+    torch_ms = _number(peer and 1e3 * peer, ".2f")
+    return f"{1e3 * row.seconds:.2f}", speed, fraction, torch_ms, ratio, _number(row.beside_plain, ".2f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
