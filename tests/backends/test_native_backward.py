@@ -428,7 +428,7 @@ def test_in_a_process_of_its_own(which):
     script, environment = SCRIPTS[which]
     done = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | environment,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert done.stdout == "the same\n", done.stderr
 
