@@ -220,15 +220,14 @@ inline Number logsumexp_of(const Softmax& softmax, int i) {
 }
 
 // stats, where asked for: (B, Hq, Lq) pairs of shift and total, for the observations.
-inline void write_tile(const Pass& pass, Number* stats) {
-    const ll_call& call = pass.problem.call;
-    const Tile& tile = pass.tile;
+inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, const Number* output, Number* stats) {
+    const ll_call& call = problem.call;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
-        write_row(pass.output + i * pass.problem.value_columns, call.value_width,
+        write_row(output + i * problem.value_columns, call.value_width,
                   line<Stored>(call.output, tile.row, tile.head, tile.first_query + i));
-        if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(pass.softmax, i);
-        if (stats) stats[2 * (at + i)] = pass.softmax.shift[i], stats[2 * (at + i) + 1] = pass.softmax.total[i];
+        if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(softmax, i);
+        if (stats) stats[2 * (at + i)] = softmax.shift[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }
 }
 
@@ -256,6 +255,6 @@ inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, 
             while (passes[t]->more) passes[t]->step<true>(scratch);
             passes[t]->finish<true>();
         }
-        write_tile(*passes[t], stats);
+        write_tile(problem, tiles[t], passes[t]->softmax, passes[t]->output, stats);
     }
 }

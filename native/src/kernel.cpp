@@ -27,6 +27,7 @@ namespace {
 #include "observe.h"
 #include "backward.h"
 #include "schedule.h"
+#include "decode.h"
 #include "peak.h"
 
 }  // namespace

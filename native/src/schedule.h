@@ -232,13 +232,18 @@ inline int tiles_together(const ll_call& call) {
     return (int)clamp<int64_t>(tiles / (4 * most<int64_t>(call.threads, 1)), 1, MOST_TOGETHER);
 }
 
+// See decode.h.
+inline bool short_queries(const ll_call& call);
+inline int decode(const Problem& problem, const Tiles& tiles, Number* stats);
+
 inline int forward(const ll_call& call) {
     Tiles tiles(call, tiles_together(call));
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
+    bool decoding = short_queries(call);
     Prepared keys, values;
-    keys.left(call, call.key, call.width);
-    values.right(call, call.value, call.value_width);
+    if (!decoding || call.observation) keys.left(call, call.key, call.width);
+    if (!decoding) values.right(call, call.value, call.value_width);
     if (keys.failed || values.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand, problem.values = values.operand;
     Number* stats = nullptr;
@@ -247,7 +252,8 @@ inline int forward(const ll_call& call) {
         if (!stats) return OUT_OF_MEMORY;
     }
     ForwardJob job{problem, tiles, stats, DONE};
-    parallel(worthwhile_threads(call), tiles.count(), forward_task, &job);
+    if (decoding) job.status = decode(problem, tiles, stats);
+    else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job);
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
     return job.status;

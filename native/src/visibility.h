@@ -137,6 +137,7 @@ struct BlockWalk {
     const Visibility& visible;
     int64_t cursor, stop;  // only keys in [first cursor, stop) are visited
     int range = 0;
+    int step = BLOCK_STEP;
 
     BlockWalk(const ll_call& c, const Tile& t, const Visibility& v, int64_t from = LL_LOWEST, int64_t to = LL_HIGHEST)
         : call(c), tile(t), visible(v), cursor(from), stop(to) {}
@@ -151,7 +152,7 @@ struct BlockWalk {
                 continue;
             }
             // A block begins with a whole factor; a key that this adds is cut, since nobody sees it.
-            cursor -= cursor % BLOCK_STEP;
+            cursor -= cursor % step;
             block = {cursor, (int)least<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
             cursor += block.count;
