@@ -21,7 +21,7 @@ struct Reverse {
     const Problem& problem;
     const ll_gradients& wanted;
     Operand value_rows;        // V as the left operand
-    Operand key_steps;         // K as the right operand
+    Operand key_rows;          // K as `mix` reads it
     const uint8_t* aside;      // (B, Hkv, Lk): keys that are not finite
     const Number* delta;       // (B, Hq, Lq)
     Number* query_sums;        // (B, Hq, Lq, key_columns), where elements are not numbers
@@ -43,7 +43,7 @@ struct ReverseScratch {
     Number* kept;                             // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
     Number* slopes;                           // [soft cap][BLOCK_KEYS][QUERIES]
     Factor* factors;                          // weights as factors, where they differ from numbers
-    Factor* key_steps;                        // [BLOCK_KEYS / FOLD][columns]; careful blocks only
+    Factor* key_rows;                         // [BLOCK_KEYS / FOLD][columns]; careful blocks only
     uint8_t* seen;                            // [BLOCK_KEYS][QUERIES]; careful blocks only
     Number *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
     Number* row_sums;                         // [rule][QUERIES]
@@ -61,7 +61,7 @@ struct ReverseScratch {
         kept = arena.take<Number>(problem.drop_below ? square : 0);
         slopes = arena.take<Number>(problem.softcaps * square);
         factors = arena.take<Factor>(FOLD > 1 ? square / FOLD : 0);
-        key_steps = arena.take<Factor>(BLOCK_KEYS / FOLD * wide);
+        key_rows = arena.take<Factor>(BLOCK_KEYS / FOLD * wide);
         seen = arena.take<uint8_t>(square);
         query_sum = arena.take<Number>(QUERIES * reverse.key_columns);
         key_sums = arena.take<Number>(reverse.chunk * reverse.key_columns);
@@ -109,7 +109,8 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
 template <bool DROPOUT>
 inline void weights_and_slopes(const Problem& problem, const Tile& tile, const Block& block, const Loaded& loaded,
                                ReverseScratch& scratch) {
-    for (int i = 0; i < tile.count; i += LANES) {
+    // On matrix registers every lane counts, and those beyond the queries must be zero.
+    for (int i = 0; i < (BLOCK_STEP > 2 ? QUERIES : tile.count); i += LANES) {
         Numbers less = -subtracted(load<Numbers>(loaded.shift + i)), delta = load<Numbers>(loaded.delta + i);
         Ints real = load<Ints>(loaded.real + i);
         for (int j = 0; j < block.count; ++j) {
@@ -185,14 +186,14 @@ inline void rule_slopes(const Reverse& reverse, const Tile& tile, const Block& b
 
 // --- One block -------------------------------------------------------------------------------------------------------
 
-// sums[to(j, i)] += weights[j][i] * rows[from(j, i)] for the seen pairs whose row was set aside.
+// to(j, i, column) += weights[j][i] * from(j, i)[column] for the seen pairs whose row was set aside.
 template <class Aside, class To, class From>
 inline void add_aside(const Tile& tile, const Block& block, const uint8_t* seen, const Number* weights, int64_t width,
                       Aside aside, To to, From from) {
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; i < tile.count; ++i)
             if (aside(j, i) && seen[j * QUERIES + i])
-                for (int64_t c = 0; c < width; ++c) to(j, i)[c] += weights[j * QUERIES + i] * read(from(j, i) + c);
+                for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
 }
 
 inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibility& visible, const Block& block,
@@ -225,25 +226,21 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
     Number *key_sums = scratch.key_sums + own * key_columns, *value_sums = scratch.value_sums + own * value_columns;
     if (reverse.wants(reverse.wanted.value)) {
         const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
-        add_product(weights, QUERIES / FOLD, 1, scratch.grad_rows, value_columns, folded(tile.count), value_sums,
-                    value_columns, block.count, value_columns);
+        gather(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns);
     }
     if (reverse.wants(reverse.wanted.key)) {
         const Factor* slopes = fold_across(scratch.grads, block.count, scratch.factors);
-        add_product(slopes, QUERIES / FOLD, 1, scratch.query_rows, key_columns, folded(tile.count), key_sums, key_columns,
-                    block.count, key_columns);
+        gather(slopes, scratch.query_rows, block.count, tile.count, key_sums, key_columns);
     }
     const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
     if (reverse.wants(reverse.wanted.query)) {
         const Factor* slopes = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
-        const Factor* steps = reverse.key_steps.step(tile.row, tile.key_head, block.begin);
-        int64_t stride = reverse.key_steps.stride;
+        const Factor* rows = reverse.key_rows.step(tile.row, tile.key_head, block.begin);
         if (careful_keys) {
-            fold_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_steps);
-            steps = scratch.key_steps, stride = key_columns;
+            mix_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_rows);
+            rows = scratch.key_rows;
         }
-        add_product(slopes, 1, QUERIES, steps, stride, folded(block.count), scratch.query_sum, key_columns, tile.count,
-                    key_columns);
+        mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns);
     }
     if (loaded.any_aside) {
         auto query = [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); };
@@ -252,13 +249,13 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
         };
         add_aside(tile, block, scratch.seen, scratch.scores, call.value_width,
                   [&](int, int i) { return loaded.grad_aside[i]; },
-                  [&](int j, int) { return value_sums + j * value_columns; }, grad);
+                  [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; }, grad);
         add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
-                  [&](int j, int) { return key_sums + j * key_columns; }, query);
+                  [&](int j, int, int64_t c) -> Number& { return key_sums[j * key_columns + c]; }, query);
     }
     if (careful_keys)
         add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
-                  [&](int, int i) { return scratch.query_sum + i * key_columns; },
+                  [&](int, int i, int64_t c) -> Number& { return scratch.query_sum[place(i, c, key_columns)]; },
                   [&](int j, int) { return key + j * call.key.strides[2]; });
 }
 
@@ -281,11 +278,11 @@ struct Turn {
 };
 
 // Adds a tile's dQ; the first chunk stores instead, the last one multiplies by the scale and rounds.
-inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, bool first, bool last) {
+inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, Number* room, bool first, bool last) {
     const ll_call& call = reverse.problem.call;
     Number scale = last ? (Number)call.scale : 1;
     for (int i = 0; i < tile.count; ++i) {
-        const Number* from = sum ? sum + i * reverse.key_columns : nullptr;
+        const Number* from = sum ? sum_row(sum, i, reverse.key_columns, room) : nullptr;
         Stored* gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
         int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
         Number* to = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;

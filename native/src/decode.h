@@ -490,7 +490,7 @@ struct DecodeJob {
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Numbers{} : load<Numbers>(row + c) * share);
             }
-            write_tile(problem, tile, softmax, own.merged, stats);
+            write_tile(problem, tile, softmax, [&](int i) { return own.merged + i * columns; }, stats);
         }
     }
 

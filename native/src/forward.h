@@ -10,7 +10,7 @@ struct Scratch {
     Factor* values;   // [BLOCK_KEYS / FOLD][columns]; careful passes only
     uint8_t* seen;    // [BLOCK_KEYS][QUERIES]; careful passes only
     Factor* packed[MOST_TOGETHER];  // of each tile: queries, as products.h wants them
-    Number* output[MOST_TOGETHER];  // of each tile: [QUERIES][columns]
+    Number* output[MOST_TOGETHER];  // of each tile: the sums of sums.h
 
     Scratch(Arena& arena, int64_t width, int64_t columns, int together) {
         scores = arena.take<Number>(BLOCK_KEYS * QUERIES);
@@ -18,7 +18,7 @@ struct Scratch {
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
         for (int t = 0; t < together; ++t) {
-            packed[t] = arena.take<Factor>(folded(width) * QUERIES);
+            packed[t] = arena.take<Factor>(steps_along(width) * QUERIES);
             output[t] = arena.take<Number>(QUERIES * columns);
         }
     }
@@ -83,12 +83,7 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
               multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));
-    if (!any(moved)) return;
-    for (int q = 0; q < tile.count; ++q) {
-        if (decay[q] == 1) continue;
-        Number* row = output + q * problem.value_columns;
-        for (int64_t c = 0; c < problem.value_columns; c += LANES) store(row + c, load<Numbers>(row + c) * decay[q]);
-    }
+    if (any(moved)) scale_sums(output, decay, tile.count, problem.value_columns);
 }
 
 // f(key of the block, first query of the vector, mask of what is dropped), for every vector of weights.
@@ -132,13 +127,13 @@ inline void mix_carefully(const Problem& problem, const Tile& tile, const Block&
     const Stored* value = line<const Stored>(call.value, tile.row, tile.key_head, begin);
     uint8_t aside[BLOCK_KEYS];
     for (int j = 0; j < block.count; ++j) aside[j] = !finite_row(value + j * stride, call.value_width);
-    fold_rows(value, stride, block.count, call.value_width, columns, aside, scratch.values);
-    add_product(weights, 1, QUERIES, scratch.values, columns, folded(block.count), output, columns, tile.count, columns);
+    mix_rows(value, stride, block.count, call.value_width, columns, aside, scratch.values);
+    mix(weights, scratch.values, block.count, tile.count, output, columns);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; aside[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
                 for (int64_t c = 0; c < call.value_width; ++c)
-                    output[i * columns + c] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
+                    output[place(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
 }
 
 // A tile on its way over the keys.
@@ -162,7 +157,7 @@ struct Pass {
     static void* operator new(size_t, void* room) { return room; }
 
     void start() {
-        __builtin_memset(output, 0, sizeof(Number) * (size_t)(tile.count * problem.value_columns));
+        __builtin_memset(output, 0, sizeof(Number) * (size_t)(QUERIES * problem.value_columns));
         more = walk.next(block);
     }
     void again() {
@@ -188,27 +183,37 @@ struct Pass {
         if (careful)
             mix_carefully(problem, tile, block, weights, scratch, output);
         else
-            add_product(weights, 1, QUERIES, problem.values.step(tile.row, tile.key_head, block.begin),
-                        problem.values.stride, folded(block.count), output, columns, tile.count, columns);
+            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output, columns);
         more = walk.next(block);
     }
 
-    // Divides each row by its total, in place; tells whether everything is finite.
+    // Divides each query's sums by its total, in place; tells whether everything is finite.
     template <bool careful>
     bool finish() {
         Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
-        Ints bad{};
+        alignas(64) Number share[QUERIES] = {};
+        alignas(64) Int nothing[QUERIES] = {};
         for (int i = 0; i < tile.count; ++i) {
             Number total = softmax.total[i] * kept;
-            bool nothing = total == 0 || (careful && !softmax.saw[i]);  // then zeros, even beside a sink that is NaN
-            Number share = 1 / total;
-            Number* row = output + i * problem.value_columns;
-            for (int64_t c = 0; c < problem.value_columns; c += LANES) {
-                Numbers y = nothing ? Numbers{} : load<Numbers>(row + c) * share;
-                bad |= (y - y) != 0;
-                store(row + c, y);
-            }
+            nothing[i] = -(Int)(total == 0 || (careful && !softmax.saw[i]));  // then zeros, even beside a sink that is NaN
+            share[i] = 1 / total;
         }
+        Ints bad{};
+        int64_t columns = problem.value_columns;
+        auto finished = [&](Number* at, Numbers factor, Ints none) {
+            Numbers y = none ? Numbers{} : load<Numbers>(at) * factor;
+            bad |= (y - y) != 0;
+            store(at, y);
+        };
+#if defined(LL_AMX)
+        for (int64_t c = 0; c < columns; ++c)
+            for (int i = 0; i < tile.count; i += LANES)
+                finished(output + place(i, c, columns), load<Numbers>(share + i), load<Ints>(nothing + i));
+#else
+        for (int i = 0; i < tile.count; ++i)
+            for (int64_t c = 0; c < columns; c += LANES)
+                finished(output + place(i, c, columns), spread(share[i]), spread_int(nothing[i]));
+#endif
         return !any(bad);
     }
 };
@@ -219,13 +224,13 @@ inline Number logsumexp_of(const Softmax& softmax, int i) {
     return (Number)(((double)softmax.shift[i] + __builtin_log2((double)total)) * LN_2);
 }
 
-// stats, where asked for: (B, Hq, Lq) pairs of shift and total, for the observations.
-inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, const Number* output, Number* stats) {
+// row(i): the finished output of query i. stats, where asked for: (B, Hq, Lq) pairs of shift and total, for the observations.
+template <class Row>
+inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, Row row, Number* stats) {
     const ll_call& call = problem.call;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
-        write_row(output + i * problem.value_columns, call.value_width,
-                  line<Stored>(call.output, tile.row, tile.head, tile.first_query + i));
+        write_row(row(i), call.value_width, line<Stored>(call.output, tile.row, tile.head, tile.first_query + i));
         if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(softmax, i);
         if (stats) stats[2 * (at + i)] = softmax.shift[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }
@@ -255,6 +260,9 @@ inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, 
             while (passes[t]->more) passes[t]->step<true>(scratch);
             passes[t]->finish<true>();
         }
-        write_tile(problem, tiles[t], passes[t]->softmax, passes[t]->output, stats);
+        auto row = [&](int i) {
+            return sum_row(passes[t]->output, i, problem.value_columns, (Number*)scratch.values);
+        };
+        write_tile(problem, tiles[t], passes[t]->softmax, row, stats);
     }
 }

@@ -22,6 +22,8 @@ namespace {
 #include "visibility.h"
 #include "products.h"
 #include "operands.h"
+#include "tiles.h"
+#include "sums.h"
 #include "scores.h"
 #include "forward.h"
 #include "observe.h"

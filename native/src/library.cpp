@@ -5,6 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(LL_HAS_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace limelight {
 namespace {
@@ -27,6 +31,9 @@ __attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
 extern const Kernels LL_SET(generic);
 #if defined(LL_HAS_X86)
 extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels, wide_float32_kernels;
+#if defined(LL_HAS_AMX)
+extern const Kernels amx_bfloat16_kernels;
+#endif
 #endif
 namespace {
 
@@ -37,6 +44,15 @@ struct Isa {
 };
 
 #define LL_LIST(isa) {&isa##_float32_kernels, &isa##_float64_kernels, &isa##_bfloat16_kernels, &isa##_float16_kernels}
+
+#if defined(LL_HAS_AMX)
+// The kernel lends the matrix registers, 8 KiB for each thread, to those who ask.
+bool may_use_matrix_registers() {
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#endif
 
 // Best first. `wide` is AVX-512's tile shapes on AVX2: its logic, testable where AVX-512 is not; never chosen by itself.
 struct Isas {
@@ -52,6 +68,11 @@ struct Isas {
         bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow = __builtin_cpu_is("intel");
         Isa with_pairs{"avx512bf16", pairs, LL_LIST(avx512)};
         with_pairs.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
+#if defined(LL_HAS_AMX)
+        Isa matrix{"amx", pairs && may_use_matrix_registers(), LL_LIST(avx512)};
+        matrix.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
+        list[count++] = matrix;
+#endif
         if (!slow) list[count++] = with_pairs;
         list[count++] = {"avx512", avx512, LL_LIST(avx512)};
         if (slow) list[count++] = with_pairs;

@@ -8,7 +8,10 @@
 // One factor of each lane: numbers of an even and of an odd step (the odd one is not read when factors are numbers).
 LL_INLINE Factors fold(Numbers even, Numbers odd) {
 #if defined(LL_PAIRS)
-    return __builtin_convertvector(narrow(even), Words) | __builtin_convertvector(narrow(odd), Words) << 16;
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even ones, then 16 odd ones
+    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                          20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (Words)_mm512_permutexvar_epi16(turn, both);
 #else
     (void)odd;
     return even;
@@ -16,11 +19,13 @@ LL_INLINE Factors fold(Numbers even, Numbers odd) {
 }
 
 // Rows of a tile as the score product reads them, times `factor`; rows and steps that are not there are zero.
+// (Vectors without any row are left as they are: the product does not read them.)
 inline void pack(const Stored* from, int64_t stride, int count, int64_t width, Number factor, Factor* packed) {
     alignas(64) Number rows[LANES][64];
-    int64_t steps = folded(width);
+    int64_t steps = steps_along(width);
     for (int first = 0; first < count; first += LANES) {
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
+        for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, Factors{});
         for (int64_t d = 0; d < width; d += 64) {  // a piece of every row of the vector, then turned
             int64_t some = least<int64_t>(64, width - d), room = round_up(some, FOLD);
             for (int i = 0; i < LANES; ++i) {
@@ -34,8 +39,6 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, N
             }
         }
     }
-    if (count % PANEL_QUERIES == 0) return;
-    // Vectors of the last panel that hold no row: the product reads as many vectors as there are rows, never these.
 }
 
 // Is every number finite?
@@ -61,11 +64,12 @@ inline bool finite_row(const Stored* from, int64_t count) {
 #endif
 }
 
-// Rows `[first, first + count)` as the right operand; `skip`, where given, names rows that become zero. Rows that complete
-// a factor but are not there are zero, and so are the columns beyond the width.
+// `count` rows as the right operand; `skip`, where given, names rows that become zero. Rows that complete a factor but are
+// not there are zero, and so are the columns beyond the width.
 inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
                       const uint8_t* skip, Factor* to) {
 #if defined(LL_PAIRS)
+    if (BLOCK_STEP > 2) __builtin_memset(to, 0, sizeof(Factor) * (size_t)(QUERIES / 2 * columns));  // whole tiles
     for (int64_t j = 0; j < count; j += 2, to += columns) {
         const Stored* even = skip && skip[j] ? nullptr : from + j * stride;
         const Stored* odd = j + 1 >= count || (skip && skip[j + 1]) ? nullptr : from + (j + 1) * stride;
@@ -85,18 +89,20 @@ inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t
 // A row as the left operand.
 inline void left_row(const Stored* from, int64_t width, Factor* to) {
 #if defined(LL_PAIRS)
-    for (int64_t d = 0; d < width; d += 2) to[d / 2] = from[d] | (d + 1 < width ? (uint32_t)from[d + 1] : 0u) << 16;
+    for (int64_t d = 0; d < 2 * steps_along(width); d += 2)
+        to[d / 2] = (d < width ? from[d] : 0u) | (d + 1 < width ? (uint32_t)from[d + 1] : 0u) << 16;
 #else
     read_row(from, width, to, width);
 #endif
 }
 
-// weights[key][query] as factors along the keys: [folded(keys)][QUERIES]. In place when factors are numbers.
+// weights[key][query] as factors along the keys: [folded(keys)][QUERIES], zeros up to whole tiles. In place when factors
+// are numbers.
 LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, Factor* room) {
 #if defined(LL_PAIRS)
-    for (int j = 0; j < keys; j += 2)
+    for (int j = 0; j < round_up(keys, BLOCK_STEP); j += 2)
         for (int i = 0; i < queries; i += LANES) {
-            Numbers even = load<Numbers>(weights + j * QUERIES + i);
+            Numbers even = j < keys ? load<Numbers>(weights + j * QUERIES + i) : Numbers{};
             Numbers odd = j + 1 < keys ? load<Numbers>(weights + (j + 1) * QUERIES + i) : Numbers{};
             store(room + j / 2 * QUERIES + i, fold(even, odd));
         }
@@ -107,10 +113,13 @@ LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, 
 #endif
 }
 
-// weights[key][query] as factors along the queries: [keys][QUERIES / FOLD]. Lanes beyond the queries must be zero.
+// weights[key][query] as factors along the queries: [keys][QUERIES / FOLD], zeros up to whole tiles. Lanes beyond the
+// queries must be zero.
 LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* room) {
 #if defined(LL_PAIRS)
     for (int j = 0; j < keys; ++j) write_row(weights + j * QUERIES, QUERIES, (Stored*)(room + j * (QUERIES / 2)));
+    if (BLOCK_STEP > 2)
+        __builtin_memset(room + keys * (QUERIES / 2), 0, sizeof(Factor) * (size_t)((round_up(keys, 16) - keys) * (QUERIES / 2)));
     return room;
 #else
     (void)keys, (void)room;
@@ -133,9 +142,9 @@ struct Arena {
 // Keys or values of a whole call in the form that a product reads: as they lie, or prepared once (see schedule.h).
 struct Operand {
     const Factor* data = nullptr;
-    int64_t batch_stride = 0, head_stride = 0, stride = 0;  // in factors; stride: from row to row, or step to step
+    int64_t batch_stride = 0, head_stride = 0, stride = 0;  // in factors; stride: from row to row, or from one BLOCK_STEP to the next
     LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
         return data + b * batch_stride + h * head_stride + n * stride;
     }
-    LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t key) const { return row(b, h, key / FOLD); }
+    LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t key) const { return row(b, h, key / BLOCK_STEP); }
 };

@@ -6,6 +6,29 @@ inline double seconds_now() {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+#if defined(LL_AMX)
+
+inline double peak(double seconds) {
+    TileRegisters registers;
+    constexpr int STEPS = 1024;
+    double start = seconds_now(), taken = 0.0, steps = 0.0;
+    while (taken < seconds) {
+        for (int step = 0; step < STEPS; ++step) {
+            _tile_dpbf16ps(0, 6, 7);
+            _tile_dpbf16ps(1, 6, 7);
+            _tile_dpbf16ps(2, 6, 7);
+            _tile_dpbf16ps(3, 6, 7);
+            _tile_dpbf16ps(4, 6, 7);
+            _tile_dpbf16ps(5, 6, 7);
+        }
+        steps += STEPS;
+        taken = seconds_now() - start;
+    }
+    return 2.0 * 6 * TILE * TILE * 2 * TILE * steps / taken * 1e-9;
+}
+
+#else
+
 inline double peak(double seconds) {
     constexpr int CHAINS = PANEL_KEYS * PANEL_VECTORS, STEPS = 4096;
     Numbers sum[CHAINS];
@@ -30,3 +53,5 @@ inline double peak(double seconds) {
     (void)kept;
     return 2.0 * CHAINS * LANES * FOLD * steps / taken * 1e-9;
 }
+
+#endif

@@ -29,6 +29,14 @@ LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
 
 LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
 
+// Factors along the width of a row.
+#if defined(LL_AMX)
+constexpr int TILE = 16;  // rows and factors of a tile register
+LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TILE); }
+#else
+LL_INLINE int64_t steps_along(int64_t width) { return folded(width); }
+#endif
+
 #if defined(LL_AVX512) || defined(LL_WIDE)
 constexpr int PANEL_KEYS = 8;     // keys x vectors of queries: 24 accumulators of 32 registers
 constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
@@ -36,11 +44,11 @@ constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
 constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
 constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
 #endif
-constexpr int PANEL_VECTORS = 3;
+constexpr int PANEL_VECTORS = QUERIES / LANES % 3 == 0 ? 3 : 4;
 constexpr int MOST_PANEL_KEYS = 8;  // beside one vector of queries
 constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
 constexpr int VALUE_ROWS = 6;
-static_assert(QUERIES % PANEL_QUERIES == 0 && QUERIES % VALUE_ROWS == 0);
+static_assert(QUERIES % PANEL_QUERIES == 0);
 
 // The first address of row r of A. Three addresses, each with the offsets 0, 1 and 2 rows, fit the machine's registers.
 template <int ROWS, class F>
@@ -108,6 +116,8 @@ inline void score_panel(const Factor* key, int64_t stride, const Factor* packed,
                                    least(PART_WIDTH, width - d), scores, QUERIES, d + PART_WIDTH < width ? nullptr : peak);
 }
 
+#if !defined(LL_AMX)
+
 template <int KEYS>
 inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int queries, int64_t width, Number* scores,
                        Number* peak) {
@@ -140,6 +150,8 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
         j = first + step;
     }
 }
+
+#endif
 
 // --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ---------------------------------
 

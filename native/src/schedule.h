@@ -75,20 +75,24 @@ inline int64_t worthwhile_threads(const ll_call& call) {
 struct Preparation {
     const ll_tensor& from;
     int64_t rows, heads, length, width, columns;
-    Factor* to;  // left: (rows, heads, length, folded(width)); right: (rows, heads, folded(length), columns)
-    bool right;
+    Factor* to;  // left: (rows, heads, length, steps_along(width)); mixed: as mix_rows makes them
+    bool mixed;
 
     static constexpr int64_t PIECE = 128;  // rows handled at a time
     int64_t pieces() const { return (length + PIECE - 1) / PIECE; }
+    static int64_t mixed_size(int64_t length, int64_t columns) {
+        return (length + BLOCK_STEP - 1) / BLOCK_STEP * mix_stride(columns);
+    }
 
     void piece(int64_t n) const {
         int64_t map = n / pieces(), first = n % pieces() * PIECE, count = least(PIECE, length - first);
         const Stored* row = line<const Stored>(from, map / heads, map % heads, first);
-        if (right)
-            fold_rows(row, from.strides[2], count, width, columns, nullptr, to + (map * folded(length) + first / FOLD) * columns);
+        if (mixed)
+            mix_rows(row, from.strides[2], count, width, columns, nullptr,
+                     to + map * mixed_size(length, columns) + first / BLOCK_STEP * mix_stride(columns));
         else
             for (int64_t j = 0; j < count; ++j)
-                left_row(row + j * from.strides[2], width, to + (map * length + first + j) * folded(width));
+                left_row(row + j * from.strides[2], width, to + (map * length + first + j) * steps_along(width));
     }
 };
 
@@ -110,28 +114,30 @@ struct Prepared {
     }
 
     // A batch that is one row repeated is prepared once.
-    void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool right) {
+    void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool mixed) {
         int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
-        int64_t one = right ? folded(call.keys) * columns : call.keys * folded(width);
+        int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
         int64_t count = rows * call.key_heads * one;
         owned = (Factor*)aligned_alloc(64, sizeof(Factor) * (size_t)round_up(count + LANES, 64));
         failed = !owned;
         if (failed) return;
-        Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, right};
+        Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
         parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job);
-        operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one, right ? columns : folded(width)};
+        operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one,
+                   mixed ? mix_stride(columns) : steps_along(width)};
     }
 
     // Rows whose numbers are broadcast.
     void left(const ll_call& call, const ll_tensor& from, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
-        if (sizeof(Factor) == FOLD * sizeof(Stored) && width % FOLD == 0 && even) as_it_lies(from);
+        bool whole = width == steps_along(width) * FOLD;
+        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even) as_it_lies(from);
         else prepare(call, from, width, 0, false);
     }
 
-    // Rows read as vectors. Rows that lie far apart fall into the same few cache sets, and a last partial vector must not
+    // Rows that are mixed, read as vectors. Rows that lie far apart fall into the same few cache sets, and a last partial vector must not
     // be read past its end.
-    void right(const ll_call& call, const ll_tensor& from, int64_t width) {
+    void mixed(const ll_call& call, const ll_tensor& from, int64_t width) {
         if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) as_it_lies(from);
         else prepare(call, from, width, round_up(width, LANES), true);
     }
@@ -162,6 +168,7 @@ inline void forward_task(void* context, int64_t n) {
     Arena arena{own_memory<Scratch>(job.status, call.width, job.problem.value_columns, job.tiles.together)};
     if (!arena.memory) return;
     Scratch own(arena, call.width, job.problem.value_columns, job.tiles.together);
+    [[maybe_unused]] TileRegisters registers;
     Tile tiles[MOST_TOGETHER];
     int count = job.tiles.at(n, tiles);
     forward_tiles(job.problem, tiles, count, own, job.stats);
@@ -184,6 +191,7 @@ inline void observe_task(void* context, int64_t n) {
     Arena arena{own_memory<ObserveScratch>(job.status, call, job.problem.value_columns)};
     if (!arena.memory) return;
     ObserveScratch own(arena, call, job.problem.value_columns);
+    [[maybe_unused]] TileRegisters registers;
     ColumnSums sums(job.sums + n * ColumnSums::count(call), call);
     int64_t map = job.first_map + n / CHUNKS, chunk = n % CHUNKS;
     int64_t row = map / o.head_count, head = o.heads[map % o.head_count], counted = 0;
@@ -243,7 +251,7 @@ inline int forward(const ll_call& call) {
     bool decoding = short_queries(call);
     Prepared keys, values;
     if (!decoding || call.observation) keys.left(call, call.key, call.width);
-    if (!decoding) values.right(call, call.value, call.value_width);
+    if (!decoding) values.mixed(call, call.value, call.value_width);
     if (keys.failed || values.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand, problem.values = values.operand;
     Number* stats = nullptr;
@@ -405,7 +413,7 @@ struct ChunkTask {
             Turn turn{turns + number, &job.status};
             if (!turn.wait(chunk)) return false;
             if (reverse.wants(reverse.wanted.query))
-                add_query_sum(reverse, tile, found ? scratch.query_sum : nullptr, chunk == 0, last);
+                add_query_sum(reverse, tile, found ? scratch.query_sum : nullptr, (Number*)scratch.key_rows, chunk == 0, last);
             if (found) add_row_sums(reverse, tile, scratch.row_sums);
             turn.pass(chunk);
         }
@@ -430,6 +438,7 @@ struct ChunkTask {
         Arena arena{own_memory<ReverseScratch>(job.status, reverse, job.most_queries)};
         if (!arena.memory) return;
         ReverseScratch scratch(arena, reverse, job.most_queries);
+        [[maybe_unused]] TileRegisters registers;
         __builtin_memset(scratch.key_sums, 0, sizeof(Number) * (size_t)(reverse.chunk * reverse.key_columns));
         __builtin_memset(scratch.value_sums, 0, sizeof(Number) * (size_t)(reverse.chunk * reverse.value_columns));
         int64_t group = call.query_heads / call.key_heads;
@@ -464,11 +473,11 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     Tiles tiles(call, 1);
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
-    Prepared keys, value_rows, key_steps;
+    Prepared keys, value_rows, key_rows;
     keys.left(call, call.key, call.width);
     value_rows.left(call, call.value, call.value_width);
-    key_steps.right(call, call.key, call.width);
-    if (keys.failed || value_rows.failed || key_steps.failed) return OUT_OF_MEMORY;
+    key_rows.mixed(call, call.key, call.width);
+    if (keys.failed || value_rows.failed || key_rows.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand;
 
     int64_t key_columns = round_up(call.width, LANES), queries = call.batch * call.query_heads * call.queries;
@@ -491,8 +500,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles.count());
     __builtin_memset(table_turns, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
 
-    Reverse reverse{problem, wanted, value_rows.operand, key_steps.operand, aside, delta, query_sums, key_columns,
-                    problem.value_columns, folded(call.value_width), 0};
+    Reverse reverse{problem, wanted, value_rows.operand, key_rows.operand, aside, delta, query_sums, key_columns,
+                    problem.value_columns, steps_along(call.value_width), 0};
     reverse.chunk = chunk_keys(key_columns, problem.value_columns);
     BackwardJob job{reverse, tiles, first, turns, table_turns, ordinals, 0, -1, -1, DONE};
     first[0] = 0;

@@ -14,7 +14,7 @@ struct Problem {
 
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
-        steps = folded(c.width);
+        steps = steps_along(c.width);
         Number scale = (Number)c.scale;
         if (c.rule_count > 0 || scale == 0) {
             query_factor = scale == 0 ? 0 : 1;

@@ -1,9 +1,15 @@
 // Which keys the queries of one tile see: intervals per query, and the runs of keys that some query sees.
 
-constexpr int QUERIES = 48;    // queries of a tile, on every instruction set
+#if defined(LL_AMX)
+constexpr int QUERIES = 64;      // queries of a tile
+#else
+constexpr int QUERIES = 48;
+#endif
 constexpr int BLOCK_KEYS = 128;  // keys handled at a time
 constexpr int MAP_SIDE = 64;   // side of a tile of bits
-#if defined(LL_PAIRS)
+#if defined(LL_AMX)
+constexpr int BLOCK_STEP = 32;
+#elif defined(LL_PAIRS)
 constexpr int BLOCK_STEP = 2;  // blocks begin at a multiple
 #else
 constexpr int BLOCK_STEP = 1;
@@ -117,7 +123,7 @@ LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t 
 
 inline Column column_state(const ll_call& call, const Tile& tile, int64_t column) {
     int32_t first = map_row(call, tile, tile.first_query)[column];
-    int32_t last = map_row(call, tile, tile.first_query + tile.count - 1)[column];  // QUERIES < MAP_SIDE: two rows at most
+    int32_t last = map_row(call, tile, tile.first_query + tile.count - 1)[column];  // at most two rows: QUERIES <= MAP_SIDE
     if (first == -1 && last == -1) return NOBODY;
     return first == -2 && last == -2 ? EVERYBODY : SOMEBODY;
 }

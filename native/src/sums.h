@@ -1,0 +1,99 @@
+// Sums of a tile: over keys for each query (the output, dQ), and over queries for each key (dK, dV).
+//
+// On matrix registers the former lie turned, [column][query], because the weights can be only their right operand; then
+// rows of V (or K) are the left one: of 32 keys, [16 columns][16 pairs] for each 16 columns.
+
+#if defined(LL_AMX)
+
+LL_INLINE int64_t place(int i, int64_t c, int64_t) { return c * QUERIES + i; }
+
+// Factors of the rows of V from one multiple of BLOCK_STEP keys to the next.
+LL_INLINE int64_t mix_stride(int64_t columns) { return columns * TILE; }
+
+inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns, const uint8_t* skip,
+                     Factor* to) {
+    for (int64_t first = 0; first < count; first += BLOCK_STEP, to += mix_stride(columns)) {
+        alignas(64) Factor pairs[TILE][TILE];
+        for (int64_t c = 0; c < columns; c += TILE) {
+            for (int64_t p = 0; p < TILE; ++p) {
+                int64_t j = first + 2 * p, some = least<int64_t>(TILE, width - c);
+                const Stored *even = from + j * stride + c, *odd = even + stride;
+                bool has_even = j < count && !(skip && skip[j]), has_odd = j + 1 < count && !(skip && skip[j + 1]);
+                if (has_even && has_odd && some == TILE)
+                    store(pairs[p], __builtin_convertvector(load<Halves>(even), Words) |
+                                        __builtin_convertvector(load<Halves>(odd), Words) << 16);
+                else
+                    for (int64_t x = 0; x < TILE; ++x)
+                        pairs[p][x] = x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
+            }
+            for (int64_t x = 0; x < TILE; ++x)
+                for (int64_t p = 0; p < TILE; ++p) to[(c + x) * TILE + p] = pairs[p][x];
+        }
+    }
+}
+
+// sums[query][column] += sum over keys of weights[key][query] * rows[key][column].
+inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
+    constexpr int64_t BYTES = sizeof(Factor);
+    int64_t steps = (keys + BLOCK_STEP - 1) / BLOCK_STEP;
+    for (int64_t c = 0; c < columns; c += TILE)
+        tile_panels<true>((queries + TILE - 1) / TILE, rows + c * TILE, TILE * BYTES, mix_stride(columns), weights,
+                          QUERIES * BYTES, steps, sums + c * QUERIES, QUERIES * BYTES);
+}
+
+// sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows makes them.
+inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns) {
+    constexpr int64_t BYTES = sizeof(Factor);
+    for (int j = 0; j < keys; j += TILE)
+        tile_panels<true>(columns / TILE, weights + j * (QUERIES / 2), QUERIES / 2 * BYTES, TILE, rows, columns * BYTES,
+                          QUERIES / 2 / TILE, sums + j * columns, columns * BYTES);
+}
+
+// Multiplies the sums of each query.
+inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {
+    for (int64_t c = 0; c < columns; ++c)
+        for (int i = 0; i < queries; i += LANES) {
+            Number* at = sums + c * QUERIES + i;
+            store(at, load<Numbers>(at) * load<Numbers>(factor + i));
+        }
+}
+
+#else
+
+LL_INLINE int64_t place(int i, int64_t c, int64_t columns) { return i * columns + c; }
+
+LL_INLINE int64_t mix_stride(int64_t columns) { return columns * BLOCK_STEP / FOLD; }
+
+inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns, const uint8_t* skip,
+                     Factor* to) {
+    fold_rows(from, stride, count, width, columns, skip, to);
+}
+
+inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
+    add_product(weights, 1, QUERIES, rows, columns, folded(keys), sums, columns, queries, columns);
+}
+
+inline void gather(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
+    add_product(weights, QUERIES / FOLD, 1, rows, columns, folded(queries), sums, columns, keys, columns);
+}
+
+inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {
+    for (int i = 0; i < queries; ++i) {
+        if (factor[i] == 1) continue;
+        Number* row = sums + i * columns;
+        for (int64_t c = 0; c < columns; c += LANES) store(row + c, load<Numbers>(row + c) * factor[i]);
+    }
+}
+
+#endif
+
+// One query's sums in a row; in place where they lie so.
+LL_INLINE const Number* sum_row(const Number* sums, int i, int64_t columns, Number* room) {
+#if defined(LL_AMX)
+    for (int64_t c = 0; c < columns; ++c) room[c] = sums[c * QUERIES + i];
+    return room;
+#else
+    (void)room;
+    return sums + i * columns;
+#endif
+}
