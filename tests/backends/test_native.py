@@ -32,7 +32,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16", "wide"], autouse=True)
+@pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16", "amx", "wide"], autouse=True)
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
