@@ -121,7 +121,7 @@ inline void weights_and_slopes(const Problem& problem, const Tile& tile, const B
             if (DROPOUT) {
                 Numbers kept = load<Numbers>(scratch.kept + at);
                 grad = kept == 0 ? Numbers{} : grad * kept;
-                store(scratch.scores + at, weight * kept);
+                store(scratch.scores + at, seen ? weight * kept : Numbers{});
             } else
                 store(scratch.scores + at, weight);
             store(scratch.grads + at, seen ? weight * (grad - delta) : Numbers{});

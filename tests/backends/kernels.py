@@ -19,10 +19,11 @@ from limelight.backends import native, reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 AVAILABLE = [] if native._library is None else native._library.ll_isa_list().decode().split()
-# Every machine code once: `avx512bf16` differs from `avx512` in bfloat16 alone, and `wide` has float32 alone.
+# Every machine code once: `avx512bf16` and `amx` differ from `avx512` in bfloat16 alone, and `wide` has float32 alone.
 KERNELS = [
     *[(isa, dtype) for isa in ("generic", "avx2", "avx512") for dtype in DTYPES],
     ("avx512bf16", torch.bfloat16),
+    ("amx", torch.bfloat16),
     ("wide", torch.float32),
 ]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: f"{k[0]}-{k[1]}".replace("torch.", ""))
