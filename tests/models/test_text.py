@@ -3,9 +3,9 @@
 import pytest
 import torch
 import transformers
-from conftest import fetched
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from real_models import fetched
 
 from limelight import ArgumentError, Padded
 
