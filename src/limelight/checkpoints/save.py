@@ -66,6 +66,26 @@ def save(
     model: Pretrained, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
 ) -> Path:
     """Write a model; see `limelight.models.Pretrained.save`."""
+    with in_one_step(Path(folder).expanduser()) as target:
+        write_model(model, target, dtype=dtype, shard_bytes=shard_bytes, name=str(folder))
+    return Path(folder).expanduser()
+
+
+def write_model(
+    model: Pretrained,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = 5 * 10**9,
+    name: str | None = None,
+) -> None:
+    """Write the files of a model into an empty folder; `save` does it in one step.
+
+    Args:
+        model, dtype, shard_bytes: see `limelight.models.Pretrained.save`.
+        folder: where the files go.
+        name: what is said to be written while that takes long.
+    """
     if dtype is not None and dtype not in FLOATS:
         raise wrong("dtype", f"must be one of {', '.join(map(str, FLOATS))}", f"it is {dtype!r}", "Leave it out.")
     whole_number("shard_bytes", shard_bytes, at_least=1)
@@ -77,13 +97,10 @@ def save(
     values = {"model_type": family.name, **model.marks, **published}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
-    with _in_one_step(Path(folder).expanduser()) as target:
-        total = sum(piece.size(dtype) for piece in pieces)
-        with counted(f"writing {folder}", total) as report:
-            _write_weights(pieces, target, dtype, shard_bytes, report)
-        _write_json(target / "config.json", values)
-        _write_companions(model, target)
-    return Path(folder).expanduser()
+    with counted(f"writing {name or folder}", sum(piece.size(dtype) for piece in pieces)) as report:
+        _write_weights(pieces, folder, dtype, shard_bytes, report)
+    _write_json(folder / "config.json", values)
+    _write_companions(model, folder)
 
 
 def _pieces(tensors: Mapping[str, Tensor], rules: KeyRules) -> list[_Piece]:
@@ -151,7 +168,7 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
 
 
 @contextmanager
-def _in_one_step(folder: Path) -> Iterator[Path]:
+def in_one_step(folder: Path) -> Iterator[Path]:
     """A folder beside the final one, which it becomes at the end, on the disk for good; or nothing at all."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise wrong(
@@ -165,16 +182,16 @@ def _in_one_step(folder: Path) -> Iterator[Path]:
     try:
         yield staging
         for path in (*staging.iterdir(), staging):
-            _to_disk(path)
+            to_disk(path)
         if folder.exists():
             folder.rmdir()
         os.replace(staging, folder)
-        _to_disk(folder.parent)
+        to_disk(folder.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Wait until a file or the names in a folder have reached the disk."""
     if path.is_dir() and os.name == "nt":  # Windows has no handle of a folder to wait for
         return

@@ -12,6 +12,7 @@ from .bench import bench
 from .explain import explain
 from .look import look
 from .models import models
+from .train import train
 
 app = typer.Typer(
     name="limelight",
@@ -24,6 +25,7 @@ app.command()(look)
 app.command()(models)
 app.command()(explain)
 app.command()(bench)
+app.command()(train)
 
 
 def main() -> None:

@@ -1,0 +1,52 @@
+"""``limelight train``: a model from nothing, on one's own text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A TOML file, such as examples/austen.toml.", dir_okay=False)],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting over that of the file: run.steps=100. Repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME of the file by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in it.")] = False,
+) -> None:
+    """Train a language model on a text, or a translator on pairs, and leave a model that `limelight` loads.
+
+    Killed at any moment and started again with --resume, a run gives the losses that it would have given. Ctrl-C saves
+    first. Several processes or devices: accelerate launch -m limelight train CONFIG.
+
+    Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
+    """
+    from ..shapes import wrong
+    from ..training import read_settings
+
+    try:
+        from ..training.loop import train as run
+    except ModuleNotFoundError as error:
+        way_out = 'pip install -c constraints.txt ".[train]"'
+        raise wrong(
+            "limelight train", "needs accelerate and tqdm", f"{error.name} is not installed", way_out
+        ) from error
+    if not config.is_file():
+        raise wrong("CONFIG", "must be a TOML file", f"{config} does not exist", "See examples/.")
+    folder = output or Path("runs") / config.stem
+    settings = read_settings(config, change or ())
+    done = run(settings, folder, resume=resume, say=typer.echo)
+    if done.evaluation is not None:
+        bits = "" if done.bits_per_character is None else f", {done.bits_per_character:.4f} bits per character"
+        typer.echo(f"Best after step {done.best_step}: {done.evaluation:.4f} nats per token{bits}.")
+    changes = "".join(f" --set {one}" for one in change or ())
+    if done.stopped == "interrupted":
+        typer.echo(
+            f"Interrupted after step {done.steps}; saved. Go on with: "
+            f"limelight train {config}{changes} --output {folder} --resume"
+        )
+        raise typer.Exit(130)
+    why = f"Nothing grew better in {settings.run.patience} evaluations. " if done.stopped == "patience" else ""
+    typer.echo(f"{why}The model, its curve (curve.svg) and its losses (losses.csv) are in {folder}.")

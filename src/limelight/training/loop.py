@@ -1,0 +1,317 @@
+"""The loop: read, learn, look, save; stopped at any moment, it goes on as if it had not been."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+import limelight
+
+from ..models import Pretrained
+from ..shapes import wrong
+from . import checkpoint, curve
+from .checkpoint import Progress
+from .data import Corpus
+from .making import Made, make_config, make_data, make_network
+from .objective import Objective
+from .optimizer import adamw, restore, state_of
+from .schedule import rate
+from .settings import Settings, differences
+
+PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
+# What may be changed between two parts of a run: how long it is and what is kept, not what it computes.
+FREE = ("run.steps", "run.evaluate_every", "run.save_every", "run.keep", "run.patience", "run.translate")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a run.
+
+    Args:
+        output: its folder; `limelight.load` reads the best model from it.
+        steps: made in all.
+        loss: of the last step, in nats per token.
+        evaluation: the lowest loss of an evaluation, in nats per token; ``None`` where there was none.
+        bits_per_character: the same, in bits per character of the evaluated text.
+        best_step: the step after which it was measured.
+        stopped: ``"finished"``, ``"patience"`` (nothing grew better) or ``"interrupted"``.
+    """
+
+    output: Path
+    steps: int
+    loss: float
+    evaluation: float | None
+    bits_per_character: float | None
+    best_step: int
+    stopped: str
+
+
+def train(
+    settings: Settings, output: Path, *, resume: bool = False, say: Callable[[str], None] = lambda words: None
+) -> Trained:
+    """Train a model from nothing.
+
+    Batches, dropout and rates are pure functions of the seed and the step, so a run that was killed and resumed gives
+    the losses of one that was not, bit for bit, on the same machine with as many threads and processes.
+
+    Args:
+        settings: see `limelight.training.settings`.
+        output: a folder for what it leaves (`limelight.training.checkpoint`).
+        resume: go on from the newest checkpoint in ``output``, or begin where there is none.
+        say: told what happens, line by line.
+
+    Raises:
+        ArgumentError: settings, data and model that do not fit; an ``output`` that holds another run.
+    """
+    return _Run(settings, output, resume, say).run()
+
+
+class _Run:
+    """One run: what it holds from step to step."""
+
+    def __init__(self, settings: Settings, output: Path, resume: bool, say: Callable[[str], None]) -> None:
+        self.settings, self.output = settings, output
+        self.accelerator = Accelerator()
+        self.main = self.accelerator.is_main_process
+        self.say = say if self.main else lambda words: None
+        last = checkpoint.newest(output)
+        if last is not None and not resume:
+            raise wrong("--output", "must hold no run yet", f"{last} is there", "--resume goes on from it.")
+        made = self._data(last)
+        self.made = made
+        self.about = {
+            "limelight.training": 1,
+            "settings": settings.as_json(),
+            "train": made.train.fingerprint,
+            "evaluation": None if made.evaluation is None else made.evaluation.fingerprint,
+            "processes": self.accelerator.num_processes,
+        }
+        torch.manual_seed(settings.run.seed)
+        config = make_config(settings, made.tokenizer.size, made.marks, output / "settings")
+        network = make_network(config, settings.task)
+        self.model = Pretrained(str(output), network, output / "settings", (), made.tokenizer, made.marks)
+        self.progress = Progress()
+        state: dict[str, Tensor] = {}
+        if last is not None:
+            state, self.progress, about = checkpoint.read_checkpoint(last)
+            self._compare(about, last)
+            network.load_state_dict(limelight.load(last).network.state_dict())
+            self.say(f"Going on from {last}.")
+        network.to(self.accelerator.device)
+        self.objective = Objective(network, settings.learning.smoothing, PRODUCTS[settings.run.precision])
+        learning = settings.learning
+        optimizer = adamw(
+            network, rate=learning.rate, decay=learning.decay, betas=learning.betas, epsilon=learning.epsilon
+        )
+        if last is not None:
+            restore(optimizer, network, state)
+        self.optimizer = optimizer
+        self.wrapped, self.stepper = self.accelerator.prepare(self.objective, optimizer)
+        self.say(_summary(self.model, made, settings, self.accelerator))
+
+    def _data(self, last: Path | None) -> Made:
+        """The data; one process trains the tokenizer, the others read its file."""
+        kept = self.output / "tokenizer.json"
+        if self.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            checkpoint.forget(self.output, self.settings.run.keep)
+            if last is None:
+                made = make_data(self.settings)
+                with checkpoint.replacing(kept) as part:
+                    made.tokenizer.backend.save(str(part))
+        self.accelerator.wait_for_everyone()
+        return made if self.main and last is None else make_data(self.settings, kept)
+
+    def _compare(self, about: dict[str, Any], last: Path) -> None:
+        """Raise unless a checkpoint is of this run."""
+        found = [key for key in differences(about, self.about) if key.removeprefix("settings.") not in FREE]
+        if found:
+            names = ", ".join(key.removeprefix("settings.") for key in found)
+            way_out = f"Name another --output, or correct them; {', '.join(FREE)} may change."
+            raise wrong("--resume", "must go on with the same settings and data", f"{last} has other {names}", way_out)
+
+    def run(self) -> Trained:
+        """All steps that are left."""
+        losses = curve.Losses(self.output / "losses.csv", self.progress.step) if self.main else None
+        try:
+            return self._steps(losses)
+        finally:
+            if losses is not None:
+                losses.close()
+
+    def _steps(self, losses: curve.Losses | None) -> Trained:
+        steps, progress = self.settings.run.steps, self.progress
+        loss, stopped = math.nan, "finished"
+        bar = tqdm(
+            total=steps, initial=progress.step, disable=None if self.main else True, unit="step", dynamic_ncols=True
+        )
+        with bar, _asked_to_stop() as asked:
+            speed = None
+            while progress.step < steps and stopped == "finished":
+                begin = time.perf_counter()
+                progress.step += 1
+                loss, norm, tokens, now = self._step(progress.step)
+                seconds = time.perf_counter() - begin
+                speed = tokens / seconds if speed is None else 0.9 * speed + 0.1 * tokens / seconds
+                bar.update()
+                bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+                evaluated = None
+                if progress.step % self.settings.run.evaluate_every == 0 or progress.step == steps:
+                    evaluated = self._evaluate(bar)
+                if losses is not None:
+                    losses.add(curve.Row(progress.step, loss, evaluated, now, norm, seconds))
+                patience = self.settings.run.patience
+                if patience and progress.worse >= patience:
+                    stopped = "patience"
+                if asked.is_set():
+                    stopped = "interrupted"
+                whole = progress.step % self.settings.run.save_every == 0 or progress.step == steps
+                if whole or stopped != "finished":
+                    self._save(losses)
+        return Trained(
+            self.output, progress.step, loss, progress.best, self._bits(progress.best), progress.best_step, stopped
+        )
+
+    def _step(self, step: int) -> tuple[float, float, int, float]:
+        """Learn once: loss, norm of the gradient, tokens, learning rate."""
+        settings, train, processes = self.settings, self.made.train, self.accelerator.num_processes
+        parts = settings.run.accumulation
+        first = (step - 1) * parts * processes
+        total = sum(train.targets_of(first + number) for number in range(parts * processes))
+        learning = settings.learning
+        now = rate(
+            step,
+            shape=learning.schedule,
+            highest=learning.rate,
+            warmup=learning.warmup,
+            steps=settings.run.steps,
+            floor=learning.floor,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = now
+        self.wrapped.train()
+        summed = torch.zeros((), device=self.accelerator.device)
+        for part in range(parts):
+            number = first + part * processes + self.accelerator.process_index
+            batch = train.batch(number).to(self.accelerator.device)
+            torch.manual_seed(_seed(settings.run.seed, number))  # of dropout
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                loss = self.wrapped(batch)
+                # gradients are averaged over processes, and should be over all tokens
+                self.accelerator.backward(loss * (processes / total))
+            summed += loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), learning.clip or math.inf)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        mean = float(self.accelerator.reduce(summed, "sum")) / total
+        if not math.isfinite(mean):
+            raise wrong(
+                "learning.rate",
+                "must keep the loss finite",
+                f"after {step - 1} steps it is {mean}",
+                "Lower it, lengthen the warm-up, or clip shorter; the last checkpoint is untouched.",
+            )
+        return mean, float(norm), total, now
+
+    def _evaluate(self, bar: Any) -> float | None:
+        """The loss on what is not learned from; the best model is kept."""
+        progress, evaluation = self.progress, self.made.evaluation
+        if evaluation is None:
+            return None
+        found = evaluate(self.objective, evaluation, self.accelerator)
+        better = progress.best is None or found < progress.best
+        if better:
+            progress.best, progress.best_step, progress.worse = found, progress.step, 0
+            if self.main:
+                checkpoint.write_best(self.output, self.model)
+        else:
+            progress.worse += 1
+        bits = self._bits(found)
+        words = f"step {progress.step}: evaluation {found:.4f} nats per token"
+        bar.clear()
+        self.say(
+            words + ("" if bits is None else f", {bits:.4f} bits per character") + (", the best" if better else "")
+        )
+        return found
+
+    def _bits(self, nats: float | None) -> float | None:
+        """Nats per token as bits per character."""
+        if nats is None or self.made.evaluation is None or not self.made.characters:
+            return None
+        return nats * self.made.evaluation.targets_in_order / math.log(2) / self.made.characters
+
+    def _save(self, losses: curve.Losses | None) -> None:
+        """A checkpoint; without evaluations, the newest model is the best."""
+        if losses is not None:
+            losses.to_disk()
+            if self.made.evaluation is None:
+                checkpoint.write_best(self.output, self.model)
+            state = state_of(self.optimizer, self.model.network)
+            checkpoint.write_checkpoint(self.output, self.model, state, self.progress, self.about)
+            checkpoint.forget(self.output, self.settings.run.keep)
+            with checkpoint.replacing(self.output / "curve.svg") as part:
+                part.write_text(curve.picture(losses.rows, str(self.output)), "utf-8")
+        self.accelerator.wait_for_everyone()
+
+
+@torch.no_grad()
+def evaluate(objective: Objective, corpus: Corpus, accelerator: Accelerator) -> float:
+    """The mean loss over all of a corpus, in nats per token, without smoothing; each process takes its share."""
+    objective.eval()
+    batches = corpus.in_order()
+    summed = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
+        summed += objective(batch.to(accelerator.device))
+    return float(accelerator.reduce(summed, "sum")) / corpus.targets_in_order
+
+
+def _seed(seed: int, number: int) -> int:
+    """A seed for each reading of a run."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Ctrl-C and termination set an event, to be heeded after the step; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heard(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, heard)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _summary(model: Pretrained, made: Made, settings: Settings, accelerator: Accelerator) -> str:
+    count = sum(parameter.numel() for parameter in model.network.parameters())
+    parts = settings.run.accumulation * accelerator.num_processes
+    held = "nothing is evaluated" if made.evaluation is None else f"{made.characters:,} characters are evaluated"
+    return (
+        f"{model.config.family}, {count:,} parameters, {made.tokenizer.size:,} tokens in the vocabulary; "
+        f"{made.train.per_epoch:,} batches of {settings.run.tokens:,} tokens make an epoch, {parts} of them a step; "
+        f"{held}."
+    )

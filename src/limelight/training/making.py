@@ -1,0 +1,141 @@
+"""What a run begins with: data, a tokenizer trained on it, a model with its first weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from ..models import Config, Stack
+from ..models.families import FAMILIES, Published
+from ..nn import FanIn, Normal, Xavier
+from ..shapes import wrong
+from ..text import Tokenizer
+from .data import Corpus, documents_in, held_out, pairs_in, pairs_of, texts_of
+from .settings import Settings
+from .tokenizing import marks_of, trained
+
+# Families that are trained: those whose loss is that of the next token alone (a mixture of experts wants another).
+FAMILIES_OF = {
+    "language": ("llama", "gpt2", "mistral", "qwen3", "gemma2"),
+    "translation": ("marian", "bart", "t5"),
+}
+FOLLOWS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "architectures")
+
+
+class Made(NamedTuple):
+    """What a run begins with.
+
+    Args:
+        tokenizer: trained on the data.
+        marks: ids of its marks.
+        train: what is learned from.
+        evaluation: what is not; ``None`` where nothing is held out.
+        characters: of the evaluated documents or targets.
+        evaluated: those documents, each alone, or pairs.
+    """
+
+    tokenizer: Tokenizer
+    marks: Mapping[str, int]
+    train: Corpus
+    evaluation: Corpus | None
+    characters: int
+    evaluated: list[tuple[str, ...]]
+
+
+def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
+    """Read the data, and train the tokenizer unless there is a file of it already.
+
+    Raises:
+        ArgumentError: no data, or not enough of it.
+    """
+    task, data, run = settings.task, settings.data, settings.run
+    learned = _read(data.train, settings)
+    if data.evaluation is not None:
+        evaluated = _read(data.evaluation, settings)
+    else:
+        kept = held_out(len(learned), data.held_out)
+        evaluated = [one for one, out in zip(learned, kept, strict=True) if out]
+        learned = [one for one, out in zip(learned, kept, strict=True) if not out]
+    if not learned:
+        raise wrong("data.train", "must hold something to learn from", f"{data.train} does not", "Name another.")
+    if tokenizer_file is not None:
+        tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_file)))
+    else:
+        texts = (text for one in learned for text in one)
+        tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.size, texts, task=task)
+    marks = marks_of(task=task)
+    start, end = marks["bos_token_id"], marks["eos_token_id"]
+    sizes = {"length": run.length, "tokens": run.tokens, "seed": run.seed}
+
+    def corpus(part: list[tuple[str, ...]]) -> Corpus:
+        if task == "language":
+            return texts_of([document for (document,) in part], tokenizer, start=start, end=end, **sizes)
+        return pairs_of([(source, target) for source, target in part], tokenizer, start=start, **sizes)
+
+    characters = sum(len(one[-1]) for one in evaluated)
+    return Made(tokenizer, marks, corpus(learned), corpus(evaluated) if evaluated else None, characters, evaluated)
+
+
+def _read(path: Path, settings: Settings) -> list[tuple[str, ...]]:
+    """The documents of a file, each alone, or its pairs."""
+    if settings.task == "translation":
+        return list(pairs_in(path))
+    return [(document,) for document in documents_in(path, settings.data.separator)]
+
+
+class _Asked(dict[str, Any]):
+    """A published configuration that remembers what was asked of it."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int], path: Path) -> Config:
+    """The configuration of the model.
+
+    Args:
+        settings: of the run.
+        vocabulary: the size of the tokenizer.
+        marks: ids of its marks.
+        path: where the settings stand, for complaints.
+
+    Raises:
+        ArgumentError: a family that is not trained for this task, a key that the family does not have.
+    """
+    kind, families = settings.model.get("model_type"), FAMILIES_OF[settings.task]
+    if kind not in families:
+        raise wrong(
+            "model.model_type",
+            f"must be one of {', '.join(families)} for the task {settings.task!r}",
+            f"it is {kind!r}",
+            "Other families run, but are not trained here.",
+        )
+    values = _Asked({**settings.model, "vocab_size": vocabulary, **marks})
+    config = FAMILIES[kind].configure(Published(path, values))
+    unknown = sorted({*settings.model} - values.asked - {"model_type"})
+    follows = sorted({*settings.model} & {*FOLLOWS})
+    if unknown or follows:
+        known = ", ".join(sorted(values.asked - {*FOLLOWS}))
+        got = f"it has {', '.join(unknown or follows)}"
+        raise wrong("model", f"may have the keys {known} in the family {kind}", got, "Correct or remove it.")
+    return config
+
+
+def make_network(config: Config, task: str) -> Stack:
+    """The model with its first weights, as published, drawn from torch's generator."""
+    network = FAMILIES[config.family].shape(config)
+    if config.family == "t5":
+        FanIn(config.width)(network)
+    elif task == "translation":
+        Xavier()(network)
+    else:
+        Normal(layers=config.layers)(network)
+    return network

@@ -1,0 +1,65 @@
+"""A tokenizer of one's own, trained on the text that a model will learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
+
+from ..text import Tokenizer
+
+PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+MARKS = (PAD, START, END, UNKNOWN)
+
+
+def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
+    """Every character that occurs is a token, the most frequent first."""
+    counts = Counter(character for text in texts for character in text)
+    ordered = sorted(counts, key=lambda character: (-counts[character], character))
+    vocabulary = {token: number for number, token in enumerate((*MARKS, *ordered))}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def byte_pairs(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
+    """Byte-pair encoding over bytes: nothing is unknown (Sennrich et al. 2015, arXiv:1508.07909; GPT-2)."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(MARKS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def trained(kind: str, size: int, texts: Iterable[str], *, task: str) -> Tokenizer:
+    """A tokenizer with its marks: ``<s>`` before a text that is continued, ``</s>`` after one that is translated.
+
+    Args:
+        kind: ``"characters"`` or ``"byte-pair"``.
+        size: the most tokens of byte-pair encoding.
+        texts: what it is trained on.
+        task: ``"language"`` or ``"translation"``.
+    """
+    backend = characters(texts) if kind == "characters" else byte_pairs(texts, size)
+    backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS])
+    mark, single = (START, f"{START} $A") if task == "language" else (END, f"$A {END}")
+    backend.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(mark, backend.token_to_id(mark))]
+    )
+    return Tokenizer(backend)
+
+
+def marks_of(*, task: str) -> dict[str, int]:
+    """The ids of the marks, by their published names."""
+    pad, start, end = (MARKS.index(mark) for mark in (PAD, START, END))  # they are the first of the vocabulary
+    named = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
+    return named | ({"decoder_start_token_id": start} if task == "translation" else {})

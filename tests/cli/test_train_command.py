@@ -1,0 +1,70 @@
+"""``limelight train`` on the command line: the examples run, an interruption is told, a mistake is a paragraph."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import limelight
+from limelight.cli import app
+from limelight.shapes import ArgumentError
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = {
+    "austen": ["data.train=TEXT", "data.evaluation=TEXT", "model.hidden_size=32", "model.intermediate_size=32"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def command(name, output, *more):
+    text = ROOT / "CONTRIBUTING.md"
+    over = [one.replace("TEXT", str(text)) for one in SMALL[name]]
+    over += ["tokenizer.size=300", "run.steps=3", "run.tokens=128", "run.length=64", "run.evaluate_every=2"]
+    sets = [part for one in over for part in ("--set", one)]
+    return ["train", str(ROOT / "examples" / f"{name}.toml"), "--output", str(output), *sets, *more]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_examples_run(name, tmp_path):
+    assert {path.stem for path in (ROOT / "examples").glob("*.toml")} == {*SMALL}
+    result = CliRunner().invoke(app, command(name, tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    assert "bits per character" in result.output
+    assert limelight.load(tmp_path / "run").tokenizer.size <= 300
+    assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 4
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch):
+    from limelight.training import data
+
+    batch = data.Texts.batch
+
+    def interrupt(corpus, number):
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return batch(corpus, number)
+
+    monkeypatch.setattr(data.Texts, "batch", interrupt)
+    result = CliRunner().invoke(app, command("austen", tmp_path / "run"))
+    assert result.exit_code == 130
+    assert "Interrupted after step 2; saved. Go on with: limelight train" in result.output
+    assert result.output.rstrip().endswith("--resume")
+    monkeypatch.undo()
+    result = CliRunner().invoke(app, command("austen", tmp_path / "run", "--resume"))
+    assert result.exit_code == 0
+    assert "Going on from" in result.output
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    result = CliRunner().invoke(app, ["train", str(tmp_path / "no.toml")])
+    assert isinstance(result.exception, ArgumentError)
+    assert "does not exist" in str(result.exception)
