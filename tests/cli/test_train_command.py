@@ -13,7 +13,18 @@ from limelight.shapes import ArgumentError
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
-    "austen": ["data.train=TEXT", "data.evaluation=TEXT", "model.hidden_size=32", "model.intermediate_size=32"],
+    "austen": {
+        "data.train": "TEXT",
+        "data.evaluation": "TEXT",
+        "model.hidden_size": "32",
+        "model.intermediate_size": "32",
+    },
+    "english-spanish": {
+        "data.train": "PAIRS",
+        "model.d_model": "32",
+        "model.encoder_ffn_dim": "32",
+        "run.translate": "2",
+    },
 }
 
 
@@ -26,8 +37,9 @@ def _one_thread():
 
 
 def command(name, output, *more):
-    text = ROOT / "CONTRIBUTING.md"
-    over = [one.replace("TEXT", str(text)) for one in SMALL[name]]
+    files = {"TEXT": str(ROOT / "CONTRIBUTING.md"), "PAIRS": str(output.parent / "pairs.tsv")}
+    Path(files["PAIRS"]).write_text("In the beginning was the word.\tEn el principio era la palabra.\n" * 40)
+    over = [f"{key}={files.get(value, value)}" for key, value in SMALL[name].items()]
     over += ["tokenizer.size=300", "run.steps=3", "run.tokens=128", "run.length=64", "run.evaluate_every=2"]
     sets = [part for one in over for part in ("--set", one)]
     return ["train", str(ROOT / "examples" / f"{name}.toml"), "--output", str(output), *sets, *more]
@@ -39,6 +51,7 @@ def test_examples_run(name, tmp_path):
     result = CliRunner().invoke(app, command(name, tmp_path / "run"))
     assert result.exit_code == 0, result.output
     assert "bits per character" in result.output
+    assert ("BLEU" in result.output) == (name == "english-spanish")
     assert limelight.load(tmp_path / "run").tokenizer.size <= 300
     assert len((tmp_path / "run" / "losses.csv").read_text().splitlines()) == 4
 

@@ -30,6 +30,7 @@ from .objective import Objective
 from .optimizer import adamw, restore, state_of
 from .schedule import rate
 from .settings import Settings, differences
+from .translation import bleu, check_bleu, translate
 
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 # What may be changed between two parts of a run: how long it is and what is kept, not what it computes.
@@ -47,6 +48,7 @@ class Trained:
         evaluation: the lowest loss of an evaluation, in nats per token; ``None`` where there was none.
         bits_per_character: the same, in bits per character of the evaluated text.
         best_step: the step after which it was measured.
+        bleu: of the best model's translations of held-out sources; ``None`` where none were wanted.
         stopped: ``"finished"``, ``"patience"`` (nothing grew better) or ``"interrupted"``.
     """
 
@@ -56,6 +58,7 @@ class Trained:
     evaluation: float | None
     bits_per_character: float | None
     best_step: int
+    bleu: float | None
     stopped: str
 
 
@@ -90,6 +93,8 @@ class _Run:
         last = checkpoint.newest(output)
         if last is not None and not resume:
             raise wrong("--output", "must hold no run yet", f"{last} is there", "--resume goes on from it.")
+        if settings.run.translate:
+            check_bleu()
         made = self._data(last)
         self.made = made
         self.about = {
@@ -182,7 +187,14 @@ class _Run:
                 if whole or stopped != "finished":
                     self._save(losses)
         return Trained(
-            self.output, progress.step, loss, progress.best, self._bits(progress.best), progress.best_step, stopped
+            self.output,
+            progress.step,
+            loss,
+            progress.best,
+            self._bits(progress.best),
+            progress.best_step,
+            self._bleu() if stopped != "interrupted" else None,
+            stopped,
         )
 
     def _step(self, step: int) -> tuple[float, float, int, float]:
@@ -253,6 +265,22 @@ class _Run:
         if nats is None or self.made.evaluation is None or not self.made.characters:
             return None
         return nats * self.made.evaluation.targets_in_order / math.log(2) / self.made.characters
+
+    def _bleu(self) -> float | None:
+        """BLEU of the best model on sources that were held out, and a few translations to look at."""
+        run = self.settings.run
+        pairs = self.made.evaluated[:: max(1, len(self.made.evaluated) // run.translate)] if run.translate else []
+        pairs = pairs[: run.translate]
+        if not pairs or not self.main:
+            return None
+        sources, targets = zip(*pairs, strict=True)
+        best = limelight.load(self.output).to(self.accelerator.device)
+        written = translate(best, sources, longest=2 * run.length)
+        for source, target, ours in list(zip(sources, targets, written, strict=True))[:3]:
+            self.say(f"\n  {source}\n  is    {target}\n  here  {ours}")
+        found = bleu(written, targets)
+        self.say(f"\nBLEU {found:.2f} on {len(pairs)} translations, greedy.")
+        return found
 
     def _save(self, losses: curve.Losses | None) -> None:
         """A checkpoint; without evaluations, the newest model is the best."""

@@ -144,6 +144,9 @@ class Settings:
             value = getattr(getattr(self, part), name)
             if not 0 <= value < 1:
                 raise wrong(f"{part}.{name}", "must be at least 0 and below 1", f"it is {value}", "It is a share.")
+        if self.run.translate and self.task != "translation":
+            got = f"{self.run.translate} stands in a task {self.task!r}"
+            raise wrong("run.translate", "is for the task 'translation'", got, "Remove it.")
         if self.run.tokens < self.run.length:
             got = f"{self.run.tokens} is less than {self.run.length}"
             raise wrong("run.tokens", "must be at least run.length", got, "Each batch holds whole pieces.")
