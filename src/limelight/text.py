@@ -109,13 +109,13 @@ class Tokenizer:
         """Number of tokens in the vocabulary."""
         return self.backend.get_vocab_size()
 
-    def read(self, text: str) -> Text:
-        """Cut one text, with the marks that the model expects around it."""
+    def read(self, text: str, *, marks: bool = True) -> Text:
+        """Cut one text; with ``marks``, those that the model expects around it are put there."""
         if not isinstance(text, str):
             raise wrong(
                 "text", "must be a str", f"it is a {type(text).__name__}", "Decode bytes first: text.decode('utf-8')."
             )
-        cut = self.backend.encode(text)
+        cut = self.backend.encode(text, add_special_tokens=marks)
         return Text(
             text=text,
             ids=tuple(cut.ids),
@@ -132,9 +132,13 @@ class Tokenizer:
             texts: a text, or a sequence of them.
             side: where shorter texts are padded, ``"right"`` or ``"left"``.
         """
+        return self.batch([self.read(text) for text in ([texts] if isinstance(texts, str) else texts)], side=side)
+
+    def batch(self, texts: Sequence[Text], *, side: str = "right") -> Tokens:
+        """Lay out texts that were read; see `__call__`."""
         if side not in ("right", "left"):
             raise wrong("side", 'must be "right" or "left"', f"it is {side!r}", "It names where the padding stands.")
-        read = tuple(self.read(text) for text in ([texts] if isinstance(texts, str) else texts))
+        read = tuple(texts)
         lengths = [len(text) for text in read]
         longest = max(lengths, default=0)
         ids = torch.zeros(len(read), longest, dtype=torch.int64)

@@ -15,6 +15,7 @@ from marian_oracle import Oracle
 import limelight
 from limelight.checkpoints.load import load
 from limelight.checkpoints.marian_files import MarianFile
+from limelight.generation import Beam, Sample
 from limelight.nn import Cache
 from limelight.sound import recording, spectrum
 
@@ -366,6 +367,44 @@ def test_marian_translates_and_aligns(translator):
     looked = [int(one.top_keys[0, 0, 0, 0]) for one in seen.layers["layers.1.cross"]]
     aligned = [source.texts[0].pieces[place].strip() for place in looked[:-1]]
     assert aligned == ["The", "bank", "the", "river", "was", "covered", "with", "flowers", "."]
+
+
+def test_smollm2_writes(smollm2):
+    prompts = ["The capital of France is", "Hi"]
+    found = smollm2.generate(prompts, tokens=6, stop="\n")
+    assert found.texts[0] == " Paris."
+    assert found[0].ended == "string"
+    plain = smollm2.read(prompts[1]).ids
+    for _ in range(6):
+        plain = torch.cat((plain, smollm2(plain).logits[:, -1:].argmax(-1)), dim=1)
+    assert list(found.ids[1]) == plain[0, -len(found.ids[1]) :].tolist()
+    drawn = smollm2.generate(prompts, Sample(top_p=0.9), tokens=4, seed=3, copies=2)
+    assert smollm2.generate(prompts[1], Sample(top_p=0.9), tokens=4, seed=3).ids[0] == drawn.ids[2]
+
+
+def test_smollm2_answers(smollm2):
+    asked = smollm2.conversation("What is the capital of France?")
+    whole = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert asked.texts[0].text.endswith(whole)
+    assert asked.texts[0].text.startswith("<|im_start|>system\n")
+    pieces = smollm2.stream(asked, tokens=12)
+    said = "".join(pieces)
+    assert "Paris" in said
+    assert said == smollm2.generate(asked, tokens=12).text
+
+
+def test_whisper_generates(whisper, beckett):
+    heard = spectrum(recording(beckett))
+    found = whisper.generate(heard)
+    assert found.text == SAID
+    assert found[0].ended == "token"
+    assert whisper.generate(heard, target=" Ever tried, ever").text == SAID.removeprefix(" Ever tried, ever")
+
+
+def test_marian_generates(translator):
+    found = translator.generate([ENGLISH, "Hello."], Beam(3))
+    assert found.texts == (PORTUGUESE, "Olá.")
+    assert translator.generate(["Hello.", ENGLISH]).texts == ("Olá.", PORTUGUESE)
 
 
 # --- The models of transformers, on Limelight ------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from .tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, t
 from .torch_files import TorchFile
 
 CTRANSLATE2 = "model.bin"
+GENERATION = "generation_config.json"
 GGUF_MARKS = {
     "bos_token_id": "tokenizer.ggml.bos_token_id",
     "eos_token_id": "tokenizer.ggml.eos_token_id",
@@ -128,7 +129,10 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: Packaged
     network = _empty(family, published)
     rules = family.rules(network.config)
     tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)
-    return _filled(name, network, files, rules, folder, dtype, tokenizer, published.marks())
+    marks = published.marks()
+    if (folder / GENERATION).is_file():  # what it says of writing comes before what config.json says
+        marks |= Published(folder / GENERATION, _read_json(folder / GENERATION)).marks()
+    return _filled(name, network, files, rules, folder, dtype, tokenizer, marks)
 
 
 def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:

@@ -10,6 +10,7 @@ from ..backends.contract import BackendError
 from ..shapes import ArgumentError
 from .bench import bench
 from .explain import explain
+from .generate import generate
 from .look import look
 from .models import models
 from .train import train
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(look)
+app.command()(generate)
 app.command()(models)
 app.command()(explain)
 app.command()(bench)

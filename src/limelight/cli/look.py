@@ -36,7 +36,7 @@ def look(
 
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
     """
-    text = _text(text, file)
+    text = read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         _writable(output)
     from ..microscope import look as run
@@ -64,14 +64,13 @@ def look(
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
 
-def _text(text: str | None, file: Path | None) -> str:
+def read_text(text: str | None, file: Path | None, example: str) -> str:
+    """The text that a command is given: itself, in a file, or from standard input (``-``)."""
     from ..shapes import ArgumentError, wrong
 
     if (text is None) == (file is None):
         got = "both were given" if text is not None else "neither was"
-        raise wrong(
-            "TEXT or --file", "must name one text", got, 'For example: limelight look "The bank is near the river."'
-        )
+        raise wrong("TEXT or --file", "must name one text", got, f"For example: {example}")
     if file is None:
         assert text is not None
         return text

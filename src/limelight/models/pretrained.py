@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from ..text import Tokenizer, Tokens
 from .config import Config
 from .encoder_decoder import EncoderDecoder
 from .stack import Output, Stack
+
+if TYPE_CHECKING:
+    from ..generation import Beam, Conversation, Generation, Sampler, Stream
+    from ..generation.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,99 @@ class Pretrained:
                 )
             return self.network(tokens, layout=layout, segments=segments, **how)  # type: ignore[no-any-return]
         if target is None:
-            target = torch.full((len(tokens), 1), self._first, device=tokens.device)
+            target = torch.full((len(tokens), 1), self.first_mark, device=tokens.device)
         elif not isinstance(target, Tensor):
             target, target_layout = self._begun(*self._ids("target_layout", target, target_layout))
         return self.network(target, source=tokens, source_layout=layout, layout=target_layout, **how)  # type: ignore[no-any-return]
+
+    def generate(
+        self,
+        prompt: Prompt,
+        sampler: Sampler | Beam | None = None,
+        *,
+        tokens: int | None = 128,
+        stop: str | int | Sequence[str | int] = (),
+        seed: int | None = None,
+        copies: int = 1,
+        target: Prompt | None = None,
+        layout: Layout | None = None,
+        logprobs: bool = False,
+    ) -> Generation:
+        """Continue texts, until each one ends.
+
+        >>> from limelight.generation import Beam, Sample
+        >>> model = limelight.load("smollm2")  # doctest: +SKIP
+        >>> model.generate("The capital of France is", tokens=2).text  # doctest: +SKIP
+        ' Paris.'
+        >>> model.generate("Once upon a time", Sample(top_p=0.9), seed=1, copies=3).texts  # doctest: +SKIP
+        >>> model.generate(model.conversation("Why is the sky blue?"), Beam(width=4)).text  # doctest: +SKIP
+
+        Every token costs one token: what was read is kept in a cache, in which rows of different lengths have no
+        padding, so a text does not depend on the others of its batch. A prompt with several copies is read once.
+
+        Args:
+            prompt: a text, several, what `read` or `conversation` made of them, token ids (a list, lists of different
+                lengths, a ``(B, L)`` tensor), or what else an encoder reads (a sound).
+            sampler: how a token is chosen: `limelight.generation.Greedy` (when left out), ``Sample`` or ``Beam``.
+            tokens: at most this many are written; ``None`` for as many as the model has positions.
+            stop: strings and token ids that end a text beside the model's own; the text stands before them.
+            seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
+                the batch. By default it is drawn from torch's generator.
+            copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
+            target: for a model with an encoder, what its decoder begins with: a text, behind the first marks, or token
+                ids, marks included; one, or one for each prompt. By default the marks that the checkpoint names.
+            layout: where the padding of a tensor of ids stands (`limelight.Padded`).
+            logprobs: also give the log-probability of each token.
+
+        Raises:
+            ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has
+                positions, or a bad setting.
+        """
+        from ..generation.loop import generate
+
+        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies}
+        return generate(self, prompt, sampler, **settings, target=target, layout=layout, logprobs=logprobs)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampler: Sampler | None = None,
+        *,
+        tokens: int | None = 128,
+        stop: str | int | Sequence[str | int] = (),
+        seed: int | None = None,
+        target: Prompt | None = None,
+        layout: Layout | None = None,
+    ) -> Stream:
+        """Continue one text, and give its pieces as they come; see `generate`.
+
+        Pieces are whole characters, and together they are the text that `generate` gives. ``Stream.result`` holds all
+        that is written so far.
+
+        >>> for piece in model.stream("Once upon a time", tokens=20):  # doctest: +SKIP
+        ...     print(piece, end="", flush=True)
+        """
+        from ..generation.loop import stream
+
+        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "layout": layout}
+        return stream(self, prompt, sampler, **settings)
+
+    def conversation(self, *spoken: Conversation, reply: bool = True) -> Tokens:
+        """Conversations as the model was taught to read them, by the chat template of its checkpoint.
+
+        >>> messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        >>> model.generate(model.conversation(messages)).text  # doctest: +SKIP
+
+        Args:
+            spoken: each a list of messages, or a text: one message of the user.
+            reply: whether the beginning of the model's answer is put behind.
+
+        Raises:
+            ArgumentError: a checkpoint without a template, messages that do not fit it.
+        """
+        from ..generation.conversation import conversation
+
+        return self.tokenizer.batch([conversation(self, one, reply) for one in spoken])
 
     def _ids(
         self, name: str, tokens: str | Sequence[str] | Tokens | Tensor, layout: Layout | None
@@ -112,9 +205,9 @@ class Pretrained:
 
     def _begun(self, ids: Tensor, layout: Layout | None) -> tuple[Tensor, Layout | None]:
         """The same texts with the first mark before them, unless the tokenizer has put it there (Whisper's does)."""
-        if ids.numel() and bool((ids[:, 0] == self._first).all()):
+        if ids.numel() and bool((ids[:, 0] == self.first_mark).all()):
             return ids, layout
-        ids = torch.cat((torch.full_like(ids[:, :1], self._first), ids), dim=1)
+        ids = torch.cat((torch.full_like(ids[:, :1], self.first_mark), ids), dim=1)
         if layout is None:
             return ids, None
         if not isinstance(layout, Padded) or layout.side == "left":
@@ -122,7 +215,7 @@ class Pretrained:
         return ids, Padded(layout.query_lengths + 1)
 
     @property
-    def _first(self) -> int:
+    def first_mark(self) -> int:
         """The mark that every text of a decoder begins with."""
         mark = self.marks.get("decoder_start_token_id")
         if not isinstance(mark, int):

@@ -13,6 +13,9 @@ from ..config import Recipe
 
 MOST_LAYERS = 1000
 
+# How the names of values end that say which tokens have a part to play.
+MARKS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
+
 # What classes are for that are not called ...For...: GPT-2's and Marian's.
 ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
 
@@ -134,7 +137,7 @@ class Published:
 
     def marks(self) -> dict[str, Any]:
         """Ids of the tokens that have a part to play, by their published names (``eos_token_id``)."""
-        named = {k: v for k, v in self.values.items() if k.endswith(("_token_id", "suppress_tokens"))}
+        named = {k: v for k, v in self.values.items() if k.endswith(MARKS)}
         return {k: v for k, v in named.items() if v is not None}
 
     def head_width(self, width: str, heads: str) -> int:

@@ -84,6 +84,7 @@ def rules(config: Config) -> KeyRules:
 
 # -- CTranslate2 --
 
+ENGLISH = 51_864  # tokens of the models for English alone
 GELU = 3  # its number of that activation
 FIXED = {"alibi": 0, "pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0, "activation": GELU}
 
@@ -129,10 +130,14 @@ def _check_key_offset(file: CTranslate2File, key: str) -> None:
 
 def marks(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
     """Ids of the tokens that have a part to play."""
-    begin, end = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in ("startoftranscript", "endoftext"))
+    names = ("startoftranscript", "endoftext", "notimestamps")
+    begin, end, no_times = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in names)
+    english = tokenizer.size <= ENGLISH  # the others must be told a language and a task
+    forced = [[1, no_times]] if english else [[1, None], [2, None], [3, no_times]]
     found = {
         "decoder_start_token_id": begin,
         **{f"{mark}_token_id": end for mark in ("bos", "eos", "pad")},
+        "forced_decoder_ids": None if no_times is None else forced,
         "suppress_tokens": config.get("suppress_ids"),
         "begin_suppress_tokens": config.get("suppress_ids_begin"),
     }

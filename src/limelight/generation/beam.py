@@ -1,0 +1,123 @@
+"""Beam search: several texts of each prompt are kept in mind, and the most likely one is found among their endings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..shapes import whole_number, wrong
+from .guide import Guide
+from .row import Row
+from .run import Run
+from .sampling import check_above_0, penalised, tokens_in
+
+
+@dataclass(frozen=True)
+class Beam:
+    """The ``width`` most likely texts go on side by side; ended ones are compared by ``sum log p / length ** penalty``.
+
+    (Wu et al. 2016, arXiv:1609.08144, with the length alone for the penalty.) The search of a prompt is over when
+    ``width`` texts have ended and the best that goes on is no better than the worst of them.
+
+    Args:
+        width: texts that are kept in mind.
+        length_penalty: above 0 longer texts gain, at 0 the plain sum decides, below 0 shorter ones gain.
+        repetition: what tokens that stand in the text already are made less likely by
+            (`limelight.generation.sampling.penalised`, on log-probabilities).
+    """
+
+    width: int = 4
+    length_penalty: float = 1.0
+    repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        whole_number("width", self.width, at_least=1)
+        check_above_0("repetition", self.repetition)
+        if not isinstance(self.length_penalty, (int, float)) or not math.isfinite(self.length_penalty):
+            raise wrong("length_penalty", "must be a number", f"it is {self.length_penalty!r}", "0 leaves the sum.")
+
+
+@dataclass
+class Search:
+    """The search for the continuation of one prompt.
+
+    Args:
+        beam: how.
+        going: the texts that go on, best first, with the sum of their log-probabilities.
+        ended: those that have ended, best first, with their score.
+    """
+
+    beam: Beam
+    going: list[tuple[float, Row]]
+    ended: list[tuple[float, Row]] = field(default_factory=list)
+
+    def step(self, sums: Tensor, logprobs: Tensor) -> list[int]:
+        """Go one token on.
+
+        Args:
+            sums: ``(n, V)``, what each text that goes on would have with each token.
+            logprobs: ``(n, V)``, the model's own log-probabilities of the tokens.
+
+        Returns:
+            For each text that goes on now, which of those before it continues.
+        """
+        width, V = self.beam.width, sums.shape[1]
+        # As many as must hold `width` that go on, whichever of them take a token that ends.
+        most = min(width * max(2, 1 + len(self.going[0][1].ends)), sums.numel())
+        best, places = sums.flatten().topk(most)
+        going: list[tuple[float, Row]] = []
+        parents: list[int] = []
+        for rank, (total, place) in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
+            parent, token = divmod(place, V)
+            if total == -math.inf or (rank >= width and len(going) == width):
+                break
+            row = self.going[parent][1].add(token, logprobs[parent, token].item())
+            if not row.ended and len(going) < width:
+                going.append((total, row))
+                parents.append(parent)
+            elif row.ended and rank < width:
+                self.ended.append((self._score(total, row), row))
+        self.ended = sorted(self.ended, key=lambda one: -one[0])[:width]
+        self.going = going
+        return parents
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing better is to be expected."""
+        if not self.going:
+            return True
+        return len(self.ended) == self.beam.width and self._score(*self.going[0]) <= self.ended[-1][0]
+
+    def _score(self, total: float, row: Row) -> float:
+        return total / len(row.ids) ** self.beam.length_penalty  # type: ignore[no-any-return]
+
+
+def search(run: Run, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list[tuple[float, Row]]]:
+    """The texts found for each of the ``rows``, best first, with their scores; at most ``beam.width`` each."""
+    searches = [Search(beam, [(0.0, row)]) for row in rows]
+    scores = run.read([row.begun for row in rows])
+    active = searches
+    while True:
+        texts = [row for one in active for _, row in one.going]
+        logprobs = scores.log_softmax(-1)
+        changed = logprobs
+        if beam.repetition != 1:
+            seen = tokens_in([(*row.begun, *row.ids) for row in texts], logprobs)
+            changed = penalised(logprobs, seen, beam.repetition)
+        changed = guide.applied(changed, texts)
+        sums = changed + changed.new_tensor([total for one in active for total, _ in one.going])[:, None]
+        parents: list[int] = []
+        begin = 0
+        for one in active:
+            end = begin + len(one.going)
+            found = one.step(sums[begin:end], logprobs[begin:end])
+            parents += [] if one.over else [begin + parent for parent in found]
+            begin = end
+        active = [one for one in active if not one.over]
+        if not active:
+            return [one.ended for one in searches]
+        run.select(parents)
+        scores = run.read([row.ids[-1:] for one in active for _, row in one.going])

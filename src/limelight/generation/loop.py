@@ -1,0 +1,202 @@
+"""The loop: read what is there, choose a token for each row, read it, and so on until every row has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..layouts import Layout
+from ..shapes import whole_number, wrong
+from .beam import Beam, search
+from .guide import Guide
+from .prompts import Prompt, beginnings
+from .results import LIMIT, POSITIONS, Continuation, Generation
+from .row import Row
+from .run import Run
+from .sampling import Greedy, Sampler, draws, penalised, tokens_in
+from .writing import Writing
+
+if TYPE_CHECKING:
+    from ..models.pretrained import Pretrained
+
+
+def generate(
+    model: Pretrained,
+    prompt: Prompt,
+    sampler: Sampler | Beam | None = None,
+    *,
+    tokens: int | None = 128,
+    stop: str | int | Sequence[str | int] = (),
+    seed: int | None = None,
+    copies: int = 1,
+    target: Prompt | None = None,
+    layout: Layout | None = None,
+    logprobs: bool = False,
+) -> Generation:
+    """Continue texts; see `limelight.models.Pretrained.generate`."""
+    whole_number("copies", copies, at_least=1)
+    how = _checked(sampler)
+    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    if isinstance(how, Beam):
+        if copies > how.width:
+            raise wrong("copies", f"must be at most the beam's {how.width}", f"it is {copies}", "Widen the beam.")
+        found = search(run, rows, how, guide)
+        return Generation(tuple(row.continuation(logprobs, score) for one in found for score, row in one[:copies]))
+    if copies > 1 and isinstance(how, Greedy):
+        raise wrong("copies", "must be 1 for Greedy", f"it is {copies}", "It finds one text; take Sample or Beam.")
+    rows = [replace(row, copy=number) for row in rows for number in range(copies)]
+    *_, written = write(run, rows, how, guide, seed)
+    return Generation(tuple(row.continuation(logprobs) for row in written))
+
+
+class Stream(Iterator[str]):
+    """The pieces of a text as they come; see `limelight.models.Pretrained.stream`.
+
+    Args:
+        steps: the row after each token.
+    """
+
+    def __init__(self, steps: Iterator[list[Row]], row: Row) -> None:
+        self._steps, self._row, self._shown = steps, row, 0
+
+    def __next__(self) -> str:
+        while True:
+            piece = self._row.shown[self._shown :]
+            if piece:
+                self._shown += len(piece)
+                return piece
+            [self._row] = next(self._steps)
+
+    @property
+    def result(self) -> Continuation:
+        """All that is written so far."""
+        return self._row.continuation(logprobs=True)
+
+
+def stream(
+    model: Pretrained,
+    prompt: Prompt,
+    sampler: Sampler | None = None,
+    *,
+    tokens: int | None = 128,
+    stop: str | int | Sequence[str | int] = (),
+    seed: int | None = None,
+    target: Prompt | None = None,
+    layout: Layout | None = None,
+) -> Stream:
+    """Continue one text, piece by piece; see `limelight.models.Pretrained.stream`."""
+    how = _checked(sampler)
+    if isinstance(how, Beam):
+        raise wrong("sampler", "must choose a token at a time to stream", f"it is {how}", "Beam knows at the end.")
+    _ = model.tokenizer  # pieces are characters
+    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    if len(rows) != 1:
+        raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Take generate.")
+    return Stream(write(run, rows, how, guide, seed), rows[0])
+
+
+def begun(
+    model: Pretrained,
+    prompt: Prompt,
+    tokens: int | None,
+    stop: str | int | Sequence[str | int],
+    target: Prompt | None,
+    layout: Layout | None,
+) -> tuple[Run, list[Row], Guide]:
+    """A run with nothing read yet, a row for each prompt, and what the model's configuration wants."""
+    stops = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, (str, int)) or one == "":
+            raise wrong("stop", "must be strings or tokens", f"{one!r} is among them", 'For example: stop=["\\n", 2].')
+    beginning, encoded = beginnings(model, prompt, layout, target)
+    guide = Guide.of(model.marks)
+    room = _room(model, beginning, tokens)
+    ends = guide.ends | {one for one in stops if isinstance(one, int)}
+    strings = tuple(one for one in stops if isinstance(one, str))
+    tokenizer = model.tokenizer if strings or not isinstance(model.tokenizer_or_why, str) else None
+    rows = [
+        Row(
+            begun=tuple(ids),
+            ends=ends,
+            most=room - len(ids) if tokens is None else tokens,
+            at_most=POSITIONS if tokens is None else LIMIT,
+            writing=None if tokenizer is None else Writing.after(tokenizer, ids, strings),
+        )
+        for ids in beginning
+    ]
+    return Run(model.network, encoded), rows, guide
+
+
+def write(
+    run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int | None = None
+) -> Iterator[list[Row]]:
+    """All rows, after each token. Copies of a row stand beside each other; what they begin with is read once."""
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    rows = list(rows)
+    firsts = [number for number, row in enumerate(rows) if not row.copy]
+    scores = run.read([rows[number].begun for number in firsts])
+    origin = [sum(first <= number for first in firsts) - 1 for number in range(len(rows))]
+    run.select(origin)
+    scores = scores[origin]
+    going = list(range(len(rows)))
+    while True:
+        texts = [rows[number] for number in going]
+        logprobs = scores.log_softmax(-1)
+        if sampler.repetition != 1:
+            seen = tokens_in([(*row.begun, *row.ids) for row in texts], scores)
+            scores = penalised(scores, seen, sampler.repetition)
+        scores = guide.applied(scores, texts)
+        copy = torch.tensor([row.copy for row in texts])
+        chosen = sampler.choose(scores, partial(draws, seed, copy, len(texts[0].ids)))
+        likely = logprobs.gather(-1, chosen[:, None])[:, 0]
+        for number, token, logprob in zip(going, chosen.tolist(), likely.tolist(), strict=True):
+            rows[number] = rows[number].add(token, logprob)
+        yield list(rows)
+        kept = [place for place, number in enumerate(going) if not rows[number].ended]
+        if not kept:
+            return
+        run.select(kept)
+        going = [going[place] for place in kept]
+        scores = run.read([rows[number].ids[-1:] for number in going])
+
+
+def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:
+    if sampler is None:
+        return Greedy()
+    if not isinstance(sampler, Beam) and not callable(getattr(sampler, "choose", None)):
+        raise wrong(
+            "sampler", "must be Greedy, Sample or Beam", f"it is {sampler!r}", "For example: Sample(top_p=0.9)."
+        )
+    return sampler
+
+
+def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> int:
+    """Positions for tokens, that of the last one included: it is written, but not read."""
+    limit, longest = model.config.limit, max(map(len, beginning))
+    if tokens is not None:
+        whole_number("tokens", tokens, at_least=1)
+    if limit is None:
+        if tokens is None:
+            raise wrong("tokens", "must be a number for a model without a limit", "it is None", "Say how many at most.")
+        return longest + tokens
+    room = limit + 1
+    if longest > limit:
+        raise wrong(
+            "prompt",
+            f"must leave room in the {limit} positions that this model ({model.config.family}) has",
+            f"the longest has {longest} tokens",
+            "Cut it, or take another model.",
+        )
+    if tokens is not None and longest + tokens > room:
+        raise wrong(
+            "tokens",
+            f"must fit into the {limit} positions that this model ({model.config.family}) has",
+            f"{tokens} shall follow a prompt of {longest}",
+            f"Ask for at most {room - longest}, or for None: as many as there is room for.",
+        )
+    return room

@@ -1,0 +1,146 @@
+"""Prompts as people give them, made into the tokens that texts begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..layouts import Layout, Padded
+from ..models.decoder_only import DecoderOnly
+from ..models.encoder_decoder import EncoderDecoder
+from ..models.stack import Encoded
+from ..nn import FrontEnd
+from ..shapes import describe, wrong
+from ..text import Tokens
+
+if TYPE_CHECKING:
+    from ..models.pretrained import Pretrained
+
+Kind = TypeVar("Kind")
+Prompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tokens | Tensor"
+
+
+def beginnings(
+    model: Pretrained, prompt: Prompt, layout: Layout | None, target: Prompt | None
+) -> tuple[list[list[int]], Encoded | None]:
+    """The tokens that each text begins with; and what the encoder made of the prompts, in a model that has one.
+
+    Args:
+        model: who writes.
+        prompt: texts, tokens, or what else an encoder reads.
+        layout: of a prompt that is a tensor.
+        target: what the decoder of a model with an encoder begins with.
+    """
+    network = model.network
+    if not isinstance(network, (DecoderOnly, EncoderDecoder)) or network.head is None:
+        raise wrong("model", "must foretell the next token to write", f"this is {model}", "Take a decoder with a head.")
+    if not isinstance(network, EncoderDecoder):
+        if target is not None:
+            raise wrong("target", "is for a model with an encoder and a decoder", f"this is {model}", "Leave it out.")
+        return _begun(model, rows_of(model, "prompt", prompt, layout)), None
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        if isinstance(network.encoder.embedding, FrontEnd):
+            if not isinstance(prompt, Tensor):
+                raise wrong("prompt", "must be a tensor for this encoder", describe(prompt), "See limelight.sound.")
+            encoded = network.encode(prompt.to(device, next(network.parameters()).dtype), layout=layout)
+        else:
+            ids, layout = padded(rows_of(model, "prompt", prompt, layout), device)
+            encoded = network.encode(ids, layout=layout)
+    rows = _targets(model, target)
+    if len(rows) not in (1, len(encoded.states)):
+        got = f"{len(rows)} stand against {len(encoded.states)}"
+        raise wrong("target", "must be one, or one for each prompt", got, "Repeat one or the other.")
+    return rows * (len(encoded.states) // len(rows)), encoded
+
+
+def rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None = None) -> list[list[int]]:
+    """Tokens of each row, without padding."""
+    if isinstance(prompt, str):
+        prompt = [prompt]
+    if _are(prompt, str):
+        prompt = model.tokenizer(prompt)
+    if isinstance(prompt, Tokens):
+        if layout is not None:
+            raise wrong("layout", "belongs to token ids", "texts have their own", "Leave it out.")
+        return [list(text.ids) for text in prompt.texts]
+    if isinstance(prompt, Tensor):
+        return _rows_of_tensor(name, prompt, layout)
+    if layout is not None:
+        raise wrong("layout", "belongs to a tensor", "lists of ids have no padding", "Leave it out.")
+    if _are(prompt, int):
+        return [list(prompt)]
+    if isinstance(prompt, Sequence) and prompt and all(_are(row, int) or row in ([], ()) for row in prompt):
+        return [list(row) for row in prompt if not isinstance(row, (str, int))]
+    raise wrong(
+        name,
+        "must be a text, several, what `read` makes of them, or token ids",
+        f"it is {describe(prompt) if isinstance(prompt, Tensor) else repr(prompt)[:80]}",
+        'For example: model.generate("Once upon a time").',
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Layout | None]:
+    """``(B, L)`` ids padded at the right, and where the padding stands."""
+    lengths = [len(row) for row in rows]
+    longest = max(lengths)
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
+    return ids, None if min(lengths) == longest else Padded(torch.tensor(lengths))
+
+
+def first_marks(model: Pretrained) -> list[int]:
+    """What every text of a decoder with an encoder begins with: its first mark, and those that must follow it."""
+    forced = sorted(model.marks.get("forced_decoder_ids") or ())
+    if [place for place, _ in forced] != list(range(1, len(forced) + 1)) or any(mark is None for _, mark in forced):
+        raise wrong(
+            "target",
+            "must say what the text begins with",
+            f"the checkpoint leaves it open (forced_decoder_ids = {forced})",
+            "Give the ids of the first marks (start, language, task): target=[...].",
+        )
+    return [model.first_mark, *(mark for _, mark in forced)]
+
+
+def _targets(model: Pretrained, target: Prompt | None) -> list[list[int]]:
+    """What each text of the decoder begins with: tokens as they are, or a text behind the marks."""
+    if target is None:
+        return [first_marks(model)]
+    texts = [target] if isinstance(target, str) else target
+    if _are(texts, str):
+        return [[*first_marks(model), *model.tokenizer.read(text, marks=False).ids] for text in texts]
+    return _begun(model, rows_of(model, "target", target), "target")
+
+
+def _begun(model: Pretrained, rows: list[list[int]], name: str = "prompt") -> list[list[int]]:
+    """The rows; an empty one becomes the mark that begins texts, where the model has one."""
+    if all(rows):
+        return rows
+    mark = model.marks.get("bos_token_id")
+    if not isinstance(mark, int):
+        got = f"row {next(number for number, row in enumerate(rows) if not row)} has none"
+        raise wrong(name, "must have at least one token in each row", got, "Give it a first word or mark.")
+    return [row or [mark] for row in rows]
+
+
+def _rows_of_tensor(name: str, ids: Tensor, layout: Layout | None) -> list[list[int]]:
+    if ids.dim() not in (1, 2) or ids.dtype not in (torch.int64, torch.int32):
+        raise wrong(name, "must be (B, L) int64 token ids", f"it is {describe(ids)}", "model.read makes them of texts.")
+    ids = ids if ids.dim() == 2 else ids[None]
+    if layout is None:
+        return ids.tolist()
+    if not isinstance(layout, Padded):
+        raise wrong("layout", "must be Padded, one text a row", f"it is {layout!r}", "Give the rows as lists of ids.")
+    B, L = ids.shape
+    layout.check(B, L, L)
+    exists = layout.coordinates(B, L, L, ids.device).query_exists.expand(B, L)
+    return [row[here].tolist() for row, here in zip(ids, exists, strict=True)]
+
+
+def _are(values: object, kind: type[Kind]) -> TypeGuard[Sequence[Kind]]:
+    """Whether ``values`` are several of one kind, at least one."""
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)) or not values:
+        return False
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)

@@ -1,0 +1,134 @@
+"""How the next token is chosen from what a model says of every token of the vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..philox import philox
+from ..shapes import whole_number, wrong
+
+
+class Sampler(Protocol):
+    """Chooses one token for each row: `Greedy` or `Sample`."""
+
+    @property
+    def repetition(self) -> float:
+        """See `penalised`; 1 leaves the scores."""
+
+    def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """The tokens ``(R,)`` for scores ``(R, V)``; ``draw()`` gives ``(R,)`` random numbers from 0 to below 1."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most likely token, always; of equals the one with the lowest id.
+
+    Args:
+        repetition: what tokens that stand in the text already are made less likely by (`penalised`).
+    """
+
+    repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_above_0("repetition", self.repetition)
+
+    def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """See `Sampler`."""
+        return scores.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A token drawn by its probability, after these changes, in this order.
+
+    Args:
+        temperature: scores are divided by it; below 1 the likely become likelier.
+        top_k: only the ``top_k`` most likely tokens stay (Fan et al. 2018, arXiv:1805.04833); ``None`` for all.
+        top_p: only the most likely tokens stay that together have at least this probability (Holtzman et al. 2019,
+            arXiv:1904.09751).
+        min_p: only tokens stay that have at least this share of the probability of the most likely one (Nguyen et al.
+            2024, arXiv:2407.01082).
+        repetition: what tokens that stand in the text already are made less likely by (`penalised`), before the rest.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature == 0:
+            raise wrong("temperature", "must be above 0", "it is 0", "Greedy() takes the most likely token.")
+        check_above_0("temperature", self.temperature)
+        check_above_0("repetition", self.repetition)
+        if self.top_k is not None:
+            whole_number("top_k", self.top_k, at_least=1)
+        if not 0 < self.top_p <= 1:
+            raise wrong("top_p", "must be above 0 and at most 1", f"it is {self.top_p}", "1 keeps every token.")
+        if not 0 <= self.min_p <= 1:
+            raise wrong("min_p", "must be from 0 to 1", f"it is {self.min_p}", "0 keeps every token.")
+
+    def scores(self, scores: Tensor) -> Tensor:
+        """The scores ``(R, V)`` of tokens that stay, divided by the temperature; minus infinity for the others."""
+        scores = scores / self.temperature
+        if self.top_k is not None and self.top_k < scores.shape[-1]:
+            scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
+        if self.top_p < 1:
+            scores = scores.masked_fill(_beyond(scores.softmax(-1), self.top_p), -torch.inf)
+        if self.min_p > 0:
+            shares = scores.softmax(-1)
+            scores = scores.masked_fill(shares < self.min_p * shares.amax(-1, keepdim=True), -torch.inf)
+        return scores
+
+    def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """See `Sampler`."""
+        reached = self.scores(scores).softmax(-1).double().cumsum(-1)
+        places = torch.searchsorted(reached, draw().to(reached)[:, None] * reached[:, -1:], right=True)
+        return places[:, 0].clamp(max=scores.shape[-1] - 1)
+
+
+def _beyond(shares: Tensor, top_p: float) -> Tensor:
+    """``(R, V)`` bool: the least likely tokens that together have no more than ``1 - top_p``; never the likeliest."""
+    rising, order = shares.sort(-1)
+    beyond = rising.cumsum(-1) <= 1 - top_p
+    beyond[:, -1] = False
+    return beyond.scatter(-1, order, beyond)
+
+
+def penalised(scores: Tensor, seen: Tensor, repetition: float) -> Tensor:
+    """Scores ``(R, V)``, those of ``seen`` tokens divided by ``repetition`` where positive, multiplied where negative.
+
+    (Keskar et al. 2019, arXiv:1909.05858.) ``seen`` ``(R, V)`` is true for each token of the text of a row.
+    """
+    return torch.where(seen, torch.where(scores < 0, scores * repetition, scores / repetition), scores)
+
+
+def tokens_in(rows: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
+    """``(R, V)`` bool, like the ``scores``: which tokens stand in each of the ``rows``."""
+    seen = torch.zeros_like(scores, dtype=torch.bool)
+    for text, row in zip(seen, rows, strict=True):
+        text[torch.tensor(row, dtype=torch.int64, device=scores.device)] = True
+    return seen
+
+
+def draws(seed: int, copies: Tensor, step: int) -> Tensor:
+    """A random number from 0 to below 1 for each row: a pure function of seed, number of the copy ``(R,)`` and step.
+
+    53 bits of Philox4x32-10. A row's numbers depend neither on the other rows nor on its place among them.
+    """
+    zero = torch.zeros_like(copies)
+    first, second, _, _ = philox((zero + step, copies, zero, zero), torch.tensor(seed, dtype=torch.int64))
+    return ((first >> 5) * 2**26 + (second >> 6)).double() / 2**53
+
+
+def check_above_0(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite number above 0."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise wrong(name, "must be a number above 0", f"it is {value!r}", "1 changes nothing.")

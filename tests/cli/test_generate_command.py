@@ -1,0 +1,86 @@
+"""``limelight generate`` from the outside."""
+
+import json
+import sys
+
+import pytest
+
+import limelight.models
+from limelight.cli import main
+
+
+@pytest.fixture
+def generate(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "argv", ["limelight", "generate", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_a_text_and_its_speed(generate):
+    code, out, err = generate("The capital of France is", "--tokens", "4", "--stop", "\n")
+    assert (code, out) == (0, " Paris.\n")
+    assert "a second" in err
+
+
+def test_a_translation_from_a_file_by_a_beam(generate, tmp_path):
+    source = tmp_path / "text.txt"
+    source.write_text("The bank of the river was covered with flowers.", "utf-8")
+    code, out, _ = generate("--file", str(source), "--model", "marian-en-pt", "--beam", "3", "--length-penalty", "0.8")
+    assert (code, out) == (0, "A margem do rio estava coberta de flores.\n")
+
+
+def test_json_says_all_and_the_seed_gives_it_again(generate):
+    how = ("--model", "marian-en-pt", "--temperature", "1.5", "--top-p", "0.95", "--json")
+    code, out, _ = generate("Hello, world.", *how)
+    first = json.loads(out)
+    assert code == 0
+    assert (first["format"], first["version"], first["model"]) == ("limelight.generation", 1, "marian-en-pt")
+    assert len(first["logprobs"]) == len(first["ids"])
+    _, out, _ = generate("Hello, world.", *how, "--seed", str(first["seed"]))
+    again = json.loads(out)
+    assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "must name one text"),
+        (["a", "--top-p", "2"], "`top_p` must be"),
+        (["a", "--temperature", "0"], "Greedy()"),
+        (["a", "--beam", "2", "--top-k", "3"], "--top-k would draw"),
+        (["a", "--length-penalty", "2"], "belongs to a search"),
+        (["a", "--dtype", "int8"], "`--dtype` must be one of"),
+        (["a", "--model", "/nowhere"], "/nowhere"),
+        (["a", "--model", "minilm"], "must foretell the next token"),
+        (["a", "--model", "marian-en-pt", "--chat"], "needs the chat template"),
+        (["a", "--model", "marian-en-pt", "--tokens", "5000"], "1000 positions"),
+        (["a", "--model", "whisper-tiny-en"], "must hold a sound"),
+        (["--file", "a.wav", "--model", "marian-en-pt"], "is a sound"),
+    ],
+)
+def test_mistakes_end_in_one_paragraph(generate, arguments, message):
+    code, out, err = generate(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err + out
+    assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+
+
+def test_an_interruption_ends_the_line(generate, monkeypatch):
+    stream = limelight.models.Pretrained.stream
+
+    def interrupted(*arguments, **settings):
+        yield next(stream(*arguments, **settings))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limelight.models.Pretrained, "stream", interrupted)
+    code, out, err = generate("Hello.", "--model", "marian-en-pt")
+    assert code == 130
+    assert out.endswith("\n")
+    assert "Traceback" not in err

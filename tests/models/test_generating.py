@@ -1,0 +1,309 @@
+"""What small random models write: as without a cache, as in transformers, whatever stands beside it."""
+
+import dataclasses
+
+import pytest
+import tokenizers
+import torch
+from agreement import float64_throughout
+from peers import FIRST_WORD, LENGTHS, made
+from tokenizers import decoders, models, pre_tokenizers
+
+import limelight
+from limelight import ArgumentError, Padded
+from limelight.checkpoints.load import load
+from limelight.generation import Beam, Greedy, Sample
+from limelight.generation.run import Run
+from limelight.text import Tokenizer
+
+TOKENS = 9
+DECODERS = ["llama", "gpt2", "llama-yarn", "mistral", "qwen3-windows", "mixtral-window", "gemma2"]
+TRANSLATORS = ["t5-1.1", "bart", "marian"]
+PROMPTS = [torch.randint(FIRST_WORD, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Our model in float64 and theirs, made once."""
+    kept = {}
+
+    def both(name):
+        if name not in kept:
+            theirs, folder = made(name), tmp_path_factory.mktemp(name)
+            theirs.save_pretrained(folder)
+            ours = load(folder, dtype=torch.float64)
+            kept[name] = dataclasses.replace(ours, marks={}), theirs, ours.marks
+        return kept[name]
+
+    return both
+
+
+@pytest.fixture(scope="module")
+def writer(pair):
+    """A small Llama whose tokens are letters."""
+    backend = tokenizers.Tokenizer(models.BPE({letter: n for n, letter in enumerate(LETTERS[:50])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Split("", "isolated"), decoders.Fuse()
+    return dataclasses.replace(pair("llama")[0], tokenizer_or_why=Tokenizer(backend))
+
+
+def padded(side, pad=0):
+    """The prompts as a tensor, and which tokens exist."""
+    rows = [[*row, *[-1] * (max(LENGTHS) - len(row))] for row in PROMPTS]
+    if side == "left":
+        rows = [[*[-1] * (max(LENGTHS) - len(row)), *row] for row in PROMPTS]
+    ids = torch.tensor(rows)
+    return ids.where(ids >= 0, pad), ids >= 0
+
+
+def target_of(theirs):
+    return [[theirs.config.decoder_start_token_id]] if theirs.config.is_encoder_decoder else None
+
+
+def step_by_step(model, prompt, target, tokens):
+    """The most likely tokens, the whole text read anew for each: no cache, no batch."""
+    ids = torch.tensor([target[0] if target else prompt])
+    begun, source = ids.shape[1], {"source": torch.tensor([prompt])} if target else {}
+    with torch.no_grad():
+        for _ in range(tokens):
+            best = model.network(ids, **source).logits[:, -1:].argmax(-1)
+            ids = torch.cat((ids, best), dim=1)
+    return tuple(ids[0, begun:].tolist())
+
+
+@pytest.mark.parametrize("name", [*DECODERS, *TRANSLATORS])
+def test_as_without_a_cache_and_without_a_batch(pair, name):
+    model, theirs, _ = pair(name)
+    target = target_of(theirs)
+    alone = tuple(step_by_step(model, prompt, target, TOKENS) for prompt in PROMPTS)
+    assert model.generate(PROMPTS, tokens=TOKENS, target=target).ids == alone
+    for side in ("left", "right"):
+        ids, exists = padded(side)
+        layout = Padded(exists.sum(-1), side=side)
+        assert model.generate(ids, layout=layout, tokens=TOKENS, target=target).ids == alone
+
+
+def test_sounds_are_written_down_as_without_a_cache(pair):
+    model, _, _ = pair("whisper")
+    sounds = torch.randn(2, 6, 20, dtype=torch.float64)
+    found = model.generate(sounds, target=[[3, 9]], tokens=TOKENS)
+    ids = torch.tensor([[3, 9], [3, 9]])
+    with torch.no_grad():
+        for _ in range(TOKENS):
+            ids = torch.cat((ids, model.network(ids, source=sounds).logits[:, -1:].argmax(-1)), dim=1)
+    assert found.ids == tuple(tuple(row) for row in ids[:, 2:].tolist())
+
+
+def written_by_transformers(theirs, how):
+    """What their `generate` adds to each prompt, up to the mark of the end."""
+    ids, exists = padded("left")
+    begun = 1 if theirs.config.is_encoder_decoder else ids.shape[1]
+    if theirs.config.is_encoder_decoder:
+        ids, exists = padded("right", theirs.config.pad_token_id)
+    found = theirs.generate(ids, attention_mask=exists.long(), do_sample=False, pad_token_id=0, **how)
+    end = how["eos_token_id"]
+    rows = [row[begun:] for row in found.tolist()]
+    return tuple(tuple(row[: row.index(end) + 1] if end in row else row) for row in rows)
+
+
+SAMPLERS = [
+    (Greedy(), {}),
+    (Greedy(repetition=1.7), {"repetition_penalty": 1.7}),
+    (Beam(3), {"num_beams": 3}),
+    (Beam(4, -1.0, repetition=1.2), {"num_beams": 4, "length_penalty": -1.0, "repetition_penalty": 1.2}),
+    (Beam(2, length_penalty=2.5), {"num_beams": 2, "length_penalty": 2.5}),
+]
+COMPARED = [(name, *SAMPLERS[number]) for name in ("llama", "bart") for number in range(5)]
+COMPARED += [(name, *SAMPLERS[number]) for name in (*DECODERS[2:], "t5-1.1", "marian") for number in (0, 2)]
+
+
+@pytest.mark.parametrize(("name", "sampler", "how"), COMPARED, ids=str)
+def test_token_for_token_as_transformers(pair, name, sampler, how):
+    model, theirs, marks = pair(name)
+    target = target_of(theirs)
+    end = step_by_step(model, PROMPTS[0], target, 4)[-1]
+    wanted = {key: marks[key] for key in ("forced_eos_token_id", "forced_bos_token_id") if key in marks}
+    model = dataclasses.replace(model, marks=wanted | {"eos_token_id": end})
+    how = {"max_new_tokens": TOKENS, "eos_token_id": end, **how}
+    if theirs.config.model_type == "t5":
+        how["use_cache"] = False  # theirs has as many layers as the encoder, and fails when the decoder has more
+    with float64_throughout(theirs):
+        expected = written_by_transformers(theirs, how)
+    found = model.generate(PROMPTS, sampler, tokens=TOKENS, target=target)
+    assert found.ids == expected
+    assert [row.ended for row in found] == ["token" if ids[-1] == end else "limit" for ids in expected]
+
+
+def test_the_scores_of_a_beam(pair):
+    model, _, _ = pair("llama")
+    found = model.generate(PROMPTS[:1], Beam(3, length_penalty=0.5), tokens=5, copies=3, logprobs=True)
+    assert [row.score for row in found] == sorted((row.score for row in found), reverse=True)
+    assert len(set(found.ids)) == 3
+    for row in found:
+        assert row.score == pytest.approx(sum(row.logprobs) / len(row.ids) ** 0.5, abs=1e-12)
+        with torch.no_grad():
+            logits = model.network(torch.tensor([[*PROMPTS[0], *row.ids]])).logits[0].log_softmax(-1)
+        expected = [logits[6 + n, token].item() for n, token in enumerate(row.ids)]
+        assert row.logprobs == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_wide_beam_finds_the_best_of_all(pair):
+    """A beam as wide as the vocabulary looks at every text of two tokens."""
+    model, _, _ = pair("llama")
+    found = model.generate([PROMPTS[1]], Beam(50, length_penalty=0.0), tokens=2)[0]
+    with torch.no_grad():
+        first = model.network(torch.tensor([PROMPTS[1]])).logits[0, -1].log_softmax(-1)
+        pairs = torch.tensor([[*PROMPTS[1], token] for token in range(50)])
+        second = model.network(pairs).logits[:, -1].log_softmax(-1)
+    both = first[:, None] + second
+    assert found.ids == divmod(int(both.argmax()), 50)
+    assert found.score == pytest.approx(both.max().item(), abs=1e-12)
+
+
+def test_the_same_seed_the_same_text(pair):
+    model, _, _ = pair("mistral")
+    sampler = Sample(temperature=1.5, top_p=0.95, repetition=1.1)
+    together = model.generate(PROMPTS, sampler, seed=5, copies=3, tokens=TOKENS)
+    assert len(set(together.ids)) == 9
+    assert model.generate(PROMPTS, sampler, seed=5, copies=3, tokens=TOKENS) == together
+    other_order = model.generate(PROMPTS[::-1], sampler, seed=5, copies=2, tokens=TOKENS).ids
+    assert other_order == together.ids[6:8] + together.ids[3:5] + together.ids[:2]
+    assert model.generate(PROMPTS[:1], sampler, seed=5, tokens=TOKENS).ids == together.ids[:1]
+    assert model.generate(PROMPTS, sampler, seed=6, copies=3, tokens=TOKENS).ids != together.ids
+    torch.manual_seed(0)
+    drawn = [model.generate(PROMPTS, sampler, tokens=4).ids for _ in range(2)]
+    torch.manual_seed(0)
+    assert model.generate(PROMPTS, sampler, tokens=4).ids == drawn[0] != drawn[1]
+
+
+def test_rows_that_end_leave_the_others_alone(pair):
+    model, _, _ = pair("llama")
+    plain = model.generate(PROMPTS, tokens=TOKENS, logprobs=True)
+    ends = [plain.ids[0][2], plain.ids[1][5]]
+    found = model.generate(PROMPTS, tokens=TOKENS, stop=ends, logprobs=True)
+    for row, whole in zip(found, plain, strict=True):
+        first = min((whole.ids.index(end) for end in ends if end in whole.ids), default=TOKENS - 1)
+        assert row.ids == whole.ids[: first + 1]
+        assert row.logprobs == pytest.approx(whole.logprobs[: first + 1], abs=1e-12)
+        assert row.ended == ("token" if row.ids[-1] in ends else "limit")
+
+
+def test_what_a_configuration_wants(pair):
+    model, _, _ = pair("bart")
+    plain = model.generate(PROMPTS, target=[[2]], tokens=4).ids
+    marks = {
+        "decoder_start_token_id": 2,
+        "suppress_tokens": [row[1] for row in plain],
+        "begin_suppress_tokens": [row[0] for row in plain],
+        "bad_words_ids": [[9]],
+        "eos_token_id": [7],
+        "forced_eos_token_id": 7,
+    }
+    wanting = dataclasses.replace(model, marks=marks)
+    found = wanting.generate(PROMPTS, tokens=4)
+    for row in found:
+        assert row.ids[0] not in marks["begin_suppress_tokens"]
+        assert not {*row.ids} & {*marks["suppress_tokens"], 9}
+        assert row.ids[-1] == 7
+    begun = dataclasses.replace(model, marks=marks | {"forced_bos_token_id": 11}).generate(PROMPTS, tokens=3)
+    assert all(row.ids[0] == 11 for row in begun)
+    forced = dataclasses.replace(model, marks={"decoder_start_token_id": 2, "forced_decoder_ids": [[2, 6], [1, 5]]})
+    assert forced.generate(PROMPTS, tokens=3).ids == model.generate(PROMPTS, target=[2, 5, 6], tokens=3).ids
+    for wrongly in ({"forced_decoder_ids": [[1, None]]}, {"forced_decoder_ids": [[2, 3]]}):
+        with pytest.raises(ArgumentError, match="`target` must say what the text begins with"):
+            dataclasses.replace(model, marks=marks | wrongly).generate(PROMPTS)
+    with pytest.raises(ArgumentError, match="single tokens in bad_words_ids"):
+        dataclasses.replace(model, marks=marks | {"bad_words_ids": [[1, 2]]}).generate(PROMPTS)
+
+
+def test_what_a_generation_config_says_comes_first(tmp_path):
+    theirs = made("llama")
+    theirs.generation_config.eos_token_id = [7, 9]
+    theirs.save_pretrained(tmp_path)
+    assert load(tmp_path).marks["eos_token_id"] == [7, 9]
+
+
+def test_texts_pieces_and_stops(writer):
+    whole = writer.generate("abc", tokens=12)
+    assert whole.text == writer.tokenizer.write(whole[0].ids)
+    assert whole[0].ended == "limit"
+    assert writer.generate(["abc", "d"], tokens=12).texts[0] == whole.text
+    assert writer.generate(writer.read("abc"), tokens=12) == whole
+    assert writer.generate([0, 1, 2], tokens=12) == whole
+    pieces = writer.stream("abc", tokens=12)
+    assert "".join(pieces) == whole.text
+    assert pieces.result == writer.generate("abc", tokens=12, logprobs=True)[0]
+    stop = whole.text[4:7]
+    place = whole.text.index(stop)
+    for stops in (stop, ["zzz", stop]):
+        cut = writer.generate("abc", tokens=12, stop=stops)
+        assert cut.text == whole.text[:place]
+        assert cut[0].ended == "string"
+        assert len(cut[0].ids) == place + 3
+        assert "".join(writer.stream("abc", tokens=12, stop=stops)) == cut.text
+    end = writer.generate("abc", tokens=12, stop=whole[0].ids[5])[0]
+    assert end.ended == "token"
+    assert end.text == whole.text[: whole[0].ids.index(whole[0].ids[5])]
+    beam = writer.generate("abc", Beam(3), tokens=12)
+    cut = writer.generate("abc", Beam(3), tokens=12, stop=beam.text[:1])
+    assert beam.text[:1] not in cut.text
+
+
+def test_a_window_stays_bounded(pair):
+    model, _, _ = pair("mistral")
+    run, taken = Run(model.network), []
+    run.read(PROMPTS)
+    for _ in range(50):
+        run.read([[5], [6], [7]])
+        taken.append(run.cache.bytes)
+    assert len(set(taken)) == 1
+
+
+def test_the_positions_of_a_model_end(pair):
+    model, _, _ = pair("gpt2")  # 24 of them
+    with pytest.raises(
+        ArgumentError, match=r"`tokens` must fit into the 24 positions .* 15 shall follow a prompt of 11"
+    ):
+        model.generate(PROMPTS, tokens=15)
+    assert model.generate(PROMPTS, tokens=14).ids[2] == model.generate(PROMPTS[2:], tokens=None).ids[0]
+    ends = model.generate(PROMPTS, tokens=None)
+    assert [(len(row.ids), row.ended) for row in ends] == [(18, "positions"), (24, "positions"), (14, "positions")]
+    with pytest.raises(ArgumentError, match="`prompt` must leave room in the 24 positions"):
+        model.generate([list(range(25))])
+    with pytest.raises(ArgumentError, match="`tokens` must be a number for a model without a limit"):
+        pair("t5-1.1")[0].generate(PROMPTS, target=[0], tokens=None)
+
+
+def test_what_cannot_be_meant(pair, writer):
+    model, _, _ = pair("llama")
+    bad = {
+        "`tokenizer` must come with the checkpoint": lambda: model.generate("abc"),
+        "`prompt` must be a text, several": lambda: model.generate({"a": 1}),
+        r"`prompt` must be \(B, L\) int64": lambda: model.generate(torch.zeros(2, 3)),
+        "`prompt` must have at least one token in each row, but row 1": lambda: model.generate([[5], []]),
+        "`layout` must be Padded": lambda: model.generate(torch.zeros(1, 2).long(), layout=limelight.Packed([1, 1])),
+        "`layout` belongs to a tensor": lambda: model.generate(PROMPTS, layout=Padded(3)),
+        "`tokens` must be at least 1": lambda: model.generate(PROMPTS, tokens=0),
+        "`copies` must be 1 for Greedy": lambda: model.generate(PROMPTS, tokens=1, copies=2),
+        "`copies` must be at most the beam's 2": lambda: model.generate(PROMPTS, Beam(2), tokens=1, copies=3),
+        "`sampler` must be Greedy, Sample or Beam": lambda: model.generate(PROMPTS, 0.7),
+        "`sampler` must choose a token at a time": lambda: writer.stream("a", Beam(2)),
+        "`prompt` must be a single one to stream": lambda: writer.stream(["a", "b"], tokens=1),
+        "`stop` must be strings or tokens": lambda: writer.generate("a", stop=["b", ""]),
+        "`target` is for a model with an encoder": lambda: model.generate(PROMPTS, target=[1]),
+        "`target` must be one, or one for each": lambda: pair("bart")[0].generate(PROMPTS, target=[[1], [2]]),
+        "`model` must foretell the next token": lambda: pair("bert")[0].generate(PROMPTS),
+        "`text` is that of a single": lambda: model.generate(PROMPTS, tokens=1).text,
+        "`texts` need a tokenizer": lambda: model.generate(PROMPTS, tokens=1).texts,
+    }
+    for message, call in bad.items():
+        with pytest.raises(ArgumentError, match=message):
+            call()
+    begun = dataclasses.replace(model, marks={"bos_token_id": 5})
+    assert begun.generate([[], [7]], tokens=2).ids == model.generate([[5], [7]], tokens=2).ids
+
+
+def test_translations_share_a_source_among_beams(pair):
+    model, _, _ = pair("marian")
+    alone = [model.generate([prompt], Beam(3), target=[2], tokens=6, copies=2).ids for prompt in PROMPTS]
+    assert model.generate(PROMPTS, Beam(3), target=[2], tokens=6, copies=2).ids == sum(alone, ())
