@@ -85,7 +85,9 @@ def test_transformers_translates_alike(done):
     ids = ours.read("a b c d e").ids
     with torch.no_grad():
         expected = theirs(input_ids=ids, decoder_input_ids=torch.tensor([[1, 265, 266]])).logits
-        torch.testing.assert_close(ours(ids, target=torch.tensor([[1, 265, 266]])).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours(ids, target=torch.tensor([[1, 265, 266]])).logits, expected, rtol=1e-4, atol=1e-4
+        )
     written = theirs.generate(ids, num_beams=1, do_sample=False, max_new_tokens=20)
     assert ours.tokenizer.write(written[0]) == translate(ours, ["a b c d e"], longest=20)[0]
 
