@@ -30,14 +30,17 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import limelight
-from limelight import ALiBi, Bias, Causal, Explicit, Observe, Packed, RelativeBias, SoftCap
+from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
 from limelight.attention import prepare
 from limelight.backends.contract import Call, operands
+from limelight.backends.gluon import flash3
 from limelight.backends.triton import flash1, flash2, machine
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
 # Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
 COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
+# Waits for products of which one, or none, may still run; and exponentials.
+ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([01])|(MUFU\.EX2)")
 
 
 def tensors(
@@ -84,6 +87,17 @@ BACKWARD: dict[str, Callable[[], Call]] = {
 }
 
 
+HOPPER: dict[str, Callable[[], Call]] = {
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 96, 128, 192, 256)},
+    "full 128": plain(128),
+    "causal 128 float16": plain(128, torch.float16, pattern=Causal()),
+    "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
+    "first keys and window 128": plain(128, pattern=Causal() & (Window(1024, 0) | Keys(first=4))),
+    "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
+    "groups 128": lambda: prepare(*tensors(4096, 128, heads=(32, 8)), pattern=Causal()),
+}
+
+
 def backward(call: Call) -> None:
     B, Hq, _, Lq, _, _, Dv = call.shapes
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
@@ -98,6 +112,8 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
             if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256"):
                 found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
         if generation == "hopper":
+            for name, call in HOPPER.items():
+                found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
             found["first causal 64, hopper"] = generation, lambda: flash1.forward(plain(64, pattern=Causal())())
         for name, call in BACKWARD.items():
             if generation == "hopper" or name in ("causal 64", "causal 128"):
@@ -158,6 +174,11 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
         ).stderr  # fmt: skip
         code = subprocess.run([tools / "nvdisasm", binary], capture_output=True, text=True, check=True).stdout
     found = lambda pattern: sum(int(n) for n in re.findall(pattern, words))  # noqa: E731
+    hidden, running = 0, False
+    for pending, exponential in ORDER.findall(code):
+        hidden += bool(exponential and running)
+        running = pending == "1" if pending else running
+    overlap = {"exponentials under a product": hidden} if hidden else {}
     return {
         "kernel": kernel.metadata.name,
         "rescue": rescue,
@@ -167,7 +188,7 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
         "shared": kernel.metadata.shared,
         "serialised": "serialized" in words,
         "instructions": dict(sorted(Counter(COUNTED.findall(code)).items())),
-    }
+    } | overlap
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ AGAIN = (
     "forward causal 128, hopper",
     "forward causal 128, ampere",
     "backward causal 64, hopper",
+    "third causal 128, hopper",
 )
 SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024}  # bytes that a program may have
 PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA"}
@@ -59,5 +60,19 @@ def test_forward_passes_do_not_spill_and_use_the_matrix_units():
         wanted = "HMMA" if few else PRODUCTS[generation]
         if "float32" not in case:
             assert kernel["instructions"][wanted] > 0, case
-        if "512" not in case and "float32" not in case and "tiles" not in case:
+        if case.startswith("third"):
+            assert kernel["instructions"]["UTMALDG"] > 0, case
+        elif "512" not in case and "float32" not in case and "tiles" not in case:
             assert kernel["instructions"]["LDGSTS"] > 0, f"{case}: nothing is copied ahead"
+
+
+def test_weights_are_made_while_products_run():
+    """Between the wait for ``Q K`` and the wait for ``P V`` stand all exponentials of a step (two loops by two
+    warpgroups); the assembler moves them behind both waits where nothing holds them."""
+    sides = {"64": 128, "96": 128, "128": 128, "192": 32, "256": 32}
+    third = [(case, kernel) for case, _, kernel in kernels() if case.startswith("third") and kernel["warps"] == 12]
+    assert third
+    for case, kernel in third:
+        width = next(width for width in reversed(sides) if f" {width}" in case)
+        of_a_step = sides[width] * 64 // 128  # a thread's share of 64 queries by a block of keys
+        assert kernel["exponentials under a product"] >= 2 * 2 * of_a_step, case

@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..shapes import wrong
 from . import native, reference
 from .contract import Backend, BackendError, Call
+from .gluon import flash3
 from .triton import flash1, flash2
 
 # In the order in which they are tried; the last one serves everything.
-BACKENDS: tuple[Backend, ...] = (native, flash2, flash1, reference)
+BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
 
 
 def choose(call: Call, name: str | None) -> Backend:

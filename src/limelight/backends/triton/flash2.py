@@ -55,9 +55,9 @@ def forward(call: Call) -> Result:
     logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
     lowered = call.lowered
     blind = lowered.spans == b"" or Lk == 0  # nobody sees anything
-    if blind or not operands.covers(lowered):
+    if blind or not lowered.covers:
         output.zero_()
-        logsumexp.copy_(_of_nobody(call).expand_as(logsumexp))
+        logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
     group = Hq // Hkv
     pack = packed(Lq, group, lowered)
     width = max(tuning.width(D), tuning.width(Dv))
@@ -101,13 +101,6 @@ def packed(Lq: int, group: int, lowered: Lowered) -> int:
     if lowered.tiles is not None or Lq > 32:
         return 1
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
-
-
-def _of_nobody(call: Call) -> Tensor:
-    """The logsumexp of a query that sees nothing: minus infinity, or the sink."""
-    if call.sink is None:
-        return torch.full((1, 1, 1), -torch.inf, device=call.query.device)
-    return call.sink.detach().to(torch.float32)[None, :, None]
 
 
 def _result(call: Call, output: Tensor, logsumexp: Tensor, blind: bool) -> Result:

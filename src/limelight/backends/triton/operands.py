@@ -145,13 +145,6 @@ def _uploaded(
     return mine[what, device]
 
 
-def covers(lowered: Lowered) -> bool:
-    """Every query belongs to some segment."""
-    table = lowered.segment_table
-    rows = np.where(table[:, 0] < 0, lowered.B, 1)
-    return int(((table[:, 2] - table[:, 1]) * rows).sum()) == lowered.B * lowered.Lq
-
-
 def far(lowered: Lowered) -> bool:
     """Some position does not fit the kernels' 32-bit numbers."""
     table = lowered.segment_table
@@ -281,6 +274,13 @@ def scoring(call: Call, rules: Rules) -> tuple[Any, ...]:
         compare = (vector, vector.stride())
     factor = LOG2_E * (1.0 if _natural(call) else call.scale)
     return call.scale, factor, compare, rules.operands, rules.numbers
+
+
+def of_nobody(call: Call) -> Tensor:
+    """The logsumexp of a query that sees nothing: minus infinity, or the sink."""
+    if call.sink is None:
+        return torch.full((1, 1, 1), -torch.inf, device=call.query.device)
+    return call.sink.detach().to(torch.float32)[None, :, None]
 
 
 def chance(call: Call) -> tuple[Any, ...]:

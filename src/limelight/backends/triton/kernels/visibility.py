@@ -115,7 +115,7 @@ def intervals(
         a0, e0 = _span(spans, 0, position, exists, key_begin, key_end, key_offset)
     a1, e1, a2, e2, a3, e3 = a0, e0, a0, e0, a0, e0
     if form.INTERVALS > 1:
-        none = tl.zeros_like(a0) + NOWHERE
+        none = a0 * 0 + NOWHERE
         a2, e2, a3, e3 = none, none, none, none
         if form.LISTED:  # the lowering has merged them
             a1, e1 = _listed(begins, ends, strides, 1, b, i, exists, key_begin, key_end)

@@ -1,0 +1,24 @@
+"""Tensors as Hopper's bulk copies read them. Only `flash3`'s launch imports this module: it needs Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compatibility import TensorDescriptor, gl
+
+_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float8_e4m3fn: gl.float8e4nv}
+
+
+def describe(tensor: Tensor, rows: int, width: int) -> Any:
+    """A ``(B, H, L, W)`` tensor that is copied in blocks of ``rows`` of one head, ``width`` wide; what lies outside of
+    the tensor is read as zeros.
+    """
+    block = [1, 1, rows, width]
+    layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[tensor.dtype])
+    step = 16 // tensor.itemsize
+    # A stride over a dimension of one is never taken, but must be of the kind that a descriptor may have.
+    strides = [s if n > 1 else step for n, s in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
+    return TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], block, layout)

@@ -1,0 +1,166 @@
+"""FlashAttention 3 (Shah et al. 2024) in Gluon: Hopper's bulk copies and asynchronous products, warps with roles.
+
+It serves what its kernel is made for. With `flash2` it shares how a call becomes tables on the device, the gradients,
+the observations, and the rescue of tiles whose numbers are not finite: rows of such a tile that see only finite numbers
+agree with an undisturbed call to rounding, not to the bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...scores import ALiBi, SoftCap
+from ..contract import Call, Result, unknown_positions
+from ..triton import machine, observing, operands
+from ..triton import tuning as triton_tuning
+from ..triton.gradients import backward, reasons_against_backward
+from . import tuning
+
+NAME = "flash3"
+ABOUT = "the FlashAttention 3 algorithm in Gluon, for Hopper GPUs"
+
+__all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
+
+OLDEST = (3, 7)  # Triton's release whose Gluon the kernels are written for
+
+
+def status() -> str:
+    """Whether the backend is there on this machine."""
+    return f"{ABOUT}; {machine.status()}"
+
+
+def reasons_against(call: Call) -> list[str]:
+    """Why the backend cannot serve the call."""
+    reasons = not_hopper(call.query.device)
+    if call.query.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(f"the dtype is {call.query.dtype}; it computes float16 and bfloat16")
+    else:
+        reasons += operands.unreadable(call)
+    return reasons + unlike(call)
+
+
+def not_hopper(device: torch.device) -> list[str]:
+    """Why Gluon's kernels cannot run on a device."""
+    version = machine.version()
+    if version is None:
+        return [machine.missing()]
+    if version < OLDEST:
+        return [f"Triton {version[0]}.{version[1]} is installed; it needs {OLDEST[0]}.{OLDEST[1]} or later"]
+    if device.type != "cuda":
+        return [f"the tensors lie on {device}; it runs on Hopper GPUs (Triton's interpreter does not know Gluon)"]
+    if machine.generation(device) != "hopper":
+        return [f"the GPU is {torch.cuda.get_device_name(device)}; it uses what only Hopper has (H100, H200)"]
+    return []
+
+
+def unlike(call: Call) -> list[str]:
+    """What the kernel does not know, as reasons."""
+    shapes, reasons = call.shapes, []
+    widths = (shapes.D, shapes.Dv)
+    if min(widths) <= tuning.NARROWEST // 2 or max(widths) > tuning.WIDEST:
+        which = " and ".join(map(str, dict.fromkeys(widths)))
+        reasons.append(f"the head width is {which}; it takes {tuning.NARROWEST // 2 + 1} to {tuning.WIDEST}")
+    if shapes.Lq < tuning.ROWS // 2:
+        reasons.append(f"there are {shapes.Lq} queries, which would leave most of a tile of {tuning.ROWS} empty")
+    reasons += [
+        f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in (ALiBi, SoftCap)
+    ]
+    reasons += unknown_positions(call)
+    if call.compare is not None:
+        reasons.append("it compares by dot products, not Additive")
+    if call.dropout:
+        reasons.append("it has no dropout")
+    if call.observe is not None and call.observe.top > observing.MOST_TOP:
+        reasons.append(f"the {call.observe.top} largest weights are asked for; it keeps {observing.MOST_TOP}")
+    if not reasons:
+        if call.lowered.tiles is not None:
+            reasons.append("the pattern is a map of bits; it takes intervals of keys")
+        elif operands.far(call.lowered):
+            reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
+    return reasons
+
+
+def memory(call: Call) -> int:
+    """Bytes taken beside inputs and outputs: the logsumexp, and the plan of each tile of queries."""
+    B, Hq, _, Lq, _, _, _ = call.shapes
+    return 4 * B * Hq * Lq + 4 * 32 * B * -(-Lq // tuning.ROWS)
+
+
+def forward(call: Call) -> Result:
+    """Compute the call."""
+    query, key, value = (copyable(x) for x in (call.query, call.key, call.value))
+    B, Hq, _, Lq, Lk, D, Dv = call.shapes
+    output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
+    logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=query.device)
+    lowered = call.lowered
+    blind = lowered.spans == b"" or Lk == 0  # nobody sees anything
+    if blind or not lowered.covers:
+        output.zero_()
+        logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
+    if not blind and B * Hq:
+        launch(call, query, key, value, output, logsumexp)
+    seen = None if call.observe is None else observing.observe(call, logsumexp, blind)
+    return Result(output, logsumexp, seen)
+
+
+def launch(call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor) -> None:
+    """Fill ``output`` and ``logsumexp`` where queries belong to a segment."""
+    from ..triton.kernels import forward as triton_kernels
+    from .descriptors import describe
+    from .kernels import forward as kernels
+    from .kernels import schedule
+
+    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    device, itemsize = query.device, query.dtype.itemsize
+    widest = max(tuning.NARROWEST, triton_tuning.width(max(D, Dv)))
+    stages = tuning.forward_stages(widest)
+    sight = operands.sight(call.lowered, tuning.ROWS, device)
+    if not sight.tiles * sight.rows:
+        return
+    rules = operands.rules(call)
+    tile = triton_tuning.Tile(tuning.ROWS, stages.keys, 4, stages.stages)
+    form = operands.form_of(call, rules, sight, 1, 1, tile)
+    records = torch.empty(sight.rows * sight.tiles * 32, dtype=torch.int32, device=device)
+    flags = torch.empty((sight.rows, Hq, sight.tiles), dtype=torch.int32, device=device)
+    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
+    schedule.plan[sight.tiles, sight.rows](
+        records, flags, Hq, sight.work, sight.segments, sight.segment, *sees, form=form, num_warps=4
+    )
+    columns = sight.rows * Hq
+    items = columns * sight.tiles
+    section = tuning.section(columns, Lk * (D + Dv) * itemsize, Hq // Hkv)
+    sink = None if call.sink is None else call.sink.detach().contiguous()
+    scoring = operands.scoring(call, rules)
+    kernels.forward[(min(items, machine.processors(device)),)](
+        describe(query, tuning.ROWS // 2, form.WIDTH), describe(key, form.BLOCK, form.WIDTH),
+        describe(value, form.BLOCK, form.VALUE_WIDTH), output, logsumexp, flags, sink, output.stride()[:3],
+        items, sight.tiles, columns, section, Hq, Hq // Hkv, Lq, records, *sees, *scoring,
+        form=form, STAGES=stages.stages, REGISTERS=stages.computing, num_warps=4, maxnreg=stages.entry,
+    )  # fmt: skip
+    rescue = triton_tuning.forward_tile("hopper", itemsize, widest, tuning.ROWS)
+    triton_kernels.forward[sight.tiles, Hq, sight.rows](
+        query, key, value, output, logsumexp, flags, sink,
+        query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,
+        *sight.operands, *scoring, *operands.chance(call),
+        form=operands.form_of(call, rules, sight, 1, 1, rescue), RESCUE=True, num_warps=rescue.warps, num_stages=1,
+    )  # fmt: skip
+
+
+def copyable(tensor: Tensor) -> Tensor:
+    """The tensor as bulk copies take it: rows of neighbouring numbers that start at multiples of 16 bytes.
+
+    Another one is copied once, into rows padded to such a multiple.
+    """
+    tensor = operands.readable(tensor)
+    step = 16 // tensor.itemsize
+    fits = tensor.data_ptr() % 16 == 0 and all(
+        stride % step == 0 and stride > 0
+        for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)
+        if size > 1
+    )
+    if fits or not tensor.numel():
+        return tensor
+    *sizes, wide = tensor.shape
+    padded = tensor.new_empty((*sizes, -(-wide // step) * step))[..., :wide]
+    return padded.copy_(tensor)

@@ -1,0 +1,1 @@
+"""Kernels in Gluon, and the small ones in Triton that plan their work."""

@@ -1,0 +1,36 @@
+"""Sides of the tiles, stages and registers on Hopper. Nothing is tried out at the first call.
+
+What was chosen by compiling ahead (no spills, nothing serialised, shared memory within 227 KiB;
+``tests/backends/ahead.json``) and is to be confirmed by ``benchmarks/gpu.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ROWS = 128  # queries of a tile: two warpgroups of 64
+NARROWEST, WIDEST = 64, 256  # head widths as the kernels hold them
+CACHE = 24 * 2**20  # bytes of keys and values that programs share through half of the second-level cache
+
+
+class Stages(NamedTuple):
+    """Keys of a block, blocks that lie in shared memory, registers of a thread: at entry, and when it computes."""
+
+    keys: int
+    stages: int
+    entry: int = 168  # three warpgroups share 504: two that compute, and the one of the warp that copies, 24
+    computing: int = 240
+
+
+_FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}
+
+
+def forward_stages(widest: int) -> Stages:
+    """For the larger of the two head widths, as a power of two."""
+    return _FORWARD[widest]
+
+
+def section(columns: int, bytes_of_one: int, group: int) -> int:
+    """How many heads are computed together, so that their keys and values stay in the cache: whole groups."""
+    shared = max(1, CACHE // max(1, bytes_of_one)) * group
+    return max(1, min(columns, shared))

@@ -1,0 +1,45 @@
+"""Kernels that write down what the functions of `limelight.backends.gluon.kernels.schedule` give. Import it where
+Triton's interpreter is switched on."""
+
+import triton
+import triton.language as tl
+
+from limelight.backends.gluon.kernels.schedule import EDGES, STEPS, item, place, step, turns
+from limelight.backends.triton.kernels.visibility import chosen, intervals
+
+
+@triton.jit
+def steps(record, found, bounds, spans, begins, ends, strides, form: tl.constexpr):
+    """Block and kind of each step of a tile, and the interval of each of its rows."""
+    edges = tl.load(record + EDGES)
+    b = tl.load(record)
+    r = tl.arange(0, form.ROWS)
+    i = tl.load(record + 1) + r
+    seen_by = intervals(
+        spans, begins, ends, strides, b, i, i + tl.load(record + 5), i < tl.load(record + 2),
+        tl.load(record + 3), tl.load(record + 4), tl.load(record + 6), form,
+    )  # fmt: skip
+    for t in range(tl.load(record + STEPS)):
+        n, k = step(record, t, edges, form)
+        tl.store(found + 2 * t, n)
+        tl.store(found + 2 * t + 1, (t < edges).to(tl.int32))
+        begin, end = chosen(k, seen_by, form)
+        tl.store(bounds + (t * form.ROWS + r) * 2, begin)
+        tl.store(bounds + (t * form.ROWS + r) * 2 + 1, end)
+
+
+@triton.jit
+def numbers(found, programs, items):
+    """Counts the items of all programs."""
+    for turn in range(turns(tl.program_id(0), programs, items)):
+        number = item(turn, tl.program_id(0), programs)
+        tl.store(found + number, tl.load(found + number) + 1)
+
+
+@triton.jit
+def places(found, items, tiles, columns, section):
+    """Tile and column of each item."""
+    for number in range(items):
+        tile, column = place(number, tiles, columns, section)
+        tl.store(found + 2 * number, tile)
+        tl.store(found + 2 * number + 1, column)

@@ -1,0 +1,149 @@
+"""What of `flash3` runs without a GPU: the plan of its work, in Triton's interpreter, and what it says it cannot serve.
+What the compiler makes of its kernels is in `test_ahead`.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+import limelight
+from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
+from limelight.attention import prepare
+from limelight.backends.gluon import flash3, tuning
+from limelight.backends.triton import machine, operands
+from limelight.backends.triton.tuning import Tile
+
+if machine.missing():
+    pytest.skip(machine.missing(), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Triton's kernels run in its interpreter, which is looked for when they are first imported."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+def counted(call, rows=16, keys=16):
+    """``(B, Lq, Lk)``: how often each pair is computed, by every step of every tile of a call's plan."""
+    from schedule_probes import steps
+
+    from limelight.backends.gluon.kernels import schedule
+
+    B, _, Lq, Lk = call.shapes.scores
+    sight = operands.sight(call.lowered, rows, call.query.device)
+    form = operands.form_of(call, operands.rules(call), sight, 1, 1, Tile(rows, keys, 4, 1))
+    records = torch.full((sight.rows, sight.tiles, 32), -7, dtype=torch.int32)
+    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
+    flags = torch.full((sight.rows, 70, sight.tiles), 7, dtype=torch.int32)
+    schedule.plan[sight.tiles, sight.rows](
+        records, flags, 70, sight.work, sight.segments, sight.segment, *sees, form=form
+    )
+    assert not flags.any()
+    count = np.zeros((B, Lq, Lk), int)
+    j = np.arange(Lk)
+    for record in records.reshape(-1, 32):
+        b, first, query_end = record[:3].tolist()
+        last, total = min(query_end, first + rows), int(record[8])
+        found = torch.empty((total, 2), dtype=torch.int32)
+        bounds = torch.empty((total, rows, 2), dtype=torch.int32)
+        steps[1,](record, found, bounds, *sees, form=form)
+        assert found[:, 1].tolist() == sorted(found[:, 1].tolist(), reverse=True)  # what an edge cuts comes first
+        for (n, masked), of in zip(found.tolist(), bounds.numpy(), strict=True):
+            of_block = (j >= n * keys) & (j < n * keys + keys)
+            inside = (j >= of[:, :1]) & (j < of[:, 1:]) if masked else True
+            count[b, first:last] += np.broadcast_to(inside & of_block, (rows, Lk))[: last - first]
+    return count
+
+
+PATTERNS = [
+    (None, None),
+    (Causal(), None),
+    (Causal() & (Window(9, 0) | Keys(first=3)), None),
+    (Causal() | Prefix(20), limelight.Aligned(0)),
+    (Chunks(24), limelight.Aligned(5, 3)),
+    (Causal() & Window(70, 0), Packed((37, 0, 40), (50, 10, 37))),
+    (Causal(), Padded(torch.tensor([70, 33]), torch.tensor([97, 0]))),
+    ((Window(30, 9) & ~Window(4, 2)) | Keys(first=1), limelight.Aligned(0)),
+]
+
+
+@pytest.mark.parametrize(("pattern", "layout"), PATTERNS, ids=lambda x: str(x))
+def test_steps_hold_every_seen_pair_once(pattern, layout):
+    q, k = torch.zeros(2, 1, 77, 64), torch.zeros(2, 1, 97, 64)
+    call = prepare(q, k, k, pattern=pattern, layout=layout)
+    assert np.array_equal(counted(call), np.broadcast_to(call.lowered.rows(0, 77), (2, 1, 77, 97))[:, 0])
+
+
+@pytest.mark.parametrize(("items", "programs"), [(1, 1), (5, 5), (12, 5), (13, 5), (264, 132), (1000, 132)])
+def test_every_item_belongs_to_one_program(items, programs):
+    from schedule_probes import numbers
+
+    found = torch.zeros(items + programs, dtype=torch.int32)
+    numbers[programs,](found, programs, items)
+    assert found[:items].eq(1).all()
+    assert found[items:].eq(0).all()
+
+
+def test_the_order_is_by_sections_and_the_work_even():
+    from schedule_probes import places
+
+    found = torch.empty((8 * 7, 2), dtype=torch.int32)
+    places[1,](found, 8 * 7, 8, 7, 3)
+    expected = [(tile, c) for part in ((0, 1, 2), (3, 4, 5), (6,)) for tile in range(8) for c in part]
+    assert [tuple(x) for x in found.tolist()] == expected
+    # Tiles of a causal pattern, the longest first: programs that take them to and fro differ by one tile at most.
+    lengths = [8 - tile for tile, _ in expected[:24]]
+    work = [
+        sum(n for at, n in enumerate(lengths) if p == (at % 4 if at // 4 % 2 == 0 else 3 - at % 4)) for p in range(4)
+    ]
+    assert max(work) - min(work) <= 1
+
+
+def reasons(dtype=torch.bfloat16, D=128, L=256, **settings):
+    q = torch.zeros(1, 2, L, D, dtype=dtype)
+    return "; ".join(flash3.unlike(prepare(q, q, q, **settings)))
+
+
+def test_what_it_does_not_serve():
+    assert reasons() == ""
+    assert reasons(pattern=Causal(), scores=(ALiBi(torch.ones(2)), SoftCap(3.0)), sink=torch.zeros(2)) == ""
+    assert "takes 33 to 256" in reasons(D=32)
+    assert "takes 33 to 256" in reasons(D=257)
+    assert "there are 63 queries" in reasons(L=63)
+    assert "score rule Bias" in reasons(scores=(Bias(torch.zeros(256)),))
+    assert "map of bits" in reasons(pattern=Explicit(torch.eye(256, dtype=torch.bool)))
+    assert "no dropout" in reasons(dropout=0.1)
+    assert "32 bits" in reasons(layout=limelight.Aligned(2**40))
+
+
+def test_a_machine_without_hopper_is_told_so(monkeypatch):
+    q = torch.zeros(1, 1, 128, 64, dtype=torch.bfloat16)
+    with pytest.raises(limelight.BackendError, match="the tensors lie on cpu; it runs on Hopper GPUs"):
+        limelight.attention(q, q, q, backend="flash3")
+    assert "the tensors lie on cpu" in str(limelight.explain(q, q, q))
+    monkeypatch.setattr(machine, "version", lambda: None)
+    assert "not installed" in "".join(flash3.not_hopper(q.device)) or os.environ.get("CI")
+    monkeypatch.setattr(machine, "version", lambda: (3, 6))
+    assert flash3.not_hopper(q.device) == ["Triton 3.6 is installed; it needs 3.7 or later"]
+
+
+def test_rows_are_padded_for_bulk_copies_only_where_they_must():
+    fits = torch.randn(2, 50, 3, 72, dtype=torch.float16).transpose(1, 2)
+    assert flash3.copyable(fits).data_ptr() == fits.data_ptr()
+    for odd in (
+        torch.randn(2, 3, 50, 67).half(),
+        torch.randn(1, 1, 50, 72).half()[:, :, :, 1:65],
+        fits[:, :1].expand(2, 3, 50, 72),
+    ):
+        copy = flash3.copyable(odd)
+        assert torch.equal(copy, odd)
+        assert copy.data_ptr() % 16 == 0
+        assert all(stride % 8 == 0 and stride > 0 for stride in copy.stride()[:-1])
+
+
+def test_sections_hold_whole_groups():
+    assert tuning.section(64, 2**20, 8) == 64
+    assert tuning.section(64, 8 * 2**20, 8) == 24
+    assert tuning.section(64, 2**40, 8) == 8
