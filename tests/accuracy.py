@@ -62,6 +62,8 @@ def steps(example: Example) -> float:
     group = example.sizes.Hq // example.sizes.Hkv
     terms = example.query.double().abs() @ example.key.double().abs().repeat_interleave(group, 1).mT
     scale = example.settings["scale"] or example.sizes.D**-0.5
+    if example.settings.get("compare") is not None:
+        terms, scale = example.settings["compare"].vector.double().abs().sum(-1).max(), 1.0  # |tanh| is at most 1
     tensors = (x.double() for x in (example.query, example.key, example.value))
     _, seen = limelight.attention(
         *tensors, **(example.settings | {"backend": "reference", "observe": Observe(max_score=True)})

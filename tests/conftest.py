@@ -1,8 +1,11 @@
-"""Shared by all tests: two profiles of hypothesis, and the folder of this file on the path."""
+"""Shared by all tests: two profiles of hypothesis, the folder of this file on the path, Triton's interpreter."""
 
+import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -14,3 +17,8 @@ settings.register_profile("short", max_examples=100, deadline=None, derandomize=
 settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=quiet)
 settings.load_profile(os.environ.get("LIMELIGHT_TESTS", "short"))
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# Whether Triton's own functions are interpreted is settled when it is imported, by whichever test comes first; whether
+# a kernel is, when the kernel is. With the former interpreted both kinds of tests can run in one process.
+with mock.patch.dict(os.environ, TRITON_INTERPRET="1"), suppress(ImportError):
+    importlib.import_module("triton.language")

@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from limelight import (
+    Additive,
     ALiBi,
     Aligned,
     Bias,
@@ -149,7 +150,15 @@ class Example:
 
 
 @st.composite
-def examples(draw, sizes=sizes(), dtype=torch.float64, depth: int = 2, dropout: bool = True, strides: bool = True):  # noqa: B008
+def examples(
+    draw,
+    sizes=sizes(),  # noqa: B008
+    dtype=torch.float64,
+    depth=2,
+    dropout=True,
+    strides=True,
+    additive=False,
+):
     s = draw(sizes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
 
@@ -172,6 +181,10 @@ def examples(draw, sizes=sizes(), dtype=torch.float64, depth: int = 2, dropout: 
         "scores": draw(score_rules(s, dtype)),
         "scale": draw(st.sampled_from([None, 0.3, 2.0])),
     }
+    pairs = s.B * s.Hq * s.Lq * s.Lk * s.D  # the definition holds that many numbers
+    if additive and pairs < 2**18 and draw(st.integers(0, 3)) == 0:
+        shape = draw(st.sampled_from([(s.D,), (s.Hq, s.D), (1, s.D)]))
+        settings["compare"] = Additive(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
     if draw(st.booleans()):
         settings["sink"] = torch.randn(s.Hq, generator=generator, dtype=torch.float64).to(dtype)
     if dropout and draw(st.integers(0, 3)) == 0:

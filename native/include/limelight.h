@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 2
+#define LL_VERSION 3
 #define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
@@ -125,6 +125,7 @@ typedef struct ll_call {
     ll_tensor query, key, value, output; /* elements */
     void* logsumexp;                     /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
     const void* sink;                    /* (Hq) or null */
+    const void* compare;                 /* (Hq, D): s = sum over d of compare[h][d] * tanh(q[d] + k[d]); null: s = scale * q . k */
     double scale, dropout;
     uint64_t seed;
     int64_t threads;
@@ -148,6 +149,7 @@ typedef struct ll_gradients {
     const void* grad_logsumexp; /* (B, Hq, Lq), or null */
     ll_tensor query, key, value;
     void* sink;                 /* (B, Hq, Lq): each query's share of the sink's gradient */
+    void* compare;              /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
     /* LL_BIAS: strides as a bias, 0 where summed (along keys only if stride[2] is not 0).
      * LL_ALIBI: (B, Hq, Lq, 1), each query's share of the slope's gradient, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];

@@ -47,12 +47,13 @@ struct ReverseScratch {
     uint8_t* seen;                            // [BLOCK_KEYS][QUERIES]; careful blocks only
     Number *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
     Number* row_sums;                         // [rule][QUERIES]
+    Number *query_numbers, *vector_sums;      // [QUERIES][columns]; additive comparison only
     Number* distances;                        // [rule][queries + chunk]
 
     ReverseScratch(Arena& arena, const Reverse& reverse, int64_t queries) {
         const Problem& problem = reverse.problem;
         int64_t square = BLOCK_KEYS * QUERIES, wide = most(reverse.key_columns, reverse.value_columns);
-        packed_query = arena.take<Factor>(problem.steps * QUERIES);
+        packed_query = arena.take<Factor>(packed_size(problem.call));
         packed_grad = arena.take<Factor>(reverse.value_steps * QUERIES);
         query_rows = arena.take<Factor>(QUERIES / FOLD * reverse.key_columns);
         grad_rows = arena.take<Factor>(QUERIES / FOLD * reverse.value_columns);
@@ -67,6 +68,8 @@ struct ReverseScratch {
         key_sums = arena.take<Number>(reverse.chunk * reverse.key_columns);
         value_sums = arena.take<Number>(reverse.chunk * reverse.value_columns);
         row_sums = arena.take<Number>(LL_MAX_RULES * QUERIES);
+        query_numbers = arena.take<Number>(problem.call.compare ? QUERIES * reverse.key_columns : 0);
+        vector_sums = arena.take<Number>(problem.call.compare ? QUERIES * reverse.key_columns : 0);
         int64_t tables = 0;
         for (int64_t r = 0; r < problem.call.rule_count; ++r)
             tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && reverse.wants(reverse.wanted.rules[r]);
@@ -98,9 +101,13 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
         loaded.grad_aside[i] = real && !finite_row(grad + i * grad_stride, call.value_width);
         loaded.any_aside |= loaded.query_aside[i] || loaded.grad_aside[i];
     }
-    pack(query, query_stride, tile.count, call.width, reverse.problem.query_factor, scratch.packed_query);
+    pack_queries(reverse.problem, tile, scratch.packed_query);
     pack(grad, grad_stride, tile.count, call.value_width, 1, scratch.packed_grad);
-    fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside, scratch.query_rows);
+    if (call.compare)
+        for (int i = 0; i < tile.count; ++i)
+            read_row(query + i * query_stride, call.width, scratch.query_numbers + i * reverse.key_columns, reverse.key_columns);
+    else
+        fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside, scratch.query_rows);
     fold_rows(grad, grad_stride, tile.count, call.value_width, reverse.value_columns, loaded.grad_aside,
               scratch.grad_rows);
 }
@@ -140,6 +147,14 @@ inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& bloc
         for (int j = 0; j < block.count; ++j)
             for (int i = 0; i < tile.count; i += LANES)
                 store(row_sums + i, load<Numbers>(row_sums + i) + load<Numbers>(grads + j * QUERIES + i));
+        return;
+    }
+    if (to.strides[2] == 0) {  // summed over queries: first those of the tile
+        for (int j = 0; j < block.count; ++j) {
+            Numbers sum{};
+            for (int i = 0; i < tile.count; i += LANES) sum += load<Numbers>(grads + j * QUERIES + i);
+            *bias_gradient(to, tile, 0, block.begin + j) += sum_of_lanes(sum);
+        }
         return;
     }
     for (int i = 0; i < tile.count; ++i)
@@ -196,6 +211,35 @@ inline void add_aside(const Tile& tile, const Block& block, const uint8_t* seen,
                 for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
 }
 
+// dK += dS Q, dQ += dS' K, for scores that are products.
+inline void product_slopes(const Reverse& reverse, const Tile& tile, const Block& block, const Loaded& loaded,
+                           bool careful_keys, const uint8_t* keys_aside, Number* key_sums, ReverseScratch& scratch) {
+    const ll_call& call = reverse.problem.call;
+    int64_t key_columns = reverse.key_columns;
+    if (reverse.wants(reverse.wanted.key)) {
+        const Factor* slopes = fold_across(scratch.grads, block.count, scratch.factors);
+        gather(slopes, scratch.query_rows, block.count, tile.count, key_sums, key_columns);
+    }
+    const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
+    if (reverse.wants(reverse.wanted.query)) {
+        const Factor* slopes = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
+        const Factor* rows = reverse.key_rows.step(tile.row, tile.key_head, block.begin);
+        if (careful_keys) {
+            mix_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_rows);
+            rows = scratch.key_rows;
+        }
+        mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns);
+    }
+    if (loaded.any_aside)
+        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
+                  [&](int j, int, int64_t c) -> Number& { return key_sums[j * key_columns + c]; },
+                  [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); });
+    if (careful_keys)
+        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
+                  [&](int, int i, int64_t c) -> Number& { return scratch.query_sum[place(i, c, key_columns)]; },
+                  [&](int j, int) { return key + j * call.key.strides[2]; });
+}
+
 inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibility& visible, const Block& block,
                           int64_t chunk_begin, const Loaded& loaded, ReverseScratch& scratch, DistanceSums* distances) {
     const Problem& problem = reverse.problem;
@@ -228,37 +272,20 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
         const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
         gather(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns);
     }
-    if (reverse.wants(reverse.wanted.key)) {
-        const Factor* slopes = fold_across(scratch.grads, block.count, scratch.factors);
-        gather(slopes, scratch.query_rows, block.count, tile.count, key_sums, key_columns);
-    }
-    const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
-    if (reverse.wants(reverse.wanted.query)) {
-        const Factor* slopes = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
-        const Factor* rows = reverse.key_rows.step(tile.row, tile.key_head, block.begin);
-        if (careful_keys) {
-            mix_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_rows);
-            rows = scratch.key_rows;
-        }
-        mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns);
-    }
-    if (loaded.any_aside) {
-        auto query = [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); };
-        auto grad = [&](int, int i) {
-            return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i);
-        };
+    if (call.compare) {
+        const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
+        for (int j = 0; j < block.count; ++j)
+            additive_slopes(key + j * call.key.strides[2], scratch.query_numbers, scratch.grads + j * QUERIES, tile.count,
+                            vector_of(call, tile.head), call.width, key_columns, scratch.query_sum,
+                            key_sums + j * key_columns, scratch.vector_sums);
+    } else
+        product_slopes(reverse, tile, block, loaded, careful_keys, keys_aside, key_sums, scratch);
+    if (loaded.any_aside)
         add_aside(tile, block, scratch.seen, scratch.scores, call.value_width,
                   [&](int, int i) { return loaded.grad_aside[i]; },
-                  [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; }, grad);
-        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
-                  [&](int j, int, int64_t c) -> Number& { return key_sums[j * key_columns + c]; }, query);
-    }
-    if (careful_keys)
-        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
-                  [&](int, int i, int64_t c) -> Number& { return scratch.query_sum[place(i, c, key_columns)]; },
-                  [&](int j, int) { return key + j * call.key.strides[2]; });
+                  [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; },
+                  [&](int, int i) { return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i); });
 }
-
 // --- Turns -----------------------------------------------------------------------------------------------------------
 
 // A sum that several tasks add to in a fixed order.
@@ -282,7 +309,7 @@ inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number
     const ll_call& call = reverse.problem.call;
     Number scale = last ? (Number)call.scale : 1;
     for (int i = 0; i < tile.count; ++i) {
-        const Number* from = sum ? sum_row(sum, i, reverse.key_columns, room) : nullptr;
+        const Number* from = !sum ? nullptr : call.compare ? sum + i * reverse.key_columns : sum_row(sum, i, reverse.key_columns, room);
         Stored* gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
         int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
         Number* to = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;
@@ -290,6 +317,14 @@ inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number
             for (int64_t c = 0; c < call.width; ++c) to[c] = ((first ? 0 : to[c]) + (from ? from[c] : 0)) * scale;
         if (CONVERTED && last) write_row(to, call.width, gradient);
     }
+}
+
+inline void add_vector_sums(const Reverse& reverse, const Tile& tile, const Number* sums) {
+    const ll_call& call = reverse.problem.call;
+    int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
+    for (int i = 0; i < tile.count; ++i)
+        for (int64_t d = 0; d < call.width; ++d)
+            ((Number*)reverse.wanted.compare)[(at + i) * call.width + d] += sums[i * reverse.key_columns + d];
 }
 
 inline void add_row_sums(const Reverse& reverse, const Tile& tile, const Number* row_sums) {

@@ -277,6 +277,13 @@ struct Chunk {
         }
     }
 
+    void compare(const Block& block, Number* scores) const {
+        for (int r = 0; r < group.rows(); ++r)
+            for (int j = 0; j < block.count; ++j)
+                scores[r * CHUNK + j] = additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
+                                                      vector_of(call, group.tile.head + r / group.tile.count), call.width);
+    }
+
     // Score rules, and what is not seen: as in every other tile, a head at a time.
     void change(const Block& block, Number* scores) const {
         for (int h = 0; h < group.heads; ++h) {
@@ -294,8 +301,10 @@ struct Chunk {
 
     void score() {
         count = each_block([&](const Block& block, int at) {
-            dot_product(row_of(call.key, block.begin), call.key.strides[2], block.count, own.queries, group.rows(),
-                        own.query_columns, call.width, own.scores + at);
+            if (call.compare) compare(block, own.scores + at);
+            else
+                dot_product(row_of(call.key, block.begin), call.key.strides[2], block.count, own.queries, group.rows(),
+                            own.query_columns, call.width, own.scores + at);
             if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits) change(block, own.scores + at);
         });
         for (int r = 0; r < group.rows(); ++r)  // whole vectors

@@ -12,13 +12,13 @@ struct Scratch {
     Factor* packed[MOST_TOGETHER];  // of each tile: queries, as products.h wants them
     Number* output[MOST_TOGETHER];  // of each tile: the sums of sums.h
 
-    Scratch(Arena& arena, int64_t width, int64_t columns, int together) {
+    Scratch(Arena& arena, const ll_call& call, int64_t columns, int together) {
         scores = arena.take<Number>(BLOCK_KEYS * QUERIES);
         weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
         for (int t = 0; t < together; ++t) {
-            packed[t] = arena.take<Factor>(steps_along(width) * QUERIES);
+            packed[t] = arena.take<Factor>(packed_size(call));
             output[t] = arena.take<Number>(QUERIES * columns);
         }
     }
@@ -239,12 +239,10 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
 // The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
 // never shows in the bits.
 inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats) {
-    const ll_call& call = problem.call;
     alignas(Pass) char room[MOST_TOGETHER][sizeof(Pass)];
     Pass* passes[MOST_TOGETHER];
     for (int t = 0; t < count; ++t) {
-        pack(line<const Stored>(call.query, tiles[t].row, tiles[t].head, tiles[t].first_query), call.query.strides[2],
-             tiles[t].count, call.width, problem.query_factor, scratch.packed[t]);
+        pack_queries(problem, tiles[t], scratch.packed[t]);
         passes[t] = new (room[t]) Pass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
     }
     for (;;) {

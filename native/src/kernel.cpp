@@ -24,6 +24,7 @@ namespace {
 #include "operands.h"
 #include "tiles.h"
 #include "sums.h"
+#include "additive.h"
 #include "scores.h"
 #include "forward.h"
 #include "observe.h"

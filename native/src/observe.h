@@ -29,7 +29,7 @@ struct ObserveScratch {
     int64_t* top_keys;    // [QUERIES][top]
     int64_t feature_columns;
 
-    ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call.width, columns, 1) {
+    ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call, columns, 1) {
         const ll_observation& o = *call.observation;
         feature_columns = round_up(o.feature_count, LANES);
         weights = arena.take<Number>(BLOCK_KEYS * QUERIES);
@@ -226,8 +226,7 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     const ll_observation& o = *call.observation;
     Visibility visible;
     see(call, tile, visible);
-    pack(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
-         call.width, problem.query_factor, own.base.packed[0]);
+    pack_queries(problem, tile, own.base.packed[0]);
     RowStatistics rows;
     start_rows(call, tile, stats, rows);
     __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));

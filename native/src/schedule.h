@@ -165,9 +165,9 @@ LL_INLINE char* own_memory(int& status, const Arguments&... arguments) {
 inline void forward_task(void* context, int64_t n) {
     ForwardJob& job = *(ForwardJob*)context;
     const ll_call& call = job.problem.call;
-    Arena arena{own_memory<Scratch>(job.status, call.width, job.problem.value_columns, job.tiles.together)};
+    Arena arena{own_memory<Scratch>(job.status, call, job.problem.value_columns, job.tiles.together)};
     if (!arena.memory) return;
-    Scratch own(arena, call.width, job.problem.value_columns, job.tiles.together);
+    Scratch own(arena, call, job.problem.value_columns, job.tiles.together);
     [[maybe_unused]] TileRegisters registers;
     Tile tiles[MOST_TOGETHER];
     int count = job.tiles.at(n, tiles);
@@ -250,7 +250,7 @@ inline int forward(const ll_call& call) {
     Problem problem(call);
     bool decoding = short_queries(call);
     Prepared keys, values;
-    if (!decoding || call.observation) keys.left(call, call.key, call.width);
+    if (!call.compare && (!decoding || call.observation)) keys.left(call, call.key, call.width);
     if (!decoding) values.mixed(call, call.value, call.value_width);
     if (keys.failed || values.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand, problem.values = values.operand;
@@ -366,7 +366,7 @@ struct ChunkTask {
     }
 
     bool orders_rows() const {
-        bool orders = job.reverse.wants(job.reverse.wanted.query);
+        bool orders = job.reverse.wants(job.reverse.wanted.query) || job.reverse.wanted.compare;
         for (int64_t r = 0; r < call.rule_count; ++r)
             orders |= job.reverse.wants(job.reverse.wanted.rules[r]) && call.rules[r].kind != LL_DISTANCE_TABLE;
         return orders;
@@ -406,6 +406,8 @@ struct ChunkTask {
                 load_tile(reverse, tile, scratch, loaded);
                 __builtin_memset(scratch.query_sum, 0, sizeof(Number) * (size_t)(QUERIES * reverse.key_columns));
                 __builtin_memset(scratch.row_sums, 0, sizeof(Number) * LL_MAX_RULES * QUERIES);
+                if (call.compare)
+                    __builtin_memset(scratch.vector_sums, 0, sizeof(Number) * (size_t)(QUERIES * reverse.key_columns));
                 do reverse_block(reverse, tile, visible, block, begin, loaded, scratch, distances);
                 while (walk.next(block));
             }
@@ -415,6 +417,7 @@ struct ChunkTask {
             if (reverse.wants(reverse.wanted.query))
                 add_query_sum(reverse, tile, found ? scratch.query_sum : nullptr, (Number*)scratch.key_rows, chunk == 0, last);
             if (found) add_row_sums(reverse, tile, scratch.row_sums);
+            if (found && reverse.wanted.compare) add_vector_sums(reverse, tile, scratch.vector_sums);
             turn.pass(chunk);
         }
         if (!tables) return true;
@@ -474,9 +477,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
     Prepared keys, value_rows, key_rows;
-    keys.left(call, call.key, call.width);
+    if (!call.compare) keys.left(call, call.key, call.width), key_rows.mixed(call, call.key, call.width);
     value_rows.left(call, call.value, call.value_width);
-    key_rows.mixed(call, call.key, call.width);
     if (keys.failed || value_rows.failed || key_rows.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand;
 

@@ -199,14 +199,30 @@ inline void largest_of(const Tile& tile, const Block& block, const Number* score
     }
 }
 
+// A tile's queries as score_block reads them, and how many factors that takes.
+LL_INLINE int64_t packed_size(const ll_call& call) {
+    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Number) / sizeof(Factor)) : steps_along(call.width) * QUERIES;
+}
+
+inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
+    const ll_tensor& query = problem.call.query;
+    const Stored* from = line<const Stored>(query, tile.row, tile.head, tile.first_query);
+    if (problem.call.compare) turn(from, query.strides[2], tile.count, problem.call.width, (Number*)to);
+    else pack(from, query.strides[2], tile.count, problem.call.width, problem.query_factor, to);
+}
+
 // scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
                         const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
     const ll_call& call = problem.call;
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
-    score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
-                  tile.count, problem.steps, scores, peak);
-    bool changed = call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
+    if (call.compare)
+        additive_scores(line<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2], block.count,
+                        (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
+    else
+        score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
+                      tile.count, problem.steps, scores, peak);
+    bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
     if (!changed) return;
     if (call.rule_count > 0) apply_rules(call, tile, block, scores, slopes);
     if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);

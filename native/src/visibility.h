@@ -61,8 +61,9 @@ LL_INLINE Range interval_of(const ll_call& call, const Tile& tile, int k, int i)
     return {most(seen.begin, segment.key_begin), least(seen.end, segment.key_end)};
 }
 
-// Sorts ranges by their begin and joins those that touch; returns how many are left. Nearly sorted input is the rule.
-inline int unite(Range* ranges, int count) {
+// Sorts ranges by their begin and joins those that touch once they begin at a multiple of `step`; returns how many are
+// left. Nearly sorted input is the rule.
+inline int unite(Range* ranges, int count, int step = 1) {
     for (int i = 1; i < count; ++i) {
         Range moving = ranges[i];
         int j = i;
@@ -72,7 +73,7 @@ inline int unite(Range* ranges, int count) {
     int kept = 0;
     for (int i = 0; i < count; ++i) {
         if (ranges[i].end <= ranges[i].begin) continue;
-        if (kept > 0 && ranges[i].begin <= ranges[kept - 1].end)
+        if (kept > 0 && ranges[i].begin - ranges[i].begin % step <= ranges[kept - 1].end)
             ranges[kept - 1].end = most(ranges[kept - 1].end, ranges[i].end);
         else
             ranges[kept++] = ranges[i];
@@ -99,7 +100,7 @@ inline void see(const ll_call& call, const Tile& tile, Visibility& visible) {
                 visible.ranges[total++] = range;
         }
     }
-    visible.range_count = unite(visible.ranges, total);
+    visible.range_count = unite(visible.ranges, total, BLOCK_STEP);  // no block reaches back into the one before
 }
 
 // Does every query of the tile see all of [begin, end)?

@@ -13,7 +13,7 @@ from strategies import Example, examples, sizes
 from torch import Tensor
 
 import limelight
-from limelight import Observe
+from limelight import Additive, Observe
 from limelight.attention import prepare
 from limelight.backends import native, reference
 
@@ -37,7 +37,7 @@ SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
 
 def calls(dtype: torch.dtype) -> st.SearchStrategy[Example]:
     """Random calls whose tensors lie in ``dtype``."""
-    return examples(SIZES, dtype=dtype, depth=1)
+    return examples(SIZES, dtype=dtype, depth=1, additive=True)
 
 
 @contextmanager
@@ -74,6 +74,8 @@ def tensors_of(example: Example) -> dict[str, Tensor]:
         named["sink"] = example.settings["sink"]
     for n, rule in enumerate(example.settings["scores"]):
         named |= {f"{type(rule).__name__} {n}": tensor for tensor in rule.tensors()}
+    if example.settings.get("compare") is not None:
+        named["compare"] = example.settings["compare"].vector
     return named
 
 
@@ -86,6 +88,8 @@ def with_tensors(example: Example, named: dict[str, Tensor]) -> Example:
         rule.with_tensors(iter([named[f"{type(rule).__name__} {n}"]])) if rule.tensors() else rule
         for n, rule in enumerate(settings["scores"])
     )
+    if "compare" in named:
+        settings["compare"] = Additive(named["compare"])
     return Example(example.sizes, named["query"], named["key"], named["value"], settings)
 
 
@@ -129,12 +133,14 @@ def gradients(example: Example, upstream: Upstream, how: str = "native") -> dict
 
 
 def terms(example: Example, upstream: Upstream) -> dict[str, float]:
-    """The largest sum of the absolute values of the terms of each gradient: its rounding is that of its terms."""
+    """The largest sum of the absolute values of the terms of each gradient and of the output: their rounding is that of
+    their terms.
+    """
     named = {name: t.detach().double().requires_grad_() for name, t in tensors_of(example).items()}
     call = with_tensors(example, named)
     s, settings = example.sizes, call.settings
     if 0 in (s.Lq, s.Lk):
-        return dict.fromkeys(named, 0.0)
+        return dict.fromkeys(("output", *named), 0.0)
     prepared = prepare(call.query, call.key, call.value, settings["layout"], settings["pattern"])
     _, at, _ = reference._who_sees_whom(prepared)
     with torch.no_grad():
@@ -153,13 +159,23 @@ def terms(example: Example, upstream: Upstream) -> dict[str, float]:
     dS, scale = P * (dP + delta), settings["scale"] or s.D**-0.5
     per_group = lambda x: x.unflatten(1, (s.Hkv, group)).sum(2)  # noqa: E731
     found = {"query": scale * dS @ K, "key": per_group(scale * dS.mT @ Q), "value": per_group(P.mT @ dO)}
-    found["sink"] = delta.sum((0, 2, 3))
+    if "compare" in named:
+        repeated = named["key"].detach().repeat_interleave(group, 1)
+        bends = torch.tanh(named["query"].detach()[:, :, :, None] + repeated[:, :, None])  # (B, Hq, Lq, Lk, D)
+        vector = named["compare"].detach().expand(s.Hq, s.D)[:, None, None]
+        slopes = dS[..., None] * vector.abs() * (1 - bends**2)
+        found |= {
+            "query": slopes.sum(3),
+            "key": per_group(slopes.sum(2)),
+            "compare": (dS[..., None] * bends.abs()).sum((0, 2, 3)),
+        }
+    found |= {"sink": delta.sum((0, 2, 3)), "output": P @ V / (1 - settings.get("dropout", 0.0))}
     for n, rule in enumerate(settings["scores"]):
         name = f"{type(rule).__name__} {n}"
         if name in named:
             zeros = torch.zeros_like(P)
             found[name] = torch.autograd.grad(rule.apply(zeros, at), named[name], dS)[0].abs()
-    return {name: found[name].max().item() for name in named}
+    return {name: found[name].max().item() for name in ("output", *named)}
 
 
 def check_on_average(ours: Tensor, plain: Tensor, truth: Tensor, what: str, dtype: torch.dtype) -> None:

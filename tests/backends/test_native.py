@@ -26,13 +26,13 @@ EPS = torch.finfo(torch.float32).eps
 LENGTHS = st.integers(0, 12) | st.sampled_from([47, 48, 49, 63, 64, 65, 127, 128, 129, 200])
 WIDTHS = st.integers(1, 40) | st.sampled_from([64, 80, 127, 128, 200, 256, 320])
 SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
-CALLS = examples(SIZES, dtype=torch.float32, depth=1)
+CALLS = examples(SIZES, dtype=torch.float32, depth=1, additive=True)
 EVERYTHING = {
     "logsumexp": True, "max_score": True, "max_weight": True, "entropy": True, "distance": True, "received": True,
 }  # fmt: skip
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512", "avx512bf16", "amx", "wide"], autouse=True)
+@pytest.fixture(params=["generic", "avx2", "avx512", "wide"], autouse=True)  # the others differ in bfloat16 alone
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")

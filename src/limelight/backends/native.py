@@ -31,14 +31,14 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
-_VERSION = 2
-# version, element, sizes; four tensors; logsumexp, sink; scale, dropout; seed; threads; segments and spans (which
-# follow); intervals; tile map; rules, observation
-_CALL = struct.Struct("9q 20q 2q 2d Q q 4q 6q 6q 3q")
+_VERSION = 3
+# version, element, sizes; four tensors; logsumexp, sink, compare; scale, dropout; seed; threads; segments and spans
+# (which follow); intervals; tile map; rules, observation
+_CALL = struct.Struct("9q 20q 3q 2d Q q 4q 6q 6q 3q")
 _RULE = struct.Struct("q 2d 5q q")
 _OBSERVATION = struct.Struct("24q")
-# output and its gradient; logsumexp and its gradient; gradients of query, key, value; of the sink; of the rules
-_GRADIENTS = struct.Struct("10q 2q 15q q 40q")
+# output and its gradient; logsumexp and its gradient; gradients of query, key, value; sink, compare; rules
+_GRADIENTS = struct.Struct("10q 2q 15q 2q 40q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
@@ -102,8 +102,6 @@ def reasons_against(call: Call) -> list[str]:
     if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
     reasons += unknown_positions(call)
-    if call.compare is not None:
-        reasons.append("it compares by dot products only, not by Additive")
     if call.scores:
         reasons += [f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in _RULES]
         if len(call.scores) > MOST_RULES:
@@ -164,15 +162,21 @@ def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: in
     """``ll_call``, with the segments and spans behind it."""
     lowered = call.lowered
     segments, spans = lowered.segments, lowered.spans or b""
-    sink = rules = 0
+    sink = compare = rules = 0
+    scale = call.scale
     if call.sink is not None:
         kept.append(_plain(call.sink, call))
         sink = kept[-1].data_ptr()
+    if call.compare is not None:
+        scale = 1.0
+        kept.append(_plain(call.compare.vector, call).expand(call.shapes.Hq, call.shapes.D).contiguous())
+        compare = kept[-1].data_ptr()
     if call.scores:
         rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
     return (
         _CALL.pack(
-            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *tensors, logsumexp, sink, call.scale, call.dropout,
+            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *tensors, logsumexp, sink, compare, scale,
+            call.dropout,
             int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
             torch.get_num_threads(),
             0, len(segments) // _SEGMENT_BYTES, 0, len(spans) // _SPAN_BYTES,
@@ -229,13 +233,16 @@ def backward(
     shares = iter(wanted[3:])
     sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
     sums = [_gradient(rule, call) if type(rule) is not SoftCap and next(shares) else None for rule in call.scores]
+    vectors = None
+    if call.compare is not None and next(shares):
+        vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
     kept: list[Any] = []
     tensors = [word for tensor, strides in inputs for word in (tensor.data_ptr(), *strides)]
     words = _words(call, (*tensors, 0, 0, 0, 0, 1), 0, 0, kept)
     gradients = _GRADIENTS.pack(
         *(word for tensor, strides in given for word in (tensor.data_ptr(), *strides)),
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
-        *(word for tensor in found for word in _rows(tensor)), _pointer(sink),
+        *(word for tensor in found for word in _rows(tensor)), _pointer(sink), _pointer(vectors),
         *(word for tensor in sums for word in _place(tensor)), *(0,) * 5 * (MOST_RULES - len(sums)),
     )  # fmt: skip
     if _library.ll_backward(words, gradients):
@@ -246,6 +253,9 @@ def backward(
         if type(rule) is not SoftCap:
             tensor = rule.tensors()[0]
             found.append(None if total is None else _REDUCED[type(rule)](rule, total, call).to(tensor.dtype))
+    if call.compare is not None:
+        vector = call.compare.vector
+        found.append(None if vectors is None else vectors.sum((0, 2)).sum_to_size(vector.shape).to(vector.dtype))
     return tuple(found)
 
 
