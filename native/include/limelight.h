@@ -150,8 +150,8 @@ typedef struct ll_gradients {
     ll_tensor query, key, value;
     void* sink;                 /* (B, Hq, Lq): each query's share of the sink's gradient */
     void* compare;              /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
-    /* LL_BIAS: strides as a bias, 0 where summed (along keys only if stride[2] is not 0).
-     * LL_ALIBI: (B, Hq, Lq, 1), each query's share of the slope's gradient, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
+    /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
+     * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
 } ll_gradients;
 

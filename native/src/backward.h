@@ -252,7 +252,8 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
 
     const uint8_t* keys_aside = reverse.aside + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool careful_keys = false;
-    for (int j = 0; j < block.count; ++j) careful_keys |= keys_aside[j] != 0;
+    int64_t read = least(round_up(block.count, BLOCK_STEP), call.keys - block.begin);  // whole factors, with a weight of 0
+    for (int64_t j = 0; j < read; ++j) careful_keys |= keys_aside[j] != 0;
     if (careful_keys || loaded.any_aside)
         for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
 

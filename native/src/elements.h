@@ -27,6 +27,8 @@ LL_INLINE Numbers widen(Halves v) {
     return (Numbers)_mm512_cvtph_ps((__m256i)v);
 #elif defined(LL_AVX2)
     return (Numbers)_mm256_cvtph_ps((__m128i)v);
+#elif defined(LL_NEON)
+    return (Numbers)vcvt_f32_f16((float16x4_t)v);
 #else
     Words h = __builtin_convertvector(v, Words);
     Numbers size = bits_as<Numbers>((h & 0x7fff) << 13) * 0x1p112f;  // right for what is below 2^16, subnormal or not
@@ -40,6 +42,8 @@ LL_INLINE Halves narrow(Numbers v) {
     return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(LL_AVX2)
     return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(LL_NEON)
+    return (Halves)vcvt_f16_f32((float32x4_t)v);
 #else
     Words bits = bits_as<Words>(v), sign = bits & 0x80000000u;
     bits ^= sign;

@@ -8,6 +8,8 @@
 #include <time.h>
 #if defined(LL_AVX512) || defined(LL_AVX2) || defined(LL_WIDE)
 #include <immintrin.h>
+#elif defined(LL_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "library.h"

@@ -34,6 +34,8 @@ extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels, 
 #if defined(LL_HAS_AMX)
 extern const Kernels amx_bfloat16_kernels;
 #endif
+#elif defined(LL_HAS_NEON)
+extern const Kernels LL_SET(neon);
 #endif
 namespace {
 
@@ -80,6 +82,9 @@ struct Isas {
         list[count++] = {"generic", true, LL_LIST(generic)};
         list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};
 #else
+#if defined(LL_HAS_NEON)
+        list[count++] = {"neon", true, LL_LIST(neon)};  // every 64-bit ARM has it
+#endif
         list[count++] = {"generic", true, LL_LIST(generic)};
 #endif
     }

@@ -37,7 +37,7 @@ LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TI
 LL_INLINE int64_t steps_along(int64_t width) { return folded(width); }
 #endif
 
-#if defined(LL_AVX512) || defined(LL_WIDE)
+#if defined(LL_AVX512) || defined(LL_NEON) || defined(LL_WIDE)
 constexpr int PANEL_KEYS = 8;     // keys x vectors of queries: 24 accumulators of 32 registers
 constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
 #else

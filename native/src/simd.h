@@ -74,6 +74,10 @@ LL_INLINE Numbers multiply_add(Numbers a, Numbers b, Numbers c) {
     return (Numbers)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined(LL_AVX2)
     return (Numbers)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(LL_NEON) && defined(LL_OF_FLOAT64)
+    return (Numbers)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#elif defined(LL_NEON)
+    return (Numbers)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif defined(LL_WIDE)
     struct Pair { __m256 low, high; };
     auto x = bits_as<Pair>(a), y = bits_as<Pair>(b), z = bits_as<Pair>(c);

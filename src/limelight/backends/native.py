@@ -277,11 +277,9 @@ def _place(tensor: Tensor | None) -> tuple[int, ...]:
 def _gradient(rule: ScoreRule, call: Call) -> Tensor:
     """Room for what the library adds for a rule's tensor: zeros."""
     B, Hq, Lq, _ = call.shapes.scores
-    shape = [B, Hq, Lq, 1]
-    if isinstance(rule, Bias):
+    shape = [B, Hq, Lq, 1]  # each query's share, to which chunks of keys add in turn
+    if isinstance(rule, Bias) and rule.tensor.shape[-1] != 1:
         shape = [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
-        if shape[3] == 1:  # summed over all keys: one sum for each query, since chunks of keys add to it in turn
-            shape[2] = Lq
     elif isinstance(rule, RelativeBias):
         low, high = _distances(call)
         shape = [B, Hq, 1, high - low + 1]
