@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accuracy import check_close, steps
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Example, examples, sizes
@@ -44,35 +45,6 @@ def isa(request):
 def run(example: Example, backend="native", dtype=torch.float32, **change):
     q, k, v = (change.pop(name, getattr(example, name)).to(dtype) for name in ("query", "key", "value"))
     return limelight.attention(q, k, v, backend=backend, **(example.settings | change))
-
-
-def check_close(ours, plain, truth, what, slack=1.0, size=0.0):
-    """At most 1.5 times the error of the plain float32 computation, plus ``slack`` rounding steps
-    of the largest number, or of ``size`` where that is larger.
-    """
-    assert ours.shape == truth.shape, what
-    same = torch.isfinite(truth)
-    assert torch.equal(ours.double()[~same].nan_to_num(7), truth[~same].nan_to_num(7)), f"{what}: not finite elsewhere"
-    if not same.any():
-        return
-    truth, step = truth[same], slack * EPS * max(size, truth[same].abs().max().item())
-    ours, plain = ours.double()[same] - truth, plain.double()[same] - truth
-    for name, norm in (("maximum", lambda x: x.abs().max()), ("RMS", lambda x: x.square().mean().sqrt())):
-        assert norm(ours) <= 1.5 * norm(plain) + step, f"{what}: {name} {norm(ours):.2e}, plain {norm(plain):.2e}"
-
-
-def steps(example) -> float:
-    """Rounding steps that a right answer may be off in a call with few numbers: one, and as many as the largest score.
-
-    The rounding of a score is that of its terms, ``sum_d |q_d k_d|``, and moves the weight by as large a share. Of
-    thousands of numbers the plain computation meets such a case too, and one step is enough (`test_as_exact_as_...`).
-    """
-    group = example.sizes.Hq // example.sizes.Hkv
-    terms = example.query.double().abs() @ example.key.double().abs().repeat_interleave(group, 1).mT
-    scale = example.settings["scale"] or example.sizes.D**-0.5
-    scores = run(example, "reference", torch.float64, observe=Observe(max_score=True))[1].max_score
-    sizes = (terms * scale, torch.where(scores.isfinite(), scores.abs(), 0.0))
-    return 1.0 + max(x.max().item() if x.numel() else 0.0 for x in sizes)
 
 
 @given(CALLS)
