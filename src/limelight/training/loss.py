@@ -22,7 +22,8 @@ from torch.autograd.function import once_differentiable
 from ..shapes import describe, wrong
 
 IGNORED = -100  # a target that asks nothing, as in torch.nn.functional.cross_entropy
-RUN_BYTES = 2**26  # of logits that are held at a time
+RUN_BYTES = 3 * 2**25  # of logits that are held at a time
+PIECE = 4096  # rows of the table whose gradient is added at a time
 
 
 def vocabulary_loss(
@@ -55,7 +56,7 @@ def vocabulary_loss(
         scale: what the states are multiplied with.
         cap: logits are bent into ``(-cap, cap)`` by ``cap * tanh(z / cap)``.
         smoothing: the share of the target's weight that is spread evenly over the vocabulary.
-        run: tokens at a time; by default as many as keep their logits below 64 MiB. It changes rounding alone.
+        run: tokens at a time; by default as many as keep their logits below 96 MiB. It changes rounding alone.
 
     Raises:
         ArgumentError: shapes that do not fit, a target outside the vocabulary, a smoothing outside ``[0, 1]``.
@@ -98,42 +99,44 @@ class _Runs(torch.autograd.Function):
         d_table = torch.zeros_like(table, dtype=wide) if wants_table else None
         d_offset = torch.zeros_like(offset, dtype=wide) if wants_offset and offset is not None else None
         total = torch.zeros((), dtype=wide, device=states.device)
+        # Memory for one run, taken once: fresh pages for every run cost as much time as a product.
+        rows = min(run, len(states))
+        products = states.new_empty(rows, len(table))
+        logits = products if products.dtype == wide else torch.empty_like(products, dtype=wide)
+        logs = torch.empty_like(logits)
         for start in range(0, len(states), run):
-            some = slice(start, start + run)
-            x, t = states[some], targets[some, None]
-            logits = (x @ table.T).to(wide)
+            x, t = states[start : start + run], targets[start : start + run, None]
+            products, logits, logs = products[: len(x)], logits[: len(x)], logs[: len(x)]
+            torch.mm(x, table.T, out=products)
+            if logits is not products:
+                logits.copy_(products)
             if scale != 1.0:
                 logits *= scale
             if offset is not None:
                 logits += offset
             if cap is not None:
-                logits.div_(cap).tanh_()
-                bend = 1 - logits.square()
-                logits *= cap
-            logs = torch.log_softmax(logits, 1)
+                logits.div_(cap).tanh_().mul_(cap)
+            torch.log_softmax(logits, 1, out=logs)
             total -= (1 - smoothing) * logs.gather(1, t).sum()
             if smoothing:
                 total -= smoothing / len(table) * logs.sum()
             if not any(ctx.needs_input_grad):
                 continue
-            gradient = torch.exp(logs, out=logits)
+            gradient = logs.exp_()
             if smoothing:
                 gradient -= smoothing / len(table)
             gradient.scatter_add_(1, t, gradient.new_full(t.shape, smoothing - 1))
             if cap is not None:
-                gradient *= bend
+                gradient *= 1 - logits.div_(cap).square_()
             if d_offset is not None:
                 d_offset += gradient.sum(0)
             if scale != 1.0:
                 gradient *= scale
-            narrow = gradient.to(states.dtype)
+            narrow = gradient if logits is products else products.copy_(gradient)
             if d_states is not None:
-                torch.mm(narrow, table, out=d_states[some])
+                torch.mm(narrow, table, out=d_states[start : start + run])
             if d_table is not None:
-                if narrow.dtype == wide:
-                    d_table.addmm_(narrow.T, x)
-                else:
-                    d_table += narrow.T @ x
+                _add_product(d_table, narrow.T, x)
         ctx.save_for_backward(
             d_states,
             None if d_table is None else d_table.to(table.dtype),
@@ -147,6 +150,15 @@ class _Runs(torch.autograd.Function):
         return *(None if saved is None else saved * gradient.to(saved.dtype) for saved in ctx.saved_tensors), *[
             None
         ] * 5
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``; a narrower product is added a piece at a time, while it lies in the cache."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+        return
+    for start in range(0, len(total), PIECE):
+        total[start : start + PIECE] += left[start : start + PIECE] @ right
 
 
 def _check(states: Tensor, table: Tensor, targets: Tensor, offset: Tensor | None, smoothing: float) -> None:
