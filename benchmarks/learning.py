@@ -1,0 +1,107 @@
+"""Does a model learn as it should? The same Llama, ours beside transformers: weights, data, steps and optimizer alike.
+
+python benchmarks/learning.py [CONFIG] [--set key=value ...]      examples/austen.toml by default
+
+Three runs: ours, transformers (sdpa, float32, the same pieces of documents as padded rows), and ours with another seed,
+which is the noise that the difference is to be compared with. The table gives the mean loss of the last tenth of the
+steps and the bits per character of the evaluated text; the same goes to benchmarks/results/learning.json.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch.nn.utils.rnn import pad_sequence
+
+import limelight
+from limelight.models import Pretrained
+from limelight.training import Objective, adamw, rate, read_settings
+from limelight.training.loop import evaluate
+from limelight.training.making import make_config, make_data, make_network
+
+
+class Theirs(torch.nn.Module):
+    """A model of transformers on one of our batches: the sum of its losses."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        lengths = batch.layout.query_lengths
+        rows = pad_sequence(batch.tokens[0].split(lengths), batch_first=True)  # causal: padding behind is never seen
+        targets = pad_sequence(batch.targets[0].split(lengths), batch_first=True, padding_value=-100)
+        logits = self.model(input_ids=rows).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=Path(__file__).parent.parent / "examples/austen.toml")
+    parser.add_argument("--set", action="append", default=[], dest="change")
+    given = parser.parse_args()
+    settings = read_settings(given.config, given.change)
+    rows = {
+        "ours": learn(settings, theirs=False),
+        "transformers": learn(settings, theirs=True),
+        "ours, another seed": learn(replace(settings, run=replace(settings.run, seed=settings.run.seed + 1))),
+    }
+    print(f"{'':20}{'loss, last tenth':>18}{'bits per character':>20}{'seconds':>10}")
+    for name, row in rows.items():
+        print(f"{name:20}{row['last_tenth']:>18.5f}{row['bits_per_character']:>20.5f}{row['seconds']:>10.1f}")
+    about = {"torch": torch.__version__, "transformers": transformers.__version__, "settings": settings.as_json()}
+    path = Path(__file__).parent / "results" / "learning.json"
+    path.write_text(json.dumps({**about, "runs": rows}, indent=1) + "\n", "utf-8")
+
+
+def learn(settings, theirs=False):
+    """One run: its losses, and the bits per character of the evaluated text after it."""
+    made = make_data(settings)
+    torch.manual_seed(settings.run.seed)
+    network = make_network(make_config(settings, made.tokenizer.size, made.marks, Path("config")), settings.task)
+    model = Objective(network)
+    if theirs:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "model"
+            Pretrained("start", network, target, (), made.tokenizer, made.marks).save(target)
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(
+                target, dtype=torch.float32, attn_implementation="sdpa"
+            )
+            model = Theirs(loaded.train())
+    learning, steps = settings.learning, settings.run.steps
+    optimizer = adamw(model, rate=learning.rate, decay=learning.decay, betas=learning.betas, epsilon=learning.epsilon)
+    losses = []
+    begin = time.perf_counter()
+    for step in range(1, steps + 1):
+        batch = made.train.batch(step - 1)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(
+                step, shape=learning.schedule, highest=learning.rate, warmup=learning.warmup, steps=steps,
+                floor=learning.floor,
+            )  # fmt: skip
+        loss = model(batch) / settings.run.tokens
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), learning.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    seconds = time.perf_counter() - begin
+    nats = evaluate(model, made.evaluation, Accelerator())
+    return {
+        "losses": losses,
+        "last_tenth": sum(losses[-max(1, steps // 10) :]) / max(1, steps // 10),
+        "bits_per_character": nats * made.evaluation.targets_in_order / math.log(2) / made.characters,
+        "seconds": seconds,
+        "limelight": limelight.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()
