@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..models.config import Config
-from ..models.families import FAMILIES, MARIAN, Family, Published
+from ..models.families import FAMILIES, MARIAN, Family, GGUFNames, Published
 from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
@@ -85,6 +85,27 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
         if (path / CTRANSLATE2).is_file():
             return _from_ctranslate2(name, path, dtype)
         return _from_folder(name, path, dtype, packaged)
+
+
+def outline(name_or_path: str | os.PathLike[str]) -> Stack:
+    """The network of a model without its weights: only its description is read, where that is a file of its own.
+
+    Args:
+        name_or_path: as in `load`; also a ``config.json``, which needs no weights beside it.
+
+    Raises:
+        ArgumentError: as in `load`.
+    """
+    name = os.fspath(name_or_path)
+    path = Path(name).expanduser() if name.endswith("config.json") else _find(name_or_path)
+    path = path / "config.json" if (path / "config.json").is_file() else path
+    if path.name == "config.json" and not (path.parent / CTRANSLATE2).is_file():
+        values = _read_json(path)
+        return _empty(_family(values.get("model_type"), "model_type", path), Published(path, values))
+    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+        path = path if path.suffix == ".gguf" else _only_gguf(path)
+        return _gguf_network(path, GGUFFile(path))[0]
+    return load(name_or_path).network
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -167,6 +188,14 @@ def _from_marian(name: str, folder: Path, weights: str, dtype: torch.dtype) -> P
 
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     file = GGUFFile(path)
+    network, names = _gguf_network(path, file)
+    found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_MARKS.items()}
+    marks = Published(path, found).marks()
+    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
+
+
+def _gguf_network(path: Path, file: GGUFFile) -> tuple[Stack, GGUFNames]:
+    """The network that a file describes, and how it names its tensors."""
     architecture = file.fields.get("general.architecture")
     family = _family(architecture, "general.architecture", path)
     names = family.gguf
@@ -179,10 +208,7 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
         values["vocab_size"] = file.shape(names.embedding)[0]
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
-    network = _empty(family, Published(path, values))
-    found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_MARKS.items()}
-    marks = Published(path, found).marks()
-    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
+    return _empty(family, Published(path, values)), names
 
 
 def _empty(family: Family, published: Published) -> Stack:

@@ -9,6 +9,7 @@ import typer
 from ..backends.contract import BackendError
 from ..shapes import ArgumentError
 from .bench import bench
+from .cost import cost
 from .explain import explain
 from .generate import generate
 from .look import look
@@ -27,6 +28,7 @@ app.command()(generate)
 app.command()(models)
 app.command()(explain)
 app.command()(bench)
+app.command()(cost)
 app.command()(train)
 
 

@@ -353,11 +353,11 @@ class Recent:
 
 
 def _store_for(pattern: Pattern | None) -> Whole | Recent:
-    back, ahead = _reach(pattern)
+    back, ahead = reach(pattern)
     return Recent(back) if back is not None and ahead == 0 else Whole()
 
 
-def _reach(pattern: Pattern | None) -> tuple[int | None, int | None]:
+def reach(pattern: Pattern | None) -> tuple[int | None, int | None]:
     """How many keys before and after its own position a query may see at most; ``None`` where no bound is known."""
     match pattern:
         case Causal():
@@ -367,10 +367,10 @@ def _reach(pattern: Pattern | None) -> tuple[int | None, int | None]:
         case Chunks(size):
             return size - 1, size - 1
         case And(left, right):
-            pairs = zip(_reach(left), _reach(right), strict=True)
+            pairs = zip(reach(left), reach(right), strict=True)
             return tuple(min((x for x in pair if x is not None), default=None) for pair in pairs)  # type: ignore[return-value]
         case Or(left, right):
-            pairs = zip(_reach(left), _reach(right), strict=True)
+            pairs = zip(reach(left), reach(right), strict=True)
             return tuple(None if a is None or b is None else max(a, b) for a, b in pairs)  # type: ignore[return-value]
     return None, None
 

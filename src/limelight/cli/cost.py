@@ -1,0 +1,99 @@
+"""``limelight cost``: what a model costs at a length, step by step, before it is run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..cost import Cost
+
+
+def cost(
+    model: Annotated[str, typer.Argument(help="A folder, a config.json, a .gguf file, or a name (limelight models).")],
+    length: Annotated[int, typer.Option(help="Tokens of each text.", min=1)] = 2048,
+    batch: Annotated[int, typer.Option(help="Texts.", min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Tell the operations, the bytes and the least time of each step of a forward pass, and the memory of a model.
+
+    Everything follows from the description of the model; no weights are read. The least time is that of this machine's
+    own peak and bandwidth, measured now: no program can be faster, and none reaches it.
+
+    Example: limelight cost smollm2 --length 8192
+    """
+    import json
+
+    import torch
+
+    from ..backends import native
+    from ..checkpoints.load import outline
+    from ..cost import cost as cost_of
+    from ..shapes import FLOATS, wrong
+
+    dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
+    if dtype not in dtypes:
+        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight cost --help.")
+    found = cost_of(outline(model), length, batch=batch, itemsize=dtypes[dtype].itemsize)
+    limits: tuple[float, float] | None = None
+    if native._library is not None:
+        from ..benchmark.timing import bandwidth, peak
+
+        limits = 1e9 * peak(dtype, torch.get_num_threads()), 1e9 * bandwidth()
+    if as_json:
+        typer.echo(json.dumps({"limelight.cost": 1, **_described(model, dtype), **_numbers(found, limits)}, indent=2))
+        return
+    _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native._missing)
+
+
+def _described(model: str, dtype: str) -> dict[str, Any]:
+    return {"model": model, "dtype": dtype}
+
+
+def _numbers(found: Cost, limits: tuple[float, float] | None) -> dict[str, Any]:
+    """The numbers, with the least times where the machine's limits are known."""
+    values = found.as_json()
+    if limits is not None:
+        values["peak_flops"], values["bandwidth_bytes"] = limits
+        for value, part in zip(values["parts"], found.parts, strict=True):
+            value["seconds"] = part.seconds(*limits)
+    return values
+
+
+def _print(found: Cost, title: str, limits: tuple[float, float] | None, missing: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(title, style="bold")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("step", "grows as", "GFLOP", "share", "MB", "least ms"):
+        table.add_column(name, justify="left" if name in ("step", "grows as") else "right", no_wrap=True)
+    total = 0.0
+    for part in found.parts:
+        seconds = part.seconds(*limits) if limits else None
+        total += seconds or 0.0
+        cells = f"{part.flop / 1e9:,.2f}", f"{part.flop / found.flop:.1%}", f"{part.bytes / 1e6:,.1f}", _time(seconds)
+        table.add_row(part.name, part.growth, *cells)
+    table.add_section()
+    table.add_row(
+        "all", "", f"{found.flop / 1e9:,.2f}", "", f"{found.bytes / 1e6:,.1f}", _time(total if limits else None)
+    )
+    console.print(table)
+    if limits:
+        console.print(f"This machine: {limits[0] / 1e9:,.0f} GFLOP/s, {limits[1] / 1e9:,.1f} GB/s, measured now.")
+    else:
+        console.print(f"The least times are not known: {missing}.")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("memory")
+    table.add_column("MB", justify="right")
+    for name, size in found.memory().items():
+        table.add_row(name, f"{size / 1e6:,.1f}")
+    console.print(table)
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:,.2f}"

@@ -1,0 +1,244 @@
+"""What a model costs, step by step, from its description alone: operations, bytes, and memory.
+
+With ``N`` tokens, width ``d``, ``H`` query heads of width ``D`` and ``P`` pairs of a query and a key that it sees
+(``N (N + 1) / 2`` of a causal text)::
+
+    projections    2 N * (weights of query, key, value and output)     O(N d^2)
+    scores         2 P H D                                             O(N^2 d)
+    softmax        5 P H: maximum, difference, exponential, sum, quotient    O(N^2)
+    values         2 P H Dv                                            O(N^2 d)
+    feed-forward   2 N * (weights that work on a token)                O(N d^2)
+    head           2 N d V                                             O(N d V)
+
+A multiply-add counts as two operations, as a machine's peak does. Bytes are those that cannot be avoided: the weights,
+inputs and outputs of a step, once each; scores and weights of attention are never held. Norms, activations and
+additions are left out: they are ``O(N d)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .layouts import Aligned
+from .models import EncoderDecoder, Stack
+from .nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, OwnHead, Switch, TopK
+from .nn.cache import reach
+from .nn.heads import TokenHead
+from .patterns import Full, Pattern
+from .shapes import whole_number, wrong
+
+GROWTH = {
+    "embedding": "N d",
+    "projections": "N d²",
+    "scores": "N² d",
+    "softmax": "N²",
+    "values": "N² d",
+    "feed-forward": "N d²",
+    "recurrence": "N d²",
+    "head": "N d V",
+}
+SOFTMAX = 5  # operations for each pair
+
+
+@dataclass
+class Part:
+    """One kind of step, summed over all layers.
+
+    Args:
+        name: a key of `GROWTH`.
+        flop: operations.
+        bytes: that are read and written.
+    """
+
+    name: str
+    flop: int = 0
+    bytes: int = 0
+
+    @property
+    def growth(self) -> str:
+        """How it grows with the length ``N`` and the width ``d``."""
+        return GROWTH[self.name]
+
+    def seconds(self, peak: float, bandwidth: float) -> float:
+        """The least time of a machine of ``peak`` operations and ``bandwidth`` bytes a second."""
+        return max(self.flop / peak, self.bytes / bandwidth)
+
+
+@dataclass
+class Cost:
+    """What one forward pass costs.
+
+    Args:
+        length, batch, itemsize: tokens of each text (of a source too), texts, bytes of a number.
+        parts: the kinds of steps, in the order in which they happen.
+        parameters: numbers that are learned, each counted once.
+        pairs: (query, key) pairs that are seen, over all layers and query heads.
+        score_numbers: numbers of the largest layer's score matrix.
+        all_score_numbers: of all layers' score matrices.
+        cache_numbers: numbers of keys and values that writing on needs, by the kind of heads: ``"MHA"`` (every query
+            head has its own), ``"GQA of four"`` (four share one), ``"MQA"`` (all share one), and ``"here"``.
+    """
+
+    length: int
+    batch: int
+    itemsize: int
+    parts: list[Part] = field(default_factory=list)
+    parameters: int = 0
+    pairs: int = 0
+    score_numbers: int = 0
+    all_score_numbers: int = 0
+    cache_numbers: dict[str, int] = field(default_factory=dict)
+
+    def part(self, name: str) -> Part:
+        """The part of that name, which begins with nothing."""
+        found = next((part for part in self.parts if part.name == name), None)
+        if found is None:
+            found = Part(name)
+            self.parts.append(found)
+        return found
+
+    @property
+    def flop(self) -> int:
+        """Of all parts."""
+        return sum(part.flop for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights, of scores if they were kept, and of the cache."""
+        scores = {"scores of one layer": self.score_numbers, "scores of all layers": self.all_score_numbers}
+        cache = {f"cache, {kind}": numbers for kind, numbers in self.cache_numbers.items()}
+        numbers = {"weights": self.parameters, **scores, **cache}
+        return {name: self.itemsize * count for name, count in numbers.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """The same in JSON's values."""
+        return {**dataclasses.asdict(self), "flop": self.flop, "bytes": self.bytes, "memory": self.memory()}
+
+
+def cost(network: Stack, length: int, *, batch: int = 1, itemsize: int = 4) -> Cost:
+    """What a forward pass of a network over ``batch`` texts of ``length`` tokens costs; its weights are not looked at.
+
+    >>> from limelight.checkpoints.load import outline
+    >>> cost(outline("smollm2"), 2048).part("scores").flop  # doctest: +SKIP
+
+    Args:
+        network: any of our models that reads tokens; on the meta device it takes no memory.
+        length: tokens of each text; in a model with an encoder, of the source and of what is written.
+        batch: texts.
+        itemsize: bytes of a number.
+
+    Raises:
+        ArgumentError: a length that the model does not have, a model that reads something else than tokens.
+    """
+    whole_number("length", length, at_least=1)
+    whole_number("batch", batch, at_least=1)
+    limit = network.config.limit
+    if limit is not None and length > limit:
+        raise wrong("length", f"must be at most the {limit} positions of the model", f"it is {length}", "Shorten it.")
+    found = Cost(length, batch, itemsize, parameters=sum(parameter.numel() for parameter in network.parameters()))
+    if isinstance(network, EncoderDecoder):
+        _stack(found, network.encoder)
+    _stack(found, network)
+    return found
+
+
+def _stack(found: Cost, stack: Stack) -> None:
+    """An embedding, layers and a head."""
+    if isinstance(stack.embedding, FrontEnd):
+        got = f"{stack.config.family} reads a sound or a picture"
+        raise wrong("network", "must read tokens, for its cost to be told by a length", got, "Take another model.")
+    tokens = found.batch * found.length
+    embedding = found.part("embedding")
+    _matrices(found, "embedding", stack.embedding, tokens)
+    embedding.bytes += 2 * tokens * stack.config.width * found.itemsize
+    for layer in stack.layers:
+        for step in layer.children():
+            inner = step.inner
+            if isinstance(inner, MultiHead):
+                _attention(found, inner)
+            elif isinstance(inner, SSRU):
+                _matrices(found, "recurrence", inner, tokens)
+            elif isinstance(inner, (FeedForward, GatedFeedForward, MixtureOfExperts)):
+                _feed_forward(found, inner, tokens)
+            else:
+                got = f"{type(inner).__name__} is none of them"
+                raise wrong("network", "must be made of attention and feed-forward", got, "Take another model.")
+    head = stack.head
+    if head is not None:
+        asked = tokens if isinstance(head, TokenHead) else found.batch  # a class is told of a text, not of a token
+        _matrices(found, "head", head, asked)
+        if isinstance(head, TokenHead) and not isinstance(head, OwnHead):
+            table = stack.embedding.tokens
+            assert isinstance(table, nn.Embedding)
+            _product(found, "head", asked, table.num_embeddings, table.embedding_dim)
+
+
+def _attention(found: Cost, layer: MultiHead) -> None:
+    """Projections, scores, softmax, values of one layer; its source, if it has one, is as long as its text."""
+    B, N = found.batch, found.length
+    _matrices(found, "projections", layer, B * N)
+    D, Dv = layer.head_width, layer.value_width
+    Hq, Hkv = layer.query.out_features // D, layer.key.out_features // D
+    pattern = Full() if layer.pattern is None else layer.pattern
+    pairs = B * Hq * pattern.pairs(N, N, layout=Aligned())
+    found.pairs += pairs
+    for name, operations, numbers in (
+        ("scores", 2 * D, B * N * D * (Hq + Hkv)),
+        ("softmax", SOFTMAX, 0),
+        ("values", 2 * Dv, B * N * Dv * (Hq + Hkv)),
+    ):
+        part = found.part(name)
+        part.flop += operations * pairs
+        part.bytes += numbers * found.itemsize
+    scores = B * Hq * N * N
+    found.score_numbers = max(found.score_numbers, scores)
+    found.all_score_numbers += scores
+    kept = _kept(layer.pattern, N)
+    for kind, heads in {"MHA": Hq, "GQA of four": max(1, Hq // 4), "MQA": 1, "here": Hkv}.items():
+        found.cache_numbers[kind] = found.cache_numbers.get(kind, 0) + B * kept * heads * (D + Dv)
+
+
+def _kept(pattern: Pattern | None, length: int) -> int:
+    """How many tokens a later query may still see, itself included."""
+    back, ahead = reach(pattern)
+    return min(length, back + 1) if back is not None and ahead == 0 else length
+
+
+def _feed_forward(found: Cost, layer: nn.Module, tokens: int) -> None:
+    """What each token does alone; of experts, those that work on it."""
+    if not isinstance(layer, MixtureOfExperts):
+        _matrices(found, "feed-forward", layer, tokens)
+        return
+    assert isinstance(layer.router, (TopK, Switch))
+    _product(found, "feed-forward", tokens, *layer.router.weight.shape)
+    working = layer.router.k if isinstance(layer.router, TopK) else 1
+    for number, expert in enumerate(layer.experts):  # the weights of all are read: some token chooses each
+        _matrices(found, "feed-forward", expert, tokens * working if number == 0 else 0)
+    if layer.shared is not None:
+        _matrices(found, "feed-forward", layer.shared, tokens)
+
+
+def _matrices(found: Cost, name: str, module: nn.Module, tokens: int) -> None:
+    """Every matrix inside, multiplied with so many vectors."""
+    for linear in _linears(module):
+        _product(found, name, tokens, linear.out_features, linear.in_features)
+
+
+def _linears(module: nn.Module) -> Iterator[nn.Linear]:
+    return (inner for inner in module.modules() if isinstance(inner, nn.Linear))
+
+
+def _product(found: Cost, name: str, tokens: int, rows: int, columns: int) -> None:
+    """A matrix ``(rows, columns)`` times so many vectors."""
+    part = found.part(name)
+    part.flop += 2 * tokens * rows * columns
+    part.bytes += found.itemsize * (rows * columns + tokens * (rows + columns))
