@@ -17,6 +17,7 @@ from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
 from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
+from .projection import Projection
 from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 from .ssru import SSRU
 
@@ -53,6 +54,7 @@ __all__ = [
     "Places",
     "PostNorm",
     "PreNorm",
+    "Projection",
     "QueryNorm",
     "RMSNorm",
     "Residual",

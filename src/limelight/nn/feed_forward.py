@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .dropout import dropout as dropping
+from .projection import Projection
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -53,8 +54,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int, activation: str, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        self.up = nn.Linear(width, inner, bias)
-        self.down = nn.Linear(inner, width, bias)
+        self.up = Projection(width, inner, bias)
+        self.down = Projection(inner, width, bias)
         self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
@@ -78,9 +79,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int, activation: str, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, inner, bias)
-        self.up = nn.Linear(width, inner, bias)
-        self.down = nn.Linear(inner, width, bias)
+        self.gate = Projection(width, inner, bias)
+        self.up = Projection(width, inner, bias)
+        self.down = Projection(inner, width, bias)
         self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from .feed_forward import ACTIVATIONS
 from .places import Places
+from .projection import Projection, project
 
 
 class TokenHead(nn.Module):
@@ -39,7 +40,7 @@ class TiedHead(TokenHead):
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
         states = states if self.scale == 1.0 else states * self.scale
-        return _capped(functional.linear(states, embedding, self.offset), self.cap)
+        return _capped(project(states, embedding, self.offset), self.cap)
 
 
 class OwnHead(TokenHead):
@@ -54,7 +55,7 @@ class OwnHead(TokenHead):
     def __init__(self, vocabulary: int, width: int, *, cap: float | None = None) -> None:
         super().__init__()
         self.cap = cap
-        self.linear = nn.Linear(width, vocabulary, bias=False)
+        self.linear = Projection(width, vocabulary, bias=False)
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` to logits ``(..., vocabulary)``; the embedding is not used."""

@@ -14,6 +14,7 @@ from ..scores import ScoreRule
 from ..shapes import wrong
 from .places import Places
 from .positions import Rotary
+from .projection import Projection
 
 
 class MultiHead(nn.Module):
@@ -88,10 +89,10 @@ class MultiHead(nn.Module):
         self.pattern, self.rotary, self.scale, self.dropout, self.name = pattern, rotary, scale, dropout, name
         self.scores = tuple(scores)
         self.score_modules = nn.ModuleList(rule for rule in self.scores if isinstance(rule, nn.Module))
-        self.query = nn.Linear(width, query_heads * head_width, bias)
-        self.key = nn.Linear(source_width, key_heads * head_width, bias if key_bias is None else key_bias)
-        self.value = nn.Linear(source_width, key_heads * value_width, bias)
-        self.output = nn.Linear(query_heads * value_width, width, output_bias)
+        self.query = Projection(width, query_heads * head_width, bias)
+        self.key = Projection(source_width, key_heads * head_width, bias if key_bias is None else key_bias)
+        self.value = Projection(source_width, key_heads * value_width, bias)
+        self.output = Projection(query_heads * value_width, width, output_bias)
         self.query_norm = None if head_norm is None else head_norm(head_width)
         self.key_norm = None if head_norm is None else head_norm(head_width)
         self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None

@@ -50,20 +50,37 @@ class Neighbours:
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every angle, each ``(B | 1, 1, L, turned / 2)``, and what they turn."""
+    """What every number of a head is multiplied with, and its partner in the pair; each ``(B | 1, 1, L, turned)``.
 
-    cosine: Tensor
-    sine: Tensor
+    Of a pair ``(a, b)`` and its angle: ``(a cos - b sin, b cos + a sin)``.
+    """
+
+    own: Tensor
+    partners: Tensor
     pairing: Pairing = Halves()
+
+    @classmethod
+    def by(cls, cosine: Tensor, sine: Tensor, pairing: Pairing) -> Rotation:
+        """The rotation by angles of which ``(B | 1, 1, L, turned / 2)`` cosines and sines are given."""
+        return cls(pairing.join(cosine, cosine), pairing.join(-sine, sine), pairing)
+
+    @property
+    def cosine(self) -> Tensor:
+        """Of the angle of every pair, ``(B | 1, 1, L, turned / 2)``."""
+        return self.pairing.split(self.own)[0]
+
+    @property
+    def sine(self) -> Tensor:
+        """Of the angle of every pair, ``(B | 1, 1, L, turned / 2)``."""
+        return self.pairing.split(self.partners)[1]
 
     def turn(self, heads: Tensor) -> Tensor:
         """Turn queries or keys ``(B, H, L, D)``; numbers of a head beyond the turned ones stay as they are."""
-        turned = 2 * self.cosine.shape[-1]
+        turned = self.own.shape[-1]
         rest = heads[..., turned:]
-        a, b = self.pairing.split(heads[..., :turned])
-        heads = self.pairing.join(
-            torch.addcmul(a * self.cosine, b, self.sine, value=-1), torch.addcmul(b * self.cosine, a, self.sine)
-        )
+        heads = heads[..., :turned] if rest.shape[-1] else heads
+        a, b = self.pairing.split(heads)
+        heads = torch.addcmul(heads * self.own, self.pairing.join(b, a), self.partners)
         return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
 
 
@@ -232,4 +249,4 @@ class Rotary:
             magnitude = self.stretch.magnitude
         angles = positions[..., None].double() * frequencies.reshape(-1, 1, self.width // 2)  # (B | 1, L, width / 2)
         angles = angles[:, None]
-        return Rotation((angles.cos() * magnitude).to(dtype), (angles.sin() * magnitude).to(dtype), self.pairing)
+        return Rotation.by((angles.cos() * magnitude).to(dtype), (angles.sin() * magnitude).to(dtype), self.pairing)
