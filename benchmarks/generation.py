@@ -109,7 +109,7 @@ def published(name):
     return name.replace("layers.", "model.layers.", 1) if name.startswith("layers.") else name
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(ours, theirs, length, rounds):
     """The median seconds of a token, of both."""
     ids = torch.randint(VOCABULARY, (1, length))
@@ -130,7 +130,7 @@ def decode(ours, theirs, length, rounds):
     return tuple(map(statistics.median, times))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(ours, theirs, length, rounds):
     """The median seconds of a prompt, of both."""
     ids = torch.randint(VOCABULARY, (1, length))

@@ -25,7 +25,7 @@ class Run:
         self.network, self.source, self.cache = network, source, Cache()
         self.device = next(network.parameters()).device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Read the next tokens of each row, at least one; the scores ``(R, V)`` of what follows, at least float32."""
         ids, layout = padded(rows, self.device)
