@@ -65,6 +65,8 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
+    if not hasattr(library, "ll_measure_peak"):
+        return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
