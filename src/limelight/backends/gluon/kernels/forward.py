@@ -23,6 +23,12 @@ ROWS = gl.constexpr(64)  # queries of a warpgroup
 # target   = (output, output_strides, logsumexp, flags, sink, queries)
 
 
+@gluon.constexpr_function
+def layout_of(columns):
+    """How a warpgroup holds the sums of a product, 64 rows by ``columns``."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
 @gluon.jit
 def _keep(x):
     """A use of ``x`` that costs nothing: a product that reads it while it is computed has ended by now, so its
@@ -72,7 +78,7 @@ def _producer(query, key, value, buffers, bars, plan, work, form: gl.constexpr, 
 @gluon.jit
 def _weights(s, m, n, begin, end, rows, shift, scoring, form: gl.constexpr, MASKED: gl.constexpr):
     """Of the scores of block ``n``: the running maximum, the factor of what was summed before, and the weights."""
-    j = n * form.BLOCK + gl.arange(0, form.BLOCK, layout=gl.SliceLayout(0, s.type.layout))
+    j = n * form.BLOCK + gl.arange(0, form.BLOCK, layout=gl.SliceLayout(0, layout_of(form.BLOCK)))
     if form.NATURAL:
         s = s * scoring[0]
     s, _slope = after_rules(s, rows, j[None, :], None, shift, scoring, form, 0)
@@ -93,7 +99,8 @@ def _step(
     """One block of keys, while the products of the block before it with its values still run."""
     queries_at, keys_at, values_at = buffers
     _, _, keys_there, keys_read, values_there, values_read, turn = bars
-    SCORES: gl.constexpr = m.type.layout.parent
+    SCORES: gl.constexpr = layout_of(form.BLOCK)
+    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH)
     n, k = step(record, t, edges, form)
     stage = count % STAGES
     before = (count - 1) % STAGES
@@ -115,8 +122,8 @@ def _step(
     acc = warpgroup_mma_wait(0, deps=(acc,))
     _keep(p)
     mbarrier.arrive(values_read.index(before))
-    acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, acc.type.layout))[:, None]
-    p = gl.convert_layout(weights.to(values_at.dtype), p.type.layout)
+    acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT))[:, None]
+    p = gl.convert_layout(weights.to(values_at.dtype), gl.DotOperandLayout(0, OUTPUT, 2))
     return m, total, acc, p
 
 
@@ -130,8 +137,8 @@ def _consumer(
     queries_at, keys_at, values_at = buffers
     queries_there, queries_read, keys_there, keys_read, values_there, values_read, turn_of = bars
     output, output_strides, logsumexp, flags, sink, queries = target
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, form.BLOCK, 16])
-    OUTPUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, form.VALUE_WIDTH, 16])
+    SCORES: gl.constexpr = layout_of(form.BLOCK)
+    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH)
     program = gl.program_id(0)
     count = 0
     for turn in range(turns(program, programs, items)):

@@ -1,0 +1,99 @@
+"""The source of `flash3`'s kernels on a machine of our own (`gluon_machine`), against the definition in float64."""
+
+import numpy as np
+import pytest
+import torch
+from accuracy import check_close, rounded, steps
+from contextlib import nullcontext
+from gluon_machine import installed
+from strategies import Example
+
+import limelight
+from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
+from limelight.attention import prepare
+from limelight.backends.gluon import flash3
+from limelight.backends.triton import machine
+
+if machine.missing():
+    pytest.skip(machine.missing(), allow_module_level=True)
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """The rescue is a Triton kernel, which runs in Triton's interpreter."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with np.errstate(all="ignore"):
+        yield
+
+
+def example_of(Hq=4, Hkv=2, Lq=150, Lk=300, D=64, Dv=64, B=1, **settings):
+    generator = torch.Generator().manual_seed(Lq)
+    q, k, v = (
+        torch.randn(B, h, n, d, generator=generator, dtype=torch.float16).double()
+        for h, n, d in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
+    )
+    return Example(limelight.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
+
+
+def run(example, how="flash3", dtype=torch.float16, processors=3):
+    tensors = [t.to(dtype) for t in (example.query, example.key, example.value)]
+    if how == "flash3":
+        with installed(processors):
+            result = flash3.forward(prepare(*tensors, **example.settings))
+        return result.output, result.logsumexp
+    with rounded(dtype) if how == "plain" else nullcontext():
+        out, seen = limelight.attention(
+            *tensors, backend="reference", observe=Observe(logsumexp=True), **example.settings
+        )
+    return out, seen.logsumexp
+
+
+def check(example, processors=3):
+    ours, plain, truth = run(example, processors=processors), run(example, "plain"), run(example, "truth", torch.float64)
+    check_close(ours[0], plain[0], truth[0], "output", steps(example), 3.0, torch.float16)
+    check_close(ours[1], plain[1], truth[1], "logsumexp", steps(example), 1.0)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        example_of(),
+        example_of(pattern=Causal(), D=128, Dv=128, sink=torch.tensor([0.5, -INF, 2.0, 9.0])),
+        example_of(pattern=Causal(), Lq=300, B=2, layout=Aligned(0)),
+        example_of(pattern=Causal() & (Window(70, 0) | Keys(first=3)), Lq=300, D=96, Dv=72),
+        example_of(pattern=Causal(), layout=Packed((80, 0, 70), (140, 30, 130)), D=256, Dv=192, Hkv=4),
+        example_of(pattern=Window(20, 20), layout=Padded(torch.tensor([150, 0, 7]), torch.tensor([30, 300, 0])), B=3),
+        example_of(scores=(ALiBi(torch.rand(4)), SoftCap(5.0)), pattern=Causal(), scale=-0.2),
+        example_of(pattern=~Causal(), Lq=100, Lk=64, layout=Aligned(0)),
+    ],
+    ids=["full", "sink", "causal", "two intervals", "packed", "padded", "rules", "blind rows"],
+)
+def test_forms(example):
+    check(example)
+
+
+@pytest.mark.parametrize("processors", [1, 2, 5, 100])
+def test_any_number_of_processors_gives_the_same_bits(processors):
+    example = example_of(pattern=Causal(), Lq=270, B=2)
+    assert torch.equal(run(example, processors=processors)[0], run(example, processors=4)[0])
+
+
+def test_strides():
+    example = example_of(pattern=Causal(), D=72, Dv=72)
+    for name in ("query", "key", "value"):
+        setattr(example, name, getattr(example, name).transpose(1, 2).contiguous().transpose(1, 2))
+    check(example)
+
+
+@pytest.mark.parametrize(("poison", "which"), [(NAN, "key"), (NAN, "value"), (INF, "value"), (-INF, "value")])
+def test_what_is_not_seen_changes_nothing(poison, which):
+    example = example_of(pattern=Causal() & Window(60, 0), layout=Aligned(0))
+    before = run(example)[0]
+    getattr(example, which)[0, 1, 130, 5] = poison
+    after, truth = run(example)[0], run(example, "truth", torch.float64)[0]
+    assert torch.equal(after.isfinite(), truth.isfinite())
+    assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].half().nan_to_num(7))
+    seen = truth.isfinite()
+    assert torch.allclose(before[seen].float(), after[seen].float(), rtol=2e-3, atol=2e-3)
