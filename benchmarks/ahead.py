@@ -33,7 +33,7 @@ import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
 from limelight.attention import prepare
 from limelight.backends.contract import Call, operands
-from limelight.backends.gluon import flash3
+from limelight.backends.gluon import flash3, flash3_float8
 from limelight.backends.triton import flash1, flash2, machine
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
@@ -114,6 +114,9 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
         if generation == "hopper":
             for name, call in HOPPER.items():
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
+            for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
+                call = HOPPER[name]
+                found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())
             found["first causal 64, hopper"] = generation, lambda: flash1.forward(plain(64, pattern=Causal())())
         for name, call in BACKWARD.items():
             if generation == "hopper" or name in ("causal 64", "causal 128"):

@@ -7,6 +7,7 @@
 - correctness: fresh random calls (a new seed every run, printed) in float64 against ``reference``, by the rule of the
   tests: at most 1.5 times the error of the plain computation that rounds where kernels round. Memory that the caching
   allocator hands out is filled with NaN first, so a number that nobody wrote shows.
+- float8: the error of `flash3-float8` against float64, beside that of one scale for each tensor.
 - determinism: the same call twice, forward and backward, bit for bit, while other kernels keep the GPU busy.
 - speed: forward and backward in TFLOP/s (``4 pairs D`` forward, 2.5 times that backward), as a fraction of the chip's
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
@@ -53,10 +54,16 @@ from limelight import (
 )
 from limelight.attention import prepare
 from limelight.backends import BACKENDS, reference
+from limelight.backends.gluon import flash3, flash3_float8
+from limelight.backends.gluon import tuning as flash3_tuning
+from limelight.backends.gluon.quantise import Quantised, quantise
 from limelight.backends.triton import machine
 
 HERE = Path(__file__).parent
 GPU_BACKENDS = [b.NAME for b in BACKENDS if b.NAME.startswith("flash")]
+FLOAT8 = (
+    flash3_float8.NAME
+)  # rounds to 8 bits, so it is compared with the best that rounding allows, and runs forward only
 
 
 def main() -> int:
@@ -70,6 +77,7 @@ def main() -> int:
     failures: list[str] = []
     if options.part in ("all", "correctness"):
         result["correctness"] = correctness(device, options.tiny, failures)
+        result["float8"] = float8(device, options.tiny, failures)
     if options.part in ("all", "determinism"):
         result["determinism"] = determinism(device, options.tiny, failures)
     if options.part in ("all", "speed") and device.type == "cuda":
@@ -175,7 +183,8 @@ def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[d
                         continue
                     poison(device)
                     ours = run(backend, tensors, grad, settings)
-                    worst = max(excess(x, y, z, dtype) for x, y, z in zip(ours, plain, truth, strict=True))
+                    compared = [xyz for xyz in zip(ours, plain, truth, strict=True) if xyz[0] is not None]
+                    worst = max(excess(*xyz, dtype) for xyz in compared)
                     rows.append({"call": what, "error over allowed": worst})
                     if not worst <= 1.0:
                         failures.append(f"{what}: {worst:.2f} times the allowed error")
@@ -184,15 +193,50 @@ def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[d
     return rows
 
 
-def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Tensor]:
-    """Output, logsumexp, and gradients of query, key and value."""
+def float8(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
+    """The error of 8-bit products against float64, on normal numbers and where one in a thousand stands out, beside
+    that of one scale for each tensor (computed from its rounded inputs in float64) and of `flash3`.
+    """
+    rows = []
+    for length, D in ((160, 64),) if tiny else ((1000, 64), (4096, 128), (2000, 256)):
+        for name, size in (("normal", 0.0), ("outliers", 10.0)):
+            q, k, v = torch.randn(3, 1, 4, length, D, device=device, dtype=torch.float64).unbind()
+            q, k, v = (x + size * torch.randn_like(x) * (torch.rand_like(x) < 0.001) for x in (q, k, v))
+            for pattern in (None, Causal()):
+                truth = limelight.attention(q, k, v, pattern=pattern, backend="reference")
+                error = lambda out: (out.double() - truth).square().mean().sqrt().item()  # noqa: B023, E731
+                whole = [x.abs().max() / 448 for x in (q, k, v)]
+                rounded = [(x / s).to(torch.float8_e4m3fn).double() * s for x, s in zip((q, k, v), whole, strict=True)]
+                row: dict[str, Any] = {"length": length, "D": D, "inputs": name, "pattern": repr(pattern)}
+                row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
+                half = [x.to(torch.bfloat16) for x in (q, k, v)]
+                for backend in (flash3, flash3_float8):
+                    call = prepare(*half, pattern=pattern)
+                    if reasons := backend.reasons_against(call):
+                        row[backend.NAME] = "not served: " + "; ".join(reasons)
+                    else:
+                        poison(device)
+                        row[backend.NAME] = error(backend.forward(call).output)
+                found = row[FLOAT8]
+                if isinstance(found, float) and not found <= row["per tensor"]:
+                    failures.append(f"{FLOAT8} {row}: a larger error than with one scale for each tensor")
+                rows.append(row)
+                print("  float8:", row, flush=True)
+    return rows
+
+
+def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Any]:
+    """Output, logsumexp (but of `flash1`), and gradients of query, key and value."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
     with rounded(tensors[0].dtype) if backend == "plain" else nullcontext():
-        output, seen = limelight.attention(
-            *leaves, backend="reference" if backend == "plain" else backend, observe=Observe(logsumexp=True), **settings
-        )
+        name = "reference" if backend == "plain" else backend
+        if backend == "flash1":  # plain forms only, so no observation
+            output, logsumexp = limelight.attention(*leaves, backend=name, **settings), None
+        else:
+            output, seen = limelight.attention(*leaves, backend=name, observe=Observe(logsumexp=True), **settings)
+            logsumexp = seen.logsumexp.detach()
         output.backward(grad)
-    return [output.detach(), seen.logsumexp.detach(), *[leaf.grad for leaf in leaves]]
+    return [output.detach(), logsumexp, *[leaf.grad for leaf in leaves]]
 
 
 def rounded(dtype: torch.dtype) -> Any:
@@ -250,7 +294,8 @@ def determinism(device: torch.device, tiny: bool, failures: list[str]) -> dict[s
                         noise @ noise
                 again = run(backend, tensors, grad, settings)
                 compared += 1
-                if not all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in zip(first, again, strict=True)):
+                pairs = [xy for xy in zip(first, again, strict=True) if xy[0] is not None]
+                if not all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in pairs):
                     failures.append(f"{backend} {name}: other bits when repeated")
                     break
     print(f"determinism: {compared} repetitions compared", flush=True)
@@ -295,6 +340,10 @@ def measured(
     rows = []
     for direction in ("forward", "backward"):
         before, times = product_peak(device), {}
+        if direction == "forward":
+            ways |= in_8_bits(q, k, v, settings)
+        else:
+            ways = {name: way for name, way in ways.items() if not name.startswith(FLOAT8)}
         for name, way in ways.items():
             try:
                 times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
@@ -308,11 +357,31 @@ def measured(
             "peak_before": before, "peak_after": after,
         }  # fmt: skip
         rows.append(row)
-        best = row["tflops"].get("flash2", 0.0)
-        others = "  ".join(f"{n} {best / s:.2f}" for n, s in row["tflops"].items() if n != "flash2")
+        # Our best, by name: flash3 where it serves the case. The ratio to flash2 and flash1 is the step between them.
+        name = next((n for n in ("flash3", "flash2") if n in times), "flash2")
+        best = row["tflops"].get(name, 0.0)
+        others = "  ".join(f"{n} {best / s:.2f}" for n, s in row["tflops"].items() if n != name)
         title = f"{direction} {form} {D} {length} {str(dtype)[6:]}"
         print(f"{title:34} {best:8.1f} {best / max(before, after):8.1%}   {others}", flush=True)
     return rows
+
+
+def in_8_bits(q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> dict[str, Callable[[], Tensor]]:
+    """`flash3-float8` as it is called, and its kernel alone, with numbers of 8 bits made before."""
+    call = prepare(q.detach(), k.detach(), v.detach(), **settings)
+    if flash3_float8.reasons_against(call):
+        return {}
+    made: dict[int, Quantised] = {}
+
+    def kernel() -> Tensor:
+        def numbers(keys: int) -> Quantised:
+            if keys not in made:
+                made[keys] = quantise(call.query, call.key, call.value, keys)
+            return made[keys]
+
+        return flash3.compute(call, numbers, flash3_tuning.FLOAT8).output
+
+    return {FLOAT8: lambda: flash3_float8.forward(call).output, f"{FLOAT8} kernel": kernel}
 
 
 def peers(q: Tensor, k: Tensor, v: Tensor, form: str) -> dict[str, Callable[[], Tensor]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
@@ -28,6 +29,8 @@ SOURCES = (
     "gluon/kernels/forward.py",
 )
 PATIENCE = 20.0  # seconds until a barrier that nobody reaches is called a deadlock
+COPYING = 0.0  # seconds that a copy takes
+HESITATION = 0.0  # seconds that others have after an arrival
 
 
 class Pointer:
@@ -84,6 +87,8 @@ class Barrier:
             if not self.missing and not self.bytes:
                 self.ended, self.missing = self.ended + 1, self.count
                 self.program.news.notify_all()
+        if HESITATION and arrivals:
+            time.sleep(HESITATION)
 
     def wait(self, phase):
         def passed():
@@ -123,7 +128,9 @@ class Descriptor:
 
     def __init__(self, tensor, rows, width):
         assert tensor.data_ptr() % 16 == 0
-        assert all(s * tensor.itemsize % 16 == 0 for n, s in zip(tensor.shape, tensor.stride()[:-1], strict=False) if n > 1)
+        assert all(
+            s * tensor.itemsize % 16 == 0 for n, s in zip(tensor.shape, tensor.stride()[:-1], strict=False) if n > 1
+        )
         self.tensor, self.rows, self.width = tensor, rows, width
         self.dtype, self.layout = tensor.dtype, None
         self.nbytes_per_cta = rows * width * tensor.itemsize
@@ -132,7 +139,9 @@ class Descriptor:
 def copy_to_shared(descriptor, coordinates, barrier, buffer):
     b, h, first, column = (int(x) for x in coordinates)
     rows = descriptor.tensor[b, h, max(first, 0) : first + descriptor.rows, column : column + descriptor.width]
-    buffer.data.zero_()
+    if COPYING:
+        time.sleep(COPYING)
+    buffer.data.view(torch.uint8).zero_()
     buffer.data[0, 0, : rows.shape[0], : rows.shape[1]] = rows
     barrier.change(0, -descriptor.nbytes_per_cta)
 
@@ -204,8 +213,8 @@ def tensors(*values):
 
 
 def where(condition, a, b):
-    a, b = (x if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=torch.int32 if isinstance(x, int) else torch.float32)
-            for x in (a, b))  # fmt: skip
+    kind = lambda x: torch.int32 if isinstance(x, int) else torch.float32  # noqa: E731
+    a, b = (x if isinstance(x, torch.Tensor) else torch.tensor(x, dtype=kind(x)) for x in (a, b))
     return torch.where(torch.as_tensor(condition), a, b)
 
 
@@ -218,14 +227,14 @@ def decorator(function=None, **_):
 
 
 def shared(dtype, shape, layout):
-    return Buffer(torch.full(shape, torch.nan, dtype=dtype))
+    return Buffer(torch.full(shape, torch.nan).to(dtype))
 
 
 language = SimpleNamespace(
     constexpr=lambda x: x, static_range=range, load=load, store=store, where=where,
     arange=lambda first, last, layout=None: torch.arange(first, last, dtype=torch.int32),
     full=lambda shape, value, dtype, layout=None: torch.full(shape, value, dtype=dtype),
-    convert_layout=lambda x, layout: x, cdiv=lambda a, b: (a + b - 1) // b,
+    convert_layout=lambda x, layout, assert_trivial=False: x, cdiv=lambda a, b: (a + b - 1) // b,
     maximum=lambda a, b: torch.fmax(*tensors(a, b)), minimum=lambda a, b: torch.fmin(*tensors(a, b)),
     max=most, min=lambda x, axis: x.amin(axis), sum=lambda x, axis: x.sum(axis), abs=torch.abs,
     exp2=torch.exp2, log2=torch.log2, floor=torch.floor,
@@ -280,24 +289,26 @@ def _pointers(value):
     return tuple(_pointers(v) for v in value) if isinstance(value, tuple) else value
 
 
-def kernels():
-    """The kernels of `SOURCES` by name: their files without the imports, in one namespace."""
+def kernels(before="", after=""):
+    """The kernels of `SOURCES` by name: their files without the imports, in one namespace, with one change."""
     names = dict(NAMES)
+    text = {source: (HERE / source).read_text() for source in SOURCES}
+    assert any(before in words for words in text.values())
     for source in SOURCES:
-        tree = ast.parse((HERE / source).read_text())
+        tree = ast.parse(text[source].replace(before, after) if before else text[source])
         tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(tree, str(HERE / source), "exec"), names)
     return names
 
 
 @contextmanager
-def installed(processors=3):
-    """Inside, `flash3` runs here, on a machine of so many multiprocessors."""
+def installed(processors=3, change=("", "")):
+    """Inside, `flash3` runs here, on a machine of so many multiprocessors, with a change of its source."""
     from limelight.backends.gluon import descriptors
     from limelight.backends.gluon import kernels as package
     from limelight.backends.triton import machine
 
-    names = kernels()
+    names = kernels(*change)
     schedule = SimpleNamespace(plan=Kernel(names["plan"]))
     forward = SimpleNamespace(forward=Kernel(names["forward"]))
     with ExitStack() as stack:

@@ -57,7 +57,7 @@ def test_forward_passes_do_not_spill_and_use_the_matrix_units():
             continue
         assert kernel["spilled"] == 0, case
         few = "512" in case or "decode" in case  # rows: Hopper's own instruction wants 64 of them
-        wanted = "HMMA" if few else PRODUCTS[generation]
+        wanted = "HMMA" if few else "QGMMA" if "float8" in case else PRODUCTS[generation]
         if "float32" not in case:
             assert kernel["instructions"][wanted] > 0, case
         if case.startswith("third"):

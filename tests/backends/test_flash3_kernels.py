@@ -1,17 +1,19 @@
 """The source of `flash3`'s kernels on a machine of our own (`gluon_machine`), against the definition in float64."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from accuracy import check_close, rounded, steps
-from contextlib import nullcontext
 from gluon_machine import installed
 from strategies import Example
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.attention import prepare
-from limelight.backends.gluon import flash3
+from limelight.backends.gluon import flash3, flash3_float8, tuning
+from limelight.backends.gluon.quantise import in_blocks, quantise
 from limelight.backends.triton import machine
 
 if machine.missing():
@@ -37,11 +39,12 @@ def example_of(Hq=4, Hkv=2, Lq=150, Lk=300, D=64, Dv=64, B=1, **settings):
     return Example(limelight.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
 
 
-def run(example, how="flash3", dtype=torch.float16, processors=3):
+def run(example, how="flash3", dtype=torch.float16, processors=3, change=("", "")):
     tensors = [t.to(dtype) for t in (example.query, example.key, example.value)]
-    if how == "flash3":
-        with installed(processors):
-            result = flash3.forward(prepare(*tensors, **example.settings))
+    if how.startswith("flash3"):
+        with installed(processors, change):
+            backend = flash3 if how == "flash3" else flash3_float8
+            result = backend.forward(prepare(*tensors, **example.settings))
         return result.output, result.logsumexp
     with rounded(dtype) if how == "plain" else nullcontext():
         out, seen = limelight.attention(
@@ -51,7 +54,11 @@ def run(example, how="flash3", dtype=torch.float16, processors=3):
 
 
 def check(example, processors=3):
-    ours, plain, truth = run(example, processors=processors), run(example, "plain"), run(example, "truth", torch.float64)
+    ours, plain, truth = (
+        run(example, processors=processors),
+        run(example, "plain"),
+        run(example, "truth", torch.float64),
+    )
     check_close(ours[0], plain[0], truth[0], "output", steps(example), 3.0, torch.float16)
     check_close(ours[1], plain[1], truth[1], "logsumexp", steps(example), 1.0)
 
@@ -97,3 +104,60 @@ def test_what_is_not_seen_changes_nothing(poison, which):
     assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].half().nan_to_num(7))
     seen = truth.isfinite()
     assert torch.allclose(before[seen].float(), after[seen].float(), rtol=2e-3, atol=2e-3)
+
+
+# Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.
+VALUES_READ = (
+    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    _keep(p, FLOAT8)\n",
+    "    mbarrier.arrive(values_read.index(before))\n",
+)
+MISTAKES = {
+    "values are given back before they are read": (VALUES_READ[0] + VALUES_READ[1], VALUES_READ[1] + VALUES_READ[0]),
+    "scores are used while their product runs": ("warpgroup_mma_wait(1, deps", "warpgroup_mma_wait(2, deps"),
+    "values are not waited for": ("mbarrier.wait(values_there.index(before), ((count - 1) // STAGES) & 1)", "pass"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_machine_notices(mistake, monkeypatch):
+    right = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1)[0]
+    monkeypatch.setattr("gluon_machine.PATIENCE", 5.0)
+    monkeypatch.setattr("gluon_machine.COPYING" if "not waited" in mistake else "gluon_machine.HESITATION", 0.05)
+    try:
+        wrong = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1, change=MISTAKES[mistake])[0]
+    except AssertionError:
+        return
+    assert not torch.equal(wrong, right)
+
+
+# --- 8 bits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        example_of(D=128, Dv=128),
+        example_of(pattern=Causal(), Lq=300, B=2, sink=torch.randn(4), layout=Aligned(0)),
+        example_of(pattern=Causal() & (Window(70, 0) | Keys(first=3)), Lq=300, D=96, Dv=72),
+        example_of(pattern=Causal(), layout=Packed((80, 0, 70), (140, 30, 130)), D=256, Dv=192, Hkv=4),
+        example_of(scores=(ALiBi(torch.rand(4)), SoftCap(5.0)), pattern=Causal(), scale=-0.2),
+    ],
+    ids=["full", "sink", "two intervals", "packed", "rules"],
+)
+def test_float8_equals_the_definition_on_what_its_numbers_stand_for(example):
+    """A weight of 8 bits is off by at most 1/16 of itself, or 2^-10 of the smallest step; nothing else is rounded."""
+    ours = run(example, "flash3-float8")
+    q, k, v = (t.half() for t in (example.query, example.key, example.value))
+    keys = tuning.FLOAT8[max(64, 1 << (max(q.shape[-1], v.shape[-1]) - 1).bit_length())].keys
+    small = quantise(q, k, v, keys)
+    stands = lambda x, scales, rows: x.double() * scales.repeat_interleave(rows, 2)[:, :, : x.shape[2], None]  # noqa: E731
+    q, k = stands(small.query, small.query_scales, 64), stands(small.key, small.key_scales, keys)  # rotated
+    v8, v_scales = in_blocks(v.float(), keys)
+    meant = Example(example.sizes, q, k, stands(v8, v_scales, keys), dict(example.settings))
+    meant.settings["scale"] = example.settings["scale"] or example.sizes.D**-0.5
+    truth, lse = run(meant, "truth", torch.float64)
+    meant.value = meant.value.abs()
+    terms = run(meant, "truth", torch.float64)[0]
+    allowed = terms / 16 + 2.0**-9 * meant.value.amax() + 2.0**-11 * truth.abs()
+    assert bool(((ours[0].double() - truth).abs() <= allowed).all())
+    assert torch.allclose(ours[1].double(), lse, rtol=1e-5, atol=1e-5)

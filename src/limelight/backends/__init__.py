@@ -5,11 +5,13 @@ from __future__ import annotations
 from ..shapes import wrong
 from . import native, reference
 from .contract import Backend, BackendError, Call
-from .gluon import flash3
+from .gluon import flash3, flash3_float8
 from .triton import flash1, flash2
 
 # In the order in which they are tried; the last one serves everything.
 BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
+# These change the numbers, so they run only when they are named.
+ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
 
 
 def choose(call: Call, name: str | None) -> Backend:
@@ -21,11 +23,11 @@ def choose(call: Call, name: str | None) -> Backend:
     """
     if name is None or name == "auto":
         return next(backend for backend in BACKENDS if not backend.reasons_against(call))
-    for backend in BACKENDS:
+    for backend in BACKENDS + ONLY_NAMED:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)
             if reasons:
                 raise BackendError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
             return backend
-    known = ", ".join(repr(backend.NAME) for backend in BACKENDS)
+    known = ", ".join(repr(backend.NAME) for backend in BACKENDS + ONLY_NAMED)
     raise wrong("backend", f"must be None, 'auto' or one of {known}", f"it is {name!r}", "None chooses the fastest.")

@@ -7,6 +7,9 @@ agree with an undisturbed call to rounding, not to the bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,7 @@ from ..triton import machine, observing, operands
 from ..triton import tuning as triton_tuning
 from ..triton.gradients import backward, reasons_against_backward
 from . import tuning
+from .quantise import Quantised
 
 NAME = "flash3"
 ABOUT = "the FlashAttention 3 algorithm in Gluon, for Hopper GPUs"
@@ -89,6 +93,11 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Compute the call."""
+    return compute(call, None, tuning.FORWARD)
+
+
+def compute(call: Call, quantise: Callable[[int], Quantised] | None, tiles: dict[int, tuning.Stages]) -> Result:
+    """Compute the call with tiles by width; with numbers of 8 bits, in blocks of so many keys, where they are made."""
     query, key, value = (copyable(x) for x in (call.query, call.key, call.value))
     B, Hq, _, Lq, Lk, D, Dv = call.shapes
     output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
@@ -99,12 +108,16 @@ def forward(call: Call) -> Result:
         output.zero_()
         logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
     if not blind and B * Hq:
-        launch(call, query, key, value, output, logsumexp)
+        stages = tiles[max(tuning.NARROWEST, triton_tuning.width(max(D, Dv)))]
+        launch(call, query, key, value, output, logsumexp, stages, quantise(stages.keys) if quantise else None)
     seen = None if call.observe is None else observing.observe(call, logsumexp, blind)
     return Result(output, logsumexp, seen)
 
 
-def launch(call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor) -> None:
+def launch(
+    call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor, stages: tuning.Stages,
+    small: Quantised | None,
+) -> None:  # fmt: skip
     """Fill ``output`` and ``logsumexp`` where queries belong to a segment."""
     from ..triton.kernels import forward as triton_kernels
     from .descriptors import describe
@@ -113,8 +126,6 @@ def launch(call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor
 
     B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
     device, itemsize = query.device, query.dtype.itemsize
-    widest = max(tuning.NARROWEST, triton_tuning.width(max(D, Dv)))
-    stages = tuning.forward_stages(widest)
     sight = operands.sight(call.lowered, tuning.ROWS, device)
     if not sight.tiles * sight.rows:
         return
@@ -132,13 +143,21 @@ def launch(call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor
     section = tuning.section(columns, Lk * (D + Dv) * itemsize, Hq // Hkv)
     sink = None if call.sink is None else call.sink.detach().contiguous()
     scoring = operands.scoring(call, rules)
+    if small is None:
+        scales: tuple[Any, ...] | None = None
+        numbers, value_block = (query, key, value), (form.BLOCK, form.VALUE_WIDTH)
+    else:
+        scales = (*small[3:], small.query_scales.shape[2], small.key_scales.shape[2])
+        numbers, value_block = small[:3], (form.VALUE_WIDTH, form.BLOCK)
+    blocks = ((tuning.ROWS // 2, form.WIDTH), (form.BLOCK, form.WIDTH), value_block)
+    copied = [describe(tensor, *block) for tensor, block in zip(numbers, blocks, strict=True)]
     kernels.forward[(min(items, machine.processors(device)),)](
-        describe(query, tuning.ROWS // 2, form.WIDTH), describe(key, form.BLOCK, form.WIDTH),
-        describe(value, form.BLOCK, form.VALUE_WIDTH), output, logsumexp, flags, sink, output.stride()[:3],
+        *copied, scales, output, logsumexp, flags, sink, output.stride()[:3],
         items, sight.tiles, columns, section, Hq, Hq // Hkv, Lq, records, *sees, *scoring,
-        form=form, STAGES=stages.stages, REGISTERS=stages.computing, num_warps=4, maxnreg=stages.entry,
+        form=form, FLOAT8=small is not None, STAGES=stages.stages, REGISTERS=stages.computing,
+        num_warps=4, maxnreg=stages.entry,
     )  # fmt: skip
-    rescue = triton_tuning.forward_tile("hopper", itemsize, widest, tuning.ROWS)
+    rescue = triton_tuning.forward_tile("hopper", itemsize, max(form.WIDTH, form.VALUE_WIDTH), tuning.ROWS)
     triton_kernels.forward[sight.tiles, Hq, sight.rows](
         query, key, value, output, logsumexp, flags, sink,
         query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,

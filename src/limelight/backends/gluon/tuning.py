@@ -22,12 +22,8 @@ class Stages(NamedTuple):
     computing: int = 240
 
 
-_FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}
-
-
-def forward_stages(widest: int) -> Stages:
-    """For the larger of the two head widths, as a power of two."""
-    return _FORWARD[widest]
+FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}  # by the larger width, as a power of two
+FLOAT8 = {64: Stages(128, 3), 128: Stages(128, 3), 256: Stages(64, 2)}
 
 
 def section(columns: int, bytes_of_one: int, group: int) -> int:

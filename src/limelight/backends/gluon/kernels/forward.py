@@ -24,16 +24,39 @@ ROWS = gl.constexpr(64)  # queries of a warpgroup
 
 
 @gluon.constexpr_function
-def layout_of(columns):
+def layout_of(columns, FLOAT8):
     """How a warpgroup holds the sums of a product, 64 rows by ``columns``."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 32 if FLOAT8 else 16])
 
 
 @gluon.jit
-def _keep(x):
+def _keep(x, FLOAT8: gl.constexpr):
     """A use of ``x`` that costs nothing: a product that reads it while it is computed has ended by now, so its
     registers were not given away before."""
-    return gl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return gl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=4 if FLOAT8 else 2)
+
+
+@gluon.jit
+def factors(weights, share, dtype: gl.constexpr, form: gl.constexpr, FLOAT8: gl.constexpr):
+    """Weights as a product takes them from registers. Those of 8 bits stay where they are and mean other places: see
+    `limelight.backends.gluon.quantise.order`."""
+    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH, FLOAT8)
+    if FLOAT8:
+        small = (weights * share).to(dtype).reshape([ROWS, form.BLOCK // 32, 2, 2, 4, 2])
+        small = small.permute((0, 1, 2, 4, 3, 5)).reshape([ROWS, form.BLOCK])
+        return gl.convert_layout(small, gl.DotOperandLayout(0, OUTPUT, 4), assert_trivial=True)
+    else:  # noqa: RET505  what follows a return is compiled too
+        return gl.convert_layout(weights.to(dtype), gl.DotOperandLayout(0, OUTPUT, 2))
+
+
+@gluon.jit
+def scales_of(scales, n, FLOAT8: gl.constexpr):
+    """What the scores of each row with block ``n`` stand for, and the share of the block in the scale of the values."""
+    if FLOAT8:
+        of_rows, of_keys, shares, _ = scales
+        return of_rows * gl.load(of_keys + n), gl.load(shares + n)
+    else:  # noqa: RET505
+        return 1.0, 1.0
 
 
 @gluon.jit
@@ -44,7 +67,18 @@ def matrix(buffers, stage):
 
 
 @gluon.jit
-def _producer(query, key, value, buffers, bars, plan, work, form: gl.constexpr, STAGES: gl.constexpr):
+def as_values(buffers, stage, FLOAT8: gl.constexpr):
+    """A block of values, keys by width; those of 8 bits lie with their keys along the rows."""
+    if FLOAT8:
+        return matrix(buffers, stage).permute((1, 0))
+    else:  # noqa: RET505
+        return matrix(buffers, stage)
+
+
+@gluon.jit
+def _producer(
+    query, key, value, buffers, bars, plan, work, form: gl.constexpr, FLOAT8: gl.constexpr, STAGES: gl.constexpr
+):
     """Copies queries, and blocks of keys and values, into shared memory as soon as there is room."""
     items, programs, tiles, columns, section, heads, group = work
     queries_at, keys_at, values_at = buffers
@@ -71,36 +105,48 @@ def _producer(query, key, value, buffers, bars, plan, work, form: gl.constexpr, 
             copy_to_shared(key, [b, h // group, n * form.BLOCK, 0], keys_there.index(stage), keys_at.index(stage))
             mbarrier.wait(values_read.index(stage), free)
             mbarrier.expect(values_there.index(stage), value.nbytes_per_cta)
-            copy_to_shared(value, [b, h // group, n * form.BLOCK, 0], values_there.index(stage), values_at.index(stage))
+            of_keys = n * form.BLOCK
+            copy_to_shared(
+                value, [b, h // group, 0 if FLOAT8 else of_keys, of_keys if FLOAT8 else 0], values_there.index(stage),
+                values_at.index(stage),
+            )  # fmt: skip
             count += 1
 
 
 @gluon.jit
-def _weights(s, m, n, begin, end, rows, shift, scoring, form: gl.constexpr, MASKED: gl.constexpr):
-    """Of the scores of block ``n``: the running maximum, the factor of what was summed before, and the weights."""
-    j = n * form.BLOCK + gl.arange(0, form.BLOCK, layout=gl.SliceLayout(0, layout_of(form.BLOCK)))
+def _weights(
+    s, unit, m, n, begin, end, rows, shift, scoring, form: gl.constexpr, FLOAT8: gl.constexpr, MASKED: gl.constexpr
+):
+    """Of the scores of block ``n``, in a ``unit`` of each row: the running maximum, the factor of what was summed
+    before, and the weights."""
+    j = n * form.BLOCK + gl.arange(0, form.BLOCK, layout=gl.SliceLayout(0, layout_of(form.BLOCK, FLOAT8)))
+    factor = scoring[1]
     if form.NATURAL:
-        s = s * scoring[0]
+        s = s * (unit * scoring[0])[:, None] if FLOAT8 else s * scoring[0]
+    elif FLOAT8:
+        factor = unit * factor
     s, _slope = after_rules(s, rows, j[None, :], None, shift, scoring, form, 0)
     if MASKED:
         s = gl.where((j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None]), s, -float("inf"))
-    factor = scoring[1]
     most = gl.maximum(m, gl.max(s, 1) * factor)
     base = gl.where(most == -float("inf"), 0.0, most)
-    p = gl.exp2(gl.fma(s, factor, -base[:, None]))
+    if FLOAT8 and not form.NATURAL:
+        p = gl.exp2(gl.fma(s, factor[:, None], -base[:, None]))
+    else:
+        p = gl.exp2(gl.fma(s, factor, -base[:, None]))
     return most, gl.exp2(m - base), p
 
 
 @gluon.jit
 def _step(
-    m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, buffers, bars,
-    form: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr, MASKED: gl.constexpr,
+    m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, scales, buffers, bars,
+    form: gl.constexpr, FLOAT8: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """One block of keys, while the products of the block before it with its values still run."""
     queries_at, keys_at, values_at = buffers
     _, _, keys_there, keys_read, values_there, values_read, turn = bars
-    SCORES: gl.constexpr = layout_of(form.BLOCK)
-    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH)
+    SCORES: gl.constexpr = layout_of(form.BLOCK, FLOAT8)
+    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH, FLOAT8)
     n, k = step(record, t, edges, form)
     stage = count % STAGES
     before = (count - 1) % STAGES
@@ -110,26 +156,28 @@ def _step(
         matrix(queries_at, WHICH), matrix(keys_at, stage).permute((1, 0)), nothing, use_acc=False, is_async=True
     )
     mbarrier.wait(values_there.index(before), ((count - 1) // STAGES) & 1)
-    acc = warpgroup_mma(p, matrix(values_at, before), acc, is_async=True)
+    acc = warpgroup_mma(p, as_values(values_at, before, FLOAT8), acc, is_async=True)
     mbarrier.arrive(turn.index(1 - WHICH))
     s = warpgroup_mma_wait(1, deps=(s,))
     mbarrier.arrive(keys_read.index(stage))
     begin, end = chosen(k, seen_by, form)
-    m, rescale, weights = _weights(s, m, n, begin, end, rows, shift, scoring, form, MASKED)
+    unit, share = scales_of(scales, n, FLOAT8)
+    m, rescale, weights = _weights(s, unit, m, n, begin, end, rows, shift, scoring, form, FLOAT8, MASKED)
     total = total * rescale + gl.sum(weights, 1)
     after = count + 1
     mbarrier.wait(keys_there.index(after % STAGES), (after // STAGES) & 1, pred=t + 1 < steps)
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    _keep(p)
+    _keep(p, FLOAT8)
     mbarrier.arrive(values_read.index(before))
     acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT))[:, None]
-    p = gl.convert_layout(weights.to(values_at.dtype), gl.DotOperandLayout(0, OUTPUT, 2))
+    p = factors(weights, share, values_at.dtype, form, FLOAT8)
     return m, total, acc, p
 
 
 @gluon.jit
 def _consumer(
-    buffers, bars, sight, scoring, target, work, form: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr
+    buffers, bars, sight, scoring, scales, target, work,
+    form: gl.constexpr, FLOAT8: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """Output and logsumexp of 64 queries of each item."""
     items, programs, tiles, columns, section, heads, group = work
@@ -137,8 +185,8 @@ def _consumer(
     queries_at, keys_at, values_at = buffers
     queries_there, queries_read, keys_there, keys_read, values_there, values_read, turn_of = bars
     output, output_strides, logsumexp, flags, sink, queries = target
-    SCORES: gl.constexpr = layout_of(form.BLOCK)
-    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH)
+    SCORES: gl.constexpr = layout_of(form.BLOCK, FLOAT8)
+    OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH, FLOAT8)
     program = gl.program_id(0)
     count = 0
     for turn in range(turns(program, programs, items)):
@@ -161,6 +209,13 @@ def _consumer(
         )
         rows = (b, h // group, h, i[:, None], None, exists[:, None])
         shift = key_offset - query_offset
+        if FLOAT8:
+            of_queries, of_keys, shares, of_values, query_blocks, key_blocks = scales
+            of_rows = gl.load(of_queries + (b * heads + h) * query_blocks + i // ROWS, mask=exists, other=1.0)
+            pair = b * (heads // group) + h // group
+            scales_here = (of_rows, of_keys + pair * key_blocks, shares + pair * key_blocks, of_values + pair)
+        else:
+            scales_here = None
         m = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, SCORES))
         acc = gl.full([ROWS, form.VALUE_WIDTH], 0.0, gl.float32, OUTPUT)
         nothing = gl.full([ROWS, form.BLOCK], 0.0, gl.float32, SCORES)
@@ -178,30 +233,31 @@ def _consumer(
         s = warpgroup_mma_wait(0, deps=(s,))
         mbarrier.arrive(keys_read.index(stage))
         begin, end = chosen(k, seen_by, form)
-        m, _rescale, weights = _weights(s, m, n, begin, end, rows, shift, scoring, form, True)
+        unit, share = scales_of(scales_here, n, FLOAT8)
+        m, _rescale, weights = _weights(s, unit, m, n, begin, end, rows, shift, scoring, form, FLOAT8, True)
         total = gl.sum(weights, 1)
         after = count + 1
         mbarrier.wait(keys_there.index(after % STAGES), (after // STAGES) & 1, pred=steps > 1)
-        p = gl.convert_layout(weights.to(values_at.dtype), gl.DotOperandLayout(0, OUTPUT, 2))
+        p = factors(weights, share, values_at.dtype, form, FLOAT8)
         count += 1
         for t in range(1, edges):
             m, total, acc, p = _step(
-                m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, buffers, bars,
-                form, STAGES, WHICH, True,
+                m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, scales_here,
+                buffers, bars, form, FLOAT8, STAGES, WHICH, True,
             )  # fmt: skip
             count += 1
         for t in range(gl.maximum(edges, 1), steps):
             m, total, acc, p = _step(
-                m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, buffers, bars,
-                form, STAGES, WHICH, False,
+                m, total, acc, p, count, t, steps, record, edges, seen_by, rows, shift, scoring, scales_here,
+                buffers, bars, form, FLOAT8, STAGES, WHICH, False,
             )  # fmt: skip
             count += 1
         mbarrier.arrive(queries_read)
         before = (count - 1) % STAGES
         mbarrier.wait(values_there.index(before), ((count - 1) // STAGES) & 1)
-        acc = warpgroup_mma(p, matrix(values_at, before), acc, is_async=True)
+        acc = warpgroup_mma(p, as_values(values_at, before, FLOAT8), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        _keep(p)
+        _keep(p, FLOAT8)
         mbarrier.arrive(values_read.index(before))
 
         # Read once more, so that they take no registers in between.
@@ -224,6 +280,8 @@ def _consumer(
             rescale = gl.exp2(m - most)
             lse = gl.where(nobody, logit, most / LOG2_E + gl.log2(with_sink) / LOG2_E)
             share = gl.where(nobody, 1.0, with_sink)
+        if FLOAT8:
+            rescale = rescale * gl.load(scales_here[3])
         across: gl.constexpr = gl.SliceLayout(1, OUTPUT)
         # A row that sees nothing has multiplied values by zeros; what came of it is not looked at.
         out = gl.where(
@@ -248,10 +306,10 @@ def _consumer(
 
 @gluon.jit(do_not_specialize=["items", "tiles", "columns", "section", "queries"])
 def forward(
-    query, key, value, output, logsumexp, flags, sink, output_strides,
+    query, key, value, scales, output, logsumexp, flags, sink, output_strides,
     items, tiles, columns, section, heads, group, queries,
     plan, spans, begins, ends, interval_strides, scale, factor, compare, operands, numbers,
-    form: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
+    form: gl.constexpr, FLOAT8: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Output and logsumexp of all items (grid: as many programs as there are multiprocessors, or fewer).
 
@@ -259,7 +317,10 @@ def forward(
     """
     queries_at = gl.allocate_shared_memory(query.dtype, [2, 1, 1, ROWS, form.WIDTH], query.layout)
     keys_at = gl.allocate_shared_memory(key.dtype, [STAGES, 1, 1, form.BLOCK, form.WIDTH], key.layout)
-    values_at = gl.allocate_shared_memory(value.dtype, [STAGES, 1, 1, form.BLOCK, form.VALUE_WIDTH], value.layout)
+    if FLOAT8:
+        values_at = gl.allocate_shared_memory(value.dtype, [STAGES, 1, 1, form.VALUE_WIDTH, form.BLOCK], value.layout)
+    else:
+        values_at = gl.allocate_shared_memory(value.dtype, [STAGES, 1, 1, form.BLOCK, form.VALUE_WIDTH], value.layout)
     queries_there = mbarrier.allocate_mbarrier()
     queries_read = mbarrier.allocate_mbarrier()
     keys_there = mbarrier.allocate_mbarrier(batch=STAGES)
@@ -285,9 +346,9 @@ def forward(
     target = (output, output_strides, logsumexp, flags, sink, queries)
     gl.warp_specialize(
         [
-            (_consumer, (buffers, bars, sight, scoring, target, work, form, STAGES, 0)),
-            (_consumer, (buffers, bars, sight, scoring, target, work, form, STAGES, 1)),
-            (_producer, (query, key, value, buffers, bars, plan, work, form, STAGES)),
+            (_consumer, (buffers, bars, sight, scoring, scales, target, work, form, FLOAT8, STAGES, 0)),
+            (_consumer, (buffers, bars, sight, scoring, scales, target, work, form, FLOAT8, STAGES, 1)),
+            (_producer, (query, key, value, buffers, bars, plan, work, form, FLOAT8, STAGES)),
         ],
         [4, 1],
         [REGISTERS, 24],

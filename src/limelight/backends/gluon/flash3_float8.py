@@ -1,0 +1,38 @@
+"""`flash3` in 8 bits: queries, keys, values and weights are rounded to float8 (e4m3) before they are multiplied.
+
+A choice of precision that is the user's: it runs only when it is named (``backend="flash3-float8"``), on float16 or
+bfloat16 tensors, and returns theirs. How the rounding is kept small: `limelight.backends.gluon.quantise`.
+"""
+
+from __future__ import annotations
+
+from ..contract import Call, Result
+from . import flash3, tuning
+from .quantise import quantise
+
+NAME = "flash3-float8"
+ABOUT = "flash3 with float8 products, scales by blocks and rotated queries and keys; runs only when it is named"
+
+
+def status() -> str:
+    """Whether the backend is there on this machine."""
+    return f"{ABOUT}; {flash3.status().split('; ', 1)[1]}"
+
+
+def reasons_against(call: Call) -> list[str]:
+    """Why the backend cannot serve the call."""
+    reasons = flash3.reasons_against(call)
+    if call.traced:
+        reasons.append(f"it has no derivatives, and {call.traced}")
+    return reasons
+
+
+def memory(call: Call) -> int:
+    """Bytes taken beside inputs and outputs: those of `flash3`, and queries, keys and values in float32 and float8."""
+    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    return flash3.memory(call) + 5 * B * (Hq * Lq * D + Hkv * Lk * (D + Dv))
+
+
+def forward(call: Call) -> Result:
+    """Compute the call."""
+    return flash3.compute(call, lambda keys: quantise(call.query, call.key, call.value, keys), tuning.FLOAT8)
