@@ -57,6 +57,7 @@ def main() -> None:
     for name, row in rows.items():
         print(f"{name:20}{row['last_tenth']:>18.5f}{row['bits_per_character']:>20.5f}{row['seconds']:>10.1f}")
     about = {"torch": torch.__version__, "transformers": transformers.__version__, "settings": settings.as_json()}
+    about["settings"]["data"] |= {"train": settings.data.train.name, "evaluation": settings.data.evaluation.name}
     path = Path(__file__).parent / "results" / "learning.json"
     path.write_text(json.dumps({**about, "runs": rows}, indent=1) + "\n", "utf-8")
 
