@@ -19,7 +19,7 @@ def train(
     """Train a language model on a text, or a translator on pairs, and leave a model that `limelight` loads.
 
     Killed at any moment and started again with --resume, a run gives the losses that it would have given. Ctrl-C saves
-    first. Several processes or devices: accelerate launch -m limelight train CONFIG.
+    first. Several processes: torchrun --nproc_per_node 2 -m limelight train CONFIG.
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
@@ -27,6 +27,8 @@ def train(
     from ..training import read_settings
 
     try:
+        from accelerate import PartialState
+
         from ..training.loop import train as run
     except ModuleNotFoundError as error:
         way_out = 'pip install -c constraints.txt ".[train]"'
@@ -38,6 +40,8 @@ def train(
     folder = output or Path("runs") / config.stem
     settings = read_settings(config, change or ())
     done = run(settings, folder, resume=resume, say=typer.echo)
+    if not PartialState().is_main_process:
+        raise typer.Exit(130 if done.stopped == "interrupted" else 0)
     if done.evaluation is not None:
         bits = "" if done.bits_per_character is None else f", {done.bits_per_character:.4f} bits per character"
         typer.echo(f"Best after step {done.best_step}: {done.evaluation:.4f} nats per token{bits}.")
