@@ -43,7 +43,7 @@ def main() -> None:
     found = []
     for dtype in given.dtypes.split(","):
         ours, theirs = models(getattr(torch, dtype))
-        for what, length, rounds in (("decode", given.decode, given.rounds), ("prefill", given.prefill, 3)):
+        for what, length, rounds in (("decode", given.decode, given.rounds), ("prefill", given.prefill, 2)):
             if not length:
                 continue
             measured = decode if what == "decode" else prefill
