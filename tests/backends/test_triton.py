@@ -180,3 +180,10 @@ def test_the_first_algorithm_is_plain():
     q = torch.zeros(1, 1, 4, 8)
     reasons = flash1.reasons_against(prepare(q, q, q, scores=(SoftCap(1.0),), dropout=0.5))
     assert reasons == [f"it has plain forms only, and the call has {what}" for what in ("score rules", "dropout")]
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1, 2**32, 2**62])
+def test_every_seed_drops_what_the_definition_drops(seed):
+    q, k, v = torch.randn(3, 1, 1, 20, 8, generator=torch.Generator().manual_seed(3))
+    ours, truth = (limelight.attention(q, k, v, dropout=0.5, seed=seed, backend=b) for b in ("flash2", "reference"))
+    torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-4)

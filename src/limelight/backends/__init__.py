@@ -8,8 +8,9 @@ from .contract import Backend, BackendError, Call
 from .gluon import flash3, flash3_float8
 from .triton import flash1, flash2
 
-# In the order in which they are tried; the last one serves everything.
-BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
+# In the order in which they are tried; the last one serves everything. `flash3` comes before `flash2` once it has run
+# on a GPU; until then it is there for those who name it.
+BACKENDS: tuple[Backend, ...] = (native, flash2, flash3, flash1, reference)
 # These change the numbers, so they run only when they are named.
 ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
 

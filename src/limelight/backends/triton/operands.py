@@ -16,6 +16,7 @@ from ...lowering import Lowered
 from ...scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
 from ..contract import Call
 from .form import Form
+from .machine import interpreted
 from .tuning import Tile, width
 
 BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = range(4)
@@ -288,5 +289,7 @@ def chance(call: Call) -> tuple[Any, ...]:
     seed: Any = 0
     if call.dropout:
         seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
+        if interpreted():  # which would give a number from 2^31 to 2^32 only 32 bits
+            seed = torch.as_tensor(seed, dtype=torch.int64).reshape(1)
     documents = call.layout.documents if call.layout else 1
     return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents
