@@ -393,7 +393,6 @@ struct Chunk {
 struct DecodeJob {
     const Problem& problem;
     const Tiles& tiles;
-    Number* stats;
     int status;
     Group* groups = nullptr;
     int64_t group_count = 0, tasks = 0;
@@ -401,7 +400,7 @@ struct DecodeJob {
     size_t part_bytes = 0;
     Group few[16];
 
-    DecodeJob(const Problem& p, const Tiles& t, Number* s) : problem(p), tiles(t), stats(s), status(DONE) {}
+    DecodeJob(const Problem& p, const Tiles& t) : problem(p), tiles(t), status(DONE) {}
     DecodeJob(const DecodeJob&) = delete;
     ~DecodeJob() {
         if (groups != few) free(groups);
@@ -499,7 +498,7 @@ struct DecodeJob {
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Numbers{} : load<Numbers>(row + c) * share);
             }
-            write_tile(problem, tile, softmax, [&](int i) { return own.merged + i * columns; }, stats);
+            write_tile(problem, tile, softmax, [&](int i) { return own.merged + i * columns; }, nullptr);
         }
     }
 
@@ -529,8 +528,8 @@ inline bool short_queries(const ll_call& call) {
     return true;
 }
 
-inline int decode(const Problem& problem, const Tiles& tiles, Number* stats) {
-    DecodeJob job(problem, tiles, stats);
+inline int decode(const Problem& problem, const Tiles& tiles) {
+    DecodeJob job(problem, tiles);
     if (!job.list_groups()) return OUT_OF_MEMORY;
     parallel(worthwhile_threads(problem.call), job.tasks, decode_task, &job);
     return job.status;

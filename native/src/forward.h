@@ -63,7 +63,7 @@ LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* sh
 
 // Turns the scores of a block into weights, and brings totals and output to the new largest score.
 inline void soften(const Problem& problem, const Tile& tile, const Block& block, Number* scores, const Number* peak,
-                   Softmax& softmax, Number* output) {
+                   Softmax& softmax, Number* output, int64_t columns) {
     alignas(64) Number decay[QUERIES], sums[QUERIES];
     Ints moved{};
     for (int i = 0; i < tile.count; i += LANES) {
@@ -83,7 +83,7 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
               multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));
-    if (any(moved)) scale_sums(output, decay, tile.count, problem.value_columns);
+    if (any(moved)) scale_sums(output, decay, tile.count, columns);
 }
 
 // f(key of the block, first query of the vector, mask of what is dropped), for every vector of weights.
@@ -177,7 +177,7 @@ struct Pass {
                 scratch.seen[x] = scratch.scores[x] != -INFINITE;
                 softmax.saw[x % QUERIES] |= scratch.seen[x];
             }
-        soften(problem, tile, block, scratch.scores, peak, softmax, output);
+        soften(problem, tile, block, scratch.scores, peak, softmax, output, columns);
         if (problem.drop_below) drop(problem, tile, block, scratch.scores);
         const Factor* weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         if (careful)

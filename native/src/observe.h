@@ -1,6 +1,7 @@
 // What is seen on the way: a second pass over Q.K, with the softmax of every row already final.
 //
-// A weight is 2^(exponent * score - shift) / total with the very numbers of the forward pass. Sums over keys belong to one
+// A weight is 2^(exponent * score - shift) / total with the very numbers of the forward pass; after decode.h, whose products
+// are summed in another order, with those of one more pass, so that weights add up to one. Sums over keys belong to one
 // tile. Sums over queries (received, blocks) are taken per *chunk* of tiles, at most CHUNKS of them whatever the machine,
 // and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
 
@@ -61,13 +62,29 @@ struct ColumnSums {
         : received(memory), blocks(memory + (call.observation->received ? call.keys : 0)) {}
 };
 
-inline void start_rows(const ll_call& call, const Tile& tile, const Number* stats, RowStatistics& rows) {
-    const Number* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
+// The final softmax of a tile's rows: as the forward pass left it, or computed again where there is no such.
+inline void final_softmax(const Problem& problem, const Tile& tile, const Visibility& visible, const Number* stats,
+                          Scratch& scratch, Softmax& softmax) {
+    const ll_call& call = problem.call;
+    if (stats) {
+        const Number* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
+        for (int i = 0; i < tile.count; ++i) softmax.shift[i] = own[2 * i], softmax.total[i] = own[2 * i + 1];
+        return;
+    }
+    alignas(64) Number peak[QUERIES];
+    BlockWalk walk(call, tile, visible);
+    for (Block block; walk.next(block);) {
+        score_block(problem, tile, visible, block, scratch.packed[0], scratch.scores, peak);
+        soften(problem, tile, block, scratch.scores, peak, softmax, nullptr, 0);
+    }
+}
+
+inline void start_rows(const Tile& tile, const Softmax& softmax, RowStatistics& rows) {
     for (int i = 0; i < QUERIES; ++i) {
         bool real = i < tile.count;
-        Number total = real ? own[2 * i + 1] : 0;
+        Number total = real ? softmax.total[i] : 0;
         rows.real[i] = -(Int)real;
-        rows.shift[i] = real ? own[2 * i] : 0;
+        rows.shift[i] = real ? softmax.shift[i] : 0;
         rows.share[i] = total == 0 ? 0 : 1.0f / total;
         rows.log_total[i] = total == 0 ? 0 : (Number)__builtin_log2((double)total);
         rows.largest[i] = -INFINITE, rows.heaviest[i] = 0;
@@ -227,8 +244,10 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     Visibility visible;
     see(call, tile, visible);
     pack_queries(problem, tile, own.base.packed[0]);
+    Softmax softmax(sink_of(call, tile));
+    final_softmax(problem, tile, visible, stats, own.base, softmax);
     RowStatistics rows;
-    start_rows(call, tile, stats, rows);
+    start_rows(tile, softmax, rows);
     __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));
     for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_weights[t] = 0;
 

@@ -242,7 +242,7 @@ inline int tiles_together(const ll_call& call) {
 
 // See decode.h.
 inline bool short_queries(const ll_call& call);
-inline int decode(const Problem& problem, const Tiles& tiles, Number* stats);
+inline int decode(const Problem& problem, const Tiles& tiles);
 
 inline int forward(const ll_call& call) {
     Tiles tiles(call, tiles_together(call));
@@ -255,12 +255,12 @@ inline int forward(const ll_call& call) {
     if (keys.failed || values.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand, problem.values = values.operand;
     Number* stats = nullptr;
-    if (call.observation) {
+    if (call.observation && !decoding) {
         stats = (Number*)malloc((size_t)(call.batch * call.query_heads * call.queries) * 2 * sizeof(Number) + 8);
         if (!stats) return OUT_OF_MEMORY;
     }
     ForwardJob job{problem, tiles, stats, DONE};
-    if (decoding) job.status = decode(problem, tiles, stats);
+    if (decoding) job.status = decode(problem, tiles);
     else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job);
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
