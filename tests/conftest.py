@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -22,3 +23,12 @@ torch.set_num_threads(min(2, os.cpu_count() or 1))
 # a kernel is, when the kernel is. With the former interpreted both kinds of tests can run in one process.
 with mock.patch.dict(os.environ, TRITON_INTERPRET="1"), suppress(ImportError):
     importlib.import_module("triton.language")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """PyTorch computes with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -48,11 +48,8 @@ inline void additive_scores(const Stored* key, int64_t stride, int keys, const N
 inline Number additive_pair(const Stored* key, const Number* query, const Number* vector, int64_t width) {
     Numbers sum{};
     for (int64_t d = 0; d < width; d += LANES) {
-        alignas(64) Number k[LANES], factor[LANES];
-        int64_t some = least<int64_t>(LANES, width - d);
-        read_row(key + d, some, k, LANES);
-        for (int64_t x = 0; x < LANES; ++x) factor[x] = x < some ? vector[d + x] : 0;
-        sum = multiply_add(load<Numbers>(factor), tanh_of(load<Numbers>(query + d) + load<Numbers>(k)), sum);
+        Numbers t = tanh_of(load<Numbers>(query + d) + read_some(key + d, width - d));
+        sum = multiply_add(load_some(vector + d, width - d), t, sum);
     }
     return sum_of_lanes(sum);
 }
@@ -62,11 +59,7 @@ inline Number additive_pair(const Stored* key, const Number* query, const Number
 inline void additive_slopes(const Stored* key, const Number* queries, const Number* slopes, int count, const Number* vector,
                             int64_t width, int64_t columns, Number* query_sums, Number* key_sum, Number* vector_sums) {
     for (int64_t d = 0; d < columns; d += LANES) {
-        alignas(64) Number numbers[LANES], factors[LANES];
-        int64_t some = least<int64_t>(LANES, width - d);
-        read_row(key + d, some, numbers, LANES);
-        for (int64_t x = 0; x < LANES; ++x) factors[x] = x < some ? vector[d + x] : 0;
-        Numbers k = load<Numbers>(numbers), factor = load<Numbers>(factors), sum{};
+        Numbers k = read_some(key + d, width - d), factor = load_some(vector + d, width - d), sum{};
         for (int i = 0; i < count; ++i) {
             if (slopes[i] == 0) continue;
             int64_t at = i * columns + d;

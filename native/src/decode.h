@@ -13,22 +13,6 @@ static_assert(SHORT <= MOST_ROWS && SHORT <= QUERIES && CHUNK % BLOCK_KEYS == 0)
 template <int N>
 struct Count { static constexpr int VALUE = N; };
 
-// A vector of elements as numbers; the last one of a row may have fewer.
-LL_INLINE Numbers read_vector(const Stored* from) {
-#if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
-    return widen(load<Halves>(from));
-#else
-    return load<Numbers>(from);
-#endif
-}
-
-LL_INLINE Numbers read_some(const Stored* from, int64_t count) {
-    if (count >= LANES) return read_vector(from);
-    alignas(64) Number some[LANES];
-    read_row(from, count, some, LANES);
-    return load<Numbers>(some);
-}
-
 // --- Scores: rows are queries, columns are keys -------------------------------------------------------------------------
 
 // Sums of neighbouring lanes: first those of a, then those of b.

@@ -86,6 +86,30 @@ LL_INLINE void read_row(const Stored* from, int64_t count, Number* to, int64_t r
     for (; d < room; ++d) to[d] = 0;
 }
 
+// A vector of elements as numbers; the last one of a row may have fewer.
+LL_INLINE Numbers read_vector(const Stored* from) {
+#if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
+    return widen(load<Halves>(from));
+#else
+    return load<Numbers>(from);
+#endif
+}
+
+LL_INLINE Numbers read_some(const Stored* from, int64_t count) {
+    if (count >= LANES) return read_vector(from);
+    alignas(64) Number some[LANES];
+    read_row(from, count, some, LANES);
+    return load<Numbers>(some);
+}
+
+// The same of numbers.
+LL_INLINE Numbers load_some(const Number* from, int64_t count) {
+    if (count >= LANES) return load<Numbers>(from);
+    Numbers some{};
+    for (int64_t x = 0; x < count; ++x) some[x] = from[x];
+    return some;
+}
+
 LL_INLINE void write_row(const Number* from, int64_t count, Stored* to) {
     if constexpr (CONVERTED) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)

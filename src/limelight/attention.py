@@ -137,6 +137,7 @@ def prepare(
     if compare is not None:
         _check_type("compare", compare, Additive, "limelight.scores")
         compare.check(shapes)
+        call.scale = 1.0  # it has none
     if scores:
         call.scores = _check_scores(scores, call)
     if sink is not None and (not isinstance(sink, Tensor) or sink.shape != (shapes.Hq,)):

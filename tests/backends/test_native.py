@@ -10,6 +10,7 @@ import torch
 from accuracy import check_close, steps
 from hypothesis import given
 from hypothesis import strategies as st
+from kernels import AVAILABLE, LENGTHS, selected
 from strategies import Example, examples, sizes
 
 import limelight
@@ -20,11 +21,6 @@ from limelight.backends import native
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)
 
-AVAILABLE = native._library.ll_isa_list().decode().split()
-EPS = torch.finfo(torch.float32).eps
-
-# Lengths around the sides of the kernels' tiles (48 queries, 128 keys, 64 x 64 bits), and short ones; odd widths.
-LENGTHS = st.integers(0, 12) | st.sampled_from([47, 48, 49, 63, 64, 65, 127, 128, 129, 200])
 WIDTHS = st.integers(1, 40) | st.sampled_from([64, 80, 127, 128, 200, 256, 320])
 SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
 CALLS = examples(SIZES, dtype=torch.float32, depth=1, additive=True)
@@ -35,11 +31,8 @@ EVERYTHING = {
 
 @pytest.fixture(params=["generic", "avx2", "avx512", "wide"], autouse=True)  # the others differ in bfloat16 alone
 def isa(request):
-    if request.param not in AVAILABLE:
-        pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
-    assert native._library.ll_select_isa(request.param.encode()) == 0
-    yield request.param
-    native._library.ll_select_isa(None)
+    with selected(request.param):
+        yield request.param
 
 
 def run(example: Example, backend="native", dtype=torch.float32, **change):

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from accuracy import check_close, rounded, steps
@@ -19,18 +18,12 @@ from limelight.backends.triton import flash1, flash2, machine, tuning
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 LENGTHS = st.integers(0, 6) | st.sampled_from([15, 16, 17, 33, 40])
 SIZES = sizes(lengths=LENGTHS, widths=st.integers(1, 40), batch=st.integers(1, 2), heads=st.integers(1, 2))
 CALLS = examples(SIZES, depth=1)
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with np.errstate(all="ignore"):  # numpy, unlike a GPU, speaks of log(0)
-        yield
 
 
 def run(example: Example, backend="flash2", dtype=torch.float32, **change):

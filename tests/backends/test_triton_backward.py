@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from accuracy import check_close, rounded_gradients
@@ -31,15 +30,9 @@ from limelight.backends.triton import flash2, machine
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 NAN = float("nan")
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with np.errstate(all="ignore"):
-        yield
 
 
 def gradients(backend, dtype, tensors, extra, settings, weights, like=None):

@@ -1,6 +1,5 @@
 """Observations of the Triton kernels, in Triton's interpreter, against the definition in float64."""
 
-import numpy as np
 import pytest
 import torch
 from accuracy import check_close
@@ -13,6 +12,8 @@ from limelight.backends.triton import flash2, machine
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 GENERATOR = torch.Generator().manual_seed(0)
 MASK = torch.rand(2, 4, 21, 37, generator=GENERATOR) < 0.3
 FORMS = {
@@ -24,14 +25,6 @@ FORMS = {
     "padded": {"layout": Padded(torch.tensor([5, 20]), torch.tensor([37, 0])), "sink": torch.zeros(4)},
     "nobody": {"pattern": ~Keys(first=99)},
 }
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,12 +4,13 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import limelight
 from limelight.cli import app
 from limelight.shapes import ArgumentError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -26,14 +27,6 @@ SMALL = {
         "run.translate": "2",
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def command(name, output, *more):

@@ -20,6 +20,8 @@ from limelight.training import Settings, read_settings
 from limelight.training.loop import train
 from limelight.training.settings import from_json
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = """
 task = "language"
 [data]
@@ -49,14 +51,6 @@ evaluate_every = 4
 save_every = 3
 keep = 2
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

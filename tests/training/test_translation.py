@@ -8,6 +8,8 @@ from limelight.training import read_settings
 from limelight.training.loop import train
 from limelight.training.translation import bleu, translate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = """
 task = "translation"
 [data]
@@ -42,14 +44,6 @@ evaluate_every = 150
 save_every = 150
 translate = 20
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -165,19 +165,17 @@ def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: in
     lowered = call.lowered
     segments, spans = lowered.segments, lowered.spans or b""
     sink = compare = rules = 0
-    scale = call.scale
     if call.sink is not None:
         kept.append(_plain(call.sink, call))
         sink = kept[-1].data_ptr()
     if call.compare is not None:
-        scale = 1.0
         kept.append(_plain(call.compare.vector, call).expand(call.shapes.Hq, call.shapes.D).contiguous())
         compare = kept[-1].data_ptr()
     if call.scores:
         rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
     return (
         _CALL.pack(
-            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *tensors, logsumexp, sink, compare, scale,
+            _VERSION, _ELEMENTS[call.query.dtype], *call.shapes, *tensors, logsumexp, sink, compare, call.scale,
             call.dropout,
             int(call.seed) & 0xFFFFFFFFFFFFFFFF if call.dropout else 0,
             torch.get_num_threads(),

@@ -1,0 +1,12 @@
+"""Shared by the tests of Triton's kernels."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """Kernels run in Triton's interpreter, which is looked for when they are first imported."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with np.errstate(all="ignore"):  # numpy, unlike a GPU, speaks of log(0)
+        yield
