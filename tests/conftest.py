@@ -1,4 +1,4 @@
-"""Shared by all tests: two profiles of hypothesis, the folder of this file on the path, Triton's interpreter."""
+"""Shared by all tests: two profiles of hypothesis, this folder and docs/ on the path, Triton's interpreter."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "docs")]
 
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True, suppress_health_check=quiet)

@@ -1,20 +1,20 @@
 """Every Python example of the README runs, one after the other."""
 
-import re
 from pathlib import Path
 
 import pytest
+from pages import examples
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+README = Path(__file__).parent.parent / "README.md"
 
 
-def test_readme_examples(capsys):
-    names: dict[str, object] = {}
-    assert len(EXAMPLES) >= 5
-    for example in EXAMPLES:
-        exec(compile(example, "README.md", "exec"), names)
-    assert "backend:" in capsys.readouterr().out
+def test_readme_examples():
+    names, printed = {}, ""
+    in_python = [example for example in examples(README) if example.language == "python"]
+    assert len(in_python) >= 5
+    for example in in_python:
+        printed += example.run(names)
+    assert "backend:" in printed
 
 
 @pytest.mark.parametrize("module", ["limelight.patterns", "limelight.attention"])

@@ -40,7 +40,8 @@ class Drawing:
         height, width = (cell * n for n in self.shares.shape)
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-1 -1 {width + 2} {height + 2}" '
-            f'width="{width + 2}" height="{height + 2}" role="img" aria-label="{escape(self.title, quote=True)}">',
+            f'width="{width + 2}" height="{height + 2}" shape-rendering="crispEdges" role="img" '
+            f'aria-label="{escape(self.title, quote=True)}">',
             f"<title>{escape(self.title)}</title>",
             f'<rect width="{width}" height="{height}" fill="#f4f1ea" stroke="#8a8577"/>',
         ]

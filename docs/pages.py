@@ -1,0 +1,126 @@
+"""The examples of a page of Markdown, in their order, and what they must print.
+
+A ``python`` block is an example. So is each command in a ``sh`` block that begins with ``limelight``. A ``text`` block
+right behind an example is what it prints. There a line ``…`` stands for any lines, and a ``…`` at the end of a line for
+any rest of it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n?", re.DOTALL | re.MULTILINE)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_ANY = "…"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example.
+
+    Args:
+        page: the file.
+        line: where its block begins, from 0.
+        language: ``"python"`` or ``"sh"``.
+        code: what stands in the block.
+        prints: what the page says that it prints; ``None`` where it says nothing.
+    """
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    prints: str | None
+
+    def run(self, names: dict[str, Any]) -> str:
+        """Run it, where ``names`` are what the examples before it left behind; what it printed."""
+        if self.language == "sh":
+            return "".join(_command(line) for line in self.code.replace("\\\n", "").splitlines())
+        out = io.StringIO()
+        with redirect_stdout(out):  # empty lines before it, so that an error names the line of the page
+            exec(compile("\n" * (self.line + 1) + self.code, str(self.page), "exec"), names)
+        return out.getvalue()
+
+
+def examples(page: Path) -> list[Example]:
+    """The examples of a page."""
+    text, found = page.read_text("utf-8"), []
+    blocks = list(_BLOCK.finditer(text))
+    for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] in ("python", "sh"):
+            printed = behind is not None and behind[1] == "text" and not text[block.end() : behind.start()].strip()
+            line = text.count("\n", 0, block.start())
+            found.append(Example(page, line, block[1], block[2], behind[2] if behind and printed else None))
+    return found
+
+
+def run(page: Path) -> dict[str, Any]:
+    """Run every example of a page in the current folder; the names that they leave behind.
+
+    Raises:
+        AssertionError: an example printed something else than the page says.
+    """
+    names: dict[str, Any] = {}
+    for example in examples(page):
+        printed = example.run(names)
+        if example.prints is not None:
+            where = f"{page.name}, line {example.line + 1}"
+            assert alike(example.prints, printed), f"{where}: the page says\n{example.prints}\nbut it is\n{printed}"
+    return names
+
+
+def alike(said: str, found: str) -> bool:
+    """Whether two texts are the same, but for one unit in the last digit of a decimal fraction.
+
+    So much may differ between machines, whose sums are taken in another order.
+    """
+    return _alike([line.rstrip() for line in said.splitlines()], [line.rstrip() for line in found.splitlines()])
+
+
+def _alike(said: list[str], found: list[str]) -> bool:
+    if not said:
+        return not found
+    if said[0].strip() == _ANY:
+        return any(_alike(said[1:], found[skipped:]) for skipped in range(len(found) + 1))
+    return bool(found) and _same_line(said[0], found[0]) and _alike(said[1:], found[1:])
+
+
+def _same_line(said: str, found: str) -> bool:
+    if said.endswith(_ANY):
+        said = said[: -len(_ANY)].rstrip()
+        found = found[: len(said)]
+    if _NUMBER.sub("0", said) != _NUMBER.sub("0", found):
+        return False
+    return all(_same_number(*pair) for pair in zip(_NUMBER.findall(said), _NUMBER.findall(found), strict=True))
+
+
+def _same_number(said: str, found: str) -> bool:
+    if said == found:
+        return True
+    digits = len(said.partition(".")[2])
+    return digits > 0 and digits == len(found.partition(".")[2]) and abs(_units(said) - _units(found)) <= 1
+
+
+def _units(number: str) -> int:
+    """In units of its last digit."""
+    return int(re.sub(r"[,.]", "", number))
+
+
+def _command(line: str) -> str:
+    """What a command prints; one of another program is not run."""
+    from typer.testing import CliRunner
+
+    from limelight.cli import app
+
+    program, *arguments = shlex.split(line, comments=True) or [""]
+    if program != "limelight":
+        return ""
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, f"{line}\n{done.output}"
+    return done.stdout
