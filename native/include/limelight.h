@@ -160,6 +160,66 @@ typedef struct ll_gradients {
 LL_API int ll_forward(const ll_call* call);
 LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 
+/* The steps of a layer beside attention. A row is `width` (or `inputs`) elements with stride 1. Results and gradients are
+ * contiguous unless strides stand beside them, and written whole. */
+
+/* result = states @ weight^T + bias, for few rows: (rows, inputs) and (outputs, inputs) to (rows, outputs). */
+typedef struct ll_product {
+    int64_t element, threads;
+    int64_t rows, inputs, outputs;
+    const void* states;
+    int64_t state_stride;
+    const void* weight;
+    int64_t weight_stride;
+    const void* bias; /* (outputs) or null */
+    void* result;
+} ll_product;
+
+/* result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows, width). */
+typedef struct ll_norm {
+    int64_t element, threads;
+    int64_t rows, width;
+    const void* states;
+    int64_t state_stride;
+    const void* weight; /* (width) */
+    double epsilon, offset;
+    void* result;
+    void* inverse; /* (rows) numbers: written by ll_norm_forward unless null, read by ll_norm_backward */
+    const void* grad;  /* (rows, width) */
+    void* grad_states; /* (rows, width), or null: not wanted */
+    void* grad_weight; /* (width), or null */
+} ll_norm;
+
+/* result = silu(gate) * up; with `grad`, that of the result, instead the gradients of gate and up. */
+typedef struct ll_gate {
+    int64_t element, threads;
+    int64_t count;
+    const void* gate;
+    const void* up;
+    void* result;
+    const void* grad;
+    void* grad_gate;
+    void* grad_up;
+} ll_gate;
+
+/* Numbers i and turned / 2 + i of each head, times `own` at their place, plus their partner times direction * `partners`
+ * at their place; numbers from `turned` on are copied. own and partners: (batch, length, turned), last stride 1. */
+typedef struct ll_rotation {
+    int64_t element, threads;
+    int64_t batch, heads, length, width, turned;
+    ll_tensor states, result; /* (batch, heads, length, width), last stride 1 */
+    const void* own;
+    const void* partners;
+    int64_t row_stride, token_stride;
+    double direction;
+} ll_rotation;
+
+LL_API int ll_multiply(const ll_product* product);
+LL_API int ll_norm_forward(const ll_norm* norm);
+LL_API int ll_norm_backward(const ll_norm* norm);
+LL_API int ll_gate_values(const ll_gate* gate);
+LL_API int ll_rotate(const ll_rotation* rotation);
+
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
 LL_API const char* ll_isa_list(void);       /* those this machine can run, best first: "avx512 avx2 generic wide" */

@@ -34,6 +34,7 @@ namespace {
 #include "schedule.h"
 #include "decode.h"
 #include "peak.h"
+#include "layers.h"
 
 }  // namespace
 }  // namespace LL_NAMESPACE
@@ -42,6 +43,9 @@ namespace {
 #define LL_JOIN(a, b) LL_JOIN_OF(a, b)
 
 extern const Kernels LL_JOIN(LL_NAMESPACE, _kernels);
-const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {LL_NAMESPACE::forward, LL_NAMESPACE::backward, LL_NAMESPACE::peak};
+const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {
+    LL_NAMESPACE::forward, LL_NAMESPACE::backward,      LL_NAMESPACE::peak, LL_NAMESPACE::multiply,
+    LL_NAMESPACE::norm,    LL_NAMESPACE::norm_backward, LL_NAMESPACE::gate, LL_NAMESPACE::rotation,
+};
 
 }  // namespace limelight

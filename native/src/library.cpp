@@ -237,6 +237,40 @@ int ll_backward(const ll_call* given, const ll_gradients* wanted) {
     return finished(found->backward(call, *wanted));
 }
 
+int ll_multiply(const ll_product* product) {
+    if (product->rows < 0 || product->inputs < 0 || product->outputs < 0) return fail("sizes must not be negative");
+    const Kernels* found = kernels_of(isa(), product->element);
+    return found ? finished(found->multiply(*product)) : BAD_ARGUMENT;
+}
+
+int ll_norm_forward(const ll_norm* norm) {
+    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one number");
+    const Kernels* found = kernels_of(isa(), norm->element);
+    return found ? finished(found->norm(*norm)) : BAD_ARGUMENT;
+}
+
+int ll_norm_backward(const ll_norm* norm) {
+    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one number");
+    if (norm->rows > 0 && (!norm->inverse || !norm->grad)) return fail("the backward pass needs `inverse` and `grad`");
+    const Kernels* found = kernels_of(isa(), norm->element);
+    return found ? finished(found->norm_backward(*norm)) : BAD_ARGUMENT;
+}
+
+int ll_gate_values(const ll_gate* gate) {
+    if (gate->count < 0) return fail("sizes must not be negative");
+    const Kernels* found = kernels_of(isa(), gate->element);
+    return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
+}
+
+int ll_rotate(const ll_rotation* rotation) {
+    const ll_rotation& r = *rotation;
+    if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.turned < 0 || r.turned % 2 || r.turned > r.width)
+        return fail("an even number of a head's numbers is turned, at most all of them");
+    if (r.states.strides[3] != 1 || r.result.strides[3] != 1) return fail("the last stride of heads must be 1");
+    const Kernels* found = kernels_of(isa(), r.element);
+    return found ? finished(found->rotation(r)) : BAD_ARGUMENT;
+}
+
 const char* ll_error_message(void) { return message; }
 
 const char* ll_isa_name(void) {

@@ -13,6 +13,11 @@ struct Kernels {
     int (*forward)(const ll_call&);
     int (*backward)(const ll_call&, const ll_gradients&);
     double (*peak)(double seconds);  // one thread's GFLOP/s
+    int (*multiply)(const ll_product&);
+    int (*norm)(const ll_norm&);
+    int (*norm_backward)(const ll_norm&);
+    int (*gate)(const ll_gate&);
+    int (*rotation)(const ll_rotation&);
 };
 
 // Runs body(context, n) for n in [0, count), handed out one at a time in order, on at most `threads` threads.

@@ -110,12 +110,24 @@ LL_INLINE bool any(Ints mask) {
 #endif
 }
 
+// Halves are added to halves, so the order is the same everywhere.
 LL_INLINE Number sum_of_lanes(Numbers v) {
+#if (defined(LL_AVX512) || defined(LL_AVX2)) && !defined(LL_OF_FLOAT64)
+#if defined(LL_AVX512)
+    __m256 eight = _mm256_add_ps(_mm512_extractf32x8_ps((__m512)v, 0), _mm512_extractf32x8_ps((__m512)v, 1));
+#else
+    __m256 eight = (__m256)v;
+#endif
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     Number sums[LANES];
     store(sums, v);
     for (int width = LANES / 2; width >= 1; width /= 2)
         for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
     return sums[0];
+#endif
 }
 
 template <class T>

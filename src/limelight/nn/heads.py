@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from .. import fused
 from .feed_forward import ACTIVATIONS
 from .places import Places
-from .projection import Projection, project
+from .projection import Projection
 
 
 class TokenHead(nn.Module):
@@ -40,7 +40,7 @@ class TiedHead(TokenHead):
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
         states = states if self.scale == 1.0 else states * self.scale
-        return _capped(project(states, embedding, self.offset), self.cap)
+        return _capped(fused.product(states, embedding, self.offset), self.cap)
 
 
 class OwnHead(TokenHead):
@@ -85,7 +85,7 @@ class MaskedHead(TokenHead):
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
-        return functional.linear(self.norm(self.activation(self.linear(states))), embedding, self.offset)
+        return fused.product(self.norm(self.activation(self.linear(states))), embedding, self.offset)
 
 
 def _capped(logits: Tensor, cap: float | None) -> Tensor:

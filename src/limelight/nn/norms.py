@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from .. import fused
 
 
 class RMSNorm(nn.Module):
@@ -26,12 +27,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise ``states`` ``(..., width)``."""
-        if not self.offset:
-            return functional.rms_norm(states, self.weight.shape, self.weight, self.epsilon)
-        # 1 + weight needs more digits than half precision has
-        wide = torch.promote_types(states.dtype, torch.float32)
-        weight = self.weight.to(wide) + self.offset
-        return functional.rms_norm(states.to(wide), weight.shape, weight, self.epsilon).to(states.dtype)
+        return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .. import fused
 from ..shapes import wrong
 
 
@@ -76,6 +77,8 @@ class Rotation(NamedTuple):
 
     def turn(self, heads: Tensor) -> Tensor:
         """Turn queries or keys ``(B, H, L, D)``; numbers of a head beyond the turned ones stay as they are."""
+        if type(self.pairing) is Halves:
+            return fused.rotate_halves(heads, self.own, self.partners)
         turned = self.own.shape[-1]
         rest = heads[..., turned:]
         heads = heads[..., :turned] if rest.shape[-1] else heads

@@ -1,0 +1,321 @@
+"""The steps of a layer beside attention, each in one pass over memory.
+
+PyTorch computes a root-mean-square norm in eight operations, a SwiGLU gate in two and a rotation in three, each
+through memory; its product of a bfloat16 matrix with one vector reads at half the memory's speed. Here each is one
+call of the native library, forward and backward. What comes out is what those operations give, rounded once.
+
+Those operations are the definition, and compute whatever the library is not given (`reasons_against` says why): under
+``torch.compile`` and ``torch.export``, which fuse such steps themselves; for ``torch.func``, forward mode and every
+derivative beyond the first; on other devices; without the library.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+
+from .backends import native
+from .backends.contract import BackendError
+
+MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
+
+_PRODUCT = struct.Struct("11q")
+_NORM = struct.Struct("7q 2d 5q")
+_GATE = struct.Struct("9q")
+_ROTATION = struct.Struct("7q 10q 4q d")
+_ELEMENTS = native._ELEMENTS
+_TENSORS = native._TENSORS
+
+
+def reasons_against(*tensors: Tensor) -> list[str]:
+    """Why PyTorch's own operations compute a step of these tensors; empty when the library does."""
+    if torch.compiler.is_compiling():
+        return ["torch.compile and torch.export fuse such steps themselves"]
+    reasons = [native._missing] if native._library is None else []
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        reasons.append("a transform of torch.func or a forward-mode derivative looks on")
+    if torch._C._len_torch_dispatch_stack():
+        reasons.append("somebody watches PyTorch's operations (a TorchDispatchMode)")
+    dtype = tensors[0].dtype
+    if dtype not in _ELEMENTS:
+        reasons.append(f"the dtype is {dtype}; it computes {', '.join(map(str, _ELEMENTS))}")
+    if any(tensor.dtype is not dtype for tensor in tensors):
+        reasons.append("the tensors have different dtypes")
+    if not all(tensor.is_cpu for tensor in tensors):
+        reasons.append("it runs on the CPU")
+    if any(type(tensor) not in _TENSORS or tensor.is_neg() for tensor in tensors):
+        reasons.append("it reads plain memory, and a tensor subclass or a lazy negation is among the tensors")
+    return reasons
+
+
+def _served(*tensors: Tensor) -> bool:
+    """Whether there is no reason against; this runs hundreds of times for each token that is written."""
+    if (
+        torch.compiler.is_compiling()
+        or native._library is None
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+    ):
+        return False
+    dtype = tensors[0].dtype
+    if dtype not in _ELEMENTS:
+        return False
+    for tensor in tensors:
+        if tensor.dtype is not dtype or type(tensor) not in _TENSORS or not tensor.is_cpu or tensor.is_neg():
+            return False
+    return True
+
+
+def _gradient_served(grad: Tensor, *tensors: Tensor) -> bool:
+    """The same of a backward pass, which also nobody differentiates; batched gradients have no memory of their own."""
+    return not torch.is_grad_enabled() and torch._C._has_storage(grad) and _served(grad, *tensors)
+
+
+def _checked(status: int) -> None:
+    if status:
+        raise BackendError(f"backend 'native': {native._library.ll_error_message().decode()}.")
+
+
+def _by_definition(
+    definition: Callable[..., Tensor], tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``definition(*tensors)`` that are needed, differentiable where somebody will ask."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not again:
+            tensors = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needs, strict=True)]
+        wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+        found = iter(torch.autograd.grad(definition(*tensors), wanted, grad, create_graph=again))
+    return tuple([next(found) if need else None for need in needs])
+
+
+# --- A matrix and few vectors -----------------------------------------------------------------------------------------
+
+
+def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``states @ weight.T + bias`` for states ``(..., n)``, a matrix ``(m, n)`` and a bias ``(m,)``.
+
+    Up to `MOST_ROWS` vectors without a gradient read the matrix once, at the memory's speed; their sums are taken in
+    float32 (float64 for float64) in an order that neither the number of vectors nor that of threads changes.
+    """
+    inputs = weight.shape[1]
+    tensors = (states, weight) if bias is None else (states, weight, bias)
+    if (
+        torch.compiler.is_compiling()
+        or states.shape[-1] != inputs
+        or not 0 < states.numel() <= MOST_ROWS * inputs
+        or not _served(*tensors)
+        or weight.stride(1) != 1
+        or torch._C._is_any_autocast_enabled()
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    ):
+        return functional.linear(states, weight, bias)
+    states = states.contiguous()
+    outputs = weight.shape[0]
+    result = torch.empty((*states.shape[:-1], outputs), dtype=states.dtype, device="cpu")
+    offset = 0
+    if bias is not None:
+        bias = bias.contiguous()
+        offset = bias.data_ptr()
+    words = _PRODUCT.pack(
+        _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // inputs, inputs, outputs,
+        states.data_ptr(), inputs, weight.data_ptr(), weight.stride(0), offset, result.data_ptr(),
+    )  # fmt: skip
+    if native._library.ll_multiply(words):
+        _checked(1)
+    return result
+
+
+# --- Norm -------------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> Tensor:
+    """``(offset + weight) * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension (arXiv:1910.07467).
+
+    Args:
+        states: ``(..., width)``. Half precision is squared, averaged and multiplied in float32, and rounded once.
+        weight: ``(width,)``.
+        epsilon: keeps a state of zeros finite.
+        offset: added to the weight, in float32 or wider.
+    """
+    if torch.compiler.is_compiling() or not states.numel() or not _served(states, weight):
+        return _norm_defined(states, weight, epsilon, offset)
+    if torch._C._is_any_autocast_enabled() and states.dtype in (torch.bfloat16, torch.float16):
+        return _norm_defined(states, weight, epsilon, offset)  # autocast has its own mind about the dtype
+    if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
+        normed: Tensor = _Norm.apply(states, weight, epsilon, offset)  # type: ignore[no-untyped-call]
+        return normed
+    return _norm(states, weight, epsilon, offset, None)
+
+
+def _norm_defined(states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+    if not offset:
+        return functional.rms_norm(states, weight.shape, weight, epsilon)
+    # 1 + weight needs more digits than half precision has
+    wide = torch.promote_types(states.dtype, torch.float32)
+    weight = weight.to(wide) + offset
+    return functional.rms_norm(states.to(wide), weight.shape, weight, epsilon).to(states.dtype)
+
+
+def _norm(states: Tensor, weight: Tensor, epsilon: float, offset: float, inverse: Tensor | None) -> Tensor:
+    states, weight = states.contiguous(), weight.contiguous()
+    width = weight.shape[0]
+    result = torch.empty_like(states)
+    words = _NORM.pack(
+        _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // width, width, states.data_ptr(), width,
+        weight.data_ptr(), epsilon, offset, result.data_ptr(), 0 if inverse is None else inverse.data_ptr(), 0, 0, 0,
+    )  # fmt: skip
+    _checked(native._library.ll_norm_forward(words))
+    return result
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+        ctx.epsilon, ctx.offset = epsilon, offset
+        inverse = torch.empty(states.numel() // weight.shape[0], **native._NUMBERS[states.dtype])
+        ctx.save_for_backward(states, weight, inverse)
+        return _norm(states, weight, epsilon, offset, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, inverse = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        if not _gradient_served(grad, states, weight):
+            define = lambda states, weight: _norm_defined(states, weight, ctx.epsilon, ctx.offset)  # noqa: E731
+            return *_by_definition(define, (states, weight), needs, grad), None, None
+        states, weight, grad = states.contiguous(), weight.contiguous(), grad.contiguous()
+        width = weight.shape[0]
+        of_states = torch.empty_like(states) if needs[0] else None
+        of_weight = torch.empty_like(weight) if needs[1] else None
+        words = _NORM.pack(
+            _ELEMENTS[states.dtype], torch.get_num_threads(), len(inverse), width, states.data_ptr(), width,
+            weight.data_ptr(), ctx.epsilon, ctx.offset, 0, inverse.data_ptr(), grad.data_ptr(),
+            0 if of_states is None else of_states.data_ptr(), 0 if of_weight is None else of_weight.data_ptr(),
+        )  # fmt: skip
+        _checked(native._library.ll_norm_backward(words))
+        return of_states, of_weight, None, None
+
+
+# --- Gate -------------------------------------------------------------------------------------------------------------
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``, number by number (Shazeer 2020, arXiv:2002.05202)."""
+    if torch.compiler.is_compiling() or gate.shape != up.shape or not gate.numel() or not _served(gate, up):
+        return _gate_defined(gate, up)
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        gated: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
+        return gated
+    return _gate(gate, up)
+
+
+def _gate_defined(gate: Tensor, up: Tensor) -> Tensor:
+    return functional.silu(gate) * up
+
+
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    gate, up = gate.contiguous(), up.contiguous()
+    result = torch.empty_like(gate)
+    words = _GATE.pack(
+        _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), gate.data_ptr(), up.data_ptr(),
+        result.data_ptr(), 0, 0, 0,
+    )  # fmt: skip
+    _checked(native._library.ll_gate_values(words))
+    return result
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _gate(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        if not _gradient_served(grad, gate, up):
+            return _by_definition(_gate_defined, (gate, up), ctx.needs_input_grad, grad)
+        gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+        words = _GATE.pack(
+            _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), gate.data_ptr(), up.data_ptr(), 0,
+            grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
+        )  # fmt: skip
+        _checked(native._library.ll_gate_values(words))
+        return of_gate, of_up
+
+
+# --- Rotation ---------------------------------------------------------------------------------------------------------
+
+
+def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
+    """Numbers ``i`` and ``turned / 2 + i`` of each head times ``own``, plus the other one times ``partners``.
+
+    Args:
+        heads: ``(B, H, L, D)``; numbers from ``turned`` on stay.
+        own: ``(B | 1, 1, L, turned)``: the cosine of every pair, twice.
+        partners: the same shape: minus the sine of every pair, then the sine.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not heads.numel()
+        or own.requires_grad
+        or partners.requires_grad
+        or not _served(heads, own, partners)
+    ):
+        return _rotation_defined(heads, own, partners)
+    if torch.is_grad_enabled() and heads.requires_grad:
+        turned: Tensor = _Rotate.apply(heads, own, partners)  # type: ignore[no-untyped-call]
+        return turned
+    return _rotate(heads, own, partners, 1.0)
+
+
+def _rotation_defined(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
+    turned = own.shape[-1]
+    rest = heads[..., turned:]
+    heads = heads[..., :turned] if rest.shape[-1] else heads
+    first, second = heads.chunk(2, dim=-1)
+    heads = torch.addcmul(heads * own, torch.cat((second, first), dim=-1), partners)
+    return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
+
+
+def _rotate(heads: Tensor, own: Tensor, partners: Tensor, direction: float) -> Tensor:
+    heads = heads if heads.stride(3) == 1 else heads.contiguous()
+    own = own.contiguous()
+    partners = partners.contiguous()
+    result = torch.empty_like(heads)
+    steps = result.stride()
+    if steps[3] != 1:  # a width of one number is no pair; dimensions of size 1 may come with any step
+        result = torch.empty(heads.shape, dtype=heads.dtype, device="cpu")
+        steps = result.stride()
+    B, H, L, D = heads.shape
+    turned = own.shape[3]
+    words = _ROTATION.pack(
+        _ELEMENTS[heads.dtype], torch.get_num_threads(), B, H, L, D, turned,
+        heads.data_ptr(), *heads.stride(), result.data_ptr(), *steps,
+        own.data_ptr(), partners.data_ptr(), 0 if own.shape[0] == 1 else L * turned, turned, direction,
+    )  # fmt: skip
+    _checked(native._library.ll_rotate(words))
+    return result
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
+        ctx.save_for_backward(own, partners)
+        return _rotate(heads, own, partners, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        own, partners = ctx.saved_tensors  # back by the same angles
+        if not _gradient_served(grad, own, partners):
+            return _rotation_defined(grad, own, -partners), None, None
+        return _rotate(grad, own, partners, -1.0), None, None

@@ -1,0 +1,201 @@
+"""The steps beside attention: against PyTorch's own operations in float64, on every instruction set."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from limelight import fused
+from limelight.backends import native
+from limelight.nn import Halves, Rotary
+
+if native._library is None:
+    pytest.skip(native._missing, allow_module_level=True)
+
+AVAILABLE = native._library.ll_isa_list().decode().split()
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.fixture(params=["generic", "avx2", "avx512", "amx", "wide"])
+def isa(request):
+    if request.param not in AVAILABLE:
+        pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
+    assert native._library.ll_select_isa(request.param.encode()) == 0
+    yield request.param
+    native._library.ll_select_isa(None)
+
+
+def rotation(shape, dtype, turned=None):
+    *_, L, D = shape
+    found = Rotary(turned or D).at(torch.arange(7, 7 + L)[None], dtype)
+    return found.own, found.partners
+
+
+def steps(dtype, width=37, rows=5):
+    """Each step with its definition and inputs of a dtype, the tensors that have gradients first."""
+    torch.manual_seed(width)
+    make = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(dtype)  # noqa: E731
+    heads = make(2, rows, 3, 24).transpose(1, 2)
+    return {
+        "norm": (
+            lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused._norm_defined(x, w, 1e-5, 1.0),
+            (make(2, rows, width), make(width)), (),
+        ),
+        "gate": (fused.silu_gate, fused._gate_defined, (3 * make(2, rows, width), make(2, rows, width)), ()),
+        "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),
+    }  # fmt: skip
+
+
+def near(ours, plain, truth, dtype):
+    """As near to the truth as PyTorch's own operations in the same dtype, and a step of rounding."""
+    assert ours.dtype == dtype
+    if dtype is torch.float64:
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+        return
+    step = torch.finfo(dtype).eps * truth.abs().clamp(min=truth.abs().mean())
+    assert ((ours - truth).abs() <= 1.5 * (plain - truth).abs().max() + 2 * step).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 16, 37, 200])
+@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+def test_values_and_gradients(name, width, dtype, isa):
+    if isa == "wide" and dtype is not torch.float32:
+        pytest.skip("wide has float32 only")
+    ours, plain, inputs, constants = steps(dtype, width)[name]
+    assert not fused.reasons_against(*inputs, *constants)
+    found = []
+    for function, to in ((ours, dtype), (plain, dtype), (plain, torch.float64)):
+        leaves = [x.detach().to(to).requires_grad_() for x in inputs]
+        result = function(*leaves, *[x.to(to) for x in constants])
+        grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+        found.append((result.detach(), *torch.autograd.grad(result, leaves, grad.to(to))))
+        with torch.no_grad():
+            assert torch.equal(function(*leaves, *[x.to(to) for x in constants]), result)
+    for each in zip(*found, strict=True):
+        near(*each, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (16, 3), (37, 50), (193, 77), (576, 192)])
+def test_products_read_any_matrix(inputs, outputs, dtype, isa):
+    if isa == "wide" and dtype is not torch.float32:
+        pytest.skip("wide has float32 only")
+    torch.manual_seed(0)
+    states, bias = torch.randn(2, 8, inputs).to(dtype), torch.randn(outputs).to(dtype)
+    weight = torch.randn(outputs, inputs + 3).to(dtype)[:, 1 : inputs + 1]
+    truth = states.double() @ weight.double().T + bias.double()
+    together = fused.product(states, weight, bias)
+    near(together, functional.linear(states, weight, bias), truth, dtype)
+    # Neither the number of vectors nor that of threads shows in the bits.
+    torch.set_num_threads(1)
+    for some in (1, 2, 3, 5):
+        assert torch.equal(fused.product(states[:, :some], weight, bias), together[:, :some])
+    torch.set_num_threads(2)
+    assert torch.equal(fused.product(states[0, 0], weight, bias), together[0, 0])
+    assert torch.equal(fused.product(states, weight), fused.product(states, weight, torch.zeros(outputs, dtype=dtype)))
+
+
+def test_rows_do_not_see_each_other(isa):
+    x, w, m = torch.randn(6, 70), torch.randn(70), torch.randn(90, 70)
+    spoilt = x.clone()
+    spoilt[3] = torch.nan
+    for function in (
+        lambda x: fused.rms_norm(x, w, 1e-6),
+        lambda x: fused.product(x, m),
+        lambda x: fused.silu_gate(x, x),
+    ):
+        before, after = function(x), function(spoilt)
+        assert after[3].isnan().all()
+        assert torch.equal(before[[0, 1, 2, 4, 5]], after[[0, 1, 2, 4, 5]])
+
+
+def test_large_gates(isa):
+    gate = torch.tensor([-1e4, -200.0, -90.0, 90.0, 200.0, 1e4, 0.0])
+    torch.testing.assert_close(fused.silu_gate(gate, torch.ones(7)), functional.silu(gate), rtol=1e-6, atol=1e-30)
+
+
+def test_threads_do_not_show_in_a_gradient():
+    states, weight = torch.randn(999, 130, requires_grad=True), torch.randn(130, requires_grad=True)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(torch.autograd.grad(fused.rms_norm(states, weight, 1e-6).sin().sum(), (states, weight)))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+def test_derivatives_of_every_kind(name):
+    ours, plain, inputs, constants = steps(torch.float64, 5, 2)[name]
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    function = lambda *x: ours(*x, *constants)  # noqa: E731
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves)
+    tangents = [torch.randn_like(x) for x in inputs]
+    truth = torch.func.jvp(lambda *x: plain(*x, *constants), tuple(inputs), tuple(tangents))
+    torch.testing.assert_close(torch.func.jvp(function, tuple(inputs), tuple(tangents)), truth)
+    with forward_ad.dual_level():
+        dual = function(*[forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)])
+        torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, truth[1])
+    squares = lambda f: torch.func.grad(lambda *x: f(*x).square().sum())  # noqa: E731
+    torch.testing.assert_close(squares(function)(*inputs), squares(lambda *x: plain(*x, *constants))(*inputs))
+    mapped = {"norm": (0, None), "gate": 0, "rotation": (0, None, None)}[name]
+    along = [x.unsqueeze(1) if name == "rotation" and n == 0 else x for n, x in enumerate((*inputs, *constants))]
+    torch.testing.assert_close(torch.vmap(ours, mapped)(*along).reshape(truth[0].shape), truth[0])
+    each = torch.autograd.functional.jacobian(function, tuple(inputs))
+    torch.testing.assert_close(torch.autograd.functional.jacobian(function, tuple(inputs), vectorize=True), each)
+
+
+@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+def test_compiled_and_exported(name):
+    ours, _, inputs, constants = steps(torch.float32)[name]
+
+    class Layer(torch.nn.Module):
+        def forward(self, *tensors):
+            return ours(*tensors)
+
+    truth = ours(*inputs, *constants)
+    exported = torch.export.export(Layer(), (*inputs, *constants)).module()
+    torch.testing.assert_close(exported(*inputs, *constants), truth)
+    compiled = torch.compile(Layer(), fullgraph=True, backend="aot_eager")
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    torch.testing.assert_close(compiled(*leaves, *constants), truth)
+    grads = torch.autograd.grad(compiled(*leaves, *constants).sum(), leaves)
+    torch.testing.assert_close(grads, torch.autograd.grad(ours(*leaves, *constants).sum(), leaves))
+    again = torch.utils.checkpoint.checkpoint(ours, *leaves, *constants, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(again.sum(), leaves), grads)
+
+
+def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
+    x, w, m = torch.randn(3, 70), torch.randn(70), torch.randn(90, 70)
+    assert "different dtypes" in fused.reasons_against(x, w.double())[0]
+    assert "tensor subclass" in fused.reasons_against(torch.zeros(3, dtype=torch.complex64).conj().imag)[0]
+    assert "int32" in fused.reasons_against(x.int())[0]
+    watched = torch.func.functionalize(lambda x: torch.tensor(len(fused.reasons_against(x))))(x)
+    assert watched == 1
+    with FlopCounterMode(display=False) as counted:
+        assert "TorchDispatchMode" in fused.reasons_against(x)[0]
+        fused.product(x, m)
+    assert counted.get_total_flops() == 2 * 3 * 70 * 90
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.product(x, m).dtype == torch.bfloat16
+    turned = Rotary(70).at(torch.arange(3)[None], torch.float32)
+    assert isinstance(turned.pairing, Halves)
+    everything = lambda: (  # noqa: E731
+        fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.silu_gate(x, x), turned.turn(x[None, None])
+    )  # fmt: skip
+    ours = everything()
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_missing", "it was not built")
+    assert fused.reasons_against(x) == ["it was not built"]
+    torch.testing.assert_close(everything(), ours)
+
+
+def test_rows_without_numbers():
+    assert fused.rms_norm(torch.ones(0, 4), torch.ones(4), 1e-6).shape == (0, 4)
+    assert fused.product(torch.ones(0, 4), torch.ones(3, 4)).shape == (0, 3)
+    assert fused.silu_gate(torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
+    with pytest.raises(RuntimeError):
+        fused.product(torch.ones(2, 8), torch.ones(3, 4))
