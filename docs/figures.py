@@ -35,12 +35,13 @@ class Figure:
         )
 
     def rectangle(
-        self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, edge: str = "none"
+        self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0, edge: str = ""
     ) -> None:
         """A filled rectangle."""
+        stroke = f' stroke="{edge}"' if edge else ""
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" '
-            f'fill-opacity="{opacity:.2f}" stroke="{edge}"/>'
+            f'fill-opacity="{opacity:.2f}"{stroke}/>'
         )
 
     def line(self, points: Points, colour: str, width: float = 1.0, dashes: str = "") -> None:
@@ -101,7 +102,7 @@ def heat(
             figure.text(x - 6, y + (i + 0.5) * cell + 4, rows[i], anchor="end")
         for j, value in enumerate(row):
             share = min(1.0, abs(value) / most)
-            if share >= 0.005:
+            if value:
                 figure.rectangle(x + j * cell, y + i * cell, cell, cell, colour if value > 0 else ORANGE, share)
             if digits is not None:
                 written = f"{value:.{digits}f}"

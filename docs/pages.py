@@ -80,15 +80,31 @@ def alike(said: str, found: str) -> bool:
 
     So much may differ between machines, whose sums are taken in another order.
     """
-    return _alike([line.rstrip() for line in said.splitlines()], [line.rstrip() for line in found.splitlines()])
+    lines = [line.rstrip() for line in found.splitlines()]
+    parts: list[list[str]] = [[]]  # of the lines between those that stand for any
+    for line in (line.rstrip() for line in said.splitlines()):
+        if line.strip() == _ANY:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    first, *others = parts
+    if not others:
+        return len(first) == len(lines) and _begins(lines, first)
+    *middle, last = others
+    if not _begins(lines, first) or len(first) + len(last) > len(lines):
+        return False
+    rest, end = lines[len(first) : len(lines) - len(last)], lines[len(lines) - len(last) :]
+    for part in middle:
+        start = next((n for n in range(len(rest) + 1) if _begins(rest[n:], part)), None)
+        if start is None:
+            return False
+        rest = rest[start + len(part) :]
+    return _begins(end, last)
 
 
-def _alike(said: list[str], found: list[str]) -> bool:
-    if not said:
-        return not found
-    if said[0].strip() == _ANY:
-        return any(_alike(said[1:], found[skipped:]) for skipped in range(len(found) + 1))
-    return bool(found) and _same_line(said[0], found[0]) and _alike(said[1:], found[1:])
+def _begins(lines: list[str], said: list[str]) -> bool:
+    """Whether the first of these lines are those that were said."""
+    return len(lines) >= len(said) and all(map(_same_line, said, lines))
 
 
 def _same_line(said: str, found: str) -> bool:
