@@ -52,6 +52,14 @@ class Figure:
             f'<polyline points="{through}" fill="none" stroke="{colour}" stroke-width="{width:.1f}"{dashed}/>'
         )
 
+    def cells(self, corners: Sequence[tuple[float, float, float]], side: float, colour: str) -> None:
+        """Squares of one size and colour, each with its left upper corner and its opacity."""
+        drawn = (
+            f'<path d="M{x:.1f} {y:.1f}h{side:g}v{side:g}h-{side:g}z" fill-opacity="{opacity:.2f}"/>'
+            for x, y, opacity in corners
+        )
+        self.parts += [f'<g fill="{colour}">', *drawn, "</g>"]
+
     def picture(self, x: float, y: float, svg: str) -> None:
         """Another SVG document inside."""
         self.parts.append(svg.replace("<svg ", f'<svg x="{x:.1f}" y="{y:.1f}" ', 1))
@@ -97,18 +105,18 @@ def heat(
     """
     most = top or max(max(map(abs, row)) for row in values) or 1.0
     figure.rectangle(x, y, cell * len(values[0]), cell * len(values), "#ffffff", edge=GRID)
+    places = [(x + j * cell, y + i * cell, value / most) for i, row in enumerate(values) for j, value in enumerate(row)]
+    for one, sign in ((colour, 1), (ORANGE, -1)):
+        corners = [(left, high, min(1.0, sign * share)) for left, high, share in places if sign * share > 0]
+        figure.cells(corners, cell, one)
     for i, row in enumerate(values):
         if rows:
             figure.text(x - 6, y + (i + 0.5) * cell + 4, rows[i], anchor="end")
-        for j, value in enumerate(row):
-            share = min(1.0, abs(value) / most)
-            if value:
-                figure.rectangle(x + j * cell, y + i * cell, cell, cell, colour if value > 0 else ORANGE, share)
-            if digits is not None:
-                written = f"{value:.{digits}f}"
-                written = written.replace("0.", ".", 1) if abs(value) < 0.995 else written
-                shade = "#ffffff" if share > 0.55 else INK
-                figure.text(x + (j + 0.5) * cell, y + (i + 0.5) * cell + 4, written, shade, 11, "middle")
+        for j, value in enumerate(row if digits is not None else ()):
+            written = f"{round(value, digits or 0) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+            written = written.replace("0.", ".", 1) if abs(value) < 0.995 else written
+            shade = "#ffffff" if abs(value) > 0.55 * most else INK
+            figure.text(x + (j + 0.5) * cell, y + (i + 0.5) * cell + 4, written, shade, 11, "middle")
     for j, name in enumerate(columns):
         if all(len(each) <= 3 for each in columns):
             figure.text(x + (j + 0.5) * cell, y - 6, name, anchor="middle")

@@ -131,7 +131,7 @@ def tiles(names: Names) -> Figure:
 def jobs_of_heads(names: Names) -> Figure:
     """What every head of a model looks at: one panel for each job."""
     figure = Figure(
-        640, 560, "Mean weight that each head of SmolLM2 gives to the previous token, the first, and the follower"
+        640, 572, "Mean weight that each head of SmolLM2 gives to the previous token, the first, and the follower"
     )
     words = {
         "previous": "previous-token heads: weight on the token before",
@@ -148,7 +148,7 @@ def jobs_of_heads(names: Names) -> Figure:
         layer, head = divmod(int(mean.argmax()), 9)
         figure.text(520, y + 15 * head + 12, f"{layer}.{head}: {mean.max():.2f}", FAINT, 11)
         figure.text(28, y + 70, "head", FAINT, 11, "middle", turn=-90)
-    figure.text(285, 552, "layer", FAINT, 11, "middle")
+    figure.text(285, 562, "layer", FAINT, 11, "middle")
     return figure
 
 
@@ -294,7 +294,7 @@ def observations(names: Names) -> Figure:
     figure.text(
         24,
         262,
-        "491 tokens, in blocks of 12 by 12; the root of the share of the attention of a block of queries",
+        "491 tokens, in blocks of 16 by 16; the root of the share of the attention of a block of queries",
         FAINT,
         11,
     )
