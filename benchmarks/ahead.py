@@ -34,6 +34,7 @@ from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Rela
 from limelight.attention import prepare
 from limelight.backends.contract import Call, operands
 from limelight.backends.gluon import flash3, flash3_float8
+from limelight.backends.gluon.tuning import WIDEST_BACKWARD
 from limelight.backends.triton import flash1, flash2, machine
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
@@ -94,14 +95,17 @@ HOPPER: dict[str, Callable[[], Call]] = {
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
     "first keys and window 128": plain(128, pattern=Causal() & (Window(1024, 0) | Keys(first=4))),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
+    "rules 64": plain(64, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
     "groups 128": lambda: prepare(*tensors(4096, 128, heads=(32, 8)), pattern=Causal()),
 }
 
 
-def backward(call: Call) -> None:
+def backward(call: Call, backend: Any = flash2) -> None:
     B, Hq, _, Lq, _, _, Dv = call.shapes
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
-    flash2.backward(call, output, torch.zeros(B, Hq, Lq), output, None, (True,) * (3 + len(operands(call))))
+    slopes = backend is flash2  # those of ALiBi are its task alone
+    wanted = (True,) * 3 + (slopes,) * len(operands(call))
+    backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 
 def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
@@ -114,6 +118,8 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
         if generation == "hopper":
             for name, call in HOPPER.items():
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
+                if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
+                    found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
             for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
                 call = HOPPER[name]
                 found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())

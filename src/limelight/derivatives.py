@@ -68,7 +68,8 @@ def explain(call: Call, backend: Backend) -> str:
     """How the derivatives of a call of ``backend`` are taken, in words."""
     reasons = _reasons_against_backward(call, backend)
     if not reasons:
-        return f"gradients by {backend.NAME}, others from the definition, a run of queries at a time"
+        by = backend.backward_by(call) if hasattr(backend, "backward_by") else backend.NAME
+        return f"gradients by {by}, others from the definition, a run of queries at a time"
     return f"from the definition, a run of queries at a time ({backend.NAME}: {'; '.join(reasons)})"
 
 

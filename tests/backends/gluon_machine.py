@@ -27,6 +27,7 @@ SOURCES = (
     "triton/kernels/scores.py",
     "gluon/kernels/schedule.py",
     "gluon/kernels/forward.py",
+    "gluon/kernels/backward.py",
 )
 PATIENCE = 20.0  # seconds until a barrier that nobody reaches is called a deadlock
 COPYING = 0.0  # seconds that a copy takes
@@ -87,7 +88,10 @@ class Barrier:
             if not self.missing and not self.bytes:
                 self.ended, self.missing = self.ended + 1, self.count
                 self.program.news.notify_all()
-        if HESITATION and arrivals:
+
+    def arrive(self, count):
+        self.change(count, 0)
+        if HESITATION:
             time.sleep(HESITATION)
 
     def wait(self, phase):
@@ -105,7 +109,7 @@ class Batch(list):
 
 
 class Buffer:
-    """Shared memory, NaN before anybody writes."""
+    """Shared memory, NaN (or the smallest whole number) before anybody writes."""
 
     def __init__(self, data):
         self.data = data
@@ -122,6 +126,9 @@ class Buffer:
     def permute(self, order):
         return Buffer(self.data.permute(order))
 
+    def load(self, layout):
+        return self.data.clone()
+
 
 class Descriptor:
     """What `describe` makes of a tensor."""
@@ -136,7 +143,19 @@ class Descriptor:
         self.nbytes_per_cta = rows * width * tensor.itemsize
 
 
-def copy_to_shared(descriptor, coordinates, barrier, buffer):
+class Line(Descriptor):
+    """What `describe_line` makes of a tensor."""
+
+    def __init__(self, tensor, count):
+        assert tensor.is_contiguous()
+        super().__init__(tensor.view(1, 1, 1, -1), 1, count)
+
+
+def copy_to_shared(descriptor, coordinates, barrier, buffer, pred=True):
+    if not pred:
+        return
+    if isinstance(descriptor, Line):
+        coordinates, buffer = [0, 0, 0, *coordinates], buffer.reshape([1, 1, 1, descriptor.width])
     b, h, first, column = (int(x) for x in coordinates)
     rows = descriptor.tensor[b, h, max(first, 0) : first + descriptor.rows, column : column + descriptor.width]
     if COPYING:
@@ -258,7 +277,8 @@ NAMES = {
     "mbarrier": SimpleNamespace(
         allocate_mbarrier=allocate_mbarrier, init=lambda bar, count: bar.init(count),
         wait=lambda bar, phase, pred=True: bar.wait(phase) if pred else None,
-        arrive=lambda bar, count=1: bar.change(count, 0), expect=lambda bar, size: bar.change(1, size),
+        arrive=lambda bar, count=1: bar.arrive(count),
+        expect=lambda bar, size, pred=True: bar.change(1, size) if pred else None,
     ),
     "copy_to_shared": copy_to_shared, "fence_async_shared": lambda: None,
     "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
@@ -290,11 +310,15 @@ def _pointers(value):
 
 
 def kernels(before="", after=""):
-    """The kernels of `SOURCES` by name: their files without the imports, in one namespace, with one change."""
+    """The kernels of `SOURCES` by name: their files without the imports, in one namespace, with one change.
+
+    Functions whose names begin with ``_`` belong to their files.
+    """
     names = dict(NAMES)
     text = {source: (HERE / source).read_text() for source in SOURCES}
     assert any(before in words for words in text.values())
     for source in SOURCES:
+        names = dict(names)
         tree = ast.parse(text[source].replace(before, after) if before else text[source])
         tree.body = [node for node in tree.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
         exec(compile(tree, str(HERE / source), "exec"), names)
@@ -309,13 +333,14 @@ def installed(processors=3, change=("", "")):
     from limelight.backends.triton import machine
 
     names = kernels(*change)
-    schedule = SimpleNamespace(plan=Kernel(names["plan"]))
-    forward = SimpleNamespace(forward=Kernel(names["forward"]))
+    schedule = SimpleNamespace(**{name: Kernel(names[name]) for name in ("plan", "plan_keys", "bounds")})
     with ExitStack() as stack:
         for owner, name, value in (
             (package, "schedule", schedule),
-            (package, "forward", forward),
+            (package, "forward", SimpleNamespace(forward=Kernel(names["forward"]))),
+            (package, "backward", SimpleNamespace(gradient=Kernel(names["gradient"]))),
             (descriptors, "describe", Descriptor),
+            (descriptors, "describe_line", Line),
             (machine, "generation", lambda device: "hopper"),
             (machine, "processors", lambda device: processors),
         ):

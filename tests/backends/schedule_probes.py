@@ -4,7 +4,7 @@ Triton's interpreter is switched on."""
 import triton
 import triton.language as tl
 
-from limelight.backends.gluon.kernels.schedule import EDGES, STEPS, item, place, step, turns
+from limelight.backends.gluon.kernels.schedule import EDGES, STEPS, item, place, query_step, step, turns
 from limelight.backends.triton.kernels.visibility import chosen, intervals
 
 
@@ -43,3 +43,14 @@ def places(found, items, tiles, columns, section):
         tile, column = place(number, tiles, columns, section)
         tl.store(found + 2 * number, tile)
         tl.store(found + 2 * number + 1, column)
+
+
+@triton.jit
+def query_steps(record, found, group, form: tl.constexpr):
+    """Head, first query and kind of each step of a tile of keys."""
+    edges = tl.load(record + EDGES) * group
+    for t in range(tl.load(record + STEPS) * group):
+        g, first = query_step(record, t, group, form)
+        tl.store(found + 3 * t, g)
+        tl.store(found + 3 * t + 1, first)
+        tl.store(found + 3 * t + 2, (t < edges).to(tl.int32))

@@ -76,6 +76,54 @@ def test_steps_hold_every_seen_pair_once(pattern, layout):
     assert np.array_equal(counted(call), np.broadcast_to(call.lowered.rows(0, 77), (2, 1, 77, 97))[:, 0])
 
 
+def counted_by_keys(call, group, queries=16, keys=32):
+    """``(group, B, Lq, Lk)``: the same by the plan of tiles of keys, for the heads of a group."""
+    from schedule_probes import query_steps
+
+    from limelight.backends.gluon.kernels import schedule
+
+    B, _, Lq, Lk = call.shapes.scores
+    sight = operands.sight(call.lowered, 128, call.query.device)
+    rules = operands.rules(call)
+    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
+    bounds = torch.zeros((2 * sight.intervals, B, Lq), dtype=torch.int32)
+    schedule.bounds[sight.tiles, sight.rows](
+        bounds, B, Lq, sight.work, sight.segments, sight.segment, *sees,
+        form=operands.form_of(call, rules, sight, 1, 1, Tile(128, 128, 4, 1)),
+    )  # fmt: skip
+    begins, ends = bounds.numpy()[::2, ..., None], bounds.numpy()[1::2, ..., None]
+    seen = ((np.arange(Lk) >= begins) & (np.arange(Lk) < ends)).any(0)
+    mine = operands.keys_of(sight, call.lowered, keys, call.query.device)
+    form = operands.form_of(call, rules, mine, 1, 1, Tile(queries, keys, 4, 1))
+    records = torch.full((mine.rows, mine.tiles, 32), -7, dtype=torch.int32)
+    flags = torch.full((mine.rows, 70, mine.tiles), 7, dtype=torch.int32)
+    schedule.plan_keys[mine.tiles, mine.rows](
+        records, flags, 70, mine.work, mine.segments, mine.segment, *sees, form=form
+    )
+    assert not flags.any()
+    count = np.zeros((group, B, Lq, Lk), int)
+    for record in records.reshape(-1, 32):
+        b, at, _, key_begin, key_end = record[:5].tolist()
+        columns = slice(max(at, key_begin), min(at + keys, key_end))
+        found = torch.empty((int(record[8]) * group, 3), dtype=torch.int32)
+        query_steps[1,](record, found, group, form=form)
+        assert found[:, 2].tolist() == sorted(found[:, 2].tolist(), reverse=True)
+        for g, first, masked in found.tolist():
+            rows = slice(first, min(first + queries, Lq))
+            assert masked or (rows.stop - first == queries and columns.stop - columns.start == keys)
+            count[g, b, rows, columns] += seen[b, rows, columns] if masked else 1
+    return count
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize(("pattern", "layout"), PATTERNS, ids=lambda x: str(x))
+def test_steps_of_keys_hold_every_seen_pair_once(pattern, layout, group):
+    q, k = torch.zeros(2, 1, 77, 64), torch.zeros(2, 1, 97, 64)
+    call = prepare(q, k, k, pattern=pattern, layout=layout)
+    truth = np.broadcast_to(call.lowered.rows(0, 77), (2, 1, 77, 97))[:, 0]
+    assert np.array_equal(counted_by_keys(call, group), np.broadcast_to(truth, (group, 2, 77, 97)))
+
+
 @pytest.mark.parametrize(("items", "programs"), [(1, 1), (5, 5), (12, 5), (13, 5), (264, 132), (1000, 132)])
 def test_every_item_belongs_to_one_program(items, programs):
     from schedule_probes import numbers

@@ -108,7 +108,7 @@ def test_what_is_not_seen_changes_nothing(poison, which):
 
 # Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.
 VALUES_READ = (
-    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    _keep(p, FLOAT8)\n",
+    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    keep(p, FLOAT8)\n",
     "    mbarrier.arrive(values_read.index(before))\n",
 )
 MISTAKES = {
@@ -148,7 +148,7 @@ def test_float8_equals_the_definition_on_what_its_numbers_stand_for(example):
     """A weight of 8 bits is off by at most 1/16 of itself, or 2^-10 of the smallest step; nothing else is rounded."""
     ours = run(example, "flash3-float8")
     q, k, v = (t.half() for t in (example.query, example.key, example.value))
-    keys = tuning.FLOAT8[max(64, 1 << (max(q.shape[-1], v.shape[-1]) - 1).bit_length())].keys
+    keys = tuning.FLOAT8[max(64, 1 << (max(q.shape[-1], v.shape[-1]) - 1).bit_length())].block
     small = quantise(q, k, v, keys)
     stands = lambda x, scales, rows: x.double() * scales.repeat_interleave(rows, 2)[:, :, : x.shape[2], None]  # noqa: E731
     q, k = stands(small.query, small.query_scales, 64), stands(small.key, small.key_scales, keys)  # rotated

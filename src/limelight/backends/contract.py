@@ -11,7 +11,9 @@ Derivatives of a backend are taken by `limelight.derivatives`, from the definiti
 has a faster way offers two more functions (`Differentiable`):
 
 - ``reasons_against_backward(call) -> list[str]``: why it cannot take the gradients of this call;
-- ``backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted) -> gradients``.
+- ``backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted) -> gradients``;
+
+and where some of its gradients come from the kernels of another, ``backward_by(call) -> str``: whose, and why.
 
 Backends never import each other. Whoever chooses one is `limelight.backends.choose`.
 """

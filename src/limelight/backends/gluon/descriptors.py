@@ -22,3 +22,9 @@ def describe(tensor: Tensor, rows: int, width: int) -> Any:
     # A stride over a dimension of one is never taken, but must be of the kind that a descriptor may have.
     strides = [s if n > 1 else step for n, s in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
     return TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], block, layout)
+
+
+def describe_line(tensor: Tensor, count: int) -> Any:
+    """A contiguous tensor as one line of numbers, that is copied ``count`` at a time."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8 * tensor.itemsize, rank=1)
+    return TensorDescriptor(tensor.view(-1), [tensor.numel()], [1], [count], layout)

@@ -15,16 +15,20 @@ from torch import Tensor
 
 from ...scores import ALiBi, SoftCap
 from ..contract import Call, Result, unknown_positions
-from ..triton import machine, observing, operands
+from ..triton import gradients, machine, observing, operands
 from ..triton import tuning as triton_tuning
-from ..triton.gradients import backward, reasons_against_backward
+from ..triton.form import Form
+from ..triton.gradients import Found, Given, reasons_against_backward
 from . import tuning
 from .quantise import Quantised
 
 NAME = "flash3"
 ABOUT = "the FlashAttention 3 algorithm in Gluon, for Hopper GPUs"
 
-__all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
+__all__ = [
+    "ABOUT", "NAME", "backward", "backward_by", "forward", "memory", "reasons_against", "reasons_against_backward",
+    "status",
+]  # fmt: skip
 
 OLDEST = (3, 7)  # Triton's release whose Gluon the kernels are written for
 
@@ -109,7 +113,7 @@ def compute(call: Call, quantise: Callable[[int], Quantised] | None, tiles: dict
         logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
     if not blind and B * Hq:
         stages = tiles[max(tuning.NARROWEST, triton_tuning.width(max(D, Dv)))]
-        launch(call, query, key, value, output, logsumexp, stages, quantise(stages.keys) if quantise else None)
+        launch(call, query, key, value, output, logsumexp, stages, quantise(stages.block) if quantise else None)
     seen = None if call.observe is None else observing.observe(call, logsumexp, blind)
     return Result(output, logsumexp, seen)
 
@@ -130,7 +134,7 @@ def launch(
     if not sight.tiles * sight.rows:
         return
     rules = operands.rules(call)
-    tile = triton_tuning.Tile(tuning.ROWS, stages.keys, 4, stages.stages)
+    tile = triton_tuning.Tile(tuning.ROWS, stages.block, 4, stages.stages)
     form = operands.form_of(call, rules, sight, 1, 1, tile)
     records = torch.empty(sight.rows * sight.tiles * 32, dtype=torch.int32, device=device)
     flags = torch.empty((sight.rows, Hq, sight.tiles), dtype=torch.int32, device=device)
@@ -164,6 +168,125 @@ def launch(
         *sight.operands, *scoring, *operands.chance(call),
         form=operands.form_of(call, rules, sight, 1, 1, rescue), RESCUE=True, num_warps=rescue.warps, num_stages=1,
     )  # fmt: skip
+
+
+def backward_by(call: Call) -> str:
+    """Whose kernels take the gradients of the call, and why, where they are not these."""
+    if too_wide_backward(call):
+        which = " and ".join(map(str, dict.fromkeys((call.shapes.D, call.shapes.Dv))))
+        return f"the kernels of flash2 ({NAME}: the head width is {which}; its gradients take {tuning.WIDEST_BACKWARD})"
+    if any(isinstance(rule, ALiBi) and rule.slopes.requires_grad for rule in call.scores):
+        return f"{NAME}, those of queries and slopes by the kernel of flash2"
+    return NAME
+
+
+def too_wide_backward(call: Call) -> bool:
+    """The backward kernels of `flash2` serve the call."""
+    return max(call.shapes.D, call.shapes.Dv) > tuning.WIDEST_BACKWARD
+
+
+def backward(
+    call: Call,
+    output: Tensor,
+    logsumexp: Tensor,
+    grad_output: Tensor,
+    grad_logsumexp: Tensor | None,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the query, the key, the value, the sink and slopes."""
+    owners = None if too_wide_backward(call) else launch_backward
+    return gradients.backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted, owners)
+
+
+def launch_backward(call: Call, given: Given, found: Found, asked: tuple[bool, bool]) -> None:
+    """Fill what is asked for: gradients of queries, of keys and values; those of slopes come from `flash2`'s kernel."""
+    if found.slopes:  # their sums would take registers that the queries' owner has not
+        gradients.by_owners(call, given, found, (True, False))
+        asked = (False, asked[1])
+    query, key, value, grad = (copyable(x) for x in given[:4])
+    base = torch.where(given.logsumexp == -torch.inf, 0.0, given.logsumexp * operands.LOG2_E)
+    statistics = (base, given.delta)
+    widest = max(tuning.NARROWEST, triton_tuning.width(max(call.shapes.D, call.shapes.Dv)))
+    stages, stages_of_keys = (tuning.BACKWARD_WITH_RULES if call.scores else tuning.BACKWARD)[widest]
+    rescue, rescue_of_keys = triton_tuning.backward_tiles("hopper", query.itemsize, widest)
+    rules = operands.rules(call)
+    scoring = operands.scoring(call, rules)
+    common = (*scoring, *operands.chance(call))
+    sight = operands.sight(call.lowered, tuning.ROWS, query.device)
+    if asked[0] and sight.tiles * sight.rows:
+        form = operands.form_of(call, rules, sight, 1, 1, triton_tuning.Tile(tuning.ROWS, stages.block, 4, 1))
+        flags = own(
+            call, sight, form, scoring, stages, (query, grad), (key, value), statistics, (), (found.query, None)
+        )
+        tile = rescue._replace(rows=tuning.ROWS)
+        gradients.query_gradient(call, given, found, flags, sight, form, common, tile, True, -1)
+    mine = operands.keys_of(sight, call.lowered, tuning.ROWS, query.device)
+    if asked[1] and mine.tiles * mine.rows:
+        lines, both = (*statistics, bounds(call, sight)), (found.key, found.value)
+        tile = triton_tuning.Tile(stages_of_keys.block, tuning.ROWS, 4, 1)
+        form = operands.form_of(call, rules, mine, 1, 1, tile)
+        flags = own(call, mine, form, scoring, stages_of_keys, (key, value), (query, grad), statistics, lines, both)
+        tile = rescue_of_keys._replace(keys=tuning.ROWS)
+        gradients.key_gradient(call, given, found, flags, mine, form, common, tile, True)
+
+
+def bounds(call: Call, sight: operands.Sight) -> Tensor:
+    """Begins and ends of the intervals of keys of each query, ``(2 intervals, B, Lq)`` int32."""
+    from .kernels import schedule
+
+    B, _, _, Lq, *_ = call.shapes
+    found = torch.zeros((2 * sight.intervals, B, Lq), dtype=torch.int32, device=call.query.device)
+    if sight.tiles * sight.rows:
+        tile = triton_tuning.Tile(tuning.ROWS, tuning.ROWS, 4, 1)
+        form = operands.form_of(call, operands.rules(call), sight, 1, 1, tile)
+        sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
+        schedule.bounds[sight.tiles, sight.rows](
+            found, B, Lq, sight.work, sight.segments, sight.segment, *sees, form=form, num_warps=4
+        )
+    return found
+
+
+def own(
+    call: Call, sight: operands.Sight, form: Form, scoring: tuple[Any, ...], stages: tuning.Stages,
+    owned: tuple[Tensor, Tensor], moving: tuple[Tensor, Tensor], statistics: tuple[Tensor, Tensor],
+    lines: tuple[Tensor, ...], target: tuple[Tensor, Tensor | None],
+) -> Tensor:  # fmt: skip
+    """Fill the gradients of an owner of queries, or, where ``lines`` move by too (numbers of each query), of keys.
+
+    Tells which tiles have some that are not finite.
+    """
+    from .descriptors import describe, describe_line
+    from .kernels import backward as kernels
+    from .kernels import schedule
+
+    B, Hq, Hkv, Lq, *_ = call.shapes
+    keys = bool(lines)
+    device, group, heads = call.query.device, Hq // Hkv, Hkv if keys else Hq
+    records = torch.empty(sight.rows * sight.tiles * 32, dtype=torch.int32, device=device)
+    flags = torch.empty((sight.rows, heads, sight.tiles), dtype=torch.int32, device=device)
+    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
+    plan = schedule.plan_keys if keys else schedule.plan
+    plan[sight.tiles, sight.rows](
+        records, flags, heads, sight.work, sight.segments, sight.segment, *sees, form=form, num_warps=4
+    )
+    columns = sight.rows * heads
+    items = columns * sight.tiles
+    # What moves by stays in the second-level cache: keys and values of a group, or all queries that a head of keys has.
+    bytes_of_one = sum(x.shape[2] * x.shape[3] * x.itemsize for x in moving)
+    section = tuning.section(columns, bytes_of_one * (group if keys else 1), 1 if keys else group)
+    widths = (form.WIDTH, form.VALUE_WIDTH)
+    copied = [describe(x, tuning.ROWS // 2, width) for x, width in zip(owned, widths, strict=True)]
+    copied += [describe(x, stages.block, width) for x, width in zip(moving, widths, strict=True)]
+    copied += [describe_line(x, stages.block) for x in lines] or [None] * 3
+    first, second = target
+    kernels.gradient[(min(items, machine.processors(device)),)](
+        *copied, *statistics,
+        first, first.stride()[:3], second, (0, 0, 0) if second is None else second.stride()[:3], flags,
+        items, sight.tiles, columns, section, heads, group, B, Lq, records, *sees, *scoring,
+        form=form, KEYS=keys, STAGES=stages.stages, REGISTERS=stages.computing,
+        num_warps=4, maxnreg=stages.entry,
+    )  # fmt: skip
+    return flags
 
 
 def copyable(tensor: Tensor) -> Tensor:

@@ -14,15 +14,22 @@ CACHE = 24 * 2**20  # bytes of keys and values that programs share through half 
 
 
 class Stages(NamedTuple):
-    """Keys of a block, blocks that lie in shared memory, registers of a thread: at entry, and when it computes."""
+    """Rows of a block that moves by, blocks in shared memory, registers of a thread: at entry, and when it computes."""
 
-    keys: int
+    block: int
     stages: int
     entry: int = 168  # three warpgroups share 504: two that compute, and the one of the warp that copies, 24
     computing: int = 240
 
 
 FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}  # by the larger width, as a power of two
+# Backward: the owner of queries, by which blocks of keys move, and that of keys, by which blocks of queries do.
+BACKWARD = {64: (Stages(128, 3, computing=232), Stages(64, 3)), 128: (Stages(64, 4, computing=232), Stages(64, 3))}
+BACKWARD_WITH_RULES = {  # which take registers
+    64: (Stages(64, 4, computing=224), Stages(64, 3)),
+    128: (Stages(32, 4, computing=232), Stages(32, 4, computing=232)),
+}
+WIDEST_BACKWARD = 128
 FLOAT8 = {64: Stages(128, 3), 128: Stages(128, 3), 256: Stages(64, 2)}
 
 

@@ -105,13 +105,15 @@ def keys_of(sight: Sight, lowered: Lowered, keys: int, device: torch.device) -> 
 
 @lru_cache(maxsize=64)
 def _listed_keys(segments: bytes, keys: int, device: torch.device) -> Tensor:
-    """The list of tiles of keys: segment and first key, a multiple of ``keys``."""
+    """The list of tiles of keys: segment and first key, a multiple of ``keys``; those with the longest way to go, of a
+    causal pattern, first."""
     table = np.frombuffer(segments, np.int64).reshape(-1, 8)
     begin, end = table[:, 3] // keys, -(-table[:, 4] // keys)
     counts = np.where(table[:, 3] < table[:, 4], end - begin, 0)
     number = np.repeat(np.arange(len(table)), counts)
     within = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
     work = np.stack([number, (begin[number] + within) * keys], axis=1).astype(np.int32)
+    work = work[np.argsort(within, kind="stable")]
     return torch.from_numpy(np.ascontiguousarray(work)).to(device)
 
 

@@ -30,7 +30,7 @@ def layout_of(columns, FLOAT8):
 
 
 @gluon.jit
-def _keep(x, FLOAT8: gl.constexpr):
+def keep(x, FLOAT8: gl.constexpr):
     """A use of ``x`` that costs nothing: a product that reads it while it is computed has ended by now, so its
     registers were not given away before."""
     return gl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=4 if FLOAT8 else 2)
@@ -167,7 +167,7 @@ def _step(
     after = count + 1
     mbarrier.wait(keys_there.index(after % STAGES), (after // STAGES) & 1, pred=t + 1 < steps)
     acc = warpgroup_mma_wait(0, deps=(acc,))
-    _keep(p, FLOAT8)
+    keep(p, FLOAT8)
     mbarrier.arrive(values_read.index(before))
     acc = acc * gl.convert_layout(rescale, gl.SliceLayout(1, OUTPUT))[:, None]
     p = factors(weights, share, values_at.dtype, form, FLOAT8)
@@ -257,7 +257,7 @@ def _consumer(
         mbarrier.wait(values_there.index(before), ((count - 1) // STAGES) & 1)
         acc = warpgroup_mma(p, as_values(values_at, before, FLOAT8), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=(acc,))
-        _keep(p, FLOAT8)
+        keep(p, FLOAT8)
         mbarrier.arrive(values_read.index(before))
 
         # Read once more, so that they take no registers in between.

@@ -9,9 +9,44 @@ import triton
 import triton.language as tl
 
 from .dropout import kept, seed_of
-from .forward import CLEAN, FAST, SPOILED, mixed, spoil
+from .forward import CLEAN, FAST, SPOILED, mixed, spoil, unfit
 from .scores import LOG2_E, PRECISION, additive_part, after_rules, compared, load_rows
-from .visibility import blocks, chosen, contains, in_tiles, intervals, program, segment_at, segment_of
+from .visibility import (
+    blocks,
+    chosen,
+    contains,
+    in_tiles,
+    intervals,
+    program,
+    program_of_keys,
+    sees,
+    segment_at,
+    touches,
+)
+
+
+@triton.jit(do_not_specialize=["heads", "queries"])
+def deltas(
+    grad_output, output, grad_logsumexp, delta,
+    grad_strides, output_strides, grad_logsumexp_strides, heads, queries,
+    VALUE_D: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """``delta`` of some rows (grid: blocks of rows, heads, batch rows)."""
+    b = tl.program_id(2).to(tl.int64)
+    h = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = i < queries
+    d = tl.arange(0, VALUE_WIDTH)
+    inside = exists[:, None] & (d[None, :] < VALUE_D)
+    at = b * grad_strides[0] + h * grad_strides[1] + i.to(tl.int64) * grad_strides[2]
+    grad = tl.load(grad_output + at[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    at = b * output_strides[0] + h * output_strides[1] + i.to(tl.int64) * output_strides[2]
+    out = tl.load(output + at[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    less = tl.sum(grad * out, 1)
+    if grad_logsumexp is not None:
+        at = b * grad_logsumexp_strides[0] + h * grad_logsumexp_strides[1] + i.to(tl.int64) * grad_logsumexp_strides[2]
+        less -= tl.load(grad_logsumexp + at, mask=exists, other=0.0).to(tl.float32)
+    tl.store(delta + (b * heads + h) * queries + i, less, mask=exists)
 
 
 @triton.jit
@@ -46,32 +81,6 @@ def signed(ds, x, seen, acc, MODE: tl.constexpr):
     if MODE == CLEAN:
         return tl.dot(ds.to(x.dtype), tl.where(finite, x, 0.0).to(x.dtype), acc, input_precision=PRECISION)
     return tl.dot(seen.to(x.dtype), tl.where(finite, 0.0, 256.0).to(x.dtype), acc, input_precision=PRECISION)
-
-
-@triton.jit
-def _sees(seen_by, j, form: tl.constexpr):
-    """Whether the keys ``j`` (shaped as a column) lie in an interval of each row (as a row)."""
-    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
-    seen = (j >= a0[None, :]) & (j < e0[None, :])
-    if form.INTERVALS > 1:
-        seen = seen | ((j >= a1[None, :]) & (j < e1[None, :]))
-    if form.INTERVALS > 2:
-        seen = seen | ((j >= a2[None, :]) & (j < e2[None, :]))
-        seen = seen | ((j >= a3[None, :]) & (j < e3[None, :]))
-    return seen
-
-
-@triton.jit
-def _touches(seen_by, low, high, form: tl.constexpr):
-    """Which rows see some of the keys from ``low`` to ``high``."""
-    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
-    found = (a0 < high) & (e0 > low) & (a0 < e0)
-    if form.INTERVALS > 1:
-        found = found | ((a1 < high) & (e1 > low) & (a1 < e1))
-    if form.INTERVALS > 2:
-        found = found | ((a2 < high) & (e2 > low) & (a2 < e2))
-        found = found | ((a3 < high) & (e3 > low) & (a3 < e3))
-    return found
 
 
 # --- A tile of queries ------------------------------------------------------------------------------------------------
@@ -181,8 +190,7 @@ def query_gradient(
         acc, of_slopes, of_vector = _query_walk(
             q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, FAST, SLOPES, VECTOR
         )
-        finite = tl.min((tl.abs(acc) < float("inf")).to(tl.int32), 1)
-        tl.store(flags + number, 1 - tl.min(tl.where(exists, finite, 1), 0))
+        tl.store(flags + number + tl.arange(0, 1), unfit(acc, exists))
     if not form.ADDITIVE:
         acc = acc * scale
     place = b.to(tl.int64) * grad_query_strides[0] + h.to(tl.int64) * grad_query_strides[1]
@@ -222,7 +230,7 @@ def _key_walk(
         seen_by = intervals(
             spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, form
         )
-        seen = _sees(seen_by, j, form) & columns
+        seen = sees(seen_by, j, form) & columns
         query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1]
         query_at = query_at + i.to(tl.int64) * query_strides[2]
         rows = (b, key_head, (h + i * 0)[None, :], i[None, :], query_at[None, :], exists[None, :])
@@ -261,17 +269,9 @@ def key_gradient(
     number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     if RESCUE and tl.load(flags + number) == 0:
         return
-    tile = tl.program_id(0)
-    if form.TABLE:
-        document = tl.load(work + tile * 2)
-        first = tl.load(work + tile * 2 + 1)
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
-        document = tl.where(row < 0, document, 0)
-    else:
-        document = 0
-        row = -1
-        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
-        first = (key_begin // form.BLOCK + tile) * form.BLOCK
+    row, first, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = program_of_keys(
+        work, segments, segment, form
+    )
     b = tl.where(row < 0, tl.program_id(2), row)
     key_head = tl.program_id(1)
     j = first + tl.arange(0, form.BLOCK)
@@ -286,9 +286,9 @@ def key_gradient(
             spans, begins, ends, interval_strides, b, i, i + query_offset, i < query_end, key_begin, key_end,
             key_offset, form,
         )  # fmt: skip
-        touches = _touches(seen_by, first, first + form.BLOCK, form)
-        low = tl.minimum(low, tl.min(tl.where(touches, i, query_end), 0))
-        high = tl.maximum(high, tl.max(tl.where(touches, i, query_begin - 1), 0))
+        found = touches(seen_by, first, first + form.BLOCK, form)
+        low = tl.minimum(low, tl.min(tl.where(found, i, query_end), 0))
+        high = tl.maximum(high, tl.max(tl.where(found, i, query_begin - 1), 0))
     count = tl.where(high < low, 0, (high - low) // form.ROWS + 1)
 
     D: tl.constexpr = form.D
@@ -320,9 +320,7 @@ def key_gradient(
             k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
             keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, FAST,
         )  # fmt: skip
-        finite = tl.min((tl.abs(of_key) < float("inf")).to(tl.int32), 1)
-        finite = tl.minimum(finite, tl.min((tl.abs(of_value) < float("inf")).to(tl.int32), 1))
-        tl.store(flags + number, 1 - tl.min(tl.where(some, finite, 1), 0))
+        tl.store(flags + number + tl.arange(0, 1), tl.maximum(unfit(of_key, some), unfit(of_value, some)))
     if not form.ADDITIVE:
         of_key = of_key * scale
     d = tl.arange(0, form.WIDTH)[None, :]

@@ -48,6 +48,16 @@ def spoil(acc, code):
 
 
 @triton.jit
+def unfit(acc, exists):
+    """``(1,)``: 1 where some number of a row that exists is not finite, else 0.
+
+    Both reductions are of two dimensions: that of a vector made from a product fails in Triton's passes for Blackwell.
+    """
+    finite = tl.min((tl.abs(acc) < float("inf")).to(tl.int32), 1, keep_dims=True)
+    return 1 - tl.min(tl.where(exists[:, None], finite, 1), 0)
+
+
+@triton.jit
 def _block(
     m, total, acc, q, n, begin, end, rows, limits, keys, values, scoring, tiles, chance,
     form: tl.constexpr, MASKED: tl.constexpr, MODE: tl.constexpr,
@@ -188,8 +198,7 @@ def forward(
             lowest, q, seen_by, split, rows, limits, keys, values, scoring, tiles, chance, form, FAST,
         )  # fmt: skip
         # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see.
-        finite = tl.min((tl.abs(acc) < float("inf")).to(tl.int32), 1)
-        tl.store(flags + number, 1 - tl.min(tl.where(exists, finite, 1), 0))
+        tl.store(flags + number + tl.arange(0, 1), unfit(acc, exists))
     nobody = total == 0.0
     lse = m / LOG2_E + tl.log2(total) / LOG2_E
     lse = tl.where(nobody, -float("inf"), lse)

@@ -64,6 +64,27 @@ def program(work, segments, segment, form: tl.constexpr):
 
 
 @triton.jit
+def program_of_keys(work, segments, segment, form: tl.constexpr):
+    """Where this program's tile of keys lies, and what the queries of its segment are.
+
+    ``(row, first key, query begin, query end, key begin, key end, query offset, key offset, document)``; the first
+    tiles come first, since those of a causal pattern are the longest.
+    """
+    tile = tl.program_id(0)
+    if form.TABLE:
+        document = tl.load(work + tile * 2)
+        first = tl.load(work + tile * 2 + 1)
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
+        document = tl.where(row < 0, document, 0)
+    else:
+        document = 0
+        row = -1
+        query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
+        first = (key_begin // form.BLOCK + tile) * form.BLOCK
+    return row, first, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
+
+
+@triton.jit
 def _span(spans, k, position, exists, key_begin, key_end, key_offset):
     """The interval of keys, by index, that span ``k`` gives the queries at some positions."""
     at = spans + k * 10
@@ -104,6 +125,20 @@ def _sorted(begin_a, end_a, begin_b, end_b):
 
 
 @triton.jit
+def ordered(seen_by, form: tl.constexpr):
+    """The intervals of each row in ascending order of their begins."""
+    a0, e0, a1, e1, a2, e2, a3, e3, exists = seen_by
+    if form.INTERVALS > 1:
+        a0, e0, a1, e1 = _sorted(a0, e0, a1, e1)
+    if form.INTERVALS > 2:
+        a2, e2, a3, e3 = _sorted(a2, e2, a3, e3)
+        a0, e0, a2, e2 = _sorted(a0, e0, a2, e2)
+        a1, e1, a3, e3 = _sorted(a1, e1, a3, e3)
+        a1, e1, a2, e2 = _sorted(a1, e1, a2, e2)
+    return a0, e0, a1, e1, a2, e2, a3, e3, exists
+
+
+@triton.jit
 def intervals(
     spans, begins, ends, strides, b, i, position, exists, key_begin, key_end, key_offset, form: tl.constexpr
 ):  # fmt: skip
@@ -129,12 +164,7 @@ def intervals(
                 a2, e2 = _span(spans, 2, position, exists, key_begin, key_end, key_offset)
             if form.INTERVALS > 3:
                 a3, e3 = _span(spans, 3, position, exists, key_begin, key_end, key_offset)
-            a0, e0, a1, e1 = _sorted(a0, e0, a1, e1)
-            if form.INTERVALS > 2:
-                a2, e2, a3, e3 = _sorted(a2, e2, a3, e3)
-                a0, e0, a2, e2 = _sorted(a0, e0, a2, e2)
-                a1, e1, a3, e3 = _sorted(a1, e1, a3, e3)
-                a1, e1, a2, e2 = _sorted(a1, e1, a2, e2)
+            a0, e0, a1, e1, a2, e2, a3, e3, _ = ordered((a0, e0, a1, e1, a2, e2, a3, e3, exists), form)
             # What an earlier one holds is taken out of the later ones.
             a1 = tl.maximum(a1, e0)
             e1 = tl.maximum(e1, a1)
@@ -176,6 +206,44 @@ def contains(seen_by, j, form: tl.constexpr):
     if form.INTERVALS > 2:
         seen = seen | ((j >= a2[:, None]) & (j < e2[:, None])) | ((j >= a3[:, None]) & (j < e3[:, None]))
     return seen
+
+
+@triton.jit
+def sees(seen_by, j, form: tl.constexpr):
+    """``(keys, rows)``: the same for the keys ``j`` shaped as a column."""
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    seen = (j >= a0[None, :]) & (j < e0[None, :])
+    if form.INTERVALS > 1:
+        seen = seen | ((j >= a1[None, :]) & (j < e1[None, :]))
+    if form.INTERVALS > 2:
+        seen = seen | ((j >= a2[None, :]) & (j < e2[None, :]))
+        seen = seen | ((j >= a3[None, :]) & (j < e3[None, :]))
+    return seen
+
+
+@triton.jit
+def touches(seen_by, low, high, form: tl.constexpr):
+    """Which rows see some of the keys from ``low`` to ``high``."""
+    a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
+    found = (a0 < high) & (e0 > low) & (a0 < e0)
+    if form.INTERVALS > 1:
+        found = found | ((a1 < high) & (e1 > low) & (a1 < e1))
+    if form.INTERVALS > 2:
+        found = found | ((a2 < high) & (e2 > low) & (a2 < e2))
+        found = found | ((a3 < high) & (e3 > low) & (a3 < e3))
+    return found
+
+
+@triton.jit
+def covers(seen_by, low, high, form: tl.constexpr):
+    """Which rows see all keys from ``low`` to ``high`` in one interval."""
+    a0, e0, a1, e1, a2, e2, a3, e3, exists = seen_by
+    found = (a0 <= low) & (e0 >= high)
+    if form.INTERVALS > 1:
+        found = found | ((a1 <= low) & (e1 >= high))
+    if form.INTERVALS > 2:
+        found = found | ((a2 <= low) & (e2 >= high)) | ((a3 <= low) & (e3 >= high))
+    return found & exists
 
 
 @triton.jit
