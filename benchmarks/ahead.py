@@ -40,8 +40,8 @@ from limelight.backends.triton import flash1, flash2, machine
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
 # Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
 COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
-# Waits for products of which one, or none, may still run; and exponentials.
-ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([01])|(MUFU\.EX2)")
+# Waits for products of which two, one or none may still run; and exponentials.
+ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([012])|(MUFU\.EX2)")
 
 
 def tensors(
@@ -186,7 +186,7 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
     hidden, running = 0, False
     for pending, exponential in ORDER.findall(code):
         hidden += bool(exponential and running)
-        running = pending == "1" if pending else running
+        running = pending != "0" if pending else running
     overlap = {"exponentials under a product": hidden} if hidden else {}
     return {
         "kernel": kernel.metadata.name,

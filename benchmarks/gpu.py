@@ -1,17 +1,21 @@
 """On a machine with a GPU: check the GPU backends against the definition, then measure them.
 
     python benchmarks/gpu.py                     # everything, about half an hour
-    python benchmarks/gpu.py --part correctness  # or determinism, or speed
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the script itself, without a GPU: no speeds
+    python benchmarks/gpu.py --part correctness  # or determinism, sanitizer, speed
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the script itself, without a GPU; its speeds mean nothing
 
 - correctness: fresh random calls (a new seed every run, printed) in float64 against ``reference``, by the rule of the
   tests: at most 1.5 times the error of the plain computation that rounds where kernels round. Memory that the caching
   allocator hands out is filled with NaN first, so a number that nobody wrote shows.
 - float8: the error of `flash3-float8` against float64, beside that of one scale for each tensor.
-- determinism: the same call twice, forward and backward, bit for bit, while other kernels keep the GPU busy.
+- determinism: the same call twenty times, forward and backward, bit for bit, while other kernels keep the GPU busy.
+- sanitizer: the small correctness calls under NVIDIA's ``compute-sanitizer`` (memory and races), if it is there.
 - speed: forward and backward in TFLOP/s (``4 pairs D`` forward, 2.5 times that backward), as a fraction of the chip's
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
-  FlashAttention 2 and to FlexAttention, all in the same run. Decode is in GB/s of the measured memory bandwidth.
+  FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Backward passes of ours
+  take seven products where five are counted; what they multiply is told beside. Decode is in GB/s of the measured
+  memory bandwidth. Then what observations cost, whether CUDA graphs capture a call, and the goals beside what was
+  measured.
 
 Everything lands in ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """
@@ -22,11 +26,13 @@ import argparse
 import datetime
 import functools
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,11 +86,14 @@ def main() -> int:
         result["float8"] = float8(device, options.tiny, failures)
     if options.part in ("all", "determinism"):
         result["determinism"] = determinism(device, options.tiny, failures)
-    if options.part in ("all", "speed") and device.type == "cuda":
-        result["speed"] = speed(device, options.seconds)
-        result["decode"] = decode(device, options.seconds)
-        result["observations"] = observations(device, options.seconds)
-        result["graph"] = graph(device)
+    if options.part in ("all", "sanitizer"):
+        result["sanitizer"] = sanitizer(options.tiny, failures)
+    if options.part in ("all", "speed"):
+        result["speed"] = speed(device, options.tiny, options.seconds)
+        result["decode"] = decode(device, options.tiny, options.seconds)
+        result["observations"] = observations(device, options.tiny, options.seconds)
+        result["graph"] = graph(device, failures)
+        result["goals"] = goals(result)
     result["failures"] = failures
     if not options.tiny:
         target = HERE / "results" / f"{options.name or result['about']['chip'].lower().replace(' ', '-')}.json"
@@ -97,7 +106,7 @@ def main() -> int:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--part", choices=("all", "correctness", "determinism", "speed"), default="all")
+    parser.add_argument("--part", choices=("all", "correctness", "determinism", "sanitizer", "speed"), default="all")
     parser.add_argument("--name", default="", help="of the result file; by default the chip's")
     parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measurement, roughly")
     parser.add_argument("--tiny", action="store_true", help="a few small calls and no result file")
@@ -151,6 +160,8 @@ SIZES = (  # B, Hq, Hkv, Lq, Lk, D, Dv
     (2, 4, 2, 113, 203, 64, 64),
     (1, 8, 1, 3, 799, 128, 128),
     (2, 6, 2, 257, 129, 80, 48),
+    (1, 4, 2, 700, 900, 128, 128),
+    (1, 2, 1, 300, 500, 192, 96),
     (1, 4, 4, 1023, 1024, 32, 32),
     (1, 2, 2, 300, 300, 256, 256),
     (1, 2, 1, 70, 90, 512, 100),
@@ -240,9 +251,15 @@ def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, A
 
 
 def rounded(dtype: torch.dtype) -> Any:
-    """Inside, the reference rounds its weights to ``dtype`` before they meet the values, as kernels do."""
-    mix = reference._mix
-    return mock.patch.object(reference, "_mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep))
+    """Inside, the reference rounds its weights and the gradients of its scores to ``dtype`` before they meet the other
+    factor, as kernels do.
+    """
+    mix, backward = reference._mix, reference._ScoresForward.backward
+    scores = staticmethod(lambda ctx, grad: backward(ctx, grad.to(dtype).to(grad.dtype)))
+    stack = ExitStack()
+    stack.enter_context(mock.patch.object(reference, "_mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep)))
+    stack.enter_context(mock.patch.object(reference._ScoresForward, "backward", scores))
+    return stack
 
 
 def excess(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
@@ -274,52 +291,85 @@ def poison(device: torch.device) -> None:
 
 def determinism(device: torch.device, tiny: bool, failures: list[str]) -> dict[str, int]:
     torch.manual_seed(0)
-    size = (1, 2, 1, 18, 20, 8) if tiny else (2, 8, 2, 1000, 1100, 64)
-    B, Hq, Hkv, Lq, Lk, D = size
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    tensors = [torch.randn(B, h, n, D, device=device, dtype=dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
-    grad = torch.randn(B, Hq, Lq, D, device=device, dtype=dtype)
     compared = 0
-    for name, settings in forms(device, B, Hq, Lq, Lk, D):
-        if tiny and name not in ("causal", "bias of keys"):
-            continue
-        for backend in GPU_BACKENDS:
-            if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*tensors, **settings)):
+    for B, Hq, Hkv, Lq, Lk, D in REPEATED[:1] if tiny else REPEATED[1:]:
+        tensors = [torch.randn(B, h, n, D, device=device, dtype=dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
+        grad = torch.randn(B, Hq, Lq, D, device=device, dtype=dtype)
+        for name, settings in forms(device, B, Hq, Lq, Lk, D):
+            if tiny and name not in ("causal", "bias of keys"):
                 continue
-            first = run(backend, tensors, grad, settings)
-            for _ in range(1 if tiny else 20):
-                if device.type == "cuda":
-                    noise = torch.randn(512, 512, device=device)
-                    with torch.cuda.stream(torch.cuda.Stream()):
-                        noise @ noise
-                again = run(backend, tensors, grad, settings)
-                compared += 1
-                pairs = [xy for xy in zip(first, again, strict=True) if xy[0] is not None]
-                if not all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in pairs):
-                    failures.append(f"{backend} {name}: other bits when repeated")
-                    break
+            for backend in GPU_BACKENDS:
+                if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*tensors, **settings)):
+                    continue
+                first = run(backend, tensors, grad, settings)
+                for _ in range(1 if tiny else 20):
+                    again = under_load(device, lambda: run(backend, tensors, grad, settings))  # noqa: B023
+                    compared += 1
+                    pairs = [xy for xy in zip(first, again, strict=True) if xy[0] is not None]
+                    if not all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in pairs):
+                        failures.append(f"{backend} {name} {(B, Hq, Hkv, Lq, Lk, D)}: other bits when repeated")
+                        break
     print(f"determinism: {compared} repetitions compared", flush=True)
     return {"repetitions": compared}
+
+
+REPEATED = (  # B, Hq, Hkv, Lq, Lk, D; the first is tiny
+    (1, 2, 1, 18, 20, 8),
+    (2, 8, 2, 1000, 1100, 64),
+    (1, 16, 4, 2500, 2500, 128),  # more tiles than multiprocessors, so that programs take one after another
+)
+
+
+def under_load(device: torch.device, way: Callable[[], list[Any]]) -> list[Any]:
+    """The call beside another stream that multiplies, with poisoned memory."""
+    poison(device)
+    if device.type == "cuda":
+        noise = torch.randn(512, 512, device=device)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            noise @ noise
+    return way()
+
+
+def sanitizer(tiny: bool, failures: list[str]) -> dict[str, str]:
+    """What ``compute-sanitizer`` says of the small calls."""
+    found: dict[str, str] = {}
+    program = shutil.which("compute-sanitizer")
+    for tool in ("memcheck", "racecheck") if program and not tiny else ():
+        print(f"compute-sanitizer, {tool}", flush=True)
+        ran = subprocess.run(
+            [str(program), "--tool", tool, "--error-exitcode", "3", sys.executable, __file__, "--tiny", "--part",
+             "correctness"], capture_output=True, text=True,
+        )  # fmt: skip
+        found[tool] = ran.stdout[-500:] if ran.returncode else "nothing found"
+        if ran.returncode == 3:
+            failures.append(f"compute-sanitizer, {tool}: {found[tool]}")
+    return found or {"not run": "compute-sanitizer is not there" if program is None else "a tiny run"}
 
 
 # --- Speed ------------------------------------------------------------------------------------------------------------
 
 
-def speed(device: torch.device, seconds: float) -> list[dict[str, Any]]:
+FORMS = ("full", "causal", "window", "packed", "grouped")
+
+
+def speed(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
     rows = []
     print(f"{'case':34} {'TFLOP/s':>8} {'of peak':>8}   ratio to others")
+    if tiny:
+        return [row for form in FORMS for row in measured(device, torch.float16, 16, 32, form, 0.0, heads=8, batch=1)]
     for dtype in (torch.bfloat16, torch.float16):
-        for D in (64, 128, 256):
+        for D in (64, 96, 128, 192, 256):
             for length in (1024, 2048, 4096, 8192, 16384, 32768):
-                for form in ("full", "causal", "window", "packed", "grouped"):
-                    rows += measured(device, dtype, D, length, form, seconds)
+                for form in FORMS if D in (64, 128, 256) else ("causal",):
+                    heads, batch = 2048 // D // 8 * 8, max(1, 16384 // length)
+                    rows += measured(device, dtype, D, length, form, seconds, heads, batch)
     return rows
 
 
 def measured(
-    device: torch.device, dtype: torch.dtype, D: int, length: int, form: str, seconds: float
+    device: torch.device, dtype: torch.dtype, D: int, length: int, form: str, seconds: float, heads: int, batch: int
 ) -> list[dict[str, Any]]:
-    heads, batch = 2048 // D, max(1, 16384 // length)
     key_heads = heads // 8 if form == "grouped" else heads
     make = lambda h: torch.randn(batch, h, length, D, device=device, dtype=dtype, requires_grad=True)  # noqa: E731
     q, k, v = make(heads), make(key_heads), make(key_heads)
@@ -351,17 +401,21 @@ def measured(
                 print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         after = product_peak(device)
         work = flop * (2.5 if direction == "backward" else 1.0)
-        row = {
+        row: dict[str, Any] = {
             "form": form, "direction": direction, "D": D, "length": length, "batch": batch, "heads": heads,
             "dtype": str(dtype)[6:], "ms": times, "tflops": {n: work / t * 1e-9 for n, t in times.items()},
             "peak_before": before, "peak_after": after,
         }  # fmt: skip
+        if direction == "backward":  # scores and dO V twice, by each of two owners
+            row["tflops of seven products"] = {n: 1.4 * x for n, x in row["tflops"].items() if n in GPU_BACKENDS}
         rows.append(row)
         # Our best, by name: flash3 where it serves the case. The ratio to flash2 and flash1 is the step between them.
         name = next((n for n in ("flash3", "flash2") if n in times), "flash2")
         best = row["tflops"].get(name, 0.0)
         others = "  ".join(f"{n} {best / s:.2f}" for n, s in row["tflops"].items() if n != name)
         title = f"{direction} {form} {D} {length} {str(dtype)[6:]}"
+        steps = [row["tflops"].get(n, 0.0) / (row["tflops"].get("flash1") or 1.0) for n in ("flash2", "flash3")]
+        others += f"  1 : {steps[0]:.2f} : {steps[1]:.2f}" if "flash1" in row["tflops"] else ""
         print(f"{title:34} {best:8.1f} {best / max(before, after):8.1%}   {others}", flush=True)
     return rows
 
@@ -395,6 +449,8 @@ def peers(q: Tensor, k: Tensor, v: Tensor, form: str) -> dict[str, Callable[[], 
             return scaled_dot_product_attention(q, k, v, is_causal=form != "full", enable_gqa=form == "grouped")
 
     found: dict[str, Callable[[], Tensor]] = {}
+    if q.device.type == "cpu":
+        return {"torch": functools.partial(by, SDPBackend.MATH)}
     if form in ("full", "causal", "grouped"):
         found["cudnn"] = functools.partial(by, SDPBackend.CUDNN_ATTENTION)
         found["torch flash"] = functools.partial(by, SDPBackend.FLASH_ATTENTION)
@@ -440,6 +496,11 @@ def _leaves(output: Tensor) -> list[Any]:
 
 
 def _median(call: Callable[[], Any], seconds: float) -> float:
+    """Milliseconds; without a GPU of one call, for the script's own sake."""
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
     flush = torch.empty(2**28, dtype=torch.int8, device="cuda")
     for _ in range(3):
         call()
@@ -458,20 +519,22 @@ def _median(call: Callable[[], Any], seconds: float) -> float:
 
 def product_peak(device: torch.device) -> float:
     """TFLOP/s of a bfloat16 product of 8192 x 8192, the chip's own measure."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    return 2 * 8192**3 / _median(lambda: a @ a, 0.1) * 1e-9
+    side = 8192 if device.type == "cuda" else 64
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    return 2 * side**3 / _median(lambda: a @ a, 0.1) * 1e-9
 
 
-def decode(device: torch.device, seconds: float) -> list[dict[str, Any]]:
+def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
     """One query of 32 heads against 8 key-value heads: bytes of the cache read in a second, against a plain copy."""
-    source = torch.empty(2**30, dtype=torch.int8, device=device)
+    dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
+    source = torch.empty(2**16 if tiny else 2**30, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    bandwidth = 2 * 2**30 / _median(lambda: target.copy_(source), seconds) * 1e-6
+    bandwidth = 2 * source.nbytes / _median(lambda: target.copy_(source), seconds) * 1e-6
     rows = []
-    for length in (1024, 4096, 16384, 65536):
-        for batch in (1, 16):
-            q = torch.randn(batch, 32, 1, 128, device=device, dtype=torch.bfloat16)
-            k, v = torch.randn(2, batch, 8, length, 128, device=device, dtype=torch.bfloat16).unbind()
+    for length in (64,) if tiny else (1024, 4096, 16384, 65536):
+        for batch in (1,) if tiny else (1, 16):
+            q = torch.randn(batch, 32, 1, 128, device=device, dtype=dtype)
+            k, v = torch.randn(2, batch, 8, length, 128, device=device, dtype=dtype).unbind()
             way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
             ms = milliseconds(way, None, seconds)
             speed = (k.nbytes + v.nbytes) / ms * 1e-6
@@ -480,38 +543,100 @@ def decode(device: torch.device, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def observations(device: torch.device, seconds: float) -> list[dict[str, Any]]:
-    """What it costs to see: the time of a call with observations against one without."""
+def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
+    """What it costs to see: the time of a call with observations against one without, together and one by one."""
     rows = []
-    everything = Observe(entropy=True, max_weight=True, top=8, received=True, blocks=(64, 64))
-    for length in (2048, 8192):
-        q, k, v = torch.randn(3, 1, 16, length, 128, device=device, dtype=torch.bfloat16).unbind()
-        call = prepare(q, k, v, pattern=Causal(), observe=everything)
+    asked: dict[str, dict[str, Any]] = {
+        "entropy": {"entropy": True}, "max_weight": {"max_weight": True}, "top": {"top": 8},
+        "received": {"received": True}, "blocks": {"blocks": (64, 64)},
+    }  # fmt: skip
+    asked["all"] = {name: value for settings in asked.values() for name, value in settings.items()}
+    dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
+    for length in (32,) if tiny else (2048, 8192):
+        q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
+        call = prepare(q, k, v, pattern=Causal(), observe=Observe(**asked["all"]))
         serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
         if not serving:
             rows.append({"length": length, "served by": "none of the GPU backends"})
             continue
         way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
-        plain, seen = (milliseconds(functools.partial(way, observe=o), None, seconds) for o in (None, everything))
-        rows.append({"length": length, "served by": serving[0], "plain ms": plain, "ms": seen, "times": seen / plain})
-        print(f"observations at {length}: {seen / plain:.2f} times the plain forward pass", flush=True)
+        plain = milliseconds(way, None, seconds)
+        row: dict[str, Any] = {"length": length, "served by": serving[0], "plain ms": plain}
+        for name, settings in asked.items():
+            observe = Observe(**settings)
+            row[name] = milliseconds(functools.partial(way, observe=observe), None, seconds) / plain
+        rows.append(row)
+        words = ", ".join(f"{name} {row[name]:.2f}" for name in asked)
+        print(f"observations at {length}, times the plain forward pass: {words}", flush=True)
     return rows
 
 
-def graph(device: torch.device) -> dict[str, bool]:
-    """Whether a call is captured by a CUDA graph and replayed on new numbers."""
-    q, k, v = torch.randn(3, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
-    call = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
-    call()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        output = call()
-    q.normal_()
-    captured.replay()
-    torch.cuda.synchronize()
-    same = torch.equal(output, call())
-    print(f"CUDA graph: {'replays' if same else 'replays wrong numbers'}")
-    return {"replays": same}
+def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
+    """Whether a call, and its gradients, are captured by a CUDA graph and replayed on new numbers."""
+    found: dict[str, bool] = {}
+    for backend in GPU_BACKENDS if device.type == "cuda" else ():
+        q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*leaves, pattern=Causal())):
+            continue
+        forward = functools.partial(limelight.attention, *leaves, pattern=Causal(), backend=backend)
+
+        def backward() -> Tensor:
+            return torch.cat(torch.autograd.grad(forward(), leaves, grad))  # noqa: B023
+
+        for name, way in (("forward", forward), ("backward", backward)):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):  # compiles and uploads its tables
+                way()
+            torch.cuda.synchronize()
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                output = way()
+            with torch.no_grad():
+                leaves[0].normal_()
+            captured.replay()
+            torch.cuda.synchronize()
+            same = torch.equal(output, way())
+            found[f"{backend} {name}"] = same
+            print(f"CUDA graph, {backend} {name}: {'replays' if same else 'replays wrong numbers'}")
+            if not same:
+                failures.append(f"{backend} {name}: a CUDA graph replays wrong numbers")
+    return found
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is aimed at, beside the worst that was measured."""
+
+    def worst(of: str, against: str, **case: Any) -> float | None:
+        longest = case.pop("from_length", 0)
+        ratios = [
+            row["tflops"][of] / row["tflops"][against]
+            for row in result["speed"]
+            if of in row["tflops"] and against in row["tflops"] and row["length"] >= longest
+            and all(row[name] in values for name, values in case.items())
+        ]  # fmt: skip
+        return min(ratios, default=None)
+
+    wide = {"D": (128,), "dtype": ("bfloat16",), "form": ("full", "causal"), "from_length": 4096}
+    eight = [
+        row["tflops"][f"{FLOAT8} kernel"] for row in result["speed"]
+        if f"{FLOAT8} kernel" in row["tflops"] and row["length"] == 16384 and row["form"] == "full" and row["D"] == 128
+    ]  # fmt: skip
+    found = [
+        ("flash3 forward over cuDNN, from 4k", 0.9, worst("flash3", "cudnn", direction=("forward",), **wide)),
+        ("flash3 backward over cuDNN, two owners", 0.6, worst("flash3", "cudnn", direction=("backward",), **wide)),
+        ("flash3-float8 forward, full, 16k, TFLOP/s", 1000.0, min(eight, default=None)),
+        ("flash2 forward over cuDNN", 0.75, worst("flash2", "cudnn", direction=("forward",))),
+        ("flash2 forward over FlexAttention", 1.0, worst("flash2", "flex", direction=("forward",))),
+        ("decode, of the memory bandwidth", 0.85, min((r["of bandwidth"] for r in result["decode"]), default=None)),
+        (
+            "a plain forward pass over one with all observations", 0.5,
+            min((1 / r["all"] for r in result["observations"] if "all" in r), default=None),
+        ),
+    ]  # fmt: skip
+    for goal, aim, measured in found:
+        print(f"goal: {goal}: {aim:g}; measured {'nothing' if measured is None else f'{measured:.3g}'}", flush=True)
+    return [{"goal": goal, "aim": aim, "measured": measured} for goal, aim, measured in found]
 
 
 if __name__ == "__main__":

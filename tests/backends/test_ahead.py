@@ -19,9 +19,11 @@ AGAIN = (
     "forward causal 128, ampere",
     "backward causal 64, hopper",
     "third causal 128, hopper",
+    "third backward causal 128, hopper",
+    "forward causal 128, blackwell",
 )
-SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024}  # bytes that a program may have
-PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA"}
+SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}  # bytes that a program may have
+PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA"}
 
 
 def kernels():
@@ -66,11 +68,44 @@ def test_forward_passes_do_not_spill_and_use_the_matrix_units():
             assert kernel["instructions"]["LDGSTS"] > 0, f"{case}: nothing is copied ahead"
 
 
+def test_gradients_do_not_spill_and_use_the_matrix_units():
+    owners = ("query_gradient", "key_gradient", "gradient")
+    for case, generation, kernel in kernels():
+        if kernel["kernel"] not in owners or kernel["rescue"]:
+            continue
+        assert kernel["spilled"] == 0, case
+        if "float32" not in case:
+            wanted = "HMMA" if "256" in case and kernel["kernel"] != "gradient" else PRODUCTS[generation]
+            assert kernel["instructions"][wanted] > 0, case
+
+
+def test_gradients_of_the_third_multiply_as_often_as_they_should():
+    """A step of the owner of queries is three products, one of keys four; three steps stand in the code of each of two
+    warpgroups (the first, those that an edge cuts, whole ones). An instruction takes 16 terms of a sum."""
+    moving = {"64": (128, 64), "96": (64, 64), "128": (64, 64), "rules 64": (64, 64), "rules 128": (32, 32)}
+    found = [(case, k) for case, _, k in kernels() if case.startswith("third backward") and k["kernel"] == "gradient"]
+    assert found
+    for number, (case, kernel) in enumerate(found):
+        assert kernel["instructions"]["UTMALDG"] > 0, case
+        name = next(n for n in ("rules 64", "rules 128", "64", "96", "128") if f" {n}" in case)
+        width = 64 if name.endswith("64") else 128
+        keys = number % 2  # the owner of queries comes first
+        block = moving[name][keys]
+        step = 2 * width // 16 + (1 + keys) * block // 16
+        assert kernel["instructions"]["HGMMA"] == 2 * 3 * step, case
+        if "rules" not in case:  # whose exponentials are those of tanh too
+            assert kernel["exponentials under a product"] >= 2 * 2 * block * 64 // 128, case
+
+
 def test_weights_are_made_while_products_run():
     """Between the wait for ``Q K`` and the wait for ``P V`` stand all exponentials of a step (two loops by two
     warpgroups); the assembler moves them behind both waits where nothing holds them."""
     sides = {"64": 128, "96": 128, "128": 128, "192": 32, "256": 32}
-    third = [(case, kernel) for case, _, kernel in kernels() if case.startswith("third") and kernel["warps"] == 12]
+    third = [
+        (case, kernel)
+        for case, _, kernel in kernels()
+        if case.startswith("third") and kernel["kernel"] == "forward" and not kernel["rescue"]
+    ]
     assert third
     for case, kernel in third:
         width = next(width for width in reversed(sides) if f" {width}" in case)

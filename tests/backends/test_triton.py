@@ -173,6 +173,8 @@ def test_the_first_algorithm_is_plain():
     q = torch.zeros(1, 1, 4, 8)
     reasons = flash1.reasons_against(prepare(q, q, q, scores=(SoftCap(1.0),), dropout=0.5))
     assert reasons == [f"it has plain forms only, and the call has {what}" for what in ("score rules", "dropout")]
+    one_row = Padded(torch.tensor([3]), torch.tensor([2]))
+    assert "in one document a row" in "".join(flash1.reasons_against(prepare(q, q, q, layout=one_row)))
 
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1, 2**32, 2**62])

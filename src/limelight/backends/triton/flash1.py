@@ -39,7 +39,8 @@ def reasons_against(call: Call) -> list[str]:
     reasons += [f"it has plain forms only, and the call has {what}" for what, there in plain.items() if there]
     if not reasons:
         lowered = call.lowered
-        if lowered.tiles is not None or not lowered.spans or len(lowered.segment_table) != 1:
+        table = lowered.segment_table
+        if lowered.tiles is not None or not lowered.spans or len(table) != 1 or table[0, 0] != -1:
             reasons.append("it takes intervals by arithmetic in one document a row, not bits, arrays or packed rows")
         elif operands.far(lowered):
             reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
