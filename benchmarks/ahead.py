@@ -67,7 +67,7 @@ EVERYTHING = Observe(
 )
 
 FORWARD: dict[str, Callable[[], Call]] = {
-    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 80, 128, 256, 512)},
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 80, 96, 128, 192, 256, 512)},
     "causal 128 float32": plain(128, torch.float32, pattern=Causal()),
     "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
     "decode 128": lambda: decode(128),

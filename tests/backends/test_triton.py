@@ -80,8 +80,22 @@ def example_of(Hq=4, Hkv=2, Lq=37, Lk=53, D=24, Dv=40, B=2, **settings):
         example_of(compare=Additive(torch.randn(4, 5, dtype=torch.float64)), D=5, Dv=7, B=1, pattern=Causal()),
         example_of(scores=(SoftCap(3.0), Bias(torch.randn(4, 1, 53).masked_fill(torch.rand(53) < 0.2, -INF)))),
         example_of(Hq=6, Hkv=2, Lq=3, Lk=200, D=64, Dv=64, pattern=Causal(), sink=torch.randn(6)),
+        example_of(2, 1, 70, 90, D=41, Dv=96, B=1, pattern=Causal(), sink=torch.randn(2)),
+        example_of(1, 1, 70, 60, D=72, Dv=64, B=1, scores=(SoftCap(3.0),), dropout=0.2, seed=4),
+        example_of(1, 1, 66, 60, D=16, Dv=160, B=1),
     ],
-    ids=["wide", "tiles", "four spans", "packed", "additive", "unseen by a bias", "short"],
+    ids=[
+        "wide",
+        "tiles",
+        "four spans",
+        "packed",
+        "additive",
+        "unseen by a bias",
+        "short",
+        "two parts",
+        "two parts of keys",
+        "two parts of values",
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_forms(example, dtype):
@@ -116,6 +130,28 @@ def test_what_is_not_seen_changes_no_bit(poison, which, splits, monkeypatch):
     assert torch.equal(before[blind], after[blind])
     assert torch.equal(after.isfinite(), truth.isfinite())
     assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].float().nan_to_num(7))
+
+
+@pytest.mark.parametrize("column", [5, 35])
+def test_values_that_are_not_seen_change_no_bit_in_two_parts(column):
+    example = example_of(1, 1, 70, 90, D=40, Dv=40, B=1, pattern=Causal())
+    before = run(example)
+    example.value[0, 0, 60, column] = INF
+    after, truth = run(example), run(example, "reference", torch.float64)
+    assert torch.equal(before[truth.isfinite()], after[truth.isfinite()])
+    assert torch.equal(after[~truth.isfinite()], truth[~truth.isfinite()].float())
+    assert not truth.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("size", "parts"),
+    [
+        (1, (16, 0)), (16, (16, 0)), (24, (32, 0)), (40, (32, 16)), (56, (64, 0)), (64, (64, 0)), (80, (64, 16)),
+        (96, (64, 32)), (97, (128, 0)), (112, (128, 0)), (160, (128, 32)), (192, (128, 64)), (320, (256, 64)),
+    ],
+)  # fmt: skip
+def test_a_width_lies_in_two_parts_where_that_is_less(size, parts):
+    assert tuning.parts(size) == parts
 
 
 def test_padding_is_zeros_and_the_sink():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -60,8 +62,9 @@ def forward(call: Call) -> Result:
         logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
     group = Hq // Hkv
     pack = packed(Lq, group, lowered)
-    width = max(tuning.width(D), tuning.width(Dv))
-    tile = tuning.forward_tile(machine.generation(device), dtype.itemsize, width, Lq * pack)
+    first, rest, value_first, value_rest = held(call)
+    widest = max(first + rest, value_first + value_rest)
+    tile = tuning.forward_tile(machine.generation(device), dtype.itemsize, widest, Lq * pack)
     if lowered.tiles is not None or len(lowered.segment_table) > 1 or any(isinstance(r, Bias) for r in call.scores):
         # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
@@ -78,6 +81,7 @@ def forward(call: Call) -> Result:
     sink = None if call.sink is None else call.sink.detach().contiguous()
     rules = operands.rules(call)
     form = operands.form_of(call, rules, sight, pack, splits, tile)
+    form = dataclasses.replace(form, WIDTH=first, REST=rest, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
     grid = (sight.tiles, Hq // pack, sight.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
@@ -94,6 +98,15 @@ def forward(call: Call) -> Result:
             SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
     return _result(call, output, logsumexp, blind)
+
+
+def held(call: Call) -> tuple[int, int, int, int]:
+    """The widths of keys and of values as the kernel holds them, a part and the rest: in two parts where that saves
+    products, which limit long calls; short ones are limited by what they read."""
+    D, Dv = call.shapes.D, call.shapes.Dv
+    if call.shapes.Lq <= 64 or call.compare is not None:
+        return tuning.width(D), 0, tuning.width(Dv), 0
+    return *tuning.parts(D), *tuning.parts(Dv)
 
 
 def packed(Lq: int, group: int, lowered: Lowered) -> int:

@@ -10,7 +10,7 @@ class Form:
     """Never a length, an offset or a number of rows: a text that grows compiles nothing anew."""
 
     D: int
-    WIDTH: int  # D as a power of two
+    WIDTH: int  # D as a power of two, or its first part
     VALUE_D: int
     VALUE_WIDTH: int
     KINDS: tuple[int, ...]  # of the score rules
@@ -26,6 +26,8 @@ class Form:
     SPLITS: int  # parts of the keys
     ROWS: int  # of a tile
     BLOCK: int  # keys of a tile
+    REST: int = 0  # the second part of D, where it lies in two; only `flash2`'s forward pass knows it
+    VALUE_REST: int = 0
 
     @property
     def COUNT(self) -> int:

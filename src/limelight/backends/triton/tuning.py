@@ -23,6 +23,14 @@ def width(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def parts(size: int) -> tuple[int, int]:
+    """A head width as two powers of two that lie side by side, 96 as 64 and 32, where that is less than `width`; else
+    ``(width, 0)``."""
+    first = 1 << (size.bit_length() - 1)
+    rest = width(size - first)
+    return (first, rest) if 32 <= first < size and first + rest < width(size) else (width(size), 0)
+
+
 _INTERPRETED = Tile(16, 16, 4, 1)
 
 # (generation, bytes of an element) -> by the larger head width, the first that is enough.
@@ -30,6 +38,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 128, 8, 3)),
         (128, Tile(128, 128, 8, 2)),
+        (192, Tile(128, 64, 8, 2)),
         (256, Tile(128, 32, 8, 2)),
         (512, Tile(32, 32, 8, 1)),
     ),
@@ -87,7 +96,7 @@ def backward_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, T
 
 
 def forward_tile(generation: str, itemsize: int, widest: int, rows: int) -> Tile:
-    """The tile of a forward pass whose larger head width (as a power of two) is ``widest``.
+    """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
     ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier.
     """

@@ -15,6 +15,7 @@ from .visibility import anybody, blocks, chosen, in_tiles, intervals, program
 # scoring = (scale, factor, compare, operands, numbers)
 # tiles   = (states, bits, tile_strides)
 # chance  = (threshold, seed, random_row)
+# q, acc  = (main part, rest): a width that is no power of two may lie in two parts (`form.REST`, `form.VALUE_REST`)
 
 # How a walk treats values that are not finite. FAST: as any other. CLEAN: as zeros. SPOILED: it adds up, instead of the
 # output, what they make of it, in the code of `spoil`.
@@ -64,13 +65,22 @@ def _block(
 ):  # fmt: skip
     """One block of keys: scores, the running maximum and sum, and the output rescaled and added to."""
     key_begin, key_end, query_offset, key_offset = limits
+    main, rest = acc
     j = n * form.BLOCK + tl.arange(0, form.BLOCK)
     columns = (j >= key_begin) & (j < key_end)
     D: tl.constexpr = form.D
     WIDTH: tl.constexpr = form.WIDTH
     b, key_head, h, i, _, _ = rows
     k = load_rows(keys[1], keys[2], b, key_head, j, columns, D, WIDTH, MASKED)
-    s = compared(q, k, rows, j[None, :], columns[None, :], keys, scoring, form)
+    if form.REST > 0:
+        REST: tl.constexpr = form.REST
+        more = load_rows(keys[1] + WIDTH, keys[2], b, key_head, j, columns, D - WIDTH, REST, MASKED)
+        s = tl.dot(q[0], tl.trans(k), input_precision=PRECISION)
+        s = tl.dot(q[1], tl.trans(more), s, input_precision=PRECISION)
+        if form.NATURAL:
+            s = s * scoring[0]
+    else:
+        s = compared(q[0], k, rows, j[None, :], columns[None, :], keys, scoring, form)
     s, _ = after_rules(s, rows, j[None, :], columns[None, :], key_offset - query_offset, scoring, form, 0)
     if MASKED:
         seen = (j[None, :] >= begin[:, None]) & (j[None, :] < end[:, None])
@@ -84,7 +94,9 @@ def _block(
     if MODE != SPOILED:
         rescale = tl.exp2(m - base)
         total = total * rescale + tl.sum(p, 1)
-        acc = acc * rescale[:, None]
+        main = main * rescale[:, None]
+        if form.VALUE_REST > 0:
+            rest = rest * rescale[:, None]
     if form.DROPOUT:
         threshold, seed, random_row = chance
         p = tl.where(kept(threshold, seed, random_row, h, i + query_offset, j[None, :] + key_offset), p, 0.0)
@@ -92,8 +104,13 @@ def _block(
     VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
     v = load_rows(values[0], values[1], b, key_head, j, columns, VALUE_D, VALUE_WIDTH, MASKED)
     # A score of minus infinity counts as unseen.
-    acc = mixed(p, v, s != -float("inf"), acc, MODE)
-    return most, total, acc
+    main = mixed(p, v, s != -float("inf"), main, MODE)
+    if form.VALUE_REST > 0:
+        VALUE_REST: tl.constexpr = form.VALUE_REST
+        behind = values[0] + VALUE_WIDTH
+        v = load_rows(behind, values[1], b, key_head, j, columns, VALUE_D - VALUE_WIDTH, VALUE_REST, MASKED)
+        rest = mixed(p, v, s != -float("inf"), rest, MODE)
+    return most, total, (main, rest)
 
 
 @triton.jit
@@ -105,7 +122,8 @@ def _walk(
     ``m`` is the running maximum to start from: minus infinity, or the final one in the mode SPOILED.
     """
     total = tl.full((form.ROWS,), 0.0, tl.float32)
-    acc = tl.full((form.ROWS, form.VALUE_WIDTH), 0.0, tl.float32)
+    main = tl.full((form.ROWS, form.VALUE_WIDTH), 0.0, tl.float32)
+    acc = (main, tl.full((form.ROWS, form.VALUE_REST if form.VALUE_REST > 0 else 1), 0.0, tl.float32))
     mapped: tl.constexpr = form.TILE_ROWS > 0
     for k in range(form.INTERVALS):
         begin, end = chosen(k, seen_by, form)
@@ -175,6 +193,11 @@ def forward(
     query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1] + i.to(tl.int64) * query_strides[2]
     d = tl.arange(0, form.WIDTH)
     q = tl.load(query + query_at[:, None] + d[None, :], mask=exists[:, None] & (d[None, :] < form.D), other=0.0)
+    q = (q, q)
+    if form.REST > 0:
+        d = form.WIDTH + tl.arange(0, form.REST)
+        more = tl.load(query + query_at[:, None] + d[None, :], mask=exists[:, None] & (d[None, :] < form.D), other=0.0)
+        q = (q[0], more)
 
     key_head = tl.program_id(1) * form.PACK // group
     rows = (b, key_head, h[:, None], i[:, None], query_at[:, None], exists[:, None])
@@ -192,34 +215,42 @@ def forward(
         _, _, code = _walk(
             m, q, seen_by, split, rows, limits, keys, values, scoring, tiles, chance, form, SPOILED,
         )  # fmt: skip
-        acc = spoil(acc, code)
+        main = spoil(acc[0], code[0])
+        rest = spoil(acc[1], code[1]) if form.VALUE_REST > 0 else acc[1]
     else:
         m, total, acc = _walk(
             lowest, q, seen_by, split, rows, limits, keys, values, scoring, tiles, chance, form, FAST,
         )  # fmt: skip
+        main, rest = acc
         # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see.
-        tl.store(flags + number + tl.arange(0, 1), unfit(acc, exists))
+        spoiled = unfit(main, exists)
+        if form.VALUE_REST > 0:
+            spoiled = tl.maximum(spoiled, unfit(rest, exists))
+        tl.store(flags + number + tl.arange(0, 1), spoiled)
     nobody = total == 0.0
     lse = m / LOG2_E + tl.log2(total) / LOG2_E
     lse = tl.where(nobody, -float("inf"), lse)
+    rescale = 1.0
     if form.SINK:
         logit = tl.load(sink + h).to(tl.float32)
         most = tl.maximum(m, logit * LOG2_E)
         most = tl.where(most == -float("inf"), 0.0, most)
         with_sink = total * tl.exp2(m - most) + tl.exp2(logit * LOG2_E - most)
-        acc = acc * tl.exp2(m - most)[:, None]
+        rescale = tl.exp2(m - most)[:, None]
         lse = tl.where(nobody, logit, most / LOG2_E + tl.log2(with_sink) / LOG2_E)
         total = with_sink
     share = tl.where(nobody, 1.0, total)
-    out = tl.where(nobody[:, None], 0.0, acc / share[:, None])
-    if form.DROPOUT:
-        out = out * keep_scale
     place = (split * batch + b).to(tl.int64)
     tl.store(logsumexp + (place * heads + h) * queries + i, lse, mask=exists)
-    d = tl.arange(0, form.VALUE_WIDTH)
     at = place * output_strides[0] + h.to(tl.int64) * output_strides[1] + i.to(tl.int64) * output_strides[2]
-    where = output + at[:, None] + d[None, :]
-    tl.store(where, out.to(output.dtype.element_ty), mask=exists[:, None] & (d[None, :] < form.VALUE_D))
+    for part in tl.static_range(2 if form.VALUE_REST > 0 else 1):
+        acc = main if part == 0 else rest
+        d = tl.arange(0, form.VALUE_WIDTH) if part == 0 else form.VALUE_WIDTH + tl.arange(0, form.VALUE_REST)
+        out = tl.where(nobody[:, None], 0.0, acc * rescale / share[:, None])
+        if form.DROPOUT:
+            out = out * keep_scale
+        where = output + at[:, None] + d[None, :]
+        tl.store(where, out.to(output.dtype.element_ty), mask=exists[:, None] & (d[None, :] < form.VALUE_D))
 
 
 @triton.jit(do_not_specialize=["heads", "queries", "size"])
