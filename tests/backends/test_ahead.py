@@ -19,8 +19,8 @@ AGAIN = (
     "forward causal 128, ampere",
     "backward causal 64, hopper",
     "third causal 128, hopper",
-    "third backward causal 128, hopper",
-    "forward causal 128, blackwell",
+    "third backward causal 64, hopper",
+    "forward causal 64, blackwell",
 )
 SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}  # bytes that a program may have
 PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA"}
