@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limelight import ArgumentError
-from limelight.generation import Beam, Greedy, Sample
+from limelight.generation import Beam, Greedy, Sample, sampling
 from limelight.generation.sampling import draws, penalised, tokens_in
 
 SETTINGS = [
@@ -101,3 +101,12 @@ def test_random_numbers_are_even_and_a_function_of_seed_copy_and_step():
 def test_bad_settings(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize("few", [1, 4, 12, 37, 256])
+def test_a_partial_selection_keeps_what_sorting_keeps(few, monkeypatch):
+    scores = torch.cat((logits(rows=20), torch.zeros(1, 37, dtype=torch.float64)))
+    for top_p in (0.01, 0.3, 0.8, 0.95, 0.999, 1 - 1e-9):
+        expected = theirs(scores, top_p=top_p)
+        monkeypatch.setattr(sampling, "FEW", few)
+        assert torch.equal(Sample(top_p=top_p).scores(scores), expected)

@@ -161,7 +161,7 @@ HARMLESS = {
     "reorder_and_upcast_attn",  # the operator does so always
     *("_name_or_path", "chunk_size_feed_forward", "dtype", "is_encoder_decoder", "model_type", "transformers_version"),
     *("output_attentions", "output_hidden_states", "return_dict", "id2label", "label2id"),
-    *("encoder_layerdrop", "decoder_layerdrop", "init_std", "initializer_factor", "router_aux_loss_coef"),
+    *("encoder_layerdrop", "decoder_layerdrop", "init_std", "initializer_factor"),
     *("output_router_logits", "median_filter_width", "classifier_proj_size", "encoder_stride"),
     *("pooler_act", "pooler_output_size"),  # of a vector that is not made here
     *("apply_spec_augment", *(f"mask_{what}_{how}" for what in ("time", "feature") for how in MASKS)),

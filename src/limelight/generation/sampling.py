@@ -13,6 +13,8 @@ from torch import Tensor
 from ..philox import philox
 from ..shapes import whole_number, wrong
 
+FEW = 256  # tokens among which those that `Sample.top_p` keeps are looked for first
+
 
 class Sampler(Protocol):
     """Chooses one token for each row: `Greedy` or `Sample`."""
@@ -95,11 +97,25 @@ class Sample:
 
 
 def _beyond(shares: Tensor, top_p: float) -> Tensor:
-    """``(R, V)`` bool: the least likely tokens that together have no more than ``1 - top_p``; never the likeliest."""
-    rising, order = shares.sort(-1)
-    beyond = rising.cumsum(-1) <= 1 - top_p
-    beyond[:, -1] = False
-    return beyond.scatter(-1, order, beyond)
+    """``(R, V)`` bool: the least likely tokens that together have no more than ``1 - top_p``; never the likeliest.
+
+    Usually some dozens of tokens have that much. Where the `FEW` likeliest show which (they reach ``top_p``, and the
+    last one that stays is no equal of the next), the vocabulary of that row need not be sorted.
+    """
+    few = shares.topk(min(FEW, shares.shape[-1])).values
+    reached = few.cumsum(-1, dtype=torch.float64)
+    stay = (reached < top_p).sum(-1, keepdim=True) + 1  # how many
+    known = stay < few.shape[-1]
+    least = few.gather(-1, (stay - 1).clamp(max=few.shape[-1] - 1))
+    known &= few.gather(-1, stay.clamp(max=few.shape[-1] - 1)) < least
+    beyond = shares < least
+    rest = ~known[:, 0]
+    if rest.any():
+        rising, order = shares[rest].sort(-1)
+        sorted_out = rising.cumsum(-1) <= 1 - top_p
+        sorted_out[:, -1] = False
+        beyond[rest] = sorted_out.scatter(-1, order, sorted_out)
+    return beyond
 
 
 def penalised(scores: Tensor, seen: Tensor, repetition: float) -> Tensor:

@@ -27,6 +27,9 @@ class MixtureOfExperts(nn.Module):
         expert: makes one, from ``(width, inner, activation)``.
         router: makes what chooses, from ``(width, experts)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
         shared: makes, from the width, a feed-forward that is added for every token; ``None`` for none.
+        balance: what `limelight.nn.balance_loss` of the router is multiplied with where a model is trained
+            (`limelight.training.Objective`; the layer itself adds nothing); 0 for none.
+        z: the same of `limelight.nn.z_loss`.
         name: what `limelight.nn.routings` calls this layer.
     """
 
@@ -40,10 +43,12 @@ class MixtureOfExperts(nn.Module):
         expert: Callable[[int, int, str], nn.Module] = GatedFeedForward,
         router: Callable[[int, int], nn.Module] = TopK,
         shared: Callable[[int], nn.Module] | None = None,
+        balance: float = 0.0,
+        z: float = 0.0,
         name: str | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.balance, self.z = name, balance, z
         self.router = router(width, whole_number("experts", experts, at_least=1))
         self.experts = nn.ModuleList(expert(width, inner, activation) for _ in range(experts))
         self.shared = None if shared is None else shared(width)

@@ -17,9 +17,9 @@ from .data import Corpus, documents_in, held_out, pairs_in, pairs_of, texts_of
 from .settings import Settings
 from .tokenizing import marks_of, trained
 
-# Families that are trained: those whose loss is that of the next token alone (a mixture of experts wants another).
+# Families that are trained: those whose published loss is that of the next token, and of routers where it has any.
 FAMILIES_OF = {
-    "language": ("llama", "gpt2", "mistral", "qwen3", "gemma2"),
+    "language": ("llama", "gpt2", "mistral", "mixtral", "qwen3", "gemma2"),
     "translation": ("marian", "bart", "t5"),
 }
 FOLLOWS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "architectures")

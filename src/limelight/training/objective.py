@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models import EncoderDecoder, Stack
-from ..nn import OwnHead, SummedEmbedding, TiedHead, TokenEmbedding
+from ..nn import MixtureOfExperts, OwnHead, SummedEmbedding, TiedHead, TokenEmbedding, balance_loss, routings, z_loss
+from ..nn.routing import Routing, report
 from ..shapes import wrong
 from .data import Batch
-from .loss import vocabulary_loss
+from .loss import IGNORED, vocabulary_loss
 
 
 class Objective(nn.Module):
@@ -27,11 +28,33 @@ class Objective(nn.Module):
             got = f"its head is {type(network.head).__name__}"
             raise wrong("network", "must foretell tokens by a product with a table", got, "Take a causal model.")
         self.network, self.smoothing, self.products = network, smoothing, products
+        # A tuple, for modules in a list of modules would be ours a second time.
+        self.mixtures = tuple(
+            part for part in network.modules() if isinstance(part, MixtureOfExperts) and (part.balance or part.z)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch, in nats. The logits are never held whole."""
+        """The sum of the losses of a batch, in nats. The logits are never held whole.
+
+        While training, the losses that keep routers of experts even are added, times the tokens that are foretold, so
+        that they weigh in a mean over tokens as the coefficients say.
+        """
         with torch.autocast(batch.tokens.device.type, self.products, enabled=self.products is not None):
-            return self._loss(self._states(batch), batch.targets)
+            if not (self.training and self.mixtures):
+                return self._loss(self._states(batch), batch.targets)
+            with routings() as decided:
+                states = self._states(batch)
+            for name, routing in decided:
+                report(name, routing)  # to whoever else collects them
+            loss = self._loss(states, batch.targets)
+            foretold = (batch.targets != IGNORED).sum()
+            return loss + foretold * self._of_routers([routing for _, routing in decided])
+
+    def _of_routers(self, decided: list[Routing]) -> Tensor:
+        """``balance * balance_loss + z * z_loss``, over the tokens of all layers together, as in Mixtral."""
+        first = self.mixtures[0]
+        whole = Routing(*[torch.stack(parts) for parts in zip(*decided, strict=True)])
+        return first.balance * balance_loss(whole) + first.z * z_loss(whole)
 
     def _states(self, batch: Batch) -> Tensor:
         if not isinstance(self.network, EncoderDecoder):

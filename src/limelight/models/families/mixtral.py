@@ -40,6 +40,8 @@ def configure(published: Published) -> Config:
         activation=dense["activation"],
         experts=published.whole("num_local_experts", 8),
         router=router,
+        balance=published.coefficient("router_aux_loss_coef", 0.001),
+        z=published.coefficient("router_z_loss_coef", 0.0),
     )
     return replace(config, feed_forward=experts)
 
@@ -53,6 +55,8 @@ def publish(config: Config) -> dict[str, Any]:
         "num_local_experts": experts["experts"],
         "num_experts_per_tok": experts["router"]["k"],
         "router_jitter_noise": experts["router"]["jitter"],
+        "router_aux_loss_coef": experts["balance"],
+        **({"router_z_loss_coef": experts["z"]} if experts["z"] else {}),
         **said(config),
     }
 

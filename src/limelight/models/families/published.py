@@ -92,6 +92,13 @@ class Published:
             raise self.refused(key, "a number from 0 to 1")
         return float(value)
 
+    def coefficient(self, key: str, default: float) -> float:
+        """A number, 0 or above."""
+        value = self._or(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+            raise self.refused(key, "a number, 0 or above")
+        return float(value)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self._or(key, default)
