@@ -327,3 +327,29 @@ def test_memory_is_linear(backend, length, most):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < most, "MiB"
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_the_common_call_has_every_derivative(both):
+    """A call with no tensors but query, key and value goes a short way; what comes out is what the long way gives."""
+    query, key, value = (torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    observe = limelight.Observe(logsumexp=True) if both else None
+
+    def found(*tensors):
+        result = limelight.attention(*tensors, pattern=limelight.Causal(), observe=observe)
+        return (result[0], result[1].logsumexp) if both else result
+
+    assert torch.autograd.gradcheck(found, (query, key, value))
+    assert torch.autograd.gradgradcheck(found, (query, key, value))
+    alone = torch.autograd.grad(limelight.attention(query, key, value).sum(), key)
+    together = torch.autograd.grad(limelight.attention(query, key, value).sum(), (query, key, value))
+    assert torch.equal(alone[0], together[1])
+
+
+def test_batched_gradients_say_what_helps():
+    query = torch.randn(1, 1, 3, 4, dtype=torch.float64)
+    function = lambda q: limelight.attention(q, q, q)  # noqa: E731
+    with pytest.raises(RuntimeError, match="jacrev"):
+        torch.autograd.functional.jacobian(function, query, vectorize=True)
+    expected = torch.autograd.functional.jacobian(function, query)
+    torch.testing.assert_close(torch.func.jacrev(function)(query), expected)

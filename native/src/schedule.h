@@ -442,8 +442,9 @@ struct ChunkTask {
         if (!arena.memory) return;
         ReverseScratch scratch(arena, reverse, job.most_queries);
         [[maybe_unused]] TileRegisters registers;
-        __builtin_memset(scratch.key_sums, 0, sizeof(Number) * (size_t)(reverse.chunk * reverse.key_columns));
-        __builtin_memset(scratch.value_sums, 0, sizeof(Number) * (size_t)(reverse.chunk * reverse.value_columns));
+        int64_t keys = end - begin;  // few, in a short call: clearing a whole chunk would take longer than the rest
+        __builtin_memset(scratch.key_sums, 0, sizeof(Number) * (size_t)(keys * reverse.key_columns));
+        __builtin_memset(scratch.value_sums, 0, sizeof(Number) * (size_t)(keys * reverse.value_columns));
         int64_t group = call.query_heads / call.key_heads;
         bool ordered = orders_rows();
         for (int64_t g = 0; g < group; ++g)

@@ -17,6 +17,7 @@ product, and so on. One `torch.autograd.Function`, `_Computed`, shows all of the
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,8 @@ MaybeTensors = tuple[Tensor | None, ...]
 def forward(call: Call, backend: Backend) -> Result:
     """Compute a call by ``backend`` so that PyTorch can differentiate it, to any order, under any transform."""
     asked = call.observe
+    if asked is None and _is_plain(call) and _takes_gradients(backend) and not backend.reasons_against_backward(call):
+        return Result(*_Plain.apply(call, backend, call.query, call.key, call.value))  # type: ignore[no-untyped-call]
     if asked is not None:
         call.observe = _in_order(asked)
     tensors = _tensors(call)
@@ -492,6 +495,7 @@ class _Computed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         function: Runwise = ctx.function
+        _not_batched(*grads)
         given = tuple([n for n, grad in enumerate(grads) if grad is not None])
         needs = ctx.needs_input_grad[1:]
         wanted = tuple([n for n, needed in enumerate(needs) if needed and function.smooth(n)])
@@ -540,6 +544,76 @@ class _ComputedEagerly(torch.autograd.Function):
 
     backward = _Computed.backward
     jvp = _Computed.jvp
+
+
+class _Plain(torch.autograd.Function):
+    """``(call, backend, query, key, value) -> output, logsumexp`` of a call that `_is_plain`, the common one.
+
+    The call itself, without its tensors, is all that is kept beside them, so a step costs half as much as by way of
+    `Attention` and `Transposed`. Those compute what goes beyond the backend's own gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, backend: Differentiable, *tensors: Tensor) -> Tensors:
+        call.logsumexp = True
+        result = backend.forward(call)  # type: ignore[attr-defined]
+        assert result.logsumexp is not None
+        hollow = copy.copy(call)
+        hollow.query = hollow.key = hollow.value = _NOTHING
+        ctx.call, ctx.backend = hollow, backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, result.output, result.logsumexp)
+        return result.output, result.logsumexp
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        if grad is None and grad_logsumexp is None:
+            return None, None, None, None, None
+        call = copy.copy(ctx.call)
+        call.query, call.key, call.value = query, key, value
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            function = Attention(call, ctx.backend, (query, key, value))
+            given = tuple([n for n, found in enumerate((grad, grad_logsumexp)) if found is not None])
+            wanted = tuple([n for n, needed in enumerate(needs) if needed])
+            cotangents = [found for found in (grad, grad_logsumexp) if found is not None]
+            known = (output.detach(), logsumexp.detach())
+            tensors = (query, key, value, *known, *cotangents)
+            found = dict(zip(wanted, computed(Transposed(function, given, wanted), tensors), strict=True))
+            return None, None, *[found.get(n) for n in range(3)]
+        _not_batched(grad, grad_logsumexp)
+        grad = torch.zeros_like(output) if grad is None else grad
+        return None, None, *ctx.backend.backward(call, output, logsumexp, grad, grad_logsumexp, needs)
+
+
+_NOTHING = torch.empty(0)
+
+
+def _is_plain(call: Call) -> bool:
+    """Whether query, key and value are the only tensors of a call, and nothing but backward mode is asked for."""
+    return (
+        call.sink is None
+        and call.compare is None
+        and not call.scores
+        and not isinstance(call.seed, Tensor)
+        and (call.layout is None or not call.layout.tensors())
+        and (call.pattern is None or not call.pattern.tensors())
+        and torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def _not_batched(*grads: Tensor | None) -> None:
+    """Say what helps where PyTorch's older vmap hands a backward pass gradients that have no memory."""
+    for grad in grads:
+        if grad is None or torch._C._has_storage(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad):
+            continue
+        raise RuntimeError(
+            "limelight.attention cannot take batched gradients (is_grads_batched=True, jacobian(vectorize=True)): "
+            "use torch.func.jacrev, or torch.func.vjp under torch.vmap."
+        )
 
 
 def computed(function: Runwise, tensors: Tensors) -> Tensors:

@@ -45,8 +45,12 @@ class Description:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every tensor inside, nested descriptions included, in order."""
+        names = _fields(self)
+        if not names:
+            return ()
         found: list[Tensor] = []
-        for part in self.parts():
+        for name in names:
+            part = getattr(self, name)
             if isinstance(part, Tensor):
                 found.append(part)
             elif isinstance(part, Description):

@@ -42,6 +42,7 @@ _GRADIENTS = struct.Struct("10q 2q 15q 2q 40q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
+_NO_RULES: tuple[int, ...] = (0,) * 5 * MOST_RULES
 _TENSORS = (Tensor, torch.nn.Parameter)
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time:
@@ -65,12 +66,12 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if not hasattr(library, "ll_rotate"):
+    if not hasattr(library, "ll_products"):
         return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
-    for name in ("ll_multiply", "ll_norm_forward", "ll_norm_backward", "ll_gate_values", "ll_rotate"):
+    for name in ("ll_products", "ll_norm_forward", "ll_norm_backward", "ll_gate_values", "ll_rotate"):
         getattr(library, name).argtypes = [ctypes.c_char_p]
     for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):
         getattr(library, name).restype = ctypes.c_char_p
@@ -219,17 +220,22 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, value, sink and the tensors of the score rules: see `contract.Differentiable`."""
     numbers = _NUMBERS[call.query.dtype]
-    inputs = [_readable(tensor) for tensor in (call.query, call.key, call.value)]
-    given = [_readable(tensor) for tensor in (output, grad_output.to(output.dtype))]
-    logsumexp = logsumexp.to(**numbers).contiguous()
+    inputs = (_readable(call.query), _readable(call.key), _readable(call.value))
+    (query, query_strides), (key, key_strides), (value, value_strides) = inputs
+    output, output_strides = _readable(output)
+    grad_output, grad_strides = _readable(grad_output if grad_output.dtype is output.dtype else grad_output.to(output))
+    if logsumexp.dtype is not numbers["dtype"] or not logsumexp.is_contiguous():
+        logsumexp = logsumexp.to(**numbers).contiguous()
     if grad_logsumexp is not None:
         grad_logsumexp = grad_logsumexp.to(**numbers).contiguous()
     # Keys and queries that belong to no document are not written.
     made = torch.empty_like if call.layout is None else torch.zeros_like
     found: list[Tensor | None] = [
-        made(tensor, memory_format=torch.contiguous_format if tensor.stride(3) != 1 else torch.preserve_format)
-        if asked
-        else None
+        None
+        if not asked
+        else made(tensor)
+        if tensor.stride(3) == 1
+        else made(tensor, memory_format=torch.contiguous_format)
         for (tensor, _), asked in zip(inputs, wanted, strict=False)
     ]
     shares = iter(wanted[3:])
@@ -239,13 +245,15 @@ def backward(
     if call.compare is not None and next(shares):
         vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
     kept: list[Any] = []
-    tensors = [word for tensor, strides in inputs for word in (tensor.data_ptr(), *strides)]
-    words = _words(call, (*tensors, 0, 0, 0, 0, 1), 0, 0, kept)
+    tensors = (
+        query.data_ptr(), *query_strides, key.data_ptr(), *key_strides, value.data_ptr(), *value_strides, 0, 0, 0, 0, 1
+    )  # fmt: skip
+    words = _words(call, tensors, 0, 0, kept)
     gradients = _GRADIENTS.pack(
-        *(word for tensor, strides in given for word in (tensor.data_ptr(), *strides)),
+        output.data_ptr(), *output_strides, grad_output.data_ptr(), *grad_strides,
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
-        *(word for tensor in found for word in _rows(tensor)), _pointer(sink), _pointer(vectors),
-        *(word for tensor in sums for word in _place(tensor)), *(0,) * 5 * (MOST_RULES - len(sums)),
+        *_rows(found[0]), *_rows(found[1]), *_rows(found[2]), _pointer(sink), _pointer(vectors),
+        *[word for tensor in sums for word in _place(tensor)], *_NO_RULES[5 * len(sums) :],
     )  # fmt: skip
     if _library.ll_backward(words, gradients):
         raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
