@@ -163,16 +163,25 @@ LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 /* The steps of a layer beside attention. A row is `width` (or `inputs`) elements with stride 1. Results and gradients are
  * contiguous unless strides stand beside them, and written whole. */
 
-/* result = states @ weight^T + bias, for few rows: (rows, inputs) and (outputs, inputs) to (rows, outputs). */
-typedef struct ll_product {
-    int64_t element, threads;
-    int64_t rows, inputs, outputs;
-    const void* states;
-    int64_t state_stride;
+#define LL_MAX_MATRICES 4
+
+/* (outputs, inputs), and what becomes of it: (rows, outputs). */
+typedef struct ll_matrix {
     const void* weight;
     int64_t weight_stride;
     const void* bias; /* (outputs) or null */
+    int64_t outputs;
     void* result;
+} ll_matrix;
+
+/* result = states @ weight^T + bias of each matrix, for few rows of states (rows, inputs). */
+typedef struct ll_product {
+    int64_t element, threads;
+    int64_t rows, inputs;
+    const void* states;
+    int64_t state_stride;
+    int64_t count; /* of matrices */
+    ll_matrix matrices[LL_MAX_MATRICES];
 } ll_product;
 
 /* result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows, width). */
@@ -214,7 +223,7 @@ typedef struct ll_rotation {
     double direction;
 } ll_rotation;
 
-LL_API int ll_multiply(const ll_product* product);
+LL_API int ll_products(const ll_product* product);
 LL_API int ll_norm_forward(const ll_norm* norm);
 LL_API int ll_norm_backward(const ll_norm* norm);
 LL_API int ll_gate_values(const ll_gate* gate);

@@ -1,5 +1,5 @@
-// The steps of a layer beside attention, each in one pass over memory: norm, gate, rotation; and the product of a matrix
-// with few vectors, whose time is that of reading the matrix once. Sums of a row are taken in an order that depends on
+// The steps of a layer beside attention, each in one pass over memory: norm, gate, rotation; and the product of matrices
+// with few vectors, whose time is that of reading the matrices once. Sums of a row are taken in an order that depends on
 // its width alone, so neither threads nor other rows show in the bits.
 
 // Elements that a task reads or writes: enough to be worth handing out.
@@ -29,17 +29,18 @@ struct ProductJob {
     const ll_product& product;
     const Number* vectors;  // (rows, columns), zeros beyond `inputs`
     int64_t columns, piece;
+    int64_t first[LL_MAX_MATRICES + 1];  // the number of each matrix's first piece
 };
 
 template <int ROWS, int OUTPUTS>
-LL_INLINE void multiply_tile(const ProductJob& job, int64_t row, int64_t output) {
+LL_INLINE void multiply_tile(const ProductJob& job, const ll_matrix& by, int64_t row, int64_t output) {
     const ll_product& product = job.product;
     Numbers sums[OUTPUTS][ROWS];
     for (int m = 0; m < OUTPUTS; ++m)
         for (int r = 0; r < ROWS; ++r) sums[m][r] = Numbers{};
-    const Stored* matrix = at(product.weight, output * product.weight_stride);
+    const Stored* matrix = at(by.weight, output * by.weight_stride);
     const Number* vectors = job.vectors + row * job.columns;
-    int64_t ahead = OUTPUTS * product.weight_stride, c = 0;
+    int64_t ahead = OUTPUTS * by.weight_stride, c = 0;
     auto step = [&](int m, int64_t place, Numbers weight) {
 #pragma GCC unroll 3
         for (int r = 0; r < ROWS; ++r)
@@ -48,50 +49,56 @@ LL_INLINE void multiply_tile(const ProductJob& job, int64_t row, int64_t output)
     for (; c + LINE <= product.inputs; c += LINE)
 #pragma GCC unroll 4
         for (int m = 0; m < OUTPUTS; ++m) {
-            const Stored* from = matrix + m * product.weight_stride + c;
+            const Stored* from = matrix + m * by.weight_stride + c;
             __builtin_prefetch(from + ahead, 0, 2);
 #pragma GCC unroll 4
             for (int x = 0; x < LINE; x += LANES) step(m, c + x, read_vector(from + x));
         }
     for (; c < product.inputs; c += LANES)
         for (int m = 0; m < OUTPUTS; ++m)
-            step(m, c, read_some(matrix + m * product.weight_stride + c, product.inputs - c));
+            step(m, c, read_some(matrix + m * by.weight_stride + c, product.inputs - c));
     for (int r = 0; r < ROWS; ++r) {
         Number results[OUTPUTS];
         for (int m = 0; m < OUTPUTS; ++m) {
             results[m] = sum_of_lanes(sums[m][r]);
-            if (product.bias) results[m] += read(at(product.bias, output + m));
+            if (by.bias) results[m] += read(at(by.bias, output + m));
         }
-        write_row(results, OUTPUTS, at(product.result, (row + r) * product.outputs + output));
+        write_row(results, OUTPUTS, at(by.result, (row + r) * by.outputs + output));
     }
 }
 
 template <int OUTPUTS>
-LL_INLINE void multiply_rows(const ProductJob& job, int64_t output) {
+LL_INLINE void multiply_rows(const ProductJob& job, const ll_matrix& by, int64_t output) {
     int64_t row = 0, rows = job.product.rows;
-    for (; row + VECTORS <= rows; row += VECTORS) multiply_tile<VECTORS, OUTPUTS>(job, row, output);
-    if (rows - row == 2) multiply_tile<2, OUTPUTS>(job, row, output);
-    else if (rows - row == 1) multiply_tile<1, OUTPUTS>(job, row, output);
+    for (; row + VECTORS <= rows; row += VECTORS) multiply_tile<VECTORS, OUTPUTS>(job, by, row, output);
+    if (rows - row == 2) multiply_tile<2, OUTPUTS>(job, by, row, output);
+    else if (rows - row == 1) multiply_tile<1, OUTPUTS>(job, by, row, output);
 }
 
 inline void multiply_task(void* context, int64_t n) {
     const ProductJob& job = *(const ProductJob*)context;
-    int64_t output = n * job.piece, stop = least(output + job.piece, job.product.outputs);
-    for (; output + MATRIX_ROWS <= stop; output += MATRIX_ROWS) multiply_rows<MATRIX_ROWS>(job, output);
-    for (; output < stop; ++output) multiply_rows<1>(job, output);
+    int64_t number = 0;
+    while (n >= job.first[number + 1]) ++number;
+    const ll_matrix& by = job.product.matrices[number];
+    int64_t output = (n - job.first[number]) * job.piece, stop = least(output + job.piece, by.outputs);
+    for (; output + MATRIX_ROWS <= stop; output += MATRIX_ROWS) multiply_rows<MATRIX_ROWS>(job, by, output);
+    for (; output < stop; ++output) multiply_rows<1>(job, by, output);
 }
 
 inline int multiply(const ll_product& product) {
-    int64_t columns = round_up(product.inputs, LANES);
+    int64_t columns = round_up(product.inputs, LANES), outputs = 0;
     Number* vectors = (Number*)scratch(sizeof(Number) * (size_t)(product.rows * columns));
     if (!vectors) return OUT_OF_MEMORY;
     for (int64_t r = 0; r < product.rows; ++r)
         read_row(at(product.states, r * product.state_stride), product.inputs, vectors + r * columns, columns);
+    for (int64_t n = 0; n < product.count; ++n) outputs += product.matrices[n].outputs;
     // Several pieces for each thread, so that the last one is not waited for long; their number shows nowhere.
-    int64_t piece = most<int64_t>(TASK / 4 / most<int64_t>(1, product.inputs), product.outputs / (8 * product.threads));
+    int64_t piece = most<int64_t>(TASK / 4 / most<int64_t>(1, product.inputs), outputs / (8 * product.threads));
     piece = round_up(most<int64_t>(1, piece), MATRIX_ROWS);
-    ProductJob job{product, vectors, columns, piece};
-    parallel(product.threads, (product.outputs + piece - 1) / piece, multiply_task, &job);
+    ProductJob job{product, vectors, columns, piece, {}};
+    for (int64_t n = 0; n < product.count; ++n)
+        job.first[n + 1] = job.first[n] + (product.matrices[n].outputs + piece - 1) / piece;
+    parallel(product.threads, job.first[product.count], multiply_task, &job);
     return DONE;
 }
 

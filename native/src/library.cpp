@@ -237,8 +237,12 @@ int ll_backward(const ll_call* given, const ll_gradients* wanted) {
     return finished(found->backward(call, *wanted));
 }
 
-int ll_multiply(const ll_product* product) {
-    if (product->rows < 0 || product->inputs < 0 || product->outputs < 0) return fail("sizes must not be negative");
+int ll_products(const ll_product* product) {
+    if (product->rows < 0 || product->inputs < 0) return fail("sizes must not be negative");
+    if (product->count < 0 || product->count > LL_MAX_MATRICES)
+        return fail("at most %d matrices are possible; there are %lld", LL_MAX_MATRICES, (long long)product->count);
+    for (int64_t n = 0; n < product->count; ++n)
+        if (product->matrices[n].outputs < 0) return fail("sizes must not be negative");
     const Kernels* found = kernels_of(isa(), product->element);
     return found ? finished(found->multiply(*product)) : BAD_ARGUMENT;
 }

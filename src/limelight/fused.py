@@ -25,7 +25,9 @@ from .backends.contract import BackendError
 
 MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
 
-_PRODUCT = struct.Struct("11q")
+_MOST_MATRICES = 4
+_PRODUCT = struct.Struct("7q 20q")
+_NO_MATRICES = (0,) * 5 * _MOST_MATRICES
 _NORM = struct.Struct("7q 2d 5q")
 _GATE = struct.Struct("9q")
 _ROTATION = struct.Struct("7q 10q 4q d")
@@ -105,32 +107,44 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Up to `MOST_ROWS` vectors without a gradient read the matrix once, at the memory's speed; their sums are taken in
     float32 (float64 for float64) in an order that neither the number of vectors nor that of threads changes.
     """
-    inputs = weight.shape[1]
-    tensors = (states, weight) if bias is None else (states, weight, bias)
-    if (
-        torch.compiler.is_compiling()
-        or states.shape[-1] != inputs
-        or not 0 < states.numel() <= MOST_ROWS * inputs
-        or not _served(*tensors)
-        or weight.stride(1) != 1
-        or torch._C._is_any_autocast_enabled()
-        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-    ):
-        return functional.linear(states, weight, bias)
-    states = states.contiguous()
-    outputs = weight.shape[0]
-    result = torch.empty((*states.shape[:-1], outputs), dtype=states.dtype, device="cpu")
-    offset = 0
-    if bias is not None:
-        bias = bias.contiguous()
-        offset = bias.data_ptr()
-    words = _PRODUCT.pack(
-        _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // inputs, inputs, outputs,
-        states.data_ptr(), inputs, weight.data_ptr(), weight.stride(0), offset, result.data_ptr(),
+    found = products(states, ((weight, bias),))
+    return functional.linear(states, weight, bias) if found is None else found[0]
+
+
+def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor] | None:
+    """`product` with several matrices and biases in one call; ``None`` where PyTorch shall compute each of them."""
+    if torch.compiler.is_compiling() or len(matrices) > _MOST_MATRICES or torch._C._is_any_autocast_enabled():
+        return None
+    inputs, wanted = states.shape[-1], torch.is_grad_enabled()
+    if not 0 < states.numel() <= MOST_ROWS * inputs or (wanted and states.requires_grad):
+        return None
+    tensors = [states]
+    for weight, bias in matrices:
+        if weight.dim() != 2 or weight.shape[1] != inputs or weight.stride(1) != 1:
+            return None
+        tensors.append(weight)
+        if bias is not None:
+            tensors.append(bias)
+    if (wanted and any(tensor.requires_grad for tensor in tensors)) or not _served(*tensors):
+        return None
+    states, leading = states.contiguous(), states.shape[:-1]
+    words: list[int] = []
+    found, kept = [], []
+    for weight, bias in matrices:
+        outputs = weight.shape[0]
+        result = torch.empty((*leading, outputs), dtype=states.dtype, device="cpu")
+        found.append(result)
+        if bias is not None:
+            kept.append(bias.contiguous())
+        offset = 0 if bias is None else kept[-1].data_ptr()
+        words += (weight.data_ptr(), weight.stride(0), offset, outputs, result.data_ptr())
+    call = _PRODUCT.pack(
+        _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // inputs, inputs, states.data_ptr(), inputs,
+        len(matrices), *words, *_NO_MATRICES[len(words) :],
     )  # fmt: skip
-    if native._library.ll_multiply(words):
+    if native._library.ll_products(call):
         _checked(1)
-    return result
+    return found
 
 
 # --- Norm -------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from limelight.nn import Projection
+from limelight.nn.projection import together
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,3 +35,21 @@ def test_autocast_and_other_dtypes_go_the_usual_way():
         assert layer(torch.randn(1, 1, 6)).dtype == torch.bfloat16
     with pytest.raises(RuntimeError, match="dtype"):
         layer(torch.randn(1, 1, 6).double())
+
+
+def test_layers_that_read_the_same_are_called_together_unless_somebody_looks():
+    torch.manual_seed(0)
+    layers, states = [Projection(40, 8), Projection(40, 6, False), Projection(40, 50)], torch.randn(2, 3, 40)
+    with torch.no_grad():
+        expected = [layer(states) for layer in layers]
+        for found, one in zip(together(states, *layers), expected, strict=True):
+            assert torch.equal(found, one)
+        seen = []
+        layers[1].register_forward_hook(lambda *_: seen.append(1))
+        layers[2] = torch.nn.Sequential(layers[2], torch.nn.Identity())
+        for found, one in zip(together(states, *layers), expected, strict=True):
+            assert torch.equal(found, one)
+        assert seen == [1]
+    many = torch.randn(5, 40, 40, requires_grad=True)
+    together(many, *layers)[2].sum().backward()
+    assert many.grad is not None

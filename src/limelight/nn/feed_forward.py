@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .. import fused
 from .dropout import dropout as dropping
-from .projection import Projection
+from .projection import Projection, together
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -87,6 +87,6 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
-        gate, up = self.gate(states), self.up(states)
+        gate, up = together(states, self.gate, self.up)
         inner = fused.silu_gate(gate, up) if self.activation is functional.silu else self.activation(gate) * up
         return self.down(self.dropout(inner))  # type: ignore[no-any-return]

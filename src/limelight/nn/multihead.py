@@ -14,7 +14,7 @@ from ..scores import ScoreRule
 from ..shapes import wrong
 from .places import Places
 from .positions import Rotary
-from .projection import Projection
+from .projection import Projection, together
 
 
 class MultiHead(nn.Module):
@@ -99,13 +99,17 @@ class MultiHead(nn.Module):
 
     def forward(self, states: Tensor, places: Places) -> Tensor:
         """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given."""
-        query = heads_of(self.query(states), self.head_width)
+        if places.source is None:
+            projected, *of_source = together(states, self.query, self.key, self.value)
+        else:
+            projected, of_source = self.query(states), []
+        query = heads_of(projected, self.head_width)
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
             query = places.rotation(self.rotary, query.dtype).turn(query)
         key, value, layout = places.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, places)
+            self, self.pattern, states, lambda source: self.keys_and_values(source, places, *of_source)
         )
         mixed = limelight.attention(
             query,
@@ -122,9 +126,13 @@ class MultiHead(nn.Module):
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def keys_and_values(self, source: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``."""
-        key, value = heads_of(self.key(source), self.head_width), heads_of(self.value(source), self.value_width)
+    def keys_and_values(self, source: Tensor, places: Places, *projected: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``.
+
+        ``projected`` are the keys and values before they are heads, where they are known.
+        """
+        projected = projected or tuple(together(source, self.key, self.value))
+        key, value = heads_of(projected[0], self.head_width), heads_of(projected[1], self.value_width)
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
