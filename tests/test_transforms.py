@@ -21,6 +21,7 @@ from limelight import (
     Window,
     descriptions,
 )
+from limelight.backends import native
 
 FORMS = {
     "causal": {"pattern": Causal()},
@@ -306,3 +307,36 @@ def test_watching_and_compile_raise_together():
     f(q)
     with limelight.watching(Observe(entropy=True)), pytest.raises(Exception, match="watching"):
         f(q)
+
+
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, None, 2), (None, 0, 0)])
+def test_a_mapped_call_is_one_call(dims, monkeypatch):
+    """Samples become rows of a batch where nothing tells rows apart; gradients too, of any order."""
+    made = [torch.randn(2, 2, 5, 4, dtype=torch.float64) for _ in range(3)]
+    pairs = list(zip(made, dims, strict=True))
+    tensors = [t if dim is None else torch.stack([t, t.sin(), t.cos()], dim) for t, dim in pairs]
+    seen = []
+    forward = native.forward
+    monkeypatch.setattr(native, "forward", lambda call: seen.append(call.shapes.B) or forward(call))
+
+    def call(*tensors):
+        return limelight.attention(*tensors, pattern=Causal() & Window(2, 0))
+
+    def each(function):
+        pairs = list(zip(tensors, dims, strict=True))
+        parts = [[t if dim is None else t.select(dim, n) for t, dim in pairs] for n in range(3)]
+        return [torch.stack(found) for found in zip(*(function(*part) for part in parts), strict=True)]
+
+    slopes = torch.func.grad(lambda *t: call(*t).square().sum(), (0, 1, 2))
+    curvature = torch.func.grad(lambda *t: sum(slope.sin().sum() for slope in slopes(*t)), (1, 2))
+    for function in (lambda *t: (call(*t),), slopes, curvature):
+        expected = each(function)
+        seen.clear()
+        found = torch.vmap(function, dims)(*tensors)
+        assert set(seen) == {6}
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+    # Dropout counts rows: sample by sample.
+    seen.clear()
+    torch.vmap(lambda *t: limelight.attention(*t, dropout=0.5, seed=3), dims)(*tensors)
+    assert seen == [2, 2, 2]

@@ -32,9 +32,11 @@ from torch.autograd import forward_ad
 
 from .backends import reference
 from .backends.contract import Backend, Call, Differentiable, Result, operands
+from .descriptions import Description
+from .layouts import Aligned
 from .lowering import Lowered
 from .observations import Observations, Observe
-from .patterns import Part
+from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
 MOST_SCORES = 4 * 2**20
@@ -522,15 +524,56 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], function: Runwise, *tensors: Tensor) -> tuple[Tensors, Any]:
+        N, B = info.batch_size, function.attention.shapes.B
+        if _folds(function.attention):
+            rows = [
+                (t.expand(N, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+                for t, dim in zip(tensors, in_dims[1:], strict=True)
+            ]
+            outputs = computed(_folded(function, N), tuple(rows))
+            return tuple([output.reshape(N, B, *output.shape[1:]) for output in outputs]), (0,) * len(outputs)
         # One after the other: masks, seeds and rules may differ, and a batch row's number is part of its dropout.
         each = [
             computed(
                 function,
                 tuple(t if dim is None else t.select(dim, n) for t, dim in zip(tensors, in_dims[1:], strict=True)),
             )
-            for n in range(info.batch_size)
+            for n in range(N)
         ]
         return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True)), (0,) * len(function.gives)
+
+
+# Of these, with whole numbers in them, every row of a batch sees the same.
+_EVEN = (Causal, Full, Window, Prefix, Keys, Chunks, And, Or, Not, Aligned)
+
+
+def _folds(attention: Attention) -> bool:
+    """Whether several calls are one call with as many times the rows: nothing in them tells rows apart."""
+    return (
+        attention.dropout == 0.0
+        and not attention.seen
+        and len(attention.takes) == 3
+        and _even(attention.layout)
+        and _even(attention.pattern)
+    )
+
+
+def _even(described: Description | None) -> bool:
+    if described is None:
+        return True
+    return type(described) in _EVEN and all(_even(p) for p in described.parts() if isinstance(p, Description))
+
+
+def _folded(function: Any, times: int) -> Any:
+    """The same function of as many times the rows."""
+    new = copy.copy(function)
+    if isinstance(function, Attention):
+        new.shapes = function.shapes._replace(B=times * function.shapes.B)
+        new.lowered, new.first, new.attention = None, None, new
+    else:
+        new.inner = _folded(function.inner, times)
+        new.attention = new.inner.attention
+    return new
 
 
 class _ComputedEagerly(torch.autograd.Function):
