@@ -1,0 +1,139 @@
+// The steps beside attention on random sizes, in every element type, on every instruction set of the machine: the bits do
+// not depend on the number of threads, and nothing is touched beyond an array: each ends where a page begins that nobody
+// may read or write.
+//
+//     layers [calls] [seed]
+#include <limelight.h>
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+std::mt19937_64 random_bits;
+int64_t among(int64_t low, int64_t high) { return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1)); }
+
+int64_t size_of(int64_t element) { return element == LL_FLOAT64 ? 8 : element == LL_FLOAT32 ? 4 : 2; }
+
+// An array at the end of its pages.
+struct Array {
+    char *pages, *data;
+    size_t bytes, mapped;
+    explicit Array(int64_t size) : bytes((size_t)size) {
+        constexpr size_t PAGE = 4096;
+        mapped = (bytes + PAGE - 1) / PAGE * PAGE + PAGE;
+        pages = (char*)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pages == MAP_FAILED || mprotect(pages + mapped - PAGE, PAGE, PROT_NONE)) std::exit(2);
+        data = pages + mapped - PAGE - bytes;
+    }
+    Array(const Array&) = delete;
+    ~Array() { munmap(pages, mapped); }
+};
+
+// Random elements between 1/2 and 2, of either sign: their bits are those of small exponents in each type.
+void fill(Array& array, int64_t element) {
+    int64_t size = size_of(element), count = (int64_t)array.bytes / size;
+    for (int64_t i = 0; i < count; ++i) {
+        double wide = (among(0, 1) ? 1.0 : -1.0) * (0.5 + 1.5 * (double)among(0, 4095) / 4096.0);
+        float narrow = (float)wide;
+        uint32_t bits;
+        std::memcpy(&bits, &narrow, 4);
+        uint16_t bfloat = (uint16_t)(bits >> 16);
+        uint16_t half = (uint16_t)((bits >> 16 & 0x8000) | (((bits >> 23 & 0xff) - 112) << 10) | (bits >> 13 & 0x3ff));
+        char* to = array.data + i * size;
+        if (element == LL_FLOAT64) std::memcpy(to, &wide, 8);
+        if (element == LL_FLOAT32) std::memcpy(to, &narrow, 4);
+        if (element == LL_BFLOAT16) std::memcpy(to, &bfloat, 2);
+        if (element == LL_FLOAT16) std::memcpy(to, &half, 2);
+    }
+}
+
+bool failed = false;
+
+// What a step writes, with one thread and with three.
+void same(const char* what, const std::vector<Array*>& written, const std::function<int(int64_t threads)>& step) {
+    std::vector<std::string> before;
+    for (int64_t threads : {1, 3}) {
+        for (Array* array : written) std::memset(array->data, 0x55, array->bytes);
+        if (step(threads)) std::printf("%s failed: %s\n", what, ll_error_message()), failed = true;
+        for (size_t n = 0; n < written.size(); ++n) {
+            std::string found(written[n]->data, written[n]->bytes);
+            if (threads == 1) before.push_back(found);
+            else if (found != before[n]) std::printf("%s: threads show in the bits\n", what), failed = true;
+        }
+    }
+}
+
+void one_call(int64_t element) {
+    int64_t size = size_of(element), number = element == LL_FLOAT64 ? 8 : 4;
+    int64_t rows = among(1, 16), width = among(1, 150), outputs = among(1, 200), more = among(0, 5);
+    Array states(rows * width * size), first(outputs * width * size), second(more * width * size), bias(outputs * size);
+    Array by_first(rows * outputs * size), by_second(rows * more * size);
+    for (Array* array : {&states, &first, &second, &bias}) fill(*array, element);
+    same("products", {&by_first, &by_second}, [&](int64_t threads) {
+        ll_product product{element, threads, rows, width, states.data, width, 2, {}};
+        product.matrices[0] = {first.data, width, bias.data, outputs, by_first.data};
+        product.matrices[1] = {second.data, width, nullptr, more, by_second.data};
+        return ll_products(&product);
+    });
+
+    rows = among(1, 300);
+    int64_t count = rows * width;
+    Array x(count * size), weight(width * size), grad(count * size), result(count * size), inverse(rows * number);
+    Array of_x(count * size), of_weight(width * size);
+    for (Array* array : {&x, &weight, &grad}) fill(*array, element);
+    auto norm = [&](int64_t threads) {
+        return ll_norm{element, threads, rows, width, x.data, width, weight.data, 1e-5, 1.0, result.data, inverse.data,
+                       grad.data, of_x.data, of_weight.data};
+    };
+    same("norm", {&result, &inverse}, [&](int64_t threads) {
+        ll_norm asked = norm(threads);
+        return ll_norm_forward(&asked);
+    });
+    same("gradient of a norm", {&of_x, &of_weight}, [&](int64_t threads) {
+        ll_norm asked = norm(threads);
+        return ll_norm_backward(&asked);
+    });
+
+    Array up(count * size), of_up(count * size);
+    fill(up, element);
+    for (bool backward : {false, true})
+        same("gate", backward ? std::vector<Array*>{&of_x, &of_up} : std::vector<Array*>{&result}, [&](int64_t threads) {
+            ll_gate gate{element, threads, count, x.data, up.data, result.data, backward ? grad.data : nullptr, of_x.data,
+                         of_up.data};
+            return ll_gate_values(&gate);
+        });
+
+    int64_t B = among(1, 2), H = among(1, 3), L = among(1, 40), turned = 2 * among(1, 40), D = turned + among(0, 3);
+    Array heads(B * H * L * D * size), to(B * H * L * D * size), own(L * turned * size), partners(L * turned * size);
+    for (Array* array : {&heads, &own, &partners}) fill(*array, element);
+    same("rotation", {&to}, [&](int64_t threads) {
+        ll_rotation rotation{element, threads, B, H, L, D, turned, {heads.data, {H * L * D, D, H * D, 1}},
+                             {to.data, {H * L * D, L * D, D, 1}}, own.data, partners.data, 0, turned, -1.0};
+        return ll_rotate(&rotation);
+    });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int64_t calls = argc > 1 ? std::atoll(argv[1]) : 100;
+    random_bits.seed(argc > 2 ? (uint64_t)std::atoll(argv[2]) : 1);
+    std::string names = ll_isa_list();
+    for (size_t begin = 0; begin < names.size();) {
+        size_t end = names.find(' ', begin);
+        std::string name = names.substr(begin, end - begin);
+        begin = end == std::string::npos ? names.size() : end + 1;
+        if (ll_select_isa(name.c_str())) return 1;
+        for (int64_t n = 0; n < calls && !failed; ++n) one_call(name == "wide" ? 0 : n % LL_ELEMENTS);
+        std::printf("%s: %s\n", name.c_str(), failed ? "wrong" : "right");
+    }
+    return failed ? 1 : 0;
+}
