@@ -109,7 +109,7 @@ def deltas(grad: Tensor, output: Tensor, grad_logsumexp: Tensor | None) -> Tenso
     delta = torch.empty((B, Hq, Lq), dtype=torch.float32, device=output.device)
     output = operands.readable(output)
     if delta.numel():
-        rows = 64
+        rows = 32
         kernels.deltas[-(-Lq // rows), Hq, B](
             grad, output, grad_logsumexp, delta, grad.stride()[:3], output.stride()[:3],
             (0, 0, 0) if grad_logsumexp is None else grad_logsumexp.stride(), Hq, Lq,
