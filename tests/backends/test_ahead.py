@@ -53,11 +53,19 @@ def test_nothing_is_serialised_and_all_fits():
             assert not kernel["serialised"], case
 
 
-def test_forward_passes_do_not_spill_and_use_the_matrix_units():
+# The one is there to be measured against; the other holds scores of a bias twice, and is to be measured first.
+SPILLING = ("first_forward", "bias_gradient")
+
+
+def test_nothing_spills():
+    for case, _, kernel in kernels():
+        assert kernel["rescue"] or kernel["kernel"] in SPILLING or kernel["spilled"] == 0, case
+
+
+def test_forward_passes_use_the_matrix_units():
     for case, generation, kernel in kernels():
         if kernel["kernel"] != "forward" or kernel["rescue"]:
             continue
-        assert kernel["spilled"] == 0, case
         few = "512" in case or "decode" in case  # rows: Hopper's own instruction wants 64 of them
         wanted = "HMMA" if few else "QGMMA" if "float8" in case else PRODUCTS[generation]
         if "float32" not in case:
@@ -68,15 +76,10 @@ def test_forward_passes_do_not_spill_and_use_the_matrix_units():
             assert kernel["instructions"]["LDGSTS"] > 0, f"{case}: nothing is copied ahead"
 
 
-def test_gradients_do_not_spill_and_use_the_matrix_units():
+def test_gradients_use_the_matrix_units():
     owners = ("query_gradient", "key_gradient", "gradient")
     for case, generation, kernel in kernels():
-        if kernel["kernel"] == "deltas":
-            assert kernel["spilled"] == 0, case
-        if kernel["kernel"] not in owners or kernel["rescue"]:
-            continue
-        assert kernel["spilled"] == 0, case
-        if "float32" not in case:
+        if kernel["kernel"] in owners and not kernel["rescue"] and "float32" not in case:
             wanted = "HMMA" if "256" in case and kernel["kernel"] != "gradient" else PRODUCTS[generation]
             assert kernel["instructions"][wanted] > 0, case
 

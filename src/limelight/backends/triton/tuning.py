@@ -121,4 +121,4 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
     """The tile of the passes that observe: both sides short, since they hold whole weights."""
     if generation == "interpreter":
         return _INTERPRETED
-    return Tile(64, 64, 4, 1) if itemsize == 2 and widest <= 128 else Tile(32, 32, 4, 1)
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= 128 else Tile(32, 32, 4, 1)
