@@ -91,23 +91,19 @@ template <class F>
 LL_INLINE void each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
     int64_t position = block.begin + tile.segment->key_offset;
     int64_t stop = position + block.count;
-    // Unsigned comparison with signed vectors: flip the top bit of both sides.
-    typedef int32_t Signed __attribute__((vector_size(4 * LANES)));
-    int32_t limit = (int32_t)((uint32_t)problem.drop_below ^ 0x80000000u);
+    uint32_t limit = (uint32_t)problem.drop_below;
     Int everything = -(Int)(problem.drop_below >> 32 != 0);
     Words lanes = __builtin_convertvector(iota(), Words);
-    for (int64_t group = floor_div(position, 4); group * 4 < stop; ++group)
-        for (int i = 0; i < tile.count; i += LANES) {
-            Words query = spread_word((uint32_t)tile.query_position(i)) + lanes;
-            PhiloxWords random = philox(spread_word((uint32_t)group), query, spread_word((uint32_t)tile.head),
-                                        spread_word((uint32_t)tile.dropout_row), problem.call.seed);
-            for (int w = 0; w < 4; ++w) {
+    for (int i = 0; i < tile.count; i += LANES) {
+        Philox random(spread_word((uint32_t)tile.query_position(i)) + lanes, (uint32_t)tile.head, (uint32_t)tile.dropout_row,
+                      problem.call.seed);
+        for (int64_t group = floor_div(position, 4); group * 4 < stop; ++group)
+            random.words((uint32_t)group, [&](int w, Words word) {
                 int64_t j = group * 4 + w - position;
-                if (j < 0 || j >= block.count) continue;
-                Signed below = bits_as<Signed>(random.word[w] ^ 0x80000000u) < limit;
-                f((int)j, i, __builtin_convertvector(below, Ints) | everything);
-            }
-        }
+                if (j < 0 || j >= block.count) return;
+                f((int)j, i, __builtin_convertvector(word < limit, Ints) | everything);
+            });
+    }
 }
 
 // Sets dropped weights to zero; what is kept is divided by 1 - p when the row is finished.
