@@ -116,6 +116,7 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
 template <bool DROPOUT>
 inline void weights_and_slopes(const Problem& problem, const Tile& tile, const Block& block, const Loaded& loaded,
                                ReverseScratch& scratch) {
+    FlushSubnormals scope;
     // On matrix registers every lane counts, and those beyond the queries must be zero.
     for (int i = 0; i < (BLOCK_STEP > 2 ? QUERIES : tile.count); i += LANES) {
         Numbers less = -subtracted(load<Numbers>(loaded.shift + i)), delta = load<Numbers>(loaded.delta + i);
@@ -124,7 +125,7 @@ inline void weights_and_slopes(const Problem& problem, const Tile& tile, const B
             int at = j * QUERIES + i;
             Numbers score = load<Numbers>(scratch.scores + at), grad = load<Numbers>(scratch.grads + at);
             Ints seen = real & (score != -INFINITE);
-            Numbers weight = seen ? exp2_of(multiply_add(score, spread(problem.exponent), less)) : Numbers{};
+            Numbers weight = seen ? weight_of(multiply_add(score, spread(problem.exponent), less)) : Numbers{};
             if (DROPOUT) {
                 Numbers kept = load<Numbers>(scratch.kept + at);
                 grad = kept == 0 ? Numbers{} : grad * kept;

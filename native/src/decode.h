@@ -296,6 +296,7 @@ struct Chunk {
     }
 
     void soften() const {
+        FlushSubnormals scope;
         for (int r = 0; r < group.rows(); ++r) {
             Number* row = own.scores + r * CHUNK;
             Numbers largest = spread(-INFINITE), total{};

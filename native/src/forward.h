@@ -45,25 +45,44 @@ LL_INLINE const Number* sink_of(const ll_call& call, const Tile& tile) {
 // Where nothing has been seen the shift is -inf: subtract 0 instead, so that weights become 0 and not NaN.
 LL_INLINE Numbers subtracted(Numbers shift) { return shift == -INFINITE ? Numbers{} : shift; }
 
-// scores -> 2^(exponent * score - shift), in place; adds the weights of each query to sums.
-template <int VECTORS>
-LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* shift, Number* sums) {
+// scores -> 2^(exponent * score - shift), in place or, as fold_down has them, in `factors`; adds the weights of each query
+// to sums.
+template <int VECTORS, bool FOLDED>
+LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* shift, Number* sums, Factor* factors) {
+    constexpr int STEP = FOLDED ? FOLD : 1;
     Numbers sum[VECTORS], less[VECTORS];
     for (int v = 0; v < VECTORS; ++v) sum[v] = Numbers{}, less[v] = -subtracted(load<Numbers>(shift + v * LANES));
-    for (int j = 0; j < keys; ++j)
+    auto weight = [&](int j, int v) {
+        return weight_of(multiply_add(load<Numbers>(scores + j * QUERIES + v * LANES), spread(exponent), less[v]));
+    };
+    int j = 0;
+    for (; j + STEP <= keys; j += STEP)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-            Number* at = scores + j * QUERIES + v * LANES;
-            Numbers weight = exp2_of(multiply_add(load<Numbers>(at), spread(exponent), less[v]));
-            store(at, weight);
-            sum[v] += weight;
+            Numbers first = weight(j, v);
+            sum[v] += first;
+            if constexpr (FOLDED) {
+                Numbers second = weight(j + 1, v);
+                sum[v] += second;
+                store(factors + j / 2 * QUERIES + v * LANES, fold(first, second));
+            } else
+                store(scores + j * QUERIES + v * LANES, first);
         }
+    if constexpr (FOLDED)
+        for (; j < round_up(keys, BLOCK_STEP); j += 2)
+            for (int v = 0; v < VECTORS; ++v) {
+                Numbers last = j < keys ? weight(j, v) : Numbers{};
+                sum[v] += last;
+                store(factors + j / 2 * QUERIES + v * LANES, fold(last, Numbers{}));
+            }
     for (int v = 0; v < VECTORS; ++v) store(sums + v * LANES, sum[v]);
 }
 
 // Turns the scores of a block into weights, and brings totals and output to the new largest score.
+template <bool FOLDED>
 inline void soften(const Problem& problem, const Tile& tile, const Block& block, Number* scores, const Number* peak,
-                   Softmax& softmax, Number* output, int64_t columns) {
+                   Softmax& softmax, Number* output, int64_t columns, Factor* factors) {
+    FlushSubnormals scope;
     alignas(64) Number decay[QUERIES], sums[QUERIES];
     Ints moved{};
     for (int i = 0; i < tile.count; i += LANES) {
@@ -77,9 +96,9 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
     constexpr int TOGETHER = QUERIES / LANES % 2 == 0 ? 2 : 3;
     int i = 0, vectors = (tile.count + LANES - 1) / LANES;
     for (; vectors >= TOGETHER; vectors -= TOGETHER, i += TOGETHER * LANES)
-        weigh<TOGETHER>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i);
+        weigh<TOGETHER, FOLDED>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i, factors + i);
     for (; vectors > 0; --vectors, i += LANES)
-        weigh<1>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i);
+        weigh<1, FOLDED>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i, factors + i);
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
               multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));
@@ -173,9 +192,14 @@ struct Pass {
                 scratch.seen[x] = scratch.scores[x] != -INFINITE;
                 softmax.saw[x % QUERIES] |= scratch.seen[x];
             }
-        soften(problem, tile, block, scratch.scores, peak, softmax, output, columns);
-        if (problem.drop_below) drop(problem, tile, block, scratch.scores);
-        const Factor* weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
+        const Factor* weights = scratch.weights;
+        if (FOLD > 1 && !careful && !problem.drop_below)
+            soften<(FOLD > 1)>(problem, tile, block, scratch.scores, peak, softmax, output, columns, scratch.weights);
+        else {
+            soften<false>(problem, tile, block, scratch.scores, peak, softmax, output, columns, nullptr);
+            if (problem.drop_below) drop(problem, tile, block, scratch.scores);
+            weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
+        }
         if (careful)
             mix_carefully(problem, tile, block, weights, scratch, output);
         else

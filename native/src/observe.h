@@ -75,7 +75,7 @@ inline void final_softmax(const Problem& problem, const Tile& tile, const Visibi
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
         score_block(problem, tile, visible, block, scratch.packed[0], scratch.scores, peak);
-        soften(problem, tile, block, scratch.scores, peak, softmax, nullptr, 0);
+        soften<false>(problem, tile, block, scratch.scores, peak, softmax, nullptr, 0, nullptr);
     }
 }
 
@@ -98,6 +98,7 @@ constexpr int SHORT_SUM = 16;
 
 inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const Number* scores,
                             Number* weights, RowStatistics& rows) {
+    FlushSubnormals scope;
     int32_t first = first_distance(tile, block);
     for (int i = 0; i < QUERIES; i += LANES) {
         Numbers less = subtracted(load<Numbers>(rows.shift + i)), share = load<Numbers>(rows.share + i);
@@ -110,7 +111,7 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
                 Numbers score = load<Numbers>(scores + j * QUERIES + i);
                 Ints seen = real & ((score == -INFINITE) ^ -1);
                 Numbers power = multiply_add(score, spread(problem.exponent), -less);
-                Numbers weight = seen ? exp2_of(power) * share : Numbers{};
+                Numbers weight = seen ? weight_of(power) * share : Numbers{};
                 store(weights + j * QUERIES + i, weight);
                 largest = larger(largest, seen ? score : spread(-INFINITE));
                 heaviest = larger(heaviest, weight);
