@@ -24,7 +24,8 @@ struct Scratch {
     }
 };
 
-// The running softmax of each query: shift is exponent * largest score (base 2), total the sum of weights relative to it.
+// The running softmax of each query: shift is exponent * (about the largest score) in base 2, total the sum of weights
+// relative to it.
 struct Softmax {
     alignas(64) Number shift[QUERIES];
     alignas(64) Number total[QUERIES];
@@ -78,7 +79,11 @@ LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* sh
     for (int v = 0; v < VECTORS; ++v) store(sums + v * LANES, sum[v]);
 }
 
-// Turns the scores of a block into weights, and brings totals and output to the new largest score.
+// A larger score moves the shift only where weights would exceed 2^SLACK: nothing overflows before, and what has been
+// summed seldom needs to be scaled again.
+constexpr Number SLACK = 8;
+
+// Turns the scores of a block into weights, and brings totals and output to the new shift.
 template <bool FOLDED>
 inline void soften(const Problem& problem, const Tile& tile, const Block& block, Number* scores, const Number* peak,
                    Softmax& softmax, Number* output, int64_t columns, Factor* factors) {
@@ -87,7 +92,8 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
     Ints moved{};
     for (int i = 0; i < tile.count; i += LANES) {
         Numbers before = load<Numbers>(softmax.shift + i);
-        Numbers now = larger(load<Numbers>(peak + i) * problem.exponent, before);
+        Numbers now = load<Numbers>(peak + i) * problem.exponent;
+        now = now > before + SLACK ? now : before;
         Numbers factor = exp2_of(before - subtracted(now));
         store(softmax.shift + i, now);
         store(decay + i, factor);
