@@ -158,8 +158,19 @@ inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& bloc
         }
         return;
     }
+    int whole = to.strides[3] == 1 ? block.count / LANES * LANES : 0;
+    for (int first = 0; first < tile.count; first += LANES)
+        for (int j = 0; j < whole; j += LANES) {
+            Numbers rows[LANES];
+            for (int i = 0; i < LANES; ++i) rows[i] = load<Numbers>(grads + (j + i) * QUERIES + first);
+            turn_square(rows);
+            for (int i = 0; i < least(LANES, tile.count - first); ++i) {
+                Number* at = bias_gradient(to, tile, tile.first_query + first + i, block.begin + j);
+                store(at, load<Numbers>(at) + rows[i]);
+            }
+        }
     for (int i = 0; i < tile.count; ++i)
-        for (int j = 0; j < block.count; ++j)
+        for (int j = whole; j < block.count; ++j)
             *bias_gradient(to, tile, tile.first_query + i, block.begin + j) += grads[j * QUERIES + i];
 }
 

@@ -99,34 +99,40 @@ constexpr int SHORT_SUM = 16;
 inline void weigh_and_count(const Problem& problem, const Tile& tile, const Block& block, const Number* scores,
                             Number* weights, RowStatistics& rows) {
     FlushSubnormals scope;
-    int32_t first = first_distance(tile, block);
     for (int i = 0; i < QUERIES; i += LANES) {
         Numbers less = subtracted(load<Numbers>(rows.shift + i)), share = load<Numbers>(rows.share + i);
         Numbers log_total = load<Numbers>(rows.log_total + i), largest = load<Numbers>(rows.largest + i);
-        Numbers heaviest = load<Numbers>(rows.heaviest + i), entropy{}, distance{};
+        Numbers heaviest = load<Numbers>(rows.heaviest + i), entropy{};
         Ints real = load<Ints>(rows.real + i);
         for (int j = 0; j < block.count;) {
-            Numbers some_entropy{}, some_distance{};
+            Numbers some_entropy{};
             for (int stop = least(j + SHORT_SUM, block.count); j < stop; ++j) {
                 Numbers score = load<Numbers>(scores + j * QUERIES + i);
-                Ints seen = real & ((score == -INFINITE) ^ -1);
+                Ints seen = real & (score != -INFINITE);
                 Numbers power = multiply_add(score, spread(problem.exponent), -less);
                 Numbers weight = seen ? weight_of(power) * share : Numbers{};
                 store(weights + j * QUERIES + i, weight);
                 largest = larger(largest, seen ? score : spread(-INFINITE));
                 heaviest = larger(heaviest, weight);
                 some_entropy += seen ? weight * (log_total - power) : Numbers{};
-                some_distance = multiply_add(weight, absolute_distance(first, j, i), some_distance);
             }
             entropy += some_entropy;
-            distance += some_distance;
         }
         store(rows.largest + i, largest);
         store(rows.heaviest + i, heaviest);
-        for (int lane = 0; lane < LANES; ++lane) {
-            rows.entropy[i + lane] += (double)entropy[lane];
-            rows.distance[i + lane] += (double)distance[lane];
+        for (int lane = 0; lane < LANES; ++lane) rows.entropy[i + lane] += (double)entropy[lane];
+    }
+    if (!problem.call.observation->distance) return;
+    int32_t first = first_distance(tile, block);
+    for (int i = 0; i < QUERIES; i += LANES) {
+        Numbers distance{};
+        for (int j = 0; j < block.count;) {
+            Numbers some{};
+            for (int stop = least(j + SHORT_SUM, block.count); j < stop; ++j)
+                some = multiply_add(load<Numbers>(weights + j * QUERIES + i), absolute_distance(first, j, i), some);
+            distance += some;
         }
+        for (int lane = 0; lane < LANES; ++lane) rows.distance[i + lane] += (double)distance[lane];
     }
 }
 
@@ -141,13 +147,27 @@ LL_INLINE void insert_top(Number* weights, int64_t* keys, int64_t top, Number we
 // A row that is not a number has equal weights, all NaN: no comparison holds, and the lowest keys stay.
 inline void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights, int64_t top,
                        Number* best, int64_t* keys) {
-    for (int i = 0; i < tile.count; ++i) {
-        Number* mine = best + i * top;
-        int64_t* my_keys = keys + i * top;
+    for (int first = 0; first < tile.count; first += LANES) {
+        Numbers least_kept{};
+        Ints wanting{};  // -1: fewer than `top` so far, so that any key is kept
+        auto remember = [&](int i) {
+            int64_t last = (first + i) * top + top - 1;
+            Ints here = iota() == i;
+            least_kept = here ? spread(best[last]) : least_kept;
+            wanting = here ? spread_int(-(Int)(keys[last] < 0)) : wanting;
+        };
+        for (int i = 0; i < LANES; ++i) {
+            if (first + i < tile.count) remember(i);
+            else least_kept = iota() == i ? spread(INFINITE) : least_kept;
+        }
         for (int j = 0; j < block.count; ++j) {
-            Number weight = weights[j * QUERIES + i];
-            if (my_keys[top - 1] >= 0 && !(weight > mine[top - 1])) continue;
-            if (scores[j * QUERIES + i] != -INFINITE) insert_top(mine, my_keys, top, weight, block.begin + j);
+            const Number* row = weights + j * QUERIES + first;
+            for (uint32_t left = lanes_set(wanting | (load<Numbers>(row) > least_kept)); left; left &= left - 1) {
+                int i = __builtin_ctz(left);
+                if (scores[j * QUERIES + first + i] == -INFINITE) continue;
+                insert_top(best + (first + i) * top, keys + (first + i) * top, top, row[i], block.begin + j);
+                remember(i);
+            }
         }
     }
 }
@@ -156,10 +176,17 @@ inline void gather_columns(const ll_call& call, const Tile& tile, const Block& b
                            ColumnSums& sums) {
     const ll_observation& o = *call.observation;
     if (o.received)
-        for (int j = 0; j < block.count; ++j) {
-            Numbers sum{};
-            for (int i = 0; i < QUERIES; i += LANES) sum += load<Numbers>(weights + j * QUERIES + i);
-            sums.received[block.begin + j] += (double)sum_of_lanes(sum);
+        for (int first = 0; first < block.count; first += LANES) {
+            int keys = least(LANES, block.count - first);
+            Numbers rows[LANES], sum{};
+            for (int j = 0; j < LANES; ++j) {
+                rows[j] = Numbers{};
+                for (int i = 0; i < QUERIES && j < keys; i += LANES)
+                    rows[j] += load<Numbers>(weights + (first + j) * QUERIES + i);
+            }
+            turn_square(rows);
+            for (int i = 0; i < LANES; ++i) sum += rows[i];
+            for (int j = 0; j < keys; ++j) sums.received[block.begin + first + j] += (double)sum[j];
         }
     if (!o.blocks_out) return;
     int64_t columns = ColumnSums::block_columns(call);

@@ -71,17 +71,46 @@ struct BiasRow {
     LL_INLINE Number operator[](int64_t j) const {
         return stored ? read((const Stored*)from + j * step) : ((const Number*)from)[j * step];
     }
+    // Of the next block, on the way while this one is computed: no machine foresees so many short rows.
+    LL_INLINE void prefetch_next(const ll_call& call, const Block& block) const {
+        const char* next = (const char*)from + (block.count * (int64_t)(stored ? sizeof(Stored) : sizeof(Number)));
+        if (block.begin + block.count >= call.keys) return;
+        for (int64_t at = 0; at < BLOCK_KEYS * (int64_t)(stored ? sizeof(Stored) : sizeof(Number)); at += 64)
+            __builtin_prefetch(next + at, 0, 2);
+    }
+    LL_INLINE Numbers vector(int64_t j) const {  // LANES keys that lie side by side
+        return stored ? read_vector((const Stored*)from + j) : load<Numbers>((const Number*)from + j);
+    }
 };
 
-inline void add_bias(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+inline void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile, const Block& block, Number scale,
+                     Number* scores) {
     if (rule.tensor.strides[2] == 0) {
         BiasRow bias(rule, tile, block, 0);
-        each_score(scores, block.count, tile.count, [&](Numbers s, int j, int) { return s + bias[j]; });
+        each_score(scores, block.count, tile.count,
+                   [&](Numbers s, int j, int) { return multiply_add(s, spread(scale), spread(bias[j])); });
         return;
     }
-    for (int i = 0; i < tile.count; ++i) {  // along the keys, as the bias lies
+    // The bias lies along the keys, the scores along the queries: squares of it are turned.
+    int whole = rule.tensor.strides[3] == 1 ? block.count / LANES * LANES : 0;
+    for (int i = 0; i < tile.count && whole; ++i) BiasRow(rule, tile, block, i).prefetch_next(call, block);
+    for (int first = 0; first < tile.count; first += LANES)
+        for (int j = 0; j < whole; j += LANES) {
+            Numbers rows[LANES];
+            for (int i = 0; i < LANES; ++i)
+                rows[i] = first + i < tile.count ? BiasRow(rule, tile, block, first + i).vector(j) : Numbers{};
+            turn_square(rows);
+            for (int i = 0; i < LANES; ++i) {
+                Number* at = scores + (j + i) * QUERIES + first;
+                store(at, multiply_add(load<Numbers>(at), spread(scale), rows[i]));
+            }
+        }
+    for (int i = 0; i < tile.count; ++i) {
         BiasRow bias(rule, tile, block, i);
-        for (int j = 0; j < block.count; ++j) scores[j * QUERIES + i] += bias[j];
+        for (int j = whole; j < block.count; ++j) {
+            Number* at = scores + j * QUERIES + i;
+            *at = multiply_add(spread(*at), spread(scale), spread(bias[j]))[0];
+        }
     }
 }
 
@@ -89,11 +118,13 @@ LL_INLINE Number slope_of(const ll_rule& rule, const Tile& tile) {
     return ((const Number*)rule.tensor.data)[tile.row * rule.tensor.strides[0] + tile.head * rule.tensor.strides[1]];
 }
 
-inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block, Number scale, Number* scores) {
     Number slope = slope_of(rule, tile);
     int32_t first = first_distance(tile, block);
     each_score(scores, block.count, tile.count,
-               [&](Numbers s, int j, int i) { return s - absolute_distance(first, j, i) * slope; });
+               [&](Numbers s, int j, int i) {
+                   return multiply_add(s, spread(scale), absolute_distance(first, j, i) * -slope);
+               });
 }
 
 // The entry of a distance table for the block's first key and the tile's first query, and the last entry.
@@ -104,36 +135,38 @@ struct Places {
 };
 
 // The distance falls by one from query to query: laid out backwards, the entries of a key row are one vector load.
-inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Number* scores) {
+inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Number scale, Number* scores) {
     const Number* table = (const Number*)rule.tensor.data + tile.head * rule.tensor.strides[1];
     Places places(rule, tile, block);
     Number backwards[BLOCK_KEYS + QUERIES];
     for (int x = 0; x < block.count + QUERIES; ++x)
         backwards[x] = table[clamp<int64_t>(places.first + block.count - 1 - x, 0, places.last) * rule.tensor.strides[3]];
     each_score(scores, block.count, tile.count,
-               [&](Numbers s, int j, int i) { return s + load<Numbers>(backwards + block.count - 1 - j + i); });
+               [&](Numbers s, int j, int i) {
+                   return multiply_add(s, spread(scale), load<Numbers>(backwards + block.count - 1 - j + i));
+               });
 }
 
 // `slopes`, where given, takes the derivative of each soft cap in turn: [soft cap][BLOCK_KEYS][QUERIES].
 inline void apply_rules(const ll_call& call, const Tile& tile, const Block& block, Number* scores, Number* slopes) {
     Number scale = call.scale == 0.0 ? 1 : (Number)call.scale;  // zero is already in the packed queries
-    each_score(scores, block.count, tile.count, [&](Numbers s, int, int) { return s * scale; });
     for (int r = 0; r < call.rule_count; ++r) {
         const ll_rule& rule = call.rules[r];
         Number limit = (Number)rule.parameters[0];
         switch (rule.kind) {
-            case LL_BIAS: add_bias(rule, tile, block, scores); break;
-            case LL_ALIBI: add_alibi(rule, tile, block, scores); break;
-            case LL_DISTANCE_TABLE: add_table(rule, tile, block, scores); break;
+            case LL_BIAS: add_bias(call, rule, tile, block, scale, scores); break;
+            case LL_ALIBI: add_alibi(rule, tile, block, scale, scores); break;
+            case LL_DISTANCE_TABLE: add_table(rule, tile, block, scale, scores); break;
             case LL_SOFTCAP:
                 each_score(scores, block.count, tile.count, [&](Numbers s, int j, int i) {
-                    Numbers share = tanh_of(s / limit);
+                    Numbers share = tanh_of(s * scale / limit);
                     if (slopes) store(slopes + j * QUERIES + i, 1 - share * share);
                     return limit * share;
                 });
                 if (slopes) slopes += BLOCK_KEYS * QUERIES;
                 break;
         }
+        scale = 1;  // the first rule has applied it
     }
 }
 

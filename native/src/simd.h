@@ -110,6 +110,37 @@ LL_INLINE bool any(Ints mask) {
 #endif
 }
 
+// A bit for each lane that is set.
+LL_INLINE uint32_t lanes_set(Ints mask) {
+#if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
+    return _mm512_movepi64_mask((__m512i)mask);
+#elif defined(LL_AVX512)
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(LL_AVX2) && !defined(LL_OF_FLOAT64)
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < LANES; ++i) bits |= (uint32_t)(mask[i] != 0) << i;
+    return bits;
+#endif
+}
+
+// LANES vectors, turned: lane j of vector i becomes lane i of vector j.
+LL_INLINE void turn_square(Numbers* rows) {
+    Ints lane = iota();
+#pragma GCC unroll 8
+    for (int step = 1; step < LANES; step *= 2) {
+        Ints lower = (lane & step) == 0;  // lanes that stay in the first of two rows
+        Ints first = lower ? lane : lane + (LANES - step), second = lower ? lane + step : lane + LANES;
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; ++i)
+            if (!(i & step)) {
+                Numbers a = rows[i], b = rows[i + step];
+                rows[i] = __builtin_shuffle(a, b, first), rows[i + step] = __builtin_shuffle(a, b, second);
+            }
+    }
+}
+
 // Halves are added to halves, so the order is the same everywhere.
 LL_INLINE Number sum_of_lanes(Numbers v) {
 #if (defined(LL_AVX512) || defined(LL_AVX2)) && !defined(LL_OF_FLOAT64)
