@@ -27,15 +27,17 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, N
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
         for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, Factors{});
         for (int64_t d = 0; d < width; d += 64) {  // a piece of every row of the vector, then turned
-            int64_t some = least<int64_t>(64, width - d), room = round_up(some, FOLD);
+            int64_t some = least<int64_t>(64, width - d), room = round_up(some, LANES);
             for (int i = 0; i < LANES; ++i) {
                 if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
                 else for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
             }
-            for (int64_t x = 0; x < room; x += FOLD) {
-                Numbers even, odd;
-                for (int i = 0; i < LANES; ++i) even[i] = rows[i][x], odd[i] = rows[i][x + FOLD - 1];
-                store(to + (d + x) / FOLD * PANEL_QUERIES, fold(even * factor, odd * factor));
+            for (int64_t x = 0; x < room; x += LANES) {
+                Numbers square[LANES];
+                for (int i = 0; i < LANES; ++i) square[i] = load<Numbers>(rows[i] + x);
+                turn_square(square);
+                for (int64_t k = 0; k < least<int64_t>(LANES, some - x); k += FOLD)
+                    store(to + (d + x + k) / FOLD * PANEL_QUERIES, fold(square[k] * factor, square[k + FOLD - 1] * factor));
             }
         }
     }
@@ -43,14 +45,19 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, N
 
 // Is every number finite?
 inline bool finite_row(const Stored* from, int64_t count) {
+#if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
 #if defined(LL_OF_BFLOAT16)
-    for (int64_t d = 0; d < count; ++d)
-        if ((from[d] & 0x7f80) == 0x7f80) return false;
-    return true;
-#elif defined(LL_OF_FLOAT16)
-    for (int64_t d = 0; d < count; ++d)
-        if ((from[d] & 0x7c00) == 0x7c00) return false;
-    return true;
+    constexpr uint16_t LARGEST = 0x7f80;  // the exponent of infinity and NaN
+#else
+    constexpr uint16_t LARGEST = 0x7c00;
+#endif
+    typedef int16_t Flags __attribute__((vector_size(2 * LANES)));
+    Flags bad{};
+    int64_t d = 0;
+    for (; d + LANES <= count; d += LANES) bad |= (load<Halves>(from + d) & LARGEST) == LARGEST;
+    bool rest = false;
+    for (; d < count; ++d) rest |= (from[d] & LARGEST) == LARGEST;
+    return !rest && !any(__builtin_convertvector(bad, Ints));
 #else
     Numbers bad{};
     int64_t d = 0;
@@ -117,7 +124,16 @@ LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, 
 // queries must be zero.
 LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* room) {
 #if defined(LL_PAIRS)
-    for (int j = 0; j < keys; ++j) write_row(weights + j * QUERIES, QUERIES, (Stored*)(room + j * (QUERIES / 2)));
+    for (int j = 0; j < keys; ++j)
+        for (int i = 0; i + 2 * LANES <= QUERIES; i += 2 * LANES) {
+            Numbers low = load<Numbers>(weights + j * QUERIES + i), high = load<Numbers>(weights + j * QUERIES + i + LANES);
+            store(room + (j * QUERIES + i) / 2, (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+        }
+    if (QUERIES % (2 * LANES))  // half a vector of factors is left
+        for (int j = 0; j < keys; ++j) {
+            const Number* last = weights + (j + 1) * QUERIES - LANES;
+            store(room + (j + 1) * (QUERIES / 2) - LANES / 2, (Halves)_mm512_cvtneps_pbh((__m512)load<Numbers>(last)));
+        }
     if (BLOCK_STEP > 2)
         __builtin_memset(room + keys * (QUERIES / 2), 0, sizeof(Factor) * (size_t)((round_up(keys, 16) - keys) * (QUERIES / 2)));
     return room;

@@ -87,11 +87,17 @@ inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t 
 
 #endif
 
-// One query's sums in a row; in place where they lie so.
+// One query's sums in a row; in place where they lie so. Queries are asked for in ascending order, from the first: where
+// sums lie turned, LANES rows are made at a time, in `room`.
 LL_INLINE const Number* sum_row(const Number* sums, int i, int64_t columns, Number* room) {
 #if defined(LL_AMX)
-    for (int64_t c = 0; c < columns; ++c) room[c] = sums[c * QUERIES + i];
-    return room;
+    for (int64_t c = 0; c < columns && i % LANES == 0; c += LANES) {
+        Numbers square[LANES];
+        for (int x = 0; x < LANES; ++x) square[x] = load<Numbers>(sums + (c + x) * QUERIES + i);
+        turn_square(square);
+        for (int x = 0; x < LANES; ++x) store(room + x * columns + c, square[x]);
+    }
+    return room + i % LANES * columns;
 #else
     (void)room;
     return sums + i * columns;
