@@ -26,8 +26,10 @@ inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t 
                     for (int64_t x = 0; x < TILE; ++x)
                         pairs[p][x] = x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
             }
-            for (int64_t x = 0; x < TILE; ++x)
-                for (int64_t p = 0; p < TILE; ++p) to[(c + x) * TILE + p] = pairs[p][x];
+            Numbers square[TILE];  // bits, whatever they mean
+            for (int64_t p = 0; p < TILE; ++p) square[p] = load<Numbers>(pairs[p]);
+            turn_square(square);
+            for (int64_t x = 0; x < TILE; ++x) store(to + (c + x) * TILE, square[x]);
         }
     }
 }
