@@ -125,7 +125,8 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
                 found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())
             found["first causal 64, hopper"] = generation, lambda: flash1.forward(plain(64, pattern=Causal())())
         for name, call in BACKWARD.items():
-            if generation == "hopper" or name in ("causal 64", "causal 128"):
+            few = ("causal 64", "causal 128", *(("bias 64",) if generation == "blackwell" else ()))
+            if generation == "hopper" or name in few:
                 found[f"backward {name}, {generation}"] = generation, lambda call=call: backward(call())
     return found
 

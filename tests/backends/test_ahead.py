@@ -53,8 +53,8 @@ def test_nothing_is_serialised_and_all_fits():
             assert not kernel["serialised"], case
 
 
-# The one is there to be measured against; the other holds scores of a bias twice, and is to be measured first.
-SPILLING = ("first_forward", "bias_gradient")
+# It is there to be measured against: blocks of 32 keys would not spill, but twice the traffic with the output.
+SPILLING = ("first_forward",)
 
 
 def test_nothing_spills():

@@ -189,6 +189,11 @@ def key_gradient(
     )  # fmt: skip
 
 
+def _score_tiles(call: Call) -> tuple[tuning.Tile, tuning.Tile]:
+    width = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
+    return tuning.score_tiles(machine.generation(call.query.device), call.query.dtype.itemsize, width)
+
+
 def _bias_gradient(call: Call, n: int, given: Given) -> Tensor:
     """Of the tensor of a `Bias`: each entry sums what the scores that share it have, in a fixed order."""
     from .kernels import backward as kernels
@@ -197,13 +202,15 @@ def _bias_gradient(call: Call, n: int, given: Given) -> Tensor:
     B, Hq, Hkv, Lq, Lk, _, _ = call.shapes
     tensor = call.scores[n].tensors()[0]
     b, h, i, j = (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+    tile, _ = _score_tiles(call)
+    form = dataclasses.replace(form, ROWS=tile.rows, BLOCK=tile.keys)
     result = torch.empty((b, h, i, j), dtype=torch.float32, device=tensor.device)
     tiles_i, tiles_j = -(-Lq // form.ROWS), -(-Lk // form.BLOCK)
     over = (B // b, Hq // h, tiles_i if i == 1 else 1, tiles_j if j == 1 else 1)
     kernels.bias_gradient[(1 if i == 1 else tiles_i) * (1 if j == 1 else tiles_j), h, b](
         *given, result, *given.strides, Hq, Hq // Hkv, Lq, Lk,
         *operands.all_segments(sight), *common, over,
-        form=form, RULE=n, SHARED_QUERIES=i == 1, SHARED_KEYS=j == 1, num_warps=8, num_stages=1,
+        form=form, RULE=n, SHARED_QUERIES=i == 1, SHARED_KEYS=j == 1, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     return result.reshape(tensor.shape).to(tensor.dtype)
 
@@ -220,11 +227,11 @@ def _table_gradient(call: Call, n: int, given: Given) -> Tensor:
     count = high - low + 1
     heads, buckets = rule.table.shape
     result = torch.empty((heads, count), dtype=torch.float32, device=rule.table.device)
-    side = min(form.ROWS, form.BLOCK)
-    square = dataclasses.replace(form, ROWS=side, BLOCK=side)
+    _, tile = _score_tiles(call)
+    square = dataclasses.replace(form, ROWS=tile.rows, BLOCK=tile.keys)
     kernels.distance_gradient[-(-count // square.BLOCK), heads](
         *given, result, *given.strides, Hq, Hq // Hkv, Lq, *operands.all_segments(sight), *common,
-        B, Hq // heads, low, count, form=square, RULE=n, num_warps=4, num_stages=1,
+        B, Hq // heads, low, count, form=square, RULE=n, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     of_distance = rule.buckets(torch.arange(low, high + 1, device=result.device))
     members = torch.nn.functional.one_hot(of_distance, buckets).to(torch.float32)

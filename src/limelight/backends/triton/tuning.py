@@ -86,6 +86,31 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
+# The owners of tiles of a bias, and of blocks of distances: squares, since a longer tile spills what it sums.
+_BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): ((256, Tile(64, 64, 8, 1)),),
+    ("blackwell", 2): ((256, Tile(64, 64, 8, 1)),),
+    ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)),),
+}
+_DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): ((64, Tile(64, 64, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
+    ("blackwell", 2): ((64, Tile(64, 64, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
+    ("other", 2): ((256, Tile(32, 32, 8, 1)),),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)),),
+}
+
+
+def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
+    """The tiles of the kernels that own tiles of a bias and blocks of distances."""
+    if generation == "interpreter":
+        return _INTERPRETED, _INTERPRETED
+    of_biases, of_distances = (
+        next(tile for most, tile in table.get((generation, itemsize)) or table["other", itemsize] if widest <= most)
+        for table in (_BIASES, _DISTANCES)
+    )
+    return of_biases, of_distances
+
 
 def backward_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
     """The tiles of the kernel that owns queries and of the one that owns keys."""

@@ -368,10 +368,10 @@ def _score_gradient(
     lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
     less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
     q = load_rows(query, query_strides, b, h, i1, exists, D, WIDTH, True)
-    grad = load_rows(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH, True)
     k = load_rows(key, key_strides, b, key_head, j1, some, D, WIDTH, True)
-    v = load_rows(value, value_strides, b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
     s = compared(q, k, rows, j, some[None, :], (query, key, key_strides), scoring, form)
+    grad = load_rows(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH, True)
+    v = load_rows(value, value_strides, b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
     dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
     chance = (threshold, keep_scale, seed, b * documents + document)
     _, ds, _ = weights_and_gradients(

@@ -43,10 +43,7 @@ def first_forward(
             seen = contains(seen_by, j[None, :], form) & columns[None, :]
             if tl.max(tl.max(seen.to(tl.int32), 1), 0) > 0:
                 at = place + i
-                where = output + at[:, None] * form.VALUE_D + d
-                inside = exists[:, None] & (d < form.VALUE_D)
                 q = load_rows(query, query_strides, b, h, i, exists, D, WIDTH, True)
-                out = tl.load(where, mask=inside, other=0.0)
                 m = tl.load(maxima + at, mask=exists, other=0.0)
                 total = tl.load(sums + at, mask=exists, other=0.0)
                 s = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * factor, -float("inf"))
@@ -63,6 +60,9 @@ def first_forward(
                     there = s != -float("inf")
                     code = mixed(p, v, there, fresh, SPOILED)
                     fresh = spoil(mixed(p, v, there, fresh, CLEAN), code)
+                where = output + at[:, None] * form.VALUE_D + d
+                inside = exists[:, None] & (d < form.VALUE_D)
+                out = tl.load(where, mask=inside, other=0.0)
                 # Kept divided by its sum, as in the first algorithm; the second divides once, at the end.
                 out = out * (before / share)[:, None] + fresh / share[:, None]
                 tl.store(where, out, mask=inside)
