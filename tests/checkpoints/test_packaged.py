@@ -236,7 +236,7 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(tmp_path, cache):
         [sys.executable, "-c", code],
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": _src()},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell runs in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in the background
     )
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text().strip()):
