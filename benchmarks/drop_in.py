@@ -1,6 +1,6 @@
 """Limelight under a Hugging Face model against the model's own `sdpa`, end to end; and packed against padded batches.
 
-    python benchmarks/drop_in.py [--quick] [--output FILE.json]
+    python benchmarks/drop_in.py [--quick] [--only TEXT] [--output FILE.json]
 
 A Llama of SmolLM2-135M's shape with random weights, on which speed does not depend: prefill of 2k and 8k tokens, one
 token after a cache of 8k, one training step at 2k tokens, in float32 and bfloat16. And `minilm`, reading 64 texts of 16
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ KINDS = ("limelight", "sdpa")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="512 tokens instead of 8k and 2k, one measurement each")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--output", type=Path, help="where the numbers are written (JSON)")
     asked = parser.parse_args()
     torch.manual_seed(0)
@@ -41,26 +43,28 @@ def main() -> None:
     about = machine(torch.get_num_threads()) | {"transformers": transformers.__version__}
     print("  ".join(f"{name}: {value}" for name, value in about.items()))
     cases = []
-    for name, ours, theirs in measured(asked.quick):
+    for name, make in cases_of(asked.quick):
+        if asked.only not in name:
+            continue
+        ours, theirs = in_turn(make(), 0.0 if asked.quick else 20.0)
         cases.append({"case": name, "limelight": ours, "peer": theirs, "ratio": theirs / ours})
         print(f"{name:<44} {1e3 * ours:>9.1f} ms  {1e3 * theirs:>9.1f} ms  {theirs / ours:>5.2f}x", flush=True)
         if asked.output:  # after every case: the whole takes about ten minutes
             asked.output.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
 
 
-def measured(quick: bool) -> Iterator[tuple[str, float, float]]:
-    """Each case with the seconds of Limelight and of its peer."""
-    seconds = 0.0 if quick else 20.0
+def cases_of(quick: bool) -> Iterator[tuple[str, Callable[[], list[Function]]]]:
+    """Each case, and what makes the calls of Limelight and of its peer."""
     short, long = (512, 512) if quick else (2048, 8192)
     config = transformers.LlamaConfig(**SMOLLM2)
     for dtype in (torch.float32, torch.bfloat16):
-        model = transformers.LlamaForCausalLM(config).to(dtype)
+        model = transformers.LlamaForCausalLM(config).to(dtype).eval()
         what = str(dtype).removeprefix("torch.")
         for length in sorted({short, long}):
-            yield f"{what}, prefill of {length}", *in_turn(prefills(model.eval(), length), seconds)
-        yield f"{what}, one token after {long}", *in_turn(steps(model, long), seconds)
-        yield f"{what}, training step at {short}", *in_turn(training_steps(model.train(), short), seconds)
-    yield "minilm, 64 texts packed (against padded)", *in_turn(packed_and_padded(), seconds)
+            yield f"{what}, prefill of {length}", partial(prefills, model, length)
+        yield f"{what}, one token after {long}", partial(steps, model, long)
+        yield f"{what}, training step at {short}", partial(training_steps, model, short)
+    yield "minilm, 64 texts packed (against padded)", packed_and_padded
 
 
 def prefills(model: Any, length: int) -> list[Function]:
@@ -91,6 +95,7 @@ def steps(model: Any, length: int) -> list[Function]:
 
 def training_steps(model: Any, length: int) -> list[Function]:
     tokens = torch.randint(SMOLLM2["vocab_size"], (1, length))
+    model.train()
 
     def step(kind: str) -> None:
         model.set_attn_implementation(kind)
