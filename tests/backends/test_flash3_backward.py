@@ -1,6 +1,5 @@
 """The source of `flash3`'s backward kernel on a machine of our own (`gluon_machine`), against the definition."""
 
-import numpy as np
 import pytest
 import torch
 from accuracy import check_close, rounded_gradients
@@ -16,15 +15,10 @@ from limelight.backends.triton import machine
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
+# The rescue and the sums of each query are Triton kernels.
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """The rescue and the sums of each query are Triton kernels, which run in Triton's interpreter."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with np.errstate(all="ignore"):
-        yield
 
 
 def tensors_of(Hq=2, Hkv=1, Lq=100, Lk=200, D=64, Dv=64, B=1):

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch
 from accuracy import check_close, rounded, steps
@@ -19,15 +18,10 @@ from limelight.backends.triton import machine
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
+# The rescue is a Triton kernel.
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture(autouse=True)
-def interpreter(monkeypatch):
-    """The rescue is a Triton kernel, which runs in Triton's interpreter."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with np.errstate(all="ignore"):
-        yield
 
 
 def example_of(Hq=2, Hkv=1, Lq=150, Lk=300, D=64, Dv=64, B=1, **settings):

@@ -45,6 +45,29 @@ def place(number, tiles, columns, section):
 
 
 @triton.jit
+def _record(records, b, first, query_end, key_begin, key_end, query_offset, key_offset):
+    """Begins the record of this program's tile; where it lies."""
+    at = records + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * RECORD
+    tl.store(at, b)
+    tl.store(at + 1, first)
+    tl.store(at + 2, query_end)
+    tl.store(at + 3, key_begin)
+    tl.store(at + 4, key_end)
+    tl.store(at + 5, query_offset)
+    tl.store(at + 6, key_offset)
+    return at
+
+
+@triton.jit
+def _lower(flags, heads):
+    """Sets the flags of this program's tile to 0, for each of the heads."""
+    for part in range(tl.cdiv(heads, 64)):
+        h = part * 64 + tl.arange(0, 64)
+        of_head = flags + (tl.program_id(1) * heads + h) * tl.num_programs(0) + tl.program_id(0)
+        tl.store(of_head, 0, mask=h < heads)
+
+
+@triton.jit
 def step(record, t, edges, form: tl.constexpr):
     """``(n, k)``: the block of keys of step ``t``, and the interval it belongs to. All blocks that an edge cuts come
     first, then the whole ones; blocks of an interval ascend."""
@@ -88,14 +111,7 @@ def plan(
     seen_by = intervals(
         spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, form
     )
-    at = records + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * RECORD
-    tl.store(at, b)
-    tl.store(at + 1, first)
-    tl.store(at + 2, query_end)
-    tl.store(at + 3, key_begin)
-    tl.store(at + 4, key_end)
-    tl.store(at + 5, query_offset)
-    tl.store(at + 6, key_offset)
+    at = _record(records, b, first, query_end, key_begin, key_end, query_offset, key_offset)
     INTERVALS: tl.constexpr = form.INTERVALS
     edges = 0
     whole = 0
@@ -111,10 +127,7 @@ def plan(
     edges = tl.where(edges + whole == 0, 1, edges)
     tl.store(at + EDGES, edges)
     tl.store(at + STEPS, edges + whole)
-    for part in range(tl.cdiv(heads, 64)):
-        h = part * 64 + tl.arange(0, 64)
-        of_head = flags + (tl.program_id(1) * heads + h) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(of_head, 0, mask=h < heads)
+    _lower(flags, heads)
 
 
 @triton.jit
@@ -171,23 +184,13 @@ def plan_keys(
     before = tl.where(in_a_row, tl.cdiv(whole_low - low, form.ROWS), 0)
     whole = tl.where(in_a_row, tl.maximum((whole_high + 1 - low) // form.ROWS - before, 0), 0)
     blind = high < low
-    at = records + (tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * RECORD
-    tl.store(at, b)
-    tl.store(at + 1, first)
-    tl.store(at + 2, query_end)
-    tl.store(at + 3, key_begin)
-    tl.store(at + 4, key_end)
-    tl.store(at + 5, query_offset)
-    tl.store(at + 6, key_offset)
+    at = _record(records, b, first, query_end, key_begin, key_end, query_offset, key_offset)
     total = tl.where(blind, 1, (high - low) // form.ROWS + 1)
     tl.store(at + EDGES, total - whole)
     tl.store(at + STEPS, total)
     tl.store(at + BLOCKS, tl.where(blind, query_begin, low))
     tl.store(at + BLOCKS + 1, before)
-    for part in range(tl.cdiv(heads, 64)):
-        h = part * 64 + tl.arange(0, 64)
-        of_head = flags + (tl.program_id(1) * heads + h) * tl.num_programs(0) + tl.program_id(0)
-        tl.store(of_head, 0, mask=h < heads)
+    _lower(flags, heads)
 
 
 @triton.jit(do_not_specialize=["segment", "batch", "queries"])
