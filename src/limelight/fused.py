@@ -75,6 +75,12 @@ def _served(*tensors: Tensor) -> bool:
     return True
 
 
+def unwatched(*tensors: Tensor) -> bool:
+    """Whether nobody can tell in which pieces a step of these tensors is computed."""
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not wanted and not torch._C._is_any_autocast_enabled() and _served(*tensors)
+
+
 def _gradient_served(grad: Tensor, *tensors: Tensor) -> bool:
     """The same of a backward pass, which also nobody differentiates; batched gradients have no memory of their own."""
     return not torch.is_grad_enabled() and torch._C._has_storage(grad) and _served(grad, *tensors)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from limelight.nn import ACTIVATIONS, FeedForward, GatedFeedForward
+from limelight.nn import ACTIVATIONS, FeedForward, GatedFeedForward, projection
 
 F64 = torch.float64
 
@@ -45,3 +45,28 @@ def test_dropout_between_the_matrices(make):
     kept = seen[0] != 0
     assert 0.4 < kept[seen[1] != 0].double().mean() < 0.6
     torch.testing.assert_close(seen[0][kept], 2 * seen[1][kept])
+
+
+@pytest.mark.parametrize("make", [FeedForward, GatedFeedForward])
+def test_a_long_text_goes_through_in_pieces_unless_somebody_looks(make, monkeypatch):
+    monkeypatch.setattr(projection, "_PIECE", 400)
+    monkeypatch.setattr(projection, "_LEAST_TOKENS", 3)
+    torch.manual_seed(0)
+    layer, x = make(6, 10, "silu").to(F64), torch.randn(2, 11, 6, dtype=F64).transpose(0, 1)
+    seen = []
+    step = layer._step
+    monkeypatch.setattr(layer, "_step", lambda states: (seen.append(states.shape), step(states))[1])
+    whole = layer(x)  # a gradient is wanted: all at once
+    assert seen == [x.shape] and whole.grad_fn is not None
+    with torch.no_grad():
+        seen.clear()
+        torch.testing.assert_close(layer(x), whole)
+        assert len(seen) == 5 and max(seen) == (5, 6)  # 10 numbers of 8 bytes
+        seen.clear()
+        torch.testing.assert_close(torch.func.vmap(layer)(x), whole)
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x.float())
+        layer.down.register_forward_hook(lambda *_: None)
+        layer(x.float())
+    assert len(seen) == 3

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .. import fused
 from .dropout import dropout as dropping
-from .projection import Projection, together
+from .projection import Projection, in_pieces, together
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -61,6 +61,9 @@ class FeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
+        return in_pieces(self._step, states, self.up.out_features, (self.up, self.down))
+
+    def _step(self, states: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(states))))  # type: ignore[no-any-return]
 
 
@@ -87,6 +90,9 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
+        return in_pieces(self._step, states, self.up.out_features, (self.gate, self.up, self.down))
+
+    def _step(self, states: Tensor) -> Tensor:
         gate, up = together(states, self.gate, self.up)
         inner = fused.silu_gate(gate, up) if self.activation is functional.silu else self.activation(gate) * up
         return self.down(self.dropout(inner))  # type: ignore[no-any-return]

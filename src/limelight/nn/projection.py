@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 
 from .. import fused
+
+
+_PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
+_LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than the memory did
 
 
 class Projection(nn.Linear):
@@ -30,6 +36,33 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
         if found is not None:
             return found
     return [layer(states) for layer in layers]
+
+
+def in_pieces(
+    step: Callable[[Tensor], Tensor], states: Tensor, inner: int, inside: Sequence[nn.Module]
+) -> Tensor:
+    """``step(states)``, piece by piece where a text is long and nobody looks at what lies between.
+
+    Between the matrices of a feed-forward a token has ``inner`` numbers, several times those of its state. Those of a
+    long text are memory that the system hands out page by page, cleared, each time anew.
+
+    Args:
+        step: works on each token by itself, ``(N, width)`` to the same.
+        states: ``(..., width)``.
+        inner: numbers per token between the matrices.
+        inside: the layers of which the step consists.
+    """
+    width = states.shape[-1]
+    tokens = states.numel() // max(width, 1)
+    piece = max(_LEAST_TOKENS, _PIECE // (inner * states.element_size()))
+    if tokens <= piece or not fused.unwatched(states, *(p for layer in inside for p in layer.parameters())):
+        return step(states)
+    if not all(map(_is_plain, inside)):
+        return step(states)
+    result = torch.empty_like(states, memory_format=torch.contiguous_format)
+    for some, theirs in zip(states.reshape(-1, width).split(piece), result.view(-1, width).split(piece), strict=True):
+        theirs.copy_(step(some))
+    return result
 
 
 def _is_plain(layer: nn.Module) -> bool:
