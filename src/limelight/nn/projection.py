@@ -10,7 +10,6 @@ from torch.nn.modules import module
 
 from .. import fused
 
-
 _PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
 _LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than the memory did
 
@@ -38,9 +37,7 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
     return [layer(states) for layer in layers]
 
 
-def in_pieces(
-    step: Callable[[Tensor], Tensor], states: Tensor, inner: int, inside: Sequence[nn.Module]
-) -> Tensor:
+def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, inside: Sequence[nn.Module]) -> Tensor:
     """``step(states)``, piece by piece where a text is long and nobody looks at what lies between.
 
     Between the matrices of a feed-forward a token has ``inner`` numbers, several times those of its state. Those of a
