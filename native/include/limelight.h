@@ -223,11 +223,33 @@ typedef struct ll_rotation {
     double direction;
 } ll_rotation;
 
+/* result = left + right. */
+typedef struct ll_sum {
+    int64_t element, threads;
+    int64_t count;
+    const void* left;
+    const void* right;
+    void* result;
+} ll_sum;
+
+/* A step of `ll_steps`: a kind, how many bytes follow, and in them the structure of that kind. */
+typedef enum ll_step_kind {
+    LL_PRODUCTS = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
+    LL_FORWARD = 5 /* ll_call, with the segments and spans behind it */
+} ll_step_kind;
+typedef struct ll_step {
+    int64_t kind, bytes;
+} ll_step;
+
 LL_API int ll_products(const ll_product* product);
 LL_API int ll_norm_forward(const ll_norm* norm);
 LL_API int ll_norm_backward(const ll_norm* norm);
 LL_API int ll_gate_values(const ll_gate* gate);
 LL_API int ll_rotate(const ll_rotation* rotation);
+LL_API int ll_add(const ll_sum* sum);
+
+/* Steps one after the other, as many as stand in `bytes`; the first that fails ends them. */
+LL_API int ll_steps(const ll_step* steps, int64_t bytes);
 
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */

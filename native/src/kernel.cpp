@@ -46,6 +46,7 @@ extern const Kernels LL_JOIN(LL_NAMESPACE, _kernels);
 const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {
     LL_NAMESPACE::forward, LL_NAMESPACE::backward,      LL_NAMESPACE::peak, LL_NAMESPACE::multiply,
     LL_NAMESPACE::norm,    LL_NAMESPACE::norm_backward, LL_NAMESPACE::gate, LL_NAMESPACE::rotation,
+    LL_NAMESPACE::sum,
 };
 
 }  // namespace limelight

@@ -1,4 +1,4 @@
-// The steps of a layer beside attention, each in one pass over memory: norm, gate, rotation; and the product of matrices
+// The steps of a layer beside attention, each in one pass over memory: norm, gate, sum, rotation; and the product of matrices
 // with few vectors, whose time is that of reading the matrices once. Sums of a row are taken in an order that depends on
 // its width alone, so neither threads nor other rows show in the bits.
 
@@ -226,6 +226,17 @@ inline void gate_backward_task(void* context, int64_t n) {
 
 inline int gate(const ll_gate& job) {
     parallel(job.threads, (job.count + TASK - 1) / TASK, job.grad ? gate_backward_task : gate_task, (void*)&job);
+    return DONE;
+}
+
+inline void sum_task(void* context, int64_t n) {
+    const ll_sum& job = *(const ll_sum*)context;
+    for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES)
+        write_some(read_some(at(job.left, i), stop - i) + read_some(at(job.right, i), stop - i), stop - i, at(job.result, i));
+}
+
+inline int sum(const ll_sum& job) {
+    parallel(job.threads, (job.count + TASK - 1) / TASK, sum_task, (void*)&job);
     return DONE;
 }
 

@@ -275,6 +275,34 @@ int ll_rotate(const ll_rotation* rotation) {
     return found ? finished(found->rotation(r)) : BAD_ARGUMENT;
 }
 
+int ll_add(const ll_sum* sum) {
+    if (sum->count < 0) return fail("sizes must not be negative");
+    const Kernels* found = kernels_of(isa(), sum->element);
+    return found ? finished(found->sum(*sum)) : BAD_ARGUMENT;
+}
+
+int ll_steps(const ll_step* steps, int64_t bytes) {
+    const char *at = (const char*)steps, *end = at + bytes;
+    while (at < end) {
+        const ll_step& step = *(const ll_step*)at;
+        const char* what = at + sizeof(ll_step);
+        at = what + step.bytes;
+        if (step.bytes < 0 || at > end) return fail("a step reaches beyond the end of its steps");
+        int status = DONE;
+        switch (step.kind) {
+            case LL_PRODUCTS: status = ll_products((const ll_product*)what); break;
+            case LL_NORM: status = ll_norm_forward((const ll_norm*)what); break;
+            case LL_GATE: status = ll_gate_values((const ll_gate*)what); break;
+            case LL_ROTATION: status = ll_rotate((const ll_rotation*)what); break;
+            case LL_SUM: status = ll_add((const ll_sum*)what); break;
+            case LL_FORWARD: status = ll_forward((const ll_call*)what); break;
+            default: return fail("there is no step of kind %lld", (long long)step.kind);
+        }
+        if (status) return status;
+    }
+    return DONE;
+}
+
 const char* ll_error_message(void) { return message; }
 
 const char* ll_isa_name(void) {

@@ -18,6 +18,7 @@ struct Kernels {
     int (*norm_backward)(const ll_norm&);
     int (*gate)(const ll_gate&);
     int (*rotation)(const ll_rotation&);
+    int (*sum)(const ll_sum&);
 };
 
 // Runs body(context, n) for n in [0, count), handed out one at a time in order, on at most `threads` threads.

@@ -111,6 +111,23 @@ void one_call(int64_t element) {
             return ll_gate_values(&gate);
         });
 
+    same("sum", {&of_up}, [&](int64_t threads) {
+        ll_sum sum{element, threads, count, x.data, up.data, of_up.data};
+        return ll_add(&sum);
+    });
+    same("steps", {&result, &of_x}, [&](int64_t threads) {
+        struct {
+            ll_step first;
+            ll_sum sum;
+            ll_step second;
+            ll_gate gate;
+        } steps{{LL_SUM, sizeof(ll_sum)},
+                {element, threads, count, x.data, up.data, of_x.data},
+                {LL_GATE, sizeof(ll_gate)},
+                {element, threads, count, of_x.data, up.data, result.data, nullptr, nullptr, nullptr}};
+        return ll_steps(&steps.first, sizeof steps);
+    });
+
     int64_t B = among(1, 2), H = among(1, 3), L = among(1, 40), turned = 2 * among(1, 40), D = turned + among(0, 3);
     Array heads(B * H * L * D * size), to(B * H * L * D * size), own(L * turned * size), partners(L * turned * size);
     for (Array* array : {&heads, &own, &partners}) fill(*array, element);

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from .backends import native
-from .backends.contract import BackendError
+from .backends.contract import BackendError, Call
+
+Now = TypeVar("Now")  # what the steps that are noted anew need to know
 
 MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
 
@@ -31,6 +33,9 @@ _NO_MATRICES = (0,) * 5 * _MOST_MATRICES
 _NORM = struct.Struct("7q 2d 5q")
 _GATE = struct.Struct("9q")
 _ROTATION = struct.Struct("7q 10q 4q d")
+_SUM = struct.Struct("6q")
+_STEP = struct.Struct("2q")
+_PRODUCTS_KIND, _NORM_KIND, _GATE_KIND, _ROTATION_KIND, _SUM_KIND, _FORWARD_KIND = range(6)
 _ELEMENTS = native._ELEMENTS
 _TENSORS = native._TENSORS
 
@@ -133,9 +138,21 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
             tensors.append(bias)
     if (wanted and any(tensor.requires_grad for tensor in tensors)) or not _served(*tensors):
         return None
-    states, leading = states.contiguous(), states.shape[:-1]
+    kept: list[Any] = []
+    found, call = _products(states, matrices, kept)
+    if native._library.ll_products(call):
+        _checked(1)
+    return found
+
+
+def _products(
+    states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]], kept: list[Any]
+) -> tuple[list[Tensor], bytes]:
+    """Room for the results, and ``ll_product``; ``kept`` is what it points to beside tensors of the caller."""
+    states, leading, inputs = states.contiguous(), states.shape[:-1], states.shape[-1]
+    kept.append(states)
     words: list[int] = []
-    found, kept = [], []
+    found = []
     for weight, bias in matrices:
         outputs = weight.shape[0]
         result = torch.empty((*leading, outputs), dtype=states.dtype, device="cpu")
@@ -148,9 +165,7 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
         _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // inputs, inputs, states.data_ptr(), inputs,
         len(matrices), *words, *_NO_MATRICES[len(words) :],
     )  # fmt: skip
-    if native._library.ll_products(call):
-        _checked(1)
-    return found
+    return found, call
 
 
 # --- Norm -------------------------------------------------------------------------------------------------------------
@@ -186,14 +201,19 @@ def _norm_defined(states: Tensor, weight: Tensor, epsilon: float, offset: float)
 
 def _norm(states: Tensor, weight: Tensor, epsilon: float, offset: float, inverse: Tensor | None) -> Tensor:
     states, weight = states.contiguous(), weight.contiguous()
-    width = weight.shape[0]
     result = torch.empty_like(states)
-    words = _NORM.pack(
+    _checked(native._library.ll_norm_forward(_norm_words(states, weight, epsilon, offset, result, inverse)))
+    return result
+
+
+def _norm_words(
+    states: Tensor, weight: Tensor, epsilon: float, offset: float, result: Tensor, inverse: Tensor | None
+) -> bytes:
+    width = weight.shape[0]
+    return _NORM.pack(
         _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // width, width, states.data_ptr(), width,
         weight.data_ptr(), epsilon, offset, result.data_ptr(), 0 if inverse is None else inverse.data_ptr(), 0, 0, 0,
     )  # fmt: skip
-    _checked(native._library.ll_norm_forward(words))
-    return result
 
 
 class _Norm(torch.autograd.Function):
@@ -244,12 +264,15 @@ def _gate_defined(gate: Tensor, up: Tensor) -> Tensor:
 def _gate(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     result = torch.empty_like(gate)
-    words = _GATE.pack(
+    _checked(native._library.ll_gate_values(_gate_words(gate, up, result)))
+    return result
+
+
+def _gate_words(gate: Tensor, up: Tensor, result: Tensor) -> bytes:
+    return _GATE.pack(
         _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), gate.data_ptr(), up.data_ptr(),
         result.data_ptr(), 0, 0, 0,
     )  # fmt: skip
-    _checked(native._library.ll_gate_values(words))
-    return result
 
 
 class _Gate(torch.autograd.Function):
@@ -312,19 +335,20 @@ def _rotate(heads: Tensor, own: Tensor, partners: Tensor, direction: float) -> T
     own = own.contiguous()
     partners = partners.contiguous()
     result = torch.empty_like(heads)
-    steps = result.stride()
-    if steps[3] != 1:  # a width of one number is no pair; dimensions of size 1 may come with any step
+    if result.stride(3) != 1:  # a width of one number is no pair; dimensions of size 1 may come with any step
         result = torch.empty(heads.shape, dtype=heads.dtype, device="cpu")
-        steps = result.stride()
+    _checked(native._library.ll_rotate(_rotation_words(heads, own, partners, direction, result)))
+    return result
+
+
+def _rotation_words(heads: Tensor, own: Tensor, partners: Tensor, direction: float, result: Tensor) -> bytes:
     B, H, L, D = heads.shape
     turned = own.shape[3]
-    words = _ROTATION.pack(
+    return _ROTATION.pack(
         _ELEMENTS[heads.dtype], torch.get_num_threads(), B, H, L, D, turned,
-        heads.data_ptr(), *heads.stride(), result.data_ptr(), *steps,
+        heads.data_ptr(), *heads.stride(), result.data_ptr(), *result.stride(),
         own.data_ptr(), partners.data_ptr(), 0 if own.shape[0] == 1 else L * turned, turned, direction,
     )  # fmt: skip
-    _checked(native._library.ll_rotate(words))
-    return result
 
 
 class _Rotate(torch.autograd.Function):
@@ -339,3 +363,84 @@ class _Rotate(torch.autograd.Function):
         if not _gradient_served(grad, own, partners):
             return _rotation_defined(grad, own, -partners), None, None
         return _rotate(grad, own, partners, -1.0), None, None
+
+
+# --- Several steps in one call ----------------------------------------------------------------------------------------
+
+
+class Steps(Generic[Now]):
+    """Steps over few tokens, noted one after the other; each `run` computes them in one call of the library.
+
+    The methods are those of this module, and give the same bits; what they return is filled by `run`. They are for
+    tensors of which `unwatched` is true, contiguous but for heads, whose last stride is 1.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[bytes | Callable[[Steps[Now], Now], None]] = []
+        self._kept: list[Any] = []  # what the addresses point to
+
+    def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+        """See `rms_norm`."""
+        result = torch.empty_like(states)
+        self._note(_NORM_KIND, _norm_words(states, weight, epsilon, offset, result, None))
+        self._kept.append(result)
+        return result
+
+    def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """See `products`: up to `MOST_ROWS` vectors, and as many matrices as that takes."""
+        found, words = _products(states, matrices, self._kept)
+        self._note(_PRODUCTS_KIND, words)
+        self._kept += found
+        return found
+
+    def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
+        """See `silu_gate`; the result takes the place of ``gate``."""
+        self._note(_GATE_KIND, _gate_words(gate, up, gate))
+        return gate
+
+    def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:
+        """See `rotate_halves`; into ``result`` ``(B, H, L, D)``, which may be ``heads`` itself."""
+        own, partners = own.contiguous(), partners.contiguous()
+        self._note(_ROTATION_KIND, _rotation_words(heads, own, partners, 1.0, result))
+        self._kept += (own, partners, result)
+        return result
+
+    def copy(self, heads: Tensor, result: Tensor) -> None:
+        """``heads`` ``(B, H, L, D)`` into ``result``: a rotation that turns nothing."""
+        nothing = heads.new_empty(1, 1, 1, 0)
+        self._note(_ROTATION_KIND, _rotation_words(heads, nothing, nothing, 1.0, result))
+        self._kept.append(result)
+
+    def attention(self, call: Call, output: Tensor) -> None:
+        """`limelight.attention` of a checked call without observations and derivatives, into ``output``."""
+        self._note(_FORWARD_KIND, native.noted(call, output, self._kept))
+        self._kept += (call, output)
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor:
+        """``left + right``, of one shape."""
+        result = torch.empty_like(left)
+        words = _SUM.pack(
+            _ELEMENTS[left.dtype], torch.get_num_threads(), left.numel(), left.data_ptr(), right.data_ptr(),
+            result.data_ptr(),
+        )  # fmt: skip
+        self._note(_SUM_KIND, words)
+        self._kept.append(result)
+        return result
+
+    def anew(self, note: Callable[[Steps[Now], Now], None]) -> None:
+        """Steps that ``note(steps, now)`` notes anew in each `run`."""
+        self._noted.append(note)
+
+    def run(self, now: Now) -> None:
+        """Compute what was noted; ``now`` is what `anew` is given."""
+        passing: Steps[Now] = Steps()
+        for note in self._noted:
+            if isinstance(note, bytes):
+                passing._noted.append(note)
+            else:
+                note(passing, now)
+        words = b"".join(passing._noted)  # type: ignore[arg-type]
+        _checked(native._library.ll_steps(words, len(words)))
+
+    def _note(self, kind: int, words: bytes) -> None:
+        self._noted += (_STEP.pack(kind, len(words)), words)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,14 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if not hasattr(library, "ll_products"):
+    if not hasattr(library, "ll_steps"):
         return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
     for name in ("ll_products", "ll_norm_forward", "ll_norm_backward", "ll_gate_values", "ll_rotate"):
         getattr(library, name).argtypes = [ctypes.c_char_p]
+    library.ll_steps.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):
         getattr(library, name).restype = ctypes.c_char_p
     library.ll_measure_peak.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double]
@@ -107,10 +108,14 @@ def reasons_against(call: Call) -> list[str]:
     if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
     reasons += unknown_positions(call)
-    if call.scores:
-        reasons += [f"it does not know the score rule {rule!r}" for rule in call.scores if type(rule) not in _RULES]
-        if len(call.scores) > MOST_RULES:
-            reasons.append(f"there are {len(call.scores)} score rules; it takes {MOST_RULES}")
+    return reasons + reasons_against_rules(call.scores) if call.scores else reasons
+
+
+def reasons_against_rules(rules: Sequence[object]) -> list[str]:
+    """Why the backend cannot serve calls with these score rules."""
+    reasons = [f"it does not know the score rule {rule!r}" for rule in rules if type(rule) not in _RULES]
+    if len(rules) > MOST_RULES:
+        reasons.append(f"there are {len(rules)} score rules; it takes {MOST_RULES}")
     return reasons
 
 
@@ -161,6 +166,21 @@ def forward(call: Call) -> Result:
         assert call.observe is not None
         _finish(seen, call.observe, lowered)
     return Result(output, logsumexp, seen)
+
+
+def noted(call: Call, output: Tensor, kept: list[Any]) -> bytes:
+    """``ll_call`` of a call without observations, which need not hold its inputs yet, into ``output``.
+
+    ``kept`` is what the addresses in it point to beside the call's own tensors, whose last stride is 1.
+    """
+    query, key, value = call.query, call.key, call.value
+    if call.layout is not None and not call.lowered.covers:
+        output.zero_()
+    tensors = (
+        query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride(),
+        value.data_ptr(), *value.stride(), output.data_ptr(), *output.stride(),
+    )  # fmt: skip
+    return _words(call, tensors, 0, 0, kept)
 
 
 def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: int, kept: list[Any]) -> bytes:

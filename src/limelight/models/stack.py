@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layouts import Layout, Padded
 from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
+from ..nn.few_tokens import written
 from ..shapes import wrong
 from .config import Config
 
@@ -112,10 +113,12 @@ class Stack(nn.Module):
         if self.scores is not None:
             places.scores = (self.scores(states),)
         before: list[Tensor] = []
-        for layer in self.layers:
+        found = None if hidden else written(self.layers, states, places)
+        for layer in self.layers if found is None else ():
             if hidden:
                 before.append(states)
             states = layer(states, places)
+        states = states if found is None else found
         if places.cache is not None and cache is not None:
             cache.close(places.cache)
         if self.norm is not None:

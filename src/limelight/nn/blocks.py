@@ -7,8 +7,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..fused import Steps
 from ..shapes import wrong
 from .dropout import dropout as dropping
+from .few_tokens import does_nothing, noted
 from .places import Places
 
 
@@ -46,6 +48,12 @@ class PreNorm(nn.Module):
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
         return states + self.dropout(self.inner(self.norm(states), *places))  # type: ignore[no-any-return]
+
+    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`."""
+        normed = noted(steps, self.norm, states) if does_nothing(self.dropout) else None
+        found = None if normed is None else noted(steps, self.inner, normed)
+        return None if found is None else steps.add(states, found)
 
 
 class Sandwich(nn.Module):
@@ -88,6 +96,11 @@ class Block(nn.Module):
     def forward(self, states: Tensor, places: Places) -> Tensor:
         """``(B, L, width)`` to the same."""
         return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
+
+    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`."""
+        looked = noted(steps, self.attention, states)
+        return None if looked is None else noted(steps, self.feed_forward, looked)
 
 
 class DecoderBlock(nn.Module):

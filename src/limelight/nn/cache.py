@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,25 @@ from ..shapes import whole_number, wrong
 Lengths = int | Tensor  # one for all rows, or (B,) int64 on the CPU, where layouts are worked out
 
 FIRST = 64  # columns that a growing store begins with
+
+
+class Room(NamedTuple):
+    """Where new keys and values belong; and all that the queries of a step look at, with the layout that says where
+    they stand.
+    """
+
+    new_key: Tensor
+    new_value: Tensor
+    key: Tensor
+    value: Tensor
+    layout: Layout | None
+
+    @classmethod
+    def within(cls, buffers: list[Tensor], end: int, count: int, layout: Layout | None) -> Room:
+        """The columns before ``end`` of keys and values, of which the last ``count`` are new."""
+        key, value = buffers
+        new_key, new_value = (buffer.narrow(2, end - count, count) for buffer in buffers)
+        return cls(new_key, new_value, key.narrow(2, 0, end), value.narrow(2, 0, end), layout)
 
 
 @dataclass(eq=False)
@@ -47,6 +66,7 @@ class Step:
         count: how many come now; the others of the ``L`` are padding.
         positions: ``(B | 1, L)`` int64, where the new tokens stand; 0 for padding.
         exists: ``(B, L)`` bool, which tokens are no padding; ``None`` where all rows have the same.
+        memory: what whoever runs the layers wants to find again in the next step.
     """
 
     stores: dict[tuple[nn.Module, int], Store]
@@ -56,6 +76,7 @@ class Step:
     count: Lengths
     positions: Tensor
     exists: Tensor | None
+    memory: dict[nn.Module, Any] = field(default_factory=dict)
     _visits: dict[nn.Module, int] = field(default_factory=dict)
 
     @cached_property
@@ -88,10 +109,24 @@ class Step:
             The keys and values that the queries of this step look at, and the layout that says where they stand.
         """
         _no_gradient(key, value)
-        store = self._store(layer, lambda: _store_for(pattern))
-        if not isinstance(store, (Whole, Recent)):
-            raise wrong("layer", "must look at its own text here", "it looked at another before", "Make two layers.")
-        return store.extend(self, key, value)
+        return self._own(layer, pattern).extend(self, key, value)
+
+    def room(self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor) -> Room:
+        """As `extend`, for keys and values that the caller will write itself; for a step that `is_even`.
+
+        Args:
+            layer: who asks.
+            pattern: which keys its queries may see.
+            key: of the shape and dtype of the new keys, ``(B, Hkv, L, D)``.
+            value: the same of the values.
+        """
+        return self._own(layer, pattern).room(self, key, value)
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether the rows have been begun, have the same lengths, and lie in the same columns."""
+        same = self.exists is None and isinstance(self.before, int) and self.before > 0
+        return same and not any(isinstance(getattr(store, "start", 0), Tensor) for store in self.stores.values())
 
     def once(self, layer: nn.Module, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The keys and values of a ``layer`` that looks at another text, made in the first step only."""
@@ -106,6 +141,12 @@ class Step:
         store = self._store(layer, Running)
         if not isinstance(store, Running):
             raise wrong("layer", "must be recurrent here", "it kept keys and values before", "Make two layers.")
+        return store
+
+    def _own(self, layer: nn.Module, pattern: Pattern | None) -> Whole | Recent:
+        store = self._store(layer, lambda: _store_for(pattern))
+        if not isinstance(store, (Whole, Recent)):
+            raise wrong("layer", "must look at its own text here", "it looked at another before", "Make two layers.")
         return store
 
     def _store(self, layer: nn.Module, make: Callable[[], Store]) -> Store:
@@ -128,6 +169,7 @@ class Cache:
         self.lengths: Lengths = 0
         self._rows: int | None = None
         self._stores: dict[tuple[nn.Module, int], Store] = {}
+        self._memory: dict[nn.Module, Any] = {}
 
     def step(self, B: int, L: int, layout: Layout | None = None, device: torch.device | str = "cpu") -> Step:
         """Open a pass over ``L`` more tokens of each of the ``B`` rows.
@@ -162,7 +204,7 @@ class Cache:
                         "Put the new tokens of every row first.",
                     )
         positions, exists = _places(self.lengths, count, first, B, L, device)
-        step = Step(self._stores, self.limit, layout, self.lengths, count, positions, exists)
+        step = Step(self._stores, self.limit, layout, self.lengths, count, positions, exists, self._memory)
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
                 "tokens",
@@ -261,18 +303,28 @@ class Whole:
 
     def extend(self, step: Step, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Layout | None]:
         """See `Step.extend`."""
-        end = step.longest
-        if not self.buffers or end > self.buffers[0].shape[2]:
-            columns = step.limit or max(FIRST, 2 * end if self.buffers else end + end // 4)
-            self.buffers = [_larger(buffer, new, columns, self.used) for buffer, new in self._beside(key, value)]
+        end = self._reach(step, key, value)
         for buffer, new in zip(self.buffers, (key, value), strict=True):
             _write(buffer, new, step.before, step)
-        self.used = end
         if not step.continues:
             return key, value, step.layout
         even = step.exists is None and isinstance(step.after, int)
         layout = None if even else Padded(step.count, step.after)
         return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end], layout
+
+    def room(self, step: Step, key: Tensor, value: Tensor) -> Room:
+        """See `Step.room`."""
+        end = self._reach(step, key, value)
+        return Room.within(self.buffers, end, key.shape[2], None)
+
+    def _reach(self, step: Step, key: Tensor, value: Tensor) -> int:
+        """Make room for the tokens of the step; the columns that are then used."""
+        end = step.longest
+        if not self.buffers or end > self.buffers[0].shape[2]:
+            columns = step.limit or max(FIRST, 2 * end if self.buffers else end + end // 4)
+            self.buffers = [_larger(buffer, new, columns, self.used) for buffer, new in self._beside(key, value)]
+        self.used = end
+        return end
 
     def _beside(self, key: Tensor, value: Tensor) -> list[tuple[Tensor | None, Tensor]]:
         return list(zip(self.buffers or (None, None), (key, value), strict=True))
@@ -303,13 +355,7 @@ class Recent:
 
     def extend(self, step: Step, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Layout | None]:
         """See `Step.extend`."""
-        L, room = key.shape[2], 2 * max(self.back, FIRST // 2)
-        if not self.buffers:
-            self.buffers = [new.new_zeros(*new.shape[:2], room, new.shape[3]) for new in (key, value)]
-        used = most(step.before - self.start)
-        if used + L > room:
-            self._keep(self.buffers, step.before)
-            used = most(step.before - self.start)
+        L, (used, room) = key.shape[2], self._reach(step, key, value)
         layout = Aligned(step.before, self.start)
         fits = used + L <= room
         # More at once than there is room for: all of them are looked at, and the end is kept.
@@ -321,6 +367,22 @@ class Recent:
         if not step.continues:
             return key, value, step.layout
         return seen[0][:, :, : used + L], seen[1][:, :, : used + L], layout
+
+    def room(self, step: Step, key: Tensor, value: Tensor) -> Room:
+        """See `Step.room`: at most ``FIRST // 2`` tokens."""
+        (used, _), L = self._reach(step, key, value), key.shape[2]
+        return Room.within(self.buffers, used + L, L, Aligned(step.before, self.start))
+
+    def _reach(self, step: Step, key: Tensor, value: Tensor) -> tuple[int, int]:
+        """How many columns are used before the step, and how many there are, after a move where they would not do."""
+        L, columns = key.shape[2], 2 * max(self.back, FIRST // 2)
+        if not self.buffers:
+            self.buffers = [new.new_zeros(*new.shape[:2], columns, new.shape[3]) for new in (key, value)]
+        used = most(step.before - self.start)
+        if used + L > columns:
+            self._keep(self.buffers, step.before)
+            used = most(step.before - self.start)
+        return used, columns
 
     def _keep(self, source: list[Tensor], lengths: Lengths) -> None:
         """Copy to the front the last ``back`` tokens of each row, of the ``lengths`` whose end the ``source`` holds."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import fused
+from ..fused import Steps
 from .dropout import dropout as dropping
-from .projection import Projection, in_pieces, together
+from .few_tokens import does_nothing
+from .projection import Projection, in_pieces, notable, together
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -57,11 +60,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = Projection(width, inner, bias)
         self.down = Projection(inner, width, bias)
-        self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
+        self.inner, self.activation, self.dropout = inner, ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return in_pieces(self._step, states, self.up.out_features, (self.up, self.down))
+        return in_pieces(self._step, states, self.inner, (self.up, self.down))
 
     def _step(self, states: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(states))))  # type: ignore[no-any-return]
@@ -86,13 +89,23 @@ class GatedFeedForward(nn.Module):
         self.gate = Projection(width, inner, bias)
         self.up = Projection(width, inner, bias)
         self.down = Projection(inner, width, bias)
-        self.activation, self.dropout = ACTIVATIONS[activation], dropping(dropout)
+        self.inner, self.activation, self.dropout = inner, ACTIVATIONS[activation], dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return in_pieces(self._step, states, self.up.out_features, (self.gate, self.up, self.down))
+        return in_pieces(self._step, states, self.inner, (self.gate, self.up, self.down))
 
     def _step(self, states: Tensor) -> Tensor:
         gate, up = together(states, self.gate, self.up)
         inner = fused.silu_gate(gate, up) if self.activation is functional.silu else self.activation(gate) * up
         return self.down(self.dropout(inner))  # type: ignore[no-any-return]
+
+    def note(self, steps: Steps[Any], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`."""
+        if self.activation is not functional.silu or not does_nothing(self.dropout):
+            return None
+        pairs = notable(states, self.gate, self.up, self.down)
+        if pairs is None:
+            return None
+        inner = steps.silu_gate(*steps.products(states, pairs[:2]))
+        return steps.products(inner, pairs[2:])[0]

@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 import limelight
 
+from .. import fused
+from ..attention import prepare
+from ..backends import native
 from ..patterns import Pattern
 from ..scores import ScoreRule
 from ..shapes import wrong
+from .few_tokens import noted
 from .places import Places
-from .positions import Rotary
-from .projection import Projection, together
+from .positions import Halves, Rotary
+from .projection import Projection, notable, together
 
 
 class MultiHead(nn.Module):
@@ -125,6 +129,48 @@ class MultiHead(nn.Module):
         )  # (B, Hq, L, Dv)
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def note(self, steps: fused.Steps[Places], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
+        if (
+            (self.training and self.dropout)
+            or not (self.rotary is None or type(self.rotary.pairing) is Halves)
+            or native.reasons_against_rules(self.scores)
+            or (self.sink is not None and not fused.unwatched(states, self.sink))
+        ):
+            return None
+        pairs = notable(states, self.query, self.key, self.value, self.output)
+        if pairs is None:
+            return None
+        (B, L, _), heads = states.shape, []
+        projected = steps.products(states, pairs[:3])
+        for x, norm in zip(projected, (self.query_norm, self.key_norm), strict=False):
+            split = x.view(B, L, -1, self.head_width)
+            normed = split if norm is None else noted(steps, norm, split)
+            if normed is None:
+                return None
+            heads.append(normed.transpose(1, 2))
+        query, key, value = *heads, heads_of(projected[2], self.value_width)
+        mixed = states.new_empty(B, L, query.shape[1], self.value_width).transpose(1, 2)
+
+        def look(steps: fused.Steps[Places], places: Places) -> None:
+            assert places.cache is not None
+            room = places.cache.room(self, self.pattern, key, value)
+            if self.rotary is None:
+                steps.copy(key, room.new_key)
+            else:
+                own, partners, _ = places.rotation(self.rotary, query.dtype)
+                steps.rotate_halves(query, own, partners, query)
+                steps.rotate_halves(key, own, partners, room.new_key)
+            steps.copy(value, room.new_value)
+            call = prepare(
+                query, room.key, room.value, room.layout, self.pattern, scores=self.score_rules(query, places),
+                sink=self.sink, scale=self.scale,
+            )  # fmt: skip
+            steps.attention(call, mixed)
+
+        steps.anew(look)
+        return steps.products(mixed.transpose(1, 2).flatten(2), pairs[3:])[0]
 
     def keys_and_values(self, source: Tensor, places: Places, *projected: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,12 @@ class RMSNorm(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Normalise ``states`` ``(..., width)``."""
         return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
+
+    def note(self, steps: fused.Steps[Any], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`."""
+        if not fused.unwatched(states, self.weight):
+            return None
+        return steps.norm(states, self.weight, self.epsilon, self.offset)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

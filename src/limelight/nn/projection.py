@@ -30,8 +30,8 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
 
     A layer that somebody replaced, hooked or wrapped is called by itself.
     """
-    if not torch.compiler.is_compiling() and all(_is_plain(layer) for layer in layers):
-        found = fused.products(states, [(layer.weight, layer.bias) for layer in layers])  # type: ignore[misc]
+    if not torch.compiler.is_compiling() and all(map(is_plain, layers)):
+        found = fused.products(states, matrices(*layers))
         if found is not None:
             return found
     return [layer(states) for layer in layers]
@@ -54,17 +54,39 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
     piece = max(_LEAST_TOKENS, _PIECE // (inner * states.element_size()))
     if tokens <= piece or not fused.unwatched(states, *(p for layer in inside for p in layer.parameters())):
         return step(states)
-    if not all(map(_is_plain, inside)):
+    if not all(map(is_plain, inside)):
         return step(states)
     result = torch.empty_like(states, memory_format=torch.contiguous_format)
-    for some, theirs in zip(states.reshape(-1, width).split(piece), result.view(-1, width).split(piece), strict=True):
+    pairs = (x.reshape(-1, width).split(piece) for x in (states, result))  # type: ignore[no-untyped-call]
+    for some, theirs in zip(*pairs, strict=True):
         theirs.copy_(step(some))
     return result
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def matrices(*layers: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
+    """What `limelight.fused.products` takes of projections."""
+    return [(layer.weight, layer.bias) for layer in layers]  # type: ignore[misc]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is a `Projection`, and nobody looks on."""
+    return type(layer) is Projection and is_unwatched(layer)
+
+
+def notable(states: Tensor, *layers: nn.Module) -> list[tuple[Tensor, Tensor | None]] | None:
+    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Steps.products`)."""
+    if not all(map(is_plain, layers)):
+        return None
+    pairs = matrices(*layers)
+    if any(weight.stride(1) != 1 for weight, _ in pairs):
+        return None
     return (
-        type(layer) is Projection
-        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__)
-        and not (module._global_forward_hooks or module._global_forward_pre_hooks)
+        pairs if fused.unwatched(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
+    )
+
+
+def is_unwatched(layer: nn.Module) -> bool:
+    """Whether nobody hooked a layer or put another function in its place."""
+    return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__) and not (
+        module._global_forward_hooks or module._global_forward_pre_hooks
     )

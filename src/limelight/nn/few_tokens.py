@@ -1,0 +1,115 @@
+"""The layers of a text that is being written, by one call of the native library for each token.
+
+While a text is written every layer meets one token, and calling its twenty parts from Python takes longer than many of
+them. So what the layers do with a token is *noted* once (`limelight.fused.Steps`), and run for every token that
+follows: what CUDA graphs are on another machine. The bits are the same.
+
+A layer that can be noted has a method ``note``, which has no effect beside the notes. Wherever somebody looks on (a
+gradient, a hook, a watcher, a compiler), or a part is of another kind, the layers are called instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import fused
+from ..fused import Steps
+from ..observations import current_watcher
+from .places import Places
+from .projection import is_unwatched
+
+
+class Notable(Protocol):
+    """A layer that can be noted."""
+
+    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+        """Room for what ``forward`` makes of ``states``, filled when the ``steps`` are run.
+
+        ``None`` where the layer must be called.
+        """
+
+
+def noted(steps: Steps[Places], layer: nn.Module, states: Tensor) -> Tensor | None:
+    """``layer(states)``, noted in ``steps``; ``None`` where it must be called."""
+    if "note" not in type(layer).__dict__ or not is_unwatched(layer):  # a subclass has a mind of its own
+        return None
+    return cast(Notable, layer).note(steps, states)
+
+
+def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | None:
+    """The ``states`` ``(B, L, width)`` after all ``layers``, for the next tokens of rows of one length.
+
+    ``None`` where the layers must be called, and nothing has happened.
+    """
+    step = places.cache
+    if (
+        torch.compiler.is_compiling()
+        or step is None
+        or not step.is_even
+        or not 0 < states.numel() <= fused.MOST_ROWS * states.shape[-1]
+        or places.source is not None
+        or current_watcher() is not None
+        or not fused.unwatched(states)
+    ):
+        return None
+    program = step.memory.get(layers)
+    if program is None or not program.holds(states):
+        program = step.memory[layers] = Program.of(layers, states)
+    return None if program is None else cast(Tensor, program.run(states, places))
+
+
+class Program:
+    """What some layers do with few tokens, and all that it rests on.
+
+    Args:
+        layers: what was noted.
+        steps: the notes.
+        given: where they read their states.
+        result: where they write them.
+    """
+
+    def __init__(self, layers: nn.ModuleList, steps: Steps[Places], given: Tensor, result: Tensor) -> None:
+        self._steps, self._given, self._result = steps, given, result
+        self._modules = list(layers.modules())
+        self._facts = self._look()
+
+    @classmethod
+    def of(cls, layers: nn.ModuleList, states: Tensor) -> Program | None:
+        """Note the ``layers`` over states like these; ``None`` where one of them must be called."""
+        steps: Steps[Places] = Steps()
+        given = torch.empty_like(states, memory_format=torch.contiguous_format)
+        result: Tensor | None = given
+        for layer in layers:
+            result = None if result is None else noted(steps, layer, result)
+        return None if result is None else cls(layers, steps, given, result)
+
+    def holds(self, states: Tensor) -> bool:
+        """Whether it would be noted again as it is, for these states."""
+        given = self._given
+        return states.shape == given.shape and states.dtype is given.dtype and self._look() == self._facts
+
+    def run(self, states: Tensor, places: Places) -> Tensor:
+        """The layers' result for ``states``."""
+        self._given.copy_(states)
+        self._steps.run(places)
+        return self._result.clone()
+
+    def _look(self) -> list[Any]:
+        """Threads; of every module whether somebody looks on, its mode, its parts; its parameters."""
+        wanted = torch.is_grad_enabled()
+        facts: list[Any] = [torch.get_num_threads()]
+        for module in self._modules:
+            facts.append((is_unwatched(module), module.training, *map(id, module._modules.values())))
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    asked = wanted and parameter.requires_grad
+                    facts.append((parameter.data_ptr(), parameter.dtype, parameter.stride(), asked))
+        return facts
+
+
+def does_nothing(dropout: nn.Module) -> bool:
+    """Whether a dropout hands on what it is given."""
+    return (type(dropout) is nn.Identity or not dropout.training) and is_unwatched(dropout)
