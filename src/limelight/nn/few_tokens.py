@@ -99,14 +99,15 @@ class Program:
 
     def _look(self) -> list[Any]:
         """Threads; of every module whether somebody looks on, its mode, its parts; its parameters."""
-        wanted = torch.is_grad_enabled()
-        facts: list[Any] = [torch.get_num_threads()]
-        for module in self._modules:
-            facts.append((is_unwatched(module), module.training, *map(id, module._modules.values())))
+        modules, wanted = self._modules, torch.is_grad_enabled()
+        facts: list[Any] = [torch.get_num_threads(), all(map(is_unwatched, modules))]
+        facts += [module.training for module in modules]
+        facts += [id(part) for module in modules for part in module._modules.values()]
+        for module in modules:
             for parameter in module._parameters.values():
                 if parameter is not None:
                     asked = wanted and parameter.requires_grad
-                    facts.append((parameter.data_ptr(), parameter.dtype, parameter.stride(), asked))
+                    facts += (parameter.data_ptr(), parameter.stride(), parameter.dtype, asked)
         return facts
 
 
