@@ -11,7 +11,7 @@ from torch.nn.modules import module
 from .. import fused
 
 _PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
-_LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than the memory did
+_LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than the memory does
 
 
 class Projection(nn.Linear):
@@ -51,8 +51,8 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
     """
     width = states.shape[-1]
     tokens = states.numel() // max(width, 1)
-    piece = max(_LEAST_TOKENS, _PIECE // (inner * states.element_size()))
-    if tokens <= piece or not fused.unwatched(states, *(p for layer in inside for p in layer.parameters())):
+    piece = _PIECE // (inner * states.element_size())
+    if not _LEAST_TOKENS <= piece < tokens or not fused.unwatched(states, *(p for layer in inside for p in layer.parameters())):
         return step(states)
     if not all(map(is_plain, inside)):
         return step(states)
