@@ -52,9 +52,9 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
     width = states.shape[-1]
     tokens = states.numel() // max(width, 1)
     piece = _PIECE // (inner * states.element_size())
-    if not _LEAST_TOKENS <= piece < tokens or not fused.unwatched(states, *(p for layer in inside for p in layer.parameters())):
+    if not _LEAST_TOKENS <= piece < tokens or not all(map(is_plain, inside)):
         return step(states)
-    if not all(map(is_plain, inside)):
+    if not fused.unwatched(states, *[parameter for layer in inside for parameter in layer.parameters()]):
         return step(states)
     result = torch.empty_like(states, memory_format=torch.contiguous_format)
     pairs = (x.reshape(-1, width).split(piece) for x in (states, result))  # type: ignore[no-untyped-call]
