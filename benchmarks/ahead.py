@@ -2,7 +2,7 @@
 
     python benchmarks/ahead.py                 # compile every case and print the table
     python benchmarks/ahead.py --write FILE    # and keep it
-    python benchmarks/ahead.py NAME ...        # some cases only
+    python benchmarks/ahead.py NAME ...        # some cases only; with --write, beside what the file has of others
 
 Each case is a call of the operator. The backend's own host code runs, up to the launch, for a GPU that is only named;
 what it would have launched is compiled by Triton for that GPU and assembled once more by Triton's own ``ptxas``, whose
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,31 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
     "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
 }
+# All that takes registers at once: bits, random words, a bias that is read, a table, a derivative.
+DEMANDING: dict[str, Any] = {
+    "pattern": Explicit(torch.eye(256, dtype=torch.bool)), "dropout": 0.1, "seed": 3,
+    "scores": (SoftCap(5.0), Bias(torch.zeros(16, 256, 256)), RelativeBias(torch.zeros(16, 32))),
+}  # fmt: skip
 BACKWARD: dict[str, Callable[[], Call]] = {
-    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 128, 256)},
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 128, 256, 512)},
+    "causal 512 float32": plain(512, torch.float32, pattern=Causal()),
     "causal 64 float32": plain(64, torch.float32, pattern=Causal()),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)), RelativeBias(torch.zeros(16, 32)))),
-    "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
+    **{f"bias {D}": plain(D, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)) for D in (128, 512)},
+    "table 64": plain(64, L=512, scores=(RelativeBias(torch.zeros(16, 32)),)),
+    **{f"dropout {D}": plain(D, pattern=Causal(), dropout=0.1, seed=3) for D in (64, 128)},
+    **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
+}
+EVERYWHERE = {  # compiled for every generation, not for Hopper alone
+    "forward": ("causal 64", "causal 128", "causal 256"),
+    "backward": tuple(
+        name
+        for name in BACKWARD
+        if name in ("causal 64", "causal 128", "causal 512")
+        or name.startswith(("bias", "table", "dropout", "demanding"))
+    ),
 }
 
 
@@ -113,7 +131,7 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for generation in TARGETS:
         for name, call in FORWARD.items():
-            if generation == "hopper" or name in ("causal 64", "causal 128", "causal 256"):
+            if generation == "hopper" or name in EVERYWHERE["forward"]:
                 found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
         if generation == "hopper":
             for name, call in HOPPER.items():
@@ -123,10 +141,11 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
             for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
                 call = HOPPER[name]
                 found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())
-            found["first causal 64, hopper"] = generation, lambda: flash1.forward(plain(64, pattern=Causal())())
+        for D in (64, 128):
+            call = plain(D, pattern=Causal())
+            found[f"first causal {D}, {generation}"] = generation, lambda call=call: flash1.forward(call())
         for name, call in BACKWARD.items():
-            few = ("causal 64", "causal 128", *(("bias 64",) if generation == "blackwell" else ()))
-            if generation == "hopper" or name in few:
+            if generation == "hopper" or name in EVERYWHERE["backward"]:
                 found[f"backward {name}, {generation}"] = generation, lambda call=call: backward(call())
     return found
 
@@ -207,7 +226,10 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="keep the table in this file")
     options = parser.parse_args()
     table: dict[str, Any] = {}
-    for name, (generation, run) in cases().items():
+    if options.names and options.write and options.write.exists():
+        table = json.loads(options.write.read_text())["cases"]
+    known = cases()
+    for name, (generation, run) in known.items():
         if options.names and not any(part in name for part in options.names):
             continue
         with recording(generation) as compiled, torch.no_grad():
@@ -215,12 +237,40 @@ def main() -> None:
         table[name] = [report(*kernel) for kernel in compiled]
         for line in table[name]:
             print(f"{name:40s} {json.dumps(line)}", file=sys.stderr, flush=True)
-    result = {"triton": triton.__version__, "limelight": limelight.__version__, "cases": table}
-    text = json.dumps(result, indent=1) + "\n"
-    if options.write:
-        options.write.write_text(text)
-    else:
-        print(text)
+        if options.write:
+            options.write.write_text(as_text(table, known))
+    if not options.write:
+        print(as_text(table, known))
+
+
+RESCUES = (
+    "A rescue has the sides and warps of the kernel it stands in for, so that rows keep their bits, and walks twice: "
+    "the sums of what is finite stay while the marks of what is not add up, which is more than the registers hold. It "
+    "runs only for a tile with a number that is not finite; smaller sides would spill less and give other bits."
+)
+
+
+def as_text(table: dict[str, Any], known: Iterable[str]) -> str:
+    """The table as it is kept: the cases that are still ``known``, in their order, and what rescues spill."""
+    cases = {name: table[name] for name in known if name in table}
+    words = {
+        "triton": triton.__version__,
+        "limelight": limelight.__version__,
+        "rescues": rescues(cases),
+        "cases": cases,
+    }
+    return json.dumps(words, indent=1) + "\n"
+
+
+def rescues(cases: dict[str, Any]) -> dict[str, Any]:
+    """Why rescues spill, and the bytes of the worst of each kernel and generation."""
+    most: dict[str, int] = {}
+    for case, lines in cases.items():
+        for line in lines:
+            name = f"{line['kernel']}, {case.split(', ')[-1]}"
+            if line["rescue"]:
+                most[name] = max(most.get(name, 0), line["spilled"])
+    return {"why": RESCUES, "spilled": dict(sorted(most.items()))}
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ AGAIN = (
     "forward causal 128, hopper",
     "forward causal 128, ampere",
     "backward causal 64, hopper",
+    "backward bias 64, ampere",
     "third causal 128, hopper",
     "third backward causal 64, hopper",
     "forward causal 64, blackwell",
 )
-SHARED = {"ampere": 163 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}  # bytes that a program may have
+# Bytes that a program may have. What is compiled for Ampere's A100 runs on its smaller sisters too.
+SHARED = {"ampere": 99 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}
 PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA"}
 
 
@@ -53,13 +55,22 @@ def test_nothing_is_serialised_and_all_fits():
             assert not kernel["serialised"], case
 
 
-# It is there to be measured against: blocks of 32 keys would not spill, but twice the traffic with the output.
-SPILLING = ("first_forward",)
-
-
 def test_nothing_spills():
     for case, _, kernel in kernels():
-        assert kernel["rescue"] or kernel["kernel"] in SPILLING or kernel["spilled"] == 0, case
+        assert kernel["rescue"] or kernel["spilled"] == 0, case
+
+
+def test_what_rescues_spill_is_told_and_bounded():
+    """They may, and the table says why; no more than is told there, and far less than a thread may have (512 KiB)."""
+    told = TABLE["rescues"]
+    assert "rows keep their bits" in told["why"]
+    most = {}
+    for _, generation, kernel in kernels():
+        if kernel["rescue"]:
+            name = f"{kernel['kernel']}, {generation}"
+            most[name] = max(most.get(name, 0), kernel["spilled"])
+    assert told["spilled"] == most
+    assert max(most.values()) <= 2**15
 
 
 def test_forward_passes_use_the_matrix_units():
@@ -76,11 +87,16 @@ def test_forward_passes_use_the_matrix_units():
             assert kernel["instructions"]["LDGSTS"] > 0, f"{case}: nothing is copied ahead"
 
 
+# Tiles of 32 keys, where 64 would spill.
+FEW = [("key_gradient", f"backward {form} 128, hopper") for form in ("bias", "dropout", "demanding")]
+
+
 def test_gradients_use_the_matrix_units():
     owners = ("query_gradient", "key_gradient", "gradient")
     for case, generation, kernel in kernels():
         if kernel["kernel"] in owners and not kernel["rescue"] and "float32" not in case:
-            wanted = "HMMA" if "256" in case and kernel["kernel"] != "gradient" else PRODUCTS[generation]
+            few = kernel["kernel"] != "gradient" and ("256" in case or "512" in case or (kernel["kernel"], case) in FEW)
+            wanted = "HMMA" if few else PRODUCTS[generation]
             assert kernel["instructions"][wanted] > 0, case
 
 

@@ -98,6 +98,30 @@ def test_half_precision(form):
     check(*FORMS[form], dtype=torch.float16, D=40, Dv=20)
 
 
+WIDE = {
+    "160": ({"D": 160, "Dv": 200, "Lq": 18, "Lk": 18}, lambda: {"pattern": Causal()}, ()),
+    "256": ({"D": 256, "Dv": 16, "Lq": 5, "Lk": 19}, lambda: {"scores": (SoftCap(3.0),), "scale": -0.2}, ()),
+    "257": ({"D": 257, "Dv": 257, "Lq": 5, "Lk": 19}, lambda: {"pattern": Causal()}, ()),
+    "320": ({"D": 320, "Dv": 40, "Hq": 2, "Lq": 5, "Lk": 19}, lambda: {"dropout": 0.3, "seed": 7}, ()),
+    "values of 512": ({"D": 24, "Dv": 512, "Lq": 17, "Lk": 9}, lambda: {"pattern": Causal()}, ()),
+    "400": (
+        {"D": 400, "Dv": 300, "Lq": 4, "Lk": 18},
+        lambda b, t: {"scores": (Bias(b), RelativeBias(t))}, [(18,), (1, 32)],
+    ),
+    "512": ({"D": 512, "Dv": 512, "Lq": 3, "Lk": 5}, lambda s: {"sink": s}, [(1,)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [(width, torch.float32) for width in WIDE] + [(width, torch.float16) for width in ("160", "257", "512")],
+)
+def test_wide_heads(width, dtype):
+    """Above 256 a part of the width at a time."""
+    sizes, settings, extra = WIDE[width]
+    check(settings, extra, dtype=dtype, **({"B": 1, "Hq": 1, "Hkv": 1} | sizes))
+
+
 def test_the_kernels_are_asked(monkeypatch):
     """And not the definition, which would give the same."""
     asked = []

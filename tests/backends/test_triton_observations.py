@@ -27,28 +27,54 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_equals_the_definition(form):
-    q, k, v = (
-        torch.randn(2, h, n, 8, generator=torch.Generator().manual_seed(n)) for h, n in ((4, 21), (2, 37), (2, 37))
-    )
-    observe = Observe(
-        logsumexp=True, max_score=True, max_weight=True, entropy=True, distance=True, top=3, received=True,
-        features=torch.randn(37, 5, generator=torch.Generator().manual_seed(1)), rows=(20, 3, 3), blocks=(5, 9),
-        pairs=((0, 0), (20, 36), (3, 3), (20, 1)), heads=(2, 0),
-    )  # fmt: skip
-    settings = FORMS[form] | {"observe": observe}
-    seen = [
+def check(settings, dtype=torch.float32, B=2, Hq=4, Hkv=2, Lq=21, Lk=37, D=8, **asked):
+    make = lambda h, n: torch.randn(B, h, n, D, generator=torch.Generator().manual_seed(n)).to(dtype)  # noqa: E731
+    q, k, v = make(Hq, Lq), make(Hkv, Lk), make(Hkv, Lk)
+    settings = settings | {"observe": Observe(**asked)}
+    ours, plain, truth = (
         limelight.attention(q.to(t), k.to(t), v.to(t), backend=b, **settings)[1].seen()
-        for b, t in (("flash2", q.dtype), ("reference", q.dtype), ("reference", torch.float64))
-    ]
-    ours, plain, truth = seen
+        for b, t in (("flash2", dtype), ("reference", dtype), ("reference", torch.float64))
+    )
     assert ours.keys() == truth.keys()
     for name, expected in truth.items():
         if name in ("received_by", "block_pairs", "top_keys"):
             assert torch.equal(ours[name].expand_as(expected), expected), name
         else:
             check_close(ours[name], plain[name], expected, name, slack=16.0, size=1.0)
+
+
+ROWS = {"logsumexp": True, "max_score": True, "max_weight": True, "entropy": True, "distance": True, "top": 3}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_definition(form):
+    features = torch.randn(37, 5, generator=torch.Generator().manual_seed(1))
+    check(
+        FORMS[form], **ROWS, received=True, features=features, rows=(20, 3, 3), blocks=(8, 19),
+        pairs=((0, 0), (20, 36), (3, 3), (20, 1)), heads=(2, 0),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dtype", "D", "Lq", "Lk"),
+    [
+        (torch.float16, 8, 18, 33),
+        (torch.float16, 33, 5, 19),
+        (torch.float16, 80, 17, 17),
+        (torch.float32, 80, 3, 18),
+        (torch.float16, 160, 1, 20),
+        (torch.float32, 300, 4, 9),
+        (torch.float16, 512, 2, 17),
+        (torch.float16, 64, 1, 1),
+    ],
+    ids=str,
+)
+def test_other_widths_lengths_and_half_precision(dtype, D, Lq, Lk):
+    """One call of each: what a row has of its own, of a key, of blocks, of chosen rows and pairs, of features."""
+    few = {"features": torch.randn(Lk, 2, generator=torch.Generator().manual_seed(1)), "blocks": (2, 7)}
+    chosen = {"rows": (Lq - 1,), "pairs": ((Lq - 1, 0), (0, Lk - 1))}
+    settings = {"pattern": Causal() & (Window(9, 0) | Keys(first=2)), "scores": (SoftCap(3.0),)}
+    check(settings, dtype, 1, 2, 1, Lq, Lk, D, **ROWS, received=True, **few, **chosen)
 
 
 def test_ties_go_to_the_lowest_key():

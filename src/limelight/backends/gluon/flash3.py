@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...scores import ALiBi, SoftCap
 from ..contract import Call, Result, unknown_positions
-from ..triton import gradients, machine, observing, operands
+from ..triton import compatibility, gradients, machine, observing, operands
 from ..triton import tuning as triton_tuning
 from ..triton.form import Form
 from ..triton.gradients import Found, Given, reasons_against_backward
@@ -29,8 +29,6 @@ __all__ = [
     "ABOUT", "NAME", "backward", "backward_by", "forward", "memory", "reasons_against", "reasons_against_backward",
     "status",
 ]  # fmt: skip
-
-OLDEST = (3, 7)  # Triton's release whose Gluon the kernels are written for
 
 
 def status() -> str:
@@ -50,11 +48,8 @@ def reasons_against(call: Call) -> list[str]:
 
 def not_hopper(device: torch.device) -> list[str]:
     """Why Gluon's kernels cannot run on a device."""
-    version = machine.version()
-    if version is None:
-        return [machine.missing()]
-    if version < OLDEST:
-        return [f"Triton {version[0]}.{version[1]} is installed; it needs {OLDEST[0]}.{OLDEST[1]} or later"]
+    if why := compatibility.missing(compatibility.OLDEST_GLUON):
+        return [why]
     if device.type != "cuda":
         return [f"the tensors lie on {device}; it runs on Hopper GPUs (Triton's interpreter does not know Gluon)"]
     if machine.generation(device) != "hopper":

@@ -66,8 +66,7 @@ def forward(call: Call) -> Result:
     if not output.numel():
         return Result(output.to(call.query.dtype), maxima)
     width = max(tuning.width(D), tuning.width(Dv))
-    tile = tuning.forward_tile(machine.generation(device), call.query.dtype.itemsize, width, Lq)
-    tile = tile._replace(rows=min(tile.rows, 64), keys=min(tile.keys, 64), warps=8)
+    tile = tuning.first_tile(machine.generation(device), call.query.dtype.itemsize, width)
     sight = operands.sight(call.lowered, tile.rows, device)
     rules = operands.rules(call)
     form = operands.form_of(call, rules, sight, 1, 1, tile)

@@ -15,15 +15,10 @@ from ..contract import Call
 from . import machine, operands, tuning
 from .form import Form
 
-MOST_WIDTH = 256
-
 
 def reasons_against_backward(call: Call) -> list[str]:
-    """Why `backward` cannot serve a call that `forward` serves."""
-    reasons = []
-    if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
-        reasons.append(f"the head width is above {MOST_WIDTH}")
-    return reasons
+    """Why `backward` cannot serve a call that `forward` serves: it serves all of them."""
+    return []
 
 
 class Given(NamedTuple):
@@ -131,9 +126,9 @@ class _Prepared(NamedTuple):
 def _prepared(call: Call) -> _Prepared:
     width = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
     device = call.query.device
-    of_queries, of_keys = tuning.backward_tiles(machine.generation(device), call.query.dtype.itemsize, width)
-    if call.lowered.tiles is not None or any(isinstance(rule, Bias) for rule in call.scores):
-        of_queries, of_keys = (tile._replace(keys=min(tile.keys, 64), stages=1) for tile in (of_queries, of_keys))
+    demanding = call.lowered.tiles is not None or call.dropout > 0 or any(isinstance(r, Bias) for r in call.scores)
+    generation, itemsize = machine.generation(device), call.query.dtype.itemsize
+    of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, demanding)
     sight = operands.sight(call.lowered, of_queries.rows, device)
     rules = operands.rules(call)
     form = operands.form_of(call, rules, sight, 1, 1, of_queries)

@@ -1,43 +1,20 @@
-"""What this machine has: Triton or not, its interpreter, the generation of a GPU. Triton's versions meet here only."""
+"""What this machine has: Triton or not, its interpreter, the generation of a GPU."""
 
 from __future__ import annotations
 
 import os
 from functools import lru_cache
-from importlib import metadata, util
 
 import torch
 
-OLDEST = (3, 5)  # the release from which on kernels take tuples and Gluon exists
+from .compatibility import missing, version
 
-
-@lru_cache(maxsize=1)
-def version() -> tuple[int, int] | None:
-    """Triton's version as (major, minor), without importing it; ``None`` where it is not installed."""
-    if util.find_spec("triton") is None:
-        return None
-    for name in ("triton", "pytorch-triton", "triton-windows"):
-        try:
-            major, minor = metadata.version(name).split(".")[:2]
-        except metadata.PackageNotFoundError:
-            continue
-        return int(major), int(minor)
-    return None
+__all__ = ["generation", "interpreted", "missing", "processors", "reasons_against", "status"]
 
 
 def interpreted() -> bool:
     """Kernels run in Triton's interpreter, on the CPU: slow, and for tests."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-def missing() -> str:
-    """Why there is no Triton to use; empty when there is."""
-    have = version()
-    if have is None:
-        return "Triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
-    if have < OLDEST:
-        return f"Triton {have[0]}.{have[1]} is installed; it needs {OLDEST[0]}.{OLDEST[1]} or later"
-    return ""
 
 
 def reasons_against(device: torch.device, dtype: torch.dtype) -> list[str]:

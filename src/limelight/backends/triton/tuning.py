@@ -68,36 +68,61 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
         (64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
         (128, Tile(128, 64, 8, 2), Tile(32, 64, 8, 2)),
         (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),
     ("blackwell", 2): (
         (64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
         (128, Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
         (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),
     ("other", 2): (
         (64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
         (128, Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
         (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),
     ("other", 4): (
         (64, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
         (128, Tile(32, 16, 8, 1), Tile(16, 32, 8, 1)),
-        (256, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+        (512, Tile(16, 16, 8, 1), Tile(16, 16, 8, 1)),
+    ),
+}
+
+# The same where scores need more than products: bits of a map, a bias that is read, dropout's random words. All of them
+# together, with every score rule, still fit the registers.
+_DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
+    ("hopper", 2): (
+        (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
+        (128, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1)),
+    ),
+    ("blackwell", 2): (
+        (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
+        (128, Tile(128, 32, 8, 1), Tile(32, 64, 8, 1)),
+    ),
+    ("other", 2): (
+        (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+        (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     ),
 }
 
 # The owners of tiles of a bias, and of blocks of distances: squares, since a longer tile spills what it sums.
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
-    ("hopper", 2): ((256, Tile(64, 64, 8, 1)),),
-    ("blackwell", 2): ((256, Tile(64, 64, 8, 1)),),
-    ("other", 2): ((128, Tile(32, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
-    ("other", 4): ((256, Tile(32, 32, 8, 1)),),
+    ("hopper", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
-    ("hopper", 2): ((64, Tile(64, 64, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
-    ("blackwell", 2): ((64, Tile(64, 64, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
-    ("other", 2): ((256, Tile(32, 32, 8, 1)),),
-    ("other", 4): ((256, Tile(32, 32, 8, 1)),),
+    ("hopper", 2): ((128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 4, 1))),
+    ("blackwell", 2): (
+        (64, Tile(32, 32, 8, 1)),
+        (128, Tile(64, 64, 8, 1)),
+        (256, Tile(32, 32, 8, 1)),
+        (512, Tile(16, 16, 4, 1)),
+    ),
+    ("other", 2): ((64, Tile(16, 32, 8, 1)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
 
 
@@ -112,11 +137,12 @@ def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile
     return of_biases, of_distances
 
 
-def backward_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
-    """The tiles of the kernel that owns queries and of the one that owns keys."""
+def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool = False) -> tuple[Tile, Tile]:
+    """The tiles of the kernel that owns queries and of the one that owns keys; smaller for ``demanding`` scores."""
     if generation == "interpreter":
         return _INTERPRETED, _INTERPRETED
-    table = _BACKWARD.get((generation, itemsize)) or _BACKWARD[("other", itemsize)]
+    kind = (generation, itemsize) if (generation, itemsize) in _BACKWARD else ("other", itemsize)
+    table = (*(_DEMANDING.get(kind, ()) if demanding else ()), *_BACKWARD[kind])
     return next((of_queries, of_keys) for most, of_queries, of_keys in table if widest <= most)
 
 
@@ -133,6 +159,15 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int) -> Tile
         return tile
     few = max(16, 1 << (rows - 1).bit_length())
     return tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
+
+
+def first_tile(generation: str, itemsize: int, widest: int) -> Tile:
+    """The tile of the first algorithm, whose blocks of keys should be long: output is read and written for each."""
+    if generation == "interpreter":
+        return _INTERPRETED
+    if itemsize == 4:
+        return Tile(32, 32, 8, 1) if widest <= 64 else Tile(16, 32, 8, 1)
+    return Tile(32, 64, 8, 1)
 
 
 def splits(programs: int, processors: int, blocks: int) -> int:

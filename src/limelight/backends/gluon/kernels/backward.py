@@ -13,9 +13,17 @@ it while the others run; then, for the owner of keys, ``p dO``, under which it m
 `limelight.backends.triton.kernels.backward`.
 """
 
+from ...triton.compatibility import (
+    copy_to_shared,
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from ...triton.kernels.scores import after_rules
 from ...triton.kernels.visibility import chosen, intervals
-from ..compatibility import copy_to_shared, fence_async_shared, gl, gluon, mbarrier, warpgroup_mma, warpgroup_mma_wait
 from .forward import ROWS, keep, layout_of, matrix
 from .schedule import EDGES, RECORD, STEPS, item, place, query_step, step
 

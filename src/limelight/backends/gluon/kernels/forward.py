@@ -7,9 +7,17 @@ and only then rescales its output. The two take turns at issuing, so that the we
 of the other. The arithmetic is that of `limelight.backends.triton.kernels.forward`.
 """
 
+from ...triton.compatibility import (
+    copy_to_shared,
+    fence_async_shared,
+    gl,
+    gluon,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 from ...triton.kernels.scores import LOG2_E, after_rules
 from ...triton.kernels.visibility import chosen, intervals
-from ..compatibility import copy_to_shared, fence_async_shared, gl, gluon, mbarrier, warpgroup_mma, warpgroup_mma_wait
 from .schedule import EDGES, RECORD, STEPS, item, place, step, turns
 
 ROWS = gl.constexpr(64)  # queries of a warpgroup

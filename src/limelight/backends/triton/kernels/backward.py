@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .dropout import kept, seed_of
 from .forward import CLEAN, FAST, SPOILED, mixed, spoil, unfit
-from .scores import LOG2_E, PRECISION, additive_part, after_rules, compared, load_rows
+from .scores import LOG2_E, PRECISION, additive, additive_part, after_rules
 from .visibility import (
     blocks,
     chosen,
@@ -83,6 +83,58 @@ def signed(ds, x, seen, acc, MODE: tl.constexpr):
     return tl.dot(seen.to(x.dtype), tl.where(finite, 0.0, 256.0).to(x.dtype), acc, input_precision=PRECISION)
 
 
+# Widths above this one are multiplied a part at a time, so that of two sides of a product neither is held whole.
+_WHOLE, _PART = tl.constexpr(256), tl.constexpr(64)
+
+
+@triton.jit
+def side(tensor, strides, b, head, j, there, D: tl.constexpr, WIDTH: tl.constexpr):
+    """Rows ``j`` of a head as `product` takes them: the rows, their tensor, where they begin, which are there."""
+    at = b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + j.to(tl.int64) * strides[2]
+    return side_at(tensor, at[:, None], there[:, None], D, WIDTH)
+
+
+@triton.jit
+def side_at(tensor, at, there, D: tl.constexpr, WIDTH: tl.constexpr):
+    """The same where it is known where the rows begin. Rows that only a product in parts asks for are not read here:
+    the compiler drops what nobody uses."""
+    return _part(tensor, at, there, 0, D, WIDTH), tensor, at, there
+
+
+@triton.jit
+def _part(tensor, at, there, first, D: tl.constexpr, WIDTH: tl.constexpr):
+    d = first + tl.arange(0, WIDTH)[None, :]
+    return tl.load(tensor + at + d, mask=there & (d < D), other=0.0)
+
+
+@triton.jit
+def product(x, y, D: tl.constexpr, WIDTH: tl.constexpr):
+    """``x y'`` of two sides."""
+    if WIDTH <= _WHOLE:
+        return tl.dot(x[0], tl.trans(y[0]), input_precision=PRECISION)
+    else:  # noqa: RET505  what follows a return is compiled too
+        acc = tl.full((x[0].shape[0], y[0].shape[0]), 0.0, tl.float32)
+        for part in range(WIDTH // _PART):
+            a = _part(x[1], x[2], x[3], part * _PART, D, _PART)
+            b = _part(y[1], y[2], y[3], part * _PART, D, _PART)
+            acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+        return acc
+
+
+@triton.jit
+def scores(q, k, rows, j, columns, keys, scoring, form: tl.constexpr):
+    """Scores of one side by the other before the rules, as `compared` gives them."""
+    if form.ADDITIVE:
+        s = additive(rows, j, columns, keys, scoring[2], form)
+    else:
+        D: tl.constexpr = form.D
+        WIDTH: tl.constexpr = form.WIDTH
+        s = product(q, k, D, WIDTH)
+        if form.NATURAL:
+            s = s * scoring[0]
+    return s
+
+
 # --- A tile of queries ------------------------------------------------------------------------------------------------
 
 
@@ -114,10 +166,10 @@ def _query_walk(
             seen = (j >= begin[:, None]) & (j < end[:, None])
             if form.TILE_ROWS > 0:
                 seen = seen & in_tiles(tiles, rows, n * form.BLOCK, j, form)
-            k = load_rows(keys[1], keys[2], b, key_head, j1, some, D, WIDTH, True)
-            v = load_rows(values[0], values[1], b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
-            s = compared(q, k, rows, j, columns, keys, scoring, form)
-            dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            k = side(keys[1], keys[2], b, key_head, j1, some, D, WIDTH)
+            v = side(values[0], values[1], b, key_head, j1, some, VALUE_D, VALUE_WIDTH)
+            s = scores(q, k, rows, j, columns, keys, scoring, form)
+            dp = product(grad, v, VALUE_D, VALUE_WIDTH)
             _used, ds, seen = weights_and_gradients(
                 s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, -1
             )
@@ -128,7 +180,7 @@ def _query_walk(
                     if VECTOR:
                         of_vector += tl.where(column == d, tl.sum(tl.where(seen, ds * t, 0.0), 1)[:, None], 0.0)
             else:
-                acc = signed(ds, k, seen, acc, MODE)
+                acc = signed(ds, k[0], seen, acc, MODE)
             if SLOPES >= 0:
                 _used, ds, seen = weights_and_gradients(
                     s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, SLOPES
@@ -164,9 +216,12 @@ def query_gradient(
     query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1] + i.to(tl.int64) * query_strides[2]
     grad_at = b.to(tl.int64) * grad_strides[0] + h.to(tl.int64) * grad_strides[1] + i.to(tl.int64) * grad_strides[2]
     d = tl.arange(0, form.WIDTH)[None, :]
-    e = tl.arange(0, form.VALUE_WIDTH)[None, :]
-    q = tl.load(query + query_at[:, None] + d, mask=exists[:, None] & (d < form.D), other=0.0)
-    grad = tl.load(grad_output + grad_at[:, None] + e, mask=exists[:, None] & (e < form.VALUE_D), other=0.0)
+    D: tl.constexpr = form.D
+    WIDTH: tl.constexpr = form.WIDTH
+    VALUE_D: tl.constexpr = form.VALUE_D
+    VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
+    q = side_at(query, query_at[:, None], exists[:, None], D, WIDTH)
+    grad = side_at(grad_output, grad_at[:, None], exists[:, None], VALUE_D, VALUE_WIDTH)
     at = (b.to(tl.int64) * heads + h) * queries + i
     lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
     less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
@@ -239,21 +294,21 @@ def _key_walk(
         at = (b.to(tl.int64) * heads + h) * queries + i
         lse = tl.load(logsumexp + at, mask=exists, other=0.0)[None, :]
         less = tl.load(delta + at, mask=exists, other=0.0)[None, :]
-        q = load_rows(keys[0], query_strides, b, h, i, exists, D, WIDTH, True)
-        grad = load_rows(grad_output, grad_strides, b, h, i, exists, VALUE_D, VALUE_WIDTH, True)
-        s = compared(k, q, rows, j, columns, keys, scoring, form)
-        dp = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+        q = side(keys[0], query_strides, b, h, i, exists, D, WIDTH)
+        grad = side(grad_output, grad_strides, b, h, i, exists, VALUE_D, VALUE_WIDTH)
+        s = scores(k, q, rows, j, columns, keys, scoring, form)
+        dp = product(v, grad, VALUE_D, VALUE_WIDTH)
         used, ds, seen = weights_and_gradients(
             s, dp, seen, lse, less, rows, j, columns, limits, scoring, chance, form, -1
         )
-        of_value = mixed(used, grad, seen, of_value, MODE)
+        of_value = mixed(used, grad[0], seen, of_value, MODE)
         if form.ADDITIVE:
             for d in range(form.D):
                 t, v_d = additive_part(rows, j, columns, keys, scoring[2], d)
                 part = tl.sum(tl.where(seen, ds * v_d * (1.0 - t * t), 0.0), 1)[:, None]
                 of_key += tl.where(column == d, part, 0.0)
         else:
-            of_key = signed(ds, q, seen, of_key, MODE)
+            of_key = signed(ds, q[0], seen, of_key, MODE)
     return of_key, of_value
 
 
@@ -295,8 +350,8 @@ def key_gradient(
     WIDTH: tl.constexpr = form.WIDTH
     VALUE_D: tl.constexpr = form.VALUE_D
     VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
-    k = load_rows(key, key_strides, b, key_head, j, some, D, WIDTH, True)
-    v = load_rows(value, value_strides, b, key_head, j, some, VALUE_D, VALUE_WIDTH, True)
+    k = side(key, key_strides, b, key_head, j, some, D, WIDTH)
+    v = side(value, value_strides, b, key_head, j, some, VALUE_D, VALUE_WIDTH)
     sight = (spans, begins, ends, interval_strides)
     limits = (key_begin, key_end, query_offset, key_offset)
     keys = (query, key, key_strides)
@@ -367,12 +422,12 @@ def _score_gradient(
     at = (b.to(tl.int64) * heads + h) * queries + i1
     lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
     less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
-    q = load_rows(query, query_strides, b, h, i1, exists, D, WIDTH, True)
-    k = load_rows(key, key_strides, b, key_head, j1, some, D, WIDTH, True)
-    s = compared(q, k, rows, j, some[None, :], (query, key, key_strides), scoring, form)
-    grad = load_rows(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH, True)
-    v = load_rows(value, value_strides, b, key_head, j1, some, VALUE_D, VALUE_WIDTH, True)
-    dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+    q = side(query, query_strides, b, h, i1, exists, D, WIDTH)
+    k = side(key, key_strides, b, key_head, j1, some, D, WIDTH)
+    s = scores(q, k, rows, j, some[None, :], (query, key, key_strides), scoring, form)
+    grad = side(grad_output, grad_strides, b, h, i1, exists, VALUE_D, VALUE_WIDTH)
+    v = side(value, value_strides, b, key_head, j1, some, VALUE_D, VALUE_WIDTH)
+    dp = product(grad, v, VALUE_D, VALUE_WIDTH)
     chance = (threshold, keep_scale, seed, b * documents + document)
     _, ds, _ = weights_and_gradients(
         s, dp, seen, lse, less, rows, j, some[None, :], limits, scoring, chance, form, AFTER
