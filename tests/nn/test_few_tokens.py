@@ -88,6 +88,16 @@ def test_the_bits_are_those_of_the_layers_called(form, dtype, monkeypatch, runs)
         assert torch.equal(noted, called(monkeypatch, network, texts, step=step))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_different_lengths(form, monkeypatch, runs):
+    network, texts, caches = model(form), torch.randint(30, (3, 80)), (Cache(), Cache())
+    for cache in caches:
+        network(texts[:, :7], cache=cache, layout=limelight.Padded(torch.tensor([7, 1, 4]), side="left"))
+    noted = read(network, texts, first=0, cache=caches[0])
+    assert len(runs) == 80
+    assert torch.equal(noted, called(monkeypatch, network, texts, first=0, cache=caches[1]))
+
+
 def test_results_stay_as_they_were(runs):
     network, texts, cache = model(), torch.randint(30, (1, 6)), Cache()
     steps = [network(texts[:, n : n + 1], cache=cache).states for n in range(6)]
@@ -115,7 +125,7 @@ def test_texts_chosen_repeated_and_of_different_lengths(monkeypatch, runs):
     for form in ("plain", "window"):
         runs.clear()
         noted = go_on(model(form))
-        assert len(runs) == 3
+        assert len(runs) == 4
         with monkeypatch.context() as patch:
             patch.setattr(stack, "written", lambda *_: None)
             assert torch.equal(noted, go_on(model(form)))
@@ -131,7 +141,7 @@ def test_rows_of_which_a_window_lies_in_different_columns(monkeypatch, runs):
         return read(network, ids[:, :9], first=0, cache=cache)
 
     noted = go_on(model("window"))
-    assert not runs
+    assert len(runs) == 9
     with monkeypatch.context() as patch:
         patch.setattr(stack, "written", lambda *_: None)
         assert torch.equal(noted, go_on(model("window")))

@@ -36,22 +36,28 @@ FIRST = 64  # columns that a growing store begins with
 
 
 class Room(NamedTuple):
-    """Where new keys and values belong; and all that the queries of a step look at, with the layout that says where
-    they stand.
+    """Where new keys and values belong, and what the queries of a step look at.
+
+    ``new`` names rows and their columns of keys and of values; ``layout`` says where ``key`` and ``value`` stand.
     """
 
-    new_key: Tensor
-    new_value: Tensor
+    new: list[tuple[slice, Tensor, Tensor]]
     key: Tensor
     value: Tensor
     layout: Layout | None
 
     @classmethod
-    def within(cls, buffers: list[Tensor], end: int, count: int, layout: Layout | None) -> Room:
-        """The columns before ``end`` of keys and values, of which the last ``count`` are new."""
+    def within(cls, buffers: list[Tensor], columns: Lengths, count: int, layout: Layout | None) -> Room:
+        """``count`` new tokens from ``columns`` on."""
         key, value = buffers
-        new_key, new_value = (buffer.narrow(2, end - count, count) for buffer in buffers)
-        return cls(new_key, new_value, key.narrow(2, 0, end), value.narrow(2, 0, end), layout)
+        firsts = [columns] if isinstance(columns, int) else columns.tolist()
+        rows = [slice(None)] if isinstance(columns, int) else [slice(row, row + 1) for row in range(len(firsts))]
+        new = [
+            (row, key[row].narrow(2, first, count), value[row].narrow(2, first, count))
+            for row, first in zip(rows, firsts, strict=True)
+        ]
+        end = max(firsts) + count
+        return cls(new, key.narrow(2, 0, end), value.narrow(2, 0, end), layout)
 
 
 @dataclass(eq=False)
@@ -112,7 +118,7 @@ class Step:
         return self._own(layer, pattern).extend(self, key, value)
 
     def room(self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor) -> Room:
-        """As `extend`, for keys and values that the caller will write itself; for a step that `is_even`.
+        """As `extend`, for keys and values that the caller will write itself; for a step that `goes_on`.
 
         Args:
             layer: who asks.
@@ -122,11 +128,10 @@ class Step:
         """
         return self._own(layer, pattern).room(self, key, value)
 
-    @cached_property
-    def is_even(self) -> bool:
-        """Whether the rows have been begun, have the same lengths, and lie in the same columns."""
-        same = self.exists is None and isinstance(self.before, int) and self.before > 0
-        return same and not any(isinstance(getattr(store, "start", 0), Tensor) for store in self.stores.values())
+    @property
+    def goes_on(self) -> bool:
+        """Whether rows have been begun, and all new tokens exist."""
+        return self.continues and isinstance(self.count, int) and self.count == self.positions.shape[1]
 
     def once(self, layer: nn.Module, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The keys and values of a ``layer`` that looks at another text, made in the first step only."""
@@ -308,14 +313,16 @@ class Whole:
             _write(buffer, new, step.before, step)
         if not step.continues:
             return key, value, step.layout
+        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end], self._layout(step)
+
+    def _layout(self, step: Step) -> Layout | None:
         even = step.exists is None and isinstance(step.after, int)
-        layout = None if even else Padded(step.count, step.after)
-        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end], layout
+        return None if even else Padded(step.count, step.after)
 
     def room(self, step: Step, key: Tensor, value: Tensor) -> Room:
         """See `Step.room`."""
-        end = self._reach(step, key, value)
-        return Room.within(self.buffers, end, key.shape[2], None)
+        self._reach(step, key, value)
+        return Room.within(self.buffers, step.before, key.shape[2], self._layout(step))
 
     def _reach(self, step: Step, key: Tensor, value: Tensor) -> int:
         """Make room for the tokens of the step; the columns that are then used."""
@@ -370,8 +377,8 @@ class Recent:
 
     def room(self, step: Step, key: Tensor, value: Tensor) -> Room:
         """See `Step.room`: at most ``FIRST // 2`` tokens."""
-        (used, _), L = self._reach(step, key, value), key.shape[2]
-        return Room.within(self.buffers, used + L, L, Aligned(step.before, self.start))
+        self._reach(step, key, value)
+        return Room.within(self.buffers, step.before - self.start, key.shape[2], Aligned(step.before, self.start))
 
     def _reach(self, step: Step, key: Tensor, value: Tensor) -> tuple[int, int]:
         """How many columns are used before the step, and how many there are, after a move where they would not do."""

@@ -40,7 +40,7 @@ def noted(steps: Steps[Places], layer: nn.Module, states: Tensor) -> Tensor | No
 
 
 def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | None:
-    """The ``states`` ``(B, L, width)`` after all ``layers``, for the next tokens of rows of one length.
+    """The ``states`` ``(B, L, width)`` after all ``layers``, for the next tokens of every row.
 
     ``None`` where the layers must be called, and nothing has happened.
     """
@@ -48,7 +48,7 @@ def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | N
     if (
         torch.compiler.is_compiling()
         or step is None
-        or not step.is_even
+        or not step.goes_on
         or not 0 < states.numel() <= fused.MOST_ROWS * states.shape[-1]
         or places.source is not None
         or current_watcher() is not None

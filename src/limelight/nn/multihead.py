@@ -156,13 +156,16 @@ class MultiHead(nn.Module):
         def look(steps: fused.Steps[Places], places: Places) -> None:
             assert places.cache is not None
             room = places.cache.room(self, self.pattern, key, value)
-            if self.rotary is None:
-                steps.copy(key, room.new_key)
-            else:
-                own, partners, _ = places.rotation(self.rotary, query.dtype)
-                steps.rotate_halves(query, own, partners, query)
-                steps.rotate_halves(key, own, partners, room.new_key)
-            steps.copy(value, room.new_value)
+            turned = None if self.rotary is None else places.rotation(self.rotary, query.dtype)
+            if turned is not None:
+                steps.rotate_halves(query, turned.own, turned.partners, query)
+            for rows, new_key, new_value in room.new:
+                if turned is None:
+                    steps.copy(key[rows], new_key)
+                else:
+                    own, partners = (x if len(x) == 1 else x[rows] for x in turned[:2])
+                    steps.rotate_halves(key[rows], own, partners, new_key)
+                steps.copy(value[rows], new_value)
             call = prepare(
                 query, room.key, room.value, room.layout, self.pattern, scores=self.score_rules(query, places),
                 sink=self.sink, scale=self.scale,
