@@ -7,11 +7,101 @@
 constexpr int SHORT = 16;      // most queries of a segment that is computed here
 constexpr int MOST_ROWS = 16;  // rows computed together: queries of several heads
 constexpr int CHUNK = 512;     // keys of a chunk
-constexpr int AHEAD = 16;      // rows by which the machine is told in advance
 static_assert(SHORT <= MOST_ROWS && SHORT <= QUERIES && CHUNK % BLOCK_KEYS == 0);
 
 template <int N>
 struct Count { static constexpr int VALUE = N; };
+
+// f(count of rows, first row): as few panels as there can be, of about the same height.
+template <class F>
+LL_INLINE void each_panel(int rows, F f) {
+    for (int r = 0, left = rows; left > 0;) {
+        int panels = (left + 3) / 4, some = (left + panels - 1) / panels;
+        if (some == 4) f(Count<4>{}, r);
+        else if (some == 3) f(Count<3>{}, r);
+        else if (some == 2) f(Count<2>{}, r);
+        else f(Count<1>{}, r);
+        r += some, left -= some;
+    }
+}
+
+// Keys are read in rounds, UNIT of them at each of PLACES places in turn: a machine foresees what is read within a page of
+// memory, so it needs several under way. What is read AHEAD places later is asked for in time.
+constexpr int PLACES = 4, UNIT = 8, AHEAD = 2, ROUND = PLACES * UNIT;
+
+// Rows of keys or values; the first of each place lie `apart` rows from each other.
+struct Reading {
+    const Stored* row;
+    int64_t stride, apart;
+
+    const Stored* at(int place) const { return row + place * apart * stride; }
+    Reading from(int64_t keys) const { return {row + keys * stride, stride, apart}; }
+};
+
+// f(first key, how many at each place, places): whole rounds, then what is left.
+template <class F>
+LL_INLINE void each_round(int keys, F f) {
+    int apart = keys / ROUND * UNIT;
+    for (int first = 0; first < apart; first += UNIT) f(first, UNIT, PLACES);
+    if (apart * PLACES < keys) f(apart * PLACES, keys - apart * PLACES, 1);
+}
+
+// --- Elements as they lie, a vector of memory at a time -------------------------------------------------------------------
+
+// Of bfloat16 two numbers lie in each lane: first those of even, then those of odd places.
+#if defined(LL_OF_BFLOAT16)
+constexpr int PIECE_PARTS = 2;
+#else
+constexpr int PIECE_PARTS = 1;
+#endif
+constexpr int PIECE = PIECE_PARTS * LANES;  // elements
+struct Piece { Numbers part[PIECE_PARTS]; };
+
+#if defined(LL_OF_BFLOAT16)
+LL_INLINE Piece piece_of(Words both) { return {{bits_as<Numbers>(both << 16), bits_as<Numbers>(both & 0xffff0000u)}}; }
+#endif
+
+LL_INLINE Piece read_piece(const Stored* from) {
+#if defined(LL_OF_BFLOAT16)
+    return piece_of(load<Words>(from));
+#else
+    return {{read_vector(from)}};
+#endif
+}
+
+// The first `count` elements of a piece; zeros beyond.
+LL_INLINE Piece read_part(const Stored* from, int64_t count) {
+    if (count >= PIECE) return read_piece(from);
+#if defined(LL_OF_BFLOAT16) && defined(LL_AVX512)
+    return piece_of((Words)_mm512_maskz_loadu_epi16((1u << count) - 1, from));
+#elif defined(LL_OF_BFLOAT16)
+    alignas(64) Stored some[PIECE] = {};
+    for (int64_t x = 0; x < count; ++x) some[x] = from[x];
+    return read_piece(some);
+#else
+    return {{read_some(from, count)}};
+#endif
+}
+
+// to += piece, as numbers in a row.
+LL_INLINE void add_piece(Number* to, const Piece& piece) {
+    Numbers first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
+#pragma GCC unroll 2
+    for (int h = 0; h < PIECE_PARTS; ++h) {
+        Ints place = iota() + h * LANES;  // place n of the row is lane n / 2 of part n % 2
+        Numbers row = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, (place >> 1) + (place & 1) * LANES);
+        store(to + h * LANES, load<Numbers>(to + h * LANES) + row);
+    }
+}
+
+// Asks memory for the COUNT elements at `from + d`.
+template <int COUNT>
+LL_INLINE void ask_for(const Stored* from, int64_t d) {
+    constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored);
+    if (COUNT % LINE && d % LINE) return;
+#pragma GCC unroll 8
+    for (int64_t x = 0; x < COUNT; x += LINE) __builtin_prefetch(from + d + x);
+}
 
 // --- Scores: rows are queries, columns are keys -------------------------------------------------------------------------
 
@@ -32,127 +122,170 @@ LL_INLINE Numbers sums_of_lanes(const Numbers* v) {
     else return NeighbourSums<LANES>::of(sums_of_lanes<COUNT / 2>(v), sums_of_lanes<COUNT / 2>(v + COUNT / 2));
 }
 
-// scores[row][key] of ROWS queries and LANES / ROWS keys; only the first `keys` of them are written.
+// Keys of a panel of ROWS queries.
 template <int ROWS>
+constexpr int PANEL_OF = ROWS > LANES ? 1 : ROWS == 1 ? (LANES < UNIT ? LANES : UNIT) : ROWS == 3 ? LANES / 2 : LANES / ROWS;
+
+// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written.
+template <int ROWS, bool ASK>
 LL_INLINE void dot_panel(const Stored* key, int64_t stride, const Number* query, int64_t columns, int64_t width, int keys,
-                         Number* scores) {
-    constexpr int KEYS = LANES / ROWS;
+                         const Stored* next, int64_t next_stride, Number* scores) {
+    constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fit a vector
     const Stored* at[KEYS];
 #pragma GCC unroll 16
     for (int t = 0; t < KEYS; ++t) at[t] = key + t * stride;
-    int64_t ahead = AHEAD * stride;
-    Numbers sum[LANES];
+    Numbers sum[ROWS][KEYS];
 #pragma GCC unroll 16
-    for (int n = 0; n < LANES; ++n) sum[n] = Numbers{};
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+        for (int t = 0; t < KEYS; ++t) sum[r][t] = Numbers{};
     auto step = [&](int64_t d, auto read_key) __attribute__((always_inline)) {
-        Numbers k[KEYS];
+        Numbers q[ROWS][PIECE_PARTS];
 #pragma GCC unroll 16
-        for (int t = 0; t < KEYS; ++t) k[t] = read_key(at[t] + d), __builtin_prefetch(at[t] + d + ahead);
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int p = 0; p < PIECE_PARTS; ++p) q[r][p] = load<Numbers>(query + r * columns + d + p * LANES);
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            Numbers q = load<Numbers>(query + r * columns + d);
+        for (int t = 0; t < KEYS; ++t) {
+            Piece k = read_key(at[t] + d);
+            if (ASK) ask_for<PIECE>(next + t * next_stride, d);
 #pragma GCC unroll 16
-            for (int t = 0; t < KEYS; ++t) sum[r * KEYS + t] = multiply_add(q, k[t], sum[r * KEYS + t]);
+            for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                for (int p = 0; p < PIECE_PARTS; ++p) sum[r][t] = multiply_add(q[r][p], k.part[p], sum[r][t]);
         }
     };
     int64_t d = 0;
-    for (; d + LANES <= width; d += LANES) step(d, [](const Stored* from) { return read_vector(from); });
-    if (d < width) step(d, [&](const Stored* from) { return read_some(from, width - d); });
-    alignas(64) Number sums[LANES];
-    store(sums, sums_of_lanes<LANES>(sum));
-    if (keys == KEYS) {
+    for (; d + PIECE <= width; d += PIECE) step(d, read_piece);
+    if (d < width) step(d, [&](const Stored* from) { return read_part(from, width - d); });
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) __builtin_memcpy(scores + r * CHUNK, sums + r * KEYS, KEYS * sizeof(Number));
-        return;
+    for (int first = 0; first < ROWS; first += TOGETHER) {
+        Numbers some[LANES];
+#pragma GCC unroll 16
+        for (int n = 0; n < LANES; ++n) some[n] = sum[least(first + n / KEYS, ROWS - 1)][n % KEYS];
+        alignas(64) Number sums[LANES];
+        store(sums, sums_of_lanes<LANES>(some));
+        for (int r = first; r < least(first + TOGETHER, ROWS); ++r) {
+            Number* to = scores + r * CHUNK;
+            const Number* own = sums + (r - first) * KEYS;
+            if (keys == KEYS) __builtin_memcpy(to, own, KEYS * sizeof(Number));
+            else for (int t = 0; t < keys; ++t) to[t] = own[t];
+        }
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int t = 0; t < keys; ++t) scores[r * CHUNK + t] = sums[r * KEYS + t];
 }
 
-template <int ROWS>
-inline void dot_rows(const Stored* key, int64_t stride, int keys, const Number* query, int64_t columns, int64_t width,
-                     Number* scores) {
-    constexpr int KEYS = LANES / ROWS;
+// Neighbouring keys.
+template <int ROWS, bool ASK>
+LL_INLINE void dot_rows(const Stored* key, int64_t stride, int keys, const Number* query, int64_t columns, int64_t width,
+                        const Stored* next, int64_t next_stride, Number* scores) {
+    constexpr int KEYS = PANEL_OF<ROWS>;
     if (keys < KEYS) {  // one key at a time, read KEYS times
-        for (int j = 0; j < keys; ++j) dot_panel<ROWS>(key + j * stride, 0, query, columns, width, 1, scores + j);
+        for (int j = 0; j < keys; ++j)
+            dot_panel<ROWS, false>(key + j * stride, 0, query, columns, width, 1, nullptr, 0, scores + j);
         return;
     }
     for (int j = 0; j < keys; j += KEYS) {
         int first = least(j, keys - KEYS);  // the last panel reaches back
-        dot_panel<ROWS>(key + first * stride, stride, query, columns, width, KEYS, scores + first);
+        dot_panel<ROWS, ASK>(key + first * stride, stride, query, columns, width, KEYS, next + first * next_stride, next_stride,
+                             scores + first);
     }
 }
 
-// scores[row][key] = sum over d of query[row][d] * key[d].
-inline void dot_product(const Stored* key, int64_t stride, int keys, const Number* query, int rows, int64_t columns,
-                        int64_t width, Number* scores) {
-    for (int j = 0; j < keys; j += LANES, key += LANES * stride, scores += LANES) {
-        int some = least(LANES, keys - j), r = 0;
-        auto take = [&](auto count) {
-            constexpr int ROWS = decltype(count)::VALUE;
-            if constexpr (ROWS <= LANES)
-                for (; r + ROWS <= rows; r += ROWS)
-                    dot_rows<ROWS>(key, stride, some, query + r * columns, columns, width, scores + r * CHUNK);
-        };
-        take(Count<8>{}), take(Count<4>{}), take(Count<2>{}), take(Count<1>{});
+template <int ROWS, bool ASK>
+inline void dot_round(const Reading& key, const Reading& later, int keys, int places, const Number* query, int64_t columns,
+                      int64_t width, Number* scores) {
+    if (places == 1) return dot_rows<ROWS, false>(key.row, key.stride, keys, query, columns, width, nullptr, 0, scores);
+    for (int p = 0; p < PLACES; ++p) {
+        const Reading& next = p + AHEAD < PLACES ? key : later;
+        dot_rows<ROWS, ASK>(key.at(p), key.stride, UNIT, query, columns, width, next.at((p + AHEAD) % PLACES), next.stride,
+                            scores + p * key.apart);
     }
+}
+
+// scores[row][key] = sum over d of query[row][d] * key[d]; as many rows of `then` will be read after these.
+inline void dot_product(const Stored* key, int64_t stride, const Stored* then, int64_t then_stride, int keys,
+                        const Number* query, int rows, int64_t columns, int64_t width, Number* scores) {
+    int64_t apart = keys / ROUND * UNIT;
+    Reading all{key, stride, apart}, after{then, then_stride, apart};
+    each_round(keys, [&](int first, int some, int places) {
+        Reading later = first + UNIT < apart ? all.from(first + UNIT) : after;
+        each_panel(rows, [&](auto panel, int r) {
+            constexpr int ROWS = decltype(panel)::VALUE;
+            auto round = [&](auto ask) {
+                dot_round<ROWS, decltype(ask)::VALUE>(all.from(first), later, some, places, query + r * columns, columns, width,
+                                                      scores + r * CHUNK + first);
+            };
+            if (r == 0) round(Count<true>{});
+            else round(Count<false>{});
+        });
+    });
 }
 
 // --- Values: output[row] += sum over keys of weights[row][key] * value[key] ----------------------------------------------
 
-template <int ROWS, int VECTORS>
-inline void mix_panel(const Number* weights, const Stored* value, int64_t stride, int keys, int64_t count, Number* output,
-                      int64_t columns) {
-    Numbers sum[ROWS][VECTORS];
+template <int ROWS, int PIECES, bool ASK>
+inline void mix_panel(const Number* weights, const Reading& value, const Reading& later, int keys, int places, int64_t count,
+                      Number* output, int64_t columns) {
+    Piece sum[ROWS][PIECES];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Numbers{};
-    for (int j = 0; j < keys; ++j, value += stride) {
-        Numbers row[VECTORS];
+        for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
+    for (int p = 0; p < places; ++p) {
+        const Stored *row = value.at(p), *next = (p + AHEAD < PLACES ? value : later).at((p + AHEAD) % PLACES);
+        const Number* weight = weights + p * value.apart;
+        for (int j = 0; j < keys; ++j, row += value.stride, next += value.stride) {
+            Piece piece[PIECES];
+            if (ASK) ask_for<PIECES * PIECE>(next, 0);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) __builtin_prefetch(value + AHEAD * stride + v * LANES);
+            for (int v = 0; v < PIECES; ++v) piece[v] = PIECES > 1 ? read_piece(row + v * PIECE) : read_part(row, count);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) row[v] = VECTORS > 1 ? read_vector(value + v * LANES) : read_some(value, count);
+            for (int r = 0; r < ROWS; ++r) {
+                Numbers factor = spread(weight[r * CHUNK + j]);
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            Numbers weight = spread(weights[r * CHUNK + j]);
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(weight, row[v], sum[r][v]);
+                for (int v = 0; v < PIECES; ++v)
+#pragma GCC unroll 2
+                    for (int x = 0; x < PIECE_PARTS; ++x)
+                        sum[r][v].part[x] = multiply_add(factor, piece[v].part[x], sum[r][v].part[x]);
+            }
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) {
-            Number* to = output + r * columns + v * LANES;
-            store(to, load<Numbers>(to) + sum[r][v]);
-        }
+        for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + v * PIECE, sum[r][v]);
 }
 
-// A few keys at a time: their rows stay in the nearest cache while one group of columns after the other is read.
+// One group of columns after the other: the rows of a round stay in the nearest cache.
 inline void mix_product(const Number* weights, const Stored* value, int64_t stride, int keys, int rows, int64_t width,
                         Number* output, int64_t columns) {
-    constexpr int NEAR_KEYS = 32;
-    for (int j = 0; j < keys; j += NEAR_KEYS, weights += NEAR_KEYS, value += NEAR_KEYS * stride) {
-        int some = least(NEAR_KEYS, keys - j), r = 0;
-        auto take = [&](auto count) {
-            constexpr int ROWS = decltype(count)::VALUE;
-            for (; r + ROWS <= rows; r += ROWS) {
-                const Number* own = weights + r * CHUNK;
-                Number* to = output + r * columns;
+    constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
+    int64_t apart = keys / ROUND * UNIT;
+    Reading all{value, stride, apart};
+    each_round(keys, [&](int first, int some, int places) {
+        Reading here = all.from(first), later = all.from(first + UNIT < apart ? first + UNIT : first);
+        each_panel(rows, [&](auto panel, int r) {
+            constexpr int ROWS = decltype(panel)::VALUE;
+            auto group = [&](auto pieces, auto ask, int64_t c) {
+                mix_panel<ROWS, decltype(pieces)::VALUE, decltype(ask)::VALUE>(
+                    weights + r * CHUNK + first, {here.row + c, stride, apart}, {later.row + c, stride, apart}, some, places,
+                    width - c, output + r * columns + c, columns);
+            };
+            auto groups = [&](auto ask) {
                 int64_t c = 0;
-                for (; c + VALUE_VECTORS * LANES <= width; c += VALUE_VECTORS * LANES)
-                    mix_panel<ROWS, VALUE_VECTORS>(own, value + c, stride, some, VALUE_VECTORS * LANES, to + c, columns);
-                for (; c < width; c += LANES)
-                    mix_panel<ROWS, 1>(own, value + c, stride, some, width - c, to + c, columns);
-            }
-        };
-        take(Count<4>{}), take(Count<2>{}), take(Count<1>{});
-    }
+                for (; c + PIECES * PIECE <= width; c += PIECES * PIECE) group(Count<PIECES>{}, ask, c);
+                for (; c < width; c += PIECE) group(Count<1>{}, ask, c);
+            };
+            if (r == 0) groups(Count<true>{});
+            else groups(Count<false>{});
+        });
+    });
 }
 
 // --- One chunk ----------------------------------------------------------------------------------------------------------
+
+// Numbers of a row of sums of values.
+LL_INLINE int64_t mixed_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
 
 // The query heads that read a cache together, of one segment and batch row. A row is a query of one of them.
 struct Group {
@@ -189,16 +322,16 @@ struct DecodeScratch {
     Number* turned;   // [BLOCK_KEYS][QUERIES], of one head
     char* part;       // of a group with one chunk
     Number* merged;   // [SHORT][columns]
-    Stored* values;   // [BLOCK_KEYS][value width]; careful passes only
+    Stored* values;   // [CHUNK][value width]; careful passes only
     uint8_t* seen;    // [MOST_ROWS][CHUNK]; careful passes only
 
-    DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, LANES)) {
+    DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
         queries = arena.take<Number>(MOST_ROWS * query_columns);
         scores = arena.take<Number>(MOST_ROWS * CHUNK);
         turned = arena.take<Number>(BLOCK_KEYS * QUERIES);
-        part = arena.take<char>((int64_t)Part::bytes(MOST_ROWS, problem.value_columns));
-        merged = arena.take<Number>(SHORT * problem.value_columns);
-        values = arena.take<Stored>(BLOCK_KEYS * problem.call.value_width);
+        part = arena.take<char>((int64_t)Part::bytes(MOST_ROWS, mixed_columns(problem)));
+        merged = arena.take<Number>(SHORT * mixed_columns(problem));
+        values = arena.take<Stored>(CHUNK * problem.call.value_width);
         seen = arena.take<uint8_t>(MOST_ROWS * CHUNK);
     }
 };
@@ -246,6 +379,21 @@ struct Chunk {
         return at;
     }
 
+    // f(first key, how many, place of the first): blocks that lie beside each other as one.
+    template <class F>
+    LL_INLINE void each_run(F f) const {
+        int64_t begin = 0;
+        int keys = 0, first = 0;
+        each_block([&](const Block& block, int at) {
+            if (begin + keys != block.begin) {
+                if (keys > 0) f(begin, keys, first);
+                begin = block.begin, keys = 0, first = at;
+            }
+            keys += block.count;
+        });
+        if (keys > 0) f(begin, keys, first);
+    }
+
     const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
         return line<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
     }
@@ -256,8 +404,14 @@ struct Chunk {
             read_row(line<const Stored>(call.query, group.tile.row, group.tile.head + r / group.tile.count,
                                         group.tile.first_query + r % group.tile.count),
                      call.width, to, own.query_columns);
-            if (problem.query_factor == 1) continue;
-            for (int64_t d = 0; d < own.query_columns; d += LANES) store(to + d, load<Numbers>(to + d) * problem.query_factor);
+            if (call.compare) continue;
+            for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which keys are read
+                Numbers first = load<Numbers>(to + d), second = load<Numbers>(to + d + PIECE - LANES);
+                for (int p = 0; p < PIECE_PARTS; ++p) {
+                    Numbers part = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, 2 * iota() + p);
+                    store(to + d + p * LANES, part * problem.query_factor);
+                }
+            }
         }
     }
 
@@ -284,11 +438,13 @@ struct Chunk {
     }
 
     void score() {
+        if (!call.compare)
+            each_run([&](int64_t begin, int keys, int at) {
+                dot_product(row_of(call.key, begin), call.key.strides[2], row_of(call.value, begin), call.value.strides[2], keys,
+                            own.queries, group.rows(), own.query_columns, call.width, own.scores + at);
+            });
         count = each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
-            else
-                dot_product(row_of(call.key, block.begin), call.key.strides[2], block.count, own.queries, group.rows(),
-                            own.query_columns, call.width, own.scores + at);
             if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits) change(block, own.scores + at);
         });
         for (int r = 0; r < group.rows(); ++r)  // whole vectors
@@ -325,10 +481,10 @@ struct Chunk {
     }
 
     // Only seen pairs: a row of V that is not finite is set aside, and added by hand to the rows that see it.
-    void mix_carefully(const Block& block, int at) const {
-        int64_t stride = call.value.strides[2], width = call.value_width;
-        const Stored* value = row_of(call.value, block.begin);
-        for (int j = 0; j < block.count; ++j) {
+    void mix_carefully(int64_t begin, int keys, int at) const {
+        int64_t stride = call.value.strides[2], width = call.value_width, columns = mixed_columns(problem);
+        const Stored* value = row_of(call.value, begin);
+        for (int j = 0; j < keys; ++j) {
             Stored* to = own.values + j * width;
             bool aside = !finite_row(value + j * stride, width);
             if (aside) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
@@ -336,10 +492,9 @@ struct Chunk {
             for (int r = 0; aside && r < group.rows(); ++r)
                 if (own.seen[r * CHUNK + at + j])
                     for (int64_t c = 0; c < width; ++c)
-                        part.output[r * problem.value_columns + c] +=
-                            own.scores[r * CHUNK + at + j] * read(value + j * stride + c);
+                        part.output[r * columns + c] += own.scores[r * CHUNK + at + j] * read(value + j * stride + c);
         }
-        mix_product(own.scores + at, own.values, width, block.count, group.rows(), width, part.output, problem.value_columns);
+        mix_product(own.scores + at, own.values, width, keys, group.rows(), width, part.output, columns);
     }
 
     template <bool careful>
@@ -347,19 +502,19 @@ struct Chunk {
         score();
         for (int x = 0; careful && x < group.rows() * CHUNK; ++x) own.seen[x] = own.scores[x] != -INFINITE;
         soften();
-        __builtin_memset(part.output, 0, sizeof(Number) * (size_t)(group.rows() * problem.value_columns));
-        each_block([&](const Block& block, int at) {
-            if (problem.drop_below) drop(block, own.scores + at);
-            if (careful) mix_carefully(block, at);
+        if (problem.drop_below) each_block([&](const Block& block, int at) { drop(block, own.scores + at); });
+        __builtin_memset(part.output, 0, sizeof(Number) * (size_t)(group.rows() * mixed_columns(problem)));
+        each_run([&](int64_t begin, int keys, int at) {
+            if (careful) mix_carefully(begin, keys, at);
             else
-                mix_product(own.scores + at, row_of(call.value, block.begin), call.value.strides[2], block.count,
-                            group.rows(), call.value_width, part.output, problem.value_columns);
+                mix_product(own.scores + at, row_of(call.value, begin), call.value.strides[2], keys, group.rows(),
+                            call.value_width, part.output, mixed_columns(problem));
         });
     }
 
     bool finite() const {
         Ints bad{};
-        for (int64_t x = 0; x < group.rows() * problem.value_columns; x += LANES) {
+        for (int64_t x = 0; x < group.rows() * mixed_columns(problem); x += LANES) {
             Numbers y = load<Numbers>(part.output + x);
             bad |= (y - y) != 0;
         }
@@ -415,7 +570,7 @@ struct DecodeJob {
         if (!groups) return false;
         for (int64_t s = 0; s < call.segment_count; ++s)
             if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
-        part_bytes = Part::bytes(most_rows, problem.value_columns);
+        part_bytes = Part::bytes(most_rows, mixed_columns(problem));
         if (tasks == group_count) return true;
         memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
         return memory != nullptr;
@@ -453,7 +608,7 @@ struct DecodeJob {
 
     // Adds the parts of each row in order to what the sink began, and divides the sum by its total.
     void merge(const Group& group, char* parts, DecodeScratch& own) const {
-        int64_t columns = problem.value_columns;
+        int64_t columns = mixed_columns(problem);
         Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);

@@ -97,9 +97,20 @@ LL_INLINE Numbers read_vector(const Stored* from) {
 
 LL_INLINE Numbers read_some(const Stored* from, int64_t count) {
     if (count >= LANES) return read_vector(from);
+#if defined(LL_AVX512)
+    unsigned there = (1u << count) - 1;
+#if defined(LL_OF_FLOAT64)
+    return (Numbers)_mm512_maskz_loadu_pd((__mmask8)there, from);
+#elif defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
+    return widen((Halves)_mm256_maskz_loadu_epi16((__mmask16)there, from));
+#else
+    return (Numbers)_mm512_maskz_loadu_ps((__mmask16)there, from);
+#endif
+#else
     alignas(64) Number some[LANES];
     read_row(from, count, some, LANES);
     return load<Numbers>(some);
+#endif
 }
 
 // The same of numbers.
