@@ -2,11 +2,13 @@
 
     python benchmarks/gpu.py                     # everything, about half an hour
     python benchmarks/gpu.py --part correctness  # or determinism, sanitizer, speed
+    python benchmarks/gpu.py --list              # what would be measured; needs no GPU
     TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the script itself, without a GPU; its speeds mean nothing
 
 - correctness: fresh random calls (a new seed every run, printed) in float64 against ``reference``, by the rule of the
-  tests: at most 1.5 times the error of the plain computation that rounds where kernels round. Memory that the caching
-  allocator hands out is filled with NaN first, so a number that nobody wrote shows.
+  tests: at most 1.5 times the error of the plain computation that rounds where kernels round: output, logsumexp, the
+  gradients of query, key, value and of everything that is learned beside, and every observation. Memory that the
+  caching allocator hands out is filled with NaN first, so a number that nobody wrote shows.
 - float8: the error of `flash3-float8` against float64, beside that of one scale for each tensor.
 - determinism: the same call twenty times, forward and backward, bit for bit, while other kernels keep the GPU busy.
 - sanitizer: the small correctness calls under NVIDIA's ``compute-sanitizer`` (memory and races), if it is there.
@@ -14,8 +16,8 @@
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
   FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Backward passes of ours
   take seven products where five are counted; what they multiply is told beside. Decode is in GB/s of the measured
-  memory bandwidth. Then what observations cost, whether CUDA graphs capture a call, and the goals beside what was
-  measured.
+  memory bandwidth. Then what observations cost, whether CUDA graphs capture a call, and the goals and predictions
+  (their log is ``benchmarks/predictions.md``) beside what was measured.
 
 Everything lands in ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """
@@ -60,6 +62,7 @@ from limelight import (
 )
 from limelight.attention import prepare
 from limelight.backends import BACKENDS, reference
+from limelight.backends.contract import operands
 from limelight.backends.gluon import flash3, flash3_float8
 from limelight.backends.gluon import tuning as flash3_tuning
 from limelight.backends.gluon.quantise import Quantised, quantise
@@ -74,15 +77,29 @@ FLOAT8 = (
 
 def main() -> int:
     options = read_options()
+    if options.list:
+        print("\n".join(what_would_run(options.part)))
+        return 0
+    if machine.missing():
+        print(f"{machine.missing()}.", file=sys.stderr)
+        return 1
     device = torch.device("cpu" if machine.interpreted() else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("PyTorch sees no GPU. TRITON_INTERPRET=1 and --tiny run the script's own logic.", file=sys.stderr)
+        print(
+            "PyTorch sees no GPU, and this script checks and measures one. --list says what it would do; "
+            "TRITON_INTERPRET=1 and --tiny run its own logic on the CPU.",
+            file=sys.stderr,
+        )
+        return 1
+    if device.type == "cpu" and not options.tiny:
+        print("In Triton's interpreter only --tiny ends within a day.", file=sys.stderr)
         return 1
     result: dict[str, Any] = {"about": about(device)}
     print("  ".join(f"{k}: {v}" for k, v in result["about"].items()), flush=True)
     failures: list[str] = []
     if options.part in ("all", "correctness"):
-        result["correctness"] = correctness(device, options.tiny, failures)
+        result["correctness"] = correctness(device, options.tiny, options.seed, failures)
+        result["seen"] = seen(device, options.tiny, failures)
         result["float8"] = float8(device, options.tiny, failures)
     if options.part in ("all", "determinism"):
         result["determinism"] = determinism(device, options.tiny, failures)
@@ -109,8 +126,25 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--part", choices=("all", "correctness", "determinism", "sanitizer", "speed"), default="all")
     parser.add_argument("--name", default="", help="of the result file; by default the chip's")
     parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measurement, roughly")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random calls; by default a new one")
     parser.add_argument("--tiny", action="store_true", help="a few small calls and no result file")
+    parser.add_argument("--list", action="store_true", help="print what would run and end; needs no GPU")
     return parser.parse_args()
+
+
+def what_would_run(part: str) -> list[str]:
+    """The cases of each part, by name."""
+    names = [name for name, _ in forms(torch.device("cpu"), 1, 1, 2, 2, 16)]
+    parts = {
+        "correctness": [f"{sizes}: {', '.join(names)}" for sizes in SIZES],
+        "determinism": [f"{sizes}, 20 times" for sizes in REPEATED[1:]],
+        "sanitizer": ["memcheck and racecheck of the tiny calls"],
+        "speed": [
+            *(f"{form} {D} {length} {str(dtype)[6:]}, both ways" for dtype, D, length, form in speed_cases()),
+            "decode", "observations", "CUDA graphs",
+        ],
+    }  # fmt: skip
+    return [f"{name}: {case}" for name in parts if part in ("all", name) for case in parts[name]]
 
 
 def about(device: torch.device) -> dict[str, str]:
@@ -132,8 +166,8 @@ def about(device: torch.device) -> dict[str, str]:
 
 
 def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every form of the operator, for some sizes; tensors are float32 where they have gradients."""
-    normal = functools.partial(torch.randn, device=device)
+    """Every form of the operator, for some sizes; what is learned is float32 and has gradients."""
+    normal = functools.partial(torch.randn, device=device, requires_grad=True)
     flags = lambda *shape: torch.rand(*shape, device=device) < 0.4  # noqa: E731
     half_q, half_k = Lq // 2, Lk // 2
     yield "full", {}
@@ -146,7 +180,7 @@ def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> It
     yield "padded", {"layout": Padded(torch.randint(0, Lq + 1, (B,)), torch.randint(0, Lk + 1, (B,)))}
     yield "dropout", {"pattern": Causal(), "dropout": 0.2, "seed": 7}
     yield "sink", {"pattern": Causal(), "sink": normal(Hq)}
-    yield "slopes", {"pattern": Causal(), "scores": (ALiBi.standard(Hq, device),)}
+    yield "slopes", {"pattern": Causal(), "scores": (ALiBi(normal(Hq)),)}
     yield "soft cap", {"pattern": Causal(), "scores": (SoftCap(5.0),)}
     yield "bias", {"scores": (Bias(normal(Hq, Lq, Lk)),)}
     yield "bias of keys", {"scores": (Bias(normal(Lk)), SoftCap(5.0))}
@@ -169,8 +203,7 @@ SIZES = (  # B, Hq, Hkv, Lq, Lk, D, Dv
 TINY = ((1, 2, 1, 5, 19, 8, 12),)
 
 
-def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
-    seed = int(time.time())
+def correctness(device: torch.device, tiny: bool, seed: int, failures: list[str]) -> list[dict[str, Any]]:
     print(f"correctness, seed {seed}")
     torch.manual_seed(seed)
     dtypes = (torch.float32, torch.float16) if device.type == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
@@ -194,7 +227,9 @@ def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[d
                         continue
                     poison(device)
                     ours = run(backend, tensors, grad, settings)
-                    compared = [xyz for xyz in zip(ours, plain, truth, strict=True) if xyz[0] is not None]
+                    compared = [
+                        xyz for xyz in zip(ours, plain, truth, strict=True) if xyz[0] is not None and xyz[2].numel()
+                    ]
                     worst = max(excess(*xyz, dtype) for xyz in compared)
                     rows.append({"call": what, "error over allowed": worst})
                     if not worst <= 1.0:
@@ -202,6 +237,59 @@ def correctness(device: torch.device, tiny: bool, failures: list[str]) -> list[d
     served = [row for row in rows if "error over allowed" in row]
     print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)
     return rows
+
+
+def seen(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
+    """Every observation against the definition in float64."""
+    rows = []
+    for B, Hq, Hkv, Lq, Lk, D, _ in TINY if tiny else SIZES[1:4]:
+        asked: dict[str, Any] = dict.fromkeys(ROW_STATISTICS, True) | {
+            "received": True, "features": torch.randn(Lk, 9, device=device), "rows": (Lq - 1, 0), "blocks": (4, 7),
+            "pairs": ((Lq - 1, 0), (0, Lk - 1)),
+        }  # fmt: skip
+        for name, settings in forms(device, B, Hq, Lq, Lk, D):
+            if tiny and name not in ("causal", "bits"):
+                continue
+            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+            tensors = [torch.randn(B, h, n, D, device=device).to(dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
+            for backend in GPU_BACKENDS:
+                call = prepare(*tensors, **settings, observe=Observe(**asked, top=5))
+                if next(b for b in BACKENDS if backend == b.NAME).reasons_against(call):
+                    continue
+                poison(device)
+                with torch.no_grad():
+                    ours, plain, truth = (
+                        limelight.attention(
+                            *(t.to(kind) for t in tensors), **settings, observe=Observe(**asked, top=top), backend=by
+                        )[1].seen()
+                        for by, kind, top in (
+                            (backend, dtype, 5), ("reference", dtype, 5), ("reference", torch.float64, 6)
+                        )
+                    )  # fmt: skip
+                what = f"{backend} sees {name} {str(dtype)[6:]} {(B, Hq, Hkv, Lq, Lk, D)}"
+                if not same_keys(ours.pop("top_keys"), truth.pop("top_keys"), truth["top_weights"]):
+                    failures.append(f"{what}: other keys have the largest weights")
+                truth["top_weights"] = truth["top_weights"][..., :5]
+                worst = {
+                    n: excess(ours[n].expand_as(x).double(), plain[n].double(), x.double(), torch.float32)
+                    for n, x in truth.items()
+                }
+                rows.append({"call": what, "error over allowed": worst})
+                failures += [f"{what}: {n} {x:.2f} times the allowed error" for n, x in worst.items() if not x <= 1.0]
+    print(f"  observations of {len(rows)} calls compared", flush=True)
+    return rows
+
+
+ROW_STATISTICS = ("logsumexp", "max_score", "max_weight", "entropy", "distance")
+
+
+def same_keys(ours: Tensor, truth: Tensor, weights: Tensor) -> bool:
+    """Whether the keys of the largest weights are the same wherever no neighbour is as large, to rounding; ``truth``
+    and ``weights`` have one key more.
+    """
+    apart = weights[..., :-1] - weights[..., 1:] > 1e-4
+    clear = apart & torch.nn.functional.pad(apart, (1, -1), value=True)
+    return torch.equal(ours[clear], truth[..., :-1][clear])
 
 
 def float8(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
@@ -237,8 +325,11 @@ def float8(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[s
 
 
 def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Any]:
-    """Output, logsumexp (but of `flash1`), and gradients of query, key and value."""
+    """Output, logsumexp (but of `flash1`), and gradients of query, key, value and what is learned beside."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
+    learned = operands(prepare(*tensors, **settings))
+    for tensor in learned:
+        tensor.grad = None
     with rounded(tensors[0].dtype) if backend == "plain" else nullcontext():
         name = "reference" if backend == "plain" else backend
         if backend == "flash1":  # plain forms only, so no observation
@@ -247,7 +338,7 @@ def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, A
             output, seen = limelight.attention(*leaves, backend=name, observe=Observe(logsumexp=True), **settings)
             logsumexp = seen.logsumexp.detach()
         output.backward(grad)
-    return [output.detach(), logsumexp, *[leaf.grad for leaf in leaves]]
+    return [output.detach(), logsumexp, *[leaf.grad for leaf in (*leaves, *learned)]]
 
 
 def rounded(dtype: torch.dtype) -> Any:
@@ -358,13 +449,19 @@ def speed(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, An
     print(f"{'case':34} {'TFLOP/s':>8} {'of peak':>8}   ratio to others")
     if tiny:
         return [row for form in FORMS for row in measured(device, torch.float16, 16, 32, form, 0.0, heads=8, batch=1)]
+    for dtype, D, length, form in speed_cases():
+        heads, batch = 2048 // D // 8 * 8, max(1, 16384 // length)
+        rows += measured(device, dtype, D, length, form, seconds, heads, batch)
+    return rows
+
+
+def speed_cases() -> Iterator[tuple[torch.dtype, int, int, str]]:
+    """The rows of the table: dtype, head width, length, form."""
     for dtype in (torch.bfloat16, torch.float16):
         for D in (64, 96, 128, 192, 256):
             for length in (1024, 2048, 4096, 8192, 16384, 32768):
                 for form in FORMS if D in (64, 128, 256) else ("causal",):
-                    heads, batch = 2048 // D // 8 * 8, max(1, 16384 // length)
-                    rows += measured(device, dtype, D, length, form, seconds, heads, batch)
-    return rows
+                    yield dtype, D, length, form
 
 
 def measured(
@@ -634,9 +731,24 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
             min((1 / r["all"] for r in result["observations"] if "all" in r), default=None),
         ),
     ]  # fmt: skip
+    rows = []
     for goal, aim, measured in found:
-        print(f"goal: {goal}: {aim:g}; measured {'nothing' if measured is None else f'{measured:.3g}'}", flush=True)
-    return [{"goal": goal, "aim": aim, "measured": measured} for goal, aim, measured in found]
+        rows.append({"goal": goal, "aim": aim, "predicted": PREDICTED[goal], "measured": measured})
+        words = "nothing" if measured is None else f"{measured:.3g}"
+        print(f"goal: {goal}: {aim:g}; predicted {PREDICTED[goal]:g}, measured {words}", flush=True)
+    return rows
+
+
+# What was expected before the first run; the reasons stand in `benchmarks/predictions.md`.
+PREDICTED = {
+    "flash3 forward over cuDNN, from 4k": 0.88,
+    "flash3 backward over cuDNN, two owners": 0.65,
+    "flash3-float8 forward, full, 16k, TFLOP/s": 950.0,
+    "flash2 forward over cuDNN": 0.58,
+    "flash2 forward over FlexAttention": 0.95,
+    "decode, of the memory bandwidth": 0.8,
+    "a plain forward pass over one with all observations": 0.3,
+}
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def test_the_table_is_up_to_date(tmp_path):
 def test_nothing_is_serialised_and_all_fits():
     for case, generation, kernel in kernels():
         assert kernel["shared"] <= SHARED[generation], case
+        assert kernel["registers"] * kernel["warps"] * 32 <= 2**16, f"{case}: more registers than a multiprocessor has"
         if not kernel["rescue"]:
             assert not kernel["serialised"], case
 
@@ -116,6 +117,26 @@ def test_gradients_of_the_third_multiply_as_often_as_they_should():
         assert kernel["instructions"]["HGMMA"] == 2 * 3 * step, case
         if "rules" not in case:  # whose exponentials are those of tanh too
             assert kernel["exponentials under a product"] >= 2 * 2 * block * 64 // 128, case
+
+
+def test_forward_passes_of_the_third_multiply_as_often_as_they_should():
+    """Of each of two warpgroups three products of queries and keys stand in the code (the first block, those that an
+    edge cuts, whole ones), and as many of weights and values. An instruction takes 16 terms of a sum, or 32 of 8 bits.
+    """
+    sides = {"64": 128, "96": 128, "128": 128, "192": 32, "256": 32}
+    found = [
+        (case, k)
+        for case, _, k in kernels()
+        if case.startswith("third") and k["kernel"] == "forward" and not k["rescue"]
+    ]
+    assert found
+    for case, kernel in found:
+        name = next(name for name in reversed(sides) if f" {name}" in case)
+        width = {"96": 128, "192": 256}.get(name, int(name))
+        small = "float8" in case
+        block = 64 if small and name == "256" else sides[name]
+        terms = 32 if small else 16
+        assert kernel["instructions"]["QGMMA" if small else "HGMMA"] == 2 * 3 * (width + block) // terms, case
 
 
 def test_weights_are_made_while_products_run():

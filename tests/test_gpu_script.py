@@ -1,0 +1,48 @@
+"""`benchmarks/gpu.py` as far as it goes without a GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from limelight.backends.triton import machine
+
+if machine.missing():
+    pytest.skip(machine.missing(), allow_module_level=True)
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+
+
+def run(*arguments, interpreted):
+    settings = os.environ | {"TRITON_INTERPRET": "1" if interpreted else "0", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, SCRIPT, *arguments], env=settings, capture_output=True, text=True)
+
+
+def test_it_lists_what_it_would_do():
+    ran = run("--list", interpreted=False)
+    lines = ran.stdout.splitlines()
+    assert ran.returncode == 0, ran.stderr
+    assert {line.split(":")[0] for line in lines} == {"correctness", "determinism", "sanitizer", "speed"}
+    for case in ("grouped 128 32768 float16", "packed 64 1024 bfloat16", "window 256 4096", "decode", "CUDA graphs"):
+        assert any(case in line for line in lines), case
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which the script would measure for half an hour")
+def test_without_a_gpu_it_says_what_it_needs():
+    ran = run(interpreted=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("PyTorch sees no GPU, and this script checks and measures one. --list says")
+    ran = run(interpreted=True)
+    assert ran.returncode == 1
+    assert "only --tiny" in ran.stderr
+
+
+def test_its_checks_run_in_the_interpreter():
+    ran = run("--tiny", "--part", "correctness", "--seed", "1", interpreted=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "20 calls compared" in ran.stdout
+    assert "observations of 2 calls compared" in ran.stdout
+    assert ran.stdout.endswith("no failures\n")
