@@ -72,6 +72,7 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
     "decode 128": lambda: decode(128),
     "observed 128": plain(128, L=512, pattern=Causal(), observe=EVERYTHING),
+    "observed 512": plain(512, L=512, pattern=Causal(), observe=EVERYTHING),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
     "tiles 128": plain(128, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),

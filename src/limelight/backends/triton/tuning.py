@@ -181,4 +181,6 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
     """The tile of the passes that observe: both sides short, since they hold whole weights."""
     if generation == "interpreter":
         return _INTERPRETED
-    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= 128 else Tile(32, 32, 4, 1)
+    if widest > 256:
+        return Tile(16, 16, 8, 1)
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= 128 else Tile(32, 32, 8, 1)
