@@ -42,7 +42,14 @@ def steps(dtype, width=37, rows=5):
             lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused._norm_defined(x, w, 1e-5, 1.0),
             (make(2, rows, width), make(width)), (),
         ),
-        "gate": (fused.silu_gate, fused._gate_defined, (3 * make(2, rows, width), make(2, rows, width)), ()),
+        "gate": (
+            lambda gate, up: fused.gated(functional.silu, gate, up), lambda gate, up: functional.silu(gate) * up,
+            (3 * make(2, rows, width), make(2, rows, width)), (),
+        ),
+        "gate of tanh": (
+            lambda gate, up: fused.gated(fused.GELU_TANH, gate, up), lambda gate, up: fused.GELU_TANH(gate) * up,
+            (3 * make(2, rows, width), make(2, rows, width)), (),
+        ),
         "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),
     }  # fmt: skip
 
@@ -59,7 +66,7 @@ def near(ours, plain, truth, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 16, 37, 200])
-@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation"])
 def test_values_and_gradients(name, width, dtype, isa):
     if isa == "wide" and dtype is not torch.float32:
         pytest.skip("wide has float32 only")
@@ -104,7 +111,7 @@ def test_rows_do_not_see_each_other(isa):
     for function in (
         lambda x: fused.rms_norm(x, w, 1e-6),
         lambda x: fused.product(x, m),
-        lambda x: fused.silu_gate(x, x),
+        lambda x: fused.gated(functional.silu, x, x),
     ):
         before, after = function(x), function(spoilt)
         assert after[3].isnan().all()
@@ -113,7 +120,9 @@ def test_rows_do_not_see_each_other(isa):
 
 def test_large_gates(isa):
     gate = torch.tensor([-1e4, -200.0, -90.0, 90.0, 200.0, 1e4, 0.0])
-    torch.testing.assert_close(fused.silu_gate(gate, torch.ones(7)), functional.silu(gate), rtol=1e-6, atol=1e-30)
+    for activation in fused.SIGMOID_FORMS:
+        found = fused.gated(activation, gate, torch.ones(7))
+        torch.testing.assert_close(found, activation(gate), rtol=1e-6, atol=1e-30)
 
 
 def test_threads_do_not_show_in_a_gradient():
@@ -126,7 +135,7 @@ def test_threads_do_not_show_in_a_gradient():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation"])
 def test_derivatives_of_every_kind(name):
     ours, plain, inputs, constants = steps(torch.float64, 5, 2)[name]
     leaves = [x.detach().requires_grad_() for x in inputs]
@@ -141,14 +150,14 @@ def test_derivatives_of_every_kind(name):
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, truth[1])
     squares = lambda f: torch.func.grad(lambda *x: f(*x).square().sum())  # noqa: E731
     torch.testing.assert_close(squares(function)(*inputs), squares(lambda *x: plain(*x, *constants))(*inputs))
-    mapped = {"norm": (0, None), "gate": 0, "rotation": (0, None, None)}[name]
+    mapped = {"norm": (0, None), "gate": 0, "gate of tanh": 0, "rotation": (0, None, None)}[name]
     along = [x.unsqueeze(1) if name == "rotation" and n == 0 else x for n, x in enumerate((*inputs, *constants))]
     torch.testing.assert_close(torch.vmap(ours, mapped)(*along).reshape(truth[0].shape), truth[0])
     each = torch.autograd.functional.jacobian(function, tuple(inputs))
     torch.testing.assert_close(torch.autograd.functional.jacobian(function, tuple(inputs), vectorize=True), each)
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "rotation"])
+@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation"])
 def test_compiled_and_exported(name):
     ours, _, inputs, constants = steps(torch.float32)[name]
 
@@ -184,7 +193,7 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
     turned = Rotary(70).at(torch.arange(3)[None], torch.float32)
     assert isinstance(turned.pairing, Halves)
     everything = lambda: (  # noqa: E731
-        fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.silu_gate(x, x), turned.turn(x[None, None])
+        fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.gated(functional.silu, x, x), turned.turn(x[None, None])
     )  # fmt: skip
     ours = everything()
     monkeypatch.setattr(native, "_library", None)
@@ -196,6 +205,6 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
 def test_rows_without_numbers():
     assert fused.rms_norm(torch.ones(0, 4), torch.ones(4), 1e-6).shape == (0, 4)
     assert fused.product(torch.ones(0, 4), torch.ones(3, 4)).shape == (0, 3)
-    assert fused.silu_gate(torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
+    assert fused.gated(functional.silu, torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
     with pytest.raises(RuntimeError):
         fused.product(torch.ones(2, 8), torch.ones(3, 4))

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 3
+#define LL_VERSION 4
 #define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
@@ -199,10 +199,12 @@ typedef struct ll_norm {
     void* grad_weight; /* (width), or null */
 } ll_norm;
 
-/* result = silu(gate) * up; with `grad`, that of the result, instead the gradients of gate and up. */
+/* result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate; with `grad`, that of the result, instead the gradients
+ * of gate and up. SiLU has (1, 0), the GELU of tanh (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). */
 typedef struct ll_gate {
     int64_t element, threads;
     int64_t count;
+    double linear, cubic;
     const void* gate;
     const void* up;
     void* result;

@@ -205,27 +205,36 @@ inline int norm_backward(const ll_norm& norm) {
 
 // --- Gate ------------------------------------------------------------------------------------------------------------
 
-LL_INLINE Numbers sigmoid(Numbers x) {
-    Numbers power = larger(spread(2 - (Number)EXPONENT_BIAS), x * LOG2_E);  // below it the result is 0 to all digits
-    return 1 / (1 + exp2_of(-power));
-}
+// s = 1 / (1 + e^-x), and 1 - s to all its digits.
+struct Sigmoid {
+    Numbers value, rest;
+    LL_INLINE explicit Sigmoid(Numbers x) {
+        Numbers power = larger(spread(2 - (Number)EXPONENT_BIAS), x * LOG2_E);  // below it s is 0 to all digits
+        Numbers e = exp2_of(-power);
+        value = 1 / (1 + e), rest = e * value;
+    }
+};
 
 inline void gate_task(void* context, int64_t n) {
     const ll_gate& job = *(const ll_gate*)context;
+    Numbers linear = spread((Number)job.linear), cubic = spread((Number)job.cubic);
     for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES) {
         Numbers x = read_some(at(job.gate, i), stop - i), up = read_some(at(job.up, i), stop - i);
-        write_some(x * sigmoid(x) * up, stop - i, at(job.result, i));
+        Sigmoid s(x * multiply_add(cubic, x * x, linear));
+        write_some(x * s.value * up, stop - i, at(job.result, i));
     }
 }
 
-// With s = sigmoid(x): silu'(x) = s (1 + x (1 - s)).
+// With u = linear x + cubic x^3 and s = sigmoid(u): (x s)' = s (1 + (1 - s) (linear x + 3 cubic x^3)).
 inline void gate_backward_task(void* context, int64_t n) {
     const ll_gate& job = *(const ll_gate*)context;
+    Numbers linear = spread((Number)job.linear), cubic = spread((Number)job.cubic);
     for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES) {
         Numbers x = read_some(at(job.gate, i), stop - i), up = read_some(at(job.up, i), stop - i);
-        Numbers grad = read_some(at(job.grad, i), stop - i), s = sigmoid(x);
-        write_some(grad * up * s * multiply_add(x, 1 - s, spread(1)), stop - i, at(job.grad_gate, i));
-        write_some(grad * x * s, stop - i, at(job.grad_up, i));
+        Numbers grad = read_some(at(job.grad, i), stop - i), slope = x * multiply_add(3 * cubic, x * x, linear);
+        Sigmoid s(x * multiply_add(cubic, x * x, linear));
+        write_some(grad * up * s.value * multiply_add(slope, s.rest, spread(1)), stop - i, at(job.grad_gate, i));
+        write_some(grad * x * s.value, stop - i, at(job.grad_up, i));
     }
 }
 

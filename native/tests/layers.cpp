@@ -106,7 +106,7 @@ void one_call(int64_t element) {
     fill(up, element);
     for (bool backward : {false, true})
         same("gate", backward ? std::vector<Array*>{&of_x, &of_up} : std::vector<Array*>{&result}, [&](int64_t threads) {
-            ll_gate gate{element, threads, count, x.data, up.data, result.data, backward ? grad.data : nullptr, of_x.data,
+            ll_gate gate{element, threads, count, 1.5, 0.1, x.data, up.data, result.data, backward ? grad.data : nullptr, of_x.data,
                          of_up.data};
             return ll_gate_values(&gate);
         });
@@ -124,7 +124,7 @@ void one_call(int64_t element) {
         } steps{{LL_SUM, sizeof(ll_sum)},
                 {element, threads, count, x.data, up.data, of_x.data},
                 {LL_GATE, sizeof(ll_gate)},
-                {element, threads, count, of_x.data, up.data, result.data, nullptr, nullptr, nullptr}};
+                {element, threads, count, 1.0, 0.0, of_x.data, up.data, result.data, nullptr, nullptr, nullptr}};
         return ll_steps(&steps.first, sizeof steps);
     });
 

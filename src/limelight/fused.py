@@ -1,6 +1,6 @@
 """The steps of a layer beside attention, each in one pass over memory.
 
-PyTorch computes a root-mean-square norm in eight operations, a SwiGLU gate in two and a rotation in three, each
+PyTorch computes a root-mean-square norm in eight operations, a gate in two and a rotation in three, each
 through memory; its product of a bfloat16 matrix with one vector reads at half the memory's speed. Here each is one
 call of the native library, forward and backward. What comes out is what those operations give, rounded once.
 
@@ -11,8 +11,10 @@ derivative beyond the first; on other devices; without the library.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -31,7 +33,7 @@ _MOST_MATRICES = 4
 _PRODUCT = struct.Struct("7q 20q")
 _NO_MATRICES = (0,) * 5 * _MOST_MATRICES
 _NORM = struct.Struct("7q 2d 5q")
-_GATE = struct.Struct("9q")
+_GATE = struct.Struct("3q 2d 6q")
 _ROTATION = struct.Struct("7q 10q 4q d")
 _SUM = struct.Struct("6q")
 _STEP = struct.Struct("2q")
@@ -247,53 +249,68 @@ class _Norm(torch.autograd.Function):
 # --- Gate -------------------------------------------------------------------------------------------------------------
 
 
-def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``, number by number (Shazeer 2020, arXiv:2002.05202)."""
-    if torch.compiler.is_compiling() or gate.shape != up.shape or not gate.numel() or not _served(gate, up):
-        return _gate_defined(gate, up)
+GELU_TANH = partial(functional.gelu, approximate="tanh")  # GELU as GPT-2 computes it (arXiv:1606.08415)
+# activation(x) = x * sigmoid(a x + b x^3); of the GELU with tanh z that is x (1 + tanh z) / 2 = x sigmoid(2 z).
+SIGMOID_FORMS: dict[Callable[[Tensor], Tensor], tuple[float, float]] = {
+    functional.silu: (1.0, 0.0),
+    GELU_TANH: ((8 / math.pi) ** 0.5, 0.044715 * (8 / math.pi) ** 0.5),
+}
+
+
+def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+    """``activation(gate) * up``, number by number (Shazeer 2020, arXiv:2002.05202).
+
+    The library computes the activations of `SIGMOID_FORMS`, PyTorch the others.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or activation not in SIGMOID_FORMS
+        or gate.shape != up.shape
+        or not gate.numel()
+        or not _served(gate, up)
+    ):
+        return activation(gate) * up
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
-        gated: Tensor = _Gate.apply(gate, up)  # type: ignore[no-untyped-call]
-        return gated
-    return _gate(gate, up)
+        found: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
+        return found
+    return _gate(gate, up, activation)
 
 
-def _gate_defined(gate: Tensor, up: Tensor) -> Tensor:
-    return functional.silu(gate) * up
-
-
-def _gate(gate: Tensor, up: Tensor) -> Tensor:
+def _gate(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     result = torch.empty_like(gate)
-    _checked(native._library.ll_gate_values(_gate_words(gate, up, result)))
+    _checked(native._library.ll_gate_values(_gate_words(gate, up, activation, result)))
     return result
 
 
-def _gate_words(gate: Tensor, up: Tensor, result: Tensor) -> bytes:
+def _gate_words(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor], result: Tensor) -> bytes:
     return _GATE.pack(
-        _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), gate.data_ptr(), up.data_ptr(),
-        result.data_ptr(), 0, 0, 0,
+        _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), *SIGMOID_FORMS[activation], gate.data_ptr(),
+        up.data_ptr(), result.data_ptr(), 0, 0, 0,
     )  # fmt: skip
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return _gate(gate, up)
+        ctx.activation = activation
+        return _gate(gate, up, activation)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         if not _gradient_served(grad, gate, up):
-            return _by_definition(_gate_defined, (gate, up), ctx.needs_input_grad, grad)
+            define = lambda gate, up: ctx.activation(gate) * up  # noqa: E731
+            return *_by_definition(define, (gate, up), ctx.needs_input_grad[:2], grad), None
         gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
         of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         words = _GATE.pack(
-            _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), gate.data_ptr(), up.data_ptr(), 0,
-            grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
+            _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), *SIGMOID_FORMS[ctx.activation],
+            gate.data_ptr(), up.data_ptr(), 0, grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
         )  # fmt: skip
         _checked(native._library.ll_gate_values(words))
-        return of_gate, of_up
+        return of_gate, of_up, None
 
 
 # --- Rotation ---------------------------------------------------------------------------------------------------------
@@ -393,9 +410,9 @@ class Steps(Generic[Now]):
         self._kept += found
         return found
 
-    def silu_gate(self, gate: Tensor, up: Tensor) -> Tensor:
-        """See `silu_gate`; the result takes the place of ``gate``."""
-        self._note(_GATE_KIND, _gate_words(gate, up, gate))
+    def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        """See `gated`, of an activation of `SIGMOID_FORMS`; the result takes the place of ``gate``."""
+        self._note(_GATE_KIND, _gate_words(gate, up, activation, gate))
         return gate
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:

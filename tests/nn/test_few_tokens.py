@@ -15,9 +15,11 @@ from limelight.nn import (
     GatedFeedForward,
     MixtureOfExperts,
     MultiHead,
+    PostNorm,
     PreNorm,
     RMSNorm,
     Rotary,
+    Sandwich,
     TiedHead,
     TokenEmbedding,
     few_tokens,
@@ -86,6 +88,15 @@ def test_the_bits_are_those_of_the_layers_called(form, dtype, monkeypatch, runs)
         noted = read(network, texts, step=step)
         assert len(runs) == 87 // step
         assert torch.equal(noted, called(monkeypatch, network, texts, step=step))
+
+
+def test_norms_on_both_sides_and_a_gate_of_tanh(monkeypatch, runs):
+    feed_forward = recipe(GatedFeedForward, inner=24, activation="gelu_pytorch_tanh")
+    network = model(residual=recipe(Sandwich), feed_forward=feed_forward, norm=recipe(RMSNorm, offset=1.0))
+    texts = torch.randint(30, (2, 20))
+    noted = read(network, texts)
+    assert len(runs) == 17
+    assert torch.equal(noted, called(monkeypatch, network, texts))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -209,6 +220,7 @@ def test_watchers_gradients_and_transforms_look_on(monkeypatch, runs):
 
 @pytest.mark.parametrize("other", [
     {"feed_forward": recipe(GatedFeedForward, inner=24, activation="gelu")},
+    {"residual": recipe(PostNorm)},
     {"feed_forward": recipe(MixtureOfExperts, inner=24, activation="silu", experts=3)},
     {"norm": recipe(torch.nn.LayerNorm)},
     {"attention": recipe(MultiHead, pattern=CAUSAL, scores=(DistanceBias(4, limelight.T5Buckets(8, 20)),))},

@@ -31,7 +31,7 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
-_VERSION = 3
+_VERSION = 4
 # version, element, sizes; four tensors; logsumexp, sink, compare; scale, dropout; seed; threads; segments and spans
 # (which follow); intervals; tile map; rules, observation
 _CALL = struct.Struct("9q 20q 3q 2d Q q 4q 6q 6q 3q")

@@ -73,6 +73,13 @@ class Sandwich(nn.Module):
         """``(B, L, width)`` to the same."""
         return states + self.dropout(self.after(self.inner(self.norm(states), *places)))  # type: ignore[no-any-return]
 
+    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+        """See `limelight.nn.few_tokens`."""
+        found = noted(steps, self.norm, states) if does_nothing(self.dropout) else None
+        for layer in (self.inner, self.after):
+            found = None if found is None else noted(steps, layer, found)
+        return None if found is None else steps.add(states, found)
+
 
 class Residual(Protocol):
     """How a step is added: `PostNorm`, `PreNorm` or `Sandwich`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,9 +31,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 # By the names that published configurations use.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
-    "gelu_fast": partial(functional.gelu, approximate="tanh"),
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "gelu_fast": fused.GELU_TANH,
+    "gelu_new": fused.GELU_TANH,
+    "gelu_pytorch_tanh": fused.GELU_TANH,
     "quick_gelu": quick_gelu,
     "relu": functional.relu,
     "relu2": relu_squared,
@@ -97,15 +96,14 @@ class GatedFeedForward(nn.Module):
 
     def _step(self, states: Tensor) -> Tensor:
         gate, up = together(states, self.gate, self.up)
-        inner = fused.silu_gate(gate, up) if self.activation is functional.silu else self.activation(gate) * up
-        return self.down(self.dropout(inner))  # type: ignore[no-any-return]
+        return self.down(self.dropout(fused.gated(self.activation, gate, up)))  # type: ignore[no-any-return]
 
     def note(self, steps: Steps[Any], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
-        if self.activation is not functional.silu or not does_nothing(self.dropout):
+        if self.activation not in fused.SIGMOID_FORMS or not does_nothing(self.dropout):
             return None
         pairs = notable(states, self.gate, self.up, self.down)
         if pairs is None:
             return None
-        inner = steps.silu_gate(*steps.products(states, pairs[:2]))
+        inner = steps.gated(self.activation, *steps.products(states, pairs[:2]))
         return steps.products(inner, pairs[2:])[0]
