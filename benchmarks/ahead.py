@@ -97,7 +97,7 @@ BACKWARD: dict[str, Callable[[], Call]] = {
     **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
 }
 EVERYWHERE = {  # compiled for every generation, not for Hopper alone
-    "forward": ("causal 64", "causal 128", "causal 256"),
+    "forward": ("causal 64", "causal 128", "causal 256", "rules 128"),
     "backward": tuple(
         name
         for name in BACKWARD

@@ -146,15 +146,18 @@ def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool 
     return next((of_queries, of_keys) for most, of_queries, of_keys in table if widest <= most)
 
 
-def forward_tile(generation: str, itemsize: int, widest: int, rows: int) -> Tile:
+def forward_tile(generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False) -> Tile:
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
-    ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier.
+    ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier. Scores
+    that are ``demanding`` (bits, rules, dropout) leave room for 32 keys on GPUs before Hopper.
     """
     if generation == "interpreter":
         return _INTERPRETED
     table = _FORWARD.get((generation, itemsize)) or _FORWARD[("other", itemsize)]
     tile = next(tile for most, tile in table if widest <= most)
+    if demanding and widest > 64 and table is _FORWARD["other", 2]:
+        tile = tile._replace(keys=min(tile.keys, 32))
     if rows >= tile.rows:
         return tile
     few = max(16, 1 << (rows - 1).bit_length())
