@@ -26,9 +26,11 @@ struct ObserveScratch {
     Number* weights;       // [BLOCK_KEYS][QUERIES]
     Number* features;      // [QUERIES][feature columns]
     Number* feature_rows;  // [BLOCK_KEYS][feature columns]
-    Number* top_weights;   // [QUERIES][top]
-    int64_t* top_keys;    // [QUERIES][top]
-    int64_t feature_columns;
+    Number* top_weights;   // [QUERIES][top_stride]
+    int64_t* top_keys;    // [QUERIES][top_stride]
+    Int* near_keys;       // the same, where a vector holds a query's
+    int64_t feature_columns, top_stride;
+    bool near;
 
     ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call, columns, 1) {
         const ll_observation& o = *call.observation;
@@ -36,8 +38,11 @@ struct ObserveScratch {
         weights = arena.take<Number>(BLOCK_KEYS * QUERIES);
         features = arena.take<Number>(QUERIES * feature_columns);
         feature_rows = arena.take<Number>(BLOCK_KEYS * feature_columns);
-        top_weights = arena.take<Number>(QUERIES * o.top);
-        top_keys = arena.take<int64_t>(QUERIES * o.top);
+        near = o.top <= LANES && call.keys <= 0x7fffffff;
+        top_stride = near ? LANES : o.top;
+        top_weights = arena.take<Number>(o.top > 0 ? QUERIES * top_stride : 0);
+        top_keys = arena.take<int64_t>(near ? 0 : QUERIES * top_stride);
+        near_keys = arena.take<Int>(near && o.top > 0 ? QUERIES * top_stride : 0);
     }
 };
 
@@ -136,7 +141,8 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
     }
 }
 
-// Keeps the largest weights of one query, in order; of equals the lowest key, which came first.
+// Keeps the largest weights of one query, in order; of equals the lowest key, which came first. A place whose key is
+// negative is free.
 LL_INLINE void insert_top(Number* weights, int64_t* keys, int64_t top, Number weight, int64_t key) {
     int64_t place = top - 1;
     for (; place > 0 && (keys[place - 1] < 0 || weights[place - 1] < weight); --place)
@@ -144,32 +150,72 @@ LL_INLINE void insert_top(Number* weights, int64_t* keys, int64_t top, Number we
     weights[place] = weight, keys[place] = key;
 }
 
+// The same in a vector, which needs no branch: what is smaller moves on by a lane.
+LL_INLINE void insert_top(Number* weights, Int* keys, Number weight, int64_t key) {
+    Ints back = iota() - 1;  // the first lane has its own there, and is told apart below
+    back = back < 0 ? Ints{} : back;
+    Numbers held = load<Numbers>(weights);
+    Ints held_keys = load<Ints>(keys);
+    Ints stays = (held_keys >= 0) & ~(held < weight);
+    Ints before = __builtin_shuffle(stays, back) | (iota() == 0);  // whether what lies in the lane before stays
+    Numbers moved = before ? spread(weight) : __builtin_shuffle(held, back);
+    Ints moved_keys = before ? spread_int((Int)key) : __builtin_shuffle(held_keys, back);
+    store(weights, stays ? held : moved);
+    store(keys, stays ? held_keys : moved_keys);
+}
+
 // A row that is not a number has equal weights, all NaN: no comparison holds, and the lowest keys stay.
-inline void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights, int64_t top,
-                       Number* best, int64_t* keys) {
+// insert(query, weight, key) keeps a weight unless others are as large; `last` are those that are given up next.
+template <class K, class F>
+LL_INLINE void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights,
+                          const Number* last, const K* last_keys, int64_t stride, F insert) {
+    constexpr int TOGETHER = 64 / LANES;  // keys whose candidates are found at once
     for (int first = 0; first < tile.count; first += LANES) {
         Numbers least_kept{};
         Ints wanting{};  // -1: fewer than `top` so far, so that any key is kept
         auto remember = [&](int i) {
-            int64_t last = (first + i) * top + top - 1;
             Ints here = iota() == i;
-            least_kept = here ? spread(best[last]) : least_kept;
-            wanting = here ? spread_int(-(Int)(keys[last] < 0)) : wanting;
+            least_kept = here ? spread(last[(first + i) * stride]) : least_kept;
+            wanting = here ? spread_int(-(Int)(last_keys[(first + i) * stride] < 0)) : wanting;
         };
         for (int i = 0; i < LANES; ++i) {
             if (first + i < tile.count) remember(i);
             else least_kept = iota() == i ? spread(INFINITE) : least_kept;
         }
-        for (int j = 0; j < block.count; ++j) {
+        bool wanted = any(wanting);
+        for (int j = 0; j < block.count; j += TOGETHER) {
             const Number* row = weights + j * QUERIES + first;
-            for (uint32_t left = lanes_set(wanting | (load<Numbers>(row) > least_kept)); left; left &= left - 1) {
-                int i = __builtin_ctz(left);
-                if (scores[j * QUERIES + first + i] == -INFINITE) continue;
-                insert_top(best + (first + i) * top, keys + (first + i) * top, top, row[i], block.begin + j);
+            const Number* score = scores + j * QUERIES + first;
+            uint64_t left = 0;
+            for (int t = 0; t < least(TOGETHER, block.count - j); ++t) {
+                uint32_t lanes = lanes_larger(load<Numbers>(row + t * QUERIES), least_kept);
+                if (wanted) lanes |= lanes_set(wanting & (load<Numbers>(score + t * QUERIES) != -INFINITE));
+                left |= (uint64_t)lanes << t * LANES;
+            }
+            for (; left; left &= left - 1) {
+                int n = __builtin_ctzll(left), i = n % LANES, t = n / LANES;
+                insert(first + i, row[t * QUERIES + i], block.begin + j + t);
                 remember(i);
             }
+            wanted = wanted && any(wanting);
         }
     }
+}
+
+inline void gather_top(const Block& block, const Tile& tile, const Number* weights, int64_t top, ObserveScratch& own) {
+    int64_t stride = own.top_stride;
+    if (own.near)
+        gather_top(block, tile, own.base.scores, weights, own.top_weights + top - 1, own.near_keys + top - 1, stride,
+                   [&](int i, Number weight, int64_t key) {
+                       insert_top(own.top_weights + i * stride, own.near_keys + i * stride, weight, key);
+                   });
+    else
+        gather_top(block, tile, own.base.scores, weights, own.top_weights + top - 1, own.top_keys + top - 1, stride,
+                   [&](int i, Number weight, int64_t key) {
+                       Number* kept = own.top_weights + i * stride;
+                       int64_t* keys = own.top_keys + i * stride;
+                       if (keys[top - 1] < 0 || weight > kept[top - 1]) insert_top(kept, keys, top, weight, key);
+                   });
 }
 
 inline void gather_columns(const ll_call& call, const Tile& tile, const Block& block, const Number* weights,
@@ -258,8 +304,9 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
             __builtin_memcpy(numbers(o.features_out) + at * o.feature_count, own.features + i * own.feature_columns,
                              sizeof(Number) * (size_t)o.feature_count);
         for (int64_t t = 0; t < o.top; ++t) {
-            o.top_keys[at * o.top + t] = own.top_keys[i * o.top + t];
-            numbers(o.top_weights)[at * o.top + t] = own.top_weights[i * o.top + t];
+            int64_t from = i * own.top_stride + t;
+            o.top_keys[at * o.top + t] = own.near ? own.near_keys[from] : own.top_keys[from];
+            numbers(o.top_weights)[at * o.top + t] = own.top_weights[from];
         }
     }
 }
@@ -277,14 +324,18 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     RowStatistics rows;
     start_rows(tile, softmax, rows);
     __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));
-    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_keys[t] = -1, own.top_weights[t] = 0;
+    for (int64_t t = 0; o.top > 0 && t < QUERIES * own.top_stride; ++t) {
+        own.top_weights[t] = 0;
+        if (own.near) own.near_keys[t] = -1;
+        else own.top_keys[t] = -1;
+    }
 
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
         score_block(problem, tile, visible, block, own.base.packed[0], own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
-        if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
+        if (o.top > 0) gather_top(block, tile, own.weights, o.top, own);
         gather_columns(call, tile, block, own.weights, sums);
         copy_chosen(call, tile, map, block, own.weights);
         if (o.features_out) add_features(o, tile, block, own);

@@ -125,6 +125,17 @@ LL_INLINE uint32_t lanes_set(Ints mask) {
 #endif
 }
 
+// A bit for each lane in which a is larger.
+LL_INLINE uint32_t lanes_larger(Numbers a, Numbers b) {
+#if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
+#elif defined(LL_AVX512)
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+#else
+    return lanes_set(a > b);
+#endif
+}
+
 // LANES vectors, turned: lane j of vector i becomes lane i of vector j.
 LL_INLINE void turn_square(Numbers* rows) {
     Ints lane = iota();
