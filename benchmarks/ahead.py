@@ -97,14 +97,17 @@ BACKWARD: dict[str, Callable[[], Call]] = {
     **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
 }
 EVERYWHERE = {  # compiled for every generation, not for Hopper alone
-    "forward": ("causal 64", "causal 128", "causal 256", "rules 128"),
+    "forward": (
+        "causal 64", "causal 128", "causal 256", "rules 128", "decode 128", "observed 128", "packed 128", "tiles 128",
+        "bias 64", "dropout 64",
+    ),
     "backward": tuple(
         name
         for name in BACKWARD
         if name in ("causal 64", "causal 128", "causal 512")
         or name.startswith(("bias", "table", "dropout", "demanding"))
     ),
-}
+}  # fmt: skip
 
 
 HOPPER: dict[str, Callable[[], Call]] = {

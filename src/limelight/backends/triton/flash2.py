@@ -64,8 +64,10 @@ def forward(call: Call) -> Result:
     pack = packed(Lq, group, lowered)
     first, rest, value_first, value_rest = held(call)
     widest = max(first + rest, value_first + value_rest)
-    demanding = lowered.tiles is not None or bool(call.scores) or call.dropout > 0
-    tile = tuning.forward_tile(machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding)
+    demanding = lowered.tiles is not None or bool(call.scores)
+    tile = tuning.forward_tile(
+        machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
+    )
     if lowered.tiles is not None or len(lowered.segment_table) > 1 or any(isinstance(r, Bias) for r in call.scores):
         # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))

@@ -146,17 +146,21 @@ def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool 
     return next((of_queries, of_keys) for most, of_queries, of_keys in table if widest <= most)
 
 
-def forward_tile(generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False) -> Tile:
+def forward_tile(
+    generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False, random: bool = False
+) -> Tile:
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
     ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier. Scores
-    that are ``demanding`` (bits, rules, dropout) leave room for 32 keys on GPUs before Hopper.
+    that are ``demanding`` (bits, rules) leave room for 32 keys on GPUs before Hopper, ``random`` words (dropout) on all
+    but Hopper.
     """
     if generation == "interpreter":
         return _INTERPRETED
     table = _FORWARD.get((generation, itemsize)) or _FORWARD[("other", itemsize)]
     tile = next(tile for most, tile in table if widest <= most)
-    if demanding and widest > 64 and table is _FORWARD["other", 2]:
+    before_hopper = generation not in ("hopper", "blackwell")
+    if itemsize == 2 and ((demanding and before_hopper and widest > 64) or (random and generation != "hopper")):
         tile = tile._replace(keys=min(tile.keys, 32))
     if rows >= tile.rows:
         return tile
@@ -186,4 +190,5 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
         return _INTERPRETED
     if widest > 256:
         return Tile(16, 16, 8, 1)
-    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= 128 else Tile(32, 32, 8, 1)
+    most = 64 if generation == "blackwell" else 128
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= most else Tile(32, 32, 8, 1)

@@ -259,9 +259,10 @@ def merge(
     SPLITS: tl.constexpr, SINK: tl.constexpr, VALUE_D: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The union of ``SPLITS`` disjoint parts of the keys, by their logsumexp; ``size`` is ``B Hq Lq``."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # few, or their keys would not lie in parts
     exists = row < size
-    i, h, b = row % queries, row // queries % heads, row // queries // heads
+    i, h, b = row % queries, row // queries % heads, row // queries // heads  # divided while they are narrow
+    row, i, h, b = row.to(tl.int64), i.to(tl.int64), h.to(tl.int64), b.to(tl.int64)
     most = tl.full((ROWS,), -float("inf"), tl.float32)
     somebody = tl.zeros((ROWS,), tl.int32)
     for n in range(SPLITS):
