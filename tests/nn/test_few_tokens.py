@@ -218,7 +218,24 @@ def test_watchers_gradients_and_transforms_look_on(monkeypatch, runs):
     assert len(runs) == 2
 
 
+class Own(limelight.ScoreRule):
+    def apply(self, scores, at):
+        return scores / 2
+
+
+class Shared(torch.nn.Module):
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, states):
+        return self.rule
+
+
 @pytest.mark.parametrize("other", [
+    {"scores": lambda _: Shared(Own())},
+    {"scores": lambda _: Shared(limelight.SoftCap(2.0))},
+    {"attention": recipe(MultiHead, pattern=CAUSAL, scores=(Own(),))},
     {"feed_forward": recipe(GatedFeedForward, inner=24, activation="gelu")},
     {"residual": recipe(PostNorm)},
     {"feed_forward": recipe(MixtureOfExperts, inner=24, activation="silu", experts=3)},

@@ -51,6 +51,7 @@ def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | N
         or not step.goes_on
         or not 0 < states.numel() <= fused.MOST_ROWS * states.shape[-1]
         or places.source is not None
+        or places.scores  # made anew for each pass, of any kind
         or current_watcher() is not None
         or not fused.unwatched(states)
     ):
