@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..fused import Steps
 from ..shapes import wrong
 from .dropout import dropout as dropping
-from .few_tokens import does_nothing, noted
+from .few_tokens import does_nothing, in_turn
 from .places import Places
 
 
@@ -51,8 +51,7 @@ class PreNorm(nn.Module):
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
-        normed = noted(steps, self.norm, states) if does_nothing(self.dropout) else None
-        found = None if normed is None else noted(steps, self.inner, normed)
+        found = in_turn(steps, (self.norm, self.inner), states) if does_nothing(self.dropout) else None
         return None if found is None else steps.add(states, found)
 
 
@@ -75,9 +74,7 @@ class Sandwich(nn.Module):
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
-        found = noted(steps, self.norm, states) if does_nothing(self.dropout) else None
-        for layer in (self.inner, self.after):
-            found = None if found is None else noted(steps, layer, found)
+        found = in_turn(steps, (self.norm, self.inner, self.after), states) if does_nothing(self.dropout) else None
         return None if found is None else steps.add(states, found)
 
 
@@ -106,8 +103,7 @@ class Block(nn.Module):
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
-        looked = noted(steps, self.attention, states)
-        return None if looked is None else noted(steps, self.feed_forward, looked)
+        return in_turn(steps, (self.attention, self.feed_forward), states)
 
 
 class DecoderBlock(nn.Module):

@@ -10,6 +10,7 @@ gradient, a hook, a watcher, a compiler), or a part is of another kind, the laye
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 import torch
@@ -37,6 +38,14 @@ def noted(steps: Steps[Places], layer: nn.Module, states: Tensor) -> Tensor | No
     if "note" not in type(layer).__dict__ or not is_unwatched(layer):  # a subclass has a mind of its own
         return None
     return cast(Notable, layer).note(steps, states)
+
+
+def in_turn(steps: Steps[Places], layers: Iterable[nn.Module], states: Tensor) -> Tensor | None:
+    """Each of the ``layers`` after the one before, noted; ``None`` where one of them must be called."""
+    found: Tensor | None = states
+    for layer in layers:
+        found = None if found is None else noted(steps, layer, found)
+    return found
 
 
 def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | None:
@@ -82,9 +91,7 @@ class Program:
         """Note the ``layers`` over states like these; ``None`` where one of them must be called."""
         steps: Steps[Places] = Steps()
         given = torch.empty_like(states, memory_format=torch.contiguous_format)
-        result: Tensor | None = given
-        for layer in layers:
-            result = None if result is None else noted(steps, layer, result)
+        result = in_turn(steps, layers, given)
         return None if result is None else cls(layers, steps, given, result)
 
     def holds(self, states: Tensor) -> bool:
