@@ -112,29 +112,44 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
               scratch.grad_rows);
 }
 
-// scores -> P, grads -> dS. Selected, never multiplied by zero: dP of a pair that is not seen may be anything.
+// scores -> P, grads -> dS, of VECTORS vectors of queries from `i` on; kept: what dropout multiplies by, or null. Selected, never
+// multiplied by zero: dP of a pair that is not seen may be anything.
+template <int VECTORS, bool DROPOUT>
+LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent, Number* scores, Number* grads, const Number* kept) {
+    Numbers less[VECTORS], delta[VECTORS];
+    Ints real[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+        less[v] = -subtracted(load<Numbers>(loaded.shift + i + v * LANES));
+        delta[v] = load<Numbers>(loaded.delta + i + v * LANES);
+        real[v] = load<Ints>(loaded.real + i + v * LANES);
+    }
+    for (int at = i; at < i + keys * QUERIES; at += QUERIES)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            int x = at + v * LANES;
+            Numbers score = load<Numbers>(scores + x), grad = load<Numbers>(grads + x);
+            Ints seen = real[v] & (score != -INFINITE);
+            Numbers weight = seen ? weight_of(multiply_add(score, spread(exponent), less[v])) : Numbers{}, given = weight;
+            if constexpr (DROPOUT) {
+                Numbers factor = load<Numbers>(kept + x);
+                grad = factor == 0 ? Numbers{} : grad * factor;
+                given = seen ? weight * factor : Numbers{};
+            }
+            store(scores + x, given);
+            store(grads + x, seen ? weight * (grad - delta[v]) : Numbers{});
+        }
+}
+
 template <bool DROPOUT>
 inline void weights_and_slopes(const Problem& problem, const Tile& tile, const Block& block, const Loaded& loaded,
                                ReverseScratch& scratch) {
     FlushSubnormals scope;
     // On matrix registers every lane counts, and those beyond the queries must be zero.
-    for (int i = 0; i < (BLOCK_STEP > 2 ? QUERIES : tile.count); i += LANES) {
-        Numbers less = -subtracted(load<Numbers>(loaded.shift + i)), delta = load<Numbers>(loaded.delta + i);
-        Ints real = load<Ints>(loaded.real + i);
-        for (int j = 0; j < block.count; ++j) {
-            int at = j * QUERIES + i;
-            Numbers score = load<Numbers>(scratch.scores + at), grad = load<Numbers>(scratch.grads + at);
-            Ints seen = real & (score != -INFINITE);
-            Numbers weight = seen ? weight_of(multiply_add(score, spread(problem.exponent), less)) : Numbers{};
-            if (DROPOUT) {
-                Numbers kept = load<Numbers>(scratch.kept + at);
-                grad = kept == 0 ? Numbers{} : grad * kept;
-                store(scratch.scores + at, seen ? weight * kept : Numbers{});
-            } else
-                store(scratch.scores + at, weight);
-            store(scratch.grads + at, seen ? weight * (grad - delta) : Numbers{});
-        }
-    }
+    int queries = BLOCK_STEP > 2 ? QUERIES : tile.count, i = 0;
+    for (; i + 2 * LANES < queries; i += 3 * LANES)
+        slopes_of<3, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads, scratch.kept);
+    for (; i < queries; i += LANES)
+        slopes_of<1, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads, scratch.kept);
 }
 
 // --- Gradients of score rules ----------------------------------------------------------------------------------------

@@ -357,10 +357,16 @@ struct ChunkTask {
             else high = middle - 1;
         }
         s = low;
+        // Maps (batch row, key head) in waves of about one for each thread, and the chunks of a wave's maps in turn: a chunk
+        // seldom waits for the one before it, which would be computed beside it if a map's chunks followed each other.
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
-        chunk = rest % chunks;
-        key_head = rest / chunks % call.key_heads;
-        row = call.segments[s].row < 0 ? rest / chunks / call.key_heads : call.segments[s].row;
+        int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads, waves = most(maps / call.threads, (int64_t)1);
+        int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves, to = (wave + 1) * maps / waves;
+        rest -= from * chunks;
+        chunk = rest / (to - from);
+        int64_t map = from + rest % (to - from);
+        key_head = map % call.key_heads;
+        row = call.segments[s].row < 0 ? map / call.key_heads : call.segments[s].row;
         begin = job.base(s) + chunk * job.reverse.chunk;
         end = least(begin + job.reverse.chunk, call.segments[s].key_end);
     }
