@@ -240,12 +240,13 @@ inline void add_aside(const Tile& tile, const Block& block, const uint8_t* seen,
 
 // dK += dS Q, dQ += dS' K, for scores that are products.
 inline void product_slopes(const Reverse& reverse, const Tile& tile, const Block& block, const Loaded& loaded,
-                           bool careful_keys, const uint8_t* keys_aside, Number* key_sums, ReverseScratch& scratch) {
+                           const Reach* of_queries, const Reach* of_keys, bool careful_keys, const uint8_t* keys_aside,
+                           Number* key_sums, ReverseScratch& scratch) {
     const ll_call& call = reverse.problem.call;
     int64_t key_columns = reverse.key_columns;
     if (reverse.wants(reverse.wanted.key)) {
         const Factor* slopes = fold_across(scratch.grads, block.count, scratch.factors);
-        gather(slopes, scratch.query_rows, block.count, tile.count, key_sums, key_columns);
+        gather(slopes, scratch.query_rows, block.count, tile.count, key_sums, key_columns, of_keys);
     }
     const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
     if (reverse.wants(reverse.wanted.query)) {
@@ -255,7 +256,7 @@ inline void product_slopes(const Reverse& reverse, const Tile& tile, const Block
             mix_rows(key, call.key.strides[2], block.count, call.width, key_columns, keys_aside, scratch.key_rows);
             rows = scratch.key_rows;
         }
-        mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns);
+        mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns, of_queries);
     }
     if (loaded.any_aside)
         add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
@@ -272,10 +273,13 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
     const Problem& problem = reverse.problem;
     const ll_call& call = problem.call;
     alignas(64) Number unused[QUERIES] = {};
-    score_block(problem, tile, visible, block, scratch.packed_query, scratch.scores, unused,
+    Cut cut(visible, tile, block);
+    Reach room;
+    const Reach* of_keys = cut.of_keys(tile, block, room);
+    score_block(problem, tile, visible, block, cut, scratch.packed_query, scratch.scores, unused,
                 problem.softcaps ? scratch.slopes : nullptr);
     score_product(reverse.value_rows.row(tile.row, tile.key_head, block.begin), reverse.value_rows.stride, block.count,
-                  scratch.packed_grad, tile.count, reverse.value_steps, scratch.grads, unused);
+                  scratch.packed_grad, tile.count, reverse.value_steps, scratch.grads, unused, cut.of_queries);
 
     const uint8_t* keys_aside = reverse.aside + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool careful_keys = false;
@@ -298,7 +302,7 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
     Number *key_sums = scratch.key_sums + own * key_columns, *value_sums = scratch.value_sums + own * value_columns;
     if (reverse.wants(reverse.wanted.value)) {
         const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
-        gather(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns);
+        gather(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns, of_keys);
     }
     if (call.compare) {
         const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
@@ -307,7 +311,7 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
                             vector_of(call, tile.head), call.width, key_columns, scratch.query_sum,
                             key_sums + j * key_columns, scratch.vector_sums);
     } else
-        product_slopes(reverse, tile, block, loaded, careful_keys, keys_aside, key_sums, scratch);
+        product_slopes(reverse, tile, block, loaded, cut.of_queries, of_keys, careful_keys, keys_aside, key_sums, scratch);
     if (loaded.any_aside)
         add_aside(tile, block, scratch.seen, scratch.scores, call.value_width,
                   [&](int, int i) { return loaded.grad_aside[i]; },

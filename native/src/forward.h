@@ -141,7 +141,7 @@ inline void drop(const Problem& problem, const Tile& tile, const Block& block, N
 
 // output += weights * values over the seen pairs alone: a row of V that is not finite is set aside (it counts as zero in
 // the product, for which nobody's bits change) and added by hand to the queries that see it.
-inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Factor* weights,
+inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut, const Factor* weights,
                           Scratch& scratch, Number* output) {
     const ll_call& call = problem.call;
     int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
@@ -149,7 +149,7 @@ inline void mix_carefully(const Problem& problem, const Tile& tile, const Block&
     uint8_t aside[BLOCK_KEYS];
     for (int j = 0; j < block.count; ++j) aside[j] = !finite_row(value + j * stride, call.value_width);
     mix_rows(value, stride, block.count, call.value_width, columns, aside, scratch.values);
-    mix(weights, scratch.values, block.count, tile.count, output, columns);
+    mix(weights, scratch.values, block.count, tile.count, output, columns, cut.of_queries);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; aside[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
@@ -192,7 +192,8 @@ struct Pass {
     void step(Scratch& scratch) {
         alignas(64) Number peak[QUERIES];
         int64_t columns = problem.value_columns;
-        score_block(problem, tile, visible, block, packed, scratch.scores, peak);
+        Cut cut(visible, tile, block);
+        score_block(problem, tile, visible, block, cut, packed, scratch.scores, peak);
         if (careful)
             for (int x = 0; x < block.count * QUERIES; ++x) {
                 scratch.seen[x] = scratch.scores[x] != -INFINITE;
@@ -207,9 +208,10 @@ struct Pass {
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
         if (careful)
-            mix_carefully(problem, tile, block, weights, scratch, output);
+            mix_carefully(problem, tile, block, cut, weights, scratch, output);
         else
-            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output, columns);
+            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output, columns,
+                cut.of_queries);
         more = walk.next(block);
     }
 

@@ -79,7 +79,7 @@ inline void final_softmax(const Problem& problem, const Tile& tile, const Visibi
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
-        score_block(problem, tile, visible, block, scratch.packed[0], scratch.scores, peak);
+        score_block(problem, tile, visible, block, Cut(visible, tile, block), scratch.packed[0], scratch.scores, peak);
         soften<false>(problem, tile, block, scratch.scores, peak, softmax, nullptr, 0, nullptr);
     }
 }
@@ -283,8 +283,8 @@ inline void add_features(const ll_observation& o, const Tile& tile, const Block&
                          sizeof(Number) * (size_t)o.feature_count);
         for (int64_t f = o.feature_count; f < own.feature_columns; ++f) to[f] = 0;
     }
-    add_product(own.weights, 1, QUERIES, own.feature_rows, own.feature_columns, block.count, own.features,
-                own.feature_columns, tile.count, own.feature_columns);
+    add_product<Number>({own.weights, 1, QUERIES, 0, block.count, nullptr}, own.feature_rows, own.feature_columns, own.features,
+                        own.feature_columns, tile.count, own.feature_columns);
 }
 
 inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, const RowStatistics& rows,
@@ -333,7 +333,7 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
-        score_block(problem, tile, visible, block, own.base.packed[0], own.base.scores, peak);
+        score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
         if (o.top > 0) gather_top(block, tile, own.weights, o.top, own);
         gather_columns(call, tile, block, own.weights, sums);

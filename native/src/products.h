@@ -22,8 +22,8 @@ constexpr int FOLD = 1;
 #endif
 
 template <class F> struct VectorOf;
-template <> struct VectorOf<Number> { typedef Numbers Type; };
-template <> struct VectorOf<uint32_t> { typedef Words Type; };
+template <> struct VectorOf<Number> { typedef Numbers Type; static constexpr int NUMBERS = 1; };
+template <> struct VectorOf<uint32_t> { typedef Words Type; static constexpr int NUMBERS = 2; };
 LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
 LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
 
@@ -118,36 +118,44 @@ inline void score_panel(const Factor* key, int64_t stride, const Factor* packed,
 
 #if !defined(LL_AMX)
 
+// Vectors [from, to) of the queries.
 template <int KEYS>
-inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int queries, int64_t width, Number* scores,
+inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width, Number* scores,
                        Number* peak) {
-    int left = (queries + LANES - 1) / LANES;
-    for (; left >= PANEL_VECTORS; left -= PANEL_VECTORS, packed += width * PANEL_QUERIES) {
-        score_panel<KEYS, PANEL_VECTORS>(key, stride, packed, width, scores, peak);
-        scores += PANEL_QUERIES, peak += PANEL_QUERIES;
+    for (int panel = from / PANEL_VECTORS * PANEL_VECTORS; panel < to; panel += PANEL_VECTORS) {
+        int first = most(panel, from), some = least(panel + PANEL_VECTORS, to) - first;
+        const Factor* right = packed + panel * LANES * width + (first - panel) * LANES;
+        Number *at = scores + first * LANES, *largest = peak + first * LANES;
+        if (some == PANEL_VECTORS) score_panel<KEYS, PANEL_VECTORS>(key, stride, right, width, at, largest);
+        if (some == 2) score_panel<KEYS, 2>(key, stride, right, width, at, largest);
+        if (some == 1) score_panel<KEYS, 1>(key, stride, right, width, at, largest);
     }
-    if (left == 2) score_panel<KEYS, 2>(key, stride, packed, width, scores, peak);
-    if (left == 1) score_panel<KEYS, 1>(key, stride, packed, width, scores, peak);
 }
 
 // scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the largest so far. `width` counts factors.
+// `reach`, where given, says of each query which keys matter: other scores may be anything, and so may the peak.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Number* scores, Number* peak) {
+                          Number* scores, Number* peak, const Reach* reach) {
     int step = queries <= LANES ? MOST_PANEL_KEYS : PANEL_KEYS;  // enough sums under way beside one vector of queries
+    int vectors = (queries + LANES - 1) / LANES;
+    Range reached[QUERIES / LANES];
+    for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, least(LANES, queries - v * LANES));
     for (int j = 0; j < keys;) {
-        int first = least(j, most(keys - step, 0));  // the last panel reaches back: it computes some scores again
+        int some = keys < step ? 1 : step;
+        int first = least(j, keys - some);  // the last panel reaches back: it computes some scores again
+        j = first + some;
+        int from = 0, to = vectors;
+        while (reach && from < to && (reached[from].begin >= j || reached[from].end <= first)) ++from;
+        while (reach && from < to && (reached[to - 1].begin >= j || reached[to - 1].end <= first)) --to;
+        if (from == to) continue;
         const Factor* row = key + first * stride;
-        Number* to = scores + first * QUERIES;
-        if (keys < step) {
-            score_rows<1>(row + j * stride, stride, packed, queries, width, to + j * QUERIES, peak);
-            j += 1;
-            continue;
-        }
-        if (queries <= LANES)
-            score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, to, peak);
+        Number* at = scores + first * QUERIES;
+        if (some == 1)
+            score_rows<1>(row, stride, packed, from, to, width, at, peak);
+        else if (queries <= LANES)
+            score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
         else
-            score_rows<PANEL_KEYS>(row, stride, packed, queries, width, to, peak);
-        j = first + step;
+            score_rows<PANEL_KEYS>(row, stride, packed, from, to, width, at, peak);
     }
 }
 
@@ -155,38 +163,53 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
 
 // --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ---------------------------------
 
+// The left operand, and the steps of it that are added; `reach`, where given, counts numbers.
+template <class F>
+struct Left {
+    const F* at;
+    int64_t row, step, begin, end;
+    const Reach* reach;
+};
+
+template <int ROWS, int VECTORS, class F>
+LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Number* c, int64_t c_row) {
+    int64_t begin = a.begin, end = a.end;
+    if (a.reach) {
+        constexpr int NUMBERS = VectorOf<F>::NUMBERS;
+        Range reached = a.reach->of(r, ROWS);
+        begin = most(begin, reached.begin / NUMBERS), end = least(end, (reached.end + NUMBERS - 1) / NUMBERS);
+        if (begin >= end) return;
+    }
+    panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step, b + begin * b_step, b_step, end - begin,
+                               c + r * c_row, c_row, nullptr);
+}
+
 template <int VECTORS, class F>
-inline void add_columns(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps,
-                        Number* c, int64_t c_row, int rows) {
+inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows) {
     int r = 0;
-    for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS)
-        panel<VALUE_ROWS, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
-    for (; r + 2 <= rows; r += 2)
-        panel<2, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
-    if (r < rows)
-        panel<1, VECTORS, true>(a + r * a_row, a_row, a_step, b, b_step, steps, c + r * c_row, c_row, nullptr);
+    for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS) add_panel<VALUE_ROWS, VECTORS>(a, r, b, b_step, c, c_row);
+    for (; r + 2 <= rows; r += 2) add_panel<2, VECTORS>(a, r, b, b_step, c, c_row);
+    if (r < rows) add_panel<1, VECTORS>(a, r, b, b_step, c, c_row);
 }
 
 // `columns` is a multiple of LANES.
 template <class F>
-inline void add_product(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps,
-                        Number* c, int64_t c_row, int rows, int64_t columns) {
+inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows, int64_t columns) {
     // Of wide rows only a few columns are read at a time, which fall into few cache sets: few enough rows to stay there.
     constexpr int64_t NEAR_STEPS = 64;
-    if (columns > VALUE_VECTORS * LANES && steps > NEAR_STEPS) {
-        for (int64_t k = 0; k < steps; k += NEAR_STEPS)
-            add_product(a + k * a_step, a_row, a_step, b + k * b_step, b_step, least(NEAR_STEPS, steps - k), c, c_row, rows,
-                        columns);
+    if (columns > VALUE_VECTORS * LANES && a.end - a.begin > NEAR_STEPS) {
+        for (Left<F> near = a; near.begin < a.end; near.begin += NEAR_STEPS) {
+            near.end = least(near.begin + NEAR_STEPS, a.end);
+            add_product(near, b, b_step, c, c_row, rows, columns);
+        }
         return;
     }
     int64_t x = 0;
     if (rows == 1)  // more columns, so that enough sums are under way
-        for (; x + 8 * LANES <= columns; x += 8 * LANES)
-            panel<1, 8, true>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, nullptr);
+        for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, b + x, b_step, c + x, c_row);
     for (; x + VALUE_VECTORS * LANES <= columns; x += VALUE_VECTORS * LANES)
-        add_columns<VALUE_VECTORS>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
+        add_columns<VALUE_VECTORS>(a, b + x, b_step, c + x, c_row, rows);
     if constexpr (VALUE_VECTORS > 2)
-        for (; x + 2 * LANES <= columns; x += 2 * LANES)
-            add_columns<2>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
-    for (; x < columns; x += LANES) add_columns<1>(a, a_row, a_step, b + x, b_step, steps, c + x, c_row, rows);
+        for (; x + 2 * LANES <= columns; x += 2 * LANES) add_columns<2>(a, b + x, b_step, c + x, c_row, rows);
+    for (; x < columns; x += LANES) add_columns<1>(a, b + x, b_step, c + x, c_row, rows);
 }

@@ -246,7 +246,7 @@ inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
 
 // scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
-                        const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
+                        const Cut& cut, const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
     const ll_call& call = problem.call;
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
     if (call.compare)
@@ -254,7 +254,7 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
                         (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
     else
         score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
-                      tile.count, problem.steps, scores, peak);
+                      tile.count, problem.steps, scores, peak, cut.of_queries);
     bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
     if (!changed) return;
     if (call.rule_count > 0) apply_rules(call, tile, block, scores, slopes);

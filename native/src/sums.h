@@ -35,7 +35,7 @@ inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t 
 }
 
 // sums[query][column] += sum over keys of weights[key][query] * rows[key][column].
-inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
+inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t steps = (keys + BLOCK_STEP - 1) / BLOCK_STEP;
     for (int64_t c = 0; c < columns; c += TILE)
@@ -44,7 +44,7 @@ inline void mix(const Factor* weights, const Factor* rows, int keys, int queries
 }
 
 // sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows makes them.
-inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns) {
+inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     for (int j = 0; j < keys; j += TILE)
         tile_panels<true>(columns / TILE, weights + j * (QUERIES / 2), QUERIES / 2 * BYTES, TILE, rows, columns * BYTES,
@@ -71,12 +71,14 @@ inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t 
     fold_rows(from, stride, count, width, columns, skip, to);
 }
 
-inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
-    add_product(weights, 1, QUERIES, rows, columns, folded(keys), sums, columns, queries, columns);
+inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
+                const Reach* reach) {
+    add_product<Factor>({weights, 1, QUERIES, 0, folded(keys), reach}, rows, columns, sums, columns, queries, columns);
 }
 
-inline void gather(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns) {
-    add_product(weights, QUERIES / FOLD, 1, rows, columns, folded(queries), sums, columns, keys, columns);
+inline void gather(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
+                   const Reach* reach) {
+    add_product<Factor>({weights, QUERIES / FOLD, 1, 0, folded(queries), reach}, rows, columns, sums, columns, keys, columns);
 }
 
 inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {

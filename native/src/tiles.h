@@ -67,7 +67,7 @@ LL_INLINE void tile_panels(int64_t vectors, const Factor* a, int64_t a_stride, i
 
 // As in products.h; the rows of scores up to the next multiple of 16 keys are written too.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Number* scores, Number* peak) {
+                          Number* scores, Number* peak, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t vectors = (queries + TILE - 1) / TILE;
     for (int j = 0; j < keys; j += TILE, key += TILE * stride, scores += TILE * QUERIES) {

@@ -196,3 +196,47 @@ struct BlockWalk {
         block.cut_by_bits |= beside == SOMEBODY;
     }
 };
+
+// Of rows of factors: the numbers outside of which each row is zero. A product leaves the others out.
+struct Reach {
+    int begin[BLOCK_KEYS], end[BLOCK_KEYS];
+    static_assert(QUERIES <= BLOCK_KEYS);
+
+    // Of `rows` rows together.
+    Range of(int row, int rows) const {
+        Range all{BLOCK_KEYS, 0};
+        for (int r = row; r < row + rows; ++r) all = {least<int64_t>(all.begin, begin[r]), most<int64_t>(all.end, end[r])};
+        return all;
+    }
+};
+
+// How far the queries of a tile reach into a block that intervals cut; nothing is known of any other block. On matrix
+// registers, whose tiles are as large as what could be left out, products are whole.
+struct Cut {
+    const Reach* of_queries = nullptr;  // rows are queries, numbers are keys
+    Reach room;
+
+    Cut(const Visibility& visible, const Tile& tile, const Block& block) {
+        if (!block.cut_by_intervals || BLOCK_STEP > 2) return;
+        of_queries = &room;
+        for (int i = 0; i < tile.count; ++i) {
+            room.begin[i] = BLOCK_KEYS, room.end[i] = 0;
+            for (int k = 0; k < visible.count; ++k) {
+                int64_t begin = most<int64_t>(visible.starts[k][i] - block.begin, 0);
+                int64_t end = least<int64_t>(visible.ends[k][i] - block.begin, block.count);
+                if (begin >= end) continue;
+                room.begin[i] = least(room.begin[i], (int)begin), room.end[i] = most(room.end[i], (int)end);
+            }
+        }
+    }
+    Cut(const Cut&) = delete;
+
+    // Rows are keys, numbers are queries; null where of_queries is.
+    const Reach* of_keys(const Tile& tile, const Block& block, Reach& to) const {
+        if (!of_queries) return nullptr;
+        for (int j = 0; j < block.count; ++j) to.begin[j] = QUERIES, to.end[j] = 0;
+        for (int i = tile.count - 1; i >= 0; --i)
+            for (int j = room.begin[i]; j < room.end[i]; ++j) to.begin[j] = i, to.end[j] = most(to.end[j], i + 1);
+        return &to;
+    }
+};
