@@ -25,26 +25,32 @@ LL_INLINE void each_panel(int rows, F f) {
     }
 }
 
-// Keys are read in rounds, UNIT of them at each of PLACES places in turn: a machine foresees what is read within a page of
-// memory, so it needs several under way. What is read AHEAD places later is asked for in time.
-constexpr int PLACES = 4, UNIT = 8, AHEAD = 2, ROUND = PLACES * UNIT;
+constexpr int UNIT = 16;  // keys that stay in the nearest cache until all rows and columns have met them
 
-// Rows of keys or values; the first of each place lie `apart` rows from each other.
+// Rows of memory, and those that will be read after them. Memory is asked for each line some rows before it is read, line after
+// line as it lies: a machine foresees a single stream, but neither several rows at once nor what follows the last.
 struct Reading {
     const Stored* row;
-    int64_t stride, apart;
+    int64_t stride;
+    int keys;
+    const Stored* then;
+    int64_t then_stride;
 
-    const Stored* at(int place) const { return row + place * apart * stride; }
-    Reading from(int64_t keys) const { return {row + keys * stride, stride, apart}; }
+    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), AHEAD_BYTES = 4096;
+    const Stored* at(int j) const { return row + j * stride; }
+
+    // What is to be asked for when row j is read, and how far its rows lie apart.
+    struct Ahead { const Stored* row; int64_t stride; };
+    Ahead ahead(int j, int64_t width) const {
+        int64_t later = j + most<int64_t>(UNIT, AHEAD_BYTES / (width * (int64_t)sizeof(Stored)));
+        if (later < keys) return {row + later * stride, stride};
+        return {then + (later - keys) * then_stride, then_stride};
+    }
+    LL_INLINE void ask(int j, int64_t width) const {
+        const Stored* next = ahead(j, width).row;
+        for (int64_t x = 0; x < width; x += LINE) __builtin_prefetch(next + x);
+    }
 };
-
-// f(first key, how many at each place, places): whole rounds, then what is left.
-template <class F>
-LL_INLINE void each_round(int keys, F f) {
-    int apart = keys / ROUND * UNIT;
-    for (int first = 0; first < apart; first += UNIT) f(first, UNIT, PLACES);
-    if (apart * PLACES < keys) f(apart * PLACES, keys - apart * PLACES, 1);
-}
 
 // --- Elements as they lie, a vector of memory at a time -------------------------------------------------------------------
 
@@ -83,6 +89,23 @@ LL_INLINE Piece read_part(const Stored* from, int64_t count) {
 #endif
 }
 
+// Keys are multiplied as they lie where the machine multiplies pairs, and widened on Intel's cores, for which that is quicker.
+#if defined(LL_PAIRS) && !defined(LL_AMX)
+constexpr int KEY_PARTS = 1;
+typedef Factor KeyNumber;
+struct KeyPiece { Words part[KEY_PARTS]; };
+LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) {
+    if (count >= PIECE) return {{load<Words>(from)}};
+    return {{(Words)_mm512_maskz_loadu_epi16((1u << count) - 1, from)}};
+}
+#else
+constexpr int KEY_PARTS = PIECE_PARTS;
+typedef Number KeyNumber;
+typedef Piece KeyPiece;
+LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_part(from, count); }
+#endif
+constexpr int KEY_NUMBERS = KEY_PARTS * LANES;  // in which a piece of a query lies
+
 // to += piece, as numbers in a row.
 LL_INLINE void add_piece(Number* to, const Piece& piece) {
     Numbers first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
@@ -92,15 +115,6 @@ LL_INLINE void add_piece(Number* to, const Piece& piece) {
         Numbers row = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, (place >> 1) + (place & 1) * LANES);
         store(to + h * LANES, load<Numbers>(to + h * LANES) + row);
     }
-}
-
-// Asks memory for the COUNT elements at `from + d`.
-template <int COUNT>
-LL_INLINE void ask_for(const Stored* from, int64_t d) {
-    constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored);
-    if (COUNT % LINE && d % LINE) return;
-#pragma GCC unroll 8
-    for (int64_t x = 0; x < COUNT; x += LINE) __builtin_prefetch(from + d + x);
 }
 
 // --- Scores: rows are queries, columns are keys -------------------------------------------------------------------------
@@ -126,10 +140,11 @@ LL_INLINE Numbers sums_of_lanes(const Numbers* v) {
 template <int ROWS>
 constexpr int PANEL_OF = ROWS > LANES ? 1 : ROWS == 1 ? (LANES < UNIT ? LANES : UNIT) : ROWS == 3 ? LANES / 2 : LANES / ROWS;
 
-// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written.
+// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written. ASK: memory is asked
+// for as many elements of the rows `next`.
 template <int ROWS, bool ASK>
-LL_INLINE void dot_panel(const Stored* key, int64_t stride, const Number* query, int64_t columns, int64_t width, int keys,
-                         const Stored* next, int64_t next_stride, Number* scores) {
+LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* query, int64_t columns, int64_t width, int keys,
+                         Reading::Ahead next, Number* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fit a vector
     const Stored* at[KEYS];
 #pragma GCC unroll 16
@@ -139,25 +154,28 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const Number* query,
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) sum[r][t] = Numbers{};
-    auto step = [&](int64_t d, auto read_key) __attribute__((always_inline)) {
-        Numbers q[ROWS][PIECE_PARTS];
+    int64_t asked = 0;
+    auto step = [&](int64_t d, int64_t count) __attribute__((always_inline)) {
+        KeyPiece q[ROWS];
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int p = 0; p < PIECE_PARTS; ++p) q[r][p] = load<Numbers>(query + r * columns + d + p * LANES);
+            for (int p = 0; p < KEY_PARTS; ++p)
+                q[r].part[p] = load<decltype(q[r].part[p] + 0)>(query + r * columns + d / PIECE * KEY_NUMBERS + p * LANES);
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) {
-            Piece k = read_key(at[t] + d);
-            if (ASK) ask_for<PIECE>(next + t * next_stride, d);
+            KeyPiece k = read_key(at[t] + d, count);
+            if (ASK && asked % Reading::LINE == 0) __builtin_prefetch(next.row + asked);
+            if (ASK && (asked += PIECE) >= width) asked = 0, next.row += next.stride;
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-                for (int p = 0; p < PIECE_PARTS; ++p) sum[r][t] = multiply_add(q[r][p], k.part[p], sum[r][t]);
+                for (int p = 0; p < KEY_PARTS; ++p) sum[r][t] = multiply_add(q[r].part[p], k.part[p], sum[r][t]);
         }
     };
     int64_t d = 0;
-    for (; d + PIECE <= width; d += PIECE) step(d, read_piece);
-    if (d < width) step(d, [&](const Stored* from) { return read_part(from, width - d); });
+    for (; d + PIECE <= width; d += PIECE) step(d, PIECE);
+    if (d < width) step(d, width - d);
 #pragma GCC unroll 16
     for (int first = 0; first < ROWS; first += TOGETHER) {
         Numbers some[LANES];
@@ -174,112 +192,80 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const Number* query,
     }
 }
 
-// Neighbouring keys.
+// scores[row][key] of keys [first, first + keys).
 template <int ROWS, bool ASK>
-LL_INLINE void dot_rows(const Stored* key, int64_t stride, int keys, const Number* query, int64_t columns, int64_t width,
-                        const Stored* next, int64_t next_stride, Number* scores) {
+inline void dot_rows(const Reading& key, int first, int keys, const KeyNumber* query, int64_t columns, int64_t width,
+                     Number* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>;
     if (keys < KEYS) {  // one key at a time, read KEYS times
-        for (int j = 0; j < keys; ++j)
-            dot_panel<ROWS, false>(key + j * stride, 0, query, columns, width, 1, nullptr, 0, scores + j);
+        for (int j = first; j < first + keys; ++j)
+            dot_panel<ROWS, false>(key.at(j), 0, query, columns, width, 1, {nullptr, 0}, scores + j);
         return;
     }
-    for (int j = 0; j < keys; j += KEYS) {
-        int first = least(j, keys - KEYS);  // the last panel reaches back
-        dot_panel<ROWS, ASK>(key + first * stride, stride, query, columns, width, KEYS, next + first * next_stride, next_stride,
-                             scores + first);
+    for (int j = first; j < first + keys; j += KEYS) {
+        int from = least(j, first + keys - KEYS);  // the last panel reaches back
+        dot_panel<ROWS, ASK>(key.at(from), key.stride, query, columns, width, KEYS, key.ahead(j, width), scores + from);
     }
 }
 
-template <int ROWS, bool ASK>
-inline void dot_round(const Reading& key, const Reading& later, int keys, int places, const Number* query, int64_t columns,
-                      int64_t width, Number* scores) {
-    if (places == 1) return dot_rows<ROWS, false>(key.row, key.stride, keys, query, columns, width, nullptr, 0, scores);
-    for (int p = 0; p < PLACES; ++p) {
-        const Reading& next = p + AHEAD < PLACES ? key : later;
-        dot_rows<ROWS, ASK>(key.at(p), key.stride, UNIT, query, columns, width, next.at((p + AHEAD) % PLACES), next.stride,
-                            scores + p * key.apart);
-    }
-}
-
-// scores[row][key] = sum over d of query[row][d] * key[d]; as many rows of `then` will be read after these.
-inline void dot_product(const Stored* key, int64_t stride, const Stored* then, int64_t then_stride, int keys,
-                        const Number* query, int rows, int64_t columns, int64_t width, Number* scores) {
-    int64_t apart = keys / ROUND * UNIT;
-    Reading all{key, stride, apart}, after{then, then_stride, apart};
-    each_round(keys, [&](int first, int some, int places) {
-        Reading later = first + UNIT < apart ? all.from(first + UNIT) : after;
+// scores[row][key] = sum over d of query[row][d] * key[d].
+inline void dot_product(const Reading& key, const KeyNumber* query, int rows, int64_t columns, int64_t width, Number* scores) {
+    for (int first = 0; first < key.keys; first += UNIT)
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
-            auto round = [&](auto ask) {
-                dot_round<ROWS, decltype(ask)::VALUE>(all.from(first), later, some, places, query + r * columns, columns, width,
-                                                      scores + r * CHUNK + first);
-            };
-            if (r == 0) round(Count<true>{});
-            else round(Count<false>{});
+            int some = least(UNIT, key.keys - first);
+            auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
+            dot(key, first, some, query + r * columns, columns, width, scores + r * CHUNK);
         });
-    });
 }
 
 // --- Values: output[row] += sum over keys of weights[row][key] * value[key] ----------------------------------------------
 
+// Of keys [first, first + keys), and of PIECES pieces from column c on.
 template <int ROWS, int PIECES, bool ASK>
-inline void mix_panel(const Number* weights, const Reading& value, const Reading& later, int keys, int places, int64_t count,
-                      Number* output, int64_t columns) {
+inline void mix_panel(const Number* weights, const Reading& value, int first, int keys, int64_t c, int64_t width, Number* output,
+                      int64_t columns) {
     Piece sum[ROWS][PIECES];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
-    for (int p = 0; p < places; ++p) {
-        const Stored *row = value.at(p), *next = (p + AHEAD < PLACES ? value : later).at((p + AHEAD) % PLACES);
-        const Number* weight = weights + p * value.apart;
-        for (int j = 0; j < keys; ++j, row += value.stride, next += value.stride) {
-            Piece piece[PIECES];
-            if (ASK) ask_for<PIECES * PIECE>(next, 0);
+    for (int j = first; j < first + keys; ++j) {
+        const Stored* row = value.at(j) + c;
+        if (ASK) value.ask(j, width);
+        Piece piece[PIECES];
 #pragma GCC unroll 8
-            for (int v = 0; v < PIECES; ++v) piece[v] = PIECES > 1 ? read_piece(row + v * PIECE) : read_part(row, count);
+        for (int v = 0; v < PIECES; ++v) piece[v] = PIECES > 1 ? read_piece(row + v * PIECE) : read_part(row, width - c);
 #pragma GCC unroll 8
-            for (int r = 0; r < ROWS; ++r) {
-                Numbers factor = spread(weight[r * CHUNK + j]);
+        for (int r = 0; r < ROWS; ++r) {
+            Numbers factor = spread(weights[r * CHUNK + j]);
 #pragma GCC unroll 8
-                for (int v = 0; v < PIECES; ++v)
+            for (int v = 0; v < PIECES; ++v)
 #pragma GCC unroll 2
-                    for (int x = 0; x < PIECE_PARTS; ++x)
-                        sum[r][v].part[x] = multiply_add(factor, piece[v].part[x], sum[r][v].part[x]);
-            }
+                for (int x = 0; x < PIECE_PARTS; ++x)
+                    sum[r][v].part[x] = multiply_add(factor, piece[v].part[x], sum[r][v].part[x]);
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + v * PIECE, sum[r][v]);
+        for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + c + v * PIECE, sum[r][v]);
 }
 
-// One group of columns after the other: the rows of a round stay in the nearest cache.
-inline void mix_product(const Number* weights, const Stored* value, int64_t stride, int keys, int rows, int64_t width,
-                        Number* output, int64_t columns) {
+inline void mix_product(const Number* weights, const Reading& value, int rows, int64_t width, Number* output, int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
-    int64_t apart = keys / ROUND * UNIT;
-    Reading all{value, stride, apart};
-    each_round(keys, [&](int first, int some, int places) {
-        Reading here = all.from(first), later = all.from(first + UNIT < apart ? first + UNIT : first);
+    for (int first = 0; first < value.keys; first += UNIT)
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
-            auto group = [&](auto pieces, auto ask, int64_t c) {
-                mix_panel<ROWS, decltype(pieces)::VALUE, decltype(ask)::VALUE>(
-                    weights + r * CHUNK + first, {here.row + c, stride, apart}, {later.row + c, stride, apart}, some, places,
-                    width - c, output + r * columns + c, columns);
-            };
-            auto groups = [&](auto ask) {
-                int64_t c = 0;
-                for (; c + PIECES * PIECE <= width; c += PIECES * PIECE) group(Count<PIECES>{}, ask, c);
-                for (; c < width; c += PIECE) group(Count<1>{}, ask, c);
-            };
-            if (r == 0) groups(Count<true>{});
-            else groups(Count<false>{});
+            int some = least(UNIT, value.keys - first);
+            for (int64_t c = 0; c < width;) {
+                bool ask = r == 0 && c == 0, whole = c + PIECES * PIECE <= width;
+                auto mix = whole ? (ask ? mix_panel<ROWS, PIECES, true> : mix_panel<ROWS, PIECES, false>)
+                                 : (ask ? mix_panel<ROWS, 1, true> : mix_panel<ROWS, 1, false>);
+                mix(weights + r * CHUNK, value, first, some, c, width, output + r * columns, columns);
+                c += whole ? PIECES * PIECE : PIECE;
+            }
         });
-    });
 }
 
 // --- One chunk ----------------------------------------------------------------------------------------------------------
@@ -364,10 +350,13 @@ struct Chunk {
     Range keys;
     DecodeScratch& own;
     Part part;
-    int count = 0;  // keys visited
+    const Stored* then;  // keys that this thread will probably read next
+    int count = 0;       // keys visited
 
-    Chunk(const Problem& p, const Group& g, const Visibility& v, int64_t number, DecodeScratch& scratch, Part to)
-        : problem(p), call(p.call), group(g), visible(v), keys(chunk_keys_of(v, number)), own(scratch), part(to) {}
+    Chunk(const Problem& p, const Group& g, const Visibility& v, int64_t number, DecodeScratch& scratch, Part to,
+          const Stored* next_keys)
+        : problem(p), call(p.call), group(g), visible(v), keys(chunk_keys_of(v, number)), own(scratch), part(to),
+          then(next_keys) {}
 
     // f(block, place of its first key in the rows of scores)
     template <class F>
@@ -411,6 +400,8 @@ struct Chunk {
                     Numbers part = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, 2 * iota() + p);
                     store(to + d + p * LANES, part * problem.query_factor);
                 }
+                if constexpr (sizeof(KeyNumber) * KEY_NUMBERS < PIECE * sizeof(Number))
+                    store(to + d / PIECE * KEY_NUMBERS, fold(load<Numbers>(to + d), load<Numbers>(to + d + PIECE - LANES)));
             }
         }
     }
@@ -440,8 +431,8 @@ struct Chunk {
     void score() {
         if (!call.compare)
             each_run([&](int64_t begin, int keys, int at) {
-                dot_product(row_of(call.key, begin), call.key.strides[2], row_of(call.value, begin), call.value.strides[2], keys,
-                            own.queries, group.rows(), own.query_columns, call.width, own.scores + at);
+                Reading key{row_of(call.key, begin), call.key.strides[2], keys, row_of(call.value, begin), call.value.strides[2]};
+                dot_product(key, (const KeyNumber*)own.queries, group.rows(), own.query_columns, call.width, own.scores + at);
             });
         count = each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
@@ -451,9 +442,12 @@ struct Chunk {
             for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * CHUNK + j] = -INFINITE;
     }
 
+    // Meanwhile memory is asked for values, from where the scores left off.
     void soften() const {
         FlushSubnormals scope;
+        Reading value{row_of(call.value, keys.begin), call.value.strides[2], count, then, call.key.strides[2]};
         for (int r = 0; r < group.rows(); ++r) {
+            for (int j = r * UNIT; j < least((r + 1) * UNIT, count); ++j) value.ask(j, call.value_width);
             Number* row = own.scores + r * CHUNK;
             Numbers largest = spread(-INFINITE), total{};
             for (int j = 0; j < count; j += LANES) largest = larger(largest, load<Numbers>(row + j));
@@ -494,7 +488,7 @@ struct Chunk {
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] += own.scores[r * CHUNK + at + j] * read(value + j * stride + c);
         }
-        mix_product(own.scores + at, own.values, width, keys, group.rows(), width, part.output, columns);
+        mix_product(own.scores + at, {own.values, width, keys, then, width}, group.rows(), width, part.output, columns);
     }
 
     template <bool careful>
@@ -507,7 +501,8 @@ struct Chunk {
         each_run([&](int64_t begin, int keys, int at) {
             if (careful) mix_carefully(begin, keys, at);
             else
-                mix_product(own.scores + at, row_of(call.value, begin), call.value.strides[2], keys, group.rows(),
+                mix_product(own.scores + at,
+                            {row_of(call.value, begin), call.value.strides[2], keys, then, call.key.strides[2]}, group.rows(),
                             call.value_width, part.output, mixed_columns(problem));
         });
     }
@@ -642,6 +637,16 @@ struct DecodeJob {
         }
     }
 
+    // Where a task begins to read.
+    const Stored* keys_of(int64_t task) const {
+        const Group& group = group_of(least(task, tasks - 1));
+        Visibility visible;
+        see(problem.call, group.tile, visible);
+        Range keys = chunk_keys_of(visible, task - group.first);
+        return line<const Stored>(problem.call.key, group.tile.row, group.tile.key_head,
+                                  keys.begin == LL_HIGHEST ? 0 : keys.begin);
+    }
+
     void run(int64_t task, DecodeScratch& own) {
         Group& group = group_of(task);
         Visibility visible;
@@ -649,7 +654,7 @@ struct DecodeJob {
         char* parts = group.chunks > 1 ? memory + part_bytes * (size_t)group.first : own.part;
         int64_t number = task - group.first;
         Part part(parts + part_bytes * (size_t)number, group.rows());
-        Chunk(problem, group, visible, number, own, part).run();
+        Chunk(problem, group, visible, number, own, part, keys_of(task + problem.call.threads)).run();
         if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0) merge(group, parts, own);  // by whoever comes last
     }
 };
