@@ -25,7 +25,7 @@ LL_INLINE void each_panel(int rows, F f) {
     }
 }
 
-constexpr int UNIT = 16;  // keys that stay in the nearest cache until all rows and columns have met them
+constexpr int UNIT = 32;  // keys that stay in the nearest cache until all rows and columns have met them
 
 // Rows of memory, and those that will be read after them. Memory is asked for each line some rows before it is read, line after
 // line as it lies: a machine foresees a single stream, but neither several rows at once nor what follows the last.
@@ -36,13 +36,13 @@ struct Reading {
     const Stored* then;
     int64_t then_stride;
 
-    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), AHEAD_BYTES = 4096;
+    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), AHEAD_BYTES = 12288;
     const Stored* at(int j) const { return row + j * stride; }
 
     // What is to be asked for when row j is read, and how far its rows lie apart.
     struct Ahead { const Stored* row; int64_t stride; };
     Ahead ahead(int j, int64_t width) const {
-        int64_t later = j + most<int64_t>(UNIT, AHEAD_BYTES / (width * (int64_t)sizeof(Stored)));
+        int64_t later = j + most<int64_t>(1, AHEAD_BYTES / (width * (int64_t)sizeof(Stored)));
         if (later < keys) return {row + later * stride, stride};
         return {then + (later - keys) * then_stride, then_stride};
     }
