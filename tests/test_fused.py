@@ -51,6 +51,7 @@ def steps(dtype, width=37, rows=5):
             (3 * make(2, rows, width), make(2, rows, width)), (),
         ),
         "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),
+        "product": (fused.product, functional.linear, (make(9, rows, width), make(3, width), make(3)), ()),
     }  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def near(ours, plain, truth, dtype):
     """As near to the truth as PyTorch's own operations in the same dtype, and a step of rounding."""
     assert ours.dtype == dtype
     if dtype is torch.float64:
-        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14)
+        # (sums that cancel are as exact as what was summed)
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-14 * max(1.0, float(truth.abs().max())))
         return
     step = torch.finfo(dtype).eps * truth.abs().clamp(min=truth.abs().mean())
     assert ((ours - truth).abs() <= 1.5 * (plain - truth).abs().max() + 2 * step).all()
@@ -104,6 +106,62 @@ def test_products_read_any_matrix(inputs, outputs, dtype, isa):
     assert torch.equal(fused.product(states, weight), fused.product(states, weight, torch.zeros(outputs, dtype=dtype)))
 
 
+@pytest.fixture
+def own_products(monkeypatch):
+    """The library's products of matrices, also where PyTorch's would be taken."""
+    monkeypatch.setattr(fused, "_QUICKER_THAN_PYTORCH", frozenset(AVAILABLE))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(17, 1, 1), (61, 37, 50), (500, 130, 70), (1003, 16, 129), (30, 4099, 5), (18, 64, 4)]
+)
+def test_products_of_matrices(rows, inputs, outputs, dtype, isa, own_products):
+    if isa == "wide" and dtype is not torch.float32:
+        pytest.skip("wide has float32 only")
+    torch.manual_seed(0)
+    states = torch.randn(rows, 2, inputs, dtype=dtype).transpose(0, 1)
+    weight = torch.randn(outputs, inputs + 3, dtype=dtype)[:, 1 : inputs + 1]
+    bias, grad = torch.randn(outputs, dtype=dtype), torch.randn(2, rows, outputs, dtype=dtype)
+    found = []
+    for function, to in ((fused.product, dtype), (functional.linear, dtype), (functional.linear, torch.float64)):
+        leaves = [x.detach().to(to).requires_grad_() for x in (states, weight, bias)]
+        result = function(*leaves)
+        found.append((result.detach(), *torch.autograd.grad(result, leaves, grad.to(to))))
+        with torch.no_grad():
+            assert torch.equal(function(*leaves), result)
+    assert all(ours.shape == truth.shape for ours, _, truth in zip(*found, strict=True))
+    for each in zip(*found, strict=True):
+        near(*each, dtype)
+    # Neither the number of rows nor that of threads shows in the bits.
+    torch.set_num_threads(1)
+    assert torch.equal(fused.product(states, weight, bias), found[0][0])
+    assert torch.equal(fused.product(states[1:, :rows], weight, bias), found[0][0][1:])
+    torch.set_num_threads(2)
+    # A weight that lies along its other side, and a sum that goes on.
+    turned = weight.T.contiguous().T
+    assert torch.equal(fused.product(states, turned, bias), found[0][0])
+    total = torch.ones(outputs, inputs + 1, dtype=dtype)[:, :inputs]
+    left, right = grad.reshape(-1, outputs).T, states.reshape(-1, inputs)
+    fused.matmul(left, right, out=total, add=True)
+    near(total, left @ right + 1, left.double() @ right.double() + 1, dtype)
+
+
+def test_few_rows_are_not_read_beyond_their_end(isa, own_products):
+    """What lies behind a matrix is never read: NaN there changes nothing, and what lies behind a result stays."""
+    memory = torch.full((40, 40), torch.nan)
+    left, right = memory[:21, :13], torch.randn(13, 9)
+    left.copy_(torch.randn(21, 13))
+    room = torch.full((22, 10), 7.0)
+    fused.matmul(left, right, out=room[:21, :9])
+    torch.testing.assert_close(room[:21, :9], left @ right)
+    assert (room[21] == 7).all() and (room[:, 9] == 7).all()
+    left[3, 5] = torch.nan
+    again = fused.matmul(left, right)
+    assert again[3].isnan().all()
+    assert torch.equal(again[[0, 1, 2, 4, 20]], room[[0, 1, 2, 4, 20], :9])
+
+
 def test_rows_do_not_see_each_other(isa):
     x, w, m = torch.randn(6, 70), torch.randn(70), torch.randn(90, 70)
     spoilt = x.clone()
@@ -135,8 +193,8 @@ def test_threads_do_not_show_in_a_gradient():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation"])
-def test_derivatives_of_every_kind(name):
+@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation", "product"])
+def test_derivatives_of_every_kind(name, own_products):
     ours, plain, inputs, constants = steps(torch.float64, 5, 2)[name]
     leaves = [x.detach().requires_grad_() for x in inputs]
     function = lambda *x: ours(*x, *constants)  # noqa: E731
@@ -150,15 +208,17 @@ def test_derivatives_of_every_kind(name):
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, truth[1])
     squares = lambda f: torch.func.grad(lambda *x: f(*x).square().sum())  # noqa: E731
     torch.testing.assert_close(squares(function)(*inputs), squares(lambda *x: plain(*x, *constants))(*inputs))
-    mapped = {"norm": (0, None), "gate": 0, "gate of tanh": 0, "rotation": (0, None, None)}[name]
+    mapped = {
+        "norm": (0, None), "gate": 0, "gate of tanh": 0, "rotation": (0, None, None), "product": (0, None, None),
+    }[name]  # fmt: skip
     along = [x.unsqueeze(1) if name == "rotation" and n == 0 else x for n, x in enumerate((*inputs, *constants))]
     torch.testing.assert_close(torch.vmap(ours, mapped)(*along).reshape(truth[0].shape), truth[0])
     each = torch.autograd.functional.jacobian(function, tuple(inputs))
     torch.testing.assert_close(torch.autograd.functional.jacobian(function, tuple(inputs), vectorize=True), each)
 
 
-@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation"])
-def test_compiled_and_exported(name):
+@pytest.mark.parametrize("name", ["norm", "gate", "gate of tanh", "rotation", "product"])
+def test_compiled_and_exported(name, own_products):
     ours, _, inputs, constants = steps(torch.float32)[name]
 
     class Layer(torch.nn.Module):

@@ -234,6 +234,21 @@ typedef struct ll_sum {
     void* result;
 } ll_sum;
 
+/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; `add`: instead of the
+ * bias, what the result held. Of the strides of left, and of right, one must be 1; that of the result's columns is. */
+typedef struct ll_matmul {
+    int64_t element, threads;
+    int64_t rows, steps, columns;
+    const void* left;
+    int64_t left_row, left_step;
+    const void* right;
+    int64_t right_step, right_column;
+    const void* bias; /* (columns) or null */
+    void* result;
+    int64_t result_row;
+    int64_t add;
+} ll_matmul;
+
 /* A step of `ll_steps`: a kind, how many bytes follow, and in them the structure of that kind. */
 typedef enum ll_step_kind {
     LL_PRODUCTS = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
@@ -249,6 +264,7 @@ LL_API int ll_norm_backward(const ll_norm* norm);
 LL_API int ll_gate_values(const ll_gate* gate);
 LL_API int ll_rotate(const ll_rotation* rotation);
 LL_API int ll_add(const ll_sum* sum);
+LL_API int ll_matmul_values(const ll_matmul* matmul);
 
 /* Steps one after the other, as many as stand in `bytes`; the first that fails ends them. */
 LL_API int ll_steps(const ll_step* steps, int64_t bytes);

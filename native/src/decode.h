@@ -445,7 +445,7 @@ struct Chunk {
     // Meanwhile memory is asked for values, from where the scores left off.
     void soften() const {
         FlushSubnormals scope;
-        Reading value{row_of(call.value, keys.begin), call.value.strides[2], count, then, call.key.strides[2]};
+        Reading value{row_of(call.value, count > 0 ? keys.begin : 0), call.value.strides[2], count, then, call.key.strides[2]};
         for (int r = 0; r < group.rows(); ++r) {
             for (int j = r * UNIT; j < least((r + 1) * UNIT, count); ++j) value.ask(j, call.value_width);
             Number* row = own.scores + r * CHUNK;

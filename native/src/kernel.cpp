@@ -35,6 +35,7 @@ namespace {
 #include "decode.h"
 #include "peak.h"
 #include "layers.h"
+#include "matrix.h"
 
 }  // namespace
 }  // namespace LL_NAMESPACE
@@ -47,6 +48,11 @@ const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {
     LL_NAMESPACE::forward, LL_NAMESPACE::backward,      LL_NAMESPACE::peak, LL_NAMESPACE::multiply,
     LL_NAMESPACE::norm,    LL_NAMESPACE::norm_backward, LL_NAMESPACE::gate, LL_NAMESPACE::rotation,
     LL_NAMESPACE::sum,
+#if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
+    nullptr,
+#else
+    LL_NAMESPACE::matmul,
+#endif
 };
 
 }  // namespace limelight

@@ -281,6 +281,16 @@ int ll_add(const ll_sum* sum) {
     return found ? finished(found->sum(*sum)) : BAD_ARGUMENT;
 }
 
+int ll_matmul_values(const ll_matmul* matmul) {
+    const ll_matmul& m = *matmul;
+    if (m.rows < 0 || m.steps < 0 || m.columns < 0) return fail("sizes must not be negative");
+    if ((m.left_row != 1 && m.left_step != 1) || (m.right_step != 1 && m.right_column != 1))
+        return fail("one of a matrix's strides must be 1");
+    const Kernels* found = kernels_of(isa(), m.element);
+    if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
+    return found ? finished(found->matmul(m)) : BAD_ARGUMENT;
+}
+
 int ll_steps(const ll_step* steps, int64_t bytes) {
     const char *at = (const char*)steps, *end = at + bytes;
     while (at < end) {

@@ -19,6 +19,7 @@ struct Kernels {
     int (*gate)(const ll_gate&);
     int (*rotation)(const ll_rotation&);
     int (*sum)(const ll_sum&);
+    int (*matmul)(const ll_matmul&);  // null where elements are not numbers
 };
 
 // Runs body(context, n) for n in [0, count), handed out one at a time in order, on at most `threads` threads.

@@ -66,12 +66,12 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if not hasattr(library, "ll_steps"):
+    if not hasattr(library, "ll_matmul_values"):
         return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
-    for name in ("ll_products", "ll_norm_forward", "ll_norm_backward", "ll_gate_values", "ll_rotate"):
+    for name in ("ll_products", "ll_norm_forward", "ll_norm_backward", "ll_gate_values", "ll_rotate", "ll_matmul_values"):
         getattr(library, name).argtypes = [ctypes.c_char_p]
     library.ll_steps.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):

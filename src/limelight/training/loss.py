@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .. import fused
 from ..shapes import describe, wrong
 
 IGNORED = -100  # a target that asks nothing, as in torch.nn.functional.cross_entropy
@@ -107,7 +108,7 @@ class _Runs(torch.autograd.Function):
         for start in range(0, len(states), run):
             x, t = states[start : start + run], targets[start : start + run, None]
             products, logits, logs = products[: len(x)], logits[: len(x)], logs[: len(x)]
-            torch.mm(x, table.T, out=products)
+            fused.matmul(x, table.T, out=products)
             if logits is not products:
                 logits.copy_(products)
             if scale != 1.0:
@@ -134,7 +135,7 @@ class _Runs(torch.autograd.Function):
                 gradient *= scale
             narrow = gradient if logits is products else products.copy_(gradient)
             if d_states is not None:
-                torch.mm(narrow, table, out=d_states[start : start + run])
+                fused.matmul(narrow, table, out=d_states[start : start + run])
             if d_table is not None:
                 _add_product(d_table, narrow.T, x)
         ctx.save_for_backward(
@@ -155,7 +156,7 @@ class _Runs(torch.autograd.Function):
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """``total += left @ right``; a narrower product is added a piece at a time, while it lies in the cache."""
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        fused.matmul(left, right, out=total, add=True)
         return
     for start in range(0, len(total), PIECE):
         total[start : start + PIECE] += left[start : start + PIECE] @ right
