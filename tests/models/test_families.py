@@ -132,7 +132,8 @@ def test_saved_for_transformers(stored, tmp_path, name):
         before, after = theirs(**how), again.eval()(**how)
     one, other = (out.logits if ours.network.head is not None else out.last_hidden_state for out in (before, after))
     exists = slice(None) if exists is None or one.dim() == 2 else exists
-    assert torch.equal(one[exists], other[exists])
+    # Not to the bit: MKL's sums depend on where in memory a matrix lies.
+    torch.testing.assert_close(other[exists], one[exists], rtol=0, atol=1e-13 * float(one[exists].abs().max()))
 
 
 @pytest.mark.parametrize("name", EVERY)
