@@ -23,6 +23,7 @@ struct Reverse {
     Operand value_rows;        // V as the left operand
     Operand key_rows;          // K as `mix` reads it
     const uint8_t* aside;      // (B, Hkv, Lk): keys that are not finite
+    const uint8_t *query_aside, *grad_aside;  // (B, Hq, Lq): the same of queries and of the output's gradient
     const Number* delta;       // (B, Hq, Lq)
     Number* query_sums;        // (B, Hq, Lq, key_columns), where elements are not numbers
     int64_t key_columns, value_columns, value_steps, chunk;
@@ -85,6 +86,14 @@ struct Loaded {
     bool any_aside = false;
 };
 
+// Its memory is on the way while the tile before is computed.
+inline void ask_tile(const Reverse& reverse, const Tile& tile) {
+    const ll_call& call = reverse.problem.call;
+    const ll_tensor& grad = reverse.wanted.grad_output;
+    ask_rows(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count, call.width);
+    ask_rows(line<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count, call.value_width);
+}
+
 inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, Loaded& loaded) {
     const ll_call& call = reverse.problem.call;
     const Stored* query = line<const Stored>(call.query, tile.row, tile.head, tile.first_query);
@@ -97,8 +106,8 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
         loaded.real[i] = -(Int)real;
         loaded.shift[i] = real ? logsumexp[i] * LOG2_E : 0;
         loaded.delta[i] = real ? reverse.delta[at + i] : 0;
-        loaded.query_aside[i] = real && !finite_row(query + i * query_stride, call.width);
-        loaded.grad_aside[i] = real && !finite_row(grad + i * grad_stride, call.value_width);
+        loaded.query_aside[i] = real && reverse.query_aside[at + i];
+        loaded.grad_aside[i] = real && reverse.grad_aside[at + i];
         loaded.any_aside |= loaded.query_aside[i] || loaded.grad_aside[i];
     }
     pack_queries(reverse.problem, tile, scratch.packed_query);
@@ -336,18 +345,36 @@ struct Turn {
     void pass(int64_t number) const { __atomic_store_n(done, number + 1, __ATOMIC_RELEASE); }
 };
 
-// Adds a tile's dQ; the first chunk stores instead, the last one multiplies by the scale and rounds.
+// Where the dQ of query i of a tile is summed and, where elements are not numbers, written in the end.
+struct QueryGradient {
+    Stored* gradient;
+    Number* sums;
+    int64_t stride;  // of sums
+    QueryGradient(const Reverse& reverse, const Tile& tile, int i) {
+        const ll_call& call = reverse.problem.call;
+        gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
+        int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
+        sums = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;
+        stride = CONVERTED ? reverse.key_columns : reverse.wanted.query.strides[2];
+    }
+};
+
+// Adds a tile's dQ; the first chunk stores instead, also where nobody is seen, and the last one rounds.
 inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, Number* room, bool first, bool last) {
     const ll_call& call = reverse.problem.call;
-    Number scale = last ? (Number)call.scale : 1;
+    Number scale = (Number)call.scale;
     for (int i = 0; i < tile.count; ++i) {
         const Number* from = !sum ? nullptr : call.compare ? sum + i * reverse.key_columns : sum_row(sum, i, reverse.key_columns, room);
-        Stored* gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
-        int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
-        Number* to = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;
-        if (first || from || last)
-            for (int64_t c = 0; c < call.width; ++c) to[c] = ((first ? 0 : to[c]) + (from ? from[c] : 0)) * scale;
-        if (CONVERTED && last) write_row(to, call.width, gradient);
+        QueryGradient at(reverse, tile, i);
+        Number* to = at.sums;
+        for (int64_t c = 0; c < call.width && (from || first); c += LANES) {
+            int64_t some = least<int64_t>(LANES, call.width - c);
+            Numbers before = first ? Numbers{} : load_some(to + c, some);
+            Numbers now = from ? multiply_add(load<Numbers>(from + c), spread(scale), before) : before;
+            if (some == LANES) store(to + c, now);
+            else for (int64_t x = 0; x < some; ++x) to[c + x] = now[x];
+        }
+        if (CONVERTED && last) write_row(to, call.width, at.gradient);
     }
 }
 

@@ -118,7 +118,7 @@ struct Prepared {
         int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
         int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
         int64_t count = rows * call.key_heads * one;
-        owned = (Factor*)aligned_alloc(64, sizeof(Factor) * (size_t)round_up(count + LANES, 64));
+        owned = (Factor*)room(sizeof(Factor) * (size_t)(count + LANES));
         failed = !owned;
         if (failed) return;
         Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
@@ -269,11 +269,11 @@ inline int forward(const ll_call& call) {
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-// What does not depend on pairs: delta and the sink's gradient for each query, and which keys are not finite.
+// What does not depend on pairs: delta and the sink's gradient for each query, and which rows are not finite.
 struct ReverseRows {
     const Reverse& reverse;
     Number* delta;
-    uint8_t* aside;
+    uint8_t *aside, *query_aside, *grad_aside;
     static constexpr int64_t PIECE = 64;
 
     int64_t query_pieces() const { return (reverse.problem.call.queries + PIECE - 1) / PIECE; }
@@ -298,6 +298,9 @@ struct ReverseRows {
             sum = sum_of_lanes(load<Numbers>(parts));
             if (wanted.grad_logsumexp) sum -= ((const Number*)wanted.grad_logsumexp)[map * call.queries + i];
             delta[map * call.queries + i] = sum;
+            query_aside[map * call.queries + i] =
+                !finite_row(line<const Stored>(call.query, map / call.query_heads, map % call.query_heads, i), call.width);
+            grad_aside[map * call.queries + i] = !finite_row(grad, call.value_width);
             if (!wanted.sink) continue;
             Number sink = ((const Number*)call.sink)[map % call.query_heads];
             Numbers share = exp2_of(spread((sink - logsumexp) * LOG2_E));
@@ -410,6 +413,11 @@ struct ChunkTask {
             if (found) {
                 Loaded loaded;
                 load_tile(reverse, tile, scratch, loaded);
+                if (number + 1 < tiles) ask_tile(reverse, job.tiles.tile_of(s, row, head, number + 1));
+                if (reverse.wants(reverse.wanted.query)) {
+                    QueryGradient to(reverse, tile, 0);
+                    ask_rows(to.sums, to.stride, tile.count, call.width);
+                }
                 __builtin_memset(scratch.query_sum, 0, sizeof(Number) * (size_t)(QUERIES * reverse.key_columns));
                 __builtin_memset(scratch.row_sums, 0, sizeof(Number) * LL_MAX_RULES * QUERIES);
                 if (call.compare)
@@ -492,24 +500,27 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     int64_t key_columns = round_up(call.width, LANES), queries = call.batch * call.query_heads * call.queries;
     char* memory = nullptr;
     Number *delta, *query_sums;
-    uint8_t* aside;
+    uint8_t *aside, *query_aside, *grad_aside;
     int64_t *first, *turns, *table_turns, *ordinals;
     for (Arena arena{nullptr};; arena = {memory}) {
         delta = arena.take<Number>(queries);
         query_sums = arena.take<Number>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
         aside = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
+        query_aside = arena.take<uint8_t>(queries);
+        grad_aside = arena.take<uint8_t>(queries);
         first = arena.take<int64_t>(call.segment_count + 1);
         turns = arena.take<int64_t>(tiles.count());
         table_turns = arena.take<int64_t>(call.batch * call.query_heads);
         ordinals = arena.take<int64_t>(call.segment_count * call.batch);
         if (memory) break;
-        memory = (char*)aligned_alloc(64, arena.used + 64);
+        memory = (char*)room(arena.used + 64);
         if (!memory) return OUT_OF_MEMORY;
     }
     __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles.count());
     __builtin_memset(table_turns, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
 
-    Reverse reverse{problem, wanted, value_rows.operand, key_rows.operand, aside, delta, query_sums, key_columns,
+    Reverse reverse{problem, wanted, value_rows.operand, key_rows.operand, aside, query_aside, grad_aside, delta,
+                    query_sums, key_columns,
                     problem.value_columns, steps_along(call.value_width), 0};
     reverse.chunk = chunk_keys(key_columns, problem.value_columns);
     BackwardJob job{reverse, tiles, first, turns, table_turns, ordinals, 0, -1, -1, DONE};
@@ -525,7 +536,7 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     }
 
     int64_t threads = worthwhile_threads(call);
-    ReverseRows rows{reverse, delta, aside};
+    ReverseRows rows{reverse, delta, aside, query_aside, grad_aside};
     parallel(threads, call.batch * (call.query_heads * rows.query_pieces() + call.key_heads * rows.key_pieces()),
              reverse_rows_task, &rows);
     bool row_by_row, head_by_head;

@@ -35,6 +35,13 @@ LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
     return (T*)tensor.data + b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
 }
 
+// Asks memory for some rows that will be read or added to soon.
+template <class T>
+LL_INLINE void ask_rows(const T* first, int64_t stride, int rows, int64_t width) {
+    for (int r = 0; r < rows; ++r)
+        for (int64_t x = 0; x < width; x += 64 / (int64_t)sizeof(T)) __builtin_prefetch(first + r * stride + x);
+}
+
 // f(score, key of the block, first query of the vector) -> score, for every score of the block.
 template <class F>
 LL_INLINE void each_score(Number* scores, int keys, int queries, F f) {
