@@ -269,9 +269,6 @@ LL_API int ll_matmul_values(const ll_matmul* matmul);
 /* Steps one after the other, as many as stand in `bytes`; the first that fails ends them. */
 LL_API int ll_steps(const ll_step* steps, int64_t bytes);
 
-/* Memory that nobody has touched yet is to come in pages of 2 MiB, where it is large enough and the system has such. */
-LL_API void ll_large_pages(void* memory, int64_t bytes);
-
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
 LL_API const char* ll_isa_list(void);       /* those this machine can run, best first: "avx512 avx2 generic wide" */

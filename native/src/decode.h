@@ -567,7 +567,7 @@ struct DecodeJob {
             if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
         part_bytes = Part::bytes(most_rows, mixed_columns(problem));
         if (tasks == group_count) return true;
-        memory = (char*)room(part_bytes * (size_t)tasks);
+        memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
         return memory != nullptr;
     }
 

@@ -5,9 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(LL_HAS_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -314,18 +311,6 @@ int ll_steps(const ll_step* steps, int64_t bytes) {
         if (status) return status;
     }
     return DONE;
-}
-
-void ll_large_pages(void* memory, int64_t bytes) {
-#if defined(MADV_HUGEPAGE)
-    constexpr int64_t LARGE = 4 << 20;  // surely holds a whole page of 2 MiB
-    constexpr uintptr_t PAGE = 4096;
-    if (bytes < LARGE) return;
-    uintptr_t begin = ((uintptr_t)memory + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)memory + (uintptr_t)bytes) / PAGE * PAGE;
-    madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // where the system knows no such pages nothing is lost
-#else
-    (void)memory, (void)bytes;
-#endif
 }
 
 const char* ll_error_message(void) { return message; }

@@ -28,9 +28,6 @@ void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_
 // At least `bytes` of this thread's own memory, aligned to 64, valid until its next call; null when there is none.
 void* scratch(size_t bytes);
 
-// At least `bytes` aligned to 64, for `free`; null when there is none.
-void* room(size_t bytes);
-
 // Whether `parallel` has more than one thread to lend.
 bool has_openmp();
 

@@ -118,7 +118,7 @@ struct Prepared {
         int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
         int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
         int64_t count = rows * call.key_heads * one;
-        owned = (Factor*)room(sizeof(Factor) * (size_t)(count + LANES));
+        owned = (Factor*)aligned_alloc(64, sizeof(Factor) * (size_t)round_up(count + LANES, 64));
         failed = !owned;
         if (failed) return;
         Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
@@ -513,7 +513,7 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
         table_turns = arena.take<int64_t>(call.batch * call.query_heads);
         ordinals = arena.take<int64_t>(call.segment_count * call.batch);
         if (memory) break;
-        memory = (char*)room(arena.used + 64);
+        memory = (char*)aligned_alloc(64, arena.used + 64);
         if (!memory) return OUT_OF_MEMORY;
     }
     __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles.count());

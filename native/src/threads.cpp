@@ -39,12 +39,6 @@ bool has_openmp() {
 #endif
 }
 
-void* room(size_t bytes) {
-    void* found = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (found) ll_large_pages(found, (int64_t)bytes);
-    return found;
-}
-
 void* scratch(size_t bytes) {
     if (memory.size >= bytes) return memory.data;
     free(memory.data);

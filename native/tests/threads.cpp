@@ -22,8 +22,6 @@ thread_local Memory memory;
 
 bool has_openmp() { return false; }
 
-void* room(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
-
 void* scratch(size_t bytes) {
     if (memory.size >= bytes) return memory.data;
     free(memory.data);

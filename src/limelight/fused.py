@@ -40,7 +40,6 @@ _MATMUL = struct.Struct("15q")
 _STEP = struct.Struct("2q")
 _PRODUCTS_KIND, _NORM_KIND, _GATE_KIND, _ROTATION_KIND, _SUM_KIND, _FORWARD_KIND = range(6)
 _ELEMENTS = native._ELEMENTS
-in_large_pages = native.in_large_pages
 _TENSORS = native._TENSORS
 
 
@@ -196,7 +195,7 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
         add: whether it is added to what ``out`` holds.
     """
     if out is None:
-        out, add = in_large_pages(left.new_empty(left.shape[0], right.shape[1])), False
+        out, add = left.new_empty(left.shape[0], right.shape[1]), False
     if not _multiplied_here(left, right, out) or out.stride(1) != 1:
         return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
     _multiply(left, right, None, out, add)
@@ -227,8 +226,7 @@ def _multiply(left: Tensor, right: Tensor, bias: Tensor | None, result: Tensor, 
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    shape = (*states.shape[:-1], weight.shape[0])
-    result = in_large_pages(torch.empty(shape, dtype=states.dtype, device="cpu"))
+    result = torch.empty((*states.shape[:-1], weight.shape[0]), dtype=states.dtype, device="cpu")
     _multiply(states.reshape(-1, weight.shape[1]), weight.T, bias, result.view(-1, weight.shape[0]))
     return result
 
@@ -288,7 +286,7 @@ def _norm_defined(states: Tensor, weight: Tensor, epsilon: float, offset: float)
 
 def _norm(states: Tensor, weight: Tensor, epsilon: float, offset: float, inverse: Tensor | None) -> Tensor:
     states, weight = states.contiguous(), weight.contiguous()
-    result = in_large_pages(torch.empty_like(states))
+    result = torch.empty_like(states)
     _checked(native._library.ll_norm_forward(_norm_words(states, weight, epsilon, offset, result, inverse)))
     return result
 
@@ -320,7 +318,7 @@ class _Norm(torch.autograd.Function):
             return *_by_definition(define, (states, weight), needs, grad), None, None
         states, weight, grad = states.contiguous(), weight.contiguous(), grad.contiguous()
         width = weight.shape[0]
-        of_states = in_large_pages(torch.empty_like(states)) if needs[0] else None
+        of_states = torch.empty_like(states) if needs[0] else None
         of_weight = torch.empty_like(weight) if needs[1] else None
         words = _NORM.pack(
             _ELEMENTS[states.dtype], torch.get_num_threads(), len(inverse), width, states.data_ptr(), width,
@@ -363,7 +361,7 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
 
 def _gate(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
-    result = in_large_pages(torch.empty_like(gate))
+    result = torch.empty_like(gate)
     _checked(native._library.ll_gate_values(_gate_words(gate, up, activation, result)))
     return result
 
@@ -389,7 +387,7 @@ class _Gate(torch.autograd.Function):
             define = lambda gate, up: ctx.activation(gate) * up  # noqa: E731
             return *_by_definition(define, (gate, up), ctx.needs_input_grad[:2], grad), None
         gate, up, grad = gate.contiguous(), up.contiguous(), grad.contiguous()
-        of_gate, of_up = (in_large_pages(torch.empty_like(x)) for x in (gate, up))
+        of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
         words = _GATE.pack(
             _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), *SIGMOID_FORMS[ctx.activation],
             gate.data_ptr(), up.data_ptr(), 0, grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
@@ -436,7 +434,7 @@ def _rotate(heads: Tensor, own: Tensor, partners: Tensor, direction: float) -> T
     heads = heads if heads.stride(3) == 1 else heads.contiguous()
     own = own.contiguous()
     partners = partners.contiguous()
-    result = in_large_pages(torch.empty_like(heads))
+    result = torch.empty_like(heads)
     if result.stride(3) != 1:  # a width of one number is no pair; dimensions of size 1 may come with any step
         result = torch.empty(heads.shape, dtype=heads.dtype, device="cpu")
     _checked(native._library.ll_rotate(_rotation_words(heads, own, partners, direction, result)))

@@ -66,22 +66,13 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if not hasattr(library, "ll_large_pages"):
+    if not hasattr(library, "ll_matmul_values"):
         return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     library.ll_select_isa.argtypes = [ctypes.c_char_p]
-    for name in (
-        "ll_products",
-        "ll_norm_forward",
-        "ll_norm_backward",
-        "ll_gate_values",
-        "ll_rotate",
-        "ll_matmul_values",
-    ):
-        getattr(library, name).argtypes = [ctypes.c_char_p]
-    library.ll_large_pages.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.ll_large_pages.restype = None
+    for name in ("products", "norm_forward", "norm_backward", "gate_values", "rotate", "matmul_values"):
+        getattr(library, f"ll_{name}").argtypes = [ctypes.c_char_p]
     library.ll_steps.argtypes = [ctypes.c_char_p, ctypes.c_int64]
     for name in ("ll_error_message", "ll_isa_name", "ll_isa_list"):
         getattr(library, name).restype = ctypes.c_char_p
@@ -155,7 +146,6 @@ def forward(call: Call) -> Result:
     covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
     output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), dtype=query.dtype, device="cpu")
-    in_large_pages(output)
     output_strides = output.stride()
     if not covered:
         output.zero_()
@@ -259,8 +249,13 @@ def backward(
     if grad_logsumexp is not None:
         grad_logsumexp = grad_logsumexp.to(**numbers).contiguous()
     # Keys and queries that belong to no document are not written.
+    made = torch.empty_like if call.layout is None else torch.zeros_like
     found: list[Tensor | None] = [
-        _gradient_like(tensor, call.layout is not None) if asked else None
+        None
+        if not asked
+        else made(tensor)
+        if tensor.stride(3) == 1
+        else made(tensor, memory_format=torch.contiguous_format)
         for (tensor, _), asked in zip(inputs, wanted, strict=False)
     ]
     shares = iter(wanted[3:])
@@ -292,12 +287,6 @@ def backward(
         vector = call.compare.vector
         found.append(None if vectors is None else vectors.sum((0, 2)).sum_to_size(vector.shape).to(vector.dtype))
     return tuple(found)
-
-
-def _gradient_like(tensor: Tensor, zeros: bool) -> Tensor:
-    lies = torch.preserve_format if tensor.stride(3) == 1 else torch.contiguous_format
-    made = in_large_pages(torch.empty_like(tensor, memory_format=lies))
-    return made.zero_() if zeros else made
 
 
 def _rows(tensor: Tensor | None) -> tuple[int, ...]:
@@ -350,20 +339,6 @@ _REDUCED: dict[type[ScoreRule], Callable[[Any, Tensor, Call], Tensor]] = {
 
 
 # --- Tensors ---------------------------------------------------------------------------------------------------------
-
-
-_LARGE = 4 << 20  # bytes from which on the library asks for large pages
-
-
-def in_large_pages(fresh: Tensor) -> Tensor:
-    """The tensor, whose memory nobody has touched yet: where it is large, to be handed out in pages of 2 MiB.
-
-    A system clears memory page by page when it is first touched. Of 4 KiB each, on a virtual machine, that takes longer
-    than many a computation of what is written there.
-    """
-    if fresh.nbytes >= _LARGE and _library is not None and fresh.is_cpu:
-        _library.ll_large_pages(fresh.data_ptr(), fresh.nbytes)
-    return fresh
 
 
 def _readable(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..fused import in_large_pages
 from ..layouts import Aligned, Layout, Padded
 from ..patterns import And, Causal, Chunks, Or, Pattern, Window
 from ..shapes import whole_number, wrong
@@ -509,7 +508,7 @@ def _no_gradient(*tensors: Tensor) -> None:
 
 def _larger(buffer: Tensor | None, like: Tensor, columns: int, used: int) -> Tensor:
     """``columns`` columns of zeros, the first ``used`` those of ``buffer``."""
-    larger = in_large_pages(like.new_empty(*like.shape[:2], columns, like.shape[3])).zero_()
+    larger = like.new_zeros(*like.shape[:2], columns, like.shape[3])
     if buffer is not None:
         larger[:, :, :used] = buffer[:, :, :used]
     return larger

@@ -56,7 +56,7 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
         return step(states)
     if not fused.unwatched(states, *[parameter for layer in inside for parameter in layer.parameters()]):
         return step(states)
-    result = fused.in_large_pages(torch.empty_like(states, memory_format=torch.contiguous_format))
+    result = torch.empty_like(states, memory_format=torch.contiguous_format)
     pairs = (x.reshape(-1, width).split(piece) for x in (states, result))  # type: ignore[no-untyped-call]
     for some, theirs in zip(*pairs, strict=True):
         theirs.copy_(step(some))
