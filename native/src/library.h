@@ -28,6 +28,12 @@ void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_
 // At least `bytes` of this thread's own memory, aligned to 64, valid until its next call; null when there is none.
 void* scratch(size_t bytes);
 
+// At least `bytes` of memory aligned to 64 for one call, which become as many as there are, and its way back; null when there
+// is none. This thread keeps a few pieces of moderate size for its next call: fresh memory comes in pages that the system
+// clears one by one.
+void* borrow(size_t& bytes);
+void give_back(void* memory, size_t bytes);
+
 // Whether `parallel` has more than one thread to lend.
 bool has_openmp();
 

@@ -102,11 +102,12 @@ inline void prepare_task(void* context, int64_t n) { ((const Preparation*)contex
 struct Prepared {
     Operand operand;
     Factor* owned = nullptr;
+    size_t bytes = 0;
     bool failed = false;
 
     Prepared() = default;
     Prepared(const Prepared&) = delete;
-    ~Prepared() { free(owned); }
+    ~Prepared() { give_back(owned, bytes); }
 
     void as_it_lies(const ll_tensor& from) {
         constexpr int64_t UNIT = (int64_t)(sizeof(Factor) / sizeof(Stored));
@@ -118,7 +119,8 @@ struct Prepared {
         int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
         int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
         int64_t count = rows * call.key_heads * one;
-        owned = (Factor*)aligned_alloc(64, sizeof(Factor) * (size_t)round_up(count + LANES, 64));
+        bytes = sizeof(Factor) * (size_t)(count + LANES);
+        owned = (Factor*)borrow(bytes);
         failed = !owned;
         if (failed) return;
         Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
@@ -499,6 +501,7 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
 
     int64_t key_columns = round_up(call.width, LANES), queries = call.batch * call.query_heads * call.queries;
     char* memory = nullptr;
+    size_t bytes = 0;
     Number *delta, *query_sums;
     uint8_t *aside, *query_aside, *grad_aside;
     int64_t *first, *turns, *table_turns, *ordinals;
@@ -513,7 +516,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
         table_turns = arena.take<int64_t>(call.batch * call.query_heads);
         ordinals = arena.take<int64_t>(call.segment_count * call.batch);
         if (memory) break;
-        memory = (char*)aligned_alloc(64, arena.used + 64);
+        bytes = arena.used + 64;
+        memory = (char*)borrow(bytes);
         if (!memory) return OUT_OF_MEMORY;
     }
     __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles.count());
@@ -546,6 +550,6 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
             job.only_row = row_by_row ? b : -1, job.only_head = head_by_head ? h : -1;
             parallel(threads, first[call.segment_count], backward_task, &job);
         }
-    free(memory);
+    give_back(memory, bytes);
     return job.status;
 }

@@ -29,6 +29,9 @@ struct Memory {
 };
 thread_local Memory memory;
 
+constexpr size_t MOST_KEPT = 8 << 20;  // bytes of a piece
+thread_local Memory kept[4];
+
 }  // namespace
 
 bool has_openmp() {
@@ -46,6 +49,28 @@ void* scratch(size_t bytes) {
     memory.data = aligned_alloc(64, rounded);
     memory.size = memory.data ? rounded : 0;
     return memory.data;
+}
+
+void* borrow(size_t& bytes) {
+    Memory* best = nullptr;
+    for (Memory& piece : kept)
+        if (piece.data && piece.size >= bytes && (!best || piece.size < best->size)) best = &piece;
+    if (best) {
+        void* found = best->data;
+        bytes = best->size, best->data = nullptr;
+        return found;
+    }
+    bytes = (bytes + 63) / 64 * 64;
+    return aligned_alloc(64, bytes);
+}
+
+void give_back(void* memory, size_t bytes) {
+    for (Memory& piece : kept)
+        if (memory && !piece.data && bytes <= MOST_KEPT) {
+            piece.data = memory, piece.size = bytes;
+            return;
+        }
+    free(memory);
 }
 
 void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {

@@ -22,6 +22,9 @@ thread_local Memory memory;
 
 bool has_openmp() { return false; }
 
+void* borrow(size_t& bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+void give_back(void* memory, size_t) { free(memory); }
+
 void* scratch(size_t bytes) {
     if (memory.size >= bytes) return memory.data;
     free(memory.data);
