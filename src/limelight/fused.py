@@ -119,7 +119,8 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     """``states @ weight.T + bias`` for states ``(..., n)``, a matrix ``(m, n)`` and a bias ``(m,)``.
 
     Up to `MOST_ROWS` vectors without a gradient read the matrix once, at the memory's speed; their sums are taken in
-    float32 (float64 for float64) in an order that neither the number of vectors nor that of threads changes.
+    float32 (float64 for float64) in an order that neither the number of vectors nor that of threads changes. More of
+    them are multiplied by the library, with their gradients, where that is quicker than PyTorch (see `matmul`).
     """
     found = products(states, ((weight, bias),))
     if found is not None:
