@@ -37,6 +37,9 @@ LL_INLINE Numbers exp2_near_zero(Numbers f) {
 
 #endif
 
+// Adding it rounds to an integer n, and leaves n's biased exponent in the low bits.
+[[maybe_unused]] constexpr Number MAGIC = (Number)1.5 * (Number)((int64_t)1 << MANTISSA) + (Number)EXPONENT_BIAS;
+
 // 2^x for x below the largest exponent. -inf gives exactly 0, NaN gives NaN; subnormal results may become 0.
 LL_INLINE Numbers exp2_of(Numbers x) {
 #if defined(LL_AVX512)  // two instructions do the splitting and the scaling; the bits are those of the steps below
@@ -48,8 +51,6 @@ LL_INLINE Numbers exp2_of(Numbers x) {
     return (Numbers)_mm512_scalef_ps((__m512)exp2_near_zero(f), (__m512)(x - f));
 #endif
 #else
-    // Adding 1.5 * 2^MANTISSA rounds to an integer n; the extra bias leaves n's biased exponent in the low bits.
-    constexpr Number MAGIC = (Number)1.5 * (Number)((int64_t)1 << MANTISSA) + (Number)EXPONENT_BIAS;
     x = larger(spread(-(Number)EXPONENT_BIAS), x);
     Numbers shifted = x + MAGIC;
     Numbers f = x - (shifted - MAGIC);  // in [-1/2, 1/2]
@@ -68,7 +69,6 @@ LL_INLINE Numbers weight_of(Numbers x) {
 #if defined(LL_AVX512)
     Numbers f = x - (Numbers)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // (`reduce` would round f down)
 #else
-    constexpr Number MAGIC = (Number)1.5 * (Number)((int64_t)1 << MANTISSA) + (Number)EXPONENT_BIAS;  // as in exp2_of
     x = larger(spread(-(Number)EXPONENT_BIAS), x);
     Numbers shifted = x + MAGIC;
     shifted = shifted - MAGIC > x ? shifted - 1 : shifted;  // rounded down

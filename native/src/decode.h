@@ -46,10 +46,7 @@ struct Reading {
         if (later < keys) return {row + later * stride, stride};
         return {then + (later - keys) * then_stride, then_stride};
     }
-    LL_INLINE void ask(int j, int64_t width) const {
-        const Stored* next = ahead(j, width).row;
-        for (int64_t x = 0; x < width; x += LINE) __builtin_prefetch(next + x);
-    }
+    LL_INLINE void ask(int j, int64_t width) const { ask_rows(ahead(j, width).row, 0, 1, width); }
 };
 
 // --- Elements as they lie, a vector of memory at a time -------------------------------------------------------------------
