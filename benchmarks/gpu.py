@@ -28,6 +28,7 @@ import argparse
 import datetime
 import functools
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -98,21 +99,21 @@ def main() -> int:
     print("  ".join(f"{k}: {v}" for k, v in result["about"].items()), flush=True)
     failures: list[str] = []
     if options.part in ("all", "correctness"):
-        result["correctness"] = correctness(device, options.tiny, options.seed, failures)
-        result["seen"] = seen(device, options.tiny, failures)
-        result["float8"] = float8(device, options.tiny, failures)
+        result["correctness"] = correctness(device, options, failures)
+        result["seen"] = seen(device, options, failures)
+        result["float8"] = float8(device, options, failures)
     if options.part in ("all", "determinism"):
-        result["determinism"] = determinism(device, options.tiny, failures)
+        result["determinism"] = determinism(device, options, failures)
     if options.part in ("all", "sanitizer"):
         result["sanitizer"] = sanitizer(options.tiny, failures)
     if options.part in ("all", "speed"):
-        result["speed"] = speed(device, options.tiny, options.seconds)
+        result["speed"] = speed(device, options)
         result["decode"] = decode(device, options.tiny, options.seconds)
         result["observations"] = observations(device, options.tiny, options.seconds)
         result["graph"] = graph(device, failures)
         result["goals"] = goals(result)
     result["failures"] = failures
-    if not options.tiny:
+    if not options.tiny and (options.mine.everything or options.name):
         target = HERE / "results" / f"{options.name or result['about']['chip'].lower().replace(' ', '-')}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(result, indent=1) + "\n")
@@ -128,8 +129,36 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measurement, roughly")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random calls; by default a new one")
     parser.add_argument("--tiny", action="store_true", help="a few small calls and no result file")
+    parser.add_argument("--only", default="", help="a pattern (re) that the names of calls have; kept only with --name")
+    parser.add_argument(
+        "--shard",
+        default="0/1",
+        help="K/N: every N-th call from the K-th on. Compiling takes the time, so that N "
+        "processes side by side check N times as fast; kept only with --name",
+    )
+    parser.add_argument("--backends", nargs="*", choices=GPU_BACKENDS, default=GPU_BACKENDS, help="that are checked")
     parser.add_argument("--list", action="store_true", help="print what would run and end; needs no GPU")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.mine = Mine(options.only, *map(int, options.shard.split("/")))
+    return options
+
+
+class Mine:
+    """Which calls this process makes: those whose names have a pattern, and of them every n-th."""
+
+    def __init__(self, pattern: str, shard: int, shards: int) -> None:
+        self.pattern, self.shard, self.shards = re.compile(pattern), shard, shards
+        self.seen = 0
+
+    def __call__(self, name: str) -> bool:
+        if not self.pattern.search(name):
+            return False
+        self.seen += 1
+        return (self.seen - 1) % self.shards == self.shard
+
+    @property
+    def everything(self) -> bool:
+        return not self.pattern.pattern and self.shards == 1
 
 
 def what_would_run(part: str) -> list[str]:
@@ -180,7 +209,10 @@ def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> It
     yield "padded", {"layout": Padded(torch.randint(0, Lq + 1, (B,)), torch.randint(0, Lk + 1, (B,)))}
     yield "dropout", {"pattern": Causal(), "dropout": 0.2, "seed": 7}
     yield "sink", {"pattern": Causal(), "sink": normal(Hq)}
-    yield "slopes", {"pattern": Causal(), "scores": (ALiBi(normal(Hq)),)}
+    # As ALiBi's own, at most a half. Where slopes favour far keys by hundreds, the rounding of the output that `delta` is
+    # made of shows in their gradients in 16 bits, times the distance.
+    slopes = (torch.rand(Hq, device=device) / 2).requires_grad_()
+    yield "slopes", {"pattern": Causal(), "scores": (ALiBi(slopes),)}
     yield "soft cap", {"pattern": Causal(), "scores": (SoftCap(5.0),)}
     yield "bias", {"scores": (Bias(normal(Hq, Lq, Lk)),)}
     yield "bias of keys", {"scores": (Bias(normal(Lk)), SoftCap(5.0))}
@@ -203,58 +235,90 @@ SIZES = (  # B, Hq, Hkv, Lq, Lk, D, Dv
 TINY = ((1, 2, 1, 5, 19, 8, 12),)
 
 
-def correctness(device: torch.device, tiny: bool, seed: int, failures: list[str]) -> list[dict[str, Any]]:
-    print(f"correctness, seed {seed}")
-    torch.manual_seed(seed)
-    dtypes = (torch.float32, torch.float16) if device.type == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
-    rows = []
-    for B, Hq, Hkv, Lq, Lk, D, Dv in TINY if tiny else SIZES:
+def correctness(device: torch.device, options: argparse.Namespace, failures: list[str]) -> list[dict[str, Any]]:
+    print(f"correctness, seed {options.seed}")
+    torch.manual_seed(options.seed)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)[: 2 if machine.interpreted() else 3]
+    rows: list[dict[str, Any]] = []
+    for sizes in TINY if options.tiny else SIZES:
+        B, Hq, Hkv, Lq, Lk, D, Dv = sizes
         for name, settings in forms(device, B, Hq, Lq, Lk, D):
-            for dtype in dtypes[:1] if tiny else dtypes:
+            for dtype in dtypes[:1] if options.tiny else dtypes:
+                title = f"{name} {str(dtype)[6:]} {sizes}"
+                if not options.mine(title):
+                    continue
                 tensors = [
                     torch.randn(B, h, n, w, device=device).to(dtype)
                     for h, n, w in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
                 ]
                 grad = torch.randn(B, Hq, Lq, Dv, device=device).to(dtype)
-                truth = run("reference", [t.double() for t in tensors], grad.double(), settings)
-                plain = run("plain", tensors, grad, settings)
-                for backend in GPU_BACKENDS:
-                    what = f"{backend} {name} {str(dtype)[6:]} {(B, Hq, Hkv, Lq, Lk, D, Dv)}"
-                    call = prepare(*tensors, **settings)
-                    found = next(b for b in BACKENDS if backend == b.NAME)
-                    if reasons := found.reasons_against(call):
-                        rows.append({"call": what, "not served": "; ".join(reasons)})
-                        continue
-                    poison(device)
-                    ours = run(backend, tensors, grad, settings)
-                    compared = [
-                        xyz for xyz in zip(ours, plain, truth, strict=True) if xyz[0] is not None and xyz[2].numel()
-                    ]
-                    worst = max(excess(*xyz, dtype) for xyz in compared)
-                    rows.append({"call": what, "error over allowed": worst})
-                    if not worst <= 1.0:
-                        failures.append(f"{what}: {worst:.2f} times the allowed error")
+                rows += compared(title, tensors, grad, settings, options.backends, failures)
     served = [row for row in rows if "error over allowed" in row]
     print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)
     return rows
 
 
-def seen(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
+def compared(
+    title: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any], backends: list[str], failures: list[str]
+) -> list[dict[str, Any]]:
+    """One call by every backend that serves it, against the definition in float64."""
+    dtype, rows = tensors[0].dtype, []
+    truth = run("reference", [t.double() for t in tensors], grad.double(), settings)
+    plain = run("plain", tensors, grad, settings)
+    for backend in backends:
+        row: dict[str, Any] = {"call": f"{backend} {title}"}
+        rows.append(row)
+        if reasons := by_name(backend).reasons_against(prepare(*tensors, **settings)):
+            row["not served"] = "; ".join(reasons)
+            continue
+        poison(tensors[0].device)
+        try:
+            ours = run(backend, tensors, grad, settings)
+        except Exception as error:
+            print(f"{row['call']}: {error!r}", file=sys.stderr, flush=True)
+            if "CUDA error" in str(error):  # after which the GPU computes nothing more for this process
+                raise
+            failures.append(f"{row['call']}: {error!r}"[:500])
+            continue
+        errors = {
+            what: excess(x, y, exact, dtype)
+            for what, x, y, exact in zip(what_is_compared(settings, tensors), ours, plain, truth, strict=True)
+            if x is not None and exact.numel()
+        }
+        row["error over allowed"] = max(errors.values())
+        row["worst"] = max(errors, key=lambda what: errors[what])
+        if not row["error over allowed"] <= 1.0:
+            failures.append(f"{row['call']}: {row['error over allowed']:.2f} times the allowed error in {row['worst']}")
+    return rows
+
+
+def what_is_compared(settings: dict[str, Any], tensors: list[Tensor]) -> list[str]:
+    """What `run` gives, in its order."""
+    learned = [f"gradient of what is learned, {n}" for n in range(len(operands(prepare(*tensors, **settings))))]
+    return ["output", "logsumexp", "dQ", "dK", "dV", *learned]
+
+
+def by_name(backend: str) -> Any:
+    return next(b for b in BACKENDS if backend == b.NAME)
+
+
+def seen(device: torch.device, options: argparse.Namespace, failures: list[str]) -> list[dict[str, Any]]:
     """Every observation against the definition in float64."""
     rows = []
-    for B, Hq, Hkv, Lq, Lk, D, _ in TINY if tiny else SIZES[1:4]:
+    for B, Hq, Hkv, Lq, Lk, D, _ in TINY if options.tiny else SIZES[1:4]:
         asked: dict[str, Any] = dict.fromkeys(ROW_STATISTICS, True) | {
             "received": True, "features": torch.randn(Lk, 9, device=device), "rows": (Lq - 1, 0), "blocks": (4, 7),
             "pairs": ((Lq - 1, 0), (0, Lk - 1)),
         }  # fmt: skip
         for name, settings in forms(device, B, Hq, Lq, Lk, D):
-            if tiny and name not in ("causal", "bits"):
+            dtype = torch.float32 if machine.interpreted() else torch.bfloat16
+            title = f"sees {name} {str(dtype)[6:]} {(B, Hq, Hkv, Lq, Lk, D)}"
+            if (options.tiny and name not in ("causal", "bits")) or not options.mine(title):
                 continue
-            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
             tensors = [torch.randn(B, h, n, D, device=device).to(dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
-            for backend in GPU_BACKENDS:
+            for backend in options.backends:
                 call = prepare(*tensors, **settings, observe=Observe(**asked, top=5))
-                if next(b for b in BACKENDS if backend == b.NAME).reasons_against(call):
+                if by_name(backend).reasons_against(call):
                     continue
                 poison(device)
                 with torch.no_grad():
@@ -266,7 +330,7 @@ def seen(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str
                             (backend, dtype, 5), ("reference", dtype, 5), ("reference", torch.float64, 6)
                         )
                     )  # fmt: skip
-                what = f"{backend} sees {name} {str(dtype)[6:]} {(B, Hq, Hkv, Lq, Lk, D)}"
+                what = f"{backend} {title}"
                 if not same_keys(ours.pop("top_keys"), truth.pop("top_keys"), truth["top_weights"]):
                     failures.append(f"{what}: other keys have the largest weights")
                 truth["top_weights"] = truth["top_weights"][..., :5]
@@ -292,13 +356,15 @@ def same_keys(ours: Tensor, truth: Tensor, weights: Tensor) -> bool:
     return torch.equal(ours[clear], truth[..., :-1][clear])
 
 
-def float8(device: torch.device, tiny: bool, failures: list[str]) -> list[dict[str, Any]]:
+def float8(device: torch.device, options: argparse.Namespace, failures: list[str]) -> list[dict[str, Any]]:
     """The error of 8-bit products against float64, on normal numbers and where one in a thousand stands out, beside
     that of one scale for each tensor (computed from its rounded inputs in float64) and of `flash3`.
     """
     rows = []
-    for length, D in ((160, 64),) if tiny else ((1000, 64), (4096, 128), (2000, 256)):
+    for length, D in ((160, 64),) if options.tiny else ((1000, 64), (4096, 128), (2000, 256)):
         for name, size in (("normal", 0.0), ("outliers", 10.0)):
+            if not options.mine(f"float8 {name} {length} {D}"):
+                continue
             q, k, v = torch.randn(3, 1, 4, length, D, device=device, dtype=torch.float64).unbind()
             q, k, v = (x + size * torch.randn_like(x) * (torch.rand_like(x) < 0.001) for x in (q, k, v))
             for pattern in (None, Causal()):
@@ -380,21 +446,23 @@ def poison(device: torch.device) -> None:
 # --- Determinism ------------------------------------------------------------------------------------------------------
 
 
-def determinism(device: torch.device, tiny: bool, failures: list[str]) -> dict[str, int]:
+def determinism(device: torch.device, options: argparse.Namespace, failures: list[str]) -> dict[str, int]:
     torch.manual_seed(0)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float32 if machine.interpreted() else torch.bfloat16
     compared = 0
-    for B, Hq, Hkv, Lq, Lk, D in REPEATED[:1] if tiny else REPEATED[1:]:
+    for B, Hq, Hkv, Lq, Lk, D in REPEATED[:1] if options.tiny else REPEATED[1:]:
         tensors = [torch.randn(B, h, n, D, device=device, dtype=dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
         grad = torch.randn(B, Hq, Lq, D, device=device, dtype=dtype)
         for name, settings in forms(device, B, Hq, Lq, Lk, D):
-            if tiny and name not in ("causal", "bias of keys"):
+            if options.tiny and name not in ("causal", "bias of keys"):
                 continue
-            for backend in GPU_BACKENDS:
-                if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*tensors, **settings)):
+            if not options.mine(f"repeated {name} {(B, Hq, Hkv, Lq, Lk, D)}"):
+                continue
+            for backend in options.backends:
+                if by_name(backend).reasons_against(prepare(*tensors, **settings)):
                     continue
                 first = run(backend, tensors, grad, settings)
-                for _ in range(1 if tiny else 20):
+                for _ in range(1 if options.tiny else 20):
                     again = under_load(device, lambda: run(backend, tensors, grad, settings))  # noqa: B023
                     compared += 1
                     pairs = [xy for xy in zip(first, again, strict=True) if xy[0] is not None]
@@ -444,14 +512,15 @@ def sanitizer(tiny: bool, failures: list[str]) -> dict[str, str]:
 FORMS = ("full", "causal", "window", "packed", "grouped")
 
 
-def speed(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
+def speed(device: torch.device, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     print(f"{'case':34} {'TFLOP/s':>8} {'of peak':>8}   ratio to others")
-    if tiny:
+    if options.tiny:
         return [row for form in FORMS for row in measured(device, torch.float16, 16, 32, form, 0.0, heads=8, batch=1)]
     for dtype, D, length, form in speed_cases():
-        heads, batch = 2048 // D // 8 * 8, max(1, 16384 // length)
-        rows += measured(device, dtype, D, length, form, seconds, heads, batch)
+        if options.mine(f"{form} {D} {length} {str(dtype)[6:]}"):
+            heads, batch = 2048 // D // 8 * 8, max(1, 16384 // length)
+            rows += measured(device, dtype, D, length, form, options.seconds, heads, batch)
     return rows
 
 
@@ -481,7 +550,7 @@ def measured(
     flop = 4.0 * limelight.explain(q, k, v, **settings).pairs * D
     ways: dict[str, Callable[[], Tensor]] = {}
     for backend in GPU_BACKENDS:
-        if not next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(q, k, v, **settings)):
+        if not by_name(backend).reasons_against(prepare(q, k, v, **settings)):
             ways[backend] = functools.partial(limelight.attention, q, k, v, backend=backend, **settings)
     ways |= peers(q, k, v, form)
     rows = []
@@ -494,7 +563,7 @@ def measured(
         for name, way in ways.items():
             try:
                 times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
-            except RuntimeError as error:  # a peer that cannot serve the case
+            except Exception as error:  # a peer that cannot serve the case
                 print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         after = product_peak(device)
         work = flop * (2.5 if direction == "backward" else 1.0)
@@ -623,7 +692,7 @@ def product_peak(device: torch.device) -> float:
 
 def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
     """One query of 32 heads against 8 key-value heads: bytes of the cache read in a second, against a plain copy."""
-    dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float16 if machine.interpreted() else torch.bfloat16
     source = torch.empty(2**16 if tiny else 2**30, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * source.nbytes / _median(lambda: target.copy_(source), seconds) * 1e-6
@@ -648,7 +717,7 @@ def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[
         "received": {"received": True}, "blocks": {"blocks": (64, 64)},
     }  # fmt: skip
     asked["all"] = {name: value for settings in asked.values() for name, value in settings.items()}
-    dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
+    dtype = torch.float16 if machine.interpreted() else torch.bfloat16
     for length in (32,) if tiny else (2048, 8192):
         q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
         call = prepare(q, k, v, pattern=Causal(), observe=Observe(**asked["all"]))
@@ -674,7 +743,7 @@ def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
     for backend in GPU_BACKENDS if device.type == "cuda" else ():
         q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        if next(b for b in BACKENDS if backend == b.NAME).reasons_against(prepare(*leaves, pattern=Causal())):
+        if by_name(backend).reasons_against(prepare(*leaves, pattern=Causal())):
             continue
         forward = functools.partial(limelight.attention, *leaves, pattern=Causal(), backend=backend)
 

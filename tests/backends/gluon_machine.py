@@ -20,6 +20,7 @@ from unittest import mock
 import torch
 
 import limelight
+from limelight.backends.gluon.tuning import LINE
 
 HERE = Path(limelight.__file__).parent / "backends"
 SOURCES = (
@@ -157,6 +158,8 @@ def copy_to_shared(descriptor, coordinates, barrier, buffer, pred=True):
     if isinstance(descriptor, Line):
         coordinates, buffer = [0, 0, 0, *coordinates], buffer.reshape([1, 1, 1, descriptor.width])
     b, h, first, column = (int(x) for x in coordinates)
+    # From elsewhere a GPU stops with "an illegal instruction" (seen on an H200).
+    assert column * descriptor.tensor.itemsize % 16 == 0, "a bulk copy begins at a multiple of 16 bytes"
     rows = descriptor.tensor[b, h, max(first, 0) : first + descriptor.rows, column : column + descriptor.width]
     if COPYING:
         time.sleep(COPYING)
@@ -281,7 +284,7 @@ NAMES = {
         expect=lambda bar, size, pred=True: bar.change(1, size) if pred else None,
     ),
     "copy_to_shared": copy_to_shared, "fence_async_shared": lambda: None,
-    "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait,
+    "warpgroup_mma": warpgroup_mma, "warpgroup_mma_wait": warpgroup_mma_wait, "_LINE": LINE,
 }  # fmt: skip
 
 

@@ -108,6 +108,7 @@ def counted_by_keys(call, group, queries=16, keys=32):
         assert found[:, 2].tolist() == sorted(found[:, 2].tolist(), reverse=True)
         for g, first, masked in found.tolist():
             rows = slice(first, min(first + queries, Lq))
+            assert first % tuning.LINE == 0
             assert masked or (rows.stop - first == queries and columns.stop - columns.start == keys)
             count[g, b, rows, columns] += seen[b, rows, columns] if masked else 1
     return count

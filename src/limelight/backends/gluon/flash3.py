@@ -200,7 +200,7 @@ def launch_backward(call: Call, given: Given, found: Found, asked: tuple[bool, b
         asked = (False, asked[1])
     query, key, value, grad = (copyable(x) for x in given[:4])
     base = torch.where(given.logsumexp == -torch.inf, 0.0, given.logsumexp * operands.LOG2_E)
-    statistics = (base, given.delta)
+    statistics = (line(base), line(given.delta))
     widest = max(tuning.NARROWEST, triton_tuning.width(max(call.shapes.D, call.shapes.Dv)))
     stages, stages_of_keys = (tuning.BACKWARD_WITH_RULES if call.scores else tuning.BACKWARD)[widest]
     rescue, rescue_of_keys = triton_tuning.backward_tiles("hopper", query.itemsize, widest)
@@ -226,19 +226,25 @@ def launch_backward(call: Call, given: Given, found: Found, asked: tuple[bool, b
 
 
 def bounds(call: Call, sight: operands.Sight) -> Tensor:
-    """Begins and ends of the intervals of keys of each query, ``(2 intervals, B, Lq)`` int32."""
+    """Begins and ends of the intervals of keys of each query, ``(2 intervals, B, Lq)`` int32, Lq as in `line`."""
     from .kernels import schedule
 
     B, _, _, Lq, *_ = call.shapes
-    found = torch.zeros((2 * sight.intervals, B, Lq), dtype=torch.int32, device=call.query.device)
+    found = torch.zeros((2 * sight.intervals, B, Lq + -Lq % tuning.LINE), dtype=torch.int32, device=call.query.device)
     if sight.tiles * sight.rows:
         tile = triton_tuning.Tile(tuning.ROWS, tuning.ROWS, 4, 1)
         form = operands.form_of(call, operands.rules(call), sight, 1, 1, tile)
         sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
         schedule.bounds[sight.tiles, sight.rows](
-            found, B, Lq, sight.work, sight.segments, sight.segment, *sees, form=form, num_warps=4
+            found, B, found.shape[2], sight.work, sight.segments, sight.segment, *sees, form=form, num_warps=4
         )
     return found
+
+
+def line(numbers: Tensor) -> Tensor:
+    """``(B, Hq, Lq)`` numbers of 32 bits with zeros behind, so that those of each head begin at a multiple of 16 bytes,
+    as bulk copies must."""
+    return torch.nn.functional.pad(numbers, (0, -numbers.shape[2] % tuning.LINE))
 
 
 def own(
@@ -254,7 +260,7 @@ def own(
     from .kernels import backward as kernels
     from .kernels import schedule
 
-    B, Hq, Hkv, Lq, *_ = call.shapes
+    B, Hq, Hkv, *_ = call.shapes
     keys = bool(lines)
     device, group, heads = call.query.device, Hq // Hkv, Hkv if keys else Hq
     records = torch.empty(sight.rows * sight.tiles * 32, dtype=torch.int32, device=device)
@@ -277,7 +283,7 @@ def own(
     kernels.gradient[(min(items, machine.processors(device)),)](
         *copied, *statistics,
         first, first.stride()[:3], second, (0, 0, 0) if second is None else second.stride()[:3], flags,
-        items, sight.tiles, columns, section, heads, group, B, Lq, records, *sees, *scoring,
+        items, sight.tiles, columns, section, heads, group, B, statistics[0].shape[2], records, *sees, *scoring,
         form=form, KEYS=keys, STAGES=stages.stages, REGISTERS=stages.computing,
         num_warps=4, maxnreg=stages.entry,
     )  # fmt: skip

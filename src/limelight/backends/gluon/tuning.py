@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ROWS = 128  # queries of a tile: two warpgroups of 64
+LINE = 4  # numbers of 32 bits in the 16 bytes at whose multiples bulk copies of a line begin
 NARROWEST, WIDEST = 64, 256  # head widths as the kernels hold them
 CACHE = 24 * 2**20  # bytes of keys and values that programs share through half of the second-level cache
 

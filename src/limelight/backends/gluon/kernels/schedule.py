@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from ...triton.kernels.visibility import blocks, chosen, covers, intervals, ordered, program, program_of_keys, touches
+from ..tuning import LINE as _LINE
 
 RECORD = tl.constexpr(32)  # numbers of a tile in the plan
 # row, first query, query end, key begin, key end, query offset, key offset, then these:
@@ -16,6 +17,7 @@ EDGES, STEPS, BLOCKS = (tl.constexpr(n) for n in (7, 8, 9))
 # and for each interval its first block, first and last whole block, last block (ends are not included).
 # Of a tile of keys number 1 is its first key; from BLOCKS on stand the first query that sees something of it, and how
 # many blocks of queries come before the whole ones.
+LINE = tl.constexpr(_LINE)
 
 
 @triton.jit
@@ -155,8 +157,10 @@ def query_step(record, t, group, form: tl.constexpr):
 def plan_keys(
     records, flags, heads, work, segments, segment, spans, begins, ends, interval_strides, form: tl.constexpr
 ):  # fmt: skip
-    """The record of a tile of keys (grid: tiles, batch rows): blocks from the first query that sees something of it to
-    the last; a tile that nobody sees has one step. The flags of the tile are set to 0, for each of the heads."""
+    """The record of a tile of keys (grid: tiles, batch rows): blocks from the first query that sees something of it, or
+    up to three before, to the last; a tile that nobody sees has one step. The flags of the tile are set to 0, for each
+    of the heads. Numbers of each query are copied in bulk, from multiples of 16 bytes: hence blocks begin at multiples
+    of four queries; those before see nothing of the tile, and are masked as all of a block that an edge cuts."""
     row, first, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = program_of_keys(
         work, segments, segment, form
     )
@@ -179,16 +183,17 @@ def plan_keys(
         whole_low = tl.minimum(whole_low, tl.min(tl.where(found, i, query_end), 0))
         whole_high = tl.maximum(whole_high, tl.max(tl.where(found, i, query_begin - 1), 0))
         whole_count += tl.sum(found.to(tl.int32), 0)
+    blind = high < low
+    low = tl.where(blind, query_begin, low) // LINE * LINE
     # Queries that see the whole tile count only where they stand in one row.
     in_a_row = (whole_count > 0) & (whole_count == whole_high - whole_low + 1)
     before = tl.where(in_a_row, tl.cdiv(whole_low - low, form.ROWS), 0)
     whole = tl.where(in_a_row, tl.maximum((whole_high + 1 - low) // form.ROWS - before, 0), 0)
-    blind = high < low
     at = _record(records, b, first, query_end, key_begin, key_end, query_offset, key_offset)
     total = tl.where(blind, 1, (high - low) // form.ROWS + 1)
     tl.store(at + EDGES, total - whole)
     tl.store(at + STEPS, total)
-    tl.store(at + BLOCKS, tl.where(blind, query_begin, low))
+    tl.store(at + BLOCKS, low)
     tl.store(at + BLOCKS + 1, before)
     _lower(flags, heads)
 
@@ -197,7 +202,7 @@ def plan_keys(
 def bounds(
     result, batch, queries, work, segments, segment, spans, begins, ends, interval_strides, form: tl.constexpr
 ):  # fmt: skip
-    """Begins and ends of the intervals of each query, ascending, ``(2 INTERVALS, B, Lq)`` int32 (grid: tiles, batch
+    """Begins and ends of the intervals of each query, ascending, ``(2 INTERVALS, B, queries)`` (grid: tiles, batch
     rows)."""
     row, first, query_end, key_begin, key_end, query_offset, key_offset, _ = program(work, segments, segment, form)
     b = tl.where(row < 0, tl.program_id(1), row)
