@@ -74,7 +74,8 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "observed 128": plain(128, L=512, pattern=Causal(), observe=EVERYTHING),
     "observed 512": plain(512, L=512, pattern=Causal(), observe=EVERYTHING),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
-    "tiles 128": plain(128, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))),
+    **{f"tiles {D}": plain(D, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))) for D in (80, 96, 128)},
+    "table 64": plain(64, L=512, pattern=Causal(), scores=(RelativeBias(torch.zeros(16, 32)),)),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
     "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
@@ -220,8 +221,37 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
         "spilled": found(r"(\d+) bytes spill stores"),
         "shared": kernel.metadata.shared,
         "serialised": "serialized" in words,
+        "unset": unset(code),
         "instructions": dict(sorted(Counter(COUNTED.findall(code)).items())),
     } | overlap
+
+
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(\S+)\s*([^;]*);")
+TWO_REGISTERS = re.compile(r"\.64\b|\.WIDE\b|\.128\b")
+
+
+def unset(code: str) -> int:
+    """How many uniform registers are read, in the order of the machine code, before anything sets them.
+
+    ``ptxas`` 12.8 does that to addresses of operands of Hopper's products, and what the kernel then computes depends on
+    what ran before. Operands of the products themselves are not looked at: they name four registers by one.
+    """
+    written: set[int] = set()
+    early: set[int] = set()
+    for operation, words in INSTRUCTION.findall(code):
+        operands_of = [word.strip() for word in words.split(",")]
+        if re.fullmatch(r"UP[T0-9]", operands_of[0]):  # of two results the first
+            operands_of = operands_of[1:]
+        target = re.fullmatch(r"UR(\d+)", operands_of[0]) if operands_of else None
+        for word in operands_of[1 if target else 0 :]:
+            if "gdesc" not in word:
+                early |= {int(n) for n in re.findall(r"\bUR(\d+)\b", word)} - written
+        if target:
+            first = int(target[1])
+            written |= set(
+                range(first, first + (4 if ".128" in operation else 2 if TWO_REGISTERS.search(operation) else 1))
+            )
+    return len(early)
 
 
 def main() -> None:

@@ -209,8 +209,8 @@ def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> It
     yield "padded", {"layout": Padded(torch.randint(0, Lq + 1, (B,)), torch.randint(0, Lk + 1, (B,)))}
     yield "dropout", {"pattern": Causal(), "dropout": 0.2, "seed": 7}
     yield "sink", {"pattern": Causal(), "sink": normal(Hq)}
-    # As ALiBi's own, at most a half. Where slopes favour far keys by hundreds, the rounding of the output that `delta` is
-    # made of shows in their gradients in 16 bits, times the distance.
+    # As ALiBi's own, at most a half. Where slopes favour far keys by hundreds, the rounding of the output that `delta`
+    # is made of shows in their gradients in 16 bits, times the distance.
     slopes = (torch.rand(Hq, device=device) / 2).requires_grad_()
     yield "slopes", {"pattern": Causal(), "scores": (ALiBi(slopes),)}
     yield "soft cap", {"pattern": Causal(), "scores": (SoftCap(5.0),)}
@@ -243,16 +243,22 @@ def correctness(device: torch.device, options: argparse.Namespace, failures: lis
     for sizes in TINY if options.tiny else SIZES:
         B, Hq, Hkv, Lq, Lk, D, Dv = sizes
         for name, settings in forms(device, B, Hq, Lq, Lk, D):
-            for dtype in dtypes[:1] if options.tiny else dtypes:
-                title = f"{name} {str(dtype)[6:]} {sizes}"
+            kinds = [(dtype, False) for dtype in (dtypes[:1] if options.tiny else dtypes)]
+            if name != "dropout":  # of a row whose output is not a number, gradients may be numbers or not
+                kinds.append((dtypes[0] if options.tiny else dtypes[-1], True))
+            for dtype, spoiled in kinds:
+                title = f"{'spoiled ' if spoiled else ''}{name} {str(dtype)[6:]} {sizes}"
                 if not options.mine(title):
                     continue
                 tensors = [
                     torch.randn(B, h, n, w, device=device).to(dtype)
                     for h, n, w in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
                 ]
+                if spoiled:  # what is not finite may show only where somebody sees it
+                    tensors[1][:, :, -1, 1], tensors[2][:, :, Lk // 2, 0] = float("nan"), float("inf")
                 grad = torch.randn(B, Hq, Lq, Dv, device=device).to(dtype)
-                rows += compared(title, tensors, grad, settings, options.backends, failures)
+                backends = [name for name in options.backends if not spoiled or name != "flash1"]  # it promises less
+                rows += compared(title, tensors, grad, settings, backends, failures)
     served = [row for row in rows if "error over allowed" in row]
     print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)
     return rows
@@ -358,7 +364,7 @@ def same_keys(ours: Tensor, truth: Tensor, weights: Tensor) -> bool:
 
 def float8(device: torch.device, options: argparse.Namespace, failures: list[str]) -> list[dict[str, Any]]:
     """The error of 8-bit products against float64, on normal numbers and where one in a thousand stands out, beside
-    that of one scale for each tensor (computed from its rounded inputs in float64) and of `flash3`.
+    that of one scale for each tensor (weights of 8 bits too, all else in float64) and of `flash3`.
     """
     rows = []
     for length, D in ((160, 64),) if options.tiny else ((1000, 64), (4096, 128), (2000, 256)):
@@ -373,7 +379,8 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                 whole = [x.abs().max() / 448 for x in (q, k, v)]
                 rounded = [(x / s).to(torch.float8_e4m3fn).double() * s for x, s in zip((q, k, v), whole, strict=True)]
                 row: dict[str, Any] = {"length": length, "D": D, "inputs": name, "pattern": repr(pattern)}
-                row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
+                with rounded_to(eight_bits):
+                    row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
                 half = [x.to(torch.bfloat16) for x in (q, k, v)]
                 for backend in (flash3, flash3_float8):
                     call = prepare(*half, pattern=pattern)
@@ -383,7 +390,9 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                         poison(device)
                         row[backend.NAME] = error(backend.forward(call).output)
                 found = row[FLOAT8]
-                if isinstance(found, float) and not found <= row["per tensor"]:
+                # Where no number stands out, scales by block win nothing, and may lose a twentieth.
+                allowed = row["per tensor"] * (1.0 if name == "outliers" else 1.05)
+                if isinstance(found, float) and not found <= allowed:
                     failures.append(f"{FLOAT8} {row}: a larger error than with one scale for each tensor")
                 rows.append(row)
                 print("  float8:", row, flush=True)
@@ -411,12 +420,23 @@ def rounded(dtype: torch.dtype) -> Any:
     """Inside, the reference rounds its weights and the gradients of its scores to ``dtype`` before they meet the other
     factor, as kernels do.
     """
+    return rounded_to(lambda x: x.to(dtype).to(x.dtype))
+
+
+def rounded_to(rounding: Callable[[Tensor], Tensor]) -> Any:
+    """The same by a function."""
     mix, backward = reference._mix, reference._ScoresForward.backward
-    scores = staticmethod(lambda ctx, grad: backward(ctx, grad.to(dtype).to(grad.dtype)))
     stack = ExitStack()
-    stack.enter_context(mock.patch.object(reference, "_mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep)))
+    stack.enter_context(mock.patch.object(reference, "_mix", lambda w, b, keep: mix(rounding(w), b, keep)))
+    scores = staticmethod(lambda ctx, grad: backward(ctx, rounding(grad)))
     stack.enter_context(mock.patch.object(reference._ScoresForward, "backward", scores))
     return stack
+
+
+def eight_bits(weights: Tensor) -> Tensor:
+    """Weights as numbers of 8 bits whose largest, in each row, is 448, the most there is."""
+    scale = weights.amax(-1, keepdim=True).clamp(min=1e-30) / 448
+    return (weights / scale).to(torch.float8_e4m3fn).to(weights.dtype) * scale
 
 
 def excess(ours: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
@@ -550,6 +570,8 @@ def measured(
     flop = 4.0 * limelight.explain(q, k, v, **settings).pairs * D
     ways: dict[str, Callable[[], Tensor]] = {}
     for backend in GPU_BACKENDS:
+        if backend == "flash1" and length > 4096:
+            continue  # it reads and writes its output for every block of keys: a call takes a second
         if not by_name(backend).reasons_against(prepare(q, k, v, **settings)):
             ways[backend] = functools.partial(limelight.attention, q, k, v, backend=backend, **settings)
     ways |= peers(q, k, v, form)
@@ -558,19 +580,21 @@ def measured(
         before, times = product_peak(device), {}
         if direction == "forward":
             ways |= in_8_bits(q, k, v, settings)
-        else:
-            ways = {name: way for name, way in ways.items() if not name.startswith(FLOAT8)}
+        else:  # of those that have kernels for it
+            forward_only = [n for n in GPU_BACKENDS if not hasattr(by_name(n), "backward")]
+            ways = {name: way for name, way in ways.items() if not name.startswith((FLOAT8, *forward_only))}
         for name, way in ways.items():
             try:
                 times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
             except Exception as error:  # a peer that cannot serve the case
                 print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        host = {name: host_time(way) for name, way in ways.items() if name in times and direction == "forward"}
         after = product_peak(device)
         work = flop * (2.5 if direction == "backward" else 1.0)
         row: dict[str, Any] = {
             "form": form, "direction": direction, "D": D, "length": length, "batch": batch, "heads": heads,
             "dtype": str(dtype)[6:], "ms": times, "tflops": {n: work / t * 1e-9 for n, t in times.items()},
-            "peak_before": before, "peak_after": after,
+            "peak_before": before, "peak_after": after, "host us": host,
         }  # fmt: skip
         if direction == "backward":  # scores and dO V twice, by each of two owners
             row["tflops of seven products"] = {n: 1.4 * x for n, x in row["tflops"].items() if n in GPU_BACKENDS}
@@ -582,8 +606,23 @@ def measured(
         title = f"{direction} {form} {D} {length} {str(dtype)[6:]}"
         steps = [row["tflops"].get(n, 0.0) / (row["tflops"].get("flash1") or 1.0) for n in ("flash2", "flash3")]
         others += f"  1 : {steps[0]:.2f} : {steps[1]:.2f}" if "flash1" in row["tflops"] else ""
+        if name in host:
+            others += f"  host {host[name]:.0f} us"
         print(f"{title:34} {best:8.1f} {best / max(before, after):8.1%}   {others}", flush=True)
     return rows
+
+
+def host_time(way: Callable[[], Tensor]) -> float:
+    """Microseconds until a call without gradients returns; the GPU computes on."""
+    times = []
+    for _ in range(20):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.no_grad():
+            way()
+        times.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(times)
 
 
 def in_8_bits(q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> dict[str, Callable[[], Tensor]]:
@@ -673,7 +712,8 @@ def _median(call: Callable[[], Any], seconds: float) -> float:
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < 200):
-        flush.zero_()
+        for _ in range(16):  # a millisecond, in which the call is made ready: what is measured is the GPU's time
+            flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         call()

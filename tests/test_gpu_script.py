@@ -43,6 +43,6 @@ def test_without_a_gpu_it_says_what_it_needs():
 def test_its_checks_run_in_the_interpreter():
     ran = run("--tiny", "--part", "correctness", "--seed", "1", interpreted=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "20 calls compared" in ran.stdout
+    assert "35 calls compared" in ran.stdout
     assert "observations of 2 calls compared" in ran.stdout
     assert ran.stdout.endswith("no failures\n")

@@ -56,6 +56,11 @@ def test_nothing_is_serialised_and_all_fits():
             assert not kernel["serialised"], case
 
 
+def test_no_register_is_read_that_nothing_has_set():
+    for case, _, kernel in kernels():
+        assert kernel["unset"] == 0, case
+
+
 def test_nothing_spills():
     for case, _, kernel in kernels():
         assert kernel["rescue"] or kernel["spilled"] == 0, case

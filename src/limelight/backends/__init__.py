@@ -8,22 +8,26 @@ from .contract import Backend, BackendError, Call
 from .gluon import flash3, flash3_float8
 from .triton import flash1, flash2
 
-# In the order in which they are tried; the last one serves everything. `flash3` comes before `flash2` once it has run
-# on a GPU; until then it is there for those who name it.
-BACKENDS: tuple[Backend, ...] = (native, flash2, flash3, flash1, reference)
+# In the order in which they are tried; the last one serves everything.
+BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
 # These change the numbers, so they run only when they are named.
 ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
 
 
 def choose(call: Call, name: str | None) -> Backend:
-    """The first backend that can serve the call; a named one is never replaced.
+    """The first backend that can serve the call and is not known to be slower than the next; a named one is never
+    replaced.
 
     Raises:
         ArgumentError: no backend has that name.
         BackendError: the named one cannot serve the call; the message says why.
     """
     if name is None or name == "auto":
-        return next(backend for backend in BACKENDS if not backend.reasons_against(call))
+        return next(
+            backend
+            for backend in BACKENDS
+            if not backend.reasons_against(call) and not (backend is flash3 and flash3.slower(call))
+        )
     for backend in BACKENDS + ONLY_NAMED:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def describe(tensor: Tensor, rows: int, width: int) -> Any:
     the tensor is read as zeros.
     """
     block = [1, 1, rows, width]
-    layout = gl.NVMMASharedLayout.get_default_for(block, _TYPES[tensor.dtype])
+    layout = _layout(rows, width, tensor.dtype)
     step = 16 // tensor.itemsize
     # A stride over a dimension of one is never taken, but must be of the kind that a descriptor may have.
     strides = [s if n > 1 else step for n, s in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
@@ -26,5 +27,14 @@ def describe(tensor: Tensor, rows: int, width: int) -> Any:
 
 def describe_line(tensor: Tensor, count: int) -> Any:
     """A contiguous tensor as one line of numbers, that is copied ``count`` at a time."""
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8 * tensor.itemsize, rank=1)
-    return TensorDescriptor(tensor.view(-1), [tensor.numel()], [1], [count], layout)
+    return TensorDescriptor(tensor.view(-1), [tensor.numel()], [1], [count], _line_layout(tensor.itemsize))
+
+
+@cache
+def _layout(rows: int, width: int, dtype: torch.dtype) -> Any:
+    return gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], _TYPES[dtype])
+
+
+@cache
+def _line_layout(itemsize: int) -> Any:
+    return gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8 * itemsize, rank=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...lowering import Lowered
-from ...scores import Bias
+from ...scores import Bias, RelativeBias
 from ..contract import Call, Result, unknown_positions
 from . import machine, observing, operands, tuning
 from .gradients import backward, reasons_against_backward
@@ -68,7 +68,8 @@ def forward(call: Call) -> Result:
     tile = tuning.forward_tile(
         machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
     )
-    if lowered.tiles is not None or len(lowered.segment_table) > 1 or any(isinstance(r, Bias) for r in call.scores):
+    read = any(isinstance(rule, (Bias, RelativeBias)) for rule in call.scores)
+    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
         # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
     sight = operands.sight(lowered, tile.rows // pack, device)
@@ -83,8 +84,8 @@ def forward(call: Call) -> Result:
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
     sink = None if call.sink is None else call.sink.detach().contiguous()
     rules = operands.rules(call)
-    form = operands.form_of(call, rules, sight, pack, splits, tile)
-    form = dataclasses.replace(form, WIDTH=first, REST=rest, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
+    whole = operands.form_of(call, rules, sight, pack, splits, tile)
+    form = dataclasses.replace(whole, WIDTH=first, REST=rest, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
     grid = (sight.tiles, Hq // pack, sight.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
@@ -92,7 +93,8 @@ def forward(call: Call) -> Result:
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
             query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
             *sight.operands, *operands.scoring(call, rules), *operands.chance(call),
-            form=form, RESCUE=rescue, num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
+            form=whole if rescue else form, RESCUE=rescue,  # see `held`; both sum in the same order
+            num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
         )  # fmt: skip
     if splits > 1:
         rows = 16
@@ -105,9 +107,12 @@ def forward(call: Call) -> Result:
 
 def held(call: Call) -> tuple[int, int, int, int]:
     """The widths of keys and of values as the kernel holds them, a part and the rest: in two parts where that saves
-    products, which limit long calls; short ones are limited by what they read."""
+    products, which limit long calls; short ones are limited by what they read. Nor where blocks are not read ahead,
+    because a map may leave them out: there NVIDIA's assembler (12.8, for Hopper) makes the addresses of the second part
+    of a register that it never set (``benchmarks/ahead.py`` looks for such).
+    """
     D, Dv = call.shapes.D, call.shapes.Dv
-    if call.shapes.Lq <= 64 or call.compare is not None:
+    if call.shapes.Lq <= 64 or call.compare is not None or call.lowered.tiles is not None:
         return tuning.width(D), 0, tuning.width(Dv), 0
     return *tuning.parts(D), *tuning.parts(Dv)
 

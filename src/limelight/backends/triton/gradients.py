@@ -230,7 +230,13 @@ def _table_gradient(call: Call, n: int, given: Given) -> Tensor:
     )  # fmt: skip
     of_distance = rule.buckets(torch.arange(low, high + 1, device=result.device))
     members = torch.nn.functional.one_hot(of_distance, buckets).to(torch.float32)
-    return (result @ members).to(rule.table.dtype)
+    # A product sums in a fixed order; what is not finite is added afterwards, to its own bucket alone.
+    finite = result.isfinite()
+    total = torch.where(finite, result, 0.0) @ members
+    for kind in (torch.inf, -torch.inf, torch.nan):
+        is_one = result.isnan() if kind != kind else result == kind
+        total = torch.where(is_one.to(torch.float32) @ members > 0, total + kind, total)
+    return total.to(rule.table.dtype)
 
 
 def _sink_gradient(sink: Tensor, logsumexp: Tensor, delta: Tensor) -> Tensor:
