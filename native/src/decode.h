@@ -103,17 +103,6 @@ LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_par
 #endif
 constexpr int KEY_NUMBERS = KEY_PARTS * LANES;  // in which a piece of a query lies
 
-// to += piece, as numbers in a row.
-LL_INLINE void add_piece(Number* to, const Piece& piece) {
-    Numbers first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
-#pragma GCC unroll 2
-    for (int h = 0; h < PIECE_PARTS; ++h) {
-        Ints place = iota() + h * LANES;  // place n of the row is lane n / 2 of part n % 2
-        Numbers row = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, (place >> 1) + (place & 1) * LANES);
-        store(to + h * LANES, load<Numbers>(to + h * LANES) + row);
-    }
-}
-
 // --- Scores: rows are queries, columns are keys -------------------------------------------------------------------------
 
 // Sums of neighbouring lanes: first those of a, then those of b.
@@ -218,24 +207,80 @@ inline void dot_product(const Reading& key, const KeyNumber* query, int rows, in
 
 // --- Values: output[row] += sum over keys of weights[row][key] * value[key] ----------------------------------------------
 
-// Of keys [first, first + keys), and of PIECES pieces from column c on.
+// Where keys are multiplied as they lie, so are values, two keys at a time: their rows are interleaved, in the order of
+// _mm512_unpacklo_epi16, and weights rounded to pairs, as in every other tile.
+#if defined(LL_PAIRS) && !defined(LL_AMX)
+constexpr int MIXED_KEYS = 2;
+struct ValuePiece { Words part[PIECE_PARTS]; };
+LL_INLINE ValuePiece read_value(const Stored* from, const Stored* next, int64_t count) {
+    __mmask32 there = count >= PIECE ? 0xffffffffu : (1u << count) - 1;
+    __m512i even = _mm512_maskz_loadu_epi16(there, from), odd = _mm512_maskz_loadu_epi16(there, next);
+    return {{(Words)_mm512_unpacklo_epi16(even, odd), (Words)_mm512_unpackhi_epi16(even, odd)}};
+}
+// Number n of the row of a piece is this lane of its parts, laid end to end.
+LL_INLINE Ints lane_of(Ints n) { return ((n >> 3) << 2) + (n & 3) + ((n >> 2) & 1) * LANES; }
+
+// Weights of a unit of keys.
+class Weights {
+    alignas(64) Factor pairs[MOST_ROWS][UNIT / 2];
+
+public:
+    Weights(const Number* from, int rows, int keys) {
+        static_assert(UNIT == 2 * LANES);
+        for (int r = 0; r < rows; ++r) {
+            Numbers first = load_some(from + r * CHUNK, least(keys, LANES));
+            Numbers second = keys > LANES ? load_some(from + r * CHUNK + LANES, keys - LANES) : Numbers{};
+            store(pairs[r], (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+        }
+    }
+    LL_INLINE Words of(int row, int key) const { return pairs[row][key / 2] - Words{}; }
+};
+#else
+constexpr int MIXED_KEYS = 1;
+typedef Piece ValuePiece;
+LL_INLINE ValuePiece read_value(const Stored* from, const Stored*, int64_t count) { return read_part(from, count); }
+LL_INLINE Ints lane_of(Ints n) { return PIECE_PARTS == 1 ? n : (n >> 1) + (n & 1) * LANES; }
+
+class Weights {
+    const Number* from;
+
+public:
+    Weights(const Number* weights, int, int) : from(weights) {}
+    LL_INLINE Numbers of(int row, int key) const { return spread(from[row * CHUNK + key]); }
+};
+#endif
+
+// to += the sums of a piece, as numbers in a row.
+LL_INLINE void add_piece(Number* to, const Piece& piece) {
+    Numbers first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
+#pragma GCC unroll 2
+    for (int h = 0; h < PIECE_PARTS; ++h) {
+        Numbers row = PIECE_PARTS == 1 ? first : __builtin_shuffle(first, second, lane_of(iota() + h * LANES));
+        store(to + h * LANES, load<Numbers>(to + h * LANES) + row);
+    }
+}
+
+// Of keys [first, first + keys), whose weights are given for some rows from `row` on, and of PIECES pieces from column c on.
 template <int ROWS, int PIECES, bool ASK>
-inline void mix_panel(const Number* weights, const Reading& value, int first, int keys, int64_t c, int64_t width, Number* output,
-                      int64_t columns) {
+inline void mix_panel(const Weights& weights, int row, const Reading& value, int first, int keys, int64_t c, int64_t width,
+                      Number* output, int64_t columns) {
     Piece sum[ROWS][PIECES];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
-    for (int j = first; j < first + keys; ++j) {
-        const Stored* row = value.at(j) + c;
-        if (ASK) value.ask(j, width);
-        Piece piece[PIECES];
+    for (int j = 0; j < keys; j += MIXED_KEYS) {
+        const Stored* from = value.at(first + j) + c;
+        const Stored* next = j + 1 < keys ? from + value.stride : from;  // the last one alone meets a weight of zero
+        if (ASK)
+            for (int k = 0; k < MIXED_KEYS; ++k) value.ask(first + j + k, width);
+        ValuePiece piece[PIECES];
 #pragma GCC unroll 8
-        for (int v = 0; v < PIECES; ++v) piece[v] = PIECES > 1 ? read_piece(row + v * PIECE) : read_part(row, width - c);
+        for (int v = 0; v < PIECES; ++v)
+            piece[v] = read_value(from + v * PIECE, next + v * PIECE, PIECES > 1 ? PIECE : width - c);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
-            Numbers factor = spread(weights[r * CHUNK + j]);
+            auto factor = weights.of(row + r, j);
 #pragma GCC unroll 8
             for (int v = 0; v < PIECES; ++v)
 #pragma GCC unroll 2
@@ -251,18 +296,20 @@ inline void mix_panel(const Number* weights, const Reading& value, int first, in
 
 inline void mix_product(const Number* weights, const Reading& value, int rows, int64_t width, Number* output, int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
-    for (int first = 0; first < value.keys; first += UNIT)
+    for (int first = 0; first < value.keys; first += UNIT) {
+        int some = least(UNIT, value.keys - first);
+        Weights of_unit(weights + first, rows, some);
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
-            int some = least(UNIT, value.keys - first);
             for (int64_t c = 0; c < width;) {
                 bool ask = r == 0 && c == 0, whole = c + PIECES * PIECE <= width;
                 auto mix = whole ? (ask ? mix_panel<ROWS, PIECES, true> : mix_panel<ROWS, PIECES, false>)
                                  : (ask ? mix_panel<ROWS, 1, true> : mix_panel<ROWS, 1, false>);
-                mix(weights + r * CHUNK, value, first, some, c, width, output + r * columns, columns);
+                mix(of_unit, r, value, first, some, c, width, output + r * columns, columns);
                 c += whole ? PIECES * PIECE : PIECE;
             }
         });
+    }
 }
 
 // --- One chunk ----------------------------------------------------------------------------------------------------------
