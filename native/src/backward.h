@@ -167,7 +167,9 @@ LL_INLINE Number* bias_gradient(const ll_tensor& to, const Tile& tile, int64_t i
     return (Number*)to.data + tile.row * to.strides[0] + tile.head * to.strides[1] + i * to.strides[2] + j * to.strides[3];
 }
 
-inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& block, const Number* grads, Number* row_sums) {
+// Numbers of `to` that one pair alone has are written, never read: memory that nobody touched yet is not asked for twice.
+inline void bias_slopes(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block, const Number* grads,
+                        Number* row_sums) {
     if (to.strides[3] == 0) {  // summed over keys, which other chunks share: added when it is this chunk's turn
         for (int j = 0; j < block.count; ++j)
             for (int i = 0; i < tile.count; i += LANES)
@@ -182,6 +184,7 @@ inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& bloc
         }
         return;
     }
+    bool alone = (call.batch == 1 || to.strides[0] != 0) && (call.query_heads == 1 || to.strides[1] != 0);
     int whole = to.strides[3] == 1 ? block.count / LANES * LANES : 0;
     for (int first = 0; first < tile.count; first += LANES)
         for (int j = 0; j < whole; j += LANES) {
@@ -190,12 +193,14 @@ inline void bias_slopes(const ll_tensor& to, const Tile& tile, const Block& bloc
             turn_square(rows);
             for (int i = 0; i < least(LANES, tile.count - first); ++i) {
                 Number* at = bias_gradient(to, tile, tile.first_query + first + i, block.begin + j);
-                store(at, load<Numbers>(at) + rows[i]);
+                store(at, alone ? rows[i] : load<Numbers>(at) + rows[i]);
             }
         }
     for (int i = 0; i < tile.count; ++i)
-        for (int j = whole; j < block.count; ++j)
-            *bias_gradient(to, tile, tile.first_query + i, block.begin + j) += grads[j * QUERIES + i];
+        for (int j = whole; j < block.count; ++j) {
+            Number* at = bias_gradient(to, tile, tile.first_query + i, block.begin + j);
+            *at = alone ? grads[j * QUERIES + i] : *at + grads[j * QUERIES + i];
+        }
 }
 
 inline void alibi_slopes(const Tile& tile, const Block& block, const Number* grads, Number* row_sums) {
@@ -228,7 +233,7 @@ inline void rule_slopes(const Reverse& reverse, const Tile& tile, const Block& b
             });
         } else if (reverse.wants(to)) {
             Number* row_sums = scratch.row_sums + r * QUERIES;
-            if (rule.kind == LL_BIAS) bias_slopes(to, tile, block, scratch.grads, row_sums);
+            if (rule.kind == LL_BIAS) bias_slopes(call, to, tile, block, scratch.grads, row_sums);
             if (rule.kind == LL_ALIBI) alibi_slopes(tile, block, scratch.grads, row_sums);
             if (rule.kind == LL_DISTANCE_TABLE) table_slopes(rule, tile, block, scratch.grads, distances[r]);
         }

@@ -78,12 +78,11 @@ struct BiasRow {
     LL_INLINE Number operator[](int64_t j) const {
         return stored ? read((const Stored*)from + j * step) : ((const Number*)from)[j * step];
     }
-    // Of the next block, on the way while this one is computed: no machine foresees so many short rows.
-    LL_INLINE void prefetch_next(const ll_call& call, const Block& block) const {
-        const char* next = (const char*)from + (block.count * (int64_t)(stored ? sizeof(Stored) : sizeof(Number)));
-        if (block.begin + block.count >= call.keys) return;
-        for (int64_t at = 0; at < BLOCK_KEYS * (int64_t)(stored ? sizeof(Stored) : sizeof(Number)); at += 64)
-            __builtin_prefetch(next + at, 0, 2);
+    // Memory is asked for what the next block will read when this one reads number j: no machine foresees so many short
+    // rows. Line by line, since what is read meanwhile would wait behind a block asked for at once.
+    LL_INLINE void ask_ahead(int64_t j) const {
+        int64_t later = j + BLOCK_KEYS;
+        __builtin_prefetch(stored ? (const char*)((const Stored*)from + later) : (const char*)((const Number*)from + later), 0, 2);
     }
     LL_INLINE Numbers vector(int64_t j) const {  // LANES keys that lie side by side
         return stored ? read_vector((const Stored*)from + j) : load<Numbers>((const Number*)from + j);
@@ -100,12 +99,15 @@ inline void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile,
     }
     // The bias lies along the keys, the scores along the queries: squares of it are turned.
     int whole = rule.tensor.strides[3] == 1 ? block.count / LANES * LANES : 0;
-    for (int i = 0; i < tile.count && whole; ++i) BiasRow(rule, tile, block, i).prefetch_next(call, block);
     for (int first = 0; first < tile.count; first += LANES)
         for (int j = 0; j < whole; j += LANES) {
             Numbers rows[LANES];
-            for (int i = 0; i < LANES; ++i)
-                rows[i] = first + i < tile.count ? BiasRow(rule, tile, block, first + i).vector(j) : Numbers{};
+            for (int i = 0; i < LANES; ++i) {
+                if (first + i >= tile.count) { rows[i] = Numbers{}; continue; }
+                BiasRow row(rule, tile, block, first + i);
+                rows[i] = row.vector(j);
+                if (block.begin + j + BLOCK_KEYS < call.keys) row.ask_ahead(j);
+            }
             turn_square(rows);
             for (int i = 0; i < LANES; ++i) {
                 Number* at = scores + (j + i) * QUERIES + first;

@@ -10,6 +10,7 @@ Nothing is kept from call to call, and the interpreter lock is released while th
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -313,7 +314,24 @@ def _gradient(rule: ScoreRule, call: Call) -> Tensor:
     elif isinstance(rule, RelativeBias):
         low, high = _distances(call)
         shape = [B, Hq, 1, high - low + 1]
-    return torch.zeros(shape, **_NUMBERS[call.query.dtype])
+    return _zeros(shape, call.query.dtype)
+
+
+def _zeros(shape: list[int], dtype: torch.dtype) -> Tensor:
+    """Zeros in the dtype of sums. Many of them are memory that nobody has touched: where a pattern shows no pair, the
+    system never makes it, and elsewhere the threads of the library do, side by side.
+    """
+    count = math.prod(shape)
+    if count < _MANY:
+        return torch.zeros(shape, **_NUMBERS[dtype])
+    kind = np.float64 if dtype is torch.float64 else np.float32
+    step = 64 // np.dtype(kind).itemsize
+    memory = np.zeros(count + step, dtype=kind)  # by calloc, where torch.zeros writes
+    first = -(memory.ctypes.data // memory.itemsize) % step  # vectors shall not lie across two lines
+    return torch.from_numpy(memory[first : first + count]).view(shape)
+
+
+_MANY = 2**20
 
 
 def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
