@@ -601,9 +601,7 @@ class _Plain(torch.autograd.Function):
         call.logsumexp = True
         result = backend.forward(call)  # type: ignore[attr-defined]
         assert result.logsumexp is not None
-        hollow = copy.copy(call)
-        hollow.query = hollow.key = hollow.value = _NOTHING
-        ctx.call, ctx.backend = hollow, backend
+        ctx.call, ctx.backend = call.of(_NOTHING, _NOTHING, _NOTHING), backend
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, result.output, result.logsumexp)
         return result.output, result.logsumexp
@@ -613,8 +611,7 @@ class _Plain(torch.autograd.Function):
         query, key, value, output, logsumexp = ctx.saved_tensors
         if grad is None and grad_logsumexp is None:
             return None, None, None, None, None
-        call = copy.copy(ctx.call)
-        call.query, call.key, call.value = query, key, value
+        call = ctx.call.of(query, key, value)
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             function = Attention(call, ctx.backend, (query, key, value))

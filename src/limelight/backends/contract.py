@@ -68,6 +68,12 @@ class Call:
 
     _lowered: Lowered | None = None
 
+    def of(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
+        """The same call of other tensors of the same shapes, what was worked out included."""
+        new = object.__new__(Call)  # a tenth of the time of `copy.copy`
+        new.__dict__ = {**self.__dict__, "query": query, "key": key, "value": value}
+        return new
+
     @property
     def lowered(self) -> Lowered:
         """Layout and pattern as kernels read them; worked out once."""

@@ -10,7 +10,6 @@ Nothing is kept from call to call, and the interpreter lock is released while th
 from __future__ import annotations
 
 import ctypes
-import math
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from ..lowering import Lowered
 from ..observations import Observations, Observe
 from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from . import memory as results
 from .contract import BackendError, Call, Result, unknown_positions
 
 NAME = "native"
@@ -146,7 +146,7 @@ def forward(call: Call) -> Result:
     lowered = call.lowered
     covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
-    output = torch.empty_like(query) if Dv == D else torch.empty((B, Hq, Lq, Dv), dtype=query.dtype, device="cpu")
+    output = results.empty_like(query) if Dv == D else results.empty((B, Hq, Lq, Dv), query.dtype)
     output_strides = output.stride()
     if not covered:
         output.zero_()
@@ -250,13 +250,13 @@ def backward(
     if grad_logsumexp is not None:
         grad_logsumexp = grad_logsumexp.to(**numbers).contiguous()
     # Keys and queries that belong to no document are not written.
-    made = torch.empty_like if call.layout is None else torch.zeros_like
+    made = results.empty_like if call.layout is None else results.zeros_like
     found: list[Tensor | None] = [
         None
         if not asked
         else made(tensor)
         if tensor.stride(3) == 1
-        else made(tensor, memory_format=torch.contiguous_format)
+        else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
         for (tensor, _), asked in zip(inputs, wanted, strict=False)
     ]
     shares = iter(wanted[3:])
@@ -314,24 +314,7 @@ def _gradient(rule: ScoreRule, call: Call) -> Tensor:
     elif isinstance(rule, RelativeBias):
         low, high = _distances(call)
         shape = [B, Hq, 1, high - low + 1]
-    return _zeros(shape, call.query.dtype)
-
-
-def _zeros(shape: list[int], dtype: torch.dtype) -> Tensor:
-    """Zeros in the dtype of sums. Many of them are memory that nobody has touched: where a pattern shows no pair, the
-    system never makes it, and elsewhere the threads of the library do, side by side.
-    """
-    count = math.prod(shape)
-    if count < _MANY:
-        return torch.zeros(shape, **_NUMBERS[dtype])
-    kind = np.float64 if dtype is torch.float64 else np.float32
-    step = 64 // np.dtype(kind).itemsize
-    memory = np.zeros(count + step, dtype=kind)  # by calloc, where torch.zeros writes
-    first = -(memory.ctypes.data // memory.itemsize) % step  # vectors shall not lie across two lines
-    return torch.from_numpy(memory[first : first + count]).view(shape)
-
-
-_MANY = 2**20
+    return results.zeros(shape, _NUMBERS[call.query.dtype]["dtype"])
 
 
 def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
