@@ -85,7 +85,10 @@ def forward(call: Call) -> Result:
     sink = None if call.sink is None else call.sink.detach().contiguous()
     rules = operands.rules(call)
     whole = operands.form_of(call, rules, sight, pack, splits, tile)
-    form = dataclasses.replace(whole, WIDTH=first, REST=rest, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
+    whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `held`
+    form = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
+    # The GPU sums every column in the same order, whatever stands beside it; the interpreter's products do not.
+    rescued = form if machine.interpreted() else whole
     grid = (sight.tiles, Hq // pack, sight.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
@@ -93,7 +96,7 @@ def forward(call: Call) -> Result:
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
             query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
             *sight.operands, *operands.scoring(call, rules), *operands.chance(call),
-            form=whole if rescue else form, RESCUE=rescue,  # see `held`; both sum in the same order
+            form=rescued if rescue else form, RESCUE=rescue,
             num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
         )  # fmt: skip
     if splits > 1:
@@ -107,14 +110,14 @@ def forward(call: Call) -> Result:
 
 def held(call: Call) -> tuple[int, int, int, int]:
     """The widths of keys and of values as the kernel holds them, a part and the rest: in two parts where that saves
-    products, which limit long calls; short ones are limited by what they read. Nor where blocks are not read ahead,
-    because a map may leave them out: there NVIDIA's assembler (12.8, for Hopper) makes the addresses of the second part
-    of a register that it never set (``benchmarks/ahead.py`` looks for such).
+    products, which limit long calls; short ones are limited by what they read. Values do not where blocks are not read
+    ahead, because a map may leave them out, or in a rescue: there NVIDIA's assembler (12.8, for Hopper) makes the
+    addresses of the second part of a register that it never set (``benchmarks/ahead.py`` looks for such).
     """
     D, Dv = call.shapes.D, call.shapes.Dv
-    if call.shapes.Lq <= 64 or call.compare is not None or call.lowered.tiles is not None:
+    if call.shapes.Lq <= 64 or call.compare is not None:
         return tuning.width(D), 0, tuning.width(Dv), 0
-    return *tuning.parts(D), *tuning.parts(Dv)
+    return *tuning.parts(D), *((tuning.width(Dv), 0) if call.lowered.tiles is not None else tuning.parts(Dv))
 
 
 def packed(Lq: int, group: int, lowered: Lowered) -> int:
