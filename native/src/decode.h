@@ -239,7 +239,7 @@ public:
 constexpr int MIXED_KEYS = 1;
 typedef Piece ValuePiece;
 LL_INLINE ValuePiece read_value(const Stored* from, const Stored*, int64_t count) { return read_part(from, count); }
-LL_INLINE Ints lane_of(Ints n) { return PIECE_PARTS == 1 ? n : (n >> 1) + (n & 1) * LANES; }
+LL_INLINE Ints lane_of(Ints n) { return (n >> 1) + (n & 1) * LANES; }
 
 class Weights {
     const Number* from;

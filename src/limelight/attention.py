@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import derivatives
-from .backends import BACKENDS, choose, reference
+from .backends import BACKENDS, choose, passed_over, reference
 from .backends.contract import Backend, BackendError, Call, Result, operands
 from .layouts import Layout
 from .observations import Observations, Observe, current_watcher
@@ -250,7 +250,7 @@ def explain(
     return Explanation(
         backend=chosen.NAME if chosen else None,
         gradients=derivatives.explain(call, chosen) if chosen and call.traced else "",
-        reasons={b.NAME: b.reasons_against(call) for b in BACKENDS if b is not chosen},
+        reasons={b.NAME: passed_over(call, b) for b in BACKENDS if b is not chosen},
         about={b.NAME: b.ABOUT for b in BACKENDS},
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,

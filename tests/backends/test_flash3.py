@@ -9,6 +9,7 @@ import torch
 import limelight
 from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
 from limelight.attention import prepare
+from limelight.backends import choose, native
 from limelight.backends.gluon import flash3, tuning
 from limelight.backends.triton import compatibility, machine, operands
 from limelight.backends.triton.tuning import Tile
@@ -194,3 +195,15 @@ def test_sections_hold_whole_groups():
     assert tuning.section(64, 2**20, 8) == 64
     assert tuning.section(64, 8 * 2**20, 8) == 24
     assert tuning.section(64, 2**40, 8) == 8
+
+
+@pytest.mark.parametrize(("width", "chosen"), [(128, "flash3"), (160, "flash2"), (256, "flash3")])
+def test_where_flash2_is_faster_it_is_chosen_and_explained(monkeypatch, width, chosen):
+    monkeypatch.setattr(native, "reasons_against", lambda call: ["the tensors lie on a GPU"])
+    monkeypatch.setattr(machine, "reasons_against", lambda device, dtype: [])
+    monkeypatch.setattr(flash3, "not_hopper", lambda device: [])
+    q = torch.zeros(1, 2, 128, width, dtype=torch.bfloat16)
+    found = limelight.explain(q, q, q, pattern=Causal())
+    assert found.backend == chosen
+    assert bool(found.reasons.get("flash3")) == (chosen == "flash2")
+    assert choose(prepare(q, q, q, pattern=Causal()), "flash3") is flash3

@@ -23,11 +23,7 @@ def choose(call: Call, name: str | None) -> Backend:
         BackendError: the named one cannot serve the call; the message says why.
     """
     if name is None or name == "auto":
-        return next(
-            backend
-            for backend in BACKENDS
-            if not backend.reasons_against(call) and not (backend is flash3 and flash3.slower(call))
-        )
+        return next(backend for backend in BACKENDS if not passed_over(call, backend))
     for backend in BACKENDS + ONLY_NAMED:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)
@@ -36,3 +32,8 @@ def choose(call: Call, name: str | None) -> Backend:
             return backend
     known = ", ".join(repr(backend.NAME) for backend in BACKENDS + ONLY_NAMED)
     raise wrong("backend", f"must be None, 'auto' or one of {known}", f"it is {name!r}", "None chooses the fastest.")
+
+
+def passed_over(call: Call, backend: Backend) -> list[str]:
+    """Why ``None`` does not choose a backend: it cannot serve the call, or the next is known to be faster."""
+    return backend.reasons_against(call) or (flash3.slower(call) if backend is flash3 else [])

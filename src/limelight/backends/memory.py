@@ -38,6 +38,8 @@ _kept: deque[_Piece] = deque()
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU, for a result."""
+    if math.prod(shape) * dtype.itemsize < LEAST:
+        return torch.empty(shape, dtype=dtype, device="cpu")
     return _of(torch.empty(shape, dtype=dtype, device="meta"))
 
 
@@ -54,28 +56,36 @@ def zeros_like(tensor: Tensor) -> Tensor:
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """`torch.zeros` on the CPU, for a result in float32 or float64. More than is kept is memory that nobody has
-    touched, by calloc: the system never makes the pages that nothing is written to.
+    """`torch.zeros` on the CPU, for a result. More than is kept is memory that nobody has touched, by calloc: the
+    system never makes the pages that nothing is written to.
     """
-    count = math.prod(shape)
-    if count * dtype.itemsize <= MOST:
+    size = math.prod(shape) * dtype.itemsize
+    if size <= max(LEAST, MOST):
         return empty(shape, dtype).zero_()
-    step = 64 // dtype.itemsize
-    memory = np.zeros(count + step, dtype=np.float64 if dtype is torch.float64 else np.float32)
-    first = -(memory.ctypes.data // memory.itemsize) % step  # vectors shall not lie across two lines
-    return torch.from_numpy(memory[first : first + count]).view(tuple(shape))
+    return _tensor(_lines(np.zeros(size + 64, dtype=np.uint8), size), torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def _of(like: Tensor) -> Tensor:
     size = like.numel() * like.itemsize
-    if size < LEAST or size > MOST:
+    if size > MOST:
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
     piece = _take(size)
-    first = -piece.ctypes.data % 64
-    lent: Any = piece[first : first + size]  # an array of its own, which the storage holds
+    lent = _lines(piece, size)
     weakref.finalize(lent, _give_back, piece).atexit = False
-    # Set, not viewed: whoever changes the result of an autograd function in place may.
-    storage = torch.frombuffer(lent, dtype=torch.uint8).untyped_storage()
+    return _tensor(lent, like)
+
+
+def _lines(piece: _Piece, size: int) -> Any:
+    """So many bytes of a piece that has 64 more, from a multiple of 64 on, as an array of its own."""
+    first = -piece.ctypes.data % 64
+    return piece[first : first + size]
+
+
+def _tensor(memory: Any, like: Tensor) -> Tensor:
+    """A tensor that looks like another, in memory that its storage holds. Set, not viewed: whoever changes the result
+    of an autograd function in place may.
+    """
+    storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
     return torch.empty(0, dtype=like.dtype, device="cpu").set_(storage, 0, like.shape, like.stride())
 
 

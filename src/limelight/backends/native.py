@@ -252,12 +252,7 @@ def backward(
     # Keys and queries that belong to no document are not written.
     made = results.empty_like if call.layout is None else results.zeros_like
     found: list[Tensor | None] = [
-        None
-        if not asked
-        else made(tensor)
-        if tensor.stride(3) == 1
-        else torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        for (tensor, _), asked in zip(inputs, wanted, strict=False)
+        made(tensor) if asked else None for (tensor, _), asked in zip(inputs, wanted, strict=False)
     ]
     shares = iter(wanted[3:])
     sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
