@@ -173,6 +173,10 @@ int check(const ll_call& call) {
         return fail("at most %d score rules are possible; there are %lld", LL_MAX_RULES, (long long)call.rule_count);
     if (call.tiles.state && call.tiles.bit_rows != 64 && call.tiles.bit_rows != 1)
         return fail("a tile of bits must have 64 rows or 1; it has %lld", (long long)call.tiles.bit_rows);
+    constexpr int64_t MOST_NUMBERED = 0x7fffffff;  // the kernels number keys of largest weights in 32 bits
+    if (call.observation && call.observation->top > 0 && call.keys > MOST_NUMBERED)
+        return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MOST_NUMBERED,
+                    (long long)call.keys);
     for (int64_t s = 0; s < call.segment_count; ++s)
         if (int status = check_segment(call, s)) return status;
     return DONE;

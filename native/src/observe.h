@@ -6,6 +6,7 @@
 // and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
 
 constexpr int64_t CHUNKS = 8;
+constexpr Number FREE = -1;  // stands for a weight where none is kept yet: every weight exceeds it
 constexpr int64_t COLUMN_MEMORY = (int64_t)64 << 20;  // bytes of column sums held at a time
 
 // What a caller gives and receives as numbers.
@@ -26,11 +27,9 @@ struct ObserveScratch {
     Number* weights;       // [BLOCK_KEYS][QUERIES]
     Number* features;      // [QUERIES][feature columns]
     Number* feature_rows;  // [BLOCK_KEYS][feature columns]
-    Number* top_weights;   // [QUERIES][top_stride]
-    int64_t* top_keys;    // [QUERIES][top_stride]
-    Int* near_keys;       // the same, where a vector holds a query's
-    int64_t feature_columns, top_stride;
-    bool near;
+    Number* top_weights;   // [QUERIES / LANES][top][LANES]
+    Int* top_keys;         // the same; -1 where none is kept yet
+    int64_t feature_columns;
 
     ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call, columns, 1) {
         const ll_observation& o = *call.observation;
@@ -38,11 +37,8 @@ struct ObserveScratch {
         weights = arena.take<Number>(BLOCK_KEYS * QUERIES);
         features = arena.take<Number>(QUERIES * feature_columns);
         feature_rows = arena.take<Number>(BLOCK_KEYS * feature_columns);
-        near = o.top <= LANES && call.keys <= 0x7fffffff;
-        top_stride = near ? LANES : o.top;
-        top_weights = arena.take<Number>(o.top > 0 ? QUERIES * top_stride : 0);
-        top_keys = arena.take<int64_t>(near ? 0 : QUERIES * top_stride);
-        near_keys = arena.take<Int>(near && o.top > 0 ? QUERIES * top_stride : 0);
+        top_weights = arena.take<Number>(QUERIES * o.top);
+        top_keys = arena.take<Int>(QUERIES * o.top);
     }
 };
 
@@ -141,81 +137,38 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
     }
 }
 
-// Keeps the largest weights of one query, in order; of equals the lowest key, which came first. A place whose key is
-// negative is free.
-LL_INLINE void insert_top(Number* weights, int64_t* keys, int64_t top, Number weight, int64_t key) {
-    int64_t place = top - 1;
-    for (; place > 0 && (keys[place - 1] < 0 || weights[place - 1] < weight); --place)
-        weights[place] = weights[place - 1], keys[place] = keys[place - 1];
-    weights[place] = weight, keys[place] = key;
-}
-
-// The same in a vector, which needs no branch: what is smaller moves on by a lane.
-LL_INLINE void insert_top(Number* weights, Int* keys, Number weight, int64_t key) {
-    Ints back = iota() - 1;  // the first lane has its own there, and is told apart below
-    back = back < 0 ? Ints{} : back;
-    Numbers held = load<Numbers>(weights);
-    Ints held_keys = load<Ints>(keys);
-    Ints stays = (held_keys >= 0) & ~(held < weight);
-    Ints before = __builtin_shuffle(stays, back) | (iota() == 0);  // whether what lies in the lane before stays
-    Numbers moved = before ? spread(weight) : __builtin_shuffle(held, back);
-    Ints moved_keys = before ? spread_int((Int)key) : __builtin_shuffle(held_keys, back);
-    store(weights, stays ? held : moved);
-    store(keys, stays ? held_keys : moved_keys);
-}
-
-// A row that is not a number has equal weights, all NaN: no comparison holds, and the lowest keys stay.
-// insert(query, weight, key) keeps a weight unless others are as large; `last` are those that are given up next.
-template <class K, class F>
-LL_INLINE void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights,
-                          const Number* last, const K* last_keys, int64_t stride, F insert) {
-    constexpr int TOGETHER = 64 / LANES;  // keys whose candidates are found at once
-    for (int first = 0; first < tile.count; first += LANES) {
-        Numbers least_kept{};
-        Ints wanting{};  // -1: fewer than `top` so far, so that any key is kept
-        auto remember = [&](int i) {
-            Ints here = iota() == i;
-            least_kept = here ? spread(last[(first + i) * stride]) : least_kept;
-            wanting = here ? spread_int(-(Int)(last_keys[(first + i) * stride] < 0)) : wanting;
+// Keeps the largest weights of each query, in order; of equals the lowest key, which came first. They lie as
+// [vector of queries][top][LANES]: a key moves on, in every lane, what its weight exceeds. A row that is not a number has
+// equal weights, all NaN, which count as 0 until they are written.
+inline void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights, int64_t top,
+                       Number* kept_weights, Int* kept_keys) {
+    constexpr int TOGETHER = 16;  // keys that are looked at before any is kept: a branch for each would be hard to foresee
+    int64_t last = (top - 1) * LANES;
+    for (int i = 0; i < tile.count; i += LANES, kept_weights += top * LANES, kept_keys += top * LANES) {
+        Numbers least_kept = load<Numbers>(kept_weights + last);
+        auto weight_of_row = [&](int j) { return larger(load<Numbers>(weights + j * QUERIES + i), Numbers{}); };
+        auto keep = [&](int j) {
+            Numbers weight = load<Numbers>(scores + j * QUERIES + i) == -INFINITE ? spread(FREE) : weight_of_row(j);  // unseen
+            Ints key = spread_int((Int)(block.begin + j)), key_here = load<Ints>(kept_keys + last);
+            Numbers here = least_kept;
+            for (int64_t t = last; t > 0; t -= LANES) {
+                Numbers before = load<Numbers>(kept_weights + t - LANES);
+                Ints key_before = load<Ints>(kept_keys + t - LANES);
+                store(kept_weights + t, weight > here ? (weight > before ? before : weight) : here);
+                store(kept_keys + t, weight > here ? (weight > before ? key_before : key) : key_here);
+                here = before, key_here = key_before;
+            }
+            store(kept_weights, weight > here ? weight : here);
+            store(kept_keys, weight > here ? key : key_here);
+            least_kept = load<Numbers>(kept_weights + last);
         };
-        for (int i = 0; i < LANES; ++i) {
-            if (first + i < tile.count) remember(i);
-            else least_kept = iota() == i ? spread(INFINITE) : least_kept;
-        }
-        bool wanted = any(wanting);
-        for (int j = 0; j < block.count; j += TOGETHER) {
-            const Number* row = weights + j * QUERIES + first;
-            const Number* score = scores + j * QUERIES + first;
-            uint64_t left = 0;
-            for (int t = 0; t < least(TOGETHER, block.count - j); ++t) {
-                uint32_t lanes = lanes_larger(load<Numbers>(row + t * QUERIES), least_kept);
-                if (wanted) lanes |= lanes_set(wanting & (load<Numbers>(score + t * QUERIES) != -INFINITE));
-                left |= (uint64_t)lanes << t * LANES;
-            }
-            for (; left; left &= left - 1) {
-                int n = __builtin_ctzll(left), i = n % LANES, t = n / LANES;
-                insert(first + i, row[t * QUERIES + i], block.begin + j + t);
-                remember(i);
-            }
-            wanted = wanted && any(wanting);
+        for (int first = 0; first < block.count; first += TOGETHER) {
+            uint32_t rows = 0;
+            for (int r = 0; r < least(TOGETHER, block.count - first); ++r)
+                rows |= (uint32_t)any_larger(weight_of_row(first + r), least_kept) << r;
+            for (; rows; rows &= rows - 1) keep(first + __builtin_ctz(rows));
         }
     }
-}
-
-inline void gather_top(const Block& block, const Tile& tile, const Number* weights, int64_t top, ObserveScratch& own) {
-    int64_t stride = own.top_stride;
-    if (own.near)
-        gather_top(block, tile, own.base.scores, weights, own.top_weights + top - 1, own.near_keys + top - 1, stride,
-                   [&](int i, Number weight, int64_t key) {
-                       insert_top(own.top_weights + i * stride, own.near_keys + i * stride, weight, key);
-                   });
-    else
-        gather_top(block, tile, own.base.scores, weights, own.top_weights + top - 1, own.top_keys + top - 1, stride,
-                   [&](int i, Number weight, int64_t key) {
-                       Number* kept = own.top_weights + i * stride;
-                       int64_t* keys = own.top_keys + i * stride;
-                       if (keys[top - 1] < 0 || weight > kept[top - 1]) insert_top(kept, keys, top, weight, key);
-                   });
 }
 
 inline void gather_columns(const ll_call& call, const Tile& tile, const Block& block, const Number* weights,
@@ -243,8 +196,13 @@ inline void gather_columns(const ll_call& call, const Tile& tile, const Block& b
         for (; j < stop; ++j)
             for (int i = 0; i < QUERIES; i += LANES)
                 store(sum + i, load<Numbers>(sum + i) + load<Numbers>(weights + j * QUERIES + i));
-        for (int i = 0; i < tile.count; ++i)
-            sums.blocks[(tile.first_query + i) / o.block_queries * columns + column] += (double)sum[i];
+        for (int i = 0; i < tile.count;) {
+            int64_t row = (tile.first_query + i) / o.block_queries;
+            int last = (int)least<int64_t>(tile.count, (row + 1) * o.block_queries - tile.first_query);
+            double share = 0;
+            for (; i < last; ++i) share += (double)sum[i];
+            sums.blocks[row * columns + column] += share;
+        }
     }
 }
 
@@ -304,9 +262,9 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
             __builtin_memcpy(numbers(o.features_out) + at * o.feature_count, own.features + i * own.feature_columns,
                              sizeof(Number) * (size_t)o.feature_count);
         for (int64_t t = 0; t < o.top; ++t) {
-            int64_t from = i * own.top_stride + t;
-            o.top_keys[at * o.top + t] = own.near ? own.near_keys[from] : own.top_keys[from];
-            numbers(o.top_weights)[at * o.top + t] = own.top_weights[from];
+            int64_t from = (i / LANES * o.top + t) * LANES + i % LANES, key = own.top_keys[from];
+            o.top_keys[at * o.top + t] = key;
+            numbers(o.top_weights)[at * o.top + t] = key < 0 ? 0 : undefined ? share : own.top_weights[from];
         }
     }
 }
@@ -324,18 +282,14 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     RowStatistics rows;
     start_rows(tile, softmax, rows);
     __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));
-    for (int64_t t = 0; o.top > 0 && t < QUERIES * own.top_stride; ++t) {
-        own.top_weights[t] = 0;
-        if (own.near) own.near_keys[t] = -1;
-        else own.top_keys[t] = -1;
-    }
+    for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_weights[t] = FREE, own.top_keys[t] = -1;
 
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block);) {
         score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
-        if (o.top > 0) gather_top(block, tile, own.weights, o.top, own);
+        if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
         gather_columns(call, tile, block, own.weights, sums);
         copy_chosen(call, tile, map, block, own.weights);
         if (o.features_out) add_features(o, tile, block, own);

@@ -110,29 +110,14 @@ LL_INLINE bool any(Ints mask) {
 #endif
 }
 
-// A bit for each lane that is set.
-LL_INLINE uint32_t lanes_set(Ints mask) {
+// Whether a is larger in any lane.
+LL_INLINE bool any_larger(Numbers a, Numbers b) {
 #if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
-    return _mm512_movepi64_mask((__m512i)mask);
+    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
 #elif defined(LL_AVX512)
-    return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(LL_AVX2) && !defined(LL_OF_FLOAT64)
-    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0;
 #else
-    uint32_t bits = 0;
-    for (int i = 0; i < LANES; ++i) bits |= (uint32_t)(mask[i] != 0) << i;
-    return bits;
-#endif
-}
-
-// A bit for each lane in which a is larger.
-LL_INLINE uint32_t lanes_larger(Numbers a, Numbers b) {
-#if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
-    return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ);
-#elif defined(LL_AVX512)
-    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
-#else
-    return lanes_set(a > b);
+    return any(a > b);
 #endif
 }
 
