@@ -27,26 +27,12 @@ LL_INLINE void each_panel(int rows, F f) {
 
 constexpr int UNIT = 32;  // keys that stay in the nearest cache until all rows and columns have met them
 
-// Rows of memory, and those that will be read after them. Memory is asked for each line some rows before it is read, line after
-// line as it lies: a machine foresees a single stream, but neither several rows at once nor what follows the last.
+// Rows of memory.
 struct Reading {
     const Stored* row;
-    int64_t stride;
+    int64_t stride, width;
     int keys;
-    const Stored* then;
-    int64_t then_stride;
-
-    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), AHEAD_BYTES = 12288;
     const Stored* at(int j) const { return row + j * stride; }
-
-    // What is to be asked for when row j is read, and how far its rows lie apart.
-    struct Ahead { const Stored* row; int64_t stride; };
-    Ahead ahead(int j, int64_t width) const {
-        int64_t later = j + most<int64_t>(1, AHEAD_BYTES / (width * (int64_t)sizeof(Stored)));
-        if (later < keys) return {row + later * stride, stride};
-        return {then + (later - keys) * then_stride, then_stride};
-    }
-    LL_INLINE void ask(int j, int64_t width) const { ask_rows(ahead(j, width).row, 0, 1, width); }
 };
 
 // --- Elements as they lie, a vector of memory at a time -------------------------------------------------------------------
@@ -103,6 +89,60 @@ LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_par
 #endif
 constexpr int KEY_NUMBERS = KEY_PARTS * LANES;  // in which a piece of a query lies
 
+// What will be read, line after line as it lies. Memory is asked for a line whenever one has been read, LEAD lines before
+// it is: a machine foresees a single stream, but neither several rows at once nor what follows the last.
+class Ahead {
+    const Stored *line = nullptr, *end = nullptr;  // of a row
+    const Stored* row = nullptr;
+    int64_t stride = 0, rows = 0;  // rows from this one on
+    int64_t due = 0;               // elements that were read since the last line was asked for
+    Reading then, last;
+
+    void start(const Reading& next) {
+        bool one = next.stride == next.width;  // then rows are one long row
+        row = line = next.row, stride = next.stride, rows = one ? 1 : next.keys;
+        end = row + (one ? next.width * next.keys : next.width);
+    }
+    void turn() {
+        int64_t width = end - row;
+        due += line - end;  // the last line of a row counts as a whole one
+        if (--rows > 0) row += stride, line = row, end = row + width;
+        else start(then), then = last;
+    }
+
+public:
+    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), LEAD = 192;
+
+    Ahead() = default;
+    Ahead(const Reading& now, const Reading& next, const Reading& after) : then(next), last(after) {
+        start(now);
+        for (int64_t left = LEAD * LINE; left > 0;) {
+            int64_t some = least(left, end - line);
+            line += some, left -= some;
+            if (line >= end) turn();
+        }
+    }
+    LL_INLINE void ask() {
+        __builtin_prefetch(line);
+        line += LINE;
+        if (line >= end) turn();
+    }
+    // After so many elements were read.
+    LL_INLINE void follow(int64_t elements) {
+        for (due += elements; due >= LINE; due -= LINE) ask();
+    }
+    // After piece x of the EACH that step n of a loop reads.
+    template <int EACH>
+    LL_INLINE void follow_piece(int64_t n, int x) {
+        constexpr int PIECES = (int)LINE / PIECE;
+        if ((EACH % PIECES == 0 ? x + 1 : n * EACH + x + 1) % PIECES == 0) ask();
+    }
+};
+
+// Where scores become weights nothing is read, but memory must not rest: a share of the lines of values is asked for there,
+// and so many keys fewer of each unit of values.
+constexpr int KEYS_UNASKED = 2;
+
 // --- Scores: rows are queries, columns are keys -------------------------------------------------------------------------
 
 // Sums of neighbouring lanes: first those of a, then those of b.
@@ -126,11 +166,10 @@ LL_INLINE Numbers sums_of_lanes(const Numbers* v) {
 template <int ROWS>
 constexpr int PANEL_OF = ROWS > LANES ? 1 : ROWS == 1 ? (LANES < UNIT ? LANES : UNIT) : ROWS == 3 ? LANES / 2 : LANES / ROWS;
 
-// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written. ASK: memory is asked
-// for as many elements of the rows `next`.
+// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written.
 template <int ROWS, bool ASK>
 LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* query, int64_t columns, int64_t width, int keys,
-                         Reading::Ahead next, Number* scores) {
+                         Ahead& ahead, Number* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fit a vector
     const Stored* at[KEYS];
 #pragma GCC unroll 16
@@ -140,7 +179,6 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) sum[r][t] = Numbers{};
-    int64_t asked = 0;
     auto step = [&](int64_t d, int64_t count) __attribute__((always_inline)) {
         KeyPiece q[ROWS];
 #pragma GCC unroll 16
@@ -151,8 +189,7 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) {
             KeyPiece k = read_key(at[t] + d, count);
-            if (ASK && asked % Reading::LINE == 0) __builtin_prefetch(next.row + asked);
-            if (ASK && (asked += PIECE) >= width) asked = 0, next.row += next.stride;
+            if (ASK) count == PIECE ? ahead.follow_piece<KEYS>(d / PIECE, t) : ahead.follow(count);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
@@ -180,28 +217,28 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
 
 // scores[row][key] of keys [first, first + keys).
 template <int ROWS, bool ASK>
-inline void dot_rows(const Reading& key, int first, int keys, const KeyNumber* query, int64_t columns, int64_t width,
+inline void dot_rows(const Reading& key, int first, int keys, const KeyNumber* query, int64_t columns, Ahead& ahead,
                      Number* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>;
     if (keys < KEYS) {  // one key at a time, read KEYS times
         for (int j = first; j < first + keys; ++j)
-            dot_panel<ROWS, false>(key.at(j), 0, query, columns, width, 1, {nullptr, 0}, scores + j);
+            dot_panel<ROWS, false>(key.at(j), 0, query, columns, key.width, 1, ahead, scores + j);
         return;
     }
     for (int j = first; j < first + keys; j += KEYS) {
         int from = least(j, first + keys - KEYS);  // the last panel reaches back
-        dot_panel<ROWS, ASK>(key.at(from), key.stride, query, columns, width, KEYS, key.ahead(j, width), scores + from);
+        dot_panel<ROWS, ASK>(key.at(from), key.stride, query, columns, key.width, KEYS, ahead, scores + from);
     }
 }
 
 // scores[row][key] = sum over d of query[row][d] * key[d].
-inline void dot_product(const Reading& key, const KeyNumber* query, int rows, int64_t columns, int64_t width, Number* scores) {
+inline void dot_product(const Reading& key, const KeyNumber* query, int rows, int64_t columns, Ahead& ahead, Number* scores) {
     for (int first = 0; first < key.keys; first += UNIT)
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
             int some = least(UNIT, key.keys - first);
             auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
-            dot(key, first, some, query + r * columns, columns, width, scores + r * CHUNK);
+            dot(key, first, some, query + r * columns, columns, ahead, scores + r * CHUNK);
         });
 }
 
@@ -262,7 +299,7 @@ LL_INLINE void add_piece(Number* to, const Piece& piece) {
 
 // Of keys [first, first + keys), whose weights are given for some rows from `row` on, and of PIECES pieces from column c on.
 template <int ROWS, int PIECES, bool ASK>
-inline void mix_panel(const Weights& weights, int row, const Reading& value, int first, int keys, int64_t c, int64_t width,
+inline void mix_panel(const Weights& weights, int row, const Reading& value, int first, int keys, int64_t c, Ahead& ahead,
                       Number* output, int64_t columns) {
     Piece sum[ROWS][PIECES];
 #pragma GCC unroll 8
@@ -272,12 +309,14 @@ inline void mix_panel(const Weights& weights, int row, const Reading& value, int
     for (int j = 0; j < keys; j += MIXED_KEYS) {
         const Stored* from = value.at(first + j) + c;
         const Stored* next = j + 1 < keys ? from + value.stride : from;  // the last one alone meets a weight of zero
-        if (ASK)
-            for (int k = 0; k < MIXED_KEYS; ++k) value.ask(first + j + k, width);
         ValuePiece piece[PIECES];
 #pragma GCC unroll 8
-        for (int v = 0; v < PIECES; ++v)
-            piece[v] = read_value(from + v * PIECE, next + v * PIECE, PIECES > 1 ? PIECE : width - c);
+        for (int v = 0; v < PIECES; ++v) {
+            int64_t some = PIECES > 1 ? PIECE : least<int64_t>(PIECE, value.width - c);
+            piece[v] = read_value(from + v * PIECE, next + v * PIECE, some);
+            for (int k = 0; ASK && k < MIXED_KEYS && j >= KEYS_UNASKED; ++k)
+                some == PIECE ? ahead.follow_piece<PIECES>(j + k, v) : ahead.follow(some);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             auto factor = weights.of(row + r, j);
@@ -294,18 +333,18 @@ inline void mix_panel(const Weights& weights, int row, const Reading& value, int
         for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + c + v * PIECE, sum[r][v]);
 }
 
-inline void mix_product(const Number* weights, const Reading& value, int rows, int64_t width, Number* output, int64_t columns) {
+inline void mix_product(const Number* weights, const Reading& value, int rows, Ahead& ahead, Number* output, int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
     for (int first = 0; first < value.keys; first += UNIT) {
         int some = least(UNIT, value.keys - first);
         Weights of_unit(weights + first, rows, some);
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
-            for (int64_t c = 0; c < width;) {
-                bool ask = r == 0 && c == 0, whole = c + PIECES * PIECE <= width;
+            for (int64_t c = 0; c < value.width;) {
+                bool ask = r == 0, whole = c + PIECES * PIECE <= value.width;
                 auto mix = whole ? (ask ? mix_panel<ROWS, PIECES, true> : mix_panel<ROWS, PIECES, false>)
                                  : (ask ? mix_panel<ROWS, 1, true> : mix_panel<ROWS, 1, false>);
-                mix(of_unit, r, value, first, some, c, width, output + r * columns, columns);
+                mix(of_unit, r, value, first, some, c, ahead, output + r * columns, columns);
                 c += whole ? PIECES * PIECE : PIECE;
             }
         });
@@ -396,6 +435,7 @@ struct Chunk {
     Part part;
     const Stored* then;  // keys that this thread will probably read next
     int count = 0;       // keys visited
+    Ahead ahead;
 
     Chunk(const Problem& p, const Group& g, const Visibility& v, int64_t number, DecodeScratch& scratch, Part to,
           const Stored* next_keys)
@@ -430,6 +470,10 @@ struct Chunk {
     const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
         return line<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
     }
+    Reading values_at(int64_t begin, int some) const {
+        return {row_of(call.value, begin), call.value.strides[2], call.value_width, some};
+    }
+    Reading next_keys() const { return {then, call.key.strides[2], call.width, CHUNK}; }
 
     void load_queries() const {
         for (int r = 0; r < group.rows(); ++r) {
@@ -473,11 +517,12 @@ struct Chunk {
     }
 
     void score() {
-        if (!call.compare)
-            each_run([&](int64_t begin, int keys, int at) {
-                Reading key{row_of(call.key, begin), call.key.strides[2], keys, row_of(call.value, begin), call.value.strides[2]};
-                dot_product(key, (const KeyNumber*)own.queries, group.rows(), own.query_columns, call.width, own.scores + at);
-            });
+        each_run([&](int64_t begin, int some, int at) {
+            Reading key{row_of(call.key, begin), call.key.strides[2], call.width, some};
+            ahead = Ahead(key, values_at(begin, some), next_keys());
+            if (call.compare) return;
+            dot_product(key, (const KeyNumber*)own.queries, group.rows(), own.query_columns, ahead, own.scores + at);
+        });
         count = each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
             if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits) change(block, own.scores + at);
@@ -486,26 +531,38 @@ struct Chunk {
             for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * CHUNK + j] = -INFINITE;
     }
 
-    // Meanwhile memory is asked for values, from where the scores left off.
-    void soften() const {
-        FlushSubnormals scope;
-        Reading value{row_of(call.value, count > 0 ? keys.begin : 0), call.value.strides[2], count, then, call.key.strides[2]};
-        for (int r = 0; r < group.rows(); ++r) {
-            for (int j = r * UNIT; j < least((r + 1) * UNIT, count); ++j) value.ask(j, call.value_width);
-            Number* row = own.scores + r * CHUNK;
-            Numbers largest = spread(-INFINITE), total{};
-            for (int j = 0; j < count; j += LANES) largest = larger(largest, load<Numbers>(row + j));
-            Number peak = -INFINITE;
-            for (int lane = 0; lane < LANES; ++lane) peak = peak < largest[lane] ? largest[lane] : peak;  // NaN may hide
-            Number shift = peak == -INFINITE ? peak : peak * problem.exponent;
-            Numbers less = -subtracted(spread(shift));
-            for (int j = 0; j < count; j += LANES) {
-                Numbers weight = exp2_of(multiply_add(load<Numbers>(row + j), spread(problem.exponent), less));
-                store(row + j, weight);
-                total += weight;
-            }
-            part.shift[r] = shift, part.total[r] = sum_of_lanes(total);
+    // Scores -> weights, of ROWS rows side by side: each alone is a chain of additions.
+    template <int ROWS>
+    void soften_rows(int row, int64_t meanwhile) {
+        Number* scores = own.scores + row * CHUNK;
+        Numbers largest[ROWS], less[ROWS], total[ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) largest[r] = spread(-INFINITE), total[r] = Numbers{};
+        for (int j = 0; j < count; j += LANES)
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) largest[r] = larger(largest[r], load<Numbers>(scores + r * CHUNK + j));
+        for (int r = 0; r < ROWS; ++r) {
+            Number peak = largest_lane(largest[r]), shift = peak == -INFINITE ? peak : peak * problem.exponent;
+            less[r] = -subtracted(spread(shift));
+            part.shift[row + r] = shift;
         }
+        for (int j = 0; j < count; j += LANES) {
+            ahead.follow(meanwhile);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) {
+                Number* at = scores + r * CHUNK + j;
+                Numbers weight = weight_of(multiply_add(load<Numbers>(at), spread(problem.exponent), less[r]));
+                store(at, weight);
+                total[r] += weight;
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) part.total[row + r] = sum_of_lanes(total[r]);
+    }
+
+    void soften() {
+        FlushSubnormals scope;
+        int64_t some = call.value_width * KEYS_UNASKED * LANES / UNIT;  // elements for each vector of keys
+        each_panel(group.rows(), [&](auto panel, int r) { soften_rows<decltype(panel)::VALUE>(r, r == 0 ? some : 0); });
     }
 
     void drop(const Block& block, Number* weights) const {
@@ -519,7 +576,7 @@ struct Chunk {
     }
 
     // Only seen pairs: a row of V that is not finite is set aside, and added by hand to the rows that see it.
-    void mix_carefully(int64_t begin, int keys, int at) const {
+    void mix_carefully(int64_t begin, int keys, int at) {
         int64_t stride = call.value.strides[2], width = call.value_width, columns = mixed_columns(problem);
         const Stored* value = row_of(call.value, begin);
         for (int j = 0; j < keys; ++j) {
@@ -532,7 +589,7 @@ struct Chunk {
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] += own.scores[r * CHUNK + at + j] * read(value + j * stride + c);
         }
-        mix_product(own.scores + at, {own.values, width, keys, then, width}, group.rows(), width, part.output, columns);
+        mix_product(own.scores + at, {own.values, width, width, keys}, group.rows(), ahead, part.output, columns);
     }
 
     template <bool careful>
@@ -543,11 +600,10 @@ struct Chunk {
         if (problem.drop_below) each_block([&](const Block& block, int at) { drop(block, own.scores + at); });
         __builtin_memset(part.output, 0, sizeof(Number) * (size_t)(group.rows() * mixed_columns(problem)));
         each_run([&](int64_t begin, int keys, int at) {
-            if (careful) mix_carefully(begin, keys, at);
-            else
-                mix_product(own.scores + at,
-                            {row_of(call.value, begin), call.value.strides[2], keys, then, call.key.strides[2]}, group.rows(),
-                            call.value_width, part.output, mixed_columns(problem));
+            if (careful) return mix_carefully(begin, keys, at);
+            Reading value = values_at(begin, keys);
+            if (keys < count) ahead = Ahead(value, next_keys(), next_keys());  // one of several runs
+            mix_product(own.scores + at, value, group.rows(), ahead, part.output, mixed_columns(problem));
         });
     }
 

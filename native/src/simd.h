@@ -157,6 +157,13 @@ LL_INLINE Number sum_of_lanes(Numbers v) {
 #endif
 }
 
+// NaN may hide, as in larger().
+LL_INLINE Number largest_lane(Numbers v) {
+#pragma GCC unroll 4
+    for (int step = LANES / 2; step >= 1; step /= 2) v = larger(v, __builtin_shuffle(v, iota() ^ step));
+    return v[0];
+}
+
 // While it lives, results below the smallest normal number become zero: a processor takes a hundred cycles for each.
 struct FlushSubnormals {
 #if defined(__SSE2__)
