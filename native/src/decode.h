@@ -89,6 +89,17 @@ LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_par
 #endif
 constexpr int KEY_NUMBERS = KEY_PARTS * LANES;  // in which a piece of a query lies
 
+// Whether memory that is asked for as read once only comes as quickly. On AMD's processors it spares the second cache the
+// way of each line, which is 5 % where memory sets the pace, and still comes from the third one where it lies there; Intel's
+// read at a third of their speed so.
+inline bool once_is_quick() {
+#if defined(__x86_64__)
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 // What will be read, line after line as it lies. Memory is asked for a line whenever one has been read, LEAD lines before
 // it is: a machine foresees a single stream, but neither several rows at once nor what follows the last.
 class Ahead {
@@ -96,6 +107,7 @@ class Ahead {
     const Stored* row = nullptr;
     int64_t stride = 0, rows = 0;  // rows from this one on
     int64_t due = 0;               // elements that were read since the last line was asked for
+    bool once = once_is_quick();
     Reading then, last;
 
     void start(const Reading& next) {
@@ -123,7 +135,8 @@ public:
         }
     }
     LL_INLINE void ask() {
-        __builtin_prefetch(line);
+        if (once) __builtin_prefetch(line, 0, 0);
+        else __builtin_prefetch(line);
         line += LINE;
         if (line >= end) turn();
     }

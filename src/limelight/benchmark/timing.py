@@ -1,8 +1,9 @@
 """Times, each beside PyTorch's and the machine's own limits, all measured in the same run.
 
-What is compared is called in turn, so that a change of the clock or a neighbour meets all of them, and medians are
-taken. The limit (multiply-adds in registers, or reading from memory) is measured before and after each case; when the
-two differ by more than 5 % the case is measured again, and marked as unsteady where the machine never holds still.
+What is compared is called in turn, for about the same time each, so that a change of the clock or a neighbour meets all
+of them, and medians are taken. Reading memory, the limit of decoding, is one of them. The other limit, multiply-adds in
+registers, is measured before and after each case; when the two differ by more than 5 % the case is measured again, and
+marked as unsteady where the machine never holds still.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..backends import native
 from .cases import Case
 
 TOLERANCE = 0.05  # between the two measurements of the limit
+LEAST_TURN, MOST_TURN = 0.002, 0.02  # seconds for which a short call is repeated when it is its turn
 TRIES = 4
 MOST_CACHES = 2 * 2**30  # bytes
 Function = Callable[[], Any]
@@ -75,11 +77,15 @@ def _much() -> Tensor:
     return torch.ones(min(8 * last_level_cache(), MOST_CACHES) // 4)
 
 
-def bandwidth() -> float:
-    """GB/s of reading memory that no cache holds: the best of PyTorch's sum and scalar product."""
+def _readers() -> list[Function]:
+    """What reads `_much` fast: PyTorch's sum and scalar product."""
     array = _much()
-    times = [timed(function, 1) for _ in range(4) for function in (array.sum, lambda: array.dot(array))]
-    return array.nbytes / min(times) * 1e-9
+    return [array.sum, lambda: array.dot(array)]
+
+
+def bandwidth() -> float:
+    """GB/s of reading memory that no cache holds: the best of several times."""
+    return _much().nbytes / min(timed(function, 1) for _ in range(4) for function in _readers()) * 1e-9
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
@@ -94,11 +100,15 @@ def timed(function: Function, repeats: int) -> float:
 
 
 def in_turn(functions: list[Function], seconds: float) -> list[float]:
-    """Median seconds of a call of each; short calls are repeated within one measurement."""
-    once = sum([timed(function, 2) for function in functions])
-    repeats = max(1, int(0.002 / once))
-    rounds = min(201, max(3, int(seconds / (once * repeats))))
-    times = [[timed(function, repeats) for function in functions] for _ in range(rounds)]
+    """Median seconds of a call of each. A short call is repeated until its turn has lasted about as long as the longest
+    call, within bounds: called once after something long, the awakening of its threads would be what is measured.
+    """
+    once = [timed(function, 2) for function in functions]
+    turn = min(max(LEAST_TURN, *once), MOST_TURN)
+    repeats = [max(1, int(turn / each)) for each in once]
+    a_round = sum(each * count for each, count in zip(once, repeats, strict=True))
+    rounds = min(201, max(3, int(seconds / a_round)))
+    times = [[timed(f, count) for f, count in zip(functions, repeats, strict=True)] for _ in range(rounds)]
     return [statistics.median(each) for each in zip(*times, strict=True)]
 
 
@@ -152,28 +162,22 @@ def measure(case: Case, threads: int, seconds: float) -> Row:
     """One row of the table."""
     prepared = prepare(case)
     functions = [f for f in (prepared.ours, prepared.peer, prepared.plain) if f is not None]
+    readers = _readers() if case.per == "bandwidth" else []
     for attempt in itertools.count(1):
-        before = limit(case, threads)
+        limits = [peak(case.dtype, threads)] if case.per == "peak" else []
         with torch.set_grad_enabled(case.backward):
-            times = iter(in_turn(functions, seconds))
-        after = limit(case, threads)
-        steady = abs(before - after) <= TOLERANCE * max(before, after)
+            times = in_turn(functions + readers, seconds)
+        limits += [peak(case.dtype, threads)] if case.per == "peak" else []
+        steady = not limits or max(limits) - min(limits) <= TOLERANCE * max(limits)
         if steady or attempt == TRIES:
             break
-    mine = next(times)
-    peer, plain = (None if f is None else next(times) for f in (prepared.peer, prepared.plain))
-    if case.per == "call":
+    limits += [_much().nbytes / each * 1e-9 for each in times[len(functions) :]]
+    mine, *others = times
+    peer, plain = (None if f is None else others.pop(0) for f in (prepared.peer, prepared.plain))
+    if not limits:
         return Row(case, mine, peer, plain, None, None, None)
-    most = max(before, after)
     speed = (prepared.bytes if case.per == "bandwidth" else prepared.flop) / mine * 1e-9
-    return Row(case, mine, peer, plain, speed, speed / most, most, steady)
-
-
-def limit(case: Case, threads: int) -> float:
-    """What the speed of a case is a fraction of."""
-    if case.per == "call":
-        return 1.0
-    return bandwidth() if case.per == "bandwidth" else peak(case.dtype, threads)
+    return Row(case, mine, peer, plain, speed, speed / max(limits), max(limits), steady)
 
 
 # --- Calls ------------------------------------------------------------------------------------------------------------
