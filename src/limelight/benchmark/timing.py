@@ -29,7 +29,7 @@ from ..backends import native
 from .cases import Case
 
 TOLERANCE = 0.05  # between the two measurements of the limit
-LEAST_TURN, MOST_TURN = 0.002, 0.02  # seconds for which a short call is repeated when it is its turn
+TURN = 0.02  # seconds for which a short call is repeated when it is its turn
 TRIES = 4
 MOST_CACHES = 2 * 2**30  # bytes
 Function = Callable[[], Any]
@@ -100,12 +100,11 @@ def timed(function: Function, repeats: int) -> float:
 
 
 def in_turn(functions: list[Function], seconds: float) -> list[float]:
-    """Median seconds of a call of each. A short call is repeated until its turn has lasted about as long as the longest
-    call, within bounds: called once after something long, the awakening of its threads would be what is measured.
+    """Median seconds of a call of each. A short call is repeated within its turn: called once after something else, the
+    awakening of its threads and caches would be what is measured.
     """
-    once = [timed(function, 2) for function in functions]
-    turn = min(max(LEAST_TURN, *once), MOST_TURN)
-    repeats = [max(1, int(turn / each)) for each in once]
+    once = [min(timed(function, 1) for _ in range(2)) for function in functions]  # the first call prepares much
+    repeats = [max(1, int(TURN / each)) for each in once]
     a_round = sum(each * count for each, count in zip(once, repeats, strict=True))
     rounds = min(201, max(3, int(seconds / a_round)))
     times = [[timed(f, count) for f, count in zip(functions, repeats, strict=True)] for _ in range(rounds)]
