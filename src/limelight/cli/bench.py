@@ -57,7 +57,8 @@ def bench(
     rows: list[Row] = []
     taken: dict[str, Any] | None = None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # Drawn once a second: what draws takes a core from what is measured.
+    with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as progress:
         task = progress.add_task("", total=len(cases) + with_memory)
 
         def begin(case: Case) -> None:
