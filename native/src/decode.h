@@ -644,6 +644,7 @@ struct DecodeJob {
     int status;
     Group* groups = nullptr;
     int64_t group_count = 0, tasks = 0;
+    int64_t apart = 1;          // from a task to the one that the same thread probably takes next
     char* memory = nullptr;     // parts, where some group has several chunks
     size_t part_bytes = 0;
     Group few[16];
@@ -767,7 +768,7 @@ struct DecodeJob {
         char* parts = group.chunks > 1 ? memory + part_bytes * (size_t)group.first : own.part;
         int64_t number = task - group.first;
         Part part(parts + part_bytes * (size_t)number, group.rows());
-        Chunk(problem, group, visible, number, own, part, keys_of(task + problem.call.threads)).run();
+        Chunk(problem, group, visible, number, own, part, keys_of(task + apart)).run();
         if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0) merge(group, parts, own);  // by whoever comes last
     }
 };
@@ -789,6 +790,8 @@ inline bool short_queries(const ll_call& call) {
 inline int decode(const Problem& problem, const Tiles& tiles) {
     DecodeJob job(problem, tiles);
     if (!job.list_groups()) return OUT_OF_MEMORY;
-    parallel(worthwhile_threads(problem.call), job.tasks, decode_task, &job);
+    int64_t threads = worthwhile_threads(problem.call), runs = least(threads, job.group_count);
+    job.apart = runs > 0 ? threads / runs : 1;
+    parallel(threads, job.tasks, decode_task, &job, runs);
     return job.status;
 }

@@ -124,7 +124,8 @@ struct Prepared {
         failed = !owned;
         if (failed) return;
         Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
-        parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job);
+        parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job,
+                 rows * call.key_heads);
         operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one,
                    mixed ? mix_stride(columns) : steps_along(width)};
     }
@@ -229,7 +230,7 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Number*
     for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
         int64_t wave = least(together, maps - job.first_map);
         __builtin_memset(sums, 0, bytes);
-        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job);
+        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job, wave);
         add_chunks(job, wave);
     }
     free(sums);
@@ -263,7 +264,7 @@ inline int forward(const ll_call& call) {
     }
     ForwardJob job{problem, tiles, stats, DONE};
     if (decoding) job.status = decode(problem, tiles);
-    else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job);
+    else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job, call.batch * call.query_heads);
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
     return job.status;

@@ -73,17 +73,18 @@ void give_back(void* memory, size_t bytes) {
     free(memory);
 }
 
-void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
+void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
     if (threads > count) threads = count;
 #if defined(_OPENMP)
     if (threads > 1 && !forked && !omp_in_parallel()) {
         watch_forks();
-        int64_t next = 0;
+        Runs tasks(count, runs < threads ? runs : threads);
 #pragma omp parallel num_threads((int)threads)
-        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
+        tasks.work(omp_get_thread_num(), body, context);
         return;
     }
 #endif
+    (void)runs;
     for (int64_t n = 0; n < count; ++n) body(context, n);
 }
 

@@ -1,6 +1,6 @@
 // Threads for the build under ThreadSanitizer, in place of src/threads.cpp. It knows std::thread; it does not know how
 // libgomp's threads wait for each other (they use futexes, and the library is not instrumented), and would report every
-// parallel region as a race. Tasks are handed out as there: one at a time, in order, by the same counter.
+// parallel region as a race. Tasks are handed out as there.
 #include <stdlib.h>
 
 #include <thread>
@@ -32,14 +32,12 @@ void* scratch(size_t bytes) {
     return memory.data = aligned_alloc(64, memory.size);
 }
 
-void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context) {
-    int64_t next = 0;
-    auto work = [&] {
-        for (int64_t n; (n = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < count;) body(context, n);
-    };
+void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
+    Runs tasks(count, runs < threads ? runs : threads);
     std::vector<std::thread> others;
-    for (int64_t n = 1; n < (threads < count ? threads : count); ++n) others.emplace_back(work);
-    work();
+    for (int64_t n = 1; n < (threads < count ? threads : count); ++n)
+        others.emplace_back([&, n] { tasks.work(n, body, context); });
+    tasks.work(0, body, context);
     for (std::thread& other : others) other.join();
 }
 
