@@ -281,6 +281,9 @@ struct ReverseRows {
 
     int64_t query_pieces() const { return (reverse.problem.call.queries + PIECE - 1) / PIECE; }
     int64_t key_pieces() const { return (reverse.problem.call.keys + PIECE - 1) / PIECE; }
+    int64_t query_pieces_of_group() const {
+        return reverse.problem.call.query_heads / reverse.problem.call.key_heads * query_pieces();
+    }
 
     void query_piece(int64_t n) const {
         const ll_call& call = reverse.problem.call;
@@ -320,12 +323,13 @@ struct ReverseRows {
     }
 };
 
+// Tasks of a key head and the query heads of its group follow each other.
 inline void reverse_rows_task(void* context, int64_t n) {
     const ReverseRows& rows = *(const ReverseRows*)context;
-    const ll_call& call = rows.reverse.problem.call;
-    int64_t queries = call.batch * call.query_heads * rows.query_pieces();
-    if (n < queries) rows.query_piece(n);
-    else rows.key_piece(n - queries);
+    int64_t queries = rows.query_pieces_of_group(), each = queries + rows.key_pieces();
+    int64_t map = n / each, piece = n % each;
+    if (piece < queries) rows.query_piece(map * queries + piece);
+    else rows.key_piece(map * rows.key_pieces() + piece - queries);
 }
 
 struct BackwardJob {
@@ -338,6 +342,7 @@ struct BackwardJob {
     int64_t most_queries;   // of a segment
     int64_t only_row, only_head;  // -1: all at once
     int status;
+    int64_t runs = 1;  // of maps, see `parallel`
 
     int64_t base(int64_t s) const {
         int64_t begin = reverse.problem.call.segments[s].key_begin;
@@ -363,10 +368,12 @@ struct ChunkTask {
             else high = middle - 1;
         }
         s = low;
-        // Maps (batch row, key head) in waves of about one for each thread, and the chunks of a wave's maps in turn: a chunk
-        // seldom waits for the one before it, which would be computed beside it if a map's chunks followed each other.
+        // Without runs: maps (batch row, key head) in waves of about one for each thread, and the chunks of a wave's maps in
+        // turn: a chunk seldom waits for the one before it, which would be computed beside it if a map's chunks followed
+        // each other.
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
-        int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads, waves = most(maps / call.threads, (int64_t)1);
+        int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads;
+        int64_t waves = job.runs > 1 ? maps : most(maps / call.threads, (int64_t)1);
         int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves, to = (wave + 1) * maps / waves;
         rest -= from * chunks;
         chunk = rest / (to - from);
@@ -540,16 +547,18 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
         }
     }
 
-    int64_t threads = worthwhile_threads(call);
+    int64_t threads = worthwhile_threads(call), maps = call.batch * call.key_heads;
+    // Each thread has maps of its own where they can be shared out evenly: a chunk never waits for another thread's then,
+    // but for what is left at the end.
+    job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
     ReverseRows rows{reverse, delta, aside, query_aside, grad_aside};
-    parallel(threads, call.batch * (call.query_heads * rows.query_pieces() + call.key_heads * rows.key_pieces()),
-             reverse_rows_task, &rows);
+    parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), reverse_rows_task, &rows, maps);
     bool row_by_row, head_by_head;
     shared_bias(call, wanted, row_by_row, head_by_head);
     for (int64_t b = 0; b < (row_by_row ? call.batch : 1); ++b)
         for (int64_t h = 0; h < (head_by_head ? call.key_heads : 1); ++h) {
             job.only_row = row_by_row ? b : -1, job.only_head = head_by_head ? h : -1;
-            parallel(threads, first[call.segment_count], backward_task, &job);
+            parallel(threads, first[call.segment_count], backward_task, &job, job.runs);
         }
     give_back(memory, bytes);
     return job.status;
