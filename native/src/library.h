@@ -35,8 +35,11 @@ class Runs {
     int64_t count, runs;
 
 public:
-    Runs(int64_t tasks, int64_t wanted) : count(tasks), runs(wanted < MOST ? wanted : MOST) {
-        if (runs > count) runs = count;
+    // No more runs than threads or tasks.
+    Runs(int64_t tasks, int64_t wanted, int64_t threads) : count(tasks), runs(wanted) {
+        const int64_t limits[] = {MOST, threads, count};
+        for (int64_t limit : limits)
+            if (runs > limit) runs = limit;
         if (runs < 1) runs = 1;
     }
     void work(int64_t thread, void (*body)(void*, int64_t), void* context) {

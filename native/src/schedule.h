@@ -146,9 +146,9 @@ struct Prepared {
     }
 };
 
-// How many runs the tiles of heads are handed out in (see `parallel`). What a tile of a long text sees is read from the last
-// cache, which threads may share: there they work on one head, and half as much lies there.
-inline int64_t head_runs(const Problem& problem, const Tiles& tiles, int64_t heads) {
+// Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
+// which threads may share: there they work on one head, and half as much lies there.
+inline bool heads_apart(const Problem& problem, const Tiles& tiles) {
     constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
     const ll_call& call = problem.call;
     int64_t longest = 0, seen = 0;
@@ -156,13 +156,13 @@ inline int64_t head_runs(const Problem& problem, const Tiles& tiles, int64_t hea
         if (call.segments[s].key_end - call.segments[s].key_begin >
             call.segments[longest].key_end - call.segments[longest].key_begin)
             longest = s;
-    if (heads == 0 || call.segment_count == 0 || tiles.in_segment(longest) == 0) return 1;
+    if (tiles.count() == 0 || tiles.in_segment(longest) == 0) return false;
     int64_t row = most<int64_t>(call.segments[longest].row, 0);
     Visibility visible;
     see(call, tiles.tile_of(longest, row, 0, tiles.in_segment(longest) - 1), visible);
     for (int n = 0; n < visible.range_count; ++n) seen += visible.ranges[n].end - visible.ranges[n].begin;
     int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD);
-    return seen * bytes <= NEAR ? heads : 1;
+    return seen * bytes <= NEAR;
 }
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
@@ -246,10 +246,11 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Number*
     double* sums = (double*)malloc(bytes);
     if (!sums) return OUT_OF_MEMORY;
     ObserveJob job{problem, tiles, stats, sums, 0, DONE};
+    bool apart = heads_apart(problem, tiles);
     for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
-        int64_t wave = least(together, maps - job.first_map), runs = head_runs(problem, tiles, wave);
+        int64_t wave = least(together, maps - job.first_map);
         __builtin_memset(sums, 0, bytes);
-        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job, runs);
+        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job, apart ? wave : 1);
         add_chunks(job, wave);
     }
     free(sums);
@@ -284,7 +285,7 @@ inline int forward(const ll_call& call) {
     ForwardJob job{problem, tiles, stats, DONE};
     if (decoding) job.status = decode(problem, tiles);
     else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
-                  head_runs(problem, tiles, call.batch * call.query_heads));
+                  heads_apart(problem, tiles) ? call.batch * call.query_heads : 1);
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
     return job.status;

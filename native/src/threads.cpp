@@ -78,7 +78,7 @@ void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void
 #if defined(_OPENMP)
     if (threads > 1 && !forked && !omp_in_parallel()) {
         watch_forks();
-        Runs tasks(count, runs < threads ? runs : threads);
+        Runs tasks(count, runs, threads);
 #pragma omp parallel num_threads((int)threads)
         tasks.work(omp_get_thread_num(), body, context);
         return;
