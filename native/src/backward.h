@@ -86,8 +86,9 @@ struct Loaded {
     bool any_aside = false;
 };
 
-// Its memory is on the way while the tile before is computed.
-inline void ask_tile(const Reverse& reverse, const Tile& tile) {
+// Its memory is on the way while the tile before is computed. (Inlined in any case: GCC leaves out the call of a function that
+// only asks, as one without effect.)
+LL_INLINE void ask_tile(const Reverse& reverse, const Tile& tile) {
     const ll_call& call = reverse.problem.call;
     const ll_tensor& grad = reverse.wanted.grad_output;
     ask_rows(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count, call.width);

@@ -1,10 +1,10 @@
 // Cuts a call into tiles and hands them out.
 
-// Tiles of all segments, batch rows and heads, in groups of `together`, numbered: (segment, batch row, head, group), the
-// last group of a head first, because under a causal pattern it is the longest.
+// Tiles of all segments, batch rows and heads, in groups of `together`, numbered: (segment, batch row, head, group).
 struct Tiles {
     const ll_call& call;
     int together;
+    bool last_first = false;  // the groups of a head, see Order
     int64_t* first;  // [segment_count + 1]: the number of the segment's first group
     int64_t few[65];
 
@@ -39,7 +39,7 @@ struct Tiles {
             if (first[middle] <= n) low = middle;
             else high = middle - 1;
         }
-        int64_t many = groups(low), rest = n - first[low], group = many - 1 - rest % many;
+        int64_t many = groups(low), rest = n - first[low], group = last_first ? many - 1 - rest % many : rest % many;
         int count = (int)least<int64_t>(together, in_segment(low) - group * together);
         for (int t = 0; t < count; ++t)
             tiles[t] = tile_of(low, rest / (many * call.query_heads), rest / many % call.query_heads, group * together + t);
@@ -146,24 +146,37 @@ struct Prepared {
     }
 };
 
-// Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
-// which threads may share: there they work on one head, and half as much lies there.
-inline bool heads_apart(const Problem& problem, const Tiles& tiles) {
-    constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
-    const ll_call& call = problem.call;
-    int64_t longest = 0, seen = 0;
-    for (int64_t s = 1; s < call.segment_count; ++s)
-        if (call.segments[s].key_end - call.segments[s].key_begin >
-            call.segments[longest].key_end - call.segments[longest].key_begin)
-            longest = s;
-    if (tiles.count() == 0 || tiles.in_segment(longest) == 0) return false;
-    int64_t row = most<int64_t>(call.segments[longest].row, 0);
-    Visibility visible;
-    see(call, tiles.tile_of(longest, row, 0, tiles.in_segment(longest) - 1), visible);
-    for (int n = 0; n < visible.range_count; ++n) seen += visible.ranges[n].end - visible.ranges[n].begin;
-    int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD);
-    return seen * bytes <= NEAR;
-}
+// How a call is walked through.
+struct Order {
+    // Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
+    // which threads may share: there they work on one head, and half as much lies there.
+    bool apart = false;
+    // Whether a head's last tiles come first: under a causal pattern they are the longest, and the threads end together.
+    // Elsewhere the first do, because memory is foreseen upwards: a window finds the keys that it has not seen yet.
+    bool last_first = false;
+
+    Order(const Problem& problem, const Tiles& tiles) {
+        constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
+        const ll_call& call = problem.call;
+        int64_t longest = 0;
+        for (int64_t s = 1; s < call.segment_count; ++s)
+            if (call.segments[s].key_end - call.segments[s].key_begin >
+                call.segments[longest].key_end - call.segments[longest].key_begin)
+                longest = s;
+        if (tiles.count() == 0 || tiles.in_segment(longest) == 0) return;
+        int64_t row = most<int64_t>(call.segments[longest].row, 0), last = tiles.in_segment(longest) - 1;
+        auto seen = [&](int64_t number) {
+            Visibility visible;
+            see(call, tiles.tile_of(longest, row, 0, number), visible);
+            int64_t keys = 0;
+            for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
+            return keys;
+        };
+        int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD), keys = seen(last);
+        apart = keys * bytes <= NEAR;
+        last_first = keys > seen(last / 2);
+    }
+};
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
 
@@ -246,7 +259,7 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Number*
     double* sums = (double*)malloc(bytes);
     if (!sums) return OUT_OF_MEMORY;
     ObserveJob job{problem, tiles, stats, sums, 0, DONE};
-    bool apart = heads_apart(problem, tiles);
+    bool apart = Order(problem, tiles).apart;
     for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
         int64_t wave = least(together, maps - job.first_map);
         __builtin_memset(sums, 0, bytes);
@@ -283,9 +296,14 @@ inline int forward(const ll_call& call) {
         if (!stats) return OUT_OF_MEMORY;
     }
     ForwardJob job{problem, tiles, stats, DONE};
-    if (decoding) job.status = decode(problem, tiles);
-    else parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
-                  heads_apart(problem, tiles) ? call.batch * call.query_heads : 1);
+    if (decoding)
+        job.status = decode(problem, tiles);
+    else {
+        Order order(problem, tiles);
+        tiles.last_first = order.last_first;
+        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
+                 order.apart ? call.batch * call.query_heads : 1);
+    }
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
     free(stats);
     return job.status;
