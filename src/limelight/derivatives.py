@@ -53,7 +53,7 @@ def forward(call: Call, backend: Backend) -> Result:
     """Compute a call by ``backend`` so that PyTorch can differentiate it, to any order, under any transform."""
     asked = call.observe
     if asked is None and _is_plain(call) and _takes_gradients(backend) and not backend.reasons_against_backward(call):
-        return Result(*_Plain.apply(call, backend, call.query, call.key, call.value))  # type: ignore[no-untyped-call]
+        return Result(_Plain.apply(call, backend, call.query, call.key, call.value))  # type: ignore[no-untyped-call]
     if asked is not None:
         call.observe = _in_order(asked)
     tensors = _tensors(call)
@@ -590,41 +590,37 @@ class _ComputedEagerly(torch.autograd.Function):
 
 
 class _Plain(torch.autograd.Function):
-    """``(call, backend, query, key, value) -> output, logsumexp`` of a call that `_is_plain`, the common one.
+    """``(call, backend, query, key, value) -> output`` of a call that `_is_plain`, the common one.
 
     The call itself, without its tensors, is all that is kept beside them, so a step costs half as much as by way of
     `Attention` and `Transposed`. Those compute what goes beyond the backend's own gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, backend: Differentiable, *tensors: Tensor) -> Tensors:
+    def forward(ctx: Any, call: Call, backend: Differentiable, *tensors: Tensor) -> Tensor:
         call.logsumexp = True
-        result = backend.forward(call)  # type: ignore[attr-defined]
+        result: Result = backend.forward(call)  # type: ignore[attr-defined]
         assert result.logsumexp is not None
         ctx.call, ctx.backend = call.of(_NOTHING, _NOTHING, _NOTHING), backend
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, result.output, result.logsumexp)
-        return result.output, result.logsumexp
+        return result.output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_logsumexp: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         query, key, value, output, logsumexp = ctx.saved_tensors
-        if grad is None and grad_logsumexp is None:
+        if grad is None:
             return None, None, None, None, None
         call = ctx.call.of(query, key, value)
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             function = Attention(call, ctx.backend, (query, key, value))
-            given = tuple([n for n, found in enumerate((grad, grad_logsumexp)) if found is not None])
             wanted = tuple([n for n, needed in enumerate(needs) if needed])
-            cotangents = [found for found in (grad, grad_logsumexp) if found is not None]
-            known = (output.detach(), logsumexp.detach())
-            tensors = (query, key, value, *known, *cotangents)
-            found = dict(zip(wanted, computed(Transposed(function, given, wanted), tensors), strict=True))
+            tensors = (query, key, value, output.detach(), logsumexp, grad)
+            found = dict(zip(wanted, computed(Transposed(function, (0,), wanted), tensors), strict=True))
             return None, None, *[found.get(n) for n in range(3)]
-        _not_batched(grad, grad_logsumexp)
-        grad = torch.zeros_like(output) if grad is None else grad
-        return None, None, *ctx.backend.backward(call, output, logsumexp, grad, grad_logsumexp, needs)
+        _not_batched(grad)
+        return None, None, *ctx.backend.backward(call, output, logsumexp, grad, None, needs)
 
 
 _NOTHING = torch.empty(0)

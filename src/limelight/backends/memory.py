@@ -45,7 +45,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def empty_like(tensor: Tensor) -> Tensor:
     """`torch.empty_like` on the CPU, for a result, with the strides that it gives."""
-    if tensor.numel() * tensor.itemsize < LEAST:
+    if tensor.nbytes < LEAST:
         return torch.empty_like(tensor)
     return _of(torch.empty_like(tensor, device="meta"))
 

@@ -38,12 +38,13 @@ _VERSION = 4
 _CALL = struct.Struct("9q 20q 3q 2d Q q 4q 6q 6q 3q")
 _RULE = struct.Struct("q 2d 5q q")
 _OBSERVATION = struct.Struct("24q")
-# output and its gradient; logsumexp and its gradient; gradients of query, key, value; sink, compare; rules
-_GRADIENTS = struct.Struct("10q 2q 15q 2q 40q")
+# output and its gradient; logsumexp and its gradient; gradients of query, key, value; sink, compare; then the rules
+_GRADIENTS = struct.Struct("10q 2q 15q 2q")
+_RULE_GRADIENT = struct.Struct("5q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _NONE: tuple[int, ...] = (0,) * 6
-_NO_RULES: tuple[int, ...] = (0,) * 5 * MOST_RULES
+_NO_RULES = bytes(_RULE_GRADIENT.size * MOST_RULES)
 _TENSORS = (Tensor, torch.nn.Parameter)
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time:
@@ -269,9 +270,9 @@ def backward(
         output.data_ptr(), *output_strides, grad_output.data_ptr(), *grad_strides,
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
         *_rows(found[0]), *_rows(found[1]), *_rows(found[2]), _pointer(sink), _pointer(vectors),
-        *[word for tensor in sums for word in _place(tensor)], *_NO_RULES[5 * len(sums) :],
     )  # fmt: skip
-    if _library.ll_backward(words, gradients):
+    rules = b"".join([_RULE_GRADIENT.pack(*_place(tensor)) for tensor in sums])
+    if _library.ll_backward(words, gradients + rules + _NO_RULES[len(rules) :]):
         raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
     if call.sink is not None:
         found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
