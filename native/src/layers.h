@@ -1,6 +1,7 @@
 // The steps of a layer beside attention, each in one pass over memory: norm, gate, sum, rotation; and the product of matrices
 // with few vectors, whose time is that of reading the matrices once. Sums of a row are taken in an order that depends on
-// its width alone, so neither threads nor other rows show in the bits.
+// its width alone, so neither threads nor other rows show in the bits. Each thread has a run of its own (see `parallel`):
+// memory is read and written at as many places as there are threads, and foreseen at each.
 
 // Elements that a task reads or writes: enough to be worth handing out.
 constexpr int64_t TASK = 16384;
@@ -103,7 +104,7 @@ inline int multiply(const ll_product& product) {
     ProductJob job{product, vectors, columns, piece, {}};
     for (int64_t n = 0; n < product.count; ++n)
         job.first[n + 1] = job.first[n] + most<int64_t>(1, (product.matrices[n].outputs / MATRIX_ROWS + piece - 1) / piece);
-    parallel(product.threads, job.first[product.count], multiply_task, &job);
+    parallel(product.threads, job.first[product.count], multiply_task, &job, product.threads);
     return DONE;
 }
 
@@ -187,7 +188,7 @@ inline bool prepare(NormJob& job, int64_t parts) {
 inline int norm(const ll_norm& norm) {
     NormJob job{norm, nullptr, nullptr, round_up(norm.width, LANES), most<int64_t>(1, TASK / norm.width)};
     if (!prepare(job, 0)) return OUT_OF_MEMORY;
-    parallel(norm.threads, (norm.rows + job.piece - 1) / job.piece, norm_task, &job);
+    parallel(norm.threads, (norm.rows + job.piece - 1) / job.piece, norm_task, &job, norm.threads);
     return DONE;
 }
 
@@ -239,7 +240,7 @@ inline void gate_backward_task(void* context, int64_t n) {
 }
 
 inline int gate(const ll_gate& job) {
-    parallel(job.threads, (job.count + TASK - 1) / TASK, job.grad ? gate_backward_task : gate_task, (void*)&job);
+    parallel(job.threads, (job.count + TASK - 1) / TASK, job.grad ? gate_backward_task : gate_task, (void*)&job, job.threads);
     return DONE;
 }
 
@@ -250,7 +251,7 @@ inline void sum_task(void* context, int64_t n) {
 }
 
 inline int sum(const ll_sum& job) {
-    parallel(job.threads, (job.count + TASK - 1) / TASK, sum_task, (void*)&job);
+    parallel(job.threads, (job.count + TASK - 1) / TASK, sum_task, (void*)&job, job.threads);
     return DONE;
 }
 
@@ -287,6 +288,6 @@ inline void rotation_task(void* context, int64_t n) {
 
 inline int rotation(const ll_rotation& rotation) {
     RotationJob job{rotation, most<int64_t>(1, TASK / most<int64_t>(1, rotation.heads * rotation.width))};
-    parallel(rotation.threads, (rotation.batch * rotation.length + job.piece - 1) / job.piece, rotation_task, &job);
+    parallel(rotation.threads, (rotation.batch * rotation.length + job.piece - 1) / job.piece, rotation_task, &job, rotation.threads);
     return DONE;
 }
