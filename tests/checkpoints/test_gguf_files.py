@@ -1,6 +1,7 @@
 """GGUF: read as the gguf package reads it; anything damaged is an error and nothing worse."""
 
 import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,6 +14,9 @@ from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.gguf_files import GGUFFile
 from limelight.checkpoints.load import load
 from limelight.checkpoints.tokenizer_files import tokenizer_of
+from limelight.models.families.llama import LLAMA
+from limelight.models.families.published import Published
+from limelight.nn.positions import LongWaves
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the", "Ġthe", "<end>", "added"]
@@ -32,7 +36,7 @@ def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(1000.0)
+    writer.add_rope_freq_base(fields.get("theta", 1000.0))
     writer.add_tokenizer_model(fields.get("model", "gpt2"))
     writer.add_tokenizer_pre(fields.get("pre", "smollm"))
     writer.add_token_list(tokens)
@@ -49,6 +53,12 @@ def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
     }
     shapes |= {"blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32), "blk.0.ffn_down": (32, 64)}
     shapes |= {"output": (len(tokens), 32)} if own_head else {}
+    if "divisors" in fields:
+        writer.add_tensor("rope_freqs.weight", np.asarray(fields["divisors"], np.float32))
+    if "scaling" in fields:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(fields["scaling"]))
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(16)
     for name, shape in shapes.items():
         stored = getattr(gguf.GGMLQuantizationType, kind if len(shape) == 2 else "F32")
         writer.add_tensor(f"{name}.weight", gguf.quantize(numbers(*shape), stored), raw_dtype=stored)
@@ -93,6 +103,39 @@ def test_a_head_of_its_own_or_tied(tmp_path):
     assert not any(name.startswith("head") for name in tied.network.state_dict())
     ids = torch.arange(4)[None]
     torch.testing.assert_close(tied(ids).logits, tied(ids).states @ tied.network.embedding.tokens.weight.T)
+
+
+def rotation(theta=1000.0, **scaling):
+    """That of the same model where a published configuration describes it."""
+    values = {
+        "max_position_embeddings": 16, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64,
+        "num_attention_heads": 4, "vocab_size": 32, "rope_theta": theta, "rope_scaling": scaling,
+    }  # fmt: skip
+    return LLAMA.configure(Published(Path("config.json"), values)).attentions[0]["rotary"]
+
+
+def test_long_waves(tmp_path):
+    """Llama 3.1 and later: only what the frequency of each pair is divided by is in the file."""
+    rule = LongWaves(8.0, 8192)
+    plain = 500_000.0 ** -(torch.arange(4).double() / 4)
+    divisors = (plain / rule.frequencies(plain, torch.tensor([[1]]))).tolist()
+    assert divisors[:2] == [1.0, 1.0]
+    assert 1.0 < divisors[2] < divisors[3] == 8.0
+    found = load(write(tmp_path / "model.gguf", theta=500_000.0, divisors=divisors))
+    scaling = {"factor": 8.0, "original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert found.config.attentions[0]["rotary"] == rotation(500_000.0, rope_type="llama3", **scaling)
+    assert [name for name, _ in found.unused] == ["rope_freqs.weight"]
+    with pytest.raises(CheckpointError, match=r"rope_freqs.weight must follow Llama 3.1's rule .*safetensors"):
+        load(write(tmp_path / "other.gguf", theta=500_000.0, divisors=[1.0, 2.0, 1.0, 8.0]))
+
+
+def test_other_scalings(tmp_path):
+    for kind in ("linear", "yarn"):
+        found = load(write(tmp_path / f"{kind}.gguf", scaling=kind)).config.attentions[0]["rotary"]
+        assert found == rotation(rope_type=kind, factor=4.0, original_max_position_embeddings=16)
+    assert load(write(tmp_path / "none.gguf", scaling="none")).config.attentions[0]["rotary"] == rotation()
+    with pytest.raises(CheckpointError, match=r"rope_type.*'longrope'"):
+        load(write(tmp_path / "long.gguf", scaling="longrope"))
 
 
 def test_the_tokenizer_of_a_file(tmp_path):

@@ -1,6 +1,7 @@
 """The hub: what is asked of it, and what is said when it does not answer."""
 
 import fnmatch
+import socket
 
 import huggingface_hub
 import pytest
@@ -20,7 +21,7 @@ def test_a_repository_becomes_a_model(tmp_path, monkeypatch):
     transformers.BertModel(config).save_pretrained(tmp_path)
     asked = {}
 
-    def download(repository, allow_patterns):
+    def download(repository, allow_patterns, local_files_only):
         asked.update(repository=repository, patterns=allow_patterns)
         return str(tmp_path)
 
@@ -29,6 +30,26 @@ def test_a_repository_becomes_a_model(tmp_path, monkeypatch):
     assert asked["repository"] == "somebody/some-model.v1"
     assert model.name == "somebody/some-model.v1"
     assert model(torch.zeros(1, 2, dtype=torch.int64)).states.shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "known", "local"), [({}, True, False), ({}, False, True), ({"https": "http://proxy"}, False, False)]
+)
+def test_a_hub_far_away_is_not_asked_again_and_again(tmp_path, monkeypatch, proxies, known, local):
+    def address(host, port):
+        assert host == "huggingface.co"
+        if not known:
+            raise socket.gaierror("Temporary failure in name resolution")
+
+    def download(repository, allow_patterns, local_files_only):
+        assert local_files_only == local
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "getproxies", lambda: proxies)
+    monkeypatch.setattr(socket, "getaddrinfo", address)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://huggingface.co")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.snapshot("somebody/model") == tmp_path
 
 
 def test_only_data_is_asked_for():
@@ -55,7 +76,7 @@ def test_only_data_is_asked_for():
     ],
 )
 def test_no_answer(monkeypatch, error, said):
-    def download(repository, allow_patterns):
+    def download(repository, allow_patterns, local_files_only):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)

@@ -212,8 +212,21 @@ def test_what_a_configuration_wants(pair):
     for wrongly in ({"forced_decoder_ids": [[1, None]]}, {"forced_decoder_ids": [[2, 3]]}):
         with pytest.raises(ArgumentError, match="`target` must say what the text begins with"):
             dataclasses.replace(model, marks=marks | wrongly).generate(PROMPTS)
-    with pytest.raises(ArgumentError, match="single tokens in bad_words_ids"):
-        dataclasses.replace(model, marks=marks | {"bad_words_ids": [[1, 2]]}).generate(PROMPTS)
+
+
+@pytest.mark.parametrize(("sampler", "how"), [(Greedy(), {}), (Beam(3), {"num_beams": 3})], ids=str)
+def test_bad_words_of_several_tokens_as_transformers(pair, sampler, how):
+    model, theirs, _ = pair("llama")
+    plain = [row.ids for row in model.generate(PROMPTS, sampler, tokens=TOKENS)]
+    words = [list(plain[0][2:4]), [PROMPTS[1][-1], plain[1][0]], list(plain[2][1:4]), [plain[2][5]], [7]]
+    model = dataclasses.replace(model, marks={"bad_words_ids": words, "eos_token_id": 7})
+    with float64_throughout(theirs):
+        expected = written_by_transformers(
+            theirs, {"max_new_tokens": TOKENS, "eos_token_id": 7, "bad_words_ids": words, **how}
+        )
+    found = model.generate(PROMPTS, sampler, tokens=TOKENS).ids
+    assert found == expected
+    assert [ids[:1] for ids in found] != [ids[:1] for ids in plain]  # the prompt's last token begins a word
 
 
 def test_what_a_generation_config_says_comes_first(tmp_path):

@@ -12,7 +12,22 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 import limelight
-from limelight.nn import DecoderBlock, DistanceBias, LinearBias, MultiHead, Places, RMSNorm, Rotary
+from limelight import Causal
+from limelight.nn import (
+    SSRU,
+    AdditiveAttention,
+    Block,
+    DecoderBlock,
+    DistanceBias,
+    FeedForward,
+    LinearBias,
+    MixtureOfHeads,
+    MultiHead,
+    Places,
+    PreNorm,
+    RMSNorm,
+    Rotary,
+)
 
 F64 = torch.float64
 
@@ -216,3 +231,33 @@ def test_norms_of_heads_and_sinks(kind, monkeypatch):
 
 def exact_norm(self, x):
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MultiHead(16, 2, 1, 8, pattern=Causal(), rotary=Rotary(8)),
+        MixtureOfHeads(16, 4, 4, 8, shared=1, k=2, rotary=Rotary(8)),
+        AdditiveAttention(16, inner=8),
+        SSRU(16, 2, 2, 8),
+        Block(PreNorm(MultiHead(16, 2, 2, 8), RMSNorm(16)), PreNorm(FeedForward(16, 32, "gelu"), RMSNorm(16))),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_without_places_texts_are_all_there(layer):
+    states = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        assert torch.equal(layer(states), layer(states, Places(None, torch.arange(5)[None])))
+
+
+def test_without_places_a_source_begins_at_0_too():
+    layer = MultiHead(16, 2, 2, 8, source_width=12, rotary=Rotary(8))
+    states, source = torch.randn(2, 5, 16), torch.randn(2, 7, 12)
+    told = Places(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
+    with torch.no_grad():
+        assert torch.equal(layer(states, Places.of(states, source)), layer(states, told))
+
+
+def test_states_without_a_batch():
+    with pytest.raises(limelight.ArgumentError, match=r"`states` must be \(B, L, width\).*states\[None\]"):
+        MultiHead(16, 2, 2, 8)(torch.randn(5, 16))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from .errors import CheckpointError
 
@@ -33,7 +36,7 @@ def snapshot(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(DATA_FILES)))
+        return Path(snapshot_download(repository, allow_patterns=list(DATA_FILES), local_files_only=_far_away()))
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"{repository!r} is no local folder, the Hugging Face hub does not answer, and its cache has none. "
@@ -45,3 +48,16 @@ def snapshot(repository: str) -> Path:
             f"{repository!r} is no local folder, and the Hugging Face hub refused it: {said[0]} "
             "Check the spelling; a private or gated model wants `hf auth login` first."
         ) from error
+
+
+def _far_away() -> bool:
+    """Whether there is no way to the hub; then its cache answers at once. Asking again and again takes 23 seconds."""
+    from huggingface_hub import constants
+
+    if getproxies():  # they may know an address that we do not
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False

@@ -207,7 +207,7 @@ def _gguf_network(path: Path, file: GGUFFile) -> tuple[Stack, GGUFNames]:
     if values.get("vocab_size") is None and names.embedding in file.tensors:
         values["vocab_size"] = file.shape(names.embedding)[0]
     values["tie_word_embeddings"] = names.own_head not in file.tensors
-    values["rope_scaling"] = {"rope_type": file.fields.get(f"{architecture}.rope.scaling.type", "default")}
+    values["rope_scaling"] = names.scaling(file)
     return _empty(family, Published(path, values)), names
 
 

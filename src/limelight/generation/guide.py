@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..shapes import wrong
-
 if TYPE_CHECKING:
     from .row import Row
 
@@ -23,6 +21,7 @@ class Guide:
         ends: tokens that end a text.
         never: tokens that are never written.
         never_first: tokens that are not written first.
+        words: runs of two tokens or more that are never written: once all but the last stand there, the last is not.
         first: the token that must be written first, where nothing but the mark of the beginning stands before it.
         last: the token that must be written last, where a text reaches its limit.
     """
@@ -30,24 +29,21 @@ class Guide:
     ends: frozenset[int] = frozenset()
     never: tuple[int, ...] = ()
     never_first: tuple[int, ...] = ()
+    words: tuple[tuple[int, ...], ...] = ()
     first: int | None = None
     last: int | None = None
 
     @classmethod
     def of(cls, marks: Mapping[str, Any]) -> Guide:
         """The guide that ``marks`` with published names make (`limelight.models.Pretrained.marks`)."""
-        words = marks.get("bad_words_ids") or ()
-        if any(len(word) != 1 for word in words):
-            raise wrong(
-                "marks",
-                "must name single tokens in bad_words_ids",
-                f"a word of {max(map(len, words))} tokens is among them",
-                "Leave them out: dataclasses.replace(model, marks={...}).",
-            )
+        ends = frozenset(_numbers(marks.get("eos_token_id")))
+        # As published code has it, a token that ends a text is no bad word: no text would end.
+        words = [tuple(word) for word in marks.get("bad_words_ids") or () if len(word) > 1 or not ends.issuperset(word)]
         return cls(
-            ends=frozenset(_numbers(marks.get("eos_token_id"))),
-            never=(*_numbers(marks.get("suppress_tokens")), *(number for word in words for number in word)),
+            ends=ends,
+            never=(*_numbers(marks.get("suppress_tokens")), *(word[0] for word in words if len(word) == 1)),
             never_first=_numbers(marks.get("begin_suppress_tokens")),
+            words=tuple(word for word in words if len(word) > 1),
             first=next(iter(_numbers(marks.get("forced_bos_token_id"))), None),
             last=next(iter(_numbers(marks.get("forced_eos_token_id"))), None),
         )
@@ -57,6 +53,10 @@ class Guide:
         never = self.never + (self.never_first if not rows[0].ids else ())  # rows grow together
         if never:
             scores = scores.index_fill(-1, torch.tensor(never, device=scores.device), -torch.inf)
+        if self.words:
+            scores = scores.clone()
+            for row_scores, row in zip(scores, rows, strict=True):
+                row_scores[self._completing(row)] = -torch.inf
         wanted = [self._wanted(row) for row in rows]
         if any(token is not None for token in wanted):
             scores = scores.clone()
@@ -64,6 +64,11 @@ class Guide:
                 if token is not None:
                     row_scores.fill_(-torch.inf)[token] = 0.0
         return scores
+
+    def _completing(self, row: Row) -> list[int]:
+        """The tokens that would complete one of the words."""
+        text = row.begun + row.ids
+        return [word[-1] for word in self.words if text[1 - len(word) :] == word[:-1]]
 
     def _wanted(self, row: Row) -> int | None:
         """The only token that may be written next."""

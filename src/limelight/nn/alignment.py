@@ -54,11 +54,12 @@ class Alignment(nn.Module):
         self.value_width, self.pattern, self.dropout, self.name = value_width, pattern, dropout, name
         self.value = None if value_width is None else nn.Linear(self.source_width, heads * value_width, bias=False)
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
+    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L, width)`` to ``(B, L, heads * Dv)``; ``Dv`` is ``value_width``, or ``source_width`` without one.
 
         Keys and values are made of `Places.source` where that is given, else of the states.
         """
+        places = places or Places.of(states)
         key, value, layout = places.remembered(self, self.pattern, states, self._keys_and_values)
         mixed = limelight.attention(
             self.queries(states),

@@ -97,8 +97,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
-        """``(B, L, width)`` to the same."""
+    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+        """``(B, L, width)`` to the same; without ``places`` as `limelight.nn.MultiHead` has it."""
+        places = places or Places.of(states)
         return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:

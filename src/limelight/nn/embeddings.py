@@ -26,8 +26,9 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width)
         self.scale, self.dropout = scale, dropping(dropout)
 
-    def forward(self, tokens: Tensor, places: Places) -> Tensor:
+    def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
+        places = places or Places.of(tokens)
         return self.dropout(_scaled(self.tokens(tokens), self.scale))  # type: ignore[no-any-return]
 
 
@@ -68,8 +69,9 @@ class SummedEmbedding(nn.Module):
         self.widen = None if inner is None else nn.Linear(inner, width)
         self.scale, self.dropout = scale, dropping(dropout)
 
-    def forward(self, tokens: Tensor, places: Places) -> Tensor:
+    def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
+        places = places or Places.of(tokens)
         states = _scaled(self.tokens(tokens), self.scale)
         if self.segments is not None:
             segments = torch.zeros_like(tokens) if places.segments is None else places.segments

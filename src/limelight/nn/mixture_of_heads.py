@@ -137,8 +137,9 @@ class MixtureOfHeads(MultiHead):
             )
         self.router = router(width, shared, query_heads - shared, k)
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
+    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L, width)`` to the same."""
+        places = places or Places.of(states)
         B, L, _ = states.shape
         query = heads_of(self.query(states), self.head_width)
         decided: HeadRouting = self.router(states, query)

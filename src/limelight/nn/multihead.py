@@ -101,8 +101,12 @@ class MultiHead(nn.Module):
         self.key_norm = None if head_norm is None else head_norm(head_width)
         self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
-        """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given."""
+    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+        """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given.
+
+        Without ``places``, tokens stand at the positions 0 to L - 1 of texts that are all there (`Places.of`).
+        """
+        places = places or Places.of(states)
         if places.source is None:
             projected, *of_source = together(states, self.query, self.key, self.value)
         else:
@@ -199,5 +203,8 @@ class MultiHead(nn.Module):
 
 def heads_of(projected: Tensor, width: int) -> Tensor:
     """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
+    if projected.dim() != 3:
+        got = f"they have {projected.dim()} dimensions"
+        raise wrong("states", "must be (B, L, width)", got, "One text is a batch of one: states[None].")
     B, L, all_heads = projected.shape
     return projected.view(B, L, all_heads // width, width).transpose(1, 2)

@@ -42,6 +42,19 @@ class Places:
     across: Places | None = None
     _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, states: Tensor, source: Tensor | None = None) -> Places:
+        """Those of texts ``(B, L, ...)`` that are all there, at positions 0 to L - 1: what a layer assumes unless told.
+
+        Args:
+            states: the tokens, or their vectors.
+            source: see `Places.source`; its own positions are 0 to Lk - 1.
+        """
+        positions = torch.arange(states.shape[1], device=states.device)[None]
+        if source is None:
+            return cls(None, positions)
+        return cls(None, positions, source=source, source_positions=cls.of(source).positions)
+
     def remembered(
         self,
         layer: nn.Module,

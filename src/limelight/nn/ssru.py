@@ -30,8 +30,9 @@ class SSRU(nn.Module):
         self.forget = nn.Linear(width, width)
         self.inner = nn.Linear(width, width, bias=False)
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
+    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L, width)`` to the same; ``L`` steps one after the other."""
+        places = places or Places.of(states)
         if not states.shape[1]:
             return states
         keep = torch.sigmoid(self.forget(states))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...checkpoints.ctranslate2_files import CTranslate2File
+from ...checkpoints.gguf_files import GGUFFile
 from ...checkpoints.marian_files import MarianFile
 from ...checkpoints.rules import KeyRules
 from ...text import Tokenizer
@@ -24,12 +25,14 @@ class GGUFNames:
         embedding: the tensor that holds the token embedding; its rows are the vocabulary.
         own_head: the tensor that is there when the output head is not tied to the embedding.
         rules: key rules from GGUF's tensors to ours.
+        scaling: what a published configuration says under ``rope_scaling``.
     """
 
     fields: Mapping[str, str]
     embedding: str
     own_head: str
     rules: Callable[[Config], KeyRules]
+    scaling: Callable[[GGUFFile], dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from ...checkpoints.errors import CheckpointError
+from ...checkpoints.gguf_files import GGUFFile
 from ...checkpoints.rules import KeyRules, PairedHalves, Rule, Unused
 from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
 from ...nn.positions import DynamicNTK, Linear, LongWaves, Rotary, Stretch, YaRN
@@ -273,7 +277,33 @@ def gguf_rules(config: Config) -> KeyRules:
         Rule(f"{layer}.ffn_down.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         Rule("output_norm.weight", "norm.weight"),
         head_rule(config, "output.weight"),
+        Unused(GGUF_DIVISORS, "the rotation's frequencies, which follow from the configuration"),
     )
+
+
+def gguf_scaling(file: GGUFFile) -> dict[str, Any]:
+    """What a published configuration says under ``rope_scaling``."""
+    found = {name: file.fields.get(f"llama.rope.{key}") for key, name in GGUF_SCALING.items()}
+    if GGUF_DIVISORS in file.tensors:
+        return _gguf_waves(file, Published(file.path, found))
+    said = {name: value for name, value in found.items() if value is not None}
+    return said if said.get("rope_type", "none") != "none" else {"rope_type": "default"}
+
+
+def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
+    """Llama 3.1's rule, of which GGUF has only what each pair's frequency is divided by. The rest is as published."""
+    divisors = file.read(GGUF_DIVISORS).double().flatten()
+    trained = found.whole("original_max_position_embeddings", 8192)
+    waves = LongWaves(divisors.max().item() if len(divisors) else 1.0, trained)
+    plain = found.number("rope_theta", 10_000.0) ** -(torch.arange(len(divisors)).double() / max(1, len(divisors)))
+    stretched = waves.frequencies(plain, torch.tensor([[trained]]))
+    if not torch.allclose(stretched * divisors, plain, rtol=1e-4, atol=0):
+        raise CheckpointError(
+            f"{file.path}: {GGUF_DIVISORS} must follow Llama 3.1's rule (factor {waves.factor:g}, trained with "
+            f"{trained} tokens, waves from {waves.low:g} to {waves.high:g}), and does not. Take safetensors instead."
+        )
+    said = {"rope_type": "llama3", "factor": waves.factor, "original_max_position_embeddings": trained}
+    return said | {"low_freq_factor": waves.low, "high_freq_factor": waves.high}
 
 
 def head_rule(config: Config, published: str) -> Rule | Unused:
@@ -289,6 +319,18 @@ def is_tied(head: Recipe | None) -> bool:
     """Whether a head is the embedding read backwards."""
     return head is not None and head.make is TiedHead
 
+
+GGUF_DIVISORS = "rope_freqs.weight"
+
+# What GGUF says of the rotation, and the published names of the same.
+GGUF_SCALING = {
+    "freq_base": "rope_theta",
+    "scaling.type": "rope_type",
+    "scaling.factor": "factor",
+    "scaling.original_context_length": "original_max_position_embeddings",
+    "scaling.yarn_beta_fast": "beta_fast",
+    "scaling.yarn_beta_slow": "beta_slow",
+}
 
 GGUF_FIELDS = {
     "context_length": "max_position_embeddings",
@@ -309,5 +351,5 @@ LLAMA = Family(
     configure,
     publish,
     rules,
-    GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules),
+    GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules, gguf_scaling),
 )
