@@ -1,6 +1,7 @@
 // Elementary functions on vectors: exact where the promises need it (-inf -> 0, NaN -> NaN), within 2 ulp elsewhere.
 
-constexpr Number LOG2_E = (Number)1.44269504088896340736;
+constexpr double EXACT_LOG2_E = 1.44269504088896340736;
+constexpr Number LOG2_E = (Number)EXACT_LOG2_E;
 constexpr double LN_2 = 0.693147180559945309;
 
 #if defined(LL_OF_FLOAT64)

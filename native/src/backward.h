@@ -80,7 +80,7 @@ struct ReverseScratch {
 
 // A tile of queries with its gradient, ready for the products.
 struct Loaded {
-    alignas(64) Number shift[QUERIES], delta[QUERIES];
+    alignas(64) Number shift[QUERIES], rest[QUERIES], delta[QUERIES];  // rest: what rounding the shift adds to it
     alignas(64) Int real[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
     uint8_t query_aside[QUERIES], grad_aside[QUERIES];
     bool any_aside = false;
@@ -105,7 +105,9 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
     for (int i = 0; i < QUERIES; ++i) {
         bool real = i < tile.count;
         loaded.real[i] = -(Int)real;
-        loaded.shift[i] = real ? logsumexp[i] * LOG2_E : 0;
+        Number shift = real ? logsumexp[i] * LOG2_E : 0;
+        loaded.shift[i] = shift;
+        loaded.rest[i] = real && shift - shift == 0 ? (Number)(shift - logsumexp[i] * EXACT_LOG2_E) : 0;
         loaded.delta[i] = real ? reverse.delta[at + i] : 0;
         loaded.query_aside[i] = real && reverse.query_aside[at + i];
         loaded.grad_aside[i] = real && reverse.grad_aside[at + i];
@@ -126,10 +128,11 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
 // multiplied by zero: dP of a pair that is not seen may be anything.
 template <int VECTORS, bool DROPOUT>
 LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent, Number* scores, Number* grads, const Number* kept) {
-    Numbers less[VECTORS], delta[VECTORS];
+    Numbers less[VECTORS], rest[VECTORS], delta[VECTORS];
     Ints real[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
         less[v] = -subtracted(load<Numbers>(loaded.shift + i + v * LANES));
+        rest[v] = load<Numbers>(loaded.rest + i + v * LANES);
         delta[v] = load<Numbers>(loaded.delta + i + v * LANES);
         real[v] = load<Ints>(loaded.real + i + v * LANES);
     }
@@ -139,7 +142,7 @@ LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent,
             int x = at + v * LANES;
             Numbers score = load<Numbers>(scores + x), grad = load<Numbers>(grads + x);
             Ints seen = real[v] & (score != -INFINITE);
-            Numbers weight = seen ? weight_of(multiply_add(score, spread(exponent), less[v])) : Numbers{}, given = weight;
+            Numbers weight = seen ? weight_of(multiply_add(score, spread(exponent), less[v]) + rest[v]) : Numbers{}, given = weight;
             if constexpr (DROPOUT) {
                 Numbers factor = load<Numbers>(kept + x);
                 grad = factor == 0 ? Numbers{} : grad * factor;

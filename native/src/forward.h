@@ -46,37 +46,40 @@ LL_INLINE const Number* sink_of(const ll_call& call, const Tile& tile) {
 // Where nothing has been seen the shift is -inf: subtract 0 instead, so that weights become 0 and not NaN.
 LL_INLINE Numbers subtracted(Numbers shift) { return shift == -INFINITE ? Numbers{} : shift; }
 
-// scores -> 2^(exponent * score - shift), in place or, as fold_down has them, in `factors`; adds the weights of each query
-// to sums.
-template <int VECTORS, bool FOLDED>
-LL_INLINE void weigh(Number* scores, int keys, Number exponent, const Number* shift, Number* sums, Factor* factors) {
-    constexpr int STEP = FOLDED ? FOLD : 1;
-    Numbers sum[VECTORS], less[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) sum[v] = Numbers{}, less[v] = -subtracted(load<Numbers>(shift + v * LANES));
-    auto weight = [&](int j, int v) {
-        return weight_of(multiply_add(load<Numbers>(scores + j * QUERIES + v * LANES), spread(exponent), less[v]));
-    };
+// score -> 2^(exponent * score - less) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum, halves
+// added to halves: where most weights are alike, each addition to a long sum is rounded alike.
+template <int COUNT, bool FOLDED>
+LL_INLINE Numbers weigh_some(Number* scores, Numbers exponent, Numbers less, Factor* factors) {
+    if constexpr (COUNT > (FOLDED ? 2 : 1)) {
+        constexpr int HALF = COUNT / 2;
+        Numbers sum = weigh_some<HALF, FOLDED>(scores, exponent, less, factors);
+        return sum + weigh_some<HALF, FOLDED>(scores + HALF * QUERIES, exponent, less, factors + HALF / FOLD * QUERIES);
+    } else {
+        Numbers first = weight_of(multiply_add(load<Numbers>(scores), exponent, less)), second{};
+        if constexpr (COUNT == 2) second = weight_of(multiply_add(load<Numbers>(scores + QUERIES), exponent, less));
+        if constexpr (FOLDED) store(factors, fold(first, second));
+        else store(scores, first);
+        return COUNT == 2 ? first + second : first;
+    }
+}
+
+// The same of all keys of a block, for a vector of queries.
+template <bool FOLDED>
+LL_INLINE Numbers weigh(Number* scores, int keys, Numbers exponent, Numbers less, Factor* factors) {
+    constexpr int MOST = FOLDED ? 8 : 16;  // at a time: with more pairs (2 % slower) the compiler runs out of registers
+    Numbers sum{};
     int j = 0;
-    for (; j + STEP <= keys; j += STEP)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) {
-            Numbers first = weight(j, v);
-            sum[v] += first;
-            if constexpr (FOLDED) {
-                Numbers second = weight(j + 1, v);
-                sum[v] += second;
-                store(factors + j / 2 * QUERIES + v * LANES, fold(first, second));
-            } else
-                store(scores + j * QUERIES + v * LANES, first);
-        }
+    auto more = [&]<int COUNT>() __attribute__((always_inline)) {
+        sum += weigh_some<COUNT, FOLDED>(scores + j * QUERIES, exponent, less, factors + j / FOLD * QUERIES);
+        j += COUNT;
+    };
+    while (j + MOST <= keys) more.template operator()<MOST>();
+    while (j + 4 <= keys) more.template operator()<4>();
+    if (j + 2 <= keys) more.template operator()<2>();
+    if (j < keys) more.template operator()<1>();
     if constexpr (FOLDED)
-        for (; j < round_up(keys, BLOCK_STEP); j += 2)
-            for (int v = 0; v < VECTORS; ++v) {
-                Numbers last = j < keys ? weight(j, v) : Numbers{};
-                sum[v] += last;
-                store(factors + j / 2 * QUERIES + v * LANES, fold(last, Numbers{}));
-            }
-    for (int v = 0; v < VECTORS; ++v) store(sums + v * LANES, sum[v]);
+        for (j = round_up(keys, 2); j < round_up(keys, BLOCK_STEP); j += 2) store(factors + j / 2 * QUERIES, Factors{});
+    return sum;
 }
 
 // A larger score moves the shift only where weights would exceed 2^SLACK: nothing overflows before, and what has been
@@ -99,12 +102,9 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
         store(decay + i, factor);
         moved |= factor != 1;
     }
-    constexpr int TOGETHER = QUERIES / LANES % 2 == 0 ? 2 : 3;
-    int i = 0, vectors = (tile.count + LANES - 1) / LANES;
-    for (; vectors >= TOGETHER; vectors -= TOGETHER, i += TOGETHER * LANES)
-        weigh<TOGETHER, FOLDED>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i, factors + i);
-    for (; vectors > 0; --vectors, i += LANES)
-        weigh<1, FOLDED>(scores + i, block.count, problem.exponent, softmax.shift + i, sums + i, factors + i);
+    for (int i = 0; i < tile.count; i += LANES)
+        store(sums + i, weigh<FOLDED>(scores + i, block.count, spread(problem.exponent),
+                                      -subtracted(load<Numbers>(softmax.shift + i)), factors + i));
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
               multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));

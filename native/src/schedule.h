@@ -331,16 +331,24 @@ struct ReverseRows {
         for (int64_t i = first; i < stop; ++i) {
             const Stored* output = line<const Stored>(wanted.output, map / call.query_heads, map % call.query_heads, i);
             const Stored* grad = line<const Stored>(wanted.grad_output, map / call.query_heads, map % call.query_heads, i);
-            Number sum = 0, logsumexp = ((const Number*)wanted.logsumexp)[map * call.queries + i];
-            alignas(64) Number parts[LANES] = {}, y[LANES], dy[LANES];
+            // In doubles: where one key has nearly all the weight, dP - delta is a difference of equals.
+            constexpr int HALF = LANES / 2;
+            typedef Number Some __attribute__((vector_size(sizeof(Number) * HALF)));
+            typedef double Doubles __attribute__((vector_size(sizeof(double) * HALF)));
+            Doubles parts{};
+            alignas(64) Number y[LANES], dy[LANES];
             for (int64_t c = 0; c < call.value_width; c += LANES) {
                 int64_t some = least<int64_t>(LANES, call.value_width - c);
                 read_row(output + c, some, y, LANES), read_row(grad + c, some, dy, LANES);
                 // A query that sees nothing has the output 0, whatever its gradient is.
-                Numbers product = load<Numbers>(y) == 0 ? Numbers{} : load<Numbers>(y) * load<Numbers>(dy);
-                store(parts, load<Numbers>(parts) + product);
+                store(dy, load<Numbers>(y) == 0 ? Numbers{} : load<Numbers>(dy));
+                for (int x = 0; x < LANES; x += HALF)
+                    parts += __builtin_convertvector(load<Some>(y + x), Doubles) *
+                             __builtin_convertvector(load<Some>(dy + x), Doubles);
             }
-            sum = sum_of_lanes(load<Numbers>(parts));
+            double all = 0;
+            for (int x = 0; x < HALF; ++x) all += parts[x];
+            Number sum = (Number)all, logsumexp = ((const Number*)wanted.logsumexp)[map * call.queries + i];
             if (wanted.grad_logsumexp) sum -= ((const Number*)wanted.grad_logsumexp)[map * call.queries + i];
             delta[map * call.queries + i] = sum;
             query_aside[map * call.queries + i] =

@@ -73,6 +73,32 @@ def test_as_exact_as_the_plain_computation(kernel, D):
 
 
 @every_kernel
+def test_many_weights_that_are_alike(kernel):
+    """Beside a weight of 1, each of many small ones is rounded alike, so that one long sum of them would be off."""
+    isa, dtype = kernel
+    generator = torch.Generator().manual_seed(2)
+    shares = torch.linspace(0.005, 0.02, 48, dtype=torch.float64)  # of a small weight
+    q = shares.log().to(dtype)[None, None, :, None]
+    k = torch.ones(1, 1, 128, 1, dtype=dtype)
+    k[:, :, 0] = 0
+    v = torch.randn(1, 1, 128, 16, generator=generator).to(dtype)
+    v[:, :, 0] = 3
+
+    def call(t, backend):
+        with torch.no_grad(), rounded(t):
+            return limelight.attention(
+                q.to(t), k.to(t), v.to(t), scale=1.0, backend=backend, observe=Observe(logsumexp=True)
+            )
+
+    with selected(isa):
+        ours, seen = call(dtype, "native")
+    (plain, plain_seen), (truth, truth_seen) = call(dtype, "reference"), call(torch.float64, "reference")
+    check_close(ours, plain, truth, "output", dtype=dtype)
+    sums = reference.accumulator(dtype)
+    check_close(seen.logsumexp, plain_seen.logsumexp, truth_seen.logsumexp, "logsumexp", dtype=sums)
+
+
+@every_kernel
 @some
 @given(data=st.data())
 def test_same_bits_whatever_the_threads(kernel, data):
