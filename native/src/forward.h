@@ -46,7 +46,7 @@ LL_INLINE const Number* sink_of(const ll_call& call, const Tile& tile) {
 // Where nothing has been seen the shift is -inf: subtract 0 instead, so that weights become 0 and not NaN.
 LL_INLINE Numbers subtracted(Numbers shift) { return shift == -INFINITE ? Numbers{} : shift; }
 
-// score -> 2^(exponent * score - less) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum, halves
+// score -> 2^(exponent * score + less) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum, halves
 // added to halves: where most weights are alike, each addition to a long sum is rounded alike.
 template <int COUNT, bool FOLDED>
 LL_INLINE Numbers weigh_some(Number* scores, Numbers exponent, Numbers less, Factor* factors) {
