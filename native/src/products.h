@@ -45,7 +45,7 @@ constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
 constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
 #endif
 constexpr int PANEL_VECTORS = QUERIES / LANES % 3 == 0 ? 3 : 4;
-constexpr int MOST_PANEL_KEYS = 8;  // beside one vector of queries
+constexpr int MOST_PANEL_KEYS = 2 * PANEL_KEYS;  // beside one vector of queries
 constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
 constexpr int VALUE_ROWS = 6;
 static_assert(QUERIES % PANEL_QUERIES == 0);
@@ -67,34 +67,34 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
     typedef typename VectorOf<F>::Type Right;
     Rows<ROWS, F> rows(a, a_row);
     Numbers sum[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = Numbers{};
     for (int64_t k = 0; k < steps; ++k, b += b_step) {
         Right right[VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) right[v] = load<Right>(b + v * LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
             Right left = spread_factor(rows(r, k * a_step));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) {
             Number* to = c + r * c_row + v * LANES;
             if (ADD) sum[r][v] += load<Numbers>(to);
             store(to, sum[r][v]);
         }
     if (!peak) return;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) {
         Numbers largest = load<Numbers>(peak + v * LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) largest = larger(largest, sum[r][v]);
         store(peak + v * LANES, largest);
     }

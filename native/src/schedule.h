@@ -251,7 +251,7 @@ inline void add_chunks(const ObserveJob& job, int64_t maps) {
         }
 }
 
-inline int observe_all(const Problem& problem, const Tiles& tiles, const Number* stats) {
+inline int observe_all(const Problem& problem, const Tiles& tiles, const Number* stats, bool apart) {
     const ll_call& call = problem.call;
     int64_t maps = call.batch * call.observation->head_count, count = ColumnSums::count(call);
     int64_t together = least(maps, most<int64_t>(1, COLUMN_MEMORY / (8 * CHUNKS * (count + 1))));
@@ -259,7 +259,6 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Number*
     double* sums = (double*)malloc(bytes);
     if (!sums) return OUT_OF_MEMORY;
     ObserveJob job{problem, tiles, stats, sums, 0, DONE};
-    bool apart = Order(problem, tiles).apart;
     for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
         int64_t wave = least(together, maps - job.first_map);
         __builtin_memset(sums, 0, bytes);
@@ -296,15 +295,16 @@ inline int forward(const ll_call& call) {
         if (!stats) return OUT_OF_MEMORY;
     }
     ForwardJob job{problem, tiles, stats, DONE};
+    bool apart = false;
+    if (!decoding || call.observation) {
+        Order order(problem, tiles);
+        tiles.last_first = order.last_first, apart = order.apart;
+    }
     if (decoding)
         job.status = decode(problem, tiles);
-    else {
-        Order order(problem, tiles);
-        tiles.last_first = order.last_first;
-        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
-                 order.apart ? call.batch * call.query_heads : 1);
-    }
-    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats);
+    else
+        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job, apart ? call.batch * call.query_heads : 1);
+    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, apart);
     free(stats);
     return job.status;
 }

@@ -26,15 +26,21 @@ def numbers(*shape):
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
+# A Llama of one layer, as small as GGUF's blocks of 32 allow, as a published configuration says it.
+SIZES = {
+    "max_position_embeddings": 16, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
 def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
-    """A Llama of one layer, as small as GGUF's blocks of 32 allow."""
     writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(16)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    writer.add_block_count(SIZES["num_hidden_layers"])
+    writer.add_context_length(SIZES["max_position_embeddings"])
+    writer.add_embedding_length(SIZES["hidden_size"])
+    writer.add_feed_forward_length(SIZES["intermediate_size"])
+    writer.add_head_count(SIZES["num_attention_heads"])
+    writer.add_head_count_kv(SIZES["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(fields.get("theta", 1000.0))
     writer.add_tokenizer_model(fields.get("model", "gpt2"))
@@ -107,10 +113,7 @@ def test_a_head_of_its_own_or_tied(tmp_path):
 
 def rotation(theta=1000.0, **scaling):
     """That of the same model where a published configuration describes it."""
-    values = {
-        "max_position_embeddings": 16, "num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 64,
-        "num_attention_heads": 4, "vocab_size": 32, "rope_theta": theta, "rope_scaling": scaling,
-    }  # fmt: skip
+    values = SIZES | {"vocab_size": len(LETTERS), "rope_theta": theta, "rope_scaling": scaling}
     return LLAMA.configure(Published(Path("config.json"), values)).attentions[0]["rotary"]
 
 

@@ -99,16 +99,21 @@ def timed(function: Function, repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def in_turn(functions: list[Function], seconds: float) -> list[float]:
-    """Median seconds of a call of each. A short call is repeated within its turn: called once after something else, the
-    awakening of its threads and caches would be what is measured.
+def turns(functions: list[Function], seconds: float) -> list[list[float]]:
+    """Seconds of a call of each, in every turn. A short call is repeated within its turn: called once after something
+    else, the awakening of its threads and caches would be what is measured.
     """
     once = [min(timed(function, 1) for _ in range(2)) for function in functions]  # the first call prepares much
     repeats = [max(1, int(TURN / each)) for each in once]
     a_round = sum(each * count for each, count in zip(once, repeats, strict=True))
     rounds = min(201, max(3, int(seconds / a_round)))
     times = [[timed(f, count) for f, count in zip(functions, repeats, strict=True)] for _ in range(rounds)]
-    return [statistics.median(each) for each in zip(*times, strict=True)]
+    return [list(each) for each in zip(*times, strict=True)]
+
+
+def in_turn(functions: list[Function], seconds: float) -> list[float]:
+    """Median seconds of a call of each."""
+    return [statistics.median(each) for each in turns(functions, seconds)]
 
 
 @dataclass
@@ -163,20 +168,25 @@ def measure(case: Case, threads: int, seconds: float) -> Row:
     functions = [f for f in (prepared.ours, prepared.peer, prepared.plain) if f is not None]
     readers = _readers() if case.per == "bandwidth" else []
     for attempt in itertools.count(1):
-        limits = [peak(case.dtype, threads)] if case.per == "peak" else []
+        peaks = [peak(case.dtype, threads)] if case.per == "peak" else []
         with torch.set_grad_enabled(case.backward):
-            times = in_turn(functions + readers, seconds)
-        limits += [peak(case.dtype, threads)] if case.per == "peak" else []
-        steady = not limits or max(limits) - min(limits) <= TOLERANCE * max(limits)
+            times = turns(functions + readers, seconds)
+        peaks += [peak(case.dtype, threads)] if case.per == "peak" else []
+        steady = not peaks or max(peaks) - min(peaks) <= TOLERANCE * max(peaks)
         if steady or attempt == TRIES:
             break
-    limits += [_much().nbytes / each * 1e-9 for each in times[len(functions) :]]
-    mine, *others = times
+    mine, *others = (statistics.median(each) for each in times[: len(functions)])
     peer, plain = (None if f is None else others.pop(0) for f in (prepared.peer, prepared.plain))
-    if not limits:
-        return Row(case, mine, peer, plain, None, None, None)
-    speed = (prepared.bytes if case.per == "bandwidth" else prepared.flop) / mine * 1e-9
-    return Row(case, mine, peer, plain, speed, speed / max(limits), max(limits), steady)
+    row = Row(case, mine, peer, plain, None, None, None, steady)
+    if case.per == "peak":
+        row.speed, row.limit = prepared.flop / mine * 1e-9, max(peaks)
+        row.fraction = row.speed / row.limit
+    if case.per == "bandwidth":
+        limits = min(times[len(functions) :], key=statistics.median)  # of the quickest reader
+        row.speed, row.limit = prepared.bytes / mine * 1e-9, _much().nbytes / statistics.median(limits) * 1e-9
+        shares = [limit / each for limit, each in zip(limits, times[0], strict=True)]
+        row.fraction = statistics.median(shares) * prepared.bytes / _much().nbytes
+    return row
 
 
 # --- Calls ------------------------------------------------------------------------------------------------------------
