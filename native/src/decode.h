@@ -1,13 +1,14 @@
 // Short queries over a long cache: reading it is the work. So the query heads of a group read each key and value together,
 // as they lie in memory, and the head width lies along the lanes.
 //
-// The keys that a group sees are cut into chunks of CHUNK, which threads take one by one; the partial softmax of each chunk
+// The keys that a group sees are cut into chunks, which threads take one by one; the partial softmax of each chunk
 // is merged with the others in order. Where chunks begin follows from what one row sees, never from threads or the batch.
 
 constexpr int SHORT = 16;      // most queries of a segment that is computed here
 constexpr int MOST_ROWS = 16;  // rows computed together: queries of several heads
-constexpr int CHUNK = 512;     // keys of a chunk
-static_assert(SHORT <= MOST_ROWS && SHORT <= QUERIES && CHUNK % BLOCK_KEYS == 0);
+constexpr int MOST_CHUNK = 1024;  // keys of a chunk, see chunk_of
+constexpr int SCORE_ROW = MOST_CHUNK + LANES;  // from row to row of scores: not into the same few cache sets
+static_assert(SHORT <= MOST_ROWS && SHORT <= QUERIES && MOST_CHUNK % BLOCK_KEYS == 0);
 
 template <int N>
 struct Count { static constexpr int VALUE = N; };
@@ -220,7 +221,7 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
         alignas(64) Number sums[LANES];
         store(sums, sums_of_lanes<LANES>(some));
         for (int r = first; r < least(first + TOGETHER, ROWS); ++r) {
-            Number* to = scores + r * CHUNK;
+            Number* to = scores + r * SCORE_ROW;
             const Number* own = sums + (r - first) * KEYS;
             if (keys == KEYS) __builtin_memcpy(to, own, KEYS * sizeof(Number));
             else for (int t = 0; t < keys; ++t) to[t] = own[t];
@@ -251,7 +252,7 @@ inline void dot_product(const Reading& key, const KeyNumber* query, int rows, in
             constexpr int ROWS = decltype(panel)::VALUE;
             int some = least(UNIT, key.keys - first);
             auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
-            dot(key, first, some, query + r * columns, columns, ahead, scores + r * CHUNK);
+            dot(key, first, some, query + r * columns, columns, ahead, scores + r * SCORE_ROW);
         });
 }
 
@@ -278,8 +279,8 @@ public:
     Weights(const Number* from, int rows, int keys) {
         static_assert(UNIT == 2 * LANES);
         for (int r = 0; r < rows; ++r) {
-            Numbers first = load_some(from + r * CHUNK, least(keys, LANES));
-            Numbers second = keys > LANES ? load_some(from + r * CHUNK + LANES, keys - LANES) : Numbers{};
+            Numbers first = load_some(from + r * SCORE_ROW, least(keys, LANES));
+            Numbers second = keys > LANES ? load_some(from + r * SCORE_ROW + LANES, keys - LANES) : Numbers{};
             store(pairs[r], (Words)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
         }
     }
@@ -296,7 +297,7 @@ class Weights {
 
 public:
     Weights(const Number* weights, int, int) : from(weights) {}
-    LL_INLINE Numbers of(int row, int key) const { return spread(from[row * CHUNK + key]); }
+    LL_INLINE Numbers of(int row, int key) const { return spread(from[row * SCORE_ROW + key]); }
 };
 #endif
 
@@ -400,27 +401,42 @@ struct Part {
 struct DecodeScratch {
     int64_t query_columns;
     Number* queries;  // [MOST_ROWS][query_columns]
-    Number* scores;   // [MOST_ROWS][CHUNK], then weights
+    Number* scores;   // [MOST_ROWS][SCORE_ROW], then weights
     Number* turned;   // [BLOCK_KEYS][QUERIES], of one head
     char* part;       // of a group with one chunk
     Number* merged;   // [SHORT][columns]
-    Stored* values;   // [CHUNK][value width]; careful passes only
-    uint8_t* seen;    // [MOST_ROWS][CHUNK]; careful passes only
+    Stored* values;   // [MOST_CHUNK][value width]; careful passes only
+    uint8_t* seen;    // [MOST_ROWS][SCORE_ROW]; careful passes only
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
         queries = arena.take<Number>(MOST_ROWS * query_columns);
-        scores = arena.take<Number>(MOST_ROWS * CHUNK);
+        scores = arena.take<Number>(MOST_ROWS * SCORE_ROW);
         turned = arena.take<Number>(BLOCK_KEYS * QUERIES);
         part = arena.take<char>((int64_t)Part::bytes(MOST_ROWS, mixed_columns(problem)));
         merged = arena.take<Number>(SHORT * mixed_columns(problem));
-        values = arena.take<Stored>(CHUNK * problem.call.value_width);
-        seen = arena.take<uint8_t>(MOST_ROWS * CHUNK);
+        values = arena.take<Stored>(MOST_CHUNK * problem.call.value_width);
+        seen = arena.take<uint8_t>(MOST_ROWS * SCORE_ROW);
     }
 };
 
-// The keys [from, to) of a chunk: CHUNK of those that somebody sees, counted over all runs.
+// How many keys that somebody sees make a chunk: few enough of a short cache that all threads have some, and more of a long
+// one, where memory rests for a moment whenever a chunk begins.
+inline int64_t chunk_of(int64_t seen) { return seen < 8192 ? MOST_CHUNK / 2 : MOST_CHUNK; }
+
+inline int64_t seen_keys(const Visibility& visible) {
+    int64_t keys = 0;
+    for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
+    return keys;
+}
+
+inline int64_t chunks_of(const Visibility& visible) {
+    int64_t keys = seen_keys(visible), each = chunk_of(keys);
+    return most<int64_t>(1, (keys + each - 1) / each);
+}
+
+// The keys [from, to) of a chunk, of those that somebody sees, counted over all runs.
 inline Range chunk_keys_of(const Visibility& visible, int64_t chunk) {
-    int64_t before = chunk * CHUNK, after = before + CHUNK;  // keys yet to be passed
+    int64_t each = chunk_of(seen_keys(visible)), before = chunk * each, after = before + each;  // keys yet to be passed
     Range keys{LL_HIGHEST, LL_HIGHEST};
     for (int n = 0; n < visible.range_count; ++n) {
         Range run = visible.ranges[n];
@@ -430,12 +446,6 @@ inline Range chunk_keys_of(const Visibility& visible, int64_t chunk) {
         before -= length, after -= length;
     }
     return keys;
-}
-
-inline int64_t chunks_of(const Visibility& visible) {
-    int64_t keys = 0;
-    for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
-    return most<int64_t>(1, (keys + CHUNK - 1) / CHUNK);
 }
 
 struct Chunk {
@@ -486,7 +496,7 @@ struct Chunk {
     Reading values_at(int64_t begin, int some) const {
         return {row_of(call.value, begin), call.value.strides[2], call.value_width, some};
     }
-    Reading next_keys() const { return {then, call.key.strides[2], call.width, CHUNK}; }
+    Reading next_keys() const { return {then, call.key.strides[2], call.width, MOST_CHUNK}; }
 
     void load_queries() const {
         for (int r = 0; r < group.rows(); ++r) {
@@ -510,7 +520,7 @@ struct Chunk {
     void compare(const Block& block, Number* scores) const {
         for (int r = 0; r < group.rows(); ++r)
             for (int j = 0; j < block.count; ++j)
-                scores[r * CHUNK + j] = additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
+                scores[r * SCORE_ROW + j] = additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
                                                       vector_of(call, group.tile.head + r / group.tile.count), call.width);
     }
 
@@ -518,14 +528,14 @@ struct Chunk {
     void change(const Block& block, Number* scores) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
-            Number* rows = scores + h * tile.count * CHUNK;
+            Number* rows = scores + h * tile.count * SCORE_ROW;
             for (int j = 0; j < block.count; ++j)
-                for (int i = 0; i < tile.count; ++i) own.turned[j * QUERIES + i] = rows[i * CHUNK + j];
+                for (int i = 0; i < tile.count; ++i) own.turned[j * QUERIES + i] = rows[i * SCORE_ROW + j];
             if (call.rule_count > 0) apply_rules(call, tile, block, own.turned, nullptr);
             if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.turned);
             if (block.cut_by_bits) cut_by_bits(call, tile, block, own.turned);
             for (int i = 0; i < tile.count; ++i)
-                for (int j = 0; j < block.count; ++j) rows[i * CHUNK + j] = own.turned[j * QUERIES + i];
+                for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.turned[j * QUERIES + i];
         }
     }
 
@@ -541,19 +551,19 @@ struct Chunk {
             if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits) change(block, own.scores + at);
         });
         for (int r = 0; r < group.rows(); ++r)  // whole vectors
-            for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * CHUNK + j] = -INFINITE;
+            for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INFINITE;
     }
 
     // Scores -> weights, of ROWS rows side by side: each alone is a chain of additions.
     template <int ROWS>
     void soften_rows(int row, int64_t meanwhile) {
-        Number* scores = own.scores + row * CHUNK;
+        Number* scores = own.scores + row * SCORE_ROW;
         Numbers largest[ROWS], less[ROWS], total[ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) largest[r] = spread(-INFINITE), total[r] = Numbers{};
         for (int j = 0; j < count; j += LANES)
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) largest[r] = larger(largest[r], load<Numbers>(scores + r * CHUNK + j));
+            for (int r = 0; r < ROWS; ++r) largest[r] = larger(largest[r], load<Numbers>(scores + r * SCORE_ROW + j));
         for (int r = 0; r < ROWS; ++r) {
             Number peak = largest_lane(largest[r]), shift = peak == -INFINITE ? peak : peak * problem.exponent;
             less[r] = -subtracted(spread(shift));
@@ -563,7 +573,7 @@ struct Chunk {
             ahead.follow(meanwhile);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
-                Number* at = scores + r * CHUNK + j;
+                Number* at = scores + r * SCORE_ROW + j;
                 Numbers weight = weight_of(multiply_add(load<Numbers>(at), spread(problem.exponent), less[r]));
                 store(at, weight);
                 total[r] += weight;
@@ -583,7 +593,7 @@ struct Chunk {
             Tile tile = group.head(h);
             each_dropped(problem, tile, block, [&](int j, int first, Ints dropped) {
                 for (int i = first; i < least(first + LANES, tile.count); ++i)
-                    if (dropped[i - first]) weights[(h * tile.count + i) * CHUNK + j] = 0;
+                    if (dropped[i - first]) weights[(h * tile.count + i) * SCORE_ROW + j] = 0;
             });
         }
     }
@@ -598,9 +608,9 @@ struct Chunk {
             if (aside) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
             else __builtin_memcpy(to, value + j * stride, sizeof(Stored) * (size_t)width);
             for (int r = 0; aside && r < group.rows(); ++r)
-                if (own.seen[r * CHUNK + at + j])
+                if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
-                        part.output[r * columns + c] += own.scores[r * CHUNK + at + j] * read(value + j * stride + c);
+                        part.output[r * columns + c] += own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
         }
         mix_product(own.scores + at, {own.values, width, width, keys}, group.rows(), ahead, part.output, columns);
     }
@@ -608,7 +618,7 @@ struct Chunk {
     template <bool careful>
     void compute() {
         score();
-        for (int x = 0; careful && x < group.rows() * CHUNK; ++x) own.seen[x] = own.scores[x] != -INFINITE;
+        for (int x = 0; careful && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INFINITE;
         soften();
         if (problem.drop_below) each_block([&](const Block& block, int at) { drop(block, own.scores + at); });
         __builtin_memset(part.output, 0, sizeof(Number) * (size_t)(group.rows() * mixed_columns(problem)));

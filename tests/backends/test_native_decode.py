@@ -66,6 +66,8 @@ SIZES = [
     (7, 1, 2, 600, 9, 130),
     (9, 3, 1, 571, 64, 64),
     (5, 1, 1, 700, 72, 20),
+    (4, 2, 1, 8191, 16, 16),  # the last of the shorter chunks, and longer ones
+    (10, 1, 2, 9300, 24, 8),
 ]
 
 
@@ -120,9 +122,15 @@ def test_the_other_observations():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_whatever_the_threads_and_the_batch(isa, dtype):
     served(isa, dtype)
-    q, k, v = tensors(5, 8, 2, 2, 1700, 64, dtype=dtype)
+    short, long = tensors(5, 8, 2, 2, 1700, 64, dtype=dtype), tensors(5, 4, 2, 1, 9000, 16, dtype=dtype)
+    lengths = torch.tensor([8191, 9000, 0, 8192, 700])  # each row has the chunks of its own length
     threads = torch.get_num_threads()
-    for settings in ({}, {"pattern": Causal(), "scores": (SoftCap(9.0),)}, {"pattern": Window(1000, 0)}):
+    for (q, k, v), settings in (
+        (short, {}),
+        (short, {"pattern": Causal(), "scores": (SoftCap(9.0),)}),
+        (short, {"pattern": Window(1000, 0)}),
+        (long, {"layout": Padded(1, lengths)}),
+    ):
         outs = []
         try:
             for count in (1, 2, 5):
@@ -132,24 +140,27 @@ def test_same_bits_whatever_the_threads_and_the_batch(isa, dtype):
             torch.set_num_threads(threads)
         assert all(torch.equal(outs[0], out) for out in outs)
         for b in (0, 3):
-            rows = slice(b, b + 1)
-            alone = limelight.attention(q[rows], k[rows], v[rows], backend="native", **settings)
-            assert torch.equal(alone, outs[0][rows])
+            end = lengths[b] if "layout" in settings else k.shape[2]
+            key, value = (x[b : b + 1, :, :end] for x in (k, v))
+            plain = {name: given for name, given in settings.items() if name != "layout"}
+            alone = limelight.attention(q[b : b + 1], key, value, backend="native", **plain)
+            assert torch.equal(alone, outs[0][b : b + 1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", ["key", "value"])
-def test_what_is_not_seen_changes_no_bit(isa, dtype, which):
+@pytest.mark.parametrize(("length", "places"), [(1200, (0, 511, 512)), (8400, (1023, 1024, 8192))])
+def test_what_is_not_seen_changes_no_bit(isa, dtype, which, length, places):
     served(isa, dtype)
-    q, k, v = tensors(1, 6, 2, 4, 1200, 24, dtype=dtype)
+    q, k, v = tensors(1, 6, 2, 4, length, 24, dtype=dtype)
     settings = {"pattern": Causal() & ~Window(7, 0), "sink": torch.zeros(6), "backend": "native"}
     before = limelight.attention(q, k, v, **settings)
-    for place in (0, 511, 512, 1188, 1190, 1199):
+    for place in (*places, length - 12, length - 10, length - 1):
         for poison in (NAN, torch.inf, -torch.inf):
             key, value = k.clone(), v.clone()
             (key if which == "key" else value)[:, 0, place] = poison
             after = limelight.attention(q, key, value, **settings)
-            seen = (torch.arange(1196, 1200) - 7 > place).expand(3, 4)
+            seen = (torch.arange(length - 4, length) - 7 > place).expand(3, 4)
             assert torch.equal(after[:, 3:], before[:, 3:])
             assert torch.equal(after[0, :3][~seen], before[0, :3][~seen])
             if poison != poison or which == "value":
