@@ -81,7 +81,8 @@ class Cost:
         score_numbers: numbers of the largest layer's score matrix.
         all_score_numbers: of all layers' score matrices.
         cache_numbers: numbers of keys and values that writing on needs, by the kind of heads: ``"MHA"`` (every query
-            head has its own), ``"GQA of four"`` (four share one), ``"MQA"`` (all share one), and ``"here"``.
+            head has its own), ``"GQA"`` (four share one; three or two where four do not divide the heads), ``"MQA"``
+            (all share one), and ``"here"``.
     """
 
     length: int
@@ -203,7 +204,8 @@ def _attention(found: Cost, layer: MultiHead) -> None:
     found.score_numbers = max(found.score_numbers, scores)
     found.all_score_numbers += scores
     kept = _kept(layer.pattern, N)
-    for kind, heads in {"MHA": Hq, "GQA of four": max(1, Hq // 4), "MQA": 1, "here": Hkv}.items():
+    share = next(heads for heads in (4, 3, 2, 1) if Hq % heads == 0)
+    for kind, heads in {"MHA": Hq, "GQA": Hq // share, "MQA": 1, "here": Hkv}.items():
         found.cache_numbers[kind] = found.cache_numbers.get(kind, 0) + B * kept * heads * (D + Dv)
 
 

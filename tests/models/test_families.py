@@ -8,6 +8,7 @@ import torch
 from agreement import assert_equal, assert_no_worse, float64_throughout
 from peers import EVERY, FIRST_WORD, PAIRS, PICTURES, TEXT, given, made, takes_positions
 
+from limelight import ArgumentError
 from limelight.checkpoints.load import load
 from limelight.models.families import FAMILIES, Published
 from limelight.nn import Cache
@@ -76,7 +77,10 @@ def test_angles_that_depend_on_the_length(tmp_path):
     theirs = made("dynamic", changed)
     theirs.save_pretrained(tmp_path)
     ours = load(tmp_path, dtype=torch.float64)
-    assert ours.config.limit == 24
+    assert (ours.config.limit, ours.config.cached_limit) == (24, 8)
+    assert [(len(row.ids), row.ended) for row in ours.generate([[5, 6, 7]], tokens=None)] == [(6, "positions")]
+    with pytest.raises(ArgumentError, match=r"`tokens` must fit into the 8 positions .* turn earlier keys anew"):
+        ours.generate([[5, 6, 7]], tokens=7)
     assert FAMILIES["llama"].publish(ours.config)["max_position_embeddings"] == 8
     ids = torch.arange(22).reshape(2, 11)
     for length in (7, 11):

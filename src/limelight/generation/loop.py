@@ -177,7 +177,7 @@ def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:
 
 def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> int:
     """Positions for tokens, that of the last one included: it is written, but not read."""
-    limit, longest = model.config.limit, max(map(len, beginning))
+    limit, longest = model.config.cached_limit, max(map(len, beginning))
     if tokens is not None:
         whole_number("tokens", tokens, at_least=1)
     if limit is None:
@@ -185,17 +185,20 @@ def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> 
             raise wrong("tokens", "must be a number for a model without a limit", "it is None", "Say how many at most.")
         return longest + tokens
     room = limit + 1
+    positions = f"the {limit} positions that this model ({model.config.family}) has"
+    if limit != model.config.limit:
+        positions += " for texts that are written: longer ones turn earlier keys anew"
     if longest > limit:
         raise wrong(
             "prompt",
-            f"must leave room in the {limit} positions that this model ({model.config.family}) has",
+            f"must leave room in {positions}",
             f"the longest has {longest} tokens",
             "Cut it, or take another model.",
         )
     if tokens is not None and longest + tokens > room:
         raise wrong(
             "tokens",
-            f"must fit into the {limit} positions that this model ({model.config.family}) has",
+            f"must fit into {positions}",
             f"{tokens} shall follow a prompt of {longest}",
             f"Ask for at most {room - longest}, or for None: as many as there is room for.",
         )

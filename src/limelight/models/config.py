@@ -105,6 +105,15 @@ class Config:
         """The attention of each layer."""
         return self.attention if isinstance(self.attention, tuple) else (self.attention,) * self.layers
 
+    @property
+    def cached_limit(self) -> int | None:
+        """The most tokens of a text that a cache can hold: `limit`, or fewer where longer texts turn earlier keys anew
+        (`limelight.nn.DynamicNTK`).
+        """
+        turned = [attention.setting("rotary", None) for attention in self.attentions]
+        ends = [rotary.stretch.trained_to for rotary in turned if rotary is not None and rotary.stretch is not None]
+        return min((end for end in [self.limit, *ends] if end is not None), default=None)
+
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_heads", "head_width"):
             if name != "limit" or self.limit is not None:
