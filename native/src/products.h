@@ -195,15 +195,6 @@ inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Number* c,
 // `columns` is a multiple of LANES.
 template <class F>
 inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows, int64_t columns) {
-    // Of wide rows only a few columns are read at a time, which fall into few cache sets: few enough rows to stay there.
-    constexpr int64_t NEAR_STEPS = 64;
-    if (columns > VALUE_VECTORS * LANES && a.end - a.begin > NEAR_STEPS) {
-        for (Left<F> near = a; near.begin < a.end; near.begin += NEAR_STEPS) {
-            near.end = least(near.begin + NEAR_STEPS, a.end);
-            add_product(near, b, b_step, c, c_row, rows, columns);
-        }
-        return;
-    }
     int64_t x = 0;
     if (rows == 1)  // more columns, so that enough sums are under way
         for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, b + x, b_step, c + x, c_row);
