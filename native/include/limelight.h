@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 4
+#define LL_VERSION 5
 #define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
@@ -142,7 +142,7 @@ typedef struct ll_call {
 
 /* The gradient of a loss, given those with respect to the output and the logsumexp of a call (`call.output` is not read).
  * What is wanted has data; null: not wanted. Gradients of query, key and value are elements, written whole for queries and
- * keys that belong to a segment; the others are numbers, prepared by the caller (zeros) and added to. */
+ * keys that belong to a segment; the others are numbers, prepared by the caller (zeros) and added to, but see `uncleared`. */
 typedef struct ll_gradients {
     ll_tensor output, grad_output;
     const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
@@ -153,6 +153,9 @@ typedef struct ll_gradients {
     /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
      * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
+    /* Bit r: rules[r] may hold anything, and is written whole. For an LL_BIAS of all pairs, (B, Hq, Lq, Lk) contiguous with
+     * several queries and keys, of a call whose one segment has them all. */
+    uint64_t uncleared;
 } ll_gradients;
 
 /* Zero, or an error number whose words are in ll_error_message() of the same thread.

@@ -171,7 +171,7 @@ LL_INLINE Number* bias_gradient(const ll_tensor& to, const Tile& tile, int64_t i
     return (Number*)to.data + tile.row * to.strides[0] + tile.head * to.strides[1] + i * to.strides[2] + j * to.strides[3];
 }
 
-// Numbers of `to` that one pair alone has are written, never read: memory that nobody touched yet is not asked for twice.
+// Numbers of `to` that one pair alone has are written, never read, and past the caches: there are too many for them.
 inline void bias_slopes(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block, const Number* grads,
                         Number* row_sums) {
     if (to.strides[3] == 0) {  // summed over keys, which other chunks share: added when it is this chunk's turn
@@ -197,13 +197,25 @@ inline void bias_slopes(const ll_call& call, const ll_tensor& to, const Tile& ti
             turn_square(rows);
             for (int i = 0; i < least(LANES, tile.count - first); ++i) {
                 Number* at = bias_gradient(to, tile, tile.first_query + first + i, block.begin + j);
-                store(at, alone ? rows[i] : load<Numbers>(at) + rows[i]);
+                alone ? stream(at, rows[i]) : store(at, load<Numbers>(at) + rows[i]);
             }
         }
     for (int i = 0; i < tile.count; ++i)
         for (int j = whole; j < block.count; ++j) {
             Number* at = bias_gradient(to, tile, tile.first_query + i, block.begin + j);
             *at = alone ? grads[j * QUERIES + i] : *at + grads[j * QUERIES + i];
+        }
+}
+
+// Where a tile's queries see none of the keys [from, to): of gradients that nobody has cleared.
+inline void clear_bias_slopes(const Reverse& reverse, const Tile& tile, int64_t from, int64_t to) {
+    for (int64_t r = 0; from < to && r < reverse.problem.call.rule_count; ++r)
+        for (int i = 0; reverse.wanted.uncleared >> r & 1 && i < tile.count; ++i) {
+            Number* at = bias_gradient(reverse.wanted.rules[r], tile, tile.first_query + i, from);
+            int64_t x = 0, count = to - from;
+            for (; x < count && (uintptr_t)(at + x) % VECTOR_BYTES != 0; ++x) at[x] = 0;
+            for (; x + LANES <= count; x += LANES) stream(at + x, Numbers{});
+            for (; x < count; ++x) at[x] = 0;
         }
 }
 
@@ -336,6 +348,7 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
                   [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; },
                   [&](int, int i) { return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i); });
 }
+
 // --- Turns -----------------------------------------------------------------------------------------------------------
 
 // A sum that several tasks add to in a fixed order.

@@ -142,3 +142,11 @@ LL_INLINE void write_row(const Number* from, int64_t count, Stored* to) {
     } else
         copy_numbers(from, count, (Number*)to);
 }
+
+// The same past the caches.
+LL_INLINE void stream_row(const Number* from, int64_t count, Stored* to) {
+    int64_t d = 0;
+    if constexpr (!CONVERTED)
+        for (; d + LANES <= count; d += LANES) stream((Number*)to + d, load<Numbers>(from + d));
+    write_row(from + d, count - d, to + d);
+}

@@ -258,7 +258,8 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
     const ll_call& call = problem.call;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
-        write_row(row(i), call.value_width, line<Stored>(call.output, tile.row, tile.head, tile.first_query + i));
+        Stored* to = line<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
+        problem.much_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
         if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(softmax, i);
         if (stats) stats[2 * (at + i)] = softmax.shift[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }

@@ -207,6 +207,7 @@ inline void forward_task(void* context, int64_t n) {
     Tile tiles[MOST_TOGETHER];
     int count = job.tiles.at(n, tiles);
     forward_tiles(job.problem, tiles, count, own, job.stats);
+    end_streams();
 }
 
 // A few maps (batch row, observed head) at a time, so that their column sums stay small.
@@ -467,6 +468,7 @@ struct ChunkTask {
             BlockWalk walk(call, tile, visible, begin, end);
             Block block;
             bool found = walk.next(block);
+            int64_t past = begin;  // keys before it are done
             if (found) {
                 Loaded loaded;
                 load_tile(reverse, tile, scratch, loaded);
@@ -479,9 +481,13 @@ struct ChunkTask {
                 __builtin_memset(scratch.row_sums, 0, sizeof(Number) * LL_MAX_RULES * QUERIES);
                 if (call.compare)
                     __builtin_memset(scratch.vector_sums, 0, sizeof(Number) * (size_t)(QUERIES * reverse.key_columns));
-                do reverse_block(reverse, tile, visible, block, begin, loaded, scratch, distances);
-                while (walk.next(block));
+                do {
+                    clear_bias_slopes(reverse, tile, past, block.begin);
+                    reverse_block(reverse, tile, visible, block, begin, loaded, scratch, distances);
+                    past = block.begin + block.count;
+                } while (walk.next(block));
             }
+            clear_bias_slopes(reverse, tile, past, end);
             if (!ordered) continue;
             Turn turn{turns + number, &job.status};
             if (!turn.wait(chunk)) return false;
@@ -532,7 +538,10 @@ struct ChunkTask {
     }
 };
 
-inline void backward_task(void* context, int64_t n) { ChunkTask(*(BackwardJob*)context, n).run(); }
+inline void backward_task(void* context, int64_t n) {
+    ChunkTask(*(BackwardJob*)context, n).run();
+    end_streams();
+}
 
 // Rows or heads whose gradient of a bias is one and the same are taken one after the other.
 inline void shared_bias(const ll_call& call, const ll_gradients& wanted, bool& rows, bool& heads) {

@@ -10,6 +10,7 @@ struct Problem {
     Number natural;         // score in natural units = natural * score in the tile
     uint64_t drop_below;    // a weight whose random word is below is dropped; 0: no dropout
     int softcaps = 0;
+    bool much_output;       // more than a cache would hold until it is read
     Operand keys, values;   // left and right operands of the forward pass
 
     explicit Problem(const ll_call& c) : call(c) {
@@ -26,6 +27,7 @@ struct Problem {
         }
         exponent = natural * LOG2_E;
         drop_below = (uint64_t)(c.dropout * 4294967296.0);
+        much_output = c.batch * c.query_heads * c.queries * c.value_width * (int64_t)sizeof(Stored) >= (int64_t)16 << 20;
         for (int64_t r = 0; r < c.rule_count; ++r) softcaps += c.rules[r].kind == LL_SOFTCAP;
     }
 };

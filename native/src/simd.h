@@ -46,6 +46,20 @@ LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)
 template <class V>
 LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
 
+// Stores a vector past the caches where it is a whole line of theirs, which is not read first then: for what is too much,
+// or lies too far apart, to be found there later. `end_streams` comes before another thread reads it.
+LL_INLINE void stream(Number* to, Numbers v) {
+#if defined(LL_AVX512)
+    if ((uintptr_t)to % VECTOR_BYTES == 0) return _mm512_stream_si512((__m512i*)to, (__m512i)v);
+#endif
+    store(to, v);
+}
+LL_INLINE void end_streams() {
+#if defined(LL_AVX512)
+    _mm_sfence();
+#endif
+}
+
 LL_INLINE Numbers spread(Number x) { return x - Numbers{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
 LL_INLINE Ints spread_int(Int x) { return x - Ints{}; }
 LL_INLINE Words spread_word(uint32_t x) { return x - Words{}; }

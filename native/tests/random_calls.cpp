@@ -269,7 +269,12 @@ struct RandomCall {
             if (dims[3] == 1) dims = {B, Hq, Lq, 1};
             int64_t step = 1;
             for (int d = 3; d >= 0; step *= dims[(size_t)d--]) g.rules[r].strides[d] = dims[(size_t)d] == 1 ? 0 : step;
-            g.rules[r].data = written.zeros(step * n, compared);
+            char* data = written.zeros(step * n, compared);
+            g.rules[r].data = data;
+            bool whole = segments.size() == 1 && segments[0].row < 0 && Lq > 1 && Lk > 1;
+            if (step != all * Lk || !whole) continue;
+            g.uncleared |= (uint64_t)1 << r;
+            memset(data, 0xff, (size_t)(step * n));  // NaN
         }
         may_fail(ll_backward(&call, &g));
         return written;

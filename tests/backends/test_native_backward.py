@@ -34,11 +34,22 @@ from limelight import (
     Window,
 )
 from limelight.attention import prepare
-from limelight.backends import native
+from limelight.backends import memory, native
 from limelight.shapes import Shapes
 
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_cleared():
+    """Memory of results is NaN until it is written."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("empty", "empty_like"):
+            made = getattr(memory, name)
+            patched.setattr(memory, name, lambda *what, made=made: made(*what).fill_(torch.nan))
+        yield
+
 
 some = settings(max_examples=settings.default.max_examples // 4)
 few = settings(max_examples=settings.default.max_examples // 10)
@@ -204,6 +215,31 @@ def test_a_bias_of_every_shape(shape):
         with kernels.threads(3):
             three = gradients(example, upstream)
         assert all(same_bits(one[name], three[name]) for name in one)
+
+
+@every_kernel
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        Causal(),
+        ~Causal(),
+        Window(20, 0) & ~Keys(first=3),
+        Window(5, 2) | Keys(first=4),
+        Explicit(torch.rand(H, LQ, LK, generator=torch.Generator().manual_seed(3)) < 0.01),
+        Explicit(torch.zeros(LQ, LK, dtype=torch.bool)),
+    ],
+    ids=str,
+)
+def test_a_bias_of_all_pairs_has_zeros_where_nobody_looks(kernel, pattern):
+    isa, dtype = kernel
+    bias = torch.randn(B, H, LQ, LK, generator=torch.Generator().manual_seed(9)).to(dtype)
+    example = made(Shapes(B, H, 2, LQ, LK, 12, 20), dtype, scores=(Bias(bias),), pattern=pattern)
+    upstream = Upstream.of(example)
+    with selected(isa):
+        found = gradients(example, upstream)
+    with selected(isa), mock.patch.object(native, "_written_whole", return_value=False):
+        cleared = gradients(example, upstream)
+    assert all(same_bits(found[name], cleared[name]) for name in cleared)
 
 
 @every_dtype

@@ -10,7 +10,9 @@ Nothing is kept from call to call, and the interpreter lock is released while th
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +34,14 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
-_VERSION = 4
+_VERSION = 5
 # version, element, sizes; four tensors; logsumexp, sink, compare; scale, dropout; seed; threads; segments and spans
 # (which follow); intervals; tile map; rules, observation
 _CALL = struct.Struct("9q 20q 3q 2d Q q 4q 6q 6q 3q")
 _RULE = struct.Struct("q 2d 5q q")
 _OBSERVATION = struct.Struct("24q")
-# output and its gradient; logsumexp and its gradient; gradients of query, key, value; sink, compare; then the rules
+# output and its gradient; logsumexp and its gradient; gradients of query, key, value; sink, compare; then the rules,
+# and which of them are not cleared
 _GRADIENTS = struct.Struct("10q 2q 15q 2q")
 _RULE_GRADIENT = struct.Struct("5q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
@@ -257,7 +260,12 @@ def backward(
     ]
     shares = iter(wanted[3:])
     sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
-    sums = [_gradient(rule, call) if type(rule) is not SoftCap and next(shares) else None for rule in call.scores]
+    sums: list[Tensor | None] = []
+    uncleared = 0
+    for number, rule in enumerate(call.scores):
+        asked = type(rule) is not SoftCap and next(shares)
+        sums.append(_gradient(rule, call) if asked else None)
+        uncleared |= (asked and _written_whole(rule, call)) << number
     vectors = None
     if call.compare is not None and next(shares):
         vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
@@ -272,7 +280,7 @@ def backward(
         *_rows(found[0]), *_rows(found[1]), *_rows(found[2]), _pointer(sink), _pointer(vectors),
     )  # fmt: skip
     rules = b"".join([_RULE_GRADIENT.pack(*_place(tensor)) for tensor in sums])
-    if _library.ll_backward(words, gradients + rules + _NO_RULES[len(rules) :]):
+    if _library.ll_backward(words, gradients + rules + _NO_RULES[len(rules) :] + uncleared.to_bytes(8, sys.byteorder)):
         raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
     if call.sink is not None:
         found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
@@ -301,9 +309,26 @@ def _place(tensor: Tensor | None) -> tuple[int, ...]:
     )
 
 
+def _written_whole(rule: ScoreRule, call: Call) -> bool:
+    """Whether the gradient is that of a bias of all pairs, each of which the library writes. More than is kept would be
+    memory that the system has cleared anyway.
+    """
+    shape = call.shapes.scores
+    return (
+        isinstance(rule, Bias)
+        and call.layout is None
+        and min(shape[2:]) > 1
+        and rule.tensor.shape == shape[-rule.tensor.dim() :]
+        and math.prod(shape[: 4 - rule.tensor.dim()]) == 1
+        and math.prod(shape) * _NUMBERS[call.query.dtype]["dtype"].itemsize <= results.MOST
+    )
+
+
 def _gradient(rule: ScoreRule, call: Call) -> Tensor:
-    """Room for what the library adds for a rule's tensor: zeros."""
+    """Room for what the library adds for a rule's tensor: zeros, unless it writes all of it."""
     B, Hq, Lq, _ = call.shapes.scores
+    if _written_whole(rule, call):
+        return results.empty(call.shapes.scores, _NUMBERS[call.query.dtype]["dtype"])
     shape = [B, Hq, Lq, 1]  # each query's share, to which chunks of keys add in turn
     if isinstance(rule, Bias) and rule.tensor.shape[-1] != 1:
         shape = [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
