@@ -423,12 +423,6 @@ struct DecodeScratch {
 // one, where memory rests for a moment whenever a chunk begins.
 inline int64_t chunk_of(int64_t seen) { return seen < 8192 ? MOST_CHUNK / 2 : MOST_CHUNK; }
 
-inline int64_t seen_keys(const Visibility& visible) {
-    int64_t keys = 0;
-    for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
-    return keys;
-}
-
 inline int64_t chunks_of(const Visibility& visible) {
     int64_t keys = seen_keys(visible), each = chunk_of(keys);
     return most<int64_t>(1, (keys + each - 1) / each);

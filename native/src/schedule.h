@@ -168,9 +168,7 @@ struct Order {
         auto seen = [&](int64_t number) {
             Visibility visible;
             see(call, tiles.tile_of(longest, row, 0, number), visible);
-            int64_t keys = 0;
-            for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
-            return keys;
+            return seen_keys(visible);
         };
         int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD), keys = seen(last);
         apart = keys * bytes <= NEAR;

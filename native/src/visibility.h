@@ -148,6 +148,13 @@ struct Block {
     bool cut_by_intervals, cut_by_bits;
 };
 
+// Keys that some query of the tile sees.
+inline int64_t seen_keys(const Visibility& visible) {
+    int64_t keys = 0;
+    for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
+    return keys;
+}
+
 // Walks over the blocks that some query of the tile sees, in ascending order. It depends on the pattern alone, never on
 // threads, other rows or the numbers in the tensors, so that results keep their bits.
 struct BlockWalk {

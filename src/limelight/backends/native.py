@@ -263,9 +263,13 @@ def backward(
     sums: list[Tensor | None] = []
     uncleared = 0
     for number, rule in enumerate(call.scores):
-        asked = type(rule) is not SoftCap and next(shares)
-        sums.append(_gradient(rule, call) if asked else None)
-        uncleared |= (asked and _written_whole(rule, call)) << number
+        if type(rule) is SoftCap or not next(shares):
+            sums.append(None)
+        elif _written_whole(rule, call):
+            sums.append(results.empty(call.shapes.scores, numbers["dtype"]))
+            uncleared |= 1 << number
+        else:
+            sums.append(_gradient(rule, call))
     vectors = None
     if call.compare is not None and next(shares):
         vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
@@ -309,6 +313,11 @@ def _place(tensor: Tensor | None) -> tuple[int, ...]:
     )
 
 
+def _dimensions(rule: Bias) -> list[int]:
+    """Of its tensor, all four."""
+    return [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
+
+
 def _written_whole(rule: ScoreRule, call: Call) -> bool:
     """Whether the gradient is that of a bias of all pairs, each of which the library writes. More than is kept would be
     memory that the system has cleared anyway.
@@ -318,20 +327,17 @@ def _written_whole(rule: ScoreRule, call: Call) -> bool:
         isinstance(rule, Bias)
         and call.layout is None
         and min(shape[2:]) > 1
-        and rule.tensor.shape == shape[-rule.tensor.dim() :]
-        and math.prod(shape[: 4 - rule.tensor.dim()]) == 1
+        and _dimensions(rule) == list(shape)
         and math.prod(shape) * _NUMBERS[call.query.dtype]["dtype"].itemsize <= results.MOST
     )
 
 
 def _gradient(rule: ScoreRule, call: Call) -> Tensor:
-    """Room for what the library adds for a rule's tensor: zeros, unless it writes all of it."""
+    """Room for what the library adds for a rule's tensor: zeros."""
     B, Hq, Lq, _ = call.shapes.scores
-    if _written_whole(rule, call):
-        return results.empty(call.shapes.scores, _NUMBERS[call.query.dtype]["dtype"])
     shape = [B, Hq, Lq, 1]  # each query's share, to which chunks of keys add in turn
     if isinstance(rule, Bias) and rule.tensor.shape[-1] != 1:
-        shape = [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
+        shape = _dimensions(rule)
     elif isinstance(rule, RelativeBias):
         low, high = _distances(call)
         shape = [B, Hq, 1, high - low + 1]
@@ -339,7 +345,7 @@ def _gradient(rule: ScoreRule, call: Call) -> Tensor:
 
 
 def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
-    return total.sum_to_size([1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)).reshape(rule.tensor.shape)
+    return total.sum_to_size(_dimensions(rule)).reshape(rule.tensor.shape)
 
 
 def _of_slopes(rule: ALiBi, total: Tensor, call: Call) -> Tensor:
