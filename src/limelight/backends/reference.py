@@ -156,8 +156,8 @@ def _observe(
     if observe.max_weight:
         result.max_weight = _largest(fixed, 0.0)
     if observe.entropy:
-        surprise = torch.where(seen, logsumexp[..., None] - torch.where(seen, scores, 0.0), 0.0)
-        result.entropy = (weights * surprise).sum(-1)
+        # Not by way of the logsumexp, whose rounding is as large as the entropy where scores are large. 0 log 0 is 0.
+        result.entropy = -(weights * torch.where(weights == 0, 1.0, weights).log()).sum(-1)
     if observe.distance:
         result.distance = (fixed * distance).sum(-1)
     if observe.top:
