@@ -211,8 +211,8 @@ def registered_operator(settings):
     from limelight import compiled
     from limelight.attention import prepare
 
-    rest = compiled._write_call(prepare(*tensors(), scale=0.5, **settings))
-    return lambda q, k, v: torch.ops.limelight.attention(q, k, v, *rest)
+    (_, _, _, *operands), *rest = compiled._write_call(prepare(*tensors(), scale=0.5, **settings))
+    return lambda q, k, v: torch.ops.limelight.attention([q, k, v, *operands], *rest)
 
 
 def test_the_registered_operator_differentiates_or_raises():
@@ -264,15 +264,14 @@ def test_the_registered_operators_pass_opcheck(transposed):
         q = q.transpose(1, 2).contiguous().transpose(1, 2)
     bias = torch.randn(5, 6, requires_grad=True)
     settings = {"pattern": Causal() & Window(2, None), "scores": (SoftCap(2.0), Bias(bias)), "sink": torch.randn(4)}
-    rest = compiled._write_call(prepare(q, k, v, **settings))
-    arguments = (q.requires_grad_(), k.requires_grad_(), v, *rest)
-    torch.library.opcheck(torch.ops.limelight.attention.default, arguments)
-    out, logsumexp = (t.detach() for t in torch.ops.limelight.attention(*arguments))
-    q, k, v, operands, *rest = arguments
-    tensors_of_backward = [q, k, v, *operands, out, logsumexp, torch.randn_like(out), torch.randn_like(logsumexp)]
+    q.requires_grad_(), k.requires_grad_()
+    call, *rest = compiled._write_call(prepare(q, k, v, **settings))
+    torch.library.opcheck(torch.ops.limelight.attention.default, (call, *rest))
+    out, logsumexp = (t.detach() for t in torch.ops.limelight.attention(call, *rest))
+    tensors_of_backward = [*call, out, logsumexp, torch.randn_like(out), torch.randn_like(logsumexp)]
     torch.library.opcheck(
         torch.ops.limelight.attention_backward.default,
-        (tensors_of_backward, 3 + len(operands), *rest, compiled._order((0, 1), (0, 1, 4))),
+        (tensors_of_backward, *rest, compiled._order((0, 1), (0, 1, 4))),
     )
 
 

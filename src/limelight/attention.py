@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import derivatives
+from . import compiled, derivatives, tracing
 from .backends import BACKENDS, choose, passed_over, reference
-from .backends.contract import Backend, BackendError, Call, Result, operands
+from .backends.contract import BackendError, Call, Result, operands
 from .layouts import Layout
 from .observations import Observations, Observe, current_watcher
 from .patterns import Pattern
@@ -89,14 +89,17 @@ def attention(
         if isinstance(unbatched, Tensor):
             return unbatched[0]
         return unbatched[0][0], unbatched[1].map(lambda tensor: tensor[0])
-    compiling = torch.compiler.is_compiling()
-    watcher = current_watcher(compiling)
+    seen_by = tracing.seen_by(query)
+    watcher = current_watcher("" if seen_by is tracing.MODE else seen_by)
     call = prepare(
         query, key, value, layout, pattern, compare, scores, sink, scale, dropout, seed,
         observe if watcher is None else _watched(observe, watcher.observe),
     )  # fmt: skip
     call.only_watched = observe is None
-    result = _forward_compiled(call, backend) if compiling else run(call, choose(call, backend))
+    if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
+        result = compiled.forward(call, backend, seen_by)
+    else:
+        result = run(call, backend)
     if watcher is not None and result.observations is not None:
         watcher.add(name, result.observations)
     if observe is None:
@@ -148,11 +151,10 @@ def prepare(
             raise wrong("dropout", "must be a probability from 0 to below 1", f"it is {dropout}", "0 drops nothing.")
         call.dropout = dropout
         # torch's generator, so that manual_seed and activation checkpointing mean what they say
-        call.seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if seed is None else seed
+        call.seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if seed is None else seed
     if observe is not None:
         _check_type("observe", observe, Observe, "limelight")
         observe.check(shapes)
-    call.traced = _looked_at(call)
     return call
 
 
@@ -242,6 +244,7 @@ def explain(
     call = prepare(
         query, key, value, layout, pattern, compare, scores, sink, scale, dropout, 0 if seed is None else seed, observe
     )
+    call.traced = _looked_at(call)
     try:
         chosen = choose(call, backend)
     except BackendError:
@@ -269,19 +272,13 @@ def _with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tens
     return query[None], key[None], value[None]
 
 
-def _forward_compiled(call: Call, backend: str | None) -> Result:
-    from . import compiled
-
-    if backend not in (None, "auto"):
-        raise BackendError("a backend cannot be named under torch.compile; the choice is made when the graph runs.")
-    return compiled.forward(call)
-
-
-def run(call: Call, backend: Backend) -> Result:
-    """By the first door, straight to the backend, or by the second, where PyTorch may take derivatives.
+def run(call: Call, name: str | None) -> Result:
+    """By the first door, straight to the backend of that name, or by the second, where PyTorch may take derivatives.
 
     The definition needs none while it is small; a long call of it is computed a run of queries at a time.
     """
+    call.traced = _looked_at(call)
+    backend = choose(call, name)
     if derivatives.whole(call) if backend is reference else not call.traced:
         return backend.forward(call)
     return derivatives.forward(call, backend)
@@ -289,7 +286,7 @@ def run(call: Call, backend: Backend) -> Result:
 
 def _looked_at(call: Call) -> str:
     """Why the call goes through `limelight.derivatives`; empty when it need not."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
     query, key, value = call.query, call.key, call.value
     if torch.is_grad_enabled() and (
@@ -299,13 +296,9 @@ def _looked_at(call: Call) -> str:
         or any(tensor.requires_grad for tensor in operands(call))
     ):
         return "a gradient is wanted"
-    if (
-        not torch.compiler.is_compiling()
-        and forward_ad._current_level >= 0
-        and any(
-            forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
-            for t in (query, key, value, *operands(call))
-        )
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
+        for t in (query, key, value, *operands(call))
     ):
         return "a forward-mode derivative is wanted"
     return ""

@@ -1,12 +1,15 @@
-"""The third door: attention under ``torch.compile`` and ``torch.export``.
+"""The third door: attention under whatever records operations (`limelight.tracing`).
 
-A call becomes one operator, ``limelight::attention``, and its gradient another, ``limelight::attention_backward``, both
-registered with ``torch.library``. Pattern, layout and score rules travel as a *recipe*, a string that is a constant of
+``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, fake and functional tensors see one operator,
+``limelight::attention``, and for its gradients another, ``limelight::attention_backward``, both registered with
+``torch.library`` when Limelight is imported. Pattern, layout and score rules travel as a *recipe*, a string that is a constant of
 the graph; the numbers inside them travel beside it, so that a changing length compiles nothing anew, and the tensors
 inside them are operands. At run time the recipe is read again, by a table of names, and the call takes the eager way.
 
-A call that wants observations other than the logsumexp, or stands inside a transform of `torch.func` that is compiled,
-is traced through the reference, as plain tensor operations.
+No list that they are given is ever empty: PyTorch's autograd and AOTInductor take an empty list for none.
+
+A call that wants observations other than the logsumexp, or stands inside a transform of `torch.func`, is recorded
+through the reference, as plain tensor operations.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import derivatives, layouts, patterns, scores
+from . import derivatives, layouts, patterns, scores, tracing
 from .backends import choose, reference
 from .backends.contract import BackendError, Call, Result
 from .descriptions import Description
@@ -31,49 +34,63 @@ _KINDS: dict[str, type[Description]] = {
     if isinstance(kind, type) and issubclass(kind, Description) and kind.__module__ == module.__name__
 }
 
-MOST_SCORES = 256 * 2**20  # bytes of scores that a traced call may hold
+MOST_SCORES = 256 * 2**20  # bytes of scores that a recorded call may hold
 
 
-def forward(call: Call) -> Result:
-    """Compute a call while it is being traced.
+def is_one_operator(call: Call, backend: str | None) -> bool:
+    """Whether a call can be the registered operator, and need not be computed by PyTorch's own operations."""
+    return backend in (None, "auto") and not _why_not(call)
+
+
+def forward(call: Call, backend: str | None, seen_by: str) -> Result:
+    """Compute a call so that ``seen_by`` (`limelight.tracing.seen_by`) sees operations of PyTorch alone.
 
     Raises:
-        BackendError: the traced way would hold too many scores.
+        BackendError: a backend is named, or the recorded operations would hold too many scores.
     """
-    observe = call.observe
-    why = ""
-    if observe is not None and derivatives.names(observe):
-        why = "observations"
-    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        why = "a transform of torch.func around it"
+    if backend not in (None, "auto"):
+        raise BackendError(f"a backend cannot be named under {seen_by}; the choice is made when the graph runs.")
+    why = _why_not(call)
     if why:
         if reference.score_bytes(call) > MOST_SCORES:
             have = " x ".join(map(str, call.shapes.scores))
             raise BackendError(
-                f"under torch.compile, a call with {why} holds its scores, but B x Hq x Lq x Lk = {have} would "
+                f"under {seen_by}, a call with {why} holds its scores, but B x Hq x Lq x Lk = {have} would "
                 f"take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of {MOST_SCORES // 2**20} MiB. "
-                "Call it outside the compiled region (torch.compiler.disable), or on fewer rows."
+                "Call it outside of what is recorded (for torch.compile: torch.compiler.disable), or on fewer rows."
             )
         return reference.forward(call)
     call.pattern = None if call.pattern is None else _without_rules(call.pattern, call)
-    output, logsumexp = torch.ops.limelight.attention(call.query, call.key, call.value, *_write_call(call))
+    output, logsumexp = torch.ops.limelight.attention(*_write_call(call))
+    observe = call.observe
     if observe is None:
         return Result(output, logsumexp)
     seen = logsumexp if observe.heads is None else logsumexp[:, list(observe.heads)]
     return Result(output, logsumexp, Observations(logsumexp=seen if observe.logsumexp else None))
 
 
-def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
-    """Everything beside query, key and value: operands, numbers, real numbers, recipe.
+def _why_not(call: Call) -> str:
+    """Why a call is not the registered operator, in words; empty where it is."""
+    if call.observe is not None and derivatives.names(call.observe):
+        return "observations"
+    if forward_ad._current_level >= 0 or tracing.is_transformed():
+        return "a transform of torch.func around it"
+    return ""
 
-    The operands stand in the order of `limelight.derivatives`: sink, score rules, compare, then what has no gradient.
+
+def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
+    """Tensors, whole numbers, real numbers, recipe. The first whole number is how many tensors there are.
+
+    The tensors are query, key, value, and the rest in the order of `limelight.derivatives`: sink, score rules, compare,
+    then what has no gradient.
     """
-    operands: list[Tensor] = []
-    numbers: list[int] = []
+    tensors: list[Tensor] = [call.query, call.key, call.value]
+    numbers: list[int] = [0]
     reals: list[float] = [call.scale]
     parts = (call.sink, call.scores, call.compare, call.layout, call.pattern, call.dropout, call.seed)
-    recipe = _write(parts, operands, numbers, reals)
-    return operands, numbers, reals, recipe
+    recipe = _write(parts, tensors, numbers, reals)
+    numbers[0] = len(tensors)
+    return tensors, numbers, reals, recipe
 
 
 def _without_rules(pattern: patterns.Pattern, call: Call) -> patterns.Pattern:
@@ -92,16 +109,16 @@ def _without_rules(pattern: patterns.Pattern, call: Call) -> patterns.Pattern:
 
 # --- The recipe ---------------------------------------------------------------------------------------------------
 #
-# value := "None" | "True" | "False" | "i" index of a whole number | "t" index of an operand | "f" index
+# value := "None" | "True" | "False" | "i" index of a whole number | "t" index of a tensor | "f" index
 #        of a real number | "s" a word | "(" values ")" | Name "(" values ")"          each followed by one space
 
 
-def _write(value: object, operands: list[Tensor], numbers: list[int], reals: list[float]) -> str:
+def _write(value: object, tensors: list[Tensor], numbers: list[int], reals: list[float]) -> str:
     if value is None or isinstance(value, bool):
         return f"{value} "
     if isinstance(value, Tensor):
-        operands.append(value)
-        return f"t{len(operands) - 1} "
+        tensors.append(value)
+        return f"t{len(tensors) - 1} "
     if isinstance(value, (int, torch.SymInt)):
         numbers.append(value)  # type: ignore[arg-type]
         return f"i{len(numbers) - 1} "
@@ -111,11 +128,11 @@ def _write(value: object, operands: list[Tensor], numbers: list[int], reals: lis
     if isinstance(value, str):
         return f"s{value} "
     if isinstance(value, (tuple, list)):
-        return "( " + "".join([_write(part, operands, numbers, reals) for part in value]) + ") "
+        return "( " + "".join([_write(part, tensors, numbers, reals) for part in value]) + ") "
     if isinstance(value, Description):
         return (
             f"{type(value).__name__}( "
-            + "".join([_write(part, operands, numbers, reals) for part in value.parts()])
+            + "".join([_write(part, tensors, numbers, reals) for part in value.parts()])
             + ") "
         )
     raise BackendError(
@@ -125,95 +142,73 @@ def _write(value: object, operands: list[Tensor], numbers: list[int], reals: lis
 
 
 def _read(
-    words: Iterator[str], operands: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float]
+    words: Iterator[str], tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float]
 ) -> list[object]:
     values: list[object] = []
     for word in words:
         if word == ")":
             break
         if word == "(":
-            values.append(tuple(_read(words, operands, numbers, reals)))
+            values.append(tuple(_read(words, tensors, numbers, reals)))
         elif word.endswith("("):
-            values.append(_KINDS[word[:-1]](*_read(words, operands, numbers, reals)))
+            values.append(_KINDS[word[:-1]](*_read(words, tensors, numbers, reals)))
         elif word in ("None", "True", "False"):
             values.append({"None": None, "True": True, "False": False}[word])
         else:
             kind, rest = word[0], word[1:]
-            values.append(rest if kind == "s" else {"i": numbers, "t": operands, "f": reals}[kind][int(rest)])
+            values.append(rest if kind == "s" else {"i": numbers, "t": tensors, "f": reals}[kind][int(rest)])
     return values
 
 
-def _read_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    operands: Sequence[Tensor],
-    numbers: Sequence[int],
-    reals: Sequence[float],
-    recipe: str,
-) -> Call:
+def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
     from .attention import prepare
 
     if forward_ad._current_level >= 0:
         # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
         raise NotImplementedError(
-            "a graph compiled or exported without derivatives was run inside a forward-mode transform; "
+            "a graph recorded without derivatives was run inside a forward-mode transform; "
             "call limelight.attention itself there, or compile the transform."
         )
-    parts: Any = _read(iter(recipe.split()), operands, numbers, reals)[0]
+    parts: Any = _read(iter(recipe.split()), tensors, numbers, reals)[0]
     sink, rules, compare, layout, pattern, dropout, seed = parts
+    query, key, value, *_ = tensors
     return prepare(query, key, value, layout, pattern, compare, rules, sink, reals[0], dropout, seed)
 
 
 @torch.library.custom_op("limelight::attention", mutates_args=())
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    operands: Sequence[Tensor],
-    numbers: Sequence[int],
-    reals: Sequence[float],
-    recipe: str,
+    tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
 ) -> tuple[Tensor, Tensor]:
+    """Output and logsumexp of the call that `_write_call` wrote."""
     from .attention import run
 
-    call = _read_call(query, key, value, operands, numbers, reals, recipe)
+    call = _read_call(tensors, numbers, reals, recipe)
     call.logsumexp = True
-    result = run(call, choose(call, None))
+    result = run(call, None)
     assert result.logsumexp is not None
-    return _laid_out(result.output, _empty_output(query, value, "meta")), result.logsumexp.contiguous()
+    return _laid_out(result.output, _empty_output(tensors, "meta")), result.logsumexp.contiguous()
 
 
 @_attention.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    operands: Sequence[Tensor],
-    numbers: Sequence[int],
-    reals: Sequence[float],
-    recipe: str,
+    tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
 ) -> tuple[Tensor, Tensor]:
+    query = tensors[0]
     logsumexp = query.new_empty(query.shape[:3], dtype=reference.accumulator(query.dtype))
-    return _empty_output(query, value, query.device), logsumexp
+    return _empty_output(tensors, query.device), logsumexp
 
 
 @torch.library.custom_op("limelight::attention_backward", mutates_args=())
 def _attention_backward(
-    tensors: Sequence[Tensor],
-    count: int,
-    numbers: Sequence[int],
-    reals: Sequence[float],
-    recipe: str,
-    orders: str,
+    tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str, orders: str
 ) -> list[Tensor]:
     """Gradients, and gradients of gradients: the `limelight.derivatives.Transposed` that ``orders`` names.
 
-    ``tensors`` are the ``count`` tensors of the call, its output and logsumexp, and the cotangents of each order.
+    ``tensors`` are those of the call, its output and logsumexp, and the cotangents of each order.
     """
-    query, key, value, *operands = tensors[:count]
-    call = _read_call(query, key, value, operands, numbers, reals, recipe)
-    function: Any = derivatives.Attention(call, choose(call, None), tuple(tensors[:count]))
+    own = tuple(tensors[: numbers[0]])
+    call = _read_call(own, numbers, reals, recipe)
+    function: Any = derivatives.Attention(call, choose(call, None), own)
     for given, wanted in _read_orders(orders):
         function = derivatives.Transposed(function, given, wanted)
     with _autograd_again():
@@ -224,12 +219,7 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(
-    tensors: Sequence[Tensor],
-    count: int,
-    numbers: Sequence[int],
-    reals: Sequence[float],
-    recipe: str,
-    orders: str,
+    tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str, orders: str
 ) -> list[Tensor]:
     _, wanted = _read_orders(orders)[-1]
     return [torch.empty_like(tensors[n]) for n in wanted]
@@ -253,8 +243,9 @@ def _autograd_again() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
-def _empty_output(query: Tensor, value: Tensor, device: Any) -> Tensor:
+def _empty_output(tensors: Sequence[Tensor], device: Any) -> Tensor:
     """Laid out as the native kernels do it: in the query's own order of memory."""
+    query, _, value, *_ = tensors
     if query.shape[3] == value.shape[3]:
         return torch.empty_like(query, device=device)
     return query.new_empty((*query.shape[:3], value.shape[3]), device=device)
@@ -271,34 +262,31 @@ def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, operands, *ctx.rest = inputs
-    ctx.count = 3 + len(operands)
-    ctx.save_for_backward(query, key, value, *operands, *output)
+    tensors, *ctx.rest = inputs
+    ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     *tensors, output, logsumexp = ctx.saved_tensors
     tensors += [output.detach(), logsumexp.detach(), *grads]
-    found = _one_more(ctx, [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[3]], tensors, "", 2)
-    return *found[:3], found[3:], None, None, None
+    return _one_more(ctx, tensors, "", 2), None, None, None
 
 
 def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, ctx.count, *ctx.rest, ctx.orders = inputs
+    tensors, *ctx.rest, ctx.orders = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _backward_of_backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    found = _one_more(ctx, ctx.needs_input_grad[0], [*ctx.saved_tensors, *grads], ctx.orders, len(grads))
-    return found, None, None, None, None, None
+    return _one_more(ctx, [*ctx.saved_tensors, *grads], ctx.orders, len(grads)), None, None, None, None
 
 
-def _one_more(
-    ctx: Any, needed: Sequence[bool], tensors: list[Tensor], orders: str, outputs: int
-) -> list[Tensor | None]:
+def _one_more(ctx: Any, tensors: list[Tensor], orders: str, outputs: int) -> list[Tensor | None]:
+    """The gradients of every tensor that the operator was given, where they are needed."""
+    needed = ctx.needs_input_grad[0]
     wanted = [n for n, need in enumerate(needed) if need]
     orders += _order(range(outputs), wanted)
-    gradients = torch.ops.limelight.attention_backward(tensors, ctx.count, *ctx.rest, orders)
+    gradients = torch.ops.limelight.attention_backward(tensors, *ctx.rest, orders)
     found: list[Tensor | None] = [None] * len(needed)
     for n, gradient in zip(wanted, gradients, strict=True):
         found[n] = gradient

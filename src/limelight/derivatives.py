@@ -623,7 +623,7 @@ class _Plain(torch.autograd.Function):
         return None, None, *ctx.backend.backward(call, output, logsumexp, grad, None, needs)
 
 
-_NOTHING = torch.empty(0)
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def _is_plain(call: Call) -> bool:

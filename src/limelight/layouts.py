@@ -24,6 +24,7 @@ from torch import Tensor
 from .descriptions import Description
 from .patterns import WHOLE, Part
 from .shapes import describe, whole_number, wrong
+from .tracing import readable
 
 
 class Coordinates(NamedTuple):
@@ -131,7 +132,7 @@ class Padded(Layout):
         for name, lengths, limit in zip(("query_lengths", "key_lengths"), self.both, (Lq, Lk), strict=True):
             if isinstance(lengths, Tensor):
                 _check_per_row(name, lengths, B)
-            if not torch.compiler.is_compiling():
+            if readable(lengths):
                 _check_range(name, lengths, limit)
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
@@ -196,7 +197,7 @@ class Packed(Layout):
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
-        if torch.compiler.is_compiling():
+        if not all(map(readable, self.both)):
             return
         names = ("query_lengths", "query_lengths" if self.key_lengths is None else "key_lengths")
         for name, lengths, what, size in zip(names, self.both, ("Lq", "Lk"), (Lq, Lk), strict=True):
@@ -293,7 +294,7 @@ class Chosen(Layout):
                 f"{tuple(self.index.shape)} stands against (B, Lq) = {(B, Lq)}",
                 "Fill a row that has fewer with -1.",
             )
-        if not torch.compiler.is_compiling() and self.index.numel() and int(self.index.max()) >= self.queries:
+        if readable(self.index) and self.index.numel() and int(self.index.max()) >= self.queries:
             raise wrong(
                 "index",
                 f"must hold numbers below {self.queries}, the queries of the whole",
@@ -348,7 +349,7 @@ def _check_per_row(name: str, values: Tensor, B: int) -> None:
 
 
 def _check_range(name: str, lengths: int | Tensor, limit: int) -> None:
-    values = lengths if isinstance(lengths, Tensor) else torch.tensor([lengths])
+    values = lengths if isinstance(lengths, Tensor) else torch.tensor([lengths], device="cpu")
     if values.numel() and (int(values.min()) < 0 or int(values.max()) > limit):
         raise wrong(
             name,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .shapes import Shapes, whole_number, wrong
+from .tracing import readable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,10 +82,10 @@ class Observe(Description):
             ("heads", self.heads, shapes.Hq, "query heads"),
             ("rows", self.rows, shapes.Lq, "queries"),
         ):
-            if indices is not None and not torch.compiler.is_compiling():
-                _check_indices(name, torch.as_tensor(indices), size, what)
-        if self.pairs is not None and not torch.compiler.is_compiling():
-            pairs = torch.as_tensor(self.pairs).reshape(-1, 2)
+            if indices is not None and readable(indices):
+                _check_indices(name, torch.as_tensor(indices, device="cpu"), size, what)
+        if self.pairs is not None and readable(self.pairs):
+            pairs = torch.as_tensor(self.pairs, device="cpu").reshape(-1, 2)
             _check_indices("pairs", pairs[:, 0], shapes.Lq, "queries")
             _check_indices("pairs", pairs[:, 1], shapes.Lk, "keys")
 
@@ -176,12 +177,16 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
         _watchers.remove(seen)
 
 
-def current_watcher(compiling: bool = False) -> Seen | None:
-    """The innermost watcher of this thread, unless the call is a repetition inside a backward pass."""
+def current_watcher(seen_by: str = "") -> Seen | None:
+    """The innermost watcher of this thread, unless the call is a repetition inside a backward pass.
+
+    Raises:
+        RuntimeError: there is one, but the call is only recorded, by ``seen_by`` (`limelight.tracing.seen_by`).
+    """
     if not _watchers:
         return None
-    if compiling:
-        raise RuntimeError("watching() does not see into torch.compile; observe the model before compiling it.")
+    if seen_by:
+        raise RuntimeError(f"watching() does not see into {seen_by}; observe the model itself, before it is recorded.")
     if torch._C._current_graph_task_id() != -1:
         return None
     thread = threading.get_ident()

@@ -370,7 +370,7 @@ class Rule(Pattern):
                 f"it returned {describe(allowed)}",
                 "Compare, or use .bool().",
             )
-        sizes = (len(at.batch), at.head.shape[1], at.query_index.shape[2], at.key_index.shape[3])
+        sizes = (at.batch.shape[0], at.head.shape[1], at.query_index.shape[2], at.key_index.shape[3])
         check_broadcast("function", allowed.shape, sizes)
         return allowed[(None,) * (4 - allowed.dim())]
 

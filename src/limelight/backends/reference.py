@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import tracing
 from ..observations import Observations, Observe
 from ..patterns import Part, Where
 from ..philox import kept
@@ -295,8 +296,7 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 def _may_look(tensor: Tensor) -> bool:
     return (
-        not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-        and tensor.device.type == "cpu"
+        not torch._C._are_functorch_transforms_active() and tensor.device.type == "cpu" and tracing.readable(tensor)
     )
 
 
