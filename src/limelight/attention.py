@@ -11,10 +11,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import compiled, derivatives, tracing
 from .backends import BACKENDS, choose, passed_over, reference
@@ -81,14 +83,15 @@ def attention(
         >>> limelight.attention(q, k, v, pattern=limelight.Causal()).shape
         torch.Size([1, 1, 4, 4])
     """
-    if isinstance(query, Tensor) and query.dim() == 3:
-        unbatched = attention(
-            *_with_batch(query, key, value), layout=layout, pattern=pattern, compare=compare, scores=scores, sink=sink,
-            scale=scale, dropout=dropout, seed=seed, observe=observe, backend=backend, name=name,
-        )  # fmt: skip
-        if isinstance(unbatched, Tensor):
-            return unbatched[0]
-        return unbatched[0][0], unbatched[1].map(lambda tensor: tensor[0])
+    if not isinstance(query, Tensor) or query.dim() == 3:
+        settings: dict[str, Any] = {
+            "layout": layout, "pattern": pattern, "compare": compare, "scores": scores, "sink": sink, "scale": scale,
+            "dropout": dropout, "seed": seed, "observe": observe, "backend": backend, "name": name,
+        }  # fmt: skip
+        if has_torch_function((query, key, value)):  # torch.fx.symbolic_trace
+            return handle_torch_function(attention, (query, key, value), query, key, value, **settings)
+        if isinstance(query, Tensor):
+            return _unbatched(query, key, value, settings)
     seen_by = tracing.seen_by(query)
     watcher = current_watcher("" if seen_by is tracing.MODE else seen_by)
     call = prepare(
@@ -263,13 +266,18 @@ def explain(
     )
 
 
-def _with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Three ``(H, L, D)`` tensors as a batch of one row."""
+def _unbatched(
+    query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]
+) -> Tensor | tuple[Tensor, Observations]:
+    """`attention` of three ``(H, L, D)`` tensors, as a batch of one row."""
     for which, tensor in (("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 3:
             got = f"its shape is {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"it is {tensor!r}"
             raise wrong(which, "must have 3 dimensions (H, L, D) like `query`", got, "Or give all three a batch.")
-    return query[None], key[None], value[None]
+    result = attention(query[None], key[None], value[None], **settings)
+    if isinstance(result, Tensor):
+        return result[0]
+    return result[0][0], result[1].map(lambda tensor: tensor[0])
 
 
 def run(call: Call, name: str | None) -> Result:

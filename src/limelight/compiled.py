@@ -2,9 +2,9 @@
 
 ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, fake and functional tensors see one operator,
 ``limelight::attention``, and for its gradients another, ``limelight::attention_backward``, both registered with
-``torch.library`` when Limelight is imported. Pattern, layout and score rules travel as a *recipe*, a string that is a constant of
-the graph; the numbers inside them travel beside it, so that a changing length compiles nothing anew, and the tensors
-inside them are operands. At run time the recipe is read again, by a table of names, and the call takes the eager way.
+``torch.library`` when Limelight is imported. Pattern, layout and score rules travel as a *recipe*, a string that is a
+constant of the graph; the numbers inside them travel beside it, so that a changing length compiles nothing anew, and so
+do the tensors inside them. At run time the recipe is read again, by a table of names, and the call takes the eager way.
 
 No list that they are given is ever empty: PyTorch's autograd and AOTInductor take an empty list for none.
 
@@ -46,7 +46,7 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
     """Compute a call so that ``seen_by`` (`limelight.tracing.seen_by`) sees operations of PyTorch alone.
 
     Raises:
-        BackendError: a backend is named, or the recorded operations would hold too many scores.
+        BackendError: a backend is named, or the recorded operations would hold too many scores, or cannot be recorded.
     """
     if backend not in (None, "auto"):
         raise BackendError(f"a backend cannot be named under {seen_by}; the choice is made when the graph runs.")
@@ -58,6 +58,12 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
                 f"under {seen_by}, a call with {why} holds its scores, but B x Hq x Lq x Lk = {have} would "
                 f"take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of {MOST_SCORES // 2**20} MiB. "
                 "Call it outside of what is recorded (for torch.compile: torch.compiler.disable), or on fewer rows."
+            )
+        if tracing.is_functionalized():
+            raise BackendError(
+                f"under torch.func.functionalize, a call with {why} cannot be recorded: PyTorch has no rule there for "
+                "the operations with derivatives of their own that it consists of. Leave functionalize out: make_fx "
+                "and torch.compile record the call by themselves, and nothing in it changes its inputs."
             )
         return reference.forward(call)
     call.pattern = None if call.pattern is None else _without_rules(call.pattern, call)
@@ -190,9 +196,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _(
-    tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
-) -> tuple[Tensor, Tensor]:
+def _(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> tuple[Tensor, Tensor]:
     query = tensors[0]
     logsumexp = query.new_empty(query.shape[:3], dtype=reference.accumulator(query.dtype))
     return _empty_output(tensors, query.device), logsumexp

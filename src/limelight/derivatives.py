@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import tracing
 from .backends import reference
 from .backends.contract import Backend, Call, Differentiable, Result, operands
 from .descriptions import Description
@@ -401,7 +402,7 @@ class Transposed(Runwise):
 
     def _by_backend(self, tensors: Tensors) -> Tensors | None:
         attention = self.attention
-        if self.inner is not attention or max(self.given) > 1:
+        if self.inner is not attention or max(self.given) > 1 or not tracing.readable(tensors[0]):
             return None
         call = attention.call(tensors)
         backend = attention.backend
@@ -613,7 +614,7 @@ class _Plain(torch.autograd.Function):
             return None, None, None, None, None
         call = ctx.call.of(query, key, value)
         needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if torch.is_grad_enabled() or tracing.active() or forward_ad._current_level >= 0:
             function = Attention(call, ctx.backend, (query, key, value))
             wanted = tuple([n for n, needed in enumerate(needs) if needed])
             tensors = (query, key, value, output.detach(), logsumexp, grad)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from . import tracing
 from .backends import native
 from .backends.contract import BackendError, Call
 
@@ -50,8 +51,8 @@ def reasons_against(*tensors: Tensor) -> list[str]:
     reasons = [native._missing] if native._library is None else []
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         reasons.append("a transform of torch.func or a forward-mode derivative looks on")
-    if torch._C._len_torch_dispatch_stack():
-        reasons.append("somebody watches PyTorch's operations (a TorchDispatchMode)")
+    elif tracing.active():
+        reasons.append(f"PyTorch's own operations are seen by {tracing.seen_by()}")
     dtype = tensors[0].dtype
     if dtype not in _ELEMENTS:
         reasons.append(f"the dtype is {dtype}; it computes {', '.join(map(str, _ELEMENTS))}")
@@ -65,14 +66,8 @@ def reasons_against(*tensors: Tensor) -> list[str]:
 
 
 def _served(*tensors: Tensor) -> bool:
-    """Whether there is no reason against; this runs hundreds of times for each token that is written."""
-    if (
-        torch.compiler.is_compiling()
-        or native._library is None
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    """Whether there is no reason against, outside of `torch.compiler`; it runs hundreds of times for each token."""
+    if native._library is None or tracing.active() or forward_ad._current_level >= 0:
         return False
     dtype = tensors[0].dtype
     if dtype not in _ELEMENTS:
@@ -85,13 +80,19 @@ def _served(*tensors: Tensor) -> bool:
 
 def unwatched(*tensors: Tensor) -> bool:
     """Whether nobody can tell in which pieces a step of these tensors is computed."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not wanted and not torch._C._is_any_autocast_enabled() and _served(*tensors)
+    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)) and _served(*tensors)
 
 
 def _gradient_served(grad: Tensor, *tensors: Tensor) -> bool:
     """The same of a backward pass, which also nobody differentiates; batched gradients have no memory of their own."""
-    return not torch.is_grad_enabled() and torch._C._has_storage(grad) and _served(grad, *tensors)
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and torch._C._has_storage(grad)
+        and _served(grad, *tensors)
+    )
 
 
 def _checked(status: int) -> None:

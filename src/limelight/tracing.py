@@ -7,6 +7,7 @@ nothing that fills it. So every native call is preceded by this question; where 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,16 +15,23 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.jit._trace import TracerWarning
 
 #: A mode of the user that sees operations while they are computed: a counter, a logger, a checkpointing policy.
 MODE = "a TorchDispatchMode"
 
-_PLAIN = (Tensor, torch.nn.Parameter)
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 _TRACERS = (
     (torch._C._TorchDispatchModeKey.PROXY, "make_fx"),
     (torch._C._TorchDispatchModeKey.FUNCTIONAL, "FunctionalTensorMode"),
     (torch._C._TorchDispatchModeKey.FAKE, "FakeTensorMode"),
+)
+
+# torch.jit.trace warns where a size becomes a bool: here that checks an argument, or chooses among equal computations.
+warnings.filterwarnings(
+    "ignore",
+    category=TracerWarning,
+    module=r"limelight\.(attention|backends\.reference|compat|compiled|fused|layouts|patterns|scores|shapes)$",
 )
 
 
@@ -62,17 +70,24 @@ def readable(value: object) -> bool:
 
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` that computes stands around the call: ``functionalize`` only records."""
-    if not torch._C._are_functorch_transforms_active():
-        return False
-    return torch.compiler.is_compiling() or any(map(_computes, _transforms()))
+    return torch._C._are_functorch_transforms_active() and (
+        torch.compiler.is_compiling() or not all(map(_functionalizes, _transforms()))
+    )
+
+
+def is_functionalized() -> bool:
+    """Whether ``torch.func.functionalize`` stands around the call."""
+    return torch._C._are_functorch_transforms_active() and (
+        not torch.compiler.is_compiling() and any(map(_functionalizes, _transforms()))
+    )
 
 
 def _transforms() -> Sequence[Any]:
     return torch._C._functorch.get_interpreter_stack() or ()
 
 
-def _computes(transform: Any) -> bool:
-    return bool(transform.key() != torch._C._functorch.TransformType.Functionalize)
+def _functionalizes(transform: Any) -> bool:
+    return bool(transform.key() == torch._C._functorch.TransformType.Functionalize)
 
 
 def _active() -> str:
@@ -83,6 +98,6 @@ def _active() -> str:
     for key, name in _TRACERS:
         if torch._C._get_dispatch_mode(key) is not None:
             return name
-    if not all(map(_computes, _transforms())):
+    if is_functionalized():
         return "torch.func.functionalize"
     return MODE if torch._C._len_torch_dispatch_stack() else ""
