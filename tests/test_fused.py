@@ -47,7 +47,7 @@ def steps(dtype, width=37, rows=5):
             (3 * make(2, rows, width), make(2, rows, width)), (),
         ),
         "gate of tanh": (
-            lambda gate, up: fused.gated(fused.GELU_TANH, gate, up), lambda gate, up: fused.GELU_TANH(gate) * up,
+            lambda gate, up: fused.gated(fused.gelu_tanh, gate, up), lambda gate, up: fused.gelu_tanh(gate) * up,
             (3 * make(2, rows, width), make(2, rows, width)), (),
         ),
         "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),

@@ -26,7 +26,7 @@ from torch import nn
 
 from .layouts import Aligned
 from .models import EncoderDecoder, Stack
-from .nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, OwnHead, Switch, TopK
+from .nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, Switch, TopK
 from .nn.cache import reach
 from .nn.heads import TokenHead
 from .patterns import Full, Pattern
@@ -177,7 +177,7 @@ def _stack(found: Cost, stack: Stack) -> None:
     if head is not None:
         asked = tokens if isinstance(head, TokenHead) else found.batch  # a class is told of a text, not of a token
         _matrices(found, "head", head, asked)
-        if isinstance(head, TokenHead) and not isinstance(head, OwnHead):
+        if isinstance(head, TokenHead) and head.tied:
             table = stack.embedding.tokens
             assert isinstance(table, nn.Embedding)
             _product(found, "head", asked, table.num_embeddings, table.embedding_dim)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -334,11 +333,16 @@ class _Norm(torch.autograd.Function):
 # --- Gate -------------------------------------------------------------------------------------------------------------
 
 
-GELU_TANH = partial(functional.gelu, approximate="tanh")  # GELU as GPT-2 computes it (arXiv:1606.08415)
+def gelu_tanh(x: Tensor) -> Tensor:
+    """``x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2``: GELU as GPT-2 computes it (arXiv:1606.08415)."""
+    return functional.gelu(x, approximate="tanh")
+
+
+# By function: those of a module are the same object in every copy of a layer; a partial, a lambda or a method is not.
 # activation(x) = x * sigmoid(a x + b x^3); of the GELU with tanh z that is x (1 + tanh z) / 2 = x sigmoid(2 z).
 SIGMOID_FORMS: dict[Callable[[Tensor], Tensor], tuple[float, float]] = {
     functional.silu: (1.0, 0.0),
-    GELU_TANH: ((8 / math.pi) ** 0.5, 0.044715 * (8 / math.pi) ** 0.5),
+    gelu_tanh: ((8 / math.pi) ** 0.5, 0.044715 * (8 / math.pi) ** 0.5),
 }
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..shapes import ArgumentError
 
@@ -22,6 +26,66 @@ def damaged(path: Path, what: str) -> CheckpointError:
 def missing(path: Path, way_out: str) -> CheckpointError:
     """The complaint about a file that should be there."""
     return CheckpointError(f"{path} does not exist. {way_out}")
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint is read into a `CheckpointError` that names it.
+
+    What a file may not say is refused where it is read, in words of its own. This is for the rest: libraries that raise
+    errors of their own about what a file holds, and the system where it cannot be read. Running out of memory stays
+    what it is.
+    """
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except ArgumentError as error:
+        raise CheckpointError(f"{path} describes a model that cannot be made: {error}") from error
+    except Exception as error:
+        said = str(error).strip().splitlines() or ["no reason given"]
+        raise CheckpointError(
+            f"{path} cannot be read as a model ({type(error).__name__}: {said[0]:.300}). It is damaged, or of another "
+            "make than its names say. Compare its size and sha256 with those of its source."
+        ) from error
+
+
+MOST_JSON = 1 << 26  # bytes; an index of a hundred thousand tensors has a tenth of it
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: a file that is missing, larger than 64 MiB, no JSON, or nested too deep.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MOST_JSON:
+            raise damaged(path, f"it has {size:,} bytes, and a description of a model at most {MOST_JSON:,}")
+        values = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise missing(path, "A model folder holds it beside its weights.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Check its name and its permissions.") from error
+    except RecursionError as error:
+        raise damaged(path, "its values are nested too deep") from error
+    except ArgumentError:
+        raise
+    except ValueError as error:
+        raise damaged(path, f"it is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise damaged(path, "it is no JSON object")
+    return values
+
+
+def shortened(value: object, limit: int = 100) -> str:
+    """A value of a file for an error, of at most ``limit`` characters: a hostile one is long, or nests without end."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # Python writes no whole number of more than 4,300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
 
 
 def listed(names: list[str], limit: int = 8) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, listed
-from .rules import KeyRules, Renamed, Unused
+from .rules import KeyRules, Renamed, Rule, Unused
 
 
 class Files(Protocol):
@@ -33,6 +33,7 @@ def fill(
     *,
     where: Path,
     dtype: torch.dtype,
+    wide: tuple[str, ...] = (),
     report: Callable[[int], None] = lambda read: None,
 ) -> tuple[tuple[str, str], ...]:
     """Give every parameter of a ``network`` made on the meta device its stored values, one tensor at a time.
@@ -43,6 +44,7 @@ def fill(
         rules: from their keys to ours.
         where: the file or folder, named in complaints.
         dtype: what the values become.
+        wide: ends of the names of parameters that become float32 where the others become float16.
         report: told the number of values read so far.
 
     Returns:
@@ -52,25 +54,74 @@ def fill(
         CheckpointError: a tensor missing, one that no rule knows, or one of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
+    stored_keys = files.keys()
+    if len(stored_keys) > MOST_KEYS * len(wanted) + 1000:  # no model has so many that are known and of no use
+        raise CheckpointError(
+            f"{where} holds {len(stored_keys):,} tensors, and the model of its configuration has {len(wanted):,}. "
+            "The weights are of another model than the configuration says."
+        )
     plan, unused, unknown = _plan(files, rules)
+    for key, first in differing(files, rules):
+        raise CheckpointError(
+            f"{where} holds {key} and {first}, which are one tensor in this model, with different values. "
+            "Remove from the file what does not belong to the model."
+        )
     strange = sorted(key for key, parts in plan.items() if any(part.key not in wanted for part in parts))
     absent = sorted(wanted.keys() - {part.key for parts in plan.values() for part in parts})
     _complain(where, rules, absent, unknown + strange)
     done = 0
     for key, parts in plan.items():
         stored = files.read(key)
+        if not stored.is_floating_point():
+            raise CheckpointError(
+                f"{where} holds {key} as {str(stored.dtype).removeprefix('torch.')}, and weights are floating-point "
+                "numbers. Quantised weights are read from GGUF only: take that, or the model before it was quantised."
+            )
         for part in parts:
-            values = part.read(stored)
+            try:
+                values = part.read(stored)
+            except (RuntimeError, IndexError) as error:
+                raise CheckpointError(
+                    f"{where} holds {key} with shape {tuple(stored.shape)}, of which no {part.key} of shape "
+                    f"{wanted[part.key]} can be made. Configuration and weights are of different models: take both "
+                    "from one place."
+                ) from error
             if tuple(values.shape) != wanted[part.key]:
                 raise CheckpointError(
                     f"{where} holds {key} with shape {tuple(stored.shape)}, of which {part.key} becomes "
                     f"{tuple(values.shape)}, and by its own configuration it should be {wanted[part.key]}. "
                     "Configuration and weights are of different models: take both from one place."
                 )
-            _set(network, part.key, values.to(dtype))
+            stays = dtype is torch.float16 and part.key.endswith(wide)
+            _set(network, part.key, values.to(torch.float32 if stays else dtype))
             done += values.numel()
             report(done)
     return unused
+
+
+MOST_KEYS = 4  # stored tensors for each of a model's, at most
+
+
+def differing(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
+    """Pairs of stored keys that are one tensor by the rules, and have different values."""
+    return [(key, first) for key, first in _twins(files, rules) if not _equal(files, key, first)]
+
+
+def _twins(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
+    """Stored keys that hold ``again`` what another one holds, each with that other one."""
+    stored = set(files.keys())
+    named = sorted((rule for rule in rules.rules if isinstance(rule, Rule)), key=lambda rule: rule.again)
+    twins = []
+    for ours in dict.fromkeys(rule.ours for rule in named if rule.again):
+        names = [rule.published for rule in named if rule.ours == ours]
+        keys = dict.fromkeys(key for name in names for key in (name, name.removeprefix(rules.prefix)) if key in stored)
+        first, *others = keys or [""]
+        twins += [(key, first) for key in others]
+    return twins
+
+
+def _equal(files: Files, key: str, other: str) -> bool:
+    return files.shape(key) == files.shape(other) and torch.equal(files.read(key), files.read(other))
 
 
 def named_once(network: nn.Module) -> dict[str, Tensor]:

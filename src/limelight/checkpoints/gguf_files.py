@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,17 +25,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, damaged, missing
+from .errors import CheckpointError, damaged, missing, shortened
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4  # the format's own limit
+MOST_ENTRIES = 1 << 22  # of an array: several times the largest vocabularies
 DEFAULT_ALIGNMENT = 32
 LONG_ROW = 1 << 16  # numbers
 
 # struct's code for each scalar type number of the format
 SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+
+# A model in several files: how many, which of them this is (from 0), and the tensors of all.
+SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS = "split.count", "split.no", "split.tensors.count"
+
+# What the fields are that are not checked where a configuration is read.
+KINDS = {
+    **dict.fromkeys(("general.architecture", "tokenizer.chat_template"), "a text"),
+    **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre"), "a text"),
+    **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges"), "a list of texts"),
+    **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"), "true or false"),
+    **{f"tokenizer.ggml.{mark}_token_id": "the id of a token" for mark in ("bos", "eos", "eot", "eom", "padding")},
+    **dict.fromkeys((SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS), "a whole number"),
+    "tokenizer.ggml.token_type": "a list of whole numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -63,43 +79,31 @@ class StoredTensor:
 class GGUFFile:
     """An open GGUF file: ``fields`` (metadata) and tensors, each read and dequantised on demand.
 
+    A model that is split over several files (``name-00001-of-00003.gguf``, as llama.cpp writes them) is read whole,
+    whichever of them is named; all lie in one folder.
+
     Args:
         path: the file.
 
     Raises:
-        CheckpointError: the file is missing, cut short, or not GGUF version 2 or 3.
+        CheckpointError: the file, or another part of the same model, is missing, cut short, or not GGUF version 2 or 3.
     """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise missing(path, "Name an existing .gguf file.")
+        named = _Part(path)
+        parts = _all_parts(named)
         self.path = path
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise damaged(path, "it is empty")
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        cursor = _Cursor(path, self._bytes)
-        if cursor.take(4) != MAGIC:
-            raise damaged(path, f"a GGUF file begins with {MAGIC!r}, this one with {bytes(self._bytes[:4])!r}")
-        version = cursor.scalar("I")
-        if version not in VERSIONS:
-            raise CheckpointError(
-                f"{path} is GGUF version {version}, and versions {VERSIONS} are known. "
-                "Convert it with a current llama.cpp (big-endian files are not read)."
-            )
-        tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
-        self.fields: dict[str, Any] = {}
-        for _ in range(field_count):
-            key = cursor.text()
-            self.fields[key] = cursor.value(cursor.scalar("I"))
-        stored = [_read_stored(cursor) for _ in range(tensor_count)]
-        data = _aligned(cursor.at, self.fields.get("general.alignment", DEFAULT_ALIGNMENT), path)
-        self.tensors = {
-            name: _place(path, len(self._bytes), name, shape, kind, data + offset)
-            for name, shape, kind, offset in stored
-        }
-        if len(self.tensors) != tensor_count:
-            raise damaged(path, "two of its tensors have the same name")
+        self.fields = parts[0].fields
+        self.tensors: dict[str, StoredTensor] = {}
+        self._holder: dict[str, _Part] = {}
+        for part in parts:
+            for name, tensor in part.tensors.items():
+                if name in self.tensors:
+                    raise damaged(part.path, f"its tensor {name!r} is also in {self._holder[name].path.name}")
+                self.tensors[name], self._holder[name] = tensor, part
+        promised = named.fields.get(SPLIT_TENSORS, len(self.tensors))
+        if promised != len(self.tensors):
+            raise damaged(path, f"{SPLIT_TENSORS} is {shortened(promised)}, and its parts hold {len(self.tensors)}")
 
     def keys(self) -> list[str]:
         """The names of the tensors."""
@@ -111,18 +115,110 @@ class GGUFFile:
 
     def read(self, key: str) -> Tensor:
         """One tensor, dequantised to float32. Nothing else is held in memory."""
-        stored = self.tensors[key]
-        raw = np.frombuffer(self._bytes, np.uint8, stored.size, stored.start).reshape(stored.long_rows)
+        stored, part = self.tensors[key], self._holder[key]
+        if not math.prod(stored.shape):
+            return torch.empty(stored.shape)
+        raw = np.frombuffer(part.bytes, np.uint8, stored.size, stored.start).reshape(stored.long_rows)
         try:
             numbers = gguf.dequantize(raw, stored.kind)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{self.path} stores {key} as {stored.kind.name}, which the gguf package cannot turn into numbers. "
+                f"{part.path} stores {key} as {stored.kind.name}, which the gguf package cannot turn into numbers. "
                 "Take another quantisation of the model (Q4_0 to Q8_0, the K types, F16, BF16, F32)."
             ) from error
         if numbers.dtype != np.float32 or not numbers.flags.writeable:  # float32 comes as a view of the mapped file
             numbers = numbers.astype(np.float32)
         return torch.from_numpy(numbers).reshape(stored.shape)
+
+
+class _Part:
+    """One file: all of a model, or a part of it."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise missing(path, "Name an existing .gguf file.")
+        self.path = path
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise damaged(path, "it is empty")
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        cursor = _Cursor(path, self.bytes)
+        if cursor.take(4) != MAGIC:
+            raise damaged(path, f"a GGUF file begins with {MAGIC!r}, this one with {bytes(self.bytes[:4])!r}")
+        version = cursor.scalar("I")
+        if version not in VERSIONS:
+            raise CheckpointError(
+                f"{path} is GGUF version {version}, and versions {VERSIONS} are known. "
+                "Convert it with a current llama.cpp (big-endian files are not read)."
+            )
+        tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
+        self.fields: dict[str, Any] = {}
+        for _ in range(field_count):
+            key = cursor.text()
+            self.fields[key] = cursor.value(cursor.scalar("I"))
+        _check_kinds(path, self.fields)
+        stored = [_read_stored(cursor) for _ in range(tensor_count)]
+        data = _aligned(cursor.at, self.fields.get("general.alignment", DEFAULT_ALIGNMENT), path)
+        self.tensors = {
+            name: _place(path, len(self.bytes), name, shape, kind, data + offset)
+            for name, shape, kind, offset in stored
+        }
+        if len(self.tensors) != tensor_count:
+            raise damaged(path, "two of its tensors have the same name")
+
+
+def part_of_split(path: Path) -> tuple[str, int, int] | None:
+    """``("name", 2, 3)`` of ``name-00002-of-00003.gguf``; ``None`` of a name of another form."""
+    found = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    return None if found is None else (found[1], int(found[2]), int(found[3]))
+
+
+def _all_parts(named: _Part) -> list[_Part]:
+    """All parts of the model of which one is ``named``, in order."""
+    path, count = named.path, named.fields.get(SPLIT_COUNT, 1)
+    if count == 1 or count == 0:
+        return [named]
+    form = part_of_split(path)
+    if form is None or form[2] != count or form[1] != named.fields.get(SPLIT_NUMBER, -1) + 1:
+        raise CheckpointError(
+            f"{path} is one of {count} files that hold a model together, and its name does not say which. "
+            f"Name the files as they were published, name-00001-of-{count:05}.gguf and so on, all in one folder."
+        )
+    parts = []
+    for number in range(1, count + 1):
+        one = path.with_name(f"{form[0]}-{number:05}-of-{count:05}.gguf")
+        if not one.is_file():
+            raise missing(one, f"It is part {number} of {count} that hold the model together: copy it into the folder.")
+        part = named if one == path else _Part(one)
+        if (part.fields.get(SPLIT_COUNT), part.fields.get(SPLIT_NUMBER)) != (count, number - 1):
+            raise damaged(one, f"it does not say that it is part {number} of {count}")
+        parts.append(part)
+    return parts
+
+
+def _check_kinds(path: Path, fields: dict[str, Any]) -> None:
+    """Every field that Limelight reads, by itself or for the tokenizer, has the kind of value that it is read as."""
+    for name, kind in KINDS.items():
+        if name in fields and not _KINDS_OF_FIELDS[kind](fields[name]):
+            raise damaged(path, f"{name} is {shortened(fields[name])}, and should be {kind}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list_of(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(one, kind) for one in value)
+
+
+_KINDS_OF_FIELDS: dict[str, Callable[[object], bool]] = {
+    "a text": lambda value: isinstance(value, str),
+    "true or false": lambda value: isinstance(value, bool),
+    "the id of a token": lambda value: _is_whole(value) and -1 <= value < 2**32,  # type: ignore[operator]
+    "a whole number": lambda value: _is_whole(value) and 0 <= value < 2**32,  # type: ignore[operator]
+    "a list of texts": _is_list_of(str),
+    "a list of whole numbers": _is_list_of(int),
+}
 
 
 class _Cursor:
@@ -168,14 +264,21 @@ class _Cursor:
     def _array(self) -> list[Any]:
         kind = self.scalar("I")
         if kind in SCALARS:
-            number = self.count(least_bytes=struct.calcsize("<" + SCALARS[kind]))
+            number = self._entries(least_bytes=struct.calcsize("<" + SCALARS[kind]))
             code = f"<{number}{SCALARS[kind]}"
             return list(struct.unpack(code, self.take(struct.calcsize(code))))
         read: Callable[[], Any] = self.text
         if kind != STRING:
             # Arrays of arrays are legal, written by nobody, and would let a small file nest without end.
             raise damaged(self.path, f"before byte {self.at:,} stands an array of the unsupported type {kind}")
-        return [read() for _ in range(self.count(least_bytes=8))]
+        return [read() for _ in range(self._entries(least_bytes=8))]
+
+    def _entries(self, least_bytes: int) -> int:
+        """How many entries an array has. Each takes much more memory than its bytes in the file."""
+        at, number = self.at, self.count(least_bytes)
+        if number > MOST_ENTRIES:
+            raise damaged(self.path, f"the array at byte {at:,} has {number:,} entries, and {MOST_ENTRIES:,} are read")
+        return number
 
 
 def _read_stored(cursor: _Cursor) -> tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]:
@@ -211,4 +314,6 @@ def _place(
     size = math.prod(shape) // block * block_bytes
     if start + size > file_size:
         raise damaged(path, f"tensor {name!r} should end at byte {start + size:,}, and the file has {file_size:,}")
+    if math.prod(max(1, side) for side in shape) >= 1 << 60:  # of no numbers, and no tensor all the same
+        raise damaged(path, f"tensor {name!r} claims the shape {shape}")
     return StoredTensor(name, shape, kind, start, size)

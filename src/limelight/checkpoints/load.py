@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
+import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from torch.overrides import TorchFunctionMode
 
 from ..models.config import Config
 from ..models.families import FAMILIES, MARIAN, Family, GGUFNames, Published
+from ..models.families.heads import untied
+from ..models.families.published import NONE
 from ..models.pretrained import Pretrained
 from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
 from ..text import Tokenizer
 from .ctranslate2_files import CTranslate2File
-from .errors import CheckpointError, damaged, missing
+from .errors import CheckpointError, damaged, guarded, missing, read_json, shortened
 from .fetching import fetch
-from .fill import Files, fill
-from .gguf_files import GGUFFile
+from .fill import Files, differing, fill
+from .gguf_files import GGUFFile, part_of_split
 from .hub import looks_like_hub_name, snapshot
 from .marian_files import MarianFile
 from .packaged import PACKAGED, PackagedModel
@@ -34,11 +37,12 @@ from .torch_files import TorchFile
 
 CTRANSLATE2 = "model.bin"
 GENERATION = "generation_config.json"
-GGUF_MARKS = {
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
-}
+GGUF_MARKS = {"bos_token_id": "tokenizer.ggml.bos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
+GGUF_ENDS = (
+    "eos",
+    "eot",
+    "eom",
+)  # of a text, of a turn, of a message that calls a tool
 
 
 def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Pretrained:
@@ -69,19 +73,16 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
         raise wrong(
             "dtype", f"must be one of {', '.join(map(str, FLOATS))}", f"it is {dtype!r}", "Leave it out for float32."
         )
-    name = os.fspath(name_or_path)
+    name = _checked_name(name_or_path)
     path = _find(name_or_path)
-    if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} holds weights alone. Name its folder, with config.json beside it.")
     packaged = PACKAGED.get(name) if isinstance(name_or_path, str) else None
-    if packaged and packaged.marian:
-        with torch.no_grad():
+    with guarded(path), torch.no_grad(), torch.device("cpu"):
+        if packaged and packaged.marian:
             return _from_marian(name, path, packaged.marian, dtype)
-    if path.is_dir() and not (path / "config.json").is_file():
-        path = _only_gguf(path)
-    with torch.no_grad():
+        if path.is_dir() and not (path / "config.json").is_file():
+            path = _only_gguf(path)
         if not path.is_dir():
-            return _from_gguf(name, path, dtype)
+            return _from_gguf(name, _named_gguf(path), dtype)
         if (path / CTRANSLATE2).is_file():
             return _from_ctranslate2(name, path, dtype)
         return _from_folder(name, path, dtype, packaged)
@@ -96,26 +97,49 @@ def outline(name_or_path: str | os.PathLike[str]) -> Stack:
     Raises:
         ArgumentError: as in `load`.
     """
-    name = os.fspath(name_or_path)
+    name = _checked_name(name_or_path)
     path = Path(name).expanduser() if name.endswith("config.json") else _find(name_or_path)
-    path = path / "config.json" if (path / "config.json").is_file() else path
-    if path.name == "config.json" and not (path.parent / CTRANSLATE2).is_file():
-        values = _read_json(path)
-        return _empty(_family(values.get("model_type"), "model_type", path), Published(path, values))
-    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
-        path = path if path.suffix == ".gguf" else _only_gguf(path)
-        return _gguf_network(path, GGUFFile(path))[0]
+    with guarded(path):
+        path = path / "config.json" if (path / "config.json").is_file() else path
+        if path.name == "config.json" and not (path.parent / CTRANSLATE2).is_file():
+            values = read_json(path)
+            family = _family(values.get("model_type"), "model_type", path)
+            return _made(family, family.configure(Published(path, values)), path)
+        if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+            path = path if path.suffix == ".gguf" else _only_gguf(path)
+            return _gguf_network(path, GGUFFile(path))[0]
     return load(name_or_path).network
+
+
+def _checked_name(name_or_path: object) -> str:
+    """What was asked for, as a text that may be a path."""
+    try:
+        name = os.fspath(name_or_path)  # type: ignore[call-overload]
+    except TypeError:
+        name = None
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise wrong(
+            "name_or_path",
+            "must be a text or a path: a packaged model, a folder, a .gguf file or a hub name such as owner/model",
+            f"it is {shortened(name_or_path)}",
+            f"Packaged models: {', '.join(PACKAGED)}.",
+        )
+    return name
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
     """Where the files of a model lie, after fetching them if need be."""
-    path = Path(name_or_path).expanduser()
     if isinstance(name_or_path, str) and name_or_path in PACKAGED:
         return fetch(PACKAGED[name_or_path])
-    if path.exists():
-        return path
     name = str(name_or_path)
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name that is too long for the system, a user that there is not
+        raise CheckpointError(
+            f"{shortened(name)} is no path that can be looked at: {error}. Name an existing folder or file."
+        ) from error
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
         raise missing(path, "Name an existing folder or file.")
     if looks_like_hub_name(name):
@@ -129,8 +153,33 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
+# What is named in place of a model, by the end of its name, and what to do instead.
+OTHERS = {
+    ".safetensors": "holds weights alone. Name its folder, with config.json beside it.",
+    ".json": "describes a model or a part of it. Name its folder, with the weights beside it.",
+    **dict.fromkeys(
+        (".bin", ".pt", ".pth", ".ckpt"),
+        "is no GGUF file. (Of a CTranslate2 model, name the folder.) Pickled weights can run code when they are read, "
+        'and are not read; convert them once: python -c "import sys, torch; from safetensors.torch import save_file; '
+        "save_file({k: v.contiguous().clone() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, "
+        "sys.argv[2], {'format': 'pt'})\" {path} {folder}/model.safetensors, and name the folder.",
+    ),
+}
+
+
+def _named_gguf(path: Path) -> Path:
+    """A file that was named, unless it is not one of GGUF by its name."""
+    if path.suffix in OTHERS:
+        said = OTHERS[path.suffix].replace("{path}", str(path)).replace("{folder}", str(path.parent))
+        raise CheckpointError(f"{path} {said}")
+    return path
+
+
 def _only_gguf(folder: Path) -> Path:
     found = sorted(folder.glob("*.gguf"))
+    splits = [part_of_split(path) for path in found]
+    if found and splits[0] and all(split and split[::2] == splits[0][::2] for split in splits):
+        return found[0]  # whichever part is named, all are read
     if len(found) == 1:
         return found[0]
     if found:
@@ -142,18 +191,22 @@ def _only_gguf(folder: Path) -> Path:
 
 def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: PackagedModel | None) -> Pretrained:
     path = folder / "config.json"
-    values = _read_json(path)
+    values = read_json(path)
     family = _family(values.get("model_type"), "model_type", path)
     pickled = packaged.pickled if packaged else None
     files: Files = TorchFile(folder / pickled) if pickled else SafetensorsFolder(folder)
     published = Published(path, values, tensors=frozenset(files.keys()))
-    network = _empty(family, published)
-    rules = family.rules(network.config)
+    config = family.configure(published)
+    tied, apart = family.rules(config), family.rules(untied(config))
+    if any(tied.ours(key) != apart.ours(key) for key, _ in differing(files, tied)):
+        config = untied(config)
+    network = _made(family, config, path)
+    rules = family.rules(config)
     tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)
     marks = published.marks()
     if (folder / GENERATION).is_file():  # what it says of writing comes before what config.json says
-        marks |= Published(folder / GENERATION, _read_json(folder / GENERATION)).marks()
-    return _filled(name, network, files, rules, folder, dtype, tokenizer, marks)
+        marks |= Published(folder / GENERATION, read_json(folder / GENERATION)).marks()
+    return _filled(name, network, files, rules, folder, dtype, tokenizer, marks, wide=family.float32_in_float16)
 
 
 def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
@@ -166,10 +219,9 @@ def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained
             "format. Take the model as safetensors."
         )
     tokenizer = tokenizer_in(folder)
-    marks = (
-        {} if isinstance(tokenizer, str) else family.ctranslate2.marks(tokenizer, _read_json(folder / "config.json"))
-    )
-    network = _empty(family, Published(file.path, family.ctranslate2.describe(file)))
+    marks = {} if isinstance(tokenizer, str) else family.ctranslate2.marks(tokenizer, read_json(folder / "config.json"))
+    published = Published(file.path, family.ctranslate2.describe(file), tensors=frozenset(file.keys()))
+    network = _made(family, family.configure(published), file.path)
     return _filled(name, network, file, family.ctranslate2.rules(network.config), folder, dtype, tokenizer, marks)
 
 
@@ -179,7 +231,7 @@ def _from_marian(name: str, folder: Path, weights: str, dtype: torch.dtype) -> P
     assert names is not None
     config = names.configure(file)
     tokenizer = marian_tokenizer(folder)
-    network = _made(MARIAN, config)
+    network = _made(MARIAN, config, file.path)
     marks: dict[str, Any] = {"decoder_start_token_id": config.vocabulary - 1}
     if not isinstance(tokenizer, str):
         marks["eos_token_id"] = tokenizer.backend.token_to_id("</s>")
@@ -190,6 +242,9 @@ def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     file = GGUFFile(path)
     network, names = _gguf_network(path, file)
     found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_MARKS.items()}
+    ends = dict.fromkeys(file.fields.get(f"tokenizer.ggml.{end}_token_id") for end in GGUF_ENDS)  # each once, in order
+    several = [end for end in ends if end not in (None, *NONE)]
+    found["eos_token_id"] = several[0] if len(several) == 1 else several or None
     marks = Published(path, found).marks()
     return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
 
@@ -208,17 +263,30 @@ def _gguf_network(path: Path, file: GGUFFile) -> tuple[Stack, GGUFNames]:
         values["vocab_size"] = file.shape(names.embedding)[0]
     values["tie_word_embeddings"] = names.own_head not in file.tensors
     values["rope_scaling"] = names.scaling(file)
-    return _empty(family, Published(path, values)), names
+    config = family.configure(Published(path, values, tensors=frozenset(file.keys())))
+    names.check(file, config)
+    return _made(family, config, path), names
 
 
-def _empty(family: Family, published: Published) -> Stack:
+def _made(family: Family, config: Config, path: Path) -> Stack:
     """The network without any memory for its parameters."""
-    return _made(family, family.configure(published))
+    try:
+        with _collector_at_rest(), _Uninitialised(), torch.device("meta"):
+            return family.shape(config).eval()
+    except RuntimeError as error:  # PyTorch's word for sizes whose product is no number of bytes
+        raise damaged(path, f"its sizes make no network ({str(error).splitlines()[0]})") from error
 
 
-def _made(family: Family, config: Config) -> Stack:
-    with _Uninitialised(), torch.device("meta"):
-        return family.shape(config).eval()
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Without Python's search for cycles, which among a hundred thousand new modules takes most of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -242,10 +310,12 @@ def _filled(
     dtype: torch.dtype,
     tokenizer: Tokenizer | str,
     marks: Mapping[str, Any],
+    *,
+    wide: tuple[str, ...] = (),
 ) -> Pretrained:
     total = sum(parameter.numel() for parameter in network.parameters())
     with counted(f"reading {name}", total) as report:
-        unused = fill(network, files, rules, where=source, dtype=dtype, report=report)
+        unused = fill(network, files, rules, where=source, dtype=dtype, wide=wide, report=report)
     return Pretrained(name, network, source, unused, tokenizer, marks)
 
 
@@ -253,16 +323,6 @@ def _family(name: object, key: str, path: Path) -> Family:
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
     raise CheckpointError(
-        f"{path} says {key} = {name!r}, and Limelight builds the families {', '.join(FAMILIES)}. "
+        f"{path} says {key} = {shortened(name)}, and Limelight builds the families {', '.join(FAMILIES)}. "
         "Models of other families can be watched as they are, in transformers: see limelight.watching."
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise damaged(path, f"it is no JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise damaged(path, "it is no JSON object")
-    return values

@@ -6,14 +6,13 @@ sizes against the file before anything is allocated (https://huggingface.co/docs
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, damaged, listed, missing
+from .errors import CheckpointError, damaged, listed, missing, read_json, shortened
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -65,26 +64,25 @@ class SafetensorsFolder:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The shard that each tensor lies in, by the index."""
-    try:
-        index = json.loads(path.read_text("utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged(path, f'it is no JSON object with a "weight_map" ({error})') from error
+    index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise damaged(path, '"weight_map" does not map names to files')
     for name in index.values():
         if Path(name).name != name or not name.endswith(".safetensors"):  # a shard lies beside its index, nowhere else
-            raise damaged(path, f"{name!r} is no safetensors file beside it")
+            raise damaged(path, f"{shortened(name)} is no safetensors file beside it")
     return index
 
 
 def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise missing(path, f"{INDEX} names it as a shard: copy the missing file into the folder.")
     try:
+        if not path.is_file():
+            raise missing(path, f"{INDEX} names it as a shard: copy the missing file into the folder.")
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise damaged(
             path, f"the safetensors library says {str(error)!r} of its {path.stat().st_size:,} bytes"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Check its permissions.") from error
+        raise CheckpointError(
+            f"{shortened(str(path), 300)} cannot be read ({error.strerror or error}). Check its name and permissions."
+        ) from error

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..generation.conversation import special_tokens
 from ..models.families import FAMILIES
 from ..shapes import FLOATS, whole_number, wrong
 from .fill import named_once
@@ -162,7 +163,8 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
         return
     tokenizer = model.tokenizer_or_why
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    special = special_tokens(tokenizer, model.marks)
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")
 

@@ -83,6 +83,12 @@ def smiles_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend)
 
 
+# llama.cpp, which writes such files, knows of these cuts, and the files do not say it: a word that is whole in the
+# vocabulary is one token whatever the merges are, and a text begins with the beginning-of-text token unless the file
+# says otherwise.
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+
+
 def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     """The byte-level BPE tokenizer that a GGUF file describes (the ids of ``transformers``), or why there is none."""
     fields = file.fields
@@ -108,7 +114,7 @@ def _bpe(file: GGUFFile, tokens: list[str], merges: list[str]) -> models.BPE:
     spelled = {token if set(token) <= alphabet else _in_bytes(token): number for number, token in enumerate(tokens)}
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     try:
-        return models.BPE(vocab=spelled, merges=pairs)
+        return models.BPE(vocab=spelled, merges=pairs, ignore_merges=file.fields.get("tokenizer.ggml.pre") in LLAMA3)
     except Exception as error:  # the library raises plain Exception
         raise damaged(file.path, f"its vocabulary and merges do not fit ({error})") from error
 
@@ -141,9 +147,10 @@ def _add_marks(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int
 def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: list[str]) -> None:
     """The marks that the model wants before and after every text."""
     ends = {}
+    usual = {"bos": fields.get("tokenizer.ggml.pre") in LLAMA3, "eos": False}
     for side in ("bos", "eos"):
-        number = fields.get(f"tokenizer.ggml.{side}_token_id")
-        if fields.get(f"tokenizer.ggml.add_{side}_token") and isinstance(number, int) and number < len(tokens):
+        number = fields.get(f"tokenizer.ggml.{side}_token_id", -1)
+        if fields.get(f"tokenizer.ggml.add_{side}_token", usual[side]) and 0 <= number < len(tokens):
             ends[side] = (tokens[number], number)
     if ends:
         names = [ends[side][0] if side in ends else "" for side in ("bos", "eos")]

@@ -13,7 +13,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..shapes import wrong
-from ..text import Text
+from ..text import Text, Tokenizer
 
 if TYPE_CHECKING:
     from ..models.pretrained import Pretrained
@@ -34,8 +34,7 @@ def conversation(model: Pretrained, spoken: Conversation, reply: bool) -> Text:
     if not messages or not all(isinstance(one, Mapping) and "role" in one for one in messages):
         example = '[{"role": "user", "content": "Hello"}]'
         raise wrong("conversation", "must be a text or messages with a role", f"it is {spoken!r}", f"As {example}.")
-    ids = {name: model.marks.get(f"{name}_token_id") for name in MARKS}
-    marks = {f"{name}_token": tokenizer.backend.id_to_token(i) for name, i in ids.items() if isinstance(i, int)}
+    marks = special_tokens(tokenizer, model.marks)
     try:
         text = _compiled(tokenizer.chat_template).render(messages=messages, add_generation_prompt=reply, **marks)
     except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
@@ -44,6 +43,17 @@ def conversation(model: Pretrained, spoken: Conversation, reply: bool) -> Text:
             "conversation", "must fit the model's chat template", got, "See its text: chat_template."
         ) from error
     return tokenizer.read(text, marks=False)  # the template has written them
+
+
+def special_tokens(tokenizer: Tokenizer, marks: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens as text, by the names that templates and tokenizers give them (``"eos_token"``).
+
+    Of several that end a text, the first.
+    """
+    ids = {name: marks.get(f"{name}_token_id") for name in MARKS}
+    ids = {name: value[0] if isinstance(value, (list, tuple)) and value else value for name, value in ids.items()}
+    found = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if isinstance(i, int)}
+    return {f"{name}_token": text for name, text in found.items() if text is not None}
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

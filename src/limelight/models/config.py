@@ -77,6 +77,7 @@ class Config:
         cross: attention to an encoder in each layer, made like ``attention``; ``None`` for none.
         encoder: what a model with an encoder reads its source with; ``None`` for other models.
         one_table: whether the encoder has the vectors of tokens that the decoder has.
+        last_residual: what the feed-forward step is made with in place of ``residual``; ``None`` for the same.
     """
 
     family: str
@@ -99,6 +100,7 @@ class Config:
     cross: Recipe | None = None
     encoder: Config | None = None
     one_table: bool = False
+    last_residual: Recipe | None = None
 
     @property
     def attentions(self) -> tuple[Recipe, ...]:

@@ -12,7 +12,7 @@ from ..layouts import Layout, Padded
 from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
 from ..nn.few_tokens import written
 from ..shapes import wrong
-from .config import Config
+from .config import Config, Recipe
 
 
 class Encoded(NamedTuple):
@@ -217,11 +217,11 @@ def _block(config: Config, number: int, name: str) -> Block | DecoderBlock:
     """Layer ``number``: two steps or three, each with a norm of its own."""
     sizes = (config.width, config.query_heads, config.key_heads, config.head_width)
 
-    def step(inner: nn.Module) -> nn.Module:
-        return config.residual(inner, config.norm(config.width))
+    def step(inner: nn.Module, residual: Recipe = config.residual) -> nn.Module:
+        return residual(inner, config.norm(config.width))
 
     attention = step(config.attentions[number](*sizes, name=f"{name}.attention"))
-    feed_forward = step(config.feed_forward(config.width))
+    feed_forward = step(config.feed_forward(config.width), config.last_residual or config.residual)
     if config.cross is None:
         return Block(attention, feed_forward)
     return DecoderBlock(attention, step(config.cross(*sizes, name=f"{name}.cross")), feed_forward)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..fused import Steps
@@ -12,6 +14,24 @@ from ..shapes import wrong
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing, in_turn
 from .places import Places
+
+FLOAT16_END = torch.finfo(torch.float16).max - 1000  # 64,504: room for what is added next
+
+
+def clamped(states: Tensor) -> Tensor:
+    """float16 states ``(..., width)`` within plus and minus 64,504, as Whisper's encoder has it; others as they are."""
+    return states.clamp(-FLOAT16_END, FLOAT16_END) if states.dtype is torch.float16 else states
+
+
+def clamped_if_infinite(states: Tensor) -> Tensor:
+    """`clamped` for every vector of float16 that has an infinite feature, as T5 and BART have it; others as they are.
+
+    Published code clamps all vectors of a batch once any of them is infinite, which differs for features between
+    64,504 and 65,504 of others; here a text does not depend on its neighbours.
+    """
+    if states.dtype is not torch.float16:
+        return states
+    return torch.where(states.isinf().any(-1, keepdim=True), clamped(states), states)
 
 
 class PostNorm(nn.Module):
@@ -21,15 +41,23 @@ class PostNorm(nn.Module):
         inner: the step.
         norm: the norm.
         dropout: probability with which a number of the step's result is dropped in training.
+        clamp: what brings float16 results back into range, `clamped` or `clamped_if_infinite`; ``None`` leaves them.
     """
 
-    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        norm: nn.Module,
+        dropout: float = 0.0,
+        clamp: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, dropping(dropout)
+        self.inner, self.norm, self.dropout, self.clamp = inner, norm, dropping(dropout), clamp
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return self.norm(states + self.dropout(self.inner(states, *places)))  # type: ignore[no-any-return]
+        states = self.norm(states + self.dropout(self.inner(states, *places)))
+        return states if self.clamp is None else self.clamp(states)
 
 
 class PreNorm(nn.Module):
@@ -39,18 +67,28 @@ class PreNorm(nn.Module):
         inner: the step.
         norm: the norm.
         dropout: probability with which a number of the step's result is dropped in training.
+        clamp: what brings float16 results back into range, `clamped` or `clamped_if_infinite`; ``None`` leaves them.
     """
 
-    def __init__(self, inner: nn.Module, norm: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        norm: nn.Module,
+        dropout: float = 0.0,
+        clamp: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.inner, self.norm, self.dropout = inner, norm, dropping(dropout)
+        self.inner, self.norm, self.dropout, self.clamp = inner, norm, dropping(dropout), clamp
 
     def forward(self, states: Tensor, *places: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return states + self.dropout(self.inner(self.norm(states), *places))  # type: ignore[no-any-return]
+        states = states + self.dropout(self.inner(self.norm(states), *places))
+        return states if self.clamp is None else self.clamp(states)
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
+        if self.clamp is not None:
+            return None
         found = in_turn(steps, (self.norm, self.inner), states) if does_nothing(self.dropout) else None
         return None if found is None else steps.add(states, found)
 

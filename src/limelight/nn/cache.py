@@ -19,6 +19,7 @@ store, whatever the padding of the prompt was, so positions are exact and no pad
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -157,6 +158,13 @@ class Step:
     def _store(self, layer: nn.Module, make: Callable[[], Store]) -> Store:
         visit = self._visits[layer] = self._visits.get(layer, -1) + 1
         if (layer, visit) not in self.stores:
+            if self.continues:
+                raise wrong(
+                    "cache",
+                    "must have been filled by the layers that go on with it",
+                    f"it holds up to {most(self.before)} tokens, none of them read by this {type(layer).__name__}",
+                    "Copy or pickle a cache together with its model, or read the text again with a new Cache.",
+                )
             self.stores[layer, visit] = make()
         return self.stores[layer, visit]
 
@@ -244,6 +252,18 @@ class Cache:
         """Memory taken."""
         tensors = [tensor for store in self._stores.values() for tensor in store.tensors()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
+        """A cache of the same layers; of their copies where they were copied before it, in one call."""
+        copied = memo[id(self)] = Cache(self.limit)
+        copied.lengths, copied._rows = deepcopy(self.lengths, memo), self._rows
+        for (layer, visit), store in self._stores.items():
+            copied._stores[memo.get(id(layer), layer), visit] = deepcopy(store, memo)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was noted of the layers: it holds addresses of this process."""
+        return {**self.__dict__, "_memory": {}}
 
     def __repr__(self) -> str:
         return f"<Cache: {self._rows or 0} rows, up to {most(self.lengths)} tokens, {self.bytes / 2**20:.1f} MiB>"

@@ -17,7 +17,7 @@ class TokenEmbedding(nn.Module):
     Args:
         vocabulary: number of tokens.
         width: numbers per token.
-        scale: what the vectors are multiplied with (``sqrt(width)`` in Gemma).
+        scale: what the vectors are multiplied with (``sqrt(width)`` in Gemma), rounded to their dtype as Gemma has it.
         dropout: probability with which a number is dropped in training.
     """
 
@@ -29,7 +29,10 @@ class TokenEmbedding(nn.Module):
     def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
         places = places or Places.of(tokens)
-        return self.dropout(_scaled(self.tokens(tokens), self.scale))  # type: ignore[no-any-return]
+        states = self.tokens(tokens)
+        if self.scale != 1.0:
+            states = states * torch.full((), self.scale, dtype=states.dtype, device=states.device)
+        return self.dropout(states)  # type: ignore[no-any-return]
 
 
 class SummedEmbedding(nn.Module):
@@ -72,7 +75,9 @@ class SummedEmbedding(nn.Module):
     def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
         places = places or Places.of(tokens)
-        states = _scaled(self.tokens(tokens), self.scale)
+        states = self.tokens(tokens)
+        if self.scale != 1.0:
+            states = states * self.scale
         if self.segments is not None:
             segments = torch.zeros_like(tokens) if places.segments is None else places.segments
             states = states + self.segments(segments)
@@ -81,7 +86,3 @@ class SummedEmbedding(nn.Module):
             states = self.norm(states)
         states = self.dropout(states)
         return states if self.widen is None else self.widen(states)  # type: ignore[no-any-return]
-
-
-def _scaled(states: Tensor, scale: float) -> Tensor:
-    return states if scale == 1.0 else states * scale

@@ -13,7 +13,7 @@ from .. import fused
 from ..fused import Steps
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing
-from .projection import Projection, in_pieces, notable, together
+from .projection import Projection, in_pieces, notable, together, widened
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -31,9 +31,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 # By the names that published configurations use.
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": functional.gelu,
-    "gelu_fast": fused.GELU_TANH,
-    "gelu_new": fused.GELU_TANH,
-    "gelu_pytorch_tanh": fused.GELU_TANH,
+    "gelu_fast": fused.gelu_tanh,
+    "gelu_new": fused.gelu_tanh,
+    "gelu_pytorch_tanh": fused.gelu_tanh,
     "quick_gelu": quick_gelu,
     "relu": functional.relu,
     "relu2": relu_squared,
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         return in_pieces(self._step, states, self.inner, (self.up, self.down))
 
     def _step(self, states: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(states))))  # type: ignore[no-any-return]
+        return widened(self.down, self.dropout(self.activation(self.up(states))))
 
 
 class GatedFeedForward(nn.Module):
@@ -96,7 +96,7 @@ class GatedFeedForward(nn.Module):
 
     def _step(self, states: Tensor) -> Tensor:
         gate, up = together(states, self.gate, self.up)
-        return self.down(self.dropout(fused.gated(self.activation, gate, up)))  # type: ignore[no-any-return]
+        return widened(self.down, self.dropout(fused.gated(self.activation, gate, up)))
 
     def note(self, steps: Steps[Any], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""

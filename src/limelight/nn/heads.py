@@ -14,6 +14,11 @@ from .projection import Projection
 class TokenHead(nn.Module):
     """Base of the heads that say something of every token."""
 
+    @property
+    def tied(self) -> bool:
+        """Whether its matrix is the token embedding."""
+        return True
+
     def chosen(self, states: Tensor, places: Places) -> Tensor:
         """The vectors that `forward` is given: all of them."""
         return states
@@ -44,21 +49,29 @@ class TiedHead(TokenHead):
 
 
 class OwnHead(TokenHead):
-    """``logits = states @ weight.T`` with a matrix of its own.
+    """An untied head, ``logits = scale * states @ weight.T``: a matrix of its own.
 
     Args:
         vocabulary: number of tokens.
-        width: numbers per token.
-        cap: logits are bent into ``(-cap, cap)``, see `TiedHead`.
+        width: features per token.
+        scale, cap, bias: as in `TiedHead`.
     """
 
-    def __init__(self, vocabulary: int, width: int, *, cap: float | None = None) -> None:
+    def __init__(
+        self, vocabulary: int, width: int, *, scale: float = 1.0, cap: float | None = None, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.cap = cap
-        self.linear = Projection(width, vocabulary, bias=False)
+        self.scale, self.cap = scale, cap
+        self.linear = Projection(width, vocabulary, bias=bias)
+
+    @property
+    def tied(self) -> bool:
+        """Never."""
+        return False
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` to logits ``(..., vocabulary)``; the embedding is not used."""
+        states = states if self.scale == 1.0 else states * self.scale
         return _capped(self.linear(states), self.cap)
 
 
@@ -71,21 +84,36 @@ class MaskedHead(TokenHead):
         activation: a name of `limelight.nn.feed_forward.ACTIVATIONS`.
         epsilon: of the layer norm.
         inner: numbers per token of the embedding, where it is narrower than the model (ALBERT); ``None`` for ``width``.
+        own: whether a matrix of its own takes the place of the embedding.
     """
 
     def __init__(
-        self, vocabulary: int, width: int, *, activation: str, epsilon: float, inner: int | None = None
+        self,
+        vocabulary: int,
+        width: int,
+        *,
+        activation: str,
+        epsilon: float,
+        inner: int | None = None,
+        own: bool = False,
     ) -> None:
         super().__init__()
         narrow = width if inner is None else inner
         self.linear = nn.Linear(width, narrow)
         self.norm = nn.LayerNorm(narrow, epsilon)
+        self.output = Projection(narrow, vocabulary, bias=False) if own else None
         self.offset = nn.Parameter(torch.zeros(vocabulary))
         self.activation = ACTIVATIONS[activation]
 
+    @property
+    def tied(self) -> bool:
+        """Unless it has a matrix of its own."""
+        return self.output is None
+
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
-        return fused.product(self.norm(self.activation(self.linear(states))), embedding, self.offset)
+        table = embedding if self.output is None else self.output.weight
+        return fused.product(self.norm(self.activation(self.linear(states))), table, self.offset)
 
 
 def _capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -13,7 +13,8 @@ from .. import fused
 class RMSNorm(nn.Module):
     """``(offset + weight) * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension (arXiv:1910.07467).
 
-    Half-precision states are squared and averaged in float32, and rounded once.
+    Half-precision states are squared and averaged in float32, and rounded once. float32 states meet a float16 weight
+    where a model keeps its residual stream wide (T5): the result has the dtype of the weight.
 
     Args:
         width: size of the last dimension.
@@ -29,6 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise ``states`` ``(..., width)``."""
+        if states.dtype is torch.float32 and self.weight.dtype is torch.float16:
+            return fused.rms_norm(states, self.weight.float(), self.epsilon, self.offset).to(torch.float16)
         return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
 
     def note(self, steps: fused.Steps[Any], states: Tensor) -> Tensor | None:

@@ -37,6 +37,14 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
     return [layer(states) for layer in layers]
 
 
+def widened(layer: nn.Module, states: Tensor) -> Tensor:
+    """``layer(states)``; float16 states become float32 where the layer keeps its matrix so (T5's last one)."""
+    wide = states.dtype is torch.float16 and getattr(layer, "weight", states).dtype is torch.float32
+    if wide and not torch._C._is_any_autocast_enabled():
+        states = states.float()
+    return layer(states)  # type: ignore[no-any-return]
+
+
 def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, inside: Sequence[nn.Module]) -> Tensor:
     """``step(states)``, piece by piece where a text is long and nobody looks at what lies between.
 

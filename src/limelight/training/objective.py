@@ -66,16 +66,19 @@ class Objective(nn.Module):
     def _loss(self, states: Tensor, targets: Tensor) -> Tensor:
         smoothing = self.smoothing if self.training else 0.0
         head = self.network.head
+        table: Tensor
         if isinstance(head, OwnHead):
-            return vocabulary_loss(states, head.linear.weight, targets, cap=head.cap, smoothing=smoothing)
-        embedding = self.network.embedding
-        assert isinstance(head, TiedHead)
-        assert isinstance(embedding, (TokenEmbedding, SummedEmbedding))
+            table, offset = head.linear.weight, head.linear.bias
+        else:
+            embedding = self.network.embedding
+            assert isinstance(head, TiedHead)
+            assert isinstance(embedding, (TokenEmbedding, SummedEmbedding))
+            table, offset = embedding.tokens.weight, head.offset
         return vocabulary_loss(
             states,
-            embedding.tokens.weight,
+            table,
             targets,
-            offset=head.offset,
+            offset=offset,
             scale=head.scale,
             cap=head.cap,
             smoothing=smoothing,

@@ -7,9 +7,9 @@ from typing import Any
 
 from ...checkpoints.rules import KeyRules, Rule, Unused
 from ...nn import ACTIVATIONS, ClassHead, MaskedHead
-from ..config import Config, Recipe, recipe
+from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
-from .bert import encoder, norm_rules, said
+from .bert import encoder, norm_rules, said, table_rules
 from .family import Family
 from .published import Published, task
 
@@ -23,11 +23,11 @@ def configure(published: Published) -> Config:
         hidden_act="gelu_new", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     activation = published.one_of("hidden_act", ACTIVATIONS, "gelu_new")
-    config = encoder(published, "albert", activation=activation, inner=inner)
+    config = encoder(published, "albert", activation=activation, inner=inner, shared=True)
     head = config.head
     if head is not None and head.make is MaskedHead:
         head = recipe(MaskedHead, **dict(head.settings), inner=inner)
-    return replace(config, head=head, shared=True)
+    return replace(config, head=head)
 
 
 def publish(config: Config) -> dict[str, Any]:
@@ -59,8 +59,7 @@ def rules(config: Config) -> KeyRules:
         Rule(f"{layer}.ffn.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
         Rule(f"{layer}.ffn_output.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
         *norm_rules(f"{layer}.full_layer_layer_norm", f"{feed_forward}.norm"),
-        *_head_rules(config.head),
-        Unused("predictions.decoder.{p}", "the embedding and the offset once more"),
+        *_head_rules(config),
         Unused("predictions.{any}", "guesses hidden words"),
         Unused("albert.pooler.{p}", "a summary of the first token, trained for another task"),
         Unused("sop_classifier.{any}", "guesses which of two sentences came first"),
@@ -71,15 +70,15 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
-    if head is None:
+def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+    if config.head is None:
         return ()
-    if head.make is ClassHead:
+    if config.head.make is ClassHead:
         return Rule("albert.pooler.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
     return (
         Rule("predictions.dense.{p}", "head.linear.{p}"),
         *norm_rules("predictions.LayerNorm", "head.norm"),
-        Rule("predictions.bias", "head.offset"),
+        *table_rules(config, "predictions.decoder", "predictions.bias"),
     )
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...checkpoints.rules import KeyRules, Row, Rule, Unused
 from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
+from ...nn.blocks import clamped_if_infinite
 from ...patterns import Causal
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
+from .heads import bias_name, head_rule
 from .published import Published
 
 NORM = recipe(nn.LayerNorm, eps=1e-5)  # every norm of BART's kin; the published configuration does not speak of it
@@ -58,9 +61,13 @@ def half(
     vocabulary: int,
     embedding: Recipe,
     key_bias: bool = True,
+    clamp: Callable[[Tensor], Tensor] = clamped_if_infinite,
     **more: Any,
 ) -> Config:
-    """The encoder or the decoder of BART's kin, whose configurations have the same names."""
+    """The encoder or the decoder of BART's kin, whose configurations have the same names.
+
+    ``clamp`` keeps float16 in range after each layer of the encoder; published code does so nowhere else.
+    """
     published.one_of("is_decoder", (False,), False)
     heads, decodes = published.whole(f"{side}_attention_heads"), side == "decoder"
     attention = {"key_bias": key_bias, "dropout": published.probability("attention_dropout", 0.0)}
@@ -84,6 +91,7 @@ def half(
         ),
         "norm": NORM,
         "residual": residual,
+        "last_residual": None if decodes else recipe(residual.make, **dict(residual.settings), clamp=clamp),
         "head": None,
     }
     return Config(**(settings | more))
@@ -122,7 +130,7 @@ def said(config: Config) -> dict[str, Any]:
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     return KeyRules(
-        *shared_table_rules(),
+        *shared_table_rules(config),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         *(
@@ -133,27 +141,27 @@ def rules(config: Config) -> KeyRules:
                 Rule(f"model.{side}.layernorm_embedding.{{p}}", f"{ours}embedding.norm.{{p}}"),
             )
         ),
-        head_offset(config),
+        head_bias(config),
         prefix="model.",
         bare=config.head is None,
     )
 
 
-def shared_table_rules() -> tuple[Rule | Unused, ...]:
+def shared_table_rules(config: Config) -> tuple[Rule | Unused, ...]:
     """One table of vectors for encoder, decoder and head."""
     return (
         Rule("model.shared.weight", "embedding.tokens.weight"),
         Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
         Rule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        Unused("lm_head.weight", "the embedding once more"),
+        head_rule(config, "lm_head.weight"),
     )
 
 
-def head_offset(config: Config) -> Rule | Unused:
-    """The offset of the head."""
+def head_bias(config: Config) -> Rule | Unused:
+    """The bias of the head."""
     if config.head is None:
-        return Unused("final_logits_bias", "an offset of logits")
-    return Rule("final_logits_bias", "head.offset", Row())
+        return Unused("final_logits_bias", "a bias of logits")
+    return Rule("final_logits_bias", bias_name(config), Row())
 
 
 def half_rules(side: str, ours: str) -> tuple[Rule, ...]:

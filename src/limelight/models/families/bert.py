@@ -20,6 +20,7 @@ from ...nn import (
 from ..config import Config, Recipe, recipe
 from ..encoder_only import EncoderOnly
 from .family import Family
+from .heads import head_rule
 from .published import Published, labels, task
 
 
@@ -28,7 +29,15 @@ def configure(published: Published) -> Config:
     return encoder(published, "bert", activation=published.one_of("hidden_act", ACTIVATIONS, "gelu"))
 
 
-def encoder(published: Published, family: str, *, activation: str, offset: int = 0, inner: int | None = None) -> Config:
+def encoder(
+    published: Published,
+    family: str,
+    *,
+    activation: str,
+    offset: int = 0,
+    inner: int | None = None,
+    shared: bool = False,
+) -> Config:
     """What BERT shares with its kin.
 
     Args:
@@ -37,6 +46,7 @@ def encoder(published: Published, family: str, *, activation: str, offset: int =
         activation: that of the head which guesses hidden words.
         offset: rows of the table of positions before that of position 0.
         inner: width of the embedding, ``None`` for that of the model.
+        shared: whether all layers have one set of parameters.
     """
     published.one_of("position_embedding_type", ("absolute",), "absolute")
     published.one_of("is_decoder", (False,), False)
@@ -49,7 +59,7 @@ def encoder(published: Published, family: str, *, activation: str, offset: int =
         family=family,
         vocabulary=published.whole("vocab_size"),
         width=published.whole("hidden_size"),
-        layers=published.layers("num_hidden_layers"),
+        layers=published.layers("num_hidden_layers", shared=shared),
         limit=limit,
         query_heads=heads,
         key_heads=heads,
@@ -70,6 +80,7 @@ def encoder(published: Published, family: str, *, activation: str, offset: int =
         ),
         norm=norm,
         residual=recipe(PostNorm, dropout=dropout),
+        shared=shared,
         head=head(published, activation, norm["eps"], class_activation="tanh"),
     )
 
@@ -113,7 +124,7 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     return KeyRules(
         *body_rules("bert"),
-        *_head_rules(config.head),
+        *_head_rules(config),
         Unused("cls.predictions.{any}", "guesses hidden words"),
         Unused("bert.pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
@@ -144,15 +155,24 @@ def body_rules(prefix: str) -> tuple[Rule | Unused, ...]:
     )
 
 
-def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
-    if head is None:
+def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+    if config.head is None:
         return ()
-    if head.make is ClassHead:
+    if config.head.make is ClassHead:
         return Rule("bert.pooler.dense.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
     return (
         Rule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
         *norm_rules("cls.predictions.transform.LayerNorm", "head.norm"),
-        Rule("cls.predictions.bias", "head.offset"),
+        *table_rules(config, "cls.predictions.decoder", "cls.predictions.bias"),
+    )
+
+
+def table_rules(config: Config, table: str, bias: str) -> tuple[Rule | Unused, ...]:
+    """The matrix of a head that guesses hidden words, and its bias, which files also call the bias of the matrix."""
+    return (
+        head_rule(config, f"{table}.weight"),
+        Rule(bias, "head.offset"),
+        Rule(f"{table}.bias", "head.offset", again=True),
     )
 
 

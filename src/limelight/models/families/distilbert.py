@@ -8,10 +8,11 @@ from torch import nn
 
 from ...checkpoints.rules import KeyRules, Rule, Unused
 from ...nn import ACTIVATIONS, ClassHead, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding
-from ..config import Config, Recipe, recipe
+from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
 from .bert import head, norm_rules
 from .family import Family
+from .heads import head_rule
 from .published import Published, labels, task
 
 EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
@@ -73,8 +74,7 @@ def rules(config: Config) -> KeyRules:
         Rule(f"{layer}.ffn.lin1.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
         Rule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         Rule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
-        *_head_rules(config.head),
-        Unused("vocab_projector.weight", "the embedding once more"),
+        *_head_rules(config),
         Unused("vocab_{any}", "guesses hidden words"),
         Unused("pre_classifier.{p}", "the head of one task"),
         Unused("classifier.{p}", "the head of one task"),
@@ -84,14 +84,15 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
-    if head is None:
+def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+    if config.head is None:
         return ()
-    if head.make is ClassHead:
+    if config.head.make is ClassHead:
         return Rule("pre_classifier.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
     return (
         Rule("vocab_transform.{p}", "head.linear.{p}"),
         Rule("vocab_layer_norm.{p}", "head.norm.{p}"),
+        head_rule(config, "vocab_projector.weight"),
         Rule("vocab_projector.bias", "head.offset"),
     )
 

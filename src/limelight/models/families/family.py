@@ -26,6 +26,7 @@ class GGUFNames:
         own_head: the tensor that is there when the output head is not tied to the embedding.
         rules: key rules from GGUF's tensors to ours.
         scaling: what a published configuration says under ``rope_scaling``.
+        check: refuses a file whose other fields say that it is not the model of a configuration.
     """
 
     fields: Mapping[str, str]
@@ -33,6 +34,7 @@ class GGUFNames:
     own_head: str
     rules: Callable[[Config], KeyRules]
     scaling: Callable[[GGUFFile], dict[str, Any]]
+    check: Callable[[GGUFFile, Config], None]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Family:
         gguf: the same for GGUF, or ``None`` where GGUF has no such models.
         ctranslate2: the same for CTranslate2.
         marian: the same for Marian's own files.
+        float32_in_float16: ends of the names of parameters that are float32 in a model loaded in float16.
     """
 
     name: str
@@ -88,3 +91,4 @@ class Family:
     gguf: GGUFNames | None = None
     ctranslate2: CTranslate2Names | None = None
     marian: MarianNames | None = None
+    float32_in_float16: tuple[str, ...] = ()

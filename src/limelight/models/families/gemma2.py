@@ -12,7 +12,8 @@ from ...scores import SoftCap
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .llama import attention_rules, decoder, feed_forward_rules, head_rule, layer_kinds, layer_windows, said, window
+from .heads import head_rule
+from .llama import attention_rules, decoder, feed_forward_rules, layer_kinds, layer_windows, said, window
 from .published import Published, task
 
 

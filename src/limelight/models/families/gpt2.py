@@ -12,7 +12,8 @@ from ...patterns import Causal
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .llama import causal_head, head_rule, is_tied
+from .heads import head_rule, is_tied
+from .llama import causal_head
 from .published import Published
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...checkpoints.errors import CheckpointError
+from ...checkpoints.errors import CheckpointError, damaged, shortened
 from ...checkpoints.gguf_files import GGUFFile
 from ...checkpoints.rules import KeyRules, PairedHalves, Rule, Unused
 from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
@@ -17,6 +17,7 @@ from ...patterns import And, Causal, Pattern, Window
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family, GGUFNames
+from .heads import head_rule, is_tied
 from .published import Published, task
 
 
@@ -155,8 +156,8 @@ def layer_kinds(config: Config) -> dict[str, Any]:
 
 def _rotary(published: Published, head_width: int) -> Rotary:
     """The rotation of queries and keys; newer files describe it in one object, older ones in two entries."""
-    one = published.get("rope_parameters")
-    scaled = Published(published.path, one or published.get("rope_scaling") or {})
+    one = published.object("rope_parameters")
+    scaled = Published(published.path, one or published.object("rope_scaling"))
     theta = (scaled if one else published).number("rope_theta", published.defaults.get("rope_theta", 10_000.0))
     scaled.one_of("partial_rotary_factor", (1,), 1)
     stretch: Stretch | None = None
@@ -281,18 +282,42 @@ def gguf_rules(config: Config) -> KeyRules:
     )
 
 
+def gguf_check(file: GGUFFile, config: Config) -> None:
+    """Refuse a file whose fields say that it is another model than ``config``."""
+    width = (config.head_width,)
+    allowed = GGUF_NEUTRAL | {"rope.dimension_count": width, "attention.value_length": width}
+    for key, values in allowed.items():
+        said = file.fields.get(f"llama.{key}", values[0])
+        if said not in values:
+            raise CheckpointError(
+                f"{file.path} says llama.{key} = {shortened(said)}, and Limelight reads there "
+                f"{' or '.join(map(str, values))}. Take the model as safetensors."
+            )
+
+
 def gguf_scaling(file: GGUFFile) -> dict[str, Any]:
     """What a published configuration says under ``rope_scaling``."""
     found = {name: file.fields.get(f"llama.rope.{key}") for key, name in GGUF_SCALING.items()}
+    published = Published(file.path, found)
+    kind = published.one_of("rope_type", ("none", "linear", "yarn"), "none")
+    magnitude = published.number("attn_factor", 1.0)  # llama.cpp multiplies YaRN's own with it
+    if magnitude != 1.0 and (kind != "yarn" or GGUF_DIVISORS in file.tensors):
+        raise published.refused("attn_factor", "1, but for YaRN")
     if GGUF_DIVISORS in file.tensors:
-        return _gguf_waves(file, Published(file.path, found))
-    said = {name: value for name, value in found.items() if value is not None}
-    return said if said.get("rope_type", "none") != "none" else {"rope_type": "default"}
+        return _gguf_waves(file, published)
+    if kind == "none":
+        return {"rope_type": "default"}
+    said = {name: value for name, value in found.items() if value is not None and name != "attn_factor"}
+    if kind == "yarn":
+        said["attention_factor"] = magnitude * _mscale(published.number("factor"), 1.0)
+    return said
 
 
 def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
     """Llama 3.1's rule, of which GGUF has only what each pair's frequency is divided by. The rest is as published."""
     divisors = file.read(GGUF_DIVISORS).double().flatten()
+    if not (divisors > 0).all() or not divisors.isfinite().all():
+        raise damaged(file.path, f"{GGUF_DIVISORS} are not numbers above 0")
     trained = found.whole("original_max_position_embeddings", 8192)
     waves = LongWaves(divisors.max().item() if len(divisors) else 1.0, trained)
     plain = found.number("rope_theta", 10_000.0) ** -(torch.arange(len(divisors)).double() / max(1, len(divisors)))
@@ -306,20 +331,6 @@ def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
     return said | {"low_freq_factor": waves.low, "high_freq_factor": waves.high}
 
 
-def head_rule(config: Config, published: str) -> Rule | Unused:
-    """The key of a head without an offset."""
-    if config.head is None:
-        return Unused(published, "foretells the next token")
-    if is_tied(config.head):
-        return Unused(published, "the embedding once more")
-    return Rule(published, "head.linear.weight")
-
-
-def is_tied(head: Recipe | None) -> bool:
-    """Whether a head is the embedding read backwards."""
-    return head is not None and head.make is TiedHead
-
-
 GGUF_DIVISORS = "rope_freqs.weight"
 
 # What GGUF says of the rotation, and the published names of the same.
@@ -330,6 +341,7 @@ GGUF_SCALING = {
     "scaling.original_context_length": "original_max_position_embeddings",
     "scaling.yarn_beta_fast": "beta_fast",
     "scaling.yarn_beta_slow": "beta_slow",
+    "scaling.attn_factor": "attn_factor",
 }
 
 GGUF_FIELDS = {
@@ -345,11 +357,26 @@ GGUF_FIELDS = {
     "vocab_size": "vocab_size",
 }
 
+# What other models have that share the architecture's name, each with the values that change nothing.
+GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "expert_count": (0,),
+}
+
 LLAMA = Family(
     "llama",
     DecoderOnly,
     configure,
     publish,
     rules,
-    GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules, gguf_scaling),
+    GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules, gguf_scaling, gguf_check),
 )

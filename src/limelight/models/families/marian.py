@@ -9,8 +9,9 @@ from ...nn import SSRU, Halves, PostNorm, Sinusoids
 from ...shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import dropout, half, half_rules, head, head_offset, said, shared_table_rules, text_embedding
+from .bart import dropout, half, half_rules, head, head_bias, said, shared_table_rules, text_embedding
 from .family import Family
+from .heads import head_rule
 from .published import Published
 
 
@@ -63,15 +64,15 @@ def rules(config: Config) -> KeyRules:
     two_tables = (
         Rule("model.encoder.embed_tokens.weight", "encoder.embedding.tokens.weight"),
         Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
-        Unused("lm_head.weight", "the embedding once more"),
+        head_rule(config, "lm_head.weight"),
     )
     return KeyRules(
-        *(shared_table_rules() if config.one_table else two_tables),
+        *(shared_table_rules(config) if config.one_table else two_tables),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         Unused("model.encoder.embed_positions.weight", "waves that follow from the width"),
         Unused("model.decoder.embed_positions.weight", "waves that follow from the width"),
-        head_offset(config),
+        head_bias(config),
         prefix="model.",
         bare=config.head is None,
     )

@@ -11,7 +11,8 @@ from ...patterns import Causal
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .llama import attention_rules, decoder, head_rule, said, window, window_length
+from .heads import head_rule
+from .llama import attention_rules, decoder, said, window, window_length
 from .published import Published, task
 
 
@@ -38,7 +39,7 @@ def configure(published: Published) -> Config:
         MixtureOfExperts,
         inner=dense["inner"],
         activation=dense["activation"],
-        experts=published.whole("num_local_experts", 8),
+        experts=published.parts("num_local_experts", 8, layers=config.layers),
         router=router,
         balance=published.coefficient("router_aux_loss_coef", 0.001),
         z=published.coefficient("router_z_loss_coef", 0.0),

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.errors import CheckpointError
+from ...checkpoints.errors import CheckpointError, shortened
 from ...nn import ClassHead, MaskedHead
 from ..config import Recipe
 
-MOST_LAYERS = 1000
+# The largest whole number that a configuration may hold: by name where it makes modules or memory, by default what the
+# sizes of a tensor can be multiplied with. Parameters cost nothing before they are read, but a billion layers would.
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 1000),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1000),
+    "num_local_experts": 1024,
+    "num_labels": 1_000_000,
+}
+MOST_WHOLE = 2**31 - 1
+MOST_NUMBER = 1e15  # beyond, products of two numbers and a length leave what float64 counts exactly
+MOST_FACTOR = 1e6  # how much longer texts may become
+MOST_PARTS = 4096  # experts of all layers together
 
 # How the names of values end that say which tokens have a part to play.
 MARKS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
+NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; the second is the first without its sign
 
 # What classes are for that are not called ...For...: GPT-2's and Marian's.
 ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
@@ -47,16 +59,18 @@ class Published:
     def token(self, key: str, default: int) -> int:
         """The id of a token: a whole number of at least 0."""
         value = self._or(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not _is_token(value):
             raise self.refused(key, "the id of a token")
-        return value
+        return value  # type: ignore[no-any-return]
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
-        value = self._or(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        """A whole number of at least 1, and at most what `MOST` says."""
+        value, most = self._or(key, default), MOST.get(key, MOST_WHOLE)
+        if not _is_whole(value) or value < 1:
             raise self.refused(key, "a whole number of at least 1")
-        return value
+        if value > most:
+            raise self.refused(key, f"a whole number of at most {most}")
+        return value  # type: ignore[no-any-return]
 
     def or_none(self, key: str, default: int | None = None) -> int | None:
         """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
@@ -68,15 +82,33 @@ class Published:
         """A height and a width, which one number may stand for."""
         value = self._or(key, default)
         both = list(value) if isinstance(value, (list, tuple)) else [value, value]
-        if len(both) != 2 or not all(type(one) is int and one > 0 for one in both):
+        if len(both) != 2 or not all(_is_whole(one) and 0 < one <= MOST_WHOLE for one in both):
             raise self.refused(key, "a whole number of at least 1, or two of them")
         return both[0], both[1]
 
-    def layers(self, key: str) -> int:
-        """A number of layers: parameters cost nothing before they are read, but a billion layers would."""
-        if self.whole(key) > MOST_LAYERS:
-            raise self.refused(key, f"a number of at most {MOST_LAYERS} layers")
-        return self.whole(key)
+    def layers(self, key: str, *, shared: bool = False) -> int:
+        """A number of layers, each of which has tensors of its own unless they are ``shared``."""
+        layers = self.whole(key)
+        if not shared and self.tensors is not None and layers > len(self.tensors):
+            raise self.refused(
+                key, f"at most as many layers as there are tensors in the checkpoint, {len(self.tensors)}"
+            )
+        return layers
+
+    def parts(self, key: str, default: int, *, layers: int) -> int:
+        """A number of parts that each of the ``layers`` has (experts), with tensors of their own."""
+        parts = self.whole(key, default)
+        most = MOST_PARTS if self.tensors is None else min(MOST_PARTS, len(self.tensors))
+        if parts * layers > most:
+            raise self.refused(key, f"a number that is at most {most} when it is multiplied with the {layers} layers")
+        return parts
+
+    def object(self, key: str) -> Mapping[str, Any]:
+        """An object; an empty one where there is none."""
+        value = self._or(key, {})
+        if not isinstance(value, Mapping) or any(isinstance(inner, Mapping) for inner in value.values()):
+            raise self.refused(key, "an object of plain values")
+        return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
@@ -87,24 +119,18 @@ class Published:
 
     def probability(self, key: str, default: float) -> float:
         """A number from 0 to 1."""
-        value = self._or(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
-            raise self.refused(key, "a number from 0 to 1")
-        return float(value)
+        return self._number(key, default, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
     def coefficient(self, key: str, default: float) -> float:
         """A number, 0 or above."""
-        value = self._or(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-            raise self.refused(key, "a number, 0 or above")
-        return float(value)
+        return self._number(
+            key, default, lambda value: 0 <= value <= MOST_NUMBER, f"a number from 0 to {MOST_NUMBER:g}"
+        )
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0."""
-        value = self._or(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            raise self.refused(key, "a number above 0")
-        return float(value)
+        """A number above 0, and at most a million where it is the ``factor`` of longer texts."""
+        most = MOST_FACTOR if key == "factor" else MOST_NUMBER
+        return self._number(key, default, lambda value: 0 < value <= most, f"a number above 0, at most {most:g}")
 
     def number_or_none(self, key: str, default: float | None = None) -> float | None:
         """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
@@ -137,15 +163,28 @@ class Published:
         names = self.get("id2label")
         if names is None:
             return tuple(f"LABEL_{number}" for number in range(self.whole("num_labels", 2)))
-        try:
-            return tuple(names[str(number)] for number in range(len(names)))
-        except (KeyError, TypeError):
-            raise self.refused("id2label", "an object with a name for each of the numbers 0, 1, 2, ...") from None
+        rule = "an object with a name for each of the numbers 0, 1, 2, ..."
+        if not isinstance(names, Mapping):
+            raise self.refused("id2label", rule)
+        found = [names.get(str(number)) for number in range(len(names))]
+        if not found or not all(isinstance(name, str) for name in found):
+            raise self.refused("id2label", rule)
+        return tuple(map(str, found))
 
     def marks(self) -> dict[str, Any]:
-        """Ids of the tokens that have a part to play, by their published names (``eos_token_id``)."""
-        named = {k: v for k, v in self.values.items() if k.endswith(MARKS)}
-        return {k: v for k, v in named.items() if v is not None}
+        """Ids of special tokens, by their published names (``eos_token_id``); those that are none (-1) are left out.
+
+        Raises:
+            CheckpointError: a value of another form: an id is a whole number of at least 0.
+        """
+        found = {}
+        for key, value in self.values.items():
+            if key.endswith(MARKS) and value is not None and not (_is_whole(value) and value in NONE):
+                holds, rule = next(form for ending, form in _FORMS.items() if key.endswith(ending))
+                if not holds(value):
+                    raise self.refused(key, rule)
+                found[key] = value
+        return found
 
     def head_width(self, width: str, heads: str) -> int:
         """The width of each head, where all of them share the width of the model."""
@@ -156,13 +195,54 @@ class Published:
     def refused(self, key: str, rule: str) -> CheckpointError:
         """The complaint about one value."""
         return CheckpointError(
-            f"{self.path} says {key} = {self.values.get(key)!r}, and Limelight reads there {rule}. "
+            f"{self.path} says {key} = {shortened(self.values.get(key))}, and Limelight reads there {rule}. "
             "Take another checkpoint, or correct the file if it was edited."
         )
+
+    def _number(self, key: str, default: float | None, holds: Callable[[float], bool], rule: str) -> float:
+        value = self._or(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
+            raise self.refused(key, rule)
+        return float(value)
 
     def _or(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         return self.defaults.get(key, default) if value is None else value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_token(value: Any) -> bool:
+    return _is_whole(value) and 0 <= value <= MOST_WHOLE
+
+
+def _are_tokens(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_token, value))
+
+
+def _are_forced(value: object) -> bool:
+    """Pairs of a place and a token, or of a place and nothing (Whisper's, which the language decides)."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and _is_token(pair[0])
+        and (pair[1] is None or _is_token(pair[1]))
+        for pair in value
+    )
+
+
+# The form of each kind of special tokens, by the end of its name.
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "_token_id": (lambda value: _is_token(value) or _are_tokens(value), "the id of a token, or a list of ids"),
+    "suppress_tokens": (_are_tokens, "a list of the ids of tokens"),
+    "forced_decoder_ids": (_are_forced, "a list of pairs of a place and the id of a token"),
+    "bad_words_ids": (
+        lambda value: isinstance(value, (list, tuple)) and all(word and _are_tokens(word) for word in value),
+        "a list of lists of the ids of tokens",
+    ),
+}
 
 
 def task(head: Recipe | None) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ...checkpoints.rules import KeyRules, Rule, Unused
 from ...nn import ClassHead
-from ..config import Config, Recipe
+from ..config import Config
 from ..encoder_only import EncoderOnly
-from .bert import body_rules, encoder, norm_rules, said
+from .bert import body_rules, encoder, norm_rules, said, table_rules
 from .family import Family
 from .published import Published, task
 
@@ -28,7 +28,7 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     return KeyRules(
         *body_rules("roberta"),
-        *_head_rules(config.head),
+        *_head_rules(config),
         Unused("lm_head.{any}", "guesses hidden words"),
         Unused("roberta.pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("classifier.{any}", "the head of one task"),
@@ -37,15 +37,15 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(head: Recipe | None) -> tuple[Rule, ...]:
-    if head is None:
+def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+    if config.head is None:
         return ()
-    if head.make is ClassHead:
+    if config.head.make is ClassHead:
         return Rule("classifier.dense.{p}", "head.inner.{p}"), Rule("classifier.out_proj.{p}", "head.output.{p}")
     return (
         Rule("lm_head.dense.{p}", "head.linear.{p}"),
         *norm_rules("lm_head.layer_norm", "head.norm"),
-        Rule("lm_head.bias", "head.offset"),
+        *table_rules(config, "lm_head.decoder", "lm_head.bias"),
     )
 
 

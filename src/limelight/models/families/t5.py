@@ -17,11 +17,13 @@ from ...nn import (
     TiedHead,
     TokenEmbedding,
 )
+from ...nn.blocks import clamped_if_infinite
 from ...patterns import Causal
 from ...scores import T5Buckets
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
+from .heads import head_rule
 from .published import Published
 
 GELU = "gelu_new"  # what "gated-gelu" means
@@ -64,7 +66,7 @@ def _half(published: Published, side: str, **more: Any) -> Config:
         "norm": norm,
         "final_norm": norm,
         "scores": recipe(DistanceBias, buckets=buckets),
-        "residual": recipe(PreNorm, dropout=dropout),
+        "residual": recipe(PreNorm, dropout=dropout, clamp=clamped_if_infinite),
         "head": None,
     }
     return Config(**(settings | more))
@@ -105,7 +107,7 @@ def publish(config: Config) -> dict[str, Any]:
     feed_forward, buckets = config.feed_forward, config.scores["buckets"]
     activation = feed_forward["activation"]
     gated = feed_forward.make is GatedFeedForward
-    scaled = config.head is None or (config.head.make is TiedHead and config.head.setting("scale", 1.0) != 1.0)
+    scaled = config.head is None or config.head.setting("scale", 1.0) != 1.0
     return {
         "architectures": ["T5Model" if config.head is None else "T5ForConditionalGeneration"],
         "vocab_size": config.vocabulary,
@@ -128,7 +130,6 @@ def publish(config: Config) -> dict[str, Any]:
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
-    own = config.head is not None and config.head.make is OwnHead
     gated = config.feed_forward.make is GatedFeedForward
     return KeyRules(
         Rule("shared.weight", "embedding.tokens.weight"),
@@ -138,7 +139,7 @@ def rules(config: Config) -> KeyRules:
         *_half_rules("decoder", "", 2, gated),
         *_attention_rules("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross.inner"),
         Rule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
-        Rule("lm_head.weight", "head.linear.weight") if own else Unused("lm_head.weight", "the embedding once more"),
+        head_rule(config, "lm_head.weight"),
         Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "of no use in any T5"),
     )
 
@@ -164,4 +165,7 @@ def _attention_rules(published: str, ours: str) -> tuple[Rule, ...]:
     return tuple(Rule(f"{published}.{their}.weight", f"{ours}.{our}.weight") for their, our in names.items())
 
 
-T5 = Family("t5", EncoderDecoder, configure, publish, rules)
+# In float16 the published models keep this matrix in float32, and with it the sum of all steps: it would overflow.
+WIDE = ("feed_forward.inner.down.weight",)
+
+T5 = Family("t5", EncoderDecoder, configure, publish, rules, float32_in_float16=WIDE)

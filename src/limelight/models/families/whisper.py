@@ -7,13 +7,15 @@ from typing import Any
 
 from ...checkpoints.ctranslate2_files import CTranslate2File
 from ...checkpoints.errors import CheckpointError
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...checkpoints.rules import KeyRules, Rule
 from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
+from ...nn.blocks import clamped
 from ...text import Tokenizer
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
 from .bart import NORM, dropout, half, half_rules, said, text_embedding
 from .family import CTranslate2Names, Family
+from .heads import head_rule
 from .published import Published
 
 
@@ -32,7 +34,7 @@ def configure(published: Published) -> Config:
         dropout=drop,
     )
     text = text_embedding(published, recipe(LearnedPositions, count=written), None, 0.0)
-    encoder = half(published, "encoder", residual, limit=heard, embedding=spectrum, **common)
+    encoder = half(published, "encoder", residual, limit=heard, embedding=spectrum, clamp=clamped, **common)
     writes = published.task("ConditionalGeneration") == "ConditionalGeneration"
     return half(
         published,
@@ -76,7 +78,7 @@ def rules(config: Config) -> KeyRules:
                 Rule(f"model.{side}.layer_norm.{{p}}", f"{ours}norm.{{p}}"),
             )
         ),
-        Unused("proj_out.weight", "the embedding once more"),
+        head_rule(config, "proj_out.weight"),
         prefix="model.",
         bare=config.head is None,
     )
