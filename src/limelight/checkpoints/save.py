@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..generation.conversation import special_tokens
 from ..models.families import FAMILIES
-from ..shapes import FLOATS, whole_number, wrong
+from ..shapes import FLOATS, ArgumentError, whole_number, wrong
+from .errors import shortened
 from .fill import named_once
 from .progress import counted
 from .rules import Change, KeyRules
@@ -67,9 +69,31 @@ def save(
     model: Pretrained, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
 ) -> Path:
     """Write a model; see `limelight.models.Pretrained.save`."""
-    with in_one_step(Path(folder).expanduser()) as target:
-        write_model(model, target, dtype=dtype, shard_bytes=shard_bytes, name=str(folder))
-    return Path(folder).expanduser()
+    path = _path(folder)
+    try:
+        with in_one_step(path) as target:
+            write_model(model, target, dtype=dtype, shard_bytes=shard_bytes, name=str(folder))
+    except (OSError, SafetensorError) as error:  # no permission, no space, a name that is too long
+        raise _not_there(folder, error) from error
+    return path
+
+
+def _path(folder: object) -> Path:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise wrong("folder", "must be a text or a path", f"it is {folder!r}", "Name a new folder.")
+    try:
+        path = Path(folder).expanduser()
+        os.stat(path)
+    except FileNotFoundError:  # it is made
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # a user that there is not, characters that no name has
+        raise _not_there(folder, error) from error
+    return path
+
+
+def _not_there(folder: object, error: Exception) -> ArgumentError:
+    got = f"{shortened(str(folder))} cannot be ({getattr(error, 'strerror', None) or error})"
+    return wrong("folder", "must be where a folder can be written", got, "Name another place; nothing was left there.")
 
 
 def write_model(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layouts import Layout, Padded
-from ..shapes import wrong
+from ..shapes import FLOATS, describe, wrong
 from ..text import Tokenizer, Tokens
 from .config import Config
 from .encoder_decoder import EncoderDecoder
@@ -68,9 +68,41 @@ class Pretrained:
             )
         return self.tokenizer_or_why
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored as."""
+        return next(self.network.parameters()).dtype
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the network, as `torch.nn.Module.parameters`."""
+        return self.network.parameters()
+
+    def train(self, mode: bool = True) -> Pretrained:
+        """Put the network into training mode, in place: dropout is on. (`requires_grad_` of the network is apart.)"""
+        self.network.train(mode)
+        return self
+
+    def eval(self) -> Pretrained:
+        """Put the network into evaluation mode, in place; it begins in it."""
+        return self.train(False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where the module is when somebody looks for a method of it here."""
+            hint = f" (the torch.nn.Module is `model.network`: model.network.{name})" if hasattr(Stack, name) else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     def read(self, texts: str | Sequence[str], *, side: str = "right") -> Tokens:
         """Cut one text or several into tokens, on the device of the network; see `limelight.text.Tokenizer`."""
-        return self.tokenizer(texts, side=side).to(next(self.network.parameters()).device)
+        if not _are_texts(texts):
+            raise wrong("texts", "must be a text, or several", f"it is {describe(texts)}", 'As in read(["Hello."]).')
+        return self.tokenizer(texts, side=side).to(self.device)
 
     def __call__(
         self,
@@ -198,6 +230,13 @@ class Pretrained:
         """Token ids and their layout."""
         if isinstance(tokens, Tensor):
             return tokens, layout
+        if not isinstance(tokens, Tokens) and not _are_texts(tokens):
+            raise wrong(
+                "target" if name == "target_layout" else "tokens",
+                "must be a text, several, what `read` made of them, or a (B, L) tensor of token ids",
+                f"it is {describe(tokens)}",
+                "torch.tensor([ids]) is a batch of one list of ids.",
+            )
         if layout is not None:
             raise wrong(name, "belongs to token ids", "the tokens are texts, which have their own", "Leave it out.")
         read = tokens if isinstance(tokens, Tokens) else self.read(tokens)
@@ -228,8 +267,28 @@ class Pretrained:
         return mark
 
     def to(self, where: torch.device | str | torch.dtype) -> Pretrained:
-        """Move the network to another device or dtype, in place."""
-        self.network.to(where)
+        """Move the network to another device or dtype, in place.
+
+        Args:
+            where: a device that this PyTorch has (``"cuda"``), or float32, float64, bfloat16 or float16.
+
+        Raises:
+            ArgumentError: neither.
+        """
+        if isinstance(where, torch.dtype):
+            if where not in FLOATS:
+                rule = f"must be one of {', '.join(map(str, FLOATS))}, or a device"
+                raise wrong("where", rule, f"it is {where}", "Weights are floating-point numbers.")
+            self.network.to(where)
+            return self
+        try:
+            device = torch.device(where)
+            torch.empty(0, device=device)
+        except (RuntimeError, TypeError, AssertionError) as error:  # each is PyTorch's for a device that is not there
+            said = str(error).splitlines()[0]
+            got = f"{where!r} is none ({said.rstrip('.')})"
+            raise wrong("where", "must be a device of this PyTorch, or a dtype", got, 'For example "cpu".') from error
+        self.network.to(device)
         return self
 
     def save(
@@ -250,7 +309,7 @@ class Pretrained:
             shard_bytes: size from which on the weights are cut into several files with an index.
 
         Raises:
-            ArgumentError: a folder that holds something already.
+            ArgumentError: a folder that holds something already, or a place where none can be written.
         """
         from ..checkpoints.save import save
 
@@ -262,3 +321,9 @@ class Pretrained:
         layers = f"{c.layers} layers" if c.encoder is None else f"{c.encoder.layers} + {c.layers} layers"
         limit = "" if c.limit is None else f", up to {c.limit} tokens"
         return f"<{self.name}: {c.family}, {layers}, heads {heads}, width {c.width}{limit}>"
+
+
+def _are_texts(value: object) -> bool:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        return isinstance(value, str)
+    return all(isinstance(one, str) for one in value)

@@ -67,6 +67,7 @@ class Objective(nn.Module):
         smoothing = self.smoothing if self.training else 0.0
         head = self.network.head
         table: Tensor
+        offset: Tensor | None
         if isinstance(head, OwnHead):
             table, offset = head.linear.weight, head.linear.bias
         else:

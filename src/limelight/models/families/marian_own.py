@@ -59,7 +59,7 @@ def configure(file: MarianFile) -> Config:
     values: dict[str, Any] = {ours: _whole(file.settings.get(theirs)) for ours, theirs in sizes.items()}
     values |= {"vocab_size": rows + 1, "d_model": width, "scale_embedding": True, "activation_function": "relu"}
     values |= {"max_position_embeddings": LIMIT, "dropout": 0.0}
-    config = marian.configure(Published(file.path, values))
+    config = marian.configure(Published(file.path, values, tensors=frozenset(file.keys())))
     assert config.encoder is not None
     waves = recipe(Sinusoids, pairing=Halves(), steps=width // 2 - 1)
     embedding = recipe(SummedEmbedding, **(dict(config.embedding.settings) | {"positions": waves}))
@@ -68,7 +68,7 @@ def configure(file: MarianFile) -> Config:
 
 
 def _whole(value: str | None) -> int | None:
-    return int(value) if value is not None and value.isdecimal() else None
+    return int(value) if value is not None and value.isdecimal() and len(value) < 10 else None
 
 
 def rules(config: Config) -> KeyRules:
