@@ -13,6 +13,28 @@ from torch import Tensor
 from .layouts import Layout, Padded
 from .shapes import wrong
 
+_CONTROLS = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # C1; what reorders a line
+_PICTURES = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **{code: f"<U+{code:04X}>" for code in _CONTROLS},
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+}
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may print it: every control character stands as a visible picture.
+
+    A terminal acts on control characters: they clear the screen, set its title, overwrite what stands there or reverse
+    a line. Newlines and tabs stay; the other C0 controls and DEL become Unicode's control pictures (``␛`` for ESC), C1
+    controls and bidirectional embeddings, overrides and isolates become ``<U+202E>``, and surrogates, which no terminal
+    can print, become U+FFFD.
+
+    >>> printable("a\\x1b[2Jb\\u202e")
+    'a␛[2Jb<U+202E>'
+    """
+    return text.translate(_PICTURES)
+
 
 @dataclass(frozen=True)
 class Word:

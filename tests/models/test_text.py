@@ -1,5 +1,7 @@
 """Text in and out: the ids of transformers, and where each piece lies."""
 
+import unicodedata
+
 import pytest
 import torch
 import transformers
@@ -8,7 +10,9 @@ from hypothesis import strategies as st
 from real_models import fetched
 
 from limelight import ArgumentError, Padded
+from limelight.text import printable
 
+BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 SAMPLES = [
     "The bank is near the river.",
     "Don't   stop — naïve café, 12345 €, 3.14!\n\n\tIt's <|im_end|> over.",
@@ -111,3 +115,22 @@ def test_what_is_no_text(minilm):
         minilm.read([b"bytes"])
     with pytest.raises(ArgumentError, match="`side` must be"):
         minilm.read("text", side="top")
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_nothing_that_a_terminal_acts_on_is_printable(text):
+    shown = printable(text)
+    controls = [c for c in shown if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"]
+    reordering = [c for c in shown if unicodedata.bidirectional(c) in BIDIRECTIONAL]
+    assert not controls
+    assert not reordering
+    plain = [c for c in text if unicodedata.category(c) not in ("Cc", "Cs", "Cf")]
+    assert [c for c in shown if c in plain] or not plain
+    assert printable("".join(plain)) == "".join(plain)
+
+
+def test_controls_are_pictures():
+    assert printable("\x1b]0;title\x07 a\tb\n\r\x7f\x9b2J \u202eabc\u2066") == (
+        "␛]0;title␇ a\tb\n␍␡<U+009B>2J <U+202E>abc<U+2066>"
+    )
+    assert printable("\ud800") == "\ufffd"
