@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import tokenizers
@@ -12,6 +16,9 @@ from torch import Tensor
 
 from .layouts import Layout, Padded
 from .shapes import wrong
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
+_HALF = re.compile("[\ud800-\udfff]")
 
 _CONTROLS = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # C1; what reorders a line
 _PICTURES = {
@@ -34,6 +41,36 @@ def printable(text: str) -> str:
     'a␛[2Jb<U+202E>'
     """
     return text.translate(_PICTURES)
+
+
+def valid_text(text: object, name: str = "text") -> str:
+    """The text, as Unicode has it: a character in two surrogate halves, as JSON may hold it, becomes that character.
+
+    Args:
+        text: what must be a text.
+        name: the argument that it is, for the complaint.
+
+    Raises:
+        ArgumentError: no ``str``, or half of a surrogate pair in it, which is no character: Python puts it in the place
+            of a byte that is no UTF-8 on the command line.
+    """
+    if not isinstance(text, str):
+        got = f"it is a {type(text).__name__}"
+        raise wrong(name, "must be a str", got, "Decode bytes first: text.decode('utf-8').")
+    if text.isascii() or not _HALF.search(text):
+        return text
+    whole = _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
+    half = _HALF.search(whole)
+    if half is None:
+        return whole
+    code = ord(half[0])
+    byte = f", in the place of the byte {code - 0xDC00:#04x}, which is no UTF-8" if 0xDC80 <= code <= 0xDCFF else ""
+    raise wrong(
+        name,
+        "must be characters that UTF-8 can write",
+        f"character {half.start():,} is U+{code:04X}, half of a surrogate pair{byte}",
+        "Read the text in its own encoding, or decode it with errors='replace'.",
+    )
 
 
 @dataclass(frozen=True)
@@ -116,28 +153,59 @@ class Tokenizer:
     Args:
         backend: the loaded tokenizer. Padding and truncation written into its file are switched off: a text is read
             whole, and a model that cannot take it says so.
-        chat_template: the text of the template for conversations, if the checkpoint has one. It is never executed.
+        chat_template: the text of the template for conversations, if the checkpoint has one. It is rendered in a
+            process of its own, within limits (`limelight.generation.conversation`).
+        special_tokens: special tokens by the names that templates give them (``{"eos_token": "</s>"}``), as
+            ``tokenizer_config.json`` has them; ``None`` where there is no such file.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.chat_template = chat_template
-        self._special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+        self.special_tokens = special_tokens
+        added = backend.get_added_tokens_decoder()
+        self._special = {number: token.content for number, token in added.items() if token.special}
 
     @property
     def size(self) -> int:
         """Number of tokens in the vocabulary."""
         return self.backend.get_vocab_size()
 
+    def special_token(self, token: int) -> str | None:
+        """How a special token is spelled; ``None`` for other tokens."""
+        return self._special.get(token)
+
+    @cached_property
+    def unknown_token_id(self) -> int | None:
+        """The token that stands for what the vocabulary cannot spell (``[UNK]``); ``None`` where it spells all."""
+        model = self.backend.model
+        if isinstance(model, tokenizers.models.Unigram):  # tells its unknown token in its file alone
+            number = json.loads(self.backend.to_str())["model"].get("unk_id")
+            return number if isinstance(number, int) else None
+        token = model.unk_token
+        return None if token is None else self.backend.token_to_id(token)
+
+    def unknown(self, text: Text) -> tuple[int, ...]:
+        """Places of the tokens of a text that stand for characters which the vocabulary cannot spell.
+
+        >>> model = limelight.load("minilm")  # doctest: +SKIP
+        >>> model.tokenizer.unknown(model.tokenizer.read("Hello 👋"))  # [CLS] hello [UNK] [SEP]  # doctest: +SKIP
+        (2,)
+        """
+        return tuple(place for place, number in enumerate(text.ids) if number == self.unknown_token_id)
+
     def read(self, text: str, *, marks: bool = True) -> Text:
         """Cut one text; with ``marks``, those that the model expects around it are put there."""
-        if not isinstance(text, str):
-            raise wrong(
-                "text", "must be a str", f"it is a {type(text).__name__}", "Decode bytes first: text.decode('utf-8')."
-            )
-        cut = self.backend.encode(text, add_special_tokens=marks)
+        text = valid_text(text)
+        with _told("text", "be cut by the tokenizer of this model"):
+            cut = self.backend.encode(text, add_special_tokens=marks)
         return Text(
             text=text,
             ids=tuple(cut.ids),
@@ -154,6 +222,9 @@ class Tokenizer:
             texts: a text, or a sequence of them.
             side: where shorter texts are padded, ``"right"`` or ``"left"``.
         """
+        if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+            got = f"it is {texts!r:.80}"
+            raise wrong("texts", "must be a text or a sequence of texts", got, 'For example: ["one", "two"].')
         return self.batch([self.read(text) for text in ([texts] if isinstance(texts, str) else texts)], side=side)
 
     def batch(self, texts: Sequence[Text], *, side: str = "right") -> Tokens:
@@ -173,7 +244,20 @@ class Tokenizer:
     def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
         """The text of token ids; with ``marks``, also the special tokens among them."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        return self.backend.decode(numbers, skip_special_tokens=not marks)
+        with _told("ids", "be token ids that the tokenizer of this model can write"):
+            return self.backend.decode(numbers, skip_special_tokens=not marks)
+
+
+@contextmanager
+def _told(name: str, rule: str) -> Iterator[None]:
+    """Errors of the ``tokenizers`` library in one paragraph: it raises plain `Exception`, and panics that are none."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # an interruption
+        got = f"the tokenizers library says {(str(error) or repr(error)).splitlines()[0]!r:.300}"
+        raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
 
 
 def _without_blank(text: str, start: int, end: int) -> tuple[int, int]:

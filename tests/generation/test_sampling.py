@@ -89,6 +89,13 @@ def test_random_numbers_are_even_and_a_function_of_seed_copy_and_step():
     [
         (lambda: Sample(temperature=0), r"`temperature` must be above 0, but it is 0. Greedy\(\)"),
         (lambda: Sample(temperature=-1), "`temperature`"),
+        (lambda: Sample(temperature="x"), "`temperature` must be a number above 0, but it is 'x'"),
+        (lambda: Sample(temperature=True), "`temperature`"),
+        (lambda: Sample(top_p="x"), "`top_p` must be a number above 0"),
+        (lambda: Sample(top_p=None), "`top_p`"),
+        (lambda: Sample(top_p=float("nan")), "`top_p`"),
+        (lambda: Sample(min_p="x"), "`min_p` must be a number from 0"),
+        (lambda: Beam(length_penalty="x"), "`length_penalty`"),
         (lambda: Sample(top_k=0), "`top_k` must be at least 1"),
         (lambda: Sample(top_p=0.0), "`top_p`"),
         (lambda: Sample(top_p=1.1), "`top_p`"),
@@ -110,3 +117,21 @@ def test_a_partial_selection_keeps_what_sorting_keeps(few, monkeypatch):
         expected = theirs(scores, top_p=top_p)
         monkeypatch.setattr(sampling, "FEW", few)
         assert torch.equal(Sample(top_p=top_p).scores(scores), expected)
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-20, 1e-37, 1e-38, 1e-40, 1e-45, 5e-324])
+@pytest.mark.parametrize("more", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_temperature_near_0_takes_the_likeliest(temperature, more, dtype):
+    scores = torch.cat((logits(rows=3), -100 * torch.rand(1, 37).double(), torch.zeros(1, 37).double())).to(dtype)
+    scores[4, 11] = 1e4
+    scores[1] += torch.linspace(0, 1e-3, 37).to(dtype)  # no equals
+    sampler = Sample(temperature=temperature, **more)
+    kept = sampler.scores(scores).softmax(-1)
+    assert torch.equal(kept, torch.nn.functional.one_hot(scores.argmax(-1), 37).to(dtype))
+    assert torch.equal(sampler.choose(scores, lambda: torch.tensor([0.0, 0.3, 0.5, 0.999, 0.7])), scores.argmax(-1))
+
+
+def test_equals_share_the_limit_of_a_low_temperature():
+    shares = Sample(temperature=1e-45).scores(torch.tensor([[1.0, 3.0, 3.0, -torch.inf]])).softmax(-1)
+    assert shares.tolist() == [[0, 0.5, 0.5, 0]]

@@ -91,3 +91,27 @@ def test_a_text_stands_before_what_stops_it(letters, stops):
     expected = text if first is None else text[: min(begin for end, begin in ends if end == first)]
     assert "".join(found) == writing.text == expected
     assert writing.stopped == bool(ends)
+
+
+@given(st.data())
+def test_special_tokens_are_spelled_out_for_what_stops(data):
+    tokenizer = TOKENIZERS["bytes"]
+    end = tokenizer.size - 1
+    letters = {letter: tokenizer.backend.token_to_id(letter) for letter in "ab"} | {"<end>": end}
+    written = data.draw(st.lists(st.sampled_from(sorted(letters)), max_size=12))
+    spelled = "".join(written)
+    cuts = st.integers(0, len(spelled))
+    parts = st.tuples(cuts, cuts).map(lambda cut: spelled[min(cut) : max(cut)]).filter(bool)
+    stops = data.draw(st.lists(parts if spelled else st.just("a"), max_size=2))
+    sofar, expected, stopped = "", None, False
+    for one in written:  # by the definition: after each token, is one of the stops in all that is spelled?
+        sofar += one
+        begins = [sofar.find(stop) for stop in stops if stop in sofar]
+        if begins:
+            # a special token that the stop cuts is none of the text, nor is a part of it
+            whole = sofar[: min(begins)]
+            expected, stopped = whole.replace("<end>", "").partition("<")[0], True
+            break
+    found, writing = pieces(tokenizer, [letters[one] for one in written], stops=tuple(stops))
+    assert writing.stopped == stopped
+    assert "".join(found) == writing.text == (expected if stopped else spelled.replace("<end>", ""))

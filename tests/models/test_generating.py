@@ -303,6 +303,24 @@ def test_what_cannot_be_meant(pair, writer):
         "`sampler` must choose a token at a time": lambda: writer.stream("a", Beam(2)),
         "`prompt` must be a single one to stream": lambda: writer.stream(["a", "b"], tokens=1),
         "`stop` must be strings or tokens": lambda: writer.generate("a", stop=["b", ""]),
+        "`stop` must be a string, a token id or several of them, but it is None": lambda: writer.generate(
+            "a", stop=None
+        ),
+        "`stop` must be a string, .* it is 5.5": lambda: writer.generate("a", stop=5.5),
+        "`stop` must be a string, .* it is b'x'": lambda: writer.generate("a", stop=b"x"),
+        "`stop` must be strings or tokens, but True": lambda: writer.generate("a", stop=[True]),
+        "`stop` must hold token ids from 0 to 49, but -1": lambda: writer.generate("a", stop=[-1]),
+        r"`stop` must be characters .* U\+D83D": lambda: writer.generate("a", stop="b\ud83d"),
+        "`prompt` must hold token ids from 0 to 49, but -1 is one of row 0": lambda: model.generate([-1]),
+        "`prompt` must hold token ids from 0 to 49, but 50": lambda: model.generate(torch.tensor([[1], [50]])),
+        f"`prompt` must hold token ids from 0 to 49, but {2**70}": lambda: model.generate([1, 2**70]),
+        "`prompt` must hold at least one row": lambda: model.generate(torch.zeros(0, 3).long()),
+        r"`text` must be characters that UTF-8 can write, .* 1 is U\+D800": lambda: writer.generate("a\ud800"),
+        "`seed` must be a whole number, but it is 'x'": lambda: model.generate([1], Sample(), seed="x"),
+        "`seed` must be a whole number, but it is 1.5": lambda: model.generate([1], Sample(), seed=1.5),
+        "`seed` must fit into 64 bits": lambda: model.generate([1], Sample(), seed=2**63),
+        "`logprobs` must be True or False": lambda: model.generate([1], logprobs="x"),
+        "`sampler` must be Greedy, Sample or Beam, but it is the class Sample": lambda: model.generate([1], Sample),
         "`target` is for a model with an encoder": lambda: model.generate(PROMPTS, target=[1]),
         "`target` must be one, or one for each": lambda: pair("bart")[0].generate(PROMPTS, target=[[1], [2]]),
         "`model` must foretell the next token": lambda: pair("bert")[0].generate(PROMPTS),
@@ -320,3 +338,85 @@ def test_translations_share_a_source_among_beams(pair):
     model, _, _ = pair("marian")
     alone = [model.generate([prompt], Beam(3), target=[2], tokens=6, copies=2).ids for prompt in PROMPTS]
     assert model.generate(PROMPTS, Beam(3), target=[2], tokens=6, copies=2).ids == sum(alone, ())
+
+
+@pytest.mark.parametrize(
+    "sampler", [Greedy(), Greedy(repetition=1.5), Sample(), Sample(top_p=0.5), Sample(0.1, 3), Beam(2)]
+)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_scores_that_say_nothing_choose_no_token(pair, writer, sampler, value, monkeypatch):
+    model, _, _ = pair("llama")
+    head_on, steps = type(model.network).head_on, []
+    meant = {"nan": "NaN", "inf": "plus infinity", "-inf": "minus infinity alone"}[value]
+
+    def spoiled(network, states):
+        scores = head_on(network, states).clone()
+        steps.append(len(steps))
+        if len(steps) == 3:
+            scores[-1, slice(None) if value == "-inf" else 7] = float(value)
+        return scores
+
+    monkeypatch.setattr(type(model.network), "head_on", spoiled)
+    message = (
+        f"`model` must give finite scores to choose a token from, but before new token 3 of row . they hold {meant}"
+    )
+    with pytest.raises(ArgumentError, match=message):
+        model.generate(PROMPTS, sampler, tokens=5, logprobs=True)
+    if not isinstance(sampler, Beam):
+        steps.clear()
+        pieces = writer.stream([5, 6], sampler, tokens=5)
+        with pytest.raises(ArgumentError, match=message):
+            list(pieces)
+        assert len(pieces.result.ids) == 2
+
+
+@pytest.mark.parametrize("sampler", [Greedy(), Sample(), Beam(2)])
+def test_the_first_module_that_is_not_finite_is_named(pair, sampler):
+    model, _, _ = pair("llama")
+    weight = model.network.layers[1].feed_forward.inner.down.weight
+    kept = weight[0, 0].item()
+    try:
+        weight[0, 0] = float("nan")
+        with pytest.raises(ArgumentError, match=r"before new token 1 .* not finite: layers\.1\.feed_forward\."):
+            model.generate(PROMPTS, sampler, tokens=2)
+    finally:
+        weight[0, 0] = kept
+
+
+@pytest.mark.parametrize("sampler", [Greedy(), Sample(), Beam(2)])
+def test_a_configuration_that_forbids_every_token(pair, sampler):
+    model, _, _ = pair("llama")
+    silent = dataclasses.replace(model, marks={"suppress_tokens": list(range(50))})
+    with pytest.raises(ArgumentError, match=r"`model` must be allowed some token, .* leaves none as new token 1"):
+        silent.generate(PROMPTS, sampler, tokens=2)
+
+
+def test_ids_beyond_the_vocabulary_in_a_configuration(pair):
+    model, _, _ = pair("llama")
+    far = {
+        "suppress_tokens": [50, 10**6],
+        "begin_suppress_tokens": [99],
+        "bad_words_ids": [[77], [3, 77]],
+        "eos_token_id": 60,
+    }
+    assert dataclasses.replace(model, marks=far).generate(PROMPTS, tokens=3) == model.generate(PROMPTS, tokens=3)
+    with pytest.raises(ArgumentError, match="`forced_eos_token_id` of the checkpoint must be one of the model's 50"):
+        dataclasses.replace(model, marks={"forced_eos_token_id": 50}).generate(PROMPTS, tokens=3)
+
+
+def test_a_special_token_stops_where_it_is_a_stop_string(writer):
+    """A checkpoint may name another token as its end; a user knows the one that ends a turn by its spelling."""
+    plain = writer.generate("abc", tokens=12)[0]
+    token = plain.ids[4]
+    at = plain.ids.index(token)
+    spelled = writer.tokenizer.backend.id_to_token(token)
+    changed = tokenizers.Tokenizer.from_str(writer.tokenizer.backend.to_str())
+    changed.add_special_tokens([spelled])  # the model writes it, the text does not show it
+    special = dataclasses.replace(writer, tokenizer_or_why=Tokenizer(changed))
+    before = "".join(writer.tokenizer.write([one]) for one in plain.ids[:at])
+    for stop in (spelled, [before[-1:] + spelled if at else spelled]):
+        found = special.generate("abc", tokens=12, stop=stop)[0]
+        assert found.ids == plain.ids[: at + 1]
+        assert found.ended == "string"
+        assert found.text == (before if stop == spelled else before[:-1])
+        assert "".join(special.stream("abc", tokens=12, stop=stop)) == found.text

@@ -3,14 +3,16 @@
 import unicodedata
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_models import fetched
+from tokenizers import models, pre_tokenizers
 
 from limelight import ArgumentError, Padded
-from limelight.text import printable
+from limelight.text import Tokenizer, printable, valid_text
 
 BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 SAMPLES = [
@@ -113,6 +115,12 @@ def test_the_chat_template_is_text(minilm, smollm2):
 def test_what_is_no_text(minilm):
     with pytest.raises(ArgumentError, match=r"`text` must be a str.*bytes"):
         minilm.read([b"bytes"])
+    for texts in (5, None, b"bytes"):
+        with pytest.raises(ArgumentError, match="`texts` must be a text or a sequence of texts"):
+            minilm.read(texts)
+    for ids in ([-1], [2**70], ["a"]):
+        with pytest.raises(ArgumentError, match="`ids` must be token ids that the tokenizer of this model can write"):
+            minilm.tokenizer.write(ids)
     with pytest.raises(ArgumentError, match="`side` must be"):
         minilm.read("text", side="top")
 
@@ -134,3 +142,58 @@ def test_controls_are_pictures():
         "␛]0;title␇ a\tb\n␍␡<U+009B>2J <U+202E>abc<U+2066>"
     )
     assert printable("\ud800") == "\ufffd"
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_valid_text_is_what_utf_16_makes_of_surrogates(text):
+    units = text.encode("utf-16-le", "surrogatepass")
+    try:
+        expected = units.decode("utf-16-le")
+    except UnicodeDecodeError:
+        with pytest.raises(
+            ArgumentError, match=r"`words` must be characters that UTF-8 can write, but character .*surrogate"
+        ):
+            valid_text(text, "words")
+    else:
+        assert valid_text(text, "words") == expected
+
+
+def test_halves_of_surrogate_pairs(minilm):
+    pair = "\ud83d" + "\udc4d"
+    assert minilm.tokenizer.read("a " + pair) == minilm.tokenizer.read("a \U0001f44d")
+    with pytest.raises(ArgumentError, match=r"`text` must be .* character 3 is U\+DCE9, .*the byte 0xe9"):
+        minilm.read(b"caf\xe9".decode("utf-8", "surrogateescape"))
+
+
+def test_unknown_tokens_are_found():
+    for model in (
+        models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"),
+        models.Unigram([("a", -1.0), ("b", -1.0), ("?", 0.0)], 2),
+        models.BPE({"a": 0, "b": 1, "?": 2}, [], unk_token="?"),
+        models.WordPiece({"a": 0, "b": 1, "?": 2}, unk_token="?"),
+    ):
+        backend = tokenizers.Tokenizer(model)
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = Tokenizer(backend)
+        assert tokenizer.unknown(tokenizer.read("a x b y")) == (1, 3)
+        assert tokenizer.unknown(tokenizer.read("a b")) == ()
+    bytes_alone = Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0}, [])))
+    assert bytes_alone.unknown(bytes_alone.read("a")) == ()
+
+
+def test_panics_of_the_tokenizers_library_are_errors():
+    """Its panics are no `Exception`; a character map that its own writer never makes ends in one."""
+
+    class Panicking:
+        def __getattr__(self, name):
+            def panic(*arguments, **settings):
+                raise type("PanicException", (BaseException,), {})("index out of bounds")
+
+            return panic
+
+    tokenizer = Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0}, [])))
+    tokenizer.backend = Panicking()
+    with pytest.raises(ArgumentError, match=r"`text` must be cut .* says 'index out of bounds'"):
+        tokenizer.read("a")
+    with pytest.raises(ArgumentError, match=r"`ids` must be token ids .* says 'index out of bounds'"):
+        tokenizer.write([0])

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..shapes import whole_number, wrong
 from .guide import Guide
 from .row import Row
-from .run import Run
-from .sampling import check_above_0, penalised, tokens_in
+from .run import Run, nothing_allowed
+from .sampling import check_above_0, is_number, penalised, tokens_in
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Beam:
     def __post_init__(self) -> None:
         whole_number("width", self.width, at_least=1)
         check_above_0("repetition", self.repetition)
-        if not isinstance(self.length_penalty, (int, float)) or not math.isfinite(self.length_penalty):
+        if not (is_number(self.length_penalty) and math.isfinite(self.length_penalty)):
             raise wrong("length_penalty", "must be a number", f"it is {self.length_penalty!r}", "0 leaves the sum.")
 
 
@@ -102,7 +102,7 @@ def search(run: Run, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list
     active = searches
     while True:
         texts = [row for one in active for _, row in one.going]
-        logprobs = scores.log_softmax(-1)
+        logprobs = run.logprobs(scores, len(texts[0].ids))
         changed = logprobs
         if beam.repetition != 1:
             seen = tokens_in([(*row.begun, *row.ids) for row in texts], logprobs)
@@ -116,6 +116,8 @@ def search(run: Run, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list
             found = one.step(sums[begin:end], logprobs[begin:end])
             parents += [] if one.over else [begin + parent for parent in found]
             begin = end
+            if not (one.going or one.ended):
+                raise nothing_allowed(len(texts[0].ids))
         active = [one for one in active if not one.over]
         if not active:
             return [one.ended for one in searches]

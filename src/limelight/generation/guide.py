@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..shapes import wrong
+
 if TYPE_CHECKING:
     from .row import Row
 
@@ -34,18 +36,26 @@ class Guide:
     last: int | None = None
 
     @classmethod
-    def of(cls, marks: Mapping[str, Any]) -> Guide:
-        """The guide that ``marks`` with published names make (`limelight.models.Pretrained.marks`)."""
+    def of(cls, marks: Mapping[str, Any], vocabulary: int) -> Guide:
+        """The guide that ``marks`` with published names make (`limelight.models.Pretrained.marks`).
+
+        Ids beyond the vocabulary of the model are never written anyway, and left out.
+
+        Raises:
+            ArgumentError: a token that must be written is none of the vocabulary.
+        """
         ends = frozenset(_numbers(marks.get("eos_token_id")))
         # As published code has it, a token that ends a text is no bad word: no text would end.
         words = [tuple(word) for word in marks.get("bad_words_ids") or () if len(word) > 1 or not ends.issuperset(word)]
+        words = [word for word in words if all(token < vocabulary for token in word)]
+        never = (*_numbers(marks.get("suppress_tokens")), *(word[0] for word in words if len(word) == 1))
         return cls(
             ends=ends,
-            never=(*_numbers(marks.get("suppress_tokens")), *(word[0] for word in words if len(word) == 1)),
-            never_first=_numbers(marks.get("begin_suppress_tokens")),
+            never=tuple(token for token in never if token < vocabulary),
+            never_first=tuple(n for n in _numbers(marks.get("begin_suppress_tokens")) if n < vocabulary),
             words=tuple(word for word in words if len(word) > 1),
-            first=next(iter(_numbers(marks.get("forced_bos_token_id"))), None),
-            last=next(iter(_numbers(marks.get("forced_eos_token_id"))), None),
+            first=_forced("forced_bos_token_id", marks, vocabulary),
+            last=_forced("forced_eos_token_id", marks, vocabulary),
         )
 
     def applied(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -75,6 +85,15 @@ class Guide:
         if not row.ids and len(row.begun) == 1 and self.first is not None:
             return self.first
         return self.last if len(row.ids) == row.most - 1 else None
+
+
+def _forced(name: str, marks: Mapping[str, Any], vocabulary: int) -> int | None:
+    """The id of a token that must be written."""
+    token = next(iter(_numbers(marks.get(name))), None)
+    if token is not None and token >= vocabulary:
+        rule = f"of the checkpoint must be one of the model's {vocabulary} tokens"
+        raise wrong(name, rule, f"it is {token}", "Correct generation_config.json or config.json.")
+    return token
 
 
 def _numbers(value: Any) -> tuple[int, ...]:

@@ -11,12 +11,13 @@ import torch
 
 from ..layouts import Layout
 from ..shapes import whole_number, wrong
+from ..text import valid_text
 from .beam import Beam, search
 from .guide import Guide
 from .prompts import Prompt, beginnings
 from .results import LIMIT, POSITIONS, Continuation, Generation
 from .row import Row
-from .run import Run
+from .run import Run, nothing_allowed
 from .sampling import Greedy, Sampler, draws, penalised, tokens_in
 from .writing import Writing
 
@@ -39,7 +40,9 @@ def generate(
 ) -> Generation:
     """Continue texts; see `limelight.models.Pretrained.generate`."""
     whole_number("copies", copies, at_least=1)
-    how = _checked(sampler)
+    if not isinstance(logprobs, bool):
+        raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
+    how, seed = _checked(sampler), _seed(seed)
     run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if isinstance(how, Beam):
         if copies > how.width:
@@ -89,7 +92,7 @@ def stream(
     layout: Layout | None = None,
 ) -> Stream:
     """Continue one text, piece by piece; see `limelight.models.Pretrained.stream`."""
-    how = _checked(sampler)
+    how, seed = _checked(sampler), _seed(seed)
     if isinstance(how, Beam):
         raise wrong("sampler", "must choose a token at a time to stream", f"it is {how}", "Beam knows at the end.")
     _ = model.tokenizer  # pieces are characters
@@ -108,12 +111,9 @@ def begun(
     layout: Layout | None,
 ) -> tuple[Run, list[Row], Guide]:
     """A run with nothing read yet, a row for each prompt, and what the model's configuration wants."""
-    stops = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
-    for one in stops:
-        if not isinstance(one, (str, int)) or one == "":
-            raise wrong("stop", "must be strings or tokens", f"{one!r} is among them", 'For example: stop=["\\n", 2].')
+    stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
-    guide = Guide.of(model.marks)
+    guide = Guide.of(model.marks, model.config.vocabulary)
     room = _room(model, beginning, tokens)
     ends = guide.ends | {one for one in stops if isinstance(one, int)}
     strings = tuple(one for one in stops if isinstance(one, str))
@@ -131,12 +131,8 @@ def begun(
     return Run(model.network, encoded), rows, guide
 
 
-def write(
-    run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int | None = None
-) -> Iterator[list[Row]]:
+def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
     """All rows, after each token. Copies of a row stand beside each other; what they begin with is read once."""
-    if seed is None:
-        seed = int(torch.randint(2**63 - 1, (), dtype=torch.int64))
     rows = list(rows)
     firsts = [number for number, row in enumerate(rows) if not row.copy]
     scores = run.read([rows[number].begun for number in firsts])
@@ -146,13 +142,16 @@ def write(
     going = list(range(len(rows)))
     while True:
         texts = [rows[number] for number in going]
-        logprobs = scores.log_softmax(-1)
+        step = len(texts[0].ids)
+        logprobs = run.logprobs(scores, step)
         if sampler.repetition != 1:
             seen = tokens_in([(*row.begun, *row.ids) for row in texts], scores)
             scores = penalised(scores, seen, sampler.repetition)
         scores = guide.applied(scores, texts)
         copy = torch.tensor([row.copy for row in texts])
-        chosen = sampler.choose(scores, partial(draws, seed, copy, len(texts[0].ids)))
+        chosen = sampler.choose(scores, partial(draws, seed, copy, step))
+        if bool(scores.gather(-1, chosen[:, None]).isneginf().any()):
+            raise nothing_allowed(step)
         likely = logprobs.gather(-1, chosen[:, None])[:, 0]
         for number, token, logprob in zip(going, chosen.tolist(), likely.tolist(), strict=True):
             rows[number] = rows[number].add(token, logprob)
@@ -168,11 +167,33 @@ def write(
 def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:
     if sampler is None:
         return Greedy()
-    if not isinstance(sampler, Beam) and not callable(getattr(sampler, "choose", None)):
-        raise wrong(
-            "sampler", "must be Greedy, Sample or Beam", f"it is {sampler!r}", "For example: Sample(top_p=0.9)."
-        )
+    if isinstance(sampler, type) or not (isinstance(sampler, Beam) or callable(getattr(sampler, "choose", None))):
+        got = f"it is the class {sampler.__name__}" if isinstance(sampler, type) else f"it is {sampler!r}"
+        raise wrong("sampler", "must be Greedy, Sample or Beam", got, "Pass an object: Sample(top_p=0.9), Greedy().")
     return sampler
+
+
+def _seed(seed: int | None) -> int:
+    """The seed; where none is given, one of torch's generator."""
+    if seed is None:
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+    if not -(2**63) <= whole_number("seed", seed) < 2**63:
+        raise wrong("seed", "must fit into 64 bits with a sign", f"it is {seed}", "Take a smaller one.")
+    return seed
+
+
+def _stops(stop: str | int | Sequence[str | int], vocabulary: int) -> tuple[str | int, ...]:
+    """The strings and tokens that end a text."""
+    example = 'For example: stop=["\\n", 2]; leave it out for none.'
+    if isinstance(stop, (bytes, bool)) or not isinstance(stop, (str, int, Sequence)):
+        raise wrong("stop", "must be a string, a token id or several of them", f"it is {stop!r}", example)
+    stops = (stop,) if isinstance(stop, (str, int)) else tuple(stop)
+    for one in stops:
+        if isinstance(one, bool) or not isinstance(one, (str, int)) or one == "":
+            raise wrong("stop", "must be strings or tokens", f"{one!r} is among them", example)
+        if isinstance(one, int) and not 0 <= one < vocabulary:
+            raise wrong("stop", f"must hold token ids from 0 to {vocabulary - 1}", f"{one} is among them", example)
+    return tuple(valid_text(one, "stop") if isinstance(one, str) else one for one in stops)
 
 
 def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> int:

@@ -59,6 +59,20 @@ def beginnings(
 
 def rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None = None) -> list[list[int]]:
     """Tokens of each row, without padding."""
+    rows = _rows_of(model, name, prompt, layout)
+    if not rows:
+        raise wrong(name, "must hold at least one row", "it holds none", "Leave out what would be empty.")
+    config = model.config.encoder if name == "prompt" else None
+    vocabulary = (config or model.config).vocabulary
+    for number, row in enumerate(rows):
+        if row and not (min(row) >= 0 and max(row) < vocabulary):
+            strange = next(token for token in row if not 0 <= token < vocabulary)
+            rule = f"must hold token ids from 0 to {vocabulary - 1}"
+            raise wrong(name, rule, f"{strange} is one of row {number}", "Read texts with this model's own tokenizer.")
+    return rows
+
+
+def _rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None) -> list[list[int]]:
     if isinstance(prompt, str):
         prompt = [prompt]
     if _are(prompt, str):

@@ -50,7 +50,8 @@ class Sample:
     """A token drawn by its probability, after these changes, in this order.
 
     Args:
-        temperature: scores are divided by it; below 1 the likely become likelier.
+        temperature: scores are divided by it; below 1 the likely become likelier. The limit towards 0 is the most
+            likely token, and among equals any of them.
         top_k: only the ``top_k`` most likely tokens stay (Fan et al. 2018, arXiv:1805.04833); ``None`` for all.
         top_p: only the most likely tokens stay that together have at least this probability (Holtzman et al. 2019,
             arXiv:1904.09751).
@@ -66,20 +67,21 @@ class Sample:
     repetition: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature == 0:
+        if is_number(self.temperature) and self.temperature == 0:
             raise wrong("temperature", "must be above 0", "it is 0", "Greedy() takes the most likely token.")
         check_above_0("temperature", self.temperature)
         check_above_0("repetition", self.repetition)
         if self.top_k is not None:
             whole_number("top_k", self.top_k, at_least=1)
-        if not 0 < self.top_p <= 1:
-            raise wrong("top_p", "must be above 0 and at most 1", f"it is {self.top_p}", "1 keeps every token.")
-        if not 0 <= self.min_p <= 1:
-            raise wrong("min_p", "must be from 0 to 1", f"it is {self.min_p}", "0 keeps every token.")
+        if not (is_number(self.top_p) and 0 < self.top_p <= 1):
+            rule = "must be a number above 0 and at most 1"
+            raise wrong("top_p", rule, f"it is {self.top_p!r}", "1 keeps every token.")
+        if not (is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise wrong("min_p", "must be a number from 0 to 1", f"it is {self.min_p!r}", "0 keeps every token.")
 
     def scores(self, scores: Tensor) -> Tensor:
         """The scores ``(R, V)`` of tokens that stay, divided by the temperature; minus infinity for the others."""
-        scores = scores / self.temperature
+        scores = _divided(scores, self.temperature)
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             scores = scores.masked_fill(scores < scores.topk(self.top_k).values[:, -1:], -torch.inf)
         if self.top_p < 1:
@@ -94,6 +96,15 @@ class Sample:
         reached = self.scores(scores).softmax(-1).double().cumsum(-1)
         places = torch.searchsorted(reached, draw().to(reached)[:, None] * reached[:, -1:], right=True)
         return places[:, 0].clamp(max=scores.shape[-1] - 1)
+
+
+def _divided(scores: Tensor, temperature: float) -> Tensor:
+    """Scores ``(R, V)`` divided by the temperature; where that leaves the range of numbers, relative to the largest."""
+    divided = scores / temperature
+    if temperature >= 1 or bool(divided.amax(-1).isfinite().all()):
+        return divided
+    below = scores.double() - scores.double().amax(-1, keepdim=True)
+    return (below / max(temperature, torch.finfo(torch.float64).tiny)).to(scores.dtype)
 
 
 def _beyond(shares: Tensor, top_p: float) -> Tensor:
@@ -146,5 +157,10 @@ def draws(seed: int, copies: Tensor, step: int) -> Tensor:
 
 def check_above_0(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite number above 0."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+    if not (is_number(value) and math.isfinite(value) and value > 0):
         raise wrong(name, "must be a number above 0", f"it is {value!r}", "1 changes nothing.")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float; a bool is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

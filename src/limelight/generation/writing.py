@@ -20,10 +20,11 @@ class Writing:
 
     Args:
         tokenizer: makes text of tokens.
-        stops: strings that end the text.
+        stops: strings that end the text. They are looked for in the text with its special tokens spelled out.
         text: what is written so far.
         window: the last tokens, from the beginning of a character.
         done: tokens of the window whose characters are written.
+        special: special tokens written so far, where in the text and how they are spelled (not kept without stops).
         stopped: whether one of the ``stops`` was reached; the text stands before it.
     """
 
@@ -32,6 +33,7 @@ class Writing:
     text: str = ""
     window: tuple[int, ...] = ()
     done: int = 0
+    special: tuple[tuple[int, str], ...] = ()
     stopped: bool = False
 
     @classmethod
@@ -47,20 +49,26 @@ class Writing:
         whole = self.tokenizer.write(window)
         piece = self._piece(whole)
         if whole.endswith(BROKEN) or not piece:
-            return replace(self, window=window)
-        return replace(self._with(piece), window=window[self.done :], done=len(window) - self.done)
+            grown = replace(self, window=window)
+        else:
+            grown = replace(self, text=self.text + piece, window=window[self.done :], done=len(window) - self.done)
+        spelled = self.tokenizer.special_token(token) if self.stops else None
+        if spelled is not None:
+            grown = replace(grown, special=(*grown.special, (len(grown.text), spelled)))
+        return grown._cut(len(self.text))
 
     def finished(self) -> Writing:
         """The text with what was kept back."""
-        return self._with(self._piece(self.tokenizer.write(self.window)))
+        return replace(self, text=self.text + self._piece(self.tokenizer.write(self.window)))._cut(len(self.text))
 
     @property
     def certain(self) -> int:
         """Characters that may be shown: those behind them may be the beginning of one of the ``stops``."""
-        if self.stopped:
+        if self.stopped or not self.stops:
             return len(self.text)
-        kept = [n for stop in self.stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
-        return len(self.text) - max(kept, default=0)
+        spelled, places = self._spelled(len(self.text))
+        kept = max((n for stop in self.stops for n in range(1, len(stop)) if spelled.endswith(stop[:n])), default=0)
+        return places[len(spelled) - kept]
 
     def _piece(self, whole: str) -> str:
         """What ``whole``, the text of the window, has beyond the tokens that are done."""
@@ -69,8 +77,23 @@ class Writing:
         same = (place for place, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)
         return whole[next(same, len(before)) :]
 
-    def _with(self, piece: str) -> Writing:
-        text = self.text + piece
-        begin = max(0, len(self.text) - max(map(len, self.stops), default=0))  # one may have begun there
-        found = [place for place in (text.find(stop, begin) for stop in self.stops) if place >= 0]
-        return replace(self, text=text[: min(found)] if found else text, stopped=bool(found))
+    def _cut(self, checked: int) -> Writing:
+        """The text up to the first of the ``stops`` in it, which is not in its first ``checked`` characters."""
+        if not self.stops:
+            return self
+        spelled, places = self._spelled(checked)
+        found = [place for place in (spelled.find(stop) for stop in self.stops) if place >= 0]
+        return replace(self, text=self.text[: places[min(found)]], stopped=True) if found else self
+
+    def _spelled(self, checked: int) -> tuple[str, list[int]]:
+        """The text with special tokens spelled out, from where a stop that ends after ``checked`` characters may begin.
+
+        Beside it, for each character and for the end, its place in the text; of a special token where it stands.
+        """
+        begin = max(0, checked - max(map(len, self.stops)))
+        spelled, places = "", []
+        for place, token in (*(one for one in self.special if one[0] >= begin), (len(self.text), "")):
+            spelled += self.text[begin:place] + token
+            places += [*range(begin, place), *[place] * len(token)]
+            begin = place
+        return spelled, [*places, len(self.text)]
