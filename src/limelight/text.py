@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from .layouts import Layout, Padded
 from .shapes import wrong
 
+_STAND_IN = secrets.token_hex(16)  # nobody's text holds it
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -153,8 +155,9 @@ class Tokenizer:
     Args:
         backend: the loaded tokenizer. Padding and truncation written into its file are switched off: a text is read
             whole, and a model that cannot take it says so.
-        chat_template: the text of the template for conversations, if the checkpoint has one. It is rendered in a
-            process of its own, within limits (`limelight.generation.conversation`).
+        chat_template: the text of the template for conversations, if the checkpoint has one, or several by their names,
+            of which the one called ``"default"`` is taken. It is rendered in a process of its own, within limits
+            (`limelight.generation.templates`).
         special_tokens: special tokens by the names that templates give them (``{"eos_token": "</s>"}``), as
             ``tokenizer_config.json`` has them; ``None`` where there is no such file.
     """
@@ -162,16 +165,23 @@ class Tokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
-        self.chat_template = chat_template
+        named = {"default": chat_template} if isinstance(chat_template, str) else dict(chat_template or {})
+        self.chat_templates: Mapping[str, str] = named
         self.special_tokens = special_tokens
         added = backend.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
+        self._plain: dict[tuple[str, ...], tokenizers.Tokenizer] = {}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The text of the template that conversations are written with."""
+        return self.chat_templates.get("default")
 
     @property
     def size(self) -> int:
@@ -204,8 +214,7 @@ class Tokenizer:
     def read(self, text: str, *, marks: bool = True) -> Text:
         """Cut one text; with ``marks``, those that the model expects around it are put there."""
         text = valid_text(text)
-        with _told("text", "be cut by the tokenizer of this model"):
-            cut = self.backend.encode(text, add_special_tokens=marks)
+        cut = self.cut(text, marks=marks)
         return Text(
             text=text,
             ids=tuple(cut.ids),
@@ -214,6 +223,48 @@ class Tokenizer:
             words=tuple(None if i in self._special else word for i, word in zip(cut.ids, cut.word_ids, strict=True)),
             special=tuple(i in self._special for i in cut.ids),
         )
+
+    def cut(self, text: str, *, marks: bool = False) -> tokenizers.Encoding:
+        """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
+        return _cut(self.backend, text, marks)
+
+    def read_around(self, text: str, own: Sequence[tuple[int, int, int]], tokens: tuple[str, ...]) -> Text:
+        """Cut a text in which only the tokens named here are special, and all others nothing but text.
+
+        Args:
+            text: the characters.
+            own: ``(id, start, end)`` of each special token, in their order; it stands for ``text[start:end]``.
+            tokens: the spelling of all tokens that are text where they are not among ``own``.
+
+        Raises:
+            ArgumentError: the vocabulary holds one of the ``tokens`` as a word, which plain text becomes.
+        """
+        backend = self._plain.get(tokens)
+        if backend is None:
+            backend = self._plain[tokens] = _without(self.backend, tokens)
+        pieces, places, begin = [], [], 0
+        for _, start, end in own:
+            pieces += [text[begin:start], _STAND_IN]
+            places += [*range(begin, start), *[start] * len(_STAND_IN)]
+            begin = end
+        places += range(begin, len(text) + 1)
+        cut = _cut(backend, "".join((*pieces, text[begin:])), False)
+        found = iter(own)
+        ids, names, spans, words, special = [], [], [], [], []
+        for number, name, (start, end), word in zip(cut.ids, cut.tokens, cut.offsets, cut.word_ids, strict=True):
+            span = _without_blank(text, places[start], places[end])
+            if name == _STAND_IN:
+                number, start, end = next(found)
+                name, span = str(self.backend.id_to_token(number)), _without_blank(text, start, end)
+            elif name in tokens and number != self.unknown_token_id:
+                got = f"the tokenizer of this model makes {name!r} of them"
+                raise wrong("text", "must be characters that are no special token", got, "Take them out.")
+            ids.append(number)
+            names.append(name)
+            spans.append(span)
+            special.append(number in self._special)
+            words.append(None if special[-1] else word)
+        return Text(text, tuple(ids), tuple(names), tuple(spans), tuple(words), tuple(special))
 
     def __call__(self, texts: str | Sequence[str], *, side: str = "right") -> Tokens:
         """Cut one text or several, and lay them out as a batch.
@@ -258,6 +309,22 @@ def _told(name: str, rule: str) -> Iterator[None]:
             raise  # an interruption
         got = f"the tokenizers library says {(str(error) or repr(error)).splitlines()[0]!r:.300}"
         raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
+
+
+def _cut(backend: tokenizers.Tokenizer, text: str, marks: bool) -> tokenizers.Encoding:
+    with _told("text", "be cut by the tokenizer of this model"):
+        return backend.encode(text, add_special_tokens=marks)
+
+
+def _without(backend: tokenizers.Tokenizer, tokens: tuple[str, ...]) -> tokenizers.Tokenizer:
+    """The same tokenizer, but with ``tokens`` nothing but text, and with the stand-in as a token that stays whole."""
+    values = json.loads(backend.to_str())
+    for token in values["added_tokens"]:
+        token["special"] = token["content"] in tokens
+    copy = tokenizers.Tokenizer.from_str(json.dumps(values))
+    copy.encode_special_tokens = True  # as what they are spelled with
+    copy.add_tokens([tokenizers.AddedToken(_STAND_IN, normalized=False, special=False)])
+    return copy
 
 
 def _without_blank(text: str, start: int, end: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from .errors import damaged
 from .gguf_files import GGUFFile
 
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types
+MOST_SETTINGS, MOST_TEMPLATE = 2**26, 2**21  # bytes of a file
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -29,23 +30,81 @@ def tokenizer_in(folder: Path) -> Tokenizer | str:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return f"{path} does not exist"
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise damaged(path, f"the tokenizers library says {str(error)!r}") from error
-    return Tokenizer(backend, _chat_template(folder))
+    settings = _json_in(folder / "tokenizer_config.json")
+    return Tokenizer(_backend_in(path), _chat_templates(folder, settings), _special_tokens(folder, settings))
 
 
-def _chat_template(folder: Path) -> str | None:
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text("utf-8")
-    settings = folder / "tokenizer_config.json"
+def _backend_in(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer that a file describes."""
     try:
-        template = json.loads(settings.read_text("utf-8")).get("chat_template") if settings.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise damaged(settings, f"it is no JSON object ({error})") from error
-    return template if isinstance(template, str) else None
+        return tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:  # the library raises plain Exception, and panics, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise damaged(path, f"the tokenizers library says {str(error)!r:.300}") from error
+
+
+def _json_in(path: Path) -> dict[str, Any] | None:
+    """The object in a small file; ``None`` where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(_text_in(path, MOST_SETTINGS))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"it is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise damaged(path, "it is no JSON object")
+    return values
+
+
+def _text_in(path: Path, most: int) -> str:
+    """A file of at most so many bytes, as UTF-8."""
+    size = path.stat().st_size
+    if size > most:
+        raise damaged(path, f"it has {size:,} bytes, more than {most:,}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"it is no UTF-8 (byte {error.start:,} is {error.object[error.start]:#04x})") from error
+
+
+def _chat_templates(folder: Path, settings: dict[str, Any] | None) -> dict[str, str]:
+    """Templates by their names: those in files of their own, or else those in ``tokenizer_config.json``."""
+    found = {}
+    files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    for name, path in {"default": folder / "chat_template.jinja", **files}.items():
+        if path.is_file():
+            found[name] = _text_in(path, MOST_TEMPLATE)
+    if found:
+        return found
+    told = (settings or {}).get("chat_template")
+    if isinstance(told, str):
+        return {"default": told}
+    listed = [] if told is None else told if isinstance(told, list) else [told]
+    for one in listed:
+        if not (isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)):
+            path = folder / "tokenizer_config.json"
+            raise damaged(path, "its chat_template is neither a text nor a list of objects with name and template")
+    return {one["name"]: one["template"] for one in listed}
+
+
+def _special_tokens(folder: Path, settings: dict[str, Any] | None) -> dict[str, str] | None:
+    """Special tokens by the names templates use (``bos_token``), as in ``transformers``; ``None`` without settings."""
+    if settings is None:
+        return None
+    told = dict(settings)
+    if "added_tokens_decoder" not in settings:  # the older way: a file of its own, which comes first
+        told |= _json_in(folder / "special_tokens_map.json") or {}
+    extra = told.get("extra_special_tokens")
+    named = {key: value for key, value in told.items() if key.endswith("_token")}
+    spelled = {key: _spelling(value) for key, value in {**named, **(extra if isinstance(extra, dict) else {})}.items()}
+    return {key: token for key, token in spelled.items() if token is not None}
+
+
+def _spelling(token: object) -> str | None:
+    """A token as it is spelled: a text, or an object with its ``content``."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
 
 
 def marian_tokenizer(folder: Path) -> Tokenizer | str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from ..shapes import wrong
-from ..text import Text, Tokenizer
+from ..shapes import ArgumentError, wrong
+from ..text import Text, Tokenizer, valid_text
+from .plain_text import Escapes
+from .templates import LIMITS, TemplateError, TemplateLimitError, renderer
 
 if TYPE_CHECKING:
     from ..models.pretrained import Pretrained
@@ -21,68 +16,94 @@ if TYPE_CHECKING:
 Message: TypeAlias = "Mapping[str, Any]"  # {"role": "user", "content": "Hello"}
 Conversation: TypeAlias = "str | Sequence[Message]"  # a text is one message of the user
 
-MARKS = ("bos", "eos", "pad", "unk")
+NAMED = ("bos", "eos", "pad", "unk")
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is the common one
+EXAMPLE = 'For example: [{"role": "user", "content": "Hello"}].'
 
 
-def conversation(model: Pretrained, spoken: Conversation, reply: bool) -> Text:
+def conversation(model: Pretrained, spoken: Conversation, reply: bool, parse_special_tokens: bool = True) -> Text:
     """One conversation as tokens; see `limelight.models.Pretrained.conversation`."""
     tokenizer = model.tokenizer
-    if tokenizer.chat_template is None:
-        got = f"{model.source} has none"
+    template = tokenizer.chat_template
+    if template is None:
+        named = ", ".join(tokenizer.chat_templates)
+        got = f"{model.source} has none" + (f' called "default", only {named}' if named else "")
         raise wrong("conversation", "needs the chat template of a checkpoint", got, "Write the prompt as a text.")
-    messages = [{"role": "user", "content": spoken}] if isinstance(spoken, str) else list(spoken)
-    if not messages or not all(isinstance(one, Mapping) and "role" in one for one in messages):
-        example = '[{"role": "user", "content": "Hello"}]'
-        raise wrong("conversation", "must be a text or messages with a role", f"it is {spoken!r}", f"As {example}.")
-    marks = special_tokens(tokenizer, model.marks)
+    for name, value in {"reply": reply, "parse_special_tokens": parse_special_tokens}.items():
+        if not isinstance(value, bool):
+            raise wrong(name, "must be True or False", f"it is {value!r:.80}", "Leave it out for True.")
+    messages = _messages(spoken)
+    special = special_tokens(tokenizer, model.marks)
+    if parse_special_tokens:
+        return tokenizer.read(_rendered(template, messages, reply, special), marks=False)  # the template writes them
+    escapes = Escapes.of(tokenizer, template, messages)
+    return escapes.read(_rendered(template, escapes.escaped(messages), reply, special))
+
+
+def _rendered(template: str, messages: list[dict[str, Any]], reply: bool, special: Mapping[str, str]) -> str:
+    """The text that the template makes of messages."""
+    variables = {**special, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": reply}
+    see = "See its text: model.tokenizer.chat_template."
     try:
-        text = _compiled(tokenizer.chat_template).render(messages=messages, add_generation_prompt=reply, **marks)
-    except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError) as error:
+        return valid_text(renderer.render(template, variables), "conversation")
+    except TemplateLimitError as error:
+        rule = f"must be rendered by the model's chat template {LIMITS}"
+        raise wrong("conversation", rule, f"{error}", f"A template may hold any program. {see}") from error
+    except TemplateError as error:
         got = f"it says: {str(error).rstrip('.')}"
-        raise wrong(
-            "conversation", "must fit the model's chat template", got, "See its text: chat_template."
-        ) from error
-    return tokenizer.read(text, marks=False)  # the template has written them
+        raise wrong("conversation", "must fit the model's chat template", got, see) from error
 
 
-def special_tokens(tokenizer: Tokenizer, marks: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens as text, by the names that templates and tokenizers give them (``"eos_token"``).
-
-    Of several that end a text, the first.
+def special_tokens(tokenizer: Tokenizer, marks: Mapping[str, Any]) -> Mapping[str, str]:
+    """Special tokens by the names that templates and tokenizers give them (``"eos_token"``): the tokenizer's, or else
+    those of the checkpoint; of several that end a text, the first.
     """
-    ids = {name: marks.get(f"{name}_token_id") for name in MARKS}
-    ids = {name: value[0] if isinstance(value, (list, tuple)) and value else value for name, value in ids.items()}
-    found = {name: tokenizer.backend.id_to_token(i) for name, i in ids.items() if isinstance(i, int)}
-    return {f"{name}_token": text for name, text in found.items() if text is not None}
+    if tokenizer.special_tokens is not None:
+        return tokenizer.special_tokens
+    ids = {name: marks.get(f"{name}_token_id") for name in NAMED}
+    first = {name: found[0] if isinstance(found, (list, tuple)) and found else found for name, found in ids.items()}
+    spelled = {
+        f"{name}_token": tokenizer.backend.id_to_token(token) for name, token in first.items() if isinstance(token, int)
+    }
+    return {name: token for name, token in spelled.items() if token is not None}
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Templates come with checkpoints: they reach no attribute of Python's, change nothing and call what is given.
-
-    Powers and products of texts are left out, by which a few characters would take all memory.
-    """
-
-    intercepted_binops = frozenset(("**", "*"))
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Numbers only."""
-        if operator == "**" or not all(isinstance(side, (int, float)) for side in (left, right)):
-            raise jinja2.TemplateError(f"a chat template may not compute {left!r:.40} {operator} {right!r:.40}")
-        return super().call_binop(context, operator, left, right)
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _as_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment.from_string(template)
+def _messages(spoken: object) -> list[dict[str, Any]]:
+    """Messages as plain data. A key whose value is ``None`` says nothing, and is left out."""
+    if isinstance(spoken, str):
+        spoken = [{"role": "user", "content": spoken}]
+    if not isinstance(spoken, Sequence) or isinstance(spoken, bytes) or not spoken:
+        raise wrong("conversation", "must be a text or messages with a role", f"it is {spoken!r:.80}", EXAMPLE)
+    for one in spoken:
+        if not isinstance(one, Mapping) or not isinstance(one.get("role"), str):
+            raise wrong("conversation", "must be a text or messages with a role", f"{one!r:.80} is one", EXAMPLE)
+    try:
+        return [
+            _plain({key: value for key, value in _with_reasoning(one).items() if value is not None}) for one in spoken
+        ]
+    except RecursionError:
+        raise wrong("conversation", "must be plain data", "a message is nested too deep", EXAMPLE) from None
 
 
-def _as_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    """Plain JSON; Jinja's own escapes for HTML."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+def _with_reasoning(message: Message) -> Message:
+    """A message whose reasoning stands under the names that templates look for."""
+    reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _plain(value: Any) -> Any:
+    """A value as JSON has it, its texts valid."""
+    if isinstance(value, str):
+        return valid_text(value, "conversation")
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {valid_text(key, "conversation"): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    raise _no_data(value)
+
+
+def _no_data(value: object) -> ArgumentError:
+    rule = "must be plain data: texts, numbers, lists, and objects with names"
+    return wrong("conversation", rule, f"{value!r:.80} is in it", EXAMPLE)

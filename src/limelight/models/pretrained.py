@@ -207,7 +207,7 @@ class Pretrained:
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "layout": layout}
         return stream(self, prompt, sampler, **settings)
 
-    def conversation(self, *spoken: Conversation, reply: bool = True) -> Tokens:
+    def conversation(self, *spoken: Conversation, reply: bool = True, parse_special_tokens: bool = True) -> Tokens:
         """Conversations as the model was taught to read them, by the chat template of its checkpoint.
 
         >>> messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -216,13 +216,18 @@ class Pretrained:
         Args:
             spoken: each a list of messages, or a text: one message of the user.
             reply: whether the beginning of the model's answer is put behind.
+            parse_special_tokens: whether a message that spells a special token holds that token, as it does in
+                ``transformers``. With ``False`` it holds the text alone: take that for texts from others, who could
+                otherwise end their turn with ``<|im_end|>`` and speak as the system. The template's own special tokens
+                stay what they are. Roles are not covered: they are for the program to choose.
 
         Raises:
-            ArgumentError: a checkpoint without a template, messages that do not fit it.
+            ArgumentError: a checkpoint without a template, messages that do not fit it, a template that takes more than
+                the time and memory that is allowed (`limelight.generation.templates`).
         """
         from ..generation.conversation import conversation
 
-        return self.tokenizer.batch([conversation(self, one, reply) for one in spoken])
+        return self.tokenizer.batch([conversation(self, one, reply, parse_special_tokens) for one in spoken])
 
     def _ids(
         self, name: str, tokens: str | Sequence[str] | Tokens | Tensor, layout: Layout | None
