@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as theirs
 
 from limelight import ArgumentError, compat
@@ -33,11 +34,142 @@ def test_scaled_dot_product_attention_of_groups():
         compat.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(7, 9).bool(), is_causal=True)
 
 
+def random(*shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(len(shapes))
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+SHAPES = {
+    "2": ((7, 8), (9, 8), (9, 3)),
+    "3": ((4, 7, 8), (4, 9, 8), (4, 9, 3)),
+    "5": ((2, 3, 4, 7, 8), (2, 3, 4, 9, 8), (2, 3, 4, 9, 8)),
+    "6": ((2, 1, 3, 4, 7, 8), (2, 1, 3, 4, 9, 8), (2, 1, 3, 4, 9, 8)),
+    "one key-value head": ((2, 4, 7, 8), (2, 1, 9, 8), (2, 1, 9, 8)),
+    "one key head": ((2, 4, 7, 8), (2, 1, 9, 8), (2, 4, 9, 8)),
+    "one query head": ((2, 1, 7, 8), (2, 4, 9, 8), (2, 4, 9, 8)),
+    "one row of keys": ((2, 4, 7, 8), (1, 4, 9, 8), (1, 4, 9, 8)),
+    "one row of queries": ((1, 4, 7, 8), (2, 4, 9, 8), (2, 4, 9, 8)),
+    "3 against 4": ((4, 7, 8), (2, 4, 9, 8), (2, 4, 9, 8)),
+    "4 against 3 and 2": ((2, 4, 7, 8), (4, 9, 8), (9, 8)),
+    "2 against 4": ((7, 8), (2, 4, 9, 8), (2, 4, 9, 8)),
+    "4 against 5": ((3, 4, 7, 8), (2, 1, 4, 9, 8), (2, 3, 4, 9, 8)),
+    "no rows": ((0, 4, 7, 8), (0, 4, 9, 8), (0, 4, 9, 8)),
+    "no queries": ((2, 4, 0, 8), (2, 4, 9, 8), (2, 4, 9, 8)),
+    "no keys": ((2, 4, 7, 8), (2, 4, 0, 8), (2, 4, 0, 8)),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_leading_dimensions_broadcast(shapes, masked):
+    tensors = [tensor.requires_grad_() for tensor in random(*shapes, dtype=torch.float64)]
+    settings = {}
+    if masked:  # a mask of every row, where there are rows
+        lead = torch.broadcast_shapes(*(shape[:-2] for shape in shapes))
+        settings["attn_mask"] = torch.rand(*lead, shapes[0][-2], shapes[1][-2]) < 0.8
+        settings["attn_mask"][..., :1] = True
+    expected = theirs(*tensors, **settings)
+    found = compat.scaled_dot_product_attention(*tensors, **settings)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    gradients = [torch.autograd.grad((output * weight).sum(), tensors) for output in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+GROUPS = {
+    "3": ((4, 7, 8), (2, 9, 8), (2, 9, 8)),
+    "5": ((3, 2, 4, 7, 8), (3, 1, 2, 9, 8), (3, 2, 2, 9, 8)),
+    "two key and four value heads": ((2, 4, 7, 8), (2, 2, 9, 8), (2, 4, 9, 8)),
+    "one row of keys": ((2, 4, 7, 8), (1, 2, 9, 8), (2, 2, 9, 8)),
+}
+
+
+@pytest.mark.parametrize("shapes", GROUPS.values(), ids=GROUPS)
+def test_leading_dimensions_of_groups(shapes):
+    tensors = random(*shapes)
+    expected = theirs(*tensors, enable_gqa=True)
+    torch.testing.assert_close(compat.scaled_dot_product_attention(*tensors, enable_gqa=True), expected)
+
+
+@pytest.mark.parametrize("mask", [(2, 1, 4, 7, 9), (3, 1, 7, 9), (1, 1, 1, 1, 9), (7, 1), (4, 7, 9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float64], ids=str)
+def test_masks_of_five_dimensions(mask, dtype):
+    tensors = random((2, 3, 4, 7, 8), (2, 3, 4, 9, 8), (2, 3, 4, 9, 8), dtype=torch.float64)
+    numbers = random(mask)[0]
+    numbers = numbers < 1 if dtype == torch.bool else numbers.to(dtype)
+    found, expected = (f(*tensors, attn_mask=numbers) for f in (compat.scaled_dot_product_attention, theirs))
+    if dtype == torch.bool:  # PyTorch gives NaN or zeros for a query that sees nothing, by the way it takes
+        expected = expected.where(numbers.any(-1, keepdim=True), 0.0)
+    torch.testing.assert_close(found, expected)
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_refuses_what_pytorch_refuses_or_means_otherwise():
+    nested = torch.nested.nested_tensor([torch.randn(4, 7, 8), torch.randn(4, 7, 8)])
+    jagged = torch.nested.nested_tensor([torch.randn(7, 4, 8), torch.randn(5, 4, 8)], layout=torch.jagged)
+    for match, arguments in {
+        r"`query` must have at least 2 dimensions.*\(8,\)": (q[0, 0, 0], k, v),
+        r"`key` and `value` must have the heads": (q, k[:, :2], v[:, :2]),
+        r"`key` and `value` must have leading dimensions that broadcast": (q, k.repeat(2, 1, 1, 1), v),
+        r"`attn_mask` must have at least 2 dimensions": (q, k, v, torch.ones(9)),
+        r"`attn_mask` must be bool, float32 or of the dtype of `query`.*float64": (q, k, v, torch.ones(7, 9).double()),
+        r"`attn_mask` must be bool, float32 .*int64": (q, k, v, torch.ones(7, 9).long()),
+        r"`attn_mask` must broadcast to \(2, 4, 7, 9\)": (q, k, v, torch.ones(3, 1, 1, 7, 9)),
+        r"`query` must not be a nested tensor": (nested, nested, nested),
+        r"`query` must not be a nested tensor.*jagged": (jagged, jagged, jagged),
+        r"`value` must be a plain tensor, but it is a .*Subclass": (q, k, v.as_subclass(Subclass)),
+        r"`attn_mask` must be a plain tensor, but it is a .*Subclass": (
+            q,
+            k,
+            v,
+            torch.ones(7, 9).as_subclass(Subclass),
+        ),
+        r"`attn_mask` must be made for 7 queries and 9 keys.*9 queries and 7 keys": (q, k, v, causal_upper_left(9, 7)),
+        r"`key` must be a torch.Tensor": (q, k.tolist(), v),
+    }.items():
+        with pytest.raises(ArgumentError, match=match):
+            compat.scaled_dot_product_attention(*arguments)
+
+
+def test_autocast_converts_masks():
+    """As PyTorch does it: every float dtype but float64."""
+    mask = torch.randn(7, 9).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = theirs(q, k, v, mask)
+        found = compat.scaled_dot_product_attention(q, k, v, mask)
+        with pytest.raises(ArgumentError, match="dtype of `query`"):
+            compat.scaled_dot_product_attention(q, k, v, mask.double())
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)  # theirs is a mask of bfloat16 numbers
+
+
+@pytest.mark.filterwarnings("ignore:Lower right causal bias")
+@pytest.mark.parametrize("lengths", [(7, 9), (9, 7), (8, 8)], ids=str)
+def test_causal_bias(lengths):
+    query, key, value = random((2, 4, lengths[0], 8), (2, 4, lengths[1], 8), (2, 4, lengths[1], 8))
+    upper = torch.ones(lengths).tril().bool()
+    lower = torch.ones(lengths).tril(lengths[1] - lengths[0]).bool()
+    for made_by, seen in ((causal_upper_left, upper), (causal_lower_right, lower)):
+        scores = (query @ key.mT / 8**0.5).masked_fill(~seen, -torch.inf)
+        weights = scores.softmax(-1).where(seen.any(-1, keepdim=True), 0.0)
+        found = compat.scaled_dot_product_attention(query, key, value, attn_mask=made_by(*lengths))
+        torch.testing.assert_close(found, weights @ value)
+        with pytest.raises(ArgumentError, match="is_causal=True"):
+            compat.scaled_dot_product_attention(query, key, value, attn_mask=made_by(*lengths), is_causal=True)
+
+
 def flash_by_hand(q, k, v, causal=False, left=-1, right=-1, softcap=0.0, slopes=None):
-    """flash-attention's documented meaning, of ``(L, H, D)``: bottom-right causal, windows that count keys."""
+    """flash-attention's documented meaning, of ``(L, H, D)``: bottom-right causal, windows that count keys.
+
+    The output and ``(H, L)`` logsumexps.
+    """
     i, j = torch.arange(len(q))[:, None] + len(k) - len(q), torch.arange(len(k))
     scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
-    if softcap:
+    if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
         scores = scores - slopes[:, None, None] * (i - j).abs()
@@ -48,31 +180,78 @@ def flash_by_hand(q, k, v, causal=False, left=-1, right=-1, softcap=0.0, slopes=
         seen &= j >= i - left
     if right >= 0:
         seen &= j <= i + right
-    return torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
+    scores = scores.masked_fill(~seen, -torch.inf)
+    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-FORMS = [
-    {},
-    {"causal": True},
-    {"left": 2, "right": 1},
-    {"causal": True, "left": 3, "softcap": 2.0},
-    {"slopes": torch.rand(4)},
-]
+FORMS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "window": {"left": 2, "right": 1},
+    "window, causal, cap": {"causal": True, "left": 3, "softcap": 2.0},
+    "cap below zero": {"softcap": -1.0},
+    "slopes": {"slopes": torch.rand(4)},
+    "slopes of each row": {"slopes": torch.rand(2, 4), "causal": True},
+}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda f: ", ".join(f) or "plain")
-def test_flash_attention(form):
+@pytest.mark.parametrize("window", [tuple, torch.tensor], ids=["ints", "tensor"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_flash_attention(form, window):
     settings = {
         "causal": form.get("causal", False),
-        "window_size": (form.get("left", -1), form.get("right", -1)),
+        "window_size": window([form.get("left", -1), form.get("right", -1)]),
         "softcap": form.get("softcap", 0.0),
         "alibi_slopes": form.get("slopes"),
     }
+
+    def of(row):
+        slopes = form.get("slopes")
+        return form if slopes is None or slopes.dim() == 1 else {**form, "slopes": slopes[row]}
+
     a, b, c = (t.transpose(1, 2) for t in (q, k, v))
     ours = compat.flash_attn_func(a, b, c, **settings)
+    output, logsumexp, nothing = compat.flash_attn_func(a, b, c, **settings, return_attn_probs=True)
+    assert torch.equal(output, ours)
+    assert nothing is None
     for row in range(2):
-        torch.testing.assert_close(ours[row], flash_by_hand(a[row], b[row], c[row], **form))
+        expected, expected_logsumexp = flash_by_hand(a[row], b[row], c[row], **of(row))
+        torch.testing.assert_close(ours[row], expected)
+        torch.testing.assert_close(logsumexp[row], expected_logsumexp)
     ends_q, ends_k = torch.tensor([0, 2, 7], dtype=torch.int32), torch.tensor([0, 4, 9], dtype=torch.int32)
-    packed = compat.flash_attn_varlen_func(a[0], b[0], c[0], ends_q, ends_k, 5, 5, **settings)
-    for (q0, q1), (k0, k1) in (((0, 2), (0, 4)), ((2, 7), (4, 9))):
-        torch.testing.assert_close(packed[q0:q1], flash_by_hand(a[0, q0:q1], b[0, k0:k1], c[0, k0:k1], **form))
+    arguments = [t.detach().clone().requires_grad_() for t in (a[0], b[0], c[0])]
+    packed = compat.flash_attn_varlen_func(*arguments, ends_q, ends_k, 5, 5, **settings)
+    output, logsumexp, nothing = compat.flash_attn_varlen_func(
+        *arguments, ends_q, ends_k, 5, 5, **settings, return_attn_probs=True
+    )
+    torch.testing.assert_close(output, packed, rtol=0, atol=0)
+    assert nothing is None
+    expected, expected_logsumexp = zip(
+        *(
+            flash_by_hand(arguments[0][q0:q1], arguments[1][k0:k1], arguments[2][k0:k1], **of(document))
+            for document, ((q0, q1), (k0, k1)) in enumerate((((0, 2), (0, 4)), ((2, 7), (4, 9))))
+        ),
+        strict=True,
+    )
+    torch.testing.assert_close(packed, torch.cat(expected))
+    torch.testing.assert_close(logsumexp, torch.cat(expected_logsumexp, 1))
+    torch.testing.assert_close(
+        torch.autograd.grad(packed.square().sum(), arguments),
+        torch.autograd.grad(torch.cat(expected).square().sum(), arguments),
+    )
+
+
+def test_slopes_of_documents_without_tokens():
+    """A document may have no queries, or no keys: then its queries see nothing."""
+    slopes = torch.rand(4, 4)
+    ends_q, ends_k = torch.tensor([0, 3, 3, 5, 7]), torch.tensor([0, 4, 6, 6, 9])
+    a, b, c = q[0].transpose(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1)
+    output = compat.flash_attn_varlen_func(a, b, c, ends_q, ends_k, alibi_slopes=slopes)
+    for document, (q0, q1, k0, k1) in {0: (0, 3, 0, 4), 3: (5, 7, 6, 9)}.items():
+        expected, _ = flash_by_hand(a[q0:q1], b[k0:k1], c[k0:k1], slopes=slopes[document])
+        torch.testing.assert_close(output[q0:q1], expected)
+    assert not output[3:5].any()
+    with pytest.raises(ArgumentError, match="must add up to Lq"):
+        compat.flash_attn_varlen_func(a, b, c, ends_q[:-1], ends_k[:-1], alibi_slopes=slopes[:3])
+    with pytest.raises(ArgumentError, match="one number for each query head"):
+        compat.flash_attn_varlen_func(a, b, c, ends_q, ends_k, alibi_slopes=slopes[:3])

@@ -6,14 +6,19 @@ raises.
 
 from __future__ import annotations
 
+import math
+import sys
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from .attention import attention
-from .layouts import Aligned, Packed
+from .layouts import Aligned, Layout, Packed, Padded
+from .observations import Observe
 from .patterns import Causal, Explicit, Pattern, Window
 from .scores import ALiBi, Bias, ScoreRule, SoftCap
-from .shapes import wrong
+from .shapes import check_broadcast, describe, wrong
 
 
 def scaled_dot_product_attention(
@@ -29,28 +34,178 @@ def scaled_dot_product_attention(
     backend: str | None = None,
     name: str | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, of ``(B, H, L, D)`` or ``(H, L, D)`` tensors.
+    """`torch.nn.functional.scaled_dot_product_attention`, of ``(..., H, L, D)`` or ``(L, D)`` tensors.
 
-    ``is_causal`` is its top-left reading: query ``i`` sees the keys up to ``i``, whatever the number of keys. A bool
-    ``attn_mask`` is true where the query sees the key; a float one is added to the scores. A query that sees nothing
-    gives zeros. ``backend`` and ``name`` are those of `limelight.attention`.
+    Leading dimensions of the three broadcast, heads included. ``is_causal`` is its top-left reading: query ``i`` sees
+    the keys up to ``i``, whatever the number of keys. A bool ``attn_mask`` is true where the query sees the key; a
+    float one, of float32 or the dtype of the query, is added to the scores; a `torch.nn.attention.bias.CausalBias`
+    becomes `limelight.Causal`, and nothing of its size is held. A query that sees nothing gives zeros. ``backend`` and
+    ``name`` are those of `limelight.attention`.
+
+    Raises:
+        ArgumentError: a nested tensor or a tensor subclass, ``attn_mask`` together with ``is_causal``, or what
+            `limelight.attention` refuses.
     """
-    if attn_mask is not None and is_causal:
-        raise wrong("attn_mask", "cannot be given with is_causal=True", "both are", "Put the triangle into the mask.")
-    if not enable_gqa and key.shape[-3] != query.shape[-3]:
-        got = f"{key.shape[-3]} stand against {query.shape[-3]}"
-        raise wrong("key", "must have the heads of `query` without enable_gqa=True", got, "Say enable_gqa=True.")
+    call = sdpa_call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    output = _output(*call.tensors, **call.settings, backend=backend, name=name)
+    return output if call.shape is None else output.reshape(call.shape)
+
+
+class SdpaCall(NamedTuple):
+    """A call of PyTorch's function in the operator's words."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]  # (B, H, L, D)
+    settings: dict[str, Any]
+    shape: tuple[int, ...] | None  # of the output; None when it is that of the operator
+
+
+def sdpa_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> SdpaCall:
+    """Check the arguments of `scaled_dot_product_attention` and translate them for `limelight.attention`."""
+    _check_kinds(query=query, key=key, value=value)
+    tensors, lead = _four_dimensions(query, key, value, enable_gqa)
+    sizes = (*lead, query.shape[-2], key.shape[-2])
+    layout: Layout | None = Aligned(query_start=0) if is_causal else None
     pattern: Pattern | None = Causal() if is_causal else None
     scores: tuple[ScoreRule, ...] = ()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        pattern = Explicit(attn_mask)
-    elif attn_mask is not None:
-        scores = (Bias(attn_mask),)
-    layout = Aligned(query_start=0) if is_causal else None
-    return _output(
-        query, key, value, layout=layout, pattern=pattern, scores=scores, scale=scale, dropout=dropout_p,
-        backend=backend, name=name,
-    )  # fmt: skip
+    if attn_mask is not None:
+        if is_causal:
+            raise wrong(
+                "attn_mask", "cannot be given with is_causal=True", "both are", "Put the triangle into the mask."
+            )
+        if _is_causal_bias(attn_mask):
+            layout, pattern = _causal_bias(attn_mask, *sizes[-2:])
+        else:
+            mask = _mask(attn_mask, query, sizes)
+            if mask.dtype == torch.bool:
+                pattern = Explicit(mask)
+            else:
+                scores = (Bias(mask),)
+    settings = {"layout": layout, "pattern": pattern, "scores": scores, "scale": scale, "dropout": dropout_p}
+    return SdpaCall(tensors, settings, None if len(lead) == 2 else (*lead, query.shape[-2], value.shape[-1]))
+
+
+def _four_dimensions(
+    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, ...]]:
+    """The three tensors as ``(B, H, L, D)``, and the leading dimensions that they share by broadcasting.
+
+    A single key-value head is not repeated: all query heads are one group.
+    """
+    q, k, v = query.shape, key.shape, value.shape
+    if len(q) == len(k) == len(v) == 4 and q[0] == k[0] == v[0] and k[1] == v[1] and (enable_gqa or q[1] == k[1]):
+        return (query, key, value), (q[0], q[1])
+    for name, shape in (("query", q), ("key", k), ("value", v)):
+        if len(shape) < 2:
+            got = f"its shape is {tuple(shape)}"
+            raise wrong(name, "must have at least 2 dimensions, (..., L, D)", got, "Use unsqueeze.")
+    heads, key_heads, value_heads = (shape[-3] if len(shape) > 2 else 1 for shape in (q, k, v))
+    if enable_gqa:
+        if not (key_heads and value_heads) or heads % key_heads or heads % value_heads:
+            got = f"they have {key_heads} and {value_heads}, and `query` {heads}"
+            raise wrong(
+                "key", "and `value` must have a number of heads that divides that of `query`", got, "Repeat them."
+            )
+        if key_heads != value_heads:
+            key, value = (x.repeat_interleave(heads // n, -3) for x, n in ((key, key_heads), (value, value_heads)))
+            key_heads = value_heads = heads
+    else:
+        (heads,) = _broadcast(
+            "the heads of `query`, or one, without enable_gqa=True", (heads,), (key_heads,), (value_heads,)
+        )
+        key_heads = 1 if key_heads == value_heads == 1 else heads
+    batch = _broadcast("leading dimensions that broadcast with those of `query`", q[:-3], k[:-3], v[:-3])
+    B = math.prod(batch)
+    tensors = tuple(
+        x.expand(*batch, n, *x.shape[-2:]).reshape(B, n, *x.shape[-2:])
+        for x, n in ((query, heads), (key, key_heads), (value, key_heads))
+    )
+    flat = max(len(q), len(k), len(v)) == 2
+    return tensors, () if flat else (*batch, heads)  # type: ignore[return-value]
+
+
+def _broadcast(rule: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape to which those of query, key and value broadcast."""
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        got = "they are " + " and ".join(str(tuple(shape)) for shape in shapes[1:]) + f" against {tuple(shapes[0])}"
+        way_out = "Sizes are matched from the last dimension on, a missing or 1-sized one is shared; enable_gqa=True "
+        raise wrong("key", f"and `value` must have {rule}", got, f"{way_out}shares heads by groups.") from None
+
+
+def _mask(mask: Tensor, query: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A mask over ``sizes`` as one over ``(B, H, Lq, Lk)``; PyTorch's rules for its dtype and shape."""
+    _check_kinds(attn_mask=mask)
+    dtypes = (torch.bool, torch.float32, query.dtype)
+    if mask.dtype not in dtypes and not _autocast_converts(mask, query):
+        got = f"it is {describe(mask)} and `query` is {query.dtype}"
+        raise wrong("attn_mask", "must be bool, float32 or of the dtype of `query`", got, "Convert it with .to().")
+    if mask.dim() < 2:
+        raise wrong(
+            "attn_mask", "must have at least 2 dimensions, (..., Lq, Lk)", f"it is {describe(mask)}", "Use mask[None]."
+        )
+    check_broadcast("attn_mask", mask.shape, sizes)
+    batch = sizes[:-3]
+    if mask.dim() > 3 and len(batch) > 1:
+        mask = mask.expand(*batch, *mask.shape[-3:]).reshape(math.prod(batch), *mask.shape[-3:])
+    return mask
+
+
+def _autocast_converts(mask: Tensor, query: Tensor) -> bool:
+    """Whether autocast gives a float mask the dtype of the query; it leaves float64 alone."""
+    return (
+        torch.is_autocast_enabled(query.device.type)
+        and mask.is_floating_point()
+        and torch.float64 not in (mask.dtype, query.dtype)
+    )
+
+
+def _check_kinds(**tensors: Tensor) -> None:
+    """Refuse tensors that mean something else than the numbers in their memory.
+
+    Tracers wrap the tensors of a call in classes of their own (`torch.compile`, ``make_fx``); those are passed on.
+    """
+    for name, tensor in tensors.items():
+        kind = type(tensor)
+        if (kind is Tensor or kind is torch.nn.Parameter) and not tensor.is_nested:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise wrong(name, "must be a torch.Tensor", f"it is a {kind.__name__}", "Pass a tensor.")
+        if tensor.is_nested:
+            raise wrong(
+                name, "must not be a nested tensor", f"it is one of {tensor.layout} layout",
+                "Use flash_attn_varlen_func, or limelight.Packed, for documents of different lengths laid end to end.",
+            )  # fmt: skip
+        if not kind.__module__.startswith("torch._subclasses."):
+            raise wrong(
+                name, "must be a plain tensor", f"it is a {kind.__module__}.{kind.__qualname__}",
+                "Pass the plain tensor that it stands for; what a subclass means by its operations is not known here.",
+            )  # fmt: skip
+
+
+def _is_causal_bias(mask: Tensor) -> bool:
+    # Importing its module costs a second; while nobody has, there is none.
+    module = sys.modules.get("torch.nn.attention.bias")
+    return module is not None and isinstance(mask, module.CausalBias)
+
+
+def _causal_bias(bias: Any, Lq: int, Lk: int) -> tuple[Layout, Pattern]:
+    """``causal_upper_left`` puts the first query at the first key, ``causal_lower_right`` the last at the last."""
+    if (bias.seq_len_q, bias.seq_len_kv) != (Lq, Lk):
+        got = f"it is one of {bias.seq_len_q} queries and {bias.seq_len_kv} keys"
+        raise wrong(
+            "attn_mask", f"must be made for {Lq} queries and {Lk} keys", got, "Make it from the sizes of the call."
+        )
+    return Aligned(query_start=0 if bias.variant.name == "UPPER_LEFT" else None), Causal()
 
 
 def flash_attn_func(
@@ -64,16 +219,32 @@ def flash_attn_func(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
-) -> Tensor:
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_func``: tensors are ``(B, L, H, D)``, and so is the result.
 
-    ``window_size=(left, right)`` counts keys before and after the query's own, -1 for no limit; ``causal`` puts the
-    last query at the last key. Results are deterministic whatever ``deterministic`` says.
+    Args:
+        q: ``(B, Lq, Hq, D)``.
+        k: ``(B, Lk, Hkv, D)``, where ``Hq`` is a multiple of ``Hkv``; likewise ``v``.
+        v: see ``k``.
+        dropout_p: probability with which a weight is dropped.
+        softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
+        causal: the last query stands at the last key, and sees no later one.
+        window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
+        alibi_slopes: ``(Hq,)`` or ``(B, Hq)``.
+        deterministic: results are deterministic whatever it says.
+        return_attn_probs: return ``(output, logsumexp, None)``, where ``logsumexp`` is ``(B, Hq, Lq)`` float32 and
+            -inf where a query sees nothing. The third, in flash-attention weights for its own tests, is not given;
+            `limelight.Observe` shows the weights.
     """
-    heads_first = (tensor.transpose(1, 2) for tensor in (q, k, v))  # no copy
     pattern, scores = _flash(causal, window_size, softcap, alibi_slopes)
-    output = _output(*heads_first, pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p)
-    return output.transpose(1, 2)
+    output, logsumexp = _attend_flash(
+        *(tensor.transpose(1, 2) for tensor in (q, k, v)),  # no copy
+        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
+    )  # fmt: skip
+    output = output.transpose(1, 2)
+    return output if logsumexp is None else (output, logsumexp, None)
 
 
 def flash_attn_varlen_func(
@@ -91,34 +262,90 @@ def flash_attn_varlen_func(
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
-) -> Tensor:
+    return_attn_probs: bool = False,
+) -> Tensor | tuple[Tensor, Tensor, None]:
     """``flash_attn.flash_attn_varlen_func``: documents laid end to end, tensors are ``(total, H, D)``.
 
     Args:
+        q: ``(total queries, Hq, D)``.
+        k: ``(total keys, Hkv, D)``; likewise ``v``.
+        v: see ``k``.
         cu_seqlens_q: ``(N + 1,)`` where each document's queries begin, and the total; likewise ``cu_seqlens_k``.
+        cu_seqlens_k: see ``cu_seqlens_q``.
         max_seqlen_q: not needed, and taken so that calls need not change; likewise ``max_seqlen_k``.
+        max_seqlen_k: see ``max_seqlen_q``.
+        dropout_p: see `flash_attn_func`; likewise what is not named here.
+        softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
+        causal: the last query of a document stands at its last key, and sees no later one.
+        window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
+        alibi_slopes: ``(Hq,)``, or ``(N, Hq)`` for slopes of each document, which are then computed as rows of a batch,
+            padded to the longest.
+        deterministic: results are deterministic whatever it says.
+        return_attn_probs: return ``(output, logsumexp, None)`` with ``logsumexp`` ``(Hq, total queries)`` float32.
     """
-    layout = Packed(_lengths("cu_seqlens_q", cu_seqlens_q), _lengths("cu_seqlens_k", cu_seqlens_k))
-    heads_first = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+    lengths = _lengths("cu_seqlens_q", cu_seqlens_q), _lengths("cu_seqlens_k", cu_seqlens_k)
     pattern, scores = _flash(causal, window_size, softcap, alibi_slopes)
-    output = _output(
-        *heads_first, layout=layout, pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p
+    attend = _attend_documents if alibi_slopes is None or alibi_slopes.dim() == 1 else _attend_rows
+    output, logsumexp = attend(
+        q, k, v, *lengths,
+        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
+    )  # fmt: skip
+    return output if logsumexp is None else (output, logsumexp, None)
+
+
+def _attend_documents(
+    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Documents laid end to end in one batch row."""
+    output, logsumexp = _attend_flash(
+        *(tensor.transpose(0, 1)[None] for tensor in (q, k, v)), layout=Packed(query_lengths, key_lengths), **settings
     )
-    return output[0].transpose(0, 1)
+    return output[0].transpose(0, 1), None if logsumexp is None else logsumexp[0]
+
+
+def _attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Each document as a batch row of its own, padded at its right."""
+    Packed(query_lengths, key_lengths).check(1, q.shape[0], k.shape[0])
+    sizes = query_lengths.tolist(), key_lengths.tolist()
+    rows = (
+        torch.nn.utils.rnn.pad_sequence(list(torch.split(tensor, n)), batch_first=True).transpose(1, 2)
+        for tensor, n in ((q, sizes[0]), (k, sizes[1]), (v, sizes[1]))
+    )
+    output, logsumexp = _attend_flash(*rows, layout=Padded(query_lengths, key_lengths), **settings)
+    output = torch.cat([row[:, :n] for row, n in zip(output, sizes[0], strict=True)], 1).transpose(0, 1)
+    if logsumexp is not None:
+        logsumexp = torch.cat([row[:, :n] for row, n in zip(logsumexp, sizes[0], strict=True)], 1)
+    return output, logsumexp
+
+
+def _attend_flash(
+    query: Tensor, key: Tensor, value: Tensor, *, observed: bool, **settings: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and the logsumexp when it is asked for, of ``(B, H, L, D)`` tensors."""
+    if not observed:
+        return _output(query, key, value, **settings), None
+    result = attention(query, key, value, observe=Observe(logsumexp=True), **settings)
+    assert isinstance(result, tuple)
+    output, seen = result
+    assert seen.logsumexp is not None
+    return output, seen.logsumexp
 
 
 def _flash(
     causal: bool, window_size: tuple[int, int], softcap: float, alibi_slopes: Tensor | None
 ) -> tuple[Pattern | None, tuple[ScoreRule, ...]]:
     """Pattern and score rules in flash-attention's words; it caps scores before it adds the ALiBi slopes."""
-    left, right = (None if side < 0 else side for side in window_size)
+    left, right = (None if side < 0 else int(side) for side in window_size)
     pattern: Pattern | None = None
     if left is not None or right is not None:
         pattern = Window(left, right)
     if causal:
         pattern = Causal() if pattern is None else Causal() & pattern
     scores: list[ScoreRule] = []
-    if softcap:
+    if softcap > 0:
         scores.append(SoftCap(softcap))
     if alibi_slopes is not None:
         scores.append(ALiBi(alibi_slopes))
@@ -131,7 +358,7 @@ def _lengths(name: str, ends: Tensor) -> Tensor:
     return ends.diff()
 
 
-def _output(query: Tensor, key: Tensor, value: Tensor, **settings: object) -> Tensor:
-    output = attention(query, key, value, **settings)  # type: ignore[arg-type]
+def _output(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
+    output = attention(query, key, value, **settings)
     assert isinstance(output, Tensor)
     return output

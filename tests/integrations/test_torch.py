@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import DECODERS, ENCODER_DECODERS, IMAGES
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as bound_before
 
 import limelight
-from limelight import Observe
+from limelight import BackendError, Observe
 from limelight.integrations.torch import sdpa
 
 
@@ -79,12 +80,25 @@ def test_dropout_is_as_much():
     assert abs(kept.float().mean() - 0.75) < 0.01
 
 
+def half_a_mask():
+    tensors = heads(1, 2, 5, 8)
+    return [*tensors, torch.zeros(5, 5, dtype=torch.float64)]
+
+
 LEFT = {
     "a nested tensor": lambda: [torch.nested.nested_tensor([x[0], x[0, :, :2]]) for x in heads(1, 2, 5, 8)],
-    "must have the heads of `query`": lambda: [heads(1, 2, 5, 8)[0], *heads(1, 1, 5, 8)[1:]],
-    "must have 4 dimensions": lambda: list(heads(2, 1, 2, 5, 8)),
-    "must have the batch size": lambda: [heads(2, 2, 5, 8)[0], *heads(1, 2, 5, 8)[1:]],
+    "must have the heads of `query`": lambda: [heads(1, 6, 5, 8)[0], *heads(1, 2, 5, 8)[1:]],
+    "must have at least 2 dimensions": lambda: list(heads(5)),
+    "leading dimensions that broadcast": lambda: [heads(3, 2, 5, 8)[0], *heads(2, 2, 5, 8)[1:]],
+    "but it is a float64 tensor of shape (5, 5)": half_a_mask,
+    "but it is a float32 tensor of shape (5,)": lambda: [*heads(1, 2, 5, 8), torch.zeros(5)],
+    "must be a plain tensor": lambda: [x.as_subclass(Own) for x in heads(1, 2, 5, 8)],
+    "`dropout` must be a probability from 0 to below 1, but it is 1.0": lambda: [*heads(1, 2, 5, 8), None, 1.0],
 }
+
+
+class Own(torch.Tensor):
+    """Somebody's subclass."""
 
 
 @pytest.mark.parametrize("why", LEFT)
@@ -93,17 +107,46 @@ def test_leaves_the_rest_and_says_why(why):
     tensors = LEFT[why]()
     try:
         expected = F.scaled_dot_product_attention(*tensors)
-    except RuntimeError:
-        expected = None  # PyTorch has the last word on what it does not know either
+    except (RuntimeError, IndexError) as error:
+        expected = error  # PyTorch has the last word on what it does not know either
     with sdpa() as told:
-        if expected is None:
-            with pytest.raises(RuntimeError):
+        if isinstance(expected, Exception):
+            with pytest.raises(type(expected)):
                 F.scaled_dot_product_attention(*tensors)
         else:
             found = F.scaled_dot_product_attention(*tensors)
             assert all(torch.equal(a, b) for a, b in zip(found.unbind(), expected.unbind(), strict=True))
     assert not told.taken
     assert why in str(told)
+
+
+def test_whatever_is_raised_before_a_kernel_runs_is_left_to_pytorch(monkeypatch):
+    """With the reason, of whatever kind it is."""
+    tensors = heads(1, 1, 7, 8)
+    monkeypatch.setattr("limelight.compat.Causal", lambda: {}["key"])
+    with sdpa() as told:
+        found = F.scaled_dot_product_attention(*tensors, is_causal=True)
+    assert told.left == {"KeyError: 'key'": 1}
+    assert torch.equal(found, F.scaled_dot_product_attention(*tensors, is_causal=True))
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8), (2, 1, 2, 5, 8)], ids=str)
+def test_takes_over_other_numbers_of_dimensions(shape):
+    tensors = heads(*shape)
+    with sdpa() as told:
+        found = F.scaled_dot_product_attention(*tensors)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(*tensors))
+    assert told.taken == {"every key": 1}
+
+
+def test_takes_over_causal_biases():
+    query, (key, value) = heads(1, 2, 3, 8)[0], heads(1, 2, 5, 8)[1:]
+    for bias in (causal_upper_left(3, 5), causal_lower_right(3, 5)):
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        with sdpa() as told:
+            found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        torch.testing.assert_close(found, expected)
+        assert told.taken == {"a CausalBias": 1}
 
 
 def test_two_masks_are_left_to_pytorch():
@@ -163,14 +206,114 @@ def test_a_model_of_transformers_on_sdpa(name):
     assert not told.left
 
 
-def test_a_layer_that_gives_its_weights():
-    layer, states = encoder().layers[0].self_attn, heads(2, 5, 16)[0]
-    expected = layer(states, states, states)
+# --- Whole weights ---------------------------------------------------------------------------------------------------
+
+PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
+BAND = torch.rand(6, 6, generator=torch.Generator().manual_seed(6)).tril() > 0.6
+BAND[:, 0] = False  # true is unseen here: every query sees a key
+MASKS = {
+    "no mask": {},
+    "bool": {"attn_mask": BAND},
+    "float": {"attn_mask": torch.randn(6, 6, generator=torch.Generator().manual_seed(7))},
+    "of each head": {"attn_mask": torch.randn(8, 6, 6, generator=torch.Generator().manual_seed(8))},
+    "padding": {"key_padding_mask": PADDING},
+    "both": {"attn_mask": BAND, "key_padding_mask": PADDING},
+    "a hint": {"attn_mask": torch.ones(6, 6).triu(1).bool(), "is_causal": True},
+    "a wrong hint": {"attn_mask": BAND, "is_causal": True},
+}
+LAYERS = {
+    "plain": {},
+    "more keys": {"add_bias_kv": True, "add_zero_attn": True},
+    "other widths": {"kdim": 10, "vdim": 7},
+}
+
+
+@pytest.mark.parametrize("average", [True, False], ids=["averaged", "each head"])
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("options", LAYERS.values(), ids=LAYERS)
+def test_a_layer_gives_its_weights(options, masks, average):
+    """Those of PyTorch, with their gradients, through the same kernel."""
+    torch.manual_seed(0)
+    layer = torch.nn.MultiheadAttention(16, 4, batch_first=True, **options)
+    inputs = (
+        torch.randn(2, 6, 16),
+        torch.randn(2, 6, options.get("kdim", 16)),
+        torch.randn(2, 6, options.get("vdim", 16)),
+    )
+    found = []
+    for routed in (False, True):
+        if routed:
+            with sdpa() as told:
+                results = layer(*inputs, **masks, average_attn_weights=average)
+        else:
+            results = layer(*inputs, **masks, average_attn_weights=average)
+        loss = (results[0] ** 2).sum() + (results[1] ** 3).sum()
+        gradients = torch.autograd.grad(loss, [*layer.parameters()])
+        found.append((results, gradients))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert told.taken.total() == 1
+    assert not told.left
+    assert told.weights == 2 * 4 * 6 * (6 + 2 * ("add_bias_kv" in options)) * 4
+    assert "limelight.watching" in str(told)
+
+
+def test_a_layer_without_a_batch_gives_its_weights():
+    layer, states = torch.nn.MultiheadAttention(16, 4).eval(), torch.randn(6, 16)
+    expected = layer(states, states, states, attn_mask=BAND)
+    with sdpa() as told, torch.no_grad():
+        found = layer(states, states, states, attn_mask=BAND)
+    torch.testing.assert_close(found, expected)
+    assert told.taken.total() == 1
+
+
+@pytest.mark.parametrize("graded", [True, False], ids=["with gradients", "without"])
+def test_weights_in_training_are_those_that_dropout_left(graded):
+    torch.manual_seed(0)
+    layer = torch.nn.MultiheadAttention(64, 2, dropout=0.25, batch_first=True)
+    states = torch.randn(2, 64, 64)
+    with sdpa(), torch.set_grad_enabled(graded):
+        output, weights = layer(states, states, states, average_attn_weights=False)
+    with torch.no_grad():
+        _, whole = layer.eval()(states, states, states, average_attn_weights=False)
+        kept = weights != 0
+        torch.testing.assert_close(weights, torch.where(kept, whole / 0.75, 0.0))
+        assert abs(kept.float().mean() - 0.75) < 0.02
+        values = states @ layer.in_proj_weight[128:].T + layer.in_proj_bias[128:]
+        mixed = (weights @ values.unflatten(-1, (2, 32)).transpose(1, 2)).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(output, layer.out_proj(mixed))
+
+
+def test_a_query_that_sees_nothing_has_no_weights():
+    layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
+    nobody = torch.ones(2, 6, dtype=torch.bool)
+    with sdpa():
+        output, weights = layer(states, states, states, key_padding_mask=nobody)
+    assert not weights.any()
+    torch.testing.assert_close(output, layer.out_proj.bias.expand(2, 6, 16))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_a_layer_of_a_subclass_is_left_to_it(need_weights):
+    layer = torch.nn.MultiheadAttention(16, 4, batch_first=True).train()
+    states = torch.randn(2, 6, 16).as_subclass(Own)
+    expected = layer(states, states, states, need_weights=need_weights)
     with sdpa() as told:
-        found = layer(states, states, states)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    assert "need_weights=True" in str(told)
+        found = layer(states, states, states, need_weights=need_weights)
+    torch.testing.assert_close(found, expected)
+    assert told.left == {"torch.nn.MultiheadAttention was given a Own": 1}
+
+
+def test_weights_that_limelight_does_not_give_are_left_to_pytorch(monkeypatch):
+    def refuse(*_, **__):
+        raise BackendError("for a reason")
+
+    monkeypatch.setattr("limelight.integrations.weights.attention", refuse)
+    layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
+    expected = layer(states, states, states, attn_mask=BAND)
+    with sdpa() as told:
+        found = layer(states, states, states, attn_mask=BAND)
+    torch.testing.assert_close(found, expected)
+    assert told.left == {"for a reason": 1}
 
 
 def test_watching_sees_what_no_kernel_serves():

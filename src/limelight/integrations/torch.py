@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -25,9 +26,11 @@ from ..observations import current_watcher
 from ..shapes import ArgumentError
 from .account import Account, account
 from .names import of_layer
+from .weights import attend as attend_whole
 
 _SDPA = torch.nn.functional.scaled_dot_product_attention
 _LAYER = torch.nn.functional.multi_head_attention_forward
+_LAYER_SIGNATURE = inspect.signature(_LAYER)
 _KERNELS = tuple(backend.NAME for backend in BACKENDS if backend is not reference)
 
 
@@ -39,7 +42,9 @@ def sdpa() -> Iterator[Account]:
     the account says why. A call with dropout drops other weights than PyTorch would, as many and as independent. While
     `limelight.watching` observes, the reference serves calls that no kernel does, so that they are seen.
 
-    ``torch.nn.MultiheadAttention`` is among the callers, and its fused inference path rests meanwhile.
+    ``torch.nn.MultiheadAttention`` is among the callers, and its fused inference path rests meanwhile. With
+    ``need_weights=True`` it returns exact weights, in the memory that they take; a query that sees nothing has zeros,
+    where PyTorch returns NaN.
 
     Yields:
         the `Account` of the calls.
@@ -52,13 +57,6 @@ class _Routing(TorchFunctionMode):
     def __init__(self, told: Account) -> None:
         super().__init__()
         self.told = told
-        # PyTorch's layer is a function of Python that hides the calls inside it from us: the same code, asking us.
-        self.layer = FunctionType(
-            _LAYER.__code__,
-            {**_LAYER.__globals__, "scaled_dot_product_attention": self._called},
-            _LAYER.__name__,
-            _LAYER.__defaults__,
-        )
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,28 +65,61 @@ class _Routing(TorchFunctionMode):
         if func is _SDPA:
             return self._called(*args, **kwargs)
         if func is _LAYER:
-            if kwargs.get("need_weights", True):
-                self.told.left["torch.nn.MultiheadAttention was called with need_weights=True"] += 1
-            return self.layer(*args, **kwargs)
+            for kind in types:
+                if kind not in (Tensor, torch.nn.Parameter):  # which decides for itself what the layer does
+                    self.told.left[f"torch.nn.MultiheadAttention was given a {kind.__name__}"] += 1
+                    return func(*args, **kwargs)
+            given = _LAYER_SIGNATURE.bind(*args, **kwargs).arguments
+            if given.get("need_weights", True):
+                return self._layer_with_weights(given)
+            return _layer(self._called)(**given)
         return func(*args, **kwargs)
 
     def _called(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._attend(args, kwargs)
+        output = self._attend(compat.scaled_dot_product_attention, args, kwargs)
         return _SDPA(*args, **kwargs) if output is None else output
 
-    def _attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The output, or ``None`` where the call is left to PyTorch."""
-        tensors = [*args[:4], *(kwargs.get(name) for name in ("query", "key", "value", "attn_mask"))]
-        why = _unlike_ours([tensor for tensor in tensors if isinstance(tensor, Tensor)])
+    def _layer_with_weights(self, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """PyTorch's layer as it is without weights, whose one call of attention leaves them to us."""
+        whole: list[Tensor] = []
+
+        def attend(*args: Any, backend: str | None, name: str | None) -> Tensor:
+            call = compat.sdpa_call(*args)
+            output, weights = attend_whole(*call.tensors, **call.settings, told=self.told, backend=backend, name=name)
+            whole.append(weights)
+            return output
+
+        def called(*args: Any) -> Tensor:
+            output = self._attend(attend, args, {})
+            if output is None:
+                raise _Left
+            return output
+
+        # Where weights are wanted PyTorch reads the mask, not the hint that it is causal.
+        hint = given.get("is_causal", False) and given.get("attn_mask") is None
+        try:
+            output, _ = _layer(called)(**given | {"need_weights": False, "is_causal": hint})
+        except _Left:
+            return _layer(self._called)(**given)  # type: ignore[no-any-return]
+        (weights,) = whole  # (B, H, Lq, Lk)
+        if given.get("average_attn_weights", True):
+            weights = weights.mean(1)
+        return output, weights if given["query"].dim() == 3 else weights.squeeze(0)
+
+    def _attend(self, attend: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The output, or ``None`` where the call is left to PyTorch: it may know what the call means, or says so."""
+        why = "the call is being compiled" if torch.compiler.is_compiling() else ""
         backends: tuple[str | None, ...] = _KERNELS
         name = None
         if not why and current_watcher():
             backends, name = (None,), of_layer()
         for backend in () if why else backends:
             try:
-                output = compat.scaled_dot_product_attention(*args, **kwargs, backend=backend, name=name)
-            except (ArgumentError, BackendError, TypeError) as error:  # PyTorch may know what it means, or says so
+                output = attend(*args, **kwargs, backend=backend, name=name)
+            except (ArgumentError, BackendError) as error:
                 why = str(error)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
             else:
                 self.told.taken[_what(args, kwargs)] += 1
                 return output
@@ -96,21 +127,28 @@ class _Routing(TorchFunctionMode):
         return None
 
 
-def _unlike_ours(tensors: list[Tensor]) -> str:
-    """Why the tensors are not plain ones, in words; empty when they are."""
-    if torch.compiler.is_compiling():
-        return "the call is being compiled"
-    for tensor in tensors:
-        if tensor.is_nested:
-            return "a nested tensor is among the arguments"
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"a {type(tensor).__name__} is among the arguments"
-    return ""
+class _Left(Exception):
+    """The call inside a layer is left to PyTorch."""
+
+
+def _layer(attend: Callable[..., Tensor]) -> Callable[..., Any]:
+    """PyTorch's layer, a function of Python that hides the calls inside it: the same code, asking ``attend``."""
+    return FunctionType(
+        _LAYER.__code__,
+        {**_LAYER.__globals__, "scaled_dot_product_attention": attend},
+        _LAYER.__name__,
+        _LAYER.__defaults__,
+    )
 
 
 def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """The call in the words of PyTorch."""
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
     mask = given.get("attn_mask")
-    seen = "causal" if given.get("is_causal") else "every key" if mask is None else f"a {mask.dtype} mask"
+    if given.get("is_causal"):
+        seen = "causal"
+    elif mask is None:
+        seen = "every key"
+    else:
+        seen = f"a {mask.dtype} mask" if type(mask) is Tensor else f"a {type(mask).__name__}"
     return f"{seen}, dropout" if given.get("dropout_p") else seen

@@ -1,0 +1,79 @@
+"""Whole attention weights, for callers that ask for them: ``output_attentions=True``, ``need_weights=True``.
+
+They are the rows of an observation, exact, and take the memory that was asked for, ``B * Hq * Lq * Lk`` numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention import attention
+from ..backends.reference import _mix, accumulator
+from ..layouts import Aligned, Layout
+from ..observations import Observe
+from ..patterns import Where
+from ..philox import kept
+from .account import Account
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    told: Account | None,
+    layout: Layout | None = None,
+    dropout: float = 0.0,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """`limelight.attention`, and its weights as peers return them: after dropout, ``(B, Hq, Lq, Lk)``.
+
+    Output and weights have the dtype of the output. Where a gradient is wanted, the output is computed from the
+    weights, so that ``weights.grad`` is that of the loss; a weight of 0 has none.
+
+    Args:
+        query: ``(B, Hq, Lq, D)``.
+        key: ``(B, Hkv, Lk, D)``.
+        value: ``(B, Hkv, Lk, Dv)``.
+        told: the account in which the bytes of the weights are counted.
+        layout: that of `limelight.attention`; likewise ``dropout`` and ``settings``.
+        dropout: see ``layout``.
+        settings: see ``layout``.
+    """
+    seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if dropout else None
+    result = attention(
+        query, key, value, layout=layout, dropout=dropout, seed=seed,
+        observe=Observe(rows=torch.arange(query.shape[2])), **settings,
+    )  # fmt: skip
+    assert isinstance(result, tuple)
+    output, seen = result
+    assert seen.rows is not None
+    rows = seen.rows
+    if seed is not None:
+        rows = torch.where(_kept(query, key, layout, dropout, seed), rows / (1.0 - dropout), 0.0)
+    weights = rows.to(output.dtype)
+    if told is not None:
+        told.weights += weights.nbytes
+    if torch.is_grad_enabled() and (weights.requires_grad or value.requires_grad):
+        output = mixed(weights, value)
+    return output, weights
+
+
+def mixed(weights: Tensor, value: Tensor) -> Tensor:
+    """``weights @ value`` for each query head; what has the weight 0 does not exist."""
+    exact = accumulator(weights.dtype)
+    values = value.to(exact).repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
+    return _mix(weights.to(exact), values, weights.detach() != 0).to(weights.dtype)
+
+
+def _kept(query: Tensor, key: Tensor, layout: Layout | None, dropout: float, seed: Tensor) -> Tensor:
+    """Which weights a call with this seed keeps, ``(B, Hq, Lq, Lk)``."""
+    B, Hq, Lq, _ = query.shape
+    layout = layout or Aligned()
+    coordinates = layout.coordinates(B, Lq, key.shape[2], query.device)
+    at = Where.of(coordinates, B, Hq)
+    row = at.batch * layout.documents + coordinates.query_document[:, None, :, None]
+    return kept(dropout, seed.to(query.device), row, at.head, at.query_position, at.key_position)
