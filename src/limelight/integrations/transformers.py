@@ -8,7 +8,8 @@
     model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="limelight")
 
 or, for a model that is there already, ``model.set_attn_implementation("limelight")``. Logits are those of ``eager``;
-rows of padding, which see nothing, are zero where ``eager`` averages over everything.
+rows of padding, which see nothing, are zero where ``eager`` averages over everything. So are the weights that
+``output_attentions=True`` returns, which take ``B * Hq * Lq * Lk`` numbers for each layer.
 
 `report` says which layers of a model go through the registry and which have attention of their own; `account` says
 how the masks of a run were read; `limelight.watching` observes every layer by its name.
@@ -39,6 +40,8 @@ from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten
 from .transformers_masks import Mask, MaskFunction, read
+from .weights import attend as attend_whole
+from .weights import share_of_keys
 
 __all__ = ["NAME", "Report", "account", "enable", "report"]
 
@@ -111,10 +114,12 @@ def attend(
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
     **others: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """One attention call of a model: ``(B, Hq, Lq, D)`` and ``(B, Hkv, Lk, D)`` to ``(B, Lq, Hq, Dv)``.
 
-    Called by the model's layers, whose arguments these are.
+    Called by the model's layers, whose arguments these are. The second result is the weights ``(B, Hq, Lq, Lk)`` where
+    ``output_attentions=True`` asks for them, as ``eager`` returns them: in the dtype of the output, after dropout, the
+    sink left out.
 
     Args:
         module: the layer; its training mode decides on the dropout, its place in the model is the call's name.
@@ -154,7 +159,8 @@ def attend(
         pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
     if s_aux is not None:
         s_aux = s_aux.reshape(-1)
-    if sinks is not None and current_watcher():
+    watched = current_watcher(torch.compiler.is_compiling()) is not None
+    if sinks is not None and watched:
         raise BackendError(
             f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "
             "the observations would leave out. Run it without limelight.watching."
@@ -162,22 +168,23 @@ def attend(
     told = current()
     if told is not None:
         _tell(told, attention_mask, layout, pattern, scores, s_aux)
-    output = attention(
-        query, key, value, layout=layout, pattern=pattern, scores=scores, sink=s_aux, scale=scaling,
-        dropout=dropout if module.training else 0.0, name=of_layer(module) if current_watcher() else None,
-        observe=None if sinks is None else Observe(logsumexp=True),
-    )  # fmt: skip
-    if not isinstance(output, Tensor):
-        assert sinks is not None
-        output = _with_sinks(*output, sinks)
-    return output.transpose(1, 2).contiguous(), None
-
-
-def _with_sinks(output: Tensor, seen: Observations, sinks: Tensor) -> Tensor:
-    """The output when every query has a sink: the keys keep ``exp(L) / (exp(L) + exp(sink))`` of the weight."""
-    assert seen.logsumexp is not None
-    share = torch.sigmoid(seen.logsumexp[..., None] - sinks.to(seen.logsumexp.dtype))
-    return (output * share).to(output.dtype)
+    arguments: dict[str, Any] = {
+        "layout": layout, "pattern": pattern, "scores": scores, "sink": s_aux, "scale": scaling,
+        "dropout": dropout if module.training else 0.0, "name": of_layer(module) if watched else None,
+    }  # fmt: skip
+    weights = None
+    if _weights_wanted(others):
+        output, weights = attend_whole(query, key, value, told=told, sinks=sinks, **arguments)
+        if keys < Lk:
+            weights = nn.functional.pad(weights, (0, Lk - keys))
+    elif sinks is not None:
+        output, seen = cast(
+            tuple[Tensor, Observations], attention(query, key, value, observe=Observe(logsumexp=True), **arguments)
+        )
+        output = (output * share_of_keys(seen, sinks)).to(output.dtype)
+    else:
+        output = cast(Tensor, attention(query, key, value, **arguments))
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def _who_sees_whom(
@@ -237,12 +244,17 @@ def _written_out(mask: Tensor) -> Tensor:
     return seen if bool((seen | (mask <= torch.finfo(mask.dtype).min)).all()) else mask
 
 
-# Arguments that change the result and that no fused attention knows, with what helps.
+def _weights_wanted(others: dict[str, Any]) -> bool:
+    """Whether the model returns the weights: an argument of the call says so, or the outputs that a model collects."""
+    collected = _collector.get() if _collector is not None else None
+    return bool(others.get("output_attentions")) or any("attentions" in key for key in collected or ())
+
+
+# Where transformers notes which outputs a forward pass shall collect: some models ask for weights there alone.
+_collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
+
+# Arguments that change the result and that are not known, with what helps.
 _REFUSED = {
-    "output_attentions": (
-        "fused attention never holds the weights. Look at them with limelight.watching(Observe(rows=..., top=..., "
-        'blocks=...)), or hold them all with model.set_attn_implementation("eager")'
-    ),
     "cache": "paged caches of continuous batching are not read. Use model.generate, or another implementation",
     "block_indices": "block-sparse selections are not read yet. Use another implementation for this model",
     "head_mask": "single heads cannot be switched off. Multiply the output projection's columns instead",
@@ -259,15 +271,6 @@ def _refuse(others: dict[str, Any]) -> None:
         asked = others.get(name)
         if asked is not None and asked is not False:
             raise BackendError(f"attn_implementation={NAME!r} cannot serve `{name}`: {why}.")
-    collected = _collector.get() if _collector is not None else None
-    if collected and any("attentions" in key for key in collected):
-        raise BackendError(
-            f"attn_implementation={NAME!r} cannot serve `output_attentions`: {_REFUSED['output_attentions']}."
-        )
-
-
-# Where transformers notes which outputs a forward pass shall collect: some models ask for weights there alone.
-_collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
 
 
 # --- What is taken over ----------------------------------------------------------------------------------------------

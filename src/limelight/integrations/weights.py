@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention import attention
 from ..backends.reference import _mix, accumulator
 from ..layouts import Aligned, Layout
-from ..observations import Observe
+from ..observations import Observations, Observe
 from ..patterns import Where
 from ..philox import kept
 from .account import Account
@@ -27,6 +27,7 @@ def attend(
     told: Account | None,
     layout: Layout | None = None,
     dropout: float = 0.0,
+    sinks: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """`limelight.attention`, and its weights as peers return them: after dropout, ``(B, Hq, Lq, Lk)``.
@@ -41,17 +42,21 @@ def attend(
         told: the account in which the bytes of the weights are counted.
         layout: that of `limelight.attention`; likewise ``dropout`` and ``settings``.
         dropout: see ``layout``.
+        sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         settings: see ``layout``.
     """
     seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if dropout else None
     result = attention(
         query, key, value, layout=layout, dropout=dropout, seed=seed,
-        observe=Observe(rows=torch.arange(query.shape[2])), **settings,
+        observe=Observe(rows=torch.arange(query.shape[2]), logsumexp=sinks is not None), **settings,
     )  # fmt: skip
     assert isinstance(result, tuple)
     output, seen = result
     assert seen.rows is not None
     rows = seen.rows
+    if sinks is not None:
+        share = share_of_keys(seen, sinks)
+        rows, output = rows * share, (output * share).to(output.dtype)
     if seed is not None:
         rows = torch.where(_kept(query, key, layout, dropout, seed), rows / (1.0 - dropout), 0.0)
     weights = rows.to(output.dtype)
@@ -60,6 +65,12 @@ def attend(
     if torch.is_grad_enabled() and (weights.requires_grad or value.requires_grad):
         output = mixed(weights, value)
     return output, weights
+
+
+def share_of_keys(seen: Observations, sinks: Tensor) -> Tensor:
+    """The weight that the keys keep where every query has a sink, ``exp(L) / (exp(L) + exp(sink))``."""
+    assert seen.logsumexp is not None
+    return torch.sigmoid(seen.logsumexp[..., None] - sinks.to(seen.logsumexp.dtype))
 
 
 def mixed(weights: Tensor, value: Tensor) -> Tensor:
