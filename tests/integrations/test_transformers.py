@@ -93,15 +93,67 @@ def test_compiled_and_exported():
     torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-5)
 
 
+GENERATE = {
+    "input_ids": TOKENS, "attention_mask": (torch.arange(9) >= torch.tensor([[0], [4]])).long(), "max_new_tokens": 5,
+    "min_new_tokens": 5, "do_sample": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dynamic", [False, None], ids=["static", "automatic"])
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_static_cache_is_compiled_once(name, dynamic):
+    model, graphs = built(name), []
+
+    def backend(graph, _, **__):
+        graphs.append(graph)
+        return graph.forward
+
+    expected = model.generate(**GENERATE)
+    torch.compiler.reset()
+    config = transformers.CompileConfig(fullgraph=True, dynamic=dynamic, backend=backend)
+    config._compile_all_devices = True
+    found = model.generate(**GENERATE, cache_implementation="static", compile_config=config)
+    assert torch.equal(found, expected)
+    assert len(graphs) == 1
+
+
+def test_a_static_cache_that_is_not_compiled_is_read_as_a_description():
+    """Though its masks are numbers, for a graph; one that somebody changes is read as it is then."""
+    model = built("llama")
+    with account() as told:
+        found = model.generate(**GENERATE, cache_implementation="static")
+    assert torch.equal(found, model.generate(**GENERATE))
+    assert "all its pairs are read" not in str(told)
+    layer, heads = model.model.layers[0].self_attn, torch.randn(1, 4, 8, 8)
+    attend = transformers.AttentionInterface()["limelight"]
+    mask = transformers.AttentionMaskInterface()["limelight"](1, 1, 8, torch.tensor(5))
+    assert type(mask) is torch.Tensor
+    for seen in (6, 3):
+        mask[..., seen:] = torch.finfo(torch.float32).min
+        found, _ = attend(layer, heads[:, :, :1], heads, heads, mask)
+        expected, _ = attend(layer, heads[:, :, :1], heads[:, :, :seen], heads[:, :, :seen], None)
+        torch.testing.assert_close(found, expected)
+
+
+def test_an_account_of_a_compiled_model_is_empty_and_says_why():
+    model = built("llama")
+    with torch.no_grad(), account() as eager:
+        expected = model(TOKENS).logits
+    with torch.no_grad(), account() as told:
+        found = torch.compile(model, fullgraph=True, backend="eager")(TOKENS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not told.taken
+    assert "torch.compile are not counted" in str(told)
+    assert "torch.compile" not in str(eager)
+
+
+def test_a_compiled_model_is_not_observed():
+    compiled = torch.compile(built("llama"), fullgraph=True, backend="eager")
+    with limelight.watching(Observe(entropy=True)), pytest.raises(RuntimeError, match="before compiling it"):
+        compiled(TOKENS)
+
+
 # --- Nothing lost in silence -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
-def test_weights_are_not_given_as_nothing(name):
-    model = built(name)
-    arguments = {"decoder_input_ids": TOKENS} if name in ENCODER_DECODERS else {}
-    with pytest.raises(BackendError, match=r"`output_attentions`.*limelight\.watching"):
-        model(TOKENS, output_attentions=True, **arguments)
 
 
 def test_what_no_kernel_knows_is_refused():

@@ -39,7 +39,7 @@ from ..shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten
-from .transformers_masks import Mask, MaskFunction, read
+from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
@@ -92,7 +92,9 @@ def describe_mask(
     told = current()
     if told is not None:
         told.notes.update(sight.notes)
-    return Mask.of(sight, dtype)
+    # On CPUs `generate` compiles where it is told to. A graph made for a description would hold for its lengths alone,
+    # so it gets numbers, for the next token at least; layers that are not compiled read the description beside them.
+    return written(sight, dtype) if isinstance(q_offset, Tensor) and size[1] == 1 else Mask.of(sight, dtype)
 
 
 # --- The attention function ------------------------------------------------------------------------------------------
@@ -197,8 +199,9 @@ def _who_sees_whom(
     sliding_window: int | None,
 ) -> tuple[Layout | None, Pattern | None, list[ScoreRule], int]:
     """What a mask asks for: layout, pattern, what is added to the scores, and how many of the keys these are about."""
-    if isinstance(mask, Mask) and mask.sight.size == (B, Lq, Lk):
-        return mask.sight.layout, mask.sight.pattern, [], mask.sight.keys
+    sight = sight_of(mask)
+    if sight is not None and sight.size == (B, Lq, Lk):
+        return sight.layout, sight.pattern, [], sight.keys
     if mask is not None:
         numbers = _written_out(mask)[..., :Lk]
         if numbers.dtype != torch.bool:
@@ -351,7 +354,7 @@ def _tell(
     told.taken[_SIZES.sub("", ", ".join(what))] += 1
     if isinstance(mask, Mask) and mask.touched:
         told.notes[f"the model computes with its mask ({mask.touched}), so it was written out"] += 1
-    elif mask is not None and not isinstance(mask, Mask):
+    elif mask is not None and sight_of(mask) is None:
         told.notes[f"the model gave a {mask.dtype} tensor instead of a description, and all its pairs are read"] += 1
     elif mask is None:
         told.notes["nobody described a mask"] += 1

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import masking_utils
 
 from ..layouts import Aligned, KeyMask, Layout, Packed
@@ -140,6 +141,29 @@ def _still_described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if dim % 4 == 3 and (first, step) == (0, 1) and last >= sight.keys:
             return replace(sight, size=(*sight.size[:2], last))
     return None
+
+
+def written(sight: Sight, dtype: torch.dtype) -> Tensor:
+    """The numbers of a mask, whose description is kept beside them while nobody changes them."""
+    numbers = Mask.of(sight, dtype).numbers
+    if not numbers.is_inference():  # which would not tell of a change
+        _described[numbers] = (sight, numbers._version)
+    return numbers
+
+
+def sight_of(mask: Tensor | None) -> Sight | None:
+    """The description of a mask that has one. A graph being traced reads numbers alone where there are numbers."""
+    if isinstance(mask, Mask):
+        return mask.sight
+    if mask is None or torch.compiler.is_compiling():
+        return None
+    if mask not in _described:
+        return None
+    sight, version = _described[mask]
+    return sight if version == mask._version else None
+
+
+_described = WeakIdKeyDictionary()  # (sight, version of the numbers) by the tensor of numbers
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
