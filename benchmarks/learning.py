@@ -66,7 +66,7 @@ def learn(settings, theirs=False):
     """One run: its losses, and the bits per character of the evaluated text after it."""
     made = make_data(settings)
     torch.manual_seed(settings.run.seed)
-    network = make_network(make_config(settings, made.tokenizer.size, made.marks, Path("config")), settings.task)
+    network = make_network(make_config(settings, made.tokenizer.size, made.marks), settings.task)
     model = Objective(network)
     if theirs:
         with tempfile.TemporaryDirectory() as folder:

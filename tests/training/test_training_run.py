@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,17 +176,106 @@ def test_resuming_wants_the_same_run(config, whole, tmp_path):
         train(read_settings(config, [f"data.train={tmp_path / 'text.txt'}"]), output, resume=True)
 
 
-def test_a_damaged_checkpoint_is_told(config, whole, tmp_path):
-    import shutil
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "training.json", "SHA256SUMS"])
+def test_a_flipped_bit_is_seen_and_the_older_checkpoint_named(config, whole, tmp_path, name):
+    output = tmp_path / "run"
+    shutil.copytree(whole[0], output)
+    older, newest = sorted((output / "checkpoints").iterdir())
+    content = bytearray((newest / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / name).write_bytes(content)
+    with pytest.raises(ArgumentError, match=rf"is damaged.*Remove {newest} to go on from {older}\."):
+        train(read_settings(config), output, resume=True)
+    shutil.rmtree(newest)
+    train(read_settings(config), output, resume=True)
+    assert losses(output) == losses(whole[0])
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest).returncode == 0
 
-    shutil.copytree(whole[0], tmp_path / "run")
-    folder = tmp_path / "run" / "checkpoints" / "step-00000011"
-    (folder / "optimizer.safetensors").write_bytes(b"no")
-    with pytest.raises(ArgumentError, match=r"optimizer.safetensors"):
-        train(read_settings(config), tmp_path / "run", resume=True)
-    (folder / "training.json").write_text("[]")
-    with pytest.raises(ArgumentError, match=r"training.json"):
-        train(read_settings(config), tmp_path / "run", resume=True)
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "training.json", "SHA256SUMS"])
+def test_a_file_that_is_missing_from_the_only_checkpoint(config, whole, tmp_path, name):
+    output = tmp_path / "run"
+    shutil.copytree(whole[0], output)
+    older, newest = sorted((output / "checkpoints").iterdir())
+    shutil.rmtree(older)
+    (newest / name).unlink()
+    with pytest.raises(ArgumentError, match=rf"{name} is damaged.*There is no older checkpoint"):
+        train(read_settings(config), output, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda lines: lines[:5], r"must reach step 11, .* its last step is 4\. .*remove it"),
+        (lambda lines: [*lines[:4], "4,garbage,,0,0,0", *lines[5:]], r"line 5 is '4,garbage"),
+        (lambda lines: [*lines[:4], *lines[5:]], r"each step in order, but line 5 is '5,"),
+        (lambda lines: [*lines[:4], "", *lines[5:]], r"line 5 is ''"),
+        (lambda lines: [*lines[:4], lines[4] + ",1", *lines[5:]], r"line 5 is"),
+    ],
+)
+def test_losses_that_are_not_those_of_every_step(config, whole, tmp_path, change, words):
+    output = tmp_path / "run"
+    shutil.copytree(whole[0], output)
+    table = output / "losses.csv"
+    table.write_text("".join(f"{line}\n" for line in change(table.read_text().splitlines())))
+    more = read_settings(config, ["run.steps=12"])
+    with pytest.raises(ArgumentError, match=words):
+        train(more, output, resume=True)
+    table.unlink()
+    assert train(more, output, resume=True).steps == 12
+    assert [row[0] for row in losses(output)] == ["step", "12"]
+
+
+def test_resuming_wants_a_run(config, tmp_path):
+    with pytest.raises(ArgumentError, match=r"`--resume` needs a run to go on with, but .*typo holds none"):
+        train(read_settings(config), tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+    # a run that was killed before its first checkpoint begins again
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "losses.csv").write_text("step,loss,evaluation,rate,gradient,seconds\n1,2.0,,0.1,0.1,0.1\n")
+    said = []
+    done = train(read_settings(config, ["run.steps=1"]), tmp_path / "run", resume=True, say=said.append)
+    assert (done.steps, len(losses(tmp_path / "run"))) == (1, 2)
+    assert "beginning again" in said[0]
+
+
+def test_another_model_is_not_overwritten(config, whole, tmp_path):
+    limelight.load(whole[0]).save(tmp_path / "model")
+    with pytest.raises(ArgumentError, match="must hold no other model"):
+        train(read_settings(config), tmp_path / "model")
+
+
+def test_one_run_at_a_time_in_a_folder(config, tmp_path):
+    settings, met = read_settings(config, ["run.steps=1"]), []
+
+    def meanwhile(words):
+        if not met:
+            with pytest.raises(ArgumentError, match="one run at a time") as error:
+                train(settings, tmp_path / "run")
+            met.append(error)
+
+    assert train(settings, tmp_path / "run", say=meanwhile).steps == 1
+    assert met
+
+
+def test_a_disk_that_is_full(config, tmp_path):
+    """A limit on the size of files stands for it: the system refuses the write in the same place."""
+    output = tmp_path / "run"
+    code = (
+        "import resource, signal, sys\nfrom limelight.cli import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))\n"
+        f"sys.argv = ['limelight', 'train', {str(config)!r}, '--output', {str(output)!r}, '--set', 'data.held_out=0']\n"
+        "main()"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "could not be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((output / "checkpoints").iterdir()) == [] if (output / "checkpoints").exists() else True
+    again = train(read_settings(config, ["data.held_out=0"]), output, resume=True)
+    assert again.steps == 11
 
 
 def test_early_stopping_bfloat16_and_byte_pairs(config, tmp_path):
@@ -206,13 +296,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     [
         ("run.stepps=3", r"may have the keys .*run.steps.*run.stepps"),
         ("speed=3", "may have the keys task"),
-        ("run.steps=many", "`run.steps` must be int"),
-        ("run.steps=true", "`run.steps` must be int"),
+        ("run.steps=many", "`run.steps` must be a whole number"),
+        ("run.steps=true", "`run.steps` must be a whole number"),
         ("run.steps=0", "`run.steps` must be at least 1"),
         ("learning.schedule=linear", "must be one of cosine"),
         ("learning.betas=[0.9]", "`learning.betas` must be"),
         ("data.held_out=1.0", "below 1"),
         ("run.tokens=8", "at least run.length"),
+        ("learning.rate=nan", "`learning.rate` must be at least 0 and finite, but it is nan"),
+        ("learning.rate=inf", "and finite"),
+        ("learning.decay=-1", "`learning.decay` must be at least 0"),
+        ("learning.betas=[1, 1]", r"`learning.betas` must be at least 0 and below 1, but it is \(1.0, 1.0\)"),
+        ("learning.epsilon=-1e-8", "`learning.epsilon` must be at least 0"),
+        ("run.seed=1e20", "`run.seed` must be a whole number"),
+        ("run.seed=100000000000000000000", "`run.seed` must be at least 0 and below"),
+        (f"learning.clip=1{'0' * 400}", "`learning.clip` must be at least 0 and finite"),
+        ("data=3", r"`data` must be a table.*\[data\]"),
         ("task.name=x", "names a table"),
         ("run", "must be key=value"),
         ("data={}", "must say data.train"),
@@ -230,11 +329,25 @@ def test_settings_that_mean_nothing(config, over, words):
         ("model.vocab_size=16", "vocab_size"),
         ("model.model_type=bert", "must be one of llama"),
         ("model.hidden_size=15", "num_attention_heads"),
+        ("model.hidden_size=-4", r"`model.hidden_size` must be a whole number .*it is -4.*--set model.hidden_size="),
+        (
+            "model.max_position_embeddings=23",
+            "`run.length` must be no more than the model's 23 positions, but it is 24",
+        ),
+        ("data.train=nowhere.txt", r"`data.train` must be a file .*nowhere.txt: No such file.*--set data.train=FILE"),
+        ("data.evaluation=.", r"`data.evaluation` must be a file"),
+        ("data.train=empty.txt", r"`data.train` must hold something"),
+        ("data.train=latin.txt", r"`data.train` must be UTF-8 text, but byte 3 of .* 0xe9.*iconv"),
+        ("data.evaluation=empty.txt", r"`data.evaluation` must hold text"),
     ],
 )
-def test_models_that_mean_nothing(config, over, words, tmp_path):
+def test_what_no_model_can_be_trained_with_is_found_at_once(config, over, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("latin.txt").write_bytes("café".encode("latin-1"))
+    Path("empty.txt").write_text(" \n")
     with pytest.raises(ArgumentError, match=words):
-        train(read_settings(config, [over]), tmp_path / "run")
+        train(read_settings(config, [over]), Path("runs") / "tiny")
+    assert not Path("runs").exists()
 
 
 def test_settings_read_back(config):

@@ -23,6 +23,8 @@ def train(
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
+    import shlex
+
     from ..shapes import wrong
     from ..training import read_settings
 
@@ -40,17 +42,20 @@ def train(
     folder = output or Path("runs") / config.stem
     settings = read_settings(config, change or ())
     done = run(settings, folder, resume=resume, say=typer.echo)
-    if not PartialState().is_main_process:
+    processes = PartialState()
+    main = processes.is_main_process
+    processes.destroy_process_group()
+    if not main:
         raise typer.Exit(130 if done.stopped == "interrupted" else 0)
     if done.evaluation is not None:
         bits = "" if done.bits_per_character is None else f", {done.bits_per_character:.4f} bits per character"
         typer.echo(f"Best after step {done.best_step}: {done.evaluation:.4f} nats per token{bits}.")
-    changes = "".join(f" --set {one}" for one in change or ())
     if done.stopped == "interrupted":
-        typer.echo(
-            f"Interrupted after step {done.steps}; saved. Go on with: "
-            f"limelight train {config}{changes} --output {folder} --resume"
-        )
+        several = ["torchrun", "--nproc_per_node", str(processes.num_processes), "-m"]
+        command = several if processes.num_processes > 1 else []
+        command += ["limelight", "train", str(config), *(part for one in change or () for part in ("--set", one))]
+        again = shlex.join([*command, "--output", str(folder), "--resume"])
+        typer.echo(f"Interrupted after step {done.steps}; saved. Go on with: {again}")
         raise typer.Exit(130)
     why = f"Nothing grew better in {settings.run.patience} evaluations. " if done.stopped == "patience" else ""
     typer.echo(f"{why}The model, its curve (curve.svg) and its losses (losses.csv) are in {folder}.")

@@ -12,9 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import TextIO
 
+from ..shapes import wrong
 from .checkpoint import replacing
 
 COLUMNS = ("step", "loss", "evaluation", "rate", "gradient", "seconds")
+_WITHOUT = "Restore it, or remove it to go on without the losses of earlier steps."
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Losses:
 
     def __init__(self, path: Path, until: int = 0) -> None:
         self.rows = [row for row in read_losses(path) if row.step <= until] if until and path.is_file() else []
+        if self.rows and self.rows[-1].step != until:
+            got = f"its last step is {self.rows[-1].step}"
+            raise wrong(str(path), f"must reach step {until}, from which the run goes on", got, _WITHOUT)
         with replacing(path) as part:
             part.write_text("".join(map(_line, (COLUMNS, *map(_cells, self.rows)))), "utf-8")
         self._file: TextIO = path.open("a", encoding="utf-8", newline="")
@@ -68,13 +73,25 @@ class Losses:
 
 
 def read_losses(path: Path) -> list[Row]:
-    """The rows of a ``losses.csv``; a last line that a kill cut short is left out."""
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [
-        Row(int(cells[0]), float(cells[1]), float(cells[2]) if cells[2] else None, *map(float, cells[3:]))
-        for cells in list(csv.reader(whole))[1:]
-    ]
+    """The rows of a ``losses.csv``; a last line that a kill cut short is left out.
+
+    Raises:
+        ArgumentError: a line that is no step, or not the step after the one before.
+    """
+    lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
+    rows: list[Row] = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            step, loss, evaluated, *others = line.split(",")
+            rate, gradient, seconds = map(float, others)
+            row = Row(int(step), float(loss), float(evaluated) if evaluated else None, rate, gradient, seconds)
+        except ValueError:
+            row = None
+        if row is None or (rows and row.step != rows[-1].step + 1):
+            got = f"line {number} is {line[:80]!r}"
+            raise wrong(str(path), f"must hold {','.join(COLUMNS)} of each step in order", got, _WITHOUT)
+        rows.append(row)
+    return rows
 
 
 def _cells(row: Row) -> tuple[str, ...]:

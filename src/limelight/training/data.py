@@ -311,15 +311,20 @@ def texts_of(
 
 def pairs_of(
     pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, *, start: int, length: int, tokens: int, seed: int
-) -> Pairs:
-    """Cut pairs into tokens, leaving out those of which one side, marks included, is longer than ``length``."""
+) -> tuple[Pairs, list[tuple[str, str]]]:
+    """Tokenize pairs, without those of which one side, special tokens included, is longer than ``length``.
+
+    Returns:
+        The pairs in tokens, and those same pairs as text.
+    """
     sides = [
         [np.array(one.ids, np.int32) for one in tokenizer.backend.encode_batch_fast([pair[side] for pair in pairs])]
         for side in (0, 1)
     ]
     kept = [
-        (source, np.concatenate(([np.int32(start)], target)))
-        for source, target in zip(*sides, strict=True)
+        (source, np.concatenate(([np.int32(start)], target)), pair)
+        for source, target, pair in zip(*sides, pairs, strict=True)
         if len(source) <= length and len(target) <= length
     ]
-    return Pairs([source for source, _ in kept], [target for _, target in kept], tokens, seed)
+    made = Pairs([source for source, _, _ in kept], [target for _, target, _ in kept], tokens, seed)
+    return made, [pair for _, _, pair in kept]

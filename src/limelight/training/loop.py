@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -15,11 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 import limelight
 
+from ..checkpoints.safetensors_files import SINGLE
 from ..models import Pretrained
 from ..shapes import wrong
 from . import checkpoint, curve
@@ -30,8 +35,10 @@ from .objective import Objective
 from .optimizer import adamw, restore, state_of
 from .schedule import rate
 from .settings import Settings, differences
+from .tokenizing import marks_of
 from .translation import bleu, check_bleu, translate
 
+LOSSES = "losses.csv"
 PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
 # What may be changed between two parts of a run: how long it is and what is kept, not what it computes.
 FREE = ("run.steps", "run.evaluate_every", "run.save_every", "run.keep", "run.patience", "run.translate")
@@ -68,33 +75,110 @@ def train(
     """Train a model from nothing.
 
     Batches, dropout and rates are pure functions of the seed and the step, so a run that was killed and resumed gives
-    the losses of one that was not, bit for bit, on the same machine with as many threads and processes.
+    the losses of one that was not, bit for bit, on the same machine with as many threads and processes. Several
+    processes (started by ``torchrun``; each has an accelerator of its own, or all compute on CPUs) read different
+    batches and learn from the mean over the tokens of all: ``n`` processes make the steps of one process that
+    accumulates over ``n`` batches, but for rounding.
 
     Args:
         settings: see `limelight.training.settings`.
         output: a folder for what it leaves (`limelight.training.checkpoint`).
-        resume: go on from the newest checkpoint in ``output``, or begin where there is none.
+        resume: go on from the newest checkpoint in ``output``, or begin again where a run stopped before its first.
         say: told what happens, line by line.
 
     Raises:
-        ArgumentError: settings, data and model that do not fit; an ``output`` that holds another run.
+        ArgumentError: settings, data and model that do not fit; an ``output`` that holds another run, or none where
+            one shall be resumed; one that another run is writing; processes that do not see each other.
     """
-    return _Run(settings, output, resume, say).run()
+    accelerator = _accelerator()
+    main = accelerator.is_main_process
+    _check_output(output, resume)
+    make_config(settings, settings.tokenizer.size, marks_of(task=settings.task))  # complains before anything is read
+    if settings.run.translate:
+        check_bleu()
+    with _folder(output) if main else nullcontext():
+        return _Run(settings, output, accelerator, say if main else lambda words: None).run()
+
+
+def _accelerator() -> Accelerator:
+    """The devices of all processes.
+
+    Raises:
+        ArgumentError: more processes were started than train together, or more than there are accelerators.
+    """
+    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
+    sizes = {name: os.environ[name] for name in names if os.environ.get(name, "").isdecimal()}
+    processes, here = max(map(int, sizes.values()), default=1), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # Accelerate looks for processes on CPUs only where it is told to. Apple's GPU serves a single process.
+    device = torch.accelerator.current_accelerator(check_available=True)
+    on_cpus = processes > 1 and (device is None or device.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if processes > 1 and not on_cpus and here > torch.accelerator.device_count():
+        got = f"there are {torch.accelerator.device_count()} for {here} processes"
+        way_out = "Start fewer processes, or set ACCELERATE_USE_CPU=true to train on CPUs."
+        raise wrong("--nproc_per_node", "must leave each process an accelerator of its own", got, way_out)
+    alone = "WORLD_SIZE" in sizes and "RANK" not in os.environ  # its peers, if any, could not be found
+    accelerator = None if alone and processes > 1 else Accelerator(cpu=on_cpus)
+    together = 1 if accelerator is None else accelerator.num_processes
+    if accelerator is None or together != processes:
+        named = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        way_out = "Unset it to train in one process, or start all with torchrun --nproc_per_node N."
+        raise wrong(named, "says how many processes train together", f"this one sees {together}", way_out)
+    return accelerator
+
+
+def _check_output(output: Path, resume: bool) -> None:
+    """Raise unless a run may begin in a folder, or go on there.
+
+    Raises:
+        ArgumentError: another run or model in the folder; nothing to resume.
+    """
+    last, begun = checkpoint.newest(output), (output / LOSSES).is_file()
+    if resume and last is None and not begun:
+        way_out = "Check --output, or leave out --resume to begin a run there."
+        raise wrong("--resume", "needs a run to go on with", f"{output} holds none", way_out)
+    if not resume and last is not None:
+        raise wrong("--output", "must hold no run yet", f"{last} is there", "--resume goes on from it.")
+    if not resume and not begun and (output / SINGLE).exists():
+        raise wrong("--output", "must hold no other model", f"{output / SINGLE} is there", "Name another folder.")
+
+
+@contextmanager
+def _folder(output: Path) -> Iterator[None]:
+    """The folder of a run, for this process alone; a run that fails before its first step leaves none.
+
+    Raises:
+        ArgumentError: another run is writing there.
+    """
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        got = f"another one is writing {output}"
+        raise wrong("--output", "must belong to one run at a time", got, "Wait for it, or name another.") from None
+    try:
+        yield
+    except BaseException:
+        if made and not (output / LOSSES).is_file():
+            shutil.rmtree(output)
+            for folder in made[1:]:
+                folder.rmdir()
+        raise
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 class _Run:
     """One run: what it holds from step to step."""
 
-    def __init__(self, settings: Settings, output: Path, resume: bool, say: Callable[[str], None]) -> None:
-        self.settings, self.output = settings, output
-        self.accelerator = Accelerator()
-        self.main = self.accelerator.is_main_process
-        self.say = say if self.main else lambda words: None
+    def __init__(self, settings: Settings, output: Path, accelerator: Accelerator, say: Callable[[str], None]) -> None:
+        self.settings, self.output, self.accelerator, self.say = settings, output, accelerator, say
+        self.main = accelerator.is_main_process
         last = checkpoint.newest(output)
-        if last is not None and not resume:
-            raise wrong("--output", "must hold no run yet", f"{last} is there", "--resume goes on from it.")
-        if settings.run.translate:
-            check_bleu()
+        if last is None and (output / LOSSES).is_file():
+            self.say(f"{output} has no checkpoint yet: beginning again.")
         made = self._data(last)
         self.made = made
         self.about = {
@@ -105,9 +189,9 @@ class _Run:
             "processes": self.accelerator.num_processes,
         }
         torch.manual_seed(settings.run.seed)
-        config = make_config(settings, made.tokenizer.size, made.marks, output / "settings")
+        config = make_config(settings, made.tokenizer.size, made.marks)
         network = make_network(config, settings.task)
-        self.model = Pretrained(str(output), network, output / "settings", (), made.tokenizer, made.marks)
+        self.model = Pretrained(str(output), network, output / SINGLE, (), made.tokenizer, made.marks)
         self.progress = Progress()
         state: dict[str, Tensor] = {}
         if last is not None:
@@ -131,7 +215,6 @@ class _Run:
         """The data; one process trains the tokenizer, the others read its file."""
         kept = self.output / "tokenizer.json"
         if self.main:
-            self.output.mkdir(parents=True, exist_ok=True)
             checkpoint.forget(self.output, self.settings.run.keep)
             if last is None:
                 made = make_data(self.settings)
@@ -150,7 +233,7 @@ class _Run:
 
     def run(self) -> Trained:
         """All steps that are left."""
-        losses = curve.Losses(self.output / "losses.csv", self.progress.step) if self.main else None
+        losses = curve.Losses(self.output / LOSSES, self.progress.step) if self.main else None
         try:
             return self._steps(losses)
         finally:
@@ -181,7 +264,7 @@ class _Run:
                 patience = self.settings.run.patience
                 if patience and progress.worse >= patience:
                     stopped = "patience"
-                if asked.is_set():
+                if self._any(asked.is_set()):
                     stopped = "interrupted"
                 whole = progress.step % self.settings.run.save_every == 0 or progress.step == steps
                 if whole or stopped != "finished":
@@ -196,6 +279,10 @@ class _Run:
             self._bleu() if stopped != "interrupted" else None,
             stopped,
         )
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process: a signal may reach some of them a step later than others."""
+        return bool(self.accelerator.reduce(torch.tensor(flag, device=self.accelerator.device).int(), "sum"))
 
     def _step(self, step: int) -> tuple[float, float, int, float]:
         """Learn once: loss, norm of the gradient, tokens, learning rate."""
@@ -235,7 +322,7 @@ class _Run:
                 "learning.rate",
                 "must keep the loss finite",
                 f"after {step - 1} steps it is {mean}",
-                "Lower it, lengthen the warm-up, or clip shorter; the last checkpoint is untouched.",
+                "Lower it, lengthen the warm-up, or lower learning.clip; the last checkpoint is untouched.",
             )
         return mean, float(norm), total, now
 
@@ -275,7 +362,7 @@ class _Run:
             return None
         sources, targets = zip(*pairs, strict=True)
         best = limelight.load(self.output).to(self.accelerator.device)
-        written = translate(best, sources, longest=2 * run.length)
+        written = translate(best, sources, longest=min(2 * run.length, best.config.limit or 2 * run.length))
         for source, target, ours in list(zip(sources, targets, written, strict=True))[:3]:
             self.say(f"\n  {source}\n  is    {target}\n  here  {ours}")
         found = bleu(written, targets)
@@ -314,16 +401,25 @@ def _seed(seed: int, number: int) -> int:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[threading.Event]:
-    """Ctrl-C and termination set an event, to be heeded after the step; a second Ctrl-C stops at once."""
+    """Ctrl-C and termination set an event, to be heeded after the step; a second one stops at once.
+
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun: within a second it counts once.
+    """
     asked = threading.Event()
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def heard(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(number, before[signal.Signals(number)])
+        nonlocal first
+        if not asked.is_set():
+            first = time.monotonic()
+            asked.set()
+        elif time.monotonic() - first > 1:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, heard)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from ..checkpoints.errors import CheckpointError
 from ..models import Config, Stack
 from ..models.families import FAMILIES, Published
 from ..nn import FanIn, Normal, Xavier
@@ -52,9 +53,12 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
         ArgumentError: no data, or not enough of it.
     """
     task, data, run = settings.task, settings.data, settings.run
-    learned = _read(data.train, settings)
+    learned = _read("data.train", data.train, settings)
     if data.evaluation is not None:
-        evaluated = _read(data.evaluation, settings)
+        evaluated = _read("data.evaluation", data.evaluation, settings)
+        if not evaluated:
+            got, way_out = f"{data.evaluation} does not", "Name another, or remove it: a share is held out."
+            raise wrong("data.evaluation", "must hold text", got, way_out)
     else:
         kept = held_out(len(learned), data.held_out)
         evaluated = [one for one, out in zip(learned, kept, strict=True) if out]
@@ -70,20 +74,31 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
     start, end = marks["bos_token_id"], marks["eos_token_id"]
     sizes = {"length": run.length, "tokens": run.tokens, "seed": run.seed}
 
-    def corpus(part: list[tuple[str, ...]]) -> Corpus:
+    def corpus(part: list[tuple[str, ...]]) -> tuple[Corpus, list[tuple[str, ...]]]:
         if task == "language":
-            return texts_of([document for (document,) in part], tokenizer, start=start, end=end, **sizes)
-        return pairs_of([(source, target) for source, target in part], tokenizer, start=start, **sizes)
+            return texts_of([document for (document,) in part], tokenizer, start=start, end=end, **sizes), part
+        pairs, kept = pairs_of([(source, target) for source, target in part], tokenizer, start=start, **sizes)
+        return pairs, list(kept)
 
+    train, _ = corpus(learned)
+    evaluation, evaluated = corpus(evaluated) if evaluated else (None, [])
     characters = sum(len(one[-1]) for one in evaluated)
-    return Made(tokenizer, marks, corpus(learned), corpus(evaluated) if evaluated else None, characters, evaluated)
+    return Made(tokenizer, marks, train, evaluation, characters, evaluated)
 
 
-def _read(path: Path, settings: Settings) -> list[tuple[str, ...]]:
+def _read(key: str, path: Path, settings: Settings) -> list[tuple[str, ...]]:
     """The documents of a file, each alone, or its pairs."""
-    if settings.task == "translation":
-        return list(pairs_in(path))
-    return [(document,) for document in documents_in(path, settings.data.separator)]
+    try:
+        if settings.task == "translation":
+            return list(pairs_in(path))
+        return [(document,) for document in documents_in(path, settings.data.separator)]
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start:,} of {path} is {error.object[error.start]:#04x}"
+        raise wrong(key, "must be UTF-8 text", got, "Convert it: iconv -f ENCODING -t UTF-8.") from None
+    except OSError as error:
+        what = "a text" if settings.task == "language" else "lines of a source, a tab and its translation"
+        way_out = f"Name one of yours: --set {key}=FILE ({what}, UTF-8)."
+        raise wrong(key, "must be a file that can be read", f"{path}: {error.strerror}", way_out) from None
 
 
 class _Asked(dict[str, Any]):
@@ -98,17 +113,26 @@ class _Asked(dict[str, Any]):
         return super().get(key, default)
 
 
-def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int], path: Path) -> Config:
+class _Settings(Published):
+    """The ``[model]`` of a run's settings, read as a config.json is; errors name its keys."""
+
+    def refused(self, key: str, rule: str) -> CheckpointError:
+        """The error about one value."""
+        way_out = f"Correct it under [model], or with --set model.{key}=VALUE."
+        return CheckpointError(str(wrong(f"model.{key}", f"must be {rule}", f"it is {self.get(key)!r}", way_out)))
+
+
+def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -> Config:
     """The configuration of the model.
 
     Args:
         settings: of the run.
         vocabulary: the size of the tokenizer.
-        marks: ids of its marks.
-        path: where the settings stand, for complaints.
+        marks: ids of its special tokens.
 
     Raises:
-        ArgumentError: a family that is not trained for this task, a key that the family does not have.
+        ArgumentError: a family that is not trained for this task, a key that the family does not have, a value that it
+            refuses, a ``run.length`` beyond its positions.
     """
     kind, families = settings.model.get("model_type"), FAMILIES_OF[settings.task]
     if kind not in families:
@@ -119,13 +143,17 @@ def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int], p
             "Other families run, but are not trained here.",
         )
     values = _Asked({**settings.model, "vocab_size": vocabulary, **marks})
-    config = FAMILIES[kind].configure(Published(path, values))
+    config = FAMILIES[kind].configure(_Settings(Path("[model]"), values))
     unknown = sorted({*settings.model} - values.asked - {"model_type"})
     follows = sorted({*settings.model} & {*FOLLOWS})
     if unknown or follows:
         known = ", ".join(sorted(values.asked - {*FOLLOWS}))
         got = f"it has {', '.join(unknown or follows)}"
         raise wrong("model", f"may have the keys {known} in the family {kind}", got, "Correct or remove it.")
+    positions = min((one.limit for one in (config, config.encoder) if one and one.limit), default=settings.run.length)
+    if settings.run.length > positions:
+        got = f"it is {settings.run.length}"
+        raise wrong("run.length", f"must be no more than the model's {positions} positions", got, "Change one of them.")
     return config
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import math
 import sys
 import types
 import typing
@@ -23,6 +25,7 @@ else:
 TASKS = ("language", "translation")
 TOKENIZERS = ("characters", "byte-pair")
 PRECISIONS = ("float32", "bfloat16")
+KEYS = "limelight train --keys explains every key."
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Data:
     """What is read.
 
     Args:
-        train: a text; or for translation, lines of a source and a target with a tab between.
-        evaluation: the same, never learned from; none: a share of ``train`` is held out.
-        held_out: that share, from 0 (nothing is evaluated) to below 1: whole documents or pairs, spread evenly.
-        separator: what stands between the documents of a text; empty: the text is one document.
+        train: UTF-8 text file; for translation, lines of a source, a tab and its translation.
+        evaluation: Held-out file of the same form, never trained on. By default a share of ``train`` is held out.
+        held_out: That share, from 0 (no evaluation) to below 1: whole documents or pairs, spread evenly.
+        separator: String between the documents of a text file; empty: the file is one document.
     """
 
     train: Path
@@ -48,7 +51,7 @@ class Vocabulary:
 
     Args:
         kind: ``"characters"``, or ``"byte-pair"`` (Sennrich et al. 2015, arXiv:1508.07909, over bytes).
-        size: the most tokens of a byte-pair vocabulary, marks included.
+        size: Maximum size of a byte-pair vocabulary, special tokens included.
     """
 
     kind: str = "byte-pair"
@@ -60,14 +63,15 @@ class Learning:
     """How a step changes the model.
 
     Args:
-        rate: the highest learning rate.
+        rate: Peak learning rate.
         schedule: ``"cosine"``, ``"inverse-square-root"`` or ``"constant"``, after the warm-up.
-        warmup: steps in which the rate grows to its highest.
-        floor: the share of the highest rate below which it does not fall.
-        decay: weight decay of the matrices.
-        betas, epsilon: of Adam.
-        clip: the longest gradient (its norm); a longer one is shortened.
-        smoothing: of the labels.
+        warmup: Steps in which the rate grows linearly to its peak.
+        floor: Share of the peak rate below which the schedule does not fall.
+        decay: Weight decay of the matrices.
+        betas: Decay rates of AdamW's two moment averages.
+        epsilon: AdamW's epsilon.
+        clip: Maximum gradient norm; 0 clips nothing.
+        smoothing: Label smoothing.
     """
 
     rate: float = 1e-3
@@ -86,18 +90,18 @@ class Run:
     """How long, how much at a time, and what is kept.
 
     Args:
-        steps: of learning.
-        tokens: that one process reads at a time; a step reads ``tokens * accumulation * processes``.
-        length: the most tokens of a document in one piece (longer ones are cut), or of each side of a pair (longer ones
-            are left out).
-        accumulation: how many readings make one step.
+        steps: Optimizer steps.
+        tokens: Tokens of a batch in each process; a step takes ``tokens * accumulation * processes``.
+        length: Maximum tokens of a piece of a document (longer documents are cut), or of each side of a pair (longer
+            pairs are left out).
+        accumulation: Gradient accumulation steps.
         precision: ``"float32"``, or ``"bfloat16"``: products in bfloat16, weights and sums in float32.
-        seed: of the first weights, the order of the data and dropout.
-        evaluate_every: steps between evaluations.
-        save_every: steps between checkpoints.
-        keep: checkpoints that stay, the newest.
-        patience: evaluations in a row without a better one after which training stops; 0: it never does.
-        translate: held-out sources that are translated at the end, for BLEU.
+        seed: Seed of the initial weights, the order of the data and dropout.
+        evaluate_every: Steps between evaluations.
+        save_every: Steps between checkpoints.
+        keep: Number of checkpoints to keep, the newest.
+        patience: Stop after this many evaluations in a row without an improvement; 0 never stops early.
+        translate: Number of held-out sources that are translated at the end, for BLEU.
     """
 
     steps: int = 1000
@@ -118,10 +122,13 @@ class Settings:
     """One training run.
 
     Args:
-        task: ``"language"``: foretell the next token of a text; ``"translation"``: of a target, seeing its source.
-        data, tokenizer, learning, run: see there.
-        model: what the published configuration of the model says (``model_type``, ``hidden_size``, ...), without what
-            follows from the tokenizer. See `limelight.models.families`.
+        task: ``"language"``: predict the next token of a text; ``"translation"``: of a target, given its source.
+        data: `Data`.
+        model: The keys of the model's published config.json (``model_type``, ``hidden_size``, ...), without those that
+            follow from the tokenizer.
+        tokenizer: `Vocabulary`.
+        learning: `Learning`.
+        run: `Run`.
     """
 
     task: str
@@ -136,17 +143,19 @@ class Settings:
         _one_of("tokenizer.kind", self.tokenizer.kind, TOKENIZERS)
         _one_of("learning.schedule", self.learning.schedule, tuple(SHAPES))
         _one_of("run.precision", self.run.precision, PRECISIONS)
-        for part, name, least in _LEAST:
+        for key, (least, below) in _RANGES.items():
+            part, _, name = key.partition(".")
             value = getattr(getattr(self, part), name)
-            if value < least:
-                raise wrong(f"{part}.{name}", f"must be at least {least}", f"it is {value}", "See limelight.training.")
-        for part, name in (("data", "held_out"), ("learning", "smoothing"), ("learning", "floor")):
-            value = getattr(getattr(self, part), name)
-            if not 0 <= value < 1:
-                raise wrong(f"{part}.{name}", "must be at least 0 and below 1", f"it is {value}", "It is a share.")
+            for one in value if isinstance(value, tuple) else (value,):
+                if not least <= one < below:  # NaN is in no range
+                    end = "and finite" if below == math.inf else f"and below {below}"
+                    raise wrong(key, f"must be at least {least} {end}", f"it is {value}", KEYS)
         if self.run.translate and self.task != "translation":
             got = f"{self.run.translate} stands in a task {self.task!r}"
             raise wrong("run.translate", "is for the task 'translation'", got, "Remove it.")
+        if self.run.translate and self.data.evaluation is None and not self.data.held_out:
+            got = "data.evaluation is not given and data.held_out is 0"
+            raise wrong("run.translate", "needs pairs that are never learned from", got, "Set one of them.")
         if self.run.tokens < self.run.length:
             got = f"{self.run.tokens} is less than {self.run.length}"
             raise wrong("run.tokens", "must be at least run.length", got, "Each batch holds whole pieces.")
@@ -157,12 +166,29 @@ class Settings:
         return values
 
 
-_LEAST = (
-    ("tokenizer", "size", 260), ("learning", "rate", 0.0), ("learning", "warmup", 0), ("learning", "decay", 0.0),
-    ("learning", "clip", 0.0), ("run", "steps", 1), ("run", "tokens", 1), ("run", "length", 2),
-    ("run", "accumulation", 1), ("run", "seed", 0), ("run", "evaluate_every", 1), ("run", "save_every", 1),
-    ("run", "keep", 1), ("run", "patience", 0), ("run", "translate", 0),
-)  # fmt: skip
+# The smallest value of each number, and what it must stay below.
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.held_out": (0, 1),
+    "tokenizer.size": (260, 2**31),
+    "learning.rate": (0, math.inf),
+    "learning.warmup": (0, 2**63),
+    "learning.floor": (0, 1),
+    "learning.decay": (0, math.inf),
+    "learning.betas": (0, 1),
+    "learning.epsilon": (0, math.inf),
+    "learning.clip": (0, math.inf),
+    "learning.smoothing": (0, 1),
+    "run.steps": (1, 2**63),
+    "run.tokens": (1, 2**31),
+    "run.length": (2, 2**31),
+    "run.accumulation": (1, 2**31),
+    "run.seed": (0, 2**63),
+    "run.evaluate_every": (1, 2**63),
+    "run.save_every": (1, 2**63),
+    "run.keep": (1, 2**63),
+    "run.patience": (0, 2**63),
+    "run.translate": (0, 2**63),
+}
 
 
 def read_settings(path: Path, over: Sequence[str] = ()) -> Settings:
@@ -177,7 +203,7 @@ def read_settings(path: Path, over: Sequence[str] = ()) -> Settings:
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise wrong("config", "must be a TOML file", f"{path} is none: {error}", "See https://toml.io.") from error
     for name in ("train", "evaluation"):
         data = values.get("data")
@@ -205,18 +231,19 @@ def from_json(values: Mapping[str, Any]) -> Settings:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
 def _made(kind: Any, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise wrong(where, "must be a table", f"it is {values!r}", f"Write [{where}] above its keys.")
+        name = where.rstrip(".")
+        raise wrong(name or "config", "must be a table", f"it is {values!r}", f"Write [{name}] above its keys.")
     fields = {one.name: one for one in dataclasses.fields(kind)}
     unknown = [f"{where}{key}" for key in values if key not in fields]
     if unknown:
         known = ", ".join(f"{where}{name}" for name in fields)
-        raise wrong("config", f"may have the keys {known}", f"it has {', '.join(unknown)}", "Correct or remove it.")
+        raise wrong("config", f"may have the keys {known}", f"it has {', '.join(unknown)}", f"Correct it. {KEYS}")
     types_ = typing.get_type_hints(kind)
     missing = [
         f"{where}{name}"
@@ -224,7 +251,8 @@ def _made(kind: Any, values: Any, where: str) -> Any:
         if name not in values and one.default is one.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise wrong("config", f"must say {', '.join(missing)}", "it does not", "See examples/austen.toml.")
+        way_out = f"{KEYS} An example: examples/austen.toml."
+        raise wrong("config", f"must say {', '.join(missing)}", "it does not", way_out)
     return kind(**{name: _typed(types_[name], value, f"{where}{name}") for name, value in values.items()})
 
 
@@ -234,7 +262,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, types.UnionType):
         return None if value is None else _typed(kind.__args__[0], value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1000 else math.inf
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
     if typing.get_origin(kind) is tuple:
@@ -243,14 +271,47 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
             return tuple(_typed(one, each, where) for one, each in zip(wanted, value, strict=True))
     elif isinstance(value, typing.get_origin(kind) or kind) and not (isinstance(value, bool) and kind is not bool):
         return value
-    names = {Path: "a path", tuple: "a list of two numbers"}
+    names = {int: "a whole number", float: "a number", str: "a text in quotes", Path: "a path in quotes"}
+    names |= {tuple: "a list of two numbers", Mapping: "a table"}
     name = names.get(typing.get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
-    raise wrong(where, f"must be {name}", f"it is {value!r}", "See limelight.training.settings.")
+    raise wrong(where, f"must be {name}", f"it is {value!r}", KEYS)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise wrong(name, f"must be one of {', '.join(choices)}", f"it is {value!r}", "Correct the configuration.")
+        raise wrong(name, f"must be one of {', '.join(choices)}", f"it is {value!r}", KEYS)
+
+
+def explained() -> list[tuple[str, str, str]]:
+    """Every key of a configuration, its default (empty: none) and what it means, from the docstrings."""
+    rows = []
+    for name, kind in typing.get_type_hints(Settings).items():
+        if not dataclasses.is_dataclass(kind):
+            rows.append((name, "", _described(Settings)[name]))
+            continue
+        described = _described(kind)
+        rows += [(f"{name}.{one.name}", _default(one), described[one.name]) for one in dataclasses.fields(kind)]
+    return rows
+
+
+def _described(kind: Any) -> dict[str, str]:
+    """What the ``Args`` of a class's docstring say of each field: names at one indent, more of the text below it."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(kind.__doc__).partition("Args:\n")[2].splitlines():
+        if line.startswith("    ") and line[4] != " ":
+            head, _, line = line.partition(": ")
+            names = head.strip().split(", ")
+        for name in names:
+            found[name] = f"{found.get(name, '')} {line.strip()}".strip()
+    return found
+
+
+def _default(one: dataclasses.Field[Any]) -> str:
+    """The default of a field as TOML has it."""
+    if one.default is None or one.default is dataclasses.MISSING:
+        return ""
+    return json.dumps(one.default)
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
