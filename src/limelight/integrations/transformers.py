@@ -161,7 +161,7 @@ def attend(
         pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
     if s_aux is not None:
         s_aux = s_aux.reshape(-1)
-    watched = current_watcher(torch.compiler.is_compiling()) is not None
+    watched = current_watcher("torch.compile" if torch.compiler.is_compiling() else "") is not None
     if sinks is not None and watched:
         raise BackendError(
             f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "
