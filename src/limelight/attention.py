@@ -93,7 +93,7 @@ def attention(
         if isinstance(query, Tensor):
             return _unbatched(query, key, value, settings)
     seen_by = tracing.seen_by(query)
-    watcher = current_watcher("" if seen_by is tracing.MODE else seen_by)
+    watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
     call = prepare(
         query, key, value, layout, pattern, compare, scores, sink, scale, dropout, seed,
         observe if watcher is None else _watched(observe, watcher.observe),

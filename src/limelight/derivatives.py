@@ -719,8 +719,10 @@ def _in_order(observe: Observe) -> Observe | None:
         observe,
         logsumexp=False,
         heads=None,
-        rows=None if rows is None else tuple(sorted(torch.as_tensor(rows).reshape(-1).tolist())),
-        pairs=None if pairs is None else tuple(sorted(map(tuple, torch.as_tensor(pairs).reshape(-1, 2).tolist()))),
+        rows=None if rows is None else tuple(sorted(torch.as_tensor(rows, device="cpu").reshape(-1).tolist())),
+        pairs=None
+        if pairs is None
+        else tuple(sorted(map(tuple, torch.as_tensor(pairs, device="cpu").reshape(-1, 2).tolist()))),
     )
     return observe if names(observe) else None
 
@@ -729,11 +731,11 @@ def _as_asked(seen: Observations, asked: Observe) -> Observations:
     """Heads, rows and pairs as the caller asked for them."""
     if asked.rows is not None:
         assert seen.rows is not None
-        rows = torch.as_tensor(asked.rows).reshape(-1).tolist()
+        rows = torch.as_tensor(asked.rows, device="cpu").reshape(-1).tolist()
         seen.rows = seen.rows[:, :, _places(rows)]
     if asked.pairs is not None:
         assert seen.pairs is not None
-        pairs = [tuple(pair) for pair in torch.as_tensor(asked.pairs).reshape(-1, 2).tolist()]
+        pairs = [tuple(pair) for pair in torch.as_tensor(asked.pairs, device="cpu").reshape(-1, 2).tolist()]
         seen.pairs = seen.pairs[:, :, _places(pairs)]
     if asked.heads is None:
         return seen

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import WHOLE, Part
-from .shapes import describe, whole_number, wrong
+from .shapes import describe, fits, whole_number, wrong
 from .tracing import readable
 
 
@@ -247,7 +247,7 @@ class KeyMask(Layout):
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
-        if self.mask.shape[0] not in (1, B) or self.mask.shape[1] != Lk:
+        if not fits(self.mask.shape[0], B) or self.mask.shape[1] != Lk:
             raise wrong(
                 "mask",
                 "must have one row for each batch row and one column for each key",

@@ -630,7 +630,7 @@ def _evaluator(
 
     def evaluate(first: int, last: int) -> NDArray[np.bool_]:
         at = Where.of(coordinates, B, Hq, Part(queries=slice(first, last)))
-        allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool) if holes is None else holes[:, None, None, :]
+        allowed = torch.ones((1, 1, 1, 1), dtype=torch.bool, device="cpu") if holes is None else holes[:, None, None, :]
         for part in parts:
             allowed = allowed & part.allows(at).cpu()
         return allowed.expand(*allowed.shape[:2], last - first, Lk).numpy()

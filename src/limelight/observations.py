@@ -177,16 +177,19 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
         _watchers.remove(seen)
 
 
-def current_watcher(seen_by: str = "") -> Seen | None:
+def current_watcher(recorded: bool = False) -> Seen | None:
     """The innermost watcher of this thread, unless the call is a repetition inside a backward pass.
 
     Raises:
-        RuntimeError: there is one, but the call is only recorded, by ``seen_by`` (`limelight.tracing.seen_by`).
+        RuntimeError: there is one, but the call is ``recorded`` by a tracer and not computed.
     """
     if not _watchers:
         return None
-    if seen_by:
-        raise RuntimeError(f"watching() does not see into {seen_by}; observe the model itself, before it is recorded.")
+    if recorded:
+        raise RuntimeError(
+            "watching() does not see into what is recorded (torch.compile, torch.export, torch.jit.trace, make_fx, "
+            "fake tensors); observe the model itself, before it is recorded."
+        )
     if torch._C._current_graph_task_id() != -1:
         return None
     thread = threading.get_ident()

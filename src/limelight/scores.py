@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import Where
-from .shapes import FLOATS, Shapes, check_broadcast, describe, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_broadcast, describe, fits, whole_number, wrong
 
 
 class ScoreRule(Description):
@@ -62,7 +62,7 @@ class ALiBi(ScoreRule):
         below = 2 ** int(math.log2(heads))
         first = [2 ** (-8 * (h + 1) / below) for h in range(below)]
         rest = [2 ** (-4 * (2 * h + 1) / below) for h in range(heads - below)]
-        return cls(torch.tensor(first + rest, device=device))
+        return cls(torch.tensor(first + rest, dtype=torch.float32, device=device))
 
     def check(self, shapes: Shapes) -> None:
         """See `ScoreRule.check`."""
@@ -104,6 +104,11 @@ class T5Buckets(Description):
         return bucket + torch.where(distance < exact, distance, far)
 
 
+def _published_buckets() -> T5Buckets:
+    """A function: a compiler cannot trace a dataclass whose default is an object, or the class of one."""
+    return T5Buckets()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class RelativeBias(ScoreRule):
     """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(j - p)]``.
@@ -114,7 +119,7 @@ class RelativeBias(ScoreRule):
     """
 
     table: Tensor
-    buckets: Callable[[Tensor], Tensor] = T5Buckets()
+    buckets: Callable[[Tensor], Tensor] = field(default_factory=_published_buckets)
     letters = "h."
 
     def __post_init__(self) -> None:
@@ -204,7 +209,7 @@ def _check_float(name: str, tensor: object, ranks: tuple[int, ...]) -> None:
 
 
 def _check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
-    if shape[-1] not in (1, shapes.Hq) or (len(shape) == 2 and shape[0] not in (1, shapes.B)):
+    if not fits(shape[-1], shapes.Hq) or (len(shape) == 2 and not fits(shape[0], shapes.B)):
         raise wrong(
             name,
             f"must have one number for each query head (Hq = {shapes.Hq})",

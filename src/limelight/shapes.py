@@ -151,12 +151,18 @@ def whole_number(name: str, value: object, *, at_least: int | None = None) -> in
     return value  # type: ignore[return-value]
 
 
+def fits(have: int, want: int) -> bool:
+    """Whether a dimension of size ``have`` broadcasts to ``want``.
+
+    Two comparisons: to a compiler ``have in (1, want)`` is false of a constant and a size that it does not know yet.
+    """
+    return have == 1 or have == want
+
+
 def check_broadcast(name: str, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
     """Raise unless a tensor of ``shape`` broadcasts to ``sizes``."""
-    fits = len(shape) <= len(sizes) and all(
-        have in (1, want) for have, want in zip(reversed(shape), reversed(sizes), strict=False)
-    )
-    if not fits:
+    fit = len(shape) <= len(sizes) and all(map(fits, reversed(shape), reversed(sizes)))
+    if not fit:
         raise wrong(
             name,
             f"must broadcast to {sizes}",

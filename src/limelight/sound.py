@@ -37,7 +37,11 @@ def recording(path: str | os.PathLike[str]) -> Tensor:
             f"{path} has {8 * width} bits, {rate:,} a second",
             f"Convert it: ffmpeg -i {path} -ar {RATE} -acodec pcm_s16le converted.wav",
         )
-    samples = torch.frombuffer(bytearray(data), dtype=torch.int16) if data else torch.empty(0, dtype=torch.int16)
+    samples = (
+        torch.frombuffer(bytearray(data), dtype=torch.int16)
+        if data
+        else torch.empty(0, dtype=torch.int16, device="cpu")
+    )
     return samples.view(-1, channels).float().mean(-1) / 2**15
 
 
@@ -74,8 +78,8 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
 def _bands(count: int) -> Tensor:
     """``(count, FRAME / 2 + 1)``: triangles over the frequencies, evenly spaced in pitch, of equal area."""
     whole_number("bands", count, at_least=1)
-    hertz = torch.linspace(0, RATE / 2, FRAME // 2 + 1, dtype=torch.float64)
-    corners = _hertz(torch.linspace(0, _pitch(RATE / 2), count + 2, dtype=torch.float64))
+    hertz = torch.linspace(0, RATE / 2, FRAME // 2 + 1, dtype=torch.float64, device="cpu")
+    corners = _hertz(torch.linspace(0, _pitch(RATE / 2), count + 2, dtype=torch.float64, device="cpu"))
     low, top, high = corners[:-2, None], corners[1:-1, None], corners[2:, None]
     triangles = torch.minimum((hertz - low) / (top - low), (high - hertz) / (high - top)).clamp(min=0)
     return triangles * 2 / (high - low)

@@ -63,9 +63,15 @@ def seen_by(tensor: object = None) -> str:
     return found
 
 
+def recorder(tensor: object = None) -> str:
+    """The same of what records the operation, or wants its shape alone, instead of computing numbers."""
+    found = seen_by(tensor)
+    return "" if found is MODE else found
+
+
 def readable(value: object) -> bool:
-    """Whether the numbers in a tensor may be read, or a size compared, without changing what a tracer records."""
-    return seen_by(value) in ("", MODE)
+    """Whether the numbers in a tensor may be read, or a size compared, without changing what is recorded."""
+    return not recorder(value)
 
 
 def is_transformed() -> bool:

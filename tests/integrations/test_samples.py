@@ -27,9 +27,9 @@ torch.save(samples, sys.argv[1])
 """
 # Under `sdpa` a call is Limelight's, unless:
 LEFT = {
-    "compiled": "the call is being compiled",
-    "recorded": "a backend cannot be named under torch.compile",
-    "fake": "a backend cannot be named under torch.compile",
+    "compiled": "the call is recorded by torch.compile",
+    "recorded": "the call is recorded by make_fx",
+    "fake": "the call is recorded by FakeTensorMode",
 }
 
 

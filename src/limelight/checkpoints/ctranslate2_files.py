@@ -91,7 +91,9 @@ class CTranslate2File:
         """One tensor as it is stored."""
         one = self._variables[key]
         stored = bytearray(self._data[one.start : one.start + one.size])  # torch wants memory that may be written to
-        return torch.frombuffer(stored, dtype=one.dtype).reshape(one.shape) if stored else torch.empty(one.shape)
+        if not stored:
+            return torch.empty(one.shape, dtype=one.dtype, device="cpu")
+        return torch.frombuffer(stored, dtype=one.dtype).reshape(one.shape)
 
     def _variable(self) -> Variable:
         rank = self._number("B")

@@ -62,7 +62,7 @@ class Guide:
         """Scores ``(R, V)`` of the next token of each of the ``rows``, minus infinity for what must not be written."""
         never = self.never + (self.never_first if not rows[0].ids else ())  # rows grow together
         if never:
-            scores = scores.index_fill(-1, torch.tensor(never, device=scores.device), -torch.inf)
+            scores = scores.index_fill(-1, torch.tensor(never, dtype=torch.int64, device=scores.device), -torch.inf)
         if self.words:
             scores = scores.clone()
             for row_scores, row in zip(scores, rows, strict=True):

@@ -148,7 +148,7 @@ def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: i
             seen = tokens_in([(*row.begun, *row.ids) for row in texts], scores)
             scores = penalised(scores, seen, sampler.repetition)
         scores = guide.applied(scores, texts)
-        copy = torch.tensor([row.copy for row in texts])
+        copy = torch.tensor([row.copy for row in texts], dtype=torch.int64, device="cpu")
         chosen = sampler.choose(scores, partial(draws, seed, copy, step))
         if bool(scores.gather(-1, chosen[:, None]).isneginf().any()):
             raise nothing_allowed(step)

@@ -102,7 +102,7 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     lengths = [len(row) for row in rows]
     longest = max(lengths)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
-    return ids, None if min(lengths) == longest else Padded(torch.tensor(lengths))
+    return ids, None if min(lengths) == longest else Padded(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
 
 
 def first_marks(model: Pretrained) -> list[int]:

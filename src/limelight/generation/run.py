@@ -37,13 +37,14 @@ class Run:
         states = self.network(ids, layout=layout, logits=False, cache=self.cache, **across).states
         last = states[:, -1]
         if isinstance(layout, Padded):
-            last = states[torch.arange(len(rows), device=self.device), torch.tensor([len(row) - 1 for row in rows])]
+            ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
+            last = states[torch.arange(len(rows), device=self.device), ends]
         scores = self.network.head_on(last)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order, each as often as it is named."""
-        chosen = torch.tensor(rows, dtype=torch.int64)
+        chosen = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self.cache.select(chosen)
         if self.source is not None:
             self.source = self.source.select(chosen)

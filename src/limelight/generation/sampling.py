@@ -151,7 +151,7 @@ def draws(seed: int, copies: Tensor, step: int) -> Tensor:
     53 bits of Philox4x32-10. A row's numbers depend neither on the other rows nor on its place among them.
     """
     zero = torch.zeros_like(copies)
-    first, second, _, _ = philox((zero + step, copies, zero, zero), torch.tensor(seed, dtype=torch.int64))
+    first, second, _, _ = philox((zero + step, copies, zero, zero), torch.tensor(seed, dtype=torch.int64, device="cpu"))
     return ((first >> 5) * 2**26 + (second >> 6)).double() / 2**53
 
 

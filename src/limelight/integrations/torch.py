@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .. import compat
+from .. import compat, tracing
 from ..backends import BACKENDS, reference
 from ..backends.contract import BackendError
 from ..observations import current_watcher
@@ -108,7 +108,8 @@ class _Routing(TorchFunctionMode):
 
     def _attend(self, attend: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The output, or ``None`` where the call is left to PyTorch: it may know what the call means, or says so."""
-        why = "the call is being compiled" if torch.compiler.is_compiling() else ""
+        recorder = tracing.recorder(next(iter((*args, *kwargs.values())), None))
+        why = f"the call is recorded by {recorder}" if recorder else ""
         backends: tuple[str | None, ...] = _KERNELS
         name = None
         if not why and current_watcher():

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 from transformers.utils.import_utils import is_tracing
 
+from .. import tracing
 from ..attention import attention
 from ..backends.contract import BackendError
 from ..layouts import Aligned, KeyMask, Layout, Packed
@@ -161,7 +162,7 @@ def attend(
         pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
     if s_aux is not None:
         s_aux = s_aux.reshape(-1)
-    watched = current_watcher("torch.compile" if torch.compiler.is_compiling() else "") is not None
+    watched = current_watcher(tracing.recorder(query)) is not None
     if sinks is not None and watched:
         raise BackendError(
             f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "

@@ -136,10 +136,10 @@ class _Watch(Seen):
         common["blocks"] = (self.block, self.block)
         if exact:
             return Observe(**common)
-        at = torch.arange(self.length)
+        at = torch.arange(self.length, device="cpu")
         neighbours = (at, (at - 1).clamp(min=0)), (at, at), (at, (at + 1).clamp(max=self.length - 1))
         pairs = torch.cat([torch.stack(pair, 1) for pair in neighbours])  # (3 L, 2)
-        features = torch.zeros(self.length, max(1, len(self.columns)))
+        features = torch.zeros(self.length, max(1, len(self.columns)), dtype=torch.float32, device="cpu")
         for column, members in enumerate(self.columns.values()):
             features[list(members), column] = 1.0
         return Observe(**common, top=STRONGEST, pairs=pairs, features=features)
@@ -153,7 +153,7 @@ class _Watch(Seen):
             self._keep(key, seen[key].mean(-1))
         self._keep("received", seen["received"].mean(0))
         self._keep("received_first", seen["received"][:, 0])  # (H,)
-        rows = torch.full((seen["blocks"].shape[-2],), float(self.block))
+        rows = torch.full((seen["blocks"].shape[-2],), float(self.block), dtype=torch.float32, device="cpu")
         rows[-1] = self.length - self.block * (len(rows) - 1)
         self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
         if self.block > 1:
@@ -259,7 +259,8 @@ def _paths(hidden: Sequence[Tensor], units: Tensor, keep: bool) -> tuple[Floats,
     path, steps, vectors = [], [], []
     first = last = None
     for states in hidden:
-        vector = torch.zeros(count, states.shape[-1]).index_add_(0, units, states[0].float().cpu()) / pieces[:, None]
+        total = torch.zeros(count, states.shape[-1], dtype=torch.float32, device="cpu")
+        vector = total.index_add_(0, units, states[0].float().cpu()) / pieces[:, None]
         normal = torch.nn.functional.normalize(vector, dim=-1)
         first = normal if first is None else first
         path.append((normal * first).sum(-1).numpy())

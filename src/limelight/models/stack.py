@@ -12,6 +12,7 @@ from ..layouts import Layout, Padded
 from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
 from ..nn.few_tokens import written
 from ..shapes import wrong
+from ..tracing import readable
 from .config import Config, Recipe
 
 
@@ -147,7 +148,7 @@ class Stack(nn.Module):
         at = layout.coordinates(B, L, L, tokens.device)
         exists = at.query_exists & at.key_exists
         positions = at.query_position.where(exists, 0)
-        if not torch.compiler.is_compiling() and positions.numel():
+        if readable(positions) and positions.numel():
             _check_together(positions, at.key_position.where(exists, 0))
             self._check_length(int(positions.max()) + 1)
         return positions
@@ -170,7 +171,7 @@ class Stack(nn.Module):
             raise wrong(
                 "tokens", "must be a (B, L) tensor of int64 token ids", f"it is {got}", "tokens[None] adds the batch."
             )
-        if not torch.compiler.is_compiling() and tokens.numel():
+        if readable(tokens) and tokens.numel():
             least, most = (int(end) for end in tokens.aminmax())
             if least < 0 or most >= self.config.vocabulary:
                 raise wrong(

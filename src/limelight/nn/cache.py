@@ -245,7 +245,9 @@ class Cache:
     def repeat(self, times: int) -> None:
         """Every row ``times`` times in a row: a prompt read once, continued in several ways."""
         if self._rows is not None:
-            self.select(torch.arange(self._rows).repeat_interleave(whole_number("times", times, at_least=1)))
+            self.select(
+                torch.arange(self._rows, device="cpu").repeat_interleave(whole_number("times", times, at_least=1))
+            )
 
     @property
     def bytes(self) -> int:
@@ -498,7 +500,7 @@ def _places(
     """`Step.positions` and `Step.exists`."""
     if isinstance(before, int) and isinstance(count, int) and count == L:
         return torch.arange(before, before + L, device=device)[None], None
-    starts, counts, firsts = (torch.as_tensor(x).expand(B).to(device)[:, None] for x in (before, count, first))
+    starts, counts, firsts = (torch.as_tensor(x, device=device).expand(B)[:, None] for x in (before, count, first))
     place = torch.arange(L, device=device) - firsts  # (B, L): which new token of its row
     exists = (place >= 0) & (place < counts)
     return (starts + place).where(exists, 0), exists
@@ -511,7 +513,9 @@ def _write(buffer: Tensor, new: Tensor, column: Lengths, step: Step) -> None:
         return
     exists = step.positions.new_ones(new.shape[0], new.shape[2]).bool() if step.exists is None else step.exists
     row, token = exists.nonzero(as_tuple=True)
-    shift = torch.as_tensor(column - step.before).to(row.device).expand(new.shape[0])  # from a position to its column
+    shift = torch.as_tensor(column - step.before, device=row.device).expand(
+        new.shape[0]
+    )  # from a position to its column
     positions = step.positions.expand(exists.shape)
     buffer[row, :, positions[row, token] + shift[row]] = new[row, :, token]
 

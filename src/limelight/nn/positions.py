@@ -170,7 +170,8 @@ class DynamicNTK:
         growth = self.factor * lengths.double().clamp(min=self.trained_length) / self.trained_length - self.factor + 1
         pairs = len(plain)
         # theta' ** (-2 k / D), written in the pair k of D / 2
-        return plain * growth ** (-torch.arange(pairs, device=plain.device) / max(pairs - 1, 1))
+        number = torch.arange(pairs, dtype=plain.dtype, device=plain.device)
+        return plain * growth ** (-number / max(pairs - 1, 1))
 
 
 @dataclass(frozen=True)

@@ -302,7 +302,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = now
         self.wrapped.train()
-        summed = torch.zeros((), device=self.accelerator.device)
+        summed = torch.zeros((), dtype=torch.float32, device=self.accelerator.device)
         for part in range(parts):
             number = first + part * processes + self.accelerator.process_index
             batch = train.batch(number).to(self.accelerator.device)

@@ -62,10 +62,10 @@ def rotated(width: int, device: torch.device) -> Tensor:
     """``(width, next power of two)``: rows of an orthogonal matrix, signs by a fixed seed; ``q @ r @ (k @ r).T`` is
     ``q @ k.T``."""
     size = 1 << (width - 1).bit_length()
-    matrix = torch.ones((1, 1), dtype=torch.float32)
+    matrix = torch.ones((1, 1), dtype=torch.float32, device="cpu")
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    signs = torch.randint(0, 2, (width, 1), generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+    signs = torch.randint(0, 2, (width, 1), generator=torch.Generator().manual_seed(0), device="cpu").float() * 2 - 1
     return (signs * matrix[:width] / math.sqrt(size)).to(device)
 
 

@@ -45,10 +45,10 @@ def observe(call: Call, logsumexp: Tensor, blind: bool) -> Observations:
     if asked.received:
         seen.received = passes.blocks(max(Lq, 1), passes.tile.keys, by_key=True).reshape(B, Hq, Lk)
     if asked.rows is not None:
-        chosen = torch.as_tensor(asked.rows, dtype=torch.int64).reshape(-1)
+        chosen = torch.as_tensor(asked.rows, dtype=torch.int64, device="cpu").reshape(-1)
         seen.rows = passes.whole_rows(chosen)
     if asked.pairs is not None:
-        seen.pairs = passes.pairs(torch.as_tensor(asked.pairs, dtype=torch.int64).reshape(-1, 2))
+        seen.pairs = passes.pairs(torch.as_tensor(asked.pairs, dtype=torch.int64, device="cpu").reshape(-1, 2))
     if asked.blocks is not None:
         seen.blocks = passes.blocks(*asked.blocks)
     if asked.heads is not None:

@@ -282,7 +282,7 @@ def scoring(call: Call, rules: Rules) -> tuple[Any, ...]:
 def of_nobody(call: Call) -> Tensor:
     """The logsumexp of a query that sees nothing: minus infinity, or the sink."""
     if call.sink is None:
-        return torch.full((1, 1, 1), -torch.inf, device=call.query.device)
+        return torch.full((1, 1, 1), -torch.inf, dtype=torch.float32, device=call.query.device)
     return call.sink.detach().to(torch.float32)[None, :, None]
 
 
@@ -292,6 +292,6 @@ def chance(call: Call) -> tuple[Any, ...]:
     if call.dropout:
         seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
         if interpreted():  # which would give a number from 2^31 to 2^32 only 32 bits
-            seed = torch.as_tensor(seed, dtype=torch.int64).reshape(1)
+            seed = torch.as_tensor(seed, dtype=torch.int64, device="cpu").reshape(1)
     documents = call.layout.documents if call.layout else 1
     return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents

@@ -320,8 +320,9 @@ def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
         raise damaged(file.path, f"{GGUF_DIVISORS} are not numbers above 0")
     trained = found.whole("original_max_position_embeddings", 8192)
     waves = LongWaves(divisors.max().item() if len(divisors) else 1.0, trained)
-    plain = found.number("rope_theta", 10_000.0) ** -(torch.arange(len(divisors)).double() / max(1, len(divisors)))
-    stretched = waves.frequencies(plain, torch.tensor([[trained]]))
+    pairs = torch.arange(len(divisors), dtype=torch.float64, device="cpu")
+    plain = found.number("rope_theta", 10_000.0) ** -(pairs / max(1, len(divisors)))
+    stretched = waves.frequencies(plain, torch.tensor([[trained]], device="cpu"))
     if not torch.allclose(stretched * divisors, plain, rtol=1e-4, atol=0):
         raise CheckpointError(
             f"{file.path}: {GGUF_DIVISORS} must follow Llama 3.1's rule (factor {waves.factor:g}, trained with "
