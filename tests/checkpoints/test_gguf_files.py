@@ -1,20 +1,27 @@
 """GGUF: read as the gguf package reads it; anything damaged is an error and nothing worse."""
 
+import json
+import math
+import random
+import shutil
 import struct
+import time
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from limelight import ArgumentError
 from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.gguf_files import GGUFFile
 from limelight.checkpoints.load import load
 from limelight.checkpoints.tokenizer_files import tokenizer_of
-from limelight.models.families.llama import LLAMA
+from limelight.models.families.llama import GGUF_NEUTRAL, GGUF_SCALING, LLAMA
 from limelight.models.families.published import Published
 from limelight.nn.positions import LongWaves
 
@@ -33,6 +40,13 @@ SIZES = {
 }  # fmt: skip
 
 
+def kind_of(value):
+    """GGUF's type of a value; of a list, that of its first entry behind it."""
+    kinds = {bool: "BOOL", int: "INT64", float: "FLOAT64", str: "STRING", list: "ARRAY"}
+    found = gguf.GGUFValueType[kinds[type(value)]]
+    return (found, kind_of(value[0])[0]) if isinstance(value, list) else (found,)
+
+
 def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_block_count(SIZES["num_hidden_layers"])
@@ -45,6 +59,8 @@ def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
     writer.add_rope_freq_base(fields.get("theta", 1000.0))
     writer.add_tokenizer_model(fields.get("model", "gpt2"))
     writer.add_tokenizer_pre(fields.get("pre", "smollm"))
+    for key, value in fields.get("more", {}).items():
+        writer.add_key_value(key, value, *kind_of(value))
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t == "<end>" else 4 if t == "added" else 1 for t in tokens])
     writer.add_token_merges(["t h", "th e", "Ġ the"])
@@ -65,7 +81,9 @@ def write(path, kind="F32", *, tokens=LETTERS, own_head=True, **fields):
         writer.add_rope_scaling_type(gguf.RopeScalingType(fields["scaling"]))
         writer.add_rope_scaling_factor(4.0)
         writer.add_rope_scaling_orig_ctx_len(16)
-    for name, shape in shapes.items():
+    for number, (name, shape) in enumerate(shapes.items()):
+        if number not in fields.get("only", range(99)):
+            continue
         stored = getattr(gguf.GGMLQuantizationType, kind if len(shape) == 2 else "F32")
         writer.add_tensor(f"{name}.weight", gguf.quantize(numbers(*shape), stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -247,3 +265,190 @@ def test_other_families(tmp_path):
     path.write_bytes(header())
     with pytest.raises(CheckpointError, match=r"general.architecture = None"):
         load(path)
+
+
+LLAMA3_LETTERS = [*LETTERS, "hello", "Ġworld", "<start>"]
+
+
+def test_the_tokenizer_of_llama_3(tmp_path):
+    """Words of the vocabulary stay whole whatever the merges are, and the beginning-of-text token comes first."""
+    start, usual = LLAMA3_LETTERS.index("<start>"), {"tokenizer.ggml.bos_token_id": LLAMA3_LETTERS.index("<start>")}
+
+    def read(number, **how):
+        how = {"tokens": LLAMA3_LETTERS, "pre": "llama-bpe", "more": usual} | how
+        return tokenizer_of(GGUFFile(write(tmp_path / f"{number}.gguf", **how))).read("hello world").tokens
+
+    assert read(1) == ("<start>", "hello", "Ġworld")
+    assert read(2, more=usual | {"tokenizer.ggml.add_bos_token": False}) == ("hello", "Ġworld")
+    assert read(3, more={}) == ("hello", "Ġworld")
+    assert read(4, more={"tokenizer.ggml.bos_token_id": -1}) == ("hello", "Ġworld")
+    assert read(5, pre="smollm") == (*"hello", "Ġ", *"world")
+    assert LLAMA3_LETTERS[start] == "<start>"
+
+
+@pytest.mark.parametrize(
+    ("more", "ends"),
+    [
+        ({}, 30),
+        ({"tokenizer.ggml.eot_token_id": 3}, [30, 3]),
+        ({"tokenizer.ggml.eot_token_id": 30}, 30),
+        ({"tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.eom_token_id": 5}, [30, 3, 5]),
+        ({"tokenizer.ggml.eot_token_id": 2**32 - 1, "tokenizer.ggml.padding_token_id": -1}, 30),
+    ],
+)
+def test_all_that_ends_a_turn_ends_a_text(tmp_path, more, ends):
+    assert LETTERS.index("<end>") == 30
+    model = load(write(tmp_path / "model.gguf", more=more))
+    assert model.marks == {"eos_token_id": ends}
+
+
+def test_a_saved_tokenizer_names_its_special_tokens(tmp_path):
+    more = {"tokenizer.ggml.bos_token_id": 27, "tokenizer.ggml.eot_token_id": 3}
+    more["tokenizer.chat_template"] = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+    model = load(write(tmp_path / "model.gguf", more=more))
+    model.save(tmp_path / "saved")
+    said = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert (said["bos_token"], said["eos_token"]) == (LETTERS[27], "<end>")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (theirs.bos_token, theirs.eos_token) == (LETTERS[27], "<end>")
+    written = theirs.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False)
+    assert written == model.conversation("the cat").texts[0].text == f"{LETTERS[27]}the cat<end>"
+
+
+def split(folder, parts, **fields):
+    """A model of 12 tensors in several files."""
+    for number, tensors in enumerate(parts):
+        said = {"split.no": number, "split.count": len(parts), "split.tensors.count": 12} | fields
+        write(folder / f"m-{number + 1:05}-of-{len(parts):05}.gguf", only=tensors, more=said)
+    return folder
+
+
+def test_a_model_in_several_files(tmp_path):
+    whole = load(write(tmp_path / "whole.gguf"))
+    (tmp_path / "parts").mkdir()
+    folder = split(tmp_path / "parts", [range(5), range(5, 6), range(6, 12)])
+    for named in (folder, *sorted(folder.iterdir())):
+        found = load(named)
+        assert found.config == whole.config
+        assert found.network.state_dict().keys() == whole.network.state_dict().keys()
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+    write(folder / "other.gguf")
+    with pytest.raises(CheckpointError, match=r"4 .gguf files"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("parts", "change", "said"),
+    [
+        ([range(5), range(5, 12)], lambda folder: (folder / "m-00002-of-00002.gguf").unlink(), "part 2 of 2.*copy it"),
+        ([range(5), range(4, 12)], lambda folder: None, "is also in m-00001-of-00002"),
+        ([range(5), range(6, 12)], lambda folder: None, "split.tensors.count is 12.*hold 11"),
+        (
+            [range(5), range(5, 12)],
+            lambda folder: (folder / "m-00001-of-00002.gguf").rename(folder / "renamed.gguf"),
+            "(part 1 of 2.*copy it|2 .gguf files)",
+        ),
+        (
+            [range(5), range(5, 12)],
+            lambda folder: shutil.copy(folder / "m-00001-of-00002.gguf", folder / "m-00002-of-00002.gguf"),
+            "does not say that it is part 2 of 2",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit(tmp_path, parts, change, said):
+    change(split(tmp_path, parts))
+    for named in (tmp_path, *tmp_path.iterdir()):
+        with pytest.raises(CheckpointError, match=f"({said}|its name does not say which|it does not say that it is)"):
+            load(named)
+
+
+def test_the_attention_factor_of_yarn(tmp_path):
+    """llama.cpp multiplies what YaRN multiplies queries and keys with."""
+    for factor in (1.0, 0.5):
+        path = write(tmp_path / f"{factor}.gguf", scaling="yarn", more={"llama.rope.scaling.attn_factor": factor})
+        magnitude = load(path).config.attentions[0]["rotary"].stretch.magnitude
+        assert magnitude == pytest.approx(factor * (0.1 * math.log(4.0) + 1), rel=1e-12)
+    path = write(tmp_path / "linear.gguf", scaling="linear", more={"llama.rope.scaling.attn_factor": 0.5})
+    with pytest.raises(CheckpointError, match=r"attn_factor = 0\.5"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.dimension_count", 4),
+        ("llama.attention.sliding_window", 8),
+        ("llama.logit_scale", 0.5),
+        ("llama.embedding_scale", 12.0),
+        ("llama.expert_count", 8),
+        ("llama.attention.causal", False),
+        ("llama.rope.scale_linear", 4.0),
+    ],
+)
+def test_what_another_model_of_the_same_name_has(tmp_path, key, value):
+    with pytest.raises(CheckpointError, match=f"{key} = {value}.*safetensors"):
+        load(write(tmp_path / "model.gguf", more={key: value}))
+    load(write(tmp_path / "plain.gguf", more={"llama.rope.dimension_count": 8, "llama.logit_scale": 1.0}))
+
+
+HOSTILE = [True, -1, 0, 3, 2**31, 2**63 - 1, -0.5, 1e308, math.inf, math.nan, "", "x" * 5000, [1], [-1], ["a"], [True]]
+FIELDS = [
+    *("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens"),
+    *("tokenizer.ggml.merges", "tokenizer.ggml.token_type", "tokenizer.ggml.bos_token_id", "tokenizer.chat_template"),
+    *("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.padding_token_id", "split.count"),
+    *("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "split.no", "split.tensors.count"),
+    *("general.alignment", *(f"llama.{key}" for key in LLAMA.gguf.fields), "llama.vocab_size"),
+    *(f"llama.rope.{key}" for key in GGUF_SCALING),
+    *(f"llama.{key}" for key in GGUF_NEUTRAL),
+]
+
+
+@pytest.mark.parametrize("field", dict.fromkeys(FIELDS))
+def test_any_value_of_any_field(small, tmp_path, field):
+    """A model that can be used, or a clear error."""
+    for value in random.Random(field).sample(HOSTILE, 6):
+        path = rewritten(small, tmp_path / "hostile.gguf", {field: value})
+        begin = time.process_time()
+        try:
+            model = load(path)
+            model.save(tmp_path / "saved")
+            shutil.rmtree(tmp_path / "saved")
+            model.generate([1, 2], tokens=1)
+        except ArgumentError as error:
+            said = str(error)
+        else:
+            said = ""
+        assert len(said) < 2000
+        assert time.process_time() - begin < 2.0
+
+
+def rewritten(source, target, changes):
+    """The same file with other fields, which may be of any type."""
+    file, before = GGUFFile(source), gguf.GGUFReader(str(source))
+    writer = gguf.GGUFWriter(str(target), "llama")
+    writer.kv_data[0].clear()
+    for key, value in (file.fields | changes).items():
+        writer.add_key_value(key, value, *kind_of(value))
+    for tensor in before.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def test_layers_that_the_file_does_not_hold(small, tmp_path):
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match=r"num_hidden_layers = 1000.*as many layers as.*12"):
+        load(rewritten(small, tmp_path / "model.gguf", {"llama.block_count": 1000}))
+    assert time.process_time() - begin < 2.0
+
+
+def test_tensors_of_no_numbers(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header(tensors=1) + entry(b"w", (0, 4), 0) + bytes(64))
+    assert GGUFFile(path).read("w").shape == (4, 0)
+    path.write_bytes(header(tensors=1) + entry(b"w", (0, 2**62), 0) + bytes(64))
+    with pytest.raises(CheckpointError, match="claims the shape"):
+        GGUFFile(path)

@@ -117,3 +117,25 @@ def test_a_byte_gone_wrong_is_an_error_or_other_numbers(tmp_path_factory, data):
         assert len(str(error)) > 30  # noqa: PT017
     else:
         assert total < 1000
+
+
+def test_tensors_of_no_numbers(tmp_path):
+    for kind, data in ((FLOAT32, b""), (INT8, struct.pack("<f", 1.0))):
+        file = MarianFile(written(tmp_path, file_of(ENTRIES | {"empty": (kind, (0, 3), data)})))
+        assert file.read("empty").shape == (0, 3)
+    with pytest.raises(CheckpointError, match="claims the shape"):
+        MarianFile(written(tmp_path, file_of(ENTRIES | {"empty": (FLOAT32, (0, *[2**31 - 1] * 3), b"")})))
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_multiplier_that_is_none(tmp_path, multiplier):
+    data = BYTES.numpy().tobytes() + struct.pack("<f", multiplier)
+    file = MarianFile(written(tmp_path, file_of(ENTRIES | {"W": (INT8, (3, 4), data)})))
+    with pytest.raises(CheckpointError, match="W was multiplied with"):
+        file.read("W")
+
+
+def test_two_tensors_of_one_name(tmp_path):
+    data = file_of(ENTRIES)
+    with pytest.raises(CheckpointError, match="the same name"):
+        MarianFile(written(tmp_path, data.replace(b"Wemb\0", b"W\0\0\0\0", 1)))

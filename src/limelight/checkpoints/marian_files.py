@@ -121,7 +121,7 @@ class MarianFile:
         if rank > MOST_DIMENSIONS:
             raise damaged(self.path, f"a tensor claims {rank} dimensions")
         shape: tuple[int, ...] = struct.unpack_from(f"<{rank}i", self._data, self._skip(4 * rank))
-        if any(size < 0 for size in shape) or math.prod(max(1, size) for size in shape) >= 1 << 60:
+        if any(size < 0 for size in shape) or (0 in shape and math.prod(max(1, size) for size in shape) >= 1 << 60):
             raise damaged(self.path, f"a tensor claims the shape {shape}")
         return shape
 

@@ -1,0 +1,94 @@
+"""What a checkpoint holds decides whether a head is tied, as in transformers; the configuration alone does not."""
+
+import pytest
+import torch
+from agreement import assert_equal, float64_throughout
+from peers import EVERY, made
+from safetensors.torch import load_file, save_file
+from test_families import compared
+
+from limelight.checkpoints.errors import CheckpointError
+from limelight.checkpoints.load import load
+from limelight.models.families import FAMILIES
+from limelight.models.families.heads import is_tied
+
+# A model of each family with a tied head: what files call the head, and the embedding.
+HEADS = {
+    "llama-tied": ("lm_head.weight", "model.embed_tokens.weight"),
+    "mistral": ("lm_head.weight", "model.embed_tokens.weight"),
+    "mixtral": ("lm_head.weight", "model.embed_tokens.weight"),
+    "qwen3": ("lm_head.weight", "model.embed_tokens.weight"),
+    "gemma2": ("lm_head.weight", "model.embed_tokens.weight"),
+    "gpt2": ("lm_head.weight", "transformer.wte.weight"),
+    "t5": ("lm_head.weight", "shared.weight"),
+    "bart": ("lm_head.weight", "model.shared.weight"),
+    "marian": ("lm_head.weight", "model.shared.weight"),
+    "whisper": ("proj_out.weight", "model.decoder.embed_tokens.weight"),
+    "bert-masked": ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    "roberta-masked": ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+    "albert-masked": ("predictions.decoder.weight", "albert.embeddings.word_embeddings.weight"),
+    "distilbert-masked": ("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
+}
+CASES = {name: (*case[:2], case[2] | {"tie_word_embeddings": True}) for name, case in EVERY.items() if name in HEADS}
+
+
+def test_every_family_with_a_head_is_here():
+    assert {EVERY[name][1].model_type for name in HEADS} == FAMILIES.keys() - {"vit"}
+
+
+def stored(name, folder, change):
+    """A tied model, saved with another set of tensors, and as transformers reads it."""
+    theirs = made(name, CASES)
+    theirs.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    head, table = HEADS[name]
+    source = tensors[table]
+    tensors[head] = torch.randn(source.shape, dtype=source.dtype) if change == "another" else source.clone()
+    if change == "alone":
+        del tensors[table]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return again(type(theirs), name, folder)
+
+
+def again(shape, name, folder):
+    model = shape.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
+    if "mixtral" in name:
+        model.set_experts_implementation("eager")
+    for key, values in model.named_parameters():
+        if key.endswith("embed_positions.weight") and "marian" in name:  # rounded when they are made
+            values.data = made(name, CASES).get_parameter(key).data
+    return model
+
+
+def logits_equal(name, ours, theirs):
+    with float64_throughout(theirs):
+        mine, other = compared(name, ours, theirs)[-1]
+        assert_equal(mine, other)
+
+
+@pytest.mark.parametrize("change", ["another", "alone", "the same"])
+@pytest.mark.parametrize("name", HEADS)
+def test_as_transformers_reads_it(tmp_path, name, change):
+    theirs = stored(name, tmp_path, change)
+    ours = load(tmp_path, dtype=torch.float64)
+    assert is_tied(ours.config.head) == (change != "another")
+    logits_equal(name, ours, theirs)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_untied_head_is_saved_and_read_again(tmp_path, name):
+    theirs = stored(name, tmp_path, "another")
+    ours = load(tmp_path, dtype=torch.float64)
+    ours.save(tmp_path / "ours")
+    logits_equal(name, load(tmp_path / "ours", dtype=torch.float64), theirs)
+    logits_equal(name, ours, again(type(theirs), name, tmp_path / "ours"))
+
+
+def test_one_table_under_two_names_with_different_values(tmp_path):
+    """Encoder and decoder read one table; a file that holds two different ones is no such model."""
+    made("bart", CASES).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.encoder.embed_tokens.weight"] = tensors["model.shared.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"encoder.embed_tokens.weight and model.shared.weight, .* one tensor"):
+        load(tmp_path)
