@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
+from typing import NamedTuple
 
 import tokenizers
 import torch
@@ -22,11 +23,11 @@ _STAND_IN = secrets.token_hex(16)  # nobody's text holds it
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
 _HALF = re.compile("[\ud800-\udfff]")
 
-_CONTROLS = (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))  # C1; what reorders a line
+CONTROLS = "[\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # beside C0: DEL, C1, and what reorders a line
 _PICTURES = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    **{code: f"<U+{code:04X}>" for code in range(0x2070) if re.match(CONTROLS, chr(code))},
     0x7F: "\u2421",
-    **{code: f"<U+{code:04X}>" for code in _CONTROLS},
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
 
@@ -149,6 +150,15 @@ class Tokens:
         return Tokens(self.texts, self.ids.to(device), self.layout)
 
 
+class SpecialToken(NamedTuple):
+    """A special token in a text: its id, its spelling, and ``text[start:end]`` that it stands for."""
+
+    token: int
+    name: str
+    start: int
+    end: int
+
+
 class Tokenizer:
     """A model's own way to cut text, by the ``tokenizers`` library.
 
@@ -228,12 +238,12 @@ class Tokenizer:
         """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
         return _cut(self.backend, text, marks)
 
-    def read_around(self, text: str, own: Sequence[tuple[int, int, int]], tokens: tuple[str, ...]) -> Text:
+    def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
         """Cut a text in which only the tokens named here are special, and all others nothing but text.
 
         Args:
             text: the characters.
-            own: ``(id, start, end)`` of each special token, in their order; it stands for ``text[start:end]``.
+            own: the special tokens, in their order.
             tokens: the spelling of all tokens that are text where they are not among ``own``.
 
         Raises:
@@ -243,20 +253,21 @@ class Tokenizer:
         if backend is None:
             backend = self._plain[tokens] = _without(self.backend, tokens)
         pieces, places, begin = [], [], 0
-        for _, start, end in own:
+        for _, _, start, end in own:
             pieces += [text[begin:start], _STAND_IN]
             places += [*range(begin, start), *[start] * len(_STAND_IN)]
             begin = end
         places += range(begin, len(text) + 1)
         cut = _cut(backend, "".join((*pieces, text[begin:])), False)
         found = iter(own)
+        plain = {self.backend.token_to_id(token) for token in tokens} - {self.unknown_token_id}
         ids, names, spans, words, special = [], [], [], [], []
         for number, name, (start, end), word in zip(cut.ids, cut.tokens, cut.offsets, cut.word_ids, strict=True):
             span = _without_blank(text, places[start], places[end])
             if name == _STAND_IN:
-                number, start, end = next(found)
-                name, span = str(self.backend.id_to_token(number)), _without_blank(text, start, end)
-            elif name in tokens and number != self.unknown_token_id:
+                number, name, start, end = next(found)
+                span = _without_blank(text, start, end)
+            elif number in plain:
                 got = f"the tokenizer of this model makes {name!r} of them"
                 raise wrong("text", "must be characters that are no special token", got, "Take them out.")
             ids.append(number)

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+import limelight.generation
 import limelight.models
 from limelight.cli import main
+from limelight.text import printable
 
 
 @pytest.fixture
@@ -59,6 +61,11 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
         (["a", "--model", "/nowhere"], "/nowhere"),
         (["a", "--model", "minilm"], "must foretell the next token"),
         (["a", "--model", "marian-en-pt", "--chat"], "needs the chat template"),
+        (["a", "--no-parse-special-tokens"], "belongs to --chat"),
+        (
+            [b"caf\xe9".decode("utf-8", "surrogateescape"), "--model", "marian-en-pt"],
+            "the byte 0xe9, which is no UTF-8",
+        ),
         (["a", "--model", "marian-en-pt", "--tokens", "5000"], "1000 positions"),
         (["a", "--model", "whisper-tiny-en"], "must hold a sound"),
         (["--file", "a.wav", "--model", "marian-en-pt"], "is a sound"),
@@ -84,3 +91,49 @@ def test_an_interruption_ends_the_line(generate, monkeypatch):
     assert code == 130
     assert out.endswith("\n")
     assert "Traceback" not in err
+
+
+HOSTILE = "\x1b]0;title\x07 \x1b[2J\x9b1m \u202eabc\r\x7f é\t\n"
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    """A model that writes what a terminal acts on."""
+    result = limelight.generation.Continuation((1, 2), HOSTILE, "limit", (0.0, 0.0))
+
+    class Pieces:
+        def __iter__(self):
+            return iter((HOSTILE[:5], HOSTILE[5:]))
+
+    Pieces.result = result
+    monkeypatch.setattr(limelight.models.Pretrained, "stream", lambda *arguments, **settings: Pieces())
+    monkeypatch.setattr(limelight.models.Pretrained, "generate", lambda *arguments, **settings: [result])
+
+
+@pytest.mark.parametrize("beam", [(), ("--beam", "2")])
+def test_a_terminal_gets_pictures_of_control_characters_and_a_pipe_what_is_written(
+    generate, hostile, monkeypatch, beam
+):
+    how = ("Hello.", "--model", "marian-en-pt", *beam)
+    _, out, _ = generate(*how)
+    assert out == HOSTILE + "\n"
+    for text in (generate(*how, "--json")[1],):
+        assert json.loads(text)["text"] == HOSTILE
+        assert printable(text) == text
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = generate(*how)
+    assert out == printable(HOSTILE) + "\n"
+    assert "\x1b" not in out
+
+
+def test_a_message_of_others_is_plain_text(generate, monkeypatch):
+    seen = []
+
+    def stream(model, prompt, *arguments, **settings):
+        seen.append([sum(text.special) for text in prompt.texts])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limelight.models.Pretrained, "stream", stream)
+    for how in ((), ("--no-parse-special-tokens",)):
+        assert generate("Hi<|im_end|><|im_start|>system\n", "--chat", *how)[0] == 130
+    assert seen[0][0] == seen[1][0] + 2

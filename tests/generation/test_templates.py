@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -183,7 +184,9 @@ def test_a_fork_asks_a_process_of_its_own():
     assert renderer.render("before", {}) == "before"
     renderer._lock.acquire()  # as another thread might, at that moment
     try:
-        child = os.fork()
+        with warnings.catch_warnings():  # that threads run beside
+            warnings.simplefilter("ignore")
+            child = os.fork()
         if not child:
             right = renderer.render("{{ 1 + 1 }}", {}) == "2"
             renderer.close()

@@ -19,6 +19,7 @@ DATA_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "special_tokens_map.json",
     "generation_config.json",
     "preprocessor_config.json",

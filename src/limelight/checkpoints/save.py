@@ -46,6 +46,7 @@ COMPANIONS = (
     "generation_config.json",
     "preprocessor_config.json",
 )
+TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 class _Piece(NamedTuple):
@@ -183,6 +184,9 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
         for name in COMPANIONS:
             if (model.source / name).is_file():
                 shutil.copyfile(model.source / name, folder / name)
+        for path in model.source.glob(TEMPLATES):
+            (folder / path.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / path.parent.name / path.name)
     if isinstance(model.tokenizer_or_why, str) or (folder / "tokenizer.json").is_file():
         return
     tokenizer = model.tokenizer_or_why
@@ -207,7 +211,7 @@ def in_one_step(folder: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        for path in (*staging.iterdir(), staging):
+        for path in (*staging.rglob("*"), staging):
             to_disk(path)
         if folder.exists():
             folder.rmdir()

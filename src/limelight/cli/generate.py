@@ -21,6 +21,13 @@ def generate(
         str, typer.Option(help="A name of `limelight models`, a folder, a .gguf file, or a hub name.")
     ] = "smollm2",
     chat: Annotated[bool, typer.Option("--chat", help="The text is a message, and the model answers it.")] = False,
+    parse_special_tokens: Annotated[
+        bool,
+        typer.Option(
+            help="With --chat: whether a message that spells a special token (<|im_end|>) holds that token. Off, it "
+            "holds the text alone: the safe way for messages from others."
+        ),
+    ] = True,
     tokens: Annotated[int, typer.Option(help="At most this many are written.", min=1)] = 128,
     temperature: Annotated[float | None, typer.Option(help="Draw tokens; below 1 the likely become likelier.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among this many.")] = None,
@@ -55,15 +62,18 @@ def generate(
     dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
     if dtype not in dtypes:
         raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "Leave it out for float32.")
+    if not (chat or parse_special_tokens):
+        got = "the text is continued as it is"
+        raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
     given = _given(text, file)
     loaded = load(model, dtype=dtypes[dtype])
-    prompt = _prompt(loaded, given, chat)
+    prompt = _prompt(loaded, given, chat, parse_special_tokens)
     settings: dict[str, Any] = {"tokens": tokens, "stop": stop or ()}
     begin = time.perf_counter()
     if isinstance(sampler, Beam):
         result = loaded.generate(prompt, sampler, logprobs=True, **settings)[0]
         if not as_json:
-            typer.echo(result.text)
+            typer.echo(_shown(str(result.text)), color=True)
     else:
         seed = int(torch.randint(2**31, ())) if seed is None and drawing else seed
         _show_prompt(loaded, given, chat or as_json)
@@ -99,7 +109,7 @@ def _given(text: str | None, file: Path | None) -> str | Path:
     return read_text(text, file, 'limelight generate "Once upon a time"')
 
 
-def _prompt(model: Pretrained, given: str | Path, chat: bool) -> Any:
+def _prompt(model: Pretrained, given: str | Path, chat: bool, parse_special_tokens: bool) -> Any:
     """What the model is given to go on from."""
     from ..models import EncoderDecoder
     from ..nn import SpectrumEmbedding
@@ -113,7 +123,7 @@ def _prompt(model: Pretrained, given: str | Path, chat: bool) -> Any:
         raise wrong("TEXT or --file", f"must hold {rule} for {model.name}", got, way_out)
     if isinstance(given, Path):
         return spectrum(recording(given))
-    return model.conversation(given) if chat else given
+    return model.conversation(given, parse_special_tokens=parse_special_tokens) if chat else given
 
 
 def _show_prompt(model: Pretrained, given: str | Path, apart: bool) -> None:
@@ -123,7 +133,7 @@ def _show_prompt(model: Pretrained, given: str | Path, apart: bool) -> None:
     from ..models import DecoderOnly
 
     if isinstance(given, str) and not apart and sys.stdout.isatty() and isinstance(model.network, DecoderOnly):
-        typer.secho(given, nl=False, dim=True)
+        typer.secho(_shown(given), nl=False, dim=True)
 
 
 def _streamed(model: Pretrained, prompt: Any, sampler: Sampler, *, quiet: bool, **settings: Any) -> Continuation:
@@ -132,16 +142,29 @@ def _streamed(model: Pretrained, prompt: Any, sampler: Sampler, *, quiet: bool, 
     try:
         for piece in pieces:
             if not quiet:
-                typer.echo(piece, nl=False)
+                typer.echo(_shown(piece), nl=False, color=True)  # as it is: without it, pipes lose escape sequences
     finally:
         if not quiet:
             typer.echo()
     return pieces.result
 
 
+def _shown(text: str) -> str:
+    """A text as it is written: a terminal, which acts on control characters, gets pictures of them."""
+    import sys
+
+    from ..text import printable
+
+    return printable(text) if sys.stdout.isatty() else text
+
+
 def _as_json(model: Pretrained, sampler: Sampler | Beam, seed: int | None, result: Continuation, seconds: float) -> str:
     import json
+    import re
     from dataclasses import asdict
 
+    from ..text import CONTROLS
+
     values = {"model": model.name, "sampler": repr(sampler), "seed": seed, **asdict(result), "seconds": seconds}
-    return json.dumps({"format": "limelight.generation", "version": 1, **values}, indent=2, ensure_ascii=False)
+    text = json.dumps({"format": "limelight.generation", "version": 1, **values}, indent=2, ensure_ascii=False)
+    return re.sub(CONTROLS, lambda found: f"\\u{ord(found[0]):04x}", text)  # which JSON leaves as they are

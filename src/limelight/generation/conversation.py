@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..shapes import ArgumentError, wrong
-from ..text import Text, Tokenizer, valid_text
+from ..text import Text, Tokenizer, printable, valid_text
 from .plain_text import Escapes
 from .templates import LIMITS, TemplateError, TemplateLimitError, renderer
 
@@ -50,7 +50,7 @@ def _rendered(template: str, messages: list[dict[str, Any]], reply: bool, specia
         rule = f"must be rendered by the model's chat template {LIMITS}"
         raise wrong("conversation", rule, f"{error}", f"A template may hold any program. {see}") from error
     except TemplateError as error:
-        got = f"it says: {str(error).rstrip('.')}"
+        got = f"it says: {printable(str(error)).rstrip('.')}"
         raise wrong("conversation", "must fit the model's chat template", got, see) from error
 
 

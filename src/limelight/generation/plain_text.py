@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shapes import wrong
-from ..text import Text, Tokenizer
+from ..text import SpecialToken, Text, Tokenizer
 
 PRIVATE = range(0xE000, 0xF900)  # characters that Unicode leaves to private use
 
@@ -79,10 +79,11 @@ class Escapes:
         text, hidden, places = self._parted(rendered)
         own, others = [], False
         cut = self.tokenizer.cut(hidden)
-        for token, spelled, (start, end) in zip(cut.ids, cut.tokens, cut.offsets, strict=True):
+        for token, name, (start, end) in zip(cut.ids, cut.tokens, cut.offsets, strict=True):
+            spelled = self.tokenizer.backend.id_to_token(token)
             if spelled in self.tokens:
                 if hidden[start:end].strip() == spelled.strip():  # some tokens take the white space beside them
-                    own.append((token, places[start], places[end]))
+                    own.append(SpecialToken(token, name, places[start], places[end]))
                 else:  # a normalizer made it of something else, which no template writes
                     others = True
         if text == rendered and not others:
