@@ -5,6 +5,7 @@ Every transform of every sample gives what the formula gives. `LEFT` names what 
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -25,11 +26,12 @@ from torch.testing._internal.common_methods_invocations import op_db
 samples = [((s.input, *s.args), s.kwargs) for s in op.sample_inputs("cpu", torch.float64, requires_grad=False)]
 torch.save(samples, sys.argv[1])
 """
-# Under `sdpa` a call is Limelight's, unless:
+# A call under `sdpa` is Limelight's. While PyTorch traces, nobody can tell which kernel will serve it: it is left.
 LEFT = {
     "compiled": "the call is recorded by torch.compile",
     "recorded": "the call is recorded by make_fx",
     "fake": "the call is recorded by FakeTensorMode",
+    "functionalized": "the call is recorded by torch.func.functionalize",
 }
 
 
@@ -60,17 +62,18 @@ def formula(query, key, value, mask=None, is_causal=False, dropout_p=0.0):
 
 
 def doors(options):
-    """The call by each door; the second gives its account too."""
+    """The call by each door."""
+    return partial(compat.scaled_dot_product_attention, **options), partial(F.scaled_dot_product_attention, **options)
 
-    def direct(*tensors):
-        torch.manual_seed(0)  # from which dropout draws its seed
-        return compat.scaled_dot_product_attention(*tensors, **options)
 
-    def routed(*tensors):
+def seeded(call):
+    """Dropout draws its seed from PyTorch's generator."""
+
+    def same(*tensors):
         torch.manual_seed(0)
-        return F.scaled_dot_product_attention(*tensors, **options)
+        return call(*tensors)
 
-    return direct, routed
+    return same
 
 
 def everywhere(samples, transform, left=None):
@@ -82,12 +85,13 @@ def everywhere(samples, transform, left=None):
         with sdpa() as told:
             found = transform(routed, tensors)
         torch.testing.assert_close(found, expected)
-        if left is None:
-            assert told.taken
-            assert not told.left, str(told)
-        else:
-            assert not told.taken, str(told)
-            assert all(LEFT[left] in why for why in told.left), str(told)
+        assert_told(told, left)
+
+
+def assert_told(told, left):
+    assert bool(told.taken) == (left is None), str(told)
+    assert bool(told.left) == (left is not None), str(told)
+    assert all(LEFT[left] in why for why in told.left), str(told)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -107,6 +111,7 @@ def test_forward(samples, dtype):
 
 def assert_dropped(call, tensors, options):
     """The call mixes values by half of the formula's weights, doubled."""
+    call = seeded(call)
     query, key, value = tensors
     each = torch.eye(key.shape[-2], dtype=value.dtype).expand(*value.shape[:-1], -1)  # the output is the weights
     weights = formula(query, key, each, **options)
@@ -132,8 +137,8 @@ def test_gradients(samples):
         leaves = [x.clone().requires_grad_() for x in tensors]
         for call in doors(options):
             with sdpa() as told:
-                assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
-                assert torch.autograd.gradgradcheck(call, leaves, fast_mode=True)
+                assert torch.autograd.gradcheck(seeded(call), leaves, fast_mode=True)
+                assert torch.autograd.gradgradcheck(seeded(call), leaves, fast_mode=True)
             assert not told.left
 
 
@@ -166,27 +171,41 @@ def test_vmap(samples):
     everywhere(samples, transform)
 
 
+def compiled(call, tensors):
+    torch.compiler.reset()
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    return torch.compile(call, backend="aot_eager", fullgraph=True), leaves
+
+
 def test_compiled(samples):
-    def transform(call, tensors):
-        torch.compiler.reset()
+    for tensors, options in samples[0]:
         leaves = [x.clone().requires_grad_() for x in tensors]
-        output = torch.compile(call, backend="aot_eager")(*leaves)
-        return output.detach(), torch.autograd.grad(output.square().sum(), leaves)
+        expected = formula(*leaves, **options)
+        gradients = torch.autograd.grad(expected.square().sum(), leaves)
+        call, leaves = compiled(doors(options)[0], tensors)
+        found = call(*leaves)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), leaves), gradients)
 
-    everywhere((samples[0], []), transform, left="compiled")
+
+def test_compiled_calls_are_left_by_sdpa(samples):
+    tensors, options = samples[0][-1]
+    call, leaves = compiled(doors(options)[1], tensors)
+    with sdpa() as told:
+        torch.testing.assert_close(call(*leaves), formula(*leaves, **options))
+    assert_told(told, "compiled")
 
 
-def test_compiled_with_dropout(samples):
-    for tensors, options in samples[1]:
-        torch.compiler.reset()
-        call = torch.compile(doors(options)[0], backend="aot_eager")
-        leaves = [x.clone().requires_grad_() for x in tensors]
-        assert_dropped(call, leaves, options)
-        each = torch.eye(tensors[1].shape[-2], dtype=torch.float64).expand(*tensors[2].shape[:-1], -1)
-        kept = (call(*tensors[:2], each) != 0).double()
-        expected = (formula(*leaves[:2], each, **options) * kept * 2) @ leaves[2]
-        found = torch.autograd.grad(call(*leaves).square().sum(), leaves)
-        torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), leaves))
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_compiled_with_dropout(samples, is_causal):
+    tensors, options = next(sample for sample in samples[1] if sample[1]["is_causal"] == is_causal)
+    call, leaves = compiled(doors(options)[0], tensors)
+    assert_dropped(call, leaves, options)
+    each = torch.eye(tensors[1].shape[-2], dtype=torch.float64).expand(*tensors[2].shape[:-1], -1)
+    kept = (seeded(call)(*tensors[:2], each) != 0).double()
+    expected = (formula(*leaves[:2], each, **options) * kept * 2) @ leaves[2]
+    found = torch.autograd.grad(seeded(call)(*leaves).square().sum(), leaves)
+    torch.testing.assert_close(found, torch.autograd.grad(expected.square().sum(), leaves))
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
@@ -206,13 +225,12 @@ def test_recorded(samples, mode):
 def test_fake(samples):
     for tensors, options in samples[0]:
         expected = formula(*tensors, **options)
-        for call in doors(options):
-            with FakeTensorMode() as mode, sdpa() as told:
-                found = call(*(mode.from_tensor(x) for x in tensors))
-            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-            assert not told.taken
-            assert all(LEFT["fake"] in why for why in told.left), str(told)
+        with FakeTensorMode() as mode, sdpa() as told:
+            results = [call(*(mode.from_tensor(x) for x in tensors)) for call in doors(options)]
+        for found in results:
+            assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
+        assert_told(told, "fake")
 
 
 def test_functionalized(samples):
-    everywhere(samples, lambda call, tensors: torch.func.functionalize(call)(*tensors))
+    everywhere(samples, lambda call, tensors: torch.func.functionalize(call)(*tensors), left="functionalized")

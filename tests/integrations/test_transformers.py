@@ -1,5 +1,8 @@
 """What the integration promises beside equal logits: names, explanations, masks that users give, no silent loss."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import transformers
@@ -7,7 +10,7 @@ from families import DECODERS, ENCODER_DECODERS, ENCODERS
 
 import limelight
 from limelight import BackendError, Observe
-from limelight.integrations.transformers import account, report
+from limelight.integrations.transformers import account, enable, report
 
 TOKENS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(2))
 
@@ -33,6 +36,21 @@ def test_from_pretrained(tmp_path):
     with account() as told, torch.no_grad():
         model(TOKENS)
     assert told.taken == {"Causal() under Aligned": 2}
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_a_copied_model_is_served_and_observed_as_the_first(name):
+    enable()  # again: nothing changes
+    model = built(name)
+    arguments = {"decoder_input_ids": TOKENS[:, :5]} if name in ENCODER_DECODERS else {}
+    found = []
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with account() as told, limelight.watching(Observe(entropy=True)) as seen, torch.no_grad():
+            logits = one(TOKENS, **arguments).logits
+        found.append((logits, told.taken, list(seen.layers)))
+    for logits, *others in found[1:]:
+        assert torch.equal(logits, found[0][0])
+        assert others == [*found[0][1:]]
 
 
 # --- Masks that users give -------------------------------------------------------------------------------------------
@@ -198,6 +216,21 @@ def test_reports_another_implementation():
     assert str(report(model)) == "Limelight computes 6 of 6 attention layers."
     model.set_attn_implementation("sdpa")
     assert "set_attn_implementation('limelight')" in str(report(model))
+
+
+def test_reports_on_models_alone():
+    with pytest.raises(limelight.ArgumentError, match="`model` must be a model"):
+        report("meta-llama/Llama-3")
+
+
+def test_an_account_has_one_line_for_what_is_asked_again():
+    """However long the text has become meanwhile."""
+    model = built("t5")
+    with account() as told:
+        model.generate(TOKENS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert set(told.taken) == {
+        "Full() under Aligned, RelativeBias()", "Causal() under Aligned, RelativeBias()", "Full() under Aligned, Bias()"
+    }  # fmt: skip
 
 
 def test_account_says_what_was_read_pair_by_pair():

@@ -307,6 +307,8 @@ def report(model: nn.Module) -> Report:
     Falcon, BLOOM, MPT, GPT-J, XLNet, Longformer, among others) and goes on as before, with a line in its log at most;
     this says so.
     """
+    if not isinstance(model, nn.Module):
+        raise wrong("model", "must be a model, a torch.nn.Module", f"it is {model!r}", "Build or load it first.")
     served, own = [], {}
     attentions = {
         name: module for name, module in model.named_modules() if "attention" in type(module).__name__.lower()
@@ -361,5 +363,5 @@ def _tell(
         told.notes["nobody described a mask"] += 1
 
 
-# Tensors grow with every token; what is asked for stays the same.
-_SIZES = re.compile(r"\w+=<[^>]*>(, fixed=\w+)?")
+# Tensors grow with every token, and tables of distances with them; what is asked for stays the same.
+_SIZES = re.compile(r"\w+=<[^>]*>(, (fixed|buckets)=\w+(\([^)]*\))?)*")
