@@ -293,6 +293,16 @@ def test_a_query_that_sees_nothing_has_no_weights():
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
+def test_a_layer_that_is_compiled_is_left_to_pytorch(need_weights):
+    layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
+    expected = layer(states, states, states, need_weights=need_weights)
+    with sdpa() as told:
+        found = torch.compile(layer, backend="eager", fullgraph=True)(states, states, states, need_weights=need_weights)
+    torch.testing.assert_close(found, expected)
+    assert told.left == {"the call is recorded by torch.compile and torch.export": 1}
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
 def test_a_layer_of_a_subclass_is_left_to_it(need_weights):
     layer = torch.nn.MultiheadAttention(16, 4, batch_first=True).train()
     states = torch.randn(2, 6, 16).as_subclass(Own)

@@ -62,6 +62,11 @@ class _Routing(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is _SDPA or func is _LAYER:
+            recorder = tracing.recorder(next(iter((*args, *kwargs.values())), None))
+            if recorder:
+                self.told.left[f"the call is recorded by {recorder}"] += 1
+                return func(*args, **kwargs)
         if func is _SDPA:
             return self._called(*args, **kwargs)
         if func is _LAYER:
@@ -108,13 +113,11 @@ class _Routing(TorchFunctionMode):
 
     def _attend(self, attend: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The output, or ``None`` where the call is left to PyTorch: it may know what the call means, or says so."""
-        recorder = tracing.recorder(next(iter((*args, *kwargs.values())), None))
-        why = f"the call is recorded by {recorder}" if recorder else ""
         backends: tuple[str | None, ...] = _KERNELS
-        name = None
-        if not why and current_watcher():
+        name, why = None, ""
+        if current_watcher():
             backends, name = (None,), of_layer()
-        for backend in () if why else backends:
+        for backend in backends:
             try:
                 output = attend(*args, **kwargs, backend=backend, name=name)
             except (ArgumentError, BackendError) as error:
