@@ -21,7 +21,7 @@ def written(path, samples, *, rate=16_000, width=2, channels=1):
 
 
 @pytest.mark.parametrize("bands", [80, 128])
-@pytest.mark.parametrize("length", [100, 16_001, 40_000])
+@pytest.mark.parametrize("length", [100, 16_001, 32_000])
 def test_the_spectrum_is_that_of_transformers(bands, length):
     sound = 0.3 * np.random.default_rng(length).standard_normal(length).astype(np.float32)
     extractor = transformers.WhisperFeatureExtractor(feature_size=bands, chunk_length=2)
@@ -38,6 +38,14 @@ def test_sounds_of_a_batch_are_separate():
         torch.testing.assert_close(row, spectrum(sound, seconds=1)[0], rtol=1e-5, atol=1e-5)
     assert spectrum(sounds, seconds=None).shape == (3, 80, 31)
     assert spectrum(sounds.double(), seconds=None).dtype == torch.float64
+
+
+def test_a_sound_that_is_too_long_is_not_cut_without_a_word():
+    with pytest.raises(ArgumentError, match=r"`samples` must be no longer than 2 seconds, but it is 2.50 seconds long"):
+        spectrum(torch.zeros(40_000), seconds=2)
+    parts = torch.zeros(40_000).split(32_000, dim=-1)
+    assert [spectrum(part, seconds=2).shape for part in parts] == [(1, 80, 200)] * 2
+    assert spectrum(torch.zeros(40_000), seconds=None).shape == (1, 80, 250)
 
 
 def test_silence_is_finite():

@@ -145,9 +145,7 @@ def whole_number(name: str, value: object, *, at_least: int | None = None) -> in
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise wrong(name, "must be a whole number", f"it is {value!r}", "Pass an int.")
     if at_least is not None and value < at_least:
-        raise wrong(
-            name, f"must be at least {at_least}", f"it is {value}", "Check the sign and the order of the arguments."
-        )
+        raise wrong(name, f"must be at least {at_least}", f"it is {value}", f"Use {at_least} or more.")
     return value  # type: ignore[return-value]
 
 

@@ -54,17 +54,21 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
     Args:
         samples: 16,000 a second, between -1 and 1.
         bands: how many.
-        seconds: length that every sound is cut or filled with silence to; ``None`` leaves it.
+        seconds: length that every sound is padded to with silence; ``None`` leaves it. Whisper hears 30 seconds.
 
     Raises:
-        ArgumentError: samples of another shape.
+        ArgumentError: samples of another shape, or longer than ``seconds``.
     """
     if not isinstance(samples, Tensor) or samples.dim() not in (1, 2) or not samples.is_floating_point():
         raise wrong("samples", "must be an (n,) or (B, n) float tensor", f"it is {describe(samples)}", "Use recording.")
     samples = samples if samples.dim() == 2 else samples[None]
     if seconds is not None:
         wanted = whole_number("seconds", seconds, at_least=1) * RATE
-        samples = torch.nn.functional.pad(samples[:, :wanted], (0, max(0, wanted - samples.shape[1])))
+        if samples.shape[1] > wanted:
+            rule, got = f"must be no longer than {seconds} seconds", f"it is {samples.shape[1] / RATE:.2f} seconds long"
+            way_out = f"Hear it in parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
+            raise wrong("samples", rule, got, way_out)
+        samples = torch.nn.functional.pad(samples, (0, wanted - samples.shape[1]))
     samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
     window = torch.hann_window(FRAME, dtype=samples.dtype, device=samples.device)
     waves = torch.stft(samples, FRAME, STEP, window=window, return_complex=True)[..., :-1]  # (B, FRAME / 2 + 1, frames)

@@ -1,7 +1,9 @@
 """``limelight generate`` from the outside."""
 
+import io
 import json
 import sys
+import wave
 
 import pytest
 
@@ -52,9 +54,15 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "must name one text"),
-        (["a", "--top-p", "2"], "`top_p` must be"),
-        (["a", "--temperature", "0"], "Greedy()"),
+        ([], 'must name one text, but neither was. For example: limelight generate "Once upon a time"; - reads '),
+        (["a", "--top-p", "2"], "`--top-p` must be"),
+        (["a", "--top-k", "0"], "`--top-k` must be at least 1, but it is 0. Use 1 or more."),
+        (["a", "--beam", "0"], "`--beam` must be at least 1, but it is 0"),
+        (["a", "--repetition-penalty", "0"], "`--repetition-penalty` must be"),
+        (["a", "--temperature", "0"], "Leave it out to take the most likely token"),
+        (["a", "--seed", "1"], "`--seed` belongs to sampling, but the most likely token is taken"),
+        (["a", "--seed", "1", "--beam", "2"], "`--seed` belongs to sampling, but --beam searches"),
+        (["a", "--system", "Be brief."], "there is no --chat"),
         (["a", "--beam", "2", "--top-k", "3"], "--top-k would draw"),
         (["a", "--length-penalty", "2"], "belongs to a search"),
         (["a", "--dtype", "int8"], "`--dtype` must be one of"),
@@ -77,6 +85,66 @@ def test_mistakes_end_in_one_paragraph(generate, arguments, message):
     assert message in err
     assert "Traceback" not in err + out
     assert len([line for line in err.splitlines() if line.startswith("error")]) == 1
+
+
+def piped(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["--file", "-"]])
+def test_standard_input(generate, monkeypatch, arguments):
+    piped(monkeypatch, b"The capital of France is\n")
+    code, out, _ = generate(*arguments, "--tokens", "2", "--stop", "\n", "--json")
+    said = json.loads(out)
+    assert (code, said["text"], said["tokens"]) == (0, " Paris.", ["ĠParis", "."])
+
+
+def test_standard_input_that_is_no_text(generate, monkeypatch):
+    piped(monkeypatch, b"caf\xe9")
+    code, _, err = generate("-")
+    assert code == 2
+    assert "`TEXT` must be UTF-8 text, but byte 3 of standard input is 0xe9" in err
+
+
+def test_a_recording_that_is_too_long(generate, tmp_path):
+    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 31 * 16_000))
+    code, _, err = generate("--file", str(tmp_path / "long.wav"), "--model", "whisper-tiny-en")
+    assert code == 2
+    assert "at most 30 seconds" in err
+    assert "31.0 seconds long" in err
+
+
+def test_a_conversation(generate, monkeypatch):
+    """What was said before stands in the prompt of the next answer; Ctrl-D ends."""
+    prompts, lines = [], iter(["Hello.", "", "And now?"])
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    def answer(model, prompt, sampler, **settings):
+        prompts.append(prompt.texts[0].text)
+        return iter(["Right", f" {len(prompts)}.\x1b[2J"])
+
+    def typed(prompt):
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(limelight.models.Pretrained, "stream", answer)
+    monkeypatch.setattr("builtins.input", typed)
+    code, out, _ = generate("--chat", "--system", "Be brief.")
+    assert (code, out.split("\n")[:2]) == (0, ["Right 1.\x1b[2J", "Right 2.\x1b[2J"])  # no terminal: as it is
+    assert all("Be brief." in prompt for prompt in prompts)
+    first, second = prompts
+    assert "Hello." in first
+    assert second.index("Hello.") < second.index("Right 1.") < second.index("And now?")
 
 
 def test_an_interruption_ends_the_line(generate, monkeypatch):

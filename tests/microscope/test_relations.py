@@ -1,12 +1,14 @@
 """Relations between words against a plain loop over the weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from made_up import OTHER, SENTENCE, mock_reading, paragraphs
 
 from limelight.microscope.comparison import changes, compare_readings, shared_words
 from limelight.microscope.reading import find_sinks
-from limelight.microscope.relations import given, strongest, taken, uniform, words_that_matter
+from limelight.microscope.relations import excess_attention, given, strongest, taken, uniform, words_that_matter
 
 
 def between(reading, query, key, layer, head):
@@ -64,9 +66,30 @@ def test_strongest_leaves_out_what_is_no_relation_unless_asked():
     found = strongest(reading, bank, most=99)
     names = [reading.unit_text[relation.key] for relation in found]
     assert sorted(names) == ["The", "is", "near", "river", "the"]
-    assert [relation.weight for relation in found] == sorted((r.weight for r in found), reverse=True)
+    assert found == sorted(found, key=lambda relation: (relation.positional, -relation.weight))
     every = strongest(reading, bank, special=True, most=99)
     assert {"[CLS]", "[SEP]", ".", "bank"} < {reading.unit_text[relation.key] for relation in every}
+
+
+def test_relations_of_positional_heads_come_last():
+    """A head that gives more than half of its attention to one place says nothing of the words that stand there."""
+    reading = mock_reading(SENTENCE, 1, 2)
+    length = reading.length
+    shares = np.full((1, 2, length, length), 0.4 / (length - 1), np.float32)
+    shares[0, 0] /= 2
+    places = np.arange(length)
+    shares[0, 0, places, np.maximum(places - 1, 0)] = 0.6  # the first head looks at the token before
+    shares[0, 1, places, (places + 4) % length] = 0.6  # the other at the fourth behind
+    before = np.array([[0.6, 0.05]], np.float32)
+    nothing = np.zeros((1, 2), np.float32)
+    heads = dataclasses.replace(reading.heads, previous=before, own=nothing, next=nothing)
+    changed = dataclasses.replace(reading, shares=shares, heads=heads)
+    bank = changed.find("bank")[0]
+    found = strongest(changed, bank)
+    names = [(changed.unit_text[relation.key], relation.positional) for relation in found]
+    assert names[0] == ("river", False)
+    assert names[-1] == ("The", True)
+    assert [positional for _, positional in names] == [False] * 4 + [True]
 
 
 def test_words_that_matter_are_content_words_that_move_most():
@@ -75,6 +98,19 @@ def test_words_that_matter_are_content_words_that_move_most():
     content = [n for n, word in enumerate(reading.words) if word.text in {"cat", "saw", "small", "river", "cold"}]
     assert chosen == sorted(sorted(content, key=lambda n: reading.path[-1, n])[:2])
     assert [mock_reading("it was", 1, 1).words[n].text for n in words_that_matter(mock_reading("it was", 1, 1))]
+
+
+def test_the_words_of_a_decoder_are_those_that_receive_most():
+    reading = mock_reading("The cat saw a very small river and it was cold.", 2, 2, causal=True)
+    received = np.tile(reading.expected, (2, 1))
+    river = reading.find("river")[0]
+    received[:, list(reading.unit_tokens[river])] += 0.5
+    received[:, list(reading.unit_tokens[reading.find("it")[0]])] += 2.0  # a function word
+    changed = dataclasses.replace(reading, received=received)
+    assert words_that_matter(changed, most=1) == [river]
+    excess = excess_attention(changed)
+    assert excess[river] == pytest.approx(0.5, abs=1e-5)
+    assert excess[reading.find("cat")[0]] == pytest.approx(0.0, abs=1e-5)
 
 
 def test_a_sink_is_the_first_token_of_a_causal_model_only():
@@ -99,7 +135,8 @@ def test_shared_words_and_their_cosine():
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     assert comparison.cosine[1, 1] == pytest.approx(cosine, abs=1e-5)
     assert comparison.baseline_pairs == 6 * 6 - 3  # "the" twice and "bank" once meet themselves
-    change = changes(first, second, comparison, 1)[0]
-    means = [given(r, p).mean(1)[change.layer] for r, p in zip((first, second), pairs[1], strict=True)]
-    assert change.first == pytest.approx(means[0][pairs[0][0]], abs=1e-6)
-    assert change.second == pytest.approx(means[1][pairs[0][1]], abs=1e-6)
+    assert changes(first, second, comparison, 1) == []  # a function word is no partner
+    change = changes(first, second, comparison, 0)[0]
+    means = [given(r, p).mean(1)[change.layer] for r, p in zip((first, second), pairs[0], strict=True)]
+    assert change.first == pytest.approx(means[0][pairs[1][0]], abs=1e-6)
+    assert change.second == pytest.approx(means[1][pairs[1][1]], abs=1e-6)

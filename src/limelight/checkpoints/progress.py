@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,20 +45,29 @@ def _shown(what: str, total: int, note: str, *columns: ProgressColumn) -> Iterat
     parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     progress = Progress(*parts, console=console, transient=True)
     begin, task = time.monotonic(), progress.add_task(what, total=total)
-    said = False
+    said = threading.Lock()  # taken for good by who shows it: the first report after two seconds, or the timer
+
+    def show() -> None:
+        if not said.acquire(blocking=False):
+            return
+        if console.is_terminal:
+            progress.start()
+        else:
+            console.print(f"{what}{note} ...", highlight=False)
 
     def report(done: int) -> None:
-        nonlocal said
         progress.update(task, completed=min(done, total))
-        if not said and time.monotonic() - begin > PATIENCE:
-            said = True
-            if console.is_terminal:
-                progress.start()
-            else:
-                console.print(f"{what}{note} ...", highlight=False)
+        if time.monotonic() - begin > PATIENCE:
+            show()
 
+    # The first step alone may take longer than that.
+    timer = threading.Timer(PATIENCE, show)
+    timer.daemon = True
+    timer.start()
     try:
         yield report
     finally:
+        timer.cancel()
+        timer.join()  # else it may show the bar after its end
         if progress.live.is_started:
             progress.stop()

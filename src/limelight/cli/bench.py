@@ -65,11 +65,11 @@ def bench(
             progress.update(task, description=case.name)
             if not rows or rows[-1].case.group != case.group:
                 console.print(f"\n{case.group}", style="bold")
-                console.print(_line("", *_HEADS[case.per]), style="dim")
+                console.print(_line(console.width, "", *_HEADS[case.per]), style="dim")
 
         for row in benchmark.run(cases, count, 0.5 if quick else 3.0, begin):
             rows.append(row)
-            console.print(_line(row.case.name + ("" if row.steady else " ~"), *_cells(row)))
+            console.print(_line(console.width, row.case.name + ("" if row.steady else " ~"), *_cells(row)))
             progress.advance(task)
         if with_memory:
             progress.update(task, description=benchmark.MEMORY)
@@ -92,8 +92,22 @@ _HEADS = {
 }
 
 
-def _line(name: str, *cells: str) -> str:
-    return f"{name:38}" + "".join(f"{cell:>10}" for cell in cells)
+_NAME, _CELL = 38, 10  # characters
+_FIRST = (
+    0,
+    4,
+    2,
+    3,
+    1,
+    5,
+)  # the cells of a line, that which says most first: where not all fit, the others are left out
+
+
+def _line(width: int, name: str, *cells: str) -> str:
+    names = _NAME if width >= _NAME + 3 * _CELL else 28
+    kept = sorted(_FIRST[: max(1, (width - names) // _CELL)])
+    short = name if len(name) <= names else name[: names - 1] + "…"
+    return f"{short:{names}}" + "".join(f"{cells[number]:>{_CELL}}" for number in kept)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

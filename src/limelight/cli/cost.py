@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Dtype, dtype_of
+
 if TYPE_CHECKING:
     from ..cost import Cost
 
@@ -14,7 +16,7 @@ def cost(
     model: Annotated[str, typer.Argument(help="A folder, a config.json, a .gguf file, or a name (limelight models).")],
     length: Annotated[int, typer.Option(help="Tokens of each text.", min=1)] = 2048,
     batch: Annotated[int, typer.Option(help="Texts.", min=1)] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Tell the operations, the bytes and the least time of each step of a forward pass, and the memory of a model.
@@ -31,12 +33,9 @@ def cost(
     from ..backends import native
     from ..checkpoints.load import outline
     from ..cost import cost as cost_of
-    from ..shapes import FLOATS, wrong
 
-    dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
-    if dtype not in dtypes:
-        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight cost --help.")
-    found = cost_of(outline(model), length, batch=batch, itemsize=dtypes[dtype].itemsize)
+    itemsize = dtype_of(dtype).itemsize
+    found = cost_of(outline(model), length, batch=batch, itemsize=itemsize)
     limits: tuple[float, float] | None = None
     if native._library is not None:
         from ..benchmark.timing import bandwidth, peak

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Dtype, dtype_of
+
 
 def explain(
     length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
@@ -16,7 +18,7 @@ def explain(
     width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
     pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
     back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    dtype: Dtype = "float32",
     gradients: Annotated[bool, typer.Option(help="The call wants gradients.")] = False,
 ) -> None:
     """Say which backend this machine would run a call with, why not another, and what the call costs.
@@ -30,13 +32,9 @@ def explain(
     from .. import Causal, Full, Window, __version__
     from .. import explain as explain_call
     from ..backends import BACKENDS
-    from ..shapes import FLOATS, wrong
+    from ..shapes import wrong
 
-    dtypes = {str(d).removeprefix("torch."): d for d in FLOATS}
-    if dtype not in dtypes:
-        raise wrong(
-            "--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "See limelight explain --help."
-        )
+    number = dtype_of(dtype)
     patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
     if pattern not in patterns:
         raise wrong(
@@ -46,10 +44,16 @@ def explain(
     typer.echo(
         f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
     )
-    for backend in BACKENDS:
-        typer.echo(f"  {backend.NAME}: {backend.status()}")
+    states = {backend.NAME: backend.status() for backend in BACKENDS}
+    # Without a GPU it does not matter what else those for GPUs lack.
+    idle = [] if torch.cuda.is_available() else [name for name, state in states.items() if "; not usable: " in state]
+    for name, state in states.items():
+        if name not in idle:
+            typer.echo(f"  {name}: {state}")
+    if idle:
+        typer.echo(f"  {', '.join(idle)}: for GPUs; PyTorch sees none here")
     # Nothing is computed and nothing this large is held: one element is seen at every place.
-    one = torch.zeros((), dtype=dtypes[dtype]).requires_grad_(gradients)
+    one = torch.zeros((), dtype=number).requires_grad_(gradients)
     query = one.expand(1, heads, length, width)
     key = one.expand(1, kv_heads or heads, length, width)
     typer.echo(f"\n{patterns[pattern]!r}: {heads} heads x {length} tokens x {width}, {dtype}")

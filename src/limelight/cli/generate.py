@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import MODEL, Dtype, dtype_of, echo, echo_json, read_text, shown
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..generation import Beam, Continuation, Sampler
     from ..models import Pretrained
 
 
 def generate(
-    text: Annotated[str | None, typer.Argument(help="What the text begins with.", show_default=False)] = None,
+    text: Annotated[
+        str | None, typer.Argument(help="What the text begins with; - for standard input.", show_default=False)
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Read it from a file (UTF-8; for Whisper a WAV file); - for standard input.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A name of `limelight models`, a folder, a .gguf file, or a hub name.")
-    ] = "smollm2",
-    chat: Annotated[bool, typer.Option("--chat", help="The text is a message, and the model answers it.")] = False,
+    model: Annotated[str, typer.Option(help=MODEL)] = "smollm2",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The text is a message that the model answers; without one, a conversation.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="The system prompt of a --chat.")] = None,
     parse_special_tokens: Annotated[
         bool,
         typer.Option(
@@ -28,61 +36,135 @@ def generate(
             "holds the text alone: the safe way for messages from others."
         ),
     ] = True,
-    tokens: Annotated[int, typer.Option(help="At most this many are written.", min=1)] = 128,
-    temperature: Annotated[float | None, typer.Option(help="Draw tokens; below 1 the likely become likelier.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among this many.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest that together have this.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Draw among those with this share of the likeliest one's probability.")
+    tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)] = 128,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature; below 1 sharpens the distribution.")
     ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1, what was said becomes less likely.")] = 1.0,
-    beam: Annotated[int | None, typer.Option(help="Search, with this many texts in mind.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Of the search; above 0 longer texts gain.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this; may be given several times.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely tokens that together have this probability.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Sample from tokens with this share of the probability of the most likely one.")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="Repetition penalty; 1 is off.")] = 1.0,
+    beam: Annotated[int | None, typer.Option(help="Beam search with this many beams.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Length penalty of the beam search; above 0 favours longer texts.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling; the same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be given several times.")] = None,
+    dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print text, tokens and probabilities as JSON.")] = False,
 ) -> None:
     """Let a model continue a text, answer a message, translate or write down what is said.
 
-    The likeliest token is taken, unless options draw (--temperature, --top-k, --top-p, --min-p) or search (--beam).
+    The most likely token is taken, unless options sample (--temperature, --top-k, --top-p, --min-p) or search (--beam).
+    With --chat and no text, on a terminal, you talk with the model: Ctrl-C interrupts an answer, Ctrl-D ends.
 
     Example: limelight generate "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 1
     """
-    import time
-
     import torch
 
     from ..checkpoints.load import load
-    from ..generation import Beam
-    from ..shapes import FLOATS, wrong
+    from ..shapes import wrong
 
-    drawing = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampler = _sampler({k: v for k, v in drawing.items() if v is not None}, repetition_penalty, beam, length_penalty)
-    dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
-    if dtype not in dtypes:
-        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {dtype!r}", "Leave it out for float32.")
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    drawing = {name: value for name, value in given.items() if value is not None}
+    sampler = _sampler(drawing, repetition_penalty, beam, length_penalty)
+    if seed is not None and not drawing:
+        what = "--beam searches" if beam is not None else "the most likely token is taken"
+        raise wrong("--seed", "belongs to sampling", what, "For example: --temperature 0.8.")
+    if drawing and seed is None:
+        seed = int(torch.randint(2**31, ()))
+    if system is not None and not chat:
+        raise wrong("--system", "belongs to a conversation", "there is no --chat", "Add --chat.")
     if not (chat or parse_special_tokens):
         got = "the text is continued as it is"
         raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
-    given = _given(text, file)
-    loaded = load(model, dtype=dtypes[dtype])
-    prompt = _prompt(loaded, given, chat, parse_special_tokens)
-    settings: dict[str, Any] = {"tokens": tokens, "stop": stop or ()}
+    number = dtype_of(dtype)
+    settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed}
+    if chat and text is None and file is None and sys.stdin.isatty() and not as_json:
+        _talk(load(model, dtype=number), system, parse_special_tokens, sampler, **settings)
+        return
+    prompt = _given(text, file)
+    loaded = load(model, dtype=number)
+    begun = _prompt(loaded, prompt, chat, system, parse_special_tokens)
+    _write(loaded, prompt, begun, sampler, chat=chat, as_json=as_json, **settings)
+
+
+def _write(
+    model: Pretrained,
+    given: str | Path,
+    prompt: Any,
+    sampler: Sampler | Beam,
+    *,
+    chat: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Print what follows the prompt: a search at its end, everything else piece by piece."""
+    import time
+
+    from rich.console import Console
+
+    from ..generation import Beam
+
     begin = time.perf_counter()
     if isinstance(sampler, Beam):
-        result = loaded.generate(prompt, sampler, logprobs=True, **settings)[0]
+        with Console(stderr=True).status("Searching"):
+            result = model.generate(prompt, sampler, logprobs=True, **settings)[0]
         if not as_json:
-            typer.echo(_shown(str(result.text)), color=True)
+            echo(result.text or "")
     else:
-        seed = int(torch.randint(2**31, ())) if seed is None and drawing else seed
-        _show_prompt(loaded, given, chat or as_json)
-        result = _streamed(loaded, prompt, sampler, quiet=as_json, seed=seed, **settings)
+        _show_prompt(model, given, chat or as_json)
+        result = _streamed(model, prompt, sampler, quiet=as_json, **settings)
     seconds = time.perf_counter() - begin
     if as_json:
-        typer.echo(_as_json(loaded, sampler, seed, result, seconds))
+        echo_json(_as_json(model, sampler, settings["seed"], result, seconds))
     count = len(result.ids)
     typer.secho(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", err=True, dim=True)
+
+
+def _talk(
+    model: Pretrained, system: str | None, parse_special_tokens: bool, sampler: Sampler | Beam, **settings: Any
+) -> None:
+    """A conversation on a terminal, until Ctrl-D. A Ctrl-C interrupts an answer; on an empty line it ends too."""
+    from contextlib import suppress
+
+    with suppress(ImportError):
+        import readline  # noqa: F401  # `input` edits lines with it
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    model.conversation([*messages, {"role": "user", "content": "Hello"}])  # complains before anybody types
+    typer.secho(f"{model.name}. Ctrl-C interrupts an answer, Ctrl-D ends.", err=True, dim=True)
+    while True:
+        try:
+            said = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+        if not said.strip():
+            continue
+        messages.append({"role": "user", "content": said})
+        pieces: list[str] = []
+        try:
+            begun = model.conversation(messages, parse_special_tokens=parse_special_tokens)
+            for piece in _pieces(model, begun, sampler, **settings):
+                pieces.append(piece)
+                echo(piece, nl=False)
+        except KeyboardInterrupt:
+            pass
+        typer.echo()
+        messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def _pieces(model: Pretrained, prompt: Any, sampler: Sampler | Beam, **settings: Any) -> Iterator[str]:
+    """The answer as it comes; of a search at its end."""
+    from ..generation import Beam
+
+    if isinstance(sampler, Beam):
+        return iter([model.generate(prompt, sampler, **settings).text])
+    return model.stream(prompt, sampler, **settings)
 
 
 def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, length_penalty: float | None) -> Any:
@@ -97,24 +179,24 @@ def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, lengt
             named = ", ".join(f"--{name.replace('_', '-')}" for name in drawing)
             raise wrong("--beam", "searches for the likeliest text", f"{named} would draw", "Give one or the other.")
         return Beam(beam, 1.0 if length_penalty is None else length_penalty, repetition)
+    if drawing.get("temperature") == 0:
+        raise wrong("--temperature", "must be above 0", "it is 0", "Leave it out to take the most likely token.")
     return Sample(**drawing, repetition=repetition) if drawing else Greedy(repetition)
 
 
 def _given(text: str | None, file: Path | None) -> str | Path:
     """A text, or the WAV file with the sound."""
-    from .look import read_text
-
     if text is None and file is not None and file.suffix.lower() == ".wav":
         return file
     return read_text(text, file, 'limelight generate "Once upon a time"')
 
 
-def _prompt(model: Pretrained, given: str | Path, chat: bool, parse_special_tokens: bool) -> Any:
+def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None, parse_special_tokens: bool) -> Any:
     """What the model is given to go on from."""
     from ..models import EncoderDecoder
     from ..nn import SpectrumEmbedding
     from ..shapes import wrong
-    from ..sound import recording, spectrum
+    from ..sound import RATE, recording, spectrum
 
     heard = isinstance(model.network, EncoderDecoder) and isinstance(model.network.encoder.embedding, SpectrumEmbedding)
     if heard != isinstance(given, Path):
@@ -122,18 +204,24 @@ def _prompt(model: Pretrained, given: str | Path, chat: bool, parse_special_toke
         way_out = "Give --file speech.wav." if heard else "whisper-tiny-en writes down what is said."
         raise wrong("TEXT or --file", f"must hold {rule} for {model.name}", got, way_out)
     if isinstance(given, Path):
-        return spectrum(recording(given))
-    return model.conversation(given, parse_special_tokens=parse_special_tokens) if chat else given
+        sound = recording(given)
+        if len(sound) > 30 * RATE:
+            got, way_out = f"{given} is {len(sound) / RATE:.1f} seconds long", "Cut it: ffmpeg -i IN.wav -t 30 OUT.wav."
+            raise wrong("--file", "must hold at most 30 seconds, which is what Whisper hears", got, way_out)
+        return spectrum(sound)
+    if not chat:
+        return given
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": given})
+    return model.conversation(messages, parse_special_tokens=parse_special_tokens)
 
 
 def _show_prompt(model: Pretrained, given: str | Path, apart: bool) -> None:
     """What is continued, before its continuation; for a person, not for a pipe."""
-    import sys
-
     from ..models import DecoderOnly
 
     if isinstance(given, str) and not apart and sys.stdout.isatty() and isinstance(model.network, DecoderOnly):
-        typer.secho(_shown(given), nl=False, dim=True)
+        typer.secho(shown(given), nl=False, dim=True)
 
 
 def _streamed(model: Pretrained, prompt: Any, sampler: Sampler, *, quiet: bool, **settings: Any) -> Continuation:
@@ -142,29 +230,18 @@ def _streamed(model: Pretrained, prompt: Any, sampler: Sampler, *, quiet: bool, 
     try:
         for piece in pieces:
             if not quiet:
-                typer.echo(_shown(piece), nl=False, color=True)  # as it is: without it, pipes lose escape sequences
+                echo(piece, nl=False)
     finally:
         if not quiet:
             typer.echo()
     return pieces.result
 
 
-def _shown(text: str) -> str:
-    """A text as it is written: a terminal, which acts on control characters, gets pictures of them."""
-    import sys
-
-    from ..text import printable
-
-    return printable(text) if sys.stdout.isatty() else text
-
-
 def _as_json(model: Pretrained, sampler: Sampler | Beam, seed: int | None, result: Continuation, seconds: float) -> str:
     import json
-    import re
     from dataclasses import asdict
 
-    from ..text import CONTROLS
-
+    backend = None if isinstance(model.tokenizer_or_why, str) else model.tokenizer.backend
     values = {"model": model.name, "sampler": repr(sampler), "seed": seed, **asdict(result), "seconds": seconds}
-    text = json.dumps({"format": "limelight.generation", "version": 1, **values}, indent=2, ensure_ascii=False)
-    return re.sub(CONTROLS, lambda found: f"\\u{ord(found[0]):04x}", text)  # which JSON leaves as they are
+    values["tokens"] = None if backend is None else [backend.id_to_token(number) for number in result.ids]
+    return json.dumps({"format": "limelight.generation", "version": 1, **values}, indent=2, ensure_ascii=False)

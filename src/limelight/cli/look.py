@@ -7,21 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..text import printable
+from .options import MODEL, echo_json, read_text
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..microscope import Report
 
 
+# Columns: of a terminal that shows every column of a table; of names in it, and of names in a narrower one.
+WIDE, WIDEST, NARROW = 72, 24, 14
+SHORT, AROUND = 25, 20  # words of a text in which a word is found at a glance; characters shown around one otherwise
+
+
 def look(
-    text: Annotated[str | None, typer.Argument(help="The text to read, in quotes.", show_default=False)] = None,
+    text: Annotated[
+        str | None, typer.Argument(help="The text to read, in quotes; - for standard input.", show_default=False)
+    ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A name of `limelight models`, a folder, a .gguf file, or a hub name.")
-    ] = "minilm",
+    model: Annotated[str, typer.Option(help=MODEL)] = "minilm",
     compare: Annotated[str | None, typer.Option(help="A second text, to compare the words of both.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="A word to report on; may be given several times.")] = None,
     special: Annotated[
@@ -50,7 +59,7 @@ def look(
         with Console(stderr=True).status("Writing the page"):  # ten seconds for 8,000 tokens
             size = write_page(report, output)
     if as_json:
-        typer.echo(report.to_json(indent=2))
+        echo_json(report.to_json(indent=2))
         return
     console = Console(highlight=False)
     summarise(report, console)
@@ -62,32 +71,6 @@ def look(
         )
     else:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
-
-
-def read_text(text: str | None, file: Path | None, example: str) -> str:
-    """The text that a command is given: itself, in a file, or from standard input (``-``)."""
-    from ..shapes import ArgumentError, wrong
-
-    if (text is None) == (file is None):
-        got = "both were given" if text is not None else "neither was"
-        raise wrong("TEXT or --file", "must name one text", got, f"For example: {example}")
-    if file is None:
-        assert text is not None
-        return text
-    if str(file) == "-":
-        return typer.get_text_stream("stdin").read()
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"`--file` must be UTF-8 text, but byte {error.start:,} of {file} is {error.object[error.start]:#04x}. "
-            "Convert it: iconv -f ENCODING -t UTF-8."
-        ) from None
-    except OSError as error:
-        reason = f"{file} cannot be read ({error.strerror})"
-        raise wrong(
-            "--file", "must name a readable text file", reason, "Check the path, or give the text itself."
-        ) from None
 
 
 def _writable(output: Path) -> None:
@@ -114,12 +97,13 @@ def summarise(report: Report, console: Console) -> None:
     facts, tables = report.model, report.tables
     sees = "each token sees itself and those before" if facts.kind == "decoder" else "each token sees every token"
     console.print()
-    console.print(f"[bold]{facts.name}[/]: {facts.layers} layers x {facts.heads} heads, {sees}")
+    console.print(Text.assemble((facts.name, "bold"), f": {facts.layers} layers x {facts.heads} heads, {sees}"))
     for number, reading in enumerate(report.readings):
         many = len(report.readings) > 1
-        shown = " ".join(reading.text.split())
         line = Text(f"{f'Text {number + 1}' if many else 'Text'} ({reading.length:,} tokens): ", style="dim")
-        console.print(line.append(shown if len(shown) <= 160 else shown[:159] + "…", style="default"))
+        console.print(line.append(_one_line(reading.text, 160), style="default"))
+    for warning in report.warnings:
+        console.print(Text(printable(warning), style="yellow"))
     if report.chosen_by != NAMED:
         console.print(Text(f"Words: {report.chosen_by}.", style="dim"))
     for text, chosen in enumerate(report.chosen):
@@ -128,65 +112,90 @@ def summarise(report: Report, console: Console) -> None:
     if report.comparison is not None:
         _comparison(tables, console)
     console.print()
-    footing = (
-        "head: layer.head, from 0. even: if attention were spread evenly. mean: over that layer's heads.\n"
-        "An attention weight is not an explanation."
-    )
-    console.print(Text(footing, style="dim"))
+    console.print(Text("\n".join(_footing(report, tables)), style="dim"))
+
+
+def _footing(report: Report, tables: dict[str, Any]) -> list[str]:
+    """What the signs of the tables mean, of those that stand there."""
+    lines = ["head: layer.head, from 0. even: if attention were spread evenly. mean: over that layer's heads."]
+    if any(row["positional"] for row in tables["relations"]):
+        lines.append("*: a head that mostly looks at the previous, own or next token, whatever it is.")
+    if any(row["lower_bound"] and row["pieces"] > 1 for row in tables["relations"]):
+        lines.append("≥: at least; of a text this long only the strongest keys of each token are kept.")
+    return [*lines, "An attention weight is not an explanation."]
+
+
+def _one_line(text: str, most: int) -> str:
+    """A text on one line, as a terminal may print it."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _word(report: Report, tables: dict[str, Any], text: int, index: int, console: Console) -> None:
     from rich.text import Text
 
-    words = report.readings[text].words
-    word = words[index].text
-    heading = Text(f"\n{word}", style="bold yellow")
+    reading = report.readings[text]
+    word = reading.words[index]
+    heading = Text(f"\n{_one_line(word.text, WIDEST)}", style="bold yellow")
     if len(report.readings) > 1:
         heading.append(f"  in text {text + 1}", style="dim")
-    if len(report.readings[text].find(word)) > 1:
-        heading.append(f"  word {index + 1:,} of {len(words):,}", style="dim")
+    if len(reading.find(word.text)) > 1 or len(reading.words) > SHORT:
+        around = reading.text[max(0, word.start - AROUND) : word.end + AROUND]
+        heading.append(f"  word {index + 1:,} of {len(reading.words):,}: … {_one_line(around, 99)} …", style="dim")
     console.print(heading)
     found = [row for row in tables["relations"] if (row["text"], row["index"]) == (text, index)]
     if found:
-        console.print(_relations(found))
+        console.print(_relations(found, console.width))
     else:
         console.print(Text("  no relation to another word", style="dim"))
     path = [row for row in tables["path"] if (row["text"], row["index"]) == (text, index)]
-    console.print(
-        _layers(
-            [row["depth"] for row in path],
-            {
-                "cosine with embedding": [row["cosine"] for row in path],
-                "mean of all words": [row["all_words"] for row in path],
-            },
-        )
+    lines = {"cosine with embedding": "cosine", "mean of all words": "all_words"}
+    columns = {name: [row[key] for row in path] for name, key in lines.items()}
+    console.print(_layers([row["depth"] for row in path], columns, console.width))
+
+
+def _relations(rows: list[dict[str, Any]], width: int) -> Table:
+    """Relations as a table; a narrow terminal has fewer columns, never less of a number."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    wide = width >= WIDE
+    names = ("weight", "even", "", "head", "mean", "") if wide else ("weight", "even", "head", "")
+    cells = [(_cells(row) if wide else _cells(row)[:2] + _cells(row)[3::2]) for row in rows]
+    taken = sum(max(cell_len(str(cell)) for cell in column) + 2 for column in zip(names, *cells, strict=True))
+    table = _table()
+    table.add_column("", max_width=max(NARROW, min(WIDEST, width - taken)), overflow="ellipsis", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    direction = None
+    for row, numbers in zip(rows, cells, strict=True):
+        if row["direction"] != direction:
+            direction = row["direction"]
+            table.add_row(Text(f"  {direction if wide else direction.removeprefix('is ')}", style="italic"))
+        # as text: a word such as [bold] is no markup
+        table.add_row(Text(f"    {_one_line(row['other'], WIDEST)}"), *numbers)
+    return table
+
+
+def _cells(row: dict[str, Any]) -> tuple[Text | str, ...]:
+    """Weight, even share, their ratio, head, mean of its layer, place of the other word."""
+    from rich.text import Text
+
+    ratio = row["weight"] / row["uniform"] if row["uniform"] else 0.0
+    return (
+        ("≥ " if row["lower_bound"] and row["pieces"] > 1 else "") + f"{row['weight']:.3f}",
+        Text(_number(row["uniform"]), style="dim"),
+        Text(f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x", style="dim"),
+        f"{row['layer']}.{row['head']}{'*' if row['positional'] else ' '}",
+        Text(f"{row['layer_mean']:.3f}", style="dim"),
+        Text(_where(row["offset"]) if row["other_kind"] == "word" else row["other_kind"], style="dim"),
     )
 
 
-def _relations(rows: list[dict[str, Any]]) -> Table:
+def _table() -> Table:
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", max_width=24, overflow="ellipsis", no_wrap=True)
-    for name in ("weight", "even", "", "head", "mean", ""):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    direction = None
-    for row in rows:
-        if row["direction"] != direction:
-            direction = row["direction"]
-            table.add_row(Text(f"  {direction}", style="italic"))
-        ratio = row["weight"] / row["uniform"] if row["uniform"] else 0.0
-        table.add_row(
-            Text(f"    {row['other']}"),  # as text: a word such as [bold] is no markup
-            ("≥ " if row["lower_bound"] and row["pieces"] > 1 else "") + f"{row['weight']:.3f}",
-            Text(_number(row["uniform"]), style="dim"),
-            Text(f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x", style="dim"),
-            f"{row['layer']}.{row['head']}",
-            Text(f"{row['layer_mean']:.3f}", style="dim"),
-            Text(_where(row["offset"]) if row["other_kind"] == "word" else row["other_kind"], style="dim"),
-        )
-    return table
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def _number(value: float) -> str:
@@ -201,25 +210,26 @@ def _where(offset: int) -> str:
     return f"{abs(offset):,} words {'on' if offset > 0 else 'back'}"
 
 
-def _layers(depths: list[int], lines: dict[str, list[float]], most: int = 7) -> Table:
-    """Numbers by layers passed, at most ``most`` columns."""
-    from rich.table import Table
-
+def _layers(depths: list[int], lines: dict[str, list[float]], width: int) -> Table:
+    """Numbers by layers passed, as many columns of them as fit into the width, at most seven."""
+    first = "0 (emb.)" if width >= WIDE else "emb."
+    name = max(map(len, ["layers passed", *lines])) + 2
+    most = max(2, min(7, (width - name - 2 - len(first)) // 6 + 1))
     step = -(-(len(depths) - 1) // (most - 1)) if len(depths) > most else 1
     columns = sorted({*range(0, len(depths), step), len(depths) - 1})
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    if len(columns) > most:  # the last depth, in place of the one before it
+        columns.pop(-2)
+    table = _table()
     table.add_column("  layers passed", no_wrap=True)
     for column in columns:
-        table.add_column(str(depths[column]) if column else "0 (emb.)", justify="right", no_wrap=True)
-    for name, values in lines.items():
-        table.add_row(
-            f"  {name}", *(f"{values[column]:.2f}" for column in columns), style="" if len(table.rows) == 0 else "dim"
-        )
+        table.add_column(str(depths[column]) if column else first, justify="right", no_wrap=True)
+    for label, values in lines.items():
+        style = "" if len(table.rows) == 0 else "dim"
+        table.add_row(f"  {label}", *(f"{values[column]:.2f}" for column in columns), style=style)
     return table
 
 
 def _comparison(tables: dict[str, Any], console: Console) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console.print(Text("\nThe same word in both texts", style="bold"))
@@ -229,20 +239,22 @@ def _comparison(tables: dict[str, Any], console: Console) -> None:
         return
     lines: dict[str, list[float]] = {}
     for row in chosen:
-        lines.setdefault(f"cosine of {row['word']} with {row['word']}", []).append(row["cosine"])
+        word = _one_line(row["word"], NARROW)
+        lines.setdefault(f"cosine of {word} with {word}", []).append(row["cosine"])
     first = [row for row in chosen if row["index"] == chosen[0]["index"]]
     lines["mean of different words"] = [row["different_words"] for row in first]
-    console.print(_layers([row["depth"] for row in first], lines))
+    console.print(_layers([row["depth"] for row in first], lines, console.width))
     if not tables["changes"]:
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = _table()
     for name in ("  looks at", "", "text 1", "text 2", "change", "layer"):
-        table.add_column(name, justify="left" if name in ("  looks at", "") else "right", no_wrap=True)
+        text = name in ("  looks at", "")
+        table.add_column(name, justify="left" if text else "right", no_wrap=True, max_width=NARROW if text else None)
     for row in tables["changes"]:
         change = row["second"] - row["first"]
         table.add_row(
-            Text(f"  {row['word']}"),
-            Text(f"→ {row['other']}"),
+            Text(f"  {_one_line(row['word'], NARROW)}"),
+            Text(f"→ {_one_line(row['other'], NARROW)}"),
             f"{row['first']:.3f}",
             f"{row['second']:.3f}",
             f"{change:+.3f}",

@@ -8,6 +8,25 @@ from typing import Annotated
 import typer
 
 
+def _print_keys(asked: bool) -> None:
+    if not asked:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from ..training.settings import explained
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("key", no_wrap=True)
+    table.add_column("default")
+    table.add_column("meaning", overflow="fold", ratio=1)
+    for key, default, meaning in explained():
+        table.add_row(Text(key), Text(default), Text(meaning.replace("`", "")))
+    Console(highlight=False).print(table)
+    raise typer.Exit
+
+
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file, such as examples/austen.toml.", dir_okay=False)],
     change: Annotated[
@@ -15,11 +34,16 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME of the file by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in it.")] = False,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="Explain every key of the file, and exit.", callback=_print_keys, is_eager=True),
+    ] = False,
 ) -> None:
     """Train a language model on a text, or a translator on pairs, and leave a model that `limelight` loads.
 
     Killed at any moment and started again with --resume, a run gives the losses that it would have given. Ctrl-C saves
-    first. Several processes: torchrun --nproc_per_node 2 -m limelight train CONFIG.
+    first. Several processes, each with a GPU of its own or all on CPUs: torchrun --nproc_per_node 2 -m limelight train
+    CONFIG.
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
@@ -33,10 +57,8 @@ def train(
 
         from ..training.loop import train as run
     except ModuleNotFoundError as error:
-        way_out = 'pip install -c constraints.txt ".[train]"'
-        raise wrong(
-            "limelight train", "needs accelerate and tqdm", f"{error.name} is not installed", way_out
-        ) from error
+        way_out = 'In the folder of Limelight: pip install -c constraints.txt ".[train]"'
+        raise wrong("limelight train", "needs the extra `train`", f"{error.name} is not installed", way_out) from error
     if not config.is_file():
         raise wrong("CONFIG", "must be a TOML file", f"{config} does not exist", "See examples/.")
     folder = output or Path("runs") / config.stem

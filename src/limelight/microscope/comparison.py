@@ -109,15 +109,16 @@ def words_that_changed(comparison: Comparison, first: Reading, most: int = 3) ->
 
 
 def changes(first: Reading, second: Reading, comparison: Comparison, pair: int, *, most: int = 5) -> list[Change]:
-    """The relations of one shared word to the other shared words that differ most between the texts.
+    """The relations of one shared word to other shared content words that differ most between the texts.
 
-    Means over the heads of a layer, one per partner (the layer where they differ most), largest first.
+    Means over the heads of a layer, one per partner (the layer where they differ most), largest first. Function words
+    are no partners: what a word gives to *the* says little of either text.
     """
     a, b = comparison.pairs[pair]
     before, after = given(first, a).mean(axis=1), given(second, b).mean(axis=1)  # (N, U)
     found = []
     for partner, (left, right) in enumerate(comparison.pairs):
-        if partner == pair or left in first.aside or right in second.aside:
+        if partner == pair or left in first.aside or right in second.aside or not first.words[left].content:
             continue
         difference = after[:, right] - before[:, left]
         layer = int(np.abs(difference).argmax())

@@ -19,7 +19,7 @@ from .comparison import Comparison, compare_readings, words_that_changed
 from .reading import Floats, HeadStatistics, Reading, find_sinks, number_units
 from .relations import words_that_matter
 from .report import ModelFacts, Report
-from .words import join_words
+from .words import join_words, unknown_token
 
 EXACT_WEIGHTS = 1_200_000  # a text whose weights, over all layers and heads, are no more than this is kept exactly
 BLOCKS = 64  # otherwise a heat map has this many blocks along a side,
@@ -27,6 +27,7 @@ STRONGEST = 8  # and every query's strongest keys are kept
 
 NAMED = "named by the user"
 MOVED = "content words whose vector moves most between the embedding and the last layer"
+RECEIVED = "content words that receive most attention beyond an even spread"
 CHANGED = "words of both texts whose cosine falls most below that of their embeddings, content words first"
 
 
@@ -53,11 +54,16 @@ def look(
         ArgumentError: an empty text, one longer than the model's positions, a word that stands in no text.
 
     Example:
-        >>> report = look("minilm", "The bank is near the river.", words=["bank"])  # doctest: +SKIP
-        >>> [(row["other"], row["weight"]) for row in report.tables["relations"]][0]  # doctest: +SKIP
-        ('river', 0.643)
+        >>> report = look("minilm", "The bank is near the river.", words=["bank"])
+        >>> report
+        Report('minilm', 'The bank is near the river.', words='bank')
+        >>> first = report.tables["relations"][0]
+        >>> first["direction"], first["other"], round(first["weight"], 2), (first["layer"], first["head"])
+        ('looks at', 'river', 0.64, (0, 4))
     """
-    pretrained = model if isinstance(model, Pretrained) else load(model)
+    if isinstance(words, str):
+        raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
+    pretrained = _loaded(model)
     if pretrained.config.encoder is not None:
         raise wrong(
             "model",
@@ -75,6 +81,20 @@ def look(
     return Report(facts, readings, chosen, chosen_by, comparison, special)
 
 
+def _loaded(model: str | Pretrained) -> Pretrained:
+    if isinstance(model, Pretrained):
+        return model
+    if isinstance(model, torch.nn.Module):
+        raise wrong(
+            "model",
+            "must be a name, a folder, a .gguf file or what limelight.load returns",
+            f"it is a {type(model).__name__} of {type(model).__module__.partition('.')[0]}",
+            "For a model of transformers, model.save_pretrained(folder) and tokenizer.save_pretrained(folder) write a "
+            "folder that look reads; limelight.integrations.transformers observes it where it is.",
+        )
+    return load(model)
+
+
 def _choose(
     readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
 ) -> tuple[tuple[tuple[int, ...], ...], str]:
@@ -90,7 +110,8 @@ def _choose(
     if comparison is not None and comparison.pairs:
         pairs = [comparison.pairs[number] for number in words_that_changed(comparison, readings[0])]
         return tuple(tuple(pair[side] for pair in pairs) for side in (0, 1)), CHANGED
-    return tuple(tuple(words_that_matter(reading)) for reading in readings), MOVED
+    chosen = tuple(tuple(words_that_matter(reading)) for reading in readings)
+    return chosen, RECEIVED if readings[0].causal else MOVED
 
 
 def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
@@ -113,7 +134,7 @@ def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
     ):
         hidden = model(tokens, hidden=True, logits=False).hidden
     assert hidden is not None
-    return watch.reading(hidden, keep_vectors)
+    return watch.reading(hidden, keep_vectors, unknown_token(model.tokenizer))
 
 
 class _Watch(Seen):
@@ -168,7 +189,7 @@ class _Watch(Seen):
     def _keep(self, key: str, tensor: Tensor) -> None:
         self.parts.setdefault(key, []).append(tensor.cpu().numpy())
 
-    def reading(self, hidden: Sequence[Tensor], keep_vectors: bool) -> Reading:
+    def reading(self, hidden: Sequence[Tensor], keep_vectors: bool, unknown: str | None) -> Reading:
         """Everything together, after the run."""
         parts = {key: np.stack(values) for key, values in self.parts.items()}
         text, length = self.text, self.length
@@ -208,6 +229,7 @@ class _Watch(Seen):
             path=path,
             steps=steps,
             vectors=vectors,
+            unknown=tuple(place for place, token in enumerate(text.tokens) if token == unknown),
         )
 
     def _apart_shares(self, parts: dict[str, Any], shares: Floats, apart: tuple[int, ...]) -> Floats:

@@ -24,6 +24,10 @@ Integers = npt.NDArray[np.int32]
 SINK_SHARE = 0.3
 SINK_HEADS = 0.25
 
+# A head is positional when it gives more than this share of its attention, on average over the queries of a text, to
+# the previous, the own or the next token: it looks at a place, whatever stands there (Voita et al. 2019).
+POSITIONAL_SHARE = 0.5
+
 
 @dataclass(frozen=True)
 class HeadStatistics:
@@ -40,6 +44,11 @@ class HeadStatistics:
     own: Floats
     next: Floats
     apart: Floats
+
+    @property
+    def positional(self) -> npt.NDArray[np.bool_]:
+        """Heads that look at a place, whatever stands there: `POSITIONAL_SHARE`; ``(N, H)``."""
+        return np.asarray(np.maximum(np.maximum(self.previous, self.own), self.next) > POSITIONAL_SHARE)
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Reading:
     path: Floats  # (N + 1, U): cosine of a unit's vector after each layer with its vector before the first
     steps: Floats  # (N + 1, U): cosine with the layer before; 1 for the embedding
     vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
+    unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property
     def exact(self) -> bool:

@@ -16,6 +16,7 @@ class Relation:
 
     ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is the
     same over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly.
+    ``positional``: the head looks at a place, whatever stands there (`HeadStatistics.positional`).
     """
 
     query: int
@@ -25,6 +26,7 @@ class Relation:
     weight: float
     mean: float
     uniform: float
+    positional: bool = False
 
 
 def given(reading: Reading, unit: int) -> Floats:
@@ -76,7 +78,10 @@ def uniform(reading: Reading, query: int, key: int) -> float:
 def strongest(
     reading: Reading, unit: int, *, received: bool = False, special: bool = False, most: int = 5
 ) -> list[Relation]:
-    """The strongest relations of a unit, one per partner (the head in which it is strongest), largest first.
+    """The strongest relations of a unit, one per partner (the head in which it is strongest).
+
+    Those of positional heads stand after the others, for such a head would look at any word in that place; among
+    either, the largest come first.
 
     Args:
         reading: what the model did with the text.
@@ -91,21 +96,41 @@ def strongest(
     peak = weights.reshape(layers * heads, units).max(axis=0)
     left_out: Iterable[int] = () if special else reading.aside | {unit}
     peak[list(left_out)] = 0.0
-    order = np.argsort(-peak, kind="stable")[:most]
+    positional = reading.heads.positional.ravel()[best]
+    order = np.lexsort((-peak, positional))
+    order = order[peak[order] > 0.0][:most]
     found = []
-    for partner in (int(number) for number in order if peak[number] > 0.0):
+    for partner in map(int, order):
         layer, head = divmod(int(best[partner]), heads)
         query, key = (partner, unit) if received else (unit, partner)
         mean = float(weights[layer, :, partner].mean())
         even = uniform(reading, query, key)
-        found.append(Relation(query, key, layer, head, float(peak[partner]), mean, even))
+        weight, place = float(peak[partner]), bool(positional[partner])
+        found.append(Relation(query, key, layer, head, weight, mean, even, place))
     return found
 
 
 def words_that_matter(reading: Reading, most: int = 4) -> list[int]:
-    """Content words whose vector moves most: the lowest cosine between the embedding and the last layer."""
+    """Content words that matter most for the model; in reading order.
+
+    For an encoder those whose vector moves most: the lowest cosine between the embedding and the last layer. The last
+    vectors of a decoder stand for the next token and have next to nothing in common with any embedding: there, those
+    that receive most attention beyond what an even spread would give them (`excess_attention`).
+    """
     content = [number for number, word in enumerate(reading.words) if word.content]
     content = [number for number in content if number not in reading.aside]
     candidates = content or [number for number, word in enumerate(reading.words) if not word.mark]
-    kept = sorted(candidates, key=lambda number: float(reading.path[-1, number]))[:most]
+    measure = -excess_attention(reading) if reading.causal else reading.path[-1]
+    kept = sorted(candidates, key=lambda number: float(measure[number]))[:most]
     return sorted(kept)
+
+
+def excess_attention(reading: Reading) -> Floats:
+    """Attention that each unit receives beyond an even spread, ``(U,)``.
+
+    Summed over the queries, mean over layers, heads and the tokens of the unit: 1 is the whole attention of one query.
+    """
+    excess = reading.received.mean(axis=0) - reading.expected
+    units = len(reading.unit_text)
+    pieces = np.bincount(reading.unit_of, minlength=units)
+    return np.asarray(np.bincount(reading.unit_of, weights=excess, minlength=units) / pieces, dtype=np.float32)

@@ -13,14 +13,16 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``index`` is a word's number in its text (a token's in ``tokens``); ``offset`` counts words.
 
 =============  ==================================================================================================
-``tokens``     text, index, token, start, end, word, special, sink, received (times what an even spread would give)
+``tokens``     text, index, token, start, end, word, special, sink, unknown (the vocabulary has no token for it),
+               received (times what an even spread would give)
 ``words``      text, index, word, start, end, tokens, chosen
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
 ``relations``  text, word, index, direction ("looks at", "is looked at by"), other, other_kind (word,
                itself, punctuation, special, sink, blank), offset, pieces (of the word
-               looked at), layer, head, weight, uniform, layer_mean (over its heads), lower_bound (true: a long
-               text, where only each query's strongest keys are known)
+               looked at), layer, head, positional (the head looks at a place, whatever stands there; such rows come
+               last), weight, uniform, layer_mean (over its heads), lower_bound (true: a long text, where only each
+               query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
@@ -50,6 +52,8 @@ _NOTES = (
     "The even share is what attention spread evenly over the visible keys would give: compare every weight with it.",
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
+    "A head is positional if more than half of its attention goes to the previous, own or next token, whatever it is: "
+    "its relations come after the others.",
 )
 _LAST_NORM = "The last point of a path lies behind the model's last norm, which turns vectors like one more layer."
 _LOWER_BOUND = (
@@ -81,9 +85,9 @@ class Report:
         special: whether relations count special tokens, sinks, punctuation and the word itself.
 
     Example:
-        >>> from limelight.microscope import look                                        # doctest: +SKIP
-        >>> report = look("minilm", "The bank is near the river.")                       # doctest: +SKIP
-        >>> report.tables["relations"][0]["other"]                                       # doctest: +SKIP
+        >>> from limelight.microscope import look
+        >>> report = look("minilm", "The bank is near the river.")
+        >>> report.tables["relations"][0]["other"]
         'river'
     """
 
@@ -93,6 +97,15 @@ class Report:
     chosen_by: str
     comparison: Comparison | None = None
     special: bool = False
+
+    def __repr__(self) -> str:
+        texts = [repr(_clipped(reading.text)) for reading in self.readings]
+        words = dict.fromkeys(
+            reading.words[number].text
+            for reading, chosen in zip(self.readings, self.chosen, strict=True)
+            for number in chosen
+        )
+        return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     @cached_property
     def tables(self) -> dict[str, list[Row]]:
@@ -116,7 +129,21 @@ class Report:
         """How to read the numbers."""
         exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
-        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND]), *self.warnings]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the texts, for this model: tokens that its vocabulary does not have."""
+        found = []
+        for number, reading in enumerate(self.readings):
+            if reading.unknown:
+                which = "" if len(self.readings) == 1 else f"Text {number + 1}: "
+                names = ", ".join(dict.fromkeys(reading.tokens[place].text for place in reading.unknown))
+                found.append(
+                    f"{which}{len(reading.unknown):,} of {reading.length:,} tokens are unknown ({names}): "
+                    "the model sees that something stands there, not what."
+                )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, as described at the top of this module."""
@@ -136,6 +163,7 @@ class Report:
     def _tokens(self, text: int) -> list[Row]:
         reading = self.readings[text]
         received = reading.received.mean(axis=0) / reading.expected
+        unknown = frozenset(reading.unknown)
         return [
             {
                 "text": text,
@@ -146,6 +174,7 @@ class Report:
                 "word": reading.words[token.word].text if token.word >= 0 else None,
                 "special": token.special,
                 "sink": index in reading.apart and not token.special,
+                "unknown": index in unknown,
                 "received": _short(received[index]),
             }
             for index, token in enumerate(reading.tokens)
@@ -213,6 +242,7 @@ class Report:
                             "pieces": len(reading.unit_tokens[found.key]),
                             "layer": found.layer,
                             "head": found.head,
+                            "positional": found.positional,
                             "weight": _short(found.weight),
                             "uniform": _short(found.uniform),
                             "layer_mean": _short(found.mean),
@@ -289,6 +319,10 @@ def even_distance(reading: Reading) -> float:
     if reading.causal:
         return (length - 1) / 4.0
     return (length * length - 1) / (3.0 * length)
+
+
+def _clipped(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _short(number: float) -> float:

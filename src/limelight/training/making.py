@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 
 from ..checkpoints.errors import CheckpointError
+from ..checkpoints.progress import counted
 from ..models import Config, Stack
 from ..models.families import FAMILIES, Published
 from ..nn import FanIn, Normal, Xavier
@@ -68,8 +69,7 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
     if tokenizer_file is not None:
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_file)))
     else:
-        texts = (text for one in learned for text in one)
-        tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.size, texts, task=task)
+        tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.size, _each(learned), task=task)
     marks = marks_of(task=task)
     start, end = marks["bos_token_id"], marks["eos_token_id"]
     sizes = {"length": run.length, "tokens": run.tokens, "seed": run.seed}
@@ -84,6 +84,14 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
     evaluation, evaluated = corpus(evaluated) if evaluated else (None, [])
     characters = sum(len(one[-1]) for one in evaluated)
     return Made(tokenizer, marks, train, evaluation, characters, evaluated)
+
+
+def _each(learned: list[tuple[str, ...]]) -> Iterator[str]:
+    """Every text that a tokenizer is trained on, with a bar where that takes long."""
+    with counted("Training the tokenizer", len(learned)) as report:
+        for done, texts in enumerate(learned, 1):
+            yield from texts
+            report(done)
 
 
 def _read(key: str, path: Path, settings: Settings) -> list[tuple[str, ...]]:

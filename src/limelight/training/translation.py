@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..checkpoints.progress import counted
 from ..models import Pretrained
 from ..shapes import wrong
 
@@ -20,11 +21,13 @@ def translate(model: Pretrained, sources: Sequence[str], *, longest: int) -> lis
     """
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
     written = [""] * len(sources)
-    for first in range(0, len(order), TOGETHER):
-        numbers = order[first : first + TOGETHER]
-        found = model.generate([sources[number] for number in numbers], tokens=longest)
-        for number, one in zip(numbers, found, strict=True):
-            written[number] = one.text or ""
+    with counted(f"Translating {len(sources):,} sources", len(sources)) as report:
+        for first in range(0, len(order), TOGETHER):
+            numbers = order[first : first + TOGETHER]
+            found = model.generate([sources[number] for number in numbers], tokens=longest)
+            for number, one in zip(numbers, found, strict=True):
+                written[number] = one.text or ""
+            report(first + len(numbers))
     return written
 
 
@@ -44,4 +47,9 @@ def check_bleu() -> None:
     try:
         import sacrebleu  # noqa: F401
     except ModuleNotFoundError as error:
-        raise wrong("run.translate", "needs sacrebleu", "it is not installed", "Try: pip install sacrebleu") from error
+        raise wrong(
+            "run.translate",
+            "needs sacrebleu",
+            "it is not installed",
+            "Try: pip install sacrebleu (it is part of the extra `train`).",
+        ) from error

@@ -49,6 +49,13 @@ from ..report import Report, even_distance, mean_path
 FORMAT, VERSION = "limelight.page", 1
 Packed = dict[str, Any]
 
+# Characters that no figure may hold (XML 1.0), one for one, so that places in the text stay.
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
+    0xFFFE: 0xFFFD,
+    0xFFFF: 0xFFFD,
+}
+
 
 @dataclass(frozen=True)
 class Detail:
@@ -162,10 +169,10 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
     fine = reading.length <= 1024
     ratio = np.log2(np.maximum(reading.received, 1e-6) / reading.expected)
     return {
-        "text": reading.text,
+        "text": reading.text.translate(_VISIBLE),
         "causal": reading.causal,
         "tokens": {
-            "text": [token.text for token in tokens],
+            "text": [token.text.translate(_VISIBLE) for token in tokens],
             "start": [token.start for token in tokens],
             "end": [token.end for token in tokens],
             "word": [token.word for token in tokens],
@@ -173,7 +180,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
             "apart": list(reading.apart),
         },
         "words": {
-            "text": [word.text for word in words],
+            "text": [word.text.translate(_VISIBLE) for word in words],
             "mark": [index for index, word in enumerate(words) if word.mark],
             "content": [index for index, word in enumerate(words) if word.content],
         },

@@ -1,0 +1,109 @@
+"""What the commands share: how options are read, and how errors are told in the words of the options."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL = "A name of `limelight models`, a folder, a .gguf file, or a hub name."
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
+
+# Arguments of the library that an option sets under another name.
+_ALIASES = {"generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"}}
+# In JSON these stand only inside strings, where an escape means the same; a terminal would act on them.
+_CONTROLS = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class Command(TyperCommand):
+    """A command whose errors name its options as they are typed, not the arguments of the library behind them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        from ..shapes import ArgumentError
+
+        try:
+            return super().invoke(ctx)
+        except ArgumentError as error:
+            names = {
+                str(one.name): one.opts[0] if one.opts[0].startswith("-") else one.opts[0].upper()
+                for one in self.params
+            }
+            names |= _ALIASES.get(str(self.name), {})
+            told = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
+            raise type(error)(told) from error
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that ``--dtype`` names.
+
+    Raises:
+        ArgumentError: another name.
+    """
+    from ..shapes import FLOATS, wrong
+
+    dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
+    if name not in dtypes:
+        raise wrong("--dtype", f"must be one of {', '.join(dtypes)}", f"it is {name!r}", "Leave it out for float32.")
+    return dtypes[name]
+
+
+def read_text(text: str | None, file: Path | None, example: str) -> str:
+    """The text that a command is given: itself, in a file, or on standard input (``-``), without its last line break.
+
+    Raises:
+        ArgumentError: none or several of them, no UTF-8, a file that cannot be read.
+    """
+    from ..shapes import wrong
+
+    if (text is None) == (file is None):
+        got = "both were given" if text is not None else "neither was"
+        way_out = f"For example: {example}; - reads standard input."
+        raise wrong("TEXT or --file", "must name one text", got, way_out)
+    if text is not None and text != "-":
+        return text
+    if file is None or str(file) == "-":
+        return _decoded(sys.stdin.buffer.read(), "TEXT" if file is None else "--file", "standard input").removesuffix(
+            "\n"
+        )
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        reason = f"{file} cannot be read ({error.strerror})"
+        way_out = "Check the path, or give the text itself."
+        raise wrong("--file", "must name a readable text file", reason, way_out) from None
+    return _decoded(content, "--file", str(file))
+
+
+def _decoded(content: bytes, option: str, name: str) -> str:
+    from ..shapes import wrong
+
+    try:
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start:,} of {name} is {content[error.start]:#04x}"
+        raise wrong(option, "must be UTF-8 text", got, "Convert it: iconv -f ENCODING -t UTF-8.") from None
+
+
+def shown(text: str) -> str:
+    """A text for standard output: unchanged for a program, without what a terminal would act on for a terminal."""
+    from ..text import printable
+
+    return printable(text) if sys.stdout.isatty() else text
+
+
+def echo(text: str, *, nl: bool = True) -> None:
+    """Print a text of a user or a model: `shown`."""
+    typer.echo(shown(text), nl=nl, color=True)  # else Typer takes escape sequences out for a program
+
+
+def echo_json(text: str) -> None:
+    """Print JSON; what a terminal would act on stands as an escape, which means the same."""
+    typer.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
