@@ -4,6 +4,8 @@ import pytest
 import torch
 from accuracy import check_close, rounded_gradients
 from gluon_machine import installed
+from large_scores import by_definition as by_definition_of_large
+from large_scores import close
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window, derivatives
@@ -101,6 +103,26 @@ FORMS = {
 def test_forms(form):
     sizes, settings = FORMS[form]
     check(tensors_of(**sizes), **settings)
+
+
+@pytest.mark.parametrize("case", ["a steep slope", "large scores alike"])
+def test_any_finite_score_gives_its_weight(case):
+    """Tiles of a row whose largest score is too large for one fused operation are computed again."""
+    tensors = tensors_of(Hq=2, Hkv=2, Lq=70, Lk=130)
+    tensors[4].zero_()
+    if case == "a steep slope":
+        settings = {"scores": (ALiBi(torch.tensor([1e8, 1e31])),), "layout": Aligned(400), "scale": 0.1}
+    else:  # 2.56e9 each: all that a query sees weighs the same
+        settings = {"scale": 1e3, "pattern": Causal(), "sink": torch.tensor([2.56e9, -1e10])}
+        tensors[0].fill_(200.0)
+        tensors[1].fill_(200.0)
+    ours = run(tensors, settings)
+    truth, _ = by_definition_of_large(*(t.half() for t in tensors[:4]), settings)
+    terms = settings["scale"] * tensors[0].abs().max().item()
+    close(ours[0], truth["query"], "query", 2e-3, terms)
+    close(ours[2], truth["value"], "value", 2e-3)
+    if case == "a steep slope":  # the other is more than float16 holds
+        close(ours[1], truth["key"], "key", 2e-3, terms)
 
 
 def test_any_number_of_processors_gives_the_same_bits():

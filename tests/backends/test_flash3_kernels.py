@@ -6,6 +6,7 @@ import pytest
 import torch
 from accuracy import check_close, rounded, steps
 from gluon_machine import installed
+from large_scores import by_definition, close
 from strategies import Example
 
 import limelight
@@ -98,6 +99,24 @@ def test_what_is_not_seen_changes_nothing(poison, which):
     assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].half().nan_to_num(7))
     seen = truth.isfinite()
     assert torch.allclose(before[seen].float(), after[seen].float(), rtol=2e-3, atol=2e-3)
+
+
+LARGE = {
+    "a steep slope": lambda: {"scores": (ALiBi(torch.tensor([1e8, 1e31])),), "layout": Aligned(400)},
+    "a large scale": lambda: {"scale": 3e9, "pattern": Causal()},
+    "a large negative scale": lambda: {"scale": -3e9, "sink": torch.tensor([1e10, -1e10])},
+}
+
+
+@pytest.mark.parametrize("how", ["flash3", "flash3-float8"])
+@pytest.mark.parametrize("case", LARGE)
+def test_any_finite_score_gives_its_weight(case, how):
+    example = example_of(2, 2, 70, 130, **LARGE[case]())
+    half = [t.half() for t in (example.query, example.key, example.value)]
+    output, logsumexp = run(example, how)
+    expected, seen = by_definition(*half, half[0], {k: v for k, v in example.settings.items() if v is not None})
+    close(output, expected["output"], "output", 2e-3)
+    close(logsumexp, seen["logsumexp"], "logsumexp", 1e-5)
 
 
 # Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.

@@ -208,8 +208,7 @@ def launch_backward(call: Call, given: Given, found: Found, asked: tuple[bool, b
         gradients.by_owners(call, given, found, (True, False))
         asked = (False, asked[1])
     query, key, value, grad = (copyable(x) for x in given[:4])
-    base = torch.where(given.logsumexp == -torch.inf, 0.0, given.logsumexp * operands.LOG2_E)
-    statistics = (line(base), line(given.delta))
+    statistics = (line(given.normalizers.fast), line(given.delta))
     widest = max(tuning.NARROWEST, triton_tuning.width(max(call.shapes.D, call.shapes.Dv)))
     stages, stages_of_keys = (tuning.BACKWARD_WITH_RULES if call.scores else tuning.BACKWARD)[widest]
     rescue, rescue_of_keys = triton_tuning.backward_tiles("hopper", query.itemsize, widest)

@@ -70,10 +70,9 @@ def forward(call: Call) -> Result:
     sight = operands.sight(call.lowered, tile.rows, device)
     rules = operands.rules(call)
     form = operands.form_of(call, rules, sight, 1, 1, tile)
-    _, factor, *_ = operands.scoring(call, rules)
     kernels.first_forward[Hq, B](
         query, key, value, output, maxima, sums, query.stride()[:3], key.stride()[:3], value.stride()[:3],
-        Hq, Hq // Hkv, Lq, sight.segment, sight.spans, sight.begins, sight.ends, sight.interval_strides, factor,
+        Hq, Hq // Hkv, Lq, sight.segment, sight.spans, sight.begins, sight.ends, sight.interval_strides, call.scale,
         form=form, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     kernels.finish[(-(-maxima.numel() // 1024),)](maxima, sums, maxima.numel(), ROWS=1024)

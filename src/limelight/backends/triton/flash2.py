@@ -43,7 +43,7 @@ def reasons_against(call: Call) -> list[str]:
 def memory(call: Call) -> int:
     """Bytes taken beside inputs and outputs: the logsumexp, and the parts of a call whose keys are split."""
     B, Hq, _, Lq, _, _, Dv = call.shapes
-    return 4 * B * Hq * Lq * (1 if Lq > 64 else 32 * (Dv + 1))
+    return 4 * B * Hq * Lq * (1 if Lq > 64 else 32 * (Dv + 2))
 
 
 def forward(call: Call) -> Result:
@@ -80,7 +80,7 @@ def forward(call: Call) -> Result:
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
         parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
-        logsumexps = torch.full((splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
+        logsumexps = torch.full((2, splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
     sink = None if call.sink is None else call.sink.detach().contiguous()
     rules = operands.rules(call)

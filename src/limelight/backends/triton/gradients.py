@@ -14,6 +14,7 @@ from ...scores import ALiBi, Bias, RelativeBias
 from ..contract import Call
 from . import machine, operands, tuning
 from .form import Form
+from .normalizers import Normalizers, normalizers
 
 
 def reasons_against_backward(call: Call) -> list[str]:
@@ -28,13 +29,13 @@ class Given(NamedTuple):
     key: Tensor
     value: Tensor
     grad: Tensor  # of the output
-    logsumexp: Tensor  # (B, Hq, Lq) float32, as delta
-    delta: Tensor
+    normalizers: Normalizers
+    delta: Tensor  # (B, Hq, Lq) float32
 
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
         """Of the first four."""
-        return tuple(x.stride()[:3] for x in self[:4])
+        return tuple(x.stride()[:3] for x in (self.query, self.key, self.value, self.grad))
 
 
 class Found(NamedTuple):
@@ -65,7 +66,8 @@ def backward(
     device = call.query.device
     query, key, value, grad = (operands.readable(x) for x in (call.query, call.key, call.value, grad_output))
     delta = deltas(grad, output, grad_logsumexp)
-    given = Given(query, key, value, grad, logsumexp, delta)
+    nothing = call.lowered.spans == b"" or 0 in (Lq, Lk, Dv)
+    given = Given(query, key, value, grad, normalizers(call, logsumexp, nothing), delta)
     slopes = [n for n, rule in enumerate(call.scores) if isinstance(rule, ALiBi)]
     first = 3 + (call.sink is not None)  # where the operands of the rules begin among those wanted
     places = list(itertools.accumulate([len(rule.tensors()) for rule in call.scores], initial=first))
@@ -74,13 +76,12 @@ def backward(
     if call.compare is not None and wanted[places[-1]]:
         by_vector = torch.zeros((B, Hq, Lq, D), dtype=torch.float32, device=device)
     mine = Found(torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value), by_slopes, by_vector)
-    nothing = call.lowered.spans == b"" or 0 in (Lq, Lk, Dv)
     if not nothing:
         asked = wanted[0] or bool(by_slopes) or by_vector is not None, wanted[1] or wanted[2]
         (owners or by_owners)(call, given, mine, asked)
     found: list[Tensor | None] = [*mine[:3]]
     if call.sink is not None:
-        found.append(_sink_gradient(call.sink, logsumexp, delta))
+        found.append(_sink_gradient(call, given, logsumexp))
     for n, rule in enumerate(call.scores):
         if n in by_slopes:
             like = rule.tensors()[0]
@@ -239,9 +240,9 @@ def _table_gradient(call: Call, n: int, given: Given) -> Tensor:
     return total.to(rule.table.dtype)
 
 
-def _sink_gradient(sink: Tensor, logsumexp: Tensor, delta: Tensor) -> Tensor:
+def _sink_gradient(call: Call, given: Given, logsumexp: Tensor) -> Tensor:
     """``-sum_i p_sink (delta_i)``; ``p_sink`` is what the sink takes of row ``i``, all of it where nothing is seen."""
-    logit = sink.float()[None, :, None]
-    blind = (logsumexp == logit) & (logit == -torch.inf)
-    share = torch.where(blind, 0.0, torch.exp(logit - logsumexp))
-    return -torch.where(share == 0, 0.0, share * delta).sum((0, 2)).to(sink.dtype)
+    assert call.sink is not None
+    blind = (logsumexp == -torch.inf) & (call.sink.float()[None, :, None] == -torch.inf)
+    share = torch.where(blind, 0.0, given.normalizers.share_of_sink(call, logsumexp))
+    return -torch.where(share == 0, 0.0, share * given.delta).sum((0, 2)).to(call.sink.dtype)

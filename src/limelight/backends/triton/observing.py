@@ -12,6 +12,7 @@ from torch import Tensor
 from ...observations import Observations
 from ..contract import Call
 from . import machine, operands, tuning
+from .normalizers import normalizers
 
 MOST_TOP = 64
 FEATURES = 64  # of the keys, at once
@@ -69,7 +70,7 @@ class _Passes:
     """The kernels of one call."""
 
     def __init__(self, call: Call, logsumexp: Tensor, blind: bool) -> None:
-        self.call, self.logsumexp, self.blind = call, logsumexp, blind
+        self.call, self.blind = call, blind
         D, Dv = call.shapes.D, call.shapes.Dv
         self.device = logsumexp.device
         self.query, self.key = operands.readable(call.query), operands.readable(call.key)
@@ -80,6 +81,7 @@ class _Passes:
         rules = operands.rules(call)
         self.form = operands.form_of(call, rules, self.sight, 1, 1, self.tile)
         self.scoring = operands.scoring(call, rules)
+        self.normalizer = tuple(normalizers(call, logsumexp, blind)[1:])
         self.strides = (self.query.stride()[:3], self.key.stride()[:3])
         self.options: dict[str, Any] = {"form": self.form, "num_warps": self.tile.warps, "num_stages": 1}
 
@@ -108,7 +110,7 @@ class _Passes:
             return found
         for first in range(0, max(width, 1), FEATURES):
             kernels.row_statistics[self.sight.tiles, Hq, self.sight.rows](
-                self.query, self.key, self.logsumexp, found["max_score"], found["max_weight"], found["entropy"],
+                self.query, self.key, self.normalizer, found["max_score"], found["max_weight"], found["entropy"],
                 found["distance"], found.get("top_weights"), found.get("top_keys"), features, found.get("features"),
                 *self.strides, Hq, Hq // Hkv, Lq, *self.sight.operands, *self.scoring, first, width, asked.top,
                 TOP=1 if first or not asked.top else max(2, 1 << (asked.top - 1).bit_length()),
@@ -125,7 +127,7 @@ class _Passes:
         result = self.new(B, Hq, 1, Lk) if by_key else self.new(B, Hq, rows, columns)
         if not self.blind and result.numel() and rows:
             kernels.block_sums[rows * columns, Hq, B](
-                self.query, self.key, self.logsumexp, result, *self.strides, Hq, Hq // Hkv, Lq, Lk,
+                self.query, self.key, self.normalizer, result, *self.strides, Hq, Hq // Hkv, Lq, Lk,
                 *operands.all_segments(self.sight), *self.scoring, high, wide, columns, BY_KEY=by_key, **self.options,
             )  # fmt: skip
         return result
@@ -139,7 +141,7 @@ class _Passes:
         if not self.blind and result.numel():
             tiles = -(-len(chosen) // self.tile.rows) * -(-Lk // self.tile.keys)
             kernels.whole_rows[tiles, Hq, B](
-                self.query, self.key, self.logsumexp, result, chosen.to(self.device), len(chosen), *self.strides,
+                self.query, self.key, self.normalizer, result, chosen.to(self.device), len(chosen), *self.strides,
                 Hq, Hq // Hkv, Lq, Lk, *operands.all_segments(self.sight), *self.scoring, **self.options,
             )  # fmt: skip
         return result

@@ -249,7 +249,7 @@ def form_of(call: Call, rules: Rules, sight: Sight, pack: int, splits: int, tile
         VALUE_D=call.shapes.Dv,
         VALUE_WIDTH=width(call.shapes.Dv),
         KINDS=rules.kinds,
-        NATURAL=_natural(call),
+        NATURAL=natural(call),
         ADDITIVE=call.compare is not None,
         DROPOUT=call.dropout > 0,
         SINK=call.sink is not None and splits == 1,
@@ -264,7 +264,7 @@ def form_of(call: Call, rules: Rules, sight: Sight, pack: int, splits: int, tile
     )
 
 
-def _natural(call: Call) -> bool:
+def natural(call: Call) -> bool:
     """Scores are scaled before anything else happens to them; a plain positive scale can wait for the softmax."""
     return bool(call.scores) or call.compare is not None or call.scale <= 0
 
@@ -275,7 +275,7 @@ def scoring(call: Call, rules: Rules) -> tuple[Any, ...]:
     if call.compare is not None:
         vector = call.compare.vector.detach().resolve_neg().expand(call.shapes.Hq, call.shapes.D)
         compare = (vector, vector.stride())
-    factor = LOG2_E * (1.0 if _natural(call) else call.scale)
+    factor = LOG2_E * (1.0 if natural(call) else call.scale)
     return call.scale, factor, compare, rules.operands, rules.numbers
 
 

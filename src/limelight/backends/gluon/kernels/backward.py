@@ -31,7 +31,8 @@ from .schedule import EDGES, RECORD, STEPS, item, place, query_step, step
 # copied     = descriptors (owned first, owned second, moving first, moving second, base, delta, bounds)
 # buffers    = (owned first, owned second, and by stage: moving first, moving second; with KEYS base, delta, bounds)
 # bars       = (owned there, owned read, first there, first read, second there, second read)
-# statistics = (base, delta): the logsumexp in base 2 (0 where it is minus infinity), and what is taken off dP
+# statistics = (base, delta): what is taken off scores times the factor to make weights of them, NaN for a row whose
+#              scores are too large for that (its tiles are computed again), and what is taken off dP
 # target     = (of_first, its strides, of_second, its strides, flags)
 
 

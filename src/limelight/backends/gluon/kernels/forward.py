@@ -16,7 +16,7 @@ from ...triton.compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from ...triton.kernels.scores import LOG2_E, after_rules
+from ...triton.kernels.scores import LARGE, LOG2_E, after_rules, exponent_of_the_sum, with_a_sink
 from ...triton.kernels.visibility import chosen, intervals
 from .schedule import EDGES, RECORD, STEPS, item, place, step, turns
 
@@ -276,18 +276,16 @@ def _consumer(
         i = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, SCORES))
         exists = i < query_end
         nobody = total == 0.0
-        lse = m / LOG2_E + gl.log2(total) / LOG2_E
-        lse = gl.where(nobody, -float("inf"), lse)
-        share = gl.where(nobody, 1.0, total)
+        settled = (gl.abs(m) < LARGE) & (total < float("inf"))
+        nothing_off = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, SCORES))
+        natural, more = exponent_of_the_sum(nothing_off, gl.where(m == -float("inf"), 0.0, m), 1.0)
+        lse = gl.where(nobody, -float("inf"), natural + (gl.log2(total) + more) / LOG2_E)
         rescale = gl.full([ROWS], 1.0, gl.float32, gl.SliceLayout(1, SCORES))
         if form.SINK:
             logit = gl.load(sink + h).to(gl.float32)
-            most = gl.maximum(m, logit * LOG2_E)
-            most = gl.where(most == -float("inf"), 0.0, most)
-            with_sink = total * gl.exp2(m - most) + gl.exp2(logit * LOG2_E - most)
-            rescale = gl.exp2(m - most)
-            lse = gl.where(nobody, logit, most / LOG2_E + gl.log2(with_sink) / LOG2_E)
-            share = gl.where(nobody, 1.0, with_sink)
+            total, rescale, with_sink = with_a_sink(logit, gl.where(nobody, logit, natural), more, total)
+            lse = gl.where(nobody, logit, with_sink)
+        share = gl.where(nobody, 1.0, total)
         if FLOAT8:
             rescale = rescale * gl.load(scales_here[3])
         across: gl.constexpr = gl.SliceLayout(1, OUTPUT)
@@ -297,6 +295,8 @@ def _consumer(
         )
         place_of_row = (b * heads + h).to(gl.int64) * queries
         gl.store(logsumexp + place_of_row + i, lse, mask=exists)
+        # Scores so large that their weights are not right, or a row that sees nothing, which looks alike.
+        gl.store(flags + column * tiles + tile + i * 0, 1, mask=exists & (settled ^ True))
         i = first + gl.arange(0, ROWS, layout=across)
         # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see.
         spoiled = gl.max((gl.abs(out) < float("inf")).to(gl.int32) ^ 1, 1)
@@ -321,7 +321,7 @@ def forward(
 ):  # fmt: skip
     """Output and logsumexp of all items (grid: as many programs as there are multiprocessors, or fewer).
 
-    ``flags`` has an int32 for each item, 0 before; it is set where an output is not finite.
+    ``flags`` has an int32 for each item, 0 before; it is set where an output is not finite or scores are too large.
     """
     queries_at = gl.allocate_shared_memory(query.dtype, [2, 1, 1, ROWS, form.WIDTH], query.layout)
     keys_at = gl.allocate_shared_memory(key.dtype, [STAGES, 1, 1, form.BLOCK, form.WIDTH], key.layout)

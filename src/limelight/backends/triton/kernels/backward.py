@@ -10,7 +10,8 @@ import triton.language as tl
 
 from .dropout import kept, seed_of
 from .forward import CLEAN, FAST, SPOILED, mixed, spoil, unfit
-from .scores import LOG2_E, PRECISION, additive, additive_part, after_rules
+from .normalizers import normalizer_at, weights_of
+from .scores import PRECISION, additive, additive_part, after_rules
 from .visibility import (
     blocks,
     chosen,
@@ -51,18 +52,18 @@ def deltas(
 
 @triton.jit
 def weights_and_gradients(
-    s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form: tl.constexpr, AFTER: tl.constexpr
-):
+    s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, chance,
+    form: tl.constexpr, AFTER: tl.constexpr, CAREFUL: tl.constexpr,
+):  # fmt: skip
     """From scores before the rules: weights as they meet the values, gradients after rule ``AFTER``, and who is seen.
 
-    What is not seen is selected away, whatever ``lse``, ``dp`` and ``delta`` hold.
+    What is not seen is selected away, whatever the normalizer, ``dp`` and ``delta`` hold.
     """
     _, _, query_offset, key_offset = limits
     threshold, keep_scale, seed, random_row = chance
     s, slope = after_rules(s, rows, j, columns, key_offset - query_offset, scoring, form, AFTER)
     seen = seen & (s != -float("inf"))
-    base = tl.where(lse == -float("inf"), 0.0, lse * LOG2_E)
-    p = tl.where(seen, tl.exp2(tl.fma(s, scoring[1], -base)), 0.0)
+    p = tl.where(seen, weights_of(s, normalizer, scoring[1], CAREFUL), 0.0)
     used = p
     if form.DROPOUT:
         keep = kept(threshold, seed, random_row, rows[2], rows[3] + query_offset, j + key_offset)
@@ -140,7 +141,7 @@ def scores(q, k, rows, j, columns, keys, scoring, form: tl.constexpr):
 
 @triton.jit
 def _query_walk(
-    q, grad, lse, delta, seen_by, rows, limits, keys, values, scoring, tiles, chance,
+    q, grad, normalizer, delta, seen_by, rows, limits, keys, values, scoring, tiles, chance,
     form: tl.constexpr, MODE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and, by row, of the slopes of rule ``SLOPES`` and of the comparison's vector."""
@@ -171,7 +172,7 @@ def _query_walk(
             s = scores(q, k, rows, j, columns, keys, scoring, form)
             dp = product(grad, v, VALUE_D, VALUE_WIDTH)
             _used, ds, seen = weights_and_gradients(
-                s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, -1
+                s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, chance, form, -1, MODE != FAST
             )
             if form.ADDITIVE:
                 for d in range(form.D):
@@ -183,8 +184,9 @@ def _query_walk(
                 acc = signed(ds, k[0], seen, acc, MODE)
             if SLOPES >= 0:
                 _used, ds, seen = weights_and_gradients(
-                    s, dp, seen, lse, delta, rows, j, columns, limits, scoring, chance, form, SLOPES
-                )
+                    s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, chance, form, SLOPES,
+                    MODE != FAST,
+                )  # fmt: skip
                 distance = tl.abs(j - i + key_offset - query_offset).to(tl.float32)
                 of_slopes -= tl.sum(ds * distance, 1)
     return acc, of_slopes, of_vector
@@ -192,7 +194,7 @@ def _query_walk(
 
 @triton.jit(do_not_specialize=["segment", "batch", "heads", "queries", "documents", "threshold", "seed"])
 def query_gradient(
-    query, key, value, grad_output, logsumexp, delta, grad_query, slopes, vectors, flags,
+    query, key, value, grad_output, normalizers, delta, grad_query, slopes, vectors, flags,
     query_strides, key_strides, value_strides, grad_strides, grad_query_strides,
     batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides, states, bits,
     tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
@@ -223,7 +225,7 @@ def query_gradient(
     q = side_at(query, query_at[:, None], exists[:, None], D, WIDTH)
     grad = side_at(grad_output, grad_at[:, None], exists[:, None], VALUE_D, VALUE_WIDTH)
     at = (b.to(tl.int64) * heads + h) * queries + i
-    lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
+    normalizer = normalizer_at(normalizers, at[:, None], exists[:, None], RESCUE)
     less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
 
     rows = (b, tl.program_id(1) * form.PACK // group, h[:, None], i[:, None], query_at[:, None], exists[:, None])
@@ -235,16 +237,19 @@ def query_gradient(
     chance = (threshold, keep_scale, seed_of(seed), b * documents + document)
     if RESCUE:
         acc, of_slopes, of_vector = _query_walk(
-            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, CLEAN, SLOPES, VECTOR
-        )
+            q, grad, normalizer, less, seen_by, rows, limits, keys, values, scoring, tiles, chance,
+            form, CLEAN, SLOPES, VECTOR,
+        )  # fmt: skip
         code, _, _ = _query_walk(
-            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, SPOILED, -1, False
-        )
+            q, grad, normalizer, less, seen_by, rows, limits, keys, values, scoring, tiles, chance,
+            form, SPOILED, -1, False,
+        )  # fmt: skip
         acc = tl.where(code > 0.0, float("nan"), acc)
     else:
         acc, of_slopes, of_vector = _query_walk(
-            q, grad, lse, less, seen_by, rows, limits, keys, values, scoring, tiles, chance, form, FAST, SLOPES, VECTOR
-        )
+            q, grad, normalizer, less, seen_by, rows, limits, keys, values, scoring, tiles, chance,
+            form, FAST, SLOPES, VECTOR,
+        )  # fmt: skip
         tl.store(flags + number + tl.arange(0, 1), unfit(acc, exists))
     if not form.ADDITIVE:
         acc = acc * scale
@@ -262,7 +267,7 @@ def query_gradient(
 
 @triton.jit
 def _key_walk(
-    k, v, j1, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+    k, v, j1, low, count, high, group, queries, heads, normalizers, delta, sight, some, b, key_head, limits,
     keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance,
     form: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
@@ -292,14 +297,14 @@ def _key_walk(
         if form.TILE_ROWS > 0:
             seen = seen & in_tiles(tiles, rows, tl.min(j1, 0), j, form)
         at = (b.to(tl.int64) * heads + h) * queries + i
-        lse = tl.load(logsumexp + at, mask=exists, other=0.0)[None, :]
+        normalizer = normalizer_at(normalizers, at[None, :], exists[None, :], MODE != FAST)
         less = tl.load(delta + at, mask=exists, other=0.0)[None, :]
         q = side(keys[0], query_strides, b, h, i, exists, D, WIDTH)
         grad = side(grad_output, grad_strides, b, h, i, exists, VALUE_D, VALUE_WIDTH)
         s = scores(k, q, rows, j, columns, keys, scoring, form)
         dp = product(v, grad, VALUE_D, VALUE_WIDTH)
         used, ds, seen = weights_and_gradients(
-            s, dp, seen, lse, less, rows, j, columns, limits, scoring, chance, form, -1
+            s, dp, seen, normalizer, less, rows, j, columns, limits, scoring, chance, form, -1, MODE != FAST
         )
         of_value = mixed(used, grad[0], seen, of_value, MODE)
         if form.ADDITIVE:
@@ -314,7 +319,7 @@ def _key_walk(
 
 @triton.jit(do_not_specialize=["segment", "batch", "heads", "queries", "documents", "threshold", "seed"])
 def key_gradient(
-    query, key, value, grad_output, logsumexp, delta, grad_key, grad_value, flags,
+    query, key, value, grad_output, normalizers, delta, grad_key, grad_value, flags,
     query_strides, key_strides, value_strides, grad_strides, grad_key_strides, grad_value_strides,
     batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides, states, bits,
     tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
@@ -361,18 +366,18 @@ def key_gradient(
     chance = (threshold, keep_scale, seed_of(seed), b * documents + document)
     if RESCUE:
         of_key, of_value = _key_walk(
-            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            k, v, j, low, count, high, group, queries, heads, normalizers, delta, sight, some, b, key_head, limits,
             keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, CLEAN,
         )  # fmt: skip
         key_code, value_code = _key_walk(
-            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            k, v, j, low, count, high, group, queries, heads, normalizers, delta, sight, some, b, key_head, limits,
             keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, SPOILED,
         )  # fmt: skip
         of_key = tl.where(key_code > 0.0, float("nan"), of_key)
         of_value = spoil(of_value, value_code)
     else:
         of_key, of_value = _key_walk(
-            k, v, j, low, count, high, group, queries, heads, logsumexp, delta, sight, some, b, key_head, limits,
+            k, v, j, low, count, high, group, queries, heads, normalizers, delta, sight, some, b, key_head, limits,
             keys, values, query_strides, grad_output, grad_strides, scoring, tiles, chance, form, FAST,
         )  # fmt: skip
         tl.store(flags + number + tl.arange(0, 1), tl.maximum(unfit(of_key, some), unfit(of_value, some)))
@@ -401,7 +406,7 @@ def _score_gradient(
     WIDTH: tl.constexpr = form.WIDTH
     VALUE_D: tl.constexpr = form.VALUE_D
     VALUE_WIDTH: tl.constexpr = form.VALUE_WIDTH
-    query, key, value, grad_output, logsumexp, delta = tensors
+    query, key, value, grad_output, normalizers, delta = tensors
     query_strides, key_strides, value_strides, grad_strides = strides
     spans, begins, ends, interval_strides = sight
     key_begin, key_end, query_offset, key_offset = limits
@@ -420,7 +425,7 @@ def _score_gradient(
         inside = (b, key_head, rows[2], rows[3], rows[4], seen)
         seen = seen & in_tiles(tiles, inside, j, j, form)
     at = (b.to(tl.int64) * heads + h) * queries + i1
-    lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
+    normalizer = normalizer_at(normalizers, at[:, None], exists[:, None], True)
     less = tl.load(delta + at, mask=exists, other=0.0)[:, None]
     q = side(query, query_strides, b, h, i1, exists, D, WIDTH)
     k = side(key, key_strides, b, key_head, j1, some, D, WIDTH)
@@ -430,7 +435,7 @@ def _score_gradient(
     dp = product(grad, v, VALUE_D, VALUE_WIDTH)
     chance = (threshold, keep_scale, seed, b * documents + document)
     _, ds, _ = weights_and_gradients(
-        s, dp, seen, lse, less, rows, j, some[None, :], limits, scoring, chance, form, AFTER
+        s, dp, seen, normalizer, less, rows, j, some[None, :], limits, scoring, chance, form, AFTER, True
     )
     return ds
 
@@ -439,7 +444,7 @@ def _score_gradient(
     do_not_specialize=["segment", "heads", "queries", "keys", "documents", "threshold", "seed", "count", "over"]
 )
 def bias_gradient(
-    query, key, value, grad_output, logsumexp, delta, result,
+    query, key, value, grad_output, normalizers, delta, result,
     query_strides, key_strides, value_strides, grad_strides,
     heads, group, queries, keys, segments, segment, count, spans, begins, ends, interval_strides, states, bits,
     tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents, over,
@@ -455,7 +460,7 @@ def bias_gradient(
     tile_i = tl.program_id(0) // wide
     tile_j = tl.program_id(0) % wide
     acc = tl.full((form.ROWS, form.BLOCK), 0.0, tl.float32)
-    tensors = (query, key, value, grad_output, logsumexp, delta)
+    tensors = (query, key, value, grad_output, normalizers, delta)
     strides = (query_strides, key_strides, value_strides, grad_strides)
     sight = (spans, begins, ends, interval_strides)
     tiles = (states, bits, tile_strides)
@@ -495,7 +500,7 @@ def bias_gradient(
     do_not_specialize=["segment", "heads", "queries", "documents", "threshold", "seed", "count", "rows_b", "low"]
 )
 def distance_gradient(
-    query, key, value, grad_output, logsumexp, delta, result,
+    query, key, value, grad_output, normalizers, delta, result,
     query_strides, key_strides, value_strides, grad_strides,
     heads, group, queries, segments, segment, count, spans, begins, ends, interval_strides, states, bits,
     tile_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
@@ -510,7 +515,7 @@ def distance_gradient(
     d0 = low + tl.program_id(0) * form.BLOCK
     r = tl.arange(0, form.ROWS)
     c = tl.arange(0, form.BLOCK)
-    tensors = (query, key, value, grad_output, logsumexp, delta)
+    tensors = (query, key, value, grad_output, normalizers, delta)
     strides = (query_strides, key_strides, value_strides, grad_strides)
     sight = (spans, begins, ends, interval_strides)
     tiles = (states, bits, tile_strides)

@@ -11,7 +11,7 @@ from .visibility import contains, intervals
 @triton.jit(do_not_specialize=["segment", "heads", "queries"])
 def first_forward(
     query, key, value, output, maxima, sums, query_strides, key_strides, value_strides, heads, group, queries,
-    segment, spans, begins, ends, interval_strides, factor, form: tl.constexpr,
+    segment, spans, begins, ends, interval_strides, scale, form: tl.constexpr,
 ):  # fmt: skip
     """All queries of one head of one batch row (grid: heads, batch rows): each block of keys is read once.
 
@@ -46,11 +46,11 @@ def first_forward(
                 q = load_rows(query, query_strides, b, h, i, exists, D, WIDTH, True)
                 m = tl.load(maxima + at, mask=exists, other=0.0)
                 total = tl.load(sums + at, mask=exists, other=0.0)
-                s = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * factor, -float("inf"))
+                s = tl.where(seen, tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, -float("inf"))
                 most = tl.maximum(m, tl.max(s, 1))
                 base = tl.where(most == -float("inf"), 0.0, most)
-                p = tl.exp2(s - base[:, None])
-                before = total * tl.exp2(m - base)
+                p = tl.exp2((s - base[:, None]) * LOG2_E)
+                before = total * tl.exp2((m - base) * LOG2_E)
                 total = before + tl.sum(p, 1)
                 share = tl.where(total == 0.0, 1.0, total)
                 fresh = tl.full((form.ROWS, form.VALUE_WIDTH), 0.0, tl.float32)
@@ -77,4 +77,4 @@ def finish(maxima, sums, size, ROWS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.load(sums + at, mask=at < size, other=0.0)
     m = tl.load(maxima + at, mask=at < size, other=0.0)
-    tl.store(maxima + at, tl.where(total == 0.0, -float("inf"), (m + tl.log2(total)) / LOG2_E), mask=at < size)
+    tl.store(maxima + at, tl.where(total == 0.0, -float("inf"), m + tl.log2(total) / LOG2_E), mask=at < size)

@@ -4,7 +4,17 @@ import triton
 import triton.language as tl
 
 from .dropout import kept, seed_of
-from .scores import LOG2_E, PRECISION, after_rules, compared, load_rows
+from .scores import (
+    LARGE,
+    LOG2_E,
+    PRECISION,
+    after_rules,
+    compared,
+    exponent_of_the_sum,
+    load_rows,
+    reference_point,
+    with_a_sink,
+)
 from .visibility import anybody, blocks, chosen, in_tiles, intervals, program
 
 # Arguments that travel together are tuples; `form` is all that the compiler knows (`limelight.backends.triton.form`).
@@ -18,7 +28,8 @@ from .visibility import anybody, blocks, chosen, in_tiles, intervals, program
 # q, acc  = (main part, rest): a width that is no power of two may lie in two parts (`form.REST`, `form.VALUE_REST`)
 
 # How a walk treats values that are not finite. FAST: as any other. CLEAN: as zeros. SPOILED: it adds up, instead of the
-# output, what they make of it, in the code of `spoil`.
+# output, what they make of it, in the code of `spoil`. FAST is right only for scores that are not `LARGE`, and its
+# running maximum is one of scores times the factor; the other modes take any score, and theirs is one of scores.
 FAST, CLEAN, SPOILED = (tl.constexpr(n) for n in range(3))
 _UP, _DOWN, _NAN = (tl.constexpr(n) for n in (2.0**-9, 1.0, 256.0))
 
@@ -88,11 +99,19 @@ def _block(
             seen = seen & in_tiles(tiles, rows, n * form.BLOCK, j[None, :], form)
         s = tl.where(seen, s, -float("inf"))
     factor = scoring[1]
-    most = tl.maximum(m, tl.max(s, 1) * factor) if MODE != SPOILED else m
-    base = tl.where(most == -float("inf"), 0.0, most)
-    p = tl.exp2(tl.fma(s, factor, -base[:, None]))
-    if MODE != SPOILED:
+    if MODE == FAST:
+        most = tl.maximum(m, tl.max(s, 1) * factor)
+        base = tl.where(most == -float("inf"), 0.0, most)
+        p = tl.exp2(tl.fma(s, factor, -base[:, None]))
         rescale = tl.exp2(m - base)
+    else:
+        most = tl.maximum(m, tl.max(s, 1)) if MODE == CLEAN else m
+        shift, rest_of_it = reference_point(most, factor)
+        p = tl.exp2(tl.fma(s - shift[:, None], factor, -rest_of_it[:, None]))
+        shift_before, rest_before = reference_point(m, factor)
+        moved = tl.fma(shift_before - shift, factor, rest_before - rest_of_it)
+        rescale = tl.where(m == -float("inf"), 0.0, tl.exp2(moved))
+    if MODE != SPOILED:
         total = total * rescale + tl.sum(p, 1)
         main = main * rescale[:, None]
         if form.VALUE_REST > 0:
@@ -170,9 +189,12 @@ def forward(
 ):  # fmt: skip
     """Output and logsumexp of one tile of queries (grid: tiles, head packs, batch rows x splits of the keys).
 
-    ``flags`` is one int32 for each program, set where an output is not finite. With ``RESCUE`` only those are computed
-    again, so that what a row does not see leaves it untouched: a kernel of its own, for the registers of this one.
-    With ``SPLITS > 1`` the output is a part in float32, ``(splits, B, Hq, Lq, Dv)``, without the sink, to be merged.
+    ``flags`` is one int32 for each program, set where an output is not finite or a row's largest score is `LARGE`. With
+    ``RESCUE`` only those are computed again, so that what a row does not see leaves it untouched, and any score gives
+    its weight: a kernel of its own, for the registers of this one.
+    With ``SPLITS > 1`` the output is a part in float32, ``(splits, B, Hq, Lq, Dv)``, without the sink, to be merged;
+    ``logsumexp`` has two numbers of each row whose sum it is, ``(2, splits, B, Hq, Lq)``: of many keys with one large
+    score the second says how many.
     """
     number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     if RESCUE and tl.load(flags + number) == 0:
@@ -217,31 +239,36 @@ def forward(
         )  # fmt: skip
         main = spoil(acc[0], code[0])
         rest = spoil(acc[1], code[1]) if form.VALUE_REST > 0 else acc[1]
+        shift, rest_of_it = reference_point(m, factor)
     else:
         m, total, acc = _walk(
             lowest, q, seen_by, split, rows, limits, keys, values, scoring, tiles, chance, form, FAST,
         )  # fmt: skip
         main, rest = acc
-        # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see.
-        spoiled = unfit(main, exists)
+        # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see. Or scores are
+        # so large that their weights are not right; a row that sees nothing looks alike.
+        settled = (tl.abs(m) < LARGE) & (total < float("inf"))
+        spoiled = unfit(tl.where(settled[:, None], main, float("inf")), exists)
         if form.VALUE_REST > 0:
             spoiled = tl.maximum(spoiled, unfit(rest, exists))
         tl.store(flags + number + tl.arange(0, 1), spoiled)
+        shift, rest_of_it = tl.full((form.ROWS,), 0.0, tl.float32), tl.where(m == -float("inf"), 0.0, m)
     nobody = total == 0.0
-    lse = m / LOG2_E + tl.log2(total) / LOG2_E
-    lse = tl.where(nobody, -float("inf"), lse)
+    natural, more = exponent_of_the_sum(shift, rest_of_it, 1.0 if form.NATURAL else scale)
+    low = tl.where(nobody, 0.0, (tl.log2(total) + more) / LOG2_E)
+    lse = tl.where(nobody, -float("inf"), natural if form.SPLITS > 1 else natural + low)
     rescale = 1.0
     if form.SINK:
         logit = tl.load(sink + h).to(tl.float32)
-        most = tl.maximum(m, logit * LOG2_E)
-        most = tl.where(most == -float("inf"), 0.0, most)
-        with_sink = total * tl.exp2(m - most) + tl.exp2(logit * LOG2_E - most)
-        rescale = tl.exp2(m - most)[:, None]
-        lse = tl.where(nobody, logit, most / LOG2_E + tl.log2(with_sink) / LOG2_E)
-        total = with_sink
+        total, rescale, with_sink = with_a_sink(logit, tl.where(nobody, logit, natural), more, total)
+        lse = tl.where(nobody, logit, with_sink)
+        rescale = rescale[:, None]
     share = tl.where(nobody, 1.0, total)
     place = (split * batch + b).to(tl.int64)
-    tl.store(logsumexp + (place * heads + h) * queries + i, lse, mask=exists)
+    row = (place * heads + h) * queries + i
+    tl.store(logsumexp + row, lse, mask=exists)
+    if form.SPLITS > 1:
+        tl.store(logsumexp + form.SPLITS * batch.to(tl.int64) * heads * queries + row, low, mask=exists)
     at = place * output_strides[0] + h.to(tl.int64) * output_strides[1] + i.to(tl.int64) * output_strides[2]
     for part in tl.static_range(2 if form.VALUE_REST > 0 else 1):
         acc = main if part == 0 else rest
@@ -258,7 +285,7 @@ def merge(
     parts, logsumexps, output, logsumexp, sink, output_strides, heads, queries, size,
     SPLITS: tl.constexpr, SINK: tl.constexpr, VALUE_D: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The union of ``SPLITS`` disjoint parts of the keys, by their logsumexp; ``size`` is ``B Hq Lq``."""
+    """The union of ``SPLITS`` disjoint parts of the keys, by logsumexps in two numbers; ``size`` is ``B Hq Lq``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # few, or their keys would not lie in parts
     exists = row < size
     i, h, b = row % queries, row // queries % heads, row // queries // heads  # divided while they are narrow
@@ -276,11 +303,13 @@ def merge(
         most = tl.maximum(most, logit)
     base = tl.where(most == -float("inf"), 0.0, most)
     total = tl.exp2((logit - base) * LOG2_E)
+    lows = logsumexps + SPLITS * size
     d = tl.arange(0, VALUE_WIDTH)
     out = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
     for n in range(SPLITS):
         part = tl.load(logsumexps + n * size + row, mask=exists, other=0.0)
-        weight = tl.exp2((part - base) * LOG2_E)
+        low = tl.load(lows + n * size + row, mask=exists, other=0.0)
+        weight = tl.exp2((part - base + low) * LOG2_E)
         total += weight
         where = parts + (n * size + row)[:, None] * VALUE_D + d[None, :]
         value = tl.load(where, mask=exists[:, None] & (d[None, :] < VALUE_D), other=0.0)

@@ -1,4 +1,4 @@
-"""Observations: a second pass over the scores, with the final logsumexp, so that every weight is exact.
+"""Observations: a second pass over the scores, with the final normalizers, so that every weight is exact.
 
 Whatever is summed has one owner, which adds in a fixed order.
 """
@@ -11,11 +11,18 @@ from .visibility import blocks, chosen, contains, in_tiles, intervals, program, 
 
 
 @triton.jit
-def _weights(s, seen, lse, scoring):
-    """Scores in base 2 and weights of what is seen; minus infinity and zero elsewhere."""
-    s = tl.where(seen, s * scoring[1], -float("inf"))
-    base = tl.where(lse == -float("inf"), 0.0, lse * LOG2_E)
-    return s, tl.where(s != -float("inf"), tl.exp2(s - base), 0.0)
+def _normalizer(normalizer, at, exists):
+    """``(shift, rest)`` of some rows, as columns; see `limelight.backends.triton.kernels.normalizers`."""
+    shift = tl.load(normalizer[0] + at, mask=exists, other=0.0)[:, None]
+    return shift, tl.load(normalizer[1] + at, mask=exists, other=0.0)[:, None]
+
+
+@triton.jit
+def _weights(s, seen, normalizer, scoring):
+    """Scores, the logarithms of weights in base 2, and weights of what is seen; minus infinity and zero elsewhere."""
+    s = tl.where(seen, s, -float("inf"))
+    power = tl.fma(s - normalizer[0], scoring[1], -normalizer[1])
+    return s, power, tl.where(s != -float("inf"), tl.exp2(power), 0.0)
 
 
 @triton.jit
@@ -26,7 +33,7 @@ def _tile(
     """Weights of queries ``i1`` by keys ``j1`` of one segment, zeros elsewhere."""
     D: tl.constexpr = form.D
     WIDTH: tl.constexpr = form.WIDTH
-    query, key, logsumexp = tensors
+    query, key, normalizer = tensors
     query_strides, key_strides = strides
     spans, begins, ends, interval_strides = sight
     key_begin, key_end, query_offset, key_offset = limits
@@ -42,18 +49,18 @@ def _tile(
     if form.TILE_ROWS > 0:
         inside = (b, key_head, rows[2], rows[3], rows[4], seen)
         seen = seen & in_tiles(tiles, inside, j, j, form)
-    lse = tl.load(logsumexp + (b.to(tl.int64) * heads + h) * queries + i1, mask=exists, other=0.0)[:, None]
+    normalizer = _normalizer(normalizer, (b.to(tl.int64) * heads + h) * queries + i1, exists)
     q = load_rows(query, query_strides, b, h, i1, exists, D, WIDTH, True)
     k = load_rows(key, key_strides, b, key_head, j1, some, D, WIDTH, True)
     s = compared(q, k, rows, j, some[None, :], (query, key, key_strides), scoring, form)
     s, _ = after_rules(s, rows, j, some[None, :], key_offset - query_offset, scoring, form, 0)
-    _, w = _weights(s, seen, lse, scoring)
+    _, _, w = _weights(s, seen, normalizer, scoring)
     return w
 
 
 @triton.jit(do_not_specialize=["segment", "heads", "queries"])
 def row_statistics(
-    query, key, logsumexp, max_score, max_weight, entropy, distance, top_weights, top_keys, features, of_features,
+    query, key, normalizer, max_score, max_weight, entropy, distance, top_weights, top_keys, features, of_features,
     query_strides, key_strides, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides,
     states, bits, tile_strides, scale, factor, compare, operands, numbers, first_feature, width, top,
     form: tl.constexpr, TOP: tl.constexpr, FEATURES: tl.constexpr,
@@ -79,7 +86,7 @@ def row_statistics(
     WIDTH: tl.constexpr = form.WIDTH
     q = load_rows(query, query_strides, b, h1, i, exists, D, WIDTH, True)
     at = (b.to(tl.int64) * heads + h1) * queries + i
-    lse = tl.load(logsumexp + at, mask=exists, other=0.0)[:, None]
+    normalizer = _normalizer(normalizer, at, exists)
 
     most = tl.full((form.ROWS,), -float("inf"), tl.float32)
     spoiled = tl.full((form.ROWS,), 0.0, tl.float32)
@@ -105,12 +112,12 @@ def row_statistics(
             k = load_rows(key, key_strides, b, h1 // group, j1, some, D, WIDTH, True)
             s = compared(q, k, rows, j, some[None, :], keys, scoring, form)
             s, _slope = after_rules(s, rows, j, some[None, :], key_offset - query_offset, scoring, form, 0)
-            s, w = _weights(s, seen, lse, scoring)
+            s, power, w = _weights(s, seen, normalizer, scoring)
             spoiled += tl.sum(tl.where(s != s, 1.0, 0.0), 1)
             most = tl.maximum(most, tl.max(s, 1))
             largest = tl.maximum(largest, tl.max(w, 1))
             there = s != -float("inf")
-            surprise += tl.sum(tl.where(there, w * (lse - s / LOG2_E), 0.0), 1)
+            surprise -= tl.sum(tl.where(w == 0.0, 0.0, w * power), 1)
             far += tl.sum(w * tl.abs(j - i[:, None] + key_offset - query_offset).to(tl.float32), 1)
             if TOP > 1:
                 # Of the weights kept and those of this block the largest again, of equals the lowest key.
@@ -130,9 +137,9 @@ def row_statistics(
                 by_feature = tl.dot(w, x, by_feature, input_precision="ieee")
     # A NaN among the scores is the largest, and the weights are NaN: reductions on a GPU would pass over it.
     nan = spoiled > 0.0
-    tl.store(max_score + at, tl.where(nan, float("nan"), most / LOG2_E), mask=exists)
+    tl.store(max_score + at, tl.where(nan, float("nan"), most * (1.0 if form.NATURAL else scale)), mask=exists)
     tl.store(max_weight + at, tl.where(surprise != surprise, float("nan"), largest), mask=exists)
-    tl.store(entropy + at, surprise, mask=exists)
+    tl.store(entropy + at, surprise / LOG2_E, mask=exists)
     tl.store(distance + at, far, mask=exists)
     if TOP > 1:
         inside = exists[:, None] & (place < top)
@@ -145,7 +152,7 @@ def row_statistics(
 
 @triton.jit(do_not_specialize=["segment", "heads", "queries", "keys", "count"])
 def block_sums(
-    query, key, logsumexp, result, query_strides, key_strides, heads, group, queries, keys, segments, segment, count,
+    query, key, normalizer, result, query_strides, key_strides, heads, group, queries, keys, segments, segment, count,
     spans, begins, ends, interval_strides, states, bits, tile_strides, scale, factor, compare, operands, numbers,
     high, wide, columns, BY_KEY: tl.constexpr, form: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +164,7 @@ def block_sums(
     block_j = tl.program_id(0) % columns
     h = tl.program_id(1)
     b = tl.program_id(2)
-    tensors = (query, key, logsumexp)
+    tensors = (query, key, normalizer)
     strides = (query_strides, key_strides)
     sight = (spans, begins, ends, interval_strides)
     tiles = (states, bits, tile_strides)
@@ -197,8 +204,8 @@ def block_sums(
 
 @triton.jit(do_not_specialize=["segment", "heads", "queries", "keys", "count", "number_of_rows"])
 def whole_rows(
-    query, key, logsumexp, result, chosen_rows, number_of_rows, query_strides, key_strides, heads, group, queries, keys,
-    segments, segment, count, spans, begins, ends, interval_strides, states, bits, tile_strides,
+    query, key, normalizer, result, chosen_rows, number_of_rows, query_strides, key_strides, heads, group, queries,
+    keys, segments, segment, count, spans, begins, ends, interval_strides, states, bits, tile_strides,
     scale, factor, compare, operands, numbers, form: tl.constexpr,
 ):  # fmt: skip
     """All weights of chosen queries, ``(B, Hq, R, Lk)`` (grid: tiles of rows by blocks of keys, heads, batch rows)."""
@@ -208,7 +215,7 @@ def whole_rows(
     h = tl.program_id(1)
     b = tl.program_id(2)
     i = tl.load(chosen_rows + r, mask=r < number_of_rows, other=-1).to(tl.int32)
-    tensors = (query, key, logsumexp)
+    tensors = (query, key, normalizer)
     strides = (query_strides, key_strides)
     sight = (spans, begins, ends, interval_strides)
     tiles = (states, bits, tile_strides)

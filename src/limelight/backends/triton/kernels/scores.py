@@ -4,6 +4,8 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# A product ``peak log2(e)`` from here on is off by more than half a power of two, so it is no measure of other scores.
+LARGE = tl.constexpr(2.0**24)
 PRECISION = tl.constexpr("ieee")  # of float32 products: no TF32
 BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = (tl.constexpr(n) for n in range(4))
 
@@ -94,6 +96,37 @@ def after_rules(s, rows, j, columns, shift, scoring, form: tl.constexpr, AFTER: 
             bent = s / numbers[r][0]
             slope = slope * (1.0 - bent * bent)
     return s, slope
+
+
+# The weight of a score, before it is divided by the sum of its row, is ``2^((score - shift) factor - rest)``. The shift
+# of most rows is 0 and the rest their largest score times the factor, rounded: one fused operation makes the exponent,
+# and all weights of the row are off by one power of two between -1/2 and 1/2, as their sum is. Where that product is
+# `LARGE`, the power could be any, and the product infinite: there the largest score is the shift.
+
+
+@triton.jit
+def reference_point(peak, factor):
+    """``(shift, rest)`` of rows by their largest score; of rows without a score zeros."""
+    scaled = tl.where(peak == -float("inf"), 0.0, peak * factor)
+    large = tl.abs(scaled) >= LARGE
+    return tl.where(large, peak, 0.0), tl.where(large, 0.0, scaled)
+
+
+@triton.jit
+def exponent_of_the_sum(shift, rest, unit):
+    """``(natural, more)``: weights and their sums stand for themselves times ``e^natural 2^more``, where more is small.
+    A score times ``unit`` is a natural one."""
+    natural = shift * unit + rest / LOG2_E
+    return natural, tl.where(shift == 0.0, tl.fma(natural, -LOG2_E, rest), 0.0)
+
+
+@triton.jit
+def with_a_sink(logit, natural, more, total):
+    """A row's sum with its sink, what its weights are multiplied by beside that sum, and the logsumexp."""
+    most = tl.maximum(natural, logit)
+    share = tl.exp2(tl.fma(natural - most, LOG2_E, more))
+    total = total * share + tl.exp2((logit - most) * LOG2_E)
+    return total, share, most + tl.log2(total) / LOG2_E
 
 
 @triton.jit
