@@ -162,7 +162,7 @@ def attend(
         pattern = Explicit(chosen) if pattern is None else pattern & Explicit(chosen)
     if s_aux is not None:
         s_aux = s_aux.reshape(-1)
-    watched = current_watcher(tracing.recorder(query)) is not None
+    watched = current_watcher(bool(tracing.recorder(query))) is not None
     if sinks is not None and watched:
         raise BackendError(
             f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "
