@@ -40,8 +40,8 @@ def test_paths_that_cannot_be_looked_at(door, name):
     [
         ("config.json", "config.json describes a model.*Name its folder"),
         ("model.safetensors", "model.safetensors holds weights alone. Name its folder"),
-        ("pytorch_model.bin", "Pickled weights can run code .*convert them once: python -c"),
-        ("model.pt", "Pickled weights can run code"),
+        ("pytorch_model.bin", "looks like pickled weights .*convert them once: python -c"),
+        ("model.pt", "looks like pickled weights"),
     ],
 )
 def test_a_file_in_place_of_its_folder(folder, name, said):
@@ -59,6 +59,8 @@ def test_the_command_that_converts_pickled_weights(folder):
         load(folder / "pytorch_model.bin")
     code, paths = str(raised.value).split('python -c "')[1].split('" ')
     before, after = paths.split(", and name")[0].split()
+    with pytest.raises(CheckpointError, match=r"model.safetensors does not exist.*convert them once: python -c"):
+        load(folder)  # says it too
     subprocess.run([sys.executable, "-c", code, before, after], check=True)
     assert torch.equal(load(folder).network.embedding.tokens.weight, tensors["model.embed_tokens.weight"].float())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,23 @@ def shortened(value: object, limit: int = 100) -> str:
     except (RecursionError, ValueError):  # Python writes no whole number of more than 4,300 digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")  # what files of pickled weights end with
+
+
+def pickled_weights(path: Path) -> str:
+    """Why a file of pickled weights is not read, and the command that converts it."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "save_file({k: v.contiguous().clone() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, "
+        "sys.argv[2], {'format': 'pt'})"
+    )
+    paths = " ".join(shlex.quote(str(one)) for one in (path, path.with_name("model.safetensors")))
+    return (
+        f"{path} looks like pickled weights that can run code when they are read, so they are not read here; convert "
+        f'them once: python -c "{code}" {paths}'
+    )
 
 
 def listed(names: list[str], limit: int = 8) -> str:

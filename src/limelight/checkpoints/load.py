@@ -22,7 +22,7 @@ from ..models.stack import Stack
 from ..shapes import FLOATS, wrong
 from ..text import Tokenizer
 from .ctranslate2_files import CTranslate2File
-from .errors import CheckpointError, damaged, guarded, missing, read_json, shortened
+from .errors import PICKLED, CheckpointError, damaged, guarded, listed, missing, pickled_weights, read_json, shortened
 from .fetching import fetch
 from .fill import Files, differing, fill
 from .gguf_files import GGUFFile, part_of_split
@@ -59,11 +59,12 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
             - a packaged model (``limelight models`` lists them), fetched once and verified by its sha256;
             - a folder with ``config.json``, safetensors weights and ``tokenizer.json``;
             - a folder with a CTranslate2 ``model.bin`` (Whisper);
-            - a ``.gguf`` file, or a folder with just one;
+            - a ``.gguf`` file, one of the files of a model that is split over several, or a folder with just one model;
             - the name of a repository on the Hugging Face hub, ``"owner/name"``.
 
             A string that names a packaged model means that model; write ``"./minilm"`` for a folder of the same name.
-        dtype: what the weights become: ``torch.float32``, ``float64``, ``bfloat16`` or ``float16``.
+        dtype: what the weights become: ``torch.float32``, ``float64``, ``bfloat16`` or ``float16``. (In float16, the
+            last matrix of T5's feed-forward steps stays float32, as published.)
 
     Raises:
         ArgumentError: nothing of that name, a file missing or damaged, a family that is not built here, weights that do
@@ -98,8 +99,8 @@ def outline(name_or_path: str | os.PathLike[str]) -> Stack:
         ArgumentError: as in `load`.
     """
     name = _checked_name(name_or_path)
-    path = Path(name).expanduser() if name.endswith("config.json") else _find(name_or_path)
-    with guarded(path):
+    path = _path(name) if name.endswith("config.json") else _find(name_or_path)
+    with guarded(path), torch.device("cpu"):
         path = path / "config.json" if (path / "config.json").is_file() else path
         if path.name == "config.json" and not (path.parent / CTRANSLATE2).is_file():
             values = read_json(path)
@@ -132,15 +133,9 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     if isinstance(name_or_path, str) and name_or_path in PACKAGED:
         return fetch(PACKAGED[name_or_path])
     name = str(name_or_path)
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.exists():
-            return path
-    except (OSError, RuntimeError) as error:  # a name that is too long for the system, a user that there is not
-        raise CheckpointError(
-            f"{shortened(name)} is no path that can be looked at ({getattr(error, 'strerror', None) or error}). "
-            "Name an existing folder or file."
-        ) from error
+    path = _path(name)
+    if path.exists():
+        return path
     if path.suffix == ".gguf" or path.is_absolute() or name.startswith(("./", "../", "~")):
         raise missing(path, "Name an existing folder or file.")
     if looks_like_hub_name(name):
@@ -154,25 +149,34 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
+def _path(name: str) -> Path:
+    """A path, whether or not anything is there."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long for the system, a user that there is not
+        raise CheckpointError(
+            f"{shortened(name)} is no path that can be looked at ({getattr(error, 'strerror', None) or error}). "
+            "Name an existing folder or file."
+        ) from error
+    return path
+
+
 # What is named in place of a model, by the end of its name, and what to do instead.
 OTHERS = {
     ".safetensors": "holds weights alone. Name its folder, with config.json beside it.",
     ".json": "describes a model or a part of it. Name its folder, with the weights beside it.",
-    **dict.fromkeys(
-        (".bin", ".pt", ".pth", ".ckpt"),
-        "is no GGUF file. (Of a CTranslate2 model, name the folder.) Pickled weights can run code when they are read, "
-        'and are not read; convert them once: python -c "import sys, torch; from safetensors.torch import save_file; '
-        "save_file({k: v.contiguous().clone() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, "
-        "sys.argv[2], {'format': 'pt'})\" {path} {folder}/model.safetensors, and name the folder.",
-    ),
 }
 
 
 def _named_gguf(path: Path) -> Path:
     """A file that was named, unless it is not one of GGUF by its name."""
     if path.suffix in OTHERS:
-        said = OTHERS[path.suffix].replace("{path}", str(path)).replace("{folder}", str(path.parent))
-        raise CheckpointError(f"{path} {said}")
+        raise CheckpointError(f"{path} {OTHERS[path.suffix]}")
+    if path.suffix in PICKLED:
+        raise CheckpointError(
+            f"{pickled_weights(path)}, and name the folder. (Of a CTranslate2 model, too, the folder is named.)"
+        )
     return path
 
 
@@ -185,7 +189,7 @@ def _only_gguf(folder: Path) -> Path:
         return found[0]
     if found:
         raise CheckpointError(
-            f"{folder} holds {len(found)} .gguf files ({', '.join(f.name for f in found)}): name one of them."
+            f"{folder} holds {len(found)} .gguf files ({listed([path.name for path in found])}): name one of them."
         )
     raise missing(folder / "config.json", "A model folder holds config.json, safetensors weights and tokenizer.json.")
 

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, damaged, listed, missing, read_json, shortened
+from .errors import PICKLED, CheckpointError, damaged, listed, missing, pickled_weights, read_json, shortened
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,11 +36,10 @@ class SafetensorsFolder:
             promised = _read_index(folder / INDEX)
             shards = sorted(set(promised.values()))
         else:
-            raise missing(
-                folder / SINGLE,
-                f"A model folder holds {SINGLE}, or {INDEX} and its shards; pickled weights (.bin, .pt) are not read. "
-                "Convert them with safetensors, or take a revision of the model that has them.",
-            )
+            way_out = f"A model folder holds {SINGLE}, or {INDEX} and its shards."
+            others = sorted(folder.iterdir(), key=lambda path: (not path.name.startswith("pytorch_model"), path.name))
+            pickled = next((path for path in others if path.suffix in PICKLED), None)
+            raise missing(folder / SINGLE, way_out if pickled is None else f"{way_out} {pickled_weights(pickled)}.")
         self._open = {name: _open(folder / name) for name in shards}
         self._where = {key: name for name, file in self._open.items() for key in file.keys()}  # noqa: SIM118
         if promised is not None and promised != self._where:
