@@ -452,3 +452,10 @@ def test_tensors_of_no_numbers(tmp_path):
     path.write_bytes(header(tensors=1) + entry(b"w", (0, 2**62), 0) + bytes(64))
     with pytest.raises(CheckpointError, match="claims the shape"):
         GGUFFile(path)
+
+
+def test_more_tensors_than_any_model_has(tmp_path):
+    path, number = tmp_path / "model.gguf", 1 << 20
+    path.write_bytes(header(tensors=number) + bytes(8 * number))
+    with pytest.raises(CheckpointError, match="claims 1,048,576 tensors"):
+        GGUFFile(path)

@@ -23,6 +23,7 @@ from .errors import CheckpointError, damaged, missing
 
 VERSION = 6
 MOST_DIMENSIONS = 8
+MOST_TENSORS = 1 << 16
 TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by their number
 
 
@@ -68,12 +69,18 @@ class CTranslate2File:
             )
         self.specification, _revision = self._text(), self._number("I")
         self._variables: dict[str, Variable] = {}
-        for _ in range(self._number("I")):
+        count = self._number("I")
+        if count > MOST_TENSORS:
+            raise damaged(path, f"it claims {count:,} variables")
+        for _ in range(count):
             name, variable = self._text(), self._variable()
             if name in self._variables:
                 raise damaged(path, f"two variables have the same name {name!r}")
             self._variables[name] = variable
-        self.aliases = {self._text(): self._text() for _ in range(self._number("I"))}
+        aliases = self._number("I")
+        if aliases > MOST_TENSORS:
+            raise damaged(path, f"it claims {aliases:,} aliases")
+        self.aliases = {self._text(): self._text() for _ in range(aliases)}
         if self._at != len(self._data):
             raise damaged(path, f"{len(self._data) - self._at:,} bytes follow its end")
         scalars = [name for name, variable in self._variables.items() if not variable.shape]

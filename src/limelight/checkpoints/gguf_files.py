@@ -30,6 +30,7 @@ from .errors import CheckpointError, damaged, missing, shortened
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4  # the format's own limit
+MOST_TENSORS = 1 << 16  # and fields: the largest models have a few thousand
 MOST_ENTRIES = 1 << 22  # of an array: several times the largest vocabularies
 DEFAULT_ALIGNMENT = 32
 LONG_ROW = 1 << 16  # numbers
@@ -152,6 +153,8 @@ class _Part:
                 "Convert it with a current llama.cpp (big-endian files are not read)."
             )
         tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
+        if max(tensor_count, field_count) > MOST_TENSORS:
+            raise damaged(path, f"it claims {tensor_count:,} tensors and {field_count:,} fields")
         self.fields: dict[str, Any] = {}
         for _ in range(field_count):
             key = cursor.text()

@@ -25,6 +25,7 @@ VERSION = 1
 FLOAT32, INT8 = 0x404, 0x4101
 SETTINGS, EMBEDDING = "special:model.yml", "Wemb"
 MOST_DIMENSIONS = 8
+MOST_TENSORS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class MarianFile:
         return bytes(self._data[start : start + length]).rstrip(b"\0").decode(errors="replace")
 
     def _checked(self, count: int, size: int) -> int:
-        if count * size > len(self._data) - self._at:
+        if count > MOST_TENSORS or count * size > len(self._data) - self._at:
             raise damaged(self.path, f"it claims {count:,} tensors, more than it can hold")
         return count
 
