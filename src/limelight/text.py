@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .layouts import Layout, Padded
-from .shapes import wrong
+from .shapes import ArgumentError, wrong
+from .tokenizer_limits import Growth
 
 _STAND_IN = secrets.token_hex(16)  # nobody's text holds it
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
@@ -186,6 +187,7 @@ class Tokenizer:
         self.special_tokens = special_tokens
         added = backend.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
+        self._growth = Growth(backend.normalizer)
         self._plain: dict[tuple[str, ...], tokenizers.Tokenizer] = {}
 
     @property
@@ -236,7 +238,7 @@ class Tokenizer:
 
     def cut(self, text: str, *, marks: bool = False) -> tokenizers.Encoding:
         """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
-        return _cut(self.backend, text, marks)
+        return _cut(self.backend, self._growth, text, marks)
 
     def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
         """Cut a text in which only the tokens named here are special, and all others nothing but text.
@@ -258,7 +260,7 @@ class Tokenizer:
             places += [*range(begin, start), *[start] * len(_STAND_IN)]
             begin = end
         places += range(begin, len(text) + 1)
-        cut = _cut(backend, "".join((*pieces, text[begin:])), False)
+        cut = _cut(backend, self._growth, "".join((*pieces, text[begin:])), False)
         found = iter(own)
         plain = {self.backend.token_to_id(token) for token in tokens} - {self.unknown_token_id}
         ids, names, spans, words, special = [], [], [], [], []
@@ -316,14 +318,17 @@ def _told(name: str, rule: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, ArgumentError):
+            raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interruption
         got = f"the tokenizers library says {(str(error) or repr(error)).splitlines()[0]!r:.300}"
         raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
 
 
-def _cut(backend: tokenizers.Tokenizer, text: str, marks: bool) -> tokenizers.Encoding:
+def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, marks: bool) -> tokenizers.Encoding:
     with _told("text", "be cut by the tokenizer of this model"):
+        growth.check(text)
         return backend.encode(text, add_special_tokens=marks)
 
 

@@ -10,11 +10,12 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from ..text import Tokenizer
-from .errors import damaged
+from ..tokenizer_limits import reasons_against
+from .errors import CheckpointError, damaged
 from .gguf_files import GGUFFile
 
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types
-MOST_SETTINGS, MOST_TEMPLATE = 2**26, 2**21  # bytes of a file
+MOST_TOKENIZER, MOST_SETTINGS, MOST_TEMPLATE = 2**28, 2**26, 2**21  # bytes of a file
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -35,9 +36,17 @@ def tokenizer_in(folder: Path) -> Tokenizer | str:
 
 
 def _backend_in(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer that a file describes."""
+    """The tokenizer that a file describes, unless what it describes has no bounds."""
+    written = _text_in(path, MOST_TOKENIZER)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        described = json.loads(written)
+        reasons = list(reasons_against(described)) if isinstance(described, dict) else ["it is no JSON object"]
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"it describes no tokenizer ({error})") from error
+    if reasons:
+        raise CheckpointError(f"{path} is refused: {'; '.join(reasons)}. Take another checkpoint.")
+    try:
+        return tokenizers.Tokenizer.from_str(written)
     except BaseException as error:  # the library raises plain Exception, and panics, which are none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

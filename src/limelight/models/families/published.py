@@ -179,7 +179,9 @@ class Published:
         """
         found = {}
         for key, value in self.values.items():
-            if key.endswith(MARKS) and value is not None and not (_is_whole(value) and value in NONE):
+            if isinstance(value, (list, tuple)):
+                value = [one for one in value if not _is_none(one)]
+            if key.endswith(MARKS) and value is not None and not _is_none(value):
                 holds, rule = next(form for ending, form in _FORMS.items() if key.endswith(ending))
                 if not holds(value):
                     raise self.refused(key, rule)
@@ -212,6 +214,10 @@ class Published:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_none(value: Any) -> bool:
+    return _is_whole(value) and value in NONE
 
 
 def _is_token(value: Any) -> bool:
