@@ -26,12 +26,13 @@ from torch.testing._internal.common_methods_invocations import op_db
 samples = [((s.input, *s.args), s.kwargs) for s in op.sample_inputs("cpu", torch.float64, requires_grad=False)]
 torch.save(samples, sys.argv[1])
 """
-# A call under `sdpa` is Limelight's. While PyTorch traces, nobody can tell which kernel will serve it: it is left.
+# A call under `sdpa` is Limelight's. While PyTorch records, nobody can tell which kernel will serve it: it is left, and
+# the reason names who records.
 LEFT = {
-    "compiled": "the call is recorded by torch.compile",
-    "recorded": "the call is recorded by make_fx",
-    "fake": "the call is recorded by FakeTensorMode",
-    "functionalized": "the call is recorded by torch.func.functionalize",
+    "compiled": "torch.compile",
+    "recorded": "make_fx",
+    "fake": "FakeTensorMode",
+    "functionalized": "torch.func.functionalize",
 }
 
 

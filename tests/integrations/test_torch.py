@@ -299,7 +299,8 @@ def test_a_layer_that_is_compiled_is_left_to_pytorch(need_weights):
     with sdpa() as told:
         found = torch.compile(layer, backend="eager", fullgraph=True)(states, states, states, need_weights=need_weights)
     torch.testing.assert_close(found, expected)
-    assert told.left == {"the call is recorded by torch.compile and torch.export": 1}
+    assert told.left.total() == 1
+    assert "the call is recorded by torch.compile" in str(told)
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
