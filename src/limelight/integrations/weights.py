@@ -45,10 +45,10 @@ def attend(
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         settings: see ``layout``.
     """
-    seed = torch.randint(2**63 - 1, (), dtype=torch.int64) if dropout else None
+    seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if dropout else None
     result = attention(
         query, key, value, layout=layout, dropout=dropout, seed=seed,
-        observe=Observe(rows=torch.arange(query.shape[2]), logsumexp=sinks is not None), **settings,
+        observe=Observe(rows=torch.arange(query.shape[2], device="cpu"), logsumexp=sinks is not None), **settings,
     )  # fmt: skip
     assert isinstance(result, tuple)
     output, seen = result
