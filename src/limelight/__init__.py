@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
 from .attention import Explanation, attention, explain, merge
 from .backends.contract import BackendError
 from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded

@@ -100,6 +100,19 @@ def test_the_table_the_numbers_and_the_figure(tmp_path, monkeypatch):
     assert "a <case>" in [text.text for text in figure.iter("{http://www.w3.org/2000/svg}text")]
 
 
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_a_line_fits_the_terminal_and_its_header(width):
+    from limelight.cli.bench import _HEADS, _line
+
+    cells = ("1234.56", "123.4", "87.1%", "2345.67", "2.50", "1.23")
+    head, row = _line(width, "", *_HEADS["peak"]), _line(width, "beside: 2048 x 64, a long name ~", *cells)
+    assert len(head) == len(row) <= width
+    assert "ms" in head
+    assert "1234.56" in row
+    assert "2.50" in row
+    assert ("87.1%" in row) == ("of peak" in head) == (width >= 80)
+
+
 def test_memory_grows_with_the_length():
     """The scores of 8k tokens alone would be 256 MiB."""
     taken = timing.memory(8192, 1)

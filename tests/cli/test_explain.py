@@ -37,11 +37,17 @@ def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):
     assert "Traceback" not in said
 
 
-def test_help_has_an_example():
-    for command in ("explain", "look", "models"):
-        result = run.invoke(app, [command, "--help"])
-        assert result.exit_code == 0
-        assert "xample" in result.output, command
+def test_without_a_gpu_its_backends_are_one_line(monkeypatch):
+    import torch
+
+    from limelight.backends.triton import compatibility
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compatibility, "version", lambda: None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    result = run.invoke(app, ["explain"])
+    assert "flash3, flash2, flash1: for GPUs; PyTorch sees none here" in result.output
+    assert "pip install" not in result.output
 
 
 def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeypatch):

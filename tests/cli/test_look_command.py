@@ -1,6 +1,8 @@
 """``limelight look`` from the outside."""
 
+import io
 import json
+import re
 import sys
 
 import pytest
@@ -10,8 +12,8 @@ from limelight.cli import main
 SENTENCE = "The bank is near the river."
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setenv("COLUMNS", "100")
+def run(monkeypatch, capsys, *arguments, columns=100):
+    monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "argv", ["limelight", "look", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
@@ -21,7 +23,7 @@ def run(monkeypatch, capsys, *arguments):
 
 @pytest.fixture
 def look(monkeypatch, capsys):
-    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+    return lambda *arguments, **how: run(monkeypatch, capsys, *arguments, **how)
 
 
 def test_the_summary_names_the_relation_and_its_baseline(look):
@@ -33,6 +35,55 @@ def test_the_summary_names_the_relation_and_its_baseline(look):
     assert "0.96" in out
     assert "0.84" in out
     assert "not an explanation" in out
+    given = out.partition("looks at")[2]
+    rows = [line.split()[0] for line in given.partition("is looked at by")[0].splitlines() if line.strip()]
+    assert rows[0] == "river"
+    assert rows.index("The") > rows.index("the")  # "The" is what a previous-token head sees, whatever it is
+    assert "0.2*" in out
+    assert "*: a head that mostly looks at the previous, own or next token" in out
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+def test_numbers_stay_whole_in_a_narrow_terminal(look, columns):
+    text = "The bank is near the unbelievably wide riverbankside."
+    code, out, _ = look(text, "--word", "bank", "--compare", "She deposited money at the bank.", columns=columns)
+    assert code == 0
+    numbers = r"[0-9]+\.[0-9]+\*?|\[0-9]+"
+    assert not re.search(r"[0-9]\.?…", out), out
+    river = next(line for line in out.splitlines() if line.strip().startswith("river"))
+    assert len(re.findall(numbers, river)) >= 3
+    assert max(map(len, out.splitlines())) <= columns
+    cosines = next(line for line in out.splitlines() if "cosine with embedding" in line)
+    assert len(re.findall(r"\b[01]\.[0-9]{2}\b", cosines)) >= 4
+
+
+def test_unknown_tokens_are_told(look):
+    code, out, _ = look("x" * 300 + " bank 🌊 river")
+    assert code == 0
+    assert "2 of 6 tokens are unknown ([UNK])" in " ".join(out.split())
+
+
+def test_the_terminal_is_not_steered_by_a_text(look, tmp_path):
+    (tmp_path / "text.txt").write_text("the\x1b]0;owned\x07bank\x1b[31mred\x1b[0m \x9b31m \u202eriver\x7f \r", "utf-8")
+    for more in ((), ("--json",)):
+        code, out, _ = look("--file", str(tmp_path / "text.txt"), *more)
+        assert code == 0
+        assert not {*"\x1b\x07\x9b\x7f\u202e\r"} & {*out}, more
+
+
+def test_standard_input(look, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(SENTENCE.encode() + b"\n")))
+    code, out, _ = look("-", "--json")
+    assert code == 0
+    assert json.loads(out)["texts"] == [SENTENCE]
+
+
+def test_where_a_word_stands_in_a_longer_text(look):
+    text = "Money lies in the bank of a town. " * 4 + SENTENCE
+    code, out, _ = look(text, "--word", "near", "--word", "bank")
+    assert code == 0
+    assert "near word 40 of 43: … . The bank is near the river. …" in " ".join(out.split())
+    assert "bank word 5 of 43: … Money lies in the bank of a town. …" in " ".join(out.split())
 
 
 def test_json_is_the_report_and_nothing_else(look):
@@ -56,7 +107,8 @@ def test_the_page_is_written_from_a_file(look, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "must name one text"),
+        ([], "must name one text, but neither was"),
+        ([], "; - reads standard input."),
         (["a", "--file", "b"], "both were given"),
         (["--file", "/nowhere/at/all.txt"], "No such file"),
         (["a text", "--output", "/nowhere/page.html"], "folder that exists"),

@@ -23,6 +23,46 @@ def test_bank_looks_at_river(minilm):
     assert not row["lower_bound"]
 
 
+def test_the_examples_of_the_docstrings():
+    import doctest
+    import importlib
+
+    for name in ("microscope", "microscope.look", "microscope.report", "microscope.words"):
+        importlib.import_module(f"limelight.{name}")
+        failures, tried = doctest.testmod(sys.modules[f"limelight.{name}"])
+        assert tried > 0, name
+        assert failures == 0, name
+
+
+def test_a_report_prints_itself_in_a_line(minilm):
+    assert repr(look(minilm, SENTENCE, words=["bank"])) == f"Report('minilm', {SENTENCE!r}, words='bank')"
+    assert len(repr(look(minilm, " ".join([SENTENCE, OTHER] * 20), compare=OTHER))) < 300
+
+
+def test_a_model_of_another_library_is_refused_with_words():
+    with pytest.raises(ArgumentError, match=r"`model` must be .* it is a Linear of torch.*save_pretrained"):
+        look(torch.nn.Linear(2, 2), SENTENCE)
+    with pytest.raises(ArgumentError, match=r"`words` must be a list"):
+        look("minilm", SENTENCE, words="bank")
+
+
+def test_unknown_tokens(minilm, smollm2):
+    report = look(minilm, "x" * 300 + " bank 🌊", compare="bank")
+    assert [row["token"] for row in report.tables["tokens"] if row["unknown"]] == ["[UNK]", "[UNK]"]
+    assert report.warnings == [
+        "Text 1: 2 of 5 tokens are unknown ([UNK]): the model sees that something stands there, not what."
+    ]
+    assert report.warnings[0] in report.notes
+    assert look(smollm2, "🌊 bank").warnings == []  # bytes stand for everything
+
+
+def test_a_page_holds_no_character_that_no_figure_may_hold(minilm):
+    page = make_page(look(minilm, "the\x00bank\x01\ufffe"))
+    assert "\\u0000" not in page
+    assert "\\u0001" not in page
+    assert "\u2400" in page
+
+
 def test_bank_in_two_contexts(minilm):
     report = look(minilm, SENTENCE, compare=OTHER)
     assert [report.readings[0].words[n].text for n in report.chosen[0]] == ["bank"]

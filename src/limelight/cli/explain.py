@@ -25,7 +25,9 @@ def explain(
 
     Example: limelight explain --length 16384 --pattern window --back 1024
     """
+    import dataclasses
     import platform
+    import re
 
     import torch
 
@@ -45,8 +47,9 @@ def explain(
         f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
     )
     states = {backend.NAME: backend.status() for backend in BACKENDS}
-    # Without a GPU it does not matter what else those for GPUs lack.
-    idle = [] if torch.cuda.is_available() else [name for name, state in states.items() if "; not usable: " in state]
+    # Without a GPU it does not matter what else those for GPUs lack, nor why none of them serves this call.
+    lacking = [name for name, state in states.items() if re.search("; not (usable|there): ", state)]
+    idle = [] if torch.cuda.is_available() else lacking
     for name, state in states.items():
         if name not in idle:
             typer.echo(f"  {name}: {state}")
@@ -57,4 +60,6 @@ def explain(
     query = one.expand(1, heads, length, width)
     key = one.expand(1, kv_heads or heads, length, width)
     typer.echo(f"\n{patterns[pattern]!r}: {heads} heads x {length} tokens x {width}, {dtype}")
-    typer.echo(str(explain_call(query, key, key, pattern=patterns[pattern])))
+    explained = explain_call(query, key, key, pattern=patterns[pattern])
+    reasons = {name: why for name, why in explained.reasons.items() if name not in idle}
+    typer.echo(str(dataclasses.replace(explained, reasons=reasons)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Columns: of a terminal that shows every column of a table; of names in it, and of names in a narrower one.
 WIDE, WIDEST, NARROW = 72, 24, 14
-SHORT, AROUND = 25, 20  # words of a text in which a word is found at a glance; characters shown around one otherwise
+SHORT, AROUND = 25, 4  # words of a text in which a word is found at a glance; words shown around one otherwise
 
 
 def look(
@@ -140,8 +140,9 @@ def _word(report: Report, tables: dict[str, Any], text: int, index: int, console
     if len(report.readings) > 1:
         heading.append(f"  in text {text + 1}", style="dim")
     if len(reading.find(word.text)) > 1 or len(reading.words) > SHORT:
-        around = reading.text[max(0, word.start - AROUND) : word.end + AROUND]
-        heading.append(f"  word {index + 1:,} of {len(reading.words):,}: … {_one_line(around, 99)} …", style="dim")
+        near = reading.words[max(0, index - AROUND) : index + AROUND + 1]
+        around = _one_line(reading.text[near[0].start : near[-1].end], 99)
+        heading.append(f"  word {index + 1:,} of {len(reading.words):,}: … {around} …", style="dim")
     console.print(heading)
     found = [row for row in tables["relations"] if (row["text"], row["index"]) == (text, index)]
     if found:

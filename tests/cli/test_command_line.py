@@ -1,0 +1,86 @@
+"""What all commands share: help, version, interruptions, and words that are safe to print."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+from typer.testing import CliRunner
+
+from limelight import __version__
+from limelight.cli import app, main
+from limelight.cli.options import dtype_of, echo_json
+from limelight.shapes import ArgumentError
+
+run = CliRunner()
+COMMANDS = ("look", "generate", "models", "explain", "bench", "cost", "train")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_whole_paragraphs(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = run.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: limelight {command}" in result.output
+    described = result.output.partition("Usage")[2].partition("╭")[0]
+    lines = [line.rstrip() for line in described.splitlines()[1:]]
+    for line, after in pairwise(lines):
+        first = after.split(" ")[1] if after.startswith(" ") else ""
+        assert not line or not first or len(line) + 1 + len(first) > 79, f"{line!r} breaks before {first!r}"
+
+
+def test_version():
+    assert run.invoke(app, ["--version"]).output == f"limelight {__version__}\n"
+
+
+def test_training_keys():
+    result = run.invoke(app, ["train", "--keys"])
+    assert result.exit_code == 0
+    for word in ("data.train", "run.steps", "1000", "learning.betas", "Peak learning rate"):
+        assert word in result.output
+
+
+def test_a_ctrl_c_while_everything_is_imported():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "limelight", "models"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    time.sleep(0.4)  # Python has begun, PyTorch is being read
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said == b"interrupted\n"
+    assert process.returncode != 0
+
+
+def test_errors_never_steer_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["limelight", "look", "text", "--word", "\x1b]0;owned\x07\x9b31m\u202e"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert "owned" in said
+    assert not {*"\x1b\x07\x9b\u202e"} & {*said}
+
+
+def test_json_is_the_same_without_what_steers_a_terminal(capsys):
+    import json
+
+    value = "a\x7fb\x9bc\u202ed\u2066é"
+    echo_json(json.dumps(value, ensure_ascii=False))
+    out = capsys.readouterr().out
+    assert json.loads(out) == value
+    assert not {*"\x7f\x9b\u202e\u2066"} & {*out}
+    assert "é" in out
+
+
+def test_dtypes():
+    import torch
+
+    assert dtype_of("bfloat16") == torch.bfloat16
+    with pytest.raises(ArgumentError, match=r"`--dtype` must be one of float32, .*'int8'"):
+        dtype_of("int8")
