@@ -16,6 +16,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from ...text import printable
 from ..report import Report
 from .pack import pack
 
@@ -84,5 +85,5 @@ def _hash(text: str) -> str:
 
 
 def _shorten(text: str, most: int = 60) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
