@@ -135,6 +135,52 @@ def score_rules(draw, s: Shapes, dtype=torch.float64):
     return tuple(rules)
 
 
+# Finite numbers beside which every ordinary score is less than half a rounding step: so large a score is the same in
+# whatever order it is computed.
+EXTREME = {
+    torch.float32: (1e12, 1e20, 1e30, 1e36, 3e38, torch.finfo(torch.float32).max),
+    torch.float64: (1e22, 1e38, 1e100, 1e300, torch.finfo(torch.float64).max),
+}
+# Of a power of two that scales integers: products of queries and keys are exact.
+EXPONENTS = {torch.float64: (40, 150), torch.float32: (30, 50), torch.bfloat16: (30, 50), torch.float16: (7,)}
+
+
+@st.composite
+def extreme_rules(draw, s: Shapes, dtype):
+    """One score rule or sink that lifts or sinks some scores beyond all others, in the dtype of sums."""
+    sums = torch.float64 if dtype is torch.float64 else torch.float32
+    size = draw(st.sampled_from(EXTREME[sums])) * draw(st.sampled_from([-1, -1, 1]))
+    zeros = lambda *shape: torch.zeros(shape, dtype=sums)  # noqa: E731
+    first = draw(st.sampled_from([1, 30, 128, 200]))
+    kinds = ["first keys", "last keys", "one key", "rows", "everything", "pairs", "table", "slopes"]
+    match draw(st.sampled_from(kinds)):
+        case "first keys":
+            bias = zeros(s.Lk)
+            bias[:first] = size
+        case "last keys":
+            bias = zeros(s.Hq, 1, s.Lk)
+            bias[-1:, :, first:] = size
+        case "one key":
+            bias = zeros(s.Lk)
+            bias[first % max(s.Lk, 1) : first % max(s.Lk, 1) + 1] = size
+        case "rows":
+            bias = zeros(s.B, 1, s.Lq, 1)
+            bias[:, :, :: first + 1] = size
+        case "pairs":
+            generator = torch.Generator().manual_seed(first)
+            chosen = torch.rand(s.B, s.Hq, s.Lq, s.Lk, generator=generator) < draw(st.sampled_from([0.01, 0.5, 0.99]))
+            bias = torch.where(chosen, size, zeros(1))
+        case "table":
+            table = zeros(1, 8)
+            table[:, first % 8] = size
+            return RelativeBias(table, T5Buckets(8, 6))
+        case "slopes":
+            return ALiBi(torch.full((s.Hq,), max(abs(size) / 1000, 1e12), dtype=sums))
+        case _:
+            bias = torch.full((s.Lk,), size, dtype=sums)
+    return Bias(bias)
+
+
 @dataclass
 class Example:
     """One random call."""
@@ -144,6 +190,8 @@ class Example:
     key: torch.Tensor
     value: torch.Tensor
     settings: dict[str, Any] = field(default_factory=dict)
+    # In what the definition is exact: beside a large score, a dtype with fewer digits forgets what another remembers.
+    truth: torch.dtype = torch.float64
 
     def __repr__(self) -> str:
         return f"Example({self.sizes}, {self.settings})"
@@ -158,7 +206,9 @@ def examples(
     dropout=True,
     strides=True,
     additive=False,
+    extreme=False,
 ):
+    """Random calls; where ``extreme``, also some with scores up to the largest finite number."""
     s = draw(sizes)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
 
@@ -189,4 +239,19 @@ def examples(
         settings["sink"] = torch.randn(s.Hq, generator=generator, dtype=torch.float64).to(dtype)
     if dropout and draw(st.integers(0, 3)) == 0:
         settings |= {"dropout": draw(st.sampled_from([0.1, 0.5])), "seed": draw(st.integers(0, 2**62))}
-    return Example(s, query, key, value, settings)
+    kind = draw(st.sampled_from(["none"] * 4 + ["rule", "sink", "operands"])) if extreme else "none"
+    if kind == "none":
+        return Example(s, query, key, value, settings)
+    sums = torch.float64 if dtype is torch.float64 else torch.float32
+    if kind == "rule":
+        rules = [*settings["scores"]]
+        rules.insert(draw(st.integers(0, len(rules))), draw(extreme_rules(s, dtype)))
+        settings["scores"] = tuple(rules)
+    if kind == "sink":
+        size = draw(st.sampled_from(EXTREME[sums])) * draw(st.sampled_from([-1, 1]))
+        settings["sink"] = torch.where(torch.arange(s.Hq) % 2 == 0, size, torch.ones(s.Hq, dtype=sums))
+    if kind == "operands":
+        power = 2.0 ** draw(st.sampled_from(EXPONENTS[dtype]))
+        query, key = ((x.sign() * (x.abs() > 0.5) * power).to(dtype) for x in (query, key))
+        settings |= {"scale": draw(st.sampled_from([0.25, 2.0])), "scores": (), "compare": None, "sink": None}
+    return Example(s, query, key, value, settings, sums)

@@ -26,6 +26,8 @@ extern "C" {
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
 #define LL_HIGHEST (INT64_MAX / 4)
+#define LL_FARTHEST ((int64_t)1 << 60) /* positions of tokens are from -LL_FARTHEST to LL_FARTHEST - 1 */
+#define LL_INTERRUPTED 3 /* what a call returns that was interrupted */
 
 /* How query, key, value and output lie in memory. Sums are taken in *numbers*: double for float64, else float. Every
  * number beside those tensors (logsumexp, sink, what a rule holds, observations) is given and returned as such a number. */
@@ -271,6 +273,13 @@ LL_API int ll_matmul_values(const ll_matmul* matmul);
 
 /* Steps one after the other, as many as stand in `bytes`; the first that fails ends them. */
 LL_API int ll_steps(const ll_step* steps, int64_t bytes);
+
+/* A long call is ended by a signal whose handler raises an exception. The functions are CPython's PyGILState_Ensure,
+ * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. They are called by the
+ * process's main thread alone, from 0.2 s on some ten times a second, between pieces of its work. The call then
+ * returns LL_INTERRUPTED, and `ll_interruption` gives the exception (type, value, traceback) to whoever restores it. */
+LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**));
+LL_API void ll_interruption(void** exception);
 
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */

@@ -1,7 +1,7 @@
 // The gradient of attention, in memory linear in the length (Dao et al. 2022; Dao 2023): the weights are computed again
 // from the logsumexp of each row, five products for each block.
 //
-//   P = 2^(exponent * S - shift)          dP = V dO'             delta_i = dO_i . O_i - dlse_i
+//   P = 2^(exponent * (S - peak) - less)  dP = V dO'             delta_i = dO_i . O_i - dlse_i
 //   dS = P (dP - delta)                   dV += P dO             dK += dS Q             dQ += dS' K
 //
 // One task owns a chunk of keys of one batch row and key head: dK and dV are its own sums over the queries of the group's
@@ -24,7 +24,7 @@ struct Reverse {
     Operand key_rows;          // K as `mix` reads it
     const uint8_t* aside;      // (B, Hkv, Lk): keys that are not finite
     const uint8_t *query_aside, *grad_aside;  // (B, Hq, Lq): the same of queries and of the output's gradient
-    const Number* delta;       // (B, Hq, Lq)
+    Number *delta, *peak, *less;  // (B, Hq, Lq)
     Number* query_sums;        // (B, Hq, Lq, key_columns), where elements are not numbers
     int64_t key_columns, value_columns, value_steps, chunk;
 
@@ -80,7 +80,7 @@ struct ReverseScratch {
 
 // A tile of queries with its gradient, ready for the products.
 struct Loaded {
-    alignas(64) Number shift[QUERIES], rest[QUERIES], delta[QUERIES];  // rest: what rounding the shift adds to it
+    alignas(64) Number peak[QUERIES], less[QUERIES], delta[QUERIES];
     alignas(64) Int real[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
     uint8_t query_aside[QUERIES], grad_aside[QUERIES];
     bool any_aside = false;
@@ -95,19 +95,50 @@ LL_INLINE void ask_tile(const Reverse& reverse, const Tile& tile) {
     ask_rows(line<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count, call.value_width);
 }
 
+// Row `at` of (B, Hq, Lq), and its share of the sink's gradient. A row that has seen nothing has the peak -inf.
+inline void begin_row(const Reverse& reverse, int64_t at, Number peak, double less) {
+    const ll_call& call = reverse.problem.call;
+    reverse.peak[at] = peak, reverse.less[at] = (Number)less;
+    if (!reverse.wanted.sink) return;
+    Number sink = ((const Number*)call.sink)[at / call.queries % call.query_heads];
+    Number share = peak == -INFINITE ? 0 : (Number)__builtin_exp2(sink_power(reverse.problem, sink, peak) - less);
+    ((Number*)reverse.wanted.sink)[at] = peak == -INFINITE ? 0 : -share * reverse.delta[at];
+}
+
+// The logsumexp tells the weights of a row, to a rounding step of its own size: too little of a large one.
+constexpr Number MOST_TOLD = 256;
+LL_INLINE bool is_large(Number logsumexp) { return logsumexp > MOST_TOLD || (logsumexp < -MOST_TOLD && logsumexp != -INFINITE); }
+
+// The scores of a tile are summed once more for its rows with a large logsumexp.
+inline void weigh_large_rows(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, int& status) {
+    const Problem& problem = reverse.problem;
+    int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;
+    const Number* logsumexp = (const Number*)reverse.wanted.logsumexp + at;
+    bool large = false;
+    for (int i = 0; i < tile.count; ++i) large |= is_large(logsumexp[i]);
+    if (!large) return;
+    Visibility visible;
+    see(problem.call, tile, visible);
+    pack_queries(problem, tile, scratch.packed_query);
+    Softmax softmax;
+    final_softmax(problem, tile, visible, nullptr, scratch.packed_query, scratch.scores, softmax, status);
+    const Number* sink = sink_of(problem.call, tile);
+    for (int i = 0; i < tile.count; ++i)
+        if (is_large(logsumexp[i]) && softmax.total[i] != 0)
+            begin_row(reverse, at + i, softmax.peak[i], log_closed(problem, sink, softmax.peak[i], softmax.total[i]));
+}
+
 inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, Loaded& loaded) {
     const ll_call& call = reverse.problem.call;
     const Stored* query = line<const Stored>(call.query, tile.row, tile.head, tile.first_query);
     const Stored* grad = line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query);
     int64_t query_stride = call.query.strides[2], grad_stride = reverse.wanted.grad_output.strides[2];
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
-    const Number* logsumexp = (const Number*)reverse.wanted.logsumexp + at;
     for (int i = 0; i < QUERIES; ++i) {
         bool real = i < tile.count;
         loaded.real[i] = -(Int)real;
-        Number shift = real ? logsumexp[i] * LOG2_E : 0;
-        loaded.shift[i] = shift;
-        loaded.rest[i] = real && shift - shift == 0 ? (Number)(shift - logsumexp[i] * EXACT_LOG2_E) : 0;
+        loaded.peak[i] = real ? reverse.peak[at + i] : 0;
+        loaded.less[i] = real ? reverse.less[at + i] : 0;
         loaded.delta[i] = real ? reverse.delta[at + i] : 0;
         loaded.query_aside[i] = real && reverse.query_aside[at + i];
         loaded.grad_aside[i] = real && reverse.grad_aside[at + i];
@@ -128,11 +159,11 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
 // multiplied by zero: dP of a pair that is not seen may be anything.
 template <int VECTORS, bool DROPOUT>
 LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent, Number* scores, Number* grads, const Number* kept) {
-    Numbers less[VECTORS], rest[VECTORS], delta[VECTORS];
+    Numbers peak[VECTORS], less[VECTORS], delta[VECTORS];
     Ints real[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
-        less[v] = -subtracted(load<Numbers>(loaded.shift + i + v * LANES));
-        rest[v] = load<Numbers>(loaded.rest + i + v * LANES);
+        peak[v] = subtracted(load<Numbers>(loaded.peak + i + v * LANES));
+        less[v] = -load<Numbers>(loaded.less + i + v * LANES);
         delta[v] = load<Numbers>(loaded.delta + i + v * LANES);
         real[v] = load<Ints>(loaded.real + i + v * LANES);
     }
@@ -142,7 +173,7 @@ LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent,
             int x = at + v * LANES;
             Numbers score = load<Numbers>(scores + x), grad = load<Numbers>(grads + x);
             Ints seen = real[v] & (score != -INFINITE);
-            Numbers weight = seen ? weight_of(multiply_add(score, spread(exponent), less[v]) + rest[v]) : Numbers{}, given = weight;
+            Numbers weight = seen ? weight_of(multiply_add(score - peak[v], spread(exponent), less[v])) : Numbers{}, given = weight;
             if constexpr (DROPOUT) {
                 Numbers factor = load<Numbers>(kept + x);
                 grad = factor == 0 ? Numbers{} : grad * factor;
@@ -354,12 +385,12 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
 // A sum that several tasks add to in a fixed order.
 struct Turn {
     int64_t* done;  // how many have added
-    const int* status;
+    int* status;
 
     // Waits until `number` others have added; false when the whole pass has failed.
     bool wait(int64_t number) const {
         for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != number; ++spins) {
-            if (__atomic_load_n(status, __ATOMIC_RELAXED) != DONE) return false;
+            if (ended(*status)) return false;
             if (spins > 2000) sched_yield();
         }
         return true;

@@ -385,17 +385,17 @@ struct Group {
     }
 };
 
-// Softmax of some of the keys: the sum of weights relative to 2^shift, and of the values so weighted. An unseen part has the
+// Softmax of some of the keys: the sum of weights relative to the peak, and of the values so weighted. An unseen part has the
 // total 0 and no output.
 struct Part {
-    Number *shift, *total;  // [rows]
+    Number *peak, *total;  // [rows]
     Number* output;         // [rows][columns]
 
     static size_t bytes(int64_t rows, int64_t columns) {
         return sizeof(Number) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
     }
     Part(char* memory, int64_t rows)
-        : shift((Number*)memory), total(shift + rows), output(shift + round_up(2 * rows, LANES)) {}
+        : peak((Number*)memory), total(peak + rows), output(peak + round_up(2 * rows, LANES)) {}
 };
 
 struct DecodeScratch {
@@ -552,23 +552,22 @@ struct Chunk {
     template <int ROWS>
     void soften_rows(int row, int64_t meanwhile) {
         Number* scores = own.scores + row * SCORE_ROW;
-        Numbers largest[ROWS], less[ROWS], total[ROWS];
+        Numbers largest[ROWS], peak[ROWS], total[ROWS];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; ++r) largest[r] = spread(-INFINITE), total[r] = Numbers{};
         for (int j = 0; j < count; j += LANES)
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) largest[r] = larger(largest[r], load<Numbers>(scores + r * SCORE_ROW + j));
         for (int r = 0; r < ROWS; ++r) {
-            Number peak = largest_lane(largest[r]), shift = peak == -INFINITE ? peak : peak * problem.exponent;
-            less[r] = -subtracted(spread(shift));
-            part.shift[row + r] = shift;
+            part.peak[row + r] = largest_lane(largest[r]);
+            peak[r] = subtracted(spread(part.peak[row + r]));
         }
         for (int j = 0; j < count; j += LANES) {
             ahead.follow(meanwhile);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
                 Number* at = scores + r * SCORE_ROW + j;
-                Numbers weight = weight_of(multiply_add(load<Numbers>(at), spread(problem.exponent), less[r]));
+                Numbers weight = weight_of((load<Numbers>(at) - peak[r]) * spread(problem.exponent));
                 store(at, weight);
                 total[r] += weight;
             }
@@ -719,35 +718,33 @@ struct DecodeJob {
         return groups[low];
     }
 
-    // Adds the parts of each row in order to what the sink began, and divides the sum by its total.
+    // Adds the parts of each row in order, and divides the sum by its total.
     void merge(const Group& group, char* parts, DecodeScratch& own) const {
         int64_t columns = mixed_columns(problem);
         Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
-            Softmax softmax(sink_of(problem.call, tile));
+            Softmax softmax;
             for (int i = 0; i < tile.count; ++i) {
                 int r = h * tile.count + i;
                 Number* row = own.merged + i * columns;
-                Number &shift = softmax.shift[i], &total = softmax.total[i];
-                bool saw = false;
+                Number &peak = softmax.peak[i], &total = softmax.total[i];
                 __builtin_memset(row, 0, sizeof(Number) * (size_t)columns);
                 for (int64_t n = 0; n < group.chunks; ++n) {
                     Part part(parts + (size_t)n * part_bytes, group.rows());
                     if (part.total[r] == 0) continue;
-                    saw = true;
-                    Number before = shift;
-                    shift = part.shift[r] > before ? part.shift[r] : before;  // a sink that is NaN stays
+                    Number before = peak;
+                    peak = part.peak[r] > before ? part.peak[r] : before;
                     Numbers powers{};
-                    powers[0] = before - subtracted(spread(shift))[0], powers[1] = part.shift[r] - subtracted(spread(shift))[0];
-                    powers = exp2_of(powers);
+                    powers[0] = before, powers[1] = part.peak[r];
+                    powers = exp2_of((powers - subtracted(spread(peak))) * problem.exponent);
                     total = total * powers[0] + part.total[r] * powers[1];
                     const Number* add = part.output + r * columns;
                     for (int64_t c = 0; c < columns; c += LANES)
                         store(row + c, load<Numbers>(row + c) * powers[0] + load<Numbers>(add + c) * powers[1]);
                 }
-                Number share = 1 / (total * kept);
-                bool nothing = total * kept == 0 || !saw;
+                Number whole = closed(problem, sink_of(problem.call, tile), peak, total) * kept, share = 1 / whole;
+                bool nothing = whole == 0;  // then zeros, even beside a sink that is NaN
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Numbers{} : load<Numbers>(row + c) * share);
             }
@@ -779,6 +776,7 @@ struct DecodeJob {
 
 inline void decode_task(void* context, int64_t n) {
     DecodeJob& job = *(DecodeJob*)context;
+    if (ended(job.status)) return;
     Arena arena{own_memory<DecodeScratch>(job.status, job.problem)};
     if (!arena.memory) return;
     DecodeScratch own(arena, job.problem);

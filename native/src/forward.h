@@ -24,18 +24,13 @@ struct Scratch {
     }
 };
 
-// The running softmax of each query: shift is exponent * (about the largest score) in base 2, total the sum of weights
-// relative to it.
+// The running softmax of each query: a score near the largest so far, and the sum of weights relative to it.
 struct Softmax {
-    alignas(64) Number shift[QUERIES];
+    alignas(64) Number peak[QUERIES];
     alignas(64) Number total[QUERIES];
-    bool saw[QUERIES] = {};  // whether it has seen any key; careful passes only
 
-    explicit Softmax(const Number* sink) {
-        // A sink is a score with no value: it opens the sum. sink - sink is 0, or NaN where the sink is not a number.
-        Number start = sink ? *sink * LOG2_E : -INFINITE;
-        Number weight = start == -INFINITE ? 0 : 1 + (start - start);
-        for (int i = 0; i < QUERIES; ++i) shift[i] = start, total[i] = weight;
+    Softmax() {
+        for (int i = 0; i < QUERIES; ++i) peak[i] = -INFINITE, total[i] = 0;
     }
 };
 
@@ -43,20 +38,52 @@ LL_INLINE const Number* sink_of(const ll_call& call, const Tile& tile) {
     return call.sink ? (const Number*)call.sink + tile.head : nullptr;
 }
 
-// Where nothing has been seen the shift is -inf: subtract 0 instead, so that weights become 0 and not NaN.
-LL_INLINE Numbers subtracted(Numbers shift) { return shift == -INFINITE ? Numbers{} : shift; }
+// A sink is a score with no value: it closes the sum. Its score in base 2 relative to the peak, in doubles: a large sink
+// beside a large score would leave nothing of their difference.
+LL_INLINE double sink_power(const Problem& problem, Number sink, Number peak) {
+    constexpr double MOST = 1e300;
+    double power = -__builtin_fma((double)problem.natural, (double)peak, -(double)sink) * EXACT_LOG2_E;
+    return power > MOST && sink - sink == 0 ? MOST : power;
+}
 
-// score -> 2^(exponent * score + less) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum, halves
-// added to halves: where most weights are alike, each addition to a long sum is rounded alike.
+// The sum of weights with that of the sink, relative to the peak; 0 where nothing has been seen, which needs no sum.
+LL_INLINE Number closed(const Problem& problem, const Number* sink, Number peak, Number total) {
+    if (!sink || *sink == -INFINITE || total == 0) return total;
+    return total + (Number)__builtin_exp2(sink_power(problem, *sink, peak)) + (*sink - *sink);  // NaN where the sink is no number
+}
+
+// The logarithm of that sum in base 2, which the sum may be too large for.
+LL_INLINE double log_closed(const Problem& problem, const Number* sink, Number peak, Number total) {
+    double keys = __builtin_log2((double)total);
+    if (!sink || *sink == -INFINITE) return keys;
+    double power = sink_power(problem, *sink, peak), larger = power > keys ? power : keys;
+    return larger + __builtin_log2(__builtin_exp2(keys - larger) + __builtin_exp2(power - larger));
+}
+
+LL_INLINE Number logsumexp_of(const Problem& problem, const Number* sink, Number peak, Number total) {
+    if (total == 0) return sink ? *sink : -INFINITE;
+    double keys = (double)problem.natural * (double)peak + __builtin_log2((double)total) * LN_2;
+    if (!sink || *sink == -INFINITE) return (Number)keys;
+    double own = (double)*sink, larger = own > keys ? own : keys;
+    double parts = __builtin_exp2((keys - larger) * EXACT_LOG2_E) + __builtin_exp2((own - larger) * EXACT_LOG2_E);
+    return (Number)(larger + __builtin_log2(parts) * LN_2);
+}
+
+// Where nothing has been seen the peak is -inf: subtract 0 instead, so that weights become 0 and not NaN.
+LL_INLINE Numbers subtracted(Numbers peak) { return peak == -INFINITE ? Numbers{} : peak; }
+
+// score -> 2^(exponent * (score - peak)) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum,
+// halves added to halves: where most weights are alike, each addition to a long sum is rounded alike. (The difference comes
+// first: a score may be so large that products and their roundings are beyond all exponents.)
 template <int COUNT, bool FOLDED>
-LL_INLINE Numbers weigh_some(Number* scores, Numbers exponent, Numbers less, Factor* factors) {
+LL_INLINE Numbers weigh_some(Number* scores, Numbers exponent, Numbers peak, Factor* factors) {
     if constexpr (COUNT > (FOLDED ? 2 : 1)) {
         constexpr int HALF = COUNT / 2;
-        Numbers sum = weigh_some<HALF, FOLDED>(scores, exponent, less, factors);
-        return sum + weigh_some<HALF, FOLDED>(scores + HALF * QUERIES, exponent, less, factors + HALF / FOLD * QUERIES);
+        Numbers sum = weigh_some<HALF, FOLDED>(scores, exponent, peak, factors);
+        return sum + weigh_some<HALF, FOLDED>(scores + HALF * QUERIES, exponent, peak, factors + HALF / FOLD * QUERIES);
     } else {
-        Numbers first = weight_of(multiply_add(load<Numbers>(scores), exponent, less)), second{};
-        if constexpr (COUNT == 2) second = weight_of(multiply_add(load<Numbers>(scores + QUERIES), exponent, less));
+        Numbers first = weight_of((load<Numbers>(scores) - peak) * exponent), second{};
+        if constexpr (COUNT == 2) second = weight_of((load<Numbers>(scores + QUERIES) - peak) * exponent);
         if constexpr (FOLDED) store(factors, fold(first, second));
         else store(scores, first);
         return COUNT == 2 ? first + second : first;
@@ -65,12 +92,12 @@ LL_INLINE Numbers weigh_some(Number* scores, Numbers exponent, Numbers less, Fac
 
 // The same of all keys of a block, for a vector of queries.
 template <bool FOLDED>
-LL_INLINE Numbers weigh(Number* scores, int keys, Numbers exponent, Numbers less, Factor* factors) {
+LL_INLINE Numbers weigh(Number* scores, int keys, Numbers exponent, Numbers peak, Factor* factors) {
     constexpr int MOST = FOLDED ? 8 : 16;  // at a time: with more pairs (2 % slower) the compiler runs out of registers
     Numbers sum{};
     int j = 0;
     auto more = [&]<int COUNT>() __attribute__((always_inline)) {
-        sum += weigh_some<COUNT, FOLDED>(scores + j * QUERIES, exponent, less, factors + j / FOLD * QUERIES);
+        sum += weigh_some<COUNT, FOLDED>(scores + j * QUERIES, exponent, peak, factors + j / FOLD * QUERIES);
         j += COUNT;
     };
     while (j + MOST <= keys) more.template operator()<MOST>();
@@ -82,11 +109,11 @@ LL_INLINE Numbers weigh(Number* scores, int keys, Numbers exponent, Numbers less
     return sum;
 }
 
-// A larger score moves the shift only where weights would exceed 2^SLACK: nothing overflows before, and what has been
+// A larger score moves the peak only where weights would exceed 2^SLACK: nothing overflows before, and what has been
 // summed seldom needs to be scaled again.
 constexpr Number SLACK = 8;
 
-// Turns the scores of a block into weights, and brings totals and output to the new shift.
+// Turns the scores of a block into weights, and brings totals and output to the new peak.
 template <bool FOLDED>
 inline void soften(const Problem& problem, const Tile& tile, const Block& block, Number* scores, const Number* peak,
                    Softmax& softmax, Number* output, int64_t columns, Factor* factors) {
@@ -94,17 +121,16 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
     alignas(64) Number decay[QUERIES], sums[QUERIES];
     Ints moved{};
     for (int i = 0; i < tile.count; i += LANES) {
-        Numbers before = load<Numbers>(softmax.shift + i);
-        Numbers now = load<Numbers>(peak + i) * problem.exponent;
-        now = now > before + SLACK ? now : before;
-        Numbers factor = exp2_of(before - subtracted(now));
-        store(softmax.shift + i, now);
+        Numbers before = load<Numbers>(softmax.peak + i), now = load<Numbers>(peak + i);
+        now = (now - before) * problem.exponent > SLACK ? now : before;
+        Numbers factor = exp2_of((before - subtracted(now)) * problem.exponent);
+        store(softmax.peak + i, now);
         store(decay + i, factor);
         moved |= factor != 1;
     }
     for (int i = 0; i < tile.count; i += LANES)
         store(sums + i, weigh<FOLDED>(scores + i, block.count, spread(problem.exponent),
-                                      -subtracted(load<Numbers>(softmax.shift + i)), factors + i));
+                                      subtracted(load<Numbers>(softmax.peak + i)), factors + i));
     for (int q = 0; q < tile.count; q += LANES)
         store(softmax.total + q,
               multiply_add(load<Numbers>(softmax.total + q), load<Numbers>(decay + q), load<Numbers>(sums + q)));
@@ -170,7 +196,7 @@ struct Pass {
     bool more;
 
     Pass(const Problem& p, const Tile& t, const Factor* packed_queries, Number* to)
-        : problem(p), tile(t), softmax(sink_of(p.call, t)), walk(p.call, t, visible), packed(packed_queries), output(to) {
+        : problem(p), tile(t), walk(p.call, t, visible), packed(packed_queries), output(to) {
         see(p.call, t, visible);
         start();
     }
@@ -182,7 +208,7 @@ struct Pass {
         more = walk.next(block);
     }
     void again() {
-        softmax = Softmax(sink_of(problem.call, tile));
+        softmax = Softmax();
         walk.restart();
         start();
     }
@@ -195,10 +221,7 @@ struct Pass {
         Cut cut(visible, tile, block);
         score_block(problem, tile, visible, block, cut, packed, scratch.scores, peak);
         if (careful)
-            for (int x = 0; x < block.count * QUERIES; ++x) {
-                scratch.seen[x] = scratch.scores[x] != -INFINITE;
-                softmax.saw[x % QUERIES] |= scratch.seen[x];
-            }
+            for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
         const Factor* weights = scratch.weights;
         if (FOLD > 1 && !careful && !problem.drop_below)
             soften<(FOLD > 1)>(problem, tile, block, scratch.scores, peak, softmax, output, columns, scratch.weights);
@@ -216,14 +239,13 @@ struct Pass {
     }
 
     // Divides each query's sums by its total, in place; tells whether everything is finite.
-    template <bool careful>
     bool finish() {
         Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
         alignas(64) Number share[QUERIES] = {};
         alignas(64) Int nothing[QUERIES] = {};
         for (int i = 0; i < tile.count; ++i) {
-            Number total = softmax.total[i] * kept;
-            nothing[i] = -(Int)(total == 0 || (careful && !softmax.saw[i]));  // then zeros, even beside a sink that is NaN
+            Number total = closed(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
+            nothing[i] = -(Int)(total == 0);  // then zeros, even beside a sink that is NaN
             share[i] = 1 / total;
         }
         Ints bad{};
@@ -246,13 +268,7 @@ struct Pass {
     }
 };
 
-inline Number logsumexp_of(const Softmax& softmax, int i) {
-    Number total = softmax.total[i];
-    if (total == 0) return -INFINITE;
-    return (Number)(((double)softmax.shift[i] + __builtin_log2((double)total)) * LN_2);
-}
-
-// row(i): the finished output of query i. stats, where asked for: (B, Hq, Lq) pairs of shift and total, for the observations.
+// row(i): the finished output of query i. stats, where asked for: (B, Hq, Lq) pairs of peak and total, for the observations.
 template <class Row>
 inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, Row row, Number* stats) {
     const ll_call& call = problem.call;
@@ -260,14 +276,15 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
     for (int i = 0; i < tile.count; ++i) {
         Stored* to = line<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
         problem.much_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
-        if (call.logsumexp) ((Number*)call.logsumexp)[at + i] = logsumexp_of(softmax, i);
-        if (stats) stats[2 * (at + i)] = softmax.shift[i], stats[2 * (at + i) + 1] = softmax.total[i];
+        if (call.logsumexp) 
+            ((Number*)call.logsumexp)[at + i] = logsumexp_of(problem, sink_of(call, tile), softmax.peak[i], softmax.total[i]);
+        if (stats) stats[2 * (at + i)] = softmax.peak[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }
 }
 
 // The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
 // never shows in the bits.
-inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats) {
+inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats, int& status) {
     alignas(Pass) char room[MOST_TOGETHER][sizeof(Pass)];
     Pass* passes[MOST_TOGETHER];
     for (int t = 0; t < count; ++t) {
@@ -279,13 +296,14 @@ inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, 
         for (int t = 0; t < count; ++t)
             if (passes[t]->more && (!next || passes[t]->block.begin < next->block.begin)) next = passes[t];
         if (!next) break;
+        if (ended(status)) return;
         next->step<false>(scratch);
     }
     for (int t = 0; t < count; ++t) {
-        if (!passes[t]->finish<false>()) {
+        if (!passes[t]->finish()) {
             passes[t]->again();
-            while (passes[t]->more) passes[t]->step<true>(scratch);
-            passes[t]->finish<true>();
+            while (passes[t]->more && !ended(status)) passes[t]->step<true>(scratch);
+            passes[t]->finish();
         }
         auto row = [&](int i) {
             return sum_row(passes[t]->output, i, problem.value_columns, (Number*)scratch.values);

@@ -5,9 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(LL_HAS_AMX)
+
+#include <initializer_list>
+#include <time.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace limelight {
@@ -22,6 +27,77 @@ __attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
     va_end(values);
     return BAD_ARGUMENT;
 }
+
+// --- Interruption ----------------------------------------------------------------------------------------------------
+
+// What is lent, see the header.
+struct Signals {
+    int (*acquire)(void);
+    void (*release)(int);
+    int (*check)(void);
+    void (*fetch)(void**, void**, void**);
+};
+Signals lent;
+bool is_lent = false;
+void* exception[3];  // of the main thread
+
+// How this thread asks its caller.
+struct Asking {
+    bool calls = false, asks = false;  // whether it runs a call; whether it is asking at this moment
+    int passed = 0;                    // how often it could have looked at the clock
+    double due = 0;                    // 0: it has not yet
+};
+thread_local Asking asking;
+
+struct Calling {
+    bool before = asking.calls;
+    Calling() {
+        if (!before) asking.calls = true, asking.due = 0;
+    }
+    ~Calling() { asking.calls = before; }
+    Calling(const Calling&) = delete;
+};
+
+bool is_main_thread() {
+#if defined(__linux__)
+    return syscall(SYS_gettid) == getpid();
+#elif defined(__APPLE__)
+    return pthread_main_np() != 0;
+#else
+    return false;
+#endif
+}
+
+double now() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+bool ask() {
+    constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
+    double time = now();
+    if (asking.due == 0) asking.due = time + FIRST;
+    if (time < asking.due) return false;
+    asking.due = time + AGAIN;
+    if (!__atomic_load_n(&is_lent, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
+    asking.asks = true;
+    int state = lent.acquire();
+    bool raised = lent.check() != 0;
+    if (raised) lent.fetch(exception, exception + 1, exception + 2);
+    lent.release(state);
+    asking.asks = false;
+    return raised;
+}
+
+}  // namespace
+
+bool interrupted() {
+    constexpr int PASSES = 16;
+    return asking.calls && !asking.asks && ++asking.passed % PASSES == 0 && ask();
+}
+
+namespace {
 
 // --- Instruction sets ------------------------------------------------------------------------------------------------
 
@@ -129,6 +205,10 @@ const Isa* isa() {
 
 const Kernels* kernels_of(const Isa* isa, int64_t element) {
     if (!isa) return nullptr;
+    if (asking.asks) {  // memory of this thread is in use
+        fail("a signal handler called a kernel in the middle of another call");
+        return nullptr;
+    }
     if (element < 0 || element >= LL_ELEMENTS) {
         fail("the element type must be 0 to %d; it is %lld", LL_ELEMENTS - 1, (long long)element);
         return nullptr;
@@ -144,14 +224,31 @@ int check_segment(const ll_call& call, int64_t s) {
     if (g.row < -1 || g.row >= call.batch)
         return fail("segment %lld: row must be -1 or below the batch size %lld; it is %lld", (long long)s,
                     (long long)call.batch, (long long)g.row);
+    auto far = [](int64_t begin, int64_t end, int64_t offset) {
+        return begin < end && (__builtin_add_overflow(begin, offset, &begin) || __builtin_add_overflow(end, offset, &end) ||
+                               begin < -LL_FARTHEST || end > LL_FARTHEST);
+    };
     bool queries = 0 <= g.query_begin && g.query_begin <= g.query_end && g.query_end <= call.queries;
     bool keys = 0 <= g.key_begin && g.key_begin <= g.key_end && g.key_end <= call.keys;
     if (!queries || !keys)
         return fail("segment %lld: queries [%lld, %lld) and keys [%lld, %lld) must lie within %lld queries and %lld keys",
                     (long long)s, (long long)g.query_begin, (long long)g.query_end, (long long)g.key_begin,
                     (long long)g.key_end, (long long)call.queries, (long long)call.keys);
+    if (far(g.query_begin, g.query_end, g.query_offset) || far(g.key_begin, g.key_end, g.key_offset))
+        return fail("segment %lld: positions must lie from -2^60 to 2^60 - 1; query offset %lld, key offset %lld", (long long)s,
+                    (long long)g.query_offset, (long long)g.key_offset);
     return DONE;
 }
+
+// Whether a product of sizes, in bytes with some room, cannot be counted.
+bool uncountable(std::initializer_list<int64_t> sizes) {
+    int64_t product = 1024;
+    for (int64_t size : sizes)
+        if (__builtin_mul_overflow(product, size, &product)) return true;
+    return false;
+}
+
+bool has_queries(const ll_call& call) { return call.batch > 0 && call.query_heads > 0 && call.queries > 0; }
 
 int check(const ll_call& call) {
     if (call.version != LL_VERSION)
@@ -162,6 +259,13 @@ int check(const ll_call& call) {
     if (call.key_heads < 1 || call.query_heads < 0 || call.query_heads % call.key_heads != 0)
         return fail("query heads must be a multiple of key heads; they are %lld and %lld", (long long)call.query_heads,
                     (long long)call.key_heads);
+    int64_t heads = call.query_heads > call.key_heads ? call.query_heads : call.key_heads;
+    int64_t length = call.queries > call.keys ? call.queries : call.keys;
+    int64_t width = call.width > call.value_width ? call.width : call.value_width;
+    if (call.batch > 0 && length > 0 && uncountable({call.batch, heads, length, width}))
+        return fail("%lld x %lld x %lld x %lld numbers are more than can be addressed", (long long)call.batch, (long long)heads,
+                    (long long)length, (long long)width);
+    if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);
     if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
         call.output.strides[3] != 1)
         return fail("the last stride of query, key, value and output must be 1");
@@ -216,6 +320,7 @@ const Kernels* read_call(const ll_call* given, ll_call& call) {
 
 int finished(int status) {
     if (status == OUT_OF_MEMORY) fail("out of memory for the scratch of the kernels");
+    if (status == INTERRUPTED) fail("interrupted");
     return status;
 }
 
@@ -224,20 +329,22 @@ int finished(int status) {
 int ll_forward(const ll_call* given) {
     ll_call call;
     const Kernels* found = read_call(given, call);
-    return found ? finished(found->forward(call)) : BAD_ARGUMENT;
+    if (!found) return BAD_ARGUMENT;
+    Calling calling;
+    return has_queries(call) ? finished(found->forward(call)) : DONE;  // what is not written is as the caller prepared it
 }
 
 int ll_backward(const ll_call* given, const ll_gradients* wanted) {
     ll_call call;
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
-    bool queries = call.batch * call.query_heads * call.queries > 0;  // without any, nothing of theirs needs memory
-    if (queries && (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
+    if (has_queries(call) && (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
         return fail("the backward pass needs the output, its gradient, and the logsumexp");
     if (wanted->output.strides[3] != 1 || wanted->grad_output.strides[3] != 1 ||
         (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
         (wanted->value.data && wanted->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
+    Calling calling;
     return finished(found->backward(call, *wanted));
 }
 
@@ -292,7 +399,9 @@ int ll_matmul_values(const ll_matmul* matmul) {
         return fail("one of a matrix's strides must be 1");
     const Kernels* found = kernels_of(isa(), m.element);
     if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
-    return found ? finished(found->matmul(m)) : BAD_ARGUMENT;
+    if (!found) return BAD_ARGUMENT;
+    Calling calling;
+    return finished(found->matmul(m));
 }
 
 int ll_steps(const ll_step* steps, int64_t bytes) {
@@ -315,6 +424,15 @@ int ll_steps(const ll_step* steps, int64_t bytes) {
         if (status) return status;
     }
     return DONE;
+}
+
+void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**)) {
+    lent = {acquire, release, check, fetch};
+    __atomic_store_n(&is_lent, true, __ATOMIC_RELEASE);
+}
+
+void ll_interruption(void** to) {
+    for (int n = 0; n < 3; ++n) to[n] = exception[n], exception[n] = nullptr;
 }
 
 const char* ll_error_message(void) { return message; }

@@ -63,6 +63,10 @@ void give_back(void* memory, size_t bytes);
 // Whether `parallel` has more than one thread to lend.
 bool has_openmp();
 
-enum Status { DONE = 0, BAD_ARGUMENT = 1, OUT_OF_MEMORY = 2 };
+// Asked between pieces of work of some microseconds, by any thread: whether the caller wants its call to end. Only the thread
+// that called asks the caller, and only in a call that has taken a fifth of a second.
+bool interrupted();
+
+enum Status { DONE = 0, BAD_ARGUMENT = 1, OUT_OF_MEMORY = 2, INTERRUPTED = LL_INTERRUPTED };
 
 }  // namespace limelight

@@ -99,7 +99,7 @@ inline void matrix_task(void* context, int64_t n) {
         for (int64_t c = 0; c < columns; c += PANEL_COLUMNS)
             lay_right(of, first, steps, column + c, least(PANEL_COLUMNS, columns - c),
                       own.right + c * own.most_steps);
-        for (int64_t row = begin; row < end; row += SQUARE_ROWS)
+        for (int64_t row = begin; row < end && !ended(job.status); row += SQUARE_ROWS)
             add_square(of, row, least(SQUARE_ROWS, end - row), column, columns, first, steps, own);
     }
 }

@@ -1,6 +1,6 @@
 // What is seen on the way: a second pass over Q.K, with the softmax of every row already final.
 //
-// A weight is 2^(exponent * score - shift) / total with the very numbers of the forward pass; after decode.h, whose products
+// A weight is 2^(exponent * (score - peak)) / total with the very numbers of the forward pass; after decode.h, whose products
 // are summed in another order, with those of one more pass, so that weights add up to one. Sums over keys belong to one
 // tile. Sums over queries (received, blocks) are taken per *chunk* of tiles, at most CHUNKS of them whatever the machine,
 // and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
@@ -15,8 +15,9 @@ LL_INLINE const Number* numbers(const void* pointer) { return (const Number*)poi
 
 // Statistics of the rows of one tile, as they run.
 struct RowStatistics {
-    alignas(64) Number shift[QUERIES], share[QUERIES];  // the weight is 2^(.. - shift) * share
-    alignas(64) Number log_total[QUERIES];              // log2 of the total
+    alignas(64) Number peak[QUERIES], share[QUERIES];  // the weight is 2^(exponent * (score - peak)) * share
+    alignas(64) Number log_total[QUERIES];             // log2 of the total
+    Number logsumexp[QUERIES];
     alignas(64) Number largest[QUERIES], heaviest[QUERIES];  // the largest score and the largest weight
     double entropy[QUERIES], distance[QUERIES];
     alignas(64) Int real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
@@ -65,29 +66,31 @@ struct ColumnSums {
 
 // The final softmax of a tile's rows: as the forward pass left it, or computed again where there is no such.
 inline void final_softmax(const Problem& problem, const Tile& tile, const Visibility& visible, const Number* stats,
-                          Scratch& scratch, Softmax& softmax) {
+                          const Factor* packed, Number* scores, Softmax& softmax, int& status) {
     const ll_call& call = problem.call;
     if (stats) {
         const Number* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
-        for (int i = 0; i < tile.count; ++i) softmax.shift[i] = own[2 * i], softmax.total[i] = own[2 * i + 1];
+        for (int i = 0; i < tile.count; ++i) softmax.peak[i] = own[2 * i], softmax.total[i] = own[2 * i + 1];
         return;
     }
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
-    for (Block block; walk.next(block);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), scratch.packed[0], scratch.scores, peak);
-        soften<false>(problem, tile, block, scratch.scores, peak, softmax, nullptr, 0, nullptr);
+    for (Block block; walk.next(block) && !ended(status);) {
+        score_block(problem, tile, visible, block, Cut(visible, tile, block), packed, scores, peak);
+        soften<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr);
     }
 }
 
-inline void start_rows(const Tile& tile, const Softmax& softmax, RowStatistics& rows) {
+inline void start_rows(const Problem& problem, const Tile& tile, const Softmax& softmax, RowStatistics& rows) {
+    const Number* sink = sink_of(problem.call, tile);
     for (int i = 0; i < QUERIES; ++i) {
         bool real = i < tile.count;
-        Number total = real ? softmax.total[i] : 0;
+        Number peak = real ? softmax.peak[i] : 0, total = real ? softmax.total[i] : 0;
         rows.real[i] = -(Int)real;
-        rows.shift[i] = real ? softmax.shift[i] : 0;
-        rows.share[i] = total == 0 ? 0 : 1.0f / total;
-        rows.log_total[i] = total == 0 ? 0 : (Number)__builtin_log2((double)total);
+        rows.peak[i] = peak;
+        rows.share[i] = total == 0 ? 0 : 1 / closed(problem, sink, peak, total);
+        rows.log_total[i] = total == 0 ? 0 : (Number)log_closed(problem, sink, peak, total);
+        rows.logsumexp[i] = logsumexp_of(problem, sink, peak, total);
         rows.largest[i] = -INFINITE, rows.heaviest[i] = 0;
         rows.entropy[i] = rows.distance[i] = 0.0;
     }
@@ -101,7 +104,7 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
                             Number* weights, RowStatistics& rows) {
     FlushSubnormals scope;
     for (int i = 0; i < QUERIES; i += LANES) {
-        Numbers less = subtracted(load<Numbers>(rows.shift + i)), share = load<Numbers>(rows.share + i);
+        Numbers peak = subtracted(load<Numbers>(rows.peak + i)), share = load<Numbers>(rows.share + i);
         Numbers log_total = load<Numbers>(rows.log_total + i), largest = load<Numbers>(rows.largest + i);
         Numbers heaviest = load<Numbers>(rows.heaviest + i), entropy{};
         Ints real = load<Ints>(rows.real + i);
@@ -110,12 +113,12 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
             for (int stop = least(j + SHORT_SUM, block.count); j < stop; ++j) {
                 Numbers score = load<Numbers>(scores + j * QUERIES + i);
                 Ints seen = real & (score != -INFINITE);
-                Numbers power = multiply_add(score, spread(problem.exponent), -less);
+                Numbers power = (score - peak) * spread(problem.exponent);
                 Numbers weight = seen ? weight_of(power) * share : Numbers{};
                 store(weights + j * QUERIES + i, weight);
                 largest = larger(largest, seen ? score : spread(-INFINITE));
                 heaviest = larger(heaviest, weight);
-                some_entropy += seen ? weight * (log_total - power) : Numbers{};
+                some_entropy += weight != 0 ? weight * (log_total - power) : Numbers{};  // the power may be -inf
             }
             entropy += some_entropy;
         }
@@ -253,7 +256,7 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
         Number share = rows.share[i], largest = rows.largest[i];
         bool undefined = share != share;
         if (o.logsumexp)
-            numbers(o.logsumexp)[at] = share == 0 ? -INFINITE : (Number)(((double)rows.shift[i] + rows.log_total[i]) * LN_2);
+            numbers(o.logsumexp)[at] = rows.logsumexp[i];
         if (o.max_score) numbers(o.max_score)[at] = undefined ? share : largest * problem.natural;
         if (o.max_weight) numbers(o.max_weight)[at] = undefined ? share : rows.heaviest[i];
         if (o.entropy) numbers(o.entropy)[at] = (Number)(rows.entropy[i] * LN_2);
@@ -271,22 +274,22 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
 
 // map: (batch row, observed head) as one number.
 inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const Number* stats, ObserveScratch& own,
-                         ColumnSums& sums) {
+                         ColumnSums& sums, int& status) {
     const ll_call& call = problem.call;
     const ll_observation& o = *call.observation;
     Visibility visible;
     see(call, tile, visible);
     pack_queries(problem, tile, own.base.packed[0]);
-    Softmax softmax(sink_of(call, tile));
-    final_softmax(problem, tile, visible, stats, own.base, softmax);
+    Softmax softmax;
+    final_softmax(problem, tile, visible, stats, own.base.packed[0], own.base.scores, softmax, status);
     RowStatistics rows;
-    start_rows(tile, softmax, rows);
+    start_rows(problem, tile, softmax, rows);
     __builtin_memset(own.features, 0, sizeof(Number) * (size_t)(QUERIES * own.feature_columns));
     for (int64_t t = 0; t < QUERIES * o.top; ++t) own.top_weights[t] = FREE, own.top_keys[t] = -1;
 
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
-    for (Block block; walk.next(block);) {
+    for (Block block; walk.next(block) && !ended(status);) {
         score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores, peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
         if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);

@@ -58,7 +58,7 @@ struct Rows {
     LL_INLINE Rows(const F* a, int64_t stride) : row(stride) {
         for (int n = 0; n < (ROWS + 2) / 3; ++n) at[n] = a + 3 * n * stride;
     }
-    LL_INLINE F operator()(int r, int64_t offset) const { return at[r / 3][r % 3 * row + offset]; }
+    LL_INLINE F operator()(int r, int64_t offset) const { return load<F>(at[r / 3] + r % 3 * row + offset); }  // of any element
 };
 
 template <int ROWS, int VECTORS, bool ADD, class F>

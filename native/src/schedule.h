@@ -204,7 +204,7 @@ inline void forward_task(void* context, int64_t n) {
     [[maybe_unused]] TileRegisters registers;
     Tile tiles[MOST_TOGETHER];
     int count = job.tiles.at(n, tiles);
-    forward_tiles(job.problem, tiles, count, own, job.stats);
+    forward_tiles(job.problem, tiles, count, own, job.stats, job.status);
     end_streams();
 }
 
@@ -233,7 +233,7 @@ inline void observe_task(void* context, int64_t n) {
         if (call.segments[s].row >= 0 && call.segments[s].row != row) continue;
         for (int64_t number = 0; number < job.tiles.in_segment(s); ++number, ++counted)
             if (counted % CHUNKS == chunk)
-                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums);
+                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums, job.status);
     }
 }
 
@@ -310,11 +310,11 @@ inline int forward(const ll_call& call) {
 
 // --- Backward --------------------------------------------------------------------------------------------------------
 
-// What does not depend on pairs: delta and the sink's gradient for each query, and which rows are not finite.
+// What does not depend on pairs: delta, the peak and the sink's gradient for each query, and which rows are not finite.
 struct ReverseRows {
     const Reverse& reverse;
-    Number* delta;
     uint8_t *aside, *query_aside, *grad_aside;
+    bool* large;  // whether there is a row whose logsumexp does not tell its weights
     static constexpr int64_t PIECE = 64;
 
     int64_t query_pieces() const { return (reverse.problem.call.queries + PIECE - 1) / PIECE; }
@@ -349,14 +349,15 @@ struct ReverseRows {
             for (int x = 0; x < HALF; ++x) all += parts[x];
             Number sum = (Number)all, logsumexp = ((const Number*)wanted.logsumexp)[map * call.queries + i];
             if (wanted.grad_logsumexp) sum -= ((const Number*)wanted.grad_logsumexp)[map * call.queries + i];
-            delta[map * call.queries + i] = sum;
+            reverse.delta[map * call.queries + i] = sum;
             query_aside[map * call.queries + i] =
                 !finite_row(line<const Stored>(call.query, map / call.query_heads, map % call.query_heads, i), call.width);
             grad_aside[map * call.queries + i] = !finite_row(grad, call.value_width);
-            if (!wanted.sink) continue;
-            Number sink = ((const Number*)call.sink)[map % call.query_heads];
-            Numbers share = exp2_of(spread((sink - logsumexp) * LOG2_E));
-            ((Number*)wanted.sink)[map * call.queries + i] = logsumexp == -INFINITE ? 0 : -share[0] * sum;
+            double natural = (double)reverse.problem.natural;
+            Number peak = (Number)((double)logsumexp / natural);
+            double less = __builtin_fma(-natural, (double)peak, (double)logsumexp) * EXACT_LOG2_E;
+            begin_row(reverse, map * call.queries + i, peak, peak - peak == 0 ? less : 0);
+            if (is_large(logsumexp)) __atomic_store_n(large, true, __ATOMIC_RELAXED);
         }
     }
 
@@ -460,6 +461,7 @@ struct ChunkTask {
         int64_t* turns = job.turns + job.tiles.first[s] + (rows * call.query_heads + head) * tiles;
         bool last = chunk + 1 == job.chunks(s);
         for (int64_t number = 0; number < tiles; ++number) {
+            if (ended(job.status)) return false;
             Tile tile = job.tiles.tile_of(s, row, head, number);
             Visibility visible;
             see(call, tile, visible);
@@ -536,6 +538,17 @@ struct ChunkTask {
     }
 };
 
+inline void large_rows_task(void* context, int64_t n) {
+    BackwardJob& job = *(BackwardJob*)context;
+    Arena arena{own_memory<ReverseScratch>(job.status, job.reverse, job.most_queries)};
+    if (!arena.memory) return;
+    ReverseScratch scratch(arena, job.reverse, job.most_queries);
+    [[maybe_unused]] TileRegisters registers;
+    Tile tile;
+    job.tiles.at(n, &tile);
+    weigh_large_rows(job.reverse, tile, scratch, job.status);
+}
+
 inline void backward_task(void* context, int64_t n) {
     ChunkTask(*(BackwardJob*)context, n).run();
     end_streams();
@@ -564,11 +577,13 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     int64_t key_columns = round_up(call.width, LANES), queries = call.batch * call.query_heads * call.queries;
     char* memory = nullptr;
     size_t bytes = 0;
-    Number *delta, *query_sums;
+    Number *delta, *peak, *less, *query_sums;
     uint8_t *aside, *query_aside, *grad_aside;
     int64_t *first, *turns, *table_turns, *ordinals;
     for (Arena arena{nullptr};; arena = {memory}) {
         delta = arena.take<Number>(queries);
+        peak = arena.take<Number>(queries);
+        less = arena.take<Number>(queries);
         query_sums = arena.take<Number>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
         aside = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
         query_aside = arena.take<uint8_t>(queries);
@@ -586,7 +601,7 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     __builtin_memset(table_turns, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
 
     Reverse reverse{problem, wanted, value_rows.operand, key_rows.operand, aside, query_aside, grad_aside, delta,
-                    query_sums, key_columns,
+                    peak, less, query_sums, key_columns,
                     problem.value_columns, steps_along(call.value_width), 0};
     reverse.chunk = chunk_keys(key_columns, problem.value_columns);
     BackwardJob job{reverse, tiles, first, turns, table_turns, ordinals, 0, -1, -1, DONE};
@@ -605,8 +620,10 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     // Each thread has maps of its own where they can be shared out evenly: a chunk never waits for another thread's then,
     // but for what is left at the end.
     job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
-    ReverseRows rows{reverse, delta, aside, query_aside, grad_aside};
+    bool large = false;
+    ReverseRows rows{reverse, aside, query_aside, grad_aside, &large};
     parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), reverse_rows_task, &rows, maps);
+    if (large) parallel(threads, tiles.count(), large_rows_task, &job);
     bool row_by_row, head_by_head;
     shared_bias(call, wanted, row_by_row, head_by_head);
     for (int64_t b = 0; b < (row_by_row ? call.batch : 1); ++b)

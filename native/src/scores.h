@@ -16,14 +16,17 @@ struct Problem {
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
         steps = steps_along(c.width);
-        Number scale = (Number)c.scale;
+        Number scale = (Number)c.scale, size = scale < 0 ? -scale : scale;
         if (c.rule_count > 0 || scale == 0) {
             query_factor = scale == 0 ? 0 : 1;
             natural = 1;  // rules work in natural units: apply_rules multiplies by the scale first
         } else {
             // Scores stay as plain products (equal ones stay equal); the scale rides in the exponent, which must be positive.
-            query_factor = scale < 0 ? -1 : 1;
-            natural = scale < 0 ? -scale : scale;
+            // A power of two of a tiny scale rides in the queries: with a larger one, a difference of scores that overflows
+            // has no weight.
+            Number power = size < (Number)0x1p-110 ? (Number)0x1p-64 : 1;
+            query_factor = scale < 0 ? -power : power;
+            natural = size / power;
         }
         exponent = natural * LOG2_E;
         drop_below = (uint64_t)(c.dropout * 4294967296.0);
@@ -31,6 +34,14 @@ struct Problem {
         for (int64_t r = 0; r < c.rule_count; ++r) softcaps += c.rules[r].kind == LL_SOFTCAP;
     }
 };
+
+// Whether a call shall end early, for all of its threads: it has failed, or its caller wants it to.
+LL_INLINE bool ended(int& status) {
+    if (__atomic_load_n(&status, __ATOMIC_RELAXED) != DONE) return true;
+    if (!interrupted()) return false;
+    __atomic_store_n(&status, (int)INTERRUPTED, __ATOMIC_RELAXED);
+    return true;
+}
 
 template <class T>
 LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {

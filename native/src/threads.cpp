@@ -43,9 +43,9 @@ bool has_openmp() {
 }
 
 void* scratch(size_t bytes) {
-    if (memory.size >= bytes) return memory.data;
+    if (memory.data && memory.size >= bytes) return memory.data;
     free(memory.data);
-    size_t rounded = (bytes + 4095) / 4096 * 4096;
+    size_t rounded = bytes / 4096 * 4096 + 4096;  // never nothing, which null would stand for
     memory.data = aligned_alloc(64, rounded);
     memory.size = memory.data ? rounded : 0;
     return memory.data;

@@ -78,7 +78,7 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
         } else  // rows beyond the last key may not be there to be read
             for (int64_t d = 0; d < width; d += TILE) {
                 for (int r = 0; r < TILE; ++r)
-                    for (int x = 0; x < TILE; ++x) last[r * TILE + x] = j + r < keys ? key[r * stride + d + x] : 0;
+                    for (int x = 0; x < TILE; ++x) last[r * TILE + x] = j + r < keys ? load<Factor>(key + r * stride + d + x) : 0;
                 const Factor* panel = packed + d * PANEL_QUERIES;
                 if (d == 0)
                     tile_panels<false>(vectors, last, TILE * BYTES, 0, panel, PANEL_QUERIES * BYTES, 1, scores, QUERIES * BYTES);

@@ -20,6 +20,7 @@ namespace {
 std::mt19937_64 random_bits;
 int64_t among(int64_t low, int64_t high) { return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1)); }
 
+int64_t most(int64_t a, int64_t b) { return a < b ? b : a; }
 int64_t size_of(int64_t element) { return element == LL_FLOAT64 ? 8 : element == LL_FLOAT32 ? 4 : 2; }
 
 // An array at the end of its pages.
@@ -73,7 +74,7 @@ void same(const char* what, const std::vector<Array*>& written, const std::funct
 
 void one_call(int64_t element) {
     int64_t size = size_of(element), number = element == LL_FLOAT64 ? 8 : 4;
-    int64_t rows = among(1, 16), width = among(1, 150), outputs = among(1, 200), more = among(0, 5);
+    int64_t rows = among(0, 16), width = among(0, 150), outputs = among(0, 200), more = among(0, 5);
     Array states(rows * width * size), first(outputs * width * size), second(more * width * size), bias(outputs * size);
     Array by_first(rows * outputs * size), by_second(rows * more * size);
     for (Array* array : {&states, &first, &second, &bias}) fill(*array, element);
@@ -84,7 +85,7 @@ void one_call(int64_t element) {
         return ll_products(&product);
     });
 
-    rows = among(1, 300);
+    rows = among(0, 300), width = most(width, 1);
     int64_t count = rows * width;
     Array x(count * size), weight(width * size), grad(count * size), result(count * size), inverse(rows * number);
     Array of_x(count * size), of_weight(width * size);
@@ -129,7 +130,7 @@ void one_call(int64_t element) {
     });
 
     if (size == number) {  // of 16-bit elements there is none
-        int64_t steps = among(0, 300), columns = among(1, 140), across = among(0, 3);
+        int64_t steps = among(0, 300), columns = among(0, 140), across = among(0, 3);
         Array left(rows * steps * size), right(steps * columns * size), offset(columns * size), product(rows * columns * size);
         for (Array* array : {&left, &right, &offset}) fill(*array, element);
         same("matrices", {&product}, [&](int64_t threads) {
@@ -143,7 +144,7 @@ void one_call(int64_t element) {
         });
     }
 
-    int64_t B = among(1, 2), H = among(1, 3), L = among(1, 40), turned = 2 * among(1, 40), D = turned + among(0, 3);
+    int64_t B = among(0, 2), H = among(0, 3), L = among(0, 40), turned = 2 * among(0, 40), D = turned + among(0, 3);
     Array heads(B * H * L * D * size), to(B * H * L * D * size), own(L * turned * size), partners(L * turned * size);
     for (Array* array : {&heads, &own, &partners}) fill(*array, element);
     same("rotation", {&to}, [&](int64_t threads) {

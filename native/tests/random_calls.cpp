@@ -62,7 +62,11 @@ struct Arrays {
         held.emplace_back((size_t)bytes), elements.push_back(element);
         return held.back().data();
     }
-    char* numbers(int64_t count, int64_t element) { return zeros(count * size_of(element), element); }
+    // From the second element on where they are odd in number: no more is aligned than an element.
+    char* numbers(int64_t count, int64_t element) {
+        int64_t first = count % 2;
+        return zeros((count + first) * size_of(element), element) + first * size_of(element);
+    }
 
     // Whether every array is near that of `other`, relative to its largest number, and finite where that one is.
     bool near(const Arrays& other, double tolerance) const {
@@ -80,7 +84,8 @@ struct Arrays {
         return true;
     }
     char* normals(int64_t count, int64_t element, double scale = 1.0) {
-        char* data = zeros(count * size_of(element));
+        int64_t first = count % 2;
+        char* data = zeros((count + first) * size_of(element)) + first * size_of(element);
         for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, scale * normal());
         return data;
     }

@@ -26,9 +26,9 @@ void* borrow(size_t& bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); 
 void give_back(void* memory, size_t) { free(memory); }
 
 void* scratch(size_t bytes) {
-    if (memory.size >= bytes) return memory.data;
+    if (memory.data && memory.size >= bytes) return memory.data;
     free(memory.data);
-    memory.size = (bytes + 4095) / 4096 * 4096;
+    memory.size = bytes / 4096 * 4096 + 4096;
     return memory.data = aligned_alloc(64, memory.size);
 }
 

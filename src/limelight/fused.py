@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from . import tracing
 from .backends import native
-from .backends.contract import BackendError, Call
+from .backends.contract import Call
 
 Now = TypeVar("Now")  # what the steps that are noted anew need to know
 
@@ -95,8 +95,7 @@ def _gradient_served(grad: Tensor, *tensors: Tensor) -> bool:
 
 
 def _checked(status: int) -> None:
-    if status:
-        raise BackendError(f"backend 'native': {native._library.ll_error_message().decode()}.")
+    native.checked(status)
 
 
 def _by_definition(

@@ -37,7 +37,7 @@ SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
 
 def calls(dtype: torch.dtype) -> st.SearchStrategy[Example]:
     """Random calls whose tensors lie in ``dtype``."""
-    return examples(SIZES, dtype=dtype, depth=1, additive=True)
+    return examples(SIZES, dtype=dtype, depth=1, additive=True, extreme=True)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def with_tensors(example: Example, named: dict[str, Tensor]) -> Example:
     )
     if "compare" in named:
         settings["compare"] = Additive(named["compare"])
-    return Example(example.sizes, named["query"], named["key"], named["value"], settings)
+    return Example(example.sizes, named["query"], named["key"], named["value"], settings, example.truth)
 
 
 @dataclasses.dataclass
@@ -113,7 +113,7 @@ def gradients(example: Example, upstream: Upstream, how: str = "native") -> dict
     """Output, logsumexp and the gradient of every tensor: by the kernels (``native``), by the ``plain`` computation in
     the same dtype, or the ``truth``, from the definition in float64.
     """
-    dtype = torch.float64 if how == "truth" else example.query.dtype
+    dtype = example.truth if how == "truth" else example.query.dtype
     leaves = {name: t.detach().to(dtype) for name, t in tensors_of(example).items()}
     if how != "truth":  # the strides of the call; an expanded tensor has a gradient for each place
         leaves = {name: t.detach() for name, t in tensors_of(example).items()}

@@ -32,6 +32,7 @@ from limelight import (
     SoftCap,
     T5Buckets,
     Window,
+    philox,
 )
 from limelight.attention import prepare
 from limelight.backends import memory, native
@@ -480,3 +481,40 @@ def test_memory_stays():
             gradients(example, Upstream.of(example))
         used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert used[2] - used[1] < 2048, "kilobytes"
+
+
+def rounding_where_kernels_do(query, key, value, grad, keep, dtype):
+    """Gradients of query, key and value of the plain computation that rounds weights, gradients of scores and the
+    output to ``dtype``; ``keep``: what dropout multiplies weights by.
+    """
+    rounded = lambda x: x.to(dtype).to(x.dtype)  # noqa: E731
+    weights = torch.softmax(query @ key.mT, -1)
+    output = rounded(rounded(weights * keep) @ value)
+    slopes = weights * (grad @ value.mT * keep - (grad * output).sum(-1, keepdim=True))
+    return rounded(slopes) @ key, rounded(slopes).mT @ query, rounded(weights * keep).mT @ grad
+
+
+@every_kernel
+@pytest.mark.parametrize("dropout", [0.0, 0.5, 0.9])
+def test_a_sharp_softmax(kernel, dropout):
+    """Where one key has nearly all the weight, dP - delta is a difference of equals, and delta comes from the rounded
+    output: no error is added to that.
+    """
+    isa, dtype = kernel
+    if dtype == torch.float64:
+        return  # the plain computation is the truth there
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 1, 300, 256, generator=generator).to(dtype) for _ in range(4)]
+    place, zero = torch.arange(300), torch.zeros((), dtype=torch.int64)
+    keep = torch.ones(300, 300)
+    if dropout:
+        keep = philox.kept(dropout, zero + 5, zero, zero, place[:, None], place[None]).float() / (1 - dropout)
+    leaves = [x.clone().requires_grad_() for x in tensors[:3]]
+    with selected(isa):
+        output = limelight.attention(*leaves, scale=1.0, dropout=dropout, seed=5, backend="native")
+        ours = torch.autograd.grad(output, leaves, tensors[3])
+    plain = rounding_where_kernels_do(*(x.float() for x in tensors), keep, dtype)
+    truth = rounding_where_kernels_do(*(x.double() for x in tensors), keep.double(), torch.float64)
+    for name, mine, theirs, exact in zip(("query", "key", "value"), ours, plain, truth, strict=True):
+        rms = lambda x, exact=exact: (x.to(dtype).double() - exact).square().mean().sqrt()  # noqa: E731
+        assert rms(mine) <= 1.5 * rms(theirs), name

@@ -35,6 +35,7 @@ FILE = "liblimelight_native.so"
 MOST_RULES = 8
 
 _VERSION = 5
+_INTERRUPTED = 3
 # version, element, sizes; four tensors; logsumexp, sink, compare; scale, dropout; seed; threads; segments and spans
 # (which follow); intervals; tile map; rules, observation
 _CALL = struct.Struct("9q 20q 3q 2d Q q 4q 6q 6q 3q")
@@ -71,7 +72,7 @@ def _load() -> tuple[Any, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return None, f"the native library cannot be loaded: {error}"
-    if not hasattr(library, "ll_matmul_values"):
+    if not hasattr(library, "ll_interruption"):
         return None, f"the native library ({found[0]}) is of an older version: reinstall Limelight"
     library.ll_forward.argtypes = [ctypes.c_char_p]
     library.ll_backward.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
@@ -83,10 +84,24 @@ def _load() -> tuple[Any, str]:
         getattr(library, name).restype = ctypes.c_char_p
     library.ll_measure_peak.argtypes = [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double]
     library.ll_measure_peak.restype = ctypes.c_double
+    names = ("PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch")
+    library.ll_lend_signals(*[ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p) for name in names])
     return library, ""
 
 
 _library, _missing = _load()
+
+
+def checked(result: int) -> None:
+    """Raise what the library complains of, or what a signal handler raised while it ran."""
+    if result == _INTERRUPTED:
+        exception = (ctypes.c_void_p * 3)()
+        _library.ll_interruption(exception)
+        restore = ctypes.pythonapi["PyErr_Restore"]
+        restore.argtypes, restore.restype = [ctypes.c_void_p] * 3, None
+        restore(*exception)  # raises it
+    if result:
+        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
 
 
 def status() -> str:
@@ -165,8 +180,7 @@ def forward(call: Call) -> Result:
         value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
     )  # fmt: skip
     words = _words(call, tensors, _pointer(logsumexp), observation, kept)
-    if _library.ll_forward(words):
-        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
+    checked(_library.ll_forward(words))
     if seen is not None:
         assert call.observe is not None
         _finish(seen, call.observe, lowered)
@@ -284,8 +298,8 @@ def backward(
         *_rows(found[0]), *_rows(found[1]), *_rows(found[2]), _pointer(sink), _pointer(vectors),
     )  # fmt: skip
     rules = b"".join([_RULE_GRADIENT.pack(*_place(tensor)) for tensor in sums])
-    if _library.ll_backward(words, gradients + rules + _NO_RULES[len(rules) :] + uncleared.to_bytes(8, sys.byteorder)):
-        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
+    words_of_rules = rules + _NO_RULES[len(rules) :] + uncleared.to_bytes(8, sys.byteorder)
+    checked(_library.ll_backward(words, gradients + words_of_rules))
     if call.sink is not None:
         found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
     for rule, total in zip(call.scores, sums, strict=True):

@@ -227,12 +227,18 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*_kept(inputs, output))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b, keep = ctx.saved_tensors
         return _mix(grad, b, keep), _mix(grad.mT, a, keep.mT), None
+
+
+def _kept(inputs: tuple[Tensor, Tensor, Tensor], scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A pair whose score is -inf is not seen, so an infinity in its query or key reaches no gradient."""
+    a, b, keep = inputs
+    return a, b, keep & (scores != -torch.inf)
 
 
 class _Mix(torch.autograd.Function):
@@ -263,8 +269,8 @@ class _ScoresForward(_Scores):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+        ctx.save_for_backward(*_kept(inputs, output))
+        ctx.save_for_forward(*_kept(inputs, output))
 
     @staticmethod
     def jvp(ctx: Any, da: Tensor | None, db: Tensor | None, _: None) -> Tensor:
