@@ -420,3 +420,14 @@ def test_a_special_token_stops_where_it_is_a_stop_string(writer):
         assert found.ended == "string"
         assert found.text == (before if stop == spelled else before[:-1])
         assert "".join(special.stream("abc", tokens=12, stop=stop)) == found.text
+
+
+@pytest.mark.parametrize("how", [Greedy(), Sample(temperature=0.9), Beam(2)])
+def test_the_default_device_is_not_asked(pair, how):
+    """The meta device stands for any but that of the model."""
+    ours, _, _ = pair("llama")
+    torch.manual_seed(1)
+    usual = ours.generate(PROMPTS, how, tokens=4).ids
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        assert ours.generate(PROMPTS, how, tokens=4).ids == usual
