@@ -1,6 +1,7 @@
 """What small random models write: as without a cache, as in transformers, whatever stands beside it."""
 
 import dataclasses
+import json
 
 import pytest
 import tokenizers
@@ -431,3 +432,47 @@ def test_the_default_device_is_not_asked(pair, how):
     torch.manual_seed(1)
     with torch.device("meta"):
         assert ours.generate(PROMPTS, how, tokens=4).ids == usual
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eos_token_id": "x"}, "eos_token_id = 'x', and Limelight reads there the id of a token, or a list of ids"),
+        ({"eos_token_id": [7, None]}, r"eos_token_id = \[7, None\]"),
+        ({"eos_token_id": True}, "eos_token_id = True"),
+        ({"eos_token_id": 1.5}, "eos_token_id = 1.5"),
+        ({"pad_token_id": -2}, "pad_token_id = -2"),
+        ({"pad_token_id": 2**31}, "pad_token_id = 2147483648"),
+        ({"suppress_tokens": [[1]]}, r"suppress_tokens = \[\[1\]\]"),
+        ({"begin_suppress_tokens": {"a": 1}}, "begin_suppress_tokens = "),
+        (
+            {"bad_words_ids": [3]},
+            r"bad_words_ids = \[3\], and Limelight reads there a list of lists of the ids of tokens",
+        ),
+        ({"bad_words_ids": [[]]}, "bad_words_ids"),
+        ({"bad_words_ids": [[-1]]}, "bad_words_ids"),
+        ({"forced_bos_token_id": "a"}, "forced_bos_token_id = 'a'"),
+        ({"forced_decoder_ids": [1]}, r"forced_decoder_ids = \[1\], and Limelight reads there a list of pairs"),
+        ({"forced_decoder_ids": [[1, -1]]}, "forced_decoder_ids"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_token_ids_that_are_none(tmp_path, values, message, file):
+    made("llama").save_pretrained(tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(ArgumentError, match=f"{file} says {message}"):
+        load(tmp_path)
+
+
+def test_an_id_of_minus_one_says_that_there_is_none(tmp_path):
+    theirs = made("llama")
+    theirs.generation_config.eos_token_id = None
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    none = {"pad_token_id": -1, "eos_token_id": [7, -1], "suppress_tokens": [-1], "begin_suppress_tokens": []}
+    path.write_text(json.dumps(json.loads(path.read_text()) | none))
+    model = load(tmp_path)
+    assert model.marks["eos_token_id"] == [7]
+    assert not {"pad_token_id", "suppress_tokens", "begin_suppress_tokens"} & set(model.marks)
+    assert len(model.generate(PROMPTS, tokens=2)) == 3

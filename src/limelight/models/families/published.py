@@ -180,7 +180,7 @@ class Published:
         found = {}
         for key, value in self.values.items():
             if isinstance(value, (list, tuple)):
-                value = [one for one in value if not _is_none(one)]
+                value = [one for one in value if not _is_none(one)] or None
             if key.endswith(MARKS) and value is not None and not _is_none(value):
                 holds, rule = next(form for ending, form in _FORMS.items() if key.endswith(ending))
                 if not holds(value):
