@@ -283,13 +283,21 @@ def test_weights_in_training_are_those_that_dropout_left(graded):
         torch.testing.assert_close(output, layer.out_proj(mixed))
 
 
-def test_a_query_that_sees_nothing_has_no_weights():
+@pytest.mark.parametrize("graded", [True, False], ids=["with gradients", "without"])
+def test_a_query_that_sees_nothing_has_no_weights(graded):
+    """PyTorch gives NaN where weights are wanted, and zeros where not."""
     layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
-    nobody = torch.ones(2, 6, dtype=torch.bool)
-    with sdpa():
-        output, weights = layer(states, states, states, key_padding_mask=nobody)
-    assert not weights.any()
-    torch.testing.assert_close(output, layer.out_proj.bias.expand(2, 6, 16))
+    padding = torch.tensor([[True] * 6, [False, True] * 3])
+    with torch.set_grad_enabled(graded):
+        for need_weights in (True, False):
+            arguments = {"key_padding_mask": padding, "need_weights": need_weights}
+            expected = layer(states, states, states, **arguments)
+            with sdpa() as told:
+                found = layer(states, states, states, **arguments)
+            torch.testing.assert_close(found, expected, equal_nan=True)
+            assert told.taken.total() == 1
+            assert found[0][1].isfinite().all()
+            assert found[0][0].isfinite().all() != need_weights
 
 
 @pytest.mark.parametrize("need_weights", [True, False])

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -43,8 +44,8 @@ def sdpa() -> Iterator[Account]:
     `limelight.watching` observes, the reference serves calls that no kernel does, so that they are seen.
 
     ``torch.nn.MultiheadAttention`` is among the callers, and its fused inference path rests meanwhile. With
-    ``need_weights=True`` it returns exact weights, in the memory that they take; a query that sees nothing has zeros,
-    where PyTorch returns NaN.
+    ``need_weights=True`` it returns exact weights, in the memory that they take; as in PyTorch, a query that sees
+    nothing has NaN then, and zeros with ``need_weights=False``.
 
     Yields:
         the `Account` of the calls.
@@ -90,7 +91,9 @@ class _Routing(TorchFunctionMode):
 
         def attend(*args: Any, backend: str | None, name: str | None) -> Tensor:
             call = compat.sdpa_call(*args)
-            output, weights = attend_whole(*call.tensors, **call.settings, told=self.told, backend=backend, name=name)
+            output, weights = attend_whole(
+                *call.tensors, **call.settings, told=self.told, unseen=math.nan, backend=backend, name=name
+            )
             whole.append(weights)
             return output
 

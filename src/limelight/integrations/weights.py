@@ -28,6 +28,7 @@ def attend(
     layout: Layout | None = None,
     dropout: float = 0.0,
     sinks: Tensor | None = None,
+    unseen: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """`limelight.attention`, and its weights as peers return them: after dropout, ``(B, Hq, Lq, Lk)``.
@@ -43,22 +44,27 @@ def attend(
         layout: that of `limelight.attention`; likewise ``dropout`` and ``settings``.
         dropout: see ``layout``.
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
+        unseen: what a query that sees none of its keys gets, as weights and output: 0, or NaN.
         settings: see ``layout``.
     """
     seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if dropout else None
     result = attention(
         query, key, value, layout=layout, dropout=dropout, seed=seed,
-        observe=Observe(rows=torch.arange(query.shape[2], device="cpu"), logsumexp=sinks is not None), **settings,
+        observe=Observe(rows=torch.arange(query.shape[2], device="cpu"), logsumexp=True), **settings,
     )  # fmt: skip
     assert isinstance(result, tuple)
     output, seen = result
     assert seen.rows is not None
+    assert seen.logsumexp is not None
     rows = seen.rows
     if sinks is not None:
         share = share_of_keys(seen, sinks)
         rows, output = rows * share, (output * share).to(output.dtype)
     if seed is not None:
         rows = torch.where(_kept(query, key, layout, dropout, seed), rows / (1.0 - dropout), 0.0)
+    if unseen and key.shape[2]:
+        nothing = (seen.logsumexp == -torch.inf)[..., None]
+        rows, output = torch.where(nothing, unseen, rows), torch.where(nothing, unseen, output)
     weights = rows.to(output.dtype)
     if told is not None:
         told.weights += weights.nbytes
