@@ -298,12 +298,12 @@ class Tokenizer:
         read = tuple(texts)
         lengths = [len(text) for text in read]
         longest = max(lengths, default=0)
-        ids = torch.zeros(len(read), longest, dtype=torch.int64)
+        ids = torch.zeros(len(read), longest, dtype=torch.int64, device="cpu")
         for row, text in zip(ids, read, strict=True):
             first = 0 if side == "right" else longest - len(text)
-            row[first : first + len(text)] = torch.tensor(text.ids, dtype=torch.int64)
+            row[first : first + len(text)] = torch.tensor(text.ids, dtype=torch.int64, device="cpu")
         padded = any(length < longest for length in lengths)
-        return Tokens(read, ids, Padded(torch.tensor(lengths), side=side) if padded else None)
+        return Tokens(read, ids, Padded(torch.tensor(lengths, dtype=torch.int64, device="cpu"), side=side) if padded else None)
 
     def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
         """The text of token ids; with ``marks``, also the special tokens among them."""

@@ -76,7 +76,7 @@ def generate(
         what = "--beam searches" if beam is not None else "the most likely token is taken"
         raise wrong("--seed", "belongs to sampling", what, "For example: --temperature 0.8.")
     if drawing and seed is None:
-        seed = int(torch.randint(2**31, ()))
+        seed = int(torch.randint(2**31, (), dtype=torch.int64, device="cpu"))
     if system is not None and not chat:
         raise wrong("--system", "belongs to a conversation", "there is no --chat", "Add --chat.")
     if not (chat or parse_special_tokens):

@@ -176,7 +176,7 @@ def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:
 def _seed(seed: int | None) -> int:
     """The seed; where none is given, one of torch's generator."""
     if seed is None:
-        return int(torch.randint(2**63 - 1, (), dtype=torch.int64))
+        return int(torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu"))
     if not -(2**63) <= whole_number("seed", seed) < 2**63:
         raise wrong("seed", "must fit into 64 bits with a sign", f"it is {seed}", "Take a smaller one.")
     return seed
