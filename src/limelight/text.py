@@ -303,7 +303,8 @@ class Tokenizer:
             first = 0 if side == "right" else longest - len(text)
             row[first : first + len(text)] = torch.tensor(text.ids, dtype=torch.int64, device="cpu")
         padded = any(length < longest for length in lengths)
-        return Tokens(read, ids, Padded(torch.tensor(lengths, dtype=torch.int64, device="cpu"), side=side) if padded else None)
+        counted = torch.tensor(lengths, dtype=torch.int64, device="cpu")
+        return Tokens(read, ids, Padded(counted, side=side) if padded else None)
 
     def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
         """The text of token ids; with ``marks``, also the special tokens among them."""

@@ -165,8 +165,8 @@ class Pretrained:
                 lengths, a ``(B, L)`` tensor), or what else an encoder reads (a sound).
             sampler: how a token is chosen: `limelight.generation.Greedy` (when left out), ``Sample`` or ``Beam``.
             tokens: at most this many are written; ``None`` for as many as the model has positions.
-            stop: strings and token ids that end a text beside the model's own; the text stands before them. A string may be
-                or hold a special token (``"<|im_end|>"``).
+            stop: strings and token ids that end a text beside the model's own; the text stands before them. A string
+                may be or hold a special token (``"<|im_end|>"``).
             seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
                 the batch. By default it is drawn from torch's generator.
             copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
