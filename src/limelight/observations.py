@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import Shapes, whole_number, wrong
+from .shapes import Shapes, describe, whole_number, wrong
 from .tracing import readable
 
 
@@ -169,6 +169,9 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
     A call that is repeated in the backward pass by activation checkpointing is counted once. Pass an object of your
     own subclass of `Seen` to stream each layer's observations instead of keeping them.
     """
+    if not isinstance(observe, (Observe, Seen)):
+        got = f"it is {describe(observe)}"
+        raise wrong("observe", "must be an Observe, or a Seen of your own", got, "Pass Observe(entropy=True).")
     seen = observe if isinstance(observe, Seen) else Seen(observe)
     _watchers.append(seen)
     try:

@@ -4,6 +4,7 @@ from .config import Config, Recipe, recipe
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
 from .encoder_only import EncoderOnly
+from .new import new
 from .pretrained import Pretrained
 from .stack import Encoded, Output, Stack
 
@@ -17,5 +18,6 @@ __all__ = [
     "Pretrained",
     "Recipe",
     "Stack",
+    "new",
     "recipe",
 ]

@@ -104,6 +104,27 @@ class Pretrained:
             raise wrong("texts", "must be a text, or several", f"it is {describe(texts)}", 'As in read(["Hello."]).')
         return self.tokenizer(texts, side=side).to(self.device)
 
+    def embed(self, texts: str | Sequence[str], *, normalise: bool = True, batch: int = 32) -> Tensor:
+        """One vector for each text, ``(n, width)``: the mean of the last states over its tokens, special ones included.
+
+        With ``normalise`` each has length 1, so that a product of two is their cosine: what sentence-transformers
+        computes for all-MiniLM-L6-v2 (``minilm``). A text's vector does not depend on the texts beside it.
+
+        >>> model.embed(["A river.", "A bank."]).shape  # doctest: +SKIP
+        torch.Size([2, 384])
+
+        Args:
+            texts: one text or several.
+            normalise: whether vectors are divided by their length.
+            batch: how many texts are read at once.
+
+        Raises:
+            ArgumentError: a model with an encoder and a decoder, or without a tokenizer; a text beyond its positions.
+        """
+        from .pooling import embed
+
+        return embed(self, texts, normalise=normalise, batch=batch)
+
     def __call__(
         self,
         tokens: str | Sequence[str] | Tokens | Tensor,

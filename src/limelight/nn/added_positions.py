@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import whole_number, wrong
+from .checks import checked
 from .positions import Neighbours, Pairing
 
 AS_IN_THE_PAPER = Neighbours()
 
 
+@checked
 class Sinusoids(nn.Module):
     """Fixed waves: ``sin(p * f_i)`` and ``cos(p * f_i)`` with ``f_i = base ** (-i / steps)`` (arXiv:1706.03762).
 
@@ -47,6 +49,7 @@ class Sinusoids(nn.Module):
         return f"{self.width}, base={self.base}, steps={self.steps}, pairing={self.pairing}"
 
 
+@checked
 class LearnedPositions(nn.Embedding):
     """A learned vector for each position: row ``position + offset`` of the table.
 

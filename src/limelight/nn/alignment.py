@@ -20,10 +20,12 @@ from ..layouts import Layout
 from ..patterns import Pattern
 from ..scores import Additive
 from ..shapes import whole_number
+from .checks import checked
 from .multihead import heads_of
 from .places import Places
 
 
+@checked
 class Alignment(nn.Module):
     """Base of the two: heads, values and what a token may see; how a score is made is theirs.
 
@@ -59,7 +61,7 @@ class Alignment(nn.Module):
 
         Keys and values are made of `Places.source` where that is given, else of the states.
         """
-        places = places or Places.of(states)
+        places = Places.given(places, states)
         key, value, layout = places.remembered(self, self.pattern, states, self._keys_and_values)
         mixed = limelight.attention(
             self.queries(states),
@@ -98,6 +100,7 @@ class Alignment(nn.Module):
         return f"{self.width} to {self.source_width}, heads={self.heads}, pattern={self.pattern}, name={self.name!r}"
 
 
+@checked
 class AdditiveAttention(Alignment):
     """``sum_j softmax_j(v . tanh(W_q q_i + W_k k_j + b)) value_j`` (Bahdanau et al. 2014, arXiv:1409.0473).
 
@@ -132,6 +135,7 @@ class AdditiveAttention(Alignment):
         return {"compare": Additive(self.vector)}
 
 
+@checked
 class MultiplicativeAttention(Alignment):
     """``sum_j softmax_j(q_i . W k_j) value_j``, Luong's general form (Luong et al. 2015, arXiv:1508.04025).
 

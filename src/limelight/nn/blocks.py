@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..fused import Steps
+from ..layouts import Layout
 from ..shapes import wrong
+from .checks import checked
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing, in_turn
 from .places import Places
@@ -34,6 +36,7 @@ def clamped_if_infinite(states: Tensor) -> Tensor:
     return torch.where(states.isinf().any(-1, keepdim=True), clamped(states), states)
 
 
+@checked
 class PostNorm(nn.Module):
     """``norm(x + inner(x))``, the order of the first Transformer and of BERT.
 
@@ -60,6 +63,7 @@ class PostNorm(nn.Module):
         return states if self.clamp is None else self.clamp(states)
 
 
+@checked
 class PreNorm(nn.Module):
     """``x + inner(norm(x))``, the order of GPT-2 and Llama (Xiong et al. 2020, arXiv:2002.04745).
 
@@ -93,6 +97,7 @@ class PreNorm(nn.Module):
         return None if found is None else steps.add(states, found)
 
 
+@checked
 class Sandwich(nn.Module):
     """``x + after(inner(norm(x)))``, a norm on both sides (Ding et al. 2021, arXiv:2105.13290; Gemma 2).
 
@@ -123,6 +128,7 @@ class Residual(Protocol):
         """Wrap a step."""
 
 
+@checked
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each wrapped as a residual step.
 
@@ -135,9 +141,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
 
-    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
-        """``(B, L, width)`` to the same; without ``places`` as `limelight.nn.MultiHead` has it."""
-        places = places or Places.of(states)
+    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
+        """``(B, L, width)`` to the same; ``places`` as `limelight.nn.MultiHead` has it."""
+        places = Places.given(places, states)
         return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
 
     def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
@@ -145,6 +151,7 @@ class Block(nn.Module):
         return in_turn(steps, (self.attention, self.feed_forward), states)
 
 
+@checked
 class DecoderBlock(nn.Module):
     """One layer of a decoder that has an encoder: look back, look across, think alone (arXiv:1706.03762).
 

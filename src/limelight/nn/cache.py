@@ -196,6 +196,8 @@ class Cache:
         Raises:
             ArgumentError: another number of rows, a layout that cannot be continued, more tokens than the limit.
         """
+        whole_number("B", B, at_least=0)
+        whole_number("L", L, at_least=0)
         if self._rows not in (None, B):
             raise wrong(
                 "tokens",

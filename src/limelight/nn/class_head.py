@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import wrong
+from .checks import activation_of, checked
 from .feed_forward import ACTIVATIONS
 from .places import Places
 
 
+@checked
 class ClassHead(nn.Module):
     """What a text is about, told from its first token: ``output(activation(inner(x_first)))`` (Devlin et al. 2018).
 
@@ -26,7 +28,7 @@ class ClassHead(nn.Module):
         super().__init__()
         self.labels = tuple(labels)
         self.inner = None if activation is None else nn.Linear(width, width)
-        self.activation = None if activation is None else ACTIVATIONS[activation]
+        self.activation = None if activation is None else activation_of(activation, ACTIVATIONS)
         self.output = nn.Linear(width, len(self.labels))
 
     def chosen(self, states: Tensor, places: Places) -> Tensor:

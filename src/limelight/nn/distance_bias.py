@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..scores import ALiBi, RelativeBias, T5Buckets
+from .checks import checked
 
 
+@checked
 class DistanceBias(nn.Module):
     """A learned bias for each head and bucket of the distance (T5, Raffel et al. 2020, arXiv:1910.10683).
 
@@ -36,6 +38,7 @@ class DistanceBias(nn.Module):
         return f"{self.weight.shape[1]}, {self.buckets}"
 
 
+@checked
 class LinearBias(nn.Module):
     """ALiBi with the published slopes (Press et al. 2022, arXiv:2108.12409); no parameters, any device.
 

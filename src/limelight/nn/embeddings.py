@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .checks import checked, token_vectors
 from .dropout import dropout as dropping
 from .places import Places
 
 
+@checked
 class TokenEmbedding(nn.Module):
     """One vector per token of the vocabulary; positions enter later (`limelight.nn.positions.Rotary`).
 
@@ -28,13 +30,13 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
-        places = places or Places.of(tokens)
-        states = self.tokens(tokens)
+        states = token_vectors(self.tokens, tokens)
         if self.scale != 1.0:
             states = states * torch.full((), self.scale, dtype=states.dtype, device=states.device)
         return self.dropout(states)  # type: ignore[no-any-return]
 
 
+@checked
 class SummedEmbedding(nn.Module):
     """``widen(norm(scale * token + segment + position))`` (Vaswani et al. 2017; BERT, Devlin et al. 2018).
 
@@ -74,8 +76,8 @@ class SummedEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
-        places = places or Places.of(tokens)
-        states = self.tokens(tokens)
+        places = Places.given(places, tokens)
+        states = token_vectors(self.tokens, tokens)
         if self.scale != 1.0:
             states = states * self.scale
         if self.segments is not None:

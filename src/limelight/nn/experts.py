@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import whole_number
+from .checks import checked
 from .feed_forward import GatedFeedForward
 from .routing import Routing, TopK, report
 
 
+@checked
 class MixtureOfExperts(nn.Module):
     """``sum over the chosen e of weight_e(x) * expert_e(x)``, and the shared experts, which work on every token.
 

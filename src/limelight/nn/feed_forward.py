@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from .. import fused
 from ..fused import Steps
+from .checks import activation_of, checked
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing
 from .projection import Projection, in_pieces, notable, together, widened
@@ -44,6 +45,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+@checked
 class FeedForward(nn.Module):
     """``down(activation(up(x)))`` (Vaswani et al. 2017, arXiv:1706.03762).
 
@@ -59,7 +61,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = Projection(width, inner, bias)
         self.down = Projection(inner, width, bias)
-        self.inner, self.activation, self.dropout = inner, ACTIVATIONS[activation], dropping(dropout)
+        self.inner, self.activation, self.dropout = inner, activation_of(activation, ACTIVATIONS), dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""
@@ -69,6 +71,7 @@ class FeedForward(nn.Module):
         return widened(self.down, self.dropout(self.activation(self.up(states))))
 
 
+@checked
 class GatedFeedForward(nn.Module):
     """``down(activation(gate(x)) * up(x))`` (Shazeer 2020, arXiv:2002.05202).
 
@@ -88,7 +91,7 @@ class GatedFeedForward(nn.Module):
         self.gate = Projection(width, inner, bias)
         self.up = Projection(width, inner, bias)
         self.down = Projection(inner, width, bias)
-        self.inner, self.activation, self.dropout = inner, ACTIVATIONS[activation], dropping(dropout)
+        self.inner, self.activation, self.dropout = inner, activation_of(activation, ACTIVATIONS), dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """``(B, L, width)`` to the same."""

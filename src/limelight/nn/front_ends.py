@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..shapes import describe, wrong
+from .checks import checked
 from .dropout import dropout as dropping
 from .places import Places
 
@@ -21,6 +22,7 @@ class FrontEnd(nn.Module):
         raise NotImplementedError
 
 
+@checked
 class SpectrumEmbedding(FrontEnd):
     """Sound, as Whisper reads it (Radford et al. 2022, arXiv:2212.04356): two convolutions, then positions.
 
@@ -61,6 +63,7 @@ class SpectrumEmbedding(FrontEnd):
         return self.dropout(states + self.positions(places.positions, states.dtype))  # type: ignore[no-any-return]
 
 
+@checked
 class PatchEmbedding(FrontEnd):
     """A picture as patches, each a vector by one matrix, behind a mark of its own (arXiv:2010.11929).
 

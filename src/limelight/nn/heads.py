@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import fused
+from .checks import activation_of, checked
 from .feed_forward import ACTIVATIONS
 from .places import Places
 from .projection import Projection
@@ -24,6 +25,7 @@ class TokenHead(nn.Module):
         return states
 
 
+@checked
 class TiedHead(TokenHead):
     """``logits = scale * states @ embedding.T``: the embedding read backwards (Press & Wolf 2016, arXiv:1608.05859).
 
@@ -48,6 +50,7 @@ class TiedHead(TokenHead):
         return _capped(fused.product(states, embedding, self.offset), self.cap)
 
 
+@checked
 class OwnHead(TokenHead):
     """An untied head, ``logits = scale * states @ weight.T``: a matrix of its own.
 
@@ -75,6 +78,7 @@ class OwnHead(TokenHead):
         return _capped(self.linear(states), self.cap)
 
 
+@checked
 class MaskedHead(TokenHead):
     """BERT's guess of a hidden word: ``norm(activation(linear(x))) @ embedding.T + bias``.
 
@@ -103,7 +107,7 @@ class MaskedHead(TokenHead):
         self.norm = nn.LayerNorm(narrow, epsilon)
         self.output = Projection(narrow, vocabulary, bias=False) if own else None
         self.offset = nn.Parameter(torch.zeros(vocabulary))
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation_of(activation, ACTIVATIONS)
 
     @property
     def tied(self) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .checks import checked
 from .distance_bias import DistanceBias
 from .feed_forward import FeedForward, GatedFeedForward
 from .multihead import MultiHead
@@ -25,6 +26,7 @@ from .routing import Switch, TopK
 Draw = Callable[[Tensor], object]
 
 
+@checked
 @dataclass(frozen=True)
 class Normal:
     """Every matrix and every table from ``N(0, deviation ** 2)``, offsets 0 (BERT, GPT-2, Llama).
@@ -67,6 +69,7 @@ class Xavier:
         _begin(model, nn.init.xavier_uniform_, lambda table: nn.init.normal_(table, 0.0, table.shape[1] ** -0.5))
 
 
+@checked
 @dataclass(frozen=True)
 class FanIn:
     """Matrices from ``N(0, 1 / fan in)``, tables from ``N(0, 1)``, offsets 0: T5 (Raffel et al. 2020).

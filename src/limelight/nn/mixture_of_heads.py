@@ -14,6 +14,7 @@ import limelight
 from ..layouts import Chosen, Layout
 from ..scores import ALiBi, RelativeBias, ScoreRule, SoftCap
 from ..shapes import whole_number, wrong
+from .checks import checked
 from .multihead import MultiHead, heads_of
 from .places import Places
 from .routing import Routing, report, shares
@@ -26,6 +27,7 @@ class HeadRouting(NamedTuple):
     routed: Routing  # over the other heads
 
 
+@checked
 class TwoStage(nn.Module):
     """The learned router (Jin et al. 2024, arXiv:2410.11842), as its authors publish it.
 
@@ -62,6 +64,7 @@ class TwoStage(nn.Module):
         return HeadRouting(shared, Routing(logits, chosen, b * weights))
 
 
+@checked
 class QueryNorm(nn.Module):
     """The router without parameters: the ``k`` heads whose query is longest, each counting 1 (arXiv:2410.11842).
 
@@ -90,6 +93,7 @@ class QueryNorm(nn.Module):
         return HeadRouting(shared, Routing(logits, chosen, ones.expand(chosen.shape)))
 
 
+@checked
 class MixtureOfHeads(MultiHead):
     """Multi-head attention in which each token is served by ``shared`` heads and ``k`` of the others.
 
@@ -137,9 +141,9 @@ class MixtureOfHeads(MultiHead):
             )
         self.router = router(width, shared, query_heads - shared, k)
 
-    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same."""
-        places = places or Places.of(states)
+        places = Places.given(places, states)
         B, L, _ = states.shape
         query = heads_of(self.query(states), self.head_width)
         decided: HeadRouting = self.router(states, query)

@@ -12,15 +12,18 @@ import limelight
 from .. import fused
 from ..attention import prepare
 from ..backends import native
+from ..layouts import Layout
 from ..patterns import Pattern
 from ..scores import ScoreRule
 from ..shapes import wrong
+from .checks import checked
 from .few_tokens import noted
 from .places import Places
 from .positions import Halves, Rotary
 from .projection import Projection, notable, together
 
 
+@checked
 class MultiHead(nn.Module):
     """Attention with several heads (Vaswani et al. 2017, arXiv:1706.03762), of a text to itself or to another.
 
@@ -101,12 +104,17 @@ class MultiHead(nn.Module):
         self.key_norm = None if head_norm is None else head_norm(head_width)
         self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None
 
-    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given.
 
-        Without ``places``, tokens stand at the positions 0 to L - 1 of texts that are all there (`Places.of`).
+        Without ``places``, tokens stand at the positions 0 to L - 1 of texts that are all there (`Places.of`). A layout
+        says which of them exist and in which document; positions begin anew in each:
+
+        >>> layer = MultiHead(16, 4, 4, 4)
+        >>> layer(torch.randn(1, 30, 16), limelight.Packed((10, 15, 5))).shape
+        torch.Size([1, 30, 16])
         """
-        places = places or Places.of(states)
+        places = Places.given(places, states)
         if places.source is None:
             projected, *of_source = together(states, self.query, self.key, self.value)
         else:

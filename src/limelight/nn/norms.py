@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import fused
+from .checks import checked, of_width, unreadable
 
 
+@checked
 class RMSNorm(nn.Module):
     """``(offset + weight) * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension (arXiv:1910.07467).
 
@@ -30,6 +32,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Normalise ``states`` ``(..., width)``."""
+        if not of_width(states, self.weight.shape[0], self.weight) and not _is_converted(states, self.weight):
+            raise unreadable(states, self.weight.shape[0], self.weight)
         if states.dtype is torch.float32 and self.weight.dtype is torch.float16:
             return fused.rms_norm(states, self.weight.float(), self.epsilon, self.offset).to(torch.float16)
         return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
@@ -43,3 +47,10 @@ class RMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"{self.weight.shape[0]}, epsilon={self.epsilon}" + (f", offset={self.offset}" if self.offset else "")
+
+
+def _is_converted(states: Any, weight: Tensor) -> bool:
+    """Whether states of the right width have another float dtype than the weight."""
+    if not isinstance(states, Tensor) or states.shape[-1:] != weight.shape:
+        return False
+    return states.is_floating_point() and states.device == weight.device

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layouts import Layout
 from ..patterns import Pattern
 from ..scores import ScoreRule
-from ..shapes import wrong
+from ..shapes import describe, wrong
 from .cache import Step
 from .positions import Rotary, Rotation
 
@@ -43,17 +43,42 @@ class Places:
     _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, states: Tensor, source: Tensor | None = None) -> Places:
+    def of(cls, states: Tensor, source: Tensor | None = None, *, layout: Layout | None = None) -> Places:
         """Those of texts ``(B, L, ...)`` that are all there, at positions 0 to L - 1: what a layer assumes unless told.
 
         Args:
             states: the tokens, or their vectors.
             source: see `Places.source`; its own positions are 0 to Lk - 1.
+            layout: which tokens exist and in which document, for texts that look at themselves: positions are counted
+                in each document (`limelight.Packed`).
+
+        Raises:
+            ArgumentError: states without a length, a layout of other sizes.
         """
+        if not isinstance(states, Tensor) or states.dim() < 2:
+            got = f"they are {describe(states)}"
+            raise wrong("states", "must be a tensor (B, L, width)", got, "One text is a batch of one: states[None].")
+        if layout is not None:
+            if source is not None:
+                raise wrong("layout", "must be None beside a `source`", f"it is {layout}", "Make Places(...) yourself.")
+            B, L = states.shape[:2]
+            layout.check(B, L, L)
+            at = layout.coordinates(B, L, L, states.device)
+            return cls(layout, at.query_position.where(at.query_exists, 0))
         positions = torch.arange(states.shape[1], device=states.device)[None]
         if source is None:
             return cls(None, positions)
         return cls(None, positions, source=source, source_positions=cls.of(source).positions)
+
+    @classmethod
+    def given(cls, places: Places | Layout | None, states: Tensor) -> Places:
+        """What a layer was given, as places: those of a layout, or of texts that are all there."""
+        if isinstance(places, Places):
+            return places
+        if places is not None and not isinstance(places, Layout):
+            got = f"it is {describe(places)}"
+            raise wrong("places", "must be Places, a layout or None", got, "Give Places.of(states) or a layout.")
+        return cls.of(states, layout=places)
 
     def remembered(
         self,

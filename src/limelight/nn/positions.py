@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import fused
 from ..shapes import wrong
+from .checks import checked
 
 
 class Pairing(Protocol):
@@ -105,6 +106,7 @@ class Stretch(Protocol):
         """
 
 
+@checked
 @dataclass(frozen=True)
 class Linear:
     """Position interpolation: every angle divided by ``factor`` (Chen et al. 2023, arXiv:2306.15595)."""
@@ -118,6 +120,7 @@ class Linear:
         return plain / self.factor
 
 
+@checked
 @dataclass(frozen=True)
 class LongWaves:
     """Llama 3.1's rule: long waves are slowed by ``factor``, short ones kept, those between blended.
@@ -143,6 +146,7 @@ class LongWaves:
         return keep * plain + (1 - keep) * plain / self.factor
 
 
+@checked
 @dataclass(frozen=True)
 class DynamicNTK:
     """A base that grows with the text: ``theta' = theta * (factor * length / trained - factor + 1) ** (D / (D - 2))``.
@@ -174,6 +178,7 @@ class DynamicNTK:
         return plain * growth ** (-number / max(pairs - 1, 1))
 
 
+@checked
 @dataclass(frozen=True)
 class YaRN:
     """Pairs that turn often are kept, slow ones slowed by ``factor``, those between blended (arXiv:2309.00071).
@@ -216,6 +221,7 @@ class YaRN:
         return (1 - slowed) * plain + slowed * plain / self.factor
 
 
+@checked
 @dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).

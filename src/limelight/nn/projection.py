@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module
 
 from .. import fused
+from .checks import of_width, unreadable
 
 _PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
 _LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than the memory does
@@ -22,6 +24,8 @@ class Projection(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
+        if not of_width(states, self.in_features, self.weight):
+            raise unreadable(states, self.in_features, self.weight)
         return fused.product(states, self.weight, self.bias)
 
 
@@ -31,6 +35,9 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
     A layer that somebody replaced, hooked or wrapped is called by itself.
     """
     if not torch.compiler.is_compiling() and all(map(is_plain, layers)):
+        first: Any = layers[0]
+        if not of_width(states, first.in_features, first.weight):
+            raise unreadable(states, first.in_features, first.weight)
         found = fused.products(states, matrices(*layers))
         if found is not None:
             return found
@@ -57,6 +64,9 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
         inner: numbers per token between the matrices.
         inside: the layers of which the step consists.
     """
+    if not isinstance(states, Tensor):
+        first: Any = inside[0]
+        raise unreadable(states, first.in_features, first.weight)
     width = states.shape[-1]
     tokens = states.numel() // max(width, 1)
     piece = _PIECE // (inner * states.element_size())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import whole_number, wrong
+from .checks import checked
 
 
 def shares(logits: Tensor) -> Tensor:
@@ -85,6 +86,7 @@ def z_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square().mean()
 
 
+@checked
 class TopK(nn.Module):
     """The ``k`` experts of the largest share: ``softmax(W x)``, renormalised over them (Mixtral, arXiv:2401.04088).
 
@@ -117,6 +119,7 @@ class TopK(nn.Module):
         return f"{self.weight.shape[0]} experts, k={self.k}, normalise={self.normalise}, jitter={self.jitter}"
 
 
+@checked
 class Switch(nn.Module):
     """One expert a token, weighted by its share, until the expert is full (Fedus et al. 2021, arXiv:2101.03961).
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..layouts import Layout
+from .checks import checked
 from .places import Places
 
 
+@checked
 class SSRU(nn.Module):
     """The simpler simple recurrent unit (Kim et al. 2019, "From Research to Production and Back", D19-5632).
 
@@ -30,9 +33,9 @@ class SSRU(nn.Module):
         self.forget = nn.Linear(width, width)
         self.inner = nn.Linear(width, width, bias=False)
 
-    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same; ``L`` steps one after the other."""
-        places = places or Places.of(states)
+        places = Places.given(places, states)
         if not states.shape[1]:
             return states
         keep = torch.sigmoid(self.forget(states))

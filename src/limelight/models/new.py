@@ -1,0 +1,62 @@
+"""A model from scratch: the shape of a published family, in sizes of one's own, with first weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..nn import FanIn, Normal, Xavier
+from ..shapes import wrong
+from .stack import Stack
+
+
+class _Asked(dict[str, Any]):
+    """A published configuration that remembers what was asked of it."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def new(family: str, **sizes: Any) -> Stack:
+    """A model of a published family with random weights, initialised as published, ready to be trained.
+
+    >>> import torch
+    >>> model = new("llama", vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+    ...             intermediate_size=64, max_position_embeddings=128)
+    >>> model(torch.randint(100, (1, 12))).logits.shape
+    torch.Size([1, 12, 100])
+
+    Args:
+        family: a ``model_type`` of the hub, a key of `limelight.models.families.FAMILIES`: "llama", "bert", "t5", ...
+        sizes: what the ``config.json`` of such a model says, by the same names; what has a published default may be
+            left out.
+
+    Returns:
+        The model, a `torch.nn.Module` in training mode. Weights are drawn from torch's generator (`torch.manual_seed`).
+
+    Raises:
+        ArgumentError: an unknown family, a key that the family does not have, a missing or impossible size.
+    """
+    from .families import FAMILIES, Published  # families are made of these shapes
+
+    if family not in FAMILIES:
+        raise wrong("family", f"must be one of {', '.join(sorted(FAMILIES))}", f"it is {family!r}", "Correct it.")
+    values = _Asked({"model_type": family, **sizes})
+    config = FAMILIES[family].configure(Published(Path("new"), values))
+    unknown = sorted({*sizes} - values.asked)
+    if unknown:
+        known, got = ", ".join(sorted(values.asked - {"model_type"})), f"it has {', '.join(unknown)}"
+        raise wrong("sizes", f"may have the keys {known} in the family {family}", got, "Correct them.")
+    network = FAMILIES[family].shape(config)
+    if family == "t5":
+        FanIn(config.width)(network)
+    elif family in ("marian", "bart"):
+        Xavier()(network)
+    else:
+        Normal(layers=config.layers if family == "gpt2" else None)(network)
+    return network

@@ -1,0 +1,45 @@
+"""One vector for each text: the mean over its tokens (Reimers & Gurevych 2019, arXiv:1908.10084)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..shapes import whole_number, wrong
+from .encoder_decoder import EncoderDecoder
+
+if TYPE_CHECKING:
+    from .pretrained import Pretrained
+
+
+def embed(model: Pretrained, texts: str | Sequence[str], *, normalise: bool = True, batch: int = 32) -> Tensor:
+    """See `limelight.models.Pretrained.embed`."""
+    whole_number("batch", batch, at_least=1)
+    if isinstance(model.network, EncoderDecoder):
+        got = f"{model.name} has an encoder and a decoder"
+        raise wrong("model", "must be a single encoder or decoder to embed texts", got, "Use its `encoded` states.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in texts):
+        raise wrong("texts", "must be a string or a sequence of strings", f"it is {texts!r:.200}", "Pass texts.")
+    found = torch.empty(len(texts), model.config.width, dtype=next(model.network.parameters()).dtype)
+    order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so that little of a batch is padding
+    for first in range(0, len(texts), batch):
+        rows = order[first : first + batch]
+        tokens = model.read([texts[n] for n in rows])
+        with torch.no_grad():
+            states = model(tokens, logits=False).states
+        B, L, _ = states.shape
+        exists = torch.ones(B, L, dtype=torch.bool, device=states.device)
+        if tokens.layout is not None:
+            exists = tokens.layout.coordinates(B, L, L, states.device).query_exists.expand(B, L)
+        found[rows] = _mean(states, exists).to(found)
+    return torch.nn.functional.normalize(found, dim=-1) if normalise else found
+
+
+def _mean(states: Tensor, exists: Tensor) -> Tensor:
+    """``(B, L, width)`` to ``(B, width)``: the mean over the tokens that exist, whatever the others hold."""
+    kept = torch.where(exists[..., None], states, 0.0)
+    return kept.sum(1) / exists.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,165 @@
+"""What layers check: arguments of a constructor by their annotations and names, and the states they are given."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..shapes import ArgumentError, describe, whole_number, wrong
+
+Layer = TypeVar("Layer", bound=type)
+
+# Whole numbers that may be less than 1, and the least they may be; all others are sizes.
+LEAST = {"segments": 0, "shared": 0, "offset": 0}
+# Numbers: what is said of them, and the test.
+PROBABILITY = ("must be a probability, at least 0 and less than 1", lambda x: 0 <= x < 1)
+POSITIVE = ("must be a finite number above 0", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = ("must be a finite number, at least 0", lambda x: 0 <= x < math.inf)
+FINITE = ("must be a finite number", math.isfinite)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("dropout", "jitter"), PROBABILITY),
+    **dict.fromkeys(
+        ("theta", "factor", "cap", "base", "capacity", "fast", "slow", "low", "high", "cut", "deviation"), POSITIVE
+    ),
+    **dict.fromkeys(("epsilon", "balance", "z"), NOT_NEGATIVE),
+    "magnitude": (
+        "must be a finite number above 0",
+        lambda x: 0 < x < math.inf or math.isnan(x),
+    ),  # NaN: the published one
+}
+
+
+def checked(cls: Layer) -> Layer:
+    """A class decorator: arguments of the constructor are checked by their annotations (whole numbers, numbers, flags,
+    names, functions, modules) and by their names (the range of a number) before anything is made.
+
+    Raises, when a layer is made:
+        ArgumentError: an argument of another kind or out of its range, by its name.
+    """
+    make = cls.__init__  # type: ignore[misc]
+    signature = inspect.signature(make)
+
+    @functools.cache
+    def kinds() -> dict[str, Any]:
+        return typing.get_type_hints(make)
+
+    @functools.wraps(make)
+    def checking(self: Any, *args: Any, **settings: Any) -> None:
+        given = signature.bind(self, *args, **settings)  # a TypeError names what is missing
+        for name, value in given.arguments.items():
+            if kinds().get(name, Any) is not Any:
+                check(name, value, kinds()[name])
+        make(self, *args, **settings)
+
+    cls.__init__ = checking  # type: ignore[misc]
+    return cls
+
+
+def check(name: str, value: Any, kind: Any) -> None:
+    """Raise unless an argument is of its ``kind``, an annotation."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return
+    options = tuple(option for option in options if option is not type(None))
+    if float in options:
+        _number(name, value)
+    elif int in options:
+        whole_number(name, value, at_least=LEAST.get(name, 1))
+    elif len(options) == 1 and (rule := _broken(name, value, options[0])):
+        others = " or None" if options != (kind,) else ""
+        raise wrong(name, f"must be {rule}{others}", f"it is {_named(value)}", "Give one, already made.")
+
+
+def _number(name: str, value: Any) -> None:
+    rule, holds = RANGES.get(name, FINITE)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not holds(value):
+        raise wrong(name, rule, f"it is {_named(value)}", "Check the number and the order of the arguments.")
+
+
+def _broken(name: str, value: Any, kind: Any) -> str:
+    """What an argument must be and is not; empty where it is."""
+    origin = typing.get_origin(kind)
+    if kind is bool:
+        return "" if isinstance(value, bool) else "True or False"
+    if kind is str:
+        return "" if isinstance(value, str) else "a string"
+    if origin is tuple:
+        whole = isinstance(value, tuple) and len(value) == len(typing.get_args(kind))
+        return "" if whole and all(type(n) is int and n > 0 for n in value) else "a tuple of whole numbers above 0"
+    if origin is not None and issubclass(origin, Sequence):
+        return _broken_items(value, typing.get_args(kind)[0])
+    if origin is not None or getattr(kind, "_is_protocol", False):
+        # A function, or an object with the methods of a protocol, which is no class.
+        names = [] if origin is not None else [n for n in vars(kind) if not n.startswith("_")]
+        fits = all(hasattr(value, n) for n in names) and (callable(value) or bool(names))
+        return "" if fits and not (names and isinstance(value, type)) else f"a {getattr(kind, '__name__', 'function')}"
+    if isinstance(kind, type):
+        return "" if isinstance(value, kind) else f"a {kind.__name__}"
+    return ""
+
+
+def _broken_items(value: Any, kind: Any) -> str:
+    kinds = typing.get_args(kind) or (kind,)
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        fits = False
+    else:
+        fits = all(isinstance(one, kinds) for one in value)
+    return "" if fits else "a sequence of " + " or ".join(one.__name__ for one in kinds)
+
+
+def _named(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else describe(value)
+
+
+def activation_of(name: str, known: dict[str, Any]) -> Any:
+    """The function of that name."""
+    if name not in known:
+        raise wrong("activation", f"must be one of {', '.join(known)}", f"it is {name!r}", "Correct the name.")
+    return known[name]
+
+
+def of_width(states: Any, width: int, weight: Tensor) -> bool:
+    """Whether a layer with this ``weight`` can read ``(..., width)`` states: a few comparisons."""
+    return (
+        isinstance(states, Tensor)
+        and states.dim() > 0
+        and states.shape[-1] == width
+        and (states.dtype is weight.dtype or _is_cast(states))
+        and states.device == weight.device
+    )
+
+
+def _is_cast(states: Tensor) -> bool:
+    return states.is_floating_point() and torch.is_autocast_enabled(states.device.type)
+
+
+def unreadable(states: Any, width: int, weight: Tensor) -> ArgumentError:
+    """The complaint about states that are not `of_width`."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    rule = f"must be a {dtype} tensor (..., {width}) on {weight.device}, as the layer is made"
+    got = f"they are {describe(states)}" + (f" on {states.device}" if isinstance(states, Tensor) else "")
+    return wrong("states", rule, got, "Convert them with .to(), or make the layer of their width.")
+
+
+def token_vectors(table: nn.Embedding, tokens: Any) -> Tensor:
+    """The vectors ``(B, L, width)`` of token ids."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        raise wrong("tokens", "must be a tensor of int64 token ids", f"it is {describe(tokens)}", "Pass whole numbers.")
+    if torch.compiler.is_compiling():
+        return table(tokens)  # type: ignore[no-any-return]
+    try:
+        return table(tokens)  # type: ignore[no-any-return]
+    except IndexError:  # on a GPU it is an assertion of the device
+        least, most = (int(end) for end in tokens.aminmax())
+        rule = f"must lie between 0 and {table.num_embeddings - 1}, the last token of the vocabulary"
+        raise wrong(
+            "tokens", rule, f"they run from {least} to {most}", "Use the tokenizer of the same model."
+        ) from None

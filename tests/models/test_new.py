@@ -1,0 +1,75 @@
+"""Models from scratch, of every family."""
+
+import pytest
+import torch
+
+from limelight import models
+from limelight.shapes import ArgumentError
+
+DECODER = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 64, "head_dim": 8,
+}  # fmt: skip
+ENCODER = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+BOTH = {
+    "vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def without(sizes, *names):
+    return {key: value for key, value in sizes.items() if key not in (*names, "max_position_embeddings")}
+
+
+SIZES = {
+    "llama": DECODER, "mistral": DECODER, "qwen3": DECODER, "gemma2": DECODER,
+    "mixtral": DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "bert": ENCODER, "roberta": ENCODER,
+    "albert": ENCODER | {"embedding_size": 16},
+    "distilbert": {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "t5": {"vocab_size": 50, "d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 64},
+    "bart": BOTH, "marian": BOTH,
+    "vit": without(ENCODER, "vocab_size") | {"image_size": 8, "patch_size": 4, "num_channels": 3},
+    "whisper": without(BOTH) | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_every_family_runs(family):
+    torch.manual_seed(0)
+    model = models.new(family, **SIZES[family])
+    ids = torch.randint(3, 50, (2, 7))
+    inputs = {"vit": torch.randn(2, 3, 8, 8), "whisper": torch.randn(2, 8, 32)}.get(family, ids)
+    out = model(inputs) if model.config.encoder is None else model(ids, source=inputs)
+    assert out.states.shape[-1] == 32
+    assert bool(out.states.isfinite().all())
+    assert 2_000 < sum(p.numel() for p in model.parameters()) < 200_000
+    torch.manual_seed(0)
+    again = models.new(family, **SIZES[family])
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_what_is_wrong_is_named():
+    with pytest.raises(ArgumentError, match=r"`family`.*llama.*'lama'"):
+        models.new("lama")
+    with pytest.raises(ArgumentError, match="hidden_width"):
+        models.new("llama", **DECODER, hidden_width=3)
+    with pytest.raises(ValueError, match="hidden_size"):
+        models.new("llama", **(DECODER | {"hidden_size": "a"}))
+
+
+def test_texts_become_means_of_their_tokens(minilm):
+    model = minilm
+    texts = ["A river.", "The bank of the river was covered with flowers and the water was cold.", "No."]
+    found = model.embed(texts, batch=2)
+    assert found.shape == (3, 384)
+    for text, vector in zip(texts, found, strict=True):
+        mean = model(text).states[0].mean(0)
+        torch.testing.assert_close(vector, mean / mean.norm(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.embed(text, normalise=False)[0], mean, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ArgumentError, match="`texts`"):
+        model.embed([5])
