@@ -93,7 +93,7 @@ bool ask() {
 }  // namespace
 
 bool interrupted() {
-    constexpr int PASSES = 16;
+    constexpr int PASSES = 4;
     return asking.calls && !asking.asks && ++asking.passed % PASSES == 0 && ask();
 }
 

@@ -1,4 +1,7 @@
-"""Ctrl-C in a long call: the kernels notice it within a second, and the next call works."""
+"""Ctrl-C in a long call: the kernels notice it within a second, and the next call works.
+
+Time is that of the process, all threads together, so that a busy machine is not taken for a slow answer.
+"""
 
 import os
 import subprocess
@@ -29,10 +32,9 @@ def raising(*_):
 seen = []
 # A parent that ignores the signal hands that on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGALRM, raising if kind == "alarm" else lambda *_: seen.append(time.monotonic()))
+signal.signal(signal.SIGPROF, raising if kind == "alarm" else lambda *_: seen.append(time.process_time()))
 states = torch.randn(1, 8, 60_000, 64)
 few = states[:, :1, :30_000].clone()
-fewer = states[:, :1, :12_000]
 cotangent = torch.ones(few.shape)
 if kind == "backward":
     kept = few, torch.zeros(few.shape), torch.zeros(few.shape[:3])
@@ -53,18 +55,18 @@ calls = {
     "observe": lambda: limelight.attention(few, few, few, backend="native", observe=Observe(received=True)),
     "backward": backward,
     "matrices": matrices,
-    "harmless": lambda: limelight.attention(fewer, fewer, fewer, backend="native"),
+    "harmless": lambda: limelight.attention(few, few, few, backend="native"),
 }
-start = time.monotonic()
-signal.setitimer(signal.ITIMER_REAL, 0.5, 0.2 if kind == "harmless" else 0)
+start = time.process_time()
+signal.setitimer(signal.ITIMER_PROF, 0.5, 0.2 if kind == "harmless" else 0)
 if kind not in ("alarm", "harmless"):
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGPROF, signal.default_int_handler)
 try:
     calls[kind]()
     print("finished", len(seen))
 except BaseException as error:
-    print(type(error).__name__, time.monotonic() - start - 0.5)
-signal.setitimer(signal.ITIMER_REAL, 0)
+    print(type(error).__name__, time.process_time() - start - 0.5)
+signal.setitimer(signal.ITIMER_PROF, 0)
 small = torch.randn(1, 2, 300, 64)
 ours, truth = (limelight.attention(small, small, small, backend=b) for b in ("native", "reference"))
 assert torch.allclose(ours, truth, atol=1e-5)
@@ -86,13 +88,13 @@ def outcome(kind, threads=2):
 def test_a_long_call_ends(kind, threads):
     raised, late = outcome(kind, threads)
     assert raised == "KeyboardInterrupt"
-    assert float(late) < 1.0
+    assert float(late) < threads
 
 
 def test_whatever_a_handler_raises_is_raised():
     raised, late = outcome("alarm")
     assert raised == "Raised"
-    assert float(late) < 1.0
+    assert float(late) < 2
 
 
 def test_handlers_run_meanwhile_and_the_call_goes_on():
