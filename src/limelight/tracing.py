@@ -55,6 +55,8 @@ def seen_by(tensor: object = None) -> str:
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export"
     found = _active() if active() else ""
+    if type(tensor) is Tensor and tensor.is_cpu:  # the common one, without a question more
+        return found
     if (not found or found is MODE) and isinstance(tensor, Tensor):
         if isinstance(tensor, (FakeTensor, FunctionalTensor)):
             return f"a {type(tensor).__name__}"
