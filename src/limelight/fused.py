@@ -5,8 +5,8 @@ through memory; its product of a bfloat16 matrix with one vector reads at half t
 call of the native library, forward and backward. What comes out is what those operations give, rounded once.
 
 Those operations are the definition, and compute whatever the library is not given (`reasons_against` says why): under
-``torch.compile`` and ``torch.export``, which fuse such steps themselves; under every tracer and mode; for ``torch.func``, forward mode and every
-derivative beyond the first; on other devices; without the library.
+``torch.compile`` and ``torch.export``, which fuse such steps themselves; under every other tracer and mode; for
+``torch.func``, forward mode and every derivative beyond the first; on other devices; without the library.
 """
 
 from __future__ import annotations
