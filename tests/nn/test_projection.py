@@ -5,6 +5,7 @@ import torch
 
 from limelight.nn import Projection
 from limelight.nn.projection import together
+from limelight.shapes import ArgumentError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -33,7 +34,7 @@ def test_autocast_and_other_dtypes_go_the_usual_way():
     layer = Projection(6, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(torch.randn(1, 1, 6)).dtype == torch.bfloat16
-    with pytest.raises(RuntimeError, match="dtype"):
+    with pytest.raises(ArgumentError, match="`states` must be a float32"):
         layer(torch.randn(1, 1, 6).double())
 
 

@@ -289,14 +289,12 @@ def _consumer(
         if FLOAT8:
             rescale = rescale * gl.load(scales_here[3])
         across: gl.constexpr = gl.SliceLayout(1, OUTPUT)
-        # A row that sees nothing has multiplied values by zeros; what came of it is not looked at.
-        out = gl.where(
-            gl.convert_layout(nobody, across)[:, None], 0.0, acc * gl.convert_layout(rescale / share, across)[:, None]
-        )
+        # Scores so large that their weights are not right, and rows that see nothing, which look alike, are computed
+        # again, as what is not finite.
+        rescale = gl.where(settled, rescale / share, float("nan"))
+        out = acc * gl.convert_layout(rescale, across)[:, None]
         place_of_row = (b * heads + h).to(gl.int64) * queries
         gl.store(logsumexp + place_of_row + i, lse, mask=exists)
-        # Scores so large that their weights are not right, or a row that sees nothing, which looks alike.
-        gl.store(flags + column * tiles + tile + i * 0, 1, mask=exists & (settled ^ True))
         i = first + gl.arange(0, ROWS, layout=across)
         # A value that is not finite was multiplied, perhaps by the zero of a key that a row does not see.
         spoiled = gl.max((gl.abs(out) < float("inf")).to(gl.int32) ^ 1, 1)
