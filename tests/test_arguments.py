@@ -1,5 +1,7 @@
 """Bad input: one paragraph that names the argument, the rule, the values and the way out."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -23,10 +25,18 @@ from limelight import (
     RelativeBias,
     Rule,
     SoftCap,
+    T5Buckets,
     Window,
 )  # fmt: skip
 
 q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
+
+
+def _nested(tensor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype
+        return torch.nested.nested_tensor(list(tensor))
+
 
 BAD = {
     "rank": (lambda: limelight.attention(q[0, 0], k, k), "query", "(5, 8)"),
@@ -84,6 +94,54 @@ BAD = {
         "(5, 1)",
     ),
     "blocks observed": (lambda: Observe(blocks=(0, 4)), "blocks", "0"),
+    "scale word": (lambda: limelight.attention(q, k, k, scale="x"), "scale", "'x'"),
+    "scale complex": (lambda: limelight.attention(q, k, k, scale=1j), "scale", "1j"),
+    "scale list": (lambda: limelight.attention(q, k, k, scale=[1]), "scale", "[1]"),
+    "scale large": (lambda: limelight.attention(q, k, k, scale=10**400), "scale", "1000"),
+    "scale nan": (lambda: limelight.attention(q, k, k, scale=float("nan")), "scale", "nan"),
+    "dropout word": (lambda: limelight.attention(q, k, k, dropout="x"), "dropout", "'x'"),
+    "dropout flag": (lambda: limelight.attention(q, k, k, dropout=True), "dropout", "True"),
+    "seed word": (lambda: limelight.attention(q, k, k, dropout=0.1, seed="x"), "seed", "'x'"),
+    "seed float": (lambda: limelight.attention(q, k, k, dropout=0.1, seed=1.5), "seed", "1.5"),
+    "seed large": (lambda: limelight.attention(q, k, k, dropout=0.1, seed=2**70), "seed", str(2**70)),
+    "class": (lambda: limelight.attention(torch.nn.Parameter, k, k), "query", "class Parameter"),
+    "sink dtype": (lambda: limelight.attention(q, k, k, sink=torch.ones(4).long()), "sink", "int64"),
+    "mask": (lambda: limelight.attention(q, k, k, pattern=torch.ones(5, 6)), "pattern", "(5, 6)"),
+    "mask's way out": (lambda: limelight.attention(q, k, k, pattern=torch.ones(5, 6)), "pattern", "Explicit(mask)"),
+    "bias's way out": (lambda: limelight.attention(q, k, k, scores=[torch.ones(5, 6)]), "scores", "Bias(tensor)"),
+    "nested": (lambda: limelight.attention(*[_nested(q)] * 3), "query", "nested"),
+    "narrow table": (lambda: RelativeBias(torch.rand(4, 8)), "table", "(4, 8)"),
+    "no buckets": (lambda: T5Buckets(0), "count", "0"),
+    "one bucket": (lambda: T5Buckets(1), "count", "1"),
+    "no distance": (lambda: T5Buckets(32, 0), "max_distance", "9"),
+    "slopes of documents": (
+        lambda: limelight.attention(q, k, k, scores=(ALiBi(torch.rand(3, 4)),)),
+        "slopes",
+        "documents of a packed row",
+    ),
+    "rows number": (lambda: Observe(rows=5), "rows", "5"),
+    "pairs number": (lambda: Observe(pairs=5), "pairs", "5"),
+    "pairs flat": (lambda: Observe(pairs=[1, 2]), "pairs", "1"),
+    "blocks number": (lambda: Observe(blocks=5), "blocks", "5"),
+    "blocks of three": (lambda: Observe(blocks=(1, 2, 3)), "blocks", "(1, 2, 3)"),
+    "heads number": (lambda: Observe(heads=3), "heads", "3"),
+    "features number": (lambda: Observe(features=5), "features", "int"),
+    "too many of the top": (lambda: limelight.attention(q, k, k, observe=Observe(top=10**9)), "top", "1024"),
+    "far position": (lambda: Aligned(2**60), "query_start", "2^58"),
+    "far positions": (
+        lambda: limelight.attention(q, k, k, layout=Aligned(torch.tensor([1, 2**60]))),
+        "query_start",
+        "2^58",
+    ),
+    "far chunk": (lambda: Chunks(2**63), "size", "2^58"),
+    "far keys": (lambda: Keys(2**63), "first", "2^58"),
+    "far prefix": (lambda: Prefix(2**63), "length", "2^58"),
+    "draw a float": (lambda: Causal().draw(1.5), "queries", "1.5"),
+    "draw a word": (lambda: Causal().draw("a"), "queries", "'a'"),
+    "draw too much": (lambda: Causal().draw(10**9), "queries", "16777216"),
+    "negative pairs": (lambda: Causal().pairs(-1), "queries", "-1"),
+    "merge numbers": (lambda: limelight.merge(5, 5), "outputs", "5"),
+    "explain numbers": (lambda: limelight.explain(5, 5, 5), "query", "int"),
     "merge": (lambda: limelight.merge([q], []), "logsumexps", "1 outputs and 0"),
     "merge shape": (lambda: limelight.merge([q], [q[..., 0, 0]]), "logsumexps", "(2, 4)"),
 }

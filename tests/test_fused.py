@@ -6,7 +6,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from limelight import fused
+from limelight import ArgumentError, fused
 from limelight.backends import native
 from limelight.nn import Halves, Rotary
 
@@ -268,5 +268,5 @@ def test_rows_without_numbers():
     assert fused.rms_norm(torch.ones(0, 4), torch.ones(4), 1e-6).shape == (0, 4)
     assert fused.product(torch.ones(0, 4), torch.ones(3, 4)).shape == (0, 3)
     assert fused.gated(functional.silu, torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ArgumentError, match="`weight` must fit"):
         fused.product(torch.ones(2, 8), torch.ones(3, 4))

@@ -339,3 +339,16 @@ def test_a_mapped_call_is_one_call(dims, monkeypatch):
     seen.clear()
     torch.vmap(lambda *t: limelight.attention(*t, dropout=0.5, seed=3), dims)(*tensors)
     assert seen == [2, 2, 2]
+
+
+@forms
+def test_batched_gradients_of_autograd(settings):
+    """PyTorch's older vmap: in a backward pass, in forward mode, and in a backward pass that is differentiated."""
+    f, inputs = call(settings), tensors()
+    jacobian = torch.autograd.functional.jacobian
+    each = jacobian(f, inputs)
+    torch.testing.assert_close(jacobian(f, inputs, vectorize=True), each)
+    torch.testing.assert_close(jacobian(f, inputs, vectorize=True, create_graph=True), each)
+    torch.testing.assert_close(jacobian(f, inputs, vectorize=True, strategy="forward-mode"), each)
+    leaves = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True)

@@ -25,7 +25,18 @@ from .layouts import Layout
 from .observations import Observations, Observe, current_watcher
 from .patterns import Pattern
 from .scores import Additive, ScoreRule
-from .shapes import ArgumentError, read_shapes, wrong
+from .shapes import (
+    ArgumentError,
+    check_dropout,
+    check_seed,
+    check_sink,
+    check_tensor,
+    describe,
+    number,
+    read_shapes,
+    sequence,
+    wrong,
+)
 
 
 def attention(
@@ -90,7 +101,7 @@ def attention(
         }  # fmt: skip
         if has_torch_function((query, key, value)):  # torch.fx.symbolic_trace
             return handle_torch_function(attention, (query, key, value), query, key, value, **settings)
-        if isinstance(query, Tensor):
+        if isinstance(query, Tensor) and not query.is_nested:
             return _unbatched(query, key, value, settings)
     seen_by = tracing.seen_by(query)
     watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
@@ -133,6 +144,8 @@ def prepare(
     shapes = read_shapes(query, key, value)
     if scale is None:
         scale = 1.0 / math.sqrt(shapes.D)
+    elif type(scale) is not float or not -math.inf < scale < math.inf:
+        scale = number("scale", scale, "must be a finite number", "None is 1 / sqrt(D).")
     call = Call(query, key, value, shapes, scale, layout, pattern, compare, (), sink, 0.0, 0, observe)
     if layout is not None:
         _check_type("layout", layout, Layout, "limelight.layouts")
@@ -144,15 +157,15 @@ def prepare(
         _check_type("compare", compare, Additive, "limelight.scores")
         compare.check(shapes)
         call.scale = 1.0  # it has none
-    if scores:
+    if scores != ():
         call.scores = _check_scores(scores, call)
-    if sink is not None and (not isinstance(sink, Tensor) or sink.shape != (shapes.Hq,)):
-        got = f"its shape is {tuple(sink.shape)}" if isinstance(sink, Tensor) else f"it is {sink!r}"
-        raise wrong("sink", f"must be a tensor of one logit for each query head, ({shapes.Hq},)", got, "Use .expand().")
-    if dropout:
-        if not 0.0 <= dropout < 1.0:
-            raise wrong("dropout", "must be a probability from 0 to below 1", f"it is {dropout}", "0 drops nothing.")
-        call.dropout = dropout
+    if sink is not None:
+        check_sink(sink, query, shapes)
+    if seed is not None:
+        check_seed(seed)
+    if dropout or type(dropout) is not float:
+        call.dropout = check_dropout(dropout)
+    if call.dropout:
         # torch's generator, so that manual_seed and activation checkpointing mean what they say
         call.seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if seed is None else seed
     if observe is not None:
@@ -174,6 +187,11 @@ def merge(outputs: Sequence[Tensor], logsumexps: Sequence[Tensor]) -> tuple[Tens
     Returns:
         ``(output, logsumexp)`` of the whole; a query that saw nothing anywhere has zeros and ``-inf``.
     """
+    what = "a sequence of tensors, one for each set of keys"
+    outputs = [check_tensor("outputs", x) for x in sequence("outputs", outputs, what, "merge([a, b], [la, lb])")]
+    logsumexps = [
+        check_tensor("logsumexps", x) for x in sequence("logsumexps", logsumexps, what, "merge([a, b], [la, lb])")
+    ]
     if len(outputs) == 0 or len(outputs) != len(logsumexps):
         got = f"there are {len(outputs)} outputs and {len(logsumexps)} logsumexps"
         raise wrong("logsumexps", "must be as many as `outputs`, at least one", got, "Ask for Observe(logsumexp=True).")
@@ -242,8 +260,8 @@ def explain(
     backend: str | None = None,
 ) -> Explanation:
     """Which backend would run a call of `attention`, why each other one would not, and what the call costs."""
-    if query.dim() == 3:
-        query, key, value = query[None], key[None], value[None]
+    if isinstance(query, Tensor) and query.dim() == 3 and not query.is_nested:
+        query, key, value = _with_batch(query, key, value)
     call = prepare(
         query, key, value, layout, pattern, compare, scores, sink, scale, dropout, 0 if seed is None else seed, observe
     )
@@ -269,15 +287,20 @@ def explain(
 def _unbatched(
     query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]
 ) -> Tensor | tuple[Tensor, Observations]:
-    """`attention` of three ``(H, L, D)`` tensors, as a batch of one row."""
+    """`attention` of three ``(H, L, D)`` tensors."""
+    result = attention(*_with_batch(query, key, value), **settings)
+    if isinstance(result, Tensor):
+        return result[0]
+    return result[0][0], result[1].map(lambda tensor: tensor[0])
+
+
+def _with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Three ``(H, L, D)`` tensors as a batch of one row."""
     for which, tensor in (("key", key), ("value", value)):
         if not isinstance(tensor, Tensor) or tensor.dim() != 3:
             got = f"its shape is {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"it is {tensor!r}"
             raise wrong(which, "must have 3 dimensions (H, L, D) like `query`", got, "Or give all three a batch.")
-    result = attention(query[None], key[None], value[None], **settings)
-    if isinstance(result, Tensor):
-        return result[0]
-    return result[0][0], result[1].map(lambda tensor: tensor[0])
+    return query[None], key[None], value[None]
 
 
 def run(call: Call, name: str | None) -> Result:
@@ -296,17 +319,17 @@ def _looked_at(call: Call) -> str:
     """Why the call goes through `limelight.derivatives`; empty when it need not."""
     if torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
-    query, key, value = call.query, call.key, call.value
+    query, key, value, beside = call.query, call.key, call.value, operands(call)
     if torch.is_grad_enabled() and (
         query.requires_grad
         or key.requires_grad
         or value.requires_grad
-        or any(tensor.requires_grad for tensor in operands(call))
+        or (beside and any(tensor.requires_grad for tensor in beside))
     ):
         return "a gradient is wanted"
     if forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
-        for t in (query, key, value, *operands(call))
+        for t in (query, key, value, *beside)
     ):
         return "a forward-mode derivative is wanted"
     return ""
@@ -333,17 +356,28 @@ def _watched(own: Observe | None, watched: Observe) -> Observe:
 
 def _check_type(name: str, value: object, kind: type, where: str) -> None:
     if not isinstance(value, kind):
-        way_out = (
-            "An instance is needed, such as Causal(), not the class." if isinstance(value, type) else f"See {where}."
-        )
-        raise wrong(name, f"must be a {kind.__name__}", f"it is {value!r}", way_out)
+        way_out = f"See {where}."
+        if isinstance(value, type):
+            way_out = "An instance is needed, such as Causal(), not the class."
+        elif isinstance(value, Tensor):
+            way_out = _OF_TENSOR.get(name, way_out)
+        raise wrong(name, f"must be a {kind.__name__}", f"it is {describe(value)}", way_out)
+
+
+# What a tensor in the place of a description may have been meant for.
+_OF_TENSOR = {
+    "pattern": "A bool mask is limelight.Explicit(mask), a float one goes to scores=(limelight.Bias(mask),).",
+    "layout": "A bool mask of the keys is limelight.KeyMask(mask), lengths are limelight.Padded or limelight.Packed.",
+    "scores": "A tensor that is added to the scores is limelight.Bias(tensor).",
+    "compare": "The vector of additive attention is limelight.Additive(vector).",
+    "observe": "Features of the keys are limelight.Observe(features=tensor).",
+}
 
 
 def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, ...]:
-    if isinstance(scores, ScoreRule) or not isinstance(scores, (tuple, list)):
-        raise wrong(
-            "scores", "must be a sequence of score rules", f"it is {scores!r}", "Write (rule,) for a single one."
-        )
+    if not isinstance(scores, (tuple, list)):
+        way_out = _OF_TENSOR["scores"] if isinstance(scores, Tensor) else "Write (rule,) for a single one."
+        raise wrong("scores", "must be a sequence of score rules", f"it is {describe(scores)}", way_out)
     for rule in scores:
         _check_type("scores", rule, ScoreRule, "limelight.scores")
         rule.check(call.shapes)

@@ -20,7 +20,7 @@ import bisect
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeGuard
 
@@ -38,6 +38,7 @@ from .layouts import Aligned
 from .lowering import Lowered
 from .observations import Observations, Observe
 from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
+from .shapes import PLAIN
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
 MOST_SCORES = 4 * 2**20
@@ -497,8 +498,9 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if _batched(grads):
+            return _one_by_one(_Computed.backward, ctx, grads)
         function: Runwise = ctx.function
-        _not_batched(*grads)
         given = tuple([n for n, grad in enumerate(grads) if grad is not None])
         needs = ctx.needs_input_grad[1:]
         wanted = tuple([n for n, needed in enumerate(needs) if needed and function.smooth(n)])
@@ -515,6 +517,8 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        if _batched(tangents):
+            return _one_by_one(lambda ctx, *each: _Computed.jvp(ctx, None, *each), ctx, tangents)
         function: Runwise = ctx.function
         moved = tuple([n for n, t in enumerate(tangents) if t is not None and function.smooth(n)])
         pushed = Pushed(function, moved)
@@ -609,6 +613,8 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        if _batched((grad,)):
+            return _one_by_one(_Plain.backward, ctx, (grad,))
         query, key, value, output, logsumexp = ctx.saved_tensors
         if grad is None:
             return None, None, None, None, None
@@ -620,7 +626,6 @@ class _Plain(torch.autograd.Function):
             tensors = (query, key, value, output.detach(), logsumexp, grad)
             found = dict(zip(wanted, computed(Transposed(function, (0,), wanted), tensors), strict=True))
             return None, None, *[found.get(n) for n in range(3)]
-        _not_batched(grad)
         return None, None, *ctx.backend.backward(call, output, logsumexp, grad, None, needs)
 
 
@@ -642,15 +647,43 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-def _not_batched(*grads: Tensor | None) -> None:
-    """Say what helps where PyTorch's older vmap hands a backward pass gradients that have no memory."""
-    for grad in grads:
-        if grad is None or torch._C._has_storage(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad):
-            continue
+def _batched(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether some are batches of PyTorch's older vmap, which have no memory: those of ``is_grads_batched=True``,
+    ``jacobian(vectorize=True)``, and of gradcheck.
+    """
+    for tensor in tensors:
+        if tensor is not None and not torch._C._has_storage(tensor):
+            return (
+                tensor.layout is torch.strided
+                and type(tensor) in PLAIN
+                and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            )
+    return False
+
+
+def _one_by_one(rule: Callable[..., Sequence[Any]], ctx: Any, tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """``rule(ctx, *tensors)`` of batches by PyTorch's older vmap: of each entry by itself. Neither the kernels nor
+    the definition can read such a batch.
+
+    Raises:
+        RuntimeError: the batches are nested.
+    """
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    if level != 1:
         raise RuntimeError(
-            "limelight.attention cannot take batched gradients (is_grads_batched=True, jacobian(vectorize=True)): "
-            "use torch.func.jacrev, or torch.func.vjp under torch.vmap."
+            "limelight.attention takes batched gradients of one level, but several is_grads_batched=True or "
+            "jacobian(vectorize=True) are nested. Use torch.func.jacrev, or torch.func.vjp under torch.vmap."
         )
+    size = next(len(torch._remove_batch_dim(t, level, 1, 0)) for t in tensors if t is not None and _batched((t,)))
+    entries = [None if t is None else torch._remove_batch_dim(t, level, size, 0).unbind() for t in tensors]
+    found = [rule(ctx, *[None if entry is None else entry[n] for entry in entries]) for n in range(size)]
+    return tuple(
+        [
+            None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
+            for parts in zip(*found, strict=True)
+        ]
+    )
 
 
 def computed(function: Runwise, tensors: Tensors) -> Tensors:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from . import tracing
 from .backends import native
 from .backends.contract import Call
+from .shapes import PLAIN, ArgumentError, Forms, check_tensor, wrong
 
 Now = TypeVar("Now")  # what the steps that are noted anew need to know
 
@@ -40,7 +41,12 @@ _MATMUL = struct.Struct("15q")
 _STEP = struct.Struct("2q")
 _PRODUCTS_KIND, _NORM_KIND, _GATE_KIND, _ROTATION_KIND, _SUM_KIND, _FORWARD_KIND = range(6)
 _ELEMENTS = native._ELEMENTS
-_TENSORS = native._TENSORS
+
+# What the tensors of each step look like.
+_PRODUCT_FORMS = Forms(states="... n", weight="m n", bias="m")
+_MATMUL_FORMS = Forms(left="m k", right="k n", out="m n")
+_NORM_FORMS = Forms(states="... n", weight="n")
+_ROTATION_FORMS = Forms(heads="b h l d", own="rows 1 l turned", partners="rows 1 l turned")
 
 
 def reasons_against(*tensors: Tensor) -> list[str]:
@@ -59,43 +65,63 @@ def reasons_against(*tensors: Tensor) -> list[str]:
         reasons.append("the tensors have different dtypes")
     if not all(tensor.is_cpu for tensor in tensors):
         reasons.append("it runs on the CPU")
-    if any(type(tensor) not in _TENSORS or tensor.is_neg() for tensor in tensors):
+    if any(type(tensor) not in PLAIN or tensor.is_neg() for tensor in tensors):
         reasons.append("it reads plain memory, and a tensor subclass or a lazy negation is among the tensors")
+    elif not reasons and not all(map(_has_memory, tensors)):
+        reasons.append("it reads plain memory, and a tensor without is among them (of zeros, or of a transform)")
     return reasons
 
 
 def _served(*tensors: Tensor) -> bool:
-    """Whether there is no reason against, outside of `torch.compiler`; it runs hundreds of times for each token."""
-    if native._library is None or tracing.active() or forward_ad._current_level >= 0:
+    """Whether there is no reason against; this runs hundreds of times for each token that is written."""
+    if torch.compiler.is_compiling() or native._library is None or tracing.active() or forward_ad._current_level >= 0:
         return False
     dtype = tensors[0].dtype
     if dtype not in _ELEMENTS:
         return False
-    for tensor in tensors:
-        if tensor.dtype is not dtype or type(tensor) not in _TENSORS or not tensor.is_cpu or tensor.is_neg():
-            return False
+    try:
+        for tensor in tensors:
+            if tensor.dtype is not dtype or type(tensor) not in PLAIN or not tensor.is_cpu or tensor.is_neg():
+                return False
+            if not tensor.data_ptr() and not _has_memory(tensor):
+                return False
+    except RuntimeError:  # there is no address
+        return _no_address(*tensors)
     return True
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether there is memory behind a tensor, or nothing in it.
+
+    Raises:
+        ArgumentError: it was freed, and PyTorch's own operations would read what is not there.
+    """
+    check_tensor("states", tensor)
+    return native._address_of(tensor) != 0 or not tensor.numel()
+
+
+def _no_address(*tensors: Tensor) -> bool:
+    """Raise where PyTorch's own operations would not serve either; else they do."""
+    for tensor in tensors:
+        check_tensor("states", tensor)
+    return False
 
 
 def unwatched(*tensors: Tensor) -> bool:
     """Whether nobody can tell in which pieces a step of these tensors is computed."""
-    if torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled():
+    if torch._C._is_any_autocast_enabled():
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)) and _served(*tensors)
 
 
+def _unequal(name: str, other: str, tensor: Tensor, wanted: Tensor) -> ArgumentError:
+    got = f"{tuple(tensor.shape)} is not {tuple(wanted.shape)}"
+    return wrong(name, f"must have the shape of `{other}`", got, "Reshape one of them.")
+
+
 def _gradient_served(grad: Tensor, *tensors: Tensor) -> bool:
     """The same of a backward pass, which also nobody differentiates; batched gradients have no memory of their own."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
-        and torch._C._has_storage(grad)
-        and _served(grad, *tensors)
-    )
-
-
-def _checked(status: int) -> None:
-    native.checked(status)
+    return not torch.is_grad_enabled() and torch._C._has_storage(grad) and _served(grad, *tensors)
 
 
 def _by_definition(
@@ -124,7 +150,10 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     found = products(states, ((weight, bias),))
     if found is not None:
         return found[0]
-    if weight.dim() != 2 or states.shape[-1] != weight.shape[1] or not _multiplied_here(states, weight, bias):
+    if torch.compiler.is_compiling():
+        return functional.linear(states, weight, bias)
+    _PRODUCT_FORMS.check(states, weight, bias)
+    if not _multiplied_here(states, weight, bias):
         return functional.linear(states, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (states, weight, bias)):
         made: Tensor = _Product.apply(states, weight, bias)  # type: ignore[no-untyped-call]
@@ -136,6 +165,8 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
     """`product` with several matrices and biases in one call; ``None`` where PyTorch shall compute each of them."""
     if torch.compiler.is_compiling() or len(matrices) > _MOST_MATRICES or torch._C._is_any_autocast_enabled():
         return None
+    if not states.dim():
+        return None
     inputs, wanted = states.shape[-1], torch.is_grad_enabled()
     if not 0 < states.numel() <= MOST_ROWS * inputs or (wanted and states.requires_grad):
         return None
@@ -145,13 +176,15 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
             return None
         tensors.append(weight)
         if bias is not None:
+            if bias.shape != weight.shape[:1]:
+                return None
             tensors.append(bias)
     if (wanted and any(tensor.requires_grad for tensor in tensors)) or not _served(*tensors):
         return None
     kept: list[Any] = []
     found, call = _products(states, matrices, kept)
     if native._library.ll_products(call):
-        _checked(1)
+        native.checked(1)
     return found
 
 
@@ -194,9 +227,13 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
         out: where the result ``(M, N)`` is written; anew by default.
         add: whether it is added to what ``out`` holds.
     """
+    if not torch.compiler.is_compiling():
+        fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
+        if not fits or out is not None:
+            _MATMUL_FORMS.check(left, right, out)
     if out is None:
         out, add = left.new_empty(left.shape[0], right.shape[1]), False
-    if not _multiplied_here(left, right, out) or out.stride(1) != 1:
+    if not _multiplied_here(left, right, out) or out.stride(1) != 1 or out.stride(0) < out.shape[1]:
         return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
     _multiply(left, right, None, out, add)
     return out
@@ -215,6 +252,8 @@ def _multiplied_here(left: Tensor, right: Tensor, third: Tensor | None) -> bool:
 
 
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None, result: Tensor, add: bool = False) -> None:
+    for name, tensor in (("left", left), ("right", right), ("out", result)):
+        check_tensor(name, tensor)
     left, right = (x if 1 in x.stride() else x.contiguous() for x in (left, right))
     bias = None if bias is None else bias.contiguous()
     words = _MATMUL.pack(
@@ -222,7 +261,7 @@ def _multiply(left: Tensor, right: Tensor, bias: Tensor | None, result: Tensor, 
         right.data_ptr(), *right.stride(), 0 if bias is None else bias.data_ptr(), result.data_ptr(), result.stride(0),
         add,
     )  # fmt: skip
-    _checked(native._library.ll_matmul_values(words))
+    native.checked(native._library.ll_matmul_values(words))
 
 
 def _linear(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -265,7 +304,10 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
         epsilon: keeps a state of zeros finite.
         offset: added to the weight, in float32 or wider.
     """
-    if torch.compiler.is_compiling() or not states.numel() or not _served(states, weight):
+    if not _served(states, weight):
+        return _norm_defined(states, weight, epsilon, offset)
+    if not states.numel():
+        _NORM_FORMS.check(states, weight)
         return _norm_defined(states, weight, epsilon, offset)
     if torch._C._is_any_autocast_enabled() and states.dtype in (torch.bfloat16, torch.float16):
         return _norm_defined(states, weight, epsilon, offset)  # autocast has its own mind about the dtype
@@ -287,13 +329,15 @@ def _norm_defined(states: Tensor, weight: Tensor, epsilon: float, offset: float)
 def _norm(states: Tensor, weight: Tensor, epsilon: float, offset: float, inverse: Tensor | None) -> Tensor:
     states, weight = states.contiguous(), weight.contiguous()
     result = torch.empty_like(states)
-    _checked(native._library.ll_norm_forward(_norm_words(states, weight, epsilon, offset, result, inverse)))
+    native.checked(native._library.ll_norm_forward(_norm_words(states, weight, epsilon, offset, result, inverse)))
     return result
 
 
 def _norm_words(
     states: Tensor, weight: Tensor, epsilon: float, offset: float, result: Tensor, inverse: Tensor | None
 ) -> bytes:
+    if states.shape[-1:] != weight.shape:
+        _NORM_FORMS.check(states, weight)
     width = weight.shape[0]
     return _NORM.pack(
         _ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // width, width, states.data_ptr(), width,
@@ -304,6 +348,7 @@ def _norm_words(
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+        _NORM_FORMS.check(states, weight)
         ctx.epsilon, ctx.offset = epsilon, offset
         inverse = torch.empty(states.numel() // weight.shape[0], **native._NUMBERS[states.dtype])
         ctx.save_for_backward(states, weight, inverse)
@@ -325,7 +370,7 @@ class _Norm(torch.autograd.Function):
             weight.data_ptr(), ctx.epsilon, ctx.offset, 0, inverse.data_ptr(), grad.data_ptr(),
             0 if of_states is None else of_states.data_ptr(), 0 if of_weight is None else of_weight.data_ptr(),
         )  # fmt: skip
-        _checked(native._library.ll_norm_backward(words))
+        native.checked(native._library.ll_norm_backward(words))
         return of_states, of_weight, None, None
 
 
@@ -350,13 +395,7 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
 
     The library computes the activations of `SIGMOID_FORMS`, PyTorch the others.
     """
-    if (
-        torch.compiler.is_compiling()
-        or activation not in SIGMOID_FORMS
-        or gate.shape != up.shape
-        or not gate.numel()
-        or not _served(gate, up)
-    ):
+    if activation not in SIGMOID_FORMS or gate.shape != up.shape or not gate.numel() or not _served(gate, up):
         return activation(gate) * up
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         found: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
@@ -367,7 +406,7 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
 def _gate(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     result = torch.empty_like(gate)
-    _checked(native._library.ll_gate_values(_gate_words(gate, up, activation, result)))
+    native.checked(native._library.ll_gate_values(_gate_words(gate, up, activation, result)))
     return result
 
 
@@ -397,7 +436,7 @@ class _Gate(torch.autograd.Function):
             _ELEMENTS[gate.dtype], torch.get_num_threads(), gate.numel(), *SIGMOID_FORMS[ctx.activation],
             gate.data_ptr(), up.data_ptr(), 0, grad.data_ptr(), of_gate.data_ptr(), of_up.data_ptr(),
         )  # fmt: skip
-        _checked(native._library.ll_gate_values(words))
+        native.checked(native._library.ll_gate_values(words))
         return of_gate, of_up, None
 
 
@@ -412,18 +451,24 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
         own: ``(B | 1, 1, L, turned)``: the cosine of every pair, twice.
         partners: the same shape: minus the sine of every pair, then the sine.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not heads.numel()
-        or own.requires_grad
-        or partners.requires_grad
-        or not _served(heads, own, partners)
-    ):
+    if own.requires_grad or partners.requires_grad or not _served(heads, own, partners):
+        return _rotation_defined(heads, own, partners)
+    if not heads.numel():
+        _check_rotation(heads, own, partners)
         return _rotation_defined(heads, own, partners)
     if torch.is_grad_enabled() and heads.requires_grad:
         turned: Tensor = _Rotate.apply(heads, own, partners)  # type: ignore[no-untyped-call]
         return turned
     return _rotate(heads, own, partners, 1.0)
+
+
+def _check_rotation(heads: Tensor, own: Tensor, partners: Tensor) -> None:
+    _ROTATION_FORMS.check(heads, own, partners)
+    rows, _, _, turned = own.shape
+    if rows not in (1, heads.shape[0]) or turned > heads.shape[3] or turned % 2:
+        got = f"it has {rows} rows and {turned} numbers, and the shape of `heads` is {tuple(heads.shape)}"
+        way_out = "Numbers are rotated in pairs; give one row for all of the batch or one for each."
+        raise wrong("own", "must have 1 or B rows and an even number of numbers up to D", got, way_out)
 
 
 def _rotation_defined(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
@@ -436,19 +481,24 @@ def _rotation_defined(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
 
 
 def _rotate(heads: Tensor, own: Tensor, partners: Tensor, direction: float) -> Tensor:
+    if heads.dim() != 4:
+        _check_rotation(heads, own, partners)
     heads = heads if heads.stride(3) == 1 else heads.contiguous()
     own = own.contiguous()
     partners = partners.contiguous()
     result = torch.empty_like(heads)
     if result.stride(3) != 1:  # a width of one number is no pair; dimensions of size 1 may come with any step
         result = torch.empty(heads.shape, dtype=heads.dtype, device="cpu")
-    _checked(native._library.ll_rotate(_rotation_words(heads, own, partners, direction, result)))
+    native.checked(native._library.ll_rotate(_rotation_words(heads, own, partners, direction, result)))
     return result
 
 
 def _rotation_words(heads: Tensor, own: Tensor, partners: Tensor, direction: float, result: Tensor) -> bytes:
     B, H, L, D = heads.shape
-    turned = own.shape[3]
+    form = own.shape
+    turned = form[-1]
+    if form != partners.shape or turned % 2 or turned > D or (form != (1, 1, L, turned) and form != (B, 1, L, turned)):
+        _check_rotation(heads, own, partners)
     return _ROTATION.pack(
         _ELEMENTS[heads.dtype], torch.get_num_threads(), B, H, L, D, turned,
         heads.data_ptr(), *heads.stride(), result.data_ptr(), *result.stride(),
@@ -493,6 +543,8 @@ class Steps(Generic[Now]):
 
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """See `products`: up to `MOST_ROWS` vectors, and as many matrices as that takes."""
+        for weight, bias in matrices:
+            _PRODUCT_FORMS.check(states, weight, bias)
         found, words = _products(states, matrices, self._kept)
         self._note(_PRODUCTS_KIND, words)
         self._kept += found
@@ -500,11 +552,15 @@ class Steps(Generic[Now]):
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
         """See `gated`, of an activation of `SIGMOID_FORMS`; the result takes the place of ``gate``."""
+        if gate.shape != up.shape:
+            raise _unequal("up", "gate", up, gate)
         self._note(_GATE_KIND, _gate_words(gate, up, activation, gate))
         return gate
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:
         """See `rotate_halves`; into ``result`` ``(B, H, L, D)``, which may be ``heads`` itself."""
+        if result.shape != heads.shape:
+            raise _unequal("result", "heads", result, heads)
         own, partners = own.contiguous(), partners.contiguous()
         self._note(_ROTATION_KIND, _rotation_words(heads, own, partners, 1.0, result))
         self._kept += (own, partners, result)
@@ -512,7 +568,9 @@ class Steps(Generic[Now]):
 
     def copy(self, heads: Tensor, result: Tensor) -> None:
         """``heads`` ``(B, H, L, D)`` into ``result``: a rotation that turns nothing."""
-        nothing = heads.new_empty(1, 1, 1, 0)
+        if result.shape != heads.shape:
+            raise _unequal("result", "heads", result, heads)
+        nothing = heads.new_empty(1, 1, heads.shape[2], 0)
         self._note(_ROTATION_KIND, _rotation_words(heads, nothing, nothing, 1.0, result))
         self._kept.append(result)
 
@@ -523,6 +581,8 @@ class Steps(Generic[Now]):
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
         """``left + right``, of one shape."""
+        if left.shape != right.shape:
+            raise _unequal("right", "left", right, left)
         result = torch.empty_like(left)
         words = _SUM.pack(
             _ELEMENTS[left.dtype], torch.get_num_threads(), left.numel(), left.data_ptr(), right.data_ptr(),
@@ -545,7 +605,7 @@ class Steps(Generic[Now]):
             else:
                 note(passing, now)
         words = b"".join(passing._noted)  # type: ignore[arg-type]
-        _checked(native._library.ll_steps(words, len(words)))
+        native.checked(native._library.ll_steps(words, len(words)))
 
     def _note(self, kind: int, words: bytes) -> None:
         self._noted += (_STEP.pack(kind, len(words)), words)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import WHOLE, Part
-from .shapes import describe, fits, whole_number, wrong
+from .shapes import FARTHEST, check_tensor, describe, fits, position, sequence, whole_number, wrong
 from .tracing import readable
 
 
@@ -76,9 +76,9 @@ class Aligned(Layout):
 
     def __post_init__(self) -> None:
         if self.query_start is not None and not isinstance(self.query_start, Tensor):
-            whole_number("query_start", self.query_start)
+            position("query_start", self.query_start)
         if not isinstance(self.key_start, Tensor):
-            whole_number("key_start", self.key_start)
+            position("key_start", self.key_start)
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
@@ -86,6 +86,9 @@ class Aligned(Layout):
             start = getattr(self, name)
             if isinstance(start, Tensor):
                 _check_per_row(name, start, B)
+                if start.numel() and not _is_traced(start) and int(start.abs().max()) > FARTHEST:
+                    farthest = int(start[start.abs().argmax()])
+                    position(name, farthest)
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
         """See `Layout.coordinates`."""
@@ -120,7 +123,7 @@ class Padded(Layout):
         for name in ("query_lengths", "key_lengths"):
             lengths = getattr(self, name)
             if lengths is not None and not isinstance(lengths, Tensor):
-                whole_number(name, lengths, at_least=0)
+                position(name, lengths, at_least=0)
 
     @property
     def both(self) -> tuple[int | Tensor, int | Tensor]:
@@ -168,9 +171,10 @@ class Packed(Layout):
             if lengths is None:
                 continue
             if not isinstance(lengths, Tensor):
-                lengths = tuple(whole_number(name, n, at_least=0) for n in lengths)
+                parts = sequence(name, lengths, "a sequence of lengths or an integer tensor", "Packed((100, 150))")
+                lengths = tuple(position(name, n, at_least=0) for n in parts)
                 object.__setattr__(self, name, lengths)
-            elif lengths.dim() != 1 or lengths.dtype.is_floating_point:
+            elif check_tensor(name, lengths) is not lengths or lengths.dim() != 1 or lengths.dtype.is_floating_point:
                 raise wrong(
                     name,
                     "must hold one whole number for each document",
@@ -201,6 +205,8 @@ class Packed(Layout):
             return
         names = ("query_lengths", "query_lengths" if self.key_lengths is None else "key_lengths")
         for name, lengths, what, size in zip(names, self.both, ("Lq", "Lk"), (Lq, Lk), strict=True):
+            if isinstance(lengths, Tensor):
+                check_tensor(name, lengths)
             total = int(lengths.sum()) if isinstance(lengths, Tensor) else sum(lengths)
             if isinstance(lengths, Tensor) and len(lengths) and int(lengths.min()) < 0:
                 raise wrong(
@@ -241,12 +247,14 @@ class KeyMask(Layout):
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() != 2:
-            got = f"it is {describe(self.mask)}"
+        mask = check_tensor("mask", self.mask)
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            got = f"it is {describe(mask)}"
             raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", got, "Use mask.bool().")
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
+        check_tensor("mask", self.mask)
         if not fits(self.mask.shape[0], B) or self.mask.shape[1] != Lk:
             raise wrong(
                 "mask",
@@ -281,12 +289,14 @@ class Chosen(Layout):
 
     def __post_init__(self) -> None:
         whole_number("queries", self.queries, at_least=0)
-        if not isinstance(self.index, Tensor) or self.index.dim() != 2 or self.index.dtype != torch.int64:
-            got = f"it is {describe(self.index)}"
+        index = check_tensor("index", self.index)
+        if index.dim() != 2 or index.dtype != torch.int64:
+            got = f"it is {describe(index)}"
             raise wrong("index", "must be a (B, Lq) int64 tensor of queries of the whole", got, "Use mask.nonzero().")
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         """See `Layout.check`."""
+        check_tensor("index", self.index)
         if tuple(self.index.shape) != (B, Lq):
             raise wrong(
                 "index",
@@ -338,7 +348,13 @@ def _all_exist(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(query, dtype=torch.bool), torch.ones_like(key, dtype=torch.bool)
 
 
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor are not known yet."""
+    return not readable(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _check_per_row(name: str, values: Tensor, B: int) -> None:
+    check_tensor(name, values)
     if values.dim() != 1 or values.shape[0] != B or values.dtype.is_floating_point or values.dtype == torch.bool:
         raise wrong(
             name,

@@ -232,7 +232,10 @@ def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
                 key_offset=0 - key_begin,
             )
         case Packed():
-            queries, keys = (np.asarray(lengths, dtype=np.int64) for lengths in layout.both)
+            queries, keys = (
+                _per_row(lengths, 0) if isinstance(lengths, Tensor) else np.asarray(lengths, dtype=np.int64)
+                for lengths in layout.both
+            )
             query_end, key_end = queries.cumsum(), keys.cumsum()
             return _table(
                 layout.documents,
@@ -246,7 +249,7 @@ def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
             )
         case KeyMask(mask):
             # Runs at both ends are cut off here; holes between are left to the tile map.
-            exists = mask.detach().cpu().numpy()
+            exists = mask.numpy(force=True)
             some = exists.any(1)
             first = np.where(some, exists.argmax(1), 0) if Lk else np.zeros(len(exists), np.int64)
             last = np.where(some, Lk - exists[:, ::-1].argmax(1), 0) if Lk else first
@@ -268,7 +271,7 @@ def _table(count: int, **columns: int | NDArray[np.int64]) -> bytes:
 
 def _per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy().astype(np.int64)
+        return value.numpy(force=True).astype(np.int64)
     return np.full(B, value, np.int64)
 
 
@@ -568,7 +571,7 @@ def _arrays(easy: Spans, per_row: list[Pattern], segments: NDArray[np.int64], B:
 
 def _of_chosen(arrays: Arrays, index: Tensor) -> Arrays:
     """The intervals of some queries, ``(B, Lq)`` of all; of those that do not exist none."""
-    chosen = index.detach().cpu().numpy()[None, :, None, :]
+    chosen = index.numpy(force=True)[None, :, None, :]
     if not arrays.starts.shape[-1]:
         none = np.zeros((len(arrays.starts), *chosen.shape[1:]), np.int32)
         return Arrays(none, none)

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import Shapes, describe, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_tensor, describe, sequence, whole_number, wrong
 from .tracing import readable
+
+MOST_PADDED = 1024  # `top` may be so much, however few the keys are
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,7 +36,8 @@ class Observe(Description):
         entropy: ``-sum_j p_ij log p_ij`` in nats, over the keys, ``(B, H, Lq)``; differentiable.
         distance: ``sum_j p_ij |position of j - position of i|``, ``(B, H, Lq)``.
         top: how many of the largest weights to keep, with their keys, ``(B, H, Lq, top)`` twice; where fewer keys
-            are seen the key is -1 and the weight 0; of equal weights the lowest key comes first.
+            are seen the key is -1 and the weight 0; of equal weights the lowest key comes first. At most ``Lk``, or
+            1,024 where there are fewer keys.
         received: the total weight each key receives, ``(B, H, Lk)``, and how many queries could see it.
         features: ``(Lk, F)`` float: the weight each query gives to each feature of the keys, ``(B, H, Lq, F)``.
         rows: indices of queries whose weights are wanted whole, ``(B, H, R, Lk)``; differentiable.
@@ -62,18 +65,29 @@ class Observe(Description):
         for name in ("rows", "heads"):
             indices = getattr(self, name)
             if indices is not None and not isinstance(indices, Tensor):
-                object.__setattr__(self, name, tuple(whole_number(name, i, at_least=0) for i in indices))
+                indices = sequence(name, indices, "a sequence of indices", f"{name}=[0, 5]")
+                object.__setattr__(self, name, tuple([whole_number(name, i, at_least=0) for i in indices]))
         if self.pairs is not None and not isinstance(self.pairs, Tensor):
-            pairs = tuple((whole_number("pairs", i), whole_number("pairs", j)) for i, j in self.pairs)
-            object.__setattr__(self, "pairs", pairs)
+            what, example = "a sequence of (query, key) pairs", "pairs=[(0, 5), (1, 5)]"
+            pairs = [sequence("pairs", pair, what, example) for pair in sequence("pairs", self.pairs, what, example)]
+            object.__setattr__(self, "pairs", tuple([_two("pairs", pair, 0, what, example) for pair in pairs]))
         if self.blocks is not None:
-            bq, bk = self.blocks
-            blocks = (whole_number("blocks", bq, at_least=1), whole_number("blocks", bk, at_least=1))
-            object.__setattr__(self, "blocks", blocks)
+            what, example = "two numbers, queries and keys of a block", "blocks=(64, 64)"
+            blocks = sequence("blocks", self.blocks, what, example)
+            object.__setattr__(self, "blocks", _two("blocks", blocks, 1, what, example))
+        if self.features is not None:
+            _check_features(self.features)
+        for name, ranks in (("rows", (1,)), ("heads", (1,)), ("pairs", (2,))):
+            indices = getattr(self, name)
+            if isinstance(indices, Tensor):
+                _check_index_tensor(name, indices, ranks)
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when an index or a feature does not fit the call."""
-        if self.features is not None and (self.features.dim() != 2 or self.features.shape[0] != shapes.Lk):
+        if self.top > max(shapes.Lk, MOST_PADDED):
+            rule = f"must be at most {max(shapes.Lk, MOST_PADDED)} of Lk = {shapes.Lk} keys"
+            raise wrong("top", rule, f"it is {self.top}", "No query sees more keys than there are.")
+        if self.features is not None and _check_features(self.features).shape[0] != shapes.Lk:
             got = tuple(self.features.shape)
             raise wrong(
                 "features", f"must be (Lk, F) with Lk = {shapes.Lk}", f"its shape is {got}", "One row for each key."
@@ -88,6 +102,27 @@ class Observe(Description):
             pairs = torch.as_tensor(self.pairs, device="cpu").reshape(-1, 2)
             _check_indices("pairs", pairs[:, 0], shapes.Lq, "queries")
             _check_indices("pairs", pairs[:, 1], shapes.Lk, "keys")
+
+
+def _two(name: str, pair: tuple[object, ...], at_least: int, what: str, example: str) -> tuple[int, int]:
+    if len(pair) != 2:
+        raise wrong(name, f"must be {what}", f"it holds {describe(pair)}", f"Write {example}.")
+    return whole_number(name, pair[0], at_least=at_least), whole_number(name, pair[1], at_least=at_least)
+
+
+def _check_features(features: object) -> Tensor:
+    tensor = check_tensor("features", features)
+    if tensor.dim() != 2 or tensor.dtype not in FLOATS:
+        raise wrong("features", "must be a float tensor (Lk, F)", f"it is {describe(tensor)}", "One row for each key.")
+    return tensor
+
+
+def _check_index_tensor(name: str, indices: Tensor, ranks: tuple[int, ...]) -> None:
+    check_tensor(name, indices)
+    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+    if not whole or indices.dim() not in ranks or (name == "pairs" and indices.shape[1] != 2):
+        what = "(P, 2) indices" if name == "pairs" else "one dimension of indices"
+        raise wrong(name, f"must be an integer tensor of {what}", f"it is {describe(indices)}", "Indices count from 0.")
 
 
 def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:

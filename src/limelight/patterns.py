@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import check_broadcast, describe, whole_number, wrong
+from .shapes import check_broadcast, check_tensor, describe, position, whole_number, wrong
 
 if TYPE_CHECKING:
     from .drawing import Drawing
@@ -67,6 +67,7 @@ class Part(NamedTuple):
 
 
 WHOLE = Part()
+MOST_DRAWN = 2**24  # queries and keys of a picture
 
 
 class Where(NamedTuple):
@@ -141,6 +142,8 @@ class Pattern(Description):
         from .lowering import lower
 
         keys = queries if keys is None else keys
+        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
+            whole_number(name, size, at_least=0)
         return lower(self, layout, batch, heads, queries, keys).pairs()
 
     def draw(
@@ -149,7 +152,12 @@ class Pattern(Description):
         """A picture of who sees whom: text when printed, SVG in a notebook (``.svg()``), for the first batch row."""
         from .drawing import draw
 
-        return draw(self, queries, queries if keys is None else keys, layout=layout, head=head, heads=heads)
+        keys = queries if keys is None else keys
+        for name, size in (("queries", queries), ("keys", keys)):
+            whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
+        whole_number("heads", heads, at_least=1)
+        whole_number("head", head, at_least=0, at_most=heads - 1)
+        return draw(self, queries, keys, layout=layout, head=head, heads=heads)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -184,7 +192,7 @@ class Window(Pattern):
     def __post_init__(self) -> None:
         for name in ("back", "ahead"):
             value = getattr(self, name)
-            if value is not None and whole_number(name, value) < 0:
+            if value is not None and position(name, value) < 0:
                 raise wrong(
                     name,
                     "counts keys and cannot be negative",
@@ -214,8 +222,12 @@ class Prefix(Pattern):
 
     def __post_init__(self) -> None:
         if not isinstance(self.length, Tensor):
-            whole_number("length", self.length, at_least=0)
-        elif self.length.dim() != 1 or self.length.dtype.is_floating_point:
+            position("length", self.length, at_least=0)
+        elif (
+            check_tensor("length", self.length).dtype == torch.bool
+            or self.length.dim() != 1
+            or self.length.dtype.is_floating_point
+        ):
             raise wrong(
                 "length",
                 "must be an int or a (B,) integer tensor",
@@ -225,7 +237,7 @@ class Prefix(Pattern):
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
-        if isinstance(self.length, Tensor) and self.length.shape[0] != B:
+        if isinstance(self.length, Tensor) and check_tensor("length", self.length).shape[0] != B:
             raise wrong(
                 "length", "must have one number for each batch row", f"{len(self.length)} is not {B}", "Or pass an int."
             )
@@ -245,7 +257,7 @@ class Chunks(Pattern):
     size: int
 
     def __post_init__(self) -> None:
-        whole_number("size", self.size, at_least=1)
+        position("size", self.size, at_least=1)
 
     def allows(self, at: Where) -> Tensor:
         """See `Pattern.allows`."""
@@ -259,7 +271,7 @@ class Keys(Pattern):
     first: int
 
     def __post_init__(self) -> None:
-        whole_number("first", self.first, at_least=0)
+        position("first", self.first, at_least=0)
 
     def allows(self, at: Where) -> Tensor:
         """See `Pattern.allows`."""
@@ -280,8 +292,9 @@ class Blocks(Pattern):
     size: int
 
     def __post_init__(self) -> None:
-        whole_number("size", self.size, at_least=1)
-        if not isinstance(self.table, Tensor) or self.table.dtype != torch.bool or not 2 <= self.table.dim() <= 4:
+        position("size", self.size, at_least=1)
+        table = check_tensor("table", self.table)
+        if table.dtype != torch.bool or not 2 <= table.dim() <= 4:
             raise wrong(
                 "table",
                 "must be a bool tensor (..., query blocks, key blocks)",
@@ -291,6 +304,7 @@ class Blocks(Pattern):
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
+        check_tensor("table", self.table)
         check_broadcast("table", self.table.shape[:-2], (B, Hq))
 
     def allows(self, at: Where) -> Tensor:
@@ -321,7 +335,8 @@ class Explicit(Pattern):
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool or self.mask.dim() > 4:
+        mask = check_tensor("mask", self.mask)
+        if mask.dtype != torch.bool or mask.dim() > 4:
             raise wrong(
                 "mask",
                 "must be a bool tensor, true where the query sees the key",
@@ -331,6 +346,7 @@ class Explicit(Pattern):
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
+        check_tensor("mask", self.mask)
         check_broadcast("mask", self.mask.shape, (B, Hq, Lq, Lk))
 
     def allows(self, at: Where) -> Tensor:

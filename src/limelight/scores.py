@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import Where
-from .shapes import FLOATS, Shapes, check_broadcast, describe, fits, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_broadcast, check_tensor, describe, fits, number, whole_number, wrong
 
 
 class ScoreRule(Description):
@@ -46,7 +46,8 @@ class ALiBi(ScoreRule):
     """Attention with linear biases: ``s - slope * |key position - query position|``.
 
     Args:
-        slopes: ``(Hq,)`` or ``(B, Hq)``, float; `ALiBi.standard` gives the published ones.
+        slopes: ``(Hq,)`` or ``(B, Hq)``, float; `ALiBi.standard` gives the published ones. Documents of one batch row
+            share their slopes.
     """
 
     slopes: Tensor
@@ -66,6 +67,7 @@ class ALiBi(ScoreRule):
 
     def check(self, shapes: Shapes) -> None:
         """See `ScoreRule.check`."""
+        check_tensor("slopes", self.slopes)
         _check_heads("slopes", self.slopes.shape, shapes)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
@@ -87,6 +89,12 @@ class T5Buckets(Description):
     count: int = 32
     max_distance: int = 128
     bidirectional: bool = True
+
+    def __post_init__(self) -> None:
+        least = 4 if self.bidirectional else 2  # of each direction one exact distance and one beyond
+        whole_number("count", self.count, at_least=least)
+        exact = self.count // 4 if self.bidirectional else self.count // 2
+        whole_number("max_distance", self.max_distance, at_least=exact + 1)
 
     def __call__(self, distance: Tensor) -> Tensor:
         """Bucket of each ``distance = key position - query position``."""
@@ -124,9 +132,17 @@ class RelativeBias(ScoreRule):
 
     def __post_init__(self) -> None:
         _check_float("table", self.table, (2,))
+        if not callable(self.buckets):
+            way_out = "Pass T5Buckets(...) or a function of a tensor of distances."
+            raise wrong("buckets", "must be callable", f"it is {describe(self.buckets)}", way_out)
+        if isinstance(self.buckets, T5Buckets) and self.table.shape[1] < self.buckets.count:
+            rule = f"must have one column for each of the {self.buckets.count} buckets"
+            way_out = f"Use T5Buckets({self.table.shape[1]}, ...) or a wider table."
+            raise wrong("table", rule, f"its shape is {tuple(self.table.shape)}", way_out)
 
     def check(self, shapes: Shapes) -> None:
         """See `ScoreRule.check`."""
+        check_tensor("table", self.table)
         _check_heads("table", self.table.shape[:1], shapes)
 
     def over(self, low: int, high: int) -> Tensor:
@@ -154,6 +170,7 @@ class Bias(ScoreRule):
 
     def check(self, shapes: Shapes) -> None:
         """See `ScoreRule.check`."""
+        check_tensor("tensor", self.tensor)
         check_broadcast("tensor", self.tensor.shape, shapes.scores)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
@@ -168,10 +185,9 @@ class SoftCap(ScoreRule):
     limit: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not 0 < self.limit < math.inf:
-            raise wrong(
-                "limit", "must be a positive number", f"it is {self.limit!r}", "Leave the rule out for no limit."
-            )
+        rule, way_out = "must be a positive number", "Leave the rule out for no limit."
+        if number("limit", self.limit, rule, way_out) <= 0:
+            raise wrong("limit", rule, f"it is {self.limit!r}", way_out)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
         """See `ScoreRule.apply`."""
@@ -194,11 +210,13 @@ class Additive(Description):
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the vector does not fit the call."""
+        check_tensor("vector", self.vector)
         check_broadcast("vector", self.vector.shape, (shapes.Hq, shapes.D))
 
 
-def _check_float(name: str, tensor: object, ranks: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or tensor.dim() not in ranks:
+def _check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in FLOATS or tensor.dim() not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
         raise wrong(
             name,
@@ -209,7 +227,15 @@ def _check_float(name: str, tensor: object, ranks: tuple[int, ...]) -> None:
 
 
 def _check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
-    if not fits(shape[-1], shapes.Hq) or (len(shape) == 2 and not fits(shape[0], shapes.B)):
+    heads = fits(shape[-1], shapes.Hq)
+    if len(shape) == 2 and heads and not fits(shape[0], shapes.B):
+        raise wrong(
+            name,
+            f"must have one row for all batch rows or one for each (B = {shapes.B})",
+            f"its shape is {tuple(shape)}",
+            "Slopes cannot differ between the documents of a packed row: call once for each document.",
+        )
+    if not heads:
         raise wrong(
             name,
             f"must have one number for each query head (Hq = {shapes.Hq})",

@@ -10,12 +10,20 @@ Tensors are ``(B, H, L, D)``, or ``(H, L, D)`` without a batch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+from .tracing import readable
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Tensors whose memory is their own; a subclass may keep its numbers anywhere.
+PLAIN = (Tensor, torch.nn.Parameter)
+#: The farthest position: sums of two, and the numbers that stand for infinity in kernels, stay apart from it.
+FARTHEST = 2**58
 
 
 class ArgumentError(ValueError):
@@ -28,10 +36,20 @@ def wrong(argument: str, rule: str, got: str, way_out: str) -> ArgumentError:
 
 
 def describe(value: object) -> str:
-    """A value for an error: a tensor by its dtype and shape, never by its numbers."""
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return repr(value)
+    """A value for an error, in at most 80 characters: a tensor by its dtype and shape, never by its numbers."""
+    if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
+        return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
+    if not isinstance(value, Tensor):
+        return _shortened(repr(value))
+    if value.is_nested:
+        return "a nested tensor"
+    if is_lazy(value):
+        return f"an uninitialized {type(value).__name__}"
+    return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class Shapes(NamedTuple):
@@ -61,25 +79,25 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
     """
     try:
         q, k, v = query.shape, key.shape, value.shape
-    except AttributeError:
+        if len(q) == len(k) == len(v) == 4:
+            B, Hq, Lq, D = q
+            if (
+                k[0] == B
+                and v[0] == B
+                and k[3] == D
+                and v[1] == k[1]
+                and v[2] == k[2]
+                and k[1] > 0
+                and Hq % k[1] == 0
+                and D > 0
+                and query.dtype is key.dtype
+                and query.dtype is value.dtype
+                and query.dtype in FLOATS
+                and ((query.is_cpu and key.is_cpu and value.is_cpu) or query.device == key.device == value.device)
+            ):
+                return Shapes(B, Hq, k[1], Lq, k[2], D, v[3])
+    except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes
         raise _complaint(query, key, value) from None
-    if len(q) == len(k) == len(v) == 4:
-        B, Hq, Lq, D = q
-        if (
-            k[0] == B
-            and v[0] == B
-            and k[3] == D
-            and v[1] == k[1]
-            and v[2] == k[2]
-            and k[1] > 0
-            and Hq % k[1] == 0
-            and D > 0
-            and query.dtype is key.dtype
-            and query.dtype is value.dtype
-            and query.dtype in FLOATS
-            and ((query.is_cpu and key.is_cpu and value.is_cpu) or query.device == key.device == value.device)
-        ):
-            return Shapes(B, Hq, k[1], Lq, k[2], D, v[3])
     raise _complaint(query, key, value)
 
 
@@ -88,7 +106,10 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
     named: dict[str, Any] = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
-            return wrong(name, "must be a torch.Tensor", f"it is a {type(tensor).__name__}", "Pass a tensor.")
+            return _no_tensor(name, tensor)
+        why = _unreadable(tensor)
+        if why:
+            return wrong(name, *why)
         if tensor.dim() != 4:
             return wrong(
                 name,
@@ -140,13 +161,201 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
     )
 
 
-def whole_number(name: str, value: object, *, at_least: int | None = None) -> int:
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a tensor is a parameter or a buffer of a lazy module that has not been called: it has no shape yet."""
+    return isinstance(tensor, UninitializedTensorMixin)
+
+
+def check_tensor(name: str, tensor: object) -> Tensor:
+    """``tensor``, or an error that names it: it is no tensor, or there is no array of numbers behind it.
+
+    What keeps its numbers elsewhere (a subclass, a tensor of a transform, another device) passes: a backend that reads
+    memory says in its `reasons_against` that it does not serve it.
+
+    Raises:
+        ArgumentError: a class, another object; a nested, sparse or quantized tensor; memory that was freed.
+    """
+    if not isinstance(tensor, Tensor):
+        raise _no_tensor(name, tensor)
+    if not torch.compiler.is_compiling() and not _holds_itself(tensor) and readable(tensor):
+        why = _unreadable(tensor)
+        if why:
+            raise wrong(name, *why)
+    return tensor
+
+
+def _holds_itself(tensor: Tensor) -> bool:
+    """Whether a tensor lies contiguously within its storage: the common case, told quickly."""
+    try:
+        return (
+            type(tensor) in PLAIN
+            and tensor.is_contiguous()
+            and tensor.data_ptr() != 0
+            and tensor.untyped_storage().nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
+        )
+    except (RuntimeError, ValueError):  # sparse, nested or of a transform: they have neither
+        return False
+
+
+def _no_tensor(name: str, value: object) -> ArgumentError:
+    if isinstance(value, type):
+        return wrong(name, "must be a torch.Tensor", f"it is the class {value.__name__}", "Pass an instance.")
+    return wrong(name, "must be a torch.Tensor", f"it is a {type(value).__name__}", "Use torch.as_tensor().")
+
+
+def _unreadable(tensor: Tensor) -> tuple[str, str, str] | None:
+    """The rule that a tensor breaks behind which there is no array of numbers, what it is, and the way out."""
+    rule = "must be a dense tensor with memory"
+    if tensor.is_nested:
+        way_out = "Pad it and describe the lengths with Padded, or lay its .values() end to end and use Packed."
+        return rule, "it is a nested tensor", way_out
+    if is_lazy(tensor):
+        return rule, f"it is an uninitialized {type(tensor).__name__}", "Call the lazy module once."
+    if tensor.is_quantized:
+        return rule, f"it is quantized ({tensor.dtype})", "Use .dequantize()."
+    if tensor.layout is not torch.strided:
+        return rule, f"its layout is {tensor.layout}", "Use .to_dense()."
+    if type(tensor) not in PLAIN or not tensor.is_cpu:
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return rule, "it belongs to a transform of torch.func that has ended", "Return it from the transform."
+    if not torch._C._has_storage(tensor):  # a batch of PyTorch's older vmap
+        return None
+    held = tensor.untyped_storage().nbytes()
+    if held < extent(tensor):
+        got = f"its storage holds {held:,} of the {extent(tensor):,} bytes that its shape and strides reach"
+        return rule, got, "The storage was freed or shrunk (untyped_storage().resize_): restore it before the call."
+    return None
+
+
+def extent(tensor: Tensor) -> int:
+    """Bytes from the start of its storage up to the last element of a tensor; 0 where it has none."""
+    last = int(tensor.storage_offset())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if size == 0:
+            return 0
+        last += (size - 1) * stride
+    return (last + 1) * tensor.itemsize
+
+
+def number(name: str, value: object, rule: str, way_out: str) -> float:
+    """``value``, or an error that names it: it must be a finite real number."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat)) or (
+        torch.compiler.is_compiling() and isinstance(value, (int, float))
+    ):
+        return value  # type: ignore[return-value]
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    except OverflowError:
+        pass
+    raise wrong(name, rule, f"it is {describe(value)}", way_out)
+
+
+def whole_number(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
     """``value`` as an int, or an error that names it. A bool or a float is no whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise wrong(name, "must be a whole number", f"it is {value!r}", "Pass an int.")
+        raise wrong(name, "must be a whole number", f"it is {describe(value)}", "Pass an int.")
     if at_least is not None and value < at_least:
         raise wrong(name, f"must be at least {at_least}", f"it is {value}", f"Use {at_least} or more.")
+    if at_most is not None and isinstance(value, int) and value > at_most:
+        raise wrong(name, f"must be at most {at_most}", f"it is {describe(value)}", f"Use {at_most} or less.")
     return value  # type: ignore[return-value]
+
+
+def position(name: str, value: object, *, at_least: int = -FARTHEST) -> int:
+    """``value`` as a position, or a number of positions, that kernels can add up."""
+    found = whole_number(name, value)
+    if isinstance(found, int) and not at_least <= found <= FARTHEST:
+        rule = f"must lie between {at_least if at_least > -FARTHEST else '-2^58'} and 2^58"
+        raise wrong(name, rule, f"it is {describe(found)}", "Positions beyond are not told apart by the kernels.")
+    return found
+
+
+def check_sink(sink: object, query: Tensor, shapes: Shapes) -> None:
+    """Raise unless ``sink`` holds one float logit for each query head, beside the query."""
+    tensor = check_tensor("sink", sink)
+    if tensor.shape == (shapes.Hq,) and tensor.dtype in FLOATS and tensor.device == query.device:
+        return
+    rule = f"must be a float tensor of one logit for each query head, ({shapes.Hq},), beside `query`"
+    if tensor.shape != (shapes.Hq,):
+        raise wrong("sink", rule, f"its shape is {tuple(tensor.shape)}", "Use .expand().")
+    raise wrong("sink", rule, f"it is {describe(tensor)} on {tensor.device}", "Convert or move it with .to().")
+
+
+def check_seed(seed: object) -> None:
+    """Raise unless ``seed`` is an int of 64 bits or an integer tensor of one element."""
+    rule = "must be an int of 64 bits or an integer tensor of one element"
+    if isinstance(seed, Tensor):
+        check_tensor("seed", seed)
+        whole = not (seed.is_floating_point() or seed.is_complex() or seed.dtype == torch.bool)
+        if not whole or seed.numel() != 1:
+            raise wrong("seed", rule, f"it is {describe(seed)}", "Use torch.tensor(5).")
+    elif isinstance(whole_number("seed", seed), int) and not -(2**63) <= seed < 2**63:  # type: ignore[operator]
+        raise wrong("seed", rule, f"it is {describe(seed)}", "Use seed % 2**63.")
+
+
+def check_dropout(dropout: object) -> float:
+    """``dropout`` as a probability below 1."""
+    rule, way_out = "must be a probability from 0 to below 1", "0 drops nothing."
+    found = number("dropout", dropout, rule, way_out)
+    if not 0.0 <= found < 1.0:
+        raise wrong("dropout", rule, f"it is {found}", way_out)
+    return found
+
+
+def sequence(name: str, value: object, what: str, example: str) -> tuple[Any, ...]:
+    """The parts of ``value``, or an error that names it: it must be a sequence."""
+    if not isinstance(value, (tuple, list, range)):
+        raise wrong(name, f"must be {what}", f"it is {describe(value)}", f"Write {example}.")
+    return tuple(value)
+
+
+class Forms:
+    """What shapes the tensors of a function have, by letters: ``Forms(states="... n", weight="m n", bias="m")``.
+
+    Equal letters are equal sizes, ``1`` is itself, and leading dimensions may be any where a form begins with dots.
+    Tensors that are not given come last.
+    """
+
+    def __init__(self, **forms: str) -> None:
+        self.forms = forms
+        #: For each tensor its rank, whether that is the least, and sizes: (dimension, tensor, its dimension), all from
+        #: the last one on; tensor -1 stands for the size 1.
+        self.rows: list[tuple[int, bool, list[tuple[int, int, int]]]] = []
+        first: dict[str, tuple[int, int]] = {"1": (-1, 0)}
+        for n, form in enumerate(forms.values()):
+            letters = form.split()
+            more = letters[0] == "..."
+            sizes = []
+            for back, letter in enumerate(reversed(letters[more:]), 1):
+                if letter in first:
+                    sizes.append((-back, *first[letter]))
+                else:
+                    first[letter] = n, -back
+            self.rows.append((len(letters) - more, more, sizes))
+
+    def check(self, *tensors: Tensor | None) -> None:
+        """Raise `ArgumentError` unless all of them fit together."""
+        shapes: list[tuple[int, ...]] = []
+        for tensor, (rank, more, sizes) in zip(tensors, self.rows, strict=False):
+            if tensor is None:
+                return
+            shape = tensor.shape
+            if len(shape) != rank and (not more or len(shape) < rank):
+                raise self.wrong(tensors, len(shapes))
+            for dimension, other, its in sizes:
+                if shape[dimension] != (1 if other < 0 else shapes[other][its]):
+                    raise self.wrong(tensors, len(shapes))
+            shapes.append(shape)
+
+    def wrong(self, tensors: tuple[Tensor | None, ...], n: int) -> ArgumentError:
+        """That the ``n``-th tensor does not fit."""
+        shown = ", ".join(f"{name} ({', '.join(form.split())})" for name, form in self.forms.items())
+        given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors if tensor is not None)
+        return wrong(list(self.forms)[n], f"must fit {shown}", f"the shapes are {given}", "Check which is which.")
 
 
 def fits(have: int, want: int) -> bool:

@@ -23,7 +23,9 @@ def choose(call: Call, name: str | None) -> Backend:
         BackendError: the named one cannot serve the call; the message says why.
     """
     if name is None or name == "auto":
-        return next(backend for backend in BACKENDS if not passed_over(call, backend))
+        for backend in BACKENDS:
+            if not passed_over(call, backend):
+                return backend
     for backend in BACKENDS + ONLY_NAMED:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..layouts import Chosen, Layout
@@ -35,6 +36,11 @@ from ..shapes import Shapes
 
 class BackendError(RuntimeError):
     """No backend can serve a call, or the named one cannot. The message gives every backend's reasons."""
+
+
+def out_of_memory(what: str, error: object) -> torch.OutOfMemoryError:
+    """The one error of memory that the system does not give: what it was for, and what was said."""
+    return torch.OutOfMemoryError(f"out of memory for {what}: {error}")
 
 
 @dataclass(eq=False)
@@ -67,6 +73,7 @@ class Call:
     only_watched: bool = False
 
     _lowered: Lowered | None = None
+    _operands: tuple[Tensor, ...] | None = None
 
     def of(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
         """The same call of other tensors of the same shapes, what was worked out included."""
@@ -79,7 +86,10 @@ class Call:
         """Layout and pattern as kernels read them; worked out once."""
         if self._lowered is None:
             _, Hq, _, Lq, Lk, _, _ = self.shapes
-            self._lowered = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
+            try:
+                self._lowered = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
+            except MemoryError as error:
+                raise out_of_memory("the intervals and tiles of layout and pattern", error) from error
         return self._lowered
 
 
@@ -88,10 +98,12 @@ def unknown_positions(call: Call) -> list[str]:
 
     Of `Chosen` queries it knows who is seen, which is enough for most calls, but not where they stand.
     """
+    if not isinstance(call.layout, Chosen):
+        return []
     asks = ["dropout"] if call.dropout else []
     asks += ["the observed distance"] if call.observe is not None and call.observe.distance else []
     asks += [repr(rule) for rule in call.scores if not isinstance(rule, (Bias, SoftCap))]
-    if not asks or not isinstance(call.layout, Chosen):
+    if not asks:
         return []
     return [f"it does not know where the queries of {call.layout!r} stand, for which {', '.join(asks)} asks"]
 
@@ -158,8 +170,11 @@ def operands(call: Call) -> tuple[Tensor, ...]:
     """The float tensors beside query, key and value: the sink, those of the score rules, those of `compare`."""
     if call.sink is None and call.compare is None and not call.scores:
         return ()
-    found: tuple[Tensor, ...] = () if call.sink is None else (call.sink,)
-    for description in (*call.scores, call.compare):
-        if description is not None:
-            found += description.tensors()
+    found = call._operands
+    if found is None:
+        found = () if call.sink is None else (call.sink,)
+        for description in (*call.scores, call.compare):
+            if description is not None:
+                found += description.tensors()
+        call._operands = found
     return found

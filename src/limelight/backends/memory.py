@@ -1,8 +1,9 @@
 """Memory of large results on the CPU, kept for the next call.
 
 The system clears every page of new memory before a program sees it, and the C library gives what is larger than 32 MiB
-back as soon as it is free: of a windowed call over 16k tokens a fifth of the time. So the memory of a large result
-returns here when its last tensor is gone, and serves the next one. At most ``MOST`` bytes are kept (256 MiB; the
+back as soon as it is free: of a windowed call over 16k tokens a fifth of the time. So the storages of large results are
+remembered here, and one that nothing else refers to any more serves the next result. They are PyTorch's own: a result
+may be resized, its storage freed, shared or moved. At most ``MOST`` bytes are kept from being freed (256 MiB; the
 environment's ``LIMELIGHT_KEEP_MIB`` says otherwise, 0 keeps nothing).
 """
 
@@ -10,15 +11,15 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
+import sys
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from .contract import out_of_memory
 
 LEAST = 2**20  # bytes of a result from which on it is kept
 
@@ -31,9 +32,10 @@ def _most(mebibytes: str) -> int:
 
 MOST = _most(os.environ.get("LIMELIGHT_KEEP_MIB", "256"))
 
-_Piece = NDArray[np.uint8]
-# Every change is one step of a deque, which no other thread, and no finalizer, comes between.
-_kept: deque[_Piece] = deque()
+LOOKED_AT = 16  # remembered storages that a call looks at before it takes new memory
+
+# Every change is one step of a deque, which no other thread comes between.
+_kept: deque[torch.UntypedStorage] = deque()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -50,11 +52,6 @@ def empty_like(tensor: Tensor) -> Tensor:
     return _of(torch.empty_like(tensor, device="meta"))
 
 
-def zeros_like(tensor: Tensor) -> Tensor:
-    """`empty_like`, zeros."""
-    return empty_like(tensor).zero_()
-
-
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.zeros` on the CPU, for a result. More than is kept is memory that nobody has touched, by calloc: the
     system never makes the pages that nothing is written to.
@@ -62,49 +59,58 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size <= max(LEAST, MOST):
         return empty(shape, dtype).zero_()
-    return _tensor(_lines(np.zeros(size + 64, dtype=np.uint8), size), torch.empty(shape, dtype=dtype, device="meta"))
+    try:
+        cleared = np.zeros(size + 64, dtype=np.uint8)
+    except MemoryError as error:
+        raise out_of_memory(f"{size:,} bytes of a gradient", error) from error
+    first = -cleared.ctypes.data % 64  # as aligned as PyTorch's own
+    storage = torch.frombuffer(cleared[first : first + size], dtype=torch.uint8).untyped_storage()
+    return _tensor(storage, torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def _of(like: Tensor) -> Tensor:
     size = like.numel() * like.itemsize
-    if size > MOST:
-        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
-    piece = _take(size)
-    lent = _lines(piece, size)
-    weakref.finalize(lent, _give_back, piece).atexit = False
-    return _tensor(lent, like)
+    storage = _take(size) if size <= MOST else None
+    if storage is None:
+        try:
+            storage = torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
+        except RuntimeError as error:
+            raise out_of_memory(f"{size:,} bytes of a result", str(error).splitlines()[0]) from error
+    made = _tensor(storage, like)
+    if size <= MOST:
+        _keep(storage)
+    return made
 
 
-def _lines(piece: _Piece, size: int) -> Any:
-    """So many bytes of a piece that has 64 more, from a multiple of 64 on, as an array of its own."""
-    first = -piece.ctypes.data % 64
-    return piece[first : first + size]
-
-
-def _tensor(memory: Any, like: Tensor) -> Tensor:
-    """A tensor that looks like another, in memory that its storage holds. Set, not viewed: whoever changes the result
-    of an autograd function in place may.
+def _tensor(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
+    """A tensor that looks like another, in a storage. Set, not viewed: whoever changes the result of an autograd
+    function in place may.
     """
-    storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
     return torch.empty(0, dtype=like.dtype, device="cpu").set_(storage, 0, like.shape, like.stride())
 
 
-def _take(size: int) -> _Piece:
-    for _ in range(len(_kept)):
+def _take(size: int) -> torch.UntypedStorage | None:
+    """A remembered storage that is free, at least ``size`` bytes and at most twice as many."""
+    for _ in range(min(LOOKED_AT, len(_kept))):
         try:
-            piece = _kept.popleft()
+            storage = _kept.popleft()
         except IndexError:  # another thread was faster
             break
-        if size + 64 <= piece.nbytes <= 2 * size:
-            return piece
-        _kept.append(piece)
-    return np.empty(size + 64, dtype=np.uint8)
+        # Neither a tensor nor anybody in Python refers to it: the two are this variable and the argument.
+        if torch._C._storage_Use_Count(storage._cdata) > 1 or sys.getrefcount(storage) > 2:
+            _kept.append(storage)
+        elif storage.resizable() and not storage.is_shared():  # otherwise an array or another process may still read it
+            if size <= storage.nbytes() <= 2 * size:
+                return storage
+            if storage.nbytes() >= LEAST:
+                _kept.append(storage)
+    return None
 
 
-def _give_back(piece: _Piece) -> None:
-    _kept.append(piece)
-    while sum(kept.nbytes for kept in _kept.copy()) > MOST:
+def _keep(storage: torch.UntypedStorage) -> None:
+    _kept.append(storage)
+    while sum([kept.nbytes() for kept in _kept.copy()]) > MOST:
         try:
-            _kept.popleft()  # the oldest
+            _kept.popleft()  # the oldest; in use, it is PyTorch's alone from now on
         except IndexError:
             break

@@ -25,8 +25,9 @@ from torch import Tensor
 from ..lowering import Lowered
 from ..observations import Observations, Observe
 from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from ..shapes import PLAIN, check_tensor, extent
 from . import memory as results
-from .contract import BackendError, Call, Result, unknown_positions
+from .contract import BackendError, Call, Result, operands, out_of_memory, unknown_positions
 
 NAME = "native"
 ABOUT = "C++ kernels on CPUs, memory linear in the length"
@@ -47,9 +48,9 @@ _GRADIENTS = struct.Struct("10q 2q 15q 2q")
 _RULE_GRADIENT = struct.Struct("5q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
+_SHORT_STRIDE = 2**14  # elements
 _NONE: tuple[int, ...] = (0,) * 6
 _NO_RULES = bytes(_RULE_GRADIENT.size * MOST_RULES)
-_TENSORS = (Tensor, torch.nn.Parameter)
 _ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # Whatever stands beside query, key, value and output is in the dtype of sums. Device and dtype are said each time:
 # torch's defaults are the user's.
@@ -101,7 +102,10 @@ def checked(result: int) -> None:
         restore.argtypes, restore.restype = [ctypes.c_void_p] * 3, None
         restore(*exception)  # raises it
     if result:
-        raise BackendError(f"backend 'native': {_library.ll_error_message().decode()}.")
+        said = _library.ll_error_message().decode()
+        if said.startswith("out of memory"):
+            raise out_of_memory("the scratch of the kernels", said)
+        raise BackendError(f"backend 'native': {said}.")
 
 
 def status() -> str:
@@ -125,10 +129,26 @@ def reasons_against(call: Call) -> list[str]:
         reasons.append(f"the tensors lie on {query.device}; it runs on the CPU")
     if query.dtype not in _ELEMENTS:
         reasons.append(f"the dtype is {query.dtype}; it computes {', '.join(map(str, _ELEMENTS))}")
-    if not (type(query) in _TENSORS and type(call.key) in _TENSORS and type(call.value) in _TENSORS):
+    if not (type(query) in PLAIN and type(call.key) in PLAIN and type(call.value) in PLAIN):
         reasons.append("a tensor subclass is among query, key and value; it reads plain memory")
-    reasons += unknown_positions(call)
+    if call.sink is not None or call.scores or call.compare is not None or call.observe is not None:
+        reasons += _reasons_against_operands(call)
+    if call.layout is not None:
+        reasons += unknown_positions(call)
     return reasons + reasons_against_rules(call.scores) if call.scores else reasons
+
+
+def _reasons_against_operands(call: Call) -> list[str]:
+    """Why the tensors beside query, key and value cannot be read."""
+    found = operands(call)
+    if call.observe is not None:
+        found += call.observe.tensors()
+    for tensor in found:
+        if type(tensor) not in PLAIN:
+            break
+    else:
+        return []
+    return ["a tensor subclass is among the sink, the score rules' tensors and what is observed; it reads plain memory"]
 
 
 def reasons_against_rules(rules: Sequence[object]) -> list[str]:
@@ -159,14 +179,17 @@ def forward(call: Call) -> Result:
         BackendError: the library refuses, for instance because ``LIMELIGHT_ISA`` names what the machine cannot run.
     """
     B, Hq, _, Lq, _, D, Dv = call.shapes
-    query, query_strides = _readable(call.query)
-    key, key_strides = _readable(call.key)
-    value, value_strides = _readable(call.value)
+    query, query_rows = _readable("query", call.query)
+    _key, key_rows = _readable("key", call.key)  # a copy lives as long as its variable
+    _value, value_rows = _readable("value", call.value)
     lowered = call.lowered
     covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
     output = results.empty_like(query) if Dv == D else results.empty((B, Hq, Lq, Dv), query.dtype)
-    output_strides = output.stride()
+    output_rows = (output.data_ptr(), *output.stride())
+    if output_rows[4] != 1:
+        output = results.empty((B, Hq, Lq, Dv), query.dtype)
+        output_rows = (output.data_ptr(), Hq * Lq * Dv, Lq * Dv, Dv, 1)
     if not covered:
         output.zero_()
     kept: list[Any] = []  # what the addresses in the call point to
@@ -175,12 +198,10 @@ def forward(call: Call) -> Result:
         seen, words = _observation(call.observe, call, kept)
         observation = _address(words, kept)
     logsumexp = _logsumexp(call, covered) if call.logsumexp else None
-    tensors = (
-        query.data_ptr(), *query_strides, key.data_ptr(), *key_strides,
-        value.data_ptr(), *value_strides, output.data_ptr(), *output_strides,
-    )  # fmt: skip
-    words = _words(call, tensors, _pointer(logsumexp), observation, kept)
-    checked(_library.ll_forward(words))
+    # Without queries there is nothing to compute, and without a width of values nothing unless weights are asked for.
+    if query_rows[0] and (output_rows[0] or logsumexp is not None or seen is not None):
+        words = _words(call, query_rows + key_rows + value_rows + output_rows, _pointer(logsumexp), observation, kept)
+        checked(_library.ll_forward(words))
     if seen is not None:
         assert call.observe is not None
         _finish(seen, call.observe, lowered)
@@ -192,14 +213,10 @@ def noted(call: Call, output: Tensor, kept: list[Any]) -> bytes:
 
     ``kept`` is what the addresses in it point to beside the call's own tensors, whose last stride is 1.
     """
-    query, key, value = call.query, call.key, call.value
     if call.layout is not None and not call.lowered.covers:
         output.zero_()
-    tensors = (
-        query.data_ptr(), *query.stride(), key.data_ptr(), *key.stride(),
-        value.data_ptr(), *value.stride(), output.data_ptr(), *output.stride(),
-    )  # fmt: skip
-    return _words(call, tensors, 0, 0, kept)
+    rows = (*_rows(call.query), *_rows(call.key), *_rows(call.value), *_rows(output))
+    return _words(call, rows, 0, 0, kept)
 
 
 def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: int, kept: list[Any]) -> bytes:
@@ -208,10 +225,10 @@ def _words(call: Call, tensors: tuple[int, ...], logsumexp: int, observation: in
     segments, spans = lowered.segments, lowered.spans or b""
     sink = compare = rules = 0
     if call.sink is not None:
-        kept.append(_plain(call.sink, call))
+        kept.append(_plain("sink", call.sink, call))
         sink = kept[-1].data_ptr()
     if call.compare is not None:
-        kept.append(_plain(call.compare.vector, call).expand(call.shapes.Hq, call.shapes.D).contiguous())
+        kept.append(_plain("vector", call.compare.vector, call).expand(call.shapes.Hq, call.shapes.D).contiguous())
         compare = kept[-1].data_ptr()
     if call.scores:
         rules = _address(b"".join([_rule(rule, call, kept) for rule in call.scores]), kept)
@@ -238,7 +255,7 @@ def _logsumexp(call: Call, covered: bool) -> Tensor:
     if covered:
         return torch.empty((B, Hq, Lq), **numbers)
     none = torch.full((B, Hq, Lq), -torch.inf, **numbers)
-    return none if call.sink is None else none.copy_(_plain(call.sink, call)[:, None])
+    return none if call.sink is None else none.copy_(_plain("sink", call.sink, call)[:, None])
 
 
 # --- Backward --------------------------------------------------------------------------------------------------------
@@ -259,18 +276,19 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, value, sink and the tensors of the score rules: see `contract.Differentiable`."""
     numbers = _NUMBERS[call.query.dtype]
-    inputs = (_readable(call.query), _readable(call.key), _readable(call.value))
-    (query, query_strides), (key, key_strides), (value, value_strides) = inputs
-    output, output_strides = _readable(output)
-    grad_output, grad_strides = _readable(grad_output if grad_output.dtype is output.dtype else grad_output.to(output))
-    if logsumexp.dtype is not numbers["dtype"] or not logsumexp.is_contiguous():
-        logsumexp = logsumexp.to(**numbers).contiguous()
+    query, query_rows = _readable("query", call.query)
+    key, key_rows = _readable("key", call.key)
+    value, value_rows = _readable("value", call.value)
+    output, output_rows = _readable("output", output)
+    grad_output, grad_rows = _readable("grad_output", _in_dtype(grad_output, output.dtype))
+    if logsumexp.dtype is not numbers["dtype"] or not logsumexp.is_contiguous() or not logsumexp.data_ptr():
+        logsumexp = _plain("logsumexp", logsumexp, call)
     if grad_logsumexp is not None:
-        grad_logsumexp = grad_logsumexp.to(**numbers).contiguous()
-    # Keys and queries that belong to no document are not written.
-    made = results.empty_like if call.layout is None else results.zeros_like
+        grad_logsumexp = _plain("grad_logsumexp", grad_logsumexp, call)
+    # Keys and queries that belong to no document are not written; nor is anything where there are no queries.
+    cleared = call.layout is not None or not query_rows[0]
     found: list[Tensor | None] = [
-        made(tensor) if asked else None for (tensor, _), asked in zip(inputs, wanted, strict=False)
+        _room(tensor, cleared) if asked else None for tensor, asked in zip((query, key, value), wanted, strict=False)
     ]
     shares = iter(wanted[3:])
     sink = torch.zeros(call.shapes.scores[:3], **numbers) if call.sink is not None and next(shares) else None
@@ -288,18 +306,16 @@ def backward(
     if call.compare is not None and next(shares):
         vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
     kept: list[Any] = []
-    tensors = (
-        query.data_ptr(), *query_strides, key.data_ptr(), *key_strides, value.data_ptr(), *value_strides, 0, 0, 0, 0, 1
-    )  # fmt: skip
-    words = _words(call, tensors, 0, 0, kept)
     gradients = _GRADIENTS.pack(
-        output.data_ptr(), *output_strides, grad_output.data_ptr(), *grad_strides,
+        *output_rows, *grad_rows,
         logsumexp.data_ptr(), _pointer(grad_logsumexp),
         *_rows(found[0]), *_rows(found[1]), *_rows(found[2]), _pointer(sink), _pointer(vectors),
     )  # fmt: skip
     rules = b"".join([_RULE_GRADIENT.pack(*_place(tensor)) for tensor in sums])
-    words_of_rules = rules + _NO_RULES[len(rules) :] + uncleared.to_bytes(8, sys.byteorder)
-    checked(_library.ll_backward(words, gradients + words_of_rules))
+    if query_rows[0]:
+        words = _words(call, (*query_rows, *key_rows, *value_rows, 0, 0, 0, 0, 1), 0, 0, kept)
+        where = gradients + rules + _NO_RULES[len(rules) :] + uncleared.to_bytes(8, sys.byteorder)
+        checked(_library.ll_backward(words, where))
     if call.sink is not None:
         found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
     for rule, total in zip(call.scores, sums, strict=True):
@@ -383,19 +399,62 @@ _REDUCED: dict[type[ScoreRule], Callable[[Any, Tensor, Call], Tensor]] = {
 # --- Tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _readable(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The tensor and its strides, the last one 1; copied only when it has another."""
-    strides = tensor.stride()
-    if strides[3] == 1 and not tensor.is_neg():
-        return tensor, strides
-    tensor = tensor.resolve_neg().clone(memory_format=torch.contiguous_format)
+def _readable(name: str, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The tensor, and its address and strides, the last one 1; copied only where it cannot be read as it lies.
+
+    A storage that was freed is always noticed, one that was shrunk where strides are long: to look costs a short call
+    a tenth of its time.
+    """
+    try:
+        strides, address = tensor.stride(), tensor.data_ptr()
+    except RuntimeError:  # it has no memory of its own
+        strides, address = (), 0
+    if (
+        address
+        and strides[3] == 1
+        and not tensor.is_neg()
+        and (max(strides) < _SHORT_STRIDE or extent(tensor) <= tensor.untyped_storage().nbytes())
+    ):
+        return tensor, (address, *strides)
+    tensor = _copied(name, tensor)
     _, H, L, D = tensor.shape
-    return tensor, (H * L * D, L * D, D, 1)
+    return tensor, (tensor.data_ptr(), H * L * D, L * D, D, 1)
 
 
-def _plain(tensor: Tensor, call: Call) -> Tensor:
+def _address_of(tensor: Tensor) -> int:
+    """0 where a tensor has no elements, or no memory."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def _copied(name: str, tensor: Tensor) -> Tensor:
+    """A contiguous copy, by PyTorch, of a tensor that is lazily negated or zero, or lies otherwise.
+
+    Raises:
+        ArgumentError: it has no memory to be read.
+    """
+    check_tensor(name, tensor)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def _room(tensor: Tensor, cleared: bool) -> Tensor:
+    """For the gradient of ``tensor``, in its order of memory where that has the numbers of a row side by side."""
+    gradient = results.empty_like(tensor)
+    if gradient.stride(3) != 1 and tensor.shape[3] != 1:
+        gradient = results.empty(tensor.shape, tensor.dtype)
+    return gradient.zero_() if cleared else gradient
+
+
+def _plain(name: str, tensor: Tensor, call: Call) -> Tensor:
     """A small operand, contiguous, in the dtype of sums."""
-    return tensor.detach().to(**_NUMBERS[call.query.dtype]).contiguous()
+    made = tensor.detach().to(**_NUMBERS[call.query.dtype]).contiguous()
+    return made if made.data_ptr() and not made.is_neg() else _copied(name, made)
 
 
 def _address(words: bytes, kept: list[Any]) -> int:
@@ -441,23 +500,25 @@ def _with_tensor(
 
 def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
     """As it lies when it has the dtype of the query: it may be as large as all scores."""
-    tensor = rule.tensor.detach().resolve_neg()
+    tensor = rule.tensor.detach()
     stored = tensor.dtype is call.query.dtype
     if not stored:
         tensor = tensor.to(**_NUMBERS[call.query.dtype])
+    if tensor.is_neg() or not _address_of(tensor):
+        tensor = _copied("tensor", tensor)
     return _with_tensor(_BIAS, (0.0, 0.0), tensor.expand(call.shapes.scores), kept, stored)
 
 
 def _alibi(rule: ALiBi, call: Call, kept: list[Any]) -> bytes:
     B, Hq, _, _ = call.shapes.scores
-    slopes = _plain(rule.slopes, call).expand(B, Hq)[:, :, None, None].expand(B, Hq, 1, 1)
+    slopes = _plain("slopes", rule.slopes, call).expand(B, Hq)[:, :, None, None].expand(B, Hq, 1, 1)
     return _with_tensor(_ALIBI, (0.0, 0.0), slopes, kept)
 
 
 def _relative_bias(rule: RelativeBias, call: Call, kept: list[Any]) -> bytes:
     """The bias at every distance that occurs: ``O(Lq + Lk)`` numbers for each head."""
     low, high = _distances(call)
-    biases = _plain(rule.over(low, high), call)
+    biases = _plain("table", rule.over(low, high), call)
     biases = biases.expand(call.shapes.Hq, biases.shape[1])[None, :, None, :]
     return _with_tensor(_DISTANCE_TABLE, (-low, high - low + 1), biases, kept)
 
@@ -497,7 +558,7 @@ def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observa
     if observe.logsumexp:
         seen.logsumexp = torch.full((B, H, Lq), -torch.inf, **numbers)
         if call.sink is not None:
-            seen.logsumexp.copy_(_plain(call.sink, call)[heads][:, None])
+            seen.logsumexp.copy_(_plain("sink", call.sink, call)[heads][:, None])
     if observe.max_score:
         seen.max_score = torch.full((B, H, Lq), -torch.inf, **numbers)
     if observe.max_weight:
@@ -513,7 +574,7 @@ def _observation(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observa
         seen.received = torch.zeros(B, H, Lk, **numbers)
     features = rows = pairs = None
     if observe.features is not None:
-        features = _plain(observe.features, call)
+        features = _plain("features", observe.features, call)
         seen.features = torch.zeros(B, H, Lq, features.shape[1], **numbers)
     if observe.rows is not None:
         rows = _sorted(torch.as_tensor(observe.rows, dtype=torch.int64, device="cpu").reshape(-1))

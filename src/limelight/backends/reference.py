@@ -29,6 +29,7 @@ from ..observations import Observations, Observe
 from ..patterns import Part, Where
 from ..philox import kept
 from ..scores import Additive
+from ..shapes import check_tensor
 from .contract import Call, Result
 
 NAME = "reference"
@@ -36,7 +37,13 @@ ABOUT = "the definition: plain tensor operations, a long call a run of queries a
 
 
 def reasons_against(call: Call) -> list[str]:
-    """Nothing speaks against the definition."""
+    """The definition serves every call whose tensors have memory.
+
+    Raises:
+        ArgumentError: the memory of one was freed.
+    """
+    for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value)):
+        check_tensor(name, tensor)
     return []
 
 
