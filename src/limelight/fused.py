@@ -153,6 +153,9 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if torch.compiler.is_compiling():
         return functional.linear(states, weight, bias)
     _PRODUCT_FORMS.check(states, weight, bias)
+    if weight.is_meta != states.is_meta:  # PyTorch returns numbers that nobody computed
+        got = f"{weight.device} is not {states.device}"
+        raise wrong("weight", "must be on the device of `states`", got, "Load the weights first.")
     if not _multiplied_here(states, weight, bias):
         return functional.linear(states, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (states, weight, bias)):
