@@ -237,7 +237,7 @@ def extent(tensor: Tensor) -> int:
         if size == 0:
             return 0
         last += (size - 1) * stride
-    return (last + 1) * tensor.itemsize
+    return int((last + 1) * tensor.itemsize)
 
 
 def number(name: str, value: object, rule: str, way_out: str) -> float:
