@@ -32,7 +32,6 @@ from torch import Tensor
 
 from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .patterns import And, Causal, Chunks, Explicit, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
-from .shapes import wrong
 
 MOST_SPANS = 4  # intervals of a query, at most
 TILE = 64  # queries and keys of a tile of the map
@@ -194,13 +193,6 @@ SEGMENT_FIELDS = (
 )
 
 
-def _near(*positions: int) -> None:
-    if not all(-NEVER <= position <= NEVER for position in positions):
-        far = max(positions, key=abs)
-        rule = "must put tokens at positions from -2**60 to 2**60 - 1"
-        raise wrong("layout", rule, f"one lies at {far}", "Subtract a common number from all positions.")
-
-
 def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
     """Eight int64 for each segment: `SEGMENT_FIELDS`; ``row`` -1 stands for every batch row.
 
@@ -212,12 +204,9 @@ def _segments(layout: Layout | None, B: int, Lq: int, Lk: int) -> bytes:
         case Aligned(query_start, key_start):
             if not isinstance(query_start, Tensor) and not isinstance(key_start, Tensor):
                 query_start = key_start + Lk - Lq if query_start is None else query_start
-                _near(query_start, query_start + Lq, key_start, key_start + Lk)
                 return _SEGMENT.pack(-1, 0, Lq, 0, Lk, query_start, key_start, 0)
             key_offset = _per_row(key_start, B)
             query_offset = key_offset + (Lk - Lq) if query_start is None else _per_row(query_start, B)
-            for offsets, length in ((query_offset, Lq), (key_offset, Lk)):
-                _near(*offsets.tolist(), *(offsets + length).tolist())
             return _table(B, query_end=Lq, key_end=Lk, query_offset=query_offset, key_offset=key_offset)
         case Padded():
             queries, keys = (_per_row(lengths, B) for lengths in layout.both)
