@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from limelight import __version__
 from limelight.cli import app, main
-from limelight.cli.options import dtype_of, echo_json
+from limelight.cli.options import dtype_of, echo_json, fitting
 from limelight.shapes import ArgumentError
 
 run = CliRunner()
@@ -76,6 +76,23 @@ def test_json_is_the_same_without_what_steers_a_terminal(capsys):
     assert json.loads(out) == value
     assert not {*"\x7f\x9b\u202e\u2066"} & {*out}
     assert "é" in out
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+@pytest.mark.parametrize("arguments", [("models",), ("cost", "smollm2")])
+def test_tables_show_whole_numbers_or_none(arguments, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = run.invoke(app, [*arguments])
+    assert result.exit_code == 0
+    assert "…" not in result.output
+    assert max(map(len, result.output.splitlines())) <= columns
+
+
+def test_columns_that_fit():
+    columns = {"name": ["a"], "size": ["12.5 MB"], "more": ["never"]}
+    assert [*fitting(columns, 99, ["more", "size"])] == ["name", "size", "more"]
+    assert [*fitting(columns, 20, ["more", "size"])] == ["name", "size"]
+    assert [*fitting(columns, 5, ["more", "size"])] == ["name"]
 
 
 def test_dtypes():

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Dtype, dtype_of
+from .options import Dtype, dtype_of, fitting
 
 if TYPE_CHECKING:
     from ..cost import Cost
@@ -68,19 +68,22 @@ def _print(found: Cost, title: str, limits: tuple[float, float] | None, missing:
 
     console = Console(highlight=False)
     console.print(title, style="bold")
+    seconds = [part.seconds(*limits) if limits else None for part in found.parts]
+    total = sum(one for one in seconds if one is not None) if limits else None
+    columns = {
+        "step": [*(part.name for part in found.parts), "all"],
+        "grows as": [*(part.growth for part in found.parts), ""],
+        "GFLOP": [f"{flop / 1e9:,.2f}" for flop in (*(part.flop for part in found.parts), found.flop)],
+        "share": [*(f"{part.flop / found.flop:.1%}" for part in found.parts), ""],
+        "MB": [f"{size / 1e6:,.1f}" for size in (*(part.bytes for part in found.parts), found.bytes)],
+        "least ms": [_time(one) for one in (*seconds, total)],
+    }
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("step", "grows as", "GFLOP", "share", "MB", "least ms"):
+    columns = fitting(columns, console.width, ["grows as", "share", "MB"])
+    for name in columns:
         table.add_column(name, justify="left" if name in ("step", "grows as") else "right", no_wrap=True)
-    total = 0.0
-    for part in found.parts:
-        seconds = part.seconds(*limits) if limits else None
-        total += seconds or 0.0
-        cells = f"{part.flop / 1e9:,.2f}", f"{part.flop / found.flop:.1%}", f"{part.bytes / 1e6:,.1f}", _time(seconds)
-        table.add_row(part.name, part.growth, *cells)
-    table.add_section()
-    table.add_row(
-        "all", "", f"{found.flop / 1e9:,.2f}", "", f"{found.bytes / 1e6:,.1f}", _time(total if limits else None)
-    )
+    for number, cells in enumerate(zip(*columns.values(), strict=True), 1):
+        table.add_row(*cells, end_section=number == len(found.parts))
     console.print(table)
     if limits:
         console.print(f"This machine: {limits[0] / 1e9:,.0f} GFLOP/s, {limits[1] / 1e9:,.1f} GB/s, measured now.")

@@ -7,6 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import fitting
+
+READABLE = 22  # columns that a description needs
+
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
@@ -29,17 +33,25 @@ def models(
     from ..checkpoints.packaged import cache_folder
     from ..models.families import FAMILIES
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", style="bold", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
-    for heading in ("download", "on disk"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
-    table.add_column("here", no_wrap=True)
-    for model in listed:
-        sizes = (f"{model[key] / 1e6:.1f} MB" for key in ("download_bytes", "disk_bytes"))
-        table.add_row(model["name"], model["what"], *sizes, model["licence"], "yes" if model["cached"] else "no")
     console = Console()
+    columns = {
+        "name": [model["name"] for model in listed],
+        "download": [f"{model['download_bytes'] / 1e6:.1f} MB" for model in listed],
+        "on disk": [f"{model['disk_bytes'] / 1e6:.1f} MB" for model in listed],
+        "licence": [model["licence"] for model in listed],
+        "here": ["yes" if model["cached"] else "no" for model in listed],
+    }
+    columns = fitting(columns, console.width - READABLE, ["licence", "on disk", "download"])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        sizes = name in ("download", "on disk")
+        table.add_column(
+            name, style="bold" if name == "name" else "", justify="right" if sizes else "left", no_wrap=True
+        )
+        if name == "name":
+            table.add_column("what it is", overflow="fold")
+    for model, (name, *cells) in zip(listed, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(name, model["what"], *cells)
     console.print(table)
     console.print(
         f"A model that is not here is fetched when it is first used, into {cache_folder()} (LIMELIGHT_CACHE)."

@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 MODEL = "A name of `limelight models`, a folder, a .gguf file, or a hub name."
@@ -90,6 +92,20 @@ def _decoded(content: bytes, option: str, name: str) -> str:
     except UnicodeDecodeError as error:
         got = f"byte {error.start:,} of {name} is {content[error.start]:#04x}"
         raise wrong(option, "must be UTF-8 text", got, "Convert it: iconv -f ENCODING -t UTF-8.") from None
+
+
+def fitting(columns: dict[str, list[str]], width: int, spare: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of a table (header and cells) that fit into a terminal: those to ``spare`` go first, in that order.
+
+    >>> fitting({"name": ["a"], "size": ["12.5 MB"], "more": ["never"]}, 20, ["more", "size"])
+    {'name': ['a'], 'size': ['12.5 MB']}
+    """
+    kept = dict(columns)
+    for name in spare:
+        if sum(max(map(len, [header, *cells])) + 3 for header, cells in kept.items()) <= width:
+            break
+        del kept[name]
+    return kept
 
 
 def shown(text: str) -> str:
