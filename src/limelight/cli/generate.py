@@ -117,8 +117,7 @@ def _write(
         if not as_json:
             echo(result.text or "")
     else:
-        _show_prompt(model, given, chat or as_json)
-        result = _streamed(model, prompt, sampler, quiet=as_json, **settings)
+        result = _streamed(model, prompt, sampler, begun=_begun(model, given, chat), quiet=as_json, **settings)
     seconds = time.perf_counter() - begin
     if as_json:
         echo_json(_as_json(model, sampler, settings["seed"], result, seconds))
@@ -216,19 +215,29 @@ def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None
     return model.conversation(messages, parse_special_tokens=parse_special_tokens)
 
 
-def _show_prompt(model: Pretrained, given: str | Path, apart: bool) -> None:
-    """What is continued, before its continuation; for a person, not for a pipe."""
+def _begun(model: Pretrained, given: str | Path, chat: bool) -> str:
+    """What is continued, to be shown before its continuation; for a person, not for a pipe."""
     from ..models import DecoderOnly
 
-    if isinstance(given, str) and not apart and sys.stdout.isatty() and isinstance(model.network, DecoderOnly):
-        typer.secho(shown(given), nl=False, dim=True)
+    continued = isinstance(given, str) and not chat and isinstance(model.network, DecoderOnly)
+    return str(given) if continued and sys.stdout.isatty() else ""
 
 
-def _streamed(model: Pretrained, prompt: Any, sampler: Sampler, *, quiet: bool, **settings: Any) -> Continuation:
+def _streamed(
+    model: Pretrained, prompt: Any, sampler: Sampler, *, begun: str, quiet: bool, **settings: Any
+) -> Continuation:
     """The text, piece by piece; the line is ended also when it is interrupted."""
+    from itertools import chain
+
+    from ..checkpoints.progress import counted
+
     pieces = model.stream(prompt, sampler, **settings)
+    with counted("Reading", 1):  # a long text takes a while before the first piece comes
+        first = next(pieces, "")
     try:
-        for piece in pieces:
+        if begun and not quiet:
+            typer.secho(shown(begun), nl=False, dim=True)
+        for piece in chain([first], pieces):
             if not quiet:
                 echo(piece, nl=False)
     finally:
