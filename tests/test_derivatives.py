@@ -344,12 +344,3 @@ def test_the_common_call_has_every_derivative(both):
     alone = torch.autograd.grad(limelight.attention(query, key, value).sum(), key)
     together = torch.autograd.grad(limelight.attention(query, key, value).sum(), (query, key, value))
     assert torch.equal(alone[0], together[1])
-
-
-def test_batched_gradients_say_what_helps():
-    query = torch.randn(1, 1, 3, 4, dtype=torch.float64)
-    function = lambda q: limelight.attention(q, q, q)  # noqa: E731
-    with pytest.raises(RuntimeError, match="jacrev"):
-        torch.autograd.functional.jacobian(function, query, vectorize=True)
-    expected = torch.autograd.functional.jacobian(function, query)
-    torch.testing.assert_close(torch.func.jacrev(function)(query), expected)

@@ -367,7 +367,7 @@ def test_symbolic_trace_records_the_call_with_its_descriptions():
     x = inputs()
     for found, truth in zip(graph(x), f(x), strict=True):
         torch.testing.assert_close(found, truth)
-    with pytest.raises(torch.fx.proxy.TraceError):
+    with pytest.raises(limelight.ArgumentError, match=r"`places` must be Places.* it is Proxy\(places\)"):
         torch.fx.symbolic_trace(MultiHead(16, 4, 2, 4))
 
 

@@ -286,7 +286,13 @@ def flash_attn_varlen_func(
     """
     lengths = _lengths("cu_seqlens_q", cu_seqlens_q), _lengths("cu_seqlens_k", cu_seqlens_k)
     pattern, scores = _flash(causal, window_size, softcap, alibi_slopes)
-    attend = _attend_documents if alibi_slopes is None or alibi_slopes.dim() == 1 else _attend_rows
+    attend = _attend_documents
+    if alibi_slopes is not None and alibi_slopes.dim() == 2:
+        documents, attend = len(lengths[0]), _attend_rows
+        if alibi_slopes.shape[0] not in (1, documents):
+            rule = "must have one number for each query head, or one row of them for each document"
+            got = f"there are {documents} documents, and its shape is {tuple(alibi_slopes.shape)}"
+            raise wrong("alibi_slopes", rule, got, "`cu_seqlens_q` holds one number more than there are documents.")
     output, logsumexp = attend(
         q, k, v, *lengths,
         pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,

@@ -150,7 +150,7 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     found = products(states, ((weight, bias),))
     if found is not None:
         return found[0]
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or tracing.active():
         return functional.linear(states, weight, bias)
     _PRODUCT_FORMS.check(states, weight, bias)
     if weight.is_meta != states.is_meta:  # PyTorch returns numbers that nobody computed
@@ -230,7 +230,7 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
         out: where the result ``(M, N)`` is written; anew by default.
         add: whether it is added to what ``out`` holds.
     """
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or tracing.active()):
         fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
         if not fits or out is not None:
             _MATMUL_FORMS.check(left, right, out)

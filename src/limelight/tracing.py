@@ -31,7 +31,7 @@ _TRACERS = (
 warnings.filterwarnings(
     "ignore",
     category=TracerWarning,
-    module=r"limelight\.(attention|backends\.reference|compat|compiled|fused|layouts|patterns|scores|shapes)$",
+    module=r"limelight\.(attention|backends\.reference|compat|compiled|fused|layouts|nn\.checks|patterns|scores|shapes)$",
 )
 
 

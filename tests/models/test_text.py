@@ -113,10 +113,8 @@ def test_the_chat_template_is_text(minilm, smollm2):
 
 
 def test_what_is_no_text(minilm):
-    with pytest.raises(ArgumentError, match=r"`text` must be a str.*bytes"):
-        minilm.read([b"bytes"])
-    for texts in (5, None, b"bytes"):
-        with pytest.raises(ArgumentError, match="`texts` must be a text or a sequence of texts"):
+    for texts in (5, None, b"bytes", [b"bytes"], [None]):
+        with pytest.raises(ArgumentError, match="`texts` must be a text, or several"):
             minilm.read(texts)
     for ids in ([-1], [2**70], ["a"]):
         with pytest.raises(ArgumentError, match="`ids` must be token ids that the tokenizer of this model can write"):

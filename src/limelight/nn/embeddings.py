@@ -76,8 +76,8 @@ class SummedEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
-        places = Places.given(places, tokens)
         states = token_vectors(self.tokens, tokens)
+        places = Places.given(places, tokens)
         if self.scale != 1.0:
             states = states * self.scale
         if self.segments is not None:
