@@ -40,7 +40,7 @@ def normalizers(call: Call, logsumexp: Tensor, blind: bool) -> Normalizers:
     found = Normalizers(*torch.zeros((3, *logsumexp.shape), dtype=torch.float32, device=device))
     query, key = operands.readable(call.query), operands.readable(call.key)
     widest = max(tuning.width(D), tuning.width(Dv))
-    tile = tuning.observing_tile(machine.generation(device), call.query.dtype.itemsize, widest)
+    tile = tuning.summing_tile(machine.generation(device), call.query.dtype.itemsize, widest)
     sight = operands.sight(call.lowered, tile.rows, device)
     if not blind and sight.tiles:
         rules = operands.rules(call)

@@ -192,3 +192,9 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
         return Tile(16, 16, 8, 1)
     most = 64 if generation == "blackwell" else 128
     return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= most else Tile(32, 32, 8, 1)
+
+
+def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
+    """The tile of the pass that sums weights once more: as when observing, or fewer keys for Ampere's registers."""
+    tile = observing_tile(generation, itemsize, widest)
+    return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile
