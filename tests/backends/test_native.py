@@ -26,11 +26,13 @@ from limelight import (
     Observe,
     Packed,
     Padded,
+    RelativeBias,
     SoftCap,
+    T5Buckets,
     Window,
 )
 from limelight.attention import prepare
-from limelight.backends import native
+from limelight.backends import BackendError, native
 
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)
@@ -343,3 +345,53 @@ def test_positions_beyond_them(start):
     for starts in ((start, 0), (0, start), (start, start), (torch.tensor([start]), 0), (0, torch.tensor([start]))):
         with pytest.raises(ArgumentError, match=r"_start` must lie between -2\^58 and 2\^58"):
             limelight.attention(q, q, q, layout=Aligned(*starts), pattern=Causal(), backend="native")
+
+
+FAR = 2**40
+
+
+@pytest.mark.parametrize("layout", [Aligned(FAR), Aligned(torch.tensor([FAR])), Aligned(0, FAR)], ids=repr)
+def test_distances_that_the_kernels_cannot_count(layout):
+    """Every key is about 2^40 away: so is the mean, and a slope of 2^-40 takes 1 from every score."""
+    q = torch.randn(1, 1, 2, 4)
+    asked = {"layout": layout, "observe": Observe(distance=True)}
+    found = limelight.attention(q, q, q, **asked)[1].distance
+    torch.testing.assert_close(found, torch.full((1, 1, 2), float(FAR)))
+    biased = {"layout": layout, "scores": (ALiBi(torch.tensor([2.0**-40])),), "observe": Observe(logsumexp=True)}
+    plain = limelight.attention(q, q, q, layout=layout, observe=Observe(logsumexp=True))[1].logsumexp
+    torch.testing.assert_close(limelight.attention(q, q, q, **biased)[1].logsumexp, plain - 1)
+    for settings in (asked, biased):
+        with pytest.raises(BackendError, match=r"distances up to 2\^30"):
+            limelight.attention(q, q, q, backend="native", **settings)
+    assert limelight.explain(q, q, q, layout=layout).backend == "native"  # nobody asks for a distance
+
+
+def test_the_farthest_distance_that_the_kernels_count():
+    q = torch.randn(1, 1, 1, 4)
+    layout = Aligned(2**30)
+    seen = limelight.attention(q, q, q, layout=layout, observe=Observe(distance=True), backend="native")[1]
+    assert seen.distance.item() == 2**30
+    assert limelight.explain(q, q, q, layout=Aligned(2**30 + 1), observe=Observe(distance=True)).backend == "reference"
+
+
+def test_a_relative_bias_of_rows_far_apart_takes_no_memory_for_what_lies_between():
+    q, table = torch.randn(2, 1, 3, 4), torch.zeros(1, 32)
+    for apart in (FAR, 2**29):
+        far = Aligned(torch.tensor([0, apart]), 0)
+        rule = RelativeBias(table, T5Buckets(32, 128))
+        assert limelight.explain(q, q, q, layout=far, scores=(rule,)).backend == "reference"
+        expected = limelight.attention(q, q, q, layout=far)  # a bias of zeros is none
+        torch.testing.assert_close(limelight.attention(q, q, q, layout=far, scores=(rule,)), expected)
+        with pytest.raises(BackendError, match="distance"):
+            limelight.attention(q, q, q, layout=far, scores=(rule,), backend="native")
+
+
+def test_far_distances_inside_a_transform():
+    q = torch.randn(1, 1, 2, 4)
+
+    def distance(start):
+        return limelight.attention(q, q, q, layout=Aligned(start), observe=Observe(distance=True))[1].distance
+
+    assert torch.func.vmap(distance)(torch.tensor([[5]])).shape == (1, 1, 1, 2)
+    with pytest.raises(BackendError, match="Name backend='reference'"):
+        torch.func.vmap(distance)(torch.tensor([[5], [FAR]]))

@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import tracing
+from ..layouts import Aligned
 from ..lowering import Lowered
 from ..observations import Observations, Observe
 from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
@@ -34,6 +36,8 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 
 FILE = "liblimelight_native.so"
 MOST_RULES = 8
+FARTHEST_DISTANCE = 2**30  # the kernels count distances in 32 bits
+MOST_DISTANCES = 2**24  # of a table of biases, unless queries and keys are more
 
 _VERSION = 5
 _INTERRUPTED = 3
@@ -46,6 +50,7 @@ _OBSERVATION = struct.Struct("24q")
 # and which of them are not cleared
 _GRADIENTS = struct.Struct("10q 2q 15q 2q")
 _RULE_GRADIENT = struct.Struct("5q")
+_SEGMENT = struct.Struct("8q")
 _SEGMENT_BYTES, _SPAN_BYTES = 64, 80
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)
 _SHORT_STRIDE = 2**14  # elements
@@ -135,7 +140,27 @@ def reasons_against(call: Call) -> list[str]:
         reasons += _reasons_against_operands(call)
     if call.layout is not None:
         reasons += unknown_positions(call)
-    return reasons + reasons_against_rules(call.scores) if call.scores else reasons
+    if call.scores:
+        reasons += reasons_against_rules(call.scores)
+    # Under a transform the positions may not be known yet: then `forward` asks.
+    if reasons or type(call.layout) is not Aligned or tracing.is_transformed():
+        return reasons
+    return _reasons_against_distances(call)
+
+
+def _reasons_against_distances(call: Call) -> list[str]:
+    """Why the distances of a call cannot be told apart or tabled; only `Aligned` puts queries far from their keys."""
+    kinds = [type(rule) for rule in call.scores]
+    tabled = RelativeBias in kinds
+    if not (tabled or ALiBi in kinds or (call.observe is not None and call.observe.distance)):
+        return []
+    low, high = _distances(call)
+    if max(-low, high) > FARTHEST_DISTANCE:
+        return [f"it knows distances up to 2^30, but those of {call.layout!r} run from {low} to {high}"]
+    most = max(MOST_DISTANCES, call.shapes.Lq + call.shapes.Lk)
+    if tabled and high - low >= most:
+        return [f"it would table a bias for each distance from {low} to {high}; it tables {most:,}"]
+    return []
 
 
 def _reasons_against_operands(call: Call) -> list[str]:
@@ -183,6 +208,9 @@ def forward(call: Call) -> Result:
     _key, key_rows = _readable("key", call.key)  # a copy lives as long as its variable
     _value, value_rows = _readable("value", call.value)
     lowered = call.lowered
+    far = _reasons_against_distances(call) if type(call.layout) is Aligned else None
+    if far:
+        raise BackendError(f"backend 'native', inside a transform: {'; '.join(far)}. Name backend='reference'.")
     covered = call.layout is None or lowered.covers
     # In the query's own order of memory: (B, L, H, D) underneath when heads were split without a copy.
     output = results.empty_like(query) if Dv == D else results.empty((B, Hq, Lq, Dv), query.dtype)
@@ -525,6 +553,12 @@ def _relative_bias(rule: RelativeBias, call: Call, kept: list[Any]) -> bytes:
 
 def _distances(call: Call) -> tuple[int, int]:
     """The smallest and the largest distance that occur."""
+    if len(call.lowered.segments) == _SEGMENT_BYTES:  # the common one, told quickly
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = _SEGMENT.unpack(
+            call.lowered.segments
+        )
+        low = key_begin + key_offset - query_end + 1 - query_offset
+        return low, max(low, key_end - 1 + key_offset - query_begin - query_offset)
     table = call.lowered.segment_table
     if not len(table):
         return 0, 0
