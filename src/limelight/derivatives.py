@@ -120,7 +120,7 @@ class Run(NamedTuple):
     def cut(self, tensor: Tensor, letters: str) -> Tensor:
         """This run's part of a tensor, a view; what is shared (a 1) stays whole."""
         index = [slice(None)] * tensor.dim()
-        for back, letter in enumerate(reversed(letters[-tensor.dim() :]), 1):
+        for back, letter in zip(range(1, tensor.dim() + 1), reversed(letters), strict=False):
             if letter in "rpxy" or (letter in "bhgqk" and tensor.shape[-back] != 1):
                 index[-back] = self.slices[letter]
         return tensor[tuple(index)]

@@ -394,7 +394,7 @@ def _gradient(rule: ScoreRule, call: Call) -> Tensor:
     """Room for what the library adds for a rule's tensor: zeros."""
     B, Hq, Lq, _ = call.shapes.scores
     shape = [B, Hq, Lq, 1]  # each query's share, to which chunks of keys add in turn
-    if isinstance(rule, Bias) and rule.tensor.shape[-1] != 1:
+    if isinstance(rule, Bias) and _dimensions(rule)[-1] != 1:
         shape = _dimensions(rule)
     elif isinstance(rule, RelativeBias):
         low, high = _distances(call)
