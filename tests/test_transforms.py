@@ -342,9 +342,10 @@ def test_a_mapped_call_is_one_call(dims, monkeypatch):
 
 
 @forms
-def test_batched_gradients_of_autograd(settings):
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_batched_gradients_of_autograd(settings, backend):
     """PyTorch's older vmap: in a backward pass, in forward mode, and in a backward pass that is differentiated."""
-    f, inputs = call(settings), tensors()
+    f, inputs = call(settings | {"backend": backend}), tensors()
     jacobian = torch.autograd.functional.jacobian
     each = jacobian(f, inputs)
     torch.testing.assert_close(jacobian(f, inputs, vectorize=True), each)
@@ -352,3 +353,28 @@ def test_batched_gradients_of_autograd(settings):
     torch.testing.assert_close(jacobian(f, inputs, vectorize=True, strategy="forward-mode"), each)
     leaves = [t.requires_grad_() for t in inputs]
     assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (6,), (5, 1), (2, 1, 1, 1)], ids=str)
+def test_a_bias_of_any_rank_has_every_derivative(shape, backend):
+    """A constant changes no weight, so its gradient is zero; that of the logsumexp is one for each query."""
+    q, k, v = torch.randn(2, 4, 5, 3), torch.randn(2, 2, 6, 3), torch.randn(2, 2, 6, 2)
+    q, k, v = q.double(), k.double(), v.double()
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def f(bias, q):
+        rules = (Bias(bias), SoftCap(3.0))
+        output, seen = limelight.attention(q, k, v, scores=rules, observe=Observe(logsumexp=True), backend=backend)
+        return output, seen.logsumexp
+
+    assert torch.autograd.gradcheck(f, (bias, q.requires_grad_()), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, (bias, q), fast_mode=True)
+    if bias.numel() == 1:
+        settings = {"scores": (Bias(bias),), "observe": Observe(logsumexp=True), "backend": backend}
+        output, seen = limelight.attention(q, k, v, **settings)
+        grad_output, grad_logsumexp = (
+            torch.autograd.grad(x.sum(), bias, retain_graph=True)[0] for x in (output, seen.logsumexp)
+        )
+        torch.testing.assert_close(grad_output, torch.zeros_like(bias), atol=1e-12, rtol=0)
+        torch.testing.assert_close(grad_logsumexp, torch.full_like(bias, 2 * 4 * 5))

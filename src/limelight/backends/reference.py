@@ -308,7 +308,12 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 
 def _may_look(tensor: Tensor) -> bool:
-    return not torch._C._are_functorch_transforms_active() and tensor.device.type == "cpu" and tracing.readable(tensor)
+    return (
+        not torch._C._are_functorch_transforms_active()
+        and tensor.device.type == "cpu"
+        and tracing.readable(tensor)
+        and torch._C._has_storage(tensor)  # a batch of PyTorch's older vmap has none
+    )
 
 
 def _spoils(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
