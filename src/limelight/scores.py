@@ -24,6 +24,7 @@ from torch import Tensor
 from .descriptions import Description
 from .patterns import Where
 from .shapes import FLOATS, Shapes, check_broadcast, check_tensor, describe, fits, number, whole_number, wrong
+from .tracing import is_transformed, readable
 
 
 class ScoreRule(Description):
@@ -147,11 +148,35 @@ class RelativeBias(ScoreRule):
 
     def over(self, low: int, high: int) -> Tensor:
         """``(Hq, high - low + 1)``: the bias at each distance from ``low`` to ``high``; all that a kernel reads."""
-        return self.table[:, self.buckets(torch.arange(low, high + 1, device=self.table.device))]
+        return self.table[:, self.bucket_of(torch.arange(low, high + 1, device=self.table.device))]
+
+    def bucket_of(self, distance: Tensor) -> Tensor:
+        """The column of the table for each distance.
+
+        Raises:
+            ArgumentError: ``buckets`` gave something else than one column for each distance.
+        """
+        found = self.buckets(distance)
+        if isinstance(self.buckets, T5Buckets):  # its columns are there, or the rule would not have been made
+            return found
+        rule, way_out = "must give a whole number for each distance", "Keep the shape and the device of its argument."
+        if not isinstance(found, Tensor):
+            raise wrong("buckets", rule, f"it gave {describe(found)}", way_out)
+        whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+        if not whole or found.shape != distance.shape or found.device != distance.device:
+            got = f"for {describe(distance)} on {distance.device} it gave {describe(found)} on {found.device}"
+            raise wrong("buckets", rule, got, way_out)
+        # A GPU is not waited for.
+        if found.is_cpu and found.numel() and readable(found) and not is_transformed():
+            low, high = (int(x) for x in found.aminmax())
+            if low < 0 or high >= self.table.shape[1]:
+                rule = f"must give numbers from 0 to {self.table.shape[1] - 1}, the columns of `table`"
+                raise wrong("buckets", rule, f"they run from {low} to {high}", "Clamp them, or widen the table.")
+        return found.long()
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
         """See `ScoreRule.apply`."""
-        bias = self.table.to(scores.dtype)[:, self.buckets(at.distance)]  # (H, B, 1, Lq, Lk)
+        bias = self.table.to(scores.dtype)[:, self.bucket_of(at.distance)]  # (H, B, 1, Lq, Lk)
         return scores + bias.squeeze(2).transpose(0, 1)
 
 

@@ -412,7 +412,7 @@ def _of_slopes(rule: ALiBi, total: Tensor, call: Call) -> Tensor:
 
 def _of_table(rule: RelativeBias, total: Tensor, call: Call) -> Tensor:
     low, high = _distances(call)
-    buckets = rule.buckets(torch.arange(low, high + 1, device="cpu"))
+    buckets = rule.bucket_of(torch.arange(low, high + 1, device="cpu"))
     heads = total.sum((0, 2))
     return heads.new_zeros(len(heads), rule.table.shape[1]).index_add_(1, buckets, heads).sum_to_size(rule.table.shape)
 

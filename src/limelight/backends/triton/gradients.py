@@ -229,7 +229,7 @@ def _table_gradient(call: Call, n: int, given: Given) -> Tensor:
         *given, result, *given.strides, Hq, Hq // Hkv, Lq, *operands.all_segments(sight), *common,
         B, Hq // heads, low, count, form=square, RULE=n, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
-    of_distance = rule.buckets(torch.arange(low, high + 1, device=result.device))
+    of_distance = rule.bucket_of(torch.arange(low, high + 1, device=result.device))
     members = torch.nn.functional.one_hot(of_distance, buckets).to(torch.float32)
     # A product sums in a fixed order; what is not finite is added afterwards, to its own bucket alone.
     finite = result.isfinite()
