@@ -103,6 +103,9 @@ def attention(
             return handle_torch_function(attention, (query, key, value), query, key, value, **settings)
         if isinstance(query, Tensor) and not query.is_nested:
             return _unbatched(query, key, value, settings)
+    if name is not None and not isinstance(name, str):
+        way_out = "It names the layer for limelight.watching."
+        raise wrong("name", "must be a string", f"it is {describe(name)}", way_out)
     seen_by = tracing.seen_by(query)
     watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
     call = prepare(
@@ -163,7 +166,7 @@ def prepare(
         check_sink(sink, query, shapes)
     if seed is not None:
         check_seed(seed)
-    if dropout or type(dropout) is not float:
+    if type(dropout) is not float or dropout:
         call.dropout = check_dropout(dropout)
     if call.dropout:
         # torch's generator, so that manual_seed and activation checkpointing mean what they say

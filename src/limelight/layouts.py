@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import WHOLE, Part
-from .shapes import FARTHEST, check_tensor, describe, fits, position, sequence, whole_number, wrong
+from .shapes import FARTHEST, check_tensor, describe, fits, flag, position, sequence, whole_number, wrong
 from .tracing import readable
 
 
@@ -247,6 +247,7 @@ class KeyMask(Layout):
     fixed: bool = False
 
     def __post_init__(self) -> None:
+        flag("fixed", self.fixed)
         mask = check_tensor("mask", self.mask)
         if mask.dtype != torch.bool or mask.dim() != 2:
             got = f"it is {describe(mask)}"

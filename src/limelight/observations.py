@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .descriptions import Description
-from .shapes import FLOATS, Shapes, check_tensor, describe, sequence, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_tensor, describe, flag, sequence, whole_number, wrong
 from .tracing import readable
 
 MOST_PADDED = 1024  # `top` may be so much, however few the keys are
@@ -61,6 +61,8 @@ class Observe(Description):
     heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("logsumexp", "max_score", "max_weight", "entropy", "distance", "received"):
+            flag(name, getattr(self, name))
         whole_number("top", self.top, at_least=0)
         for name in ("rows", "heads"):
             indices = getattr(self, name)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .descriptions import Description
 from .patterns import Where
-from .shapes import FLOATS, Shapes, check_broadcast, check_tensor, describe, fits, number, whole_number, wrong
+from .shapes import FLOATS, Shapes, check_broadcast, check_tensor, describe, fits, flag, number, whole_number, wrong
 from .tracing import is_transformed, readable
 
 
@@ -92,6 +92,7 @@ class T5Buckets(Description):
     bidirectional: bool = True
 
     def __post_init__(self) -> None:
+        flag("bidirectional", self.bidirectional)
         least = 4 if self.bidirectional else 2  # of each direction one exact distance and one beyond
         whole_number("count", self.count, at_least=least)
         exact = self.count // 4 if self.bidirectional else self.count // 2

@@ -265,6 +265,13 @@ def whole_number(name: str, value: object, *, at_least: int | None = None, at_mo
     return value  # type: ignore[return-value]
 
 
+def flag(name: str, value: object) -> bool:
+    """``value``, or an error that names it: it must be a bool."""
+    if not isinstance(value, bool):
+        raise wrong(name, "must be True or False", f"it is {describe(value)}", "Pass a bool.")
+    return value
+
+
 def position(name: str, value: object, *, at_least: int = -FARTHEST) -> int:
     """``value`` as a position, or a number of positions, that kernels can add up."""
     found = whole_number(name, value)
