@@ -36,6 +36,11 @@ q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6,
 attend = limelight.attention
 
 
+def sixteen(*sizes: int) -> Tensor:
+    """Numbers of 16 bits, whose products of many rows are PyTorch's."""
+    return torch.randn(sizes).bfloat16()
+
+
 def _backward(grad: Tensor) -> Tensor:
     leaf = q.clone().requires_grad_()
     return torch.autograd.grad(attend(leaf, k, v, scores=(ALiBi(torch.ones(2)),)), leaf, grad)[0]
@@ -82,6 +87,17 @@ ARGUMENTS: dict[str, tuple[Tensor, Callable[[Tensor], object]]] = {
     "left": (torch.randn(20, 8), lambda t: fused.matmul(t, torch.ones(8, 4))),
     "out": (torch.zeros(20, 4), lambda t: fused.matmul(torch.ones(20, 8), torch.ones(8, 4), out=t)),
     "gate": (torch.randn(3, 8), lambda t: fused.gated(functional.silu, t, torch.ones(3, 8))),
+    "gate of another function": (torch.randn(3, 8), lambda t: fused.gated(functional.relu, t, torch.ones(3, 8))),
+    "x of the GELU": (torch.randn(3, 8), lambda t: torch.ones(3, 8) * fused.gelu_tanh(t)),
+    "states in 16 bits": (sixteen(20, 8), lambda t: fused.product(t, sixteen(4, 8).fill_(1))),
+    "left in 16 bits": (sixteen(20, 8), lambda t: fused.matmul(t, sixteen(8, 4).fill_(1))),
+    "right in 16 bits": (sixteen(8, 4), lambda t: fused.matmul(sixteen(20, 8).fill_(1), t)),
+    "states of a norm beside a wide weight": (
+        sixteen(3, 8), lambda t: fused.rms_norm(t, torch.ones(8), 1e-6, 1.0),
+    ),
+    "heads beside narrow tables": (
+        torch.randn(1, 2, 3, 4), lambda t: fused.rotate_halves(t, *sixteen(2, 1, 1, 3, 4).fill_(1)),
+    ),
     "heads": (torch.randn(1, 2, 3, 4), lambda t: fused.rotate_halves(t, *torch.ones(2, 1, 1, 3, 4))),
     "own": (torch.randn(1, 1, 3, 4), lambda t: fused.rotate_halves(torch.ones(1, 2, 3, 4), t, torch.ones(1, 1, 3, 4))),
 }  # fmt: skip

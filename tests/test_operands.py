@@ -1,5 +1,6 @@
 """No tensor that PyTorch makes crashes the process or is misread, in the place of any tensor that the library takes."""
 
+import math
 import os
 import subprocess
 import sys
@@ -104,6 +105,9 @@ WRONG = {
     "bias of many rows": lambda: fused.product(torch.ones(50, 64), torch.ones(4096, 64), torch.ones(1)),
     "weight": lambda: fused.product(torch.ones(1, 64), torch.ones(64, 32)),
     "matmul": lambda: fused.matmul(torch.ones(300, 64), torch.ones(32, 300)),
+    "device of right": lambda: fused.matmul(torch.ones(5, 6), torch.ones(6, 7, device="meta")),
+    "device of left": lambda: fused.matmul(torch.ones(5, 6, device="meta"), torch.ones(6, 7)),
+    "device of out": lambda: fused.matmul(torch.ones(5, 6), torch.ones(6, 7), out=torch.ones(5, 7, device="meta")),
     "out": lambda: fused.matmul(torch.ones(300, 64), torch.ones(64, 300), out=torch.ones(2, 3)),
     "length of a table": lambda: _rotate((2, 3, 5, 8), (1, 1, 4, 8)),
     "rows of a table": lambda: _rotate((2, 3, 5, 8), (3, 1, 5, 8)),
@@ -122,6 +126,21 @@ WRONG = {
     ),
     "captured gate": lambda: fused.Steps().gated(torch.nn.functional.silu, torch.ones(8), torch.ones(4)),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(0, 6), (0, 0), (4, 0)])
+@pytest.mark.parametrize("leading", [(3,), (2, 20), (0,)])
+def test_products_of_nothing(leading, sizes):
+    outputs, inputs = sizes
+    states, weight = torch.randn(*leading, inputs), torch.randn(sizes)
+    bias = torch.randn(outputs)
+    for leaf in (states, weight, bias):
+        made = fused.product(states, weight, bias)
+        assert torch.equal(made, (states @ weight.T + bias).detach())
+        leaf.requires_grad_()
+    found = torch.autograd.grad(fused.product(states, weight, bias).sum(), (states, weight, bias))
+    assert [grad.shape for grad in found] == [states.shape, weight.shape, bias.shape]
+    assert torch.equal(found[2], torch.full((outputs,), float(math.prod(leading))))
 
 
 def _rotate(heads, table):

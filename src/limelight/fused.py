@@ -100,6 +100,13 @@ def _has_memory(tensor: Tensor) -> bool:
     return native._address_of(tensor) != 0 or not tensor.numel()
 
 
+def _check_memory(**tensors: Tensor | None) -> None:
+    """Raise where PyTorch's own operations, which do not look, would read memory of the CPU that is not there."""
+    for name, tensor in tensors.items():
+        if tensor is not None and (not isinstance(tensor, Tensor) or tensor.is_cpu):
+            check_tensor(name, tensor)
+
+
 def _no_address(*tensors: Tensor) -> bool:
     """Raise where PyTorch's own operations would not serve either; else they do."""
     for tensor in tensors:
@@ -157,6 +164,7 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         got = f"{weight.device} is not {states.device}"
         raise wrong("weight", "must be on the device of `states`", got, "Load the weights first.")
     if not _multiplied_here(states, weight, bias):
+        _check_memory(states=states, weight=weight, bias=bias)
         return functional.linear(states, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (states, weight, bias)):
         made: Tensor = _Product.apply(states, weight, bias)  # type: ignore[no-untyped-call]
@@ -234,9 +242,14 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
         fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
         if not fits or out is not None:
             _MATMUL_FORMS.check(left, right, out)
+        for name, tensor in (("right", right), ("out", out)):
+            if tensor is not None and tensor.device != left.device:  # PyTorch may return numbers that nobody computed
+                got = f"{tensor.device} is not {left.device}"
+                raise wrong(name, "must be on the device of `left`", got, "Move one with .to().")
     if out is None:
         out, add = left.new_empty(left.shape[0], right.shape[1]), False
     if not _multiplied_here(left, right, out) or out.stride(1) != 1 or out.stride(0) < out.shape[1]:
+        _check_memory(left=left, right=right, out=out)
         return out.addmm_(left, right) if add else torch.mm(left, right, out=out)
     _multiply(left, right, None, out, add)
     return out
@@ -248,6 +261,7 @@ def _multiplied_here(left: Tensor, right: Tensor, third: Tensor | None) -> bool:
         not torch.compiler.is_compiling()
         and left.dtype in (torch.float32, torch.float64)
         and left.numel() > 0
+        and right.numel() > 0
         and not torch._C._is_any_autocast_enabled()
         and (_served(left, right) if third is None else _served(left, right, third))
         and native._library.ll_isa_name().decode() in _QUICKER_THAN_PYTORCH
@@ -308,6 +322,7 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
         offset: added to the weight, in float32 or wider.
     """
     if not _served(states, weight):
+        _check_memory(states=states, weight=weight)
         return _norm_defined(states, weight, epsilon, offset)
     if not states.numel():
         _NORM_FORMS.check(states, weight)
@@ -382,6 +397,7 @@ class _Norm(torch.autograd.Function):
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """``x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2``: GELU as GPT-2 computes it (arXiv:1606.08415)."""
+    _check_memory(x=x)
     return functional.gelu(x, approximate="tanh")
 
 
@@ -399,6 +415,7 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
     The library computes the activations of `SIGMOID_FORMS`, PyTorch the others.
     """
     if activation not in SIGMOID_FORMS or gate.shape != up.shape or not gate.numel() or not _served(gate, up):
+        _check_memory(gate=gate, up=up)
         return activation(gate) * up
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         found: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
@@ -455,6 +472,7 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
         partners: the same shape: minus the sine of every pair, then the sine.
     """
     if own.requires_grad or partners.requires_grad or not _served(heads, own, partners):
+        _check_memory(heads=heads, own=own, partners=partners)
         return _rotation_defined(heads, own, partners)
     if not heads.numel():
         _check_rotation(heads, own, partners)
