@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..backends.contract import BackendError
 from ..shapes import ArgumentError, describe, whole_number, wrong
+from ..tracing import recorder
 
 Layer = TypeVar("Layer", bound=type)
 
@@ -135,6 +137,29 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
         and (states.dtype is weight.dtype or _is_cast(states))
         and states.device == weight.device
     )
+
+
+def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
+    """Raise where what a layer computes depends on numbers, and somebody records its operations for others.
+
+    ``torch.compile`` leaves such a step to Python.
+
+    Args:
+        layer: whose operations they are.
+        states: which it reads.
+        chooses: what depends on numbers.
+
+    Raises:
+        BackendError: a recorder would keep what the layer does for these states, and do the same for all others.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return
+    by = recorder(states)
+    if by:
+        raise BackendError(
+            f"{type(layer).__name__} cannot be recorded by {by}: {chooses} depends on numbers, and the record would "
+            "treat every input as this one. Run the layer outside of it, or use torch.compile without fullgraph."
+        )
 
 
 def _is_cast(states: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import whole_number
-from .checks import checked
+from .checks import checked, refuse_recorders
 from .feed_forward import GatedFeedForward
 from .routing import Routing, TopK, report
 
@@ -56,7 +56,12 @@ class MixtureOfExperts(nn.Module):
         self.shared = None if shared is None else shared(width)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(B, L, width)`` to the same."""
+        """``(B, L, width)`` to the same.
+
+        Raises:
+            BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.
+        """
+        refuse_recorders(self, states, "which expert reads which token")
         routing: Routing = self.router(states)
         report(self.name, routing)
         flat = states.flatten(0, -2)

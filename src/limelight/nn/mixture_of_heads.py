@@ -14,7 +14,7 @@ import limelight
 from ..layouts import Chosen, Layout
 from ..scores import ALiBi, RelativeBias, ScoreRule, SoftCap
 from ..shapes import whole_number, wrong
-from .checks import checked
+from .checks import checked, refuse_recorders
 from .multihead import MultiHead, heads_of
 from .places import Places
 from .routing import Routing, report, shares
@@ -142,7 +142,12 @@ class MixtureOfHeads(MultiHead):
         self.router = router(width, shared, query_heads - shared, k)
 
     def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same."""
+        """``(B, L, width)`` to the same.
+
+        Raises:
+            BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.
+        """
+        refuse_recorders(self, states, "which head works for which token")
         places = Places.given(places, states)
         B, L, _ = states.shape
         query = heads_of(self.query(states), self.head_width)
