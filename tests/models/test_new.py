@@ -73,3 +73,6 @@ def test_texts_become_means_of_their_tokens(minilm):
         torch.testing.assert_close(model.embed(text, normalise=False)[0], mean, rtol=1e-4, atol=1e-5)
     with pytest.raises(ArgumentError, match="`texts`"):
         model.embed([5])
+    for texts in (None, 3, 2.5, object(), b"text", torch.tensor(3)):
+        with pytest.raises(ArgumentError, match="`texts` must be a string or a sequence of strings"):
+            model.embed(texts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..shapes import whole_number, wrong
+from ..shapes import describe, whole_number, wrong
 from .encoder_decoder import EncoderDecoder
 
 if TYPE_CHECKING:
@@ -21,9 +21,7 @@ def embed(model: Pretrained, texts: str | Sequence[str], *, normalise: bool = Tr
     if isinstance(model.network, EncoderDecoder):
         got = f"{model.name} has an encoder and a decoder"
         raise wrong("model", "must be a single encoder or decoder to embed texts", got, "Use its `encoded` states.")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not all(isinstance(text, str) for text in texts):
-        raise wrong("texts", "must be a string or a sequence of strings", f"it is {texts!r:.200}", "Pass texts.")
+    texts = _listed(texts)
     found = torch.empty(len(texts), model.config.width, dtype=next(model.network.parameters()).dtype)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so that little of a batch is padding
     for first in range(0, len(texts), batch):
@@ -37,6 +35,16 @@ def embed(model: Pretrained, texts: str | Sequence[str], *, normalise: bool = Tr
             exists = tokens.layout.coordinates(B, L, L, states.device).query_exists.expand(B, L)
         found[rows] = _mean(states, exists).to(found)
     return torch.nn.functional.normalize(found, dim=-1) if normalise else found
+
+
+def _listed(texts: Any) -> list[str]:
+    try:
+        found = [texts] if isinstance(texts, str) else list(texts)
+    except TypeError:  # nothing that holds others
+        found = [None]
+    if not all(isinstance(text, str) for text in found):
+        raise wrong("texts", "must be a string or a sequence of strings", f"it is {describe(texts)}", "Pass texts.")
+    return found
 
 
 def _mean(states: Tensor, exists: Tensor) -> Tensor:
