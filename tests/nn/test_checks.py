@@ -2,12 +2,13 @@
 
 import inspect
 import math
+import warnings
 
 import pytest
 import torch
 
 import limelight
-from limelight import Causal, Observe, Packed, nn
+from limelight import BackendError, Causal, Observe, Packed, nn
 from limelight.shapes import ArgumentError
 
 X = torch.randn(1, 6, 16)
@@ -102,13 +103,20 @@ def test_every_public_layer_is_asked():
     assert layers - plain <= set(TAKEN)
 
 
-STATES = ("a", 5, None, torch.randn(1, 6, 15), torch.randn(16), torch.randn(1, 6, 16).long(), X.to("meta"))
+STATES = ("a", 5, None, torch.randn(1, 6, 15), torch.randn(16), torch.randn(1, 6, 16).long(), X.to("meta"), X.tolist())
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # nested tensors are a prototype
+    NESTED = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(6, 16)])
+    NESTED_IDS = torch.nested.nested_tensor([IDS[0], IDS[0, :2]])
+JAGGED = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(6, 16)], layout=torch.jagged)
+# Layers of texts: one token, one text and several of each are not the same to them.
+OF_TEXTS = (nn.MultiHead, nn.MixtureOfHeads, nn.SSRU, nn.AdditiveAttention, nn.MultiplicativeAttention)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.MultiHead, nn.MixtureOfHeads, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.OwnHead,
+        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.OwnHead, nn.MixtureOfExperts, nn.TopK, nn.Switch,
     ],
     ids=lambda layer: layer.__name__,
 )  # fmt: skip
@@ -116,9 +124,15 @@ def test_states_that_a_layer_cannot_read(layer):
     made = layer(**TAKEN[layer])
     more = (None,) if layer is nn.OwnHead else ()
     made(X, *more)
-    for states in STATES:
-        if isinstance(states, torch.Tensor) and states.dim() == 1 and not issubclass(layer, nn.MultiHead):
+    routes = (nn.MixtureOfExperts, nn.TopK, nn.Switch)
+    ranks = (X[0], X[None]) if layer in OF_TEXTS else ()
+    for states in (*STATES, NESTED, JAGGED, torch.tensor(1.0), *ranks):
+        if states is STATES[4] and layer not in (*OF_TEXTS, *routes):
             continue  # one vector is as good as many for what looks at each token alone
+        if states is STATES[-2] and layer is nn.MixtureOfExperts:
+            with pytest.raises(BackendError, match="the meta device"):
+                made(states)
+            continue
         with pytest.raises(ArgumentError, match="`states`"):
             made(states, *more)
 
@@ -140,6 +154,24 @@ def test_token_ids(layer):
     for tokens in (torch.tensor([[10]]), torch.tensor([[-1]]), torch.tensor([[1.5]]), "a", None):
         with pytest.raises(ArgumentError, match="`tokens`"):
             made(tokens)
+
+
+@pytest.mark.parametrize("layer", [nn.LearnedPositions(16, count=9), nn.TokenEmbedding(10, 16)])
+def test_what_is_looked_up_lies_beside_the_table(layer):
+    ids = torch.zeros(1, 3, dtype=torch.int64)
+    assert layer(ids).shape == (1, 3, 16)
+    for wrong in (None, [0, 1], torch.zeros(1, 3), ids.bool(), NESTED_IDS):
+        with pytest.raises(ArgumentError, match=r"`(positions|tokens)` must be a tensor of int64"):
+            layer(wrong)
+    with pytest.raises(ArgumentError, match=r"`(positions|tokens)` must be on cpu, .* on meta"):
+        layer(ids.to("meta"))
+
+
+def test_segments_lie_beside_their_table():
+    layer = nn.SummedEmbedding(**TAKEN[nn.SummedEmbedding])
+    for segments in (IDS.to("meta"), IDS.float(), IDS.tolist()):
+        with pytest.raises(ArgumentError, match="`segments`"):
+            layer(IDS, nn.Places(None, torch.arange(6)[None], segments))
 
 
 def test_places_and_caches():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes import whole_number, wrong
-from .checks import checked
+from .checks import check_ids, checked
 from .positions import Neighbours, Pairing
 
 AS_IN_THE_PAPER = Neighbours()
@@ -66,6 +66,7 @@ class LearnedPositions(nn.Embedding):
 
     def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """``(B | 1, L)`` positions to ``(B | 1, L, width)``; tokens before position 0 are padding and take row 0's."""
+        check_ids("positions", positions, "positions", self.weight)
         return super().forward(positions.clamp(min=0) + self.offset)
 
     def extra_repr(self) -> str:

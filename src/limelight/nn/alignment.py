@@ -20,7 +20,7 @@ from ..layouts import Layout
 from ..patterns import Pattern
 from ..scores import Additive
 from ..shapes import whole_number
-from .checks import checked
+from .checks import check_texts, checked
 from .multihead import heads_of
 from .places import Places
 
@@ -38,6 +38,8 @@ class Alignment(nn.Module):
         dropout: probability with which a weight is dropped in training.
         name: what an observer calls this layer.
     """
+
+    key: nn.Linear
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Alignment(nn.Module):
 
         Keys and values are made of `Places.source` where that is given, else of the states.
         """
+        check_texts(states, self.width, self.key.weight)
         places = Places.given(places, states)
         key, value, layout = places.remembered(self, self.pattern, states, self._keys_and_values)
         mixed = limelight.attention(

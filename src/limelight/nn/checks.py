@@ -132,6 +132,7 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
     """Whether a layer with this ``weight`` can read ``(..., width)`` states: a few comparisons."""
     return (
         isinstance(states, Tensor)
+        and not states.is_nested
         and states.dim() > 0
         and states.shape[-1] == width
         and (states.dtype is weight.dtype or _is_cast(states))
@@ -166,6 +167,15 @@ def _is_cast(states: Tensor) -> bool:
     return states.is_floating_point() and torch.is_autocast_enabled(states.device.type)
 
 
+def check_texts(states: Any, width: int, weight: Tensor) -> None:
+    """Raise unless a layer of texts with this ``weight`` can read ``(B, L, width)`` states."""
+    if not of_width(states, width, weight):
+        raise unreadable(states, width, weight)
+    if states.dim() != 3:
+        got = f"they have {states.dim()} dimensions"
+        raise wrong("states", "must be (B, L, width)", got, "One text is a batch of one: states[None].")
+
+
 def unreadable(states: Any, width: int, weight: Tensor) -> ArgumentError:
     """The complaint about states that are not `of_width`."""
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -174,10 +184,18 @@ def unreadable(states: Any, width: int, weight: Tensor) -> ArgumentError:
     return wrong("states", rule, got, "Convert them with .to(), or make the layer of their width.")
 
 
+def check_ids(name: str, ids: Any, what: str, table: Tensor) -> None:
+    """Raise unless ``ids`` can be looked up in a table beside them; of the meta device PyTorch returns any numbers."""
+    if not isinstance(ids, Tensor) or ids.is_nested or ids.dtype not in (torch.int64, torch.int32):
+        raise wrong(name, f"must be a tensor of int64 {what}", f"it is {describe(ids)}", "Pass whole numbers.")
+    if ids.device != table.device:
+        rule = f"must be on {table.device}, where the layer is"
+        raise wrong(name, rule, f"it is {describe(ids)} on {ids.device}", "Move one with .to().")
+
+
 def token_vectors(table: nn.Embedding, tokens: Any) -> Tensor:
     """The vectors ``(B, L, width)`` of token ids."""
-    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
-        raise wrong("tokens", "must be a tensor of int64 token ids", f"it is {describe(tokens)}", "Pass whole numbers.")
+    check_ids("tokens", tokens, "token ids", table.weight)
     if torch.compiler.is_compiling():
         return table(tokens)  # type: ignore[no-any-return]
     try:

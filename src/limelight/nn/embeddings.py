@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .checks import checked, token_vectors
+from .checks import check_ids, checked, token_vectors
 from .dropout import dropout as dropping
 from .places import Places
 
@@ -82,6 +82,7 @@ class SummedEmbedding(nn.Module):
             states = states * self.scale
         if self.segments is not None:
             segments = torch.zeros_like(tokens) if places.segments is None else places.segments
+            check_ids("segments", segments, "segments", self.segments.weight)
             states = states + self.segments(segments)
         states = states + self.positions(places.positions, states.dtype)
         if self.norm is not None:

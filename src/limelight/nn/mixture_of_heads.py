@@ -14,7 +14,7 @@ import limelight
 from ..layouts import Chosen, Layout
 from ..scores import ALiBi, RelativeBias, ScoreRule, SoftCap
 from ..shapes import whole_number, wrong
-from .checks import checked, refuse_recorders
+from .checks import check_texts, checked, refuse_recorders
 from .multihead import MultiHead, heads_of
 from .places import Places
 from .routing import Routing, report, shares
@@ -147,6 +147,7 @@ class MixtureOfHeads(MultiHead):
         Raises:
             BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.
         """
+        check_texts(states, self.query.in_features, self.query.weight)
         refuse_recorders(self, states, "which head works for which token")
         places = Places.given(places, states)
         B, L, _ = states.shape

@@ -51,6 +51,6 @@ class RMSNorm(nn.Module):
 
 def _is_converted(states: Any, weight: Tensor) -> bool:
     """Whether states of the right width have another float dtype than the weight."""
-    if not isinstance(states, Tensor) or states.shape[-1:] != weight.shape:
+    if not isinstance(states, Tensor) or states.is_nested or states.shape[-1:] != weight.shape:
         return False
     return states.is_floating_point() and states.device == weight.device

@@ -55,7 +55,7 @@ class Places:
         Raises:
             ArgumentError: states without a length, a layout of other sizes.
         """
-        if not isinstance(states, Tensor) or states.dim() < 2:
+        if not isinstance(states, Tensor) or states.is_nested or states.dim() < 2:
             got = f"they are {describe(states)}"
             raise wrong("states", "must be a tensor (B, L, width)", got, "One text is a batch of one: states[None].")
         if layout is not None:

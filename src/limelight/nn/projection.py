@@ -64,7 +64,7 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
         inner: numbers per token between the matrices.
         inside: the layers of which the step consists.
     """
-    if not isinstance(states, Tensor):
+    if not isinstance(states, Tensor) or states.is_nested or not states.dim():
         first: Any = inside[0]
         raise unreadable(states, first.in_features, first.weight)
     width = states.shape[-1]

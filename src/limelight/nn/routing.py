@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..shapes import whole_number, wrong
-from .checks import checked
+from ..shapes import describe, whole_number, wrong
+from .checks import checked, of_width, unreadable
 
 
 def shares(logits: Tensor) -> Tensor:
@@ -160,6 +160,12 @@ class Switch(nn.Module):
 
 
 def _logits(states: Tensor, router: TopK | Switch) -> Tensor:
+    width = router.weight.shape[1]
+    if not of_width(states, width, router.weight):
+        raise unreadable(states, width, router.weight)
+    if states.dim() < 2:
+        got = f"they are {describe(states)}"
+        raise wrong("states", "must be (B, L, width)", got, "One token is a text of one: states[None, None].")
     if router.training and router.jitter:
         states = states * torch.empty_like(states).uniform_(1 - router.jitter, 1 + router.jitter)
     return nn.functional.linear(states, router.weight)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layouts import Layout
-from .checks import checked
+from .checks import check_texts, checked
 from .places import Places
 
 
@@ -35,6 +35,7 @@ class SSRU(nn.Module):
 
     def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same; ``L`` steps one after the other."""
+        check_texts(states, self.forget.in_features, self.forget.weight)
         places = Places.given(places, states)
         if not states.shape[1]:
             return states
