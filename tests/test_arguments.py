@@ -14,6 +14,7 @@ from limelight import (
     Bias,
     Blocks,
     Causal,
+    Chosen,
     Chunks,
     Explicit,
     KeyMask,
@@ -235,3 +236,42 @@ def test_buckets_may_be_whole_numbers_of_any_width(backend):
 
     for dtype in (torch.uint8, torch.int16, torch.int32):
         assert torch.equal(found(dtype), found(torch.int64))
+
+
+def _meta(*shape, dtype=torch.int64):
+    return torch.zeros(shape, dtype=dtype, device="meta")
+
+
+WITHOUT_NUMBERS = {
+    "starts": ("layout", lambda: Aligned(_meta(2))),
+    "padded": ("layout", lambda: Padded(_meta(2))),
+    "packed": ("layout", lambda: Packed(_meta(2), _meta(2))),
+    "key mask": ("layout", lambda: KeyMask(_meta(2, 6, dtype=torch.bool))),
+    "chosen": ("layout", lambda: Chosen(_meta(2, 5), 6)),
+    "inside chosen": ("layout", lambda: Chosen(torch.zeros(2, 5, dtype=torch.int64), 6, Aligned(_meta(2)))),
+    "explicit": ("pattern", lambda: Explicit(_meta(5, 6, dtype=torch.bool))),
+    "inside a pattern": ("pattern", lambda: Causal() & ~Explicit(_meta(5, 6, dtype=torch.bool))),
+    "prefix": ("pattern", lambda: Prefix(_meta(2))),
+    "vector": ("compare", lambda: Additive(_meta(8, dtype=torch.float32))),
+    "bias": ("scores", lambda: (Bias(_meta(5, 6, dtype=torch.float32)),)),
+    "slopes": ("scores", lambda: (ALiBi(_meta(4, dtype=torch.float32)),)),
+    "sink": ("sink", lambda: _meta(4, dtype=torch.float32)),
+    "features": ("observe", lambda: Observe(features=_meta(6, 2, dtype=torch.float32))),
+    "rows": ("observe", lambda: Observe(rows=_meta(2))),
+    "pairs": ("observe", lambda: Observe(pairs=_meta(3, 2))),
+}
+
+
+@pytest.mark.parametrize(("argument", "value"), WITHOUT_NUMBERS.values(), ids=WITHOUT_NUMBERS)
+@pytest.mark.parametrize("asked", [limelight.attention, limelight.explain])
+def test_tensors_without_numbers_beside_those_with(asked, argument, value):
+    with pytest.raises(ArgumentError, match=f"^`{argument}` must .*meta") as caught:
+        asked(q, k, k, **{argument: value()})
+    assert "cpu" in str(caught.value) or argument == "sink"
+    here, there = q.to("meta"), k.to("meta")
+    assert limelight.attention(here, there, there, **{argument: value()}) is not None  # all without: shapes alone
+
+
+def test_a_seed_without_a_number():
+    with pytest.raises(ArgumentError, match=r"^`seed` must hold numbers.* meta .* cpu"):
+        limelight.attention(q, k, k, dropout=0.5, seed=_meta())

@@ -26,7 +26,6 @@ from .observations import Observations, Observe, current_watcher
 from .patterns import Pattern
 from .scores import Additive, ScoreRule
 from .shapes import (
-    ArgumentError,
     check_dropout,
     check_seed,
     check_sink,
@@ -152,13 +151,16 @@ def prepare(
     call = Call(query, key, value, shapes, scale, layout, pattern, compare, (), sink, 0.0, 0, observe)
     if layout is not None:
         _check_type("layout", layout, Layout, "limelight.layouts")
+        _check_numbers("layout", layout.tensors(), query)
         layout.check(shapes.B, shapes.Lq, shapes.Lk)
     if pattern is not None:
         _check_type("pattern", pattern, Pattern, "limelight.patterns")
+        _check_numbers("pattern", pattern.tensors(), query)
         pattern.check(*shapes.scores)
     if compare is not None:
         _check_type("compare", compare, Additive, "limelight.scores")
         compare.check(shapes)
+        _check_device("compare", compare, query)
         call.scale = 1.0  # it has none
     if scores != ():
         call.scores = _check_scores(scores, call)
@@ -166,6 +168,8 @@ def prepare(
         check_sink(sink, query, shapes)
     if seed is not None:
         check_seed(seed)
+        if isinstance(seed, Tensor):
+            _check_numbers("seed", (seed,), query)
     if type(dropout) is not float or dropout:
         call.dropout = check_dropout(dropout)
     if call.dropout:
@@ -173,6 +177,7 @@ def prepare(
         call.seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if seed is None else seed
     if observe is not None:
         _check_type("observe", observe, Observe, "limelight")
+        _check_numbers("observe", observe.tensors(), query)
         observe.check(shapes)
     return call
 
@@ -384,7 +389,21 @@ def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, .
     for rule in scores:
         _check_type("scores", rule, ScoreRule, "limelight.scores")
         rule.check(call.shapes)
-        for tensor in rule.tensors():
-            if tensor.device != call.query.device:
-                raise ArgumentError(f"`scores`: {rule!r} lies on {tensor.device}, but `query` on {call.query.device}.")
+        _check_device("scores", rule, call.query)
     return tuple(scores)
+
+
+def _check_device(name: str, described: ScoreRule | Additive, query: Tensor) -> None:
+    """Raise unless the tensors of an operand lie beside the query."""
+    for tensor in described.tensors():
+        if tensor.device != query.device:
+            got = f"{described!r} lies on {tensor.device} and `query` on {query.device}"
+            raise wrong(name, "must be on the device of `query`", got, "Move one with .to().")
+
+
+def _check_numbers(name: str, tensors: tuple[Tensor, ...], query: Tensor) -> None:
+    """Raise where the query has numbers and one of the ``tensors``, which may lie on any device, has none."""
+    for tensor in tensors:
+        if tensor.is_meta and not query.is_meta:
+            got = f"{describe(tensor)} lies on {tensor.device} and `query` on {query.device}"
+            raise wrong(name, "must hold numbers, as `query` does", got, "Make it on a device with memory.")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+_NUMBERS = (int, type(None), bool, float)
 _FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
@@ -51,6 +52,8 @@ class Description:
         found: list[Tensor] = []
         for name in names:
             part = getattr(self, name)
+            if type(part) in _NUMBERS:  # told quicker than that it is no tensor
+                continue
             if isinstance(part, Tensor):
                 found.append(part)
             elif isinstance(part, Description):
