@@ -398,6 +398,10 @@ class And(Pattern):
     left: Pattern
     right: Pattern
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Description.tensors`; every call asks."""
+        return self.left.tensors() + self.right.tensors()
+
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
         self.left.check(B, Hq, Lq, Lk)
@@ -417,6 +421,10 @@ class Or(Pattern):
 
     left: Pattern
     right: Pattern
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """See `Description.tensors`; every call asks."""
+        return self.left.tensors() + self.right.tensors()
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """See `Pattern.check`."""
