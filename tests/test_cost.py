@@ -145,3 +145,9 @@ def test_command(tmp_path, monkeypatch):
     assert values["memory"]["cache, here"] == 2 * 2 * 2 * 64 * 2 * 6
     with pytest.raises(ArgumentError, match="--dtype"):
         CliRunner().invoke(app, [*given[:-1], "int8"], catch_exceptions=False)
+
+
+def test_the_length_is_at_most_that_of_the_model():
+    result = CliRunner().invoke(app, ["cost", "minilm", "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["length"] == 512

@@ -1,8 +1,11 @@
 """``limelight explain``, and how the command line complains."""
 
+import sys
+
+import pytest
 from typer.testing import CliRunner
 
-from limelight.cli import app
+from limelight.cli import app, main
 
 run = CliRunner()
 
@@ -59,3 +62,17 @@ def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeyp
     assert "native: not there: the native library was not built: install a C++ compiler" in result.output
     assert "backend: reference" in result.output
     assert "not native:" in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--kv-heads", "-2"), ("--kv-heads", "0"), ("--kv-heads", "3"), ("--length", "99999999999")]
+)
+def test_options_that_cannot_be(option, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["limelight", "explain", option, value])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert option in said.err
+    assert not said.out
+    assert "Traceback" not in said.err

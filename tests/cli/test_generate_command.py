@@ -158,7 +158,24 @@ def test_an_interruption_ends_the_line(generate, monkeypatch):
     code, out, err = generate("Hello.", "--model", "marian-en-pt")
     assert code == 130
     assert out.endswith("\n")
+    assert err.endswith("interrupted\n")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("way", ["text", "file"])
+def test_nothing_to_go_on_from(generate, tmp_path, way):
+    (tmp_path / "empty.txt").write_text("", "utf-8")
+    given, name = {"text": ([""], "TEXT"), "file": (["--file", str(tmp_path / "empty.txt")], "--file")}[way]
+    code, out, err = generate(*given)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: `{name}` must hold something to go on from, but it is empty.")
+
+
+def test_an_empty_stop_string(generate):
+    code, out, err = generate("x", "--stop", "")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: `--stop` must be a string that is not empty")
+    assert "stop=[" not in err
 
 
 HOSTILE = "\x1b]0;title\x07 \x1b[2J\x9b1m \u202eabc\r\x7f é\t\n"

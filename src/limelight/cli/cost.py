@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def cost(
     model: Annotated[str, typer.Argument(help="A folder, a config.json, a .gguf file, or a name (limelight models).")],
-    length: Annotated[int, typer.Option(help="Tokens of each text.", min=1)] = 2048,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of each text; by default 2048, or as many as the model has.", min=1)
+    ] = None,
     batch: Annotated[int, typer.Option(help="Texts.", min=1)] = 1,
     dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
@@ -35,7 +37,9 @@ def cost(
     from ..cost import cost as cost_of
 
     itemsize = dtype_of(dtype).itemsize
-    found = cost_of(outline(model), length, batch=batch, itemsize=itemsize)
+    network = outline(model)
+    length = min(2048, network.config.limit or 2048) if length is None else length
+    found = cost_of(network, length, batch=batch, itemsize=itemsize)
     limits: tuple[float, float] | None = None
     if native._library is not None:
         from ..benchmark.timing import bandwidth, peak

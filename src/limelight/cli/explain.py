@@ -8,12 +8,14 @@ import typer
 
 from .options import Dtype, dtype_of
 
+LONGEST = 2**24  # what each token sees is written down: about a gigabyte
+
 
 def explain(
-    length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1)] = 4096,
+    length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1, max=LONGEST)] = 4096,
     heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
     kv_heads: Annotated[
-        int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.")
+        int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.", min=1)
     ] = None,
     width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
     pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
@@ -42,6 +44,10 @@ def explain(
         raise wrong(
             "--pattern", f"must be one of {', '.join(patterns)}", f"it is {pattern!r}", "See limelight explain --help."
         )
+    kv_heads = heads if kv_heads is None else kv_heads
+    if heads % kv_heads:
+        rule = "must be a divisor of --heads, for each key-value head serves as many query heads"
+        raise wrong("--kv-heads", rule, f"{heads} is not a multiple of {kv_heads}", "Correct one of them.")
 
     typer.echo(
         f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
@@ -58,7 +64,7 @@ def explain(
     # Nothing is computed and nothing this large is held: one element is seen at every place.
     one = torch.zeros((), dtype=number).requires_grad_(gradients)
     query = one.expand(1, heads, length, width)
-    key = one.expand(1, kv_heads or heads, length, width)
+    key = one.expand(1, kv_heads, length, width)
     typer.echo(f"\n{patterns[pattern]!r}: {heads} heads x {length} tokens x {width}, {dtype}")
     explained = explain_call(query, key, key, pattern=patterns[pattern])
     reasons = {name: why for name, why in explained.reasons.items() if name not in idle}

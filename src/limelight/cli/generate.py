@@ -82,6 +82,8 @@ def generate(
     if not (chat or parse_special_tokens):
         got = "the text is continued as it is"
         raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
+    if "" in (stop or ()):
+        raise wrong("--stop", "must be a string that is not empty", "it is ''", "For example: --stop END.")
     number = dtype_of(dtype)
     settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed}
     if chat and text is None and file is None and sys.stdin.isatty() and not as_json:
@@ -185,9 +187,16 @@ def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, lengt
 
 def _given(text: str | None, file: Path | None) -> str | Path:
     """A text, or the WAV file with the sound."""
+    from ..shapes import wrong
+
     if text is None and file is not None and file.suffix.lower() == ".wav":
         return file
-    return read_text(text, file, 'limelight generate "Once upon a time"')
+    example = 'limelight generate "Once upon a time"'
+    given = read_text(text, file, example)
+    if not given:
+        name = "TEXT" if text is not None else "--file"
+        raise wrong(name, "must hold something to go on from", "it is empty", f"For example: {example}.")
+    return given
 
 
 def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None, parse_special_tokens: bool) -> Any:
@@ -233,11 +242,12 @@ def _streamed(
 
     pieces = model.stream(prompt, sampler, **settings)
     with counted("Reading", 1):  # a long text takes a while before the first piece comes
-        first = next(pieces, "")
+        rest = iter(pieces)
+        first = next(rest, "")
     try:
         if begun and not quiet:
             typer.secho(shown(begun), nl=False, dim=True)
-        for piece in chain([first], pieces):
+        for piece in chain([first], rest):
             if not quiet:
                 echo(piece, nl=False)
     finally:

@@ -41,6 +41,9 @@ class Command(TyperCommand):
             names |= _ALIASES.get(str(self.name), {})
             told = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
             raise type(error)(told) from error
+        except KeyboardInterrupt:  # Typer would end without a word
+            typer.secho("interrupted", err=True)
+            raise typer.Exit(130) from None
 
 
 def dtype_of(name: str) -> torch.dtype:
