@@ -1,6 +1,7 @@
 """What is saved is read again, by us and by transformers, bit for bit; whole or not at all; without a second copy."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,16 @@ def test_no_second_copy_of_the_weights(llama, tmp_path, stored, read, written, l
     assert while_loading < loaded * size + slack
     assert while_saving < saved * size + slack
     assert while_saving >= saved * size  # the measure measures
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask of files")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_follow_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with saving.in_one_step(tmp_path / "model") as folder:
+            saving.save_file({"a": torch.ones(3)}, folder / "model.safetensors")
+            (folder / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o666 & ~mask}

@@ -211,6 +211,9 @@ def in_one_step(folder: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
+        for path in staging.rglob("*"):
+            if path.is_file():  # safetensors leaves its own to their owner alone, whatever the umask
+                path.chmod(staging.stat().st_mode & 0o666)
         for path in (*staging.rglob("*"), staging):
             to_disk(path)
         if folder.exists():
