@@ -1,13 +1,17 @@
 """Ctrl-C while the command line is still being imported: one line, as later, instead of a traceback.
 
-Importing PyTorch takes seconds, and `limelight.cli.main` cannot catch what happens before it runs.
+Importing PyTorch takes seconds, and `limelight.cli.main` cannot catch what happens before it runs. An exception would
+not do: PyTorch takes whatever importing NumPy raises for its absence. So the process ends where it is.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
-from types import TracebackType
+from types import FrameType
 
 
 def _on_the_command_line() -> bool:
@@ -17,12 +21,20 @@ def _on_the_command_line() -> bool:
     return as_module or Path(sys.argv[0] if sys.argv else "").stem == "limelight"
 
 
-def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
-if _on_the_command_line():
-    sys.excepthook = _told
+def imported() -> None:
+    """Everything is there: from now on a Ctrl-C is an exception again."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if (
+    _on_the_command_line()
+    and threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, _end)

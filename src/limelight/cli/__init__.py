@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .. import __version__, _interrupted
 from ..backends.contract import BackendError
 from ..shapes import ArgumentError
 from ..text import printable
@@ -55,6 +55,7 @@ def _limelight(
 
 def main() -> None:
     """Run the command line. A user's mistake ends in one paragraph, not in a traceback."""
+    _interrupted.imported()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a stream of another kind
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
