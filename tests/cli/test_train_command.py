@@ -74,3 +74,13 @@ def test_a_file_that_is_not_there(tmp_path):
     result = CliRunner().invoke(app, ["train", str(tmp_path / "no.toml")])
     assert isinstance(result.exception, ArgumentError)
     assert "does not exist" in str(result.exception)
+
+
+def test_a_text_that_is_too_short_leaves_no_folder(tmp_path):
+    (tmp_path / "text.txt").write_text("word other thing. " * 60, "utf-8")
+    example = Path(__file__).parents[2] / "examples" / "austen.toml"
+    given = ["train", str(example), "--set", f"data.train={tmp_path / 'text.txt'}"]
+    result = CliRunner().invoke(app, [*given, "--output", str(tmp_path / "runs" / "short")])
+    assert result.exit_code
+    assert "must be no more than the tokens of the text" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

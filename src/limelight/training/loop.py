@@ -160,7 +160,7 @@ def _folder(output: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if made and not (output / LOSSES).is_file():
+        if made and not _has_stepped(output):
             shutil.rmtree(output)
             for folder in made[1:]:
                 folder.rmdir()
@@ -168,6 +168,12 @@ def _folder(output: Path) -> Iterator[None]:
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _has_stepped(output: Path) -> bool:
+    """Whether the losses of a run have a row below their header."""
+    losses = output / LOSSES
+    return losses.is_file() and losses.read_text("utf-8").count("\n") > 1
 
 
 class _Run:
