@@ -439,12 +439,14 @@ def _readable(name: str, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         strides, address = (), 0
     if (
         address
-        and strides[3] == 1
         and not tensor.is_neg()
         and (max(strides) < _SHORT_STRIDE or extent(tensor) <= tensor.untyped_storage().nbytes())
     ):
-        return tensor, (address, *strides)
-    tensor = _copied(name, tensor)
+        if strides[3] == 1:
+            return tensor, (address, *strides)
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+    else:
+        tensor = _copied(name, tensor)
     _, H, L, D = tensor.shape
     return tensor, (tensor.data_ptr(), H * L * D, L * D, D, 1)
 
