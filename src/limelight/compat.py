@@ -193,7 +193,7 @@ def _check_kinds(**tensors: Tensor) -> None:
 
 
 def _is_causal_bias(mask: Tensor) -> bool:
-    # Importing its module costs a second; while nobody has, there is none.
+    # Importing its module costs a second; where it has not been imported, there is no instance.
     module = sys.modules.get("torch.nn.attention.bias")
     return module is not None and isinstance(mask, module.CausalBias)
 

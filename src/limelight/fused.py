@@ -160,7 +160,7 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     if torch.compiler.is_compiling() or tracing.active():
         return functional.linear(states, weight, bias)
     _PRODUCT_FORMS.check(states, weight, bias)
-    if weight.is_meta != states.is_meta:  # PyTorch returns numbers that nobody computed
+    if weight.is_meta != states.is_meta:  # PyTorch returns uninitialised memory
         got = f"{weight.device} is not {states.device}"
         raise wrong("weight", "must be on the device of `states`", got, "Load the weights first.")
     if not _multiplied_here(states, weight, bias):
@@ -243,7 +243,7 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
         if not fits or out is not None:
             _MATMUL_FORMS.check(left, right, out)
         for name, tensor in (("right", right), ("out", out)):
-            if tensor is not None and tensor.device != left.device:  # PyTorch may return numbers that nobody computed
+            if tensor is not None and tensor.device != left.device:  # PyTorch may return uninitialised memory
                 got = f"{tensor.device} is not {left.device}"
                 raise wrong(name, "must be on the device of `left`", got, "Move one with .to().")
     if out is None:

@@ -1,4 +1,4 @@
-"""What the commands share: how options are read, and how errors are told in the words of the options."""
+"""What the commands share: how options are read, and how errors name the options."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def describe_mask(
     told = current()
     if told is not None:
         told.notes.update(sight.notes)
-    # On CPUs `generate` compiles where it is told to. A graph made for a description would hold for its lengths alone,
+    # On CPUs `generate` may compile. A graph made for a description would hold for its lengths alone,
     # so it gets numbers, for the next token at least; layers that are not compiled read the description beside them.
     return written(sight, dtype) if isinstance(q_offset, Tensor) and size[1] == 1 else Mask.of(sight, dtype)
 

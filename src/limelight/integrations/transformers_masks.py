@@ -144,7 +144,7 @@ def _still_described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def written(sight: Sight, dtype: torch.dtype) -> Tensor:
-    """The numbers of a mask, whose description is kept beside them while nobody changes them."""
+    """The numbers of a mask, whose description is kept beside them while they are unchanged."""
     numbers = Mask.of(sight, dtype).numbers
     if not numbers.is_inference():  # which would not tell of a change
         _described[numbers] = (sight, numbers._version)

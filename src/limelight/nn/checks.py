@@ -141,7 +141,7 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
 
 
 def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
-    """Raise where what a layer computes depends on numbers, and somebody records its operations for others.
+    """Raise where what a layer computes depends on numbers, while a tracer records its operations for other inputs.
 
     ``torch.compile`` leaves such a step to Python.
 

@@ -64,7 +64,7 @@ def half(
     clamp: Callable[[Tensor], Tensor] = clamped_if_infinite,
     **more: Any,
 ) -> Config:
-    """The encoder or the decoder of BART's kin, whose configurations have the same names.
+    """The encoder or the decoder of BART's relatives, whose configurations have the same names.
 
     ``clamp`` keeps float16 in range after each layer of the encoder; published code does so nowhere else.
     """

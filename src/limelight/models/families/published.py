@@ -179,9 +179,11 @@ class Published:
         """
         found = {}
         for key, value in self.values.items():
+            if not key.endswith(MARKS):
+                continue
             if isinstance(value, (list, tuple)):
                 value = [one for one in value if not _is_none(one)] or None
-            if key.endswith(MARKS) and value is not None and not _is_none(value):
+            if value is not None and not _is_none(value):
                 holds, rule = next(form for ending, form in _FORMS.items() if key.endswith(ending))
                 if not holds(value):
                     raise self.refused(key, rule)
