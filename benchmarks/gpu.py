@@ -61,13 +61,13 @@ from limelight import (
     SoftCap,
     Window,
 )
-from limelight.attention import prepare
 from limelight.backends import BACKENDS, reference
 from limelight.backends.contract import operands
 from limelight.backends.gluon import flash3, flash3_float8
 from limelight.backends.gluon import tuning as flash3_tuning
 from limelight.backends.gluon.quantise import Quantised, quantise
 from limelight.backends.triton import machine
+from limelight.operator.attention import prepare
 
 HERE = Path(__file__).parent
 GPU_BACKENDS = [b.NAME for b in BACKENDS if b.NAME.startswith("flash")]

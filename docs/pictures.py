@@ -101,7 +101,7 @@ def patterns(names: Names) -> Figure:
 def tiles(names: Names) -> Figure:
     """Which tiles are skipped, taken whole, and cut by an edge."""
     from limelight import Causal, Window
-    from limelight.lowering import lower
+    from limelight.forms.lowering import lower
 
     figure = Figure(640, 350, "Tiles of a causal pattern and of a window: skipped, taken whole, cut by an edge")
     side, count, cell = 128, 16, 15

@@ -29,7 +29,7 @@ from limelight import (
     T5Buckets,
     Window,
 )  # fmt: skip
-from limelight.shapes import Shapes
+from limelight.tensors.shapes import Shapes
 
 SHORT, NARROW, FEW = st.integers(0, 12), st.integers(1, 9), st.integers(1, 3)
 

@@ -10,10 +10,10 @@ from strategies import examples, layouts, patterns, sizes
 
 import limelight
 from limelight import ALiBi, Causal, Chosen, Explicit, Observe, Padded, Window
-from limelight.attention import prepare
 from limelight.backends import BACKENDS, native
-from limelight.lowering import lower
-from limelight.patterns import Pattern
+from limelight.forms.lowering import lower
+from limelight.forms.patterns import Pattern
+from limelight.operator.attention import prepare
 
 
 def by_index(pattern):

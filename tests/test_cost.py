@@ -11,11 +11,11 @@ import limelight
 from limelight import Observe
 from limelight.checkpoints.load import outline
 from limelight.cli import app
-from limelight.cost import cost
 from limelight.models import EncoderDecoder
+from limelight.models.cost import cost
 from limelight.models.families import FAMILIES, Published
 from limelight.nn import Cache
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import limelight
-from limelight import ALiBi, Causal, KeyMask, Observe, Packed, Padded, RelativeBias, Rule, SoftCap, Window, sound
+from limelight import ALiBi, Causal, KeyMask, Observe, Packed, Padded, RelativeBias, Rule, SoftCap, Window
+from limelight.models import sound
 from limelight.nn import DynamicNTK, Rotary, Sinusoids, YaRN
 
 torch.manual_seed(0)

@@ -33,9 +33,9 @@ from limelight import (
     SoftCap,
     T5Buckets,
     Window,
-    derivatives,
 )
 from limelight.backends import native
+from limelight.operator import derivatives
 
 SMALL = sizes(lengths=st.integers(0, 9), widths=st.integers(1, 5))
 EPS = torch.finfo(torch.float32).eps

@@ -12,7 +12,7 @@ import torch
 
 import limelight
 from limelight import ArgumentError, Bias, Causal, Observe, fused
-from limelight.shapes import check_tensor
+from limelight.tensors.shapes import check_tensor
 
 #: A storage that was shrunk to a part is not noticed where a short call would lose a tenth of its time by looking.
 QUICK = {"query", "key", "value", "all three", "query with a gradient", "gradient", "gradient of a plain call"}

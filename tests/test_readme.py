@@ -17,7 +17,7 @@ def test_readme_examples():
     assert "backend:" in printed
 
 
-@pytest.mark.parametrize("module", ["limelight.patterns", "limelight.attention"])
+@pytest.mark.parametrize("module", ["limelight.forms.patterns", "limelight.operator.attention"])
 def test_docstring_examples(module):
     import doctest
     import importlib

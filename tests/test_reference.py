@@ -104,7 +104,7 @@ def test_the_entropy_of_even_weights_is_the_logarithm_of_their_number_however_la
     query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 600, 4)
     bias = torch.full((1, 600), score, requires_grad=True)
     _, seen = limelight.attention(
-        query, key, key, scores=(limelight.scores.Bias(bias),), observe=Observe(entropy=True), backend="reference"
+        query, key, key, scores=(limelight.forms.scores.Bias(bias),), observe=Observe(entropy=True), backend="reference"
     )
     torch.testing.assert_close(seen.entropy, torch.full((1, 1, 2), math.log(600)))
     (gradient,) = torch.autograd.grad(seen.entropy.sum(), bias)  # the entropy is at its largest

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from limelight import ArgumentError
-from limelight.sound import recording, spectrum
+from limelight.models.sound import recording, spectrum
 
 
 def written(path, samples, *, rate=16_000, width=2, channels=1):

@@ -32,10 +32,10 @@ from limelight import (
     Window,
     compat,
     fused,
-    tracing,
 )
 from limelight.integrations.torch import sdpa
 from limelight.nn import Halves, MultiHead, RMSNorm, Rotary
+from limelight.tensors import tracing
 
 B, H, D = 2, 4, 8
 pytestmark = pytest.mark.filterwarnings(

@@ -19,9 +19,9 @@ from limelight import (
     SoftCap,
     T5Buckets,
     Window,
-    descriptions,
 )
 from limelight.backends import native
+from limelight.forms import descriptions
 
 FORMS = {
     "causal": {"pattern": Causal()},
@@ -208,8 +208,8 @@ def test_the_logsumexp_comes_out_of_a_compiled_graph():
 
 def registered_operator(settings):
     """``limelight::attention`` as a compiled graph calls it, of query, key and value."""
-    from limelight import compiled
-    from limelight.attention import prepare
+    from limelight.operator import compiled
+    from limelight.operator.attention import prepare
 
     (_, _, _, *operands), *rest = compiled._write_call(prepare(*tensors(), scale=0.5, **settings))
     return lambda q, k, v: torch.ops.limelight.attention([q, k, v, *operands], *rest)
@@ -256,8 +256,8 @@ def test_export():
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_registered_operators_pass_opcheck(transposed):
-    from limelight import compiled
-    from limelight.attention import prepare
+    from limelight.operator import compiled
+    from limelight.operator.attention import prepare
 
     q, k, v = (t.float() for t in tensors())
     if transposed:

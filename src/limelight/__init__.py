@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
-from .attention import Explanation, attention, explain, merge
 from .backends.contract import BackendError
-from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
-from .observations import Observations, Observe, Seen, watching
-from .patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
-from .scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
-from .shapes import ArgumentError
+from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
+from .forms.observations import Observations, Observe, Seen, watching
+from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
+from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
+from .operator.attention import Explanation, attention, explain, merge
+from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .attention import attention
-from .layouts import Aligned, Layout, Packed, Padded
-from .observations import Observe
-from .patterns import Causal, Explicit, Pattern, Window
-from .scores import ALiBi, Bias, ScoreRule, SoftCap
-from .shapes import check_broadcast, describe, wrong
+from .forms.layouts import Aligned, Layout, Packed, Padded
+from .forms.observations import Observe
+from .forms.patterns import Causal, Explicit, Pattern, Window
+from .forms.scores import ALiBi, Bias, ScoreRule, SoftCap
+from .operator.attention import attention
+from .tensors.shapes import check_broadcast, describe, wrong
 
 
 def scaled_dot_product_attention(

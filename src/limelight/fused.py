@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import tracing
 from .backends import native
 from .backends.contract import Call
-from .shapes import PLAIN, ArgumentError, Forms, check_tensor, wrong
+from .tensors import tracing
+from .tensors.shapes import PLAIN, ArgumentError, Forms, check_tensor, wrong
 
 Now = TypeVar("Now")  # what the steps that are noted anew need to know
 

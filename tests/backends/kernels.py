@@ -14,8 +14,8 @@ from torch import Tensor
 
 import limelight
 from limelight import Additive, Observe
-from limelight.attention import prepare
 from limelight.backends import native, reference
+from limelight.operator.attention import prepare
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 AVAILABLE = [] if native._library is None else native._library.ll_isa_list().decode().split()

@@ -6,8 +6,8 @@ stretch of numbers: its differences are exact, and so is every weight.
 
 import torch
 
-from limelight.attention import prepare
 from limelight.backends import reference
+from limelight.operator.attention import prepare
 
 LEAST = torch.finfo(torch.float32).min
 

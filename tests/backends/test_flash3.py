@@ -8,11 +8,11 @@ import torch
 
 import limelight
 from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
-from limelight.attention import prepare
 from limelight.backends import choose, native
 from limelight.backends.gluon import flash3, tuning
 from limelight.backends.triton import compatibility, machine, operands
 from limelight.backends.triton.tuning import Tile
+from limelight.operator.attention import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

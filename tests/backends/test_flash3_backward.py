@@ -8,11 +8,12 @@ from large_scores import by_definition as by_definition_of_large
 from large_scores import close
 
 import limelight
-from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window, derivatives
-from limelight.attention import prepare
+from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import operands
 from limelight.backends.gluon import flash3
 from limelight.backends.triton import machine
+from limelight.operator import derivatives
+from limelight.operator.attention import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

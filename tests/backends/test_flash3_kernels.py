@@ -11,10 +11,10 @@ from strategies import Example
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.attention import prepare
 from limelight.backends.gluon import flash3, flash3_float8, tuning
 from limelight.backends.gluon.quantise import in_blocks, quantise
 from limelight.backends.triton import machine
+from limelight.operator.attention import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -31,7 +31,7 @@ def example_of(Hq=2, Hkv=1, Lq=150, Lk=300, D=64, Dv=64, B=1, **settings):
         torch.randn(B, h, n, d, generator=generator, dtype=torch.float16).double()
         for h, n, d in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
     )
-    return Example(limelight.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
+    return Example(limelight.tensors.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
 
 
 def run(example, how="flash3", dtype=torch.float16, processors=3, change=("", "")):

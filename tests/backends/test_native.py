@@ -31,8 +31,8 @@ from limelight import (
     T5Buckets,
     Window,
 )
-from limelight.attention import prepare
 from limelight.backends import BackendError, native
+from limelight.operator.attention import prepare
 
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)

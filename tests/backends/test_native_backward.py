@@ -32,11 +32,11 @@ from limelight import (
     SoftCap,
     T5Buckets,
     Window,
-    philox,
 )
-from limelight.attention import prepare
 from limelight.backends import memory, native
-from limelight.shapes import Shapes
+from limelight.forms import philox
+from limelight.operator.attention import prepare
+from limelight.tensors.shapes import Shapes
 
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)

@@ -11,9 +11,9 @@ from strategies import Example, examples, sizes
 
 import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.attention import prepare
 from limelight.backends.contract import BackendError
 from limelight.backends.triton import flash1, flash2, machine, tuning
+from limelight.operator.attention import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -67,7 +67,7 @@ def example_of(Hq=4, Hkv=2, Lq=37, Lk=53, D=24, Dv=40, B=2, **settings):
         torch.randn(B, h, n, d, generator=generator, dtype=torch.float64)
         for h, n, d in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
     )
-    return Example(limelight.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
+    return Example(limelight.tensors.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from accuracy import check_close
 
 import limelight
 from limelight import ALiBi, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.attention import prepare
 from limelight.backends.triton import flash2, machine
+from limelight.operator.attention import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

@@ -10,9 +10,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limelight.checkpoints.ctranslate2_files import TYPES, CTranslate2File
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
+from limelight.formats.ctranslate2_files import TYPES, CTranslate2File
+from limelight.formats.errors import CheckpointError
 
 SIZES = {"vocab_size": 20, "d_model": 16, "num_mel_bins": 4, "max_source_positions": 6, "max_target_positions": 9}
 SIZES |= {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_layers": 1}

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limelight import ArgumentError
-from limelight.checkpoints.errors import CheckpointError
-from limelight.checkpoints.gguf_files import GGUFFile
 from limelight.checkpoints.load import load
-from limelight.checkpoints.tokenizer_files import tokenizer_of
+from limelight.formats.errors import CheckpointError
+from limelight.formats.gguf_files import GGUFFile
+from limelight.formats.tokenizer_files import tokenizer_of
 from limelight.models.families.llama import GGUF_NEUTRAL, GGUF_SCALING, LLAMA
 from limelight.models.families.published import Published
 from limelight.nn.positions import LongWaves

@@ -10,8 +10,8 @@ import transformers
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from limelight.checkpoints import fetching, hub, packaged
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
+from limelight.formats.errors import CheckpointError
 
 
 def test_a_repository_becomes_a_model(tmp_path, monkeypatch):

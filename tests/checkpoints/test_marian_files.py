@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limelight.checkpoints.errors import CheckpointError
-from limelight.checkpoints.marian_files import FLOAT32, INT8, SETTINGS, MarianFile
+from limelight.formats.errors import CheckpointError
+from limelight.formats.marian_files import FLOAT32, INT8, SETTINGS, MarianFile
 from limelight.models.families import MARIAN
 
 YAML = 'type: transformer\ndec-cell: ssru\nlist:\n  - 3\ntransformer-heads: 2\nempty: ""\n'

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from limelight.checkpoints import fetching, packaged
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.fetching import fetch
 from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel
+from limelight.formats.errors import CheckpointError
 
 WEIGHTS, SETTINGS = b"weights " * 1000, b"{}"
 

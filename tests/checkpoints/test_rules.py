@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limelight.checkpoints.rules import AsItIs, KeyRules, PairedHalves, Renamed, Rule, Transposed, Unused
+from limelight.formats.rules import AsItIs, KeyRules, PairedHalves, Renamed, Rule, Transposed, Unused
 from limelight.models.families import BERT, FAMILIES, LLAMA, Published
 
 PUBLISHED = {

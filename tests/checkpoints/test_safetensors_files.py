@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.fill import fill
-from limelight.checkpoints.rules import KeyRules, Rule
-from limelight.checkpoints.safetensors_files import SafetensorsFolder
+from limelight.formats.errors import CheckpointError
+from limelight.formats.rules import KeyRules, Rule
+from limelight.formats.safetensors_files import SafetensorsFolder
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
 

@@ -8,9 +8,9 @@ import transformers
 from models.peers import made
 from tokenizers import models, pre_tokenizers
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
-from limelight.checkpoints.tokenizer_files import tokenizer_in
+from limelight.formats.errors import CheckpointError
+from limelight.formats.tokenizer_files import tokenizer_in
 
 TOKENS = ["<s>", "</s>", "<pad>", "<unk>", "<image>", "<a>", "<b>"]
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, normalizers
 
 from limelight import ArgumentError
-from limelight.checkpoints.errors import CheckpointError
-from limelight.checkpoints.tokenizer_files import tokenizer_in
+from limelight.formats.errors import CheckpointError
+from limelight.formats.tokenizer_files import tokenizer_in
 from limelight.text import Tokenizer
-from limelight.tokenizer_limits import Growth, bound
+from limelight.text.limits import Growth, bound
 
 BASE = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, [])).to_str())
 
@@ -96,7 +96,7 @@ MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
 from limelight import ArgumentError
-from limelight.checkpoints.tokenizer_files import tokenizer_in
+from limelight.formats.tokenizer_files import tokenizer_in
 before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 try:
     tokenizer = tokenizer_in(Path(sys.argv[1]))

@@ -5,10 +5,10 @@ import pickle
 import pytest
 import torch
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
 from limelight.checkpoints.packaged import PACKAGED
-from limelight.checkpoints.torch_files import TorchFile
+from limelight.formats.errors import CheckpointError
+from limelight.formats.torch_files import TorchFile
 
 
 class Hostile:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from limelight import __version__
 from limelight.cli import app, main
 from limelight.cli.options import dtype_of, echo_json, fitting
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 run = CliRunner()
 COMMANDS = ("look", "generate", "models", "explain", "bench", "cost", "train")

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import limelight
 from limelight.cli import app
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

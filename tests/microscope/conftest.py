@@ -5,8 +5,8 @@ import os
 import pytest
 from made_up import OTHER, SENTENCE, mock_report
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
+from limelight.formats.errors import CheckpointError
 
 
 def _load(name):

@@ -8,8 +8,8 @@ import torch
 import transformers
 from real_models import fetched
 
-from limelight.checkpoints.ctranslate2_files import CTranslate2File
 from limelight.checkpoints.load import load
+from limelight.formats.ctranslate2_files import CTranslate2File
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers looks for newer files of a local folder otherwise
 transformers.utils.logging.set_verbosity_error()

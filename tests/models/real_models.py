@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.fetching import fetch
 from limelight.checkpoints.packaged import PACKAGED, DataFile, PackagedModel
+from limelight.formats.errors import CheckpointError
 
 BECKETT = PackagedModel(
     name="beckett",

@@ -9,8 +9,8 @@ from test_tiny_models import BERT, LLAMA, saved
 
 import limelight
 from limelight import ArgumentError
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
+from limelight.formats.errors import CheckpointError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from peers import EVERY
 
 from limelight import ArgumentError
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import outline
+from limelight.formats.errors import CheckpointError
 from limelight.models.families import FAMILIES, Published
 
 NESTED = [[[]]]

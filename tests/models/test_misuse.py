@@ -10,8 +10,8 @@ from peers import made
 from safetensors.torch import load_file, save_file
 
 from limelight import ArgumentError
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load, outline
+from limelight.formats.errors import CheckpointError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from limelight import models
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 DECODER = {
     "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

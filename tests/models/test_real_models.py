@@ -14,10 +14,10 @@ from marian_oracle import Oracle
 
 import limelight
 from limelight.checkpoints.load import load
-from limelight.checkpoints.marian_files import MarianFile
+from limelight.formats.marian_files import MarianFile
 from limelight.generation import Beam, Sample
+from limelight.models.sound import recording, spectrum
 from limelight.nn import Cache
-from limelight.sound import recording, spectrum
 
 BANK = "The bank is near the river."
 MONEY = "She deposited money at the bank."

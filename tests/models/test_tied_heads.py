@@ -7,8 +7,8 @@ from peers import EVERY, made
 from safetensors.torch import load_file, save_file
 from test_families import compared
 
-from limelight.checkpoints.errors import CheckpointError
 from limelight.checkpoints.load import load
+from limelight.formats.errors import CheckpointError
 from limelight.models.families import FAMILIES
 from limelight.models.families.heads import is_tied
 

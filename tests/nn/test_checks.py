@@ -9,7 +9,7 @@ import torch
 
 import limelight
 from limelight import BackendError, Causal, Observe, Packed, nn
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 X = torch.randn(1, 6, 16)
 IDS = torch.randint(10, (1, 6))

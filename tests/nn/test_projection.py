@@ -5,7 +5,7 @@ import torch
 
 from limelight.nn import Projection
 from limelight.nn.projection import together
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 
 
 @pytest.mark.parametrize("bias", [True, False])

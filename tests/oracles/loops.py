@@ -28,7 +28,7 @@ from limelight import (
     SoftCap,
     Window,
 )  # fmt: skip
-from limelight.patterns import And, Not, Or
+from limelight.forms.patterns import And, Not, Or
 
 
 def places(layout, B, Lq, Lk):

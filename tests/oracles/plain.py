@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from limelight import derivatives
 from limelight.backends import reference
+from limelight.operator import derivatives
 
 
 class _Rounded(torch.autograd.Function):

@@ -12,7 +12,7 @@ from oracles import loops
 from strategies import layouts, patterns, sizes
 
 from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Prefix, Rule, Window
-from limelight.lowering import MOST_SPANS, lower
+from limelight.forms.lowering import MOST_SPANS, lower
 
 
 @given(st.data())
@@ -91,7 +91,7 @@ def test_long_and_cheap():
 
 
 def test_thousand_decode_steps_build_no_plan():
-    from limelight import lowering
+    from limelight.forms import lowering
 
     pattern = Causal() & Window(63, 0)
     lower(pattern, None, 1, 8, 1, 1)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limelight.models.families import FAMILIES, Published
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 from limelight.training import Objective, Pairs, Texts
 from limelight.training.data import documents_in, held_out, pairs_in
 from limelight.training.tokenizing import marks_of, trained

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import limelight
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 from limelight.training import read_settings
 from limelight.training.loop import train
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import limelight
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 from limelight.training import Settings, read_settings
 from limelight.training.loop import train
 from limelight.training.settings import from_json

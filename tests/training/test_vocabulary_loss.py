@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from limelight.shapes import ArgumentError
+from limelight.tensors.shapes import ArgumentError
 from limelight.training import vocabulary_loss
 
 

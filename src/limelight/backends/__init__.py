@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from . import native, reference
 from .contract import Backend, BackendError, Call
 from .gluon import flash3, flash3_float8

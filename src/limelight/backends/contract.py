@@ -7,8 +7,8 @@ A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
 - ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly;
 - ``status() -> str``: whether it is there on this machine, and with what.
 
-Derivatives of a backend are taken by `limelight.derivatives`, from the definition, a run of queries at a time. One that
-has a faster way offers two more functions (`Differentiable`):
+Derivatives of a backend are taken by `limelight.operator.derivatives`, from the definition, a run of queries at a
+time. One that has a faster way offers two more functions (`Differentiable`):
 
 - ``reasons_against_backward(call) -> list[str]``: why it cannot take the gradients of this call;
 - ``backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted) -> gradients``;
@@ -26,12 +26,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..layouts import Chosen, Layout
-from ..lowering import Lowered, lower
-from ..observations import Observations, Observe
-from ..patterns import WHOLE, Part, Pattern
-from ..scores import Additive, Bias, ScoreRule, SoftCap
-from ..shapes import Shapes
+from ..forms.layouts import Chosen, Layout
+from ..forms.lowering import Lowered, lower
+from ..forms.observations import Observations, Observe
+from ..forms.patterns import WHOLE, Part, Pattern
+from ..forms.scores import Additive, Bias, ScoreRule, SoftCap
+from ..tensors.shapes import Shapes
 
 
 class BackendError(RuntimeError):
@@ -66,7 +66,7 @@ class Call:
     # Only the reference is asked for parts.
     part: Part = WHOLE
     # Derivatives are wanted, or a transform of torch.func looks on: why the call goes through
-    # `limelight.derivatives`, in words; empty when it goes straight to its backend.
+    # `limelight.operator.derivatives`, in words; empty when it goes straight to its backend.
     traced: str = ""
     # Only a watcher wants the observations: they keep nothing for a backward pass, so that a call repeated by
     # activation checkpointing, watched or not, keeps the same tensors.

@@ -22,12 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import tracing
-from ..layouts import Aligned
-from ..lowering import Lowered
-from ..observations import Observations, Observe
-from ..scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
-from ..shapes import PLAIN, check_tensor, extent
+from ..forms.layouts import Aligned
+from ..forms.lowering import Lowered
+from ..forms.observations import Observations, Observe
+from ..forms.scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from ..tensors import tracing
+from ..tensors.shapes import PLAIN, check_tensor, extent
 from . import memory as results
 from .contract import BackendError, Call, Result, operands, out_of_memory, unknown_positions
 

@@ -2,7 +2,7 @@
 
 Everything else is tested against this file. It works in any float dtype, on any device and under every transform
 of PyTorch, because it consists of operations that PyTorch differentiates. It holds every score; a long call is computed
-a part at a time (`limelight.derivatives`).
+a part at a time (`limelight.operator.derivatives`).
 
 In order, for query ``i`` and key ``j`` of one head::
 
@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import tracing
-from ..observations import Observations, Observe
-from ..patterns import Part, Where
-from ..philox import kept
-from ..scores import Additive
-from ..shapes import check_tensor
+from ..forms.observations import Observations, Observe
+from ..forms.patterns import Part, Where
+from ..forms.philox import kept
+from ..forms.scores import Additive
+from ..tensors import tracing
+from ..tensors.shapes import check_tensor
 from .contract import Call, Result
 
 NAME = "reference"
@@ -105,7 +105,7 @@ def _per_query_head(tensor: Tensor, Hq: int) -> Tensor:
 
 def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
     """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the places, and each query's document."""
-    from ..layouts import Aligned
+    from ..forms.layouts import Aligned
 
     B, Hq, Lq, Lk = call.shapes.scores
     part = call.part

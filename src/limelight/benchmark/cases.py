@@ -1,4 +1,4 @@
-"""What `limelight bench` measures: cases as data. Sizes are those of the glossary (`limelight.shapes`)."""
+"""What `limelight bench` measures: cases as data. Sizes are those of the glossary (`limelight.tensors.shapes`)."""
 
 from __future__ import annotations
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .. import ALiBi, Bias, Causal, Observe, Packed, Pattern, SoftCap, Window, __version__, attention, explain
+from .. import ALiBi, Bias, Causal, Observe, Packed, Pattern, SoftCap, Window, __version__, explain
 from ..backends import native
+from ..operator.attention import attention
 from .cases import Case
 
 TOLERANCE = 0.05  # between the two measurements of the limit

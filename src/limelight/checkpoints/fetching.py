@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import CheckpointError
+from ..formats.errors import CheckpointError
 from .packaged import PackagedModel
 from .progress import downloaded
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, listed
-from .rules import KeyRules, Renamed, Rule, Unused
+from ..formats.errors import CheckpointError, listed
+from ..formats.rules import KeyRules, Renamed, Rule, Unused
 
 
 class Files(Protocol):

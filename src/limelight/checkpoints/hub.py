@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from .errors import CheckpointError
+from ..formats.errors import CheckpointError
 
 # What a model folder needs, and nothing that could be run. Weights under other names are other variants of the same.
 DATA_FILES = (

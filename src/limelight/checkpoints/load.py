@@ -13,27 +13,37 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..formats.ctranslate2_files import CTranslate2File
+from ..formats.errors import (
+    PICKLED,
+    CheckpointError,
+    damaged,
+    guarded,
+    listed,
+    missing,
+    pickled_weights,
+    read_json,
+    shortened,
+)
+from ..formats.gguf_files import GGUFFile, part_of_split
+from ..formats.marian_files import MarianFile
+from ..formats.rules import KeyRules
+from ..formats.safetensors_files import SafetensorsFolder
+from ..formats.tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, tokenizer_of
+from ..formats.torch_files import TorchFile
 from ..models.config import Config
 from ..models.families import FAMILIES, MARIAN, Family, GGUFNames, Published
 from ..models.families.heads import untied
 from ..models.families.published import NONE
-from ..models.pretrained import Pretrained
 from ..models.stack import Stack
-from ..shapes import FLOATS, wrong
+from ..pretrained import Pretrained
+from ..tensors.shapes import FLOATS, wrong
 from ..text import Tokenizer
-from .ctranslate2_files import CTranslate2File
-from .errors import PICKLED, CheckpointError, damaged, guarded, listed, missing, pickled_weights, read_json, shortened
 from .fetching import fetch
 from .fill import Files, differing, fill
-from .gguf_files import GGUFFile, part_of_split
 from .hub import looks_like_hub_name, snapshot
-from .marian_files import MarianFile
 from .packaged import PACKAGED, PackagedModel
 from .progress import counted
-from .rules import KeyRules
-from .safetensors_files import SafetensorsFolder
-from .tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, tokenizer_of
-from .torch_files import TorchFile
 
 CTRANSLATE2 = "model.bin"
 GENERATION = "generation_config.json"
@@ -68,7 +78,7 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
 
     Raises:
         ArgumentError: nothing of that name, a file missing or damaged, a family that is not built here, weights that do
-            not fit the configuration. `limelight.checkpoints.errors.CheckpointError` is a kind of it.
+            not fit the configuration. `limelight.formats.errors.CheckpointError` is a kind of it.
     """
     if dtype not in FLOATS:
         raise wrong(

@@ -35,7 +35,7 @@ class PackagedModel:
         files: what is taken from it.
         repository: where the same files are on the hub; empty where they are not known to be.
         revision: of the repository.
-        pickled: the file that holds the weights, where they are pickled (`limelight.checkpoints.torch_files`).
+        pickled: the file that holds the weights, where they are pickled (`limelight.formats.torch_files`).
         smiles: whether it reads molecules, by the vocabulary in ``vocab.txt``.
         marian: the file that holds the weights, where they are Marian's own.
     """

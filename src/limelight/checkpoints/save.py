@@ -16,17 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..formats.errors import shortened
+from ..formats.rules import Change, KeyRules
+from ..formats.safetensors_files import INDEX, SINGLE
 from ..generation.conversation import special_tokens
 from ..models.families import FAMILIES
-from ..shapes import FLOATS, ArgumentError, whole_number, wrong
-from .errors import shortened
+from ..tensors.shapes import FLOATS, ArgumentError, whole_number, wrong
 from .fill import named_once
 from .progress import counted
-from .rules import Change, KeyRules
-from .safetensors_files import INDEX, SINGLE
 
 if TYPE_CHECKING:
-    from ..models.pretrained import Pretrained
+    from ..pretrained import Pretrained
 
 # Copied from the folder that a model came from: how text is cut, how it generates, how sound and pictures are read.
 COMPANIONS = (

@@ -11,7 +11,7 @@ import typer
 
 from .. import __version__, _interrupted
 from ..backends.contract import BackendError
-from ..shapes import ArgumentError
+from ..tensors.shapes import ArgumentError
 from ..text import printable
 from .bench import bench
 from .cost import cost

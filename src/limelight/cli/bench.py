@@ -37,7 +37,7 @@ def bench(
     from .. import benchmark
     from ..backends import native
     from ..backends.contract import BackendError
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     if native._library is None:
         raise BackendError(f"limelight bench measures the native kernels, and {native._missing}.")

@@ -9,7 +9,7 @@ import typer
 from .options import Dtype, dtype_of, fitting
 
 if TYPE_CHECKING:
-    from ..cost import Cost
+    from ..models.cost import Cost
 
 
 def cost(
@@ -34,7 +34,7 @@ def cost(
 
     from ..backends import native
     from ..checkpoints.load import outline
-    from ..cost import cost as cost_of
+    from ..models.cost import cost as cost_of
 
     itemsize = dtype_of(dtype).itemsize
     network = outline(model)

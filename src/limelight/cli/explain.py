@@ -36,7 +36,7 @@ def explain(
     from .. import Causal, Full, Window, __version__
     from .. import explain as explain_call
     from ..backends import BACKENDS
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     number = dtype_of(dtype)
     patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}

@@ -67,7 +67,7 @@ def generate(
     import torch
 
     from ..checkpoints.load import load
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     drawing = {name: value for name, value in given.items() if value is not None}
@@ -171,7 +171,7 @@ def _pieces(model: Pretrained, prompt: Any, sampler: Sampler | Beam, **settings:
 def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, length_penalty: float | None) -> Any:
     """The sampler that the options ask for."""
     from ..generation import Beam, Greedy, Sample
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     if beam is None and length_penalty is not None:
         raise wrong("--length-penalty", "belongs to a search", "there is no --beam", "For example: --beam 4.")
@@ -187,7 +187,7 @@ def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, lengt
 
 def _given(text: str | None, file: Path | None) -> str | Path:
     """A text, or the WAV file with the sound."""
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     if text is None and file is not None and file.suffix.lower() == ".wav":
         return file
@@ -202,9 +202,9 @@ def _given(text: str | None, file: Path | None) -> str | Path:
 def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None, parse_special_tokens: bool) -> Any:
     """What the model is given to go on from."""
     from ..models import EncoderDecoder
+    from ..models.sound import RATE, recording, spectrum
     from ..nn import SpectrumEmbedding
-    from ..shapes import wrong
-    from ..sound import RATE, recording, spectrum
+    from ..tensors.shapes import wrong
 
     heard = isinstance(model.network, EncoderDecoder) and isinstance(model.network.encoder.embedding, SpectrumEmbedding)
     if heard != isinstance(given, Path):

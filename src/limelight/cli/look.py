@@ -75,7 +75,7 @@ def look(
 
 def _writable(output: Path) -> None:
     """Say that a page cannot be written before a model is run for it."""
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     if output.is_dir():
         raise wrong("--output", "must name a file", f"{output} is a folder", f"Try {output / 'page.html'}.")

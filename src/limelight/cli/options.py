@@ -29,7 +29,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run it."""
-        from ..shapes import ArgumentError
+        from ..tensors.shapes import ArgumentError
 
         try:
             return super().invoke(ctx)
@@ -52,7 +52,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         ArgumentError: another name.
     """
-    from ..shapes import FLOATS, wrong
+    from ..tensors.shapes import FLOATS, wrong
 
     dtypes = {str(one).removeprefix("torch."): one for one in FLOATS}
     if name not in dtypes:
@@ -66,7 +66,7 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
     Raises:
         ArgumentError: none or several of them, no UTF-8, a file that cannot be read.
     """
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     if (text is None) == (file is None):
         got = "both were given" if text is not None else "neither was"
@@ -88,7 +88,7 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
 
 
 def _decoded(content: bytes, option: str, name: str) -> str:
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
 
     try:
         return content.decode("utf-8").replace("\r\n", "\n")

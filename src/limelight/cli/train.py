@@ -49,7 +49,7 @@ def train(
     """
     import shlex
 
-    from ..shapes import wrong
+    from ..tensors.shapes import wrong
     from ..training import read_settings
 
     try:

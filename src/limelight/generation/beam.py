@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..shapes import whole_number, wrong
+from ..tensors.shapes import whole_number, wrong
 from .guide import Guide
 from .row import Row
 from .run import Run, nothing_allowed

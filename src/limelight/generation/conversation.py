@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..shapes import ArgumentError, wrong
+from ..tensors.shapes import ArgumentError, wrong
 from ..text import Text, Tokenizer, printable, valid_text
 from .plain_text import Escapes
 from .templates import LIMITS, TemplateError, TemplateLimitError, renderer
 
 if TYPE_CHECKING:
-    from ..models.pretrained import Pretrained
+    from ..pretrained import Pretrained
 
 Message: TypeAlias = "Mapping[str, Any]"  # {"role": "user", "content": "Hello"}
 Conversation: TypeAlias = "str | Sequence[Message]"  # a text is one message of the user

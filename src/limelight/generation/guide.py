@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 
 if TYPE_CHECKING:
     from .row import Row

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..layouts import Layout
-from ..shapes import whole_number, wrong
+from ..forms.layouts import Layout
+from ..tensors.shapes import whole_number, wrong
 from ..text import valid_text
 from .beam import Beam, search
 from .guide import Guide
@@ -22,7 +22,7 @@ from .sampling import Greedy, Sampler, draws, penalised, tokens_in
 from .writing import Writing
 
 if TYPE_CHECKING:
-    from ..models.pretrained import Pretrained
+    from ..pretrained import Pretrained
 
 
 def generate(

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from ..text import SpecialToken, Text, Tokenizer
 
 PRIVATE = range(0xE000, 0xF900)  # characters that Unicode leaves to private use

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, TypeAlias, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from ..layouts import Layout, Padded
+from ..forms.layouts import Layout, Padded
 from ..models.decoder_only import DecoderOnly
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.stack import Encoded
 from ..nn import FrontEnd
-from ..shapes import describe, wrong
+from ..tensors.shapes import describe, wrong
 from ..text import Tokens
 
 if TYPE_CHECKING:
-    from ..models.pretrained import Pretrained
+    from ..pretrained import Pretrained
 
 Kind = TypeVar("Kind")
 Prompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tokens | Tensor"
@@ -45,7 +45,9 @@ def beginnings(
     with torch.no_grad():
         if isinstance(network.encoder.embedding, FrontEnd):
             if not isinstance(prompt, Tensor):
-                raise wrong("prompt", "must be a tensor for this encoder", describe(prompt), "See limelight.sound.")
+                raise wrong(
+                    "prompt", "must be a tensor for this encoder", describe(prompt), "See limelight.models.sound."
+                )
             encoded = network.encode(prompt.to(device, next(network.parameters()).dtype), layout=layout)
         else:
             ids, layout = padded(rows_of(model, "prompt", prompt, layout), device)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 
 # Why a text ended, `Continuation.ended`.
 TOKEN = "token"  # a token that ends texts

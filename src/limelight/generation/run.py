@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Padded
+from ..forms.layouts import Padded
 from ..models.stack import Encoded, Stack
 from ..nn import Cache
-from ..shapes import ArgumentError, wrong
+from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
 
 

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..philox import philox
-from ..shapes import whole_number, wrong
+from ..forms.philox import philox
+from ..tensors.shapes import whole_number, wrong
 
 FEW = 256  # tokens among which those that `Sample.top_p` keeps are looked for first
 

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .. import compat, tracing
+from .. import compat
 from ..backends import BACKENDS, reference
 from ..backends.contract import BackendError
-from ..observations import current_watcher
-from ..shapes import ArgumentError
+from ..forms.observations import current_watcher
+from ..tensors import tracing
+from ..tensors.shapes import ArgumentError
 from .account import Account, account
 from .names import of_layer
 from .weights import attend as attend_whole

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
 from transformers.utils.import_utils import is_tracing
 
-from .. import tracing
-from ..attention import attention
 from ..backends.contract import BackendError
-from ..layouts import Aligned, KeyMask, Layout, Packed
-from ..observations import Observations, Observe, current_watcher
-from ..patterns import Causal, Explicit, Full, Pattern, Window
-from ..scores import Bias, ScoreRule, SoftCap
-from ..shapes import describe, wrong
+from ..forms.layouts import Aligned, KeyMask, Layout, Packed
+from ..forms.observations import Observations, Observe, current_watcher
+from ..forms.patterns import Causal, Explicit, Full, Pattern, Window
+from ..forms.scores import Bias, ScoreRule, SoftCap
+from ..operator.attention import attention
+from ..tensors import tracing
+from ..tensors.shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..scores import RelativeBias
+from ..forms.scores import RelativeBias
 
 _ARGUMENTS = ["self", "query_length", "key_length", "device", "past_seen_tokens"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention import attention
 from ..backends.reference import _mix, accumulator
-from ..layouts import Aligned, Layout
-from ..observations import Observations, Observe
-from ..patterns import Where
-from ..philox import kept
+from ..forms.layouts import Aligned, Layout
+from ..forms.observations import Observations, Observe
+from ..forms.patterns import Where
+from ..forms.philox import kept
+from ..operator.attention import attention
 from .account import Account
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shapes import ArgumentError
+from ..tensors.shapes import ArgumentError
 from .reading import Floats, Reading
 from .relations import given
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..checkpoints.load import load
 from ..checkpoints.progress import counted
+from ..forms.observations import Observations, Observe, Seen, watching
 from ..models import DecoderOnly, Pretrained
-from ..observations import Observations, Observe, Seen, watching
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from ..text import Text
 from .comparison import Comparison, compare_readings, words_that_changed
 from .reading import Floats, HeadStatistics, Reading, find_sinks, number_units

@@ -1,11 +1,11 @@
 """Models: shapes built from one configuration. A published family is data (`limelight.models.families`)."""
 
+from ..pretrained import Pretrained
 from .config import Config, Recipe, recipe
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
 from .encoder_only import EncoderOnly
 from .new import new
-from .pretrained import Pretrained
 from .stack import Encoded, Output, Stack
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..shapes import whole_number, wrong
+from ..tensors.shapes import whole_number, wrong
 
 
 @dataclass(frozen=True)

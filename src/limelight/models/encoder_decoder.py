@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layouts import KeyMask, Layout, Packed
+from ..forms.layouts import KeyMask, Layout, Packed
 from ..nn import Cache, Places
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .config import Config
 from .stack import Encoded, Output, Stack
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..nn import FanIn, Normal, Xavier
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .stack import Stack
 
 

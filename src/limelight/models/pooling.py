@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..shapes import describe, whole_number, wrong
+from ..tensors.shapes import describe, whole_number, wrong
 from .encoder_decoder import EncoderDecoder
 
 if TYPE_CHECKING:
-    from .pretrained import Pretrained
+    from ..pretrained import Pretrained
 
 
 def embed(model: Pretrained, texts: str | Sequence[str], *, normalise: bool = True, batch: int = 32) -> Tensor:

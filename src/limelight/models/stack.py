@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout, Padded
+from ..forms.layouts import Layout, Padded
 from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
 from ..nn.few_tokens import written
-from ..shapes import wrong
-from ..tracing import readable
+from ..tensors.shapes import wrong
+from ..tensors.tracing import readable
 from .config import Config, Recipe
 
 
@@ -90,7 +90,7 @@ class Stack(nn.Module):
 
         Args:
             tokens: ``(B, L)`` token ids, or what else the embedding reads (`limelight.nn.FrontEnd`).
-            layout: which of them exist and in which document (`limelight.layouts`); ``None``: one whole text a row.
+            layout: which of them exist, in which document (`limelight.forms.layouts`); ``None``: one whole text a row.
             segments: ``(B, L)`` segment of each token, for models that have segments; ``None`` for 0.
             hidden: keep and return the vectors after every layer.
             logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`

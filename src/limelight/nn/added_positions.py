@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..shapes import whole_number, wrong
+from ..tensors.shapes import whole_number, wrong
 from .checks import check_ids, checked
 from .positions import Neighbours, Pairing
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import limelight
 
-from ..layouts import Layout
-from ..patterns import Pattern
-from ..scores import Additive
-from ..shapes import whole_number
+from ..forms.layouts import Layout
+from ..forms.patterns import Pattern
+from ..forms.scores import Additive
+from ..tensors.shapes import whole_number
 from .checks import check_texts, checked
 from .multihead import heads_of
 from .places import Places
@@ -180,8 +180,8 @@ def dot_attention(
     Args:
         states: ``(B, L, width)``, the ``x``.
         source: ``(B, Lk, width)``, the ``y``; ``None`` for the states themselves.
-        layout: which tokens exist, and where they stand (`limelight.layouts`).
-        pattern: which of them a query may see (`limelight.patterns`).
+        layout: which tokens exist, and where they stand (`limelight.forms.layouts`).
+        pattern: which of them a query may see (`limelight.forms.patterns`).
 
     Returns:
         ``(B, L, width)``.

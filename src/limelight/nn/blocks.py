@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..forms.layouts import Layout
 from ..fused import Steps
-from ..layouts import Layout
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .checks import checked
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing, in_turn

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Aligned, Layout, Padded
-from ..patterns import And, Causal, Chunks, Or, Pattern, Window
-from ..shapes import whole_number, wrong
+from ..forms.layouts import Aligned, Layout, Padded
+from ..forms.patterns import And, Causal, Chunks, Or, Pattern, Window
+from ..tensors.shapes import whole_number, wrong
 
 Lengths = int | Tensor  # one for all rows, or (B,) int64 on the CPU, where layouts are worked out
 

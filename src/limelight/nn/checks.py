@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.contract import BackendError
-from ..shapes import ArgumentError, describe, whole_number, wrong
-from ..tracing import recorder
+from ..tensors.shapes import ArgumentError, describe, whole_number, wrong
+from ..tensors.tracing import recorder
 
 Layer = TypeVar("Layer", bound=type)
 

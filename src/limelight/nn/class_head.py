@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .checks import activation_of, checked
 from .feed_forward import ACTIVATIONS
 from .places import Places

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from ..scores import ALiBi, RelativeBias, T5Buckets
+from ..forms.scores import ALiBi, RelativeBias, T5Buckets
 from .checks import checked
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..shapes import whole_number
+from ..tensors.shapes import whole_number
 from .checks import checked, refuse_recorders
 from .feed_forward import GatedFeedForward
 from .routing import Routing, TopK, report

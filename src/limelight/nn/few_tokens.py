@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import fused
+from ..forms.observations import current_watcher
 from ..fused import Steps
-from ..observations import current_watcher
 from .places import Places
 from .projection import is_unwatched
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..shapes import describe, wrong
+from ..tensors.shapes import describe, wrong
 from .checks import checked
 from .dropout import dropout as dropping
 from .places import Places
@@ -53,7 +53,7 @@ class SpectrumEmbedding(FrontEnd):
                 "source",
                 f"must be the ({'B'}, {self.bands}, frames) spectrum of a sound",
                 f"it is {describe(inputs)}",
-                "limelight.sound.spectrum makes it.",
+                "limelight.models.sound.spectrum makes it.",
             )
         return inputs.shape[0], (inputs.shape[2] + 1) // 2
 

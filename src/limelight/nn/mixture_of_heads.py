@@ -11,9 +11,9 @@ from torch.nn import functional
 
 import limelight
 
-from ..layouts import Chosen, Layout
-from ..scores import ALiBi, RelativeBias, ScoreRule, SoftCap
-from ..shapes import whole_number, wrong
+from ..forms.layouts import Chosen, Layout
+from ..forms.scores import ALiBi, RelativeBias, ScoreRule, SoftCap
+from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
 from .multihead import MultiHead, heads_of
 from .places import Places

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 import limelight
 
 from .. import fused
-from ..attention import prepare
 from ..backends import native
-from ..layouts import Layout
-from ..patterns import Pattern
-from ..scores import ScoreRule
-from ..shapes import wrong
+from ..forms.layouts import Layout
+from ..forms.patterns import Pattern
+from ..forms.scores import ScoreRule
+from ..operator.attention import prepare
+from ..tensors.shapes import wrong
 from .checks import checked
 from .few_tokens import noted
 from .places import Places

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout
-from ..patterns import Pattern
-from ..scores import ScoreRule
-from ..shapes import describe, wrong
+from ..forms.layouts import Layout
+from ..forms.patterns import Pattern
+from ..forms.scores import ScoreRule
+from ..tensors.shapes import describe, wrong
 from .cache import Step
 from .positions import Rotary, Rotation
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import fused
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .checks import checked
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..shapes import describe, whole_number, wrong
+from ..tensors.shapes import describe, whole_number, wrong
 from .checks import checked, of_width, unreadable
 
 

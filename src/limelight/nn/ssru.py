@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layouts import Layout
+from ..forms.layouts import Layout
 from .checks import check_texts, checked
 from .places import Places
 

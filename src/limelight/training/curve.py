@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TextIO
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .checkpoint import replacing
 
 COLUMNS = ("step", "loss", "evaluation", "rate", "gradient", "seconds")

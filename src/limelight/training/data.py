@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..layouts import Packed
-from ..shapes import wrong
+from ..forms.layouts import Packed
+from ..tensors.shapes import wrong
 from ..text import Tokenizer
 
 Ids = NDArray[np.int32]

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import limelight
 
-from ..checkpoints.safetensors_files import SINGLE
+from ..formats.safetensors_files import SINGLE
 from ..models import Pretrained
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from . import checkpoint, curve
 from .checkpoint import Progress
 from .data import Corpus

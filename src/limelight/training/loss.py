@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import fused
-from ..shapes import describe, wrong
+from ..tensors.shapes import describe, wrong
 
 IGNORED = -100  # a target that asks nothing, as in torch.nn.functional.cross_entropy
 RUN_BYTES = 3 * 2**25  # of logits that are held at a time

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from ..checkpoints.errors import CheckpointError
 from ..checkpoints.progress import counted
+from ..formats.errors import CheckpointError
 from ..models import Config, Stack
 from ..models.families import FAMILIES, Published
 from ..nn import FanIn, Normal, Xavier
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from ..text import Tokenizer
 from .data import Corpus, documents_in, held_out, pairs_in, pairs_of, texts_of
 from .settings import Settings

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..models import EncoderDecoder, Stack
 from ..nn import MixtureOfExperts, OwnHead, SummedEmbedding, TiedHead, TokenEmbedding, balance_loss, routings, z_loss
 from ..nn.routing import Routing, report
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .data import Batch
 from .loss import IGNORED, vocabulary_loss
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import DistanceBias
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 
 KEPT = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of each parameter
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 from .schedule import SHAPES
 
 if sys.version_info >= (3, 11):

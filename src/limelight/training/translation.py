@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..checkpoints.progress import counted
 from ..models import Pretrained
-from ..shapes import wrong
+from ..tensors.shapes import wrong
 
 TOGETHER = 32  # sources that are translated at a time
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...scores import ALiBi, SoftCap
+from ...forms.scores import ALiBi, SoftCap
 from ..contract import Call, Result, unknown_positions
 from ..triton import compatibility, gradients, machine, observing, operands
 from ..triton import tuning as triton_tuning

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ...lowering import Lowered
-from ...scores import Bias, RelativeBias
+from ...forms.lowering import Lowered
+from ...forms.scores import Bias, RelativeBias
 from ..contract import Call, Result, unknown_positions
 from . import machine, observing, operands, tuning
 from .gradients import backward, reasons_against_backward

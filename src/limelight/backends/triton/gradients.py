@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...scores import ALiBi, Bias, RelativeBias
+from ...forms.scores import ALiBi, Bias, RelativeBias
 from ..contract import Call
 from . import machine, operands, tuning
 from .form import Form

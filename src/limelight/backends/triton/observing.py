@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...observations import Observations
+from ...forms.observations import Observations
 from ..contract import Call
 from . import machine, operands, tuning
 from .normalizers import normalizers

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...lowering import Lowered
-from ...scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
+from ...forms.lowering import Lowered
+from ...forms.scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
 from ..contract import Call
 from .form import Form
 from .machine import interpreted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRules, Rule, Unused
 from ...nn import ACTIVATIONS, ClassHead, MaskedHead
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly

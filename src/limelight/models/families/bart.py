@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...checkpoints.rules import KeyRules, Row, Rule, Unused
+from ...formats.rules import KeyRules, Row, Rule, Unused
+from ...forms.patterns import Causal
 from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
 from ...nn.blocks import clamped_if_infinite
-from ...patterns import Causal
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRules, Rule, Unused
 from ...nn import (
     ACTIVATIONS,
     ClassHead,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...checkpoints.ctranslate2_files import CTranslate2File
-from ...checkpoints.gguf_files import GGUFFile
-from ...checkpoints.marian_files import MarianFile
-from ...checkpoints.rules import KeyRules
+from ...formats.ctranslate2_files import CTranslate2File
+from ...formats.gguf_files import GGUFFile
+from ...formats.marian_files import MarianFile
+from ...formats.rules import KeyRules
 from ...text import Tokenizer
 from ..config import Config
 from ..stack import Stack

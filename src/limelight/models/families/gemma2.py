@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule
+from ...formats.rules import KeyRules, Rule
+from ...forms.patterns import Causal
+from ...forms.scores import SoftCap
 from ...nn import ACTIVATIONS, RMSNorm, Sandwich, TokenEmbedding
-from ...patterns import Causal
-from ...scores import SoftCap
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from ...checkpoints.rules import KeyRules, Rule, Transposed, Unused
+from ...formats.rules import KeyRules, Rule, Transposed, Unused
+from ...forms.patterns import Causal
 from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PreNorm, SummedEmbedding
-from ...patterns import Causal
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...checkpoints.rules import Rule, Unused
+from ...formats.rules import Rule, Unused
 from ...nn import MaskedHead, OwnHead, TiedHead
 from ..config import Config, Recipe, recipe
 

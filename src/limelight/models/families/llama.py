@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ...checkpoints.errors import CheckpointError, damaged, shortened
-from ...checkpoints.gguf_files import GGUFFile
-from ...checkpoints.rules import KeyRules, PairedHalves, Rule, Unused
+from ...formats.errors import CheckpointError, damaged, shortened
+from ...formats.gguf_files import GGUFFile
+from ...formats.rules import KeyRules, PairedHalves, Rule, Unused
+from ...forms.patterns import And, Causal, Pattern, Window
 from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
 from ...nn.positions import DynamicNTK, Linear, LongWaves, Rotary, Stretch, YaRN
-from ...patterns import And, Causal, Pattern, Window
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family, GGUFNames

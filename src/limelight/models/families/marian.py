@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRules, Rule, Unused
 from ...nn import SSRU, Halves, PostNorm, Sinusoids
-from ...shapes import wrong
+from ...tensors.shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
 from .bart import dropout, half, half_rules, head, head_bias, said, shared_table_rules, text_embedding

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ...checkpoints.errors import CheckpointError
-from ...checkpoints.marian_files import MarianFile
-from ...checkpoints.rules import KeyRules, OneMore, Row, Rule, Transposed, Unused
+from ...formats.errors import CheckpointError
+from ...formats.marian_files import MarianFile
+from ...formats.rules import KeyRules, OneMore, Row, Rule, Transposed, Unused
 from ...nn import SSRU, Halves, Sinusoids, SummedEmbedding
 from ..config import Config, recipe
 from . import marian

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...patterns import Causal
+from ...forms.patterns import Causal
 from ..config import Config
 from ..decoder_only import DecoderOnly
 from .family import Family

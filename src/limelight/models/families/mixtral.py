@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule
+from ...formats.rules import KeyRules, Rule
+from ...forms.patterns import Causal
 from ...nn import MixtureOfExperts, TopK
-from ...patterns import Causal
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.errors import CheckpointError, shortened
+from ...formats.errors import CheckpointError, shortened
 from ...nn import ClassHead, MaskedHead
 from ..config import Recipe
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule
+from ...formats.rules import KeyRules, Rule
+from ...forms.patterns import Causal, Pattern
 from ...nn import RMSNorm
-from ...patterns import Causal, Pattern
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family

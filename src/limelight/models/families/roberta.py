@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRules, Rule, Unused
 from ...nn import ClassHead
 from ..config import Config
 from ..encoder_only import EncoderOnly

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...checkpoints.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRules, Rule, Unused
+from ...forms.patterns import Causal
+from ...forms.scores import T5Buckets
 from ...nn import (
     ACTIVATIONS,
     DistanceBias,
@@ -18,8 +20,6 @@ from ...nn import (
     TokenEmbedding,
 )
 from ...nn.blocks import clamped_if_infinite
-from ...patterns import Causal
-from ...scores import T5Buckets
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family

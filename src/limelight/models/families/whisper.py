@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...checkpoints.ctranslate2_files import CTranslate2File
-from ...checkpoints.errors import CheckpointError
-from ...checkpoints.rules import KeyRules, Rule
+from ...formats.ctranslate2_files import CTranslate2File
+from ...formats.errors import CheckpointError
+from ...formats.rules import KeyRules, Rule
 from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
 from ...nn.blocks import clamped
 from ...text import Tokenizer

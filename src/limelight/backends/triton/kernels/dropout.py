@@ -1,4 +1,4 @@
-"""Dropout's random bits: Philox4x32-10 of (key position // 4, query position, head, row), as `limelight.philox`."""
+"""Random bits of dropout: Philox4x32-10 of (key position // 4, query position, head, row)."""
 
 import triton
 import triton.language as tl

@@ -13,7 +13,7 @@ NOWHERE = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no 
 
 @triton.jit
 def segment_of(segments, number):
-    """The first seven numbers of a segment (`limelight.lowering.SEGMENT_FIELDS`)."""
+    """The first seven numbers of a segment (`limelight.forms.lowering.SEGMENT_FIELDS`)."""
     at = segments + number * 8
     row = tl.load(at).to(tl.int32)
     query_begin = tl.load(at + 1).to(tl.int32)

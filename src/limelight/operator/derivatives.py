@@ -30,15 +30,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import tracing
-from .backends import reference
-from .backends.contract import Backend, Call, Differentiable, Result, operands
-from .descriptions import Description
-from .layouts import Aligned
-from .lowering import Lowered
-from .observations import Observations, Observe
-from .patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
-from .shapes import PLAIN
+from ..backends import reference
+from ..backends.contract import Backend, Call, Differentiable, Result, operands
+from ..forms.descriptions import Description
+from ..forms.layouts import Aligned
+from ..forms.lowering import Lowered
+from ..forms.observations import Observations, Observe
+from ..forms.patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
+from ..tensors import tracing
+from ..tensors.shapes import PLAIN
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
 MOST_SCORES = 4 * 2**20

@@ -2,7 +2,7 @@
 
 A native kernel reads and writes memory by its address, which no tracer sees: a graph would hold the empty result and
 nothing that fills it. So every native call is preceded by this question; where the answer is yes, a registered operator
-(`limelight.compiled`) or PyTorch's own operations are called, which every tracer records.
+(`limelight.operator.compiled`) or PyTorch's own operations are called, which every tracer records.
 """
 
 from __future__ import annotations

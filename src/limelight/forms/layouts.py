@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors.shapes import FARTHEST, check_tensor, describe, fits, flag, position, sequence, whole_number, wrong
+from ..tensors.tracing import readable
 from .descriptions import Description
 from .patterns import WHOLE, Part
-from .shapes import FARTHEST, check_tensor, describe, fits, flag, position, sequence, whole_number, wrong
-from .tracing import readable
 
 
 class Coordinates(NamedTuple):

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..tensors.shapes import FLOATS, Shapes, check_tensor, describe, flag, sequence, whole_number, wrong
+from ..tensors.tracing import readable
 from .descriptions import Description
-from .shapes import FLOATS, Shapes, check_tensor, describe, flag, sequence, whole_number, wrong
-from .tracing import readable
 
 MOST_PADDED = 1024  # `top` may be so much, however few the keys are
 

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from ..text import Tokenizer
-from ..tokenizer_limits import reasons_against
+from ..text.limits import reasons_against
 from .errors import CheckpointError, damaged
 from .gguf_files import GGUFFile
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import normalizers
 
-from .shapes import wrong
+from ..tensors.shapes import wrong
 
 MOST = 2**19  # characters that may come of any text unseen; some steps take two microseconds for each
 STEPS = 100  # of a kind; published tokenizers have about ten

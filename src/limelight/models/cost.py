@@ -24,13 +24,13 @@ from typing import Any
 
 from torch import nn
 
-from .layouts import Aligned
-from .models import EncoderDecoder, Stack
-from .nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, Switch, TopK
-from .nn.cache import reach
-from .nn.heads import TokenHead
-from .patterns import Full, Pattern
-from .shapes import whole_number, wrong
+from ..forms.layouts import Aligned
+from ..forms.patterns import Full, Pattern
+from ..nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, Switch, TopK
+from ..nn.cache import reach
+from ..nn.heads import TokenHead
+from ..tensors.shapes import whole_number, wrong
+from . import EncoderDecoder, Stack
 
 GROWTH = {
     "embedding": "N d",

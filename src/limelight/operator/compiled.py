@@ -1,4 +1,4 @@
-"""The third door: attention under whatever records operations (`limelight.tracing`).
+"""The third door: attention under whatever records operations (`limelight.tensors.tracing`).
 
 ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, fake and functional tensors see one operator,
 ``limelight::attention``, and for its gradients another, ``limelight::attention_backward``, both registered with
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import derivatives, layouts, patterns, scores, tracing
-from .backends import choose, reference
-from .backends.contract import BackendError, Call, Result
-from .descriptions import Description
-from .observations import Observations
+from ..backends import choose, reference
+from ..backends.contract import BackendError, Call, Result
+from ..forms import layouts, patterns, scores
+from ..forms.descriptions import Description
+from ..forms.observations import Observations
+from ..tensors import tracing
+from . import derivatives
 
 _KINDS: dict[str, type[Description]] = {
     kind.__name__: kind
@@ -43,7 +45,7 @@ def is_one_operator(call: Call, backend: str | None) -> bool:
 
 
 def forward(call: Call, backend: str | None, seen_by: str) -> Result:
-    """Compute a call so that ``seen_by`` (`limelight.tracing.seen_by`) sees operations of PyTorch alone.
+    """Compute a call so that ``seen_by`` (`limelight.tensors.tracing.seen_by`) sees operations of PyTorch alone.
 
     Raises:
         BackendError: a backend is named, or the recorded operations would hold too many scores, or cannot be recorded.
@@ -87,8 +89,8 @@ def _why_not(call: Call) -> str:
 def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
     """Tensors, whole numbers, real numbers, recipe. The first whole number is how many tensors there are.
 
-    The tensors are query, key, value, and the rest in the order of `limelight.derivatives`: sink, score rules, compare,
-    then what has no gradient.
+    The tensors are query, key, value, and the rest in the order of `limelight.operator.derivatives`: sink, score
+    rules, compare, then what has no gradient.
     """
     tensors: list[Tensor] = [call.query, call.key, call.value]
     numbers: list[int] = [0]
@@ -206,7 +208,7 @@ def _(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float],
 def _attention_backward(
     tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str, orders: str
 ) -> list[Tensor]:
-    """Gradients, and gradients of gradients: the `limelight.derivatives.Transposed` that ``orders`` names.
+    """Gradients, and gradients of gradients: the `limelight.operator.derivatives.Transposed` that ``orders`` names.
 
     ``tensors`` are those of the call, its output and logsumexp, and the cotangents of each order.
     """

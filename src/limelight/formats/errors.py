@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..shapes import ArgumentError
+from ..tensors.shapes import ArgumentError
 
 
 class CheckpointError(ArgumentError):

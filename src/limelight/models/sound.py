@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .shapes import describe, whole_number, wrong
+from ..tensors.shapes import describe, whole_number, wrong
 
 RATE = 16_000  # samples per second
 FRAME, STEP = 400, 160  # samples: 25 ms, every 10 ms

@@ -3,7 +3,7 @@
 A pattern is a frozen, hashable value. It holds no matrix of zeros and minus infinities, prints itself, draws itself
 and says what it costs::
 
-    >>> from limelight.patterns import Causal, Keys, Window
+    >>> from limelight.forms.patterns import Causal, Keys, Window
     >>> streaming = Causal() & (Window(back=2, ahead=0) | Keys(first=1))
     >>> streaming
     Causal() & (Window(back=2, ahead=0) | Keys(first=1))
@@ -18,7 +18,7 @@ and says what it costs::
     18
 
 ``&`` allows what both allow, ``|`` what either allows, ``~`` what the pattern does not. Positions come from the
-layout (`limelight.layouts`); by default the last query stands at the last key.
+layout (`limelight.forms.layouts`); by default the last query stands at the last key.
 
 Here ``p`` is the position of the query and ``j`` that of the key:
 
@@ -44,8 +44,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors.shapes import check_broadcast, check_tensor, describe, position, whole_number, wrong
 from .descriptions import Description
-from .shapes import check_broadcast, check_tensor, describe, position, whole_number, wrong
 
 if TYPE_CHECKING:
     from .drawing import Drawing
@@ -89,7 +89,7 @@ class Where(NamedTuple):
 
     @classmethod
     def of(cls, coordinates: Coordinates, B: int, Hq: int, part: Part = WHOLE) -> Where:
-        """The places that `limelight.layouts.Coordinates` describe, or a part of them."""
+        """The places that `limelight.forms.layouts.Coordinates` describe, or a part of them."""
         query, key = coordinates.query_position, coordinates.key_position
         device = query.device
         whole = cls(
@@ -341,7 +341,7 @@ class Explicit(Pattern):
                 "mask",
                 "must be a bool tensor, true where the query sees the key",
                 f"it is {describe(self.mask)}",
-                "A float mask that is added to the scores is limelight.scores.Bias(mask).",
+                "A float mask that is added to the scores is limelight.forms.scores.Bias(mask).",
             )
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:

@@ -16,9 +16,9 @@ import tokenizers
 import torch
 from torch import Tensor
 
-from .layouts import Layout, Padded
-from .shapes import ArgumentError, wrong
-from .tokenizer_limits import Growth
+from ..forms.layouts import Layout, Padded
+from ..tensors.shapes import ArgumentError, wrong
+from .limits import Growth
 
 _STAND_IN = secrets.token_hex(16)  # nobody's text holds it
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves

@@ -21,10 +21,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..tensors.shapes import (
+    FLOATS,
+    Shapes,
+    check_broadcast,
+    check_tensor,
+    describe,
+    fits,
+    flag,
+    number,
+    whole_number,
+    wrong,
+)
+from ..tensors.tracing import is_transformed, readable
 from .descriptions import Description
 from .patterns import Where
-from .shapes import FLOATS, Shapes, check_broadcast, check_tensor, describe, fits, flag, number, whole_number, wrong
-from .tracing import is_transformed, readable
 
 
 class ScoreRule(Description):

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import compiled, derivatives, tracing
-from .backends import BACKENDS, choose, passed_over, reference
-from .backends.contract import BackendError, Call, Result, operands
-from .layouts import Layout
-from .observations import Observations, Observe, current_watcher
-from .patterns import Pattern
-from .scores import Additive, ScoreRule
-from .shapes import (
+from ..backends import BACKENDS, choose, passed_over, reference
+from ..backends.contract import BackendError, Call, Result, operands
+from ..forms.layouts import Layout
+from ..forms.observations import Observations, Observe, current_watcher
+from ..forms.patterns import Pattern
+from ..forms.scores import Additive, ScoreRule
+from ..tensors import tracing
+from ..tensors.shapes import (
     check_dropout,
     check_seed,
     check_sink,
@@ -36,6 +36,7 @@ from .shapes import (
     sequence,
     wrong,
 )
+from . import compiled, derivatives
 
 
 def attention(
@@ -67,11 +68,11 @@ def attention(
         query: ``(B, Hq, Lq, D)``, or all three without ``B``; any strides with the last one 1.
         key: ``(B, Hkv, Lk, D)``, where ``Hq`` is a multiple of ``Hkv`` (grouped-query attention).
         value: ``(B, Hkv, Lk, Dv)``.
-        layout: which token stands where and exists (`limelight.layouts`); ``None`` is ``Aligned()``: the last query
-            stands at the last key.
-        pattern: which keys a query may see (`limelight.patterns`); ``None`` is ``Full()``.
-        compare: ``None`` for the dot product, or `limelight.scores.Additive`.
-        scores: score rules in order (`limelight.scores`).
+        layout: the positions of tokens and which exist (`limelight.forms.layouts`); ``None`` is ``Aligned()``: the last
+            query has the position of the last key.
+        pattern: which keys a query may see (`limelight.forms.patterns`); ``None`` is ``Full()``.
+        compare: ``None`` for the dot product, or `limelight.forms.scores.Additive`.
+        scores: score rules in order (`limelight.forms.scores`).
         sink: ``(Hq,)`` logit of each head that takes weight and gives no value.
         scale: factor of the dot product; ``1 / sqrt(D)`` by default.
         dropout: probability in ``[0, 1)`` with which a weight is dropped, the others divided by ``1 - dropout``.
@@ -150,15 +151,15 @@ def prepare(
         scale = number("scale", scale, "must be a finite number", "None is 1 / sqrt(D).")
     call = Call(query, key, value, shapes, scale, layout, pattern, compare, (), sink, 0.0, 0, observe)
     if layout is not None:
-        _check_type("layout", layout, Layout, "limelight.layouts")
+        _check_type("layout", layout, Layout, "limelight.forms.layouts")
         _check_numbers("layout", layout.tensors(), query)
         layout.check(shapes.B, shapes.Lq, shapes.Lk)
     if pattern is not None:
-        _check_type("pattern", pattern, Pattern, "limelight.patterns")
+        _check_type("pattern", pattern, Pattern, "limelight.forms.patterns")
         _check_numbers("pattern", pattern.tensors(), query)
         pattern.check(*shapes.scores)
     if compare is not None:
-        _check_type("compare", compare, Additive, "limelight.scores")
+        _check_type("compare", compare, Additive, "limelight.forms.scores")
         compare.check(shapes)
         _check_device("compare", compare, query)
         call.scale = 1.0  # it has none
@@ -324,7 +325,7 @@ def run(call: Call, name: str | None) -> Result:
 
 
 def _looked_at(call: Call) -> str:
-    """Why the call goes through `limelight.derivatives`; empty when it need not."""
+    """Why the call goes through `limelight.operator.derivatives`; empty when it need not."""
     if torch._C._are_functorch_transforms_active():
         return "the call stands inside a transform of torch.func"
     query, key, value, beside = call.query, call.key, call.value, operands(call)
@@ -387,7 +388,7 @@ def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, .
         way_out = _OF_TENSOR["scores"] if isinstance(scores, Tensor) else "Write (rule,) for a single one."
         raise wrong("scores", "must be a sequence of score rules", f"it is {describe(scores)}", way_out)
     for rule in scores:
-        _check_type("scores", rule, ScoreRule, "limelight.scores")
+        _check_type("scores", rule, ScoreRule, "limelight.forms.scores")
         rule.check(call.shapes)
         _check_device("scores", rule, call.query)
     return tuple(scores)
