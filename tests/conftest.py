@@ -1,17 +1,13 @@
-"""Shared by all tests: two profiles of hypothesis, this folder and docs/ on the path, Triton's interpreter."""
+"""Shared by all tests: two profiles of hypothesis, Triton's interpreter."""
 
 import importlib
 import os
-import sys
 from contextlib import suppress
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "docs")]
 
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True, suppress_health_check=quiet)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracles import loops
-from strategies import examples, layouts, patterns, sizes
+from support.oracles import loops
+from support.strategies import examples, layouts, patterns, sizes
 
 import limelight
 from limelight import ALiBi, Causal, Chosen, Explicit, Observe, Padded, Window

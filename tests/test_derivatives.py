@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import examples, sizes
+from support.strategies import examples, sizes
 from test_promises import (  # noqa: F401 (they hold run by run, too)
     test_a_gradient_reaches_only_what_its_row_saw,
     test_a_query_that_sees_nothing,

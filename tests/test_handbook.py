@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pages
 import pictures
 import pytest
-from models import real_models
+from support import real_models
 
 import limelight
 

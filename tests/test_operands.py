@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import odd_tensors
 import pytest
 import torch
+from support import odd_tensors
 
 import limelight
 from limelight import ArgumentError, Bias, Causal, Observe, fused
@@ -20,7 +20,9 @@ RIGHT = ("plain", "parameter", "negated", "lazily cloned")
 
 
 def _reports(arguments):
-    script = "import sys, odd_tensors\nfor a in sys.argv[1:]: print('##', a, flush=True); odd_tensors.main(a)"
+    script = (
+        "import sys\nfrom support.odd_tensors import main\nfor a in sys.argv[1:]: print('##', a, flush=True); main(a)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}, check=False,

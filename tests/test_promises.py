@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from oracles import loops
-from strategies import examples, sizes
+from support.oracles import loops
+from support.strategies import examples, sizes
 
 import limelight
 from limelight import Additive, Bias, Causal, Explicit, Observe, Packed, Padded, SoftCap, Window

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import loops
-from strategies import examples, sizes
+from support.oracles import loops
+from support.strategies import examples, sizes
 
 import limelight
 from limelight import Additive, Observe

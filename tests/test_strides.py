@@ -1,10 +1,10 @@
 """Tensors by any strides that PyTorch allows, in the place of every tensor: what contiguous copies of them give."""
 
 import pytest
-import strides
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import strides
 
 import limelight
 from limelight import Additive, ALiBi, Bias, Causal, Observe, RelativeBias, T5Buckets, fused

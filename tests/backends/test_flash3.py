@@ -26,7 +26,7 @@ def interpreter(monkeypatch):
 
 def counted(call, rows=16, keys=16):
     """``(B, Lq, Lk)``: how often each pair is computed, by every step of every tile of a call's plan."""
-    from schedule_probes import steps
+    from support.schedule_probes import steps
 
     from limelight.backends.gluon.kernels import schedule
 
@@ -77,7 +77,7 @@ def test_steps_hold_every_seen_pair_once(pattern, layout):
 
 def counted_by_keys(call, group, queries=16, keys=32):
     """``(group, B, Lq, Lk)``: the same by the plan of tiles of keys, for the heads of a group."""
-    from schedule_probes import query_steps
+    from support.schedule_probes import query_steps
 
     from limelight.backends.gluon.kernels import schedule
 
@@ -126,7 +126,7 @@ def test_steps_of_keys_hold_every_seen_pair_once(pattern, layout, group):
 
 @pytest.mark.parametrize(("items", "programs"), [(1, 1), (5, 5), (12, 5), (13, 5), (264, 132), (1000, 132)])
 def test_every_item_belongs_to_one_program(items, programs):
-    from schedule_probes import numbers
+    from support.schedule_probes import numbers
 
     found = torch.zeros(items + programs, dtype=torch.int32)
     numbers[programs,](found, programs, items)
@@ -135,7 +135,7 @@ def test_every_item_belongs_to_one_program(items, programs):
 
 
 def test_the_order_is_by_sections_and_the_work_even():
-    from schedule_probes import places
+    from support.schedule_probes import places
 
     found = torch.empty((8 * 7, 2), dtype=torch.int32)
     places[1,](found, 8 * 7, 8, 7, 3)

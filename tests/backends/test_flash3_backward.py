@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from accuracy import check_close, rounded_gradients
-from gluon_machine import installed
-from large_scores import by_definition as by_definition_of_large
-from large_scores import close
+from support.accuracy import check_close, rounded_gradients
+from support.gluon_machine import installed
+from support.large_scores import by_definition as by_definition_of_large
+from support.large_scores import close
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window

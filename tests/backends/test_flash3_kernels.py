@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from accuracy import check_close, rounded, steps
-from gluon_machine import installed
-from large_scores import by_definition, close
-from strategies import Example
+from support.accuracy import check_close, rounded, steps
+from support.gluon_machine import installed
+from support.large_scores import by_definition, close
+from support.strategies import Example
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window

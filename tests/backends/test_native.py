@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from accuracy import check_close, check_logsumexp, steps
 from hypothesis import given
 from hypothesis import strategies as st
-from kernels import AVAILABLE, LENGTHS, selected
-from strategies import Example, examples, sizes
+from support.accuracy import check_close, check_logsumexp, steps
+from support.kernels import AVAILABLE, LENGTHS, selected
+from support.strategies import Example, examples, sizes
 
 import limelight
 from limelight import (

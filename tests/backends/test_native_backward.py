@@ -7,14 +7,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
-import kernels
 import pytest
 import torch
-from accuracy import check_close, steps
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernels import Upstream, check_on_average, every_dtype, every_kernel, gradients, same_bits, selected, terms
-from strategies import Example
+from support import kernels
+from support.accuracy import check_close, steps
+from support.kernels import Upstream, check_on_average, every_dtype, every_kernel, gradients, same_bits, selected, terms
+from support.strategies import Example
 
 import limelight
 from limelight import (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from accuracy import check_close, rounded
+from support.accuracy import check_close, rounded
 
 import limelight
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window

@@ -1,13 +1,13 @@
 """The forward pass of the native kernels in every element type, on every instruction set."""
 
-import kernels
 import pytest
 import torch
-from accuracy import check_close, check_logsumexp, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels import every_dtype, every_kernel, same_bits, selected
-from oracles.plain import rounded
+from support import kernels
+from support.accuracy import check_close, check_logsumexp, steps
+from support.kernels import every_dtype, every_kernel, same_bits, selected
+from support.oracles.plain import rounded
 
 import limelight
 from limelight import ALiBi, Causal, Keys, Observe, Packed, SoftCap, Window

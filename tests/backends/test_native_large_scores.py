@@ -3,10 +3,10 @@
 The queries are 0, so that a score is its bias, exactly, whatever the order of sums.
 """
 
-import kernels
 import pytest
 import torch
-from kernels import every_kernel, selected
+from support import kernels
+from support.kernels import every_kernel, selected
 
 import limelight
 from limelight import ALiBi, Bias, Causal, Observe, RelativeBias, SoftCap, T5Buckets

@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from accuracy import check_close, rounded, steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Example, examples, sizes
+from support.accuracy import check_close, rounded, steps
+from support.strategies import Example, examples, sizes
 
 import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window

@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from accuracy import check_close, rounded_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import examples, sizes
+from support.accuracy import check_close, rounded_gradients
+from support.strategies import examples, sizes
 
 import limelight
 from limelight import (

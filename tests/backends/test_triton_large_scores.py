@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from large_scores import LEAST, by_definition, close, tensors
+from support.large_scores import LEAST, by_definition, close, tensors
 
 import limelight
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, Observe, RelativeBias

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accuracy import check_close
+from support.accuracy import check_close
 
 import limelight
 from limelight import ALiBi, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window

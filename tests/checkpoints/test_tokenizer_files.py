@@ -5,7 +5,7 @@ import json
 import pytest
 import tokenizers
 import transformers
-from models.peers import made
+from support.peers import made
 from tokenizers import models, pre_tokenizers
 
 from limelight.checkpoints.load import load

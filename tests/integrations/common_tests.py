@@ -1,6 +1,6 @@
 """transformers' own tests that attention agrees with eager, with Limelight in the place of ``sdpa``.
 
-``python tests/integrations/common_tests.py [family ...]`` fetches the source distribution of the pinned version of
+``PYTHONPATH=tests python tests/integrations/common_tests.py [family ...]`` fetches the sources of the pinned version of
 transformers (and `parameterized`, which its tests import) by pip, unpacks its tests into a temporary folder, and runs
 those of `TESTS` for each of `FAMILIES`, whose models are built small here: the testers of single families are not in
 that distribution. It prints a line for each family, and ends with 1 when a test fails or no call reached Limelight. It
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers
-from families import BART, DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES, Family
+from support.families import BART, DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES, Family
 
 from limelight.integrations.transformers import account, enable
 

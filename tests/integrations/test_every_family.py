@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from agreement64 import assert_no_worse, float64_throughout, in_float64
-from families import DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES
+from support.agreement64 import assert_no_worse, float64_throughout, in_float64
+from support.families import DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES
 
 from limelight.integrations.transformers import account, report
 

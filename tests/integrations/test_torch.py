@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from families import DECODERS, ENCODER_DECODERS, IMAGES
+from support.families import DECODERS, ENCODER_DECODERS, IMAGES
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as bound_before
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import transformers
-from families import DECODERS, ENCODER_DECODERS, ENCODERS
+from support.families import DECODERS, ENCODER_DECODERS, ENCODERS
 
 import limelight
 from limelight import BackendError, Observe

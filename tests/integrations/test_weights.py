@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES
+from support.families import DECODERS, ENCODER_DECODERS, ENCODERS, IMAGES
 
 import limelight
 from limelight import Observe

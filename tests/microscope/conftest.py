@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from made_up import OTHER, SENTENCE, mock_report
+from support.made_up import OTHER, SENTENCE, mock_report
 
 from limelight.checkpoints.load import load
 from limelight.formats.errors import CheckpointError

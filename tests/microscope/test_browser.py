@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from made_up import SENTENCE, mock_report
+from support.made_up import SENTENCE, mock_report
 
 from limelight.microscope import write_page
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from made_up import OTHER, SENTENCE
+from support.made_up import OTHER, SENTENCE
 
 from limelight import ArgumentError
 from limelight.microscope import look, make_page

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import mock_report, paragraphs
+from support.made_up import mock_report, paragraphs
 
 from limelight.microscope.page import PAGE_LIMIT, make_page, write_page
 from limelight.microscope.page.pack import _coarser, pack, pack_numbers

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_up import OTHER, SENTENCE, mock_reading, paragraphs
+from support.made_up import OTHER, SENTENCE, mock_reading, paragraphs
 
 from limelight.microscope.comparison import changes, compare_readings, shared_words
 from limelight.microscope.reading import find_sinks

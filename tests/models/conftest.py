@@ -6,7 +6,7 @@ import gguf
 import pytest
 import torch
 import transformers
-from real_models import fetched
+from support.real_models import fetched
 
 from limelight.checkpoints.load import load
 from limelight.formats.ctranslate2_files import CTranslate2File

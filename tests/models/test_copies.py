@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from peers import EVERY, PICTURES, given, made
+from support.peers import EVERY, PICTURES, given, made
 
 from limelight import ArgumentError, fused
 from limelight.checkpoints.load import load

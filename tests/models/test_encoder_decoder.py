@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from agreement import assert_equal
-from peers import PAIRS, made
+from support.agreement import assert_equal
+from support.peers import PAIRS, made
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 

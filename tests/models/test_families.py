@@ -5,8 +5,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from agreement import assert_equal, assert_no_worse, float64_throughout
-from peers import EVERY, FIRST_WORD, PAIRS, PICTURES, TEXT, given, made, takes_positions
+from support.agreement import assert_equal, assert_no_worse, float64_throughout
+from support.peers import EVERY, FIRST_WORD, PAIRS, PICTURES, TEXT, given, made, takes_positions
 
 from limelight import ArgumentError
 from limelight.checkpoints.load import load

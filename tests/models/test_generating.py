@@ -6,8 +6,8 @@ import json
 import pytest
 import tokenizers
 import torch
-from agreement import float64_throughout
-from peers import FIRST_WORD, LENGTHS, made
+from support.agreement import float64_throughout
+from support.peers import FIRST_WORD, LENGTHS, made
 from tokenizers import decoders, models, pre_tokenizers
 
 import limelight

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
-from peers import BART, LLAMA, MARIAN, T5, WHISPER
 from safetensors.torch import load_file, save_file
+from support.peers import BART, LLAMA, MARIAN, T5, WHISPER
 
 from limelight.checkpoints.load import load
 from limelight.nn import PostNorm, PreNorm, RMSNorm, TokenEmbedding

@@ -8,7 +8,7 @@ import tracemalloc
 from contextlib import contextmanager
 
 import pytest
-from peers import EVERY
+from support.peers import EVERY
 
 from limelight import ArgumentError
 from limelight.checkpoints.load import outline

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from peers import made
 from safetensors.torch import load_file, save_file
+from support.peers import made
 
 from limelight import ArgumentError
 from limelight.checkpoints.load import load, outline

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from agreement import (
+from support.agreement import (
     assert_equal,
     assert_no_worse,
     assert_no_worse_by_token,
@@ -10,7 +10,7 @@ from agreement import (
     float64_throughout,
     real_tokens,
 )
-from marian_oracle import Oracle
+from support.marian_oracle import Oracle
 
 import limelight
 from limelight.checkpoints.load import load

@@ -8,7 +8,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_models import fetched
+from support.real_models import fetched
 from tokenizers import models, pre_tokenizers
 
 from limelight import ArgumentError, Padded

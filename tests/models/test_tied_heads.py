@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from agreement import assert_equal, float64_throughout
-from peers import EVERY, made
 from safetensors.torch import load_file, save_file
+from support.agreement import assert_equal, float64_throughout
+from support.peers import EVERY, made
 from test_families import compared
 
 from limelight.checkpoints.load import load

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import transformers
-from agreement import assert_equal, float64_throughout
+from support.agreement import assert_equal, float64_throughout
 
 import limelight
 from limelight.checkpoints.load import load

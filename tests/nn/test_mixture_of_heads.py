@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import loops
+from support.oracles import loops
 
 import limelight
 from limelight.models import recipe

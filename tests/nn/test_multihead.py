@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from oracles import loops
+from support.oracles import loops
 from torch import nn
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention

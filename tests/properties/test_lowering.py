@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import loops
-from strategies import layouts, patterns, sizes
+from support.oracles import loops
+from support.strategies import layouts, patterns, sizes
 
 from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Prefix, Rule, Window
 from limelight.forms.lowering import MOST_SPANS, lower

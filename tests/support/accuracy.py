@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from strategies import Example
 from torch import Tensor
 
 import limelight
 from limelight import Observe
 from limelight.backends import reference
+from support.strategies import Example
 
 
 @contextmanager

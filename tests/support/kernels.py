@@ -8,14 +8,14 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from hypothesis import strategies as st
-from oracles.plain import rounded
-from strategies import Example, examples, sizes
 from torch import Tensor
 
 import limelight
 from limelight import Additive, Observe
 from limelight.backends import native, reference
 from limelight.operator.attention import prepare
+from support.oracles.plain import rounded
+from support.strategies import Example, examples, sizes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 AVAILABLE = [] if native._library is None else native._library.ll_isa_list().decode().split()

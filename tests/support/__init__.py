@@ -1,0 +1,1 @@
+"""What tests share: hypothesis strategies, oracles, comparisons, kernels run by hand, and models of other libraries."""
