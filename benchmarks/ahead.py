@@ -32,9 +32,9 @@ from triton.runtime.jit import JITFunction
 import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call, operands
-from limelight.backends.gluon import flash3, flash3_float8
-from limelight.backends.gluon.tuning import WIDEST_BACKWARD
-from limelight.backends.triton import flash1, flash2, machine
+from limelight.backends.gpu import flash1, flash2, machine
+from limelight.backends.gpu.hopper import flash3, flash3_float8
+from limelight.backends.gpu.hopper.tuning import WIDEST_BACKWARD
 from limelight.operator.attention import prepare
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}

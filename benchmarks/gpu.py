@@ -63,10 +63,10 @@ from limelight import (
 )
 from limelight.backends import BACKENDS, reference
 from limelight.backends.contract import operands
-from limelight.backends.gluon import flash3, flash3_float8
-from limelight.backends.gluon import tuning as flash3_tuning
-from limelight.backends.gluon.quantise import Quantised, quantise
-from limelight.backends.triton import machine
+from limelight.backends.gpu import machine
+from limelight.backends.gpu.hopper import flash3, flash3_float8
+from limelight.backends.gpu.hopper import tuning as flash3_tuning
+from limelight.backends.gpu.hopper.quantise import Quantised, quantise
 from limelight.operator.attention import prepare
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from limelight.backends.triton import machine
+from limelight.backends.gpu import machine
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

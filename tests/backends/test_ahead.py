@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from limelight.backends.triton import machine
+from limelight.backends.gpu import machine
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads((ROOT / "tests" / "backends" / "ahead.json").read_text())

@@ -9,9 +9,9 @@ import torch
 import limelight
 from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
 from limelight.backends import choose, native
-from limelight.backends.gluon import flash3, tuning
-from limelight.backends.triton import compatibility, machine, operands
-from limelight.backends.triton.tuning import Tile
+from limelight.backends.gpu import compatibility, machine, operands
+from limelight.backends.gpu.hopper import flash3, tuning
+from limelight.backends.gpu.tuning import Tile
 from limelight.operator.attention import prepare
 
 if machine.missing():
@@ -28,7 +28,7 @@ def counted(call, rows=16, keys=16):
     """``(B, Lq, Lk)``: how often each pair is computed, by every step of every tile of a call's plan."""
     from support.schedule_probes import steps
 
-    from limelight.backends.gluon.kernels import schedule
+    from limelight.backends.gpu.hopper.kernels import schedule
 
     B, _, Lq, Lk = call.shapes.scores
     sight = operands.sight(call.lowered, rows, call.query.device)
@@ -79,7 +79,7 @@ def counted_by_keys(call, group, queries=16, keys=32):
     """``(group, B, Lq, Lk)``: the same by the plan of tiles of keys, for the heads of a group."""
     from support.schedule_probes import query_steps
 
-    from limelight.backends.gluon.kernels import schedule
+    from limelight.backends.gpu.hopper.kernels import schedule
 
     B, _, Lq, Lk = call.shapes.scores
     sight = operands.sight(call.lowered, 128, call.query.device)

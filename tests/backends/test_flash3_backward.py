@@ -10,8 +10,8 @@ from support.large_scores import close
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import operands
-from limelight.backends.gluon import flash3
-from limelight.backends.triton import machine
+from limelight.backends.gpu import machine
+from limelight.backends.gpu.hopper import flash3
 from limelight.operator import derivatives
 from limelight.operator.attention import prepare
 
@@ -206,8 +206,10 @@ MISTAKES = {
 def test_the_machine_notices(mistake, monkeypatch):
     tensors = tensors_of(Hq=1, Lq=300, Lk=100)
     right = run(tensors, {}, processors=1)
-    monkeypatch.setattr("gluon_machine.PATIENCE", 1.0)
-    monkeypatch.setattr("gluon_machine.COPYING" if "not" in mistake else "gluon_machine.HESITATION", 0.03)
+    monkeypatch.setattr("support.gluon_machine.PATIENCE", 1.0)
+    monkeypatch.setattr(
+        "support.gluon_machine.COPYING" if "not" in mistake else "support.gluon_machine.HESITATION", 0.03
+    )
     try:
         wrong = run(tensors, {}, processors=1, change=MISTAKES[mistake])
     except (AssertionError, AttributeError, ValueError):

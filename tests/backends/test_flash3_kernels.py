@@ -11,9 +11,9 @@ from support.strategies import Example
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.backends.gluon import flash3, flash3_float8, tuning
-from limelight.backends.gluon.quantise import in_blocks, quantise
-from limelight.backends.triton import machine
+from limelight.backends.gpu import machine
+from limelight.backends.gpu.hopper import flash3, flash3_float8, tuning
+from limelight.backends.gpu.hopper.quantise import in_blocks, quantise
 from limelight.operator.attention import prepare
 
 if machine.missing():
@@ -134,8 +134,10 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_machine_notices(mistake, monkeypatch):
     right = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1)[0]
-    monkeypatch.setattr("gluon_machine.PATIENCE", 5.0)
-    monkeypatch.setattr("gluon_machine.COPYING" if "not waited" in mistake else "gluon_machine.HESITATION", 0.05)
+    monkeypatch.setattr("support.gluon_machine.PATIENCE", 5.0)
+    monkeypatch.setattr(
+        "support.gluon_machine.COPYING" if "not waited" in mistake else "support.gluon_machine.HESITATION", 0.05
+    )
     try:
         wrong = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1, change=MISTAKES[mistake])[0]
     except AssertionError:

@@ -7,7 +7,7 @@ import limelight
 from limelight import Causal
 from limelight.backends import choose
 from limelight.backends.contract import BackendError
-from limelight.backends.gluon.quantise import MOST, QUERIES, in_blocks, order, quantise, rotated
+from limelight.backends.gpu.hopper.quantise import MOST, QUERIES, in_blocks, order, quantise, rotated
 from limelight.operator.attention import prepare
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from support.strategies import Example, examples, sizes
 import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import BackendError
-from limelight.backends.triton import flash1, flash2, machine, tuning
+from limelight.backends.gpu import flash1, flash2, machine, tuning
 from limelight.operator.attention import prepare
 
 if machine.missing():

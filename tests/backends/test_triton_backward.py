@@ -25,7 +25,7 @@ from limelight import (
     SoftCap,
     Window,
 )
-from limelight.backends.triton import flash2, machine
+from limelight.backends.gpu import flash2, machine
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

@@ -6,7 +6,7 @@ from support.large_scores import LEAST, by_definition, close, tensors
 
 import limelight
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, Observe, RelativeBias
-from limelight.backends.triton import flash1, machine, tuning
+from limelight.backends.gpu import flash1, machine, tuning
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)

@@ -6,7 +6,7 @@ from support.accuracy import check_close
 
 import limelight
 from limelight import ALiBi, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.backends.triton import flash2, machine
+from limelight.backends.gpu import flash2, machine
 from limelight.operator.attention import prepare
 
 if machine.missing():

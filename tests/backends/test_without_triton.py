@@ -12,8 +12,8 @@ import torch
 
 import limelight
 from limelight import BackendError, Causal, Observe
-from limelight.backends.gluon import flash3, flash3_float8
-from limelight.backends.triton import flash1, flash2, gradients, observing, operands, tuning
+from limelight.backends.gpu.hopper import flash3, flash3_float8
+from limelight.backends.gpu import flash1, flash2, gradients, observing, operands, tuning
 
 q, k, v = (torch.randn(1, 2, 7, 8, requires_grad=True) for _ in range(3))
 output, seen = limelight.attention(q, k, v, pattern=Causal(), observe=Observe(entropy=True, top=2, received=True))

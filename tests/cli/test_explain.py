@@ -43,7 +43,7 @@ def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):
 def test_without_a_gpu_its_backends_are_one_line(monkeypatch):
     import torch
 
-    from limelight.backends.triton import compatibility
+    from limelight.backends.gpu import compatibility
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(compatibility, "version", lambda: None)

@@ -20,15 +20,15 @@ from unittest import mock
 import torch
 
 import limelight
-from limelight.backends.gluon.tuning import LINE
+from limelight.backends.gpu.hopper.tuning import LINE
 
 HERE = Path(limelight.__file__).parent / "backends"
 SOURCES = (
-    "triton/kernels/visibility.py",
-    "triton/kernels/scores.py",
-    "gluon/kernels/schedule.py",
-    "gluon/kernels/forward.py",
-    "gluon/kernels/backward.py",
+    "gpu/kernels/visibility.py",
+    "gpu/kernels/scores.py",
+    "gpu/hopper/kernels/schedule.py",
+    "gpu/hopper/kernels/forward.py",
+    "gpu/hopper/kernels/backward.py",
 )
 PATIENCE = 20.0  # seconds until a barrier that nobody reaches is called a deadlock
 COPYING = 0.0  # seconds that a copy takes
@@ -331,9 +331,9 @@ def kernels(before="", after=""):
 @contextmanager
 def installed(processors=3, change=("", "")):
     """Inside, `flash3` runs here, on a machine of so many multiprocessors, with a change of its source."""
-    from limelight.backends.gluon import descriptors
-    from limelight.backends.gluon import kernels as package
-    from limelight.backends.triton import machine
+    from limelight.backends.gpu import machine
+    from limelight.backends.gpu.hopper import descriptors
+    from limelight.backends.gpu.hopper import kernels as package
 
     names = kernels(*change)
     schedule = SimpleNamespace(**{name: Kernel(names[name]) for name in ("plan", "plan_keys", "bounds")})

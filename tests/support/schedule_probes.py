@@ -1,11 +1,11 @@
-"""Kernels that write down what the functions of `limelight.backends.gluon.kernels.schedule` give. Import it where
+"""Kernels that write down what the functions of `limelight.backends.gpu.hopper.kernels.schedule` give. Import it where
 Triton's interpreter is switched on."""
 
 import triton
 import triton.language as tl
 
-from limelight.backends.gluon.kernels.schedule import EDGES, STEPS, item, place, query_step, step, turns
-from limelight.backends.triton.kernels.visibility import chosen, intervals
+from limelight.backends.gpu.hopper.kernels.schedule import EDGES, STEPS, item, place, query_step, step, turns
+from limelight.backends.gpu.kernels.visibility import chosen, intervals
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..tensors.shapes import wrong
 from . import native, reference
 from .contract import Backend, BackendError, Call
-from .gluon import flash3, flash3_float8
-from .triton import flash1, flash2
+from .gpu import flash1, flash2
+from .gpu.hopper import flash3, flash3_float8
 
 # In the order in which they are tried; the last one serves everything.
 BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)

@@ -12,7 +12,7 @@ from .visibility import blocks, chosen, contains, in_tiles, intervals, program, 
 
 @triton.jit
 def _normalizer(normalizer, at, exists):
-    """``(shift, rest)`` of some rows, as columns; see `limelight.backends.triton.kernels.normalizers`."""
+    """``(shift, rest)`` of some rows, as columns; see `limelight.backends.gpu.kernels.normalizers`."""
     shift = tl.load(normalizer[0] + at, mask=exists, other=0.0)[:, None]
     return shift, tl.load(normalizer[1] + at, mask=exists, other=0.0)[:, None]
 

@@ -1,12 +1,12 @@
 """`flash3` in 8 bits: queries, keys, values and weights are rounded to float8 (e4m3) before they are multiplied.
 
 A choice of precision that is the user's: it runs only when it is named (``backend="flash3-float8"``), on float16 or
-bfloat16 tensors, and returns theirs. How the rounding is kept small: `limelight.backends.gluon.quantise`.
+bfloat16 tensors, and returns theirs. How the rounding is kept small: `limelight.backends.gpu.hopper.quantise`.
 """
 
 from __future__ import annotations
 
-from ..contract import Call, Result
+from ...contract import Call, Result
 from . import flash3, tuning
 from .quantise import quantise
 

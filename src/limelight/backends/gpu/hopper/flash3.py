@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...forms.scores import ALiBi, SoftCap
-from ..contract import Call, Result, unknown_positions
-from ..triton import compatibility, gradients, machine, observing, operands
-from ..triton import tuning as triton_tuning
-from ..triton.form import Form
-from ..triton.gradients import Found, Given, reasons_against_backward
+from ....forms.scores import ALiBi, SoftCap
+from ...contract import Call, Result, unknown_positions
+from .. import compatibility, gradients, machine, observing, operands
+from .. import tuning as triton_tuning
+from ..form import Form
+from ..gradients import Found, Given, reasons_against_backward
 from . import tuning
 from .quantise import Quantised
 
@@ -127,7 +127,7 @@ def launch(
     small: Quantised | None,
 ) -> None:  # fmt: skip
     """Fill ``output`` and ``logsumexp`` where queries belong to a segment."""
-    from ..triton.kernels import forward as triton_kernels
+    from ..kernels import forward as triton_kernels
     from .descriptors import describe
     from .kernels import forward as kernels
     from .kernels import schedule

@@ -10,10 +10,10 @@ what becomes of them, ``p`` and ``ds``, lies in registers as the next products t
 
 A warpgroup issues ``x_n``, ``y_n`` and ``ds_{n-1}`` times what moved before, waits for the first and makes weights of
 it while the others run; then, for the owner of keys, ``p dO``, under which it makes ``ds_n``. The arithmetic is that of
-`limelight.backends.triton.kernels.backward`.
+`limelight.backends.gpu.kernels.backward`.
 """
 
-from ...triton.compatibility import (
+from ...compatibility import (
     copy_to_shared,
     fence_async_shared,
     gl,
@@ -22,8 +22,8 @@ from ...triton.compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from ...triton.kernels.scores import after_rules
-from ...triton.kernels.visibility import chosen, intervals
+from ...kernels.scores import after_rules
+from ...kernels.visibility import chosen, intervals
 from .forward import ROWS, keep, layout_of, matrix
 from .schedule import EDGES, RECORD, STEPS, item, place, query_step, step
 

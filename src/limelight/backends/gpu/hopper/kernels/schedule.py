@@ -8,7 +8,7 @@ what the partitions of a program must agree on for each tile: `RECORD` int32 num
 import triton
 import triton.language as tl
 
-from ...triton.kernels.visibility import blocks, chosen, covers, intervals, ordered, program, program_of_keys, touches
+from ...kernels.visibility import blocks, chosen, covers, intervals, ordered, program, program_of_keys, touches
 from ..tuning import LINE as _LINE
 
 RECORD = tl.constexpr(32)  # numbers of a tile in the plan

@@ -17,7 +17,7 @@ from .scores import (
 )
 from .visibility import anybody, blocks, chosen, in_tiles, intervals, program
 
-# Arguments that travel together are tuples; `form` is all that the compiler knows (`limelight.backends.triton.form`).
+# Arguments that travel together are tuples; `form` is all that the compiler knows (`limelight.backends.gpu.form`).
 # rows    = (b, key_head, h, i, query_at, exists)             what the rows of a tile are, shaped to broadcast
 # limits  = (key_begin, key_end, query_offset, key_offset)    of the segment
 # keys    = (query, key, key_strides)

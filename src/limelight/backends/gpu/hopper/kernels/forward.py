@@ -4,10 +4,10 @@ A program is one warp that copies and two warpgroups that compute, each 64 queri
 one item after another (`schedule`). Blocks of keys and of values come in bulk copies, into a ring of stages each.
 A warpgroup issues ``Q K_n`` and ``P_{n-1} V_{n-1}``, waits for the first, makes weights of it while the second runs,
 and only then rescales its output. The two take turns at issuing, so that the weights of one are made under the products
-of the other. The arithmetic is that of `limelight.backends.triton.kernels.forward`.
+of the other. The arithmetic is that of `limelight.backends.gpu.kernels.forward`.
 """
 
-from ...triton.compatibility import (
+from ...compatibility import (
     copy_to_shared,
     fence_async_shared,
     gl,
@@ -16,8 +16,8 @@ from ...triton.compatibility import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from ...triton.kernels.scores import LARGE, LOG2_E, after_rules, exponent_of_the_sum, with_a_sink
-from ...triton.kernels.visibility import chosen, intervals
+from ...kernels.scores import LARGE, LOG2_E, after_rules, exponent_of_the_sum, with_a_sink
+from ...kernels.visibility import chosen, intervals
 from .schedule import EDGES, RECORD, STEPS, item, place, step, turns
 
 ROWS = gl.constexpr(64)  # queries of a warpgroup
@@ -47,7 +47,7 @@ def keep(x, FLOAT8: gl.constexpr):
 @gluon.jit
 def factors(weights, share, dtype: gl.constexpr, form: gl.constexpr, FLOAT8: gl.constexpr):
     """Weights as a product takes them from registers. Those of 8 bits stay where they are and mean other places: see
-    `limelight.backends.gluon.quantise.order`."""
+    `limelight.backends.gpu.hopper.quantise.order`."""
     OUTPUT: gl.constexpr = layout_of(form.VALUE_WIDTH, FLOAT8)
     if FLOAT8:
         small = (weights * share).to(dtype).reshape([ROWS, form.BLOCK // 32, 2, 2, 4, 2])

@@ -1,1 +1,0 @@
-"""Attention on GPUs in Triton. Nothing of Triton is imported before a call reaches a kernel."""
