@@ -26,10 +26,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..forms.coordinates import WHOLE, Part
 from ..forms.layouts import Chosen, Layout
 from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import WHOLE, Part, Pattern
+from ..forms.patterns import Pattern
 from ..forms.scores import Additive, Bias, ScoreRule, SoftCap
 from ..tensors.shapes import Shapes
 

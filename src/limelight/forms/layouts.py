@@ -16,32 +16,14 @@ and dropout are functions of these positions and of nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..tensors.shapes import FARTHEST, check_tensor, describe, fits, flag, position, sequence, whole_number, wrong
 from ..tensors.tracing import readable
+from .coordinates import Coordinates
 from .descriptions import Description
-from .patterns import WHOLE, Part
-
-
-class Coordinates(NamedTuple):
-    """Where everybody stands. Each is ``(B, L)`` or ``(1, L)``; positions and documents int64, the rest bool."""
-
-    query_position: Tensor
-    key_position: Tensor
-    query_document: Tensor
-    key_document: Tensor
-    query_exists: Tensor
-    key_exists: Tensor
-
-    def together(self, part: Part = WHOLE) -> Tensor:
-        """``(B, 1, Lq, Lk)``: both exist and stand in the same document; or a part of it."""
-        query_document, query_exists = (part.of(x[:, None, :, None]) for x in (self.query_document, self.query_exists))
-        key_document, key_exists = (part.of(x[:, None, None, :]) for x in (self.key_document, self.key_exists))
-        return (query_document == key_document) & query_exists & key_exists
 
 
 class Layout(Description):

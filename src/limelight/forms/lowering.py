@@ -30,8 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .coordinates import Part, Where
 from .layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
-from .patterns import And, Causal, Chunks, Explicit, Full, Keys, Not, Or, Part, Pattern, Prefix, Rule, Where, Window
+from .patterns import And, Causal, Chunks, Explicit, Full, Keys, Not, Or, Pattern, Prefix, Rule, Window
 
 MOST_SPANS = 4  # intervals of a query, at most
 TILE = 64  # queries and keys of a tile of the map

@@ -39,81 +39,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..tensors.shapes import check_broadcast, check_tensor, describe, position, whole_number, wrong
+from .coordinates import Where
 from .descriptions import Description
 
 if TYPE_CHECKING:
     from .drawing import Drawing
-    from .layouts import Coordinates, Layout
+    from .layouts import Layout
 
-
-class Part(NamedTuple):
-    """Some of the batch rows, query heads, queries and keys of a call; by default all of them."""
-
-    batch: slice = slice(None)
-    heads: slice = slice(None)
-    queries: slice = slice(None)
-    keys: slice = slice(None)
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This part of a tensor that broadcasts to ``(B, Hq, Lq, Lk)``: what is shared stays whole."""
-        tensor = tensor[(None,) * (4 - tensor.dim())]
-        return tensor[tuple(slice(None) if n == 1 else some for n, some in zip(tensor.shape, self, strict=True))]
-
-
-WHOLE = Part()
 MOST_DRAWN = 2**24  # queries and keys of a picture
-
-
-class Where(NamedTuple):
-    """What a pattern is asked about; every field broadcasts to ``(B, Hq, Lq, Lk)``."""
-
-    batch: Tensor  # (B, 1, 1, 1)
-    head: Tensor  # (1, Hq, 1, 1)
-    query_position: Tensor  # (B | 1, 1, Lq, 1)
-    key_position: Tensor  # (B | 1, 1, 1, Lk)
-    query_index: Tensor  # (1, 1, Lq, 1)
-    key_index: Tensor  # (1, 1, 1, Lk)
-    part: Part  # which places these are, among all
-    whole: Where | None = None  # the same queries with every batch row, head and key, where some are left out
-
-    @property
-    def distance(self) -> Tensor:
-        """``key_position - query_position``."""
-        return self.key_position - self.query_position
-
-    @classmethod
-    def of(cls, coordinates: Coordinates, B: int, Hq: int, part: Part = WHOLE) -> Where:
-        """The places that `limelight.forms.layouts.Coordinates` describe, or a part of them."""
-        query, key = coordinates.query_position, coordinates.key_position
-        device = query.device
-        whole = cls(
-            batch=torch.arange(B, device=device)[:, None, None, None],
-            head=torch.arange(Hq, device=device)[None, :, None, None],
-            query_position=query[:, None, part.queries, None],
-            key_position=key[:, None, None, :],
-            query_index=torch.arange(query.shape[1], device=device)[None, None, part.queries, None],
-            key_index=torch.arange(key.shape[1], device=device)[None, None, None, :],
-            part=Part(queries=part.queries),
-        )
-        if part == whole.part:
-            return whole
-        cut = part._replace(queries=slice(None)).of
-        return cls(
-            batch=cut(whole.batch),
-            head=cut(whole.head),
-            query_position=cut(whole.query_position),
-            key_position=cut(whole.key_position),
-            query_index=whole.query_index,
-            key_index=cut(whole.key_index),
-            part=part,
-            whole=whole,
-        )
 
 
 class Pattern(Description):

@@ -34,8 +34,8 @@ from ..tensors.shapes import (
     wrong,
 )
 from ..tensors.tracing import is_transformed, readable
+from .coordinates import Where
 from .descriptions import Description
-from .patterns import Where
 
 
 class ScoreRule(Description):

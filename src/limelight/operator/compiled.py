@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from ..backends import choose, reference
 from ..backends.contract import BackendError, Call, Result
 from ..forms import layouts, patterns, scores
+from ..forms.coordinates import Where
 from ..forms.descriptions import Description
 from ..forms.observations import Observations
 from ..tensors import tracing
@@ -107,7 +108,7 @@ def _without_rules(pattern: patterns.Pattern, call: Call) -> patterns.Pattern:
         case patterns.Rule():
             B, Hq, Lq, Lk = call.shapes.scores
             coordinates = (call.layout or layouts.Aligned()).coordinates(B, Lq, Lk, call.query.device)
-            return patterns.Explicit(pattern.allows(patterns.Where.of(coordinates, B, Hq)))
+            return patterns.Explicit(pattern.allows(Where.of(coordinates, B, Hq)))
         case patterns.And(left, right) | patterns.Or(left, right):
             return type(pattern)(_without_rules(left, call), _without_rules(right, call))
         case patterns.Not(inner):

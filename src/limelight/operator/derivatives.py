@@ -32,11 +32,12 @@ from torch.autograd import forward_ad
 
 from ..backends import reference
 from ..backends.contract import Backend, Call, Differentiable, Result, operands
+from ..forms.coordinates import Part
 from ..forms.descriptions import Description
 from ..forms.layouts import Aligned
 from ..forms.lowering import Lowered
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
+from ..forms.patterns import And, Causal, Chunks, Full, Keys, Not, Or, Prefix, Window
 from ..tensors import tracing
 from ..tensors.shapes import PLAIN
 
