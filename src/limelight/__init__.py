@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
 from .backends.contract import BackendError
+from .forms.coordinates import Where
 from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .forms.observations import Observations, Observe, Seen, watching
-from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
+from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError

@@ -91,18 +91,18 @@ def test_long_and_cheap():
 
 
 def test_thousand_decode_steps_build_no_plan():
-    from limelight.forms import lowering
+    from limelight.forms.lowering.lower import _packed_spans_cached
 
     pattern = Causal() & Window(63, 0)
     lower(pattern, None, 1, 8, 1, 1)
-    before = lowering._packed_spans_cached.cache_info().misses
+    before = _packed_spans_cached.cache_info().misses
     tracemalloc.start()
     for length in range(1, 1001):
         lowered = lower(pattern, None, 1, 8, 1, length)
         assert lowered.bytes < 300
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert lowering._packed_spans_cached.cache_info().misses == before
+    assert _packed_spans_cached.cache_info().misses == before
     assert held < 10_000
 
 

@@ -26,11 +26,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..forms.layouts import Chosen, Layout
+from ..forms.coordinates import WHOLE, Part
+from ..forms.layouts import Layout
 from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import WHOLE, Part, Pattern
-from ..forms.scores import Additive, Bias, ScoreRule, SoftCap
+from ..forms.patterns import Pattern
+from ..forms.scores import Additive, ScoreRule
 from ..tensors.shapes import Shapes
 
 
@@ -96,13 +97,13 @@ class Call:
 def unknown_positions(call: Call) -> list[str]:
     """Why a backend that knows positions as "index + offset" cannot serve a call.
 
-    Of `Chosen` queries it knows who is seen, which is enough for most calls, but not where they stand.
+    Of a layout without offsets it knows which keys are seen, which is enough for most calls, but not where queries are.
     """
-    if not isinstance(call.layout, Chosen):
+    if call.layout is None or call.layout.has_offsets:
         return []
     asks = ["dropout"] if call.dropout else []
     asks += ["the observed distance"] if call.observe is not None and call.observe.distance else []
-    asks += [repr(rule) for rule in call.scores if not isinstance(rule, (Bias, SoftCap))]
+    asks += [repr(rule) for rule in call.scores if rule.needs_positions]
     if not asks:
         return []
     return [f"it does not know where the queries of {call.layout!r} stand, for which {', '.join(asks)} asks"]

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..forms.coordinates import Part, Where
+from ..forms.layouts import Aligned
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import Part, Where
 from ..forms.philox import kept
 from ..forms.scores import Additive
 from ..tensors import tracing
@@ -105,8 +106,6 @@ def _per_query_head(tensor: Tensor, Hq: int) -> Tensor:
 
 def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
     """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the places, and each query's document."""
-    from ..forms.layouts import Aligned
-
     B, Hq, Lq, Lk = call.shapes.scores
     part = call.part
     coordinates = (call.layout or Aligned()).coordinates(B, Lq, Lk, call.query.device)

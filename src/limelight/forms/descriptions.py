@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -60,6 +61,15 @@ class Description:
                 found.extend(part.tensors())
         return tuple(found)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether equal descriptions always mean the same, so that what follows from one may be kept for the next call.
+
+        By default where the parts are numbers, words, and descriptions for which this holds: the elements of a tensor
+        may be overwritten, and a function may read what changes.
+        """
+        return all(map(_never_changes, self.parts()))
+
     def with_tensors(self: _Self, tensors: Iterator[Any]) -> _Self:
         """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
         new = self
@@ -98,6 +108,14 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is b
     return bool(a == b)
+
+
+def _never_changes(part: Any) -> bool:
+    if isinstance(part, Description):
+        return part.is_fixed
+    if isinstance(part, tuple):
+        return all(map(_never_changes, part))
+    return part is None or isinstance(part, (numbers.Number, str))
 
 
 def _short(part: Any) -> str:

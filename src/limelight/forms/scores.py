@@ -34,8 +34,8 @@ from ..tensors.shapes import (
     wrong,
 )
 from ..tensors.tracing import is_transformed, readable
+from .coordinates import Where
 from .descriptions import Description
-from .patterns import Where
 
 
 class ScoreRule(Description):
@@ -44,6 +44,8 @@ class ScoreRule(Description):
     #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` (a 1 is shared), or
     #: a point for one that no part of a call cuts; by default all of them.
     letters: ClassVar[str] = "."
+    #: Whether `apply` reads positions (``at.distance``), so that a kernel has to know where queries and keys stand.
+    needs_positions: ClassVar[bool] = True
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""
@@ -51,6 +53,15 @@ class ScoreRule(Description):
     def apply(self, scores: Tensor, at: Where) -> Tensor:
         """The definition: new scores ``(B, Hq, Lq, Lk)`` from old ones."""
         raise NotImplementedError
+
+    def for_heads(self, heads: slice) -> ScoreRule:
+        """The rule of a call of only these query heads.
+
+        Raises:
+            ArgumentError: the rule cannot be cut into heads, as by default.
+        """
+        way_out = "Use ALiBi, RelativeBias, Bias or SoftCap, or define for_heads."
+        raise wrong("scores", "must be rules that can be cut into heads", f"there is {self!r}", way_out)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,14 +89,15 @@ class ALiBi(ScoreRule):
         return cls(torch.tensor(first + rest, dtype=torch.float32, device=device))
 
     def check(self, shapes: Shapes) -> None:
-        """See `ScoreRule.check`."""
         check_tensor("slopes", self.slopes)
         _check_heads("slopes", self.slopes.shape, shapes)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """See `ScoreRule.apply`."""
         slopes = self.slopes.to(scores.dtype)[..., None, None]
         return scores - slopes * at.distance.abs()
+
+    def for_heads(self, heads: slice) -> ALiBi:
+        return self if self.slopes.shape[-1] == 1 else ALiBi(self.slopes[..., heads])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,7 +166,6 @@ class RelativeBias(ScoreRule):
             raise wrong("table", rule, f"its shape is {tuple(self.table.shape)}", way_out)
 
     def check(self, shapes: Shapes) -> None:
-        """See `ScoreRule.check`."""
         check_tensor("table", self.table)
         _check_heads("table", self.table.shape[:1], shapes)
 
@@ -187,9 +198,11 @@ class RelativeBias(ScoreRule):
         return found.long()
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """See `ScoreRule.apply`."""
         bias = self.table.to(scores.dtype)[:, self.bucket_of(at.distance)]  # (H, B, 1, Lq, Lk)
         return scores + bias.squeeze(2).transpose(0, 1)
+
+    def for_heads(self, heads: slice) -> RelativeBias:
+        return self if len(self.table) == 1 else RelativeBias(self.table[heads], self.buckets)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,18 +214,21 @@ class Bias(ScoreRule):
 
     tensor: Tensor
     letters = "bhqk"
+    needs_positions = False
 
     def __post_init__(self) -> None:
         _check_float("tensor", self.tensor, (0, 1, 2, 3, 4))
 
     def check(self, shapes: Shapes) -> None:
-        """See `ScoreRule.check`."""
         check_tensor("tensor", self.tensor)
         check_broadcast("tensor", self.tensor.shape, shapes.scores)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """See `ScoreRule.apply`."""
         return scores + self.tensor.to(scores.dtype)
+
+    def for_heads(self, heads: slice) -> Bias:
+        shared = self.tensor.dim() < 3 or self.tensor.shape[-3] == 1
+        return self if shared else Bias(self.tensor[..., heads, :, :])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -220,6 +236,7 @@ class SoftCap(ScoreRule):
     """Scores bent into ``(-limit, limit)``: ``limit * tanh(s / limit)``."""
 
     limit: float
+    needs_positions = False
 
     def __post_init__(self) -> None:
         rule, way_out = "must be a positive number", "Leave the rule out for no limit."
@@ -227,8 +244,10 @@ class SoftCap(ScoreRule):
             raise wrong("limit", rule, f"it is {self.limit!r}", way_out)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """See `ScoreRule.apply`."""
         return self.limit * torch.tanh(scores / self.limit)
+
+    def for_heads(self, heads: slice) -> SoftCap:
+        return self
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import masking_utils
 
+from ..forms.coordinates import Where
 from ..forms.layouts import Aligned, KeyMask, Layout, Packed
-from ..forms.patterns import Causal, Chunks, Explicit, Full, Keys, Pattern, Where, Window
+from ..forms.patterns import Causal, Chunks, Explicit, Full, Keys, Pattern, Window
 from ..tensors.shapes import describe, wrong
 
 MaskFunction = Callable[..., Any]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..backends.reference import _mix, accumulator
+from ..forms.coordinates import Where
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import Where
 from ..forms.philox import kept
 from ..operator.attention import attention
 from .account import Account

@@ -26,8 +26,8 @@ from torch import nn
 
 from ..forms.layouts import Aligned
 from ..forms.patterns import Full, Pattern
+from ..forms.spans import UNBOUNDED
 from ..nn import SSRU, FeedForward, FrontEnd, GatedFeedForward, MixtureOfExperts, MultiHead, Switch, TopK
-from ..nn.cache import reach
 from ..nn.heads import TokenHead
 from ..tensors.shapes import whole_number, wrong
 from . import EncoderDecoder, Stack
@@ -211,7 +211,7 @@ def _attention(found: Cost, layer: MultiHead) -> None:
 
 def _kept(pattern: Pattern | None, length: int) -> int:
     """How many tokens a later query may still see, itself included."""
-    back, ahead = reach(pattern)
+    back, ahead = UNBOUNDED if pattern is None else pattern.reach()
     return min(length, back + 1) if back is not None and ahead == 0 else length
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..forms.layouts import Layout, Padded
+from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
 from ..nn.few_tokens import written
 from ..tensors.shapes import wrong
@@ -25,12 +25,7 @@ class Encoded(NamedTuple):
 
     def select(self, rows: Tensor) -> Encoded:
         """These ``rows`` ``(N,)``, in this order, each as often as it is named."""
-        layout = self.layout
-        if isinstance(layout, Padded):
-            lengths = layout.query_lengths
-            layout = Padded(lengths if isinstance(lengths, int) else lengths[rows.to(lengths.device)], side=layout.side)
-        elif layout is not None:
-            raise wrong("source_layout", "must be Padded or None to choose rows", f"it is {layout!r}", "Use Padded.")
+        layout = None if self.layout is None else self.layout.select(rows)
         rows = rows.to(self.states.device)
         hidden = None if self.hidden is None else tuple(states[rows] for states in self.hidden)
         return Encoded(self.states[rows], layout, hidden)

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Aligned, Layout, Padded
-from ..forms.patterns import And, Causal, Chunks, Or, Pattern, Window
+from ..forms.patterns import Pattern
+from ..forms.spans import UNBOUNDED
 from ..tensors.shapes import whole_number, wrong
 
 Lengths = int | Tensor  # one for all rows, or (B,) int64 on the CPU, where layouts are worked out
@@ -446,26 +447,8 @@ class Recent:
 
 
 def _store_for(pattern: Pattern | None) -> Whole | Recent:
-    back, ahead = reach(pattern)
+    back, ahead = UNBOUNDED if pattern is None else pattern.reach()
     return Recent(back) if back is not None and ahead == 0 else Whole()
-
-
-def reach(pattern: Pattern | None) -> tuple[int | None, int | None]:
-    """How many keys before and after its own position a query may see at most; ``None`` where no bound is known."""
-    match pattern:
-        case Causal():
-            return None, 0
-        case Window(back, ahead):
-            return back, ahead
-        case Chunks(size):
-            return size - 1, size - 1
-        case And(left, right):
-            pairs = zip(reach(left), reach(right), strict=True)
-            return tuple(min((x for x in pair if x is not None), default=None) for pair in pairs)  # type: ignore[return-value]
-        case Or(left, right):
-            pairs = zip(reach(left), reach(right), strict=True)
-            return tuple(None if a is None or b is None else max(a, b) for a, b in pairs)  # type: ignore[return-value]
-    return None, None
 
 
 # --- Columns ---------------------------------------------------------------------------------------------------------

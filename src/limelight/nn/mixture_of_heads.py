@@ -12,7 +12,7 @@ from torch.nn import functional
 import limelight
 
 from ..forms.layouts import Chosen, Layout
-from ..forms.scores import ALiBi, RelativeBias, ScoreRule, SoftCap
+from ..forms.scores import ScoreRule
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
 from .multihead import MultiHead, heads_of
@@ -223,16 +223,11 @@ def _tokens_of(works: Tensor) -> list[Tensor]:
 
 def _of_heads(rule: ScoreRule, heads: slice) -> ScoreRule:
     """A rule as some of the heads have it."""
-    match rule:
-        case SoftCap():
-            return rule
-        case ALiBi(slopes):
-            return ALiBi(slopes if slopes.shape[-1] == 1 else slopes[..., heads])
-        case RelativeBias(table, buckets):
-            return RelativeBias(table if len(table) == 1 else table[heads], buckets)
-    raise wrong(
-        "scores",
-        "of a MixtureOfHeads must be SoftCap, ALiBi or RelativeBias, which are the same for a token wherever it lies",
-        f"there is {rule!r}",
-        "Use MultiHead.",
-    )
+    if "q" in rule.letters:
+        raise wrong(
+            "scores",
+            "of a MixtureOfHeads must be rules of positions alone (SoftCap, ALiBi, RelativeBias)",
+            f"there is {rule!r}, which goes by the index of the query",
+            "Use MultiHead.",
+        )
+    return rule.for_heads(heads)

@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from ..backends import choose, reference
 from ..backends.contract import BackendError, Call, Result
 from ..forms import layouts, patterns, scores
+from ..forms.coordinates import Where
 from ..forms.descriptions import Description
 from ..forms.observations import Observations
 from ..tensors import tracing
@@ -33,7 +34,7 @@ _KINDS: dict[str, type[Description]] = {
     kind.__name__: kind
     for module in (layouts, patterns, scores)
     for kind in vars(module).values()
-    if isinstance(kind, type) and issubclass(kind, Description) and kind.__module__ == module.__name__
+    if isinstance(kind, type) and issubclass(kind, Description)
 }
 
 MOST_SCORES = 256 * 2**20  # bytes of scores that a recorded call may hold
@@ -68,7 +69,7 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
                 "and torch.compile record the call by themselves, and nothing in it changes its inputs."
             )
         return reference.forward(call)
-    call.pattern = None if call.pattern is None else _without_rules(call.pattern, call)
+    call.pattern = None if call.pattern is None else call.pattern.as_data(lambda: _everywhere(call))
     output, logsumexp = torch.ops.limelight.attention(*_write_call(call))
     observe = call.observe
     if observe is None:
@@ -101,18 +102,10 @@ def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
     return tensors, numbers, reals, recipe
 
 
-def _without_rules(pattern: patterns.Pattern, call: Call) -> patterns.Pattern:
-    """A function cannot travel in a graph: a `Rule` is traced to the mask that it gives."""
-    match pattern:
-        case patterns.Rule():
-            B, Hq, Lq, Lk = call.shapes.scores
-            coordinates = (call.layout or layouts.Aligned()).coordinates(B, Lq, Lk, call.query.device)
-            return patterns.Explicit(pattern.allows(patterns.Where.of(coordinates, B, Hq)))
-        case patterns.And(left, right) | patterns.Or(left, right):
-            return type(pattern)(_without_rules(left, call), _without_rules(right, call))
-        case patterns.Not(inner):
-            return patterns.Not(_without_rules(inner, call))
-    return pattern
+def _everywhere(call: Call) -> Where:
+    """Every query and key of a call."""
+    B, Hq, Lq, Lk = call.shapes.scores
+    return Where.of((call.layout or layouts.Aligned()).coordinates(B, Lq, Lk, call.query.device), B, Hq)
 
 
 # --- The recipe ---------------------------------------------------------------------------------------------------

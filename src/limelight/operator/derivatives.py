@@ -32,11 +32,9 @@ from torch.autograd import forward_ad
 
 from ..backends import reference
 from ..backends.contract import Backend, Call, Differentiable, Result, operands
-from ..forms.descriptions import Description
-from ..forms.layouts import Aligned
+from ..forms.coordinates import Part
 from ..forms.lowering import Lowered
 from ..forms.observations import Observations, Observe
-from ..forms.patterns import And, Causal, Chunks, Full, Keys, Not, Or, Part, Prefix, Window
 from ..tensors import tracing
 from ..tensors.shapes import PLAIN
 
@@ -548,25 +546,15 @@ class _Computed(torch.autograd.Function):
         return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True)), (0,) * len(function.gives)
 
 
-# Of these, with whole numbers in them, every row of a batch sees the same.
-_EVEN = (Causal, Full, Window, Prefix, Keys, Chunks, And, Or, Not, Aligned)
-
-
 def _folds(attention: Attention) -> bool:
     """Whether several calls are one call with as many times the rows: nothing in them tells rows apart."""
     return (
         attention.dropout == 0.0
         and not attention.seen
         and len(attention.takes) == 3
-        and _even(attention.layout)
-        and _even(attention.pattern)
+        and (attention.layout is None or attention.layout.uniform_over_batch)
+        and (attention.pattern is None or attention.pattern.uniform_over_batch)
     )
-
-
-def _even(described: Description | None) -> bool:
-    if described is None:
-        return True
-    return type(described) in _EVEN and all(_even(p) for p in described.parts() if isinstance(p, Description))
 
 
 def _folded(function: Any, times: int) -> Any:

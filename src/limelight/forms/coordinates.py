@@ -1,0 +1,93 @@
+"""Coordinates: where every query and key of a call stands, and the parts of a call.
+
+A layout gives `Coordinates`: the position, the document and the existence of each query and each key. `Where` is what a
+pattern or a score rule is evaluated at: the same positions in the shape of the scores, beside batch row, head and
+index. `Part` names some of the batch rows, heads, queries and keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """Some of the batch rows, query heads, queries and keys of a call; by default all of them."""
+
+    batch: slice = slice(None)
+    heads: slice = slice(None)
+    queries: slice = slice(None)
+    keys: slice = slice(None)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This part of a tensor that broadcasts to ``(B, Hq, Lq, Lk)``: what is shared stays whole."""
+        tensor = tensor[(None,) * (4 - tensor.dim())]
+        return tensor[tuple(slice(None) if n == 1 else some for n, some in zip(tensor.shape, self, strict=True))]
+
+
+WHOLE = Part()
+
+
+class Coordinates(NamedTuple):
+    """Where everybody stands. Each is ``(B, L)`` or ``(1, L)``; positions and documents int64, the rest bool."""
+
+    query_position: Tensor
+    key_position: Tensor
+    query_document: Tensor
+    key_document: Tensor
+    query_exists: Tensor
+    key_exists: Tensor
+
+    def together(self, part: Part = WHOLE) -> Tensor:
+        """``(B, 1, Lq, Lk)``: both exist and stand in the same document; or a part of it."""
+        query_document, query_exists = (part.of(x[:, None, :, None]) for x in (self.query_document, self.query_exists))
+        key_document, key_exists = (part.of(x[:, None, None, :]) for x in (self.key_document, self.key_exists))
+        return (query_document == key_document) & query_exists & key_exists
+
+
+class Where(NamedTuple):
+    """What a pattern is asked about; every field broadcasts to ``(B, Hq, Lq, Lk)``."""
+
+    batch: Tensor  # (B, 1, 1, 1)
+    head: Tensor  # (1, Hq, 1, 1)
+    query_position: Tensor  # (B | 1, 1, Lq, 1)
+    key_position: Tensor  # (B | 1, 1, 1, Lk)
+    query_index: Tensor  # (1, 1, Lq, 1)
+    key_index: Tensor  # (1, 1, 1, Lk)
+    part: Part  # which places these are, among all
+    whole: Where | None = None  # the same queries with every batch row, head and key, where some are left out
+
+    @property
+    def distance(self) -> Tensor:
+        """``key_position - query_position``."""
+        return self.key_position - self.query_position
+
+    @classmethod
+    def of(cls, coordinates: Coordinates, B: int, Hq: int, part: Part = WHOLE) -> Where:
+        """The places that `Coordinates` describe, or a part of them."""
+        query, key = coordinates.query_position, coordinates.key_position
+        device = query.device
+        whole = cls(
+            batch=torch.arange(B, device=device)[:, None, None, None],
+            head=torch.arange(Hq, device=device)[None, :, None, None],
+            query_position=query[:, None, part.queries, None],
+            key_position=key[:, None, None, :],
+            query_index=torch.arange(query.shape[1], device=device)[None, None, part.queries, None],
+            key_index=torch.arange(key.shape[1], device=device)[None, None, None, :],
+            part=Part(queries=part.queries),
+        )
+        if part == whole.part:
+            return whole
+        cut = part._replace(queries=slice(None)).of
+        return cls(
+            batch=cut(whole.batch),
+            head=cut(whole.head),
+            query_position=cut(whole.query_position),
+            key_position=cut(whole.key_position),
+            query_index=whole.query_index,
+            key_index=cut(whole.key_index),
+            part=part,
+            whole=whole,
+        )

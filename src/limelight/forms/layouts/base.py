@@ -1,0 +1,90 @@
+"""The base of all layouts."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...tensors.shapes import wrong
+from ..coordinates import Coordinates
+from ..descriptions import Description
+from ..segments import KeyRuns
+
+
+class Layout(Description):
+    """Base of the layouts.
+
+    A new layout defines `check` and `coordinates`, and `documents` where a row has several. The other methods state
+    facts that make it faster, or that a part of the library needs; by default nothing is claimed, and what needs more
+    is refused with the reason.
+    """
+
+    #: Whether no query is farther from a key that it may see than queries and keys there are, so that no distance has
+    #: to be checked before it is counted in 32 bits.
+    near: ClassVar[bool] = False
+    #: Whether there are `segments`, so that position is index plus offset and kernels can count distances. Found when a
+    #: class is made.
+    has_offsets: ClassVar[bool] = False
+    #: Whether `segments` are all there is to it, without `holes`. Found when a class is made.
+    only_segments: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls.has_offsets = cls.segments is not Layout.segments
+        cls.only_segments = cls.has_offsets and cls.holes is Layout.holes
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        """Raise `ArgumentError` when the layout does not fit ``B`` rows of ``Lq`` queries and ``Lk`` keys."""
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        """The definition of the layout: position, document and existence of every query and key."""
+        raise NotImplementedError
+
+    @property
+    def documents(self) -> int:
+        """Documents per batch row."""
+        return 1
+
+    def segments(self, B: int, Lq: int, Lk: int) -> bytes | None:
+        """The layout by arithmetic, which kernels evaluate themselves: `limelight.forms.segments`, packed.
+
+        Keys within a run that do not exist are left to `holes`. ``None``, the default, when positions are not indices
+        plus an offset; then `key_runs` are used.
+        """
+        return None
+
+    def key_runs(self, B: int, Lq: int, Lk: int) -> KeyRuns | None:
+        """For a layout without `segments`: where each query stands, and which run of keys it may see.
+
+        By default worked out from `coordinates`; ``None`` where the keys of a document are not one run.
+        """
+        return KeyRuns.of_coordinates(self.coordinates(B, Lq, Lk, torch.device("cpu")))
+
+    def holes(self) -> Tensor | None:
+        """``(B | 1, Lk)`` bool on the CPU, which keys exist, where some within a run of `segments` do not."""
+        return None
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        """Whether every batch row has the same layout, so that calls can be joined to one of more rows."""
+        return False
+
+    def select(self, rows: Tensor) -> Layout:
+        """The layout of these batch ``rows`` ``(N,)`` int64, in this order, each as often as it is named.
+
+        Raises:
+            ArgumentError: the layout has no rows that can be chosen, as by default.
+        """
+        raise wrong("layout", "must be one of which rows can be chosen", f"it is {self!r}", "Use Padded.")
+
+
+def one_document(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Documents of queries and keys that are all of document 0."""
+    return torch.zeros_like(query), torch.zeros_like(key)
+
+
+def all_exist(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Existence of queries and keys that all exist."""
+    return torch.ones_like(query, dtype=torch.bool), torch.ones_like(key, dtype=torch.bool)

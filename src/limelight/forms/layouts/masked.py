@@ -1,0 +1,152 @@
+"""Layouts of some keys or some queries: `KeyMask` and `Chosen`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...tensors.shapes import check_tensor, describe, fits, flag, whole_number, wrong
+from ...tensors.tracing import readable
+from ..coordinates import Coordinates
+from ..segments import KeyRuns, one_segment, pack
+from .base import Layout
+from .rows import Aligned
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeyMask(Layout):
+    """One document per batch row, some of whose keys do not exist; positions are those of ``Aligned()``.
+
+    Args:
+        mask: ``(B, Lk)`` bool, true where the key exists.
+        fixed: the caller's word that the numbers of the mask never change; its lowering is then kept with this object,
+            for the next layer that is given it.
+    """
+
+    mask: Tensor
+    fixed: bool = False
+    near = True
+
+    def __post_init__(self) -> None:
+        flag("fixed", self.fixed)
+        mask = check_tensor("mask", self.mask)
+        if mask.dtype != torch.bool or mask.dim() != 2:
+            got = f"it is {describe(mask)}"
+            raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", got, "Use mask.bool().")
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        check_tensor("mask", self.mask)
+        if not fits(self.mask.shape[0], B) or self.mask.shape[1] != Lk:
+            raise wrong(
+                "mask",
+                "must have one row for each batch row and one column for each key",
+                f"{tuple(self.mask.shape)} stands against (B, Lk) = {(B, Lk)}",
+                "With a cache, the mask covers the cached keys too.",
+            )
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        plain = Aligned().coordinates(B, Lq, Lk, device)
+        return plain._replace(key_exists=self.mask.to(device))
+
+    def segments(self, B: int, Lq: int, Lk: int) -> bytes:
+        # Keys missing at both ends are cut off here.
+        exists = self.mask.numpy(force=True)
+        some = exists.any(1)
+        first = np.where(some, exists.argmax(1), 0) if Lk else np.zeros(len(exists), np.int64)
+        last = np.where(some, Lk - exists[:, ::-1].argmax(1), 0) if Lk else first
+        if len(exists) == 1:
+            return one_segment(Lq, int(first[0]), int(last[0]), Lk - Lq, 0)
+        return pack(B, query_end=Lq, key_begin=first, key_end=last, query_offset=Lk - Lq, key_offset=0)
+
+    def holes(self) -> Tensor | None:
+        mask = self.mask.detach().cpu()
+        edges = mask.long().diff(dim=1).abs().sum(1) + mask[:, :1].long().sum(1) + mask[:, -1:].long().sum(1)
+        return mask if bool((edges > 2).any()) else None
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.fixed
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return self.mask.shape[0] == 1
+
+    def select(self, rows: Tensor) -> KeyMask:
+        return self if self.mask.shape[0] == 1 else KeyMask(self.mask[rows.to(self.mask.device)], self.fixed)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Chosen(Layout):
+    """Some queries of a larger call: query ``c`` stands where query ``index[b, c]`` of the ``whole`` stands.
+
+    So a part of the queries can be asked alone, each row its own, and gets what it would get among all: a head that
+    works for some tokens (`limelight.nn.MixtureOfHeads`). The keys are those of the whole. A pattern by index
+    (`limelight.Explicit`) counts the chosen queries, not all.
+
+    Args:
+        index: ``(B, Lq)`` int64, queries of the whole; -1 for a query that does not exist. Ascending is fastest.
+        queries: ``Lq`` of the whole.
+        whole: the layout of the whole; ``None`` is ``Aligned()``.
+    """
+
+    index: Tensor
+    queries: int
+    whole: Layout | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("queries", self.queries, at_least=0)
+        index = check_tensor("index", self.index)
+        if index.dim() != 2 or index.dtype != torch.int64:
+            got = f"it is {describe(index)}"
+            raise wrong("index", "must be a (B, Lq) int64 tensor of queries of the whole", got, "Use mask.nonzero().")
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        check_tensor("index", self.index)
+        if tuple(self.index.shape) != (B, Lq):
+            raise wrong(
+                "index",
+                "must have one row for each batch row and one column for each query",
+                f"{tuple(self.index.shape)} stands against (B, Lq) = {(B, Lq)}",
+                "Fill a row that has fewer with -1.",
+            )
+        if readable(self.index) and self.index.numel() and int(self.index.max()) >= self.queries:
+            raise wrong(
+                "index",
+                f"must hold numbers below {self.queries}, the queries of the whole",
+                f"its largest is {int(self.index.max())}",
+                "Give `queries` as the length before the choice.",
+            )
+        if self.whole is not None:
+            self.whole.check(B, self.queries, Lk)
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        whole = (self.whole or Aligned()).coordinates(B, self.queries, Lk, device)
+        index = self.index.to(device)
+        some = index >= 0
+        position, document, exists = (
+            torch.zeros_like(index, dtype=x.dtype)
+            if self.queries == 0
+            else x.expand(B, self.queries).gather(1, index.clamp(min=0))
+            for x in (whole.query_position, whole.query_document, whole.query_exists)
+        )
+        return whole._replace(query_position=position, query_document=document, query_exists=exists & some)
+
+    @property
+    def documents(self) -> int:
+        return 1 if self.whole is None else self.whole.documents
+
+    def key_runs(self, B: int, Lq: int, Lk: int) -> KeyRuns | None:
+        whole = self.whole or Aligned()
+        segments = whole.segments(B, self.queries, Lk)
+        found = whole.key_runs(B, self.queries, Lk) if segments is None else KeyRuns.of_segments(segments, self.queries)
+        return None if found is None else found.take(self.index.numpy(force=True))
+
+    def holes(self) -> Tensor | None:
+        return None if self.whole is None else self.whole.holes()
+
+    def select(self, rows: Tensor) -> Chosen:
+        whole = None if self.whole is None else self.whole.select(rows)
+        return Chosen(self.index[rows.to(self.index.device)], self.queries, whole)

@@ -1,0 +1,120 @@
+"""`Packed`: documents laid end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...tensors.shapes import check_tensor, describe, position, sequence, wrong
+from ...tensors.tracing import readable
+from ..coordinates import Coordinates
+from ..segments import pack, per_row
+from .base import Layout, all_exist
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Packed(Layout):
+    """Documents laid end to end in every batch row, as ``cu_seqlens`` does it; no document sees another.
+
+    Keys of a document have the positions ``0 .. key_length - 1``; its last query stands at its last key.
+
+    Args:
+        query_lengths: the lengths of the documents, a sequence of ints or an ``(N,)`` tensor, adding up to ``Lq``.
+        key_lengths: the same for the keys, adding up to ``Lk``; ``None`` for those of the queries.
+    """
+
+    query_lengths: tuple[int, ...] | Tensor
+    key_lengths: tuple[int, ...] | Tensor | None = None
+    near = True
+
+    def __post_init__(self) -> None:
+        for name in ("query_lengths", "key_lengths"):
+            lengths = getattr(self, name)
+            if lengths is None:
+                continue
+            if not isinstance(lengths, Tensor):
+                parts = sequence(name, lengths, "a sequence of lengths or an integer tensor", "Packed((100, 150))")
+                lengths = tuple(position(name, n, at_least=0) for n in parts)
+                object.__setattr__(self, name, lengths)
+            elif check_tensor(name, lengths) is not lengths or lengths.dim() != 1 or lengths.dtype.is_floating_point:
+                raise wrong(
+                    name,
+                    "must hold one whole number for each document",
+                    f"it is {describe(lengths)}",
+                    "Pass a sequence of ints or an (N,) integer tensor of lengths (differences of cu_seqlens).",
+                )
+        if self.key_lengths is not None and len(self.key_lengths) != len(self.query_lengths):
+            raise wrong(
+                "key_lengths",
+                "must name as many documents as `query_lengths`",
+                f"{len(self.key_lengths)} is not {len(self.query_lengths)}",
+                "Give a document without keys the length 0.",
+            )
+
+    @property
+    def documents(self) -> int:
+        """Documents per batch row."""
+        return len(self.query_lengths)
+
+    @property
+    def both(self) -> tuple[tuple[int, ...] | Tensor, tuple[int, ...] | Tensor]:
+        """``(query_lengths, key_lengths)``, the default filled in."""
+        return self.query_lengths, self.query_lengths if self.key_lengths is None else self.key_lengths
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        if not all(map(readable, self.both)):
+            return
+        names = ("query_lengths", "query_lengths" if self.key_lengths is None else "key_lengths")
+        for name, lengths, what, size in zip(names, self.both, ("Lq", "Lk"), (Lq, Lk), strict=True):
+            if isinstance(lengths, Tensor):
+                check_tensor(name, lengths)
+            total = int(lengths.sum()) if isinstance(lengths, Tensor) else sum(lengths)
+            if isinstance(lengths, Tensor) and len(lengths) and int(lengths.min()) < 0:
+                raise wrong(
+                    name, "must not hold a negative length", f"its least is {int(lengths.min())}", "Check cu_seqlens."
+                )
+            if total != size:
+                raise wrong(
+                    name,
+                    f"must add up to {what}",
+                    f"{self.documents} documents of {total} tokens in all stand against {what} = {size}",
+                    "Cut the tensors to the tokens that exist, or name the rest as one more document.",
+                )
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        query_lengths, key_lengths = (torch.as_tensor(n, device=device, dtype=torch.int64) for n in self.both)
+        numbers = torch.arange(self.documents, device=device)
+        query_document = torch.repeat_interleave(numbers, query_lengths, output_size=Lq)
+        key_document = torch.repeat_interleave(numbers, key_lengths, output_size=Lk)
+        query_first, key_first = query_lengths.cumsum(0) - query_lengths, key_lengths.cumsum(0) - key_lengths
+        query = torch.arange(Lq, device=device) - (query_first + query_lengths - key_lengths)[query_document]
+        key = torch.arange(Lk, device=device) - key_first[key_document]
+        query, key = query[None], key[None]
+        return Coordinates(query, key, query_document[None], key_document[None], *all_exist(query, key))
+
+    def segments(self, B: int, Lq: int, Lk: int) -> bytes:
+        queries, keys = (
+            per_row(lengths, 0) if isinstance(lengths, Tensor) else np.asarray(lengths, dtype=np.int64)
+            for lengths in self.both
+        )
+        query_end, key_end = queries.cumsum(), keys.cumsum()
+        return pack(
+            self.documents,
+            row=-1,
+            query_begin=query_end - queries,
+            query_end=query_end,
+            key_begin=key_end - keys,
+            key_end=key_end,
+            query_offset=keys - query_end,
+            key_offset=keys - key_end,
+        )
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return True
+
+    def select(self, rows: Tensor) -> Packed:
+        return self

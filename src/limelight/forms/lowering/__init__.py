@@ -1,0 +1,25 @@
+"""Lowering: a layout and a pattern become what kernels read, and nothing of size ``Lq * Lk`` is built on the way.
+
+A layout becomes **segments** (`limelight.forms.segments`): runs of queries with the run of keys that they may see at
+all, and the offsets that turn indices into positions. A pattern becomes, for each query, a few **intervals** of keys,
+in the cheapest of three forms:
+
+1. **spans** (`limelight.forms.spans`), arithmetic in the query's position, evaluated inside the kernel. A query sees
+   the union of at most `MOST_SPANS` of them. A decode step builds nothing.
+2. **arrays**: int32 starts and ends for each query, where the spans are too many but merge to few for each query, where
+   a length differs from row to row, or where the layout is no list of segments.
+3. **tiles**: where the keys of a query are no intervals (`Explicit`, `Rule`, arbitrary `Blocks`, a key mask with
+   holes), a map of 64 x 64 tiles: no pair is seen, every pair, or 64 words of 64 bits.
+
+Intervals and tiles are combined by "and": ``Causal() & Rule(f)`` walks only the causal half.
+
+What a pattern or a layout is in these forms its own class says (`Pattern.spans`, `Layout.segments`, ``key_runs``,
+``holes``); here no class is named.
+"""
+
+from .arrays import MOST_SPANS, Arrays
+from .lower import lower
+from .lowered import Lowered
+from .tiles import TILE, Tiles
+
+__all__ = ["MOST_SPANS", "TILE", "Arrays", "Lowered", "Tiles", "lower"]

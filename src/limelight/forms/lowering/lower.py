@@ -1,0 +1,129 @@
+"""`lower`: a pattern and a layout divided among spans, arrays and tiles."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..descriptions import Description
+from ..layouts import Aligned, Layout
+from ..patterns import And, Pattern
+from ..segments import one_segment
+from ..segments import pack as pack_segments
+from ..spans import EVERYTHING, MOST_UNITED, Spans, intersection
+from ..spans import pack as pack_spans
+from .arrays import MOST_SPANS, Arrays, arrays_of
+from .lowered import Lowered
+from .tiles import tiles_of
+
+_EVERYTHING = pack_spans(EVERYTHING)
+_ALIGNED = Aligned()
+
+
+def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: int, Lk: int) -> Lowered:
+    """Lower a pattern under a layout for ``B`` rows of ``Lq`` queries in ``Hq`` heads and ``Lk`` keys."""
+    sizes = (B, Hq, Lq, Lk)
+    if (layout is None or layout.only_segments) and (packed := _packed_spans(pattern)) is not None:
+        segments = one_segment(Lq, 0, Lk, Lk - Lq, 0) if layout is None else layout.segments(B, Lq, Lk)
+        assert segments is not None
+        return Lowered(*sizes, segments, packed)
+    layout = layout or _ALIGNED
+    if not (layout.is_fixed and (pattern is None or pattern.is_fixed)):
+        return _lower_rest(pattern, layout, sizes)
+    holder: Description | None = next((part for part in (layout, pattern) if part is not None and part.tensors()), None)
+    if holder is None:
+        return _lower_rest_cached(pattern, layout, sizes)
+    # Kept on the description whose tensor is promised never to change, and gone with it.
+    key = (pattern if holder is layout else layout, sizes)
+    kept: tuple[object, Lowered] | None = holder.__dict__.get("_lowered")
+    if kept is None or kept[0] != key:
+        kept = holder.__dict__["_lowered"] = (key, _lower_rest(pattern, layout, sizes))
+    return kept[1]
+
+
+def _packed_spans(pattern: Pattern | None) -> bytes | None:
+    """The spans of a pattern that needs no more than spans, packed; ``None`` for another.
+
+    Kept on the pattern itself, which never changes, so that the same object costs one look.
+    """
+    if pattern is None:
+        return _EVERYTHING
+    try:
+        return pattern.__dict__["_packed_spans"]  # type: ignore[no-any-return]
+    except KeyError:
+        packed = None if pattern.tensors() else _packed_spans_cached(pattern)
+        pattern.__dict__["_packed_spans"] = packed
+        return packed
+
+
+@lru_cache(maxsize=1024)
+def _packed_spans_cached(pattern: Pattern) -> bytes | None:
+    found = _spans(pattern)
+    return pack_spans(found) if found is not None and len(found) <= MOST_SPANS else None
+
+
+def _spans(pattern: Pattern) -> Spans | None:
+    """`Pattern.spans` for every batch row, kept where the pattern holds no tensor."""
+    return pattern.spans() if pattern.tensors() else _spans_cached(pattern)
+
+
+@lru_cache(maxsize=1024)
+def _spans_cached(pattern: Pattern) -> Spans | None:
+    return pattern.spans()
+
+
+def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, int, int]) -> Lowered:
+    """What spans alone do not express: the parts of an "and" are divided among spans, arrays and tiles."""
+    B, Hq, Lq, Lk = sizes
+    conjuncts = _conjuncts(pattern)
+    easy, per_row, rest = _divided(conjuncts, B)
+    segments = layout.segments(B, Lq, Lk)
+    runs = layout.key_runs(B, Lq, Lk) if segments is None else None
+    placed = segments is not None or runs is not None  # else the tiles say which documents belong together, too
+
+    packed: bytes | None = None
+    arrays: Arrays | None = None
+    if segments is not None and len(easy) <= MOST_SPANS and not per_row:
+        packed = pack_spans(easy)
+    elif placed:
+        arrays = arrays_of(easy, per_row, segments, runs, B, Lq)
+    if packed is None and arrays is None:  # more than a few intervals for some query: all of it becomes tiles
+        rest = conjuncts
+        if runs is None:
+            packed = _EVERYTHING
+        else:
+            arrays = arrays_of(EVERYTHING, [], None, runs, B, Lq)
+    holes = layout.holes() if placed else None
+    tiles = None
+    if rest or holes is not None or not placed:
+        tiles = tiles_of(rest, holes, layout, sizes, documents=not placed)
+    if segments is None:
+        segments = pack_segments(B, query_end=Lq, key_end=Lk)
+    return Lowered(B, Hq, Lq, Lk, segments, packed, arrays, tiles)
+
+
+_lower_rest_cached = lru_cache(maxsize=8)(_lower_rest)
+
+
+def _conjuncts(pattern: Pattern | None) -> list[Pattern]:
+    if pattern is None:
+        return []
+    if isinstance(pattern, And):
+        return [*_conjuncts(pattern.left), *_conjuncts(pattern.right)]
+    return [pattern]
+
+
+def _divided(conjuncts: list[Pattern], B: int) -> tuple[Spans, list[Pattern], list[Pattern]]:
+    """Spans that hold in every row, patterns that are spans in each row, and the rest."""
+    easy = EVERYTHING
+    per_row: list[Pattern] = []
+    rest: list[Pattern] = []
+    for part in conjuncts:
+        found = _spans(part)
+        joined = None if found is None else intersection(easy, found)
+        if joined is not None and len(joined) <= MOST_UNITED:
+            easy = joined
+        elif found is None and B and part.spans(0) is not None:
+            per_row.append(part)
+        else:
+            rest.append(part)
+    return easy, per_row, rest

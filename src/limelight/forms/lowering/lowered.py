@@ -1,0 +1,124 @@
+"""What the lowering gives to kernels, and what can be counted from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..segments import unpack as unpack_segments
+from ..spans import SPAN_BYTES
+from ..spans import unpack as unpack_spans
+from .arrays import Arrays, Intervals, evaluate
+from .tiles import Tiles
+from .tiles import unpack as unpack_tiles
+
+
+@dataclass(eq=False)
+class Lowered:
+    """A layout and a pattern as kernels read them."""
+
+    B: int
+    Hq: int
+    Lq: int
+    Lk: int
+    segments: bytes  # `limelight.forms.segments`, packed
+    spans: bytes | None  # `limelight.forms.spans`, packed; exactly one of spans and arrays is given
+    arrays: Arrays | None = None
+    tiles: Tiles | None = None
+
+    @cached_property
+    def segment_table(self) -> NDArray[np.int64]:
+        """``(n, 8)``: the segments, readable."""
+        return unpack_segments(self.segments)
+
+    @cached_property
+    def covers(self) -> bool:
+        """Every query belongs to some segment."""
+        table = self.segment_table
+        rows = np.where(table[:, 0] < 0, self.B, 1)
+        return int(((table[:, 2] - table[:, 1]) * rows).sum()) == self.B * self.Lq
+
+    @property
+    def form(self) -> str:
+        """How the pattern is expressed, in words."""
+        count = len(self.spans or b"") // SPAN_BYTES
+        intervals = f"{count} span{'' if count == 1 else 's'}" if self.arrays is None else "interval arrays"
+        return intervals if self.tiles is None else f"{intervals} and a tile map"
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the lowering holds."""
+        held = len(self.segments) + len(self.spans or b"")
+        if self.arrays is not None:
+            held += self.arrays.starts.nbytes + self.arrays.ends.nbytes
+        if self.tiles is not None:
+            held += self.tiles.state.nbytes + self.tiles.bits.nbytes
+        return held
+
+    def intervals(self) -> Intervals:
+        """``(K, B | 1, Lq)`` starts and ends in key index space, sorted and disjoint; empty where end <= start."""
+        if self.arrays is not None:
+            return self.arrays.starts[:, :, 0].astype(np.int64), self.arrays.ends[:, :, 0].astype(np.int64)
+        return evaluate(unpack_spans(self.spans or b""), self.segment_table, self.Lq)
+
+    def rows(self, first: int, last: int) -> NDArray[np.bool_]:
+        """``(B | 1, Hq | 1, last - first, Lk)`` bool: which keys each query sees, for some of the queries."""
+        starts, ends = self.intervals_kept
+        j = np.arange(self.Lk)
+        seen = np.zeros((starts.shape[1], 1, last - first, self.Lk), bool)
+        for start, end in zip(starts[:, :, first:last], ends[:, :, first:last], strict=True):
+            seen |= ((j >= start[..., None]) & (j < end[..., None]))[:, None]
+        return seen if self.tiles is None else seen & unpack_tiles(self.tiles, first, last, self.Lk)
+
+    def pairs(self) -> int:
+        """How many (query, key) pairs are seen, over all batch rows and query heads."""
+        if self.tiles is None:
+            starts, ends = self.intervals_kept
+            total = int(np.maximum(ends - starts, 0).sum())
+            return total * self.Hq * (self.B if starts.shape[1] == 1 else 1)
+        return int(sum(self._all_heads(self.rows(*part)).sum() for part in self._parts()))
+
+    def seen_by(self) -> NDArray[np.int64]:
+        """``(B | 1, Hq | 1, Lk)``: how many queries see each key."""
+        if self.tiles is not None:
+            parts = [self.rows(*part).sum(2) for part in self._parts()]
+            return np.sum(parts, axis=0) if parts else np.zeros((1, 1, self.Lk), np.int64)
+        return self._column_counts(0, self.Lq)[:, None]
+
+    def block_pairs(self, bq: int, bk: int) -> NDArray[np.int64]:
+        """``(B | 1, Hq | 1, ceil(Lq / bq), ceil(Lk / bk))``: how many pairs of each block are seen."""
+        edges = np.arange(0, self.Lk, bk)
+        result = []
+        for first in range(0, self.Lq, bq):
+            last = min(first + bq, self.Lq)
+            counts = self._column_counts(first, last)[:, None] if self.tiles is None else self.rows(first, last).sum(2)
+            result.append(np.add.reduceat(counts, edges, axis=-1) if self.Lk else counts)
+        if not result:
+            return np.zeros((1, 1, 0, len(edges)), np.int64)
+        return np.stack(result, axis=2)
+
+    def _column_counts(self, first: int, last: int) -> NDArray[np.int64]:
+        """``(B | 1, Lk)``: how many of the queries ``first`` to ``last`` have each key in an interval."""
+        starts, ends = (x[:, :, first:last] for x in self.intervals_kept)
+        steps = np.zeros((starts.shape[1], self.Lk + 1), np.int64)
+        for row in range(starts.shape[1]):
+            some = starts[:, row] < ends[:, row]
+            steps[row] += np.bincount(starts[:, row][some], minlength=self.Lk + 1)
+            steps[row] -= np.bincount(ends[:, row][some], minlength=self.Lk + 1)
+        return steps[:, :-1].cumsum(1)
+
+    @cached_property
+    def intervals_kept(self) -> Intervals:
+        """`intervals`, evaluated once."""
+        return self.intervals()
+
+    def _all_heads(self, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.broadcast_to(seen, (self.B, self.Hq, *seen.shape[2:]))
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """Runs of queries whose rows together stay small."""
+        step = max(1, 2**24 // max(1, self.Lk * self.B * self.Hq))
+        return [(first, min(first + step, self.Lq)) for first in range(0, self.Lq, step)]

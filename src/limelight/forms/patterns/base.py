@@ -1,0 +1,203 @@
+"""The base of all patterns, and what joins them: ``&``, ``|`` and ``~``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...tensors.shapes import whole_number
+from ..coordinates import Where
+from ..descriptions import Description
+from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, union
+
+if TYPE_CHECKING:
+    from ..drawing import Drawing
+    from ..layouts import Layout
+
+MOST_DRAWN = 2**24  # queries and keys of a picture
+
+
+class Pattern(Description):
+    """Base of all patterns.
+
+    A new pattern defines `allows`, and `check` where it holds a tensor. The other methods state facts that make it
+    faster; by default nothing is claimed: the lowering evaluates `allows` to a map of tiles, a cache keeps every key,
+    and ``torch.vmap`` computes one sample after the other.
+    """
+
+    def allows(self, at: Where) -> Tensor:
+        """The definition: whether each query sees each key.
+
+        Args:
+            at: the positions and indices of queries and keys, or of a part of them (``at.part``).
+
+        Returns:
+            A bool tensor that broadcasts to ``(B, Hq, Lq, Lk)``, the shape of ``at``.
+        """
+        raise NotImplementedError
+
+    def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
+        """Raise `ArgumentError` when the pattern holds a tensor that does not fit the call."""
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        """The pattern as a union of intervals by arithmetic, which kernels evaluate themselves.
+
+        Args:
+            row: the batch row that is meant; ``None`` for a union that holds in every row.
+
+        Returns:
+            The spans, however many; ``None``, the default, when the pattern has no such form.
+        """
+        return None
+
+    def reach(self) -> Reach:
+        """How many keys before and after its own position a query sees at most; a cache keeps no more.
+
+        By default what `spans` say, and no bound without them.
+        """
+        found = self.spans()
+        return UNBOUNDED if found is None else reach(found)
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        """Whether the pattern is the same in every batch row, so that calls can be joined to one of more rows.
+
+        By default where `spans` hold in every row.
+        """
+        return self.spans() is not None
+
+    def as_data(self, at: Callable[[], Where]) -> Pattern:
+        """The pattern as a compiled graph carries it: a function within becomes the mask that it gives.
+
+        Args:
+            at: makes the positions and indices of the whole call.
+        """
+        return self
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return And(self, other) if isinstance(other, Pattern) else NotImplemented
+
+    def __or__(self, other: Pattern) -> Pattern:
+        return Or(self, other) if isinstance(other, Pattern) else NotImplemented
+
+    def __invert__(self) -> Pattern:
+        return Not(self)
+
+    def pairs(
+        self, queries: int, keys: int | None = None, *, layout: Layout | None = None, batch: int = 1, heads: int = 1
+    ) -> int:
+        """How many (query, key) pairs the pattern allows over a ``batch`` of rows and ``heads`` query heads."""
+        from ..lowering import lower
+
+        keys = queries if keys is None else keys
+        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
+            whole_number(name, size, at_least=0)
+        return lower(self, layout, batch, heads, queries, keys).pairs()
+
+    def draw(
+        self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1
+    ) -> Drawing:
+        """A picture of who sees whom: text when printed, SVG in a notebook (``.svg()``), for the first batch row."""
+        from ..drawing import draw
+
+        keys = queries if keys is None else keys
+        for name, size in (("queries", queries), ("keys", keys)):
+            whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
+        whole_number("heads", heads, at_least=1)
+        whole_number("head", head, at_least=0, at_most=heads - 1)
+        return draw(self, queries, keys, layout=layout, head=head, heads=heads)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Joined(Pattern):
+    """Two patterns, joined."""
+
+    left: Pattern
+    right: Pattern
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        # Asked for in every call, so without a search.
+        return self.left.tensors() + self.right.tensors()
+
+    def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
+        self.left.check(B, Hq, Lq, Lk)
+        self.right.check(B, Hq, Lq, Lk)
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return self.left.uniform_over_batch and self.right.uniform_over_batch
+
+    def as_data(self, at: Callable[[], Where]) -> Pattern:
+        return type(self)(self.left.as_data(at), self.right.as_data(at))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class And(_Joined):
+    """What both allow; written ``a & b``."""
+
+    def allows(self, at: Where) -> Tensor:
+        return self.left.allows(at) & self.right.allows(at)
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        a, b = self.left.spans(row), self.right.spans(row)
+        return None if a is None or b is None else intersection(a, b)
+
+    def reach(self) -> Reach:
+        pairs = zip(self.left.reach(), self.right.reach(), strict=True)
+        return Reach(*(min((x for x in pair if x is not None), default=None) for pair in pairs))
+
+    def __repr__(self) -> str:
+        return f"{_within(self.left, Or)} & {_within(self.right, Or, And)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Or(_Joined):
+    """What either allows; written ``a | b``."""
+
+    def allows(self, at: Where) -> Tensor:
+        return self.left.allows(at) | self.right.allows(at)
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        a, b = self.left.spans(row), self.right.spans(row)
+        return None if a is None or b is None else union(a, b)
+
+    def reach(self) -> Reach:
+        pairs = zip(self.left.reach(), self.right.reach(), strict=True)
+        return Reach(*(None if a is None or b is None else max(a, b) for a, b in pairs))
+
+    def __repr__(self) -> str:
+        return f"{_within(self.left)} | {_within(self.right, Or)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Not(Pattern):
+    """What the pattern does not allow; written ``~a``."""
+
+    pattern: Pattern
+
+    def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
+        self.pattern.check(B, Hq, Lq, Lk)
+
+    def allows(self, at: Where) -> Tensor:
+        return ~self.pattern.allows(at)
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        found = self.pattern.spans(row)
+        return None if found is None else complement(found)
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return self.pattern.uniform_over_batch
+
+    def as_data(self, at: Callable[[], Where]) -> Pattern:
+        return Not(self.pattern.as_data(at))
+
+    def __repr__(self) -> str:
+        return f"~{_within(self.pattern, And, Or)}"
+
+
+def _within(pattern: Pattern, *bracketed: type[Pattern]) -> str:
+    return f"({pattern!r})" if isinstance(pattern, bracketed) else repr(pattern)

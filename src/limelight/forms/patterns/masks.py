@@ -1,0 +1,133 @@
+"""Patterns by data: a table of blocks, a mask, a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...tensors.shapes import check_broadcast, check_tensor, describe, position, wrong
+from ..coordinates import Where
+from .base import Pattern
+from .intervals import block_of
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blocks(Pattern):
+    """Block-sparse: positions are cut into blocks of ``size``; a table says which block sees which.
+
+    Args:
+        table: bool, ``(query blocks, key blocks)``, with ``(Hq,)`` or ``(B, Hq)`` before it where heads or rows
+            differ (1 broadcasts). Positions beyond the table see nothing and are not seen.
+        size: positions in a block.
+    """
+
+    table: Tensor
+    size: int
+
+    def __post_init__(self) -> None:
+        position("size", self.size, at_least=1)
+        table = check_tensor("table", self.table)
+        if table.dtype != torch.bool or not 2 <= table.dim() <= 4:
+            raise wrong(
+                "table",
+                "must be a bool tensor (..., query blocks, key blocks)",
+                f"it is {describe(self.table)}",
+                "Use .bool().",
+            )
+
+    def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
+        check_tensor("table", self.table)
+        check_broadcast("table", self.table.shape[:-2], (B, Hq))
+
+    def allows(self, at: Where) -> Tensor:
+        table = self.table.to(at.query_position.device)
+        table = table[(None,) * (4 - table.dim())]
+        row, column = block_of(at.query_position, self.size), block_of(at.key_position, self.size)
+        rows, columns = table.shape[-2:]
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        if rows == 0 or columns == 0:
+            return inside
+        batch = at.batch if table.shape[0] > 1 else 0 * at.batch[:1]
+        head = at.head if table.shape[1] > 1 else 0 * at.head[:, :1]
+        return inside & table[batch, head, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explicit(Pattern):
+    """Any bool mask by token index, true where the query sees the key; broadcastable to ``(B, Hq, Lq, Lk)``.
+
+    Args:
+        mask: bool, up to 4 dimensions.
+        fixed: the caller's word that the numbers of the mask never change; the lowering of a pattern that holds it is
+            then kept with the pattern, for the next layer that is given it.
+    """
+
+    mask: Tensor
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        mask = check_tensor("mask", self.mask)
+        if mask.dtype != torch.bool or mask.dim() > 4:
+            raise wrong(
+                "mask",
+                "must be a bool tensor, true where the query sees the key",
+                f"it is {describe(self.mask)}",
+                "A float mask that is added to the scores is limelight.forms.scores.Bias(mask).",
+            )
+
+    def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
+        check_tensor("mask", self.mask)
+        check_broadcast("mask", self.mask.shape, (B, Hq, Lq, Lk))
+
+    def allows(self, at: Where) -> Tensor:
+        return at.part.of(self.mask.to(at.query_position.device))
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.fixed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rule(Pattern):
+    """Any predicate: ``function(at)`` returns a bool tensor for the places ``at`` (see `Where`).
+
+    ``Rule(lambda at: (at.head == 0) | (at.key_position % 2 == 0))`` lets head 0 see everything and the others every
+    second key. A rule is evaluated at each call, because it may close over something that changes.
+
+    Args:
+        function: from a `Where` to a bool tensor that broadcasts to ``(B, Hq, Lq, Lk)``; elementwise, since it may
+            be asked about some of the queries only.
+        fixed: the caller's word that equal calls give equal answers; its lowering may then be kept.
+    """
+
+    function: Callable[[Where], Tensor]
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise wrong("function", "must be callable", f"it is {self.function!r}", "Pass a function of one `Where`.")
+
+    def allows(self, at: Where) -> Tensor:
+        if at.whole is not None:
+            return at.part._replace(queries=slice(None)).of(self.allows(at.whole))
+        allowed = self.function(at)
+        if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+            raise wrong(
+                "function",
+                "of a Rule must return a bool tensor",
+                f"it returned {describe(allowed)}",
+                "Compare, or use .bool().",
+            )
+        sizes = (at.batch.shape[0], at.head.shape[1], at.query_index.shape[2], at.key_index.shape[3])
+        check_broadcast("function", allowed.shape, sizes)
+        return allowed[(None,) * (4 - allowed.dim())]
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.fixed
+
+    def as_data(self, at: Callable[[], Where]) -> Pattern:
+        return Explicit(self.allows(at()))

@@ -1,0 +1,123 @@
+"""Segments: a layout by arithmetic, as kernels read it.
+
+A segment is a run of queries with the run of keys that they may see at all, and the offsets that turn the indices of
+both into positions: ``position = index + offset``. A layout that is no list of segments says for each query where it
+stands and which run of keys it may see (`KeyRuns`), or nothing at all, and then becomes a map of tiles.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .coordinates import Coordinates
+
+#: Fields of a segment, eight int64. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
+#: document that dropout is a function of.
+FIELDS = ("row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row")
+SEGMENT_BYTES = 64
+_PACK = struct.Struct("8q")
+
+
+def one_segment(Lq: int, key_begin: int, key_end: int, query_offset: int, key_offset: int) -> bytes:
+    """The only segment of a layout that is the same for every batch row: all ``Lq`` queries, one run of keys."""
+    return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0)
+
+
+def pack(count: int, **columns: int | NDArray[np.int64]) -> bytes:
+    """``count`` segments, by columns of `FIELDS`; by default segment ``n`` is of row ``n``, other fields are 0."""
+    table = np.zeros((count, len(FIELDS)), np.int64)
+    table[:, 0] = table[:, 7] = np.arange(count)
+    for name, column in columns.items():
+        table[:, FIELDS.index(name)] = column
+    return table.tobytes()
+
+
+def unpack(segments: bytes) -> NDArray[np.int64]:
+    """``(n, 8)``: the segments, by `FIELDS`."""
+    return np.frombuffer(segments, np.int64).reshape(-1, len(FIELDS))
+
+
+def per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
+    """``(B,)``: one number for each batch row."""
+    if isinstance(value, Tensor):
+        return value.numpy(force=True).astype(np.int64)
+    return np.full(B, value, np.int64)
+
+
+class KeyRuns(NamedTuple):
+    """For each query its position and the run of keys, by index, that it may see at all; each ``(B | 1, Lq)`` int64.
+
+    Key ``j`` of the run stands at position ``j + key_offset``. The run of a query that does not exist is empty.
+    """
+
+    position: NDArray[np.int64]
+    key_begin: NDArray[np.int64]
+    key_end: NDArray[np.int64]
+    key_offset: NDArray[np.int64]
+
+    @classmethod
+    def of_segments(cls, segments: bytes, Lq: int) -> KeyRuns:
+        """What ``segments`` say of each of ``Lq`` queries."""
+        table = unpack(segments)
+        rows = 1 if len(table) and (table[:, 0] == -1).all() else int(table[:, 0].max(initial=0)) + 1
+        runs = cls(*(np.zeros((rows, Lq), np.int64) for _ in cls._fields))
+        for row, q0, q1, k0, k1, query_offset, key_offset, _ in table.tolist():
+            queries = max(row, 0), slice(q0, q1)
+            runs.position[queries] = np.arange(q0, q1) + query_offset
+            runs.key_begin[queries], runs.key_end[queries], runs.key_offset[queries] = k0, k1, key_offset
+        return runs
+
+    @classmethod
+    def of_coordinates(cls, coordinates: Coordinates) -> KeyRuns | None:
+        """The same from the definition of a layout; ``None`` when the keys of some document are not one run."""
+        each = [x.numpy(force=True) for x in coordinates]
+        rows = max(len(x) for x in each)
+        each = [np.broadcast_to(x, (rows, x.shape[1])) for x in each]
+        found = [_row_of_coordinates(*(x[row] for x in each)) for row in range(rows)]
+        if any(run is None for run in found):
+            return None
+        none = np.zeros((0, each[0].shape[1]), np.int64)
+        return cls(*(np.concatenate([none, *(run[n] for run in found if run is not None)]) for n in range(4)))
+
+    def row(self, row: int) -> KeyRuns:
+        """Those of one batch row, ``(1, Lq)``."""
+        return self if len(self.position) == 1 else KeyRuns(*(x[row : row + 1] for x in self))
+
+    def take(self, index: NDArray[np.int64]) -> KeyRuns:
+        """Those of the queries ``index`` ``(B, n)``; a negative index is a query that does not exist."""
+        if not self.position.shape[1]:
+            return KeyRuns(*(np.zeros(index.shape, np.int64) for _ in self))
+        taken = (
+            np.take_along_axis(np.broadcast_to(x, (len(index), x.shape[1])), np.maximum(index, 0), 1) for x in self
+        )
+        position, begin, end, offset = taken
+        return KeyRuns(position, np.where(index < 0, 0, begin), np.where(index < 0, 0, end), offset)
+
+
+def _row_of_coordinates(
+    query_position: NDArray[np.int64],
+    key_position: NDArray[np.int64],
+    query_document: NDArray[np.int64],
+    key_document: NDArray[np.int64],
+    query_exists: NDArray[np.bool_],
+    key_exists: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], ...] | None:
+    keys = np.flatnonzero(key_exists)
+    documents, which, counts = np.unique(key_document[keys], return_inverse=True, return_counts=True)
+    begin, end = np.full(len(documents), len(key_exists)), np.zeros(len(documents), np.int64)
+    np.minimum.at(begin, which, keys)
+    np.maximum.at(end, which, keys + 1)
+    if not len(documents):
+        none = np.zeros_like(query_position)[None]
+        return query_position[None], none, none, none
+    offset = key_position[begin] - begin
+    if (end - begin != counts).any() or (key_position[keys] - keys != offset[which]).any():
+        return None
+    place = np.minimum(np.searchsorted(documents, query_document), len(documents) - 1)
+    seen = query_exists & (documents[place] == query_document)
+    return tuple(x[None] for x in (query_position, begin[place] * seen, end[place] * seen, offset[place]))
