@@ -222,7 +222,7 @@ def test_what_a_cache_refuses():
 
 
 def test_angles_that_change_with_the_length_are_refused_where_they_change():
-    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, stretch=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
+    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
     layers, cache = [PreNorm(layer, RMSNorm(8).to(F64).requires_grad_(False))], Cache()
     text = torch.randn(1, 8, 8, dtype=F64)
     read(layers, text[:, :6], None, cache)

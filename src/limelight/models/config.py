@@ -113,7 +113,11 @@ class Config:
         (`limelight.nn.DynamicNTK`).
         """
         turned = [attention.setting("rotary", None) for attention in self.attentions]
-        ends = [rotary.stretch.trained_to for rotary in turned if rotary is not None and rotary.stretch is not None]
+        ends = [
+            rotary.scaling.length_dependent_from
+            for rotary in turned
+            if rotary is not None and rotary.scaling is not None
+        ]
         return min((end for end in [self.limit, *ends] if end is not None), default=None)
 
     def __post_init__(self) -> None:

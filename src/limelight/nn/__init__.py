@@ -16,7 +16,18 @@ from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
-from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
+from .positions import (
+    DynamicNTK,
+    InterleavedPairs,
+    LinearScaling,
+    Llama3Scaling,
+    Pairing,
+    RopeScaling,
+    Rotary,
+    Rotation,
+    SplitHalves,
+    YaRN,
+)
 from .projection import Projection
 from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 from .ssru import SSRU
@@ -35,18 +46,17 @@ __all__ = [
     "FeedForward",
     "FrontEnd",
     "GatedFeedForward",
-    "Halves",
     "HeadRouting",
+    "InterleavedPairs",
     "LearnedPositions",
-    "Linear",
     "LinearBias",
-    "LongWaves",
+    "LinearScaling",
+    "Llama3Scaling",
     "MaskedHead",
     "MixtureOfExperts",
     "MixtureOfHeads",
     "MultiHead",
     "MultiplicativeAttention",
-    "Neighbours",
     "Normal",
     "OwnHead",
     "Pairing",
@@ -58,14 +68,15 @@ __all__ = [
     "QueryNorm",
     "RMSNorm",
     "Residual",
+    "RopeScaling",
     "Rotary",
     "Rotation",
     "Routing",
     "Sandwich",
     "Sinusoids",
     "SpectrumEmbedding",
+    "SplitHalves",
     "Step",
-    "Stretch",
     "SummedEmbedding",
     "Switch",
     "TiedHead",

@@ -157,7 +157,7 @@ class MixtureOfHeads(MultiHead):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).turn(query)
+            query = places.rotation(self.rotary, query.dtype).rotate(query)
         key, value, layout = places.remembered(
             self, self.pattern, states, lambda source: self.keys_and_values(source, places)
         )

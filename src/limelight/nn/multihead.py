@@ -19,7 +19,7 @@ from ..tensors.shapes import wrong
 from .checks import checked
 from .few_tokens import noted
 from .places import Places
-from .positions import Halves, Rotary
+from .positions import Rotary, SplitHalves
 from .projection import Projection, notable, together
 
 
@@ -123,7 +123,7 @@ class MultiHead(nn.Module):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).turn(query)
+            query = places.rotation(self.rotary, query.dtype).rotate(query)
         key, value, layout = places.remembered(
             self, self.pattern, states, lambda source: self.keys_and_values(source, places, *of_source)
         )
@@ -146,7 +146,7 @@ class MultiHead(nn.Module):
         """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
         if (
             (self.training and self.dropout)
-            or not (self.rotary is None or type(self.rotary.pairing) is Halves)
+            or not (self.rotary is None or type(self.rotary.pairing) is SplitHalves)
             or native.reasons_against_rules(self.scores)
             or (self.sink is not None and not fused.unwatched(states, self.sink))
         ):
@@ -197,7 +197,7 @@ class MultiHead(nn.Module):
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
-            key = places.key_rotation(self.rotary, key.dtype).turn(key)
+            key = places.key_rotation(self.rotary, key.dtype).rotate(key)
         return key, value
 
     def score_rules(self, query: Tensor, places: Places) -> tuple[ScoreRule, ...]:
