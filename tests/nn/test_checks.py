@@ -41,7 +41,7 @@ TAKEN = {
     nn.DistanceBias: {"query_heads": 4, "buckets": limelight.T5Buckets()},
     nn.LinearBias: {"query_heads": 4},
     nn.TiedHead: {"vocabulary": 10, "width": 16, "scale": 1.0, "cap": 5.0, "bias": False},
-    nn.OwnHead: {"vocabulary": 10, "width": 16, "cap": 5.0},
+    nn.UntiedHead: {"vocabulary": 10, "width": 16, "cap": 5.0},
     nn.MaskedHead: {"vocabulary": 10, "width": 16, "activation": "gelu", "epsilon": 1e-5},
     nn.PostNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
     nn.PreNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
@@ -116,13 +116,14 @@ OF_TEXTS = (nn.MultiHead, nn.MixtureOfHeads, nn.SSRU, nn.AdditiveAttention, nn.M
 @pytest.mark.parametrize(
     "layer",
     [
-        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.OwnHead, nn.MixtureOfExperts, nn.TopK, nn.Switch,
+        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.UntiedHead, nn.MixtureOfExperts, nn.TopK,
+        nn.Switch,
     ],
     ids=lambda layer: layer.__name__,
 )  # fmt: skip
 def test_states_that_a_layer_cannot_read(layer):
     made = layer(**TAKEN[layer])
-    more = (None,) if layer is nn.OwnHead else ()
+    more = (None,) if layer is nn.UntiedHead else ()
     made(X, *more)
     routes = (nn.MixtureOfExperts, nn.TopK, nn.Switch)
     ranks = (X[0], X[None]) if layer in OF_TEXTS else ()

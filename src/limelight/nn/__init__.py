@@ -10,7 +10,7 @@ from .embeddings import SummedEmbedding, TokenEmbedding
 from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .front_ends import FrontEnd, PatchEmbedding, SpectrumEmbedding
-from .heads import MaskedHead, OwnHead, TiedHead
+from .heads import MaskedHead, TiedHead, UntiedHead
 from .initial import FanIn, Normal, Xavier
 from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
@@ -58,7 +58,6 @@ __all__ = [
     "MultiHead",
     "MultiplicativeAttention",
     "Normal",
-    "OwnHead",
     "Pairing",
     "PatchEmbedding",
     "Places",
@@ -83,6 +82,7 @@ __all__ = [
     "TokenEmbedding",
     "TopK",
     "TwoStage",
+    "UntiedHead",
     "Xavier",
     "YaRN",
     "balance_loss",

@@ -171,8 +171,8 @@ def table_rules(config: Config, table: str, bias: str) -> tuple[Rule | Unused, .
     """The matrix of a head that guesses hidden words, and its bias, which files also call the bias of the matrix."""
     return (
         head_rule(config, f"{table}.weight"),
-        Rule(bias, "head.offset"),
-        Rule(f"{table}.bias", "head.offset", again=True),
+        Rule(bias, "head.bias"),
+        Rule(f"{table}.bias", "head.bias", again=True),
     )
 
 

@@ -93,7 +93,7 @@ def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
         Rule("vocab_transform.{p}", "head.linear.{p}"),
         Rule("vocab_layer_norm.{p}", "head.norm.{p}"),
         head_rule(config, "vocab_projector.weight"),
-        Rule("vocab_projector.bias", "head.offset"),
+        Rule("vocab_projector.bias", "head.bias"),
     )
 
 

@@ -12,7 +12,7 @@ from ...formats.errors import CheckpointError, damaged, shortened
 from ...formats.gguf_files import GGUFFile
 from ...formats.rules import KeyRules, PairedHalves, Rule, Unused
 from ...forms.patterns import And, Causal, Pattern, Window
-from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
+from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding, UntiedHead
 from ...nn.positions import DynamicNTK, LinearScaling, Llama3Scaling, RopeScaling, Rotary, YaRN
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
@@ -117,7 +117,7 @@ def said(config: Config) -> dict[str, Any]:
 def causal_head(published: Published, *, tied: bool) -> Recipe | None:
     """The head of a decoder, ``tied`` unless its file says otherwise; ``None`` of a published body."""
     tied = published.flag("tie_word_embeddings", tied)
-    return recipe(TiedHead if tied else OwnHead) if published.task("CausalLM") == "CausalLM" else None
+    return recipe(TiedHead if tied else UntiedHead) if published.task("CausalLM") == "CausalLM" else None
 
 
 def window(length: int) -> Pattern:

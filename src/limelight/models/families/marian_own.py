@@ -77,7 +77,7 @@ def rules(config: Config) -> KeyRules:
     change = Transposed()
     found: list[Rule | Unused] = [
         Rule("Wemb", "embedding.tokens.weight", OneMore(0.0)),
-        Rule("decoder_ff_logit_out_b", "head.offset", OneMore(-math.inf)),
+        Rule("decoder_ff_logit_out_b", "head.bias", OneMore(-math.inf)),
     ]
     for side, ours, layers in (("encoder", "encoder.", config.encoder.layers), ("decoder", "", config.layers)):
         for number in range(layers):

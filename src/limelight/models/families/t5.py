@@ -13,11 +13,11 @@ from ...nn import (
     FeedForward,
     GatedFeedForward,
     MultiHead,
-    OwnHead,
     PreNorm,
     RMSNorm,
     TiedHead,
     TokenEmbedding,
+    UntiedHead,
 )
 from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
@@ -97,7 +97,7 @@ def _head(published: Published) -> Recipe | None:
     if published.flag("scale_decoder_outputs", published.flag("tie_word_embeddings", True)):
         return recipe(TiedHead, scale=published.whole("d_model") ** -0.5)
     is_there = published.tensors is None or "lm_head.weight" in published.tensors
-    return recipe(OwnHead) if is_there else recipe(TiedHead)
+    return recipe(UntiedHead) if is_there else recipe(TiedHead)
 
 
 def publish(config: Config) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def rules(config: Config) -> KeyRules:
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     head = Rule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
     return KeyRules(
-        Rule("vit.embeddings.cls_token", "embedding.mark"),
+        Rule("vit.embeddings.cls_token", "embedding.class_token"),
         Rule("vit.embeddings.position_embeddings", "embedding.positions"),
         Rule("vit.embeddings.patch_embeddings.projection.{p}", "embedding.patches.{p}"),
         Rule(f"{layer}.layernorm_before.{{p}}", f"{attention}.norm.{{p}}"),
