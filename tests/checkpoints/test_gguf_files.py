@@ -115,7 +115,7 @@ def test_read_as_the_gguf_package_reads(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_every_kind_runs(tmp_path, kind):
     model = load(write(tmp_path / "model.gguf", kind))
-    assert model.config.key_heads == 2
+    assert model.config.key_value_heads == 2
     assert model.config.limit == 16
     assert model("the cat").logits.shape == (1, 5, len(LETTERS))  # the, Ġ, c, a, t
     assert load(tmp_path).config == model.config  # a folder with one such file

@@ -13,12 +13,12 @@ from limelight.tensors.shapes import ArgumentError
 
 X = torch.randn(1, 6, 16)
 IDS = torch.randint(10, (1, 6))
-ATTENTION = {"width": 16, "query_heads": 4, "key_heads": 2, "head_width": 8}
+ATTENTION = {"width": 16, "query_heads": 4, "key_value_heads": 2, "head_width": 8}
 inner = lambda: torch.nn.Linear(16, 16)  # noqa: E731
 # Every public class with arguments that it takes.
 TAKEN = {
     nn.MultiHead: ATTENTION | {"pattern": Causal(), "rotary": nn.Rotary(8), "dropout": 0.0, "scores": (), "scale": 1.0},
-    nn.MixtureOfHeads: ATTENTION | {"key_heads": 4, "shared": 1, "k": 2},
+    nn.MixtureOfHeads: ATTENTION | {"key_value_heads": 4, "shared": 1, "k": 2},
     nn.TwoStage: {"width": 16, "shared": 1, "routed": 3, "k": 2},
     nn.QueryNorm: {"width": 16, "shared": 1, "routed": 3, "k": 2},
     nn.SSRU: ATTENTION,

@@ -35,7 +35,7 @@ class MultiHead(nn.Module):
     Args:
         width: numbers per token of ``x`` and of the result.
         query_heads: ``Hq``.
-        key_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
+        key_value_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
         head_width: ``D``.
         value_width: ``Dv``, the head width of values; ``None`` for ``D``.
         source_width: numbers per token of ``y``; ``None`` for ``width``.
@@ -58,7 +58,7 @@ class MultiHead(nn.Module):
         self,
         width: int,
         query_heads: int,
-        key_heads: int,
+        key_value_heads: int,
         head_width: int,
         *,
         value_width: int | None = None,
@@ -76,11 +76,11 @@ class MultiHead(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if query_heads % key_heads:
+        if query_heads % key_value_heads:
             raise wrong(
                 "query_heads",
-                "must be a multiple of `key_heads`",
-                f"{query_heads} is not a multiple of {key_heads}",
+                "must be a multiple of `key_value_heads`",
+                f"{query_heads} is not a multiple of {key_value_heads}",
                 "Each key-value head serves the same number of query heads.",
             )
         if rotary is not None and rotary.width > head_width:
@@ -97,8 +97,8 @@ class MultiHead(nn.Module):
         self.scores = tuple(scores)
         self.score_modules = nn.ModuleList(rule for rule in self.scores if isinstance(rule, nn.Module))
         self.query = Projection(width, query_heads * head_width, bias)
-        self.key = Projection(source_width, key_heads * head_width, bias if key_bias is None else key_bias)
-        self.value = Projection(source_width, key_heads * value_width, bias)
+        self.key = Projection(source_width, key_value_heads * head_width, bias if key_bias is None else key_bias)
+        self.value = Projection(source_width, key_value_heads * value_width, bias)
         self.output = Projection(query_heads * value_width, width, output_bias)
         self.query_norm = None if head_norm is None else head_norm(head_width)
         self.key_norm = None if head_norm is None else head_norm(head_width)

@@ -62,7 +62,7 @@ def encoder(
         layers=published.layers("num_hidden_layers", shared=shared),
         limit=limit,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("hidden_size", "num_attention_heads"),
         embedding=recipe(
             SummedEmbedding,

@@ -31,7 +31,7 @@ def configure(published: Published) -> Config:
         layers=published.layers("n_layers"),
         limit=limit,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("dim", "n_heads"),
         embedding=recipe(SummedEmbedding, positions=recipe(LearnedPositions, count=limit), norm=norm, dropout=dropout),
         attention=recipe(MultiHead, dropout=published.probability("attention_dropout", 0.1)),

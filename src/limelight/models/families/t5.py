@@ -57,7 +57,7 @@ def _half(published: Published, side: str, **more: Any) -> Config:
         "layers": layers,
         "limit": None,
         "query_heads": heads,
-        "key_heads": heads,
+        "key_value_heads": heads,
         "head_width": published.whole("d_kv"),
         "embedding": recipe(TokenEmbedding, dropout=dropout),
         "attention": recipe(MultiHead, pattern=Causal() if decodes else None, **attention),

@@ -30,7 +30,7 @@ def configure(published: Published) -> Config:
         layers=published.layers("num_hidden_layers"),
         limit=(size[0] // patch[0]) * (size[1] // patch[1]) + 1,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("hidden_size", "num_attention_heads"),
         embedding=recipe(
             PatchEmbedding, channels=published.whole("num_channels", 3), size=size, patch=patch, dropout=dropout
