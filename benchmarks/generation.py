@@ -76,7 +76,7 @@ def models(dtype):
     plain = {"bias": False, "output_bias": False}
     config = Config(
         family="llama", vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, limit=8192,
-        query_heads=HEADS, key_heads=KEY_HEADS, head_width=D, embedding=recipe(TokenEmbedding),
+        query_heads=HEADS, key_value_heads=KEY_HEADS, head_width=D, embedding=recipe(TokenEmbedding),
         attention=recipe(MultiHead, pattern=Causal(), rotary=Rotary(D), **plain),
         feed_forward=recipe(GatedFeedForward, inner=INNER, activation="silu"),
         norm=recipe(RMSNorm), final_norm=recipe(RMSNorm), residual=recipe(PreNorm), head=recipe(TiedHead),

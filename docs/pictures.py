@@ -182,8 +182,8 @@ def scale(names: Names) -> Figure:
 
 @of("positions", "stretches")
 def stretches(names: Names) -> Figure:
-    """What each stretch leaves of the frequencies."""
-    figure = Figure(640, 310, "What four stretches leave of the frequency of each pair of a rotary head")
+    """What each scaling leaves of the frequencies."""
+    figure = Figure(640, 310, "What four scalings leave of the frequency of each pair of a rotary head")
     plot = Plot(figure, (60, 50, 450, 200), (0, 31), (0, 1.05))
     plot.axes(
         {0: "0, fastest", 10: "10", 20: "20", 31: "31, slowest"},

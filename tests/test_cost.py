@@ -94,7 +94,7 @@ def test_the_cache_is_what_the_next_token_looks_at(networks, name):
     keys = sum(int(call[-1].received_by[0, 0].sum()) for call in seen.layers.values())
     config = network.config
     found = cost(network, N + 1, batch=B).cache_numbers
-    assert found["here"] == B * keys * config.key_heads * 2 * config.head_width
+    assert found["here"] == B * keys * config.key_value_heads * 2 * config.head_width
     share = next(heads for heads in (4, 3, 2, 1) if config.query_heads % heads == 0)
     assert found["MHA"] == config.query_heads * found["MQA"] == share * found["GQA"]
 

@@ -50,7 +50,7 @@ def everything():
             rule = Rule(lambda at: (at.key_position + at.head) % 3 != 0)
             yield limelight.attention(x, x, x, pattern=rule, backend=backend)
     for stretch in (None, YaRN(4.0, 2048), DynamicNTK(2.0, 64)):
-        yield from Rotary(8, stretch=stretch).at(POSITIONS, torch.float32)[:2]
+        yield from Rotary(8, scaling=stretch).at(POSITIONS, torch.float32)[:2]
     yield Sinusoids(8)(POSITIONS)
     sound._bands.cache_clear()
     yield sound.spectrum(SOUND, seconds=None)

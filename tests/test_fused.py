@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from limelight import ArgumentError, fused
 from limelight.backends import native
-from limelight.nn import Halves, Rotary
+from limelight.nn import Rotary, SplitHalves
 
 if native._library is None:
     pytest.skip(native._missing, allow_module_level=True)
@@ -253,9 +253,10 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert fused.product(x, m).dtype == torch.bfloat16
     turned = Rotary(70).at(torch.arange(3)[None], torch.float32)
-    assert isinstance(turned.pairing, Halves)
+    assert isinstance(turned.pairing, SplitHalves)
     everything = lambda: (  # noqa: E731
-        fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.gated(functional.silu, x, x), turned.turn(x[None, None])
+        fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.gated(functional.silu, x, x),
+        turned.rotate(x[None, None]),
     )  # fmt: skip
     ours = everything()
     monkeypatch.setattr(native, "_library", None)

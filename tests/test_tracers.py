@@ -34,7 +34,7 @@ from limelight import (
     fused,
 )
 from limelight.integrations.torch import sdpa
-from limelight.nn import Halves, MultiHead, RMSNorm, Rotary
+from limelight.nn import MultiHead, RMSNorm, Rotary, SplitHalves
 from limelight.tensors import tracing
 
 B, H, D = 2, 4, 8
@@ -141,7 +141,9 @@ class Layer(nn.Module):
     def __init__(self):
         super().__init__()
         norm = functools.partial(RMSNorm, epsilon=1e-6)
-        self.layer = MultiHead(H * D, H, H, D, pattern=Causal(), rotary=Rotary(D, pairing=Halves()), head_norm=norm)
+        self.layer = MultiHead(
+            H * D, H, H, D, pattern=Causal(), rotary=Rotary(D, pairing=SplitHalves()), head_norm=norm
+        )
         self.double()
 
     def forward(self, x):

@@ -344,7 +344,9 @@ class Pretrained:
 
     def __repr__(self) -> str:
         c = self.config
-        heads = f"{c.query_heads} x {c.head_width}" + (f" over {c.key_heads}" if c.key_heads != c.query_heads else "")
+        heads = f"{c.query_heads} x {c.head_width}" + (
+            f" over {c.key_value_heads}" if c.key_value_heads != c.query_heads else ""
+        )
         layers = f"{c.layers} layers" if c.encoder is None else f"{c.encoder.layers} + {c.layers} layers"
         limit = "" if c.limit is None else f", up to {c.limit} tokens"
         return f"<{self.name}: {c.family}, {layers}, heads {heads}, width {c.width}{limit}>"

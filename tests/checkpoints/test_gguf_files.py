@@ -23,7 +23,7 @@ from limelight.formats.gguf_files import GGUFFile
 from limelight.formats.tokenizer_files import tokenizer_of
 from limelight.models.families.llama import GGUF_NEUTRAL, GGUF_SCALING, LLAMA
 from limelight.models.families.published import Published
-from limelight.nn.positions import LongWaves
+from limelight.nn.positions import Llama3Scaling
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "Ġ", "th", "the", "Ġthe", "<end>", "added"]
@@ -115,7 +115,7 @@ def test_read_as_the_gguf_package_reads(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_every_kind_runs(tmp_path, kind):
     model = load(write(tmp_path / "model.gguf", kind))
-    assert model.config.key_heads == 2
+    assert model.config.key_value_heads == 2
     assert model.config.limit == 16
     assert model("the cat").logits.shape == (1, 5, len(LETTERS))  # the, Ġ, c, a, t
     assert load(tmp_path).config == model.config  # a folder with one such file
@@ -137,7 +137,7 @@ def rotation(theta=1000.0, **scaling):
 
 def test_long_waves(tmp_path):
     """Llama 3.1 and later: only what the frequency of each pair is divided by is in the file."""
-    rule = LongWaves(8.0, 8192)
+    rule = Llama3Scaling(8.0, 8192)
     plain = 500_000.0 ** -(torch.arange(4).double() / 4)
     divisors = (plain / rule.frequencies(plain, torch.tensor([[1]]))).tolist()
     assert divisors[:2] == [1.0, 1.0]
@@ -366,7 +366,7 @@ def test_the_attention_factor_of_yarn(tmp_path):
     """llama.cpp multiplies what YaRN multiplies queries and keys with."""
     for factor in (1.0, 0.5):
         path = write(tmp_path / f"{factor}.gguf", scaling="yarn", more={"llama.rope.scaling.attn_factor": factor})
-        magnitude = load(path).config.attentions[0]["rotary"].stretch.magnitude
+        magnitude = load(path).config.attentions[0]["rotary"].scaling.attention_factor
         assert magnitude == pytest.approx(factor * (0.1 * math.log(4.0) + 1), rel=1e-12)
     path = write(tmp_path / "linear.gguf", scaling="linear", more={"llama.rope.scaling.attn_factor": 0.5})
     with pytest.raises(CheckpointError, match=r"attn_factor = 0\.5"):

@@ -13,7 +13,7 @@ F64 = torch.float64
 def model(limit=40):
     torch.manual_seed(0)
     config = Config(
-        family="none", vocabulary=30, width=16, layers=3, limit=limit, query_heads=4, key_heads=2, head_width=4,
+        family="none", vocabulary=30, width=16, layers=3, limit=limit, query_heads=4, key_value_heads=2, head_width=4,
         embedding=recipe(TokenEmbedding),
         attention=recipe(MultiHead, pattern=limelight.Causal() & limelight.Window(6, 0), rotary=Rotary(4)),
         feed_forward=recipe(GatedFeedForward, inner=24, activation="silu"),

@@ -27,7 +27,7 @@ from limelight.nn import (
 def test_it_learns_and_writes(router):
     torch.manual_seed(0)
     config = Config(
-        family="none", vocabulary=20, width=16, layers=2, limit=40, query_heads=4, key_heads=2, head_width=4,
+        family="none", vocabulary=20, width=16, layers=2, limit=40, query_heads=4, key_value_heads=2, head_width=4,
         embedding=recipe(TokenEmbedding),
         attention=recipe(
             MixtureOfHeads, shared=2, k=1, router=router, pattern=limelight.Causal(), rotary=Rotary(4), dropout=0.1

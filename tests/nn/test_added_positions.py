@@ -9,7 +9,7 @@ from transformers.models.marian.modeling_marian import MarianSinusoidalPositiona
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 import limelight
-from limelight.nn import Halves, LearnedPositions, Sinusoids
+from limelight.nn import LearnedPositions, Sinusoids, SplitHalves
 
 F64 = torch.float64
 
@@ -25,11 +25,11 @@ def test_waves_of_the_paper():
 
 def test_waves_of_marian():
     theirs = MarianSinusoidalPositionalEmbedding(50, 16).create_weight()
-    torch.testing.assert_close(Sinusoids(16, pairing=Halves())(torch.arange(50)[None])[0], theirs)
+    torch.testing.assert_close(Sinusoids(16, pairing=SplitHalves())(torch.arange(50)[None])[0], theirs)
 
 
 def test_waves_of_whisper():
-    ours = Sinusoids(16, steps=7, pairing=Halves())(torch.arange(50)[None])[0]
+    ours = Sinusoids(16, steps=7, pairing=SplitHalves())(torch.arange(50)[None])[0]
     torch.testing.assert_close(ours, sinusoids(50, 16), rtol=1e-5, atol=1e-5)  # their angles are rounded
 
 

@@ -42,9 +42,9 @@ def seed():
     torch.manual_seed(0)
 
 
-def model(pattern, position="rotary", key_heads=2):
+def model(pattern, position="rotary", key_value_heads=2):
     layers = [
-        PreNorm(MultiHead(8, 4, key_heads, 4, pattern=each, **POSITIONS[position]), RMSNorm(8))
+        PreNorm(MultiHead(8, 4, key_value_heads, 4, pattern=each, **POSITIONS[position]), RMSNorm(8))
         for each in (pattern, limelight.Causal())
     ]
     return torch.nn.ModuleList(layers).to(F64).requires_grad_(False)
@@ -106,13 +106,13 @@ def in_steps(layers, texts, cuts, side, cache):
     data=st.data(),
     pattern=st.sampled_from(list(PATTERNS)),
     position=st.sampled_from(list(POSITIONS)),
-    key_heads=st.sampled_from([1, 2, 4]),
+    key_value_heads=st.sampled_from([1, 2, 4]),
     side=st.sampled_from(["left", "right"]),
     rows=st.integers(1, 3),
     limit=st.sampled_from([None, 90]),
 )
-def test_cached_is_uncached(data, pattern, position, key_heads, side, rows, limit):
-    layers = model(PATTERNS[pattern], position, key_heads)
+def test_cached_is_uncached(data, pattern, position, key_value_heads, side, rows, limit):
+    layers = model(PATTERNS[pattern], position, key_value_heads)
     steps = st.lists(st.sampled_from([0, 1, 1, 1, 2, 5, 20]), min_size=4, max_size=4)
     same = data.draw(steps)
     pieces = data.draw(st.lists(steps, min_size=rows, max_size=rows) | st.just([same] * rows))
@@ -222,7 +222,7 @@ def test_what_a_cache_refuses():
 
 
 def test_angles_that_change_with_the_length_are_refused_where_they_change():
-    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, stretch=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
+    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
     layers, cache = [PreNorm(layer, RMSNorm(8).to(F64).requires_grad_(False))], Cache()
     text = torch.randn(1, 8, 8, dtype=F64)
     read(layers, text[:, :6], None, cache)

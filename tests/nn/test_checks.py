@@ -13,12 +13,12 @@ from limelight.tensors.shapes import ArgumentError
 
 X = torch.randn(1, 6, 16)
 IDS = torch.randint(10, (1, 6))
-ATTENTION = {"width": 16, "query_heads": 4, "key_heads": 2, "head_width": 8}
+ATTENTION = {"width": 16, "query_heads": 4, "key_value_heads": 2, "head_width": 8}
 inner = lambda: torch.nn.Linear(16, 16)  # noqa: E731
 # Every public class with arguments that it takes.
 TAKEN = {
     nn.MultiHead: ATTENTION | {"pattern": Causal(), "rotary": nn.Rotary(8), "dropout": 0.0, "scores": (), "scale": 1.0},
-    nn.MixtureOfHeads: ATTENTION | {"key_heads": 4, "shared": 1, "k": 2},
+    nn.MixtureOfHeads: ATTENTION | {"key_value_heads": 4, "shared": 1, "k": 2},
     nn.TwoStage: {"width": 16, "shared": 1, "routed": 3, "k": 2},
     nn.QueryNorm: {"width": 16, "shared": 1, "routed": 3, "k": 2},
     nn.SSRU: ATTENTION,
@@ -41,18 +41,18 @@ TAKEN = {
     nn.DistanceBias: {"query_heads": 4, "buckets": limelight.T5Buckets()},
     nn.LinearBias: {"query_heads": 4},
     nn.TiedHead: {"vocabulary": 10, "width": 16, "scale": 1.0, "cap": 5.0, "bias": False},
-    nn.OwnHead: {"vocabulary": 10, "width": 16, "cap": 5.0},
+    nn.UntiedHead: {"vocabulary": 10, "width": 16, "cap": 5.0},
     nn.MaskedHead: {"vocabulary": 10, "width": 16, "activation": "gelu", "epsilon": 1e-5},
     nn.PostNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
     nn.PreNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
     nn.Sandwich: {"inner": inner(), "norm": inner(), "dropout": 0.0},
     nn.Block: {"attention": inner(), "feed_forward": inner()},
     nn.DecoderBlock: {"attention": inner(), "cross": inner(), "feed_forward": inner()},
-    nn.Rotary: {"width": 8, "theta": 10_000.0, "stretch": None, "pairing": nn.Halves()},
-    nn.YaRN: {"factor": 4.0, "trained_length": 128, "fast": 32.0, "slow": 1.0, "magnitude": 1.0},
-    nn.DynamicNTK: {"factor": 2.0, "trained_length": 128},
-    nn.LongWaves: {"factor": 8.0, "trained_length": 128, "low": 1.0, "high": 4.0},
-    nn.Linear: {"factor": 2.0},
+    nn.Rotary: {"width": 8, "theta": 10_000.0, "scaling": None, "pairing": nn.SplitHalves()},
+    nn.YaRN: {"factor": 4.0, "original_max_positions": 128, "fast": 32.0, "slow": 1.0, "attention_factor": 1.0},
+    nn.DynamicNTK: {"factor": 2.0, "original_max_positions": 128},
+    nn.Llama3Scaling: {"factor": 8.0, "original_max_positions": 128, "low": 1.0, "high": 4.0},
+    nn.LinearScaling: {"factor": 2.0},
     nn.Normal: {"deviation": 0.02, "layers": 4, "cut": 2.0},
     nn.FanIn: {"width": 16, "factor": 1.0},
 }  # fmt: skip
@@ -116,13 +116,14 @@ OF_TEXTS = (nn.MultiHead, nn.MixtureOfHeads, nn.SSRU, nn.AdditiveAttention, nn.M
 @pytest.mark.parametrize(
     "layer",
     [
-        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.OwnHead, nn.MixtureOfExperts, nn.TopK, nn.Switch,
+        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.UntiedHead, nn.MixtureOfExperts, nn.TopK,
+        nn.Switch,
     ],
     ids=lambda layer: layer.__name__,
 )  # fmt: skip
 def test_states_that_a_layer_cannot_read(layer):
     made = layer(**TAKEN[layer])
-    more = (None,) if layer is nn.OwnHead else ()
+    more = (None,) if layer is nn.UntiedHead else ()
     made(X, *more)
     routes = (nn.MixtureOfExperts, nn.TopK, nn.Switch)
     ranks = (X[0], X[None]) if layer in OF_TEXTS else ()

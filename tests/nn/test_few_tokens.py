@@ -42,7 +42,7 @@ FORMS = {
 def model(form="plain", dtype=torch.float32, **more):
     torch.manual_seed(0)
     config = Config(
-        family="none", vocabulary=30, width=16, layers=3, limit=None, query_heads=4, key_heads=2, head_width=8,
+        family="none", vocabulary=30, width=16, layers=3, limit=None, query_heads=4, key_value_heads=2, head_width=8,
         embedding=recipe(TokenEmbedding), final_norm=recipe(RMSNorm), head=recipe(TiedHead), residual=recipe(PreNorm),
         attention=recipe(MultiHead, **{"pattern": CAUSAL, **FORMS[form]}), norm=recipe(RMSNorm),
         feed_forward=recipe(GatedFeedForward, inner=24, activation="silu"),

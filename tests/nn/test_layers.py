@@ -15,8 +15,8 @@ from limelight.nn import (
     Block,
     FeedForward,
     GatedFeedForward,
-    Linear,
-    LongWaves,
+    LinearScaling,
+    Llama3Scaling,
     MultiHead,
     Places,
     PostNorm,
@@ -90,14 +90,14 @@ def test_a_rotated_score_depends_on_the_distance_alone(start, distance):
     rotary = Rotary(16, theta=100.0)
 
     def score(p, j):
-        a, b = (rotary.at(torch.tensor([[x]]), F64).turn(y) for x, y in ((p, query), (j, key)))
+        a, b = (rotary.at(torch.tensor([[x]]), F64).rotate(y) for x, y in ((p, query), (j, key)))
         return (a * b).sum()
 
     torch.testing.assert_close(score(start, start + distance), score(0, distance), rtol=1e-8, atol=1e-8)
 
 
 def test_a_rotation_turns_pairs_by_the_angle_of_the_paper():
-    turned = Rotary(4, theta=100.0).at(torch.tensor([[3]]), F64).turn(torch.eye(4, dtype=F64)[:, None, None])
+    turned = Rotary(4, theta=100.0).at(torch.tensor([[3]]), F64).rotate(torch.eye(4, dtype=F64)[:, None, None])
     for pair, angle in ((0, 3.0), (1, 3.0 / 10.0)):
         a, b = turned[pair, 0, 0], turned[pair + 2, 0, 0]
         assert a[pair].item() == pytest.approx(math.cos(angle))
@@ -118,8 +118,8 @@ def test_stretched_frequencies_are_those_of_transformers():
     config = LlamaConfig(hidden_size=2048, num_attention_heads=32, rope_parameters=scaling)
     plain = 500_000.0 ** (-torch.arange(0, 64, 2, dtype=F64) / 64)
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    torch.testing.assert_close(LongWaves(32.0, 8192).frequencies(plain, LENGTH), theirs.to(F64), rtol=1e-6, atol=0)
-    torch.testing.assert_close(Linear(4.0).frequencies(plain, LENGTH), plain / 4)
+    torch.testing.assert_close(Llama3Scaling(32.0, 8192).frequencies(plain, LENGTH), theirs.to(F64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(LinearScaling(4.0).frequencies(plain, LENGTH), plain / 4)
 
 
 def test_layers_that_share_a_rotation_compute_it_once():

@@ -97,13 +97,13 @@ def places_of(layout, states):
     L=st.integers(1, 12),
 )
 def test_skipped_heads_are_masked_heads(router, heads, layout, pattern, position, B, L):
-    query_heads, key_heads, shared, k = heads
+    query_heads, key_value_heads, shared, k = heads
     rotary = Rotary(2) if position == "rotary" else None
     bias = DistanceBias(query_heads, limelight.T5Buckets(8, 10))
     scores = {"alibi": (LinearBias(query_heads),), "t5": (bias, limelight.SoftCap(2.0))}.get(position, ())
     layer = MixtureOfHeads(
-        8, query_heads, key_heads, 4, shared=shared, k=k, router=router, pattern=pattern, rotary=rotary, scores=scores,
-        value_width=3, head_norm=RMSNorm, sink=True,
+        8, query_heads, key_value_heads, 4, shared=shared, k=k, router=router, pattern=pattern, rotary=rotary,
+        scores=scores, value_width=3, head_norm=RMSNorm, sink=True,
     ).to(F64).requires_grad_(False)  # fmt: skip
     layer.sink.copy_(torch.randn(query_heads))
     layouts = {

@@ -155,7 +155,7 @@ def test_gradients_of_everything():
 
 
 def test_what_it_refuses():
-    with pytest.raises(limelight.ArgumentError, match="multiple of `key_heads`"):
+    with pytest.raises(limelight.ArgumentError, match="multiple of `key_value_heads`"):
         MultiHead(8, 4, 3, 2)
     with pytest.raises(limelight.ArgumentError, match="at most the 2 numbers"):
         MultiHead(8, 4, 2, 2, rotary=Rotary(4))

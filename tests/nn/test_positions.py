@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as turn_neighbours
 
 import limelight
-from limelight.nn import DynamicNTK, Halves, Neighbours, Rotary, YaRN
+from limelight.nn import DynamicNTK, InterleavedPairs, Rotary, SplitHalves, YaRN
 
 F64 = torch.float64
 
@@ -46,20 +46,20 @@ def test_yarn_is_that_of_transformers(width, more):
     theirs, magnitude = published("yarn", width, factor=8.0, original_max_position_embeddings=4096, limit=32768, **more)
     ours = YaRN(
         8.0, 4096, fast=more.get("beta_fast", 32.0), slow=more.get("beta_slow", 1.0),
-        magnitude=more.get("attention_factor", math.nan), whole_pairs=more.get("truncate", True),
+        attention_factor=more.get("attention_factor", math.nan), whole_pairs=more.get("truncate", True),
     )  # fmt: skip
     torch.testing.assert_close(ours.frequencies(plain(width), torch.tensor([[1]])), theirs, rtol=2e-6, atol=0)
-    assert ours.magnitude == pytest.approx(magnitude)
+    assert ours.attention_factor == pytest.approx(magnitude)
 
 
 def test_yarn_scales_the_vectors():
-    rotation = Rotary(8, stretch=YaRN(8.0, 16)).at(torch.arange(5)[None], F64)
+    rotation = Rotary(8, scaling=YaRN(8.0, 16)).at(torch.arange(5)[None], F64)
     squares = rotation.cosine.square() + rotation.sine.square()
     torch.testing.assert_close(squares, torch.full_like(squares, (0.1 * math.log(8) + 1) ** 2))
 
 
 def test_dynamic_ntk_reads_each_row_by_its_own_length():
-    rotary = Rotary(8, stretch=DynamicNTK(2.0, 4))
+    rotary = Rotary(8, scaling=DynamicNTK(2.0, 4))
     rows = torch.tensor([[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5]])
     together = rotary.at(rows, F64)
     for row, alone in enumerate(rows):
@@ -70,25 +70,25 @@ def test_dynamic_ntk_reads_each_row_by_its_own_length():
 
 def test_neighbours_are_the_pairs_of_gptj():
     heads = torch.randn(2, 3, 5, 8, dtype=F64)
-    ours = Rotary(8, pairing=Neighbours()).at(torch.arange(5)[None], F64)
+    ours = Rotary(8, pairing=InterleavedPairs()).at(torch.arange(5)[None], F64)
     # theirs wants (B, L, H, D), and one angle for each pair
     theirs = turn_neighbours(heads.transpose(1, 2), ours.sine[:, 0], ours.cosine[:, 0]).transpose(1, 2)
-    torch.testing.assert_close(ours.turn(heads), theirs)
+    torch.testing.assert_close(ours.rotate(heads), theirs)
 
 
-@given(pairing=st.sampled_from([Halves(), Neighbours()]), width=st.integers(1, 6).map(lambda n: 2 * n))
+@given(pairing=st.sampled_from([SplitHalves(), InterleavedPairs()]), width=st.integers(1, 6).map(lambda n: 2 * n))
 def test_a_part_of_a_head_is_turned_and_the_rest_kept(pairing, width):
     heads = torch.randn(1, 2, 4, 12, dtype=F64)
     rotation = Rotary(width, pairing=pairing).at(torch.tensor([[3, 0, 7, 1]]), F64)
-    turned = rotation.turn(heads)
+    turned = rotation.rotate(heads)
     torch.testing.assert_close(turned[..., width:], heads[..., width:], rtol=0, atol=0)
-    torch.testing.assert_close(turned[..., :width], rotation.turn(heads[..., :width]))
+    torch.testing.assert_close(turned[..., :width], rotation.rotate(heads[..., :width]))
     torch.testing.assert_close(turned.norm(dim=-1), heads.norm(dim=-1))
     first, second = pairing.split(heads)
     torch.testing.assert_close(pairing.join(first, second), heads, rtol=0, atol=0)
 
 
 def test_no_tokens_and_odd_widths():
-    assert Rotary(4, stretch=DynamicNTK(2.0, 4)).at(torch.zeros(1, 0, dtype=torch.int64), F64).cosine.shape[2] == 0
+    assert Rotary(4, scaling=DynamicNTK(2.0, 4)).at(torch.zeros(1, 0, dtype=torch.int64), F64).cosine.shape[2] == 0
     with pytest.raises(limelight.ArgumentError, match="pairs"):
         Rotary(5)

@@ -30,7 +30,7 @@ class Case:
     length: int = 0
     width: int = 64
     heads: int = 8
-    key_heads: int | None = None
+    key_value_heads: int | None = None
     queries: int | None = None
     dtype: str = "float32"
     pattern: str = ""

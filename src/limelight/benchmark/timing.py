@@ -223,7 +223,7 @@ def prepare(case: Case) -> Prepared:
 
 
 def _tensors(case: Case, length: int) -> list[Tensor]:
-    Hkv, dtype = case.key_heads or case.heads, getattr(torch, case.dtype)
+    Hkv, dtype = case.key_value_heads or case.heads, getattr(torch, case.dtype)
     shapes = [(case.heads, case.queries or length), (Hkv, length), (Hkv, length)]
     made = [torch.randn(1, H, L, case.width).to(dtype) for H, L in shapes]
     return [t.requires_grad_() for t in made] if case.backward else made
@@ -296,7 +296,7 @@ def _decoding(case: Case) -> Prepared:
     count = max(2, -(-min(8 * last_level_cache(), MOST_CACHES) // size))
     caches = [first, *[_tensors(case, case.length) for _ in range(count - 1)]]
     ours = functools.partial(attention, pattern=pattern_of(case.pattern), backend="native")
-    theirs = functools.partial(scaled_dot_product_attention, enable_gqa=case.key_heads not in (None, case.heads))
+    theirs = functools.partial(scaled_dot_product_attention, enable_gqa=case.key_value_heads not in (None, case.heads))
     return Prepared(_rotating(ours, caches), _rotating(theirs, caches), bytes=size)
 
 

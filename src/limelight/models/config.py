@@ -63,10 +63,11 @@ class Config:
         layers: number of layers.
         limit: the most tokens a text may have; ``None`` for positions without an end.
         query_heads: ``Hq`` of every layer.
-        key_heads: ``Hkv`` of every layer.
+        key_value_heads: ``Hkv`` of every layer.
         head_width: ``D`` of every head.
         embedding: made with ``(vocabulary, width)``.
-        attention: made with ``(width, query_heads, key_heads, head_width, name=...)``; or one such recipe a layer.
+        attention: made with ``(width, query_heads=..., key_value_heads=..., head_width=..., name=...)``; or one such
+            recipe a layer.
         feed_forward: made with ``(width)``.
         norm: made with ``(width)``.
         residual: made with ``(step, norm)``: `limelight.nn.PostNorm`, `PreNorm` or `Sandwich`.
@@ -86,7 +87,7 @@ class Config:
     layers: int
     limit: int | None
     query_heads: int
-    key_heads: int
+    key_value_heads: int
     head_width: int
     embedding: Recipe
     attention: Recipe | tuple[Recipe, ...]
@@ -113,18 +114,22 @@ class Config:
         (`limelight.nn.DynamicNTK`).
         """
         turned = [attention.setting("rotary", None) for attention in self.attentions]
-        ends = [rotary.stretch.trained_to for rotary in turned if rotary is not None and rotary.stretch is not None]
+        ends = [
+            rotary.scaling.length_dependent_from
+            for rotary in turned
+            if rotary is not None and rotary.scaling is not None
+        ]
         return min((end for end in [self.limit, *ends] if end is not None), default=None)
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_heads", "head_width"):
+        for name in ("vocabulary", "width", "layers", "limit", "query_heads", "key_value_heads", "head_width"):
             if name != "limit" or self.limit is not None:
                 whole_number(name, getattr(self, name), at_least=1)
-        if self.query_heads % self.key_heads:
+        if self.query_heads % self.key_value_heads:
             raise wrong(
                 "query_heads",
-                "must be a multiple of `key_heads`",
-                f"{self.query_heads} is not a multiple of {self.key_heads}",
+                "must be a multiple of `key_value_heads`",
+                f"{self.query_heads} is not a multiple of {self.key_value_heads}",
                 "Each key-value head serves the same number of query heads.",
             )
         if isinstance(self.attention, tuple) and len(self.attention) != self.layers:

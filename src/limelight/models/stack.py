@@ -211,7 +211,7 @@ def _blocks(config: Config, within: str) -> list[Block | DecoderBlock]:
 
 def _block(config: Config, number: int, name: str) -> Block | DecoderBlock:
     """Layer ``number``: two steps or three, each with a norm of its own."""
-    sizes = (config.width, config.query_heads, config.key_heads, config.head_width)
+    sizes = (config.width, config.query_heads, config.key_value_heads, config.head_width)
 
     def step(inner: nn.Module, residual: Recipe = config.residual) -> nn.Module:
         return residual(inner, config.norm(config.width))

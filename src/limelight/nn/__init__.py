@@ -10,13 +10,24 @@ from .embeddings import SummedEmbedding, TokenEmbedding
 from .experts import MixtureOfExperts
 from .feed_forward import ACTIVATIONS, FeedForward, GatedFeedForward
 from .front_ends import FrontEnd, PatchEmbedding, SpectrumEmbedding
-from .heads import MaskedHead, OwnHead, TiedHead
+from .heads import MaskedHead, TiedHead, UntiedHead
 from .initial import FanIn, Normal, Xavier
 from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
-from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
+from .positions import (
+    DynamicNTK,
+    InterleavedPairs,
+    LinearScaling,
+    Llama3Scaling,
+    Pairing,
+    RopeScaling,
+    Rotary,
+    Rotation,
+    SplitHalves,
+    YaRN,
+)
 from .projection import Projection
 from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 from .ssru import SSRU
@@ -35,20 +46,18 @@ __all__ = [
     "FeedForward",
     "FrontEnd",
     "GatedFeedForward",
-    "Halves",
     "HeadRouting",
+    "InterleavedPairs",
     "LearnedPositions",
-    "Linear",
     "LinearBias",
-    "LongWaves",
+    "LinearScaling",
+    "Llama3Scaling",
     "MaskedHead",
     "MixtureOfExperts",
     "MixtureOfHeads",
     "MultiHead",
     "MultiplicativeAttention",
-    "Neighbours",
     "Normal",
-    "OwnHead",
     "Pairing",
     "PatchEmbedding",
     "Places",
@@ -58,20 +67,22 @@ __all__ = [
     "QueryNorm",
     "RMSNorm",
     "Residual",
+    "RopeScaling",
     "Rotary",
     "Rotation",
     "Routing",
     "Sandwich",
     "Sinusoids",
     "SpectrumEmbedding",
+    "SplitHalves",
     "Step",
-    "Stretch",
     "SummedEmbedding",
     "Switch",
     "TiedHead",
     "TokenEmbedding",
     "TopK",
     "TwoStage",
+    "UntiedHead",
     "Xavier",
     "YaRN",
     "balance_loss",

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_ids, checked
-from .positions import Neighbours, Pairing
+from .positions import InterleavedPairs, Pairing
 
-AS_IN_THE_PAPER = Neighbours()
+AS_IN_THE_PAPER = InterleavedPairs()
 
 
 @checked
@@ -25,8 +25,9 @@ class Sinusoids(nn.Module):
         base: the slowest wave is about ``base`` times as long as the fastest.
         steps: number of steps from the fastest wave to ``base``: ``width / 2`` in the paper (``None``), one less in
             its published code and in Whisper.
-        pairing: where the sine and the cosine of a wave stand: `limelight.nn.Neighbours` (``sin, cos, sin, cos``) in
-            the paper, `limelight.nn.Halves` (all sines, then all cosines) in its published code, Marian and Whisper.
+        pairing: which features are the sine and the cosine of a wave: `limelight.nn.InterleavedPairs` (``sin, cos,
+            sin, cos``) in the paper, `limelight.nn.SplitHalves` (all sines, then all cosines) in its published code,
+            Marian and Whisper.
     """
 
     def __init__(

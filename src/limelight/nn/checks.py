@@ -32,7 +32,7 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
         ("theta", "factor", "cap", "base", "capacity", "fast", "slow", "low", "high", "cut", "deviation"), POSITIVE
     ),
     **dict.fromkeys(("epsilon", "balance", "z"), NOT_NEGATIVE),
-    "magnitude": (
+    "attention_factor": (
         "must be a finite number above 0",
         lambda x: 0 < x < math.inf or math.isnan(x),
     ),  # NaN: the published one

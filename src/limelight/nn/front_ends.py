@@ -89,7 +89,7 @@ class PatchEmbedding(FrontEnd):
         super().__init__()
         self.size, self.channels = size, channels
         count = (size[0] // patch[0]) * (size[1] // patch[1])
-        self.mark = nn.Parameter(torch.zeros(1, 1, width))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.patches = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         self.positions = nn.Parameter(torch.zeros(1, count + 1, width))
         self.dropout = dropping(dropout)
@@ -109,5 +109,5 @@ class PatchEmbedding(FrontEnd):
     def forward(self, inputs: Tensor, places: Places) -> Tensor:
         """``(B, channels, height, width)`` to ``(B, 1 + patches, width)``, row by row from the top."""
         patches = self.patches(inputs).flatten(2).transpose(1, 2)
-        states = torch.cat((self.mark.expand(len(inputs), -1, -1), patches), dim=1)
+        states = torch.cat((self.class_token.expand(len(inputs), -1, -1), patches), dim=1)
         return self.dropout(states + self.positions)  # type: ignore[no-any-return]

@@ -42,16 +42,16 @@ class TiedHead(TokenHead):
     ) -> None:
         super().__init__()
         self.scale, self.cap = scale, cap
-        self.offset = nn.Parameter(torch.zeros(vocabulary)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
         states = states if self.scale == 1.0 else states * self.scale
-        return _capped(fused.product(states, embedding, self.offset), self.cap)
+        return _capped(fused.product(states, embedding, self.bias), self.cap)
 
 
 @checked
-class OwnHead(TokenHead):
+class UntiedHead(TokenHead):
     """An untied head, ``logits = scale * states @ weight.T``: a matrix of its own.
 
     Args:
@@ -88,7 +88,7 @@ class MaskedHead(TokenHead):
         activation: a name of `limelight.nn.feed_forward.ACTIVATIONS`.
         epsilon: of the layer norm.
         inner: numbers per token of the embedding, where it is narrower than the model (ALBERT); ``None`` for ``width``.
-        own: whether a matrix of its own takes the place of the embedding.
+        untied: whether the output matrix is a parameter of its own instead of the token embedding.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class MaskedHead(TokenHead):
         activation: str,
         epsilon: float,
         inner: int | None = None,
-        own: bool = False,
+        untied: bool = False,
     ) -> None:
         super().__init__()
         narrow = width if inner is None else inner
         self.linear = nn.Linear(width, narrow)
         self.norm = nn.LayerNorm(narrow, epsilon)
-        self.output = Projection(narrow, vocabulary, bias=False) if own else None
-        self.offset = nn.Parameter(torch.zeros(vocabulary))
+        self.output = Projection(narrow, vocabulary, bias=False) if untied else None
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
         self.activation = activation_of(activation, ACTIVATIONS)
 
     @property
@@ -117,7 +117,7 @@ class MaskedHead(TokenHead):
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
         table = embedding if self.output is None else self.output.weight
-        return fused.product(self.norm(self.activation(self.linear(states))), table, self.offset)
+        return fused.product(self.norm(self.activation(self.linear(states))), table, self.bias)
 
 
 def _capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -106,8 +106,8 @@ class MixtureOfHeads(MultiHead):
     An observer sees the shared heads as ``name + ".shared"`` and each of the others as ``name + ".head3"``.
 
     Args:
-        width, query_heads, key_heads, head_width: as in `MultiHead`.
-        shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_heads``.
+        width, query_heads, key_value_heads, head_width: as in `MultiHead`.
+        shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_value_heads``.
         k: how many of the other heads work for a token.
         router: makes what chooses, from ``(width, shared, routed, k)``: `TwoStage` or `QueryNorm`.
         settings: as in `MultiHead`.
@@ -117,7 +117,7 @@ class MixtureOfHeads(MultiHead):
         self,
         width: int,
         query_heads: int,
-        key_heads: int,
+        key_value_heads: int,
         head_width: int,
         *,
         shared: int,
@@ -125,8 +125,8 @@ class MixtureOfHeads(MultiHead):
         router: Callable[[int, int, int, int], nn.Module] = TwoStage,
         **settings: Any,
     ) -> None:
-        super().__init__(width, query_heads, key_heads, head_width, **settings)
-        self.query_heads, self.group = query_heads, query_heads // key_heads
+        super().__init__(width, query_heads, key_value_heads, head_width, **settings)
+        self.query_heads, self.group = query_heads, query_heads // key_value_heads
         self.shared, self.k = whole_number("shared", shared, at_least=0), whole_number("k", k, at_least=1)
         if shared % self.group:
             raise wrong(
@@ -157,7 +157,7 @@ class MixtureOfHeads(MultiHead):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).turn(query)
+            query = places.rotation(self.rotary, query.dtype).rotate(query)
         key, value, layout = places.remembered(
             self, self.pattern, states, lambda source: self.keys_and_values(source, places)
         )

@@ -19,7 +19,7 @@ from ..tensors.shapes import wrong
 from .checks import checked
 from .few_tokens import noted
 from .places import Places
-from .positions import Halves, Rotary
+from .positions import Rotary, SplitHalves
 from .projection import Projection, notable, together
 
 
@@ -35,7 +35,7 @@ class MultiHead(nn.Module):
     Args:
         width: numbers per token of ``x`` and of the result.
         query_heads: ``Hq``.
-        key_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
+        key_value_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
         head_width: ``D``.
         value_width: ``Dv``, the head width of values; ``None`` for ``D``.
         source_width: numbers per token of ``y``; ``None`` for ``width``.
@@ -58,7 +58,7 @@ class MultiHead(nn.Module):
         self,
         width: int,
         query_heads: int,
-        key_heads: int,
+        key_value_heads: int,
         head_width: int,
         *,
         value_width: int | None = None,
@@ -76,11 +76,11 @@ class MultiHead(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if query_heads % key_heads:
+        if query_heads % key_value_heads:
             raise wrong(
                 "query_heads",
-                "must be a multiple of `key_heads`",
-                f"{query_heads} is not a multiple of {key_heads}",
+                "must be a multiple of `key_value_heads`",
+                f"{query_heads} is not a multiple of {key_value_heads}",
                 "Each key-value head serves the same number of query heads.",
             )
         if rotary is not None and rotary.width > head_width:
@@ -97,8 +97,8 @@ class MultiHead(nn.Module):
         self.scores = tuple(scores)
         self.score_modules = nn.ModuleList(rule for rule in self.scores if isinstance(rule, nn.Module))
         self.query = Projection(width, query_heads * head_width, bias)
-        self.key = Projection(source_width, key_heads * head_width, bias if key_bias is None else key_bias)
-        self.value = Projection(source_width, key_heads * value_width, bias)
+        self.key = Projection(source_width, key_value_heads * head_width, bias if key_bias is None else key_bias)
+        self.value = Projection(source_width, key_value_heads * value_width, bias)
         self.output = Projection(query_heads * value_width, width, output_bias)
         self.query_norm = None if head_norm is None else head_norm(head_width)
         self.key_norm = None if head_norm is None else head_norm(head_width)
@@ -123,7 +123,7 @@ class MultiHead(nn.Module):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).turn(query)
+            query = places.rotation(self.rotary, query.dtype).rotate(query)
         key, value, layout = places.remembered(
             self, self.pattern, states, lambda source: self.keys_and_values(source, places, *of_source)
         )
@@ -146,7 +146,7 @@ class MultiHead(nn.Module):
         """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
         if (
             (self.training and self.dropout)
-            or not (self.rotary is None or type(self.rotary.pairing) is Halves)
+            or not (self.rotary is None or type(self.rotary.pairing) is SplitHalves)
             or native.reasons_against_rules(self.scores)
             or (self.sink is not None and not fused.unwatched(states, self.sink))
         ):
@@ -197,7 +197,7 @@ class MultiHead(nn.Module):
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
-            key = places.key_rotation(self.rotary, key.dtype).turn(key)
+            key = places.key_rotation(self.rotary, key.dtype).rotate(key)
         return key, value
 
     def score_rules(self, query: Tensor, places: Places) -> tuple[ScoreRule, ...]:

@@ -122,13 +122,13 @@ class Places:
                 "it is None",
                 "Give Places(source_positions=...), or make the layer without `rotary`.",
             )
-        grows = None if rotary.stretch is None else rotary.stretch.trained_to
+        grows = None if rotary.scaling is None else rotary.scaling.length_dependent_from
         if self.cache is not None and grows is not None and self.cache.longest > grows:
             raise wrong(
                 "cache",
-                f"cannot hold more than {grows} tokens of a row with {rotary.stretch}, which turns earlier keys anew",
+                f"cannot hold more than {grows} tokens of a row with {rotary.scaling}, which turns earlier keys anew",
                 f"a row has {self.cache.longest}",
-                "Run the text without a cache, or choose another stretch, such as YaRN.",
+                "Run the text without a cache, or choose another scaling, such as YaRN.",
             )
         if (rotary, dtype, of_source) not in self._rotations:
             self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)

@@ -25,7 +25,7 @@ class Pairing(Protocol):
 
 
 @dataclass(frozen=True)
-class Halves:
+class SplitHalves:
     """Number ``i`` of the first half with number ``i`` of the second (GPT-NeoX, Llama as published by its loaders)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ class Halves:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class InterleavedPairs:
     """Number ``2 i`` with number ``2 i + 1`` (the paper, GPT-J)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class Rotation(NamedTuple):
 
     own: Tensor
     partners: Tensor
-    pairing: Pairing = Halves()
+    pairing: Pairing = SplitHalves()
 
     @classmethod
     def by(cls, cosine: Tensor, sine: Tensor, pairing: Pairing) -> Rotation:
@@ -76,9 +76,9 @@ class Rotation(NamedTuple):
         """Of the angle of every pair, ``(B | 1, 1, L, turned / 2)``."""
         return self.pairing.split(self.partners)[1]
 
-    def turn(self, heads: Tensor) -> Tensor:
+    def rotate(self, heads: Tensor) -> Tensor:
         """Turn queries or keys ``(B, H, L, D)``; numbers of a head beyond the turned ones stay as they are."""
-        if type(self.pairing) is Halves:
+        if type(self.pairing) is SplitHalves:
             return fused.rotate_halves(heads, self.own, self.partners)
         turned = self.own.shape[-1]
         rest = heads[..., turned:]
@@ -88,15 +88,15 @@ class Rotation(NamedTuple):
         return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
 
 
-class Stretch(Protocol):
+class RopeScaling(Protocol):
     """A rule that changes the frequencies of a model taught to read longer texts than it was trained on."""
 
     @property
-    def magnitude(self) -> float:
+    def attention_factor(self) -> float:
         """What cosine and sine are multiplied with."""
 
     @property
-    def trained_to(self) -> int | None:
+    def length_dependent_from(self) -> int | None:
         """The length from which on the frequencies depend on the length of the text; ``None``: they never do."""
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
@@ -108,40 +108,40 @@ class Stretch(Protocol):
 
 @checked
 @dataclass(frozen=True)
-class Linear:
+class LinearScaling:
     """Position interpolation: every angle divided by ``factor`` (Chen et al. 2023, arXiv:2306.15595)."""
 
     factor: float
-    magnitude: ClassVar[float] = 1.0
-    trained_to: ClassVar[None] = None
+    attention_factor: ClassVar[float] = 1.0
+    length_dependent_from: ClassVar[None] = None
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `Stretch`."""
+        """See `RopeScaling`."""
         return plain / self.factor
 
 
 @checked
 @dataclass(frozen=True)
-class LongWaves:
+class Llama3Scaling:
     """Llama 3.1's rule: long waves are slowed by ``factor``, short ones kept, those between blended.
 
     Args:
         factor: how much longer the texts became.
-        trained_length: the length of the texts before.
-        low, high: a wave of more than ``trained_length / low`` positions is long, of less than
-            ``trained_length / high`` short.
+        original_max_positions: the length of the texts before.
+        low, high: a wave of more than ``original_max_positions / low`` positions is long, of less than
+            ``original_max_positions / high`` short.
     """
 
     factor: float
-    trained_length: int
+    original_max_positions: int
     low: float = 1.0
     high: float = 4.0
-    magnitude: ClassVar[float] = 1.0
-    trained_to: ClassVar[None] = None
+    attention_factor: ClassVar[float] = 1.0
+    length_dependent_from: ClassVar[None] = None
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `Stretch`."""
-        waves = self.trained_length * plain / (2 * math.pi)  # how many waves fit into the trained length
+        """See `RopeScaling`."""
+        waves = self.original_max_positions * plain / (2 * math.pi)  # how many waves fit into the trained length
         keep = ((waves - self.low) / (self.high - self.low)).clamp(0, 1)
         return keep * plain + (1 - keep) * plain / self.factor
 
@@ -151,27 +151,31 @@ class LongWaves:
 class DynamicNTK:
     """A base that grows with the text: ``theta' = theta * (factor * length / trained - factor + 1) ** (D / (D - 2))``.
 
-    Texts up to ``trained_length`` are read as trained; beyond, the slowest wave is slowed most, the fastest not at
-    all (bloc97 and emozilla 2023; Peng et al. 2023, arXiv:2309.00071, appendix). The angles of *all* tokens change
-    when the text grows, so beyond the trained length nothing computed for a shorter text can be kept in a cache.
+    Texts up to ``original_max_positions`` are read as trained; beyond, the slowest wave is slowed most, the fastest
+    not at all (bloc97 and emozilla 2023; Peng et al. 2023, arXiv:2309.00071, appendix). The angles of *all* tokens
+    change when the text grows, so beyond the trained length nothing computed for a shorter text can be kept in a cache.
 
     Args:
         factor: of the published rule.
-        trained_length: the length of the texts before.
+        original_max_positions: the length of the texts before.
     """
 
     factor: float
-    trained_length: int
-    magnitude: ClassVar[float] = 1.0
+    original_max_positions: int
+    attention_factor: ClassVar[float] = 1.0
 
     @property
-    def trained_to(self) -> int:
-        """See `Stretch`."""
-        return self.trained_length
+    def length_dependent_from(self) -> int:
+        """See `RopeScaling`."""
+        return self.original_max_positions
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `Stretch`."""
-        growth = self.factor * lengths.double().clamp(min=self.trained_length) / self.trained_length - self.factor + 1
+        """See `RopeScaling`."""
+        growth = (
+            self.factor * lengths.double().clamp(min=self.original_max_positions) / self.original_max_positions
+            - self.factor
+            + 1
+        )
         pairs = len(plain)
         # theta' ** (-2 k / D), written in the pair k of D / 2
         number = torch.arange(pairs, dtype=plain.dtype, device=plain.device)
@@ -183,36 +187,38 @@ class DynamicNTK:
 class YaRN:
     """Pairs that turn often are kept, slow ones slowed by ``factor``, those between blended (arXiv:2309.00071).
 
-    Pair ``k`` makes ``trained_length * theta ** (-2 k / D) / 2 pi`` turns in a trained text. Where it makes ``fast``
-    turns the blend begins, where it makes ``slow`` turns it ends, linearly in ``k``.
+    Pair ``k`` makes ``original_max_positions * theta ** (-2 k / D) / 2 pi`` turns in a trained text. Where it makes
+    ``fast`` turns the blend begins, where it makes ``slow`` turns it ends, linearly in ``k``.
 
     Args:
         factor: how much longer the texts became.
-        trained_length: the length of the texts before.
+        original_max_positions: the length of the texts before.
         fast, slow: turns at which the blend begins and ends.
-        magnitude: what cosine and sine are multiplied with; the published default is ``0.1 ln(factor) + 1``.
+        attention_factor: what cosine and sine are multiplied with; the published default is ``0.1 ln(factor) + 1``.
         whole_pairs: whether the ends of the blend are moved outward to whole pairs, as most published files want it.
     """
 
     factor: float
-    trained_length: int
+    original_max_positions: int
     fast: float = 32.0
     slow: float = 1.0
-    magnitude: float = math.nan
+    attention_factor: float = math.nan
     whole_pairs: bool = True
-    trained_to: ClassVar[None] = None
+    length_dependent_from: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        if math.isnan(self.magnitude):
-            object.__setattr__(self, "magnitude", 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
+        if math.isnan(self.attention_factor):
+            object.__setattr__(self, "attention_factor", 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `Stretch`."""
+        """See `RopeScaling`."""
         pairs = len(plain)
         if pairs < 2:
             return plain
         step = -plain[1].log()  # one pair further, a wave is exp(step) times as long
-        first, last = (math.log(self.trained_length / (turns * 2 * math.pi)) / step for turns in (self.fast, self.slow))
+        first, last = (
+            math.log(self.original_max_positions / (turns * 2 * math.pi)) / step for turns in (self.fast, self.slow)
+        )
         if self.whole_pairs:
             first, last = first.floor(), last.ceil()
         first, last = first.clamp(min=0), last.clamp(max=2 * pairs - 1)
@@ -235,14 +241,14 @@ class Rotary:
     Args:
         width: numbers of a head that are turned, even; the first of a wider head (partial rotation).
         theta: the base of the frequencies; larger for longer texts.
-        stretch: a later change of the frequencies, or ``None``.
+        scaling: a later change of the frequencies, or ``None``.
         pairing: which numbers are turned together.
     """
 
     width: int
     theta: float = 10_000.0
-    stretch: Stretch | None = None
-    pairing: Pairing = Halves()
+    scaling: RopeScaling | None = None
+    pairing: Pairing = SplitHalves()
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -252,11 +258,13 @@ class Rotary:
         """The rotation of tokens at ``positions`` ``(B | 1, L)``, in the ``dtype`` of the heads."""
         pairs = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
         frequencies = self.theta ** (-pairs / self.width)
-        magnitude = 1.0
-        if self.stretch is not None:
+        attention_factor = 1.0
+        if self.scaling is not None:
             lengths = positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(1, 1)
-            frequencies = self.stretch.frequencies(frequencies, lengths)
-            magnitude = self.stretch.magnitude
+            frequencies = self.scaling.frequencies(frequencies, lengths)
+            attention_factor = self.scaling.attention_factor
         angles = positions[..., None].double() * frequencies.reshape(-1, 1, self.width // 2)  # (B | 1, L, width / 2)
         angles = angles[:, None]
-        return Rotation.by((angles.cos() * magnitude).to(dtype), (angles.sin() * magnitude).to(dtype), self.pairing)
+        return Rotation.by(
+            (angles.cos() * attention_factor).to(dtype), (angles.sin() * attention_factor).to(dtype), self.pairing
+        )

@@ -21,12 +21,12 @@ class SSRU(nn.Module):
 
     Args:
         width: numbers per token.
-        query_heads, key_heads, head_width: those of the model, for its attention elsewhere.
+        query_heads, key_value_heads, head_width: those of the model, for its attention elsewhere.
         name: what it is called; no attention happens, so no observer hears of it.
     """
 
     def __init__(
-        self, width: int, query_heads: int, key_heads: int, head_width: int, *, name: str | None = None
+        self, width: int, query_heads: int, key_value_heads: int, head_width: int, *, name: str | None = None
     ) -> None:
         super().__init__()
         self.name = name

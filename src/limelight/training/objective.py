@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import EncoderDecoder, Stack
-from ..nn import MixtureOfExperts, OwnHead, SummedEmbedding, TiedHead, TokenEmbedding, balance_loss, routings, z_loss
+from ..nn import MixtureOfExperts, SummedEmbedding, TiedHead, TokenEmbedding, UntiedHead, balance_loss, routings, z_loss
 from ..nn.routing import Routing, report
 from ..tensors.shapes import wrong
 from .data import Batch
@@ -24,7 +24,7 @@ class Objective(nn.Module):
 
     def __init__(self, network: Stack, smoothing: float = 0.0, products: torch.dtype | None = None) -> None:
         super().__init__()
-        if not isinstance(network.head, (TiedHead, OwnHead)):
+        if not isinstance(network.head, (TiedHead, UntiedHead)):
             got = f"its head is {type(network.head).__name__}"
             raise wrong("network", "must foretell tokens by a product with a table", got, "Take a causal model.")
         self.network, self.smoothing, self.products = network, smoothing, products
@@ -68,13 +68,13 @@ class Objective(nn.Module):
         head = self.network.head
         table: Tensor
         offset: Tensor | None
-        if isinstance(head, OwnHead):
+        if isinstance(head, UntiedHead):
             table, offset = head.linear.weight, head.linear.bias
         else:
             embedding = self.network.embedding
             assert isinstance(head, TiedHead)
             assert isinstance(embedding, (TokenEmbedding, SummedEmbedding))
-            table, offset = embedding.tokens.weight, head.offset
+            table, offset = embedding.tokens.weight, head.bias
         return vocabulary_loss(
             states,
             table,

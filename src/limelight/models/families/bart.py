@@ -78,7 +78,7 @@ def half(
         "layers": published.layers(f"{side}_layers"),
         "limit": limit,
         "query_heads": heads,
-        "key_heads": heads,
+        "key_value_heads": heads,
         "head_width": published.head_width("d_model", f"{side}_attention_heads"),
         "embedding": embedding,
         "attention": recipe(MultiHead, pattern=Causal() if decodes else None, **attention),

@@ -62,7 +62,7 @@ def encoder(
         layers=published.layers("num_hidden_layers", shared=shared),
         limit=limit,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("hidden_size", "num_attention_heads"),
         embedding=recipe(
             SummedEmbedding,
@@ -171,8 +171,8 @@ def table_rules(config: Config, table: str, bias: str) -> tuple[Rule | Unused, .
     """The matrix of a head that guesses hidden words, and its bias, which files also call the bias of the matrix."""
     return (
         head_rule(config, f"{table}.weight"),
-        Rule(bias, "head.offset"),
-        Rule(f"{table}.bias", "head.offset", again=True),
+        Rule(bias, "head.bias"),
+        Rule(f"{table}.bias", "head.bias", again=True),
     )
 
 

@@ -31,7 +31,7 @@ def configure(published: Published) -> Config:
         layers=published.layers("n_layers"),
         limit=limit,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("dim", "n_heads"),
         embedding=recipe(SummedEmbedding, positions=recipe(LearnedPositions, count=limit), norm=norm, dropout=dropout),
         attention=recipe(MultiHead, dropout=published.probability("attention_dropout", 0.1)),
@@ -93,7 +93,7 @@ def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
         Rule("vocab_transform.{p}", "head.linear.{p}"),
         Rule("vocab_layer_norm.{p}", "head.norm.{p}"),
         head_rule(config, "vocab_projector.weight"),
-        Rule("vocab_projector.bias", "head.offset"),
+        Rule("vocab_projector.bias", "head.bias"),
     )
 
 

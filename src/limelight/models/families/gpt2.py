@@ -42,7 +42,7 @@ def configure(published: Published) -> Config:
         layers=layers,
         limit=limit,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=head_width,
         embedding=recipe(
             SummedEmbedding,

@@ -10,13 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...formats.rules import Rule, Unused
-from ...nn import MaskedHead, OwnHead, TiedHead
+from ...nn import MaskedHead, TiedHead, UntiedHead
 from ..config import Config, Recipe, recipe
 
 
 def is_tied(head: Recipe | None) -> bool:
     """Whether the matrix of a head is the token embedding."""
-    return head is not None and (head.make is TiedHead or (head.make is MaskedHead and not head.setting("own", False)))
+    return head is not None and (
+        head.make is TiedHead or (head.make is MaskedHead and not head.setting("untied", False))
+    )
 
 
 def untied(config: Config) -> Config:
@@ -25,7 +27,7 @@ def untied(config: Config) -> Config:
     if head is None or not is_tied(head):
         return config
     settings = dict(head.settings)
-    own = recipe(OwnHead, **settings) if head.make is TiedHead else recipe(MaskedHead, **settings, own=True)
+    own = recipe(UntiedHead, **settings) if head.make is TiedHead else recipe(MaskedHead, **settings, untied=True)
     return replace(config, head=own)
 
 
@@ -35,9 +37,9 @@ def head_rule(config: Config, published: str) -> Rule | Unused:
         return Unused(published, "scores the next token")
     if is_tied(config.head):
         return Rule(published, "embedding.tokens.weight", again=True)
-    return Rule(published, "head.linear.weight" if config.head.make is OwnHead else "head.output.weight")
+    return Rule(published, "head.linear.weight" if config.head.make is UntiedHead else "head.output.weight")
 
 
 def bias_name(config: Config) -> str:
     """What we call the bias of a head that scores every token."""
-    return "head.linear.bias" if config.head is not None and config.head.make is OwnHead else "head.offset"
+    return "head.linear.bias" if config.head is not None and config.head.make is UntiedHead else "head.bias"

@@ -12,8 +12,8 @@ from ...formats.errors import CheckpointError, damaged, shortened
 from ...formats.gguf_files import GGUFFile
 from ...formats.rules import KeyRules, PairedHalves, Rule, Unused
 from ...forms.patterns import And, Causal, Pattern, Window
-from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
-from ...nn.positions import DynamicNTK, Linear, LongWaves, Rotary, Stretch, YaRN
+from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding, UntiedHead
+from ...nn.positions import DynamicNTK, LinearScaling, Llama3Scaling, RopeScaling, Rotary, YaRN
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family, GGUFNames
@@ -65,9 +65,9 @@ def decoder(
         vocabulary=published.whole("vocab_size"),
         width=published.whole("hidden_size"),
         layers=layers,
-        limit=_limit(published.whole("max_position_embeddings", 2048), rotary.stretch),
+        limit=_limit(published.whole("max_position_embeddings", 2048), rotary.scaling),
         query_heads=heads,
-        key_heads=published.whole("num_key_value_heads", heads),
+        key_value_heads=published.whole("num_key_value_heads", heads),
         head_width=head_width,
         embedding=recipe(TokenEmbedding),
         attention=seen if len(set(seen)) > 1 else seen[0],
@@ -101,9 +101,9 @@ def said(config: Config) -> dict[str, Any]:
         "vocab_size": config.vocabulary,
         "hidden_size": config.width,
         "num_hidden_layers": config.layers,
-        "max_position_embeddings": _published_limit(config.limit, attention["rotary"].stretch),
+        "max_position_embeddings": _published_limit(config.limit, attention["rotary"].scaling),
         "num_attention_heads": config.query_heads,
-        "num_key_value_heads": config.key_heads,
+        "num_key_value_heads": config.key_value_heads,
         "head_dim": config.head_width,
         "attention_dropout": attention["dropout"],
         "rope_parameters": _rope(attention["rotary"]),
@@ -117,7 +117,7 @@ def said(config: Config) -> dict[str, Any]:
 def causal_head(published: Published, *, tied: bool) -> Recipe | None:
     """The head of a decoder, ``tied`` unless its file says otherwise; ``None`` of a published body."""
     tied = published.flag("tie_word_embeddings", tied)
-    return recipe(TiedHead if tied else OwnHead) if published.task("CausalLM") == "CausalLM" else None
+    return recipe(TiedHead if tied else UntiedHead) if published.task("CausalLM") == "CausalLM" else None
 
 
 def window(length: int) -> Pattern:
@@ -160,30 +160,30 @@ def _rotary(published: Published, head_width: int) -> Rotary:
     scaled = Published(published.path, one or published.object("rope_scaling"))
     theta = (scaled if one else published).number("rope_theta", published.defaults.get("rope_theta", 10_000.0))
     scaled.one_of("partial_rotary_factor", (1,), 1)
-    stretch: Stretch | None = None
+    scaling: RopeScaling | None = None
     match scaled.get("rope_type") or scaled.get("type") or "default":
         case "default":
             pass
         case "linear":
-            stretch = Linear(scaled.number("factor"))
+            scaling = LinearScaling(scaled.number("factor"))
         case "llama3":
-            stretch = LongWaves(
+            scaling = Llama3Scaling(
                 scaled.number("factor"),
                 scaled.whole("original_max_position_embeddings"),
                 scaled.number("low_freq_factor"),
                 scaled.number("high_freq_factor"),
             )
         case "dynamic":
-            stretch = DynamicNTK(scaled.number("factor"), published.whole("max_position_embeddings", 2048))
+            scaling = DynamicNTK(scaled.number("factor"), published.whole("max_position_embeddings", 2048))
         case "yarn":
-            stretch = _yarn(scaled, published.whole("max_position_embeddings", 2048))
+            scaling = _yarn(scaled, published.whole("max_position_embeddings", 2048))
         case _:
             raise scaled.refused("rope_type", "one of 'default', 'linear', 'dynamic', 'yarn', 'llama3'")
-    return Rotary(head_width, theta, stretch)
+    return Rotary(head_width, theta, scaling)
 
 
 def _yarn(scaled: Published, limit: int) -> YaRN:
-    """YaRN; its magnitude is said, or follows from one or two numbers (DeepSeek's), or from the factor."""
+    """YaRN; its attention factor is given, or follows from one or two numbers (DeepSeek's), or from the factor."""
     trained = scaled.whole("original_max_position_embeddings", limit)
     factor = scaled.number("factor", limit / trained)
     magnitude = math.nan
@@ -195,14 +195,14 @@ def _yarn(scaled: Published, limit: int) -> YaRN:
     return YaRN(factor, trained, fast, slow, magnitude, scaled.flag("truncate", True))
 
 
-def _limit(published: int, stretch: Stretch | None) -> int:
-    """The most tokens of a text: those of the file, which with a dynamic stretch are those of the training."""
-    return round(published * stretch.factor) if isinstance(stretch, DynamicNTK) else published
+def _limit(published: int, scaling: RopeScaling | None) -> int:
+    """The most tokens of a text: those of the file, which with a dynamic scaling are those of the training."""
+    return round(published * scaling.factor) if isinstance(scaling, DynamicNTK) else published
 
 
-def _published_limit(limit: int | None, stretch: Stretch | None) -> int | None:
+def _published_limit(limit: int | None, scaling: RopeScaling | None) -> int | None:
     """And back."""
-    return stretch.trained_length if isinstance(stretch, DynamicNTK) else limit
+    return scaling.original_max_positions if isinstance(scaling, DynamicNTK) else limit
 
 
 def _mscale(factor: float, by: float) -> float:
@@ -212,10 +212,10 @@ def _mscale(factor: float, by: float) -> float:
 def _rope(rotary: Rotary) -> dict[str, Any]:
     """And back."""
     said: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
-    match rotary.stretch:
-        case Linear(factor):
+    match rotary.scaling:
+        case LinearScaling(factor):
             said |= {"rope_type": "linear", "factor": factor}
-        case LongWaves(factor, trained, low, high):
+        case Llama3Scaling(factor, trained, low, high):
             said |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": trained}
             said |= {"low_freq_factor": low, "high_freq_factor": high}
         case DynamicNTK(factor, _):
@@ -269,7 +269,7 @@ def gguf_rules(config: Config) -> KeyRules:
         Rule("token_embd.weight", "embedding.tokens.weight"),
         Rule(f"{layer}.attn_norm.weight", "layers.{n}.attention.norm.weight"),
         Rule(f"{layer}.attn_q.{{p}}", f"{attention}.query.{{p}}", PairedHalves(config.query_heads)),
-        Rule(f"{layer}.attn_k.{{p}}", f"{attention}.key.{{p}}", PairedHalves(config.key_heads)),
+        Rule(f"{layer}.attn_k.{{p}}", f"{attention}.key.{{p}}", PairedHalves(config.key_value_heads)),
         Rule(f"{layer}.attn_v.{{p}}", f"{attention}.value.{{p}}"),
         Rule(f"{layer}.attn_output.{{p}}", f"{attention}.output.{{p}}"),
         Rule(f"{layer}.ffn_norm.weight", "layers.{n}.feed_forward.norm.weight"),
@@ -319,7 +319,7 @@ def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
     if not (divisors > 0).all() or not divisors.isfinite().all():
         raise damaged(file.path, f"{GGUF_DIVISORS} are not numbers above 0")
     trained = found.whole("original_max_position_embeddings", 8192)
-    waves = LongWaves(divisors.max().item() if len(divisors) else 1.0, trained)
+    waves = Llama3Scaling(divisors.max().item() if len(divisors) else 1.0, trained)
     pairs = torch.arange(len(divisors), dtype=torch.float64, device="cpu")
     plain = found.number("rope_theta", 10_000.0) ** -(pairs / max(1, len(divisors)))
     stretched = waves.frequencies(plain, torch.tensor([[trained]], device="cpu"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...formats.rules import KeyRules, Rule, Unused
-from ...nn import SSRU, Halves, PostNorm, Sinusoids
+from ...nn import SSRU, PostNorm, Sinusoids, SplitHalves
 from ...tensors.shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
@@ -18,7 +18,7 @@ from .published import Published
 def configure(published: Published) -> Config:
     """Our configuration of a published Marian model."""
     published.one_of("tie_word_embeddings", (True,), True)
-    embedding = text_embedding(published, recipe(Sinusoids, pairing=Halves()), None)
+    embedding = text_embedding(published, recipe(Sinusoids, pairing=SplitHalves()), None)
     common: dict[str, Any] = {
         "family": "marian",
         "limit": published.whole("max_position_embeddings", 1024),

@@ -11,7 +11,7 @@ from torch import nn
 from ...formats.errors import CheckpointError
 from ...formats.marian_files import MarianFile
 from ...formats.rules import KeyRules, OneMore, Row, Rule, Transposed, Unused
-from ...nn import SSRU, Halves, Sinusoids, SummedEmbedding
+from ...nn import SSRU, Sinusoids, SplitHalves, SummedEmbedding
 from ..config import Config, recipe
 from . import marian
 from .family import MarianNames
@@ -61,7 +61,7 @@ def configure(file: MarianFile) -> Config:
     values |= {"max_position_embeddings": LIMIT, "dropout": 0.0}
     config = marian.configure(Published(file.path, values, tensors=frozenset(file.keys())))
     assert config.encoder is not None
-    waves = recipe(Sinusoids, pairing=Halves(), steps=width // 2 - 1)
+    waves = recipe(Sinusoids, pairing=SplitHalves(), steps=width // 2 - 1)
     embedding = recipe(SummedEmbedding, **(dict(config.embedding.settings) | {"positions": waves}))
     same: dict[str, Any] = {"norm": NORM, "embedding": embedding}
     return replace(config, attention=recipe(SSRU), encoder=replace(config.encoder, **same), **same)
@@ -77,7 +77,7 @@ def rules(config: Config) -> KeyRules:
     change = Transposed()
     found: list[Rule | Unused] = [
         Rule("Wemb", "embedding.tokens.weight", OneMore(0.0)),
-        Rule("decoder_ff_logit_out_b", "head.offset", OneMore(-math.inf)),
+        Rule("decoder_ff_logit_out_b", "head.bias", OneMore(-math.inf)),
     ]
     for side, ours, layers in (("encoder", "encoder.", config.encoder.layers), ("decoder", "", config.layers)):
         for number in range(layers):

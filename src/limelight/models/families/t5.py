@@ -13,11 +13,11 @@ from ...nn import (
     FeedForward,
     GatedFeedForward,
     MultiHead,
-    OwnHead,
     PreNorm,
     RMSNorm,
     TiedHead,
     TokenEmbedding,
+    UntiedHead,
 )
 from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
@@ -57,7 +57,7 @@ def _half(published: Published, side: str, **more: Any) -> Config:
         "layers": layers,
         "limit": None,
         "query_heads": heads,
-        "key_heads": heads,
+        "key_value_heads": heads,
         "head_width": published.whole("d_kv"),
         "embedding": recipe(TokenEmbedding, dropout=dropout),
         "attention": recipe(MultiHead, pattern=Causal() if decodes else None, **attention),
@@ -97,7 +97,7 @@ def _head(published: Published) -> Recipe | None:
     if published.flag("scale_decoder_outputs", published.flag("tie_word_embeddings", True)):
         return recipe(TiedHead, scale=published.whole("d_model") ** -0.5)
     is_there = published.tensors is None or "lm_head.weight" in published.tensors
-    return recipe(OwnHead) if is_there else recipe(TiedHead)
+    return recipe(UntiedHead) if is_there else recipe(TiedHead)
 
 
 def publish(config: Config) -> dict[str, Any]:

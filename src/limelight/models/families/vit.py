@@ -30,7 +30,7 @@ def configure(published: Published) -> Config:
         layers=published.layers("num_hidden_layers"),
         limit=(size[0] // patch[0]) * (size[1] // patch[1]) + 1,
         query_heads=heads,
-        key_heads=heads,
+        key_value_heads=heads,
         head_width=published.head_width("hidden_size", "num_attention_heads"),
         embedding=recipe(
             PatchEmbedding, channels=published.whole("num_channels", 3), size=size, patch=patch, dropout=dropout
@@ -78,7 +78,7 @@ def rules(config: Config) -> KeyRules:
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     head = Rule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
     return KeyRules(
-        Rule("vit.embeddings.cls_token", "embedding.mark"),
+        Rule("vit.embeddings.cls_token", "embedding.class_token"),
         Rule("vit.embeddings.position_embeddings", "embedding.positions"),
         Rule("vit.embeddings.patch_embeddings.projection.{p}", "embedding.patches.{p}"),
         Rule(f"{layer}.layernorm_before.{{p}}", f"{attention}.norm.{{p}}"),
