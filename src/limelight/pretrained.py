@@ -40,7 +40,7 @@ class Pretrained:
         source: the folder or file that the weights came from.
         unused: weights of the checkpoint that this model leaves aside, each with the reason.
         tokenizer_or_why: the tokenizer, or why there is none.
-        marks: ids of the tokens that have a part to play, by the names that published configurations give them:
+        special_token_ids: ids of the special tokens, by the names that published configurations give them:
             ``{"eos_token_id": 2}``.
     """
 
@@ -49,7 +49,7 @@ class Pretrained:
     source: Path
     unused: tuple[tuple[str, str], ...]
     tokenizer_or_why: Tokenizer | str
-    marks: Mapping[str, Any] = field(default_factory=dict)
+    special_token_ids: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -139,7 +139,7 @@ class Pretrained:
         """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`.
 
         A model with an encoder reads ``tokens`` with it (or a sound or picture, as numbers), and its decoder reads
-        ``target``: texts, before which the mark is put that begins every text, or ids as they are; by default that mark
+        ``target``: texts, before which the decoder's start token is put, or ids as they are; by default that token
         alone. So ``logits[:, i]`` speak of token ``i`` of a target text.
         """
         tokens, layout = self._ids("layout", tokens, layout)
@@ -151,7 +151,7 @@ class Pretrained:
                 )
             return self.network(tokens, layout=layout, segments=segments, **how)  # type: ignore[no-any-return]
         if target is None:
-            target = torch.full((len(tokens), 1), self.first_mark, device=tokens.device)
+            target = torch.full((len(tokens), 1), self.decoder_start_token_id, device=tokens.device)
         elif not isinstance(target, Tensor):
             target, target_layout = self._begun(*self._ids("target_layout", target, target_layout))
         return self.network(target, source=tokens, source_layout=layout, layout=target_layout, **how)  # type: ignore[no-any-return]
@@ -191,8 +191,9 @@ class Pretrained:
             seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
                 the batch. By default it is drawn from torch's generator.
             copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
-            target: for a model with an encoder, what its decoder begins with: a text, behind the first marks, or token
-                ids, marks included; one, or one for each prompt. By default the marks that the checkpoint names.
+            target: for a model with an encoder, what its decoder begins with: a text, behind the first tokens that the
+                checkpoint names, or token ids with these included; one, or one for each prompt. By default these tokens
+                alone.
             layout: where the padding of a tensor of ids stands (`limelight.Padded`).
             logprobs: also give the log-probability of each token.
 
@@ -270,10 +271,10 @@ class Pretrained:
         return read.ids, read.layout
 
     def _begun(self, ids: Tensor, layout: Layout | None) -> tuple[Tensor, Layout | None]:
-        """The same texts with the first mark before them, unless the tokenizer has put it there (Whisper's does)."""
-        if ids.numel() and bool((ids[:, 0] == self.first_mark).all()):
+        """Texts with the decoder's start token before them, unless the tokenizer has put it there (Whisper's does)."""
+        if ids.numel() and bool((ids[:, 0] == self.decoder_start_token_id).all()):
             return ids, layout
-        ids = torch.cat((torch.full_like(ids[:, :1], self.first_mark), ids), dim=1)
+        ids = torch.cat((torch.full_like(ids[:, :1], self.decoder_start_token_id), ids), dim=1)
         if layout is None:
             return ids, None
         if not isinstance(layout, Padded) or layout.side == "left":
@@ -281,17 +282,17 @@ class Pretrained:
         return ids, Padded(layout.query_lengths + 1)
 
     @property
-    def first_mark(self) -> int:
-        """The mark that every text of a decoder begins with."""
-        mark = self.marks.get("decoder_start_token_id")
-        if not isinstance(mark, int):
+    def decoder_start_token_id(self) -> int:
+        """The token that every text of the decoder begins with (of a model with an encoder)."""
+        token = self.special_token_ids.get("decoder_start_token_id")
+        if not isinstance(token, int):
             raise wrong(
                 "target",
                 "must be token ids",
                 "the checkpoint names no decoder_start_token_id",
-                "Put the first mark in.",
+                "Put the start token first.",
             )
-        return mark
+        return token
 
     def to(self, where: torch.device | str | torch.dtype) -> Pretrained:
         """Move the network to another device or dtype, in place.

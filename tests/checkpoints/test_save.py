@@ -35,7 +35,7 @@ def test_the_same_bits_come_back(llama, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
     again = load(tmp_path / "ours")
     assert again.config == ours.config
-    assert again.marks == ours.marks == {"bos_token_id": 3, "eos_token_id": [4, 5]}
+    assert again.special_token_ids == ours.special_token_ids == {"bos_token_id": 3, "eos_token_id": [4, 5]}
     assert torch.equal(again(IDS).logits, ours(IDS).logits)
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours")
     assert theirs.dtype == torch.float32

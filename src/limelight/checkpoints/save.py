@@ -120,7 +120,7 @@ def write_model(
     published = family.publish(network.config)
     pieces = _pieces(named_once(network), family.rules(network.config))
     dtypes = {dtype or part.dtype for piece in pieces for part in piece.parts}
-    values = {"model_type": family.name, **model.marks, **published}
+    values = {"model_type": family.name, **model.special_token_ids, **published}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
     with counted(f"writing {name or folder}", sum(piece.size(dtype) for piece in pieces)) as report:
@@ -191,7 +191,7 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
         return
     tokenizer = model.tokenizer_or_why
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    special = special_tokens(tokenizer, model.marks)
+    special = special_tokens(tokenizer, model.special_token_ids)
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")

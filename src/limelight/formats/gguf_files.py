@@ -48,7 +48,7 @@ KINDS = {
     **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre"), "a text"),
     **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges"), "a list of texts"),
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"), "true or false"),
-    **{f"tokenizer.ggml.{mark}_token_id": "the id of a token" for mark in ("bos", "eos", "eot", "eom", "padding")},
+    **{f"tokenizer.ggml.{name}_token_id": "the id of a token" for name in ("bos", "eos", "eot", "eom", "padding")},
     **dict.fromkeys((SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS), "a whole number"),
     "tokenizer.ggml.token_type": "a list of whole numbers",
 }

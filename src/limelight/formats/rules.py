@@ -89,7 +89,7 @@ class Transposed:
 class OneMore:
     """A table without its last row, which is ``fill`` everywhere; a matrix of one row is a vector.
 
-    (Marian begins to write from a vector of zeros, which is no token's; here it is that of a mark behind the others.)
+    (Marian begins to write from a vector of zeros, which is no token's; here it is that of an added special token.)
     """
 
     fill: float

@@ -33,9 +33,11 @@ def conversation(model: Pretrained, spoken: Conversation, reply: bool, parse_spe
         if not isinstance(value, bool):
             raise wrong(name, "must be True or False", f"it is {value!r:.80}", "Leave it out for True.")
     messages = _messages(spoken)
-    special = special_tokens(tokenizer, model.marks)
+    special = special_tokens(tokenizer, model.special_token_ids)
     if parse_special_tokens:
-        return tokenizer.read(_rendered(template, messages, reply, special), marks=False)  # the template writes them
+        return tokenizer.read(
+            _rendered(template, messages, reply, special), add_special_tokens=False
+        )  # the template writes them
     escapes = Escapes.of(tokenizer, template, messages)
     return escapes.read(_rendered(template, escapes.escaped(messages), reply, special))
 
@@ -54,14 +56,14 @@ def _rendered(template: str, messages: list[dict[str, Any]], reply: bool, specia
         raise wrong("conversation", "must fit the model's chat template", got, see) from error
 
 
-def special_tokens(tokenizer: Tokenizer, marks: Mapping[str, Any]) -> Mapping[str, str]:
+def special_tokens(tokenizer: Tokenizer, ids: Mapping[str, Any]) -> Mapping[str, str]:
     """Special tokens by the names that templates and tokenizers give them (``"eos_token"``): the tokenizer's, or else
     those of the checkpoint; of several that end a text, the first.
     """
     if tokenizer.special_tokens is not None:
         return tokenizer.special_tokens
-    ids = {name: marks.get(f"{name}_token_id") for name in NAMED}
-    first = {name: found[0] if isinstance(found, (list, tuple)) and found else found for name, found in ids.items()}
+    named = {name: ids.get(f"{name}_token_id") for name in NAMED}
+    first = {name: found[0] if isinstance(found, (list, tuple)) and found else found for name, found in named.items()}
     spelled = {
         f"{name}_token": tokenizer.backend.id_to_token(token) for name, token in first.items() if isinstance(token, int)
     }

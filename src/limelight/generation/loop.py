@@ -113,7 +113,7 @@ def begun(
     """A run with nothing read yet, a row for each prompt, and what the model's configuration wants."""
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
-    guide = Guide.of(model.marks, model.config.vocabulary)
+    guide = Guide.of(model.special_token_ids, model.config.vocabulary)
     room = _room(model, beginning, tokens)
     ends = guide.ends | {one for one in stops if isinstance(one, int)}
     strings = tuple(one for one in stops if isinstance(one, str))

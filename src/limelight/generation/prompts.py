@@ -107,38 +107,40 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     return ids, None if min(lengths) == longest else Padded(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
 
 
-def first_marks(model: Pretrained) -> list[int]:
-    """What every text of a decoder with an encoder begins with: its first mark, and those that must follow it."""
-    forced = sorted(model.marks.get("forced_decoder_ids") or ())
-    if [place for place, _ in forced] != list(range(1, len(forced) + 1)) or any(mark is None for _, mark in forced):
+def decoder_beginning(model: Pretrained) -> list[int]:
+    """Token ids that every text of an encoder-decoder begins with: its start token, and those forced to follow it."""
+    forced = sorted(model.special_token_ids.get("forced_decoder_ids") or ())
+    if [place for place, _ in forced] != list(range(1, len(forced) + 1)) or any(token is None for _, token in forced):
         raise wrong(
             "target",
             "must say what the text begins with",
             f"the checkpoint leaves it open (forced_decoder_ids = {forced})",
-            "Give the ids of the first marks (start, language, task): target=[...].",
+            "Give the ids of the first tokens (start, language, task): target=[...].",
         )
-    return [model.first_mark, *(mark for _, mark in forced)]
+    return [model.decoder_start_token_id, *(token for _, token in forced)]
 
 
 def _targets(model: Pretrained, target: Prompt | None) -> list[list[int]]:
-    """What each text of the decoder begins with: tokens as they are, or a text behind the marks."""
+    """What each text of the decoder begins with: tokens as they are, or a text behind `decoder_beginning`."""
     if target is None:
-        return [first_marks(model)]
+        return [decoder_beginning(model)]
     texts = [target] if isinstance(target, str) else target
     if _are(texts, str):
-        return [[*first_marks(model), *model.tokenizer.read(text, marks=False).ids] for text in texts]
+        return [
+            [*decoder_beginning(model), *model.tokenizer.read(text, add_special_tokens=False).ids] for text in texts
+        ]
     return _begun(model, rows_of(model, "target", target), "target")
 
 
 def _begun(model: Pretrained, rows: list[list[int]], name: str = "prompt") -> list[list[int]]:
-    """The rows; an empty one becomes the mark that begins texts, where the model has one."""
+    """The rows; an empty one becomes the beginning-of-text token, where the model has one."""
     if all(rows):
         return rows
-    mark = model.marks.get("bos_token_id")
-    if not isinstance(mark, int):
+    begin = model.special_token_ids.get("bos_token_id")
+    if not isinstance(begin, int):
         got = f"row {next(number for number, row in enumerate(rows) if not row)} has none"
-        raise wrong(name, "must have at least one token in each row", got, "Give it a first word or mark.")
-    return [row or [mark] for row in rows]
+        raise wrong(name, "must have at least one token in each row", got, "Give it a first word or token.")
+    return [row or [begin] for row in rows]
 
 
 def _rows_of_tensor(name: str, ids: Tensor, layout: Layout | None) -> list[list[int]]:

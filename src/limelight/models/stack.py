@@ -187,7 +187,7 @@ class Stack(nn.Module):
                 "tokens",
                 f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
                 f"the longest text has {length} tokens",
-                f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take another model.",
+                f"Cut it into parts of at most {self.config.limit} tokens with special tokens, or take another model.",
             )
 
 

@@ -98,7 +98,7 @@ class Text:
         tokens: their spelling in the vocabulary (``"##ing"``, ``"Ġbank"``).
         spans: ``(start, end)`` in ``text``, without the blank before a word; empty where a token stands for no text.
         words: index of the word that a token belongs to, ``None`` for a special token.
-        special: whether the token is one of the model's own marks (``[CLS]``, ``<|im_start|>``).
+        special: whether the token is one of the model's special tokens (``[CLS]``, ``<|im_start|>``).
     """
 
     text: str
@@ -113,7 +113,7 @@ class Text:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What each token stands for, as it is written in the text; a mark by its name."""
+        """What each token stands for, as it is written in the text; a special token by its name."""
         written = (self.text[start:end] for start, end in self.spans)
         return tuple(piece or token for piece, token in zip(written, self.tokens, strict=True))
 
@@ -223,10 +223,10 @@ class Tokenizer:
         """
         return tuple(place for place, number in enumerate(text.ids) if number == self.unknown_token_id)
 
-    def read(self, text: str, *, marks: bool = True) -> Text:
-        """Cut one text; with ``marks``, those that the model expects around it are put there."""
+    def read(self, text: str, *, add_special_tokens: bool = True) -> Text:
+        """Cut one text into tokens, by default with the special tokens that the model expects around it."""
         text = valid_text(text)
-        cut = self.cut(text, marks=marks)
+        cut = self.cut(text, add_special_tokens=add_special_tokens)
         return Text(
             text=text,
             ids=tuple(cut.ids),
@@ -236,9 +236,9 @@ class Tokenizer:
             special=tuple(i in self._special for i in cut.ids),
         )
 
-    def cut(self, text: str, *, marks: bool = False) -> tokenizers.Encoding:
+    def cut(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
         """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
-        return _cut(self.backend, self._growth, text, marks)
+        return _cut(self.backend, self._growth, text, add_special_tokens)
 
     def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
         """Cut a text in which only the tokens named here are special, and all others nothing but text.
@@ -306,11 +306,11 @@ class Tokenizer:
         counted = torch.tensor(lengths, dtype=torch.int64, device="cpu")
         return Tokens(read, ids, Padded(counted, side=side) if padded else None)
 
-    def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
-        """The text of token ids; with ``marks``, also the special tokens among them."""
+    def write(self, ids: Sequence[int] | Tensor, *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, without the special tokens among them unless they are asked for."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         with _told("ids", "be token ids that the tokenizer of this model can write"):
-            return self.backend.decode(numbers, skip_special_tokens=not marks)
+            return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
 
 @contextmanager
@@ -327,10 +327,10 @@ def _told(name: str, rule: str) -> Iterator[None]:
         raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
 
 
-def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, marks: bool) -> tokenizers.Encoding:
+def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
     with _told("text", "be cut by the tokenizer of this model"):
         growth.check(text)
-        return backend.encode(text, add_special_tokens=marks)
+        return backend.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _without(backend: tokenizers.Tokenizer, tokens: tuple[str, ...]) -> tokenizers.Tokenizer:

@@ -25,7 +25,7 @@ MOST_FACTOR = 1e6  # how much longer texts may become
 MOST_PARTS = 4096  # experts of all layers together
 
 # How the names of values end that say which tokens have a part to play.
-MARKS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
+SPECIAL_TOKEN_KEYS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
 NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; the second is the first without its sign
 
 # What classes are for that are not called ...For...: GPT-2's and Marian's.
@@ -171,7 +171,7 @@ class Published:
             raise self.refused("id2label", rule)
         return tuple(map(str, found))
 
-    def marks(self) -> dict[str, Any]:
+    def special_token_ids(self) -> dict[str, Any]:
         """Ids of special tokens, by their published names (``eos_token_id``); those that are none (-1) are left out.
 
         Raises:
@@ -179,7 +179,7 @@ class Published:
         """
         found = {}
         for key, value in self.values.items():
-            if not key.endswith(MARKS):
+            if not key.endswith(SPECIAL_TOKEN_KEYS):
                 continue
             if isinstance(value, (list, tuple)):
                 value = [one for one in value if not _is_none(one)] or None

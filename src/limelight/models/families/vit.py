@@ -92,7 +92,7 @@ def rules(config: Config) -> KeyRules:
         Rule(f"{layer}.output.dense.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
         Rule("vit.layernorm.{p}", "norm.{p}"),
         head,
-        Unused("vit.pooler.dense.{p}", "a summary of the mark, trained for another task"),
+        Unused("vit.pooler.dense.{p}", "a summary of the class token, trained for another task"),
         Unused("vit.embeddings.mask_token", "stands for patches that are hidden in training"),
         prefix="vit.",
         bare=config.head is None,

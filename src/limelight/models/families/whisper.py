@@ -130,15 +130,15 @@ def _check_key_offset(file: CTranslate2File, key: str) -> None:
             raise CheckpointError(f"{file.path} has an offset for keys in {key}, and Whisper has none.")
 
 
-def marks(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the tokens that have a part to play."""
+def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the special tokens, by their published names."""
     names = ("startoftranscript", "endoftext", "notimestamps")
     begin, end, no_times = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in names)
     english = tokenizer.size <= ENGLISH  # the others must be told a language and a task
     forced = [[1, no_times]] if english else [[1, None], [2, None], [3, no_times]]
     found = {
         "decoder_start_token_id": begin,
-        **{f"{mark}_token_id": end for mark in ("bos", "eos", "pad")},
+        **{f"{name}_token_id": end for name in ("bos", "eos", "pad")},
         "forced_decoder_ids": None if no_times is None else forced,
         "suppress_tokens": config.get("suppress_ids"),
         "begin_suppress_tokens": config.get("suppress_ids_begin"),
@@ -193,5 +193,5 @@ WHISPER = Family(
     configure,
     publish,
     rules,
-    ctranslate2=CTranslate2Names("WhisperSpec", describe, marks, ctranslate2_rules),
+    ctranslate2=CTranslate2Names("WhisperSpec", describe, special_token_ids, ctranslate2_rules),
 )
