@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from .forms.layouts import Layout, Padded
+from .generation import Beam, Conversation, Generation, Sampler, Stream
+from .generation.conversation import conversation
+from .generation.loop import generate, stream
+from .generation.prompts import Prompt
 from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
+from .models.pooling import embed
+from .models.saving import save
 from .models.stack import Output, Stack
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
-
-if TYPE_CHECKING:
-    from .generation import Beam, Conversation, Generation, Sampler, Stream
-    from .generation.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,7 @@ class Pretrained:
         Raises:
             ArgumentError: a model with an encoder and a decoder, or without a tokenizer; a text beyond its positions.
         """
-        from .models.pooling import embed
-
-        return embed(self, texts, normalise=normalise, batch=batch)
+        return embed(self.network, self.tokenizer, texts, normalise=normalise, batch=batch)
 
     def __call__(
         self,
@@ -201,8 +201,6 @@ class Pretrained:
             ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has
                 positions, a bad setting, or a model whose scores are not finite.
         """
-        from .generation.loop import generate
-
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies}
         return generate(self, prompt, sampler, **settings, target=target, layout=layout, logprobs=logprobs)
 
@@ -225,8 +223,6 @@ class Pretrained:
         >>> for piece in model.stream("Once upon a time", tokens=20):  # doctest: +SKIP
         ...     print(piece, end="", flush=True)
         """
-        from .generation.loop import stream
-
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "layout": layout}
         return stream(self, prompt, sampler, **settings)
 
@@ -248,8 +244,6 @@ class Pretrained:
             ArgumentError: a checkpoint without a template, messages that do not fit it, a template that takes more than
                 the time and memory that is allowed (`limelight.generation.templates`).
         """
-        from .generation.conversation import conversation
-
         return self.tokenizer.batch([conversation(self, one, reply, parse_special_tokens) for one in spoken])
 
     def _ids(
@@ -339,8 +333,6 @@ class Pretrained:
         Raises:
             ArgumentError: a folder that holds something already, or a place where none can be written.
         """
-        from .checkpoints.save import save
-
         return save(self, folder, dtype=dtype, shard_bytes=shard_bytes)
 
     def __repr__(self) -> str:

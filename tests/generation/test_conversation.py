@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from limelight import ArgumentError
 from limelight.generation.conversation import conversation
-from limelight.models import Pretrained
+from limelight.pretrained import Pretrained
 from limelight.text import Tokenizer
 
 CHATML = (

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..formats.errors import CheckpointError
+from ..formats.progress import downloaded
 from .packaged import PackagedModel
-from .progress import downloaded
 
 BLOCK = 1 << 20
 STALE_SECONDS = 24 * 3600

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..formats.errors import CheckpointError, listed
 from ..formats.rules import KeyRules, Renamed, Rule, Unused
+from ..models.saving import named_once
 
 
 class Files(Protocol):
@@ -122,12 +123,6 @@ def _twins(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
 
 def _equal(files: Files, key: str, other: str) -> bool:
     return files.shape(key) == files.shape(other) and torch.equal(files.read(key), files.read(other))
-
-
-def named_once(network: nn.Module) -> dict[str, Tensor]:
-    """Everything that a network stores. What several modules share has the name under which it is met first."""
-    first = {id(tensor): (name, tensor) for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
-    return dict(reversed(first.values()))
 
 
 def _plan(

@@ -27,6 +27,7 @@ from ..formats.errors import (
 )
 from ..formats.gguf_files import GGUFFile, part_of_split
 from ..formats.marian_files import MarianFile
+from ..formats.progress import counted
 from ..formats.rules import KeyRules
 from ..formats.safetensors_files import SafetensorsFolder
 from ..formats.tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, tokenizer_of
@@ -43,7 +44,6 @@ from .fetching import fetch
 from .fill import Files, differing, fill
 from .hub import looks_like_hub_name, snapshot
 from .packaged import PACKAGED, PackagedModel
-from .progress import counted
 
 CTRANSLATE2 = "model.bin"
 GENERATION = "generation_config.json"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tensors.shapes import wrong
-
-if TYPE_CHECKING:
-    from .row import Row
+from .row import Row
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,14 +18,12 @@ from .results import LIMIT, POSITIONS, Continuation, Generation
 from .row import Row
 from .run import Run, nothing_allowed
 from .sampling import Greedy, Sampler, draws, penalised, tokens_in
+from .writer import Writer
 from .writing import Writing
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
 
 
 def generate(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     sampler: Sampler | Beam | None = None,
     *,
@@ -81,7 +78,7 @@ class Stream(Iterator[str]):
 
 
 def stream(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     sampler: Sampler | None = None,
     *,
@@ -103,7 +100,7 @@ def stream(
 
 
 def begun(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     tokens: int | None,
     stop: str | int | Sequence[str | int],
@@ -196,7 +193,7 @@ def _stops(stop: str | int | Sequence[str | int], vocabulary: int) -> tuple[str 
     return tuple(valid_text(one, "stop") if isinstance(one, str) else one for one in stops)
 
 
-def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> int:
+def _room(model: Writer, beginning: list[list[int]], tokens: int | None) -> int:
     """Positions for tokens, that of the last one included: it is written, but not read."""
     limit, longest = model.config.cached_limit, max(map(len, beginning))
     if tokens is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..nn import FanIn, Normal, Xavier
 from ..tensors.shapes import wrong
+from .families import FAMILIES, Published
 from .stack import Stack
 
 
@@ -42,8 +43,6 @@ def new(family: str, **sizes: Any) -> Stack:
     Raises:
         ArgumentError: an unknown family, a key that the family does not have, a missing or impossible size.
     """
-    from .families import FAMILIES, Published  # families are made of these shapes
-
     if family not in FAMILIES:
         raise wrong("family", f"must be one of {', '.join(sorted(FAMILIES))}", f"it is {family!r}", "Correct it.")
     values = _Asked({"model_type": family, **sizes})

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 import torch
@@ -213,6 +213,21 @@ class Tokenizer:
             return number if isinstance(number, int) else None
         token = model.unk_token
         return None if token is None else self.backend.token_to_id(token)
+
+    def named_special_tokens(self, ids: Mapping[str, Any]) -> Mapping[str, str]:
+        """Special tokens as they are spelled, by the names that chat templates use (``"eos_token"``).
+
+        Those of ``tokenizer_config.json``; without that file, those of ``ids`` (``{"eos_token_id": 2}``). Of several
+        ids that end a text, the first counts.
+        """
+        if self.special_tokens is not None:
+            return self.special_tokens
+        named = {name: ids.get(f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
+        first = {name: one[0] if isinstance(one, (list, tuple)) and one else one for name, one in named.items()}
+        spelled = {
+            f"{name}_token": self.backend.id_to_token(token) for name, token in first.items() if isinstance(token, int)
+        }
+        return {name: token for name, token in spelled.items() if token is not None}
 
     def unknown(self, text: Text) -> tuple[int, ...]:
         """Places of the tokens of a text that stand for characters which the vocabulary cannot spell.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from ..checkpoints.progress import counted
 from ..formats.errors import CheckpointError
+from ..formats.progress import counted
 from ..models import Config, Stack
 from ..models.families import FAMILIES, Published
 from ..nn import FanIn, Normal, Xavier

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checkpoints.progress import counted
-from ..models import Pretrained
+from ..formats.progress import counted
+from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 
 TOGETHER = 32  # sources that are translated at a time
