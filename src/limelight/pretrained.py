@@ -96,7 +96,7 @@ class Pretrained:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say where the module is when somebody looks for a method of it here."""
+            """Say where the module is when a method of it is looked for here."""
             hint = f" (the torch.nn.Module is `model.network`: model.network.{name})" if hasattr(Stack, name) else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
@@ -307,8 +307,8 @@ class Pretrained:
             device = torch.device(where)
             torch.empty(0, device=device)
         except (RuntimeError, TypeError, AssertionError) as error:  # each is PyTorch's for a device that is not there
-            said = str(error).splitlines()[0]
-            got = f"{where!r} is none ({said.rstrip('.')})"
+            reason = str(error).splitlines()[0]
+            got = f"{where!r} is none ({reason.rstrip('.')})"
             raise wrong("where", "must be a device of this PyTorch, or a dtype", got, 'For example "cpu".') from error
         self.network.to(device)
         return self

@@ -14,7 +14,7 @@ import limelight
 from limelight import ArgumentError, Padded
 from limelight.checkpoints.load import load
 from limelight.generation import Beam, Greedy, Sample
-from limelight.generation.run import Run
+from limelight.generation.session import Session
 from limelight.text import Tokenizer
 
 TOKENS = 9
@@ -269,7 +269,7 @@ def test_texts_pieces_and_stops(writer):
 
 def test_a_window_stays_bounded(pair):
     model, _, _ = pair("mistral")
-    run, taken = Run(model.network), []
+    run, taken = Session(model.network), []
     run.read(PROMPTS)
     for _ in range(50):
         run.read([[5], [6], [7]])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.errors import CheckpointError, listed
-from ..formats.rules import KeyRules, Renamed, Rule, Unused
+from ..formats.rules import KeyRule, KeyRules, Renamed, Unused
 from ..models.saving import named_once
 
 
@@ -46,7 +46,7 @@ def fill(
         where: the file or folder, named in complaints.
         dtype: what the values become.
         wide: ends of the names of parameters that become float32 where the others become float16.
-        report: told the number of values read so far.
+        report: called with the number of values read so far.
 
     Returns:
         The stored keys that the model leaves aside knowingly, each with the reason.
@@ -111,7 +111,7 @@ def differing(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
 def _twins(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
     """Stored keys that hold ``again`` what another one holds, each with that other one."""
     stored = set(files.keys())
-    named = sorted((rule for rule in rules.rules if isinstance(rule, Rule)), key=lambda rule: rule.again)
+    named = sorted((rule for rule in rules.rules if isinstance(rule, KeyRule)), key=lambda rule: rule.again)
     twins = []
     for ours in dict.fromkeys(rule.ours for rule in named if rule.again):
         names = [rule.published for rule in named if rule.ours == ours]
@@ -128,7 +128,7 @@ def _equal(files: Files, key: str, other: str) -> bool:
 def _plan(
     files: Files, rules: KeyRules
 ) -> tuple[dict[str, tuple[Renamed, ...]], tuple[tuple[str, str], ...], list[str]]:
-    """For each stored key: where it goes; or why it is left aside; or that nobody knows it."""
+    """For each stored key: where it goes, or why it is left aside, or that no rule has it."""
     plan: dict[str, tuple[Renamed, ...]] = {}
     unused: list[tuple[str, str]] = []
     unknown: list[str] = []

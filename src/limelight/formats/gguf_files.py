@@ -272,7 +272,7 @@ class _Cursor:
             return list(struct.unpack(code, self.take(struct.calcsize(code))))
         read: Callable[[], Any] = self.text
         if kind != STRING:
-            # Arrays of arrays are legal, written by nobody, and would let a small file nest without end.
+            # Arrays of arrays are legal, in no known file, and would let a small file nest without end.
             raise damaged(self.path, f"before byte {self.at:,} stands an array of the unsupported type {kind}")
         return [read() for _ in range(self._entries(least_bytes=8))]
 

@@ -86,10 +86,10 @@ def _chat_templates(folder: Path, settings: dict[str, Any] | None) -> dict[str, 
             found[name] = _text_in(path, MOST_TEMPLATE)
     if found:
         return found
-    told = (settings or {}).get("chat_template")
-    if isinstance(told, str):
-        return {"default": told}
-    listed = [] if told is None else told if isinstance(told, list) else [told]
+    named = (settings or {}).get("chat_template")
+    if isinstance(named, str):
+        return {"default": named}
+    listed = [] if named is None else named if isinstance(named, list) else [named]
     for one in listed:
         if not (isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)):
             path = folder / "tokenizer_config.json"
@@ -101,11 +101,11 @@ def _special_tokens(folder: Path, settings: dict[str, Any] | None) -> dict[str, 
     """Special tokens by the names templates use (``bos_token``), as in ``transformers``; ``None`` without settings."""
     if settings is None:
         return None
-    told = dict(settings)
+    values = dict(settings)
     if "added_tokens_decoder" not in settings:  # the older way: a file of its own, which comes first
-        told |= _json_in(folder / "special_tokens_map.json") or {}
-    extra = told.get("extra_special_tokens")
-    named = {key: value for key, value in told.items() if key.endswith("_token")}
+        values |= _json_in(folder / "special_tokens_map.json") or {}
+    extra = values.get("extra_special_tokens")
+    named = {key: value for key, value in values.items() if key.endswith("_token")}
     spelled = {key: _spelling(value) for key, value in {**named, **(extra if isinstance(extra, dict) else {})}.items()}
     return {key: token for key, token in spelled.items() if token is not None}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..tensors.shapes import wrong
 from .row import Row
+from .sampling import penalised, tokens_in
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,18 @@ class Guide:
             last=_forced("forced_eos_token_id", ids, vocabulary),
         )
 
-    def applied(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Scores ``(R, V)`` of the next token of each of the ``rows``, minus infinity for what must not be written."""
+    def scores(self, scores: Tensor, rows: Sequence[Row], repetition: float) -> Tensor:
+        """Scores ``(R, V)`` of the next token of each of the ``rows``, as tokens are chosen by them.
+
+        Tokens that stand in a row already are penalised (`limelight.generation.sampling.penalised`; ``repetition`` 1
+        is off), and what must not be written gets minus infinity.
+        """
+        if repetition != 1:
+            scores = penalised(scores, tokens_in([(*row.begun, *row.ids) for row in rows], scores), repetition)
+        return self._allowed(scores, rows)
+
+    def _allowed(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The scores with minus infinity for what must not be written."""
         never = self.never + (self.never_first if not rows[0].ids else ())  # rows grow together
         if never:
             scores = scores.index_fill(-1, torch.tensor(never, dtype=torch.int64, device=scores.device), -torch.inf)

@@ -16,8 +16,8 @@ from .guide import Guide
 from .prompts import Prompt, beginnings
 from .results import LIMIT, POSITIONS, Continuation, Generation
 from .row import Row
-from .run import Run, nothing_allowed
-from .sampling import Greedy, Sampler, draws, penalised, tokens_in
+from .sampling import Greedy, Sampler, draws
+from .session import Session, nothing_allowed
 from .writer import Writer
 from .writing import Writing
 
@@ -40,16 +40,16 @@ def generate(
     if not isinstance(logprobs, bool):
         raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
     how, seed = _checked(sampler), _seed(seed)
-    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if isinstance(how, Beam):
         if copies > how.width:
             raise wrong("copies", f"must be at most the beam's {how.width}", f"it is {copies}", "Widen the beam.")
-        found = search(run, rows, how, guide)
+        found = search(session, rows, how, guide)
         return Generation(tuple(row.continuation(logprobs, score) for one in found for score, row in one[:copies]))
     if copies > 1 and isinstance(how, Greedy):
         raise wrong("copies", "must be 1 for Greedy", f"it is {copies}", "It finds one text; take Sample or Beam.")
     rows = [replace(row, copy=number) for row in rows for number in range(copies)]
-    *_, written = write(run, rows, how, guide, seed)
+    *_, written = write(session, rows, how, guide, seed)
     return Generation(tuple(row.continuation(logprobs) for row in written))
 
 
@@ -93,10 +93,10 @@ def stream(
     if isinstance(how, Beam):
         raise wrong("sampler", "must choose a token at a time to stream", f"it is {how}", "Beam knows at the end.")
     _ = model.tokenizer  # pieces are characters
-    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if len(rows) != 1:
         raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Take generate.")
-    return Stream(write(run, rows, how, guide, seed), rows[0])
+    return Stream(write(session, rows, how, guide, seed), rows[0])
 
 
 def begun(
@@ -106,8 +106,8 @@ def begun(
     stop: str | int | Sequence[str | int],
     target: Prompt | None,
     layout: Layout | None,
-) -> tuple[Run, list[Row], Guide]:
-    """A run with nothing read yet, a row for each prompt, and what the model's configuration wants."""
+) -> tuple[Session, list[Row], Guide]:
+    """A session with nothing read yet, a row for each prompt, and what the model's configuration wants."""
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
     guide = Guide.of(model.special_token_ids, model.config.vocabulary)
@@ -125,26 +125,23 @@ def begun(
         )
         for ids in beginning
     ]
-    return Run(model.network, encoded), rows, guide
+    return Session(model.network, encoded), rows, guide
 
 
-def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
+def write(session: Session, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
     """All rows, after each token. Copies of a row stand beside each other; what they begin with is read once."""
     rows = list(rows)
     firsts = [number for number, row in enumerate(rows) if not row.copy]
-    scores = run.read([rows[number].begun for number in firsts])
+    scores = session.read([rows[number].begun for number in firsts])
     origin = [sum(first <= number for first in firsts) - 1 for number in range(len(rows))]
-    run.select(origin)
+    session.select(origin)
     scores = scores[origin]
     going = list(range(len(rows)))
     while True:
         texts = [rows[number] for number in going]
         step = len(texts[0].ids)
-        logprobs = run.logprobs(scores, step)
-        if sampler.repetition != 1:
-            seen = tokens_in([(*row.begun, *row.ids) for row in texts], scores)
-            scores = penalised(scores, seen, sampler.repetition)
-        scores = guide.applied(scores, texts)
+        logprobs = session.logprobs(scores, step)
+        scores = guide.scores(scores, texts, sampler.repetition)
         copy = torch.tensor([row.copy for row in texts], dtype=torch.int64, device="cpu")
         chosen = sampler.choose(scores, partial(draws, seed, copy, step))
         if bool(scores.gather(-1, chosen[:, None]).isneginf().any()):
@@ -156,9 +153,9 @@ def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: i
         kept = [place for place, number in enumerate(going) if not rows[number].ended]
         if not kept:
             return
-        run.select(kept)
+        session.select(kept)
         going = [going[place] for place in kept]
-        scores = run.read([rows[number].ids[-1:] for number in going])
+        scores = session.read([rows[number].ids[-1:] for number in going])
 
 
 def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:

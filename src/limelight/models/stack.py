@@ -178,7 +178,7 @@ class Stack(nn.Module):
                     "tokens",
                     f"must lie between 0 and {self.config.vocabulary - 1}, the last token of the vocabulary",
                     f"they run from {least} to {most}",
-                    "Use the tokenizer of the same model; padding takes any id, its place is told by `layout`.",
+                    "Use the tokenizer of the same model; padding may have any id, and `layout` says where it is.",
                 )
 
     def _check_length(self, length: int) -> None:

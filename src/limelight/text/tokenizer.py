@@ -20,7 +20,7 @@ from ..forms.layouts import Layout, Padded
 from ..tensors.shapes import ArgumentError, wrong
 from .limits import Growth
 
-_STAND_IN = secrets.token_hex(16)  # nobody's text holds it
+_STAND_IN = secrets.token_hex(16)  # no text holds it by chance
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -78,7 +78,7 @@ def valid_text(text: object, name: str = "text") -> str:
 
 
 @dataclass(frozen=True)
-class Word:
+class WordSpan:
     """A word of a text: its characters ``text[start:end]`` and its tokens ``first .. last - 1``."""
 
     text: str
@@ -118,14 +118,14 @@ class Text:
         return tuple(piece or token for piece, token in zip(written, self.tokens, strict=True))
 
     @property
-    def whole_words(self) -> tuple[Word, ...]:
+    def whole_words(self) -> tuple[WordSpan, ...]:
         """The words in order. Which characters make a word is the tokenizer's view: "river." is two."""
         found = []
         for number, group in groupby(range(len(self)), key=lambda i: self.words[i]):
             if number is not None:
                 at = list(group)
                 start, end = self.spans[at[0]][0], self.spans[at[-1]][1]
-                found.append(Word(self.text[start:end], start, end, at[0], at[-1] + 1))
+                found.append(WordSpan(self.text[start:end], start, end, at[0], at[-1] + 1))
         return tuple(found)
 
 
@@ -208,7 +208,7 @@ class Tokenizer:
     def unknown_token_id(self) -> int | None:
         """The token that stands for what the vocabulary cannot spell (``[UNK]``); ``None`` where it spells all."""
         model = self.backend.model
-        if isinstance(model, tokenizers.models.Unigram):  # tells its unknown token in its file alone
+        if isinstance(model, tokenizers.models.Unigram):  # has its unknown token in its file alone
             number = json.loads(self.backend.to_str())["model"].get("unk_id")
             return number if isinstance(number, int) else None
         token = model.unk_token

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...formats.rules import Rule, Unused
+from ...formats.rules import KeyRule, Unused
 from ...nn import MaskedHead, OwnHead, TiedHead
 from ..config import Config, Recipe, recipe
 
@@ -29,13 +29,13 @@ def untied(config: Config) -> Config:
     return replace(config, head=own)
 
 
-def head_rule(config: Config, published: str) -> Rule | Unused:
+def head_rule(config: Config, published: str) -> KeyRule | Unused:
     """The key of the matrix of a head that scores every token."""
     if config.head is None:
         return Unused(published, "scores the next token")
     if is_tied(config.head):
-        return Rule(published, "embedding.tokens.weight", again=True)
-    return Rule(published, "head.linear.weight" if config.head.make is OwnHead else "head.output.weight")
+        return KeyRule(published, "embedding.tokens.weight", again=True)
+    return KeyRule(published, "head.linear.weight" if config.head.make is OwnHead else "head.output.weight")
 
 
 def bias_name(config: Config) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from ...formats.errors import CheckpointError, damaged, shortened
 from ...formats.gguf_files import GGUFFile
-from ...formats.rules import KeyRules, PairedHalves, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, PairedHalves, Unused
 from ...forms.patterns import And, Causal, Pattern, Window
 from ...nn import ACTIVATIONS, GatedFeedForward, MultiHead, OwnHead, PreNorm, RMSNorm, TiedHead, TokenEmbedding
 from ...nn.positions import DynamicNTK, Linear, LongWaves, Rotary, Stretch, YaRN
@@ -18,7 +18,7 @@ from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family, GGUFNames
 from .heads import head_rule, is_tied
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -39,7 +39,7 @@ def decoder(
     tied: bool = False,
     **attention: Any,
 ) -> Config:
-    """What Llama shares with its kin.
+    """The configuration of a decoder built like Llama.
 
     Args:
         published: the published configuration.
@@ -87,15 +87,15 @@ def decoder(
 def publish(config: Config) -> dict[str, Any]:
     """What a published Llama says of our configuration."""
     return {
-        "architectures": [f"Llama{task(config.head)}"],
+        "architectures": [f"Llama{class_suffix(config.head)}"],
         "attention_bias": config.attentions[0]["bias"],
         "mlp_bias": config.feed_forward["bias"],
-        **said(config),
+        **shared_fields(config),
     }
 
 
-def said(config: Config) -> dict[str, Any]:
-    """What Llama's kin say alike."""
+def shared_fields(config: Config) -> dict[str, Any]:
+    """The fields that configurations of Llama, Mistral, Qwen 3, ... share."""
     attention = config.attentions[0]
     return {
         "vocab_size": config.vocabulary,
@@ -183,7 +183,7 @@ def _rotary(published: Published, head_width: int) -> Rotary:
 
 
 def _yarn(scaled: Published, limit: int) -> YaRN:
-    """YaRN; its magnitude is said, or follows from one or two numbers (DeepSeek's), or from the factor."""
+    """YaRN; its attention factor is given, or follows from one or two numbers (DeepSeek's), or from the factor."""
     trained = scaled.whole("original_max_position_embeddings", limit)
     factor = scaled.number("factor", limit / trained)
     magnitude = math.nan
@@ -211,19 +211,19 @@ def _mscale(factor: float, by: float) -> float:
 
 def _rope(rotary: Rotary) -> dict[str, Any]:
     """And back."""
-    said: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
+    fields: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     match rotary.stretch:
         case Linear(factor):
-            said |= {"rope_type": "linear", "factor": factor}
+            fields |= {"rope_type": "linear", "factor": factor}
         case LongWaves(factor, trained, low, high):
-            said |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": trained}
-            said |= {"low_freq_factor": low, "high_freq_factor": high}
+            fields |= {"rope_type": "llama3", "factor": factor, "original_max_position_embeddings": trained}
+            fields |= {"low_freq_factor": low, "high_freq_factor": high}
         case DynamicNTK(factor, _):
-            said |= {"rope_type": "dynamic", "factor": factor}
+            fields |= {"rope_type": "dynamic", "factor": factor}
         case YaRN(factor, trained, fast, slow, magnitude, whole_pairs):
-            said |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
-            said |= {"beta_fast": fast, "beta_slow": slow, "attention_factor": magnitude, "truncate": whole_pairs}
-    return said
+            fields |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
+            fields |= {"beta_fast": fast, "beta_slow": slow, "attention_factor": magnitude, "truncate": whole_pairs}
+    return fields
 
 
 def rules(config: Config) -> KeyRules:
@@ -231,7 +231,7 @@ def rules(config: Config) -> KeyRules:
     layer = "model.layers.{n}"
     return KeyRules(
         *attention_rules(),
-        Rule(f"{layer}.post_attention_layernorm.weight", "layers.{n}.feed_forward.norm.weight"),
+        KeyRule(f"{layer}.post_attention_layernorm.weight", "layers.{n}.feed_forward.norm.weight"),
         *feed_forward_rules(),
         head_rule(config, "lm_head.weight"),
         prefix="model.",
@@ -239,25 +239,25 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def attention_rules() -> tuple[Rule | Unused, ...]:
+def attention_rules() -> tuple[KeyRule | Unused, ...]:
     """The keys of everything but the feed-forward step and the head."""
     layer, attention = "model.layers.{n}", "layers.{n}.attention.inner"
     return (
-        Rule("model.embed_tokens.weight", "embedding.tokens.weight"),
-        Rule(f"{layer}.input_layernorm.weight", "layers.{n}.attention.norm.weight"),
-        Rule(f"{layer}.self_attn.q_proj.{{p}}", f"{attention}.query.{{p}}"),
-        Rule(f"{layer}.self_attn.k_proj.{{p}}", f"{attention}.key.{{p}}"),
-        Rule(f"{layer}.self_attn.v_proj.{{p}}", f"{attention}.value.{{p}}"),
-        Rule(f"{layer}.self_attn.o_proj.{{p}}", f"{attention}.output.{{p}}"),
-        Rule("model.norm.weight", "norm.weight"),
+        KeyRule("model.embed_tokens.weight", "embedding.tokens.weight"),
+        KeyRule(f"{layer}.input_layernorm.weight", "layers.{n}.attention.norm.weight"),
+        KeyRule(f"{layer}.self_attn.q_proj.{{p}}", f"{attention}.query.{{p}}"),
+        KeyRule(f"{layer}.self_attn.k_proj.{{p}}", f"{attention}.key.{{p}}"),
+        KeyRule(f"{layer}.self_attn.v_proj.{{p}}", f"{attention}.value.{{p}}"),
+        KeyRule(f"{layer}.self_attn.o_proj.{{p}}", f"{attention}.output.{{p}}"),
+        KeyRule("model.norm.weight", "norm.weight"),
         Unused(f"{layer}.self_attn.rotary_emb.inv_freq", "frequencies follow from the configuration"),
     )
 
 
-def feed_forward_rules() -> tuple[Rule, ...]:
+def feed_forward_rules() -> tuple[KeyRule, ...]:
     """The keys of the gated feed-forward step."""
     return tuple(
-        Rule(f"model.layers.{{n}}.mlp.{name}_proj.{{p}}", f"layers.{{n}}.feed_forward.inner.{name}.{{p}}")
+        KeyRule(f"model.layers.{{n}}.mlp.{name}_proj.{{p}}", f"layers.{{n}}.feed_forward.inner.{name}.{{p}}")
         for name in ("gate", "up", "down")
     )
 
@@ -266,17 +266,17 @@ def gguf_rules(config: Config) -> KeyRules:
     """GGUF's keys and ours."""
     layer, attention = "blk.{n}", "layers.{n}.attention.inner"
     return KeyRules(
-        Rule("token_embd.weight", "embedding.tokens.weight"),
-        Rule(f"{layer}.attn_norm.weight", "layers.{n}.attention.norm.weight"),
-        Rule(f"{layer}.attn_q.{{p}}", f"{attention}.query.{{p}}", PairedHalves(config.query_heads)),
-        Rule(f"{layer}.attn_k.{{p}}", f"{attention}.key.{{p}}", PairedHalves(config.key_heads)),
-        Rule(f"{layer}.attn_v.{{p}}", f"{attention}.value.{{p}}"),
-        Rule(f"{layer}.attn_output.{{p}}", f"{attention}.output.{{p}}"),
-        Rule(f"{layer}.ffn_norm.weight", "layers.{n}.feed_forward.norm.weight"),
-        Rule(f"{layer}.ffn_gate.{{p}}", "layers.{n}.feed_forward.inner.gate.{p}"),
-        Rule(f"{layer}.ffn_up.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
-        Rule(f"{layer}.ffn_down.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
-        Rule("output_norm.weight", "norm.weight"),
+        KeyRule("token_embd.weight", "embedding.tokens.weight"),
+        KeyRule(f"{layer}.attn_norm.weight", "layers.{n}.attention.norm.weight"),
+        KeyRule(f"{layer}.attn_q.{{p}}", f"{attention}.query.{{p}}", PairedHalves(config.query_heads)),
+        KeyRule(f"{layer}.attn_k.{{p}}", f"{attention}.key.{{p}}", PairedHalves(config.key_heads)),
+        KeyRule(f"{layer}.attn_v.{{p}}", f"{attention}.value.{{p}}"),
+        KeyRule(f"{layer}.attn_output.{{p}}", f"{attention}.output.{{p}}"),
+        KeyRule(f"{layer}.ffn_norm.weight", "layers.{n}.feed_forward.norm.weight"),
+        KeyRule(f"{layer}.ffn_gate.{{p}}", "layers.{n}.feed_forward.inner.gate.{p}"),
+        KeyRule(f"{layer}.ffn_up.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        KeyRule(f"{layer}.ffn_down.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        KeyRule("output_norm.weight", "norm.weight"),
         head_rule(config, "output.weight"),
         Unused(GGUF_DIVISORS, "the rotation's frequencies, which follow from the configuration"),
     )
@@ -287,10 +287,10 @@ def gguf_check(file: GGUFFile, config: Config) -> None:
     width = (config.head_width,)
     allowed = GGUF_NEUTRAL | {"rope.dimension_count": width, "attention.value_length": width}
     for key, values in allowed.items():
-        said = file.fields.get(f"llama.{key}", values[0])
-        if said not in values:
+        value = file.fields.get(f"llama.{key}", values[0])
+        if value not in values:
             raise CheckpointError(
-                f"{file.path} says llama.{key} = {shortened(said)}, and Limelight reads there "
+                f"{file.path} says llama.{key} = {shortened(value)}, and Limelight reads there "
                 f"{' or '.join(map(str, values))}. Take the model as safetensors."
             )
 
@@ -307,10 +307,10 @@ def gguf_scaling(file: GGUFFile) -> dict[str, Any]:
         return _gguf_waves(file, published)
     if kind == "none":
         return {"rope_type": "default"}
-    said = {name: value for name, value in found.items() if value is not None and name != "attn_factor"}
+    fields = {name: value for name, value in found.items() if value is not None and name != "attn_factor"}
     if kind == "yarn":
-        said["attention_factor"] = magnitude * _mscale(published.number("factor"), 1.0)
-    return said
+        fields["attention_factor"] = magnitude * _mscale(published.number("factor"), 1.0)
+    return fields
 
 
 def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
@@ -328,8 +328,8 @@ def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
             f"{file.path}: {GGUF_DIVISORS} must follow Llama 3.1's rule (factor {waves.factor:g}, trained with "
             f"{trained} tokens, waves from {waves.low:g} to {waves.high:g}), and does not. Take safetensors instead."
         )
-    said = {"rope_type": "llama3", "factor": waves.factor, "original_max_position_embeddings": trained}
-    return said | {"low_freq_factor": waves.low, "high_freq_factor": waves.high}
+    fields = {"rope_type": "llama3", "factor": waves.factor, "original_max_position_embeddings": trained}
+    return fields | {"low_freq_factor": waves.low, "high_freq_factor": waves.high}
 
 
 GGUF_DIVISORS = "rope_freqs.weight"

@@ -8,8 +8,8 @@ from ...forms.patterns import Causal
 from ..config import Config
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .llama import decoder, rules, said, window, window_length
-from .published import Published, task
+from .llama import decoder, rules, shared_fields, window, window_length
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -23,9 +23,9 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published Mistral says of our configuration."""
     return {
-        "architectures": [f"Mistral{task(config.head)}"],
+        "architectures": [f"Mistral{class_suffix(config.head)}"],
         "sliding_window": window_length(config.attentions[0]["pattern"]),
-        **said(config),
+        **shared_fields(config),
     }
 
 

@@ -24,7 +24,7 @@ MOST_NUMBER = 1e15  # beyond, products of two numbers and a length leave what fl
 MOST_FACTOR = 1e6  # how much longer texts may become
 MOST_PARTS = 4096  # experts of all layers together
 
-# How the names of values end that say which tokens have a part to play.
+# How the names of values end that are ids of special tokens.
 SPECIAL_TOKEN_KEYS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
 NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; the second is the first without its sign
 
@@ -159,7 +159,7 @@ class Published:
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes that a classifying head tells apart."""
+        """The names of the classes of a classification head."""
         names = self.get("id2label")
         if names is None:
             return tuple(f"LABEL_{number}" for number in range(self.whole("num_labels", 2)))
@@ -253,7 +253,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def task(head: Recipe | None) -> str:
+def class_suffix(head: Recipe | None) -> str:
     """The end of the name of a published class, by the head of a model."""
     if head is None:
         return "Model"
