@@ -11,9 +11,9 @@ from ...forms.scores import SoftCap
 from ...nn import ACTIVATIONS, RMSNorm, Sandwich, TokenEmbedding
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import attention_rules, decoder, feed_forward_rules, layer_kinds, layer_windows, shared_fields, window
 from .family import Family
 from .heads import head_rule
-from .llama import attention_rules, decoder, feed_forward_rules, layer_kinds, layer_windows, shared_fields, window
 from .published import Published, class_suffix
 
 

@@ -12,8 +12,7 @@ from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PreNorm
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .heads import head_rule, is_tied
-from .llama import causal_head
+from .heads import causal_head, head_rule, is_tied
 from .published import Published
 
 

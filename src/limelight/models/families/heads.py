@@ -12,6 +12,13 @@ from dataclasses import replace
 from ...formats.rules import KeyRule, Unused
 from ...nn import MaskedHead, OwnHead, TiedHead
 from ..config import Config, Recipe, recipe
+from .published import Published
+
+
+def causal_head(published: Published, *, tied: bool) -> Recipe | None:
+    """The head of a decoder, ``tied`` unless its file says otherwise; ``None`` of a published body."""
+    tied = published.flag("tie_word_embeddings", tied)
+    return recipe(TiedHead if tied else OwnHead) if published.task("CausalLM") == "CausalLM" else None
 
 
 def is_tied(head: Recipe | None) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 from ...forms.patterns import Causal
 from ..config import Config
 from ..decoder_only import DecoderOnly
+from .decoder import decoder, decoder_rules, shared_fields, window, window_length
 from .family import Family
-from .llama import decoder, rules, shared_fields, window, window_length
 from .published import Published, class_suffix
 
 
@@ -29,4 +29,4 @@ def publish(config: Config) -> dict[str, Any]:
     }
 
 
-MISTRAL = Family("mistral", DecoderOnly, configure, publish, rules)
+MISTRAL = Family("mistral", DecoderOnly, configure, publish, decoder_rules)

@@ -10,9 +10,9 @@ from ...forms.patterns import Causal
 from ...nn import MixtureOfExperts, TopK
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import attention_rules, decoder, shared_fields, window, window_length
 from .family import Family
 from .heads import head_rule
-from .llama import attention_rules, decoder, shared_fields, window, window_length
 from .published import Published, class_suffix
 
 

@@ -32,6 +32,19 @@ NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; t
 ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
 
 
+class RecordingDict(dict[str, Any]):
+    """A configuration that records which keys were read (``read``), so that keys without an effect can be refused."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, which is recorded."""
+        self.read.add(key)
+        return super().get(key, default)
+
+
 @dataclass(frozen=True)
 class Published:
     """The values of a configuration and the file they stand in.

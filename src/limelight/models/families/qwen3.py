@@ -9,9 +9,8 @@ from ...forms.patterns import Causal, Pattern
 from ...nn import RMSNorm
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import decoder, decoder_rules, layer_kinds, layer_windows, shared_fields, window
 from .family import Family
-from .llama import decoder, layer_kinds, layer_windows, shared_fields, window
-from .llama import rules as llama_rules
 from .published import Published, class_suffix
 
 
@@ -50,7 +49,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
-    plain = llama_rules(config)
+    plain = decoder_rules(config)
     norms = tuple(
         KeyRule(
             f"model.layers.{{n}}.self_attn.{letter}_norm.weight", f"layers.{{n}}.attention.inner.{name}_norm.weight"
