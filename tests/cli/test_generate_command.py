@@ -67,7 +67,7 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
         (["a", "--length-penalty", "2"], "belongs to a search"),
         (["a", "--dtype", "int8"], "`--dtype` must be one of"),
         (["a", "--model", "/nowhere"], "/nowhere"),
-        (["a", "--model", "minilm"], "must foretell the next token"),
+        (["a", "--model", "minilm"], "must predict the next token"),
         (["a", "--model", "marian-en-pt", "--chat"], "needs the chat template"),
         (["a", "--no-parse-special-tokens"], "belongs to --chat"),
         (

@@ -328,7 +328,7 @@ def test_what_cannot_be_meant(pair, writer):
         "`sampler` must be Greedy, Sample or Beam, but it is the class Sample": lambda: model.generate([1], Sample),
         "`target` is for a model with an encoder": lambda: model.generate(PROMPTS, target=[1]),
         "`target` must be one, or one for each": lambda: pair("bart")[0].generate(PROMPTS, target=[[1], [2]]),
-        "`model` must foretell the next token": lambda: pair("bert")[0].generate(PROMPTS),
+        "`model` must predict the next token": lambda: pair("bert")[0].generate(PROMPTS),
         "`text` is that of a single": lambda: model.generate(PROMPTS, tokens=1).text,
         "`texts` need a tokenizer": lambda: model.generate(PROMPTS, tokens=1).texts,
     }
