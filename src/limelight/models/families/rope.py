@@ -14,7 +14,7 @@ def rotary_of(published: Published, head_width: int) -> Rotary:
     one = published.object("rope_parameters")
     scaled = Published(published.path, one or published.object("rope_scaling"))
     theta = (scaled if one else published).number("rope_theta", published.defaults.get("rope_theta", 10_000.0))
-    scaled.one_of("partialrotary_of_factor", (1,), 1)
+    scaled.one_of("partial_rotary_factor", (1,), 1)
     stretch: Stretch | None = None
     match scaled.get("rope_type") or scaled.get("type") or "default":
         case "default":
