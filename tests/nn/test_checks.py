@@ -52,6 +52,7 @@ TAKEN = {
     nn.YaRN: {"factor": 4.0, "trained_length": 128, "fast": 32.0, "slow": 1.0, "magnitude": 1.0},
     nn.DynamicNTK: {"factor": 2.0, "trained_length": 128},
     nn.LongWaves: {"factor": 8.0, "trained_length": 128, "low": 1.0, "high": 4.0},
+    nn.LongRope: {"short": (1.0,), "long": (2.0,), "trained_length": 128, "magnitude": 1.0},
     nn.Linear: {"factor": 2.0},
     nn.Normal: {"deviation": 0.02, "layers": 4, "cut": 2.0},
     nn.FanIn: {"width": 16, "factor": 1.0},

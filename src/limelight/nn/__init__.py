@@ -16,7 +16,19 @@ from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
 from .places import Places
-from .positions import DynamicNTK, Halves, Linear, LongWaves, Neighbours, Pairing, Rotary, Rotation, Stretch, YaRN
+from .positions import (
+    DynamicNTK,
+    Halves,
+    Linear,
+    LongRope,
+    LongWaves,
+    Neighbours,
+    Pairing,
+    Rotary,
+    Rotation,
+    Stretch,
+    YaRN,
+)
 from .projection import Projection
 from .routing import Routing, Switch, TopK, balance_loss, routings, z_loss
 from .ssru import SSRU
@@ -40,6 +52,7 @@ __all__ = [
     "LearnedPositions",
     "Linear",
     "LinearBias",
+    "LongRope",
     "LongWaves",
     "MaskedHead",
     "MixtureOfExperts",
