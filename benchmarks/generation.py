@@ -18,7 +18,7 @@ import transformers
 import limelight
 from limelight import Causal
 from limelight.benchmark import machine
-from limelight.generation.run import Run
+from limelight.generation.session import Session
 from limelight.models import Config, DecoderOnly, recipe
 from limelight.nn import GatedFeedForward, MultiHead, PreNorm, RMSNorm, Rotary, TiedHead, TokenEmbedding
 
@@ -113,7 +113,7 @@ def published(name):
 def decode(ours, theirs, length, rounds):
     """The median seconds of a token, of both."""
     ids = torch.randint(VOCABULARY, (1, length))
-    run, cache = Run(ours), transformers.DynamicCache(config=theirs.config)
+    run, cache = Session(ours), transformers.DynamicCache(config=theirs.config)
     mine = run.read(ids.tolist())
     others = theirs(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
     assert (mine - others).abs().max() < 0.1 * others.abs().max()
@@ -142,7 +142,7 @@ def prefill(ours, theirs, length, rounds):
                 cache = transformers.DynamicCache(config=theirs.config)
                 theirs(ids, past_key_values=cache, logits_to_keep=1)
             else:
-                Run(ours).read(ids.tolist())
+                Session(ours).read(ids.tolist())
             if number:
                 times[which].append(time.perf_counter() - begin)
     return tuple(map(statistics.median, times))

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 
 import limelight
-from limelight.models import Pretrained
+from limelight.pretrained import Pretrained
 from limelight.training import Objective, adamw, rate, read_settings
 from limelight.training.loop import evaluate
 from limelight.training.making import make_config, make_data, make_network

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
@@ -21,8 +22,11 @@ from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load
+    from .pretrained import Pretrained
 
 __version__ = "0.1.0"
+
+LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
 
 __all__ = [
     "ALiBi",
@@ -47,6 +51,7 @@ __all__ = [
     "Padded",
     "Pattern",
     "Prefix",
+    "Pretrained",
     "RelativeBias",
     "Rule",
     "ScoreRule",
@@ -64,12 +69,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, with the libraries of file formats behind it, is imported when it is first used."""
-    if name == "load":
-        from .checkpoints.load import load
-
-        globals()["load"] = load
-        return load
+    """`load` and `Pretrained`, with the libraries of file formats behind them, are imported when first used."""
+    if name in LATE:
+        globals()[name] = found = getattr(import_module(LATE[name], __name__), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from .forms.layouts import Layout, Padded
+from .generation import Beam, Conversation, Generation, Sampler, Stream
+from .generation.conversation import conversation
+from .generation.loop import generate, stream
+from .generation.prompts import Prompt
 from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
+from .models.pooling import embed
+from .models.saving import save
 from .models.stack import Output, Stack
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
-
-if TYPE_CHECKING:
-    from .generation import Beam, Conversation, Generation, Sampler, Stream
-    from .generation.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pretrained:
         source: the folder or file that the weights came from.
         unused: weights of the checkpoint that this model leaves aside, each with the reason.
         tokenizer_or_why: the tokenizer, or why there is none.
-        marks: ids of the tokens that have a part to play, by the names that published configurations give them:
+        special_token_ids: ids of the special tokens, by the names that published configurations give them:
             ``{"eos_token_id": 2}``.
     """
 
@@ -49,7 +51,7 @@ class Pretrained:
     source: Path
     unused: tuple[tuple[str, str], ...]
     tokenizer_or_why: Tokenizer | str
-    marks: Mapping[str, Any] = field(default_factory=dict)
+    special_token_ids: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Config:
@@ -94,7 +96,7 @@ class Pretrained:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say where the module is when somebody looks for a method of it here."""
+            """Say where the module is when a method of it is looked for here."""
             hint = f" (the torch.nn.Module is `model.network`: model.network.{name})" if hasattr(Stack, name) else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
@@ -121,9 +123,7 @@ class Pretrained:
         Raises:
             ArgumentError: a model with an encoder and a decoder, or without a tokenizer; a text beyond its positions.
         """
-        from .models.pooling import embed
-
-        return embed(self, texts, normalise=normalise, batch=batch)
+        return embed(self.network, self.tokenizer, texts, normalise=normalise, batch=batch)
 
     def __call__(
         self,
@@ -139,7 +139,7 @@ class Pretrained:
         """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`.
 
         A model with an encoder reads ``tokens`` with it (or a sound or picture, as numbers), and its decoder reads
-        ``target``: texts, before which the mark is put that begins every text, or ids as they are; by default that mark
+        ``target``: texts, before which the decoder's start token is put, or ids as they are; by default that token
         alone. So ``logits[:, i]`` speak of token ``i`` of a target text.
         """
         tokens, layout = self._ids("layout", tokens, layout)
@@ -151,7 +151,7 @@ class Pretrained:
                 )
             return self.network(tokens, layout=layout, segments=segments, **how)  # type: ignore[no-any-return]
         if target is None:
-            target = torch.full((len(tokens), 1), self.first_mark, device=tokens.device)
+            target = torch.full((len(tokens), 1), self.decoder_start_token_id, device=tokens.device)
         elif not isinstance(target, Tensor):
             target, target_layout = self._begun(*self._ids("target_layout", target, target_layout))
         return self.network(target, source=tokens, source_layout=layout, layout=target_layout, **how)  # type: ignore[no-any-return]
@@ -191,8 +191,9 @@ class Pretrained:
             seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
                 the batch. By default it is drawn from torch's generator.
             copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
-            target: for a model with an encoder, what its decoder begins with: a text, behind the first marks, or token
-                ids, marks included; one, or one for each prompt. By default the marks that the checkpoint names.
+            target: for a model with an encoder, what its decoder begins with: a text, behind the first tokens that the
+                checkpoint names, or token ids with these included; one, or one for each prompt. By default these tokens
+                alone.
             layout: where the padding of a tensor of ids stands (`limelight.Padded`).
             logprobs: also give the log-probability of each token.
 
@@ -200,8 +201,6 @@ class Pretrained:
             ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has
                 positions, a bad setting, or a model whose scores are not finite.
         """
-        from .generation.loop import generate
-
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies}
         return generate(self, prompt, sampler, **settings, target=target, layout=layout, logprobs=logprobs)
 
@@ -224,8 +223,6 @@ class Pretrained:
         >>> for piece in model.stream("Once upon a time", tokens=20):  # doctest: +SKIP
         ...     print(piece, end="", flush=True)
         """
-        from .generation.loop import stream
-
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "layout": layout}
         return stream(self, prompt, sampler, **settings)
 
@@ -247,8 +244,6 @@ class Pretrained:
             ArgumentError: a checkpoint without a template, messages that do not fit it, a template that takes more than
                 the time and memory that is allowed (`limelight.generation.templates`).
         """
-        from .generation.conversation import conversation
-
         return self.tokenizer.batch([conversation(self, one, reply, parse_special_tokens) for one in spoken])
 
     def _ids(
@@ -270,10 +265,10 @@ class Pretrained:
         return read.ids, read.layout
 
     def _begun(self, ids: Tensor, layout: Layout | None) -> tuple[Tensor, Layout | None]:
-        """The same texts with the first mark before them, unless the tokenizer has put it there (Whisper's does)."""
-        if ids.numel() and bool((ids[:, 0] == self.first_mark).all()):
+        """Texts with the decoder's start token before them, unless the tokenizer has put it there (Whisper's does)."""
+        if ids.numel() and bool((ids[:, 0] == self.decoder_start_token_id).all()):
             return ids, layout
-        ids = torch.cat((torch.full_like(ids[:, :1], self.first_mark), ids), dim=1)
+        ids = torch.cat((torch.full_like(ids[:, :1], self.decoder_start_token_id), ids), dim=1)
         if layout is None:
             return ids, None
         if not isinstance(layout, Padded) or layout.side == "left":
@@ -281,17 +276,17 @@ class Pretrained:
         return ids, Padded(layout.query_lengths + 1)
 
     @property
-    def first_mark(self) -> int:
-        """The mark that every text of a decoder begins with."""
-        mark = self.marks.get("decoder_start_token_id")
-        if not isinstance(mark, int):
+    def decoder_start_token_id(self) -> int:
+        """The token that every text of the decoder begins with (of a model with an encoder)."""
+        token = self.special_token_ids.get("decoder_start_token_id")
+        if not isinstance(token, int):
             raise wrong(
                 "target",
                 "must be token ids",
                 "the checkpoint names no decoder_start_token_id",
-                "Put the first mark in.",
+                "Put the start token first.",
             )
-        return mark
+        return token
 
     def to(self, where: torch.device | str | torch.dtype) -> Pretrained:
         """Move the network to another device or dtype, in place.
@@ -312,8 +307,8 @@ class Pretrained:
             device = torch.device(where)
             torch.empty(0, device=device)
         except (RuntimeError, TypeError, AssertionError) as error:  # each is PyTorch's for a device that is not there
-            said = str(error).splitlines()[0]
-            got = f"{where!r} is none ({said.rstrip('.')})"
+            reason = str(error).splitlines()[0]
+            got = f"{where!r} is none ({reason.rstrip('.')})"
             raise wrong("where", "must be a device of this PyTorch, or a dtype", got, 'For example "cpu".') from error
         self.network.to(device)
         return self
@@ -338,8 +333,6 @@ class Pretrained:
         Raises:
             ArgumentError: a folder that holds something already, or a place where none can be written.
         """
-        from .checkpoints.save import save
-
         return save(self, folder, dtype=dtype, shard_bytes=shard_bytes)
 
     def __repr__(self) -> str:

@@ -106,7 +106,7 @@ def folder(tmp_path, theirs):
 
 def test_a_whisper_is_the_same_whisper(folder, theirs, tmp_path):
     ours = load(folder)
-    assert ours.marks == {
+    assert ours.special_token_ids == {
         "decoder_start_token_id": 2, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1,
         "suppress_tokens": [3, 4], "begin_suppress_tokens": [5],
     }  # fmt: skip

@@ -299,7 +299,7 @@ def test_the_tokenizer_of_llama_3(tmp_path):
 def test_all_that_ends_a_turn_ends_a_text(tmp_path, more, ends):
     assert LETTERS.index("<end>") == 30
     model = load(write(tmp_path / "model.gguf", more=more))
-    assert model.marks == {"eos_token_id": ends}
+    assert model.special_token_ids == {"eos_token_id": ends}
 
 
 def test_a_saved_tokenizer_names_its_special_tokens(tmp_path):

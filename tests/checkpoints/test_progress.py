@@ -2,7 +2,7 @@
 
 import time
 
-from limelight.checkpoints import progress
+from limelight.formats import progress
 
 
 def test_silence(capsys):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limelight.formats.rules import AsItIs, KeyRules, PairedHalves, Renamed, Rule, Transposed, Unused
+from limelight.formats.rules import AsItIs, KeyRule, KeyRules, PairedHalves, Renamed, Transposed, Unused
 from limelight.models.families import BERT, FAMILIES, LLAMA, Published
 
 PUBLISHED = {
@@ -55,7 +55,7 @@ def test_families_are_found_by_their_published_name():
 
 
 def test_parts_of_one_tensor():
-    parts = [Rule("qkv.{p}", f"{name}.{{p}}", Transposed(), (n, 3)) for n, name in enumerate("qkv")]
+    parts = [KeyRule("qkv.{p}", f"{name}.{{p}}", Transposed(), (n, 3)) for n, name in enumerate("qkv")]
     rules = KeyRules(*parts)
     stored = torch.arange(12.0).reshape(2, 6)
     found = rules.ours("qkv.weight")
@@ -68,8 +68,8 @@ def test_parts_of_one_tensor():
 
 def test_the_first_rule_that_fits_wins():
     rules = KeyRules(
-        Rule("a.{n}.{p}", "x.{n}.{p}"),
-        Rule("old.{n}.{p}", "x.{n}.{p}"),
+        KeyRule("a.{n}.{p}", "x.{n}.{p}"),
+        KeyRule("old.{n}.{p}", "x.{n}.{p}"),
         Unused("a.{any}", "no use"),
     )
     assert rules.ours("a.3.weight") == rules.ours("old.3.weight") == (Renamed("x.3.weight", AsItIs()),)
@@ -81,7 +81,7 @@ def test_the_first_rule_that_fits_wins():
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_prefix_is_there_or_not(bare):
-    rules = KeyRules(Rule("model.a.{p}", "x.{p}"), Rule("head.{p}", "y.{p}"), prefix="model.", bare=bare)
+    rules = KeyRules(KeyRule("model.a.{p}", "x.{p}"), KeyRule("head.{p}", "y.{p}"), prefix="model.", bare=bare)
     assert rules.ours("a.bias") == rules.ours("model.a.bias") == (Renamed("x.bias", AsItIs()),)
     assert rules.ours("head.bias")[0].key == "y.bias"
     assert rules.ours("model.head.bias") is None
@@ -90,7 +90,7 @@ def test_a_prefix_is_there_or_not(bare):
 
 
 def test_a_field_is_a_number_or_a_part_and_text_is_text():
-    rules = KeyRules(Rule("a.{n}.b.{p}", "x.{n}.{p}"))
+    rules = KeyRules(KeyRule("a.{n}.b.{p}", "x.{n}.{p}"))
     for key in ("a.b.b.weight", "a.3.b.scale", "a.3xb.weight", "a.3.b.weight.more", "za.3.b.weight"):
         assert rules.ours(key) is None
 

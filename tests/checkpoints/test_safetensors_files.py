@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from limelight.checkpoints.fill import fill
 from limelight.formats.errors import CheckpointError
-from limelight.formats.rules import KeyRules, Rule
+from limelight.formats.rules import KeyRule, KeyRules
 from limelight.formats.safetensors_files import SafetensorsFolder
 
 A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4, dtype=torch.bfloat16)
@@ -119,7 +119,7 @@ class Net(torch.nn.Module):
         )
 
 
-RULES = KeyRules(Rule("a", "a"), Rule("b", "b"))
+RULES = KeyRules(KeyRule("a", "a"), KeyRule("b", "b"))
 
 
 def filled(folder, tensors):

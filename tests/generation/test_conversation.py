@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers, processors
 
 from limelight import ArgumentError
 from limelight.generation.conversation import conversation
-from limelight.models import Pretrained
+from limelight.pretrained import Pretrained
 from limelight.text import Tokenizer
 
 CHATML = (
@@ -44,18 +44,20 @@ TALK = [
 
 @pytest.fixture(scope="module")
 def backend():
-    marks = ["<s>", "</s>"]
-    made = Backend(models.BPE({c: n for n, c in enumerate([*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())])}, []))
+    special = ["<s>", "</s>"]
+    made = Backend(
+        models.BPE({c: n for n, c in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}, [])
+    )
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.add_special_tokens(marks)
+    made.add_special_tokens(special)
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return made
 
 
 @pytest.fixture
 def model(backend):
-    marks = {"bos_token_id": 0, "eos_token_id": [1, 0]}  # the first of several ends is what templates call it
-    return lambda template: Pretrained("none", None, "here", (), Tokenizer(backend, template), marks)
+    special = {"bos_token_id": 0, "eos_token_id": [1, 0]}  # the first of several ends is what templates call it
+    return lambda template: Pretrained("none", None, "here", (), Tokenizer(backend, template), special)
 
 
 @pytest.mark.parametrize("template", [CHATML, LOOPS, MARKED, EVERYTHING])

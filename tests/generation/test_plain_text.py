@@ -9,7 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from limelight import ArgumentError
 from limelight.generation.conversation import conversation
-from limelight.models import Pretrained
+from limelight.pretrained import Pretrained
 from limelight.text import Tokenizer
 
 TURNS = (
@@ -79,7 +79,7 @@ def by_words():
     return added(backend)
 
 
-def by_normalised_marks():
+def by_normalised_special_tokens():
     """Special tokens that are looked for in what the normalizer makes of a text: "<S>" is one too."""
     backend = tokenizers.Tokenizer.from_str(by_bytes().to_str().replace('"normalized":false', '"normalized":true'))
     backend.normalizer = normalizers.Lowercase()
@@ -92,7 +92,7 @@ BACKENDS = {
     "pieces, first": by_pieces("first"),
     "pieces, always": by_pieces("always"),
     "words": by_words(),
-    "normalised": by_normalised_marks(),
+    "normalised": by_normalised_special_tokens(),
 }
 
 
@@ -137,7 +137,7 @@ def test_only_the_template_writes_special_tokens(name, contents):
     assert all(0 <= start <= end <= len(read.text) for start, end in read.spans)
     assert ends == sorted(ends)
     if name == "bytes":
-        assert model.tokenizer.write(read.ids, marks=True) == read.text
+        assert model.tokenizer.write(read.ids, skip_special_tokens=False) == read.text
 
 
 @given(contents=st.lists(TALK, min_size=1, max_size=3))

@@ -80,7 +80,7 @@ def test_every_attention_is_seen_by_its_name(model):
 
 
 def test_a_target_begins_with_its_mark(model):
-    assert model.marks["decoder_start_token_id"] == 2
+    assert model.special_token_ids["decoder_start_token_id"] == 2
     first = model("d e f")
     assert first.logits.shape == (1, 1, 50)
     whole = model(["d e f", "g h"], target=["h i", "j k l"])
@@ -104,7 +104,7 @@ def test_what_cannot_be_meant(model, tmp_path):
     with pytest.raises(ArgumentError, match="`target` must be padded at the right"):
         model("a", target=model.read(["a", "b c"], side="left"))
     with pytest.raises(ArgumentError, match="decoder_start_token_id"):
-        dataclasses.replace(model, marks={})("a")
+        dataclasses.replace(model, special_token_ids={})("a")
     with pytest.raises(ArgumentError, match="`config` must have an `encoder`"):
         EncoderDecoder(dataclasses.replace(model.config, encoder=None))
     made("gpt2").save_pretrained(tmp_path)

@@ -148,12 +148,12 @@ def test_a_configuration_there_and_back(tmp_path, name):
     family = FAMILIES[values["model_type"]]
     config = family.configure(Published("config.json", values))
     said = json.loads(json.dumps(family.publish(config)))
-    assert family.configure(Published("config.json", said | family_marks(values))) == config
+    assert family.configure(Published("config.json", said | family_special_tokens(values))) == config
     assert said["architectures"] == [shape.__name__]
 
 
-def family_marks(values):
-    return Published("config.json", values).marks()
+def family_special_tokens(values):
+    return Published("config.json", values).special_token_ids()
 
 
 MASKS = ("prob", "length", "min_masks")  # of a sound, in training

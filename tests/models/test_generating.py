@@ -14,7 +14,7 @@ import limelight
 from limelight import ArgumentError, Padded
 from limelight.checkpoints.load import load
 from limelight.generation import Beam, Greedy, Sample
-from limelight.generation.run import Run
+from limelight.generation.session import Session
 from limelight.text import Tokenizer
 
 TOKENS = 9
@@ -34,7 +34,7 @@ def pair(tmp_path_factory):
             theirs, folder = made(name), tmp_path_factory.mktemp(name)
             theirs.save_pretrained(folder)
             ours = load(folder, dtype=torch.float64)
-            kept[name] = dataclasses.replace(ours, marks={}), theirs, ours.marks
+            kept[name] = dataclasses.replace(ours, special_token_ids={}), theirs, ours.special_token_ids
         return kept[name]
 
     return both
@@ -96,7 +96,7 @@ def test_sounds_are_written_down_as_without_a_cache(pair):
 
 
 def written_by_transformers(theirs, how):
-    """What their `generate` adds to each prompt, up to the mark of the end."""
+    """What their `generate` adds to each prompt, up to the end-of-text token."""
     ids, exists = padded("left")
     begun = 1 if theirs.config.is_encoder_decoder else ids.shape[1]
     if theirs.config.is_encoder_decoder:
@@ -120,11 +120,11 @@ COMPARED += [(name, *SAMPLERS[number]) for name in (*DECODERS[2:], "t5-1.1", "ma
 
 @pytest.mark.parametrize(("name", "sampler", "how"), COMPARED, ids=str)
 def test_token_for_token_as_transformers(pair, name, sampler, how):
-    model, theirs, marks = pair(name)
+    model, theirs, special = pair(name)
     target = target_of(theirs)
     end = step_by_step(model, PROMPTS[0], target, 4)[-1]
-    wanted = {key: marks[key] for key in ("forced_eos_token_id", "forced_bos_token_id") if key in marks}
-    model = dataclasses.replace(model, marks=wanted | {"eos_token_id": end})
+    wanted = {key: special[key] for key in ("forced_eos_token_id", "forced_bos_token_id") if key in special}
+    model = dataclasses.replace(model, special_token_ids=wanted | {"eos_token_id": end})
     how = {"max_new_tokens": TOKENS, "eos_token_id": end, **how}
     if theirs.config.model_type == "t5":
         how["use_cache"] = False  # theirs has as many layers as the encoder, and fails when the decoder has more
@@ -192,7 +192,7 @@ def test_rows_that_end_leave_the_others_alone(pair):
 def test_what_a_configuration_wants(pair):
     model, _, _ = pair("bart")
     plain = model.generate(PROMPTS, target=[[2]], tokens=4).ids
-    marks = {
+    special = {
         "decoder_start_token_id": 2,
         "suppress_tokens": [row[1] for row in plain],
         "begin_suppress_tokens": [row[0] for row in plain],
@@ -200,19 +200,23 @@ def test_what_a_configuration_wants(pair):
         "eos_token_id": [7],
         "forced_eos_token_id": 7,
     }
-    wanting = dataclasses.replace(model, marks=marks)
+    wanting = dataclasses.replace(model, special_token_ids=special)
     found = wanting.generate(PROMPTS, tokens=4)
     for row in found:
-        assert row.ids[0] not in marks["begin_suppress_tokens"]
-        assert not {*row.ids} & {*marks["suppress_tokens"], 9}
+        assert row.ids[0] not in special["begin_suppress_tokens"]
+        assert not {*row.ids} & {*special["suppress_tokens"], 9}
         assert row.ids[-1] == 7
-    begun = dataclasses.replace(model, marks=marks | {"forced_bos_token_id": 11}).generate(PROMPTS, tokens=3)
+    begun = dataclasses.replace(model, special_token_ids=special | {"forced_bos_token_id": 11}).generate(
+        PROMPTS, tokens=3
+    )
     assert all(row.ids[0] == 11 for row in begun)
-    forced = dataclasses.replace(model, marks={"decoder_start_token_id": 2, "forced_decoder_ids": [[2, 6], [1, 5]]})
+    forced = dataclasses.replace(
+        model, special_token_ids={"decoder_start_token_id": 2, "forced_decoder_ids": [[2, 6], [1, 5]]}
+    )
     assert forced.generate(PROMPTS, tokens=3).ids == model.generate(PROMPTS, target=[2, 5, 6], tokens=3).ids
     for wrongly in ({"forced_decoder_ids": [[1, None]]}, {"forced_decoder_ids": [[2, 3]]}):
         with pytest.raises(ArgumentError, match="`target` must say what the text begins with"):
-            dataclasses.replace(model, marks=marks | wrongly).generate(PROMPTS)
+            dataclasses.replace(model, special_token_ids=special | wrongly).generate(PROMPTS)
 
 
 @pytest.mark.parametrize(("sampler", "how"), [(Greedy(), {}), (Beam(3), {"num_beams": 3})], ids=str)
@@ -220,7 +224,7 @@ def test_bad_words_of_several_tokens_as_transformers(pair, sampler, how):
     model, theirs, _ = pair("llama")
     plain = [row.ids for row in model.generate(PROMPTS, sampler, tokens=TOKENS)]
     words = [list(plain[0][2:4]), [PROMPTS[1][-1], plain[1][0]], list(plain[2][1:4]), [plain[2][5]], [7]]
-    model = dataclasses.replace(model, marks={"bad_words_ids": words, "eos_token_id": 7})
+    model = dataclasses.replace(model, special_token_ids={"bad_words_ids": words, "eos_token_id": 7})
     with float64_throughout(theirs):
         expected = written_by_transformers(
             theirs, {"max_new_tokens": TOKENS, "eos_token_id": 7, "bad_words_ids": words, **how}
@@ -234,7 +238,7 @@ def test_what_a_generation_config_says_comes_first(tmp_path):
     theirs = made("llama")
     theirs.generation_config.eos_token_id = [7, 9]
     theirs.save_pretrained(tmp_path)
-    assert load(tmp_path).marks["eos_token_id"] == [7, 9]
+    assert load(tmp_path).special_token_ids["eos_token_id"] == [7, 9]
 
 
 def test_texts_pieces_and_stops(writer):
@@ -265,7 +269,7 @@ def test_texts_pieces_and_stops(writer):
 
 def test_a_window_stays_bounded(pair):
     model, _, _ = pair("mistral")
-    run, taken = Run(model.network), []
+    run, taken = Session(model.network), []
     run.read(PROMPTS)
     for _ in range(50):
         run.read([[5], [6], [7]])
@@ -324,14 +328,14 @@ def test_what_cannot_be_meant(pair, writer):
         "`sampler` must be Greedy, Sample or Beam, but it is the class Sample": lambda: model.generate([1], Sample),
         "`target` is for a model with an encoder": lambda: model.generate(PROMPTS, target=[1]),
         "`target` must be one, or one for each": lambda: pair("bart")[0].generate(PROMPTS, target=[[1], [2]]),
-        "`model` must foretell the next token": lambda: pair("bert")[0].generate(PROMPTS),
+        "`model` must predict the next token": lambda: pair("bert")[0].generate(PROMPTS),
         "`text` is that of a single": lambda: model.generate(PROMPTS, tokens=1).text,
         "`texts` need a tokenizer": lambda: model.generate(PROMPTS, tokens=1).texts,
     }
     for message, call in bad.items():
         with pytest.raises(ArgumentError, match=message):
             call()
-    begun = dataclasses.replace(model, marks={"bos_token_id": 5})
+    begun = dataclasses.replace(model, special_token_ids={"bos_token_id": 5})
     assert begun.generate([[], [7]], tokens=2).ids == model.generate([[5], [7]], tokens=2).ids
 
 
@@ -387,7 +391,7 @@ def test_the_first_module_that_is_not_finite_is_named(pair, sampler):
 @pytest.mark.parametrize("sampler", [Greedy(), Sample(), Beam(2)])
 def test_a_configuration_that_forbids_every_token(pair, sampler):
     model, _, _ = pair("llama")
-    silent = dataclasses.replace(model, marks={"suppress_tokens": list(range(50))})
+    silent = dataclasses.replace(model, special_token_ids={"suppress_tokens": list(range(50))})
     with pytest.raises(ArgumentError, match=r"`model` must be allowed some token, .* leaves none as new token 1"):
         silent.generate(PROMPTS, sampler, tokens=2)
 
@@ -400,9 +404,11 @@ def test_ids_beyond_the_vocabulary_in_a_configuration(pair):
         "bad_words_ids": [[77], [3, 77]],
         "eos_token_id": 60,
     }
-    assert dataclasses.replace(model, marks=far).generate(PROMPTS, tokens=3) == model.generate(PROMPTS, tokens=3)
+    assert dataclasses.replace(model, special_token_ids=far).generate(PROMPTS, tokens=3) == model.generate(
+        PROMPTS, tokens=3
+    )
     with pytest.raises(ArgumentError, match="`forced_eos_token_id` of the checkpoint must be one of the model's 50"):
-        dataclasses.replace(model, marks={"forced_eos_token_id": 50}).generate(PROMPTS, tokens=3)
+        dataclasses.replace(model, special_token_ids={"forced_eos_token_id": 50}).generate(PROMPTS, tokens=3)
 
 
 def test_a_special_token_stops_where_it_is_a_stop_string(writer):
@@ -473,6 +479,6 @@ def test_an_id_of_minus_one_says_that_there_is_none(tmp_path):
     none = {"pad_token_id": -1, "eos_token_id": [7, -1], "suppress_tokens": [-1], "begin_suppress_tokens": []}
     path.write_text(json.dumps(json.loads(path.read_text()) | none))
     model = load(tmp_path)
-    assert model.marks["eos_token_id"] == [7]
-    assert not {"pad_token_id", "suppress_tokens", "begin_suppress_tokens"} & set(model.marks)
+    assert model.special_token_ids["eos_token_id"] == [7]
+    assert not {"pad_token_id", "suppress_tokens", "begin_suppress_tokens"} & set(model.special_token_ids)
     assert len(model.generate(PROMPTS, tokens=2)) == 3

@@ -148,7 +148,7 @@ ID, IDS, PAIRS = "the id of a token, or a list", "a list of the ids", "a list of
 )
 def test_special_tokens_that_are_none(key, value, rule):
     with pytest.raises(CheckpointError, match=f"generation_config.json says {key} = .*{rule}"):
-        Published("generation_config.json", {key: value}).marks()
+        Published("generation_config.json", {key: value}).special_token_ids()
 
 
 def test_special_tokens():
@@ -164,4 +164,4 @@ def test_special_tokens():
         "temperature": 0.6,
     }
     left_out = {"pad_token_id", "bos_token_id", "suppress_tokens", "temperature"}
-    assert Published("config.json", said).marks() == {key: said[key] for key in said.keys() - left_out}
+    assert Published("config.json", said).special_token_ids() == {key: said[key] for key in said.keys() - left_out}

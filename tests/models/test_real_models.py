@@ -211,7 +211,7 @@ def test_marian_is_its_plain_matrices(translator, in_float64):
     assert_equal(output.encoded.states[0], encoded)
     logits = oracle.logits(target.ids[0], encoded)
     assert_equal(output.logits[0, :, :-1], logits)
-    assert (output.logits[..., -1] == -torch.inf).all()  # the mark that every text begins with is never written
+    assert (output.logits[..., -1] == -torch.inf).all()  # the token that every text begins with is never written
     assert logits[:-1].argmax(-1).tolist() == target.ids[0].tolist()
     batch = translator([ENGLISH, "Hello."], target=[PORTUGUESE, "A margem"])
     assert_equal(batch.logits[:1, :, :-1], output.logits[:, :, :-1])
@@ -316,18 +316,18 @@ def test_rxnmapper_follows_the_atoms_of_a_reaction(rxnmapper):
 
 def test_whisper_writes_down_what_is_said(whisper, their_whisper, beckett):
     heard = spectrum(recording(beckett))
-    begin, end = [50257, 50362], whisper.marks["eos_token_id"]
+    begin, end = [50257, 50362], whisper.special_token_ids["eos_token_id"]
     encoded, cache, ids, new = whisper.network.encode(heard), Cache(), list(begin), begin
     while new != [end] and len(ids) < 100:
         logits = whisper.network(torch.tensor([new]), source=encoded, cache=cache).logits[0, -1]
-        logits[whisper.marks["suppress_tokens"]] = -torch.inf
+        logits[whisper.special_token_ids["suppress_tokens"]] = -torch.inf
         new = [int(logits.argmax())]
         ids += new
     assert whisper.tokenizer.write(ids) == SAID
-    whole = whisper(heard, target=SAID)  # its tokenizer puts the marks before and after
+    whole = whisper(heard, target=SAID)  # its tokenizer puts the special tokens before and after
     assert whole.logits[0].argmax(-1).tolist()[1:-1] == ids[2:]
     theirs = their_whisper(input_features=heard, decoder_input_ids=torch.tensor([ids[:-1]])).logits[0]
-    theirs[:, whisper.marks["suppress_tokens"]] = -torch.inf
+    theirs[:, whisper.special_token_ids["suppress_tokens"]] = -torch.inf
     assert theirs.argmax(-1).tolist()[1:] == ids[2:]
 
 
@@ -358,7 +358,11 @@ def test_saved_and_read_by_transformers(tmp_path, rxnmapper, whisper, their_rxnm
 def test_marian_translates_and_aligns(translator):
     source = translator.read(ENGLISH)
     encoded, cache = translator.network.encode(source.ids), Cache()
-    end, ids, new = translator.marks["eos_token_id"], [], translator.marks["decoder_start_token_id"]
+    end, ids, new = (
+        translator.special_token_ids["eos_token_id"],
+        [],
+        translator.special_token_ids["decoder_start_token_id"],
+    )
     with limelight.watching(limelight.Observe(top=1)) as seen:
         while new != end and len(ids) < 30:
             new = int(translator.network(torch.tensor([[new]]), source=encoded, cache=cache).logits[0, -1].argmax())

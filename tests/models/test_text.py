@@ -63,7 +63,7 @@ def test_any_text(both, text):
         assert ends == sorted(ends)
     if text.isascii() and text.isprintable():  # some rare bytes are not in the vocabulary
         bpe = both.pairs[1][0]
-        assert bpe.write(bpe.read(text).ids, marks=True) == text
+        assert bpe.write(bpe.read(text).ids, skip_special_tokens=False) == text
 
 
 def test_the_whole_text_is_read(minilm):
@@ -205,7 +205,9 @@ def test_a_model_reads_plain_messages(smollm2):
     default = smollm2.conversation(talk).ids[0].tolist()
     assert system in smollm2.tokenizer.write(ids)
     assert ids.count(end) == default.count(end) - 1
-    assert smollm2.tokenizer.write(ids, marks=True) == smollm2.tokenizer.write(default, marks=True)
+    assert smollm2.tokenizer.write(ids, skip_special_tokens=False) == smollm2.tokenizer.write(
+        default, skip_special_tokens=False
+    )
     harmless = "Why is 1 < 2, and what is a <b>?"
     plain = smollm2.conversation(harmless, parse_special_tokens=False)
     assert plain.texts == smollm2.conversation(harmless).texts

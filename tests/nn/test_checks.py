@@ -52,6 +52,7 @@ TAKEN = {
     nn.YaRN: {"factor": 4.0, "original_max_positions": 128, "fast": 32.0, "slow": 1.0, "attention_factor": 1.0},
     nn.DynamicNTK: {"factor": 2.0, "original_max_positions": 128},
     nn.Llama3Scaling: {"factor": 8.0, "original_max_positions": 128, "low": 1.0, "high": 4.0},
+    nn.LongRope: {"short": (1.0,), "long": (2.0,), "original_max_positions": 128, "attention_factor": 1.0},
     nn.LinearScaling: {"factor": 2.0},
     nn.Normal: {"deviation": 0.02, "layers": 4, "cut": 2.0},
     nn.FanIn: {"width": 16, "factor": 1.0},

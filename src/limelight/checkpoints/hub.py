@@ -44,9 +44,9 @@ def snapshot(repository: str) -> Path:
             "Check the network, or name a folder that holds config.json, safetensors weights and tokenizer.json."
         ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{repository!r} is no local folder, and the Hugging Face hub refused it: {said[0]} "
+            f"{repository!r} is no local folder, and the Hugging Face hub refused it: {reason[0]} "
             "Check the spelling; a private or gated model wants `hf auth login` first."
         ) from error
 

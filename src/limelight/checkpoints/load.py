@@ -27,6 +27,7 @@ from ..formats.errors import (
 )
 from ..formats.gguf_files import GGUFFile, part_of_split
 from ..formats.marian_files import MarianFile
+from ..formats.progress import counted
 from ..formats.rules import KeyRules
 from ..formats.safetensors_files import SafetensorsFolder
 from ..formats.tokenizer_files import marian_tokenizer, smiles_tokenizer, tokenizer_in, tokenizer_of
@@ -43,11 +44,10 @@ from .fetching import fetch
 from .fill import Files, differing, fill
 from .hub import looks_like_hub_name, snapshot
 from .packaged import PACKAGED, PackagedModel
-from .progress import counted
 
 CTRANSLATE2 = "model.bin"
 GENERATION = "generation_config.json"
-GGUF_MARKS = {"bos_token_id": "tokenizer.ggml.bos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
+GGUF_SPECIAL = {"bos_token_id": "tokenizer.ggml.bos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
 GGUF_ENDS = (
     "eos",
     "eot",
@@ -218,10 +218,10 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: Packaged
     network = _made(family, config, path)
     rules = family.rules(config)
     tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)
-    marks = published.marks()
+    special = published.special_token_ids()
     if (folder / GENERATION).is_file():  # what it says of writing comes before what config.json says
-        marks |= Published(folder / GENERATION, read_json(folder / GENERATION)).marks()
-    return _filled(name, network, files, rules, folder, dtype, tokenizer, marks, wide=family.float32_in_float16)
+        special |= Published(folder / GENERATION, read_json(folder / GENERATION)).special_token_ids()
+    return _filled(name, network, files, rules, folder, dtype, tokenizer, special, wide=family.float32_in_float16)
 
 
 def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained:
@@ -234,10 +234,12 @@ def _from_ctranslate2(name: str, folder: Path, dtype: torch.dtype) -> Pretrained
             "format. Take the model as safetensors."
         )
     tokenizer = tokenizer_in(folder)
-    marks = {} if isinstance(tokenizer, str) else family.ctranslate2.marks(tokenizer, read_json(folder / "config.json"))
+    special: dict[str, Any] = {}
+    if not isinstance(tokenizer, str):
+        special = family.ctranslate2.special_token_ids(tokenizer, read_json(folder / "config.json"))
     published = Published(file.path, family.ctranslate2.describe(file), tensors=frozenset(file.keys()))
     network = _made(family, family.configure(published), file.path)
-    return _filled(name, network, file, family.ctranslate2.rules(network.config), folder, dtype, tokenizer, marks)
+    return _filled(name, network, file, family.ctranslate2.rules(network.config), folder, dtype, tokenizer, special)
 
 
 def _from_marian(name: str, folder: Path, weights: str, dtype: torch.dtype) -> Pretrained:
@@ -247,21 +249,21 @@ def _from_marian(name: str, folder: Path, weights: str, dtype: torch.dtype) -> P
     config = names.configure(file)
     tokenizer = marian_tokenizer(folder)
     network = _made(MARIAN, config, file.path)
-    marks: dict[str, Any] = {"decoder_start_token_id": config.vocabulary - 1}
+    special: dict[str, Any] = {"decoder_start_token_id": config.vocabulary - 1}
     if not isinstance(tokenizer, str):
-        marks["eos_token_id"] = tokenizer.backend.token_to_id("</s>")
-    return _filled(name, network, file, names.rules(config), folder, dtype, tokenizer, marks)
+        special["eos_token_id"] = tokenizer.backend.token_to_id("</s>")
+    return _filled(name, network, file, names.rules(config), folder, dtype, tokenizer, special)
 
 
 def _from_gguf(name: str, path: Path, dtype: torch.dtype) -> Pretrained:
     file = GGUFFile(path)
     network, names = _gguf_network(path, file)
-    found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_MARKS.items()}
+    found = {ours: file.fields.get(theirs) for ours, theirs in GGUF_SPECIAL.items()}
     ends = dict.fromkeys(file.fields.get(f"tokenizer.ggml.{end}_token_id") for end in GGUF_ENDS)  # each once, in order
     several = [end for end in ends if end not in (None, *NONE)]
     found["eos_token_id"] = several[0] if len(several) == 1 else several or None
-    marks = Published(path, found).marks()
-    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), marks)
+    special = Published(path, found).special_token_ids()
+    return _filled(name, network, file, names.rules(network.config), path, dtype, tokenizer_of(file), special)
 
 
 def _gguf_network(path: Path, file: GGUFFile) -> tuple[Stack, GGUFNames]:
@@ -324,14 +326,14 @@ def _filled(
     source: Path,
     dtype: torch.dtype,
     tokenizer: Tokenizer | str,
-    marks: Mapping[str, Any],
+    special_token_ids: Mapping[str, Any],
     *,
     wide: tuple[str, ...] = (),
 ) -> Pretrained:
     total = sum(parameter.numel() for parameter in network.parameters())
     with counted(f"reading {name}", total) as report:
         unused = fill(network, files, rules, where=source, dtype=dtype, wide=wide, report=report)
-    return Pretrained(name, network, source, unused, tokenizer, marks)
+    return Pretrained(name, network, source, unused, tokenizer, special_token_ids)
 
 
 def _family(name: object, key: str, path: Path) -> Family:

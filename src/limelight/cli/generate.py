@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..generation import Beam, Continuation, Sampler
-    from ..models import Pretrained
+    from ..pretrained import Pretrained
 
 
 def generate(
@@ -238,7 +238,7 @@ def _streamed(
     """The text, piece by piece; the line is ended also when it is interrupted."""
     from itertools import chain
 
-    from ..checkpoints.progress import counted
+    from ..formats.progress import counted
 
     pieces = model.stream(prompt, sampler, **settings)
     with counted("Reading", 1):  # a long text takes a while before the first piece comes

@@ -1,4 +1,4 @@
-"""What can be wrong with a file, said in one paragraph."""
+"""Errors about files: what is wrong, with which values, and what to do, in one paragraph."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def guarded(path: Path) -> Iterator[None]:
     except ArgumentError as error:
         raise CheckpointError(f"{path} describes a model that cannot be made: {error}") from error
     except Exception as error:
-        said = str(error).strip().splitlines() or ["no reason given"]
+        reason = str(error).strip().splitlines() or ["no reason given"]
         raise CheckpointError(
-            f"{path} cannot be read as a model ({type(error).__name__}: {said[0]:.300}). It is damaged, or of another "
-            "make than its names say. Compare its size and sha256 with those of its source."
+            f"{path} cannot be read as a model ({type(error).__name__}: {reason[0]:.300}). It is damaged, or of "
+            "another make than its names say. Compare its size and sha256 with those of its source."
         ) from error
 
 

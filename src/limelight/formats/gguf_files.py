@@ -48,7 +48,7 @@ KINDS = {
     **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre"), "a text"),
     **dict.fromkeys(("tokenizer.ggml.tokens", "tokenizer.ggml.merges"), "a list of texts"),
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"), "true or false"),
-    **{f"tokenizer.ggml.{mark}_token_id": "the id of a token" for mark in ("bos", "eos", "eot", "eom", "padding")},
+    **{f"tokenizer.ggml.{name}_token_id": "the id of a token" for name in ("bos", "eos", "eot", "eom", "padding")},
     **dict.fromkeys((SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS), "a whole number"),
     "tokenizer.ggml.token_type": "a list of whole numbers",
 }
@@ -272,7 +272,7 @@ class _Cursor:
             return list(struct.unpack(code, self.take(struct.calcsize(code))))
         read: Callable[[], Any] = self.text
         if kind != STRING:
-            # Arrays of arrays are legal, written by nobody, and would let a small file nest without end.
+            # Arrays of arrays are legal, in no known file, and would let a small file nest without end.
             raise damaged(self.path, f"before byte {self.at:,} stands an array of the unsupported type {kind}")
         return [read() for _ in range(self._entries(least_bytes=8))]
 

@@ -3,7 +3,7 @@
 A published checkpoint calls a tensor ``encoder.layer.3.attention.self.query.weight``; Limelight calls it
 ``layers.3.attention.inner.query.weight``. A rule is the two names side by side, with ``{...}`` for what varies::
 
-    >>> rules = KeyRules(Rule("encoder.layer.{n}.attention.self.query.{p}", "layers.{n}.attention.inner.query.{p}"))
+    >>> rules = KeyRules(KeyRule("encoder.layer.{n}.attention.self.query.{p}", "layers.{n}.attention.inner.query.{p}"))
     >>> rules.ours("encoder.layer.3.attention.self.query.weight")[0].key
     'layers.3.attention.inner.query.weight'
     >>> rules.published("layers.3.attention.inner.query.weight").key
@@ -89,7 +89,7 @@ class Transposed:
 class OneMore:
     """A table without its last row, which is ``fill`` everywhere; a matrix of one row is a vector.
 
-    (Marian begins to write from a vector of zeros, which is no token's; here it is that of a mark behind the others.)
+    (Marian begins to write from a vector of zeros, which is no token's; here it is that of an added special token.)
     """
 
     fill: float
@@ -105,7 +105,7 @@ class OneMore:
 
 
 @dataclass(frozen=True)
-class Row:
+class SingleRow:
     """A vector stored as a matrix of one row."""
 
     def read(self, tensor: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeyRule:
     """``published`` and ``ours``: two key templates with the same ``{...}`` fields, and how the values change.
 
     ``{n}`` and ``{e}`` stand for whole numbers, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
@@ -170,7 +170,7 @@ class KeyRules:
         bare: whether it is left out when keys are written, as the files of a body without a head do.
     """
 
-    def __init__(self, *rules: Rule | Unused, prefix: str = "", bare: bool = False) -> None:
+    def __init__(self, *rules: KeyRule | Unused, prefix: str = "", bare: bool = False) -> None:
         self.rules = rules
         self.prefix = prefix
         self.bare = bare
@@ -185,14 +185,14 @@ class KeyRules:
                     return tuple(
                         Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, one.again)
                         for one in self.rules
-                        if isinstance(one, Rule) and one.published == rule.published
+                        if isinstance(one, KeyRule) and one.published == rule.published
                     )
         return None
 
     def published(self, key: str) -> Renamed | None:
         """The published name of one of our keys, or ``None`` when no rule knows it."""
         for rule in self.rules:
-            if isinstance(rule, Rule) and (fields := _fields(rule.ours, key)):
+            if isinstance(rule, KeyRule) and (fields := _fields(rule.ours, key)):
                 name = rule.published.format(**fields.groupdict())
                 return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change, rule.part)
         return None

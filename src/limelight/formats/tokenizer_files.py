@@ -86,10 +86,10 @@ def _chat_templates(folder: Path, settings: dict[str, Any] | None) -> dict[str, 
             found[name] = _text_in(path, MOST_TEMPLATE)
     if found:
         return found
-    told = (settings or {}).get("chat_template")
-    if isinstance(told, str):
-        return {"default": told}
-    listed = [] if told is None else told if isinstance(told, list) else [told]
+    named = (settings or {}).get("chat_template")
+    if isinstance(named, str):
+        return {"default": named}
+    listed = [] if named is None else named if isinstance(named, list) else [named]
     for one in listed:
         if not (isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("template"), str)):
             path = folder / "tokenizer_config.json"
@@ -101,11 +101,11 @@ def _special_tokens(folder: Path, settings: dict[str, Any] | None) -> dict[str, 
     """Special tokens by the names templates use (``bos_token``), as in ``transformers``; ``None`` without settings."""
     if settings is None:
         return None
-    told = dict(settings)
+    values = dict(settings)
     if "added_tokens_decoder" not in settings:  # the older way: a file of its own, which comes first
-        told |= _json_in(folder / "special_tokens_map.json") or {}
-    extra = told.get("extra_special_tokens")
-    named = {key: value for key, value in told.items() if key.endswith("_token")}
+        values |= _json_in(folder / "special_tokens_map.json") or {}
+    extra = values.get("extra_special_tokens")
+    named = {key: value for key, value in values.items() if key.endswith("_token")}
     spelled = {key: _spelling(value) for key, value in {**named, **(extra if isinstance(extra, dict) else {})}.items()}
     return {key: token for key, token in spelled.items() if token is not None}
 
@@ -117,7 +117,7 @@ def _spelling(token: object) -> str | None:
 
 
 def marian_tokenizer(folder: Path) -> Tokenizer | str:
-    """The tokenizer of a Marian model, which puts the mark of the end after every text."""
+    """The tokenizer of a Marian model, which puts ``</s>`` after every text."""
     tokenizer = tokenizer_in(folder)
     if isinstance(tokenizer, str):
         return tokenizer
@@ -139,14 +139,14 @@ def smiles_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "vocab.txt"
     vocabulary = {token: number for number, token in enumerate(path.read_text("utf-8").splitlines())}
     try:
-        marks = {mark: vocabulary[mark] for mark in ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]")}
+        special = {token: vocabulary[token] for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]")}
     except KeyError as error:
         raise damaged(path, f"it has no {error}") from error
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), behavior="removed", invert=True)
     backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in marks])
-    ends = [(mark, marks[mark]) for mark in ("[CLS]", "[SEP]")]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    ends = [(token, special[token]) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return Tokenizer(backend)
 
@@ -171,7 +171,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     backend = tokenizers.Tokenizer(_bpe(file, tokens, merges))
     backend.pre_tokenizer = _cutter(CUTS[cut])
     backend.decoder = decoders.ByteLevel()
-    _add_marks(backend, tokens, fields.get("tokenizer.ggml.token_type") or [])
+    _add_special(backend, tokens, fields.get("tokenizer.ggml.token_type") or [])
     _add_ends(backend, fields, tokens)
     template = fields.get("tokenizer.chat_template")
     return Tokenizer(backend, template if isinstance(template, str) else None)
@@ -201,19 +201,19 @@ def _cutter(expression: str | None) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(expression), behavior="isolated"), by_bytes])
 
 
-def _add_marks(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Tokens that stay whole: the model's own marks, and words that its makers added."""
+def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
+    """Add the tokens that stay whole: the model's special tokens, and words that its makers added."""
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     typed = list(zip(tokens, types, strict=False))
-    # a mark outside the byte alphabet is a mislabel of the converter; adding it would lengthen the vocabulary
-    marks = [token for token, kind in typed if kind == CONTROL and set(token) <= alphabet]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in marks])
+    # a special token outside the byte alphabet is a mislabel of the converter; adding it would lengthen the vocabulary
+    special = [token for token, kind in typed if kind == CONTROL and set(token) <= alphabet]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     added = [token for token, kind in typed if kind == USER_DEFINED and backend.token_to_id(token) is not None]
     backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
 
 
 def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: list[str]) -> None:
-    """The marks that the model wants before and after every text."""
+    """Add the special tokens that the model wants before and after every text."""
     ends = {}
     usual = {"bos": fields.get("tokenizer.ggml.pre") in LLAMA3, "eos": False}
     for side in ("bos", "eos"):

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..tensors.shapes import whole_number, wrong
 from .guide import Guide
 from .row import Row
-from .run import Run, nothing_allowed
-from .sampling import check_above_0, is_number, penalised, tokens_in
+from .sampling import check_above_0, is_number
+from .session import Session, nothing_allowed
 
 
 @dataclass(frozen=True)
@@ -95,19 +95,15 @@ class Search:
         return total / len(row.ids) ** self.beam.length_penalty  # type: ignore[no-any-return]
 
 
-def search(run: Run, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list[tuple[float, Row]]]:
+def search(session: Session, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list[tuple[float, Row]]]:
     """The texts found for each of the ``rows``, best first, with their scores; at most ``beam.width`` each."""
     searches = [Search(beam, [(0.0, row)]) for row in rows]
-    scores = run.read([row.begun for row in rows])
+    scores = session.read([row.begun for row in rows])
     active = searches
     while True:
         texts = [row for one in active for _, row in one.going]
-        logprobs = run.logprobs(scores, len(texts[0].ids))
-        changed = logprobs
-        if beam.repetition != 1:
-            seen = tokens_in([(*row.begun, *row.ids) for row in texts], logprobs)
-            changed = penalised(logprobs, seen, beam.repetition)
-        changed = guide.applied(changed, texts)
+        logprobs = session.logprobs(scores, len(texts[0].ids))
+        changed = guide.scores(logprobs, texts, beam.repetition)
         sums = changed + changed.new_tensor([total for one in active for total, _ in one.going])[:, None]
         parents: list[int] = []
         begin = 0
@@ -121,5 +117,5 @@ def search(run: Run, rows: Sequence[Row], beam: Beam, guide: Guide) -> list[list
         active = [one for one in active if not one.over]
         if not active:
             return [one.ended for one in searches]
-        run.select(parents)
-        scores = run.read([row.ids[-1:] for one in active for _, row in one.going])
+        session.select(parents)
+        scores = session.read([row.ids[-1:] for one in active for _, row in one.going])

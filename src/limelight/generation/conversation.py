@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from ..tensors.shapes import ArgumentError, wrong
-from ..text import Text, Tokenizer, printable, valid_text
+from ..text import Text, printable, valid_text
 from .plain_text import Escapes
 from .templates import LIMITS, TemplateError, TemplateLimitError, renderer
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
+from .writer import Writer
 
 Message: TypeAlias = "Mapping[str, Any]"  # {"role": "user", "content": "Hello"}
 Conversation: TypeAlias = "str | Sequence[Message]"  # a text is one message of the user
 
-NAMED = ("bos", "eos", "pad", "unk")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field; the first is the common one
 EXAMPLE = 'For example: [{"role": "user", "content": "Hello"}].'
 
 
-def conversation(model: Pretrained, spoken: Conversation, reply: bool, parse_special_tokens: bool = True) -> Text:
+def conversation(model: Writer, spoken: Conversation, reply: bool, parse_special_tokens: bool = True) -> Text:
     """One conversation as tokens; see `limelight.models.Pretrained.conversation`."""
     tokenizer = model.tokenizer
     template = tokenizer.chat_template
@@ -33,9 +30,11 @@ def conversation(model: Pretrained, spoken: Conversation, reply: bool, parse_spe
         if not isinstance(value, bool):
             raise wrong(name, "must be True or False", f"it is {value!r:.80}", "Leave it out for True.")
     messages = _messages(spoken)
-    special = special_tokens(tokenizer, model.marks)
+    special = tokenizer.named_special_tokens(model.special_token_ids)
     if parse_special_tokens:
-        return tokenizer.read(_rendered(template, messages, reply, special), marks=False)  # the template writes them
+        return tokenizer.read(
+            _rendered(template, messages, reply, special), add_special_tokens=False
+        )  # the template writes them
     escapes = Escapes.of(tokenizer, template, messages)
     return escapes.read(_rendered(template, escapes.escaped(messages), reply, special))
 
@@ -52,20 +51,6 @@ def _rendered(template: str, messages: list[dict[str, Any]], reply: bool, specia
     except TemplateError as error:
         got = f"it says: {printable(str(error)).rstrip('.')}"
         raise wrong("conversation", "must fit the model's chat template", got, see) from error
-
-
-def special_tokens(tokenizer: Tokenizer, marks: Mapping[str, Any]) -> Mapping[str, str]:
-    """Special tokens by the names that templates and tokenizers give them (``"eos_token"``): the tokenizer's, or else
-    those of the checkpoint; of several that end a text, the first.
-    """
-    if tokenizer.special_tokens is not None:
-        return tokenizer.special_tokens
-    ids = {name: marks.get(f"{name}_token_id") for name in NAMED}
-    first = {name: found[0] if isinstance(found, (list, tuple)) and found else found for name, found in ids.items()}
-    spelled = {
-        f"{name}_token": tokenizer.backend.id_to_token(token) for name, token in first.items() if isinstance(token, int)
-    }
-    return {name: token for name, token in spelled.items() if token is not None}
 
 
 def _messages(spoken: object) -> list[dict[str, Any]]:

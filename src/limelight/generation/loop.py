@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,16 +16,14 @@ from .guide import Guide
 from .prompts import Prompt, beginnings
 from .results import LIMIT, POSITIONS, Continuation, Generation
 from .row import Row
-from .run import Run, nothing_allowed
-from .sampling import Greedy, Sampler, draws, penalised, tokens_in
+from .sampling import Greedy, Sampler, draws
+from .session import Session, nothing_allowed
+from .writer import Writer
 from .writing import Writing
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
 
 
 def generate(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     sampler: Sampler | Beam | None = None,
     *,
@@ -43,16 +40,16 @@ def generate(
     if not isinstance(logprobs, bool):
         raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
     how, seed = _checked(sampler), _seed(seed)
-    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if isinstance(how, Beam):
         if copies > how.width:
             raise wrong("copies", f"must be at most the beam's {how.width}", f"it is {copies}", "Widen the beam.")
-        found = search(run, rows, how, guide)
+        found = search(session, rows, how, guide)
         return Generation(tuple(row.continuation(logprobs, score) for one in found for score, row in one[:copies]))
     if copies > 1 and isinstance(how, Greedy):
         raise wrong("copies", "must be 1 for Greedy", f"it is {copies}", "It finds one text; take Sample or Beam.")
     rows = [replace(row, copy=number) for row in rows for number in range(copies)]
-    *_, written = write(run, rows, how, guide, seed)
+    *_, written = write(session, rows, how, guide, seed)
     return Generation(tuple(row.continuation(logprobs) for row in written))
 
 
@@ -81,7 +78,7 @@ class Stream(Iterator[str]):
 
 
 def stream(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     sampler: Sampler | None = None,
     *,
@@ -96,24 +93,24 @@ def stream(
     if isinstance(how, Beam):
         raise wrong("sampler", "must choose a token at a time to stream", f"it is {how}", "Beam knows at the end.")
     _ = model.tokenizer  # pieces are characters
-    run, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if len(rows) != 1:
         raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Take generate.")
-    return Stream(write(run, rows, how, guide, seed), rows[0])
+    return Stream(write(session, rows, how, guide, seed), rows[0])
 
 
 def begun(
-    model: Pretrained,
+    model: Writer,
     prompt: Prompt,
     tokens: int | None,
     stop: str | int | Sequence[str | int],
     target: Prompt | None,
     layout: Layout | None,
-) -> tuple[Run, list[Row], Guide]:
-    """A run with nothing read yet, a row for each prompt, and what the model's configuration wants."""
+) -> tuple[Session, list[Row], Guide]:
+    """A session with nothing read yet, a row for each prompt, and what the model's configuration wants."""
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
-    guide = Guide.of(model.marks, model.config.vocabulary)
+    guide = Guide.of(model.special_token_ids, model.config.vocabulary)
     room = _room(model, beginning, tokens)
     ends = guide.ends | {one for one in stops if isinstance(one, int)}
     strings = tuple(one for one in stops if isinstance(one, str))
@@ -128,26 +125,23 @@ def begun(
         )
         for ids in beginning
     ]
-    return Run(model.network, encoded), rows, guide
+    return Session(model.network, encoded), rows, guide
 
 
-def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
+def write(session: Session, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
     """All rows, after each token. Copies of a row stand beside each other; what they begin with is read once."""
     rows = list(rows)
     firsts = [number for number, row in enumerate(rows) if not row.copy]
-    scores = run.read([rows[number].begun for number in firsts])
+    scores = session.read([rows[number].begun for number in firsts])
     origin = [sum(first <= number for first in firsts) - 1 for number in range(len(rows))]
-    run.select(origin)
+    session.select(origin)
     scores = scores[origin]
     going = list(range(len(rows)))
     while True:
         texts = [rows[number] for number in going]
         step = len(texts[0].ids)
-        logprobs = run.logprobs(scores, step)
-        if sampler.repetition != 1:
-            seen = tokens_in([(*row.begun, *row.ids) for row in texts], scores)
-            scores = penalised(scores, seen, sampler.repetition)
-        scores = guide.applied(scores, texts)
+        logprobs = session.logprobs(scores, step)
+        scores = guide.scores(scores, texts, sampler.repetition)
         copy = torch.tensor([row.copy for row in texts], dtype=torch.int64, device="cpu")
         chosen = sampler.choose(scores, partial(draws, seed, copy, step))
         if bool(scores.gather(-1, chosen[:, None]).isneginf().any()):
@@ -159,9 +153,9 @@ def write(run: Run, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: i
         kept = [place for place, number in enumerate(going) if not rows[number].ended]
         if not kept:
             return
-        run.select(kept)
+        session.select(kept)
         going = [going[place] for place in kept]
-        scores = run.read([rows[number].ids[-1:] for number in going])
+        scores = session.read([rows[number].ids[-1:] for number in going])
 
 
 def _checked(sampler: Sampler | Beam | None) -> Sampler | Beam:
@@ -196,7 +190,7 @@ def _stops(stop: str | int | Sequence[str | int], vocabulary: int) -> tuple[str 
     return tuple(valid_text(one, "stop") if isinstance(one, str) else one for one in stops)
 
 
-def _room(model: Pretrained, beginning: list[list[int]], tokens: int | None) -> int:
+def _room(model: Writer, beginning: list[list[int]], tokens: int | None) -> int:
     """Positions for tokens, that of the last one included: it is written, but not read."""
     limit, longest = model.config.cached_limit, max(map(len, beginning))
     if tokens is not None:

@@ -74,8 +74,8 @@ class Escapes:
         Raises:
             ArgumentError: the tokenizer makes a special token of plain text (its vocabulary holds it as a word).
         """
-        for mark in (self.begin, self.end, self.cut):  # as `tojson` may write them
-            rendered = rendered.replace(json.dumps(mark)[1:-1], mark)
+        for escape in (self.begin, self.end, self.cut):  # as `tojson` may write them
+            rendered = rendered.replace(json.dumps(escape)[1:-1], escape)
         text, hidden, places = self._parted(rendered)
         own, others = [], False
         cut = self.tokenizer.cut(hidden)
@@ -87,7 +87,7 @@ class Escapes:
                 else:  # a normalizer made it of something else, which no template writes
                     others = True
         if text == rendered and not others:
-            return self.tokenizer.read(text, marks=False)
+            return self.tokenizer.read(text, add_special_tokens=False)
         return self.tokenizer.read_around(text, own, self.tokens)
 
     @property
@@ -96,10 +96,10 @@ class Escapes:
 
     def _parted(self, rendered: str) -> tuple[str, str, list[int]]:
         """The text; itself with what is escaped hidden, so that no token is found there; places of that in the text."""
-        marks = f"{self.begin}{self.end}{self.cut}"
+        escapes = f"{self.begin}{self.end}{self.cut}"
         text, hidden, places, done = list[str](), list[str](), list[int](), 0
-        for part in re.finditer(f"{self.begin}({self._any_token}){self.end}|[{marks}]|[^{marks}]+", rendered):
-            shown = part[1] if part[1] else ("" if part[0] in marks else part[0])
+        for part in re.finditer(f"{self.begin}({self._any_token}){self.end}|[{escapes}]|[^{escapes}]+", rendered):
+            shown = part[1] if part[1] else ("" if part[0] in escapes else part[0])
             text.append(shown)
             hidden.append(self.cut * max(1, len(shown)) if part[1] or not shown else shown)
             places += range(done, done + len(shown)) if shown else [done]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,16 +15,14 @@ from ..models.stack import Encoded
 from ..nn import FrontEnd
 from ..tensors.shapes import describe, wrong
 from ..text import Tokens
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
+from .writer import Writer
 
 Kind = TypeVar("Kind")
 Prompt: TypeAlias = "str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tokens | Tensor"
 
 
 def beginnings(
-    model: Pretrained, prompt: Prompt, layout: Layout | None, target: Prompt | None
+    model: Writer, prompt: Prompt, layout: Layout | None, target: Prompt | None
 ) -> tuple[list[list[int]], Encoded | None]:
     """The tokens that each text begins with; and what the encoder made of the prompts, in a model that has one.
 
@@ -36,7 +34,7 @@ def beginnings(
     """
     network = model.network
     if not isinstance(network, (DecoderOnly, EncoderDecoder)) or network.head is None:
-        raise wrong("model", "must foretell the next token to write", f"this is {model}", "Take a decoder with a head.")
+        raise wrong("model", "must predict the next token to write", f"this is {model}", "Take a decoder with a head.")
     if not isinstance(network, EncoderDecoder):
         if target is not None:
             raise wrong("target", "is for a model with an encoder and a decoder", f"this is {model}", "Leave it out.")
@@ -59,7 +57,7 @@ def beginnings(
     return rows * (len(encoded.states) // len(rows)), encoded
 
 
-def rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None = None) -> list[list[int]]:
+def rows_of(model: Writer, name: str, prompt: Prompt, layout: Layout | None = None) -> list[list[int]]:
     """Tokens of each row, without padding."""
     rows = _rows_of(model, name, prompt, layout)
     if not rows:
@@ -74,7 +72,7 @@ def rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None 
     return rows
 
 
-def _rows_of(model: Pretrained, name: str, prompt: Prompt, layout: Layout | None) -> list[list[int]]:
+def _rows_of(model: Writer, name: str, prompt: Prompt, layout: Layout | None) -> list[list[int]]:
     if isinstance(prompt, str):
         prompt = [prompt]
     if _are(prompt, str):
@@ -107,38 +105,40 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor,
     return ids, None if min(lengths) == longest else Padded(torch.tensor(lengths, dtype=torch.int64, device="cpu"))
 
 
-def first_marks(model: Pretrained) -> list[int]:
-    """What every text of a decoder with an encoder begins with: its first mark, and those that must follow it."""
-    forced = sorted(model.marks.get("forced_decoder_ids") or ())
-    if [place for place, _ in forced] != list(range(1, len(forced) + 1)) or any(mark is None for _, mark in forced):
+def decoder_beginning(model: Writer) -> list[int]:
+    """Token ids that every text of an encoder-decoder begins with: its start token, and those forced to follow it."""
+    forced = sorted(model.special_token_ids.get("forced_decoder_ids") or ())
+    if [place for place, _ in forced] != list(range(1, len(forced) + 1)) or any(token is None for _, token in forced):
         raise wrong(
             "target",
             "must say what the text begins with",
             f"the checkpoint leaves it open (forced_decoder_ids = {forced})",
-            "Give the ids of the first marks (start, language, task): target=[...].",
+            "Give the ids of the first tokens (start, language, task): target=[...].",
         )
-    return [model.first_mark, *(mark for _, mark in forced)]
+    return [model.decoder_start_token_id, *(token for _, token in forced)]
 
 
-def _targets(model: Pretrained, target: Prompt | None) -> list[list[int]]:
-    """What each text of the decoder begins with: tokens as they are, or a text behind the marks."""
+def _targets(model: Writer, target: Prompt | None) -> list[list[int]]:
+    """What each text of the decoder begins with: tokens as they are, or a text behind `decoder_beginning`."""
     if target is None:
-        return [first_marks(model)]
+        return [decoder_beginning(model)]
     texts = [target] if isinstance(target, str) else target
     if _are(texts, str):
-        return [[*first_marks(model), *model.tokenizer.read(text, marks=False).ids] for text in texts]
+        return [
+            [*decoder_beginning(model), *model.tokenizer.read(text, add_special_tokens=False).ids] for text in texts
+        ]
     return _begun(model, rows_of(model, "target", target), "target")
 
 
-def _begun(model: Pretrained, rows: list[list[int]], name: str = "prompt") -> list[list[int]]:
-    """The rows; an empty one becomes the mark that begins texts, where the model has one."""
+def _begun(model: Writer, rows: list[list[int]], name: str = "prompt") -> list[list[int]]:
+    """The rows; an empty one becomes the beginning-of-text token, where the model has one."""
     if all(rows):
         return rows
-    mark = model.marks.get("bos_token_id")
-    if not isinstance(mark, int):
+    begin = model.special_token_ids.get("bos_token_id")
+    if not isinstance(begin, int):
         got = f"row {next(number for number, row in enumerate(rows) if not row)} has none"
-        raise wrong(name, "must have at least one token in each row", got, "Give it a first word or mark.")
-    return [row or [mark] for row in rows]
+        raise wrong(name, "must have at least one token in each row", got, "Give it a first word or token.")
+    return [row or [begin] for row in rows]
 
 
 def _rows_of_tensor(name: str, ids: Tensor, layout: Layout | None) -> list[list[int]]:

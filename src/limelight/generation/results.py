@@ -21,7 +21,7 @@ class Continuation:
 
     Args:
         ids: the tokens that were written, the one that ended the text included.
-        text: what they stand for, without marks, up to what ended it; ``None`` for a model without a tokenizer.
+        text: their text without special tokens, up to what ended it; ``None`` for a model without a tokenizer.
         ended: why it ended: ``"token"`` that ends texts, ``"string"`` of `stop`, ``"limit"`` of tokens,
             ``"positions"`` used up; ``""`` while it goes on.
         logprobs: the model's own log-probability of each token, in nats, before any sampler's change; where asked for.

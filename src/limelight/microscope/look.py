@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.load import load
-from ..checkpoints.progress import counted
+from ..formats.progress import counted
 from ..forms.observations import Observations, Observe, Seen, watching
-from ..models import DecoderOnly, Pretrained
+from ..models import DecoderOnly
+from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 from ..text import Text
 from .comparison import Comparison, compare_readings, words_that_changed

@@ -1,6 +1,5 @@
 """Models: shapes built from one configuration. A published family is data (`limelight.models.families`)."""
 
-from ..pretrained import Pretrained
 from .config import Config, Recipe, recipe
 from .decoder_only import DecoderOnly
 from .encoder_decoder import EncoderDecoder
@@ -15,7 +14,6 @@ __all__ = [
     "EncoderDecoder",
     "EncoderOnly",
     "Output",
-    "Pretrained",
     "Recipe",
     "Stack",
     "new",

@@ -46,7 +46,7 @@ SOFTMAX = 5  # operations for each pair
 
 
 @dataclass
-class Part:
+class StepCost:
     """One kind of step, summed over all layers.
 
     Args:
@@ -88,18 +88,18 @@ class Cost:
     length: int
     batch: int
     itemsize: int
-    parts: list[Part] = field(default_factory=list)
+    parts: list[StepCost] = field(default_factory=list)
     parameters: int = 0
     pairs: int = 0
     score_numbers: int = 0
     all_score_numbers: int = 0
     cache_numbers: dict[str, int] = field(default_factory=dict)
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> StepCost:
         """The part of that name, which begins with nothing."""
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
-            found = Part(name)
+            found = StepCost(name)
             self.parts.append(found)
         return found
 
@@ -156,7 +156,7 @@ def _stack(found: Cost, stack: Stack) -> None:
     """An embedding, layers and a head."""
     if isinstance(stack.embedding, FrontEnd):
         got = f"{stack.config.family} reads a sound or a picture"
-        raise wrong("network", "must read tokens, for its cost to be told by a length", got, "Take another model.")
+        raise wrong("network", "must read tokens, so that a length determines its cost", got, "Take another model.")
     tokens = found.batch * found.length
     embedding = found.part("embedding")
     _matrices(found, "embedding", stack.embedding, tokens)
@@ -175,7 +175,7 @@ def _stack(found: Cost, stack: Stack) -> None:
                 raise wrong("network", "must be made of attention and feed-forward", got, "Take another model.")
     head = stack.head
     if head is not None:
-        asked = tokens if isinstance(head, TokenHead) else found.batch  # a class is told of a text, not of a token
+        asked = tokens if isinstance(head, TokenHead) else found.batch  # a class belongs to a text, not to a token
         _matrices(found, "head", head, asked)
         if isinstance(head, TokenHead) and head.tied:
             table = stack.embedding.tokens

@@ -1,4 +1,4 @@
-"""Decoders: every token sees those before it and foretells the next (GPT-2, Llama and their kin)."""
+"""Decoders: every token sees those before it and predicts the next (GPT-2, Llama, Mistral, ...)."""
 
 from __future__ import annotations
 

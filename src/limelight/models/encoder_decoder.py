@@ -65,7 +65,7 @@ class EncoderDecoder(Stack):
         torch.Size([1, 2, 51864])
 
         Args:
-            tokens: ``(B, L)`` token ids of what is being written, the first mark included.
+            tokens: ``(B, L)`` token ids of what is being written, the start token included.
             source: what the encoder reads, or what it made of it (`encode`): the same for every step of writing.
             source_layout: which tokens of a source exist that is not read yet.
             layout: the same for ``tokens``.

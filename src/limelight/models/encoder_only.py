@@ -1,4 +1,4 @@
-"""Encoders: every token sees every other (BERT and its kin)."""
+"""Encoders: every token sees every other (BERT, RoBERTa, ViT, ...)."""
 
 from __future__ import annotations
 

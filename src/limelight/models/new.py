@@ -7,19 +7,9 @@ from typing import Any
 
 from ..nn import FanIn, Normal, Xavier
 from ..tensors.shapes import wrong
+from .families import FAMILIES, Published
+from .families.published import RecordingDict
 from .stack import Stack
-
-
-class _Asked(dict[str, Any]):
-    """A published configuration that remembers what was asked of it."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        super().__init__(values)
-        self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
 
 
 def new(family: str, **sizes: Any) -> Stack:
@@ -42,15 +32,13 @@ def new(family: str, **sizes: Any) -> Stack:
     Raises:
         ArgumentError: an unknown family, a key that the family does not have, a missing or impossible size.
     """
-    from .families import FAMILIES, Published  # families are made of these shapes
-
     if family not in FAMILIES:
         raise wrong("family", f"must be one of {', '.join(sorted(FAMILIES))}", f"it is {family!r}", "Correct it.")
-    values = _Asked({"model_type": family, **sizes})
+    values = RecordingDict({"model_type": family, **sizes})
     config = FAMILIES[family].configure(Published(Path("new"), values))
-    unknown = sorted({*sizes} - values.asked)
+    unknown = sorted({*sizes} - values.read)
     if unknown:
-        known, got = ", ".join(sorted(values.asked - {"model_type"})), f"it has {', '.join(unknown)}"
+        known, got = ", ".join(sorted(values.read - {"model_type"})), f"it has {', '.join(unknown)}"
         raise wrong("sizes", f"may have the keys {known} in the family {family}", got, "Correct them.")
     network = FAMILIES[family].shape(config)
     if family == "t5":

@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..tensors.shapes import describe, whole_number, wrong
+from ..text import Tokenizer
 from .encoder_decoder import EncoderDecoder
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
+from .stack import Stack
 
 
-def embed(model: Pretrained, texts: str | Sequence[str], *, normalise: bool = True, batch: int = 32) -> Tensor:
-    """See `limelight.models.Pretrained.embed`."""
+def embed(
+    network: Stack, tokenizer: Tokenizer, texts: str | Sequence[str], *, normalise: bool = True, batch: int = 32
+) -> Tensor:
+    """The mean of the last hidden states over the tokens of each text, special tokens included: ``(n, width)``.
+
+    Args:
+        network: an encoder or a decoder.
+        tokenizer: its tokenizer.
+        texts: one text or several.
+        normalise: whether vectors are divided by their length.
+        batch: how many texts are computed at once.
+
+    Raises:
+        ArgumentError: a model with an encoder and a decoder; a text beyond the positions of the model.
+    """
     whole_number("batch", batch, at_least=1)
-    if isinstance(model.network, EncoderDecoder):
-        got = f"{model.name} has an encoder and a decoder"
+    if isinstance(network, EncoderDecoder):
+        got = f"{network.config.family} has an encoder and a decoder"
         raise wrong("model", "must be a single encoder or decoder to embed texts", got, "Use its `encoded` states.")
-    texts = _listed(texts)
-    found = torch.empty(len(texts), model.config.width, dtype=next(model.network.parameters()).dtype)
+    texts, weights = _listed(texts), next(network.parameters())
+    found = torch.empty(len(texts), network.config.width, dtype=weights.dtype)
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so that little of a batch is padding
     for first in range(0, len(texts), batch):
         rows = order[first : first + batch]
-        tokens = model.read([texts[n] for n in rows])
+        tokens = tokenizer([texts[n] for n in rows]).to(weights.device)
         with torch.no_grad():
-            states = model(tokens, logits=False).states
+            states: Tensor = network(tokens.ids, layout=tokens.layout, logits=False).states
         B, L, _ = states.shape
         exists = torch.ones(B, L, dtype=torch.bool, device=states.device)
         if tokens.layout is not None:

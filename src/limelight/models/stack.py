@@ -173,7 +173,7 @@ class Stack(nn.Module):
                     "tokens",
                     f"must lie between 0 and {self.config.vocabulary - 1}, the last token of the vocabulary",
                     f"they run from {least} to {most}",
-                    "Use the tokenizer of the same model; padding takes any id, its place is told by `layout`.",
+                    "Use the tokenizer of the same model; padding may have any id, and `layout` says where it is.",
                 )
 
     def _check_length(self, length: int) -> None:
@@ -182,7 +182,7 @@ class Stack(nn.Module):
                 "tokens",
                 f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
                 f"the longest text has {length} tokens",
-                f"Cut it into parts of at most {self.config.limit} tokens, marks included, or take another model.",
+                f"Cut it into parts of at most {self.config.limit} tokens with special tokens, or take another model.",
             )
 
 

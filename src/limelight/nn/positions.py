@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -225,6 +226,52 @@ class YaRN:
         ramp = torch.arange(pairs, dtype=plain.dtype, device=plain.device) - first
         slowed = (ramp / (last - first).clamp(min=1e-3)).clamp(0, 1)
         return (1 - slowed) * plain + slowed * plain / self.factor
+
+
+@checked
+@dataclass(frozen=True)
+class LongRope:
+    """Each pair's frequency divided by a factor of its own, which is larger in long texts (arXiv:2402.13753).
+
+    The ``short`` factors hold for texts of up to ``original_max_positions`` tokens, the ``long`` ones for longer texts.
+
+    All frequencies change once a text exceeds ``original_max_positions``, so keys cached before would be stale.
+
+    Args:
+        short, long: the factors, one for each pair.
+        original_max_positions: the length of the texts before.
+        attention_factor: the factor of cosine and sine; as published
+            ``sqrt(1 + ln(factor) / ln(original_max_positions))`` for texts ``factor`` times as long.
+
+    Raises:
+        ArgumentError: factors that are not above 0, or not as many of each kind.
+    """
+
+    short: Sequence[float]
+    long: Sequence[float]
+    original_max_positions: int
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("short", "long"):
+            factors = tuple(getattr(self, name))
+            if len(factors) != len(self.short) or not all(0 < factor < math.inf for factor in factors):
+                rule = "must be finite numbers above 0, as many `short` as `long` ones"
+                raise wrong(name, rule, f"it is {factors!r:.80}", "Give one for each pair of features.")
+            object.__setattr__(self, name, factors)
+
+    @property
+    def length_dependent_from(self) -> int | None:
+        """The length of the texts before: beyond, the ``long`` factors hold."""
+        return self.original_max_positions
+
+    def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
+        """The ``plain`` frequencies ``(D / 2,)`` divided by the factors for ``lengths`` ``(B | 1, 1)``."""
+        if len(plain) != len(self.short):
+            got = f"there are {len(self.short)} for {len(plain)} pairs"
+            raise wrong("short", "must have one factor for each pair of features", got, "Change the width of `Rotary`.")
+        short, long = (torch.tensor(one, dtype=plain.dtype, device=plain.device) for one in (self.short, self.long))
+        return plain / torch.where(lengths > self.original_max_positions, long, short)
 
 
 @checked

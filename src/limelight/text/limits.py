@@ -170,9 +170,9 @@ def _special(processor: Any) -> int:
         return 0
     if processor.get("type") == "Sequence":
         return sum(map(_special, _children(processor)))
-    told = processor.get("special_tokens")
+    special = processor.get("special_tokens")
     parts = [one for one in _list(processor.get("single")) if isinstance(one, Mapping)]
     texts = sum("Sequence" in one for one in parts)
     named = [one["SpecialToken"].get("id") for one in parts if isinstance(one.get("SpecialToken"), Mapping)]
-    ids = {name: len(one.get("ids", ())) for name, one in told.items()} if isinstance(told, Mapping) else {}
+    ids = {name: len(one.get("ids", ())) for name, one in special.items()} if isinstance(special, Mapping) else {}
     return sum(ids.get(name, 0) for name in named) + (SPECIAL_TOKENS + 1 if texts > 1 else 0)

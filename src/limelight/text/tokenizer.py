@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 import torch
@@ -20,7 +20,7 @@ from ..forms.layouts import Layout, Padded
 from ..tensors.shapes import ArgumentError, wrong
 from .limits import Growth
 
-_STAND_IN = secrets.token_hex(16)  # nobody's text holds it
+_STAND_IN = secrets.token_hex(16)  # no text holds it by chance
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFFF in two halves
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -78,7 +78,7 @@ def valid_text(text: object, name: str = "text") -> str:
 
 
 @dataclass(frozen=True)
-class Word:
+class WordSpan:
     """A word of a text: its characters ``text[start:end]`` and its tokens ``first .. last - 1``."""
 
     text: str
@@ -98,7 +98,7 @@ class Text:
         tokens: their spelling in the vocabulary (``"##ing"``, ``"Ġbank"``).
         spans: ``(start, end)`` in ``text``, without the blank before a word; empty where a token stands for no text.
         words: index of the word that a token belongs to, ``None`` for a special token.
-        special: whether the token is one of the model's own marks (``[CLS]``, ``<|im_start|>``).
+        special: whether the token is one of the model's special tokens (``[CLS]``, ``<|im_start|>``).
     """
 
     text: str
@@ -113,19 +113,19 @@ class Text:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What each token stands for, as it is written in the text; a mark by its name."""
+        """What each token stands for, as it is written in the text; a special token by its name."""
         written = (self.text[start:end] for start, end in self.spans)
         return tuple(piece or token for piece, token in zip(written, self.tokens, strict=True))
 
     @property
-    def whole_words(self) -> tuple[Word, ...]:
+    def whole_words(self) -> tuple[WordSpan, ...]:
         """The words in order. Which characters make a word is the tokenizer's view: "river." is two."""
         found = []
         for number, group in groupby(range(len(self)), key=lambda i: self.words[i]):
             if number is not None:
                 at = list(group)
                 start, end = self.spans[at[0]][0], self.spans[at[-1]][1]
-                found.append(Word(self.text[start:end], start, end, at[0], at[-1] + 1))
+                found.append(WordSpan(self.text[start:end], start, end, at[0], at[-1] + 1))
         return tuple(found)
 
 
@@ -208,11 +208,26 @@ class Tokenizer:
     def unknown_token_id(self) -> int | None:
         """The token that stands for what the vocabulary cannot spell (``[UNK]``); ``None`` where it spells all."""
         model = self.backend.model
-        if isinstance(model, tokenizers.models.Unigram):  # tells its unknown token in its file alone
+        if isinstance(model, tokenizers.models.Unigram):  # has its unknown token in its file alone
             number = json.loads(self.backend.to_str())["model"].get("unk_id")
             return number if isinstance(number, int) else None
         token = model.unk_token
         return None if token is None else self.backend.token_to_id(token)
+
+    def named_special_tokens(self, ids: Mapping[str, Any]) -> Mapping[str, str]:
+        """Special tokens as they are spelled, by the names that chat templates use (``"eos_token"``).
+
+        Those of ``tokenizer_config.json``; without that file, those of ``ids`` (``{"eos_token_id": 2}``). Of several
+        ids that end a text, the first counts.
+        """
+        if self.special_tokens is not None:
+            return self.special_tokens
+        named = {name: ids.get(f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
+        first = {name: one[0] if isinstance(one, (list, tuple)) and one else one for name, one in named.items()}
+        spelled = {
+            f"{name}_token": self.backend.id_to_token(token) for name, token in first.items() if isinstance(token, int)
+        }
+        return {name: token for name, token in spelled.items() if token is not None}
 
     def unknown(self, text: Text) -> tuple[int, ...]:
         """Places of the tokens of a text that stand for characters which the vocabulary cannot spell.
@@ -223,10 +238,10 @@ class Tokenizer:
         """
         return tuple(place for place, number in enumerate(text.ids) if number == self.unknown_token_id)
 
-    def read(self, text: str, *, marks: bool = True) -> Text:
-        """Cut one text; with ``marks``, those that the model expects around it are put there."""
+    def read(self, text: str, *, add_special_tokens: bool = True) -> Text:
+        """Cut one text into tokens, by default with the special tokens that the model expects around it."""
         text = valid_text(text)
-        cut = self.cut(text, marks=marks)
+        cut = self.cut(text, add_special_tokens=add_special_tokens)
         return Text(
             text=text,
             ids=tuple(cut.ids),
@@ -236,9 +251,9 @@ class Tokenizer:
             special=tuple(i in self._special for i in cut.ids),
         )
 
-    def cut(self, text: str, *, marks: bool = False) -> tokenizers.Encoding:
+    def cut(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
         """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
-        return _cut(self.backend, self._growth, text, marks)
+        return _cut(self.backend, self._growth, text, add_special_tokens)
 
     def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
         """Cut a text in which only the tokens named here are special, and all others nothing but text.
@@ -306,11 +321,11 @@ class Tokenizer:
         counted = torch.tensor(lengths, dtype=torch.int64, device="cpu")
         return Tokens(read, ids, Padded(counted, side=side) if padded else None)
 
-    def write(self, ids: Sequence[int] | Tensor, *, marks: bool = False) -> str:
-        """The text of token ids; with ``marks``, also the special tokens among them."""
+    def write(self, ids: Sequence[int] | Tensor, *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, without the special tokens among them unless they are asked for."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         with _told("ids", "be token ids that the tokenizer of this model can write"):
-            return self.backend.decode(numbers, skip_special_tokens=not marks)
+            return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
 
 @contextmanager
@@ -327,10 +342,10 @@ def _told(name: str, rule: str) -> Iterator[None]:
         raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
 
 
-def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, marks: bool) -> tokenizers.Encoding:
+def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
     with _told("text", "be cut by the tokenizer of this model"):
         growth.check(text)
-        return backend.encode(text, add_special_tokens=marks)
+        return backend.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _without(backend: tokenizers.Tokenizer, tokens: tuple[str, ...]) -> tokenizers.Tokenizer:

@@ -29,10 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..checkpoints.save import in_one_step, to_disk, write_model
 from ..formats.errors import CheckpointError, damaged
 from ..formats.safetensors_files import SINGLE
-from ..models import Pretrained
+from ..models.saving import in_one_step, to_disk, write_model
+from ..pretrained import Pretrained
 from ..tensors.shapes import ArgumentError
 
 OPTIMIZER, TRAINING, CHECKPOINTS, SUMS = "optimizer.safetensors", "training.json", "checkpoints", "SHA256SUMS"

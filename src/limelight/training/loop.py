@@ -25,7 +25,7 @@ from tqdm import tqdm
 import limelight
 
 from ..formats.safetensors_files import SINGLE
-from ..models import Pretrained
+from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 from . import checkpoint, curve
 from .checkpoint import Progress

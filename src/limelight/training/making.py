@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tokenizers
 
-from ..checkpoints.progress import counted
 from ..formats.errors import CheckpointError
+from ..formats.progress import counted
 from ..models import Config, Stack
 from ..models.families import FAMILIES, Published
+from ..models.families.published import RecordingDict
 from ..nn import FanIn, Normal, Xavier
 from ..tensors.shapes import wrong
 from ..text import Tokenizer
@@ -109,18 +110,6 @@ def _read(key: str, path: Path, settings: Settings) -> list[tuple[str, ...]]:
         raise wrong(key, "must be a file that can be read", f"{path}: {error.strerror}", way_out) from None
 
 
-class _Asked(dict[str, Any]):
-    """A published configuration that remembers what was asked of it."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self.asked: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
-        return super().get(key, default)
-
-
 class _Settings(Published):
     """The ``[model]`` of a run's settings, read as a config.json is; errors name its keys."""
 
@@ -150,12 +139,12 @@ def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -
             f"it is {kind!r}",
             "Other families run, but are not trained here.",
         )
-    values = _Asked({**settings.model, "vocab_size": vocabulary, **marks})
+    values = RecordingDict({**settings.model, "vocab_size": vocabulary, **marks})
     config = FAMILIES[kind].configure(_Settings(Path("[model]"), values))
-    unknown = sorted({*settings.model} - values.asked - {"model_type"})
+    unknown = sorted({*settings.model} - values.read - {"model_type"})
     follows = sorted({*settings.model} & {*FOLLOWS})
     if unknown or follows:
-        known = ", ".join(sorted(values.asked - {*FOLLOWS}))
+        known = ", ".join(sorted(values.read - {*FOLLOWS}))
         got = f"it has {', '.join(unknown or follows)}"
         raise wrong("model", f"may have the keys {known} in the family {kind}", got, "Correct or remove it.")
     positions = min((one.limit for one in (config, config.encoder) if one and one.limit), default=settings.run.length)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checkpoints.progress import counted
-from ..models import Pretrained
+from ..formats.progress import counted
+from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 
 TOGETHER = 32  # sources that are translated at a time
 
 
 def translate(model: Pretrained, sources: Sequence[str], *, longest: int) -> list[str]:
-    """The likeliest token after the other, until the mark of the end; sources of like length go together.
+    """The likeliest token after the other, until the end-of-text token; sources of like length go together.
 
     Args:
-        model: an encoder with a decoder, with its tokenizer and marks.
+        model: an encoder with a decoder, with its tokenizer and special token ids.
         sources: texts.
         longest: the most tokens of a translation.
     """

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ACTIVATIONS, ClassHead, MaskedHead
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
-from .bert import encoder, norm_rules, said, table_rules
+from .bert import encoder, norm_rules, shared_fields, table_rules
 from .family import Family
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -33,11 +33,11 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published ALBERT says of our configuration."""
     return {
-        "architectures": [f"Albert{task(config.head)}"],
+        "architectures": [f"Albert{class_suffix(config.head)}"],
         "embedding_size": config.embedding["inner"],
         "num_hidden_groups": 1,
         "inner_group_num": 1,
-        **said(config),
+        **shared_fields(config),
     }
 
 
@@ -46,18 +46,18 @@ def rules(config: Config) -> KeyRules:
     embeddings, layer = "albert.embeddings", "albert.encoder.albert_layer_groups.0.albert_layers.0"
     attention, feed_forward = "layers.0.attention", "layers.0.feed_forward"
     return KeyRules(
-        Rule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
-        Rule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
-        Rule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
+        KeyRule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
+        KeyRule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
+        KeyRule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
         *norm_rules(f"{embeddings}.LayerNorm", "embedding.norm"),
-        Rule("albert.encoder.embedding_hidden_mapping_in.{p}", "embedding.widen.{p}"),
-        Rule(f"{layer}.attention.query.{{p}}", f"{attention}.inner.query.{{p}}"),
-        Rule(f"{layer}.attention.key.{{p}}", f"{attention}.inner.key.{{p}}"),
-        Rule(f"{layer}.attention.value.{{p}}", f"{attention}.inner.value.{{p}}"),
-        Rule(f"{layer}.attention.dense.{{p}}", f"{attention}.inner.output.{{p}}"),
+        KeyRule("albert.encoder.embedding_hidden_mapping_in.{p}", "embedding.widen.{p}"),
+        KeyRule(f"{layer}.attention.query.{{p}}", f"{attention}.inner.query.{{p}}"),
+        KeyRule(f"{layer}.attention.key.{{p}}", f"{attention}.inner.key.{{p}}"),
+        KeyRule(f"{layer}.attention.value.{{p}}", f"{attention}.inner.value.{{p}}"),
+        KeyRule(f"{layer}.attention.dense.{{p}}", f"{attention}.inner.output.{{p}}"),
         *norm_rules(f"{layer}.attention.LayerNorm", f"{attention}.norm"),
-        Rule(f"{layer}.ffn.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
-        Rule(f"{layer}.ffn_output.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
+        KeyRule(f"{layer}.ffn.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
+        KeyRule(f"{layer}.ffn_output.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
         *norm_rules(f"{layer}.full_layer_layer_norm", f"{feed_forward}.norm"),
         *_head_rules(config),
         Unused("predictions.{any}", "guesses hidden words"),
@@ -70,13 +70,13 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     if config.head is None:
         return ()
     if config.head.make is ClassHead:
-        return Rule("albert.pooler.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
+        return KeyRule("albert.pooler.{p}", "head.inner.{p}"), KeyRule("classifier.{p}", "head.output.{p}")
     return (
-        Rule("predictions.dense.{p}", "head.linear.{p}"),
+        KeyRule("predictions.dense.{p}", "head.linear.{p}"),
         *norm_rules("predictions.LayerNorm", "head.norm"),
         *table_rules(config, "predictions.decoder", "predictions.bias"),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...formats.rules import KeyRules, Row, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, SingleRow, Unused
 from ...forms.patterns import Causal
 from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
 from ...nn.blocks import clamped_if_infinite
@@ -17,7 +17,7 @@ from .family import Family
 from .heads import bias_name, head_rule
 from .published import Published
 
-NORM = recipe(nn.LayerNorm, eps=1e-5)  # every norm of BART's kin; the published configuration does not speak of it
+NORM = recipe(nn.LayerNorm, eps=1e-5)  # of every norm of BART, Marian and Whisper; their configurations do not state it
 OFFSET = 2  # rows of the table of positions before that of position 0
 
 
@@ -105,12 +105,12 @@ def publish(config: Config) -> dict[str, Any]:
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.limit,
         "tie_word_embeddings": True,
-        **said(config),
+        **shared_fields(config),
     }
 
 
-def said(config: Config) -> dict[str, Any]:
-    """What BART's kin say alike."""
+def shared_fields(config: Config) -> dict[str, Any]:
+    """The fields that configurations of BART, Marian and Whisper share."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     sides = {"encoder": config.encoder, "decoder": config}
     return {
@@ -137,8 +137,8 @@ def rules(config: Config) -> KeyRules:
             rule
             for side, ours in (("encoder", "encoder."), ("decoder", ""))
             for rule in (
-                Rule(f"model.{side}.embed_positions.weight", f"{ours}embedding.positions.weight"),
-                Rule(f"model.{side}.layernorm_embedding.{{p}}", f"{ours}embedding.norm.{{p}}"),
+                KeyRule(f"model.{side}.embed_positions.weight", f"{ours}embedding.positions.weight"),
+                KeyRule(f"model.{side}.layernorm_embedding.{{p}}", f"{ours}embedding.norm.{{p}}"),
             )
         ),
         head_bias(config),
@@ -147,40 +147,42 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def shared_table_rules(config: Config) -> tuple[Rule | Unused, ...]:
+def shared_table_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     """One table of vectors for encoder, decoder and head."""
     return (
-        Rule("model.shared.weight", "embedding.tokens.weight"),
-        Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        Rule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        KeyRule("model.shared.weight", "embedding.tokens.weight"),
+        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        KeyRule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
         head_rule(config, "lm_head.weight"),
     )
 
 
-def head_bias(config: Config) -> Rule | Unused:
+def head_bias(config: Config) -> KeyRule | Unused:
     """The bias of the head."""
     if config.head is None:
         return Unused("final_logits_bias", "a bias of logits")
-    return Rule("final_logits_bias", bias_name(config), Row())
+    return KeyRule("final_logits_bias", bias_name(config), SingleRow())
 
 
-def half_rules(side: str, ours: str) -> tuple[Rule, ...]:
-    """The layers of the encoder or the decoder of BART's kin."""
+def half_rules(side: str, ours: str) -> tuple[KeyRule, ...]:
+    """Key rules of the layers of the encoder or the decoder of BART, Marian and Whisper."""
     block, layer = f"model.{side}.layers.{{n}}", f"{ours}layers.{{n}}"
     steps = {"self_attn": "attention"} | ({"encoder_attn": "cross"} if side == "decoder" else {})
     names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
     attention = tuple(
-        Rule(f"{block}.{step}.{their}.{{p}}", f"{layer}.{our_step}.inner.{our}.{{p}}")
+        KeyRule(f"{block}.{step}.{their}.{{p}}", f"{layer}.{our_step}.inner.{our}.{{p}}")
         for step, our_step in steps.items()
         for their, our in names.items()
     )
-    norms = tuple(Rule(f"{block}.{step}_layer_norm.{{p}}", f"{layer}.{our}.norm.{{p}}") for step, our in steps.items())
+    norms = tuple(
+        KeyRule(f"{block}.{step}_layer_norm.{{p}}", f"{layer}.{our}.norm.{{p}}") for step, our in steps.items()
+    )
     return (
         *attention,
         *norms,
-        Rule(f"{block}.fc1.{{p}}", f"{layer}.feed_forward.inner.up.{{p}}"),
-        Rule(f"{block}.fc2.{{p}}", f"{layer}.feed_forward.inner.down.{{p}}"),
-        Rule(f"{block}.final_layer_norm.{{p}}", f"{layer}.feed_forward.norm.{{p}}"),
+        KeyRule(f"{block}.fc1.{{p}}", f"{layer}.feed_forward.inner.up.{{p}}"),
+        KeyRule(f"{block}.fc2.{{p}}", f"{layer}.feed_forward.inner.down.{{p}}"),
+        KeyRule(f"{block}.final_layer_norm.{{p}}", f"{layer}.feed_forward.norm.{{p}}"),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import (
     ACTIVATIONS,
     ClassHead,
@@ -21,7 +21,7 @@ from ..config import Config, Recipe, recipe
 from ..encoder_only import EncoderOnly
 from .family import Family
 from .heads import head_rule
-from .published import Published, labels, task
+from .published import Published, class_suffix, labels
 
 
 def configure(published: Published) -> Config:
@@ -38,7 +38,7 @@ def encoder(
     inner: int | None = None,
     shared: bool = False,
 ) -> Config:
-    """What BERT shares with its kin.
+    """The configuration of an encoder of the BERT family (BERT, RoBERTa, ALBERT).
 
     Args:
         published: the published configuration.
@@ -98,11 +98,11 @@ def head(published: Published, activation: str, epsilon: float, *, class_activat
 
 def publish(config: Config) -> dict[str, Any]:
     """What a published BERT says of our configuration."""
-    return {"architectures": [f"Bert{task(config.head)}"], **said(config)}
+    return {"architectures": [f"Bert{class_suffix(config.head)}"], **shared_fields(config)}
 
 
-def said(config: Config) -> dict[str, Any]:
-    """What BERT's kin say alike."""
+def shared_fields(config: Config) -> dict[str, Any]:
+    """The fields that configurations of the BERT family share."""
     attention, positions = config.attentions[0], config.embedding["positions"]
     return {
         "vocab_size": config.vocabulary,
@@ -134,54 +134,54 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def body_rules(prefix: str) -> tuple[Rule | Unused, ...]:
-    """The keys of the body of BERT and its kin."""
+def body_rules(prefix: str) -> tuple[KeyRule | Unused, ...]:
+    """Key rules of the body of BERT and RoBERTa."""
     layer, embeddings = f"{prefix}.encoder.layer.{{n}}", f"{prefix}.embeddings"
     attention = "layers.{n}.attention.inner"
     return (
-        Rule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
-        Rule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
-        Rule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
+        KeyRule(f"{embeddings}.word_embeddings.weight", "embedding.tokens.weight"),
+        KeyRule(f"{embeddings}.position_embeddings.weight", "embedding.positions.weight"),
+        KeyRule(f"{embeddings}.token_type_embeddings.weight", "embedding.segments.weight"),
         *norm_rules(f"{embeddings}.LayerNorm", "embedding.norm"),
-        Rule(f"{layer}.attention.self.query.{{p}}", f"{attention}.query.{{p}}"),
-        Rule(f"{layer}.attention.self.key.{{p}}", f"{attention}.key.{{p}}"),
-        Rule(f"{layer}.attention.self.value.{{p}}", f"{attention}.value.{{p}}"),
-        Rule(f"{layer}.attention.output.dense.{{p}}", f"{attention}.output.{{p}}"),
+        KeyRule(f"{layer}.attention.self.query.{{p}}", f"{attention}.query.{{p}}"),
+        KeyRule(f"{layer}.attention.self.key.{{p}}", f"{attention}.key.{{p}}"),
+        KeyRule(f"{layer}.attention.self.value.{{p}}", f"{attention}.value.{{p}}"),
+        KeyRule(f"{layer}.attention.output.dense.{{p}}", f"{attention}.output.{{p}}"),
         *norm_rules(f"{layer}.attention.output.LayerNorm", "layers.{n}.attention.norm"),
-        Rule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
-        Rule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        KeyRule(f"{layer}.intermediate.dense.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        KeyRule(f"{layer}.output.dense.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         *norm_rules(f"{layer}.output.LayerNorm", "layers.{n}.feed_forward.norm"),
         Unused(f"{embeddings}.position_ids", "the numbers 0, 1, 2, ..."),
     )
 
 
-def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     if config.head is None:
         return ()
     if config.head.make is ClassHead:
-        return Rule("bert.pooler.dense.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
+        return KeyRule("bert.pooler.dense.{p}", "head.inner.{p}"), KeyRule("classifier.{p}", "head.output.{p}")
     return (
-        Rule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
+        KeyRule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
         *norm_rules("cls.predictions.transform.LayerNorm", "head.norm"),
         *table_rules(config, "cls.predictions.decoder", "cls.predictions.bias"),
     )
 
 
-def table_rules(config: Config, table: str, bias: str) -> tuple[Rule | Unused, ...]:
+def table_rules(config: Config, table: str, bias: str) -> tuple[KeyRule | Unused, ...]:
     """The matrix of a head that guesses hidden words, and its bias, which files also call the bias of the matrix."""
     return (
         head_rule(config, f"{table}.weight"),
-        Rule(bias, "head.bias"),
-        Rule(f"{table}.bias", "head.bias", again=True),
+        KeyRule(bias, "head.bias"),
+        KeyRule(f"{table}.bias", "head.bias", again=True),
     )
 
 
-def norm_rules(published: str, ours: str) -> tuple[Rule, ...]:
+def norm_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
     """A layer norm, also under the names that the first checkpoints gave its parts."""
     return (
-        Rule(f"{published}.{{p}}", f"{ours}.{{p}}"),
-        Rule(f"{published}.gamma", f"{ours}.weight"),
-        Rule(f"{published}.beta", f"{ours}.bias"),
+        KeyRule(f"{published}.{{p}}", f"{ours}.{{p}}"),
+        KeyRule(f"{published}.gamma", f"{ours}.weight"),
+        KeyRule(f"{published}.beta", f"{ours}.bias"),
     )
 
 

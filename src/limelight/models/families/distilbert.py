@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ACTIVATIONS, ClassHead, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
 from .bert import head, norm_rules
 from .family import Family
 from .heads import head_rule
-from .published import Published, labels, task
+from .published import Published, class_suffix, labels
 
 EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
 
@@ -45,7 +45,7 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published DistilBERT says of our configuration."""
     return {
-        "architectures": [f"DistilBert{task(config.head)}"],
+        "architectures": [f"DistilBert{class_suffix(config.head)}"],
         "vocab_size": config.vocabulary,
         "dim": config.width,
         "n_layers": config.layers,
@@ -63,17 +63,17 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, attention = "distilbert.transformer.layer.{n}", "layers.{n}.attention.inner"
     return KeyRules(
-        Rule("distilbert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),
-        Rule("distilbert.embeddings.position_embeddings.weight", "embedding.positions.weight"),
+        KeyRule("distilbert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),
+        KeyRule("distilbert.embeddings.position_embeddings.weight", "embedding.positions.weight"),
         *norm_rules("distilbert.embeddings.LayerNorm", "embedding.norm"),
-        Rule(f"{layer}.attention.q_lin.{{p}}", f"{attention}.query.{{p}}"),
-        Rule(f"{layer}.attention.k_lin.{{p}}", f"{attention}.key.{{p}}"),
-        Rule(f"{layer}.attention.v_lin.{{p}}", f"{attention}.value.{{p}}"),
-        Rule(f"{layer}.attention.out_lin.{{p}}", f"{attention}.output.{{p}}"),
-        Rule(f"{layer}.sa_layer_norm.{{p}}", "layers.{n}.attention.norm.{p}"),
-        Rule(f"{layer}.ffn.lin1.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
-        Rule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
-        Rule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
+        KeyRule(f"{layer}.attention.q_lin.{{p}}", f"{attention}.query.{{p}}"),
+        KeyRule(f"{layer}.attention.k_lin.{{p}}", f"{attention}.key.{{p}}"),
+        KeyRule(f"{layer}.attention.v_lin.{{p}}", f"{attention}.value.{{p}}"),
+        KeyRule(f"{layer}.attention.out_lin.{{p}}", f"{attention}.output.{{p}}"),
+        KeyRule(f"{layer}.sa_layer_norm.{{p}}", "layers.{n}.attention.norm.{p}"),
+        KeyRule(f"{layer}.ffn.lin1.{{p}}", "layers.{n}.feed_forward.inner.up.{p}"),
+        KeyRule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
+        KeyRule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
         *_head_rules(config),
         Unused("vocab_{any}", "guesses hidden words"),
         Unused("pre_classifier.{p}", "the head of one task"),
@@ -84,16 +84,16 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     if config.head is None:
         return ()
     if config.head.make is ClassHead:
-        return Rule("pre_classifier.{p}", "head.inner.{p}"), Rule("classifier.{p}", "head.output.{p}")
+        return KeyRule("pre_classifier.{p}", "head.inner.{p}"), KeyRule("classifier.{p}", "head.output.{p}")
     return (
-        Rule("vocab_transform.{p}", "head.linear.{p}"),
-        Rule("vocab_layer_norm.{p}", "head.norm.{p}"),
+        KeyRule("vocab_transform.{p}", "head.linear.{p}"),
+        KeyRule("vocab_layer_norm.{p}", "head.norm.{p}"),
         head_rule(config, "vocab_projector.weight"),
-        Rule("vocab_projector.bias", "head.bias"),
+        KeyRule("vocab_projector.bias", "head.bias"),
     )
 
 

@@ -44,13 +44,13 @@ class CTranslate2Names:
     Args:
         specification: its name for the kind of model.
         describe: the published configuration, from the sizes in a file.
-        marks: ids of the tokens that have a part to play, from the tokenizer and the file's own ``config.json``.
+        special_token_ids: their ids by published names, from the tokenizer and the file's own ``config.json``.
         rules: key rules from its variables to our tensors.
     """
 
     specification: str
     describe: Callable[[CTranslate2File], dict[str, Any]]
-    marks: Callable[[Tokenizer, Mapping[str, Any]], dict[str, Any]]
+    special_token_ids: Callable[[Tokenizer, Mapping[str, Any]], dict[str, Any]]
     rules: Callable[[Config], KeyRules]
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule
+from ...formats.rules import KeyRule, KeyRules
 from ...forms.patterns import Causal
 from ...forms.scores import SoftCap
 from ...nn import ACTIVATIONS, RMSNorm, Sandwich, TokenEmbedding
 from ..config import Config, Recipe, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import attention_rules, decoder, feed_forward_rules, layer_kinds, layer_windows, shared_fields, window
 from .family import Family
 from .heads import head_rule
-from .llama import attention_rules, decoder, feed_forward_rules, layer_kinds, layer_windows, said, window
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -53,11 +53,11 @@ def _capped(head: Recipe | None, cap: float | None) -> Recipe | None:
 def publish(config: Config) -> dict[str, Any]:
     """What a published Gemma 2 says of our configuration."""
     attention = config.attentions[0]
-    own, kinds = said(config), layer_kinds(config)
+    own, kinds = shared_fields(config), layer_kinds(config)
     if kinds["sliding_window"] is None:  # no layer has one, and transformers wants a number all the same
         del kinds["sliding_window"]
     return {
-        "architectures": [f"Gemma2{task(config.head)}"],
+        "architectures": [f"Gemma2{class_suffix(config.head)}"],
         "hidden_activation": own.pop("hidden_act"),
         "attention_bias": attention["bias"],
         "query_pre_attn_scalar": round(attention["scale"] ** -2),
@@ -73,9 +73,9 @@ def rules(config: Config) -> KeyRules:
     layer, attention, feed_forward = "model.layers.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     return KeyRules(
         *attention_rules(),
-        Rule(f"{layer}.post_attention_layernorm.weight", f"{attention}.after.weight"),
-        Rule(f"{layer}.pre_feedforward_layernorm.weight", f"{feed_forward}.norm.weight"),
-        Rule(f"{layer}.post_feedforward_layernorm.weight", f"{feed_forward}.after.weight"),
+        KeyRule(f"{layer}.post_attention_layernorm.weight", f"{attention}.after.weight"),
+        KeyRule(f"{layer}.pre_feedforward_layernorm.weight", f"{feed_forward}.norm.weight"),
+        KeyRule(f"{layer}.post_feedforward_layernorm.weight", f"{feed_forward}.after.weight"),
         *feed_forward_rules(),
         head_rule(config, "lm_head.weight"),
         prefix="model.",

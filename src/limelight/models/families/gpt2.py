@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from ...formats.rules import KeyRules, Rule, Transposed, Unused
+from ...formats.rules import KeyRule, KeyRules, Transposed, Unused
 from ...forms.patterns import Causal
 from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PreNorm, SummedEmbedding
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
-from .heads import head_rule, is_tied
-from .llama import causal_head
+from .heads import causal_head, head_rule, is_tied
 from .published import Published
 
 
@@ -88,19 +87,19 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, attention, feed_forward = "transformer.h.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     split = tuple(
-        Rule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, 3))
+        KeyRule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, 3))
         for number, name in enumerate(("query", "key", "value"))
     )
     return KeyRules(
-        Rule("transformer.wte.weight", "embedding.tokens.weight"),
-        Rule("transformer.wpe.weight", "embedding.positions.weight"),
-        Rule(f"{layer}.ln_1.{{p}}", f"{attention}.norm.{{p}}"),
+        KeyRule("transformer.wte.weight", "embedding.tokens.weight"),
+        KeyRule("transformer.wpe.weight", "embedding.positions.weight"),
+        KeyRule(f"{layer}.ln_1.{{p}}", f"{attention}.norm.{{p}}"),
         *split,
-        Rule(f"{layer}.attn.c_proj.{{p}}", f"{attention}.inner.output.{{p}}", Transposed()),
-        Rule(f"{layer}.ln_2.{{p}}", f"{feed_forward}.norm.{{p}}"),
-        Rule(f"{layer}.mlp.c_fc.{{p}}", f"{feed_forward}.inner.up.{{p}}", Transposed()),
-        Rule(f"{layer}.mlp.c_proj.{{p}}", f"{feed_forward}.inner.down.{{p}}", Transposed()),
-        Rule("transformer.ln_f.{p}", "norm.{p}"),
+        KeyRule(f"{layer}.attn.c_proj.{{p}}", f"{attention}.inner.output.{{p}}", Transposed()),
+        KeyRule(f"{layer}.ln_2.{{p}}", f"{feed_forward}.norm.{{p}}"),
+        KeyRule(f"{layer}.mlp.c_fc.{{p}}", f"{feed_forward}.inner.up.{{p}}", Transposed()),
+        KeyRule(f"{layer}.mlp.c_proj.{{p}}", f"{feed_forward}.inner.down.{{p}}", Transposed()),
+        KeyRule("transformer.ln_f.{p}", "norm.{p}"),
         head_rule(config, "lm_head.weight"),
         Unused(f"{layer}.attn.bias", "a triangle of ones"),
         Unused(f"{layer}.attn.masked_bias", "minus infinity, nearly"),

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...formats.rules import Rule, Unused
+from ...formats.rules import KeyRule, Unused
 from ...nn import MaskedHead, TiedHead, UntiedHead
 from ..config import Config, Recipe, recipe
+from .published import Published
+
+
+def causal_head(published: Published, *, tied: bool) -> Recipe | None:
+    """The head of a decoder, ``tied`` unless its file says otherwise; ``None`` of a published body."""
+    tied = published.flag("tie_word_embeddings", tied)
+    return recipe(TiedHead if tied else UntiedHead) if published.task("CausalLM") == "CausalLM" else None
 
 
 def is_tied(head: Recipe | None) -> bool:
@@ -31,13 +38,13 @@ def untied(config: Config) -> Config:
     return replace(config, head=own)
 
 
-def head_rule(config: Config, published: str) -> Rule | Unused:
+def head_rule(config: Config, published: str) -> KeyRule | Unused:
     """The key of the matrix of a head that scores every token."""
     if config.head is None:
         return Unused(published, "scores the next token")
     if is_tied(config.head):
-        return Rule(published, "embedding.tokens.weight", again=True)
-    return Rule(published, "head.linear.weight" if config.head.make is UntiedHead else "head.output.weight")
+        return KeyRule(published, "embedding.tokens.weight", again=True)
+    return KeyRule(published, "head.linear.weight" if config.head.make is UntiedHead else "head.output.weight")
 
 
 def bias_name(config: Config) -> str:

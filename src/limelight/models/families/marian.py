@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import SSRU, PostNorm, Sinusoids, SplitHalves
 from ...tensors.shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import dropout, half, half_rules, head, head_bias, said, shared_table_rules, text_embedding
+from .bart import dropout, half, half_rules, head, head_bias, shared_fields, shared_table_rules, text_embedding
 from .family import Family
 from .heads import head_rule
 from .published import Published
@@ -55,15 +55,15 @@ def publish(config: Config) -> dict[str, Any]:
         "max_position_embeddings": config.limit,
         "share_encoder_decoder_embeddings": config.one_table,
         "tie_word_embeddings": True,
-        **said(config),
+        **shared_fields(config),
     }
 
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     two_tables = (
-        Rule("model.encoder.embed_tokens.weight", "encoder.embedding.tokens.weight"),
-        Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
+        KeyRule("model.encoder.embed_tokens.weight", "encoder.embedding.tokens.weight"),
+        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
         head_rule(config, "lm_head.weight"),
     )
     return KeyRules(

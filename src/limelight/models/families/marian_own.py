@@ -10,7 +10,7 @@ from torch import nn
 
 from ...formats.errors import CheckpointError
 from ...formats.marian_files import MarianFile
-from ...formats.rules import KeyRules, OneMore, Row, Rule, Transposed, Unused
+from ...formats.rules import KeyRule, KeyRules, OneMore, SingleRow, Transposed, Unused
 from ...nn import SSRU, Sinusoids, SplitHalves, SummedEmbedding
 from ..config import Config, recipe
 from . import marian
@@ -43,9 +43,9 @@ LIMIT = 1000  # tokens; Marian's positions have no end, and its texts are senten
 def configure(file: MarianFile) -> Config:
     """Our configuration of a Marian file: the embedding has one row more, the zeros that writing begins from."""
     for name, wanted in FIXED.items():
-        said = file.settings.get(name, wanted)
-        if said not in (wanted, "none" if wanted == "" else wanted):
-            raise CheckpointError(f"{file.path} says {name} = {said!r}, and Limelight reads there {wanted!r}.")
+        value = file.settings.get(name, wanted)
+        if value not in (wanted, "none" if wanted == "" else wanted):
+            raise CheckpointError(f"{file.path} says {name} = {value!r}, and Limelight reads there {wanted!r}.")
     if "Wemb" not in file.keys() or len(file.shape("Wemb")) != 2:  # noqa: SIM118
         raise CheckpointError(f"{file.path} lacks Wemb, the embedding. Is it a Marian model?")
     rows, width = file.shape("Wemb")
@@ -75,9 +75,9 @@ def rules(config: Config) -> KeyRules:
     """Marian's names, whose layers are counted from 1, and ours."""
     assert config.encoder is not None
     change = Transposed()
-    found: list[Rule | Unused] = [
-        Rule("Wemb", "embedding.tokens.weight", OneMore(0.0)),
-        Rule("decoder_ff_logit_out_b", "head.bias", OneMore(-math.inf)),
+    found: list[KeyRule | Unused] = [
+        KeyRule("Wemb", "embedding.tokens.weight", OneMore(0.0)),
+        KeyRule("decoder_ff_logit_out_b", "head.bias", OneMore(-math.inf)),
     ]
     for side, ours, layers in (("encoder", "encoder.", config.encoder.layers), ("decoder", "", config.layers)):
         for number in range(layers):
@@ -87,28 +87,28 @@ def rules(config: Config) -> KeyRules:
             )
             found += _norm(f"{block}_ffn_ffn", f"{layer}.feed_forward.norm")
             for theirs, part in (("1", "up"), ("2", "down")):
-                found.append(Rule(f"{block}_ffn_W{theirs}", f"{layer}.feed_forward.inner.{part}.weight", change))
-                found.append(Rule(f"{block}_ffn_b{theirs}", f"{layer}.feed_forward.inner.{part}.bias", Row()))
+                found.append(KeyRule(f"{block}_ffn_W{theirs}", f"{layer}.feed_forward.inner.{part}.weight", change))
+                found.append(KeyRule(f"{block}_ffn_b{theirs}", f"{layer}.feed_forward.inner.{part}.bias", SingleRow()))
             if not ours:
                 found += _norm(f"{block}_rnn_ffn", f"{layer}.attention.norm")
-                found.append(Rule(f"{block}_rnn_W", f"{layer}.attention.inner.inner.weight", change))
-                found.append(Rule(f"{block}_rnn_Wf", f"{layer}.attention.inner.forget.weight", change))
-                found.append(Rule(f"{block}_rnn_bf", f"{layer}.attention.inner.forget.bias", Row()))
+                found.append(KeyRule(f"{block}_rnn_W", f"{layer}.attention.inner.inner.weight", change))
+                found.append(KeyRule(f"{block}_rnn_Wf", f"{layer}.attention.inner.forget.weight", change))
+                found.append(KeyRule(f"{block}_rnn_bf", f"{layer}.attention.inner.forget.bias", SingleRow()))
     return KeyRules(*found, Unused("{any}_QuantMultA", "how vectors are rounded to int8; here they are not"))
 
 
-def _attention(published: str, ours: str) -> list[Rule | Unused]:
+def _attention(published: str, ours: str) -> list[KeyRule | Unused]:
     names = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    found: list[Rule | Unused] = []
+    found: list[KeyRule | Unused] = []
     for their, our in names.items():
-        found.append(Rule(f"{published}_W{their}", f"{ours}.inner.{our}.weight", Transposed()))
-        found.append(Rule(f"{published}_b{their}", f"{ours}.inner.{our}.bias", Row()))
+        found.append(KeyRule(f"{published}_W{their}", f"{ours}.inner.{our}.weight", Transposed()))
+        found.append(KeyRule(f"{published}_b{their}", f"{ours}.inner.{our}.bias", SingleRow()))
     return found + _norm(f"{published}_Wo", f"{ours}.norm")
 
 
-def _norm(published: str, ours: str) -> list[Rule | Unused]:
+def _norm(published: str, ours: str) -> list[KeyRule | Unused]:
     names = {"scale": "weight", "bias": "bias"}
-    return [Rule(f"{published}_ln_{their}", f"{ours}.{our}", Row()) for their, our in names.items()]
+    return [KeyRule(f"{published}_ln_{their}", f"{ours}.{our}", SingleRow()) for their, our in names.items()]
 
 
 MARIAN = replace(marian.MARIAN, marian=MarianNames(configure, rules))

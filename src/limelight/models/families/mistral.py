@@ -7,9 +7,9 @@ from typing import Any
 from ...forms.patterns import Causal
 from ..config import Config
 from ..decoder_only import DecoderOnly
+from .decoder import decoder, decoder_rules, shared_fields, window, window_length
 from .family import Family
-from .llama import decoder, rules, said, window, window_length
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -23,10 +23,10 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published Mistral says of our configuration."""
     return {
-        "architectures": [f"Mistral{task(config.head)}"],
+        "architectures": [f"Mistral{class_suffix(config.head)}"],
         "sliding_window": window_length(config.attentions[0]["pattern"]),
-        **said(config),
+        **shared_fields(config),
     }
 
 
-MISTRAL = Family("mistral", DecoderOnly, configure, publish, rules)
+MISTRAL = Family("mistral", DecoderOnly, configure, publish, decoder_rules)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule
+from ...formats.rules import KeyRule, KeyRules
 from ...forms.patterns import Causal
 from ...nn import MixtureOfExperts, TopK
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import attention_rules, decoder, shared_fields, window, window_length
 from .family import Family
 from .heads import head_rule
-from .llama import attention_rules, decoder, said, window, window_length
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -51,14 +51,14 @@ def publish(config: Config) -> dict[str, Any]:
     """What a published Mixtral says of our configuration."""
     experts = config.feed_forward
     return {
-        "architectures": [f"Mixtral{task(config.head)}"],
+        "architectures": [f"Mixtral{class_suffix(config.head)}"],
         "sliding_window": window_length(config.attentions[0]["pattern"]),
         "num_local_experts": experts["experts"],
         "num_experts_per_tok": experts["router"]["k"],
         "router_jitter_noise": experts["router"]["jitter"],
         "router_aux_loss_coef": experts["balance"],
         **({"router_z_loss_coef": experts["z"]} if experts["z"] else {}),
-        **said(config),
+        **shared_fields(config),
     }
 
 
@@ -66,13 +66,15 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, feed_forward = "model.layers.{n}", "layers.{n}.feed_forward"
     experts = tuple(
-        Rule(f"{layer}.block_sparse_moe.experts.{{e}}.{their}.{{p}}", f"{feed_forward}.inner.experts.{{e}}.{our}.{{p}}")
+        KeyRule(
+            f"{layer}.block_sparse_moe.experts.{{e}}.{their}.{{p}}", f"{feed_forward}.inner.experts.{{e}}.{our}.{{p}}"
+        )
         for their, our in (("w1", "gate"), ("w3", "up"), ("w2", "down"))
     )
     return KeyRules(
         *attention_rules(),
-        Rule(f"{layer}.post_attention_layernorm.weight", f"{feed_forward}.norm.weight"),
-        Rule(f"{layer}.block_sparse_moe.gate.weight", f"{feed_forward}.inner.router.weight"),
+        KeyRule(f"{layer}.post_attention_layernorm.weight", f"{feed_forward}.norm.weight"),
+        KeyRule(f"{layer}.block_sparse_moe.gate.weight", f"{feed_forward}.inner.router.weight"),
         *experts,
         head_rule(config, "lm_head.weight"),
         prefix="model.",

@@ -24,12 +24,25 @@ MOST_NUMBER = 1e15  # beyond, products of two numbers and a length leave what fl
 MOST_FACTOR = 1e6  # how much longer texts may become
 MOST_PARTS = 4096  # experts of all layers together
 
-# How the names of values end that say which tokens have a part to play.
-MARKS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
+# How the names of values end that are ids of special tokens.
+SPECIAL_TOKEN_KEYS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
 NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; the second is the first without its sign
 
 # What classes are for that are not called ...For...: GPT-2's and Marian's.
 ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
+
+
+class RecordingDict(dict[str, Any]):
+    """A configuration that records which keys were read (``read``), so that keys without an effect can be refused."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, which is recorded."""
+        self.read.add(key)
+        return super().get(key, default)
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,7 @@ class Published:
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes that a classifying head tells apart."""
+        """The names of the classes of a classification head."""
         names = self.get("id2label")
         if names is None:
             return tuple(f"LABEL_{number}" for number in range(self.whole("num_labels", 2)))
@@ -171,7 +184,7 @@ class Published:
             raise self.refused("id2label", rule)
         return tuple(map(str, found))
 
-    def marks(self) -> dict[str, Any]:
+    def special_token_ids(self) -> dict[str, Any]:
         """Ids of special tokens, by their published names (``eos_token_id``); those that are none (-1) are left out.
 
         Raises:
@@ -179,7 +192,7 @@ class Published:
         """
         found = {}
         for key, value in self.values.items():
-            if not key.endswith(MARKS):
+            if not key.endswith(SPECIAL_TOKEN_KEYS):
                 continue
             if isinstance(value, (list, tuple)):
                 value = [one for one in value if not _is_none(one)] or None
@@ -253,7 +266,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def task(head: Recipe | None) -> str:
+def class_suffix(head: Recipe | None) -> str:
     """The end of the name of a published class, by the head of a model."""
     if head is None:
         return "Model"

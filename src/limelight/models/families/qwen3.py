@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule
+from ...formats.rules import KeyRule, KeyRules
 from ...forms.patterns import Causal, Pattern
 from ...nn import RMSNorm
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
+from .decoder import decoder, decoder_rules, layer_kinds, layer_windows, shared_fields, window
 from .family import Family
-from .llama import decoder, layer_kinds, layer_windows, said, window
-from .llama import rules as llama_rules
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -41,18 +40,20 @@ def _patterns(published: Published) -> list[Pattern]:
 def publish(config: Config) -> dict[str, Any]:
     """What a published Qwen 3 says of our configuration."""
     return {
-        "architectures": [f"Qwen3{task(config.head)}"],
+        "architectures": [f"Qwen3{class_suffix(config.head)}"],
         "attention_bias": config.attentions[0]["bias"],
         **layer_kinds(config),
-        **said(config),
+        **shared_fields(config),
     }
 
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
-    plain = llama_rules(config)
+    plain = decoder_rules(config)
     norms = tuple(
-        Rule(f"model.layers.{{n}}.self_attn.{letter}_norm.weight", f"layers.{{n}}.attention.inner.{name}_norm.weight")
+        KeyRule(
+            f"model.layers.{{n}}.self_attn.{letter}_norm.weight", f"layers.{{n}}.attention.inner.{name}_norm.weight"
+        )
         for letter, name in (("q", "query"), ("k", "key"))
     )
     return KeyRules(*plain.rules, *norms, prefix=plain.prefix, bare=plain.bare)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ClassHead
 from ..config import Config
 from ..encoder_only import EncoderOnly
-from .bert import body_rules, encoder, norm_rules, said, table_rules
+from .bert import body_rules, encoder, norm_rules, shared_fields, table_rules
 from .family import Family
-from .published import Published, task
+from .published import Published, class_suffix
 
 
 def configure(published: Published) -> Config:
@@ -21,7 +21,7 @@ def configure(published: Published) -> Config:
 def publish(config: Config) -> dict[str, Any]:
     """What a published RoBERTa says of our configuration."""
     padding = config.embedding["positions"]["offset"] - 1
-    return {"architectures": [f"Roberta{task(config.head)}"], "pad_token_id": padding, **said(config)}
+    return {"architectures": [f"Roberta{class_suffix(config.head)}"], "pad_token_id": padding, **shared_fields(config)}
 
 
 def rules(config: Config) -> KeyRules:
@@ -37,13 +37,13 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-def _head_rules(config: Config) -> tuple[Rule | Unused, ...]:
+def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     if config.head is None:
         return ()
     if config.head.make is ClassHead:
-        return Rule("classifier.dense.{p}", "head.inner.{p}"), Rule("classifier.out_proj.{p}", "head.output.{p}")
+        return KeyRule("classifier.dense.{p}", "head.inner.{p}"), KeyRule("classifier.out_proj.{p}", "head.output.{p}")
     return (
-        Rule("lm_head.dense.{p}", "head.linear.{p}"),
+        KeyRule("lm_head.dense.{p}", "head.linear.{p}"),
         *norm_rules("lm_head.layer_norm", "head.norm"),
         *table_rules(config, "lm_head.decoder", "lm_head.bias"),
     )

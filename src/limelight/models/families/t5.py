@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...forms.patterns import Causal
 from ...forms.scores import T5Buckets
 from ...nn import (
@@ -74,9 +74,9 @@ def _half(published: Published, side: str, **more: Any) -> Config:
 
 def _feed_forward(published: Published, dropout: float) -> Recipe:
     """``"relu"`` of 1.0, ``"gated-gelu"`` of 1.1."""
-    said = published.get("feed_forward_proj") or "relu"
-    gated, name = str(said).startswith("gated-"), str(said).removeprefix("gated-")
-    activation = GELU if said == "gated-gelu" else name
+    given = published.get("feed_forward_proj") or "relu"
+    gated, name = str(given).startswith("gated-"), str(given).removeprefix("gated-")
+    activation = GELU if given == "gated-gelu" else name
     if activation not in ACTIVATIONS:
         raise published.refused("feed_forward_proj", f"one of {', '.join(ACTIVATIONS)}, or that behind 'gated-'")
     published.one_of("is_gated_act", (gated,), gated)
@@ -132,37 +132,37 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     gated = config.feed_forward.make is GatedFeedForward
     return KeyRules(
-        Rule("shared.weight", "embedding.tokens.weight"),
-        Rule("encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        Rule("decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        KeyRule("shared.weight", "embedding.tokens.weight"),
+        KeyRule("encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        KeyRule("decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
         *_half_rules("encoder", "encoder.", 1, gated),
         *_half_rules("decoder", "", 2, gated),
         *_attention_rules("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross.inner"),
-        Rule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
+        KeyRule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
         head_rule(config, "lm_head.weight"),
         Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "of no use in any T5"),
     )
 
 
-def _half_rules(published: str, ours: str, last: int, gated: bool) -> tuple[Rule, ...]:
+def _half_rules(published: str, ours: str, last: int, gated: bool) -> tuple[KeyRule, ...]:
     block, layer = f"{published}.block.{{n}}.layer", f"{ours}layers.{{n}}"
     names = {"wi_0": "gate", "wi_1": "up", "wo": "down"} if gated else {"wi": "up", "wo": "down"}
     return (
         *_attention_rules(f"{block}.0.SelfAttention", f"{layer}.attention.inner"),
-        Rule(f"{block}.0.layer_norm.weight", f"{layer}.attention.norm.weight"),
-        Rule(f"{published}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}scores.weight"),
+        KeyRule(f"{block}.0.layer_norm.weight", f"{layer}.attention.norm.weight"),
+        KeyRule(f"{published}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{ours}scores.weight"),
         *(
-            Rule(f"{block}.{last}.DenseReluDense.{their}.weight", f"{layer}.feed_forward.inner.{our}.weight")
+            KeyRule(f"{block}.{last}.DenseReluDense.{their}.weight", f"{layer}.feed_forward.inner.{our}.weight")
             for their, our in names.items()
         ),
-        Rule(f"{block}.{last}.layer_norm.weight", f"{layer}.feed_forward.norm.weight"),
-        Rule(f"{published}.final_layer_norm.weight", f"{ours}norm.weight"),
+        KeyRule(f"{block}.{last}.layer_norm.weight", f"{layer}.feed_forward.norm.weight"),
+        KeyRule(f"{published}.final_layer_norm.weight", f"{ours}norm.weight"),
     )
 
 
-def _attention_rules(published: str, ours: str) -> tuple[Rule, ...]:
+def _attention_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
     names = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    return tuple(Rule(f"{published}.{their}.weight", f"{ours}.{our}.weight") for their, our in names.items())
+    return tuple(KeyRule(f"{published}.{their}.weight", f"{ours}.{our}.weight") for their, our in names.items())
 
 
 # In float16 the published models keep this matrix in float32, and with it the sum of all steps: it would overflow.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ...formats.rules import KeyRules, Rule, Unused
+from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ACTIVATIONS, ClassHead, FeedForward, MultiHead, PatchEmbedding, PreNorm
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
@@ -76,23 +76,25 @@ def publish(config: Config) -> dict[str, Any]:
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
-    head = Rule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
+    head = (
+        KeyRule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
+    )
     return KeyRules(
-        Rule("vit.embeddings.cls_token", "embedding.class_token"),
-        Rule("vit.embeddings.position_embeddings", "embedding.positions"),
-        Rule("vit.embeddings.patch_embeddings.projection.{p}", "embedding.patches.{p}"),
-        Rule(f"{layer}.layernorm_before.{{p}}", f"{attention}.norm.{{p}}"),
+        KeyRule("vit.embeddings.cls_token", "embedding.class_token"),
+        KeyRule("vit.embeddings.position_embeddings", "embedding.positions"),
+        KeyRule("vit.embeddings.patch_embeddings.projection.{p}", "embedding.patches.{p}"),
+        KeyRule(f"{layer}.layernorm_before.{{p}}", f"{attention}.norm.{{p}}"),
         *(
-            Rule(f"{layer}.attention.attention.{name}.{{p}}", f"{attention}.inner.{name}.{{p}}")
+            KeyRule(f"{layer}.attention.attention.{name}.{{p}}", f"{attention}.inner.{name}.{{p}}")
             for name in ("query", "key", "value")
         ),
-        Rule(f"{layer}.attention.output.dense.{{p}}", f"{attention}.inner.output.{{p}}"),
-        Rule(f"{layer}.layernorm_after.{{p}}", f"{feed_forward}.norm.{{p}}"),
-        Rule(f"{layer}.intermediate.dense.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
-        Rule(f"{layer}.output.dense.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
-        Rule("vit.layernorm.{p}", "norm.{p}"),
+        KeyRule(f"{layer}.attention.output.dense.{{p}}", f"{attention}.inner.output.{{p}}"),
+        KeyRule(f"{layer}.layernorm_after.{{p}}", f"{feed_forward}.norm.{{p}}"),
+        KeyRule(f"{layer}.intermediate.dense.{{p}}", f"{feed_forward}.inner.up.{{p}}"),
+        KeyRule(f"{layer}.output.dense.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
+        KeyRule("vit.layernorm.{p}", "norm.{p}"),
         head,
-        Unused("vit.pooler.dense.{p}", "a summary of the mark, trained for another task"),
+        Unused("vit.pooler.dense.{p}", "a summary of the class token, trained for another task"),
         Unused("vit.embeddings.mask_token", "stands for patches that are hidden in training"),
         prefix="vit.",
         bare=config.head is None,

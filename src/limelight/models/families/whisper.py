@@ -7,13 +7,13 @@ from typing import Any
 
 from ...formats.ctranslate2_files import CTranslate2File
 from ...formats.errors import CheckpointError
-from ...formats.rules import KeyRules, Rule
+from ...formats.rules import KeyRule, KeyRules
 from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
 from ...nn.blocks import clamped
 from ...text import Tokenizer
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import NORM, dropout, half, half_rules, said, text_embedding
+from .bart import NORM, dropout, half, half_rules, shared_fields, text_embedding
 from .family import CTranslate2Names, Family
 from .heads import head_rule
 from .published import Published
@@ -58,24 +58,24 @@ def publish(config: Config) -> dict[str, Any]:
         "max_source_positions": config.encoder.limit,
         "max_target_positions": config.limit,
         "tie_word_embeddings": True,
-        **said(config),
+        **shared_fields(config),
     }
 
 
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     return KeyRules(
-        Rule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
-        Rule("model.encoder.conv1.{p}", "encoder.embedding.first.{p}"),
-        Rule("model.encoder.conv2.{p}", "encoder.embedding.second.{p}"),
+        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
+        KeyRule("model.encoder.conv1.{p}", "encoder.embedding.first.{p}"),
+        KeyRule("model.encoder.conv2.{p}", "encoder.embedding.second.{p}"),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         *(
             rule
             for side, ours in (("encoder", "encoder."), ("decoder", ""))
             for rule in (
-                Rule(f"model.{side}.embed_positions.weight", f"{ours}embedding.positions.weight"),
-                Rule(f"model.{side}.layer_norm.{{p}}", f"{ours}norm.{{p}}"),
+                KeyRule(f"model.{side}.embed_positions.weight", f"{ours}embedding.positions.weight"),
+                KeyRule(f"model.{side}.layer_norm.{{p}}", f"{ours}norm.{{p}}"),
             )
         ),
         head_rule(config, "proj_out.weight"),
@@ -95,11 +95,11 @@ def describe(file: CTranslate2File) -> dict[str, Any]:
     """The published configuration, from the sizes in the file."""
     for side in ("encoder", "decoder"):
         for name, wanted in FIXED.items():
-            said = file.numbers.get(f"{side}/{name}", wanted)
-            if said != wanted:
-                raise CheckpointError(f"{file.path} says {side}/{name} = {said}, and Whisper has {wanted}.")
+            value = file.numbers.get(f"{side}/{name}", wanted)
+            if value != wanted:
+                raise CheckpointError(f"{file.path} says {side}/{name} = {value}, and Whisper has {wanted}.")
     for key in file.keys():  # noqa: SIM118
-        _check_key_offset(file, key)
+        _check_key_bias(file, key)
 
     def size(name: str, dimension: int) -> int:
         shape = file.shape(name) if name in file.keys() else ()  # noqa: SIM118
@@ -122,23 +122,23 @@ def describe(file: CTranslate2File) -> dict[str, Any]:
     }
 
 
-def _check_key_offset(file: CTranslate2File, key: str) -> None:
-    """Keys have no offset in Whisper; where CTranslate2 stores one, among those of its neighbours, it is zero."""
+def _check_key_bias(file: CTranslate2File, key: str) -> None:
+    """Keys have no bias in Whisper; where CTranslate2 stores one, among those of its neighbours, it is zero."""
     parts = {"self_attention/linear_0/bias": (1, 3), "/attention/linear_1/bias": (0, 2)}
     for ending, (number, of) in parts.items():
         if key.endswith(ending) and file.read(key).chunk(of)[number].any():
-            raise CheckpointError(f"{file.path} has an offset for keys in {key}, and Whisper has none.")
+            raise CheckpointError(f"{file.path} has a bias for keys in {key}, and Whisper has none.")
 
 
-def marks(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the tokens that have a part to play."""
+def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the special tokens, by their published names."""
     names = ("startoftranscript", "endoftext", "notimestamps")
     begin, end, no_times = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in names)
     english = tokenizer.size <= ENGLISH  # the others must be told a language and a task
     forced = [[1, no_times]] if english else [[1, None], [2, None], [3, no_times]]
     found = {
         "decoder_start_token_id": begin,
-        **{f"{mark}_token_id": end for mark in ("bos", "eos", "pad")},
+        **{f"{name}_token_id": end for name in ("bos", "eos", "pad")},
         "forced_decoder_ids": None if no_times is None else forced,
         "suppress_tokens": config.get("suppress_ids"),
         "begin_suppress_tokens": config.get("suppress_ids_begin"),
@@ -149,38 +149,38 @@ def marks(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, Any]:
 def ctranslate2_rules(config: Config) -> KeyRules:
     """CTranslate2's names and ours."""
     return KeyRules(
-        Rule("decoder/embeddings/weight", "embedding.tokens.weight"),
-        Rule("encoder/conv1/{p}", "encoder.embedding.first.{p}"),
-        Rule("encoder/conv2/{p}", "encoder.embedding.second.{p}"),
+        KeyRule("decoder/embeddings/weight", "embedding.tokens.weight"),
+        KeyRule("encoder/conv1/{p}", "encoder.embedding.first.{p}"),
+        KeyRule("encoder/conv2/{p}", "encoder.embedding.second.{p}"),
         *_ctranslate2_half("encoder", "encoder."),
         *_ctranslate2_half("decoder", ""),
     )
 
 
-def _ctranslate2_half(side: str, ours: str) -> tuple[Rule, ...]:
+def _ctranslate2_half(side: str, ours: str) -> tuple[KeyRule, ...]:
     block, layer = f"{side}/layer_{{n}}", f"{ours}layers.{{n}}"
     own, cross, feed_forward = f"{layer}.attention", f"{layer}.cross", f"{layer}.feed_forward"
     look, across = f"{block}/self_attention", f"{block}/attention"
     norms = {f"{side}/layer_norm": f"{ours}norm", f"{look}/layer_norm": f"{own}.norm"}
     norms |= {f"{across}/layer_norm": f"{cross}.norm", f"{block}/ffn/layer_norm": f"{feed_forward}.norm"}
     return (
-        Rule(f"{side}/position_encodings/encodings", f"{ours}embedding.positions.weight"),
+        KeyRule(f"{side}/position_encodings/encodings", f"{ours}embedding.positions.weight"),
         *_fused(f"{look}/linear_0", f"{own}.inner", ("query", "key", "value")),
-        Rule(f"{look}/linear_1/{{p}}", f"{own}.inner.output.{{p}}"),
-        Rule(f"{across}/linear_0/{{p}}", f"{cross}.inner.query.{{p}}"),
+        KeyRule(f"{look}/linear_1/{{p}}", f"{own}.inner.output.{{p}}"),
+        KeyRule(f"{across}/linear_0/{{p}}", f"{cross}.inner.query.{{p}}"),
         *_fused(f"{across}/linear_1", f"{cross}.inner", ("key", "value")),
-        Rule(f"{across}/linear_2/{{p}}", f"{cross}.inner.output.{{p}}"),
-        Rule(f"{block}/ffn/linear_0/{{p}}", f"{feed_forward}.inner.up.{{p}}"),
-        Rule(f"{block}/ffn/linear_1/{{p}}", f"{feed_forward}.inner.down.{{p}}"),
-        *(Rule(f"{theirs}/gamma", f"{mine}.weight") for theirs, mine in norms.items()),
-        *(Rule(f"{theirs}/beta", f"{mine}.bias") for theirs, mine in norms.items()),
+        KeyRule(f"{across}/linear_2/{{p}}", f"{cross}.inner.output.{{p}}"),
+        KeyRule(f"{block}/ffn/linear_0/{{p}}", f"{feed_forward}.inner.up.{{p}}"),
+        KeyRule(f"{block}/ffn/linear_1/{{p}}", f"{feed_forward}.inner.down.{{p}}"),
+        *(KeyRule(f"{theirs}/gamma", f"{mine}.weight") for theirs, mine in norms.items()),
+        *(KeyRule(f"{theirs}/beta", f"{mine}.bias") for theirs, mine in norms.items()),
     )
 
 
-def _fused(published: str, ours: str, names: tuple[str, ...]) -> tuple[Rule, ...]:
-    """Projections laid end to end, of which that of keys has no offset."""
+def _fused(published: str, ours: str, names: tuple[str, ...]) -> tuple[KeyRule, ...]:
+    """Projections laid end to end, of which that of keys has no bias."""
     return tuple(
-        Rule(f"{published}/{part}", f"{ours}.{name}.{part}", part=(number, len(names)))
+        KeyRule(f"{published}/{part}", f"{ours}.{name}.{part}", part=(number, len(names)))
         for part in ("weight", "bias")
         for number, name in enumerate(names)
         if (name, part) != ("key", "bias")
@@ -193,5 +193,5 @@ WHISPER = Family(
     configure,
     publish,
     rules,
-    ctranslate2=CTranslate2Names("WhisperSpec", describe, marks, ctranslate2_rules),
+    ctranslate2=CTranslate2Names("WhisperSpec", describe, special_token_ids, ctranslate2_rules),
 )

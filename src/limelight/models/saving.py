@@ -9,24 +9,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..formats.errors import shortened
+from ..formats.progress import counted
 from ..formats.rules import Change, KeyRules
 from ..formats.safetensors_files import INDEX, SINGLE
-from ..generation.conversation import special_tokens
-from ..models.families import FAMILIES
 from ..tensors.shapes import FLOATS, ArgumentError, whole_number, wrong
-from .fill import named_once
-from .progress import counted
-
-if TYPE_CHECKING:
-    from ..pretrained import Pretrained
+from ..text import Tokenizer
+from .families import FAMILIES
+from .stack import Stack
 
 # Copied from the folder that a model came from: how text is cut, how it generates, how sound and pictures are read.
 COMPANIONS = (
@@ -49,6 +46,26 @@ COMPANIONS = (
 TEMPLATES = "additional_chat_templates/*.jinja"
 
 
+class Saved(Protocol):
+    """What is saved of a model; `limelight.Pretrained` has it."""
+
+    @property
+    def network(self) -> Stack:
+        """The network, of a family that can be published."""
+
+    @property
+    def source(self) -> Path:
+        """Where the model came from: files beside the weights are copied from this folder, where it is one."""
+
+    @property
+    def tokenizer_or_why(self) -> Tokenizer | str:
+        """The tokenizer, or why there is none."""
+
+    @property
+    def special_token_ids(self) -> Mapping[str, Any]:
+        """Ids of the special tokens, by their published names."""
+
+
 class _Piece(NamedTuple):
     """One tensor to be written: its published name, the change of its values, and our tensors that it is made of."""
 
@@ -67,9 +84,22 @@ class _Piece(NamedTuple):
 
 
 def save(
-    model: Pretrained, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
+    model: Saved, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
 ) -> Path:
-    """Write a model; see `limelight.models.Pretrained.save`."""
+    """Write a model as its family publishes such models, into a folder that appears in one step.
+
+    Args:
+        model: what is written.
+        folder: a new or an empty folder.
+        dtype: what the numbers are stored as; ``None`` for their own.
+        shard_bytes: size from which on the weights are cut into several files with an index.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArgumentError: a folder that holds something already, or a place where none can be written.
+    """
     path = _path(folder)
     try:
         with in_one_step(path) as target:
@@ -98,7 +128,7 @@ def _not_there(folder: object, error: Exception) -> ArgumentError:
 
 
 def write_model(
-    model: Pretrained,
+    model: Saved,
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
@@ -108,9 +138,11 @@ def write_model(
     """Write the files of a model into an empty folder; `save` does it in one step.
 
     Args:
-        model, dtype, shard_bytes: see `limelight.models.Pretrained.save`.
+        model: what is written.
         folder: where the files go.
-        name: what is said to be written while that takes long.
+        dtype: what the numbers are stored as; ``None`` for their own.
+        shard_bytes: size from which on the weights are cut into several files with an index.
+        name: what the progress bar calls the folder.
     """
     if dtype is not None and dtype not in FLOATS:
         raise wrong("dtype", f"must be one of {', '.join(map(str, FLOATS))}", f"it is {dtype!r}", "Leave it out.")
@@ -120,13 +152,19 @@ def write_model(
     published = family.publish(network.config)
     pieces = _pieces(named_once(network), family.rules(network.config))
     dtypes = {dtype or part.dtype for piece in pieces for part in piece.parts}
-    values = {"model_type": family.name, **model.marks, **published}
+    values = {"model_type": family.name, **model.special_token_ids, **published}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
     with counted(f"writing {name or folder}", sum(piece.size(dtype) for piece in pieces)) as report:
         _write_weights(pieces, folder, dtype, shard_bytes, report)
     _write_json(folder / "config.json", values)
     _write_companions(model, folder)
+
+
+def named_once(network: nn.Module) -> dict[str, Tensor]:
+    """Everything that a network stores. What several modules share has the name under which it is met first."""
+    first = {id(tensor): (name, tensor) for name, tensor in reversed(network.state_dict(keep_vars=True).items())}
+    return dict(reversed(first.values()))
 
 
 def _pieces(tensors: Mapping[str, Tensor], rules: KeyRules) -> list[_Piece]:
@@ -178,7 +216,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _write_companions(model: Pretrained, folder: Path) -> None:
+def _write_companions(model: Saved, folder: Path) -> None:
     """What stands beside the weights: copied from where the model came from, or made from its tokenizer."""
     if model.source.is_dir():
         for name in COMPANIONS:
@@ -191,7 +229,7 @@ def _write_companions(model: Pretrained, folder: Path) -> None:
         return
     tokenizer = model.tokenizer_or_why
     tokenizer.backend.save(str(folder / "tokenizer.json"))
-    special = special_tokens(tokenizer, model.marks)
+    special = tokenizer.named_special_tokens(model.special_token_ids)
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")

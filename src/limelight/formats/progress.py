@@ -45,10 +45,10 @@ def _shown(what: str, total: int, note: str, *columns: ProgressColumn) -> Iterat
     parts = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
     progress = Progress(*parts, console=console, transient=True)
     begin, task = time.monotonic(), progress.add_task(what, total=total)
-    said = threading.Lock()  # taken for good by who shows it: the first report after two seconds, or the timer
+    shown = threading.Lock()  # taken for good by what shows the bar: the first report after two seconds, or the timer
 
     def show() -> None:
-        if not said.acquire(blocking=False):
+        if not shown.acquire(blocking=False):
             return
         if console.is_terminal:
             progress.start()

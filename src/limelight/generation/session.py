@@ -15,7 +15,7 @@ from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
 
 
-class Run:
+class Session:
     """One run of a network over rows that grow, with all that it has read in a cache.
 
     Args:

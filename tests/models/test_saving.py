@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import limelight
 from limelight import ArgumentError
-from limelight.checkpoints import save as saving
 from limelight.checkpoints.load import load
+from limelight.models import saving
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 IDS = torch.arange(22).reshape(2, 11)
@@ -35,7 +35,7 @@ def test_the_same_bits_come_back(llama, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
     again = load(tmp_path / "ours")
     assert again.config == ours.config
-    assert again.marks == ours.marks == {"bos_token_id": 3, "eos_token_id": [4, 5]}
+    assert again.special_token_ids == ours.special_token_ids == {"bos_token_id": 3, "eos_token_id": [4, 5]}
     assert torch.equal(again(IDS).logits, ours(IDS).logits)
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours")
     assert theirs.dtype == torch.float32
@@ -79,7 +79,7 @@ def test_what_stands_beside_the_weights_is_copied(llama, tmp_path):
 
 def test_a_new_network_is_saved_too(llama, tmp_path):
     network = limelight.models.DecoderOnly(load(llama).config).eval()
-    model = limelight.models.Pretrained("new", network, tmp_path / "nowhere", (), "it has none yet")
+    model = limelight.Pretrained("new", network, tmp_path / "nowhere", (), "it has none yet")
     model.save(tmp_path / "deep" / "ours")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "deep" / "ours")
     torch.testing.assert_close(theirs(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
@@ -152,7 +152,7 @@ def watch():
 
 folder, target, read, written = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), sys.argv[4]
 load(sys.argv[5])  # imports and buffers of the libraries
-import limelight.checkpoints.save
+import limelight.models.saving
 before = own_bytes()
 thread = threading.Thread(target=watch)
 thread.start()
