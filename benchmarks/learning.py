@@ -22,9 +22,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import limelight
 from limelight.pretrained import Pretrained
-from limelight.training import Objective, adamw, rate, read_settings
+from limelight.training import Objective, adamw, learning_rate, read_settings
 from limelight.training.loop import evaluate
-from limelight.training.making import make_config, make_data, make_network
+from limelight.training.preparation import make_config, make_data, make_network
 
 
 class Theirs(torch.nn.Module):
@@ -77,17 +77,23 @@ def learn(settings, theirs=False):
             )
             model = Theirs(loaded.train())
     learning, steps = settings.learning, settings.run.steps
-    optimizer = adamw(model, rate=learning.rate, decay=learning.decay, betas=learning.betas, epsilon=learning.epsilon)
+    optimizer = adamw(
+        model,
+        rate=learning.rate,
+        weight_decay=learning.weight_decay,
+        betas=learning.betas,
+        epsilon=learning.epsilon,
+    )
     losses = []
     begin = time.perf_counter()
     for step in range(1, steps + 1):
         batch = made.train.batch(step - 1)
         for group in optimizer.param_groups:
-            group["lr"] = rate(
-                step, shape=learning.schedule, highest=learning.rate, warmup=learning.warmup, steps=steps,
-                floor=learning.floor,
+            group["lr"] = learning_rate(
+                step, schedule=learning.schedule, peak=learning.rate, warmup=learning.warmup, steps=steps,
+                min_ratio=learning.min_rate_ratio,
             )  # fmt: skip
-        loss = model(batch) / settings.run.tokens
+        loss = model(batch) / settings.run.batch_tokens
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), learning.clip)
         optimizer.step()

@@ -56,7 +56,7 @@ def main() -> None:
     theirs = _theirs(given.shape)
     ours = _ours(theirs)
     products = PRODUCTS[given.precision]
-    objective = Objective(ours, products=products)
+    objective = Objective(ours, autocast=products)
     batch = Batch(ids[:, :-1], ids[:, 1:], Packed((given.tokens,)))
 
     def our_loss():
@@ -68,7 +68,8 @@ def main() -> None:
 
     steps = {"ours": (ours, our_loss), "transformers": (theirs, their_loss)}
     optimizers = {
-        name: adamw(model, rate=1e-4, decay=0.1, betas=(0.9, 0.95), epsilon=1e-8) for name, (model, _) in steps.items()
+        name: adamw(model, rate=1e-4, weight_decay=0.1, betas=(0.9, 0.95), epsilon=1e-8)
+        for name, (model, _) in steps.items()
     }
     times: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}

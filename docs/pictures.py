@@ -371,7 +371,7 @@ def training(names: Names) -> Figure:
     plot = Plot(figure, (430, 60, 190, 190), (0, 80), (0, 3.5))
     plot.axes({0: "0", 40: "40", 80: "80"}, {n: str(n) for n in range(4)}, below="step", title="nats per character")
     plot.curve([(row.step, row.loss) for row in rows], FAINT, width=1.5)
-    evaluated = [(row.step, row.evaluation) for row in rows if row.evaluation is not None]
+    evaluated = [(row.step, row.evaluation_loss) for row in rows if row.evaluation_loss is not None]
     plot.curve(evaluated, ORANGE, "held out")
     return figure
 

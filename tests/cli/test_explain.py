@@ -1,5 +1,6 @@
 """``limelight explain``, and how the command line complains."""
 
+import json
 import sys
 
 import pytest
@@ -65,7 +66,8 @@ def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeyp
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--kv-heads", "-2"), ("--kv-heads", "0"), ("--kv-heads", "3"), ("--length", "99999999999")]
+    ("option", "value"),
+    [("--key-value-heads", "-2"), ("--key-value-heads", "0"), ("--key-value-heads", "3"), ("--length", "99999999999")],
 )
 def test_options_that_cannot_be(option, value, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["limelight", "explain", option, value])
@@ -76,3 +78,26 @@ def test_options_that_cannot_be(option, value, monkeypatch, capsys):
     assert option in said.err
     assert not said.out
     assert "Traceback" not in said.err
+
+
+def test_a_model_is_explained_by_kinds_of_layers():
+    result = run.invoke(app, ["explain", "--model", "minilm", "--length", "64"], env={"COLUMNS": "140"})
+    assert result.exit_code == 0, result.output
+    assert "minilm: EncoderOnly, 6 layers, float32; a prompt of 64 tokens" in result.output
+    assert "MultiHead, Full(), 12 / 12 heads of 32" in result.output
+    assert "norm (LayerNorm) not native: LayerNorm has no fused step" in result.output
+
+
+def test_an_explanation_as_json():
+    for given, key in ((["--model", "minilm"], "parts"), (["--length", "99"], "call")):
+        result = run.invoke(app, ["explain", *given, "--json"])
+        assert result.exit_code == 0, result.output
+        values = json.loads(result.output)
+        assert (values["format"], values["version"]) == ("limelight.explain", 1)
+        assert key in values
+    assert values["pairs"] == 8 * 99 * 100 // 2
+
+
+def test_options_of_a_call_beside_a_model():
+    result = run.invoke(app, ["explain", "--model", "minilm", "--heads", "8"])
+    assert "`--heads` belongs to a single call" in str(result.exception)

@@ -24,7 +24,7 @@ SMALL = {
         "data.train": "PAIRS",
         "model.d_model": "32",
         "model.encoder_ffn_dim": "32",
-        "run.translate": "2",
+        "run.bleu_samples": "2",
     },
 }
 
@@ -33,7 +33,13 @@ def command(name, output, *more):
     files = {"TEXT": str(ROOT / "CONTRIBUTING.md"), "PAIRS": str(output.parent / "pairs.tsv")}
     Path(files["PAIRS"]).write_text("In the beginning was the word.\tEn el principio era la palabra.\n" * 40)
     over = [f"{key}={files.get(value, value)}" for key, value in SMALL[name].items()]
-    over += ["tokenizer.size=300", "run.steps=3", "run.tokens=128", "run.length=64", "run.evaluate_every=2"]
+    over += [
+        "tokenizer.vocab_size=300",
+        "run.steps=3",
+        "run.batch_tokens=128",
+        "run.max_length=64",
+        "run.evaluate_every=2",
+    ]
     sets = [part for one in over for part in ("--set", one)]
     return ["train", str(ROOT / "examples" / f"{name}.toml"), "--output", str(output), *sets, *more]
 
@@ -62,12 +68,12 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(data.Texts, "batch", interrupt)
     result = CliRunner().invoke(app, command("austen", tmp_path / "run"))
     assert result.exit_code == 130
-    assert "Interrupted after step 2; saved. Go on with: limelight train" in result.output
+    assert "Interrupted after step 2; saved. Resume with: limelight train" in result.output
     assert result.output.rstrip().endswith("--resume")
     monkeypatch.undo()
     result = CliRunner().invoke(app, command("austen", tmp_path / "run", "--resume"))
     assert result.exit_code == 0
-    assert "Going on from" in result.output
+    assert "Resuming from" in result.output
 
 
 def test_a_file_that_is_not_there(tmp_path):

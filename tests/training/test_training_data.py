@@ -137,7 +137,7 @@ def test_files(tmp_path):
     (tmp_path / "b.tsv").write_text("one\tuno\ntwo dos\n")
     with pytest.raises(ArgumentError, match="line 2 of"):
         pairs_in(tmp_path / "b.tsv")
-    with pytest.raises(ArgumentError, match=r"run.tokens.*no more than the tokens of the text"):
+    with pytest.raises(ArgumentError, match=r"run.batch_tokens.*no more than the tokens of the text"):
         texts([3], tokens=3).batch(0)
 
 

@@ -23,8 +23,8 @@ held_out = 0.2
 kind = "characters"
 [run]
 steps = 4
-tokens = 96
-length = 64
+batch_tokens = 96
+max_length = 64
 evaluate_every = 2
 save_every = 2
 """
@@ -77,7 +77,7 @@ def test_two_processes_make_the_steps_of_one(task, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best after step") == 1
-    train(read_settings(config, ["run.accumulation=2"]), tmp_path / "one")
+    train(read_settings(config, ["run.accumulation_steps=2"]), tmp_path / "one")
     for ours, theirs in zip(numbers(output), numbers(tmp_path / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True)
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]

@@ -45,12 +45,12 @@ warmup = 3
 rate = 1e-2
 [run]
 steps = 11
-tokens = 64
-length = 24
-accumulation = 2
+batch_tokens = 64
+max_length = 24
+accumulation_steps = 2
 evaluate_every = 4
 save_every = 3
-keep = 2
+keep_checkpoints = 2
 """
 
 
@@ -69,7 +69,7 @@ def whole(config, tmp_path_factory):
     """A run that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
     said = []
-    return output, train(read_settings(config), output, say=said.append), said
+    return output, train(read_settings(config), output, log=said.append), said
 
 
 def losses(output):
@@ -156,7 +156,7 @@ def test_interrupted_and_resumed_from_another_step(config, whole, tmp_path):
             if words.startswith("step 4"):
                 signal.raise_signal(signal.SIGINT)
 
-        done = train(read_settings(config, [f"run.steps={stop}"] if stop == 1 else []), output, say=interrupt)
+        done = train(read_settings(config, [f"run.steps={stop}"] if stop == 1 else []), output, log=interrupt)
         assert (done.stopped, done.steps) == ("interrupted" if stop == 4 else "finished", stop)
         train(settings, output, resume=True)
         rows = [row[:2] + row[3:] for row in losses(output)]
@@ -169,10 +169,10 @@ def test_resuming_wants_the_same_run(config, whole, tmp_path):
     output = whole[0]
     with pytest.raises(ArgumentError, match="must hold no run yet"):
         train(read_settings(config), output)
-    with pytest.raises(ArgumentError, match=r"has other learning\.rate\."):
-        train(read_settings(config, ["learning.rate=0.5", "run.keep=3"]), output, resume=True)
+    with pytest.raises(ArgumentError, match=r"was written with other learning\.rate\."):
+        train(read_settings(config, ["learning.rate=0.5", "run.keep_checkpoints=3"]), output, resume=True)
     (tmp_path / "text.txt").write_text("other\n\ntext " * 400)
-    with pytest.raises(ArgumentError, match=r"has other .*data\.train, train"):
+    with pytest.raises(ArgumentError, match=r"with other .*data\.train, train"):
         train(read_settings(config, [f"data.train={tmp_path / 'text.txt'}"]), output, resume=True)
 
 
@@ -184,7 +184,7 @@ def test_a_flipped_bit_is_seen_and_the_older_checkpoint_named(config, whole, tmp
     content = bytearray((newest / name).read_bytes())
     content[len(content) // 2] ^= 1
     (newest / name).write_bytes(content)
-    with pytest.raises(ArgumentError, match=rf"is damaged.*Remove {newest} to go on from {older}\."):
+    with pytest.raises(ArgumentError, match=rf"is damaged.*Remove {newest} to resume from {older}\."):
         train(read_settings(config), output, resume=True)
     shutil.rmtree(newest)
     train(read_settings(config), output, resume=True)
@@ -227,16 +227,18 @@ def test_losses_that_are_not_those_of_every_step(config, whole, tmp_path, change
 
 
 def test_resuming_wants_a_run(config, tmp_path):
-    with pytest.raises(ArgumentError, match=r"`--resume` needs a run to go on with, but .*typo holds none"):
+    with pytest.raises(ArgumentError, match=r"`--resume` needs a run to resume, but .*typo holds none"):
         train(read_settings(config), tmp_path / "typo", resume=True)
     assert not (tmp_path / "typo").exists()
-    # a run that was killed before its first checkpoint begins again
+    # a run that was killed before its first checkpoint starts again
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "losses.csv").write_text("step,loss,evaluation,rate,gradient,seconds\n1,2.0,,0.1,0.1,0.1\n")
+    (tmp_path / "run" / "losses.csv").write_text(
+        "step,loss,evaluation_loss,learning_rate,gradient_norm,seconds\n1,2.0,,0.1,0.1,0.1\n"
+    )
     said = []
-    done = train(read_settings(config, ["run.steps=1"]), tmp_path / "run", resume=True, say=said.append)
+    done = train(read_settings(config, ["run.steps=1"]), tmp_path / "run", resume=True, log=said.append)
     assert (done.steps, len(losses(tmp_path / "run"))) == (1, 2)
-    assert "beginning again" in said[0]
+    assert "starting again" in said[0]
 
 
 def test_another_model_is_not_overwritten(config, whole, tmp_path):
@@ -254,7 +256,7 @@ def test_one_run_at_a_time_in_a_folder(config, tmp_path):
                 train(settings, tmp_path / "run")
             met.append(error)
 
-    assert train(settings, tmp_path / "run", say=meanwhile).steps == 1
+    assert train(settings, tmp_path / "run", log=meanwhile).steps == 1
     assert met
 
 
@@ -280,7 +282,7 @@ def test_a_disk_that_is_full(config, tmp_path):
 
 def test_early_stopping_bfloat16_and_byte_pairs(config, tmp_path):
     over = ["run.patience=1", "run.evaluate_every=1", "learning.rate=0.0", "run.precision=bfloat16"]
-    over += ["tokenizer.kind=byte-pair", "tokenizer.size=300", "learning.smoothing=0.1"]
+    over += ["tokenizer.kind=byte-pair", "tokenizer.vocab_size=300", "learning.label_smoothing=0.1"]
     done = train(read_settings(config, over), tmp_path / "run")
     assert (done.stopped, done.steps, done.best_step) == ("patience", 2, 1)  # a rate of 0 makes nothing better
     assert {values.dtype for values in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
@@ -302,10 +304,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ("learning.schedule=linear", "must be one of cosine"),
         ("learning.betas=[0.9]", "`learning.betas` must be"),
         ("data.held_out=1.0", "below 1"),
-        ("run.tokens=8", "at least run.length"),
+        ("run.batch_tokens=8", "at least run.max_length"),
         ("learning.rate=nan", "`learning.rate` must be at least 0 and finite, but it is nan"),
         ("learning.rate=inf", "and finite"),
-        ("learning.decay=-1", "`learning.decay` must be at least 0"),
+        ("learning.weight_decay=-1", "`learning.weight_decay` must be at least 0"),
         ("learning.betas=[1, 1]", r"`learning.betas` must be at least 0 and below 1, but it is \(1.0, 1.0\)"),
         ("learning.epsilon=-1e-8", "`learning.epsilon` must be at least 0"),
         ("run.seed=1e20", "`run.seed` must be a whole number"),
@@ -314,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         ("data=3", r"`data` must be a table.*\[data\]"),
         ("task.name=x", "names a table"),
         ("run", "must be key=value"),
-        ("data={}", "must say data.train"),
+        ("data={}", "must have the keys data.train"),
     ],
 )
 def test_settings_that_mean_nothing(config, over, words):
@@ -332,11 +334,11 @@ def test_settings_that_mean_nothing(config, over, words):
         ("model.hidden_size=-4", r"`model.hidden_size` must be a whole number .*it is -4.*--set model.hidden_size="),
         (
             "model.max_position_embeddings=23",
-            "`run.length` must be no more than the model's 23 positions, but it is 24",
+            "`run.max_length` must be no more than the model's 23 positions, but it is 24",
         ),
         ("data.train=nowhere.txt", r"`data.train` must be a file .*nowhere.txt: No such file.*--set data.train=FILE"),
         ("data.evaluation=.", r"`data.evaluation` must be a file"),
-        ("data.train=empty.txt", r"`data.train` must hold something"),
+        ("data.train=empty.txt", r"`data.train` must hold text to train on"),
         ("data.train=latin.txt", r"`data.train` must be UTF-8 text, but byte 3 of .* 0xe9.*iconv"),
         ("data.evaluation=empty.txt", r"`data.evaluation` must hold text"),
     ],

@@ -17,7 +17,7 @@ train = "pairs.tsv"
 held_out = 0.1
 [tokenizer]
 kind = "byte-pair"
-size = 276
+vocab_size = 276
 [model]
 model_type = "marian"
 d_model = 48
@@ -34,15 +34,15 @@ dropout = 0.1
 rate = 5e-3
 schedule = "inverse-square-root"
 warmup = 40
-smoothing = 0.1
-decay = 0.0
+label_smoothing = 0.1
+weight_decay = 0.0
 [run]
 steps = 300
-tokens = 256
-length = 16
+batch_tokens = 256
+max_length = 16
 evaluate_every = 150
 save_every = 150
-translate = 20
+bleu_samples = 20
 """
 
 
@@ -68,8 +68,12 @@ def test_it_learns_to_translate(done):
     model = limelight.load(done.output)
     assert model.config.residual.make is limelight.nn.PostNorm
     assert model.config.one_table
-    assert translate(model, ["a b c d", "h g f e d c", "a a a a"], longest=20) == ["s t u v", "z y x w v u", "s s s s"]
-    assert translate(model, ["a b c d e f"], longest=2) == ["s t"]
+    assert translate(model, ["a b c d", "h g f e d c", "a a a a"], max_tokens=20) == [
+        "s t u v",
+        "z y x w v u",
+        "s s s s",
+    ]
+    assert translate(model, ["a b c d e f"], max_tokens=2) == ["s t"]
 
 
 def test_transformers_translates_alike(done):
@@ -83,11 +87,11 @@ def test_transformers_translates_alike(done):
             ours(ids, target=torch.tensor([[1, 265, 266]])).logits, expected, rtol=1e-4, atol=1e-4
         )
     written = theirs.generate(ids, num_beams=1, do_sample=False, max_new_tokens=20)
-    assert ours.tokenizer.write(written[0]) == translate(ours, ["a b c d e"], longest=20)[0]
+    assert ours.tokenizer.write(written[0]) == translate(ours, ["a b c d e"], max_tokens=20)[0]
 
 
 def test_resumed_it_gives_the_same_losses(config, done, tmp_path):
-    over = ["run.evaluate_every=20", "run.translate=0"]
+    over = ["run.evaluate_every=20", "run.bleu_samples=0"]
     train(read_settings(config, [*over, "run.steps=7"]), tmp_path / "run")
     train(read_settings(config, [*over, "run.steps=12"]), tmp_path / "run", resume=True)
     ours, whole = ((run / "losses.csv").read_text().splitlines()[1:13] for run in (tmp_path / "run", done.output))

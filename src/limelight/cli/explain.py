@@ -1,20 +1,44 @@
-"""``limelight explain``: what this machine runs a call with, why, and what it costs."""
+"""``limelight explain``: which backend runs a call, or the layers of a model, on this machine, and why not another."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Dtype, dtype_of
+from .options import MODEL, Dtype, dtype_of
 
-LONGEST = 2**24  # what each token sees is written down: about a gigabyte
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from ..microscope.fast_paths import PartPaths, Path
+    from ..models import Stack
+    from ..operator.attention import Explanation
+
+MAX_LENGTH = 2**24  # the lowering of a pattern holds some integers for each token: about a gigabyte
+OF_A_CALL = ("heads", "key_value_heads", "width", "pattern", "back", "gradients")  # options that a model decides
 
 
 def explain(
-    length: Annotated[int, typer.Option(help="Queries and keys of each head (Lq = Lk).", min=1, max=LONGEST)] = 4096,
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help=f"Explain the layers of a model instead of one call. {MODEL}", show_default=False)
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens: queries and keys of a call (Lq = Lk), 4096 by default; the prompt of a model, 2048 by "
+            "default, or as many as it has positions.",
+            min=1,
+            max=MAX_LENGTH,
+            show_default=False,
+        ),
+    ] = None,
     heads: Annotated[int, typer.Option(help="Query heads (Hq).", min=1)] = 8,
-    kv_heads: Annotated[
+    key_value_heads: Annotated[
         int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.", min=1)
     ] = None,
     width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
@@ -22,50 +46,175 @@ def explain(
     back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
     dtype: Dtype = "float32",
     gradients: Annotated[bool, typer.Option(help="The call wants gradients.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
     """Say which backend this machine would run a call with, why not another, and what the call costs.
 
-    Example: limelight explain --length 16384 --pattern window --back 1024
+    With --model: which fast paths each kind of layer takes, over a prompt and over the next token, and why not where
+    not: the backend of attention, fused steps of the native library, and capture, which runs all layers by one call for
+    each token.
+
+    Example: limelight explain --length 16384 --pattern window --back 1024, or limelight explain --model smollm2
     """
-    import dataclasses
+    number = dtype_of(dtype)
+    if model is not None:
+        _refuse_options_of_a_call(ctx)
+        _explain_model(model, length, number, as_json)
+        return
+    length = 4096 if length is None else length
+    key_value_heads = heads if key_value_heads is None else key_value_heads
+    sizes = (heads, key_value_heads, length, width)
+    shown, found = _explain_call(sizes, pattern, back, number, gradients)
+    if as_json:
+        call = {"pattern": shown, "heads": heads, "key_value_heads": key_value_heads, "length": length, "width": width}
+        _print_json({"call": {**call, "dtype": dtype}, **dataclasses.asdict(found)})
+        return
+    idle = _print_backends()
+    typer.echo(f"\n{shown}: {heads} heads x {length} tokens x {width}, {dtype}")
+    reasons = {name: why for name, why in found.reasons.items() if name not in idle}
+    typer.echo(str(dataclasses.replace(found, reasons=reasons)))
+
+
+def _refuse_options_of_a_call(ctx: typer.Context) -> None:
+    """Raise where an option of a single call is given together with --model."""
+    from ..tensors.shapes import wrong
+
+    sources = {name: ctx.get_parameter_source(name) for name in OF_A_CALL}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise wrong(options, "belongs to a single call", "--model decides it", "Leave it out, or leave out --model.")
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps({"format": "limelight.explain", "version": 1, **values}, indent=2))
+
+
+# --- One call ---------------------------------------------------------------------------------------------------------
+
+
+def _explain_call(
+    sizes: tuple[int, int, int, int], pattern: str, back: int, dtype: torch.dtype, gradients: bool
+) -> tuple[str, Explanation]:
+    """Return the pattern as printed and the explanation of a call of sizes ``(Hq, Hkv, L, D)``.
+
+    Raises:
+        ArgumentError: an unknown pattern, or heads that do not divide.
+    """
+    import torch
+
+    from .. import Causal, Full, Window
+    from .. import explain as explain_call
+    from ..tensors.shapes import wrong
+
+    patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
+    if pattern not in patterns:
+        known = ", ".join(patterns)
+        raise wrong("--pattern", f"must be one of {known}", f"it is {pattern!r}", "See limelight explain --help.")
+    Hq, Hkv, L, D = sizes
+    if Hq % Hkv:
+        rule = "must be a divisor of --heads, since each key-value head serves as many query heads"
+        raise wrong("--key-value-heads", rule, f"{Hq} is not a multiple of {Hkv}", "Correct one of them.")
+    # Nothing is computed and nothing of this size is held: one element is seen at every place.
+    one = torch.zeros((), dtype=dtype).requires_grad_(gradients)
+    query, key = one.expand(1, Hq, L, D), one.expand(1, Hkv, L, D)
+    return repr(patterns[pattern]), explain_call(query, key, key, pattern=patterns[pattern])
+
+
+def _print_backends() -> list[str]:
+    """Print the state of every backend; return those for GPUs where there is no GPU."""
     import platform
+
+    import torch
+
+    from .. import __version__
+    from ..backends import BACKENDS
+
+    machine, threads = platform.machine(), torch.get_num_threads()
+    typer.echo(f"limelight {__version__}, torch {torch.__version__}, {machine}, {threads} threads")
+    idle = _idle_backends()
+    for backend in BACKENDS:
+        if backend.NAME not in idle:
+            typer.echo(f"  {backend.NAME}: {backend.status()}")
+    if idle:
+        typer.echo(f"  {', '.join(idle)}: for GPUs; PyTorch sees none here")
+    return idle
+
+
+def _idle_backends() -> list[str]:
+    """Return the backends for GPUs where there is no GPU: what else they lack, and why none serves, matters to none."""
     import re
 
     import torch
 
-    from .. import Causal, Full, Window, __version__
-    from .. import explain as explain_call
     from ..backends import BACKENDS
-    from ..tensors.shapes import wrong
 
-    number = dtype_of(dtype)
-    patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
-    if pattern not in patterns:
-        raise wrong(
-            "--pattern", f"must be one of {', '.join(patterns)}", f"it is {pattern!r}", "See limelight explain --help."
-        )
-    kv_heads = heads if kv_heads is None else kv_heads
-    if heads % kv_heads:
-        rule = "must be a divisor of --heads, for each key-value head serves as many query heads"
-        raise wrong("--kv-heads", rule, f"{heads} is not a multiple of {kv_heads}", "Correct one of them.")
+    if torch.cuda.is_available():
+        return []
+    return [backend.NAME for backend in BACKENDS if re.search("; not (usable|there): ", backend.status())]
 
-    typer.echo(
-        f"limelight {__version__}, torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
-    )
-    states = {backend.NAME: backend.status() for backend in BACKENDS}
-    # Without a GPU it does not matter what else those for GPUs lack, nor why none of them serves this call.
-    lacking = [name for name, state in states.items() if re.search("; not (usable|there): ", state)]
-    idle = [] if torch.cuda.is_available() else lacking
-    for name, state in states.items():
-        if name not in idle:
-            typer.echo(f"  {name}: {state}")
+
+# --- A model ----------------------------------------------------------------------------------------------------------
+
+
+def _explain_model(name: str, length: int | None, dtype: torch.dtype, as_json: bool) -> None:
+    """Print the fast paths of every kind of layer of a model."""
+    from rich.console import Console
+
+    from ..checkpoints.load import outline
+    from ..microscope.fast_paths import fast_paths
+
+    network = outline(name)
+    if length is None:
+        length = min(2048, network.config.limit or 2048)
+    found = fast_paths(network, length, dtype=dtype)
+    precision = str(dtype).removeprefix("torch.")
+    if as_json:
+        parts = [one.as_json() for one in found]
+        _print_json({"model": name, "dtype": precision, "length": length, "parts": parts})
+        return
+    console = Console(highlight=False)
+    console.print(_title(name, network, length, precision), style="bold", markup=False)
+    _print_paths(found, console)
+
+
+def _title(name: str, network: Stack, length: int, dtype: str) -> str:
+    kind, layers = type(network).__name__, network.config.layers
+    return f"{name}: {kind}, {layers} layers, {dtype}; a prompt of {length:,} tokens, then the next token"
+
+
+def _print_paths(found: list[PartPaths], console: Console) -> None:
+    """Print a table of the paths, and below it why faster ones are not taken."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("part", "kind", "count", "prompt", "next token"):
+        table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+    for one in found:
+        token = "" if one.token is None else one.token.taken
+        table.add_row(*map(Text, (one.part, one.kind, str(one.count), one.prompt.taken, token)))
+    console.print(table)
+    idle = _idle_backends()
+    reasons = [line for one in found for line in _why_not(one, idle)]
+    if reasons:
+        console.print("Why not", style="bold")
+    for line in dict.fromkeys(reasons):
+        console.print(Text(f"  {line}"))
     if idle:
-        typer.echo(f"  {', '.join(idle)}: for GPUs; PyTorch sees none here")
-    # Nothing is computed and nothing this large is held: one element is seen at every place.
-    one = torch.zeros((), dtype=number).requires_grad_(gradients)
-    query = one.expand(1, heads, length, width)
-    key = one.expand(1, kv_heads, length, width)
-    typer.echo(f"\n{patterns[pattern]!r}: {heads} heads x {length} tokens x {width}, {dtype}")
-    explained = explain_call(query, key, key, pattern=patterns[pattern])
-    reasons = {name: why for name, why in explained.reasons.items() if name not in idle}
-    typer.echo(str(dataclasses.replace(explained, reasons=reasons)))
+        console.print(Text(f"  {', '.join(idle)}: for GPUs; PyTorch sees none here"))
+
+
+def _why_not(one: PartPaths, idle: list[str]) -> list[str]:
+    """Return a line for each path that a part does not take, over both the prompt and the token where they agree."""
+
+    def lines(path: Path | None) -> dict[str, str]:
+        reasons = {} if path is None else path.reasons
+        return {name: "; ".join(why) for name, why in reasons.items() if name not in idle}
+
+    prompt, token = lines(one.prompt), lines(one.token)
+    if one.token is None or prompt == token:
+        return [f"{one.part} ({one.kind}) not {name}: {why}" for name, why in prompt.items()]
+    found = [f"{one.part} ({one.kind}) over a prompt not {name}: {why}" for name, why in prompt.items()]
+    return found + [f"{one.part} ({one.kind}) over the next token not {name}: {why}" for name, why in token.items()]

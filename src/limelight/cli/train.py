@@ -1,4 +1,4 @@
-"""``limelight train``: a model from nothing, on one's own text."""
+"""``limelight train``: train a model from scratch on your own text."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 
-def _print_keys(asked: bool) -> None:
-    if not asked:
+def _print_keys(requested: bool) -> None:
+    if not requested:
         return
     from rich.console import Console
     from rich.table import Table
@@ -30,20 +30,25 @@ def _print_keys(asked: bool) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file, such as examples/austen.toml.", dir_okay=False)],
     change: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting over that of the file: run.steps=100. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set", help="Override a setting of the file, such as run.steps=100; may be given several times."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME of the file by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/NAME, after the name of the file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint in --output.")] = False,
     keys: Annotated[
         bool,
         typer.Option("--keys", help="Explain every key of the file, and exit.", callback=_print_keys, is_eager=True),
     ] = False,
 ) -> None:
-    """Train a language model on a text, or a translator on pairs, and leave a model that `limelight` loads.
+    """Train a language model on a text, or a translator on sentence pairs, and save a model that `limelight` loads.
 
-    Killed at any moment and started again with --resume, a run gives the losses that it would have given. Ctrl-C saves
-    first. Several processes, each with a GPU of its own or all on CPUs: torchrun --nproc_per_node 2 -m limelight train
-    CONFIG.
+    A run that is killed at any moment and started again with --resume has the losses of one that was not. Ctrl-C saves
+    a checkpoint first. Several processes, each with its own GPU or all on CPUs: torchrun --nproc_per_node 2 -m
+    limelight train CONFIG.
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
@@ -63,7 +68,7 @@ def train(
         raise wrong("CONFIG", "must be a TOML file", f"{config} does not exist", "See examples/.")
     folder = output or Path("runs") / config.stem
     settings = read_settings(config, change or ())
-    done = run(settings, folder, resume=resume, say=typer.echo)
+    done = run(settings, folder, resume=resume, log=typer.echo)
     processes = PartialState()
     main = processes.is_main_process
     processes.destroy_process_group()
@@ -77,7 +82,7 @@ def train(
         command = several if processes.num_processes > 1 else []
         command += ["limelight", "train", str(config), *(part for one in change or () for part in ("--set", one))]
         again = shlex.join([*command, "--output", str(folder), "--resume"])
-        typer.echo(f"Interrupted after step {done.steps}; saved. Go on with: {again}")
+        typer.echo(f"Interrupted after step {done.steps}; saved. Resume with: {again}")
         raise typer.Exit(130)
-    why = f"Nothing grew better in {settings.run.patience} evaluations. " if done.stopped == "patience" else ""
-    typer.echo(f"{why}The model, its curve (curve.svg) and its losses (losses.csv) are in {folder}.")
+    why = f"No improvement in {settings.run.patience} evaluations. " if done.stopped == "patience" else ""
+    typer.echo(f"{why}The model, its losses (losses.csv) and their plot (curve.svg) are in {folder}.")

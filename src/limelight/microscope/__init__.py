@@ -1,4 +1,4 @@
-"""The microscope: reads a text with a model, and answers with data first and pictures second.
+"""The microscope: what a model looks at in a text, as data first and pictures second; and how it is computed.
 
 >>> from limelight.microscope import look, write_page
 >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -7,8 +7,9 @@
 >>> size = write_page(report, "bank.html")  # doctest: +SKIP
 """
 
+from .fast_paths import fast_paths
 from .look import look
 from .page import make_page, write_page
 from .report import Report
 
-__all__ = ["Report", "look", "make_page", "write_page"]
+__all__ = ["Report", "fast_paths", "look", "make_page", "write_page"]

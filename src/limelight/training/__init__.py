@@ -1,14 +1,15 @@
 """Training: language models on a text, translation on pairs, from a small file of settings (``limelight train``).
 
-`loop` is the whole of it; what it uses stands beside it, one idea per file: `data` (what is read at which step),
-`loss` (over the vocabulary, in linear memory), `objective`, `optimizer`, `schedule`, `checkpoint`, `curve`.
+`loop` is the training loop; its parts have one file each: `settings`, `data` (the batch of each step), `tokenizing`,
+`preparation`, `objective`, `loss` (over the vocabulary, in linear memory), `optimizer`, `schedule`, `checkpoint`,
+`curve`, `translation` (BLEU), `processes`, `folder`, `interruption`.
 """
 
 from .data import Batch, Corpus, Pairs, Texts
 from .loss import vocabulary_loss
 from .objective import Objective
 from .optimizer import adamw
-from .schedule import rate
+from .schedule import learning_rate
 from .settings import Settings, read_settings
 
 __all__ = [
@@ -19,7 +20,7 @@ __all__ = [
     "Settings",
     "Texts",
     "adamw",
-    "rate",
+    "learning_rate",
     "read_settings",
     "vocabulary_loss",
 ]

@@ -1,4 +1,4 @@
-"""The losses of a run: a CSV with a line a step, and a picture of it."""
+"""The losses of a run: a CSV with one line for each step, and a plot of it."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from typing import TextIO
 from ..tensors.shapes import wrong
 from .checkpoint import replacing
 
-COLUMNS = ("step", "loss", "evaluation", "rate", "gradient", "seconds")
-_WITHOUT = "Restore it, or remove it to go on without the losses of earlier steps."
+COLUMNS = ("step", "loss", "evaluation_loss", "learning_rate", "gradient_norm", "seconds")
+_WAY_OUT = "Restore it, or remove it to go on without the losses of earlier steps."
 
 
 @dataclass(frozen=True)
-class Row:
-    """One step.
+class StepRecord:
+    """What is logged of one optimizer step.
 
     Args:
-        step: counted from 1.
-        loss: mean over its tokens, in nats, smoothing included.
-        evaluation: mean over the tokens that are never learned from, without smoothing; ``None`` where not measured.
-        rate: the learning rate.
-        gradient: norm of the gradient before clipping.
-        seconds: that the step took, evaluation and saving left out.
+        step: the step, counted from 1.
+        loss: mean over its tokens, in nats, label smoothing included.
+        evaluation_loss: mean over the held-out tokens, without label smoothing; ``None`` where not measured.
+        learning_rate: the learning rate.
+        gradient_norm: norm of the gradient before clipping.
+        seconds: duration of the step without evaluation and saving.
     """
 
     step: int
     loss: float
-    evaluation: float | None
-    rate: float
-    gradient: float
+    evaluation_loss: float | None
+    learning_rate: float
+    gradient_norm: float
     seconds: float
 
 
-class Losses:
-    """``losses.csv``, which grows by a line a step; numbers are written so that they read back as they were.
+class LossLog:
+    """``losses.csv``, to which every step adds a line; numbers are written so that they read back exactly.
 
     Args:
         path: the file.
-        until: steps of a run before that are kept; later lines are dropped, for the run goes on from there.
+        until: the step from which a run is resumed; later lines are dropped.
     """
 
     def __init__(self, path: Path, until: int = 0) -> None:
         self.rows = [row for row in read_losses(path) if row.step <= until] if until and path.is_file() else []
         if self.rows and self.rows[-1].step != until:
             got = f"its last step is {self.rows[-1].step}"
-            raise wrong(str(path), f"must reach step {until}, from which the run goes on", got, _WITHOUT)
+            raise wrong(str(path), f"must reach step {until}, from which the run is resumed", got, _WAY_OUT)
         with replacing(path) as part:
             part.write_text("".join(map(_line, (COLUMNS, *map(_cells, self.rows)))), "utf-8")
         self._file: TextIO = path.open("a", encoding="utf-8", newline="")
 
-    def add(self, row: Row) -> None:
-        """Write one more line."""
+    def add(self, row: StepRecord) -> None:
+        """Append the line of a step."""
         self.rows.append(row)
         self._file.write(_line(_cells(row)))
         self._file.flush()
 
     def to_disk(self) -> None:
-        """Wait until the lines are on the disk."""
+        """Flush the lines to the disk (fsync)."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -72,30 +72,30 @@ class Losses:
         self._file.close()
 
 
-def read_losses(path: Path) -> list[Row]:
-    """The rows of a ``losses.csv``; a last line that a kill cut short is left out.
+def read_losses(path: Path) -> list[StepRecord]:
+    """Read a ``losses.csv``; an incomplete last line, as a killed run leaves it, is left out.
 
     Raises:
-        ArgumentError: a line that is no step, or not the step after the one before.
+        ArgumentError: a line is not a step, or not the step after that of the line before.
     """
     lines = path.read_text("utf-8", errors="replace").split("\n")[:-1]
-    rows: list[Row] = []
+    rows: list[StepRecord] = []
     for number, line in enumerate(lines[1:], 2):
         try:
             step, loss, evaluated, *others = line.split(",")
             rate, gradient, seconds = map(float, others)
-            row = Row(int(step), float(loss), float(evaluated) if evaluated else None, rate, gradient, seconds)
+            row = StepRecord(int(step), float(loss), float(evaluated) if evaluated else None, rate, gradient, seconds)
         except ValueError:
             row = None
         if row is None or (rows and row.step != rows[-1].step + 1):
             got = f"line {number} is {line[:80]!r}"
-            raise wrong(str(path), f"must hold {','.join(COLUMNS)} of each step in order", got, _WITHOUT)
+            raise wrong(str(path), f"must hold {','.join(COLUMNS)} of each step in order", got, _WAY_OUT)
         rows.append(row)
     return rows
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    numbers = (row.loss, row.evaluation, row.rate, row.gradient)
+def _cells(row: StepRecord) -> tuple[str, ...]:
+    numbers = (row.loss, row.evaluation_loss, row.learning_rate, row.gradient_norm)
     return str(row.step), *("" if n is None else repr(n) for n in numbers), f"{row.seconds:.4f}"
 
 
@@ -106,15 +106,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 60, 20, 50, 40
-LEARNED, EVALUATED, INK, FAINT, GRID = "#94a3b8", "#c2410c", "#1e293b", "#64748b", "#e2e8f0"
-POINTS = 600  # of a line; more cannot be told apart
+TRAINING, EVALUATION, INK, FAINT, GRID = "#94a3b8", "#c2410c", "#1e293b", "#64748b", "#e2e8f0"
+POINTS = 600  # of a line: about one for each pixel
 
 
-def picture(rows: Sequence[Row], title: str) -> str:
-    """The losses by the step, as SVG: a mean of neighbouring steps, and every evaluation."""
-    learned = _means([(row.step, row.loss) for row in rows])
-    evaluated = [(row.step, row.evaluation) for row in rows if row.evaluation is not None]
-    values = [value for _, value in (*learned, *evaluated) if math.isfinite(value)] or [0.0]
+def plot(rows: Sequence[StepRecord], title: str) -> str:
+    """Plot the losses by step as SVG: means over neighbouring steps, and every evaluation."""
+    training = _means([(row.step, row.loss) for row in rows])
+    evaluations = [(row.step, row.evaluation_loss) for row in rows if row.evaluation_loss is not None]
+    values = [value for _, value in (*training, *evaluations) if math.isfinite(value)] or [0.0]
     low, high = min(values), max(values)
     step = 10 ** math.floor(math.log10(max(high - low, 1e-6))) / 2
     low, high = step * math.floor(low / step), step * (math.floor(high / step) + 1)
@@ -138,12 +138,12 @@ def picture(rows: Sequence[Row], title: str) -> str:
         x = LEFT + (WIDTH - LEFT - RIGHT) * number / 4
         parts.append(_text(x, HEIGHT - BOTTOM + 18, f"{last * number // 4:,}", FAINT, 11, "middle"))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 6, "step", FAINT, 11, "end"))
-    parts.append(_text(LEFT, 40, "nats per token: learned", LEARNED, 11, "start"))
-    parts.append(_text(LEFT + 140, 40, "evaluated", EVALUATED, 11, "start"))
-    parts += [line(learned, LEARNED, 1.5), line(evaluated, EVALUATED, 2)]
-    for point in evaluated:
+    parts.append(_text(LEFT, 40, "nats per token: training", TRAINING, 11, "start"))
+    parts.append(_text(LEFT + 140, 40, "evaluation", EVALUATION, 11, "start"))
+    parts += [line(training, TRAINING, 1.5), line(evaluations, EVALUATION, 2)]
+    for point in evaluations:
         x, y = at(point)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{EVALUATED}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{EVALUATION}"/>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
         f'font-family="system-ui, sans-serif"><rect width="100%" height="100%" fill="#ffffff"/>{"".join(parts)}</svg>\n'
@@ -151,10 +151,10 @@ def picture(rows: Sequence[Row], title: str) -> str:
 
 
 def _means(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `POINTS` points, each the mean of its neighbours."""
+    """Reduce a line to at most `POINTS` points, each the mean of a group of neighbours."""
     size = -(-len(points) // POINTS) or 1
-    runs = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(run[-1][0], sum(value for _, value in run) / len(run)) for run in runs]
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
 def _text(x: float, y: float, words: str, colour: str, size: int, anchor: str, weight: int = 400) -> str:

@@ -1,7 +1,7 @@
-"""What is read at each step: a pure function of the seed and of the step, so that a run can go on where it stopped.
+"""The training data. Each batch is a pure function of the seed and the step, so a run resumes without reader state.
 
-Documents are laid end to end in one row (`limelight.Packed`): no place is wasted on padding, and no token sees another
-document. One pass over the data is an epoch; each has an order of its own.
+Documents are packed end to end in one row (`limelight.Packed`): there is no padding, and no token sees another
+document. One pass over the data is an epoch; each epoch has its own random order.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ..tensors.shapes import wrong
 from ..text import Tokenizer
 
 Ids = NDArray[np.int32]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """What one process reads at a time: one row of documents.
+    """The input of one forward pass: packed documents, or packed pairs of a source and a target.
 
     Args:
         tokens: ``(1, T)`` int64 token ids.
-        targets: ``(1, T)``, the token after each.
-        layout: where each document ends.
-        source: ``(1, S)``, what is translated, document for document; ``None`` where nothing is.
-        source_layout: where each source ends.
+        targets: ``(1, T)``, the next token of each.
+        layout: the lengths of the documents.
+        source: ``(1, S)``, the packed sources, one for each document; ``None`` for a language model.
+        source_layout: the lengths of the sources.
     """
 
     tokens: Tensor
@@ -44,91 +44,86 @@ class Batch(NamedTuple):
     source_layout: Packed | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the batch with its tensors on ``device``."""
         source = None if self.source is None else self.source.to(device)
         return self._replace(tokens=self.tokens.to(device), targets=self.targets.to(device), source=source)
 
 
 class Corpus(Protocol):
-    """Data in an order of its own for each epoch."""
+    """Data as numbered batches, in a different order in each epoch, by a pure function of the seed."""
 
     @property
     def per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches in an epoch."""
 
     def batch(self, number: int) -> Batch:
-        """Batch ``number``, counted from 0 through all epochs."""
+        """Return batch ``number``, counted from 0 through all epochs.
+
+        Raises:
+            ArgumentError: there is less data than one batch takes.
+        """
 
     def targets_of(self, number: int) -> int:
-        """How many tokens it foretells."""
+        """Return the number of tokens that batch ``number`` predicts."""
 
     def in_order(self) -> list[Batch]:
-        """All of the data once, in the order of the file, for evaluation."""
+        """Return all of the data once, in the order of the file, for evaluation."""
 
     @property
     def targets_in_order(self) -> int:
-        """How many tokens that foretells."""
+        """Number of tokens that all of the data predicts."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that is read."""
+        """Hash of all token ids and of where documents begin."""
 
 
 @dataclass(frozen=True, eq=False)
-class Texts:
-    """Documents of which every next token is foretold.
+class Texts(Corpus):
+    """Next-token prediction over documents.
 
-    A document is ``<s>``, its tokens, ``</s>``. It is cut into pieces of at most ``length`` tokens, at other places in
-    each epoch, and the pieces, in random order, make one stream of which every batch takes the next ``tokens``: all
-    batches have one size, and every token is foretold once in an epoch, but for the rest that fills no batch.
+    A document is ``<s>``, its tokens, ``</s>``. It is cut into pieces of at most ``length`` tokens, at different places
+    in each epoch. The pieces, in random order, make one stream, of which every batch takes the next ``tokens``: all
+    batches have one size, and every token is predicted once in an epoch, except for a rest that fills no batch.
 
     Args:
         ids: all documents, end to end.
-        starts: where each begins in ``ids``, and at last the end.
-        length: the most tokens of a piece.
-        tokens: of a batch.
-        seed: of the order.
+        starts: index in ``ids`` of the start of each document, and the length of ``ids``.
+        length: maximum tokens of a piece.
+        tokens: tokens of a batch.
+        seed: seed of the cuts and the order.
     """
 
     ids: Ids
-    starts: Places
+    starts: Indices
     length: int
     tokens: int
     seed: int = 0
 
     @property
     def targets_in_order(self) -> int:
-        """See `Corpus`."""
         return len(self.ids) - (len(self.starts) - 1)  # nothing follows the end of a document
 
     @property
     def per_epoch(self) -> int:
-        """See `Corpus`."""
         return self.targets_in_order // self.tokens
 
     def targets_of(self, number: int) -> int:
-        """See `Corpus`."""
         return self.tokens
 
     def batch(self, number: int) -> Batch:
-        """See `Corpus`.
-
-        Raises:
-            ArgumentError: a text that fills no batch.
-        """
         if self.per_epoch < 1:
             raise wrong(
-                "run.tokens",
+                "run.batch_tokens",
                 "must be no more than the tokens of the text",
-                f"{self.tokens} stands against {self.targets_in_order}",
-                "Take a longer text or a smaller batch.",
+                f"a batch takes {self.tokens} and the text has {self.targets_in_order}",
+                "Use a longer text or lower run.batch_tokens.",
             )
         epoch, number = divmod(number, self.per_epoch)
         starts, ends = _shuffled_pieces(self, epoch)
-        return self._taken(starts, ends, number)
+        return self._cut(starts, ends, number)
 
     def in_order(self) -> list[Batch]:
-        """See `Corpus`."""
         starts, ends = self._pieces(np.full(len(self.starts) - 1, self.length))
         lengths = ends - starts
         begins = lengths.cumsum() - lengths  # a batch takes the pieces that begin in it, so that none is cut
@@ -138,11 +133,10 @@ class Texts:
 
     @property
     def fingerprint(self) -> str:
-        """See `Corpus`."""
         return _hash(self.ids, self.starts)
 
-    def _pieces(self, first: Places) -> tuple[Places, Places]:
-        """Where pieces start and end in ``ids``, when the first of each document has at most ``first`` tokens."""
+    def _pieces(self, first: Indices) -> tuple[Indices, Indices]:
+        """Return where pieces start and end in ``ids`` if the first of each document has at most ``first`` tokens."""
         begins, stops = self.starts[:-1], self.starts[1:] - 1
         counts = 1 + np.maximum(0, -(-(stops - begins - first) // self.length))
         numbers = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
@@ -151,8 +145,8 @@ class Texts:
         starts = np.where(numbers == 0, begins, begins + first + (numbers - 1) * self.length)
         return starts, ends
 
-    def _taken(self, starts: Places, ends: Places, number: int) -> Batch:
-        """The part ``number`` of the stream of pieces."""
+    def _cut(self, starts: Indices, ends: Indices, number: int) -> Batch:
+        """Return batch ``number`` of the stream of pieces."""
         after = np.cumsum(ends - starts)
         low = number * self.tokens
         high = min(low + self.tokens, int(after[-1]))
@@ -162,14 +156,14 @@ class Texts:
         ends[-1] -= after[last] - high
         return self._packed(starts, ends)
 
-    def _packed(self, starts: Places, ends: Places) -> Batch:
-        places = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
-        tokens, targets = (torch.from_numpy(self.ids[at].astype(np.int64))[None] for at in (places, places + 1))
+    def _packed(self, starts: Indices, ends: Indices) -> Batch:
+        index = np.concatenate([np.arange(start, end) for start, end in zip(starts, ends, strict=True)])
+        tokens, targets = (torch.from_numpy(self.ids[at].astype(np.int64))[None] for at in (index, index + 1))
         return Batch(tokens, targets, Packed(tuple(int(n) for n in ends - starts)))
 
 
 @lru_cache(maxsize=4)
-def _shuffled_pieces(texts: Texts, epoch: int) -> tuple[Places, Places]:
+def _shuffled_pieces(texts: Texts, epoch: int) -> tuple[Indices, Indices]:
     random = np.random.default_rng((texts.seed, epoch))
     starts, ends = texts._pieces(random.integers(1, texts.length, len(texts.starts) - 1, endpoint=True))
     order = random.permutation(len(starts))
@@ -177,16 +171,17 @@ def _shuffled_pieces(texts: Texts, epoch: int) -> tuple[Places, Places]:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
-    """Sources with their targets, in random order.
+class Pairs(Corpus):
+    """Sentence pairs for translation, in random order.
 
-    The targets of an epoch make one stream; a batch holds the pairs whose target begins in its ``tokens`` of it, and
-    the last one also the rest. A target is ``<s>``, its tokens, ``</s>``; a source is its tokens and ``</s>``.
+    The targets of an epoch make one stream. A batch holds the pairs whose target begins in its ``tokens`` of the
+    stream, and the last batch also the rest. A target is ``<s>``, its tokens, ``</s>``; a source is its tokens and
+    ``</s>``.
 
     Args:
         sources, targets: the ids of each, marks included.
-        tokens: of targets in a batch, on average; at least as many as the longest target has.
-        seed: of the order.
+        tokens: mean number of target tokens of a batch; at least the length of the longest target.
+        seed: seed of the order.
     """
 
     sources: Sequence[Ids]
@@ -196,68 +191,62 @@ class Pairs:
 
     def __post_init__(self) -> None:
         if not self.targets:
-            raise wrong("data", "must hold pairs", "it holds none, or none of this length", "Raise run.length.")
+            raise wrong("data", "must hold pairs", "it holds none, or none this short", "Raise run.max_length.")
 
     @property
     def per_epoch(self) -> int:
-        """See `Corpus`."""
         return max(1, self.targets_in_order // self.tokens)
 
     @property
     def targets_in_order(self) -> int:
-        """See `Corpus`."""
         return sum(len(target) - 1 for target in self.targets)
 
     def targets_of(self, number: int) -> int:
-        """See `Corpus`."""
         return int(sum(len(self.targets[pair]) - 1 for pair in self._chosen(number)))
 
     def batch(self, number: int) -> Batch:
-        """See `Corpus`."""
         return self._packed(self._chosen(number))
 
     def in_order(self) -> list[Batch]:
-        """See `Corpus`."""
         numbers = np.arange(len(self.targets))
         return [self._packed(some) for some in self._parts(numbers)]
 
     @property
     def fingerprint(self) -> str:
-        """See `Corpus`."""
         return _hash(*self.sources, *self.targets)
 
-    def _chosen(self, number: int) -> Places:
+    def _chosen(self, number: int) -> Indices:
         epoch, number = divmod(number, self.per_epoch)
         return _shuffled_parts(self, epoch)[number]
 
-    def _parts(self, order: Places) -> list[Places]:
+    def _parts(self, order: Indices) -> list[Indices]:
         lengths = np.array([len(self.targets[pair]) - 1 for pair in order])
         begins = np.cumsum(lengths) - lengths
         return np.split(order, np.searchsorted(begins, self.tokens * np.arange(1, self.per_epoch)))
 
-    def _packed(self, some: Places) -> Batch:
+    def _packed(self, some: Indices) -> Batch:
         targets = [self.targets[pair] for pair in some]
         sources = [self.sources[pair] for pair in some]
         return Batch(
-            _row([target[:-1] for target in targets]),
-            _row([target[1:] for target in targets]),
+            _joined([target[:-1] for target in targets]),
+            _joined([target[1:] for target in targets]),
             Packed(tuple(len(target) - 1 for target in targets)),
-            _row(sources),
+            _joined(sources),
             Packed(tuple(len(source) for source in sources)),
         )
 
 
 @lru_cache(maxsize=4)
-def _shuffled_parts(pairs: Pairs, epoch: int) -> list[Places]:
+def _shuffled_parts(pairs: Pairs, epoch: int) -> list[Indices]:
     return pairs._parts(np.random.default_rng((pairs.seed, epoch)).permutation(len(pairs.targets)))
 
 
-def _row(parts: Sequence[Ids]) -> Tensor:
+def _joined(parts: Sequence[Ids]) -> Tensor:
     joined = np.concatenate(parts) if parts else np.zeros(0, np.int32)
     return torch.from_numpy(joined.astype(np.int64))[None]
 
 
-def _hash(*arrays: Ids | Places) -> str:
+def _hash(*arrays: Ids | Indices) -> str:
     found = hashlib.sha256()
     for array in arrays:
         found.update(len(array).to_bytes(8, "little"))
@@ -266,16 +255,16 @@ def _hash(*arrays: Ids | Places) -> str:
 
 
 def documents_in(path: Path, separator: str) -> list[str]:
-    """The documents of a text file that are not blank."""
+    """Return the documents of a text file that are not blank."""
     text = path.read_text("utf-8")
     return [part for part in (text.split(separator) if separator else [text]) if part.strip()]
 
 
 def pairs_in(path: Path) -> list[tuple[str, str]]:
-    """The pairs of a file: on each line a source, a tab, a target. Blank lines are passed over.
+    """Return the pairs of a file: on each line a source, a tab, a target. Blank lines are skipped.
 
     Raises:
-        ArgumentError: a line with no tab, or with several.
+        ArgumentError: a line has no tab or several, or nothing on one side.
     """
     found = []
     for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
@@ -290,7 +279,7 @@ def pairs_in(path: Path) -> list[tuple[str, str]]:
 
 
 def held_out(count: int, share: float) -> NDArray[np.bool_]:
-    """Which of ``count`` documents are kept for evaluation: a ``share`` of them, spread evenly; of two at least one."""
+    """Return which of ``count`` documents are held out: a ``share`` of them, evenly spaced, at least one of two."""
     kept: NDArray[np.bool_] = np.diff(np.floor(np.arange(count + 1) * share)) > 0
     if share and count > 1 and not kept.any():
         kept[-1] = True
@@ -300,13 +289,13 @@ def held_out(count: int, share: float) -> NDArray[np.bool_]:
 def texts_of(
     documents: Sequence[str], tokenizer: Tokenizer, *, start: int, end: int, length: int, tokens: int, seed: int
 ) -> Texts:
-    """Cut documents into tokens; ``start`` and ``end`` are the ids of the marks around them."""
-    cut = [
+    """Tokenize documents into `Texts`; ``start`` and ``end`` are the ids of the marks around them."""
+    tokenized = [
         np.array([start, *one.ids, end], np.int32)
         for one in tokenizer.backend.encode_batch_fast(list(documents), add_special_tokens=False)
     ]
-    starts = np.cumsum([0, *(len(ids) for ids in cut)], dtype=np.int64)
-    return Texts(np.concatenate(cut) if cut else np.zeros(0, np.int32), starts, length, tokens, seed)
+    starts = np.cumsum([0, *(len(ids) for ids in tokenized)], dtype=np.int64)
+    return Texts(np.concatenate(tokenized) if tokenized else np.zeros(0, np.int32), starts, length, tokens, seed)
 
 
 def pairs_of(
@@ -315,7 +304,7 @@ def pairs_of(
     """Tokenize pairs, without those of which one side, special tokens included, is longer than ``length``.
 
     Returns:
-        The pairs in tokens, and those same pairs as text.
+        The tokenized pairs, and the same pairs as text.
     """
     sides = [
         [np.array(one.ids, np.int32) for one in tokenizer.backend.encode_batch_fast([pair[side] for pair in pairs])]

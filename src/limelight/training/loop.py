@@ -1,15 +1,11 @@
-"""The loop: read, learn, look, save; stopped at any moment, it goes on as if it had not been."""
+"""The training loop: step, evaluate, save. A run that is killed at any moment resumes with the same bits."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,33 +24,37 @@ from ..tensors.shapes import wrong
 from . import checkpoint, curve
 from .checkpoint import Progress
 from .data import Corpus
-from .making import Made, make_config, make_data, make_network
+from .folder import LOSSES, check_output, locked
+from .interruption import stop_requested
 from .objective import Objective
 from .optimizer import adamw, restore, state_of
-from .schedule import rate
+from .preparation import PreparedData, make_config, make_data, make_network
+from .processes import make_accelerator
+from .schedule import learning_rate
 from .settings import Settings, differences
 from .tokenizing import marks_of
 from .translation import bleu, check_bleu, translate
 
-LOSSES = "losses.csv"
-PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
-# What may be changed between two parts of a run: how long it is and what is kept, not what it computes.
-FREE = ("run.steps", "run.evaluate_every", "run.save_every", "run.keep", "run.patience", "run.translate")
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
+# Settings that may change when a run is resumed: its length and what is kept, not what it computes.
+CHANGEABLE = tuple(
+    f"run.{key}" for key in ("steps", "evaluate_every", "save_every", "keep_checkpoints", "patience", "bleu_samples")
+)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a run.
+    """The result of a run.
 
     Args:
-        output: its folder; `limelight.load` reads the best model from it.
-        steps: made in all.
-        loss: of the last step, in nats per token.
-        evaluation: the lowest loss of an evaluation, in nats per token; ``None`` where there was none.
-        bits_per_character: the same, in bits per character of the evaluated text.
+        output: the folder of the run; `limelight.load` reads the best model from it.
+        steps: number of completed steps.
+        loss: loss of the last step, in nats per token.
+        evaluation: lowest evaluation loss, in nats per token; ``None`` without evaluations.
+        bits_per_character: the same, in bits per character of the held-out text.
         best_step: the step after which it was measured.
-        bleu: of the best model's translations of held-out sources; ``None`` where none were wanted.
-        stopped: ``"finished"``, ``"patience"`` (nothing grew better) or ``"interrupted"``.
+        bleu: BLEU of the best model on held-out sources; ``None`` where it was not measured.
+        stopped: ``"finished"``, ``"patience"`` (no improvement, see `RunSettings`) or ``"interrupted"``.
     """
 
     output: Path
@@ -70,189 +68,125 @@ class Trained:
 
 
 def train(
-    settings: Settings, output: Path, *, resume: bool = False, say: Callable[[str], None] = lambda words: None
+    settings: Settings, output: Path, *, resume: bool = False, log: Callable[[str], None] = lambda line: None
 ) -> Trained:
-    """Train a model from nothing.
+    """Train a model from scratch.
 
-    Batches, dropout and rates are pure functions of the seed and the step, so a run that was killed and resumed gives
-    the losses of one that was not, bit for bit, on the same machine with as many threads and processes. Several
-    processes (started by ``torchrun``; each has an accelerator of its own, or all compute on CPUs) read different
-    batches and learn from the mean over the tokens of all: ``n`` processes make the steps of one process that
-    accumulates over ``n`` batches, but for rounding.
+    Batches, dropout and learning rates are pure functions of the seed and the step, so a run that was killed and
+    resumed has the losses of one that was not, bit for bit, on the same machine with as many threads and processes.
+    Several processes (started by ``torchrun``; each with its own accelerator, or all on CPUs) take different batches
+    and average gradients over the tokens of all: ``n`` processes make the steps of one process with ``n`` gradient
+    accumulation steps, up to rounding.
 
     Args:
         settings: see `limelight.training.settings`.
-        output: a folder for what it leaves (`limelight.training.checkpoint`).
-        resume: go on from the newest checkpoint in ``output``, or begin again where a run stopped before its first.
-        say: told what happens, line by line.
+        output: folder of the run; its files are listed in `limelight.training.checkpoint`.
+        resume: resume from the newest checkpoint in ``output``, or start again where a run has none yet.
+        log: called with each line of progress.
+
+    Returns:
+        The losses of the last and of the best step, and why the run ended.
 
     Raises:
-        ArgumentError: settings, data and model that do not fit; an ``output`` that holds another run, or none where
-            one shall be resumed; one that another run is writing; processes that do not see each other.
+        ArgumentError: settings, data and model do not fit; ``output`` holds another run, or none to resume, or is being
+            written by another run; processes do not find each other.
     """
-    accelerator = _accelerator()
+    accelerator = make_accelerator()
     main = accelerator.is_main_process
-    _check_output(output, resume)
-    make_config(settings, settings.tokenizer.size, marks_of(task=settings.task))  # complains before anything is read
-    if settings.run.translate:
+    check_output(output, resume)
+    make_config(settings, settings.tokenizer.vocab_size, marks_of(task=settings.task))  # fails before any data is read
+    if settings.run.bleu_samples:
         check_bleu()
-    with _folder(output) if main else nullcontext():
-        return _Run(settings, output, accelerator, say if main else lambda words: None).run()
+    with locked(output) if main else nullcontext():
+        return _Trainer(settings, output, accelerator, log if main else lambda line: None).run()
 
 
-def _accelerator() -> Accelerator:
-    """The devices of all processes.
+class _Trainer:
+    """A run: model, optimizer, data and progress."""
 
-    Raises:
-        ArgumentError: more processes were started than train together, or more than there are accelerators.
-    """
-    names = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
-    sizes = {name: os.environ[name] for name in names if os.environ.get(name, "").isdecimal()}
-    processes, here = max(map(int, sizes.values()), default=1), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    # Accelerate looks for processes on CPUs only where it is told to. Apple's GPU serves a single process.
-    device = torch.accelerator.current_accelerator(check_available=True)
-    on_cpus = processes > 1 and (device is None or device.type == "mps" or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if processes > 1 and not on_cpus and here > torch.accelerator.device_count():
-        got = f"there are {torch.accelerator.device_count()} for {here} processes"
-        way_out = "Start fewer processes, or set ACCELERATE_USE_CPU=true to train on CPUs."
-        raise wrong("--nproc_per_node", "must leave each process an accelerator of its own", got, way_out)
-    alone = "WORLD_SIZE" in sizes and "RANK" not in os.environ  # its peers, if any, could not be found
-    accelerator = None if alone and processes > 1 else Accelerator(cpu=on_cpus)
-    together = 1 if accelerator is None else accelerator.num_processes
-    if accelerator is None or together != processes:
-        named = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        way_out = "Unset it to train in one process, or start all with torchrun --nproc_per_node N."
-        raise wrong(named, "says how many processes train together", f"this one sees {together}", way_out)
-    return accelerator
-
-
-def _check_output(output: Path, resume: bool) -> None:
-    """Raise unless a run may begin in a folder, or go on there.
-
-    Raises:
-        ArgumentError: another run or model in the folder; nothing to resume.
-    """
-    last, begun = checkpoint.newest(output), (output / LOSSES).is_file()
-    if resume and last is None and not begun:
-        way_out = "Check --output, or leave out --resume to begin a run there."
-        raise wrong("--resume", "needs a run to go on with", f"{output} holds none", way_out)
-    if not resume and last is not None:
-        raise wrong("--output", "must hold no run yet", f"{last} is there", "--resume goes on from it.")
-    if not resume and not begun and (output / SINGLE).exists():
-        raise wrong("--output", "must hold no other model", f"{output / SINGLE} is there", "Name another folder.")
-
-
-@contextmanager
-def _folder(output: Path) -> Iterator[None]:
-    """The folder of a run, for this process alone; a run that fails before its first step leaves none.
-
-    Raises:
-        ArgumentError: another run is writing there.
-    """
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        got = f"another one is writing {output}"
-        raise wrong("--output", "must belong to one run at a time", got, "Wait for it, or name another.") from None
-    try:
-        yield
-    except BaseException:
-        if made and not _has_stepped(output):
-            shutil.rmtree(output)
-            for folder in made[1:]:
-                folder.rmdir()
-        raise
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _has_stepped(output: Path) -> bool:
-    """Whether the losses of a run have a row below their header."""
-    losses = output / LOSSES
-    return losses.is_file() and losses.read_text("utf-8").count("\n") > 1
-
-
-class _Run:
-    """One run: what it holds from step to step."""
-
-    def __init__(self, settings: Settings, output: Path, accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        self.settings, self.output, self.accelerator, self.say = settings, output, accelerator, say
+    def __init__(self, settings: Settings, output: Path, accelerator: Accelerator, log: Callable[[str], None]) -> None:
+        self.settings, self.output, self.accelerator, self.log = settings, output, accelerator, log
         self.main = accelerator.is_main_process
         last = checkpoint.newest(output)
         if last is None and (output / LOSSES).is_file():
-            self.say(f"{output} has no checkpoint yet: beginning again.")
-        made = self._data(last)
-        self.made = made
-        self.about = {
-            "limelight.training": 1,
+            self.log(f"{output} has no checkpoint yet: starting again.")
+        data = self.data = self._prepare(last)
+        self.metadata = {
+            "format": "limelight.training",
+            "version": 1,
             "settings": settings.as_json(),
-            "train": made.train.fingerprint,
-            "evaluation": None if made.evaluation is None else made.evaluation.fingerprint,
+            "train": data.train.fingerprint,
+            "evaluation": None if data.evaluation is None else data.evaluation.fingerprint,
             "processes": self.accelerator.num_processes,
         }
         torch.manual_seed(settings.run.seed)
-        config = make_config(settings, made.tokenizer.size, made.marks)
+        config = make_config(settings, data.tokenizer.size, data.marks)
         network = make_network(config, settings.task)
-        self.model = Pretrained(str(output), network, output / SINGLE, (), made.tokenizer, made.marks)
+        self.model = Pretrained(str(output), network, output / SINGLE, (), data.tokenizer, data.marks)
         self.progress = Progress()
         state: dict[str, Tensor] = {}
         if last is not None:
-            state, self.progress, about = checkpoint.read_checkpoint(last)
-            self._compare(about, last)
+            state, self.progress, metadata = checkpoint.read_checkpoint(last)
+            self._compare(metadata, last)
             network.load_state_dict(limelight.load(last).network.state_dict())
-            self.say(f"Going on from {last}.")
+            self.log(f"Resuming from {last}.")
         network.to(self.accelerator.device)
-        self.objective = Objective(network, settings.learning.smoothing, PRODUCTS[settings.run.precision])
+        self.objective = Objective(network, settings.learning.label_smoothing, AUTOCAST[settings.run.precision])
         learning = settings.learning
         optimizer = adamw(
-            network, rate=learning.rate, decay=learning.decay, betas=learning.betas, epsilon=learning.epsilon
+            network,
+            rate=learning.rate,
+            weight_decay=learning.weight_decay,
+            betas=learning.betas,
+            epsilon=learning.epsilon,
         )
         if last is not None:
             restore(optimizer, network, state)
         self.optimizer = optimizer
-        self.wrapped, self.stepper = self.accelerator.prepare(self.objective, optimizer)
-        self.say(_summary(self.model, made, settings, self.accelerator))
+        self.wrapped, self.wrapped_optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.log(_summary(self.model, data, settings, self.accelerator))
 
-    def _data(self, last: Path | None) -> Made:
-        """The data; one process trains the tokenizer, the others read its file."""
+    def _prepare(self, last: Path | None) -> PreparedData:
+        """Prepare the data; one process trains the tokenizer, the others read its file."""
         kept = self.output / "tokenizer.json"
         if self.main:
-            checkpoint.forget(self.output, self.settings.run.keep)
+            checkpoint.prune(self.output, self.settings.run.keep_checkpoints)
             if last is None:
-                made = make_data(self.settings)
+                data = make_data(self.settings)
                 with checkpoint.replacing(kept) as part:
-                    made.tokenizer.backend.save(str(part))
+                    data.tokenizer.backend.save(str(part))
         self.accelerator.wait_for_everyone()
-        return made if self.main and last is None else make_data(self.settings, kept)
+        return data if self.main and last is None else make_data(self.settings, kept)
 
-    def _compare(self, about: dict[str, Any], last: Path) -> None:
-        """Raise unless a checkpoint is of this run."""
-        found = [key for key in differences(about, self.about) if key.removeprefix("settings.") not in FREE]
+    def _compare(self, metadata: dict[str, Any], last: Path) -> None:
+        """Check that a checkpoint belongs to this run."""
+        found = [key for key in differences(metadata, self.metadata) if key.removeprefix("settings.") not in CHANGEABLE]
         if found:
             names = ", ".join(key.removeprefix("settings.") for key in found)
-            way_out = f"Name another --output, or correct them; {', '.join(FREE)} may change."
-            raise wrong("--resume", "must go on with the same settings and data", f"{last} has other {names}", way_out)
+            way_out = f"Name another --output, or correct them; {', '.join(CHANGEABLE)} may change."
+            raise wrong(
+                "--resume",
+                "must keep the settings and data of the run",
+                f"{last} was written with other {names}",
+                way_out,
+            )
 
     def run(self) -> Trained:
-        """All steps that are left."""
-        losses = curve.Losses(self.output / LOSSES, self.progress.step) if self.main else None
+        """Run the remaining steps."""
+        losses = curve.LossLog(self.output / LOSSES, self.progress.step) if self.main else None
         try:
             return self._steps(losses)
         finally:
             if losses is not None:
                 losses.close()
 
-    def _steps(self, losses: curve.Losses | None) -> Trained:
+    def _steps(self, losses: curve.LossLog | None) -> Trained:
         steps, progress = self.settings.run.steps, self.progress
         loss, stopped = math.nan, "finished"
         bar = tqdm(
             total=steps, initial=progress.step, disable=None if self.main else True, unit="step", dynamic_ncols=True
         )
-        with bar, _asked_to_stop() as asked:
+        with bar, stop_requested() as requested:
             speed = None
             while progress.step < steps and stopped == "finished":
                 begin = time.perf_counter()
@@ -266,14 +200,14 @@ class _Run:
                 if progress.step % self.settings.run.evaluate_every == 0 or progress.step == steps:
                     evaluated = self._evaluate(bar)
                 if losses is not None:
-                    losses.add(curve.Row(progress.step, loss, evaluated, now, norm, seconds))
+                    losses.add(curve.StepRecord(progress.step, loss, evaluated, now, norm, seconds))
                 patience = self.settings.run.patience
-                if patience and progress.worse >= patience:
+                if patience and progress.evaluations_since_best >= patience:
                     stopped = "patience"
-                if self._any(asked.is_set()):
+                if self._any(requested.is_set()):
                     stopped = "interrupted"
-                whole = progress.step % self.settings.run.save_every == 0 or progress.step == steps
-                if whole or stopped != "finished":
+                due = progress.step % self.settings.run.save_every == 0 or progress.step == steps
+                if due or stopped != "finished":
                     self._save(losses)
         return Trained(
             self.output,
@@ -291,19 +225,19 @@ class _Run:
         return bool(self.accelerator.reduce(torch.tensor(flag, device=self.accelerator.device).int(), "sum"))
 
     def _step(self, step: int) -> tuple[float, float, int, float]:
-        """Learn once: loss, norm of the gradient, tokens, learning rate."""
-        settings, train, processes = self.settings, self.made.train, self.accelerator.num_processes
-        parts = settings.run.accumulation
+        """Make one optimizer step; return its loss, gradient norm, tokens and learning rate."""
+        settings, train, processes = self.settings, self.data.train, self.accelerator.num_processes
+        parts = settings.run.accumulation_steps
         first = (step - 1) * parts * processes
         total = sum(train.targets_of(first + number) for number in range(parts * processes))
         learning = settings.learning
-        now = rate(
+        now = learning_rate(
             step,
-            shape=learning.schedule,
-            highest=learning.rate,
+            schedule=learning.schedule,
+            peak=learning.rate,
             warmup=learning.warmup,
             steps=settings.run.steps,
-            floor=learning.floor,
+            min_ratio=learning.min_rate_ratio,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = now
@@ -316,82 +250,82 @@ class _Run:
             last = part == parts - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss = self.wrapped(batch)
-                # gradients are averaged over processes, and should be over all tokens
+                # DDP averages gradients over processes; the mean over all tokens is wanted
                 self.accelerator.backward(loss * (processes / total))
             summed += loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), learning.clip or math.inf)
-        self.stepper.step()
-        self.stepper.zero_grad()
+        self.wrapped_optimizer.step()
+        self.wrapped_optimizer.zero_grad()
         mean = float(self.accelerator.reduce(summed, "sum")) / total
         if not math.isfinite(mean):
             raise wrong(
                 "learning.rate",
                 "must keep the loss finite",
                 f"after {step - 1} steps it is {mean}",
-                "Lower it, lengthen the warm-up, or lower learning.clip; the last checkpoint is untouched.",
+                "Lower learning.rate, raise learning.warmup, or lower learning.clip; the last checkpoint is untouched.",
             )
         return mean, float(norm), total, now
 
     def _evaluate(self, bar: Any) -> float | None:
-        """The loss on what is not learned from; the best model is kept."""
-        progress, evaluation = self.progress, self.made.evaluation
+        """Return the loss on the held-out data, and save the model if it is the best so far."""
+        progress, evaluation = self.progress, self.data.evaluation
         if evaluation is None:
             return None
-        found = evaluate(self.objective, evaluation, self.accelerator)
-        better = progress.best is None or found < progress.best
+        loss = evaluate(self.objective, evaluation, self.accelerator)
+        better = progress.best is None or loss < progress.best
         if better:
-            progress.best, progress.best_step, progress.worse = found, progress.step, 0
+            progress.best, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
             if self.main:
                 checkpoint.write_best(self.output, self.model)
         else:
-            progress.worse += 1
-        bits = self._bits(found)
-        words = f"step {progress.step}: evaluation {found:.4f} nats per token"
+            progress.evaluations_since_best += 1
+        bits = self._bits(loss)
+        line = f"step {progress.step}: evaluation {loss:.4f} nats per token"
         bar.clear()
-        self.say(
-            words + ("" if bits is None else f", {bits:.4f} bits per character") + (", the best" if better else "")
-        )
-        return found
+        self.log(line + ("" if bits is None else f", {bits:.4f} bits per character") + (", the best" if better else ""))
+        return loss
 
     def _bits(self, nats: float | None) -> float | None:
-        """Nats per token as bits per character."""
-        if nats is None or self.made.evaluation is None or not self.made.characters:
+        """Convert nats per token to bits per character."""
+        if nats is None or self.data.evaluation is None or not self.data.characters:
             return None
-        return nats * self.made.evaluation.targets_in_order / math.log(2) / self.made.characters
+        return nats * self.data.evaluation.targets_in_order / math.log(2) / self.data.characters
 
     def _bleu(self) -> float | None:
-        """BLEU of the best model on sources that were held out, and a few translations to look at."""
+        """Return BLEU of the best model on held-out sources, and log a few of its translations."""
         run = self.settings.run
-        pairs = self.made.evaluated[:: max(1, len(self.made.evaluated) // run.translate)] if run.translate else []
-        pairs = pairs[: run.translate]
+        held_out = self.data.held_out
+        step = max(1, len(held_out) // run.bleu_samples) if run.bleu_samples else 1
+        pairs = held_out[::step][: run.bleu_samples]
         if not pairs or not self.main:
             return None
         sources, targets = zip(*pairs, strict=True)
         best = limelight.load(self.output).to(self.accelerator.device)
-        written = translate(best, sources, longest=min(2 * run.length, best.config.limit or 2 * run.length))
-        for source, target, ours in list(zip(sources, targets, written, strict=True))[:3]:
-            self.say(f"\n  {source}\n  is    {target}\n  here  {ours}")
-        found = bleu(written, targets)
-        self.say(f"\nBLEU {found:.2f} on {len(pairs)} translations, greedy.")
+        limit = 2 * run.max_length
+        translations = translate(best, sources, max_tokens=min(limit, best.config.limit or limit))
+        for source, target, ours in list(zip(sources, targets, translations, strict=True))[:3]:
+            self.log(f"\n  {source}\n  is    {target}\n  here  {ours}")
+        found = bleu(translations, targets)
+        self.log(f"\nBLEU {found:.2f} on {len(pairs)} translations, greedy.")
         return found
 
-    def _save(self, losses: curve.Losses | None) -> None:
-        """A checkpoint; without evaluations, the newest model is the best."""
+    def _save(self, losses: curve.LossLog | None) -> None:
+        """Write a checkpoint, and the best model too where nothing is evaluated."""
         if losses is not None:
             losses.to_disk()
-            if self.made.evaluation is None:
+            if self.data.evaluation is None:
                 checkpoint.write_best(self.output, self.model)
             state = state_of(self.optimizer, self.model.network)
-            checkpoint.write_checkpoint(self.output, self.model, state, self.progress, self.about)
-            checkpoint.forget(self.output, self.settings.run.keep)
+            checkpoint.write_checkpoint(self.output, self.model, state, self.progress, self.metadata)
+            checkpoint.prune(self.output, self.settings.run.keep_checkpoints)
             with checkpoint.replacing(self.output / "curve.svg") as part:
-                part.write_text(curve.picture(losses.rows, str(self.output)), "utf-8")
+                part.write_text(curve.plot(losses.rows, str(self.output)), "utf-8")
         self.accelerator.wait_for_everyone()
 
 
 @torch.no_grad()
 def evaluate(objective: Objective, corpus: Corpus, accelerator: Accelerator) -> float:
-    """The mean loss over all of a corpus, in nats per token, without smoothing; each process takes its share."""
+    """Return the mean loss over a corpus, in nats per token, without label smoothing; each process takes its share."""
     objective.eval()
     batches = corpus.in_order()
     summed = torch.zeros((), dtype=torch.float64, device=accelerator.device)
@@ -401,47 +335,16 @@ def evaluate(objective: Objective, corpus: Corpus, accelerator: Accelerator) -> 
 
 
 def _seed(seed: int, number: int) -> int:
-    """A seed for each reading of a run."""
+    """Return the seed of dropout for batch ``number`` of a run."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """Ctrl-C and termination set an event, to be heeded after the step; a second one stops at once.
-
-    Under torchrun one Ctrl-C arrives twice, from the terminal and from torchrun: within a second it counts once.
-    """
-    asked = threading.Event()
-    first = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def heard(number: int, frame: object) -> None:
-        nonlocal first
-        if not asked.is_set():
-            first = time.monotonic()
-            asked.set()
-        elif time.monotonic() - first > 1:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    for number in before:
-        signal.signal(number, heard)
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _summary(model: Pretrained, made: Made, settings: Settings, accelerator: Accelerator) -> str:
+def _summary(model: Pretrained, data: PreparedData, settings: Settings, accelerator: Accelerator) -> str:
     count = sum(parameter.numel() for parameter in model.network.parameters())
-    parts = settings.run.accumulation * accelerator.num_processes
-    held = "nothing is evaluated" if made.evaluation is None else f"{made.characters:,} characters are evaluated"
+    parts = settings.run.accumulation_steps * accelerator.num_processes
+    held = "nothing is evaluated" if data.evaluation is None else f"{data.characters:,} characters are evaluated"
     return (
-        f"{model.config.family}, {count:,} parameters, {made.tokenizer.size:,} tokens in the vocabulary; "
-        f"{made.train.per_epoch:,} batches of {settings.run.tokens:,} tokens make an epoch, {parts} of them a step; "
-        f"{held}."
+        f"{model.config.family}, {count:,} parameters, {data.tokenizer.size:,} tokens in the vocabulary; "
+        f"{data.train.per_epoch:,} batches of {settings.run.batch_tokens:,} tokens make an epoch, "
+        f"{parts} of them a step; {held}."
     )

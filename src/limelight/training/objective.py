@@ -1,4 +1,4 @@
-"""What is learned: the loss of a network on a batch."""
+"""The training objective: the loss of a network on a batch."""
 
 from __future__ import annotations
 
@@ -14,43 +14,48 @@ from .loss import IGNORED, vocabulary_loss
 
 
 class Objective(nn.Module):
-    """A network and its loss as one module, so that whatever wraps modules (several processes, autocast) wraps both.
+    """A network and its loss as one module, so that wrappers of modules (such as DDP) wrap both.
 
     Args:
-        network: decoders, or encoders with decoders, whose head is a product with a table.
-        smoothing: of the labels, while training; an evaluation has none.
-        products: the dtype of products (autocast); ``None`` for that of the weights.
+        network: a decoder or an encoder-decoder whose head is a linear layer or tied to the token embedding.
+        label_smoothing: label smoothing in training; an evaluation has none.
+        autocast: the dtype of matrix products (autocast); ``None`` turns autocast off.
+
+    Raises:
+        ArgumentError: the network does not predict tokens.
     """
 
-    def __init__(self, network: Stack, smoothing: float = 0.0, products: torch.dtype | None = None) -> None:
+    def __init__(self, network: Stack, label_smoothing: float = 0.0, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         if not isinstance(network.head, (TiedHead, UntiedHead)):
             got = f"its head is {type(network.head).__name__}"
-            raise wrong("network", "must foretell tokens by a product with a table", got, "Take a causal model.")
-        self.network, self.smoothing, self.products = network, smoothing, products
-        # A tuple, for modules in a list of modules would be ours a second time.
+            raise wrong(
+                "network", "must predict tokens by a linear or tied head", got, "Use a decoder or an encoder-decoder."
+            )
+        self.network, self.label_smoothing, self.autocast = network, label_smoothing, autocast
+        # A tuple: in a ModuleList they would be registered a second time.
         self.mixtures = tuple(
             part for part in network.modules() if isinstance(part, MixtureOfExperts) and (part.balance or part.z)
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch, in nats. The logits are never held whole.
+        """Return the sum of the losses over the tokens of a batch, in nats, without ever holding all logits.
 
-        While training, the losses that keep routers of experts even are added, times the tokens that are foretold, so
-        that they weigh in a mean over tokens as the coefficients say.
+        In training mode the load-balancing losses of routers are added, times the number of predicted tokens, so that
+        a mean over tokens weighs them by their coefficients.
         """
-        with torch.autocast(batch.tokens.device.type, self.products, enabled=self.products is not None):
+        with torch.autocast(batch.tokens.device.type, self.autocast, enabled=self.autocast is not None):
             if not (self.training and self.mixtures):
                 return self._loss(self._states(batch), batch.targets)
             with routings() as decided:
                 states = self._states(batch)
             for name, routing in decided:
-                report(name, routing)  # to whoever else collects them
+                report(name, routing)  # to an enclosing `routings()` of the caller
             loss = self._loss(states, batch.targets)
-            foretold = (batch.targets != IGNORED).sum()
-            return loss + foretold * self._of_routers([routing for _, routing in decided])
+            predicted = (batch.targets != IGNORED).sum()
+            return loss + predicted * self._router_loss([routing for _, routing in decided])
 
-    def _of_routers(self, decided: list[Routing]) -> Tensor:
+    def _router_loss(self, decided: list[Routing]) -> Tensor:
         """``balance * balance_loss + z * z_loss``, over the tokens of all layers together, as in Mixtral."""
         first = self.mixtures[0]
         whole = Routing(*[torch.stack(parts) for parts in zip(*decided, strict=True)])
@@ -64,23 +69,23 @@ class Objective(nn.Module):
         return self.network(batch.tokens, layout=batch.layout, logits=False, **source).states  # type: ignore[no-any-return]
 
     def _loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self.smoothing if self.training else 0.0
+        label_smoothing = self.label_smoothing if self.training else 0.0
         head = self.network.head
         table: Tensor
-        offset: Tensor | None
+        bias: Tensor | None
         if isinstance(head, UntiedHead):
-            table, offset = head.linear.weight, head.linear.bias
+            table, bias = head.linear.weight, head.linear.bias
         else:
             embedding = self.network.embedding
             assert isinstance(head, TiedHead)
             assert isinstance(embedding, (TokenEmbedding, SummedEmbedding))
-            table, offset = embedding.tokens.weight, head.bias
+            table, bias = embedding.tokens.weight, head.bias
         return vocabulary_loss(
             states,
             table,
             targets,
-            offset=offset,
+            bias=bias,
             scale=head.scale,
             cap=head.cap,
-            smoothing=smoothing,
+            label_smoothing=label_smoothing,
         )

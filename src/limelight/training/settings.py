@@ -1,4 +1,4 @@
-"""What a training run is told: a small TOML file, with the command line over it."""
+"""The settings of a training run: a small TOML file, with ``--set`` of the command line over it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tensors.shapes import wrong
-from .schedule import SHAPES
+from .schedule import SCHEDULES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,14 +29,14 @@ KEYS = "limelight train --keys explains every key."
 
 
 @dataclass(frozen=True)
-class Data:
-    """What is read.
+class DataSettings:
+    """The training and evaluation data.
 
     Args:
         train: UTF-8 text file; for translation, lines of a source, a tab and its translation.
         evaluation: Held-out file of the same form, never trained on. By default a share of ``train`` is held out.
         held_out: That share, from 0 (no evaluation) to below 1: whole documents or pairs, spread evenly.
-        separator: String between the documents of a text file; empty: the file is one document.
+        separator: String between the documents of a text file; if empty, the file is one document.
     """
 
     train: Path
@@ -46,165 +46,166 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """How text is cut.
+class TokenizerSettings:
+    """The tokenizer, which is trained on the training data.
 
     Args:
         kind: ``"characters"``, or ``"byte-pair"`` (Sennrich et al. 2015, arXiv:1508.07909, over bytes).
-        size: Maximum size of a byte-pair vocabulary, special tokens included.
+        vocab_size: Maximum size of a byte-pair vocabulary, special tokens included.
     """
 
     kind: str = "byte-pair"
-    size: int = 4096
+    vocab_size: int = 4096
 
 
 @dataclass(frozen=True)
-class Learning:
-    """How a step changes the model.
+class LearningSettings:
+    """The optimizer (AdamW), its learning rate schedule and the loss.
 
     Args:
         rate: Peak learning rate.
         schedule: ``"cosine"``, ``"inverse-square-root"`` or ``"constant"``, after the warm-up.
         warmup: Steps in which the rate grows linearly to its peak.
-        floor: Share of the peak rate below which the schedule does not fall.
-        decay: Weight decay of the matrices.
+        min_rate_ratio: Minimum learning rate after the warm-up, as a share of the peak.
+        weight_decay: Weight decay of the matrices; norms, biases and embeddings have none.
         betas: Decay rates of AdamW's two moment averages.
         epsilon: AdamW's epsilon.
-        clip: Maximum gradient norm; 0 clips nothing.
-        smoothing: Label smoothing.
+        clip: Maximum gradient norm; 0 turns clipping off.
+        label_smoothing: Share of the probability of each target that is spread over the vocabulary.
     """
 
     rate: float = 1e-3
     schedule: str = "cosine"
     warmup: int = 100
-    floor: float = 0.1
-    decay: float = 0.1
+    min_rate_ratio: float = 0.1
+    weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     clip: float = 1.0
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
-class Run:
-    """How long, how much at a time, and what is kept.
+class RunSettings:
+    """Length, batch size, precision, evaluation and checkpoints of a run.
 
     Args:
         steps: Optimizer steps.
-        tokens: Tokens of a batch in each process; a step takes ``tokens * accumulation * processes``.
-        length: Maximum tokens of a piece of a document (longer documents are cut), or of each side of a pair (longer
-            pairs are left out).
-        accumulation: Gradient accumulation steps.
-        precision: ``"float32"``, or ``"bfloat16"``: products in bfloat16, weights and sums in float32.
+        batch_tokens: Tokens of a batch in each process; an optimizer step takes
+            ``batch_tokens * accumulation_steps * processes``.
+        max_length: Maximum tokens of a piece of a document (longer documents are cut), or of each side of a pair
+            (longer pairs are left out).
+        accumulation_steps: Gradient accumulation steps.
+        precision: ``"float32"``, or ``"bfloat16"``: mixed precision, with weights and sums in float32.
         seed: Seed of the initial weights, the order of the data and dropout.
         evaluate_every: Steps between evaluations.
         save_every: Steps between checkpoints.
-        keep: Number of checkpoints to keep, the newest.
+        keep_checkpoints: Number of the newest checkpoints that are kept.
         patience: Stop after this many evaluations in a row without an improvement; 0 never stops early.
-        translate: Number of held-out sources that are translated at the end, for BLEU.
+        bleu_samples: Number of held-out sources that are translated at the end to measure BLEU; 0 measures none.
     """
 
     steps: int = 1000
-    tokens: int = 4096
-    length: int = 256
-    accumulation: int = 1
+    batch_tokens: int = 4096
+    max_length: int = 256
+    accumulation_steps: int = 1
     precision: str = "float32"
     seed: int = 0
     evaluate_every: int = 250
     save_every: int = 250
-    keep: int = 2
+    keep_checkpoints: int = 2
     patience: int = 0
-    translate: int = 0
+    bleu_samples: int = 0
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One training run.
+    """All settings of one training run.
 
     Args:
         task: ``"language"``: predict the next token of a text; ``"translation"``: of a target, given its source.
-        data: `Data`.
+        data: `DataSettings`.
         model: The keys of the model's published config.json (``model_type``, ``hidden_size``, ...), without those that
             follow from the tokenizer.
-        tokenizer: `Vocabulary`.
-        learning: `Learning`.
-        run: `Run`.
+        tokenizer: `TokenizerSettings`.
+        learning: `LearningSettings`.
+        run: `RunSettings`.
     """
 
     task: str
-    data: Data
+    data: DataSettings
     model: Mapping[str, Any]
-    tokenizer: Vocabulary = field(default_factory=Vocabulary)
-    learning: Learning = field(default_factory=Learning)
-    run: Run = field(default_factory=Run)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    learning: LearningSettings = field(default_factory=LearningSettings)
+    run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
         _one_of("task", self.task, TASKS)
         _one_of("tokenizer.kind", self.tokenizer.kind, TOKENIZERS)
-        _one_of("learning.schedule", self.learning.schedule, tuple(SHAPES))
+        _one_of("learning.schedule", self.learning.schedule, tuple(SCHEDULES))
         _one_of("run.precision", self.run.precision, PRECISIONS)
-        for key, (least, below) in _RANGES.items():
+        for key, (minimum, below) in _RANGES.items():
             part, _, name = key.partition(".")
             value = getattr(getattr(self, part), name)
             for one in value if isinstance(value, tuple) else (value,):
-                if not least <= one < below:  # NaN is in no range
+                if not minimum <= one < below:  # NaN is in no range
                     end = "and finite" if below == math.inf else f"and below {below}"
-                    raise wrong(key, f"must be at least {least} {end}", f"it is {value}", KEYS)
-        if self.run.translate and self.task != "translation":
-            got = f"{self.run.translate} stands in a task {self.task!r}"
-            raise wrong("run.translate", "is for the task 'translation'", got, "Remove it.")
-        if self.run.translate and self.data.evaluation is None and not self.data.held_out:
+                    raise wrong(key, f"must be at least {minimum} {end}", f"it is {value}", KEYS)
+        if self.run.bleu_samples and self.task != "translation":
+            got = f"it is {self.run.bleu_samples}, and the task is {self.task!r}"
+            raise wrong("run.bleu_samples", "is for the task 'translation'", got, "Remove it.")
+        if self.run.bleu_samples and self.data.evaluation is None and not self.data.held_out:
             got = "data.evaluation is not given and data.held_out is 0"
-            raise wrong("run.translate", "needs pairs that are never learned from", got, "Set one of them.")
-        if self.run.tokens < self.run.length:
-            got = f"{self.run.tokens} is less than {self.run.length}"
-            raise wrong("run.tokens", "must be at least run.length", got, "Each batch holds whole pieces.")
+            raise wrong("run.bleu_samples", "needs held-out pairs", got, "Set one of them.")
+        if self.run.batch_tokens < self.run.max_length:
+            got = f"{self.run.batch_tokens} is less than {self.run.max_length}"
+            raise wrong("run.batch_tokens", "must be at least run.max_length", got, "Raise run.batch_tokens.")
 
     def as_json(self) -> dict[str, Any]:
-        """The same in JSON's values."""
+        """Return the settings as nested dictionaries of JSON values."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return values
 
 
-# The smallest value of each number, and what it must stay below.
+# Of each number: the minimum, and the bound that it must stay below.
 _RANGES: dict[str, tuple[float, float]] = {
     "data.held_out": (0, 1),
-    "tokenizer.size": (260, 2**31),
+    "tokenizer.vocab_size": (260, 2**31),
     "learning.rate": (0, math.inf),
     "learning.warmup": (0, 2**63),
-    "learning.floor": (0, 1),
-    "learning.decay": (0, math.inf),
+    "learning.min_rate_ratio": (0, 1),
+    "learning.weight_decay": (0, math.inf),
     "learning.betas": (0, 1),
     "learning.epsilon": (0, math.inf),
     "learning.clip": (0, math.inf),
-    "learning.smoothing": (0, 1),
+    "learning.label_smoothing": (0, 1),
     "run.steps": (1, 2**63),
-    "run.tokens": (1, 2**31),
-    "run.length": (2, 2**31),
-    "run.accumulation": (1, 2**31),
+    "run.batch_tokens": (1, 2**31),
+    "run.max_length": (2, 2**31),
+    "run.accumulation_steps": (1, 2**31),
     "run.seed": (0, 2**63),
     "run.evaluate_every": (1, 2**63),
     "run.save_every": (1, 2**63),
-    "run.keep": (1, 2**63),
+    "run.keep_checkpoints": (1, 2**63),
     "run.patience": (0, 2**63),
-    "run.translate": (0, 2**63),
+    "run.bleu_samples": (0, 2**63),
 }
 
 
 def read_settings(path: Path, over: Sequence[str] = ()) -> Settings:
-    """The settings in a TOML file, with ``key=value`` pairs over them.
+    """Read the settings in a TOML file, with ``key=value`` pairs over them.
 
     Args:
-        path: the file. Files that it names are looked for beside it.
-        over: such as ``"run.steps=100"``; the value is TOML, or else a text as it stands.
+        path: the TOML file; the paths in it are relative to its folder.
+        over: such as ``"run.steps=100"``; the value is TOML, or else a string without quotes.
 
     Raises:
-        ArgumentError: no TOML, a key that means nothing, a value of the wrong type.
+        ArgumentError: the file is not TOML, a key is unknown, or a value has the wrong type.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise wrong("config", "must be a TOML file", f"{path} is none: {error}", "See https://toml.io.") from error
+        raise wrong("config", "must be a TOML file", f"{path} is not: {error}", "See https://toml.io.") from error
     for name in ("train", "evaluation"):
         data = values.get("data")
         if isinstance(data, dict) and isinstance(data.get(name), str):
@@ -224,7 +225,11 @@ def read_settings(path: Path, over: Sequence[str] = ()) -> Settings:
 
 
 def from_json(values: Mapping[str, Any]) -> Settings:
-    """`Settings` of nested mappings, every key and type checked."""
+    """Build `Settings` from nested mappings, with every key and type checked.
+
+    Raises:
+        ArgumentError: a key is unknown or missing, or a value has the wrong type.
+    """
     return _made(Settings, values, "")  # type: ignore[no-any-return]
 
 
@@ -252,7 +257,7 @@ def _made(kind: Any, values: Any, where: str) -> Any:
     ]
     if missing:
         way_out = f"{KEYS} An example: examples/austen.toml."
-        raise wrong("config", f"must say {', '.join(missing)}", "it does not", way_out)
+        raise wrong("config", f"must have the keys {', '.join(missing)}", "it does not", way_out)
     return kind(**{name: _typed(types_[name], value, f"{where}{name}") for name, value in values.items()})
 
 
@@ -283,7 +288,7 @@ def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def explained() -> list[tuple[str, str, str]]:
-    """Every key of a configuration, its default (empty: none) and what it means, from the docstrings."""
+    """Return every key of a configuration, its default (empty: none) and its meaning, from the docstrings."""
     rows = []
     for name, kind in typing.get_type_hints(Settings).items():
         if not dataclasses.is_dataclass(kind):
@@ -295,7 +300,7 @@ def explained() -> list[tuple[str, str, str]]:
 
 
 def _described(kind: Any) -> dict[str, str]:
-    """What the ``Args`` of a class's docstring say of each field: names at one indent, more of the text below it."""
+    """Parse the ``Args`` section of a class's docstring: a description for each field."""
     found: dict[str, str] = {}
     names: list[str] = []
     for line in inspect.cleandoc(kind.__doc__).partition("Args:\n")[2].splitlines():
@@ -308,14 +313,14 @@ def _described(kind: Any) -> dict[str, str]:
 
 
 def _default(one: dataclasses.Field[Any]) -> str:
-    """The default of a field as TOML has it."""
+    """Format the default of a field as TOML."""
     if one.default is None or one.default is dataclasses.MISSING:
         return ""
     return json.dumps(one.default)
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-    """The keys under which two nested mappings differ."""
+    """Return the keys under which two nested mappings differ."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return [
             difference

@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, trained on the text that a model will learn."""
+"""A tokenizer trained on the training data: characters or byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKS = (PAD, START, END, UNKNOWN)
 
 
 def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
-    """Every character that occurs is a token, the most frequent first."""
+    """Build a tokenizer with one token for each character that occurs, the most frequent first."""
     counts = Counter(character for text in texts for character in text)
     ordered = sorted(counts, key=lambda character: (-counts[character], character))
     vocabulary = {token: number for number, token in enumerate((*MARKS, *ordered))}
@@ -26,7 +26,7 @@ def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
 
 
 def byte_pairs(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
-    """Byte-pair encoding over bytes: nothing is unknown (Sennrich et al. 2015, arXiv:1508.07909; GPT-2)."""
+    """Train byte-level byte-pair encoding (Sennrich et al. 2015, arXiv:1508.07909; GPT-2), without unknown tokens."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -45,8 +45,8 @@ def trained(kind: str, size: int, texts: Iterable[str], *, task: str) -> Tokeniz
 
     Args:
         kind: ``"characters"`` or ``"byte-pair"``.
-        size: the most tokens of byte-pair encoding.
-        texts: what it is trained on.
+        size: maximum vocabulary size of byte-pair encoding.
+        texts: the training texts.
         task: ``"language"`` or ``"translation"``.
     """
     backend = characters(texts) if kind == "characters" else byte_pairs(texts, size)

@@ -1,4 +1,4 @@
-"""Translations of what was held out, and how near they come to those of people."""
+"""Greedy translations of held-out sources, and their BLEU against the references."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from ..formats.progress import counted
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 
-TOGETHER = 32  # sources that are translated at a time
+BATCH = 32  # sources that are translated at a time
 
 
-def translate(model: Pretrained, sources: Sequence[str], *, longest: int) -> list[str]:
-    """The likeliest token after the other, until the end-of-text token; sources of like length go together.
+def translate(model: Pretrained, sources: Sequence[str], *, max_tokens: int) -> list[str]:
+    """Translate sources greedily, in batches of similar length.
 
     Args:
-        model: an encoder with a decoder, with its tokenizer and special token ids.
-        sources: texts.
-        longest: the most tokens of a translation.
+        model: an encoder-decoder with its tokenizer.
+        sources: the source texts.
+        max_tokens: maximum number of tokens of a translation.
+
+    Returns:
+        The translations, in the order of ``sources``.
     """
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
-    written = [""] * len(sources)
+    translations = [""] * len(sources)
     with counted(f"Translating {len(sources):,} sources", len(sources)) as report:
-        for first in range(0, len(order), TOGETHER):
-            numbers = order[first : first + TOGETHER]
-            found = model.generate([sources[number] for number in numbers], tokens=longest)
+        for first in range(0, len(order), BATCH):
+            numbers = order[first : first + BATCH]
+            found = model.generate([sources[number] for number in numbers], tokens=max_tokens)
             for number, one in zip(numbers, found, strict=True):
-                written[number] = one.text or ""
+                translations[number] = one.text or ""
             report(first + len(numbers))
-    return written
+    return translations
 
 
-def bleu(written: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU of a corpus, from 0 to 100 (Papineni et al. 2002; as sacrebleu has it, Post 2018, arXiv:1804.08771)."""
+def bleu(translations: Sequence[str], references: Sequence[str]) -> float:
+    """Return corpus BLEU, from 0 to 100, by sacrebleu (Papineni et al. 2002; Post 2018, arXiv:1804.08771)."""
     import sacrebleu
 
-    return float(sacrebleu.corpus_bleu(list(written), [list(references)]).score)
+    return float(sacrebleu.corpus_bleu(list(translations), [list(references)]).score)
 
 
 def check_bleu() -> None:
-    """Raise unless `bleu` can be computed.
+    """Check that `bleu` can be computed.
 
     Raises:
         ArgumentError: sacrebleu is not installed.
@@ -48,7 +51,7 @@ def check_bleu() -> None:
         import sacrebleu  # noqa: F401
     except ModuleNotFoundError as error:
         raise wrong(
-            "run.translate",
+            "run.bleu_samples",
             "needs sacrebleu",
             "it is not installed",
             "Try: pip install sacrebleu (it is part of the extra `train`).",

@@ -1,4 +1,4 @@
-"""What a run begins with: data, a tokenizer trained on it, a model with its first weights."""
+"""The start of a run: the data, a tokenizer trained on it, and an initialised model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .data import Corpus, documents_in, held_out, pairs_in, pairs_of, texts_of
 from .settings import Settings
 from .tokenizing import marks_of, trained
 
-# Families that are trained: those whose published loss is that of the next token, and of routers where it has any.
+# Families that can be trained: those whose published loss is next-token prediction, and load balancing of routers.
 FAMILIES_OF = {
     "language": ("llama", "gpt2", "mistral", "mixtral", "qwen3", "gemma2"),
     "translation": ("marian", "bart", "t5"),
 }
-FOLLOWS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "architectures")
+DERIVED_KEYS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "architectures")
 
 
-class Made(NamedTuple):
-    """What a run begins with.
+class PreparedData(NamedTuple):
+    """The tokenized data of a run.
 
     Args:
-        tokenizer: trained on the data.
+        tokenizer: the tokenizer, trained on the training data.
         marks: ids of its marks.
-        train: what is learned from.
-        evaluation: what is not; ``None`` where nothing is held out.
-        characters: of the evaluated documents or targets.
-        evaluated: those documents, each alone, or pairs.
+        train: the training data.
+        evaluation: the held-out data; ``None`` where nothing is held out.
+        characters: number of characters of the held-out documents or targets.
+        held_out: the held-out documents, each a tuple of one, or pairs.
     """
 
     tokenizer: Tokenizer
@@ -45,35 +45,36 @@ class Made(NamedTuple):
     train: Corpus
     evaluation: Corpus | None
     characters: int
-    evaluated: list[tuple[str, ...]]
+    held_out: list[tuple[str, ...]]
 
 
-def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
-    """Read the data, and train the tokenizer unless there is a file of it already.
+def make_data(settings: Settings, tokenizer_file: Path | None = None) -> PreparedData:
+    """Read the data, and train the tokenizer unless ``tokenizer_file`` holds one.
 
     Raises:
-        ArgumentError: no data, or not enough of it.
+        ArgumentError: a file cannot be read or holds too little.
     """
     task, data, run = settings.task, settings.data, settings.run
-    learned = _read("data.train", data.train, settings)
+    training = _read("data.train", data.train, settings)
     if data.evaluation is not None:
         evaluated = _read("data.evaluation", data.evaluation, settings)
         if not evaluated:
-            got, way_out = f"{data.evaluation} does not", "Name another, or remove it: a share is held out."
+            got = f"{data.evaluation} does not"
+            way_out = "Name another file, or remove the key to hold out a share of data.train."
             raise wrong("data.evaluation", "must hold text", got, way_out)
     else:
-        kept = held_out(len(learned), data.held_out)
-        evaluated = [one for one, out in zip(learned, kept, strict=True) if out]
-        learned = [one for one, out in zip(learned, kept, strict=True) if not out]
-    if not learned:
-        raise wrong("data.train", "must hold something to learn from", f"{data.train} does not", "Name another.")
+        chosen = held_out(len(training), data.held_out)
+        evaluated = [one for one, out in zip(training, chosen, strict=True) if out]
+        training = [one for one, out in zip(training, chosen, strict=True) if not out]
+    if not training:
+        raise wrong("data.train", "must hold text to train on", f"{data.train} does not", "Name another.")
     if tokenizer_file is not None:
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_file)))
     else:
-        tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.size, _each(learned), task=task)
+        tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.vocab_size, _all_texts(training), task=task)
     marks = marks_of(task=task)
     start, end = marks["bos_token_id"], marks["eos_token_id"]
-    sizes = {"length": run.length, "tokens": run.tokens, "seed": run.seed}
+    sizes = {"length": run.max_length, "tokens": run.batch_tokens, "seed": run.seed}
 
     def corpus(part: list[tuple[str, ...]]) -> tuple[Corpus, list[tuple[str, ...]]]:
         if task == "language":
@@ -81,22 +82,22 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Made:
         pairs, kept = pairs_of([(source, target) for source, target in part], tokenizer, start=start, **sizes)
         return pairs, list(kept)
 
-    train, _ = corpus(learned)
+    train, _ = corpus(training)
     evaluation, evaluated = corpus(evaluated) if evaluated else (None, [])
     characters = sum(len(one[-1]) for one in evaluated)
-    return Made(tokenizer, marks, train, evaluation, characters, evaluated)
+    return PreparedData(tokenizer, marks, train, evaluation, characters, evaluated)
 
 
-def _each(learned: list[tuple[str, ...]]) -> Iterator[str]:
-    """Every text that a tokenizer is trained on, with a bar where that takes long."""
-    with counted("Training the tokenizer", len(learned)) as report:
-        for done, texts in enumerate(learned, 1):
+def _all_texts(training: list[tuple[str, ...]]) -> Iterator[str]:
+    """Yield every text that the tokenizer is trained on, with a progress bar where that takes long."""
+    with counted("Training the tokenizer", len(training)) as report:
+        for done, texts in enumerate(training, 1):
             yield from texts
             report(done)
 
 
 def _read(key: str, path: Path, settings: Settings) -> list[tuple[str, ...]]:
-    """The documents of a file, each alone, or its pairs."""
+    """Read the documents of a file, each as a tuple of one, or its pairs."""
     try:
         if settings.task == "translation":
             return list(pairs_in(path))
@@ -105,31 +106,31 @@ def _read(key: str, path: Path, settings: Settings) -> list[tuple[str, ...]]:
         got = f"byte {error.start:,} of {path} is {error.object[error.start]:#04x}"
         raise wrong(key, "must be UTF-8 text", got, "Convert it: iconv -f ENCODING -t UTF-8.") from None
     except OSError as error:
-        what = "a text" if settings.task == "language" else "lines of a source, a tab and its translation"
-        way_out = f"Name one of yours: --set {key}=FILE ({what}, UTF-8)."
+        content = "a text" if settings.task == "language" else "lines of a source, a tab and its translation"
+        way_out = f"Name your own: --set {key}=FILE ({content}, UTF-8)."
         raise wrong(key, "must be a file that can be read", f"{path}: {error.strerror}", way_out) from None
 
 
-class _Settings(Published):
-    """The ``[model]`` of a run's settings, read as a config.json is; errors name its keys."""
+class _ModelTable(Published):
+    """The ``[model]`` table of the settings, read as a config.json is; errors name its keys."""
 
     def refused(self, key: str, rule: str) -> CheckpointError:
-        """The error about one value."""
+        """Return the error about the value of a key."""
         way_out = f"Correct it under [model], or with --set model.{key}=VALUE."
         return CheckpointError(str(wrong(f"model.{key}", f"must be {rule}", f"it is {self.get(key)!r}", way_out)))
 
 
 def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -> Config:
-    """The configuration of the model.
+    """Build the configuration of the model.
 
     Args:
-        settings: of the run.
-        vocabulary: the size of the tokenizer.
+        settings: the settings of the run.
+        vocabulary: the vocabulary size of the tokenizer.
         marks: ids of its special tokens.
 
     Raises:
-        ArgumentError: a family that is not trained for this task, a key that the family does not have, a value that it
-            refuses, a ``run.length`` beyond its positions.
+        ArgumentError: the family cannot be trained for this task, a key is unknown to the family or a value invalid, or
+            ``run.max_length`` exceeds the model's positions.
     """
     kind, families = settings.model.get("model_type"), FAMILIES_OF[settings.task]
     if kind not in families:
@@ -137,25 +138,26 @@ def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -
             "model.model_type",
             f"must be one of {', '.join(families)} for the task {settings.task!r}",
             f"it is {kind!r}",
-            "Other families run, but are not trained here.",
+            "Other families run, but cannot be trained.",
         )
     values = RecordingDict({**settings.model, "vocab_size": vocabulary, **marks})
-    config = FAMILIES[kind].configure(_Settings(Path("[model]"), values))
+    config = FAMILIES[kind].configure(_ModelTable(Path("[model]"), values))
     unknown = sorted({*settings.model} - values.read - {"model_type"})
-    follows = sorted({*settings.model} & {*FOLLOWS})
+    follows = sorted({*settings.model} & {*DERIVED_KEYS})
     if unknown or follows:
-        known = ", ".join(sorted(values.read - {*FOLLOWS}))
+        known = ", ".join(sorted(values.read - {*DERIVED_KEYS}))
         got = f"it has {', '.join(unknown or follows)}"
         raise wrong("model", f"may have the keys {known} in the family {kind}", got, "Correct or remove it.")
-    positions = min((one.limit for one in (config, config.encoder) if one and one.limit), default=settings.run.length)
-    if settings.run.length > positions:
-        got = f"it is {settings.run.length}"
-        raise wrong("run.length", f"must be no more than the model's {positions} positions", got, "Change one of them.")
+    length = settings.run.max_length
+    positions = min((one.limit for one in (config, config.encoder) if one and one.limit), default=length)
+    if length > positions:
+        rule = f"must be no more than the model's {positions} positions"
+        raise wrong("run.max_length", rule, f"it is {length}", f"Use run.max_length={positions}.")
     return config
 
 
 def make_network(config: Config, task: str) -> Stack:
-    """The model with its first weights, as published, drawn from torch's generator."""
+    """Build the model with its published initialisation, drawn from torch's global generator."""
     network = FAMILIES[config.family].shape(config)
     if config.family == "t5":
         FanIn(config.width)(network)
