@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "limelight.h"
+#include "../include/limelight.h"
 
 namespace limelight {
 

@@ -3,7 +3,6 @@
 // may read or write.
 //
 //     layers [calls] [seed]
-#include <limelight.h>
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -14,6 +13,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "../include/limelight.h"
 
 namespace {
 

@@ -4,7 +4,6 @@
 // threads touch the same number at once.
 //
 //     random_calls [calls] [seed]
-#include <limelight.h>
 
 #include <cmath>
 #include <cstdint>
@@ -15,6 +14,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "../include/limelight.h"
 
 namespace {
 

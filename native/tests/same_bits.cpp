@@ -1,6 +1,5 @@
 // AVX-512's kernels and `wide` (the same tiles on AVX2) give the same bits, on random calls of every kind.
 // On a machine that cannot run both it says so and ends with 77, the code of a skipped test.
-#include <limelight.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -8,6 +7,8 @@
 #include <cstring>
 #include <random>
 #include <vector>
+
+#include "../include/limelight.h"
 
 namespace {
 

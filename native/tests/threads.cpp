@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "library.h"
+#include "../src/library.h"
 
 namespace limelight {
 namespace {

@@ -5,50 +5,14 @@
 // keys need no packing and the softmax needs no horizontal step. The other products broadcast the weights against rows of
 // V (or K, Q, and the gradient of the output). Each accumulator is one chain of multiply-adds in ascending order, which is
 // added to C when it is whole: the shape of the tile never shows in the bits, and a long sum is one of short sums.
-//
-// A *factor* is what one step multiplies: a number, or a pair of bfloat16 numbers where the machine multiplies pairs.
+#pragma once
 
-#if defined(LL_PAIRS)
-typedef uint32_t Factor;
-typedef Words Factors;
-constexpr int FOLD = 2;  // numbers of a factor
-LL_INLINE Numbers multiply_add(Words a, Words b, Numbers c) {
-    return (Numbers)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
-}
-#else
-typedef Number Factor;
-typedef Numbers Factors;
-constexpr int FOLD = 1;
-#endif
+#include "../simd/vector.h"
+#include "reach.h"
+#include "shapes.h"
 
-template <class F> struct VectorOf;
-template <> struct VectorOf<Number> { typedef Numbers Type; static constexpr int NUMBERS = 1; };
-template <> struct VectorOf<uint32_t> { typedef Words Type; static constexpr int NUMBERS = 2; };
-LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
-LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
-
-LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
-
-// Factors along the width of a row.
-#if defined(LL_AMX)
-constexpr int TILE = 16;  // rows and factors of a tile register
-LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TILE); }
-#else
-LL_INLINE int64_t steps_along(int64_t width) { return folded(width); }
-#endif
-
-#if defined(LL_AVX512) || defined(LL_NEON) || defined(LL_WIDE)
-constexpr int PANEL_KEYS = 8;     // keys x vectors of queries: 24 accumulators of 32 registers
-constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
-#else
-constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
-constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
-#endif
-constexpr int PANEL_VECTORS = QUERIES / LANES % 3 == 0 ? 3 : 4;
-constexpr int MOST_PANEL_KEYS = 2 * PANEL_KEYS;  // beside one vector of queries
-constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
-constexpr int VALUE_ROWS = 6;
-static_assert(QUERIES % PANEL_QUERIES == 0);
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 // The first address of row r of A. Three addresses, each with the offsets 0, 1 and 2 rows, fit the machine's registers.
 template <int ROWS, class F>
@@ -204,3 +168,6 @@ inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c,
         for (; x + 2 * LANES <= columns; x += 2 * LANES) add_columns<2>(a, b + x, b_step, c + x, c_row, rows);
     for (; x < columns; x += LANES) add_columns<1>(a, b + x, b_step, c + x, c_row, rows);
 }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

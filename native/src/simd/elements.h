@@ -1,4 +1,10 @@
 // Elements as they lie in memory, read and written as numbers. Rounding is to the nearest, ties to even; NaN stays NaN.
+#pragma once
+
+#include "vector.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 #if defined(LL_OF_BFLOAT16)
 
@@ -150,3 +156,6 @@ LL_INLINE void stream_row(const Number* from, int64_t count, Stored* to) {
         for (; d + LANES <= count; d += LANES) stream((Number*)to + d, load<Numbers>(from + d));
     write_row(from + d, count - d, to + d);
 }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

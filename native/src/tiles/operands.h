@@ -4,6 +4,14 @@
 //   left      [row][step]                    rows whose numbers are broadcast (keys), as they lie where that is possible
 //   right     [step][columns]                rows read as vectors (values); with pairs, two rows lie interleaved
 //   weights   down: [step over keys][query]; across: [key][step over queries]
+#pragma once
+
+#include "../simd/elements.h"
+#include "../simd/vector.h"
+#include "shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 // One factor of each lane: numbers of an even and of an odd step (the odd one is not read when factors are numbers).
 LL_INLINE Factors fold(Numbers even, Numbers odd) {
@@ -143,18 +151,6 @@ LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* roo
 #endif
 }
 
-// Memory handed out piece by piece; with no memory it only counts.
-struct Arena {
-    char* memory;
-    size_t used = 0;
-    template <class T>
-    T* take(int64_t count) {
-        T* piece = memory ? (T*)(memory + used) : nullptr;
-        used += ((size_t)count * sizeof(T) + 63) / 64 * 64;
-        return piece;
-    }
-};
-
 // Keys or values of a whole call in the form that a product reads: as they lie, or prepared once (see schedule.h).
 struct Operand {
     const Factor* data = nullptr;
@@ -164,3 +160,6 @@ struct Operand {
     }
     LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t key) const { return row(b, h, key / BLOCK_STEP); }
 };
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,4 +1,14 @@
 // The machine's peak: independent multiply-adds of factors in registers, as many as the first product keeps in flight.
+#pragma once
+
+#include <time.h>
+
+#include "../simd/vector.h"
+#include "amx.h"
+#include "shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 inline double seconds_now() {
     timespec now;
@@ -55,3 +65,6 @@ inline double peak(double seconds) {
 }
 
 #endif
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,31 +1,10 @@
 // Vectors of numbers and of integers as wide, LANES of them, in the compiler's own vector types.
-// Everything below compiles once for each instruction set and element type, in a namespace of its own (see kernel.cpp).
-//
-// Stored: how an element lies in memory.  Number: what sums are taken in.  Int: an integer as wide as a Number.
-#define LL_INLINE inline __attribute__((always_inline))
+#pragma once
 
-#if defined(LL_OF_FLOAT64)
-typedef double Number;
-typedef int64_t Int;
-typedef double Stored;
-#elif defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
-typedef float Number;
-typedef int32_t Int;
-typedef uint16_t Stored;
-#else
-typedef float Number;
-typedef int32_t Int;
-typedef float Stored;
-#endif
+#include "target.h"
 
-#if defined(LL_AVX512) || defined(LL_WIDE)
-constexpr int VECTOR_BYTES = 64;
-#elif defined(LL_AVX2)
-constexpr int VECTOR_BYTES = 32;
-#else
-constexpr int VECTOR_BYTES = 16;
-#endif
-constexpr int LANES = VECTOR_BYTES / (int)sizeof(Number);
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 typedef Number Numbers __attribute__((vector_size(VECTOR_BYTES)));
 typedef Int Ints __attribute__((vector_size(VECTOR_BYTES)));
@@ -76,6 +55,24 @@ LL_INLINE Ints iota() {
     Ints v{};
     for (int i = 0; i < LANES; ++i) v[i] = i;
     return v;
+}
+
+// Lane i of the result is lane[i] of `v`, or of `a` and `b` laid end to end.
+LL_INLINE Numbers shuffle(Numbers a, Numbers b, Ints lane) {
+#if defined(__clang__)
+    Numbers v{};
+    for (int i = 0; i < LANES; ++i) v[i] = lane[i] < LANES ? a[lane[i]] : b[lane[i] - LANES];
+    return v;
+#else
+    return __builtin_shuffle(a, b, lane);
+#endif
+}
+LL_INLINE Numbers shuffle(Numbers v, Ints lane) {
+#if defined(__clang__)
+    return shuffle(v, v, lane);
+#else
+    return __builtin_shuffle(v, lane);
+#endif
 }
 
 // a * b + c, rounded once where the instruction set can.
@@ -146,7 +143,7 @@ LL_INLINE void turn_square(Numbers* rows) {
         for (int i = 0; i < LANES; ++i)
             if (!(i & step)) {
                 Numbers a = rows[i], b = rows[i + step];
-                rows[i] = __builtin_shuffle(a, b, first), rows[i + step] = __builtin_shuffle(a, b, second);
+                rows[i] = shuffle(a, b, first), rows[i + step] = shuffle(a, b, second);
             }
     }
 }
@@ -174,7 +171,7 @@ LL_INLINE Number sum_of_lanes(Numbers v) {
 // NaN may hide, as in larger().
 LL_INLINE Number largest_lane(Numbers v) {
 #pragma GCC unroll 4
-    for (int step = LANES / 2; step >= 1; step /= 2) v = larger(v, __builtin_shuffle(v, iota() ^ step));
+    for (int step = LANES / 2; step >= 1; step /= 2) v = larger(v, shuffle(v, iota() ^ step));
     return v[0];
 }
 
@@ -197,5 +194,20 @@ LL_INLINE T most(T a, T b) { return a < b ? b : a; }
 template <class T>
 LL_INLINE T clamp(T x, T low, T high) { return least(most(x, low), high); }
 
+// The last of the indices [0, count) for which holds(index) is true: it is for index 0, and false after the last one.
+template <class F>
+LL_INLINE int64_t index_of_last(int64_t count, F holds) {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (holds(middle)) low = middle;
+        else high = middle - 1;
+    }
+    return low;
+}
+
 LL_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - ((a % b != 0) && ((a < 0) != (b < 0))); }
 LL_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

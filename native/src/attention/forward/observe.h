@@ -4,6 +4,24 @@
 // are summed in another order, with those of one more pass, so that weights add up to one. Sums over keys belong to one
 // tile. Sums over queries (received, blocks) are taken per *chunk* of tiles, at most CHUNKS of them whatever the machine,
 // and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
+#pragma once
+
+#include "../blocks.h"
+#include "tile.h"
+#include "../problem.h"
+#include "../rules.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "../../library.h"
+#include "../../simd/elementary.h"
+#include "../../simd/vector.h"
+#include "../../task.h"
+#include "../../tiles/register_tile.h"
+#include "../../tiles/shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 constexpr int64_t CHUNKS = 8;
 constexpr Number FREE = -1;  // stands for a weight where none is kept yet: every weight exceeds it
@@ -63,23 +81,6 @@ struct ColumnSums {
     ColumnSums(double* memory, const ll_call& call)
         : received(memory), blocks(memory + (call.observation->received ? call.keys : 0)) {}
 };
-
-// The final softmax of a tile's rows: as the forward pass left it, or computed again where there is no such.
-inline void final_softmax(const Problem& problem, const Tile& tile, const Visibility& visible, const Number* stats,
-                          const Factor* packed, Number* scores, Softmax& softmax, int& status) {
-    const ll_call& call = problem.call;
-    if (stats) {
-        const Number* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
-        for (int i = 0; i < tile.count; ++i) softmax.peak[i] = own[2 * i], softmax.total[i] = own[2 * i + 1];
-        return;
-    }
-    alignas(64) Number peak[QUERIES];
-    BlockWalk walk(call, tile, visible);
-    for (Block block; walk.next(block) && !ended(status);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), packed, scores, peak);
-        soften<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr);
-    }
-}
 
 inline void start_rows(const Problem& problem, const Tile& tile, const Softmax& softmax, RowStatistics& rows) {
     const Number* sink = sink_of(problem.call, tile);
@@ -299,3 +300,6 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     }
     write_rows(problem, tile, map, rows, own);
 }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -2,6 +2,17 @@
 //
 // On matrix registers the former lie turned, [column][query], because the weights can be only their right operand; then
 // rows of V (or K) are the left one: of 32 keys, [16 columns][16 pairs] for each 16 columns.
+#pragma once
+
+#include "../simd/vector.h"
+#include "amx.h"
+#include "operands.h"
+#include "reach.h"
+#include "register_tile.h"
+#include "shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 #if defined(LL_AMX)
 
@@ -107,3 +118,6 @@ LL_INLINE const Number* sum_row(const Number* sums, int i, int64_t columns, Numb
     return sums + i * columns;
 #endif
 }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

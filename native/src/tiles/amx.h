@@ -1,5 +1,14 @@
 // The products on Intel's matrix registers (AMX): a register holds 16 rows of 64 bytes. C += A B, where a row of A is 16
 // factors (32 bfloat16 numbers) of one row of C, and a row of B one factor of each of 16 columns.
+#pragma once
+
+#include "../simd/vector.h"
+#include "reach.h"
+#include "shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
 #if defined(LL_AMX)
 
 struct TileRegisters {
@@ -98,3 +107,6 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
 struct TileRegisters {};
 
 #endif
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -4,6 +4,18 @@
 // and takes SQUARE_ROWS rows at a time: of MATRIX_STEPS steps the left matrix lies in the second cache, one panel's part of
 // the right one in the first, and their sums are added to a square of results. So a long sum is one of short sums, in an order
 // in which neither threads nor other rows show.
+#pragma once
+
+#include "../library.h"
+#include "../simd/elements.h"
+#include "../simd/vector.h"
+#include "../task.h"
+#include "../tiles/register_tile.h"
+#include "../tiles/shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
 #if !defined(LL_OF_BFLOAT16) && !defined(LL_OF_FLOAT16)
 
 constexpr int64_t PANEL_COLUMNS = VALUE_VECTORS * LANES, MOST_PANELS = 4;
@@ -120,3 +132,6 @@ inline int matmul(const ll_matmul& of) {
 }
 
 #endif
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

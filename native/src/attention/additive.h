@@ -2,6 +2,16 @@
 //
 // Its gradient is no product of matrices, but one more walk over pairs and width: with t = tanh(q[d] + k[d]) and dS,
 //   g = dS v[d] (1 - t^2)          dq[d] += g          dk[d] += g          dv[d] += dS t
+#pragma once
+
+#include "../library.h"
+#include "../simd/elementary.h"
+#include "../simd/elements.h"
+#include "../simd/vector.h"
+#include "../tiles/shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
 
 LL_INLINE const Number* vector_of(const ll_call& call, int64_t head) {
     return (const Number*)call.compare + head * call.width;
@@ -72,3 +82,6 @@ inline void additive_slopes(const Stored* key, const Number* queries, const Numb
         store(key_sum + d, load<Numbers>(key_sum + d) + sum);
     }
 }
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,0 +1,132 @@
+// A backward pass: its tasks, handed out to threads.
+#pragma once
+
+#include "chunk.h"
+#include "pass.h"
+#include "rows.h"
+#include "../problem.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "../../library.h"
+#include "../../simd/elements.h"
+#include "../../simd/vector.h"
+#include "../../task.h"
+#include "../../tiles/amx.h"
+#include "../../tiles/shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+inline void large_rows_task(void* context, int64_t n) {
+    BackwardJob& job = *(BackwardJob*)context;
+    Arena arena{own_memory<ReverseScratch>(job.status, job.reverse, job.most_queries)};
+    if (!arena.memory) return;
+    ReverseScratch scratch(arena, job.reverse, job.most_queries);
+    [[maybe_unused]] TileRegisters registers;
+    Tile tile;
+    job.tiles.at(n, &tile);
+    weigh_large_rows(job.reverse, tile, scratch, job.status);
+}
+
+inline void backward_task(void* context, int64_t n) {
+    ChunkTask(*(BackwardJob*)context, n).run();
+    end_streams();
+}
+
+// Whether the gradient of some bias is summed over batch rows, or over heads: these are then computed one after the other.
+struct SharedBias {
+    bool rows = false, heads = false;
+
+    SharedBias(const ll_call& call, const ll_gradients& wanted) {
+        for (int64_t r = 0; r < call.rule_count; ++r) {
+            if (call.rules[r].kind != LL_BIAS || !wanted.rules[r].data) continue;
+            rows |= wanted.rules[r].strides[0] == 0 && call.batch > 1;
+            heads |= wanted.rules[r].strides[1] == 0 && call.key_heads > 1;
+        }
+    }
+};
+
+// Memory of one backward pass.
+struct BackwardMemory {
+    Number *delta, *peak, *less, *query_sums;             // see Reverse
+    uint8_t *aside, *query_aside, *grad_aside;            // see Reverse
+    int64_t *first, *turns, *table_turns, *ordinals;      // see BackwardJob
+    char* memory = nullptr;
+    size_t bytes = 0;
+
+    BackwardMemory(const ll_call& call, const ll_gradients& wanted, int64_t key_columns, int64_t tiles) {
+        int64_t queries = call.batch * call.query_heads * call.queries;
+        for (Arena arena{nullptr};; arena = {memory}) {
+            delta = arena.take<Number>(queries);
+            peak = arena.take<Number>(queries);
+            less = arena.take<Number>(queries);
+            query_sums = arena.take<Number>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
+            aside = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
+            query_aside = arena.take<uint8_t>(queries);
+            grad_aside = arena.take<uint8_t>(queries);
+            first = arena.take<int64_t>(call.segment_count + 1);
+            turns = arena.take<int64_t>(tiles);
+            table_turns = arena.take<int64_t>(call.batch * call.query_heads);
+            ordinals = arena.take<int64_t>(call.segment_count * call.batch);
+            if (memory) break;
+            bytes = arena.used + 64;
+            memory = (char*)borrow(bytes);
+            if (!memory) return;
+        }
+        __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles);
+        __builtin_memset(table_turns, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
+    }
+    ~BackwardMemory() { give_back(memory, bytes); }
+    BackwardMemory(const BackwardMemory&) = delete;
+};
+
+inline int backward(const ll_call& call, const ll_gradients& wanted) {
+    Tiles tiles(call, 1);
+    if (!tiles.first) return OUT_OF_MEMORY;
+    Problem problem(call);
+    Prepared keys, value_rows, key_rows;
+    if (!call.compare) keys.left(call, call.key, call.width), key_rows.mixed(call, call.key, call.width);
+    value_rows.left(call, call.value, call.value_width);
+    if (keys.failed || value_rows.failed || key_rows.failed) return OUT_OF_MEMORY;
+    problem.keys = keys.operand;
+
+    int64_t key_columns = round_up(call.width, LANES);
+    BackwardMemory own(call, wanted, key_columns, tiles.count());
+    if (!own.memory) return OUT_OF_MEMORY;
+    Reverse reverse{problem,
+                    wanted,
+                    value_rows.operand,
+                    key_rows.operand,
+                    own.aside,
+                    own.query_aside,
+                    own.grad_aside,
+                    own.delta,
+                    own.peak,
+                    own.less,
+                    own.query_sums,
+                    key_columns,
+                    problem.value_columns,
+                    steps_along(call.value_width),
+                    chunk_keys(key_columns, problem.value_columns)};
+    BackwardJob job{reverse, tiles, own.first, own.turns, own.table_turns, own.ordinals, 0, -1, -1, DONE};
+    job.number_tasks();
+
+    int64_t threads = worthwhile_threads(call), maps = call.batch * call.key_heads;
+    // Each thread has maps of its own where they can be shared out evenly: a chunk never waits for another thread's then,
+    // but for what is left at the end.
+    job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
+    bool large = false;
+    ReverseRows rows{reverse, own.aside, own.query_aside, own.grad_aside, &large};
+    parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), reverse_rows_task, &rows, maps);
+    if (large) parallel(threads, tiles.count(), large_rows_task, &job);
+    SharedBias shared(call, wanted);
+    for (int64_t b = 0; b < (shared.rows ? call.batch : 1); ++b)
+        for (int64_t h = 0; h < (shared.heads ? call.key_heads : 1); ++h) {
+            job.only_row = shared.rows ? b : -1, job.only_head = shared.heads ? h : -1;
+            parallel(threads, own.first[call.segment_count], backward_task, &job, job.runs);
+        }
+    return job.status;
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,0 +1,179 @@
+// Short queries over a long cache: reading it is the work. So the query heads of a group read each key and value together,
+// as they lie in memory, and the head width lies along the lanes.
+//
+// The keys that a group sees are cut into chunks, which threads take one by one; the partial softmax of each chunk
+// is merged with the others in order. Where chunks begin follows from what one row sees, never from threads or the batch.
+#pragma once
+
+#include <stdlib.h>
+
+#include "chunk.h"
+#include "panels.h"
+#include "../forward/tile.h"
+#include "../problem.h"
+#include "../softmax.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "../../library.h"
+#include "../../simd/elementary.h"
+#include "../../simd/vector.h"
+#include "../../task.h"
+#include "../../tiles/reach.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+
+struct DecodeJob {
+    const Problem& problem;
+    const Tiles& tiles;
+    int status;
+    Group* groups = nullptr;
+    int64_t group_count = 0, tasks = 0;
+    int64_t apart = 1;          // from a task to the one that the same thread probably takes next
+    char* memory = nullptr;     // parts, where some group has several chunks
+    size_t part_bytes = 0;
+    Group few[16];
+
+    DecodeJob(const Problem& p, const Tiles& t) : problem(p), tiles(t), status(DONE) {}
+    DecodeJob(const DecodeJob&) = delete;
+    ~DecodeJob() {
+        if (groups != few) free(groups);
+        free(memory);
+    }
+
+    // Heads whose queries see the same keys and fit together.
+    static int64_t heads_together(const ll_call& call, int64_t queries) {
+        bool same = (!call.intervals.starts || call.intervals.head_stride == 0) &&
+                    (!call.tiles.state || call.tiles.head_stride == 0);
+        int64_t group = call.query_heads / call.key_heads;
+        return same ? clamp<int64_t>(MOST_ROWS / queries, 1, group) : 1;
+    }
+
+    bool list_groups() {
+        const ll_call& call = problem.call;
+        int64_t count = 0, most_rows = 1;
+        for (int64_t s = 0; s < call.segment_count; ++s) {
+            const ll_segment& segment = call.segments[s];
+            int64_t queries = segment.query_end - segment.query_begin, group = call.query_heads / call.key_heads;
+            if (queries == 0) continue;
+            int64_t heads = heads_together(call, queries);
+            most_rows = most(most_rows, heads * queries);
+            count += (segment.row < 0 ? call.batch : 1) * call.key_heads * ((group + heads - 1) / heads);
+        }
+        groups = count <= (int64_t)(sizeof few / sizeof *few) ? few : (Group*)malloc(sizeof(Group) * (size_t)count);
+        if (!groups) return false;
+        for (int64_t s = 0; s < call.segment_count; ++s)
+            if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
+        part_bytes = Part::bytes(most_rows, mixed_columns(problem));
+        if (tasks == group_count) return true;
+        memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
+        return memory != nullptr;
+    }
+
+    void list_segment(int64_t s) {
+        const ll_call& call = problem.call;
+        const ll_segment& segment = call.segments[s];
+        int64_t heads = heads_together(call, segment.query_end - segment.query_begin);
+        int64_t group = call.query_heads / call.key_heads, chunks = 0;
+        for (int64_t row = 0; row < (segment.row < 0 ? call.batch : 1); ++row)
+            for (int64_t head = 0; head < call.query_heads;) {
+                int64_t some = least(heads, group - head % group);
+                Tile tile = tiles.tile_of(s, row, head, 0);
+                if (chunks == 0 || call.intervals.starts) {  // what spans show is the same in every row and head
+                    Visibility visible;
+                    see(call, tile, visible);
+                    chunks = chunks_of(visible);
+                }
+                groups[group_count++] = {tile, (int)some, chunks, tasks, chunks};
+                tasks += chunks;
+                head += some;
+            }
+    }
+
+    Group& group_of(int64_t task) const {
+        return groups[index_of_last(group_count, [&](int64_t n) { return groups[n].first <= task; })];
+    }
+
+    // Adds the parts of each row in order, and divides the sum by its total.
+    void merge(const Group& group, char* parts, DecodeScratch& own) const {
+        int64_t columns = mixed_columns(problem);
+        Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
+        for (int h = 0; h < group.heads; ++h) {
+            Tile tile = group.head(h);
+            Softmax softmax;
+            for (int i = 0; i < tile.count; ++i) {
+                int r = h * tile.count + i;
+                Number* row = own.merged + i * columns;
+                Number &peak = softmax.peak[i], &total = softmax.total[i];
+                __builtin_memset(row, 0, sizeof(Number) * (size_t)columns);
+                for (int64_t n = 0; n < group.chunks; ++n) {
+                    Part part(parts + (size_t)n * part_bytes, group.rows());
+                    if (part.total[r] == 0) continue;
+                    Number before = peak;
+                    peak = part.peak[r] > before ? part.peak[r] : before;
+                    Numbers powers{};
+                    powers[0] = before, powers[1] = part.peak[r];
+                    powers = exp2_of((powers - subtracted(spread(peak))) * problem.exponent);
+                    total = total * powers[0] + part.total[r] * powers[1];
+                    const Number* add = part.output + r * columns;
+                    for (int64_t c = 0; c < columns; c += LANES)
+                        store(row + c, load<Numbers>(row + c) * powers[0] + load<Numbers>(add + c) * powers[1]);
+                }
+                Number whole = closed(problem, sink_of(problem.call, tile), peak, total) * kept, share = 1 / whole;
+                bool nothing = whole == 0;  // then zeros, even beside a sink that is NaN
+                for (int64_t c = 0; c < columns; c += LANES)
+                    store(row + c, nothing ? Numbers{} : load<Numbers>(row + c) * share);
+            }
+            write_tile(problem, tile, softmax, [&](int i) { return own.merged + i * columns; }, nullptr);
+        }
+    }
+
+    // Where a task begins to read.
+    const Stored* keys_of(int64_t task) const {
+        const Group& group = group_of(least(task, tasks - 1));
+        Visibility visible;
+        see(problem.call, group.tile, visible);
+        Range keys = chunk_keys_of(visible, task - group.first);
+        return line<const Stored>(problem.call.key, group.tile.row, group.tile.key_head,
+                                  keys.begin == LL_HIGHEST ? 0 : keys.begin);
+    }
+
+    void run(int64_t task, DecodeScratch& own) {
+        Group& group = group_of(task);
+        Visibility visible;
+        see(problem.call, group.tile, visible);
+        char* parts = group.chunks > 1 ? memory + part_bytes * (size_t)group.first : own.part;
+        int64_t number = task - group.first;
+        Part part(parts + part_bytes * (size_t)number, group.rows());
+        Chunk(problem, group, visible, number, own, part, keys_of(task + apart)).run();
+        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0) merge(group, parts, own);  // by whoever comes last
+    }
+};
+
+inline void decode_task(void* context, int64_t n) {
+    DecodeJob& job = *(DecodeJob*)context;
+    if (ended(job.status)) return;
+    Arena arena{own_memory<DecodeScratch>(job.status, job.problem)};
+    if (!arena.memory) return;
+    DecodeScratch own(arena, job.problem);
+    job.run(n, own);
+}
+
+inline bool short_queries(const ll_call& call) {
+    for (int64_t s = 0; s < call.segment_count; ++s)
+        if (call.segments[s].query_end - call.segments[s].query_begin > SHORT) return false;
+    return true;
+}
+
+inline int decode(const Problem& problem, const Tiles& tiles) {
+    DecodeJob job(problem, tiles);
+    if (!job.list_groups()) return OUT_OF_MEMORY;
+    int64_t threads = worthwhile_threads(problem.call), runs = least(threads, job.group_count);
+    job.apart = runs > 0 ? threads / runs : 1;
+    parallel(threads, job.tasks, decode_task, &job, runs);
+    return job.status;
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

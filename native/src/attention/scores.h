@@ -1,0 +1,113 @@
+// Scores of one tile of queries against one block of keys: product, score rules, what is not seen.
+#pragma once
+
+#include "additive.h"
+#include "blocks.h"
+#include "problem.h"
+#include "rules.h"
+#include "visibility.h"
+#include "../library.h"
+#include "../simd/vector.h"
+#include "../tiles/amx.h"
+#include "../tiles/operands.h"
+#include "../tiles/register_tile.h"
+#include "../tiles/shapes.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Number* scores) {
+    alignas(64) Int starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
+    for (int k = 0; k < visible.count; ++k)
+        for (int i = 0; i < tile.count; ++i) {
+            starts[k][i] = (Int)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
+            ends[k][i] = (Int)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
+        }
+    auto cut = [&](Numbers s, int j, int i) {
+        Ints inside{};
+        for (int k = 0; k < visible.count; ++k)
+            inside |= (load<Ints>(starts[k] + i) <= j) & (load<Ints>(ends[k] + i) > j);
+        return inside ? s : spread(-INFINITE);
+    };
+    if (visible.count != 1) return each_score(scores, block.count, tile.count, cut);
+    // One interval each: only the keys before the last start and from the first end on are cut for anybody.
+    int last_start = 0, first_end = block.count;
+    for (int i = 0; i < tile.count; ++i) {
+        last_start = most(last_start, (int)starts[0][i]);
+        first_end = least(first_end, (int)ends[0][i]);
+    }
+    last_start = least(last_start, block.count), first_end = most(first_end, last_start);
+    each_score(scores, last_start, tile.count, cut);
+    each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
+               [&](Numbers s, int j, int i) { return cut(s, first_end + j, i); });
+}
+
+inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, int64_t column) {
+    int32_t state = map_row(call, tile, query)[column];
+    if (state < 0) return state == -2 ? ~(uint64_t)0 : 0;
+    int64_t rows = call.tiles.bit_rows;
+    return call.tiles.bits[state * rows + (rows == MAP_SIDE ? query % MAP_SIDE : 0)];
+}
+
+inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Number* scores) {
+    alignas(64) Int words[2][QUERIES] = {};
+    int64_t loaded = -1;
+    for (int j = 0; j < block.count; ++j) {
+        int64_t key = block.begin + j, column = key / MAP_SIDE;
+        if (column != loaded) {
+            loaded = column;
+            for (int i = 0; i < tile.count; ++i) {
+                uint64_t word = map_word(call, tile, tile.first_query + i, column);
+                words[0][i] = (Int)(uint32_t)word, words[1][i] = (Int)(uint32_t)(word >> 32);
+            }
+        }
+        const Int* half = words[key % MAP_SIDE / 32];
+        Int bit = (Int)(1u << (key % 32));
+        for (int i = 0; i < tile.count; i += LANES) {
+            Number* at = scores + j * QUERIES + i;
+            store(at, (load<Ints>(half + i) & bit) != 0 ? load<Numbers>(at) : spread(-INFINITE));
+        }
+    }
+}
+
+inline void largest_of(const Tile& tile, const Block& block, const Number* scores, Number* peak) {
+    for (int i = 0; i < tile.count; i += LANES) {
+        Numbers largest = spread(-INFINITE);
+        for (int j = 0; j < block.count; ++j) largest = larger(largest, load<Numbers>(scores + j * QUERIES + i));
+        store(peak + i, largest);
+    }
+}
+
+// A tile's queries as score_block reads them, and how many factors that takes.
+LL_INLINE int64_t packed_size(const ll_call& call) {
+    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Number) / sizeof(Factor)) : steps_along(call.width) * QUERIES;
+}
+
+inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
+    const ll_tensor& query = problem.call.query;
+    const Stored* from = line<const Stored>(query, tile.row, tile.head, tile.first_query);
+    if (problem.call.compare) turn(from, query.strides[2], tile.count, problem.call.width, (Number*)to);
+    else pack(from, query.strides[2], tile.count, problem.call.width, problem.query_factor, to);
+}
+
+// scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
+inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
+                        const Cut& cut, const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
+    const ll_call& call = problem.call;
+    for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
+    if (call.compare)
+        additive_scores(line<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2], block.count,
+                        (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
+    else
+        score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
+                      tile.count, problem.steps, scores, peak, cut.of_queries);
+    bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
+    if (!changed) return;
+    if (call.rule_count > 0) apply_rules(call, tile, block, scores, slopes);
+    if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);
+    if (block.cut_by_bits) cut_by_bits(call, tile, block, scores);
+    largest_of(tile, block, scores, peak);
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

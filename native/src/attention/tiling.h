@@ -1,0 +1,191 @@
+// Cuts a call into tiles, prepares its operands, and chooses the order in which tiles are computed.
+#pragma once
+
+#include <stdlib.h>
+
+#include "blocks.h"
+#include "problem.h"
+#include "visibility.h"
+#include "../library.h"
+#include "../simd/elements.h"
+#include "../simd/vector.h"
+#include "../tiles/operands.h"
+#include "../tiles/shapes.h"
+#include "../tiles/sums.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+// Tiles of all segments, batch rows and heads, in groups of `together`, numbered: (segment, batch row, head, group).
+struct Tiles {
+    const ll_call& call;
+    int together;
+    bool last_first = false;  // the groups of a head, see Order
+    int64_t* first;  // [segment_count + 1]: the number of the segment's first group
+    int64_t few[65];
+
+    Tiles(const ll_call& c, int tiles_together) : call(c), together(tiles_together), first(few) {
+        if (c.segment_count > 64) first = (int64_t*)malloc(sizeof(int64_t) * (size_t)(c.segment_count + 1));
+        if (!first) return;
+        first[0] = 0;
+        for (int64_t s = 0; s < c.segment_count; ++s) {
+            int64_t rows = c.segments[s].row < 0 ? c.batch : 1;
+            first[s + 1] = first[s] + rows * c.query_heads * groups(s);
+        }
+    }
+    ~Tiles() {
+        if (first != few) free(first);
+    }
+    Tiles(const Tiles&) = delete;
+
+    int64_t count() const { return first[call.segment_count]; }
+
+    int64_t in_segment(int64_t s) const {
+        const ll_segment& segment = call.segments[s];
+        return (segment.query_end - segment.query_begin + QUERIES - 1) / QUERIES;
+    }
+
+    int64_t groups(int64_t s) const { return (in_segment(s) + together - 1) / together; }
+
+    // The tiles of group n; returns how many there are.
+    int at(int64_t n, Tile* tiles) const {
+        int64_t s = index_of_last(call.segment_count, [&](int64_t segment) { return first[segment] <= n; });
+        int64_t many = groups(s), rest = n - first[s], group = last_first ? many - 1 - rest % many : rest % many;
+        int count = (int)least<int64_t>(together, in_segment(s) - group * together);
+        for (int t = 0; t < count; ++t)
+            tiles[t] = tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * together + t);
+        return count;
+    }
+
+    // `row` is a batch row; only a segment that holds in every row reads it.
+    Tile tile_of(int64_t s, int64_t row, int64_t head, int64_t number) const {
+        const ll_segment& segment = call.segments[s];
+        bool everywhere = segment.row < 0;
+        Tile tile;
+        tile.segment = &segment;
+        tile.row = everywhere ? row : segment.row;
+        tile.head = head;
+        tile.key_head = head / (call.query_heads / call.key_heads);
+        tile.dropout_row = everywhere ? row * call.segment_count + segment.dropout_row : segment.dropout_row;
+        tile.first_query = segment.query_begin + number * QUERIES;
+        tile.count = (int)least<int64_t>(QUERIES, segment.query_end - tile.first_query);
+        return tile;
+    }
+};
+
+// Threads are woken only for work that outweighs waking them (about 2 microseconds).
+inline int64_t worthwhile_threads(const ll_call& call) {
+    double products = (double)call.batch * (double)call.query_heads * (double)call.queries * (double)call.keys *
+                      (double)(call.width + call.value_width);
+    return products < 4e5 ? 1 : call.threads;
+}
+
+// --- Operands --------------------------------------------------------------------------------------------------------
+
+// Keys or values in the form that a product reads, all of them at once: each is read by many tiles of queries.
+struct Preparation {
+    const ll_tensor& from;
+    int64_t rows, heads, length, width, columns;
+    Factor* to;  // left: (rows, heads, length, steps_along(width)); mixed: as mix_rows makes them
+    bool mixed;
+
+    static constexpr int64_t PIECE = 128;  // rows handled at a time
+    int64_t pieces() const { return (length + PIECE - 1) / PIECE; }
+    static int64_t mixed_size(int64_t length, int64_t columns) {
+        return (length + BLOCK_STEP - 1) / BLOCK_STEP * mix_stride(columns);
+    }
+
+    void piece(int64_t n) const {
+        int64_t map = n / pieces(), first = n % pieces() * PIECE, count = least(PIECE, length - first);
+        const Stored* row = line<const Stored>(from, map / heads, map % heads, first);
+        if (mixed)
+            mix_rows(row, from.strides[2], count, width, columns, nullptr,
+                     to + map * mixed_size(length, columns) + first / BLOCK_STEP * mix_stride(columns));
+        else
+            for (int64_t j = 0; j < count; ++j)
+                left_row(row + j * from.strides[2], width, to + (map * length + first + j) * steps_along(width));
+    }
+};
+
+inline void prepare_task(void* context, int64_t n) { ((const Preparation*)context)->piece(n); }
+
+// An operand and the memory that it owns, if it is not as it lies.
+struct Prepared {
+    Operand operand;
+    Factor* owned = nullptr;
+    size_t bytes = 0;
+    bool failed = false;
+
+    Prepared() = default;
+    Prepared(const Prepared&) = delete;
+    ~Prepared() { give_back(owned, bytes); }
+
+    void as_it_lies(const ll_tensor& from) {
+        constexpr int64_t UNIT = (int64_t)(sizeof(Factor) / sizeof(Stored));
+        operand = {(const Factor*)from.data, from.strides[0] / UNIT, from.strides[1] / UNIT, from.strides[2] / UNIT};
+    }
+
+    // A batch that is one row repeated is prepared once.
+    void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool mixed) {
+        int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
+        int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
+        int64_t count = rows * call.key_heads * one;
+        bytes = sizeof(Factor) * (size_t)(count + LANES);
+        owned = (Factor*)borrow(bytes);
+        failed = !owned;
+        if (failed) return;
+        Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
+        parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job,
+                 rows * call.key_heads);
+        operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one,
+                   mixed ? mix_stride(columns) : steps_along(width)};
+    }
+
+    // Rows whose numbers are broadcast.
+    void left(const ll_call& call, const ll_tensor& from, int64_t width) {
+        bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
+        bool whole = width == steps_along(width) * FOLD;
+        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even) as_it_lies(from);
+        else prepare(call, from, width, 0, false);
+    }
+
+    // Rows that are mixed, read as vectors. Rows that lie far apart fall into the same few cache sets, and a last partial vector must not
+    // be read past its end.
+    void mixed(const ll_call& call, const ll_tensor& from, int64_t width) {
+        if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) as_it_lies(from);
+        else prepare(call, from, width, round_up(width, LANES), true);
+    }
+};
+
+// How a call is walked through.
+struct Order {
+    // Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
+    // which threads may share: there they work on one head, and half as much lies there.
+    bool apart = false;
+    // Whether a head's last tiles come first: under a causal pattern they are the longest, and the threads end together.
+    // Elsewhere the first do, because memory is foreseen upwards: a window finds the keys that it has not seen yet.
+    bool last_first = false;
+
+    Order(const Problem& problem, const Tiles& tiles) {
+        constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
+        const ll_call& call = problem.call;
+        int64_t longest = 0;
+        for (int64_t s = 1; s < call.segment_count; ++s)
+            if (call.segments[s].key_end - call.segments[s].key_begin >
+                call.segments[longest].key_end - call.segments[longest].key_begin)
+                longest = s;
+        if (tiles.count() == 0 || tiles.in_segment(longest) == 0) return;
+        int64_t row = most<int64_t>(call.segments[longest].row, 0), last = tiles.in_segment(longest) - 1;
+        auto seen = [&](int64_t number) {
+            Visibility visible;
+            see(call, tiles.tile_of(longest, row, 0, number), visible);
+            return seen_keys(visible);
+        };
+        int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD), keys = seen(last);
+        apart = keys * bytes <= NEAR;
+        last_first = keys > seen(last / 2);
+    }
+};
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,0 +1,69 @@
+// The sizes of tiles, and the factors that products multiply.
+//
+// A *factor* is what one step multiplies: a number, or a pair of bfloat16 numbers where the machine multiplies pairs.
+#pragma once
+
+#include "../simd/vector.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+#if defined(LL_AMX)
+constexpr int QUERIES = 64;      // queries of a tile
+#else
+constexpr int QUERIES = 48;
+#endif
+constexpr int BLOCK_KEYS = 128;  // keys handled at a time
+constexpr int MAP_SIDE = 64;   // side of a tile of bits
+#if defined(LL_AMX)
+constexpr int BLOCK_STEP = 32;
+#elif defined(LL_PAIRS)
+constexpr int BLOCK_STEP = 2;  // blocks begin at a multiple
+#else
+constexpr int BLOCK_STEP = 1;
+#endif
+
+#if defined(LL_PAIRS)
+typedef uint32_t Factor;
+typedef Words Factors;
+constexpr int FOLD = 2;  // numbers of a factor
+LL_INLINE Numbers multiply_add(Words a, Words b, Numbers c) {
+    return (Numbers)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+#else
+typedef Number Factor;
+typedef Numbers Factors;
+constexpr int FOLD = 1;
+#endif
+
+template <class F> struct VectorOf;
+template <> struct VectorOf<Number> { typedef Numbers Type; static constexpr int NUMBERS = 1; };
+template <> struct VectorOf<uint32_t> { typedef Words Type; static constexpr int NUMBERS = 2; };
+LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
+LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
+
+LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
+
+// Factors along the width of a row.
+#if defined(LL_AMX)
+constexpr int TILE = 16;  // rows and factors of a tile register
+LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TILE); }
+#else
+LL_INLINE int64_t steps_along(int64_t width) { return folded(width); }
+#endif
+
+#if defined(LL_AVX512) || defined(LL_NEON) || defined(LL_WIDE)
+constexpr int PANEL_KEYS = 8;     // keys x vectors of queries: 24 accumulators of 32 registers
+constexpr int VALUE_VECTORS = 4;  // 6 rows x 4 vectors of columns
+#else
+constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
+constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
+#endif
+constexpr int PANEL_VECTORS = QUERIES / LANES % 3 == 0 ? 3 : 4;
+constexpr int MOST_PANEL_KEYS = 2 * PANEL_KEYS;  // beside one vector of queries
+constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
+constexpr int VALUE_ROWS = 6;
+static_assert(QUERIES % PANEL_QUERIES == 0);
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE
