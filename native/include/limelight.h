@@ -22,12 +22,12 @@ extern "C" {
 #endif
 
 #define LL_VERSION 5
-#define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
+#define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
-#define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
+#define LL_LOWEST (INT64_MIN / 4) /* "no bound": far away, yet safe to add a position to */
 #define LL_HIGHEST (INT64_MAX / 4)
 #define LL_FARTHEST ((int64_t)1 << 60) /* positions of tokens are from -LL_FARTHEST to LL_FARTHEST - 1 */
-#define LL_INTERRUPTED 3 /* what a call returns that was interrupted */
+#define LL_INTERRUPTED 3               /* what a call returns that was interrupted */
 
 /* How query, key, value and output lie in memory. Sums are taken in *numbers*: double for float64, else float. Every
  * number beside those tensors (logsumexp, sink, what a rule holds, observations) is given and returned as such a number. */
@@ -105,15 +105,15 @@ typedef struct ll_observation {
     void* entropy;    /* (B, H, Lq) nats */
     void* distance;   /* (B, H, Lq) positions */
     int64_t top;
-    void* top_weights; /* (B, H, Lq, top) */
-    int64_t* top_keys;  /* (B, H, Lq, top) */
-    void* received;    /* (B, H, Lk) */
+    void* top_weights;    /* (B, H, Lq, top) */
+    int64_t* top_keys;    /* (B, H, Lq, top) */
+    void* received;       /* (B, H, Lk) */
     const void* features; /* (Lk, F) */
     int64_t feature_count, feature_stride;
-    void* features_out; /* (B, H, Lq, F) */
+    void* features_out;  /* (B, H, Lq, F) */
     const int64_t* rows; /* query indices, ascending */
     int64_t row_count;
-    void* rows_out; /* (B, H, R, Lk) */
+    void* rows_out;       /* (B, H, R, Lk) */
     const int64_t* pairs; /* (P, 2) query, key indices; queries ascending */
     int64_t pair_count;
     void* pairs_out; /* (B, H, P) */
@@ -127,7 +127,7 @@ typedef struct ll_call {
     ll_tensor query, key, value, output; /* elements */
     void* logsumexp;                     /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
     const void* sink;                    /* (Hq) or null */
-    const void* compare;                 /* (Hq, D): s = sum over d of compare[h][d] * tanh(q[d] + k[d]); null: s = scale * q . k */
+    const void* compare; /* (Hq, D): s = sum over d of compare[h][d] * tanh(q[d] + k[d]); null: s = scale * q . k */
     double scale, dropout;
     uint64_t seed;
     int64_t threads;
@@ -150,8 +150,8 @@ typedef struct ll_gradients {
     const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
     const void* grad_logsumexp; /* (B, Hq, Lq), or null */
     ll_tensor query, key, value;
-    void* sink;                 /* (B, Hq, Lq): each query's share of the sink's gradient */
-    void* compare;              /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
+    void* sink;    /* (B, Hq, Lq): each query's share of the sink's gradient */
+    void* compare; /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
     /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
      * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
@@ -198,7 +198,7 @@ typedef struct ll_norm {
     const void* weight; /* (width) */
     double epsilon, offset;
     void* result;
-    void* inverse; /* (rows) numbers: written by ll_norm_forward unless null, read by ll_norm_backward */
+    void* inverse;     /* (rows) numbers: written by ll_norm_forward unless null, read by ll_norm_backward */
     const void* grad;  /* (rows, width) */
     void* grad_states; /* (rows, width), or null: not wanted */
     void* grad_weight; /* (width), or null */
@@ -256,7 +256,11 @@ typedef struct ll_matmul {
 
 /* A step of `ll_steps`: a kind, how many bytes follow, and in them the structure of that kind. */
 typedef enum ll_step_kind {
-    LL_PRODUCTS = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
+    LL_PRODUCTS = 0,
+    LL_NORM = 1,
+    LL_GATE = 2,
+    LL_ROTATION = 3,
+    LL_SUM = 4,
     LL_FORWARD = 5 /* ll_call, with the segments and spans behind it */
 } ll_step_kind;
 typedef struct ll_step {
@@ -278,13 +282,15 @@ LL_API int ll_steps(const ll_step* steps, int64_t bytes);
  * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. They are called by the
  * process's main thread alone, from 0.2 s on some ten times a second, between pieces of its work. The call then
  * returns LL_INTERRUPTED, and `ll_interruption` gives the exception (type, value, traceback) to whoever restores it. */
-LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**));
+LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
+                            void (*fetch)(void**, void**, void**));
 LL_API void ll_interruption(void** exception);
 
 LL_API const char* ll_error_message(void);
-LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
-LL_API const char* ll_isa_list(void);       /* those this machine can run, best first: "avx512 avx2 generic wide" */
-LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
+LL_API const char* ll_isa_name(void); /* the instruction set in use: "avx2" */
+LL_API const char* ll_isa_list(void); /* those this machine can run, best first: "avx512 avx2 generic wide" */
+LL_API int ll_select_isa(
+    const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
 LL_API int ll_has_openmp(void);
 
 /* GFLOP/s of independent multiply-adds of elements in registers, summed over threads; negative on error. */

@@ -16,8 +16,14 @@ namespace limelight {
 
 extern const Kernels LL_JOIN(LL_NAMESPACE, _kernels);
 const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {
-    LL_NAMESPACE::forward, LL_NAMESPACE::backward,      LL_NAMESPACE::peak, LL_NAMESPACE::multiply,
-    LL_NAMESPACE::norm,    LL_NAMESPACE::norm_backward, LL_NAMESPACE::gate, LL_NAMESPACE::rotation,
+    LL_NAMESPACE::forward,
+    LL_NAMESPACE::backward,
+    LL_NAMESPACE::peak,
+    LL_NAMESPACE::multiply,
+    LL_NAMESPACE::norm,
+    LL_NAMESPACE::norm_backward,
+    LL_NAMESPACE::gate,
+    LL_NAMESPACE::rotation,
     LL_NAMESPACE::sum,
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
     nullptr,

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <initializer_list>
 #include <time.h>
+#include <initializer_list>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -187,9 +187,10 @@ const Isa* find(const char* name) {
         const Isa& isa = isas().list[i];
         if (isa.runs && (!name || !*name || strcmp(name, isa.name) == 0)) return &isa;
     }
-    fail("instruction set '%s' is not available: it is unknown, or this machine cannot run it. Available: %s "
-         "(set LIMELIGHT_ISA to one of them, or unset it)",
-         name, available());
+    fail(
+        "instruction set '%s' is not available: it is unknown, or this machine cannot run it. Available: %s "
+        "(set LIMELIGHT_ISA to one of them, or unset it)",
+        name, available());
     return nullptr;
 }
 
@@ -213,7 +214,8 @@ const Kernels* kernels_of(const Isa* isa, int64_t element) {
         fail("the element type must be 0 to %d; it is %lld", LL_ELEMENTS - 1, (long long)element);
         return nullptr;
     }
-    if (!isa->kernels[element]) fail("instruction set '%s' has no kernels for element type %lld", isa->name, (long long)element);
+    if (!isa->kernels[element])
+        fail("instruction set '%s' has no kernels for element type %lld", isa->name, (long long)element);
     return isa->kernels[element];
 }
 
@@ -225,18 +227,19 @@ int check_segment(const ll_call& call, int64_t s) {
         return fail("segment %lld: row must be -1 or below the batch size %lld; it is %lld", (long long)s,
                     (long long)call.batch, (long long)g.row);
     auto far = [](int64_t begin, int64_t end, int64_t offset) {
-        return begin < end && (__builtin_add_overflow(begin, offset, &begin) || __builtin_add_overflow(end, offset, &end) ||
-                               begin < -LL_FARTHEST || end > LL_FARTHEST);
+        return begin < end && (__builtin_add_overflow(begin, offset, &begin) ||
+                               __builtin_add_overflow(end, offset, &end) || begin < -LL_FARTHEST || end > LL_FARTHEST);
     };
     bool queries = 0 <= g.query_begin && g.query_begin <= g.query_end && g.query_end <= call.queries;
     bool keys = 0 <= g.key_begin && g.key_begin <= g.key_end && g.key_end <= call.keys;
     if (!queries || !keys)
-        return fail("segment %lld: queries [%lld, %lld) and keys [%lld, %lld) must lie within %lld queries and %lld keys",
-                    (long long)s, (long long)g.query_begin, (long long)g.query_end, (long long)g.key_begin,
-                    (long long)g.key_end, (long long)call.queries, (long long)call.keys);
+        return fail(
+            "segment %lld: queries [%lld, %lld) and keys [%lld, %lld) must lie within %lld queries and %lld keys",
+            (long long)s, (long long)g.query_begin, (long long)g.query_end, (long long)g.key_begin,
+            (long long)g.key_end, (long long)call.queries, (long long)call.keys);
     if (far(g.query_begin, g.query_end, g.query_offset) || far(g.key_begin, g.key_end, g.key_offset))
-        return fail("segment %lld: positions must lie from -2^60 to 2^60 - 1; query offset %lld, key offset %lld", (long long)s,
-                    (long long)g.query_offset, (long long)g.key_offset);
+        return fail("segment %lld: positions must lie from -2^60 to 2^60 - 1; query offset %lld, key offset %lld",
+                    (long long)s, (long long)g.query_offset, (long long)g.key_offset);
     return DONE;
 }
 
@@ -263,13 +266,14 @@ int check(const ll_call& call) {
     int64_t length = call.queries > call.keys ? call.queries : call.keys;
     int64_t width = call.width > call.value_width ? call.width : call.value_width;
     if (call.batch > 0 && length > 0 && uncountable({call.batch, heads, length, width}))
-        return fail("%lld x %lld x %lld x %lld numbers are more than can be addressed", (long long)call.batch, (long long)heads,
-                    (long long)length, (long long)width);
+        return fail("%lld x %lld x %lld x %lld numbers are more than can be addressed", (long long)call.batch,
+                    (long long)heads, (long long)length, (long long)width);
     if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);
     if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
         call.output.strides[3] != 1)
         return fail("the last stride of query, key, value and output must be 1");
-    if (!(call.dropout >= 0.0 && call.dropout <= 1.0)) return fail("dropout must be from 0 to 1; it is %g", call.dropout);
+    if (!(call.dropout >= 0.0 && call.dropout <= 1.0))
+        return fail("dropout must be from 0 to 1; it is %g", call.dropout);
     if (call.span_count < 0 || call.span_count > LL_MAX_SPANS || call.intervals.count < 0 ||
         call.intervals.count > LL_MAX_SPANS)
         return fail("at most %d spans, or intervals for each query, are possible", LL_MAX_SPANS);
@@ -331,14 +335,16 @@ int ll_forward(const ll_call* given) {
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
     Calling calling;
-    return has_queries(call) ? finished(found->forward(call)) : DONE;  // what is not written is as the caller prepared it
+    return has_queries(call) ? finished(found->forward(call))
+                             : DONE;  // what is not written is as the caller prepared it
 }
 
 int ll_backward(const ll_call* given, const ll_gradients* wanted) {
     ll_call call;
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
-    if (has_queries(call) && (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
+    if (has_queries(call) &&
+        (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
         return fail("the backward pass needs the output, its gradient, and the logsumexp");
     if (wanted->output.strides[3] != 1 || wanted->grad_output.strides[3] != 1 ||
         (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
@@ -426,7 +432,8 @@ int ll_steps(const ll_step* steps, int64_t bytes) {
     return DONE;
 }
 
-void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**)) {
+void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
+                     void (*fetch)(void**, void**, void**)) {
     lent = {acquire, release, check, fetch};
     __atomic_store_n(&is_lent, true, __ATOMIC_RELEASE);
 }

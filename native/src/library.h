@@ -30,7 +30,9 @@ void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_
 // What `parallel` hands out.
 class Runs {
     static constexpr int64_t MOST = 64;
-    struct alignas(64) Counter { int64_t taken = 0; };
+    struct alignas(64) Counter {
+        int64_t taken = 0;
+    };
     Counter counters[MOST];
     int64_t count, runs;
 

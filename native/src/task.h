@@ -11,8 +11,7 @@ namespace {
 struct Arena {
     char* memory;
     size_t used = 0;
-    template <class T>
-    T* take(int64_t count) {
+    template <class T> T* take(int64_t count) {
         T* piece = memory ? (T*)(memory + used) : nullptr;
         used += ((size_t)count * sizeof(T) + 63) / 64 * 64;
         return piece;
@@ -20,8 +19,7 @@ struct Arena {
 };
 
 // This thread's scratch, laid out by S from its arguments; null after noting that there is no memory.
-template <class S, class... Arguments>
-LL_INLINE char* own_memory(int& status, const Arguments&... arguments) {
+template <class S, class... Arguments> LL_INLINE char* own_memory(int& status, const Arguments&... arguments) {
     Arena counting{nullptr};
     S(counting, arguments...);
     void* memory = scratch(counting.used);

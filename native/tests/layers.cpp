@@ -92,8 +92,8 @@ void one_call(int64_t element) {
     Array of_x(count * size), of_weight(width * size);
     for (Array* array : {&x, &weight, &grad}) fill(*array, element);
     auto norm = [&](int64_t threads) {
-        return ll_norm{element, threads, rows, width, x.data, width, weight.data, 1e-5, 1.0, result.data, inverse.data,
-                       grad.data, of_x.data, of_weight.data};
+        return ll_norm{element, threads, rows,        width,        x.data,    width,     weight.data,
+                       1e-5,    1.0,     result.data, inverse.data, grad.data, of_x.data, of_weight.data};
     };
     same("norm", {&result, &inverse}, [&](int64_t threads) {
         ll_norm asked = norm(threads);
@@ -107,11 +107,13 @@ void one_call(int64_t element) {
     Array up(count * size), of_up(count * size);
     fill(up, element);
     for (bool backward : {false, true})
-        same("gate", backward ? std::vector<Array*>{&of_x, &of_up} : std::vector<Array*>{&result}, [&](int64_t threads) {
-            ll_gate gate{element, threads, count, 1.5, 0.1, x.data, up.data, result.data, backward ? grad.data : nullptr, of_x.data,
-                         of_up.data};
-            return ll_gate_values(&gate);
-        });
+        same(
+            "gate", backward ? std::vector<Array*>{&of_x, &of_up} : std::vector<Array*>{&result}, [&](int64_t threads) {
+                ll_gate gate{
+                    element,   threads,   count, 1.5, 0.1, x.data, up.data, result.data, backward ? grad.data : nullptr,
+                    of_x.data, of_up.data};
+                return ll_gate_values(&gate);
+            });
 
     same("sum", {&of_up}, [&](int64_t threads) {
         ll_sum sum{element, threads, count, x.data, up.data, of_up.data};
@@ -132,13 +134,25 @@ void one_call(int64_t element) {
 
     if (size == number) {  // of 16-bit elements there is none
         int64_t steps = among(0, 300), columns = among(0, 140), across = among(0, 3);
-        Array left(rows * steps * size), right(steps * columns * size), offset(columns * size), product(rows * columns * size);
+        Array left(rows * steps * size), right(steps * columns * size), offset(columns * size),
+            product(rows * columns * size);
         for (Array* array : {&left, &right, &offset}) fill(*array, element);
         same("matrices", {&product}, [&](int64_t threads) {
-            ll_matmul asked{element, threads, rows, steps, columns,
-                            left.data, across & 1 ? 1 : steps, across & 1 ? rows : 1,
-                            right.data, across & 2 ? 1 : columns, across & 2 ? steps : 1,
-                            offset.data, product.data, columns, 0};
+            ll_matmul asked{element,
+                            threads,
+                            rows,
+                            steps,
+                            columns,
+                            left.data,
+                            across & 1 ? 1 : steps,
+                            across & 1 ? rows : 1,
+                            right.data,
+                            across & 2 ? 1 : columns,
+                            across & 2 ? steps : 1,
+                            offset.data,
+                            product.data,
+                            columns,
+                            0};
             if (int status = ll_matmul_values(&asked)) return status;
             asked.add = 1, asked.bias = nullptr;
             return ll_matmul_values(&asked);
@@ -149,8 +163,20 @@ void one_call(int64_t element) {
     Array heads(B * H * L * D * size), to(B * H * L * D * size), own(L * turned * size), partners(L * turned * size);
     for (Array* array : {&heads, &own, &partners}) fill(*array, element);
     same("rotation", {&to}, [&](int64_t threads) {
-        ll_rotation rotation{element, threads, B, H, L, D, turned, {heads.data, {H * L * D, D, H * D, 1}},
-                             {to.data, {H * L * D, L * D, D, 1}}, own.data, partners.data, 0, turned, -1.0};
+        ll_rotation rotation{element,
+                             threads,
+                             B,
+                             H,
+                             L,
+                             D,
+                             turned,
+                             {heads.data, {H * L * D, D, H * D, 1}},
+                             {to.data, {H * L * D, L * D, D, 1}},
+                             own.data,
+                             partners.data,
+                             0,
+                             turned,
+                             -1.0};
         return ll_rotate(&rotation);
     });
 }

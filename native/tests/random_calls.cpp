@@ -222,7 +222,8 @@ struct RandomCall {
         observes = one_in(3);
         for (int64_t h = 0; h < Hq; h += among(1, 2)) heads.push_back(h);
         for (int64_t i = among(0, 20); i < Lq; i += among(1, 30)) rows.push_back(i);
-        for (int64_t i = among(0, 20); i < Lq && Lk > 0; i += among(0, 30)) pairs.push_back(i), pairs.push_back(among(0, Lk - 1));
+        for (int64_t i = among(0, 20); i < Lq && Lk > 0; i += among(0, 30))
+            pairs.push_back(i), pairs.push_back(among(0, Lk - 1));
         observation.heads = heads.data(), observation.head_count = (int64_t)heads.size();
         observation.rows = rows.data(), observation.row_count = (int64_t)rows.size();
         observation.pairs = pairs.data(), observation.pair_count = (int64_t)pairs.size() / 2;
@@ -289,7 +290,8 @@ struct RandomCall {
     void observe(Arrays& written, int64_t n, int64_t seen) {
         int64_t H = (int64_t)heads.size();
         ll_observation& o = observation;
-        for (void** to : {&o.logsumexp, &o.max_score, &o.max_weight, &o.entropy, &o.distance}) *to = written.zeros(seen * n);
+        for (void** to : {&o.logsumexp, &o.max_score, &o.max_weight, &o.entropy, &o.distance})
+            *to = written.zeros(seen * n);
         o.top_weights = written.zeros(seen * o.top * n), o.top_keys = (int64_t*)written.zeros(seen * o.top * 8);
         o.received = written.zeros(B * H * Lk * n), o.features_out = written.zeros(seen * o.feature_count * n);
         o.rows_out = written.zeros(B * H * o.row_count * Lk * n), o.pairs_out = written.zeros(B * H * o.pair_count * n);
@@ -305,7 +307,8 @@ int main(int argc, char** argv) {
     random_bits.seed(argc > 2 ? (uint64_t)std::atoll(argv[2]) : 1);
     std::vector<std::string> isas;
     std::string list = ll_isa_list(), rest = list + " ";
-    for (size_t at; (at = rest.find(' ')) != std::string::npos; rest = rest.substr(at + 1)) isas.push_back(rest.substr(0, at));
+    for (size_t at; (at = rest.find(' ')) != std::string::npos; rest = rest.substr(at + 1))
+        isas.push_back(rest.substr(0, at));
     for (int64_t i = 0; i < count; ++i) {
         const std::string& isa = isas[(size_t)(i % (int64_t)isas.size())];
         RandomCall call(isa == "wide" ? (int64_t)LL_FLOAT32 : among(0, LL_ELEMENTS - 1));
@@ -320,7 +323,7 @@ int main(int argc, char** argv) {
         if (what && wrong++ < 5)
             std::printf("call %lld, %s, element %lld: %s\n", (long long)i, isa.c_str(), (long long)call.element, what);
     }
-    std::printf("%lld of %lld calls have the same bits with 1 and more threads, and are near those of generic (%s)\n", (long long)(count - wrong),
-                (long long)count, list.c_str());
+    std::printf("%lld of %lld calls have the same bits with 1 and more threads, and are near those of generic (%s)\n",
+                (long long)(count - wrong), (long long)count, list.c_str());
     return wrong != 0;
 }

@@ -36,8 +36,9 @@ struct Outputs {
 Outputs run(const char* isa, ll_call call, ll_observation observation, bool observe) {
     int64_t B = call.batch, Hq = call.query_heads, Lq = call.queries, Lk = call.keys, rows = B * Hq * Lq;
     int64_t nq = Lq / observation.block_queries + 1, nk = Lk / observation.block_keys + 1;
-    std::vector<int64_t> sizes = {rows * call.value_width, rows, rows, rows, rows, rows, rows, rows * observation.top,
-                                  B * Hq * Lk, B * Hq * nq * nk};
+    std::vector<int64_t> sizes = {
+        rows * call.value_width, rows, rows, rows, rows, rows, rows, rows * observation.top, B * Hq * Lk,
+        B * Hq * nq * nk};
     int64_t total = 0;
     for (int64_t size : sizes) total += size;
     Outputs out{std::vector<float>((size_t)total + 1), std::vector<int64_t>((size_t)(rows * observation.top) + 1, -1)};

@@ -66,8 +66,9 @@ inline Number additive_pair(const Stored* key, const Number* query, const Number
 
 // One key: slopes[query] is dS of the pair. Queries, their sums and those of the vector lie in rows of `columns`.
 // A pair without a slope is left out: it may be one that is not seen, and hold anything.
-inline void additive_slopes(const Stored* key, const Number* queries, const Number* slopes, int count, const Number* vector,
-                            int64_t width, int64_t columns, Number* query_sums, Number* key_sum, Number* vector_sums) {
+inline void additive_slopes(const Stored* key, const Number* queries, const Number* slopes, int count,
+                            const Number* vector, int64_t width, int64_t columns, Number* query_sums, Number* key_sum,
+                            Number* vector_sums) {
     for (int64_t d = 0; d < columns; d += LANES) {
         Numbers k = read_some(key + d, width - d), factor = load_some(vector + d, width - d), sum{};
         for (int i = 0; i < count; ++i) {

@@ -1,11 +1,11 @@
 // The blocks of keys that some query of a tile sees, and how far each query reaches into one.
 #pragma once
 
-#include "visibility.h"
 #include "../library.h"
 #include "../simd/vector.h"
 #include "../tiles/reach.h"
 #include "../tiles/shapes.h"
+#include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -21,7 +21,8 @@ LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t 
 
 inline Column column_state(const ll_call& call, const Tile& tile, int64_t column) {
     int32_t first = map_row(call, tile, tile.first_query)[column];
-    int32_t last = map_row(call, tile, tile.first_query + tile.count - 1)[column];  // at most two rows: QUERIES <= MAP_SIDE
+    int32_t last =
+        map_row(call, tile, tile.first_query + tile.count - 1)[column];  // at most two rows: QUERIES <= MAP_SIDE
     if (first == -1 && last == -1) return NOBODY;
     return first == -2 && last == -2 ? EVERYBODY : SOMEBODY;
 }

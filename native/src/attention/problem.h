@@ -20,8 +20,8 @@ struct Problem {
     Number natural;         // score in natural units = natural * score in the tile
     uint64_t drop_below;    // a weight whose random word is below is dropped; 0: no dropout
     int softcaps = 0;
-    bool much_output;       // more than a cache would hold until it is read
-    Operand keys, values;   // left and right operands of the forward pass
+    bool much_output;      // more than a cache would hold until it is read
+    Operand keys, values;  // left and right operands of the forward pass
 
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
@@ -40,19 +40,18 @@ struct Problem {
         }
         exponent = natural * LOG2_E;
         drop_below = (uint64_t)(c.dropout * 4294967296.0);
-        much_output = c.batch * c.query_heads * c.queries * c.value_width * (int64_t)sizeof(Stored) >= (int64_t)16 << 20;
+        much_output = c.batch * c.query_heads * c.queries * c.value_width * (int64_t)sizeof(Stored) >= (int64_t)16
+                                                                                                           << 20;
         for (int64_t r = 0; r < c.rule_count; ++r) softcaps += c.rules[r].kind == LL_SOFTCAP;
     }
 };
 
-template <class T>
-LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
+template <class T> LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
     return (T*)tensor.data + b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
 }
 
 // Asks memory for some rows that will be read or added to soon.
-template <class T>
-LL_INLINE void ask_rows(const T* first, int64_t stride, int rows, int64_t width) {
+template <class T> LL_INLINE void ask_rows(const T* first, int64_t stride, int rows, int64_t width) {
     for (int r = 0; r < rows; ++r)
         for (int64_t x = 0; x < width; x += 64 / (int64_t)sizeof(T)) __builtin_prefetch(first + r * stride + x);
 }

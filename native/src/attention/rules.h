@@ -1,20 +1,19 @@
 // Score rules: bias, ALiBi, distance table, soft cap.
 #pragma once
 
-#include "blocks.h"
-#include "visibility.h"
 #include "../library.h"
 #include "../simd/elementary.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
 #include "../tiles/shapes.h"
+#include "blocks.h"
+#include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
 
 // f(score, key of the block, first query of the vector) -> score, for every score of the block.
-template <class F>
-LL_INLINE void each_score(Number* scores, int keys, int queries, F f) {
+template <class F> LL_INLINE void each_score(Number* scores, int keys, int queries, F f) {
     for (int j = 0; j < keys; ++j)
         for (int i = 0; i < queries; i += LANES) {
             Number* at = scores + j * QUERIES + i;
@@ -41,8 +40,8 @@ struct BiasRow {
     BiasRow(const ll_rule& rule, const Tile& tile, const Block& block, int i) : step(rule.tensor.strides[3]) {
         stored = CONVERTED && rule.stored != 0;
         const ll_tensor& bias = rule.tensor;
-        int64_t at = tile.row * bias.strides[0] + tile.head * bias.strides[1] + (tile.first_query + i) * bias.strides[2] +
-                     block.begin * step;
+        int64_t at = tile.row * bias.strides[0] + tile.head * bias.strides[1] +
+                     (tile.first_query + i) * bias.strides[2] + block.begin * step;
         from = (const char*)bias.data + at * (int64_t)(stored ? sizeof(Stored) : sizeof(Number));
     }
     LL_INLINE Number operator[](int64_t j) const {
@@ -52,7 +51,8 @@ struct BiasRow {
     // rows. Line by line, since what is read meanwhile would wait behind a block asked for at once.
     LL_INLINE void ask_ahead(int64_t j) const {
         int64_t later = j + BLOCK_KEYS;
-        __builtin_prefetch(stored ? (const char*)((const Stored*)from + later) : (const char*)((const Number*)from + later), 0, 2);
+        __builtin_prefetch(
+            stored ? (const char*)((const Stored*)from + later) : (const char*)((const Number*)from + later), 0, 2);
     }
     LL_INLINE Numbers vector(int64_t j) const {  // LANES keys that lie side by side
         return stored ? read_vector((const Stored*)from + j) : load<Numbers>((const Number*)from + j);
@@ -73,7 +73,10 @@ inline void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile,
         for (int j = 0; j < whole; j += LANES) {
             Numbers rows[LANES];
             for (int i = 0; i < LANES; ++i) {
-                if (first + i >= tile.count) { rows[i] = Numbers{}; continue; }
+                if (first + i >= tile.count) {
+                    rows[i] = Numbers{};
+                    continue;
+                }
                 BiasRow row(rule, tile, block, first + i);
                 rows[i] = row.vector(j);
                 if (block.begin + j + BLOCK_KEYS < call.keys) row.ask_ahead(j);
@@ -100,10 +103,9 @@ LL_INLINE Number slope_of(const ll_rule& rule, const Tile& tile) {
 inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block, Number scale, Number* scores) {
     Number slope = slope_of(rule, tile);
     int32_t first = first_distance(tile, block);
-    each_score(scores, block.count, tile.count,
-               [&](Numbers s, int j, int i) {
-                   return multiply_add(s, spread(scale), absolute_distance(first, j, i) * -slope);
-               });
+    each_score(scores, block.count, tile.count, [&](Numbers s, int j, int i) {
+        return multiply_add(s, spread(scale), absolute_distance(first, j, i) * -slope);
+    });
 }
 
 // The entry of a distance table for the block's first key and the tile's first query, and the last entry.
@@ -119,11 +121,11 @@ inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block,
     Places places(rule, tile, block);
     Number backwards[BLOCK_KEYS + QUERIES];
     for (int x = 0; x < block.count + QUERIES; ++x)
-        backwards[x] = table[clamp<int64_t>(places.first + block.count - 1 - x, 0, places.last) * rule.tensor.strides[3]];
-    each_score(scores, block.count, tile.count,
-               [&](Numbers s, int j, int i) {
-                   return multiply_add(s, spread(scale), load<Numbers>(backwards + block.count - 1 - j + i));
-               });
+        backwards[x] =
+            table[clamp<int64_t>(places.first + block.count - 1 - x, 0, places.last) * rule.tensor.strides[3]];
+    each_score(scores, block.count, tile.count, [&](Numbers s, int j, int i) {
+        return multiply_add(s, spread(scale), load<Numbers>(backwards + block.count - 1 - j + i));
+    });
 }
 
 // `slopes`, where given, takes the derivative of each soft cap in turn: [soft cap][BLOCK_KEYS][QUERIES].

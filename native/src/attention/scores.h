@@ -1,17 +1,17 @@
 // Scores of one tile of queries against one block of keys: product, score rules, what is not seen.
 #pragma once
 
-#include "additive.h"
-#include "blocks.h"
-#include "problem.h"
-#include "rules.h"
-#include "visibility.h"
 #include "../library.h"
 #include "../simd/vector.h"
 #include "../tiles/amx.h"
 #include "../tiles/operands.h"
 #include "../tiles/register_tile.h"
 #include "../tiles/shapes.h"
+#include "additive.h"
+#include "blocks.h"
+#include "problem.h"
+#include "rules.h"
+#include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -80,7 +80,8 @@ inline void largest_of(const Tile& tile, const Block& block, const Number* score
 
 // A tile's queries as score_block reads them, and how many factors that takes.
 LL_INLINE int64_t packed_size(const ll_call& call) {
-    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Number) / sizeof(Factor)) : steps_along(call.width) * QUERIES;
+    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Number) / sizeof(Factor))
+                        : steps_along(call.width) * QUERIES;
 }
 
 inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
@@ -96,8 +97,8 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
     const ll_call& call = problem.call;
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
     if (call.compare)
-        additive_scores(line<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2], block.count,
-                        (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
+        additive_scores(line<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2],
+                        block.count, (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
     else
         score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
                       tile.count, problem.steps, scores, peak, cut.of_queries);

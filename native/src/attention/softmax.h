@@ -1,10 +1,6 @@
 // The running softmax of a tile of queries over blocks of keys (Milakov & Gimelshein 2018), its sink, and dropout.
 #pragma once
 
-#include "blocks.h"
-#include "problem.h"
-#include "scores.h"
-#include "visibility.h"
 #include "../library.h"
 #include "../simd/elementary.h"
 #include "../simd/philox.h"
@@ -13,6 +9,10 @@
 #include "../tiles/operands.h"
 #include "../tiles/shapes.h"
 #include "../tiles/sums.h"
+#include "blocks.h"
+#include "problem.h"
+#include "scores.h"
+#include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -42,7 +42,8 @@ LL_INLINE double sink_power(const Problem& problem, Number sink, Number peak) {
 // The sum of weights with that of the sink, relative to the peak; 0 where nothing has been seen, which needs no sum.
 LL_INLINE Number closed(const Problem& problem, const Number* sink, Number peak, Number total) {
     if (!sink || *sink == -INFINITE || total == 0) return total;
-    return total + (Number)__builtin_exp2(sink_power(problem, *sink, peak)) + (*sink - *sink);  // NaN where the sink is no number
+    return total + (Number)__builtin_exp2(sink_power(problem, *sink, peak)) +
+           (*sink - *sink);  // NaN where the sink is no number
 }
 
 // The logarithm of that sum in base 2, which the sum may be too large for.
@@ -131,16 +132,15 @@ inline void soften(const Problem& problem, const Tile& tile, const Block& block,
 }
 
 // f(key of the block, first query of the vector, mask of what is dropped), for every vector of weights.
-template <class F>
-LL_INLINE void each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
+template <class F> LL_INLINE void each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
     int64_t position = block.begin + tile.segment->key_offset;
     int64_t stop = position + block.count;
     uint32_t limit = (uint32_t)problem.drop_below;
     Int everything = -(Int)(problem.drop_below >> 32 != 0);
     Words lanes = __builtin_convertvector(iota(), Words);
     for (int i = 0; i < tile.count; i += LANES) {
-        Philox random(spread_word((uint32_t)tile.query_position(i)) + lanes, (uint32_t)tile.head, (uint32_t)tile.dropout_row,
-                      problem.call.seed);
+        Philox random(spread_word((uint32_t)tile.query_position(i)) + lanes, (uint32_t)tile.head,
+                      (uint32_t)tile.dropout_row, problem.call.seed);
         for (int64_t group = floor_div(position, 4); group * 4 < stop; ++group)
             random.words((uint32_t)group, [&](int w, Words word) {
                 int64_t j = group * 4 + w - position;

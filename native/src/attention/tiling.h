@@ -3,15 +3,15 @@
 
 #include <stdlib.h>
 
-#include "blocks.h"
-#include "problem.h"
-#include "visibility.h"
 #include "../library.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
 #include "../tiles/operands.h"
 #include "../tiles/shapes.h"
 #include "../tiles/sums.h"
+#include "blocks.h"
+#include "problem.h"
+#include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -21,7 +21,7 @@ struct Tiles {
     const ll_call& call;
     int together;
     bool last_first = false;  // the groups of a head, see Order
-    int64_t* first;  // [segment_count + 1]: the number of the segment's first group
+    int64_t* first;           // [segment_count + 1]: the number of the segment's first group
     int64_t few[65];
 
     Tiles(const ll_call& c, int tiles_together) : call(c), together(tiles_together), first(few) {
@@ -53,7 +53,8 @@ struct Tiles {
         int64_t many = groups(s), rest = n - first[s], group = last_first ? many - 1 - rest % many : rest % many;
         int count = (int)least<int64_t>(together, in_segment(s) - group * together);
         for (int t = 0; t < count; ++t)
-            tiles[t] = tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * together + t);
+            tiles[t] =
+                tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * together + t);
         return count;
     }
 

@@ -20,9 +20,9 @@ struct Tile {
 };
 
 struct Visibility {
-    int count;  // intervals per query
+    int count;                                                           // intervals per query
     int64_t starts[LL_MAX_SPANS][QUERIES], ends[LL_MAX_SPANS][QUERIES];  // key indices
-    int64_t last_start, first_end;  // of the first intervals of all queries
+    int64_t last_start, first_end;                                       // of the first intervals of all queries
     int range_count;
     Range ranges[LL_MAX_SPANS * QUERIES];  // the union over the queries, ascending
 };
@@ -33,7 +33,8 @@ LL_INLINE void list_intervals(const ll_call& call, const Tile& tile, int k, int6
     int64_t key_begin = segment.key_begin, key_end = segment.key_end;
     if (call.intervals.starts) {
         const ll_intervals& lists = call.intervals;
-        int64_t at = k * lists.interval_stride + tile.row * lists.row_stride + tile.head * lists.head_stride + tile.first_query;
+        int64_t at =
+            k * lists.interval_stride + tile.row * lists.row_stride + tile.head * lists.head_stride + tile.first_query;
         for (int i = 0; i < tile.count; ++i) {
             starts[i] = most<int64_t>(lists.starts[at + i], key_begin);
             ends[i] = least<int64_t>(lists.ends[at + i], key_end);
@@ -71,8 +72,7 @@ inline int unite(Range* ranges, int count, int step = 1) {
         if (ranges[i].end <= ranges[i].begin) continue;
         if (kept > 0 && ranges[i].begin - ranges[i].begin % step <= ranges[kept - 1].end)
             ranges[kept - 1].end = most(ranges[kept - 1].end, ranges[i].end);
-        else
-            ranges[kept++] = ranges[i];
+        else ranges[kept++] = ranges[i];
     }
     return kept;
 }
@@ -97,10 +97,8 @@ inline void see(const ll_call& call, const Tile& tile, Visibility& visible) {
             if (k >= kept) continue;
             // Neighbouring queries see nearly the same keys: widen the last run rather than list each.
             Range& last = visible.ranges[total - (total > 0)];
-            if (total > 0 && range.begin >= last.begin && range.begin <= last.end)
-                last.end = most(last.end, range.end);
-            else
-                visible.ranges[total++] = range;
+            if (total > 0 && range.begin >= last.begin && range.begin <= last.end) last.end = most(last.end, range.end);
+            else visible.ranges[total++] = range;
         }
     }
     visible.range_count = unite(visible.ranges, total, BLOCK_STEP);  // no block reaches back into the one before

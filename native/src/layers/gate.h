@@ -1,15 +1,14 @@
 // Gated activations, and the sum of two tensors.
 #pragma once
 
-#include "rows.h"
 #include "../library.h"
 #include "../simd/elementary.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
+#include "rows.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 // s = 1 / (1 + e^-x), and 1 - s to all its digits.
 struct Sigmoid {
@@ -45,14 +44,16 @@ inline void gate_backward_task(void* context, int64_t n) {
 }
 
 inline int gate(const ll_gate& job) {
-    parallel(job.threads, (job.count + TASK - 1) / TASK, job.grad ? gate_backward_task : gate_task, (void*)&job, job.threads);
+    parallel(job.threads, (job.count + TASK - 1) / TASK, job.grad ? gate_backward_task : gate_task, (void*)&job,
+             job.threads);
     return DONE;
 }
 
 inline void sum_task(void* context, int64_t n) {
     const ll_sum& job = *(const ll_sum*)context;
     for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES)
-        write_some(read_some(at(job.left, i), stop - i) + read_some(at(job.right, i), stop - i), stop - i, at(job.result, i));
+        write_some(read_some(at(job.left, i), stop - i) + read_some(at(job.right, i), stop - i), stop - i,
+                   at(job.result, i));
 }
 
 inline int sum(const ll_sum& job) {

@@ -1,24 +1,24 @@
 // Products of matrices and few vectors.
 #pragma once
 
-#include "rows.h"
 #include "../library.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
+#include "rows.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-
-constexpr int MATRIX_ROWS = 4;  // read at once, a quarter of the matrix apart: memory answers several places faster than one
-constexpr int AHEAD_LINES = 16;  // that are asked for meanwhile
-constexpr int VECTORS = 3;      // that share a reading from the nearest cache
+constexpr int MATRIX_ROWS =
+    4;  // read at once, a quarter of the matrix apart: memory answers several places faster than one
+constexpr int AHEAD_LINES = 16;                 // that are asked for meanwhile
+constexpr int VECTORS = 3;                      // that share a reading from the nearest cache
 constexpr int LINE = 64 / (int)sizeof(Stored);  // elements that memory gives at a time
 
 struct ProductJob {
     const ll_product& product;
-    const Number* vectors;  // (rows, columns), zeros beyond `inputs`
-    int64_t columns, piece;  // of outputs, MATRIX_ROWS times
+    const Number* vectors;               // (rows, columns), zeros beyond `inputs`
+    int64_t columns, piece;              // of outputs, MATRIX_ROWS times
     int64_t first[LL_MAX_MATRICES + 1];  // the number of each matrix's first piece
 };
 
@@ -46,8 +46,7 @@ LL_INLINE void multiply_tile(const ProductJob& job, const ll_matrix& by, int64_t
             for (int x = 0; x < LINE; x += LANES) step(m, c + x, read_vector(from + x));
         }
     for (; c < product.inputs; c += LANES)
-        for (int m = 0; m < OUTPUTS; ++m)
-            step(m, c, read_some(matrix + m * step_over + c, product.inputs - c));
+        for (int m = 0; m < OUTPUTS; ++m) step(m, c, read_some(matrix + m * step_over + c, product.inputs - c));
     for (int r = 0; r < ROWS; ++r) {
         Number results[OUTPUTS];
         for (int m = 0; m < OUTPUTS; ++m) {
@@ -91,7 +90,8 @@ inline int multiply(const ll_product& product) {
     piece = (most<int64_t>(1, piece) + MATRIX_ROWS - 1) / MATRIX_ROWS;
     ProductJob job{product, vectors, columns, piece, {}};
     for (int64_t n = 0; n < product.count; ++n)
-        job.first[n + 1] = job.first[n] + most<int64_t>(1, (product.matrices[n].outputs / MATRIX_ROWS + piece - 1) / piece);
+        job.first[n + 1] =
+            job.first[n] + most<int64_t>(1, (product.matrices[n].outputs / MATRIX_ROWS + piece - 1) / piece);
     parallel(product.threads, job.first[product.count], multiply_task, &job, product.threads);
     return DONE;
 }

@@ -48,7 +48,8 @@ struct MatrixJob {
 inline void lay_right(const ll_matmul& of, int64_t first, int64_t steps, int64_t column, int64_t count, Number* to) {
     const Number* from = (const Number*)of.right + first * of.right_step + column * of.right_column;
     if (of.right_column == 1) {
-        for (int64_t k = 0; k < steps; ++k) read_row(from + k * of.right_step, count, to + k * PANEL_COLUMNS, PANEL_COLUMNS);
+        for (int64_t k = 0; k < steps; ++k)
+            read_row(from + k * of.right_step, count, to + k * PANEL_COLUMNS, PANEL_COLUMNS);
         return;
     }
     for (int64_t c = 0; c < PANEL_COLUMNS; c += LANES)
@@ -57,7 +58,8 @@ inline void lay_right(const ll_matmul& of, int64_t first, int64_t steps, int64_t
             for (int x = 0; x < LANES; ++x)
                 square[x] = c + x < count ? read_some(from + (c + x) * of.right_column + k, steps - k) : Numbers{};
             turn_square(square);
-            for (int x = 0; x < least<int64_t>(LANES, steps - k); ++x) store(to + (k + x) * PANEL_COLUMNS + c, square[x]);
+            for (int x = 0; x < least<int64_t>(LANES, steps - k); ++x)
+                store(to + (k + x) * PANEL_COLUMNS + c, square[x]);
         }
 }
 
@@ -86,7 +88,8 @@ inline void add_square(const ll_matmul& of, int64_t row, int64_t rows, int64_t c
     };
     each_row([&](const Number* from, int64_t c, int64_t count, Number* to) {
         if (on || start) read_row(on ? from : start + c, count, to, PANEL_COLUMNS);
-        else for (int64_t x = 0; x < PANEL_COLUMNS; x += LANES) store(to + x, Numbers{});
+        else
+            for (int64_t x = 0; x < PANEL_COLUMNS; x += LANES) store(to + x, Numbers{});
     });
     for (int64_t k = 0; k < steps; k += MATRIX_STEPS) {
         Left<Number> left = lay_left(of, first + k, least(MATRIX_STEPS, steps - k), row, rows, own.left);
@@ -109,8 +112,7 @@ inline void matrix_task(void* context, int64_t n) {
     for (int64_t first = 0; first == 0 || first < of.steps; first += MOST_STEPS) {
         int64_t steps = least(MOST_STEPS, of.steps - first);
         for (int64_t c = 0; c < columns; c += PANEL_COLUMNS)
-            lay_right(of, first, steps, column + c, least(PANEL_COLUMNS, columns - c),
-                      own.right + c * own.most_steps);
+            lay_right(of, first, steps, column + c, least(PANEL_COLUMNS, columns - c), own.right + c * own.most_steps);
         for (int64_t row = begin; row < end && !ended(job.status); row += SQUARE_ROWS)
             add_square(of, row, least(SQUARE_ROWS, end - row), column, columns, first, steps, own);
     }

@@ -1,14 +1,13 @@
 // RMS norm, forward and backward.
 #pragma once
 
-#include "rows.h"
 #include "../library.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
+#include "rows.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 constexpr int64_t PARTS = 8;  // of the rows: each sums its share of the weight's gradient
 
@@ -20,8 +19,7 @@ struct NormJob {
 };
 
 // f(first, v) of each vector of a row; sums over a row are kept in four parts.
-template <class F>
-LL_INLINE Number sum_along(int64_t width, F f) {
+template <class F> LL_INLINE Number sum_along(int64_t width, F f) {
     Numbers parts[4] = {};
     int64_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES)
@@ -60,9 +58,9 @@ inline void norm_backward_task(void* context, int64_t n) {
         Number along = 0;
         if (norm.grad_states)
             along = inverse * inverse * inverse / (Number)norm.width * sum_along(norm.width, [&](int64_t d) {
-                return read_some(grad + d, norm.width - d) * load<Numbers>(job.weight + d) *
-                       read_some(states + d, norm.width - d);
-            });
+                        return read_some(grad + d, norm.width - d) * load<Numbers>(job.weight + d) *
+                               read_some(states + d, norm.width - d);
+                    });
         for (int64_t d = 0; d < norm.width; d += LANES) {
             Numbers x = read_some(states + d, norm.width - d), g = read_some(grad + d, norm.width - d) * inverse;
             if (norm.grad_states)

@@ -2,14 +2,13 @@
 #pragma once
 
 #include "../attention/problem.h"
-#include "rows.h"
 #include "../library.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
+#include "rows.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 struct RotationJob {
     const ll_rotation& rotation;
@@ -42,7 +41,8 @@ inline void rotation_task(void* context, int64_t n) {
 
 inline int rotation(const ll_rotation& rotation) {
     RotationJob job{rotation, most<int64_t>(1, TASK / most<int64_t>(1, rotation.heads * rotation.width))};
-    parallel(rotation.threads, (rotation.batch * rotation.length + job.piece - 1) / job.piece, rotation_task, &job, rotation.threads);
+    parallel(rotation.threads, (rotation.batch * rotation.length + job.piece - 1) / job.piece, rotation_task, &job,
+             rotation.threads);
     return DONE;
 }
 

@@ -19,7 +19,7 @@ LL_INLINE Numbers exp2_near_zero(Numbers f) {
     constexpr double TERMS[] = {
         0x1.816193166d0f7p-40, 0x1.c3bd650fc2983p-36, 0x1.e8cac7351bb22p-32, 0x1.e4cf5158b8ec7p-28,
         0x1.b5253d395e7c1p-24, 0x1.62c0223a5c822p-20, 0x1.ffcbfc588b0c5p-17, 0x1.430912f86c786p-13,
-        0x1.5d87fe78a6730p-10, 0x1.3b2ab6fba4e77p-7, 0x1.c6b08d704a0bfp-5, 0x1.ebfbdff82c58ep-3,
+        0x1.5d87fe78a6730p-10, 0x1.3b2ab6fba4e77p-7,  0x1.c6b08d704a0bfp-5,  0x1.ebfbdff82c58ep-3,
         0x1.62e42fefa39efp-1,
     };
     Numbers y = spread(TERMS[0]);
@@ -60,7 +60,7 @@ LL_INLINE Numbers exp2_of(Numbers x) {
 #else
     x = larger(spread(-(Number)EXPONENT_BIAS), x);
     Numbers shifted = x + MAGIC;
-    Numbers f = x - (shifted - MAGIC);  // in [-1/2, 1/2]
+    Numbers f = x - (shifted - MAGIC);                                     // in [-1/2, 1/2]
     Numbers power = bits_as<Numbers>(bits_as<Ints>(shifted) << MANTISSA);  // 2^n; the least n gives 0
     return exp2_near_zero(f) * power;
 #endif

@@ -57,7 +57,7 @@ LL_INLINE Halves narrow(Numbers v) {
     // Below 2^-14: the addition of 1/2 leaves the rounded subnormal in the low bits.
     Words small = bits_as<Words>(bits_as<Numbers>(bits) + 0.5f) - 0x3f000000u;
     Words half = bits < 0x38800000u ? small : normal;
-    half = bits >= 0x477ff000u ? spread_word(0x7c00) : half;  // rounds to 2^16 or beyond: infinity
+    half = bits >= 0x477ff000u ? spread_word(0x7c00) : half;               // rounds to 2^16 or beyond: infinity
     half = bits > 0x7f800000u ? 0x7e00u | ((bits >> 13) & 0x3ffu) : half;  // NaN
     return __builtin_convertvector(half | sign >> 16, Halves);
 #endif
@@ -145,8 +145,7 @@ LL_INLINE void write_row(const Number* from, int64_t count, Stored* to) {
         Halves rounded = narrow(last);
         for (int64_t x = d; x < count; ++x) to[x] = rounded[x - d];
 #endif
-    } else
-        copy_numbers(from, count, (Number*)to);
+    } else copy_numbers(from, count, (Number*)to);
 }
 
 // The same past the caches.

@@ -10,7 +10,8 @@ namespace {
 // products need it so, and what a step leaves in the high halves is never read.
 typedef uint64_t Longs __attribute__((vector_size(4 * LANES)));
 
-constexpr uint32_t PHILOX_0 = 0xD2511F53u, PHILOX_2 = 0xCD9E8D57u, PHILOX_KEY_0 = 0x9E3779B9u, PHILOX_KEY_1 = 0xBB67AE85u;
+constexpr uint32_t PHILOX_0 = 0xD2511F53u, PHILOX_2 = 0xCD9E8D57u, PHILOX_KEY_0 = 0x9E3779B9u,
+                   PHILOX_KEY_1 = 0xBB67AE85u;
 
 // The products of the low halves.
 LL_INLINE Longs low_product(Longs a, uint64_t b) {
@@ -39,7 +40,9 @@ struct Philox {
         high = low_product((Longs)first >> 32, PHILOX_0);
     }
 
-    struct Half { Longs word[4]; };
+    struct Half {
+        Longs word[4];
+    };
 
     LL_INLINE Half half(Longs second, uint32_t group) const {
         uint32_t key_0 = seed_0 + PHILOX_KEY_0, key_1 = seed_1 + PHILOX_KEY_1;
@@ -63,8 +66,7 @@ struct Philox {
     }
 
     // f(w, word w of the counter of each lane), for the four words.
-    template <class F>
-    LL_INLINE void words(uint32_t group, F f) const {
+    template <class F> LL_INLINE void words(uint32_t group, F f) const {
         Half even = half(low, group), odd = half(high, group);
         for (int w = 0; w < 4; ++w) f(w, (Words)((even.word[w] & 0xffffffffu) | odd.word[w] << 32));
     }

@@ -8,22 +8,19 @@ namespace {
 
 typedef Number Numbers __attribute__((vector_size(VECTOR_BYTES)));
 typedef Int Ints __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));  // 32 bits in each lane
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));   // 32 bits in each lane
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));  // 16 bits in each lane
 
 constexpr Number INFINITE = (Number)__builtin_inf();
 
 // Unaligned loads and stores. (Through memcpy GCC 12 passes stored accumulators by way of the stack.)
-template <class V>
-struct Anywhere {
+template <class V> struct Anywhere {
     typedef V Type __attribute__((aligned(2), may_alias));
 };
 
-template <class V>
-LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)from; }
+template <class V> LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)from; }
 
-template <class V>
-LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
+template <class V> LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
 
 // Stores a vector past the caches where it is a whole line of theirs, which is not read first then: for what is too much,
 // or lies too far apart, to be found there later. `end_streams` comes before another thread reads it.
@@ -43,8 +40,7 @@ LL_INLINE Numbers spread(Number x) { return x - Numbers{}; }  // x - 0, not 0 + 
 LL_INLINE Ints spread_int(Int x) { return x - Ints{}; }
 LL_INLINE Words spread_word(uint32_t x) { return x - Words{}; }
 
-template <class To, class From>
-LL_INLINE To bits_as(From v) {
+template <class To, class From> LL_INLINE To bits_as(From v) {
     To to;
     static_assert(sizeof to == sizeof v);
     __builtin_memcpy(&to, &v, sizeof v);
@@ -90,7 +86,9 @@ LL_INLINE Numbers multiply_add(Numbers a, Numbers b, Numbers c) {
 #elif defined(LL_NEON)
     return (Numbers)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif defined(LL_WIDE)
-    struct Pair { __m256 low, high; };
+    struct Pair {
+        __m256 low, high;
+    };
     auto x = bits_as<Pair>(a), y = bits_as<Pair>(b), z = bits_as<Pair>(c);
     return bits_as<Numbers>(Pair{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
 #else
@@ -187,16 +185,12 @@ struct FlushSubnormals {
     FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
-template <class T>
-LL_INLINE T least(T a, T b) { return b < a ? b : a; }
-template <class T>
-LL_INLINE T most(T a, T b) { return a < b ? b : a; }
-template <class T>
-LL_INLINE T clamp(T x, T low, T high) { return least(most(x, low), high); }
+template <class T> LL_INLINE T least(T a, T b) { return b < a ? b : a; }
+template <class T> LL_INLINE T most(T a, T b) { return a < b ? b : a; }
+template <class T> LL_INLINE T clamp(T x, T low, T high) { return least(most(x, low), high); }
 
 // The last of the indices [0, count) for which holds(index) is true: it is for index 0, and false after the last one.
-template <class F>
-LL_INLINE int64_t index_of_last(int64_t count, F holds) {
+template <class F> LL_INLINE int64_t index_of_last(int64_t count, F holds) {
     int64_t low = 0, high = count - 1;
     while (low < high) {
         int64_t middle = (low + high + 1) / 2;

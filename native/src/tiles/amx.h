@@ -28,8 +28,8 @@ struct TileRegisters {
 // C (16 rows by 64 columns, or 16 `vectors` times) of `steps` tiles of A, one beside the other, and of B, one below the
 // other. Strides in bytes.
 template <int VECTORS, bool ADD>
-LL_INLINE void tile_panel(const Factor* a, int64_t a_stride, int64_t a_step, const Factor* b, int64_t b_stride, int64_t steps,
-                          Number* c, int64_t c_stride) {
+LL_INLINE void tile_panel(const Factor* a, int64_t a_stride, int64_t a_step, const Factor* b, int64_t b_stride,
+                          int64_t steps, Number* c, int64_t c_stride) {
     if (ADD) {
         _tile_loadd(0, c, c_stride);
         if (VECTORS > 1) _tile_loadd(1, c + TILE, c_stride);
@@ -87,16 +87,20 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
         } else  // rows beyond the last key may not be there to be read
             for (int64_t d = 0; d < width; d += TILE) {
                 for (int r = 0; r < TILE; ++r)
-                    for (int x = 0; x < TILE; ++x) last[r * TILE + x] = j + r < keys ? load<Factor>(key + r * stride + d + x) : 0;
+                    for (int x = 0; x < TILE; ++x)
+                        last[r * TILE + x] = j + r < keys ? load<Factor>(key + r * stride + d + x) : 0;
                 const Factor* panel = packed + d * PANEL_QUERIES;
                 if (d == 0)
-                    tile_panels<false>(vectors, last, TILE * BYTES, 0, panel, PANEL_QUERIES * BYTES, 1, scores, QUERIES * BYTES);
+                    tile_panels<false>(vectors, last, TILE * BYTES, 0, panel, PANEL_QUERIES * BYTES, 1, scores,
+                                       QUERIES * BYTES);
                 else
-                    tile_panels<true>(vectors, last, TILE * BYTES, 0, panel, PANEL_QUERIES * BYTES, 1, scores, QUERIES * BYTES);
+                    tile_panels<true>(vectors, last, TILE * BYTES, 0, panel, PANEL_QUERIES * BYTES, 1, scores,
+                                      QUERIES * BYTES);
             }
         for (int i = 0; i < queries; i += LANES) {
             Numbers largest = load<Numbers>(peak + i);
-            for (int r = 0; r < least(TILE, keys - j); ++r) largest = larger(largest, load<Numbers>(scores + r * QUERIES + i));
+            for (int r = 0; r < least(TILE, keys - j); ++r)
+                largest = larger(largest, load<Numbers>(scores + r * QUERIES + i));
             store(peak + i, largest);
         }
     }

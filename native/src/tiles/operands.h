@@ -17,8 +17,8 @@ namespace {
 LL_INLINE Factors fold(Numbers even, Numbers odd) {
 #if defined(LL_PAIRS)
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even ones, then 16 odd ones
-    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                          20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (Words)_mm512_permutexvar_epi16(turn, both);
 #else
     (void)odd;
@@ -38,14 +38,16 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, N
             int64_t some = least<int64_t>(64, width - d), room = round_up(some, LANES);
             for (int i = 0; i < LANES; ++i) {
                 if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
-                else for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
+                else
+                    for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
             }
             for (int64_t x = 0; x < room; x += LANES) {
                 Numbers square[LANES];
                 for (int i = 0; i < LANES; ++i) square[i] = load<Numbers>(rows[i] + x);
                 turn_square(square);
                 for (int64_t k = 0; k < least<int64_t>(LANES, some - x); k += FOLD)
-                    store(to + (d + x + k) / FOLD * PANEL_QUERIES, fold(square[k] * factor, square[k + FOLD - 1] * factor));
+                    store(to + (d + x + k) / FOLD * PANEL_QUERIES,
+                          fold(square[k] * factor, square[k + FOLD - 1] * factor));
             }
         }
     }
@@ -93,11 +95,11 @@ inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t
             for (; c + LANES <= width; c += LANES)
                 store(to + c, __builtin_convertvector(load<Halves>(even + c), Words) |
                                   __builtin_convertvector(load<Halves>(odd + c), Words) << 16);
-        for (; c < columns; ++c)
-            to[c] = c >= width ? 0 : (even ? even[c] : 0u) | (odd ? (uint32_t)odd[c] : 0u) << 16;
+        for (; c < columns; ++c) to[c] = c >= width ? 0 : (even ? even[c] : 0u) | (odd ? (uint32_t)odd[c] : 0u) << 16;
     }
 #else
-    for (int64_t j = 0; j < count; ++j) read_row(from + j * stride, skip && skip[j] ? 0 : width, to + j * columns, columns);
+    for (int64_t j = 0; j < count; ++j)
+        read_row(from + j * stride, skip && skip[j] ? 0 : width, to + j * columns, columns);
 #endif
 }
 
@@ -134,7 +136,8 @@ LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* roo
 #if defined(LL_PAIRS)
     for (int j = 0; j < keys; ++j)
         for (int i = 0; i + 2 * LANES <= QUERIES; i += 2 * LANES) {
-            Numbers low = load<Numbers>(weights + j * QUERIES + i), high = load<Numbers>(weights + j * QUERIES + i + LANES);
+            Numbers low = load<Numbers>(weights + j * QUERIES + i),
+                    high = load<Numbers>(weights + j * QUERIES + i + LANES);
             store(room + (j * QUERIES + i) / 2, (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
         }
     if (QUERIES % (2 * LANES))  // half a vector of factors is left
@@ -143,7 +146,8 @@ LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* roo
             store(room + (j + 1) * (QUERIES / 2) - LANES / 2, (Halves)_mm512_cvtneps_pbh((__m512)load<Numbers>(last)));
         }
     if (BLOCK_STEP > 2)
-        __builtin_memset(room + keys * (QUERIES / 2), 0, sizeof(Factor) * (size_t)((round_up(keys, 16) - keys) * (QUERIES / 2)));
+        __builtin_memset(room + keys * (QUERIES / 2), 0,
+                         sizeof(Factor) * (size_t)((round_up(keys, 16) - keys) * (QUERIES / 2)));
     return room;
 #else
     (void)keys, (void)room;
@@ -154,7 +158,8 @@ LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* roo
 // Keys or values of a whole call in the form that a product reads: as they lie, or prepared once (see schedule.h).
 struct Operand {
     const Factor* data = nullptr;
-    int64_t batch_stride = 0, head_stride = 0, stride = 0;  // in factors; stride: from row to row, or from one BLOCK_STEP to the next
+    int64_t batch_stride = 0, head_stride = 0,
+            stride = 0;  // in factors; stride: from row to row, or from one BLOCK_STEP to the next
     LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
         return data + b * batch_stride + h * head_stride + n * stride;
     }

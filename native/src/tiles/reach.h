@@ -7,7 +7,9 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-struct Range { int64_t begin, end; };
+struct Range {
+    int64_t begin, end;
+};
 
 // Of rows of factors: the numbers outside of which each row is zero. A product leaves the others out.
 struct Reach {
@@ -17,7 +19,8 @@ struct Reach {
     // Of `rows` rows together.
     Range of(int row, int rows) const {
         Range all{BLOCK_KEYS, 0};
-        for (int r = row; r < row + rows; ++r) all = {least<int64_t>(all.begin, begin[r]), most<int64_t>(all.end, end[r])};
+        for (int r = row; r < row + rows; ++r)
+            all = {least<int64_t>(all.begin, begin[r]), most<int64_t>(all.end, end[r])};
         return all;
     }
 };

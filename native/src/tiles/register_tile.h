@@ -15,14 +15,15 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // The first address of row r of A. Three addresses, each with the offsets 0, 1 and 2 rows, fit the machine's registers.
-template <int ROWS, class F>
-struct Rows {
+template <int ROWS, class F> struct Rows {
     const F* at[(ROWS + 2) / 3];
     int64_t row;
     LL_INLINE Rows(const F* a, int64_t stride) : row(stride) {
         for (int n = 0; n < (ROWS + 2) / 3; ++n) at[n] = a + 3 * n * stride;
     }
-    LL_INLINE F operator()(int r, int64_t offset) const { return load<F>(at[r / 3] + r % 3 * row + offset); }  // of any element
+    LL_INLINE F operator()(int r, int64_t offset) const {
+        return load<F>(at[r / 3] + r % 3 * row + offset);
+    }  // of any element
 };
 
 template <int ROWS, int VECTORS, bool ADD, class F>
@@ -71,21 +72,23 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
 constexpr int64_t PART_WIDTH = 64 / FOLD, WHOLE_WIDTH = 128 / FOLD;
 
 template <int KEYS, int VECTORS>
-inline void score_panel(const Factor* key, int64_t stride, const Factor* packed, int64_t width, Number* scores, Number* peak) {
+inline void score_panel(const Factor* key, int64_t stride, const Factor* packed, int64_t width, Number* scores,
+                        Number* peak) {
     if (width <= WHOLE_WIDTH)
         return panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, width, scores, QUERIES, peak);
     panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, PART_WIDTH, scores, QUERIES, nullptr);
     for (int64_t d = PART_WIDTH; d < width; d += PART_WIDTH)
         panel<KEYS, VECTORS, true>(key + d, stride, 1, packed + d * PANEL_QUERIES, PANEL_QUERIES,
-                                   least(PART_WIDTH, width - d), scores, QUERIES, d + PART_WIDTH < width ? nullptr : peak);
+                                   least(PART_WIDTH, width - d), scores, QUERIES,
+                                   d + PART_WIDTH < width ? nullptr : peak);
 }
 
 #if !defined(LL_AMX)
 
 // Vectors [from, to) of the queries.
 template <int KEYS>
-inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width, Number* scores,
-                       Number* peak) {
+inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width,
+                       Number* scores, Number* peak) {
     for (int panel = from / PANEL_VECTORS * PANEL_VECTORS; panel < to; panel += PANEL_VECTORS) {
         int first = most(panel, from), some = least(panel + PANEL_VECTORS, to) - first;
         const Factor* right = packed + panel * LANES * width + (first - panel) * LANES;
@@ -114,12 +117,9 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
         if (from == to) continue;
         const Factor* row = key + first * stride;
         Number* at = scores + first * QUERIES;
-        if (some == 1)
-            score_rows<1>(row, stride, packed, from, to, width, at, peak);
-        else if (queries <= LANES)
-            score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
-        else
-            score_rows<PANEL_KEYS>(row, stride, packed, from, to, width, at, peak);
+        if (some == 1) score_rows<1>(row, stride, packed, from, to, width, at, peak);
+        else if (queries <= LANES) score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
+        else score_rows<PANEL_KEYS>(row, stride, packed, from, to, width, at, peak);
     }
 }
 
@@ -128,8 +128,7 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
 // --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ---------------------------------
 
 // The left operand, and the steps of it that are added; `reach`, where given, counts numbers.
-template <class F>
-struct Left {
+template <class F> struct Left {
     const F* at;
     int64_t row, step, begin, end;
     const Reach* reach;
@@ -144,8 +143,8 @@ LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Nu
         begin = most(begin, reached.begin / NUMBERS), end = least(end, (reached.end + NUMBERS - 1) / NUMBERS);
         if (begin >= end) return;
     }
-    panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step, b + begin * b_step, b_step, end - begin,
-                               c + r * c_row, c_row, nullptr);
+    panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step, b + begin * b_step, b_step,
+                               end - begin, c + r * c_row, c_row, nullptr);
 }
 
 template <int VECTORS, class F>
@@ -158,7 +157,8 @@ inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Number* c,
 
 // `columns` is a multiple of LANES.
 template <class F>
-inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows, int64_t columns) {
+inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows,
+                        int64_t columns) {
     int64_t x = 0;
     if (rows == 1)  // more columns, so that enough sums are under way
         for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, b + x, b_step, c + x, c_row);

@@ -9,12 +9,12 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 #if defined(LL_AMX)
-constexpr int QUERIES = 64;      // queries of a tile
+constexpr int QUERIES = 64;  // queries of a tile
 #else
 constexpr int QUERIES = 48;
 #endif
 constexpr int BLOCK_KEYS = 128;  // keys handled at a time
-constexpr int MAP_SIDE = 64;   // side of a tile of bits
+constexpr int MAP_SIDE = 64;     // side of a tile of bits
 #if defined(LL_AMX)
 constexpr int BLOCK_STEP = 32;
 #elif defined(LL_PAIRS)
@@ -37,8 +37,14 @@ constexpr int FOLD = 1;
 #endif
 
 template <class F> struct VectorOf;
-template <> struct VectorOf<Number> { typedef Numbers Type; static constexpr int NUMBERS = 1; };
-template <> struct VectorOf<uint32_t> { typedef Words Type; static constexpr int NUMBERS = 2; };
+template <> struct VectorOf<Number> {
+    typedef Numbers Type;
+    static constexpr int NUMBERS = 1;
+};
+template <> struct VectorOf<uint32_t> {
+    typedef Words Type;
+    static constexpr int NUMBERS = 2;
+};
 LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
 LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
 

@@ -21,8 +21,8 @@ LL_INLINE int64_t place(int i, int64_t c, int64_t) { return c * QUERIES + i; }
 // Factors of the rows of V from one multiple of BLOCK_STEP keys to the next.
 LL_INLINE int64_t mix_stride(int64_t columns) { return columns * TILE; }
 
-inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns, const uint8_t* skip,
-                     Factor* to) {
+inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
+                     const uint8_t* skip, Factor* to) {
     for (int64_t first = 0; first < count; first += BLOCK_STEP, to += mix_stride(columns)) {
         alignas(64) Factor pairs[TILE][TILE];
         for (int64_t c = 0; c < columns; c += TILE) {
@@ -35,7 +35,8 @@ inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t 
                                         __builtin_convertvector(load<Halves>(odd), Words) << 16);
                 else
                     for (int64_t x = 0; x < TILE; ++x)
-                        pairs[p][x] = x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
+                        pairs[p][x] =
+                            x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
             }
             Numbers square[TILE];  // bits, whatever they mean
             for (int64_t p = 0; p < TILE; ++p) square[p] = load<Numbers>(pairs[p]);
@@ -46,7 +47,8 @@ inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t 
 }
 
 // sums[query][column] += sum over keys of weights[key][query] * rows[key][column].
-inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns, const Reach*) {
+inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
+                const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t steps = (keys + BLOCK_STEP - 1) / BLOCK_STEP;
     for (int64_t c = 0; c < columns; c += TILE)
@@ -55,7 +57,8 @@ inline void mix(const Factor* weights, const Factor* rows, int keys, int queries
 }
 
 // sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows makes them.
-inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns, const Reach*) {
+inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns,
+                   const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     for (int j = 0; j < keys; j += TILE)
         tile_panels<true>(columns / TILE, weights + j * (QUERIES / 2), QUERIES / 2 * BYTES, TILE, rows, columns * BYTES,
@@ -77,8 +80,8 @@ LL_INLINE int64_t place(int i, int64_t c, int64_t columns) { return i * columns 
 
 LL_INLINE int64_t mix_stride(int64_t columns) { return columns * BLOCK_STEP / FOLD; }
 
-inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns, const uint8_t* skip,
-                     Factor* to) {
+inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
+                     const uint8_t* skip, Factor* to) {
     fold_rows(from, stride, count, width, columns, skip, to);
 }
 
@@ -89,7 +92,8 @@ inline void mix(const Factor* weights, const Factor* rows, int keys, int queries
 
 inline void gather(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
                    const Reach* reach) {
-    add_product<Factor>({weights, QUERIES / FOLD, 1, 0, folded(queries), reach}, rows, columns, sums, columns, keys, columns);
+    add_product<Factor>({weights, QUERIES / FOLD, 1, 0, folded(queries), reach}, rows, columns, sums, columns, keys,
+                        columns);
 }
 
 inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {

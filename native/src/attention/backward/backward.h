@@ -1,18 +1,18 @@
 // A backward pass: its tasks, handed out to threads.
 #pragma once
 
-#include "chunk.h"
-#include "pass.h"
-#include "rows.h"
-#include "../problem.h"
-#include "../tiling.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/shapes.h"
+#include "../problem.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "chunk.h"
+#include "pass.h"
+#include "rows.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -48,9 +48,9 @@ struct SharedBias {
 
 // Memory of one backward pass.
 struct BackwardMemory {
-    Number *delta, *peak, *less, *query_sums;             // see Reverse
-    uint8_t *aside, *query_aside, *grad_aside;            // see Reverse
-    int64_t *first, *turns, *table_turns, *ordinals;      // see BackwardJob
+    Number *delta, *peak, *less, *query_sums;         // see Reverse
+    uint8_t *aside, *query_aside, *grad_aside;        // see Reverse
+    int64_t *first, *turns, *table_turns, *ordinals;  // see BackwardJob
     char* memory = nullptr;
     size_t bytes = 0;
 

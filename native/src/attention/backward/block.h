@@ -1,14 +1,6 @@
 // The gradients of one tile of queries and one block of keys.
 #pragma once
 
-#include "../additive.h"
-#include "pass.h"
-#include "rules.h"
-#include "../blocks.h"
-#include "../problem.h"
-#include "../scores.h"
-#include "../softmax.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/vector.h"
 #include "../../tiles/amx.h"
@@ -17,6 +9,14 @@
 #include "../../tiles/register_tile.h"
 #include "../../tiles/shapes.h"
 #include "../../tiles/sums.h"
+#include "../additive.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "pass.h"
+#include "rules.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -24,7 +24,8 @@ namespace {
 // scores -> P, grads -> dS, of VECTORS vectors of queries from `i` on; kept: what dropout multiplies by, or null. Selected, never
 // multiplied by zero: dP of a pair that is not seen may be anything.
 template <int VECTORS, bool DROPOUT>
-LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent, Number* scores, Number* grads, const Number* kept) {
+LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent, Number* scores, Number* grads,
+                         const Number* kept) {
     Numbers peak[VECTORS], less[VECTORS], delta[VECTORS];
     Ints real[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
@@ -39,7 +40,8 @@ LL_INLINE void slopes_of(const Loaded& loaded, int i, int keys, Number exponent,
             int x = at + v * LANES;
             Numbers score = load<Numbers>(scores + x), grad = load<Numbers>(grads + x);
             Ints seen = real[v] & (score != -INFINITE);
-            Numbers weight = seen ? weight_of(multiply_add(score - peak[v], spread(exponent), less[v])) : Numbers{}, given = weight;
+            Numbers weight = seen ? weight_of(multiply_add(score - peak[v], spread(exponent), less[v])) : Numbers{},
+                    given = weight;
             if constexpr (DROPOUT) {
                 Numbers factor = load<Numbers>(kept + x);
                 grad = factor == 0 ? Numbers{} : grad * factor;
@@ -61,7 +63,6 @@ inline void weights_and_slopes(const Problem& problem, const Tile& tile, const B
     for (; i < queries; i += LANES)
         slopes_of<1, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads, scratch.kept);
 }
-
 
 // to(j, i, column) += weights[j][i] * from(j, i)[column] for the seen pairs whose row was set aside.
 template <class Aside, class To, class From>
@@ -94,13 +95,15 @@ inline void product_slopes(const Reverse& reverse, const Tile& tile, const Block
         mix(slopes, rows, block.count, tile.count, scratch.query_sum, key_columns, of_queries);
     }
     if (loaded.any_aside)
-        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
-                  [&](int j, int, int64_t c) -> Number& { return key_sums[j * key_columns + c]; },
-                  [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); });
+        add_aside(
+            tile, block, scratch.seen, scratch.grads, call.width, [&](int, int i) { return loaded.query_aside[i]; },
+            [&](int j, int, int64_t c) -> Number& { return key_sums[j * key_columns + c]; },
+            [&](int, int i) { return line<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); });
     if (careful_keys)
-        add_aside(tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
-                  [&](int, int i, int64_t c) -> Number& { return scratch.query_sum[place(i, c, key_columns)]; },
-                  [&](int j, int) { return key + j * call.key.strides[2]; });
+        add_aside(
+            tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return keys_aside[j]; },
+            [&](int, int i, int64_t c) -> Number& { return scratch.query_sum[place(i, c, key_columns)]; },
+            [&](int j, int) { return key + j * call.key.strides[2]; });
 }
 
 inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibility& visible, const Block& block,
@@ -118,7 +121,8 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
 
     const uint8_t* keys_aside = reverse.aside + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool careful_keys = false;
-    int64_t read = least(round_up(block.count, BLOCK_STEP), call.keys - block.begin);  // whole factors, with a weight of 0
+    int64_t read =
+        least(round_up(block.count, BLOCK_STEP), call.keys - block.begin);  // whole factors, with a weight of 0
     for (int64_t j = 0; j < read; ++j) careful_keys |= keys_aside[j] != 0;
     if (careful_keys || loaded.any_aside)
         for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
@@ -129,8 +133,7 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
             store(scratch.kept + j * QUERIES + i, dropped != 0 ? Numbers{} : kept);
         });
         weights_and_slopes<true>(problem, tile, block, loaded, scratch);
-    } else
-        weights_and_slopes<false>(problem, tile, block, loaded, scratch);
+    } else weights_and_slopes<false>(problem, tile, block, loaded, scratch);
     if (call.rule_count > 0) rule_slopes(reverse, tile, block, scratch, distances);
 
     int64_t key_columns = reverse.key_columns, value_columns = reverse.value_columns, own = block.begin - chunk_begin;
@@ -142,16 +145,20 @@ inline void reverse_block(const Reverse& reverse, const Tile& tile, const Visibi
     if (call.compare) {
         const Stored* key = line<const Stored>(call.key, tile.row, tile.key_head, block.begin);
         for (int j = 0; j < block.count; ++j)
-            additive_slopes(key + j * call.key.strides[2], scratch.query_numbers, scratch.grads + j * QUERIES, tile.count,
-                            vector_of(call, tile.head), call.width, key_columns, scratch.query_sum,
+            additive_slopes(key + j * call.key.strides[2], scratch.query_numbers, scratch.grads + j * QUERIES,
+                            tile.count, vector_of(call, tile.head), call.width, key_columns, scratch.query_sum,
                             key_sums + j * key_columns, scratch.vector_sums);
     } else
-        product_slopes(reverse, tile, block, loaded, cut.of_queries, of_keys, careful_keys, keys_aside, key_sums, scratch);
+        product_slopes(reverse, tile, block, loaded, cut.of_queries, of_keys, careful_keys, keys_aside, key_sums,
+                       scratch);
     if (loaded.any_aside)
-        add_aside(tile, block, scratch.seen, scratch.scores, call.value_width,
-                  [&](int, int i) { return loaded.grad_aside[i]; },
-                  [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; },
-                  [&](int, int i) { return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i); });
+        add_aside(
+            tile, block, scratch.seen, scratch.scores, call.value_width,
+            [&](int, int i) { return loaded.grad_aside[i]; },
+            [&](int j, int, int64_t c) -> Number& { return value_sums[j * value_columns + c]; },
+            [&](int, int i) {
+                return line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query + i);
+            });
 }
 
 }  // namespace

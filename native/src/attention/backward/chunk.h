@@ -1,20 +1,20 @@
 // One task of a backward pass: a chunk of the keys of one segment, batch row and key head.
 #pragma once
 
-#include "block.h"
-#include "ordered_sums.h"
-#include "pass.h"
-#include "rules.h"
-#include "../blocks.h"
-#include "../problem.h"
-#include "../tiling.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/shapes.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "block.h"
+#include "ordered_sums.h"
+#include "pass.h"
+#include "rules.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -22,11 +22,11 @@ namespace {
 struct BackwardJob {
     const Reverse& reverse;
     const Tiles& tiles;
-    int64_t* first;         // [segment_count + 1]: the number of the segment's first task
-    int64_t* turns;         // of every tile of queries
-    int64_t* table_turns;   // [B * Hq], for distance tables
-    int64_t* ordinals;      // [segment_count * B]: chunks of earlier segments in the row
-    int64_t most_queries;   // of a segment
+    int64_t* first;               // [segment_count + 1]: the number of the segment's first task
+    int64_t* turns;               // of every tile of queries
+    int64_t* table_turns;         // [B * Hq], for distance tables
+    int64_t* ordinals;            // [segment_count * B]: chunks of earlier segments in the row
+    int64_t most_queries;         // of a segment
     int64_t only_row, only_head;  // -1: all at once
     int status;
     int64_t runs = 1;  // of maps, see `parallel`
@@ -49,7 +49,8 @@ struct BackwardJob {
             first[s + 1] = first[s] + (segment.row < 0 ? call.batch : 1) * call.key_heads * chunks(s);
             for (int64_t b = 0; b < call.batch; ++b) {  // chunks of this row in the segment before, and before it
                 bool here = s > 0 && (call.segments[s - 1].row < 0 || call.segments[s - 1].row == b);
-                ordinals[s * call.batch + b] = s == 0 ? 0 : ordinals[(s - 1) * call.batch + b] + (here ? chunks(s - 1) : 0);
+                ordinals[s * call.batch + b] =
+                    s == 0 ? 0 : ordinals[(s - 1) * call.batch + b] + (here ? chunks(s - 1) : 0);
             }
         }
     }
@@ -69,7 +70,8 @@ struct ChunkTask {
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
         int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads;
         int64_t waves = job.runs > 1 ? maps : most(maps / call.threads, (int64_t)1);
-        int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves, to = (wave + 1) * maps / waves;
+        int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves,
+                to = (wave + 1) * maps / waves;
         rest -= from * chunks;
         chunk = rest / (to - from);
         int64_t map = from + rest % (to - from);
@@ -104,7 +106,8 @@ struct ChunkTask {
         const Reverse& reverse = job.reverse;
         DistanceSums distances[LL_MAX_RULES];
         bool tables = false;
-        for (int64_t r = 0; r < call.rule_count; ++r) distances[r] = table(r, scratch), tables |= distances[r].sums != nullptr;
+        for (int64_t r = 0; r < call.rule_count; ++r)
+            distances[r] = table(r, scratch), tables |= distances[r].sums != nullptr;
         int64_t tiles = job.tiles.in_segment(s), rows = call.segments[s].row < 0 ? row : 0;
         int64_t* turns = job.turns + job.tiles.first[s] + (rows * call.query_heads + head) * tiles;
         bool last = chunk + 1 == job.chunks(s);
@@ -140,7 +143,8 @@ struct ChunkTask {
             Turn turn{turns + number, &job.status};
             if (!turn.wait(chunk)) return false;
             if (reverse.wants(reverse.wanted.query))
-                add_query_sum(reverse, tile, found ? scratch.query_sum : nullptr, (Number*)scratch.key_rows, chunk == 0, last);
+                add_query_sum(reverse, tile, found ? scratch.query_sum : nullptr, (Number*)scratch.key_rows, chunk == 0,
+                              last);
             if (found) add_row_sums(reverse, tile, scratch.row_sums);
             if (found && reverse.wanted.compare) add_vector_sums(reverse, tile, scratch.vector_sums);
             turn.pass(chunk);

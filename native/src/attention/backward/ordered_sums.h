@@ -3,20 +3,19 @@
 
 #include <sched.h>
 
-#include "pass.h"
-#include "rules.h"
-#include "../problem.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/shapes.h"
 #include "../../tiles/sums.h"
+#include "../problem.h"
+#include "../visibility.h"
+#include "pass.h"
+#include "rules.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 // A sum that several tasks add to in a fixed order.
 struct Turn {
@@ -49,11 +48,14 @@ struct QueryGradient {
 };
 
 // Adds a tile's dQ; the first chunk stores instead, also where nobody is seen, and the last one rounds.
-inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, Number* room, bool first, bool last) {
+inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, Number* room, bool first,
+                          bool last) {
     const ll_call& call = reverse.problem.call;
     Number scale = (Number)call.scale;
     for (int i = 0; i < tile.count; ++i) {
-        const Number* from = !sum ? nullptr : call.compare ? sum + i * reverse.key_columns : sum_row(sum, i, reverse.key_columns, room);
+        const Number* from = !sum           ? nullptr
+                             : call.compare ? sum + i * reverse.key_columns
+                                            : sum_row(sum, i, reverse.key_columns, room);
         QueryGradient at(reverse, tile, i);
         Number* to = at.sums;
         for (int64_t c = 0; c < call.width && (from || first); c += LANES) {
@@ -61,7 +63,8 @@ inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number
             Numbers before = first ? Numbers{} : load_some(to + c, some);
             Numbers now = from ? multiply_add(load<Numbers>(from + c), spread(scale), before) : before;
             if (some == LANES) store(to + c, now);
-            else for (int64_t x = 0; x < some; ++x) to[c + x] = now[x];
+            else
+                for (int64_t x = 0; x < some; ++x) to[c + x] = now[x];
         }
         if (CONVERTED && last) write_row(to, call.width, at.gradient);
     }

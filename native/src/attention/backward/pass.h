@@ -10,16 +10,16 @@
 // number of threads.
 #pragma once
 
-#include "../problem.h"
-#include "../scores.h"
-#include "../softmax.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/operands.h"
 #include "../../tiles/shapes.h"
+#include "../problem.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -35,12 +35,12 @@ LL_INLINE int64_t chunk_keys(int64_t key_columns, int64_t value_columns) {
 struct Reverse {
     const Problem& problem;
     const ll_gradients& wanted;
-    Operand value_rows;        // V as the left operand
-    Operand key_rows;          // K as `mix` reads it
-    const uint8_t* aside;      // (B, Hkv, Lk): keys that are not finite
+    Operand value_rows;                       // V as the left operand
+    Operand key_rows;                         // K as `mix` reads it
+    const uint8_t* aside;                     // (B, Hkv, Lk): keys that are not finite
     const uint8_t *query_aside, *grad_aside;  // (B, Hq, Lq): the same of queries and of the output's gradient
-    Number *delta, *peak, *less;  // (B, Hq, Lq)
-    Number* query_sums;        // (B, Hq, Lq, key_columns), where elements are not numbers
+    Number *delta, *peak, *less;              // (B, Hq, Lq)
+    Number* query_sums;                       // (B, Hq, Lq, key_columns), where elements are not numbers
     int64_t key_columns, value_columns, value_steps, chunk;
 
     bool wants(const ll_tensor& gradient) const { return gradient.data != nullptr; }
@@ -53,18 +53,18 @@ struct DistanceSums {
 };
 
 struct ReverseScratch {
-    Factor *packed_query, *packed_grad;       // along the lanes
-    Factor *query_rows, *grad_rows;           // right operands: [QUERIES / FOLD][columns]
-    Number *scores, *grads;                   // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
-    Number* kept;                             // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
-    Number* slopes;                           // [soft cap][BLOCK_KEYS][QUERIES]
-    Factor* factors;                          // weights as factors, where they differ from numbers
-    Factor* key_rows;                         // [BLOCK_KEYS / FOLD][columns]; careful blocks only
-    uint8_t* seen;                            // [BLOCK_KEYS][QUERIES]; careful blocks only
+    Factor *packed_query, *packed_grad;         // along the lanes
+    Factor *query_rows, *grad_rows;             // right operands: [QUERIES / FOLD][columns]
+    Number *scores, *grads;                     // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
+    Number* kept;                               // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
+    Number* slopes;                             // [soft cap][BLOCK_KEYS][QUERIES]
+    Factor* factors;                            // weights as factors, where they differ from numbers
+    Factor* key_rows;                           // [BLOCK_KEYS / FOLD][columns]; careful blocks only
+    uint8_t* seen;                              // [BLOCK_KEYS][QUERIES]; careful blocks only
     Number *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
-    Number* row_sums;                         // [rule][QUERIES]
-    Number *query_numbers, *vector_sums;      // [QUERIES][columns]; additive comparison only
-    Number* distances;                        // [rule][queries + chunk]
+    Number* row_sums;                           // [rule][QUERIES]
+    Number *query_numbers, *vector_sums;        // [QUERIES][columns]; additive comparison only
+    Number* distances;                          // [rule][queries + chunk]
 
     ReverseScratch(Arena& arena, const Reverse& reverse, int64_t queries) {
         const Problem& problem = reverse.problem;
@@ -106,8 +106,10 @@ struct Loaded {
 LL_INLINE void ask_tile(const Reverse& reverse, const Tile& tile) {
     const ll_call& call = reverse.problem.call;
     const ll_tensor& grad = reverse.wanted.grad_output;
-    ask_rows(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count, call.width);
-    ask_rows(line<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count, call.value_width);
+    ask_rows(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
+             call.width);
+    ask_rows(line<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count,
+             call.value_width);
 }
 
 // Row `at` of (B, Hq, Lq), and its share of the sink's gradient. A row that has seen nothing has the peak -inf.
@@ -122,7 +124,9 @@ inline void begin_row(const Reverse& reverse, int64_t at, Number peak, double le
 
 // The logsumexp tells the weights of a row, to a rounding step of its own size: too little of a large one.
 constexpr Number MOST_TOLD = 256;
-LL_INLINE bool is_large(Number logsumexp) { return logsumexp > MOST_TOLD || (logsumexp < -MOST_TOLD && logsumexp != -INFINITE); }
+LL_INLINE bool is_large(Number logsumexp) {
+    return logsumexp > MOST_TOLD || (logsumexp < -MOST_TOLD && logsumexp != -INFINITE);
+}
 
 // The scores of a tile are summed once more for its rows with a large logsumexp.
 inline void weigh_large_rows(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, int& status) {
@@ -163,9 +167,11 @@ inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& 
     pack(grad, grad_stride, tile.count, call.value_width, 1, scratch.packed_grad);
     if (call.compare)
         for (int i = 0; i < tile.count; ++i)
-            read_row(query + i * query_stride, call.width, scratch.query_numbers + i * reverse.key_columns, reverse.key_columns);
+            read_row(query + i * query_stride, call.width, scratch.query_numbers + i * reverse.key_columns,
+                     reverse.key_columns);
     else
-        fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside, scratch.query_rows);
+        fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside,
+                  scratch.query_rows);
     fold_rows(grad, grad_stride, tile.count, call.value_width, reverse.value_columns, loaded.grad_aside,
               scratch.grad_rows);
 }

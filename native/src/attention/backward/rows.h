@@ -1,13 +1,13 @@
 // What a backward pass works out for each query and key before it looks at pairs.
 #pragma once
 
-#include "pass.h"
-#include "../problem.h"
 #include "../../library.h"
 #include "../../simd/elementary.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../tiles/operands.h"
+#include "../problem.h"
+#include "pass.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -31,7 +31,8 @@ struct ReverseRows {
         int64_t map = n / query_pieces(), first = n % query_pieces() * PIECE, stop = least(first + PIECE, call.queries);
         for (int64_t i = first; i < stop; ++i) {
             const Stored* output = line<const Stored>(wanted.output, map / call.query_heads, map % call.query_heads, i);
-            const Stored* grad = line<const Stored>(wanted.grad_output, map / call.query_heads, map % call.query_heads, i);
+            const Stored* grad =
+                line<const Stored>(wanted.grad_output, map / call.query_heads, map % call.query_heads, i);
             // In doubles: where one key has nearly all the weight, dP - delta is a difference of equals.
             constexpr int HALF = LANES / 2;
             typedef Number Some __attribute__((vector_size(sizeof(Number) * HALF)));
@@ -52,8 +53,8 @@ struct ReverseRows {
             Number sum = (Number)all, logsumexp = ((const Number*)wanted.logsumexp)[map * call.queries + i];
             if (wanted.grad_logsumexp) sum -= ((const Number*)wanted.grad_logsumexp)[map * call.queries + i];
             reverse.delta[map * call.queries + i] = sum;
-            query_aside[map * call.queries + i] =
-                !finite_row(line<const Stored>(call.query, map / call.query_heads, map % call.query_heads, i), call.width);
+            query_aside[map * call.queries + i] = !finite_row(
+                line<const Stored>(call.query, map / call.query_heads, map % call.query_heads, i), call.width);
             grad_aside[map * call.queries + i] = !finite_row(grad, call.value_width);
             double natural = (double)reverse.problem.natural;
             Number peak = (Number)((double)logsumexp / natural);

@@ -1,25 +1,25 @@
 // Gradients of score rules.
 #pragma once
 
-#include "pass.h"
-#include "../blocks.h"
-#include "../rules.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/vector.h"
 #include "../../tiles/shapes.h"
+#include "../blocks.h"
+#include "../rules.h"
+#include "../visibility.h"
+#include "pass.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-
 LL_INLINE Number* bias_gradient(const ll_tensor& to, const Tile& tile, int64_t i, int64_t j) {
-    return (Number*)to.data + tile.row * to.strides[0] + tile.head * to.strides[1] + i * to.strides[2] + j * to.strides[3];
+    return (Number*)to.data + tile.row * to.strides[0] + tile.head * to.strides[1] + i * to.strides[2] +
+           j * to.strides[3];
 }
 
 // Numbers of `to` that one pair alone has are written, never read, and past the caches: there are too many for them.
-inline void bias_slopes(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block, const Number* grads,
-                        Number* row_sums) {
+inline void bias_slopes(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block,
+                        const Number* grads, Number* row_sums) {
     if (to.strides[3] == 0) {  // summed over keys, which other chunks share: added when it is this chunk's turn
         for (int j = 0; j < block.count; ++j)
             for (int i = 0; i < tile.count; i += LANES)
@@ -73,7 +73,8 @@ inline void alibi_slopes(const Tile& tile, const Block& block, const Number* gra
                                     load<Numbers>(grads + j * QUERIES + i) * absolute_distance(first, j, i));
 }
 
-inline void table_slopes(const ll_rule& rule, const Tile& tile, const Block& block, const Number* grads, DistanceSums& to) {
+inline void table_slopes(const ll_rule& rule, const Tile& tile, const Block& block, const Number* grads,
+                         DistanceSums& to) {
     Places places(rule, tile, block);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; i < tile.count; ++i)

@@ -1,16 +1,6 @@
 // One chunk of the keys that a group of query heads reads together.
 #pragma once
 
-#include "../additive.h"
-#include "../blocks.h"
-#include "panels.h"
-#include "pieces.h"
-#include "prefetch.h"
-#include "../problem.h"
-#include "../rules.h"
-#include "../scores.h"
-#include "../softmax.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
@@ -18,10 +8,19 @@
 #include "../../tiles/operands.h"
 #include "../../tiles/reach.h"
 #include "../../tiles/shapes.h"
+#include "../additive.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../rules.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "panels.h"
+#include "pieces.h"
+#include "prefetch.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 // Numbers of a row of sums of values.
 LL_INLINE int64_t mixed_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
@@ -45,7 +44,7 @@ struct Group {
 // total 0 and no output.
 struct Part {
     Number *peak, *total;  // [rows]
-    Number* output;         // [rows][columns]
+    Number* output;        // [rows][columns]
 
     static size_t bytes(int64_t rows, int64_t columns) {
         return sizeof(Number) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
@@ -112,12 +111,17 @@ struct Chunk {
 
     Chunk(const Problem& p, const Group& g, const Visibility& v, int64_t number, DecodeScratch& scratch, Part to,
           const Stored* next_keys)
-        : problem(p), call(p.call), group(g), visible(v), keys(chunk_keys_of(v, number)), own(scratch), part(to),
+        : problem(p),
+          call(p.call),
+          group(g),
+          visible(v),
+          keys(chunk_keys_of(v, number)),
+          own(scratch),
+          part(to),
           then(next_keys) {}
 
     // f(block, place of its first key in the rows of scores)
-    template <class F>
-    LL_INLINE int each_block(F f) const {
+    template <class F> LL_INLINE int each_block(F f) const {
         BlockWalk walk(call, group.tile, visible, keys.begin, keys.end);
         walk.step = 1;
         int at = 0;
@@ -126,8 +130,7 @@ struct Chunk {
     }
 
     // f(first key, how many, place of the first): blocks that lie beside each other as one.
-    template <class F>
-    LL_INLINE void each_run(F f) const {
+    template <class F> LL_INLINE void each_run(F f) const {
         int64_t begin = 0;
         int keys = 0, first = 0;
         each_block([&](const Block& block, int at) {
@@ -162,7 +165,8 @@ struct Chunk {
                     store(to + d + p * LANES, part * problem.query_factor);
                 }
                 if constexpr (sizeof(KeyNumber) * KEY_NUMBERS < PIECE * sizeof(Number))
-                    store(to + d / PIECE * KEY_NUMBERS, fold(load<Numbers>(to + d), load<Numbers>(to + d + PIECE - LANES)));
+                    store(to + d / PIECE * KEY_NUMBERS,
+                          fold(load<Numbers>(to + d), load<Numbers>(to + d + PIECE - LANES)));
             }
         }
     }
@@ -170,8 +174,9 @@ struct Chunk {
     void compare(const Block& block, Number* scores) const {
         for (int r = 0; r < group.rows(); ++r)
             for (int j = 0; j < block.count; ++j)
-                scores[r * SCORE_ROW + j] = additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
-                                                      vector_of(call, group.tile.head + r / group.tile.count), call.width);
+                scores[r * SCORE_ROW + j] =
+                    additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
+                                  vector_of(call, group.tile.head + r / group.tile.count), call.width);
     }
 
     // Score rules, and what is not seen: as in every other tile, a head at a time.
@@ -205,8 +210,7 @@ struct Chunk {
     }
 
     // Scores -> weights, of ROWS rows side by side: each alone is a chain of additions.
-    template <int ROWS>
-    void soften_rows(int row, int64_t meanwhile) {
+    template <int ROWS> void soften_rows(int row, int64_t meanwhile) {
         Number* scores = own.scores + row * SCORE_ROW;
         Numbers largest[ROWS], peak[ROWS], total[ROWS];
 #pragma GCC unroll 4
@@ -259,13 +263,13 @@ struct Chunk {
             for (int r = 0; aside && r < group.rows(); ++r)
                 if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
-                        part.output[r * columns + c] += own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
+                        part.output[r * columns + c] +=
+                            own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
         }
         mix_product(own.scores + at, {own.values, width, width, keys}, group.rows(), ahead, part.output, columns);
     }
 
-    template <bool careful>
-    void compute() {
+    template <bool careful> void compute() {
         score();
         for (int x = 0; careful && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INFINITE;
         soften();

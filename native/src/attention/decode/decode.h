@@ -7,22 +7,21 @@
 
 #include <stdlib.h>
 
-#include "chunk.h"
-#include "panels.h"
-#include "../forward/tile.h"
-#include "../problem.h"
-#include "../softmax.h"
-#include "../tiling.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elementary.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/reach.h"
+#include "../forward/tile.h"
+#include "../problem.h"
+#include "../softmax.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "chunk.h"
+#include "panels.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
 
 struct DecodeJob {
     const Problem& problem;
@@ -30,8 +29,8 @@ struct DecodeJob {
     int status;
     Group* groups = nullptr;
     int64_t group_count = 0, tasks = 0;
-    int64_t apart = 1;          // from a task to the one that the same thread probably takes next
-    char* memory = nullptr;     // parts, where some group has several chunks
+    int64_t apart = 1;       // from a task to the one that the same thread probably takes next
+    char* memory = nullptr;  // parts, where some group has several chunks
     size_t part_bytes = 0;
     Group few[16];
 
@@ -147,7 +146,8 @@ struct DecodeJob {
         int64_t number = task - group.first;
         Part part(parts + part_bytes * (size_t)number, group.rows());
         Chunk(problem, group, visible, number, own, part, keys_of(task + apart)).run();
-        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0) merge(group, parts, own);  // by whoever comes last
+        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0)
+            merge(group, parts, own);  // by whoever comes last
     }
 };
 

@@ -1,26 +1,26 @@
 // The two products of short queries: the head width lies along the lanes.
 #pragma once
 
-#include "pieces.h"
-#include "prefetch.h"
 #include "../../simd/vector.h"
 #include "../../tiles/shapes.h"
+#include "pieces.h"
+#include "prefetch.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int SHORT = 16;      // most queries of a segment that is computed here
-constexpr int MOST_ROWS = 16;  // rows computed together: queries of several heads
-constexpr int MOST_CHUNK = 1024;  // keys of a chunk, see chunk_of
+constexpr int SHORT = 16;                      // most queries of a segment that is computed here
+constexpr int MOST_ROWS = 16;                  // rows computed together: queries of several heads
+constexpr int MOST_CHUNK = 1024;               // keys of a chunk, see chunk_of
 constexpr int SCORE_ROW = MOST_CHUNK + LANES;  // from row to row of scores: not into the same few cache sets
 static_assert(SHORT <= MOST_ROWS && SHORT <= QUERIES && MOST_CHUNK % BLOCK_KEYS == 0);
 
-template <int N>
-struct Count { static constexpr int VALUE = N; };
+template <int N> struct Count {
+    static constexpr int VALUE = N;
+};
 
 // f(count of rows, first row): as few panels as there can be, of about the same height.
-template <class F>
-LL_INLINE void each_panel(int rows, F f) {
+template <class F> LL_INLINE void each_panel(int rows, F f) {
     for (int r = 0, left = rows; left > 0;) {
         int panels = (left + 3) / 4, some = (left + panels - 1) / panels;
         if (some == 4) f(Count<4>{}, r);
@@ -33,32 +33,31 @@ LL_INLINE void each_panel(int rows, F f) {
 
 constexpr int UNIT = 32;  // keys that stay in the nearest cache until all rows and columns have met them
 
-
 // Sums of neighbouring lanes: first those of a, then those of b.
-template <int N, int... EVEN>
-struct NeighbourSums : NeighbourSums<N - 1, 2 * (N - 1), EVEN...> {};
-template <int... EVEN>
-struct NeighbourSums<0, EVEN...> {
+template <int N, int... EVEN> struct NeighbourSums : NeighbourSums<N - 1, 2 * (N - 1), EVEN...> {};
+template <int... EVEN> struct NeighbourSums<0, EVEN...> {
     static LL_INLINE Numbers of(Numbers a, Numbers b) {
         return __builtin_shufflevector(a, b, EVEN...) + __builtin_shufflevector(a, b, (EVEN + 1)...);
     }
 };
 
 // The sum of each vector's lanes; that of vector n in lane n.
-template <int COUNT>
-LL_INLINE Numbers sums_of_lanes(const Numbers* v) {
+template <int COUNT> LL_INLINE Numbers sums_of_lanes(const Numbers* v) {
     if constexpr (COUNT == 1) return *v;
     else return NeighbourSums<LANES>::of(sums_of_lanes<COUNT / 2>(v), sums_of_lanes<COUNT / 2>(v + COUNT / 2));
 }
 
 // Keys of a panel of ROWS queries.
 template <int ROWS>
-constexpr int PANEL_OF = ROWS > LANES ? 1 : ROWS == 1 ? (LANES < UNIT ? LANES : UNIT) : ROWS == 3 ? LANES / 2 : LANES / ROWS;
+constexpr int PANEL_OF = ROWS > LANES ? 1
+                         : ROWS == 1  ? (LANES < UNIT ? LANES : UNIT)
+                         : ROWS == 3  ? LANES / 2
+                                      : LANES / ROWS;
 
 // scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written.
 template <int ROWS, bool ASK>
-LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* query, int64_t columns, int64_t width, int keys,
-                         Ahead& ahead, Number* scores) {
+LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* query, int64_t columns, int64_t width,
+                         int keys, Ahead& ahead, Number* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fit a vector
     const Stored* at[KEYS];
 #pragma GCC unroll 16
@@ -74,7 +73,8 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
             for (int p = 0; p < KEY_PARTS; ++p)
-                q[r].part[p] = load<decltype(q[r].part[p] + 0)>(query + r * columns + d / PIECE * KEY_NUMBERS + p * LANES);
+                q[r].part[p] =
+                    load<decltype(q[r].part[p] + 0)>(query + r * columns + d / PIECE * KEY_NUMBERS + p * LANES);
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) {
             KeyPiece k = read_key(at[t] + d, count);
@@ -99,7 +99,8 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyNumber* que
             Number* to = scores + r * SCORE_ROW;
             const Number* own = sums + (r - first) * KEYS;
             if (keys == KEYS) __builtin_memcpy(to, own, KEYS * sizeof(Number));
-            else for (int t = 0; t < keys; ++t) to[t] = own[t];
+            else
+                for (int t = 0; t < keys; ++t) to[t] = own[t];
         }
     }
 }
@@ -121,7 +122,8 @@ inline void dot_rows(const Reading& key, int first, int keys, const KeyNumber* q
 }
 
 // scores[row][key] = sum over d of query[row][d] * key[d].
-inline void dot_product(const Reading& key, const KeyNumber* query, int rows, int64_t columns, Ahead& ahead, Number* scores) {
+inline void dot_product(const Reading& key, const KeyNumber* query, int rows, int64_t columns, Ahead& ahead,
+                        Number* scores) {
     for (int first = 0; first < key.keys; first += UNIT)
         each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
@@ -137,7 +139,9 @@ inline void dot_product(const Reading& key, const KeyNumber* query, int rows, in
 // _mm512_unpacklo_epi16, and weights rounded to pairs, as in every other tile.
 #if defined(LL_PAIRS) && !defined(LL_AMX)
 constexpr int MIXED_KEYS = 2;
-struct ValuePiece { Words part[PIECE_PARTS]; };
+struct ValuePiece {
+    Words part[PIECE_PARTS];
+};
 LL_INLINE ValuePiece read_value(const Stored* from, const Stored* next, int64_t count) {
     __mmask32 there = count >= PIECE ? 0xffffffffu : (1u << count) - 1;
     __m512i even = _mm512_maskz_loadu_epi16(there, from), odd = _mm512_maskz_loadu_epi16(there, next);
@@ -188,8 +192,8 @@ LL_INLINE void add_piece(Number* to, const Piece& piece) {
 
 // Of keys [first, first + keys), whose weights are given for some rows from `row` on, and of PIECES pieces from column c on.
 template <int ROWS, int PIECES, bool ASK>
-inline void mix_panel(const Weights& weights, int row, const Reading& value, int first, int keys, int64_t c, Ahead& ahead,
-                      Number* output, int64_t columns) {
+inline void mix_panel(const Weights& weights, int row, const Reading& value, int first, int keys, int64_t c,
+                      Ahead& ahead, Number* output, int64_t columns) {
     Piece sum[ROWS][PIECES];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
@@ -222,7 +226,8 @@ inline void mix_panel(const Weights& weights, int row, const Reading& value, int
         for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + c + v * PIECE, sum[r][v]);
 }
 
-inline void mix_product(const Number* weights, const Reading& value, int rows, Ahead& ahead, Number* output, int64_t columns) {
+inline void mix_product(const Number* weights, const Reading& value, int rows, Ahead& ahead, Number* output,
+                        int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
     for (int first = 0; first < value.keys; first += UNIT) {
         int some = least(UNIT, value.keys - first);

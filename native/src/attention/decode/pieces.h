@@ -8,7 +8,6 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-
 // Of bfloat16 two numbers lie in each lane: first those of even, then those of odd places.
 #if defined(LL_OF_BFLOAT16)
 constexpr int PIECE_PARTS = 2;
@@ -16,7 +15,9 @@ constexpr int PIECE_PARTS = 2;
 constexpr int PIECE_PARTS = 1;
 #endif
 constexpr int PIECE = PIECE_PARTS * LANES;  // elements
-struct Piece { Numbers part[PIECE_PARTS]; };
+struct Piece {
+    Numbers part[PIECE_PARTS];
+};
 
 #if defined(LL_OF_BFLOAT16)
 LL_INLINE Piece piece_of(Words both) { return {{bits_as<Numbers>(both << 16), bits_as<Numbers>(both & 0xffff0000u)}}; }
@@ -48,7 +49,9 @@ LL_INLINE Piece read_part(const Stored* from, int64_t count) {
 #if defined(LL_PAIRS) && !defined(LL_AMX)
 constexpr int KEY_PARTS = 1;
 typedef Factor KeyNumber;
-struct KeyPiece { Words part[KEY_PARTS]; };
+struct KeyPiece {
+    Words part[KEY_PARTS];
+};
 LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) {
     if (count >= PIECE) return {{load<Words>(from)}};
     return {{(Words)_mm512_maskz_loadu_epi16((1u << count) - 1, from)}};

@@ -1,8 +1,8 @@
 // Memory that is read once, asked for line by line before its turn.
 #pragma once
 
-#include "pieces.h"
 #include "../../simd/vector.h"
+#include "pieces.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -71,8 +71,7 @@ public:
         for (due += elements; due >= LINE; due -= LINE) ask();
     }
     // After piece x of the EACH that step n of a loop reads.
-    template <int EACH>
-    LL_INLINE void follow_piece(int64_t n, int x) {
+    template <int EACH> LL_INLINE void follow_piece(int64_t n, int x) {
         constexpr int PIECES = (int)LINE / PIECE;
         if ((EACH % PIECES == 0 ? x + 1 : n * EACH + x + 1) % PIECES == 0) ask();
     }

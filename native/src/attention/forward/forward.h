@@ -3,17 +3,17 @@
 
 #include <stdlib.h>
 
-#include "../decode/decode.h"
-#include "observe.h"
-#include "tile.h"
-#include "../problem.h"
-#include "../tiling.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/shapes.h"
+#include "../decode/decode.h"
+#include "../problem.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "observe.h"
+#include "tile.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -63,7 +63,8 @@ inline void observe_task(void* context, int64_t n) {
         if (call.segments[s].row >= 0 && call.segments[s].row != row) continue;
         for (int64_t number = 0; number < job.tiles.in_segment(s); ++number, ++counted)
             if (counted % CHUNKS == chunk)
-                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums, job.status);
+                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums,
+                             job.status);
     }
 }
 
@@ -125,10 +126,10 @@ inline int forward(const ll_call& call) {
         Order order(problem, tiles);
         tiles.last_first = order.last_first, apart = order.apart;
     }
-    if (decoding)
-        job.status = decode(problem, tiles);
+    if (decoding) job.status = decode(problem, tiles);
     else
-        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job, apart ? call.batch * call.query_heads : 1);
+        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
+                 apart ? call.batch * call.query_heads : 1);
     if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, apart);
     free(stats);
     return job.status;

@@ -6,19 +6,19 @@
 // and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
 #pragma once
 
-#include "../blocks.h"
-#include "tile.h"
-#include "../problem.h"
-#include "../rules.h"
-#include "../scores.h"
-#include "../softmax.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elementary.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/register_tile.h"
 #include "../../tiles/shapes.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../rules.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "tile.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -38,7 +38,7 @@ struct RowStatistics {
     Number logsumexp[QUERIES];
     alignas(64) Number largest[QUERIES], heaviest[QUERIES];  // the largest score and the largest weight
     double entropy[QUERIES], distance[QUERIES];
-    alignas(64) Int real[QUERIES];                 // -1 for queries of the tile, 0 for the lanes beyond
+    alignas(64) Int real[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
 };
 
 struct ObserveScratch {
@@ -146,13 +146,15 @@ inline void weigh_and_count(const Problem& problem, const Tile& tile, const Bloc
 // equal weights, all NaN, which count as 0 until they are written.
 inline void gather_top(const Block& block, const Tile& tile, const Number* scores, const Number* weights, int64_t top,
                        Number* kept_weights, Int* kept_keys) {
-    constexpr int TOGETHER = 16;  // keys that are looked at before any is kept: a branch for each would be hard to foresee
+    constexpr int TOGETHER =
+        16;  // keys that are looked at before any is kept: a branch for each would be hard to foresee
     int64_t last = (top - 1) * LANES;
     for (int i = 0; i < tile.count; i += LANES, kept_weights += top * LANES, kept_keys += top * LANES) {
         Numbers least_kept = load<Numbers>(kept_weights + last);
         auto weight_of_row = [&](int j) { return larger(load<Numbers>(weights + j * QUERIES + i), Numbers{}); };
         auto keep = [&](int j) {
-            Numbers weight = load<Numbers>(scores + j * QUERIES + i) == -INFINITE ? spread(FREE) : weight_of_row(j);  // unseen
+            Numbers weight =
+                load<Numbers>(scores + j * QUERIES + i) == -INFINITE ? spread(FREE) : weight_of_row(j);  // unseen
             Ints key = spread_int((Int)(block.begin + j)), key_here = load<Ints>(kept_keys + last);
             Numbers here = least_kept;
             for (int64_t t = last; t > 0; t -= LANES) {
@@ -225,7 +227,8 @@ inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, cons
     const ll_observation& o = *call.observation;
     int64_t last = tile.first_query + tile.count;
     if (o.rows_out)
-        for (int64_t r = first_at_least(o.rows, o.row_count, 1, tile.first_query); r < o.row_count && o.rows[r] < last; ++r) {
+        for (int64_t r = first_at_least(o.rows, o.row_count, 1, tile.first_query); r < o.row_count && o.rows[r] < last;
+             ++r) {
             Number* to = numbers(o.rows_out) + (map * o.row_count + r) * call.keys + block.begin;
             for (int j = 0; j < block.count; ++j) to[j] = weights[j * QUERIES + (o.rows[r] - tile.first_query)];
         }
@@ -234,7 +237,8 @@ inline void copy_chosen(const ll_call& call, const Tile& tile, int64_t map, cons
              p < o.pair_count && o.pairs[2 * p] < last; ++p) {
             int64_t j = o.pairs[2 * p + 1] - block.begin;
             if (j >= 0 && j < block.count)
-                numbers(o.pairs_out)[map * o.pair_count + p] = weights[j * QUERIES + (o.pairs[2 * p] - tile.first_query)];
+                numbers(o.pairs_out)[map * o.pair_count + p] =
+                    weights[j * QUERIES + (o.pairs[2 * p] - tile.first_query)];
         }
 }
 
@@ -245,8 +249,8 @@ inline void add_features(const ll_observation& o, const Tile& tile, const Block&
                          sizeof(Number) * (size_t)o.feature_count);
         for (int64_t f = o.feature_count; f < own.feature_columns; ++f) to[f] = 0;
     }
-    add_product<Number>({own.weights, 1, QUERIES, 0, block.count, nullptr}, own.feature_rows, own.feature_columns, own.features,
-                        own.feature_columns, tile.count, own.feature_columns);
+    add_product<Number>({own.weights, 1, QUERIES, 0, block.count, nullptr}, own.feature_rows, own.feature_columns,
+                        own.features, own.feature_columns, tile.count, own.feature_columns);
 }
 
 inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, const RowStatistics& rows,
@@ -256,8 +260,7 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
     for (int i = 0; i < tile.count; ++i, ++at) {
         Number share = rows.share[i], largest = rows.largest[i];
         bool undefined = share != share;
-        if (o.logsumexp)
-            numbers(o.logsumexp)[at] = rows.logsumexp[i];
+        if (o.logsumexp) numbers(o.logsumexp)[at] = rows.logsumexp[i];
         if (o.max_score) numbers(o.max_score)[at] = undefined ? share : largest * problem.natural;
         if (o.max_weight) numbers(o.max_weight)[at] = undefined ? share : rows.heaviest[i];
         if (o.entropy) numbers(o.entropy)[at] = (Number)(rows.entropy[i] * LN_2);
@@ -274,8 +277,8 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
 }
 
 // map: (batch row, observed head) as one number.
-inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const Number* stats, ObserveScratch& own,
-                         ColumnSums& sums, int& status) {
+inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const Number* stats,
+                         ObserveScratch& own, ColumnSums& sums, int& status) {
     const ll_call& call = problem.call;
     const ll_observation& o = *call.observation;
     Visibility visible;
@@ -291,7 +294,8 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     alignas(64) Number peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block) && !ended(status);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores, peak);
+        score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores,
+                    peak);
         weigh_and_count(problem, tile, block, own.base.scores, own.weights, rows);
         if (o.top > 0) gather_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
         gather_columns(call, tile, block, own.weights, sums);

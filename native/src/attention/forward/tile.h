@@ -1,11 +1,6 @@
 // Attention of one tile of queries: a running softmax over blocks of keys (Milakov & Gimelshein 2018; Dao et al. 2022).
 #pragma once
 
-#include "../blocks.h"
-#include "../problem.h"
-#include "../scores.h"
-#include "../softmax.h"
-#include "../visibility.h"
 #include "../../library.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
@@ -13,6 +8,11 @@
 #include "../../tiles/operands.h"
 #include "../../tiles/shapes.h"
 #include "../../tiles/sums.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -22,10 +22,10 @@ constexpr int MOST_TOGETHER = 4;
 
 // Memory of one thread, reused from tile to tile.
 struct Scratch {
-    Number* scores;   // [BLOCK_KEYS][QUERIES]
-    Factor* weights;  // the same as factors, where they differ from numbers
-    Factor* values;   // [BLOCK_KEYS / FOLD][columns]; careful passes only
-    uint8_t* seen;    // [BLOCK_KEYS][QUERIES]; careful passes only
+    Number* scores;                 // [BLOCK_KEYS][QUERIES]
+    Factor* weights;                // the same as factors, where they differ from numbers
+    Factor* values;                 // [BLOCK_KEYS / FOLD][columns]; careful passes only
+    uint8_t* seen;                  // [BLOCK_KEYS][QUERIES]; careful passes only
     Factor* packed[MOST_TOGETHER];  // of each tile: queries, as products.h wants them
     Number* output[MOST_TOGETHER];  // of each tile: the sums of sums.h
 
@@ -43,8 +43,8 @@ struct Scratch {
 
 // output += weights * values over the seen pairs alone: a row of V that is not finite is set aside (it counts as zero in
 // the product, for which nobody's bits change) and added by hand to the queries that see it.
-inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut, const Factor* weights,
-                          Scratch& scratch, Number* output) {
+inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
+                          const Factor* weights, Scratch& scratch, Number* output) {
     const ll_call& call = problem.call;
     int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
     const Stored* value = line<const Stored>(call.value, tile.row, tile.key_head, begin);
@@ -90,8 +90,7 @@ struct Pass {
     }
 
     // `careful` multiplies only seen pairs: for tiles where a value nobody sees may be NaN or infinite.
-    template <bool careful>
-    void step(Scratch& scratch) {
+    template <bool careful> void step(Scratch& scratch) {
         alignas(64) Number peak[QUERIES];
         int64_t columns = problem.value_columns;
         Cut cut(visible, tile, block);
@@ -106,11 +105,10 @@ struct Pass {
             if (problem.drop_below) drop(problem, tile, block, scratch.scores);
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
-        if (careful)
-            mix_carefully(problem, tile, block, cut, weights, scratch, output);
+        if (careful) mix_carefully(problem, tile, block, cut, weights, scratch, output);
         else
-            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output, columns,
-                cut.of_queries);
+            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output,
+                columns, cut.of_queries);
         more = walk.next(block);
     }
 
@@ -153,14 +151,16 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
         Stored* to = line<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
         problem.much_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
         if (call.logsumexp)
-            ((Number*)call.logsumexp)[at + i] = logsumexp_of(problem, sink_of(call, tile), softmax.peak[i], softmax.total[i]);
+            ((Number*)call.logsumexp)[at + i] =
+                logsumexp_of(problem, sink_of(call, tile), softmax.peak[i], softmax.total[i]);
         if (stats) stats[2 * (at + i)] = softmax.peak[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }
 }
 
 // The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
 // never shows in the bits.
-inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats, int& status) {
+inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats,
+                          int& status) {
     alignas(Pass) char room[MOST_TOGETHER][sizeof(Pass)];
     Pass* passes[MOST_TOGETHER];
     for (int t = 0; t < count; ++t) {
@@ -181,9 +181,7 @@ inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, 
             while (passes[t]->more && !ended(status)) passes[t]->step<true>(scratch);
             passes[t]->finish();
         }
-        auto row = [&](int i) {
-            return sum_row(passes[t]->output, i, problem.value_columns, (Number*)scratch.values);
-        };
+        auto row = [&](int i) { return sum_row(passes[t]->output, i, problem.value_columns, (Number*)scratch.values); };
         write_tile(problem, tiles[t], passes[t]->softmax, row, stats);
     }
 }
