@@ -42,20 +42,20 @@ bool is_lent = false;
 void* exception[3];  // of the main thread
 
 // How this thread asks its caller.
-struct Asking {
+struct SignalPoll {
     bool calls = false, asks = false;  // whether it runs a call; whether it is asking at this moment
     int passed = 0;                    // how often it could have looked at the clock
     double due = 0;                    // 0: it has not yet
 };
-thread_local Asking asking;
+thread_local SignalPoll signal_poll;
 
-struct Calling {
-    bool before = asking.calls;
-    Calling() {
-        if (!before) asking.calls = true, asking.due = 0;
+struct ActiveCall {
+    bool before = signal_poll.calls;
+    ActiveCall() {
+        if (!before) signal_poll.calls = true, signal_poll.due = 0;
     }
-    ~Calling() { asking.calls = before; }
-    Calling(const Calling&) = delete;
+    ~ActiveCall() { signal_poll.calls = before; }
+    ActiveCall(const ActiveCall&) = delete;
 };
 
 bool is_main_thread() {
@@ -77,16 +77,16 @@ double now() {
 bool ask() {
     constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
     double time = now();
-    if (asking.due == 0) asking.due = time + FIRST;
-    if (time < asking.due) return false;
-    asking.due = time + AGAIN;
+    if (signal_poll.due == 0) signal_poll.due = time + FIRST;
+    if (time < signal_poll.due) return false;
+    signal_poll.due = time + AGAIN;
     if (!__atomic_load_n(&is_lent, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
-    asking.asks = true;
+    signal_poll.asks = true;
     int state = lent.acquire();
     bool raised = lent.check() != 0;
     if (raised) lent.fetch(exception, exception + 1, exception + 2);
     lent.release(state);
-    asking.asks = false;
+    signal_poll.asks = false;
     return raised;
 }
 
@@ -94,7 +94,7 @@ bool ask() {
 
 bool interrupted() {
     constexpr int PASSES = 4;
-    return asking.calls && !asking.asks && ++asking.passed % PASSES == 0 && ask();
+    return signal_poll.calls && !signal_poll.asks && ++signal_poll.passed % PASSES == 0 && ask();
 }
 
 namespace {
@@ -125,7 +125,7 @@ struct Isa {
 
 #if defined(LL_HAS_AMX)
 // The kernel lends the matrix registers, 8 KiB for each thread, to those who ask.
-bool may_use_matrix_registers() {
+bool request_amx() {
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;
     return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
            syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
@@ -147,7 +147,7 @@ struct Isas {
         Isa with_pairs{"avx512bf16", pairs, LL_LIST(avx512)};
         with_pairs.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
 #if defined(LL_HAS_AMX)
-        Isa matrix{"amx", pairs && may_use_matrix_registers(), LL_LIST(avx512)};
+        Isa matrix{"amx", pairs && request_amx(), LL_LIST(avx512)};
         matrix.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
         list[count++] = matrix;
 #endif
@@ -206,7 +206,7 @@ const Isa* isa() {
 
 const Kernels* kernels_of(const Isa* isa, int64_t element) {
     if (!isa) return nullptr;
-    if (asking.asks) {  // memory of this thread is in use
+    if (signal_poll.asks) {  // memory of this thread is in use
         fail("a signal handler called a kernel in the middle of another call");
         return nullptr;
     }
@@ -281,9 +281,9 @@ int check(const ll_call& call) {
         return fail("at most %d score rules are possible; there are %lld", LL_MAX_RULES, (long long)call.rule_count);
     if (call.tiles.state && call.tiles.bit_rows != 64 && call.tiles.bit_rows != 1)
         return fail("a tile of bits must have 64 rows or 1; it has %lld", (long long)call.tiles.bit_rows);
-    constexpr int64_t MOST_NUMBERED = 0x7fffffff;  // the kernels number keys of largest weights in 32 bits
-    if (call.observation && call.observation->top > 0 && call.keys > MOST_NUMBERED)
-        return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MOST_NUMBERED,
+    constexpr int64_t MAX_KEYS = 0x7fffffff;  // the kernels number keys of largest weights in 32 bits
+    if (call.observation && call.observation->top > 0 && call.keys > MAX_KEYS)
+        return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MAX_KEYS,
                     (long long)call.keys);
     for (int64_t s = 0; s < call.segment_count; ++s)
         if (int status = check_segment(call, s)) return status;
@@ -334,7 +334,7 @@ int ll_forward(const ll_call* given) {
     ll_call call;
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
-    Calling calling;
+    ActiveCall calling;
     return has_queries(call) ? finished(found->forward(call))
                              : DONE;  // what is not written is as the caller prepared it
 }
@@ -350,7 +350,7 @@ int ll_backward(const ll_call* given, const ll_gradients* wanted) {
         (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
         (wanted->value.data && wanted->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
-    Calling calling;
+    ActiveCall calling;
     return finished(found->backward(call, *wanted));
 }
 
@@ -406,7 +406,7 @@ int ll_matmul_values(const ll_matmul* matmul) {
     const Kernels* found = kernels_of(isa(), m.element);
     if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
     if (!found) return BAD_ARGUMENT;
-    Calling calling;
+    ActiveCall calling;
     return finished(found->matmul(m));
 }
 
@@ -463,9 +463,9 @@ int ll_has_openmp(void) { return has_openmp(); }
 double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {
     const Kernels* found = kernels_of(name ? find(name) : isa(), element);
     if (!found) return -1.0;
-    constexpr int64_t MOST_THREADS = 1024;
-    if (threads < 1 || threads > MOST_THREADS) return -1.0;
-    double rates[MOST_THREADS] = {}, sum = 0.0;
+    constexpr int64_t MAX_THREADS = 1024;
+    if (threads < 1 || threads > MAX_THREADS) return -1.0;
+    double rates[MAX_THREADS] = {}, sum = 0.0;
     PeakJob job{found, seconds, rates};
     parallel(threads, threads, peak_task, &job);
     for (int64_t n = 0; n < threads; ++n) sum += rates[n];

@@ -22,32 +22,34 @@ struct Kernels {
     int (*matmul)(const ll_matmul&);  // null where elements are not numbers
 };
 
-// Runs body(context, n) for n in [0, count) on at most `threads` threads, handed out one at a time: in order, or in order
+// TaskRanges body(context, n) for n in [0, count) on at most `threads` threads, handed out one at a time: in order, or in order
 // within each of so many runs of equal length. A thread begins with a run of its own, so that neighbours, which often read
 // the same memory, meet in its caches (and meet them again in the next call), and goes on with what others have left.
-void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_t n), void* context, int64_t runs = 1);
+void parallel(int64_t threads, int64_t count, void (*body)(void* context, int64_t n), void* context,
+              int64_t ranges = 1);
 
 // What `parallel` hands out.
-class Runs {
-    static constexpr int64_t MOST = 64;
+class TaskRanges {
+    static constexpr int64_t MAX = 64;
     struct alignas(64) Counter {
         int64_t taken = 0;
     };
-    Counter counters[MOST];
-    int64_t count, runs;
+    Counter counters[MAX];
+    int64_t count, ranges;
 
 public:
     // No more runs than threads or tasks.
-    Runs(int64_t tasks, int64_t wanted, int64_t threads) : count(tasks), runs(wanted) {
-        const int64_t limits[] = {MOST, threads, count};
+    TaskRanges(int64_t tasks, int64_t wanted, int64_t threads) : count(tasks), ranges(wanted) {
+        const int64_t limits[] = {MAX, threads, count};
         for (int64_t limit : limits)
-            if (runs > limit) runs = limit;
-        if (runs < 1) runs = 1;
+            if (ranges > limit) ranges = limit;
+        if (ranges < 1) ranges = 1;
     }
     void work(int64_t thread, void (*body)(void*, int64_t), void* context) {
-        for (int64_t r = 0; r < runs; ++r) {
-            int64_t run = (thread + r) % runs, begin = count * run / runs, length = count * (run + 1) / runs - begin;
-            for (int64_t n; (n = __atomic_fetch_add(&counters[run].taken, 1, __ATOMIC_RELAXED)) < length;)
+        for (int64_t r = 0; r < ranges; ++r) {
+            int64_t range = (thread + r) % ranges, begin = count * range / ranges,
+                    length = count * (range + 1) / ranges - begin;
+            for (int64_t n; (n = __atomic_fetch_add(&counters[range].taken, 1, __ATOMIC_RELAXED)) < length;)
                 body(context, begin + n);
         }
     }

@@ -19,7 +19,7 @@ struct Arena {
 };
 
 // This thread's scratch, laid out by S from its arguments; null after noting that there is no memory.
-template <class S, class... Arguments> LL_INLINE char* own_memory(int& status, const Arguments&... arguments) {
+template <class S, class... Arguments> LL_INLINE char* thread_scratch(int& status, const Arguments&... arguments) {
     Arena counting{nullptr};
     S(counting, arguments...);
     void* memory = scratch(counting.used);
@@ -28,7 +28,7 @@ template <class S, class... Arguments> LL_INLINE char* own_memory(int& status, c
 }
 
 // Whether a call shall end early, for all of its threads: it has failed, or its caller wants it to.
-LL_INLINE bool ended(int& status) {
+LL_INLINE bool should_stop(int& status) {
     if (__atomic_load_n(&status, __ATOMIC_RELAXED) != DONE) return true;
     if (!interrupted()) return false;
     __atomic_store_n(&status, (int)INTERRUPTED, __ATOMIC_RELAXED);

@@ -29,7 +29,7 @@ struct Memory {
 };
 thread_local Memory memory;
 
-constexpr size_t MOST_KEPT = 8 << 20;  // bytes of a piece
+constexpr size_t MAX_KEPT = 8 << 20;  // bytes of a piece
 thread_local Memory kept[4];
 
 }  // namespace
@@ -66,7 +66,7 @@ void* borrow(size_t& bytes) {
 
 void give_back(void* memory, size_t bytes) {
     for (Memory& piece : kept)
-        if (memory && !piece.data && bytes <= MOST_KEPT) {
+        if (memory && !piece.data && bytes <= MAX_KEPT) {
             piece.data = memory, piece.size = bytes;
             return;
         }
@@ -78,7 +78,7 @@ void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void
 #if defined(_OPENMP)
     if (threads > 1 && !forked && !omp_in_parallel()) {
         watch_forks();
-        Runs tasks(count, runs, threads);
+        TaskRanges tasks(count, runs, threads);
 #pragma omp parallel num_threads((int)threads)
         tasks.work(omp_get_thread_num(), body, context);
         return;

@@ -33,7 +33,7 @@ void* scratch(size_t bytes) {
 }
 
 void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
-    Runs tasks(count, runs, threads);
+    TaskRanges tasks(count, runs, threads);
     std::vector<std::thread> others;
     for (int64_t n = 1; n < (threads < count ? threads : count); ++n)
         others.emplace_back([&, n] { tasks.work(n, body, context); });

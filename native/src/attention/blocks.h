@@ -11,7 +11,7 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // The state that a column of the tile map has for the queries [first, first + count) of the map's rows.
-enum Column { NOBODY, SOMEBODY, EVERYBODY };
+enum Column { NONE, SOME, ALL };
 
 LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t query) {
     const ll_tile_map& map = call.tiles;
@@ -23,8 +23,8 @@ inline Column column_state(const ll_call& call, const Tile& tile, int64_t column
     int32_t first = map_row(call, tile, tile.first_query)[column];
     int32_t last =
         map_row(call, tile, tile.first_query + tile.count - 1)[column];  // at most two rows: QUERIES <= MAP_SIDE
-    if (first == -1 && last == -1) return NOBODY;
-    return first == -2 && last == -2 ? EVERYBODY : SOMEBODY;
+    if (first == -1 && last == -1) return NONE;
+    return first == -2 && last == -2 ? ALL : SOME;
 }
 
 // At most BLOCK_KEYS neighbouring keys, and what has to be checked in them.
@@ -57,20 +57,20 @@ struct BlockWalk {
 
     bool next(Block& block) {
         while (range < visible.range_count) {
-            int64_t end = least(visible.ranges[range].end, stop);
-            cursor = most(cursor, visible.ranges[range].begin);
+            int64_t end = min(visible.ranges[range].end, stop);
+            cursor = max(cursor, visible.ranges[range].begin);
             if (cursor >= end) {
                 ++range;
                 continue;
             }
             // A block begins with a whole factor; a key that this adds is cut, since nobody sees it.
             cursor -= cursor % step;
-            block = {cursor, (int)least<int64_t>(BLOCK_KEYS, end - cursor), false, false};
+            block = {cursor, (int)min<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
             cursor += block.count;
-            bool skipped = call.tiles.state && column_state(call, tile, block.begin / MAP_SIDE) == NOBODY;
+            bool skipped = call.tiles.state && column_state(call, tile, block.begin / MAP_SIDE) == NONE;
             if (skipped) continue;
-            block.cut_by_intervals = !everyone_sees(visible, tile.count, block.begin, cursor);
+            block.cut_by_intervals = !all_see(visible, tile.count, block.begin, cursor);
             return true;
         }
         return false;
@@ -80,13 +80,13 @@ struct BlockWalk {
     void limit_to_map(Block& block, int64_t end) const {
         int64_t column = block.begin / MAP_SIDE, edge = (column + 1) * MAP_SIDE;
         Column state = column_state(call, tile, column);
-        block.count = (int)(least(edge, end) - block.begin);
-        block.cut_by_bits = state == SOMEBODY;
-        if (state == NOBODY || edge >= end) return;
+        block.count = (int)(min(edge, end) - block.begin);
+        block.cut_by_bits = state == SOME;
+        if (state == NONE || edge >= end) return;
         Column beside = column_state(call, tile, column + 1);
-        if (beside == NOBODY) return;
-        block.count = (int)(least(edge + MAP_SIDE, end) - block.begin);
-        block.cut_by_bits |= beside == SOMEBODY;
+        if (beside == NONE) return;
+        block.count = (int)(min(edge + MAP_SIDE, end) - block.begin);
+        block.cut_by_bits |= beside == SOME;
     }
 };
 
@@ -102,10 +102,10 @@ struct Cut {
         for (int i = 0; i < tile.count; ++i) {
             room.begin[i] = BLOCK_KEYS, room.end[i] = 0;
             for (int k = 0; k < visible.count; ++k) {
-                int64_t begin = most<int64_t>(visible.starts[k][i] - block.begin, 0);
-                int64_t end = least<int64_t>(visible.ends[k][i] - block.begin, block.count);
+                int64_t begin = max<int64_t>(visible.starts[k][i] - block.begin, 0);
+                int64_t end = min<int64_t>(visible.ends[k][i] - block.begin, block.count);
                 if (begin >= end) continue;
-                room.begin[i] = least(room.begin[i], (int)begin), room.end[i] = most(room.end[i], (int)end);
+                room.begin[i] = min(room.begin[i], (int)begin), room.end[i] = max(room.end[i], (int)end);
             }
         }
     }
@@ -116,7 +116,7 @@ struct Cut {
         if (!of_queries) return nullptr;
         for (int j = 0; j < block.count; ++j) to.begin[j] = QUERIES, to.end[j] = 0;
         for (int i = tile.count - 1; i >= 0; --i)
-            for (int j = room.begin[i]; j < room.end[i]; ++j) to.begin[j] = i, to.end[j] = most(to.end[j], i + 1);
+            for (int j = room.begin[i]; j < room.end[i]; ++j) to.begin[j] = i, to.end[j] = max(to.end[j], i + 1);
         return &to;
     }
 };

@@ -13,20 +13,20 @@ namespace {
 // The numbers of a call, worked out once.
 struct Problem {
     const ll_call& call;
-    int64_t value_columns;  // value_width, rounded up to whole vectors
-    int64_t steps;          // factors along the width
-    Number query_factor;    // what packed queries are multiplied by
-    Number exponent;        // weight = 2^(exponent * (score - largest))
-    Number natural;         // score in natural units = natural * score in the tile
-    uint64_t drop_below;    // a weight whose random word is below is dropped; 0: no dropout
+    int64_t value_columns;       // value_width, rounded up to whole vectors
+    int64_t steps;               // factors along the width
+    Float query_factor;          // what packed queries are multiplied by
+    Float exponent;              // weight = 2^(exponent * (score - largest))
+    Float natural;               // score in natural units = natural * score in the tile
+    uint64_t dropout_threshold;  // a weight whose random word is below is dropped; 0: no dropout
     int softcaps = 0;
-    bool much_output;      // more than a cache would hold until it is read
+    bool stream_output;    // more than a cache would hold until it is read
     Operand keys, values;  // left and right operands of the forward pass
 
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
         steps = steps_along(c.width);
-        Number scale = (Number)c.scale, size = scale < 0 ? -scale : scale;
+        Float scale = (Float)c.scale, size = scale < 0 ? -scale : scale;
         if (c.rule_count > 0 || scale == 0) {
             query_factor = scale == 0 ? 0 : 1;
             natural = 1;  // rules work in natural units: apply_rules multiplies by the scale first
@@ -34,24 +34,24 @@ struct Problem {
             // Scores stay as plain products (equal ones stay equal); the scale rides in the exponent, which must be positive.
             // A power of two of a tiny scale rides in the queries: with a larger one, a difference of scores that overflows
             // has no weight.
-            Number power = size < (Number)0x1p-110 ? (Number)0x1p-64 : 1;
+            Float power = size < (Float)0x1p-110 ? (Float)0x1p-64 : 1;
             query_factor = scale < 0 ? -power : power;
             natural = size / power;
         }
         exponent = natural * LOG2_E;
-        drop_below = (uint64_t)(c.dropout * 4294967296.0);
-        much_output = c.batch * c.query_heads * c.queries * c.value_width * (int64_t)sizeof(Stored) >= (int64_t)16
-                                                                                                           << 20;
+        dropout_threshold = (uint64_t)(c.dropout * 4294967296.0);
+        stream_output = c.batch * c.query_heads * c.queries * c.value_width * (int64_t)sizeof(Stored) >= (int64_t)16
+                                                                                                             << 20;
         for (int64_t r = 0; r < c.rule_count; ++r) softcaps += c.rules[r].kind == LL_SOFTCAP;
     }
 };
 
-template <class T> LL_INLINE T* line(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
+template <class T> LL_INLINE T* row_at(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) {
     return (T*)tensor.data + b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
 }
 
 // Asks memory for some rows that will be read or added to soon.
-template <class T> LL_INLINE void ask_rows(const T* first, int64_t stride, int rows, int64_t width) {
+template <class T> LL_INLINE void prefetch_rows(const T* first, int64_t stride, int rows, int64_t width) {
     for (int r = 0; r < rows; ++r)
         for (int64_t x = 0; x < width; x += 64 / (int64_t)sizeof(T)) __builtin_prefetch(first + r * stride + x);
 }

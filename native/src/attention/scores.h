@@ -16,30 +16,30 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Number* scores) {
+inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
     for (int k = 0; k < visible.count; ++k)
         for (int i = 0; i < tile.count; ++i) {
             starts[k][i] = (Int)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
             ends[k][i] = (Int)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
         }
-    auto cut = [&](Numbers s, int j, int i) {
-        Ints inside{};
+    auto cut = [&](Vec s, int j, int i) {
+        IntVec inside{};
         for (int k = 0; k < visible.count; ++k)
-            inside |= (load<Ints>(starts[k] + i) <= j) & (load<Ints>(ends[k] + i) > j);
-        return inside ? s : spread(-INFINITE);
+            inside |= (load<IntVec>(starts[k] + i) <= j) & (load<IntVec>(ends[k] + i) > j);
+        return inside ? s : broadcast(-INF);
     };
-    if (visible.count != 1) return each_score(scores, block.count, tile.count, cut);
+    if (visible.count != 1) return for_each_score(scores, block.count, tile.count, cut);
     // One interval each: only the keys before the last start and from the first end on are cut for anybody.
     int last_start = 0, first_end = block.count;
     for (int i = 0; i < tile.count; ++i) {
-        last_start = most(last_start, (int)starts[0][i]);
-        first_end = least(first_end, (int)ends[0][i]);
+        last_start = max(last_start, (int)starts[0][i]);
+        first_end = min(first_end, (int)ends[0][i]);
     }
-    last_start = least(last_start, block.count), first_end = most(first_end, last_start);
-    each_score(scores, last_start, tile.count, cut);
-    each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
-               [&](Numbers s, int j, int i) { return cut(s, first_end + j, i); });
+    last_start = min(last_start, block.count), first_end = max(first_end, last_start);
+    for_each_score(scores, last_start, tile.count, cut);
+    for_each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
+                   [&](Vec s, int j, int i) { return cut(s, first_end + j, i); });
 }
 
 inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, int64_t column) {
@@ -49,7 +49,7 @@ inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, i
     return call.tiles.bits[state * rows + (rows == MAP_SIDE ? query % MAP_SIDE : 0)];
 }
 
-inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Number* scores) {
+inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int words[2][QUERIES] = {};
     int64_t loaded = -1;
     for (int j = 0; j < block.count; ++j) {
@@ -64,50 +64,52 @@ inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& bloc
         const Int* half = words[key % MAP_SIDE / 32];
         Int bit = (Int)(1u << (key % 32));
         for (int i = 0; i < tile.count; i += LANES) {
-            Number* at = scores + j * QUERIES + i;
-            store(at, (load<Ints>(half + i) & bit) != 0 ? load<Numbers>(at) : spread(-INFINITE));
+            Float* at = scores + j * QUERIES + i;
+            store(at, (load<IntVec>(half + i) & bit) != 0 ? load<Vec>(at) : broadcast(-INF));
         }
     }
 }
 
-inline void largest_of(const Tile& tile, const Block& block, const Number* scores, Number* peak) {
+inline void max_of(const Tile& tile, const Block& block, const Float* scores, Float* peak) {
     for (int i = 0; i < tile.count; i += LANES) {
-        Numbers largest = spread(-INFINITE);
-        for (int j = 0; j < block.count; ++j) largest = larger(largest, load<Numbers>(scores + j * QUERIES + i));
-        store(peak + i, largest);
+        Vec peak_here = broadcast(-INF);
+        for (int j = 0; j < block.count; ++j) peak_here = max(peak_here, load<Vec>(scores + j * QUERIES + i));
+        store(peak + i, peak_here);
     }
 }
 
 // A tile's queries as score_block reads them, and how many factors that takes.
 LL_INLINE int64_t packed_size(const ll_call& call) {
-    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Number) / sizeof(Factor))
+    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Float) / sizeof(Factor))
                         : steps_along(call.width) * QUERIES;
 }
 
 inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
     const ll_tensor& query = problem.call.query;
-    const Stored* from = line<const Stored>(query, tile.row, tile.head, tile.first_query);
-    if (problem.call.compare) turn(from, query.strides[2], tile.count, problem.call.width, (Number*)to);
+    const Stored* from = row_at<const Stored>(query, tile.row, tile.head, tile.first_query);
+    if (problem.call.compare) transpose_queries(from, query.strides[2], tile.count, problem.call.width, (Float*)to);
     else pack(from, query.strides[2], tile.count, problem.call.width, problem.query_factor, to);
 }
 
 // scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
-                        const Cut& cut, const Factor* packed, Number* scores, Number* peak, Number* slopes = nullptr) {
+                        const Cut& cut, const Factor* packed, Float* scores, Float* peak,
+                        Float* derivatives = nullptr) {
     const ll_call& call = problem.call;
-    for (int i = 0; i < QUERIES; i += LANES) store(peak + i, spread(-INFINITE));
+    for (int i = 0; i < QUERIES; i += LANES) store(peak + i, broadcast(-INF));
     if (call.compare)
-        additive_scores(line<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2],
-                        block.count, (const Number*)packed, tile.count, vector_of(call, tile.head), call.width, scores);
+        additive_scores(row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2],
+                        block.count, (const Float*)packed, tile.count, compare_vector(call, tile.head), call.width,
+                        scores);
     else
         score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
                       tile.count, problem.steps, scores, peak, cut.of_queries);
     bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
     if (!changed) return;
-    if (call.rule_count > 0) apply_rules(call, tile, block, scores, slopes);
+    if (call.rule_count > 0) apply_rules(call, tile, block, scores, derivatives);
     if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);
     if (block.cut_by_bits) cut_by_bits(call, tile, block, scores);
-    largest_of(tile, block, scores, peak);
+    max_of(tile, block, scores, peak);
 }
 
 }  // namespace

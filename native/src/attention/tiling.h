@@ -19,12 +19,12 @@ namespace {
 // Tiles of all segments, batch rows and heads, in groups of `together`, numbered: (segment, batch row, head, group).
 struct Tiles {
     const ll_call& call;
-    int together;
+    int group_size;
     bool last_first = false;  // the groups of a head, see Order
     int64_t* first;           // [segment_count + 1]: the number of the segment's first group
     int64_t few[65];
 
-    Tiles(const ll_call& c, int tiles_together) : call(c), together(tiles_together), first(few) {
+    Tiles(const ll_call& c, int tiles_per_group) : call(c), group_size(tiles_per_group), first(few) {
         if (c.segment_count > 64) first = (int64_t*)malloc(sizeof(int64_t) * (size_t)(c.segment_count + 1));
         if (!first) return;
         first[0] = 0;
@@ -45,16 +45,16 @@ struct Tiles {
         return (segment.query_end - segment.query_begin + QUERIES - 1) / QUERIES;
     }
 
-    int64_t groups(int64_t s) const { return (in_segment(s) + together - 1) / together; }
+    int64_t groups(int64_t s) const { return (in_segment(s) + group_size - 1) / group_size; }
 
     // The tiles of group n; returns how many there are.
     int at(int64_t n, Tile* tiles) const {
         int64_t s = index_of_last(call.segment_count, [&](int64_t segment) { return first[segment] <= n; });
         int64_t many = groups(s), rest = n - first[s], group = last_first ? many - 1 - rest % many : rest % many;
-        int count = (int)least<int64_t>(together, in_segment(s) - group * together);
+        int count = (int)min<int64_t>(group_size, in_segment(s) - group * group_size);
         for (int t = 0; t < count; ++t)
             tiles[t] =
-                tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * together + t);
+                tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * group_size + t);
         return count;
     }
 
@@ -69,7 +69,7 @@ struct Tiles {
         tile.key_head = head / (call.query_heads / call.key_heads);
         tile.dropout_row = everywhere ? row * call.segment_count + segment.dropout_row : segment.dropout_row;
         tile.first_query = segment.query_begin + number * QUERIES;
-        tile.count = (int)least<int64_t>(QUERIES, segment.query_end - tile.first_query);
+        tile.count = (int)min<int64_t>(QUERIES, segment.query_end - tile.first_query);
         return tile;
     }
 };
@@ -84,42 +84,42 @@ inline int64_t worthwhile_threads(const ll_call& call) {
 // --- Operands --------------------------------------------------------------------------------------------------------
 
 // Keys or values in the form that a product reads, all of them at once: each is read by many tiles of queries.
-struct Preparation {
+struct OperandJob {
     const ll_tensor& from;
     int64_t rows, heads, length, width, columns;
-    Factor* to;  // left: (rows, heads, length, steps_along(width)); mixed: as mix_rows makes them
-    bool mixed;
+    Factor* to;  // left: (rows, heads, length, steps_along(width)); mixed: as pack_rows makes them
+    bool right;
 
     static constexpr int64_t PIECE = 128;  // rows handled at a time
     int64_t pieces() const { return (length + PIECE - 1) / PIECE; }
-    static int64_t mixed_size(int64_t length, int64_t columns) {
-        return (length + BLOCK_STEP - 1) / BLOCK_STEP * mix_stride(columns);
+    static int64_t right_size(int64_t length, int64_t columns) {
+        return (length + BLOCK_STEP - 1) / BLOCK_STEP * packed_stride(columns);
     }
 
     void piece(int64_t n) const {
-        int64_t map = n / pieces(), first = n % pieces() * PIECE, count = least(PIECE, length - first);
-        const Stored* row = line<const Stored>(from, map / heads, map % heads, first);
-        if (mixed)
-            mix_rows(row, from.strides[2], count, width, columns, nullptr,
-                     to + map * mixed_size(length, columns) + first / BLOCK_STEP * mix_stride(columns));
+        int64_t map = n / pieces(), first = n % pieces() * PIECE, count = min(PIECE, length - first);
+        const Stored* row = row_at<const Stored>(from, map / heads, map % heads, first);
+        if (right)
+            pack_rows(row, from.strides[2], count, width, columns, nullptr,
+                      to + map * right_size(length, columns) + first / BLOCK_STEP * packed_stride(columns));
         else
             for (int64_t j = 0; j < count; ++j)
                 left_row(row + j * from.strides[2], width, to + (map * length + first + j) * steps_along(width));
     }
 };
 
-inline void prepare_task(void* context, int64_t n) { ((const Preparation*)context)->piece(n); }
+inline void prepare_task(void* context, int64_t n) { ((const OperandJob*)context)->piece(n); }
 
 // An operand and the memory that it owns, if it is not as it lies.
-struct Prepared {
+struct PreparedOperand {
     Operand operand;
     Factor* owned = nullptr;
     size_t bytes = 0;
     bool failed = false;
 
-    Prepared() = default;
-    Prepared(const Prepared&) = delete;
-    ~Prepared() { give_back(owned, bytes); }
+    PreparedOperand() = default;
+    PreparedOperand(const PreparedOperand&) = delete;
+    ~PreparedOperand() { give_back(owned, bytes); }
 
     void as_it_lies(const ll_tensor& from) {
         constexpr int64_t UNIT = (int64_t)(sizeof(Factor) / sizeof(Stored));
@@ -127,19 +127,19 @@ struct Prepared {
     }
 
     // A batch that is one row repeated is prepared once.
-    void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool mixed) {
-        int64_t rows = from.strides[0] == 0 ? least<int64_t>(1, call.batch) : call.batch;
-        int64_t one = mixed ? Preparation::mixed_size(call.keys, columns) : call.keys * steps_along(width);
+    void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool right) {
+        int64_t rows = from.strides[0] == 0 ? min<int64_t>(1, call.batch) : call.batch;
+        int64_t one = right ? OperandJob::right_size(call.keys, columns) : call.keys * steps_along(width);
         int64_t count = rows * call.key_heads * one;
         bytes = sizeof(Factor) * (size_t)(count + LANES);
         owned = (Factor*)borrow(bytes);
         failed = !owned;
         if (failed) return;
-        Preparation job{from, rows, call.key_heads, call.keys, width, columns, owned, mixed};
+        OperandJob job{from, rows, call.key_heads, call.keys, width, columns, owned, right};
         parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job,
                  rows * call.key_heads);
         operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one,
-                   mixed ? mix_stride(columns) : steps_along(width)};
+                   right ? packed_stride(columns) : steps_along(width)};
     }
 
     // Rows whose numbers are broadcast.
@@ -152,22 +152,22 @@ struct Prepared {
 
     // Rows that are mixed, read as vectors. Rows that lie far apart fall into the same few cache sets, and a last partial vector must not
     // be read past its end.
-    void mixed(const ll_call& call, const ll_tensor& from, int64_t width) {
+    void right(const ll_call& call, const ll_tensor& from, int64_t width) {
         if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) as_it_lies(from);
         else prepare(call, from, width, round_up(width, LANES), true);
     }
 };
 
 // How a call is walked through.
-struct Order {
+struct TileOrder {
     // Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
     // which threads may share: there they work on one head, and half as much lies there.
-    bool apart = false;
+    bool split_heads = false;
     // Whether a head's last tiles come first: under a causal pattern they are the longest, and the threads end together.
     // Elsewhere the first do, because memory is foreseen upwards: a window finds the keys that it has not seen yet.
     bool last_first = false;
 
-    Order(const Problem& problem, const Tiles& tiles) {
+    TileOrder(const Problem& problem, const Tiles& tiles) {
         constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
         const ll_call& call = problem.call;
         int64_t longest = 0;
@@ -176,14 +176,14 @@ struct Order {
                 call.segments[longest].key_end - call.segments[longest].key_begin)
                 longest = s;
         if (tiles.count() == 0 || tiles.in_segment(longest) == 0) return;
-        int64_t row = most<int64_t>(call.segments[longest].row, 0), last = tiles.in_segment(longest) - 1;
+        int64_t row = max<int64_t>(call.segments[longest].row, 0), last = tiles.in_segment(longest) - 1;
         auto seen = [&](int64_t number) {
             Visibility visible;
-            see(call, tiles.tile_of(longest, row, 0, number), visible);
+            find_visible(call, tiles.tile_of(longest, row, 0, number), visible);
             return seen_keys(visible);
         };
         int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD), keys = seen(last);
-        apart = keys * bytes <= NEAR;
+        split_heads = keys * bytes <= NEAR;
         last_first = keys > seen(last / 2);
     }
 };

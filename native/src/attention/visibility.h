@@ -28,7 +28,7 @@ struct Visibility {
 };
 
 // Interval k of each query of the tile, empty ones anyhow.
-LL_INLINE void list_intervals(const ll_call& call, const Tile& tile, int k, int64_t* starts, int64_t* ends) {
+LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, int64_t* starts, int64_t* ends) {
     const ll_segment& segment = *tile.segment;
     int64_t key_begin = segment.key_begin, key_end = segment.key_end;
     if (call.intervals.starts) {
@@ -36,8 +36,8 @@ LL_INLINE void list_intervals(const ll_call& call, const Tile& tile, int k, int6
         int64_t at =
             k * lists.interval_stride + tile.row * lists.row_stride + tile.head * lists.head_stride + tile.first_query;
         for (int i = 0; i < tile.count; ++i) {
-            starts[i] = most<int64_t>(lists.starts[at + i], key_begin);
-            ends[i] = least<int64_t>(lists.ends[at + i], key_end);
+            starts[i] = max<int64_t>(lists.starts[at + i], key_begin);
+            ends[i] = min<int64_t>(lists.ends[at + i], key_end);
         }
         return;
     }
@@ -45,22 +45,22 @@ LL_INLINE void list_intervals(const ll_call& call, const Tile& tile, int k, int6
     int64_t offset = segment.key_offset;
     for (int i = 0; i < tile.count; ++i) {
         int64_t position = tile.query_position(0) + i;
-        int64_t begin = most(span.start, position + span.start_offset);
-        int64_t end = least(span.end, position + span.end_offset);
+        int64_t begin = max(span.start, position + span.start_offset);
+        int64_t end = min(span.end, position + span.end_offset);
         if (span.chunk != 0) {
             int64_t base = floor_div(position, span.chunk) * span.chunk;
-            begin = most(begin, base + span.chunk_start);
-            end = least(end, base + span.chunk_end);
+            begin = max(begin, base + span.chunk_start);
+            end = min(end, base + span.chunk_end);
         }
         bool guarded = position < span.query_from || position >= span.query_to;
-        starts[i] = guarded ? 0 : most(begin - offset, key_begin);
-        ends[i] = guarded ? 0 : least(end - offset, key_end);
+        starts[i] = guarded ? 0 : max(begin - offset, key_begin);
+        ends[i] = guarded ? 0 : min(end - offset, key_end);
     }
 }
 
 // Sorts ranges by their begin and joins those that touch once they begin at a multiple of `step`; returns how many are
 // left. Nearly sorted input is the rule.
-inline int unite(Range* ranges, int count, int step = 1) {
+inline int merge_ranges(Range* ranges, int count, int step = 1) {
     for (int i = 1; i < count; ++i) {
         Range moving = ranges[i];
         int j = i;
@@ -71,41 +71,41 @@ inline int unite(Range* ranges, int count, int step = 1) {
     for (int i = 0; i < count; ++i) {
         if (ranges[i].end <= ranges[i].begin) continue;
         if (kept > 0 && ranges[i].begin - ranges[i].begin % step <= ranges[kept - 1].end)
-            ranges[kept - 1].end = most(ranges[kept - 1].end, ranges[i].end);
+            ranges[kept - 1].end = max(ranges[kept - 1].end, ranges[i].end);
         else ranges[kept++] = ranges[i];
     }
     return kept;
 }
 
-inline void see(const ll_call& call, const Tile& tile, Visibility& visible) {
+inline void find_visible(const ll_call& call, const Tile& tile, Visibility& visible) {
     int intervals = (int)(call.intervals.starts ? call.intervals.count : call.span_count);
     visible.count = intervals;
-    for (int k = 0; k < intervals; ++k) list_intervals(call, tile, k, visible.starts[k], visible.ends[k]);
+    for (int k = 0; k < intervals; ++k) compute_intervals(call, tile, k, visible.starts[k], visible.ends[k]);
     visible.last_start = LL_LOWEST, visible.first_end = LL_HIGHEST;
     int total = 0;
     for (int i = 0; i < tile.count; ++i) {
         Range own[LL_MAX_SPANS];
         for (int k = 0; k < intervals; ++k) own[k] = {visible.starts[k][i], visible.ends[k][i]};
-        int kept = intervals == 1 ? own[0].begin < own[0].end : unite(own, intervals);
+        int kept = intervals == 1 ? own[0].begin < own[0].end : merge_ranges(own, intervals);
         for (int k = 0; k < intervals; ++k) {
             Range range = k < kept ? own[k] : Range{0, 0};
             visible.starts[k][i] = range.begin, visible.ends[k][i] = range.end;
             if (k == 0) {
-                visible.last_start = most(visible.last_start, range.begin);
-                visible.first_end = least(visible.first_end, range.end);
+                visible.last_start = max(visible.last_start, range.begin);
+                visible.first_end = min(visible.first_end, range.end);
             }
             if (k >= kept) continue;
             // Neighbouring queries see nearly the same keys: widen the last run rather than list each.
             Range& last = visible.ranges[total - (total > 0)];
-            if (total > 0 && range.begin >= last.begin && range.begin <= last.end) last.end = most(last.end, range.end);
+            if (total > 0 && range.begin >= last.begin && range.begin <= last.end) last.end = max(last.end, range.end);
             else visible.ranges[total++] = range;
         }
     }
-    visible.range_count = unite(visible.ranges, total, BLOCK_STEP);  // no block reaches back into the one before
+    visible.range_count = merge_ranges(visible.ranges, total, BLOCK_STEP);  // no block reaches back into the one before
 }
 
 // Does every query of the tile see all of [begin, end)?
-inline bool everyone_sees(const Visibility& visible, int queries, int64_t begin, int64_t end) {
+inline bool all_see(const Visibility& visible, int queries, int64_t begin, int64_t end) {
     if (visible.last_start <= begin && end <= visible.first_end) return true;
     for (int i = 0; visible.count > 1 && i < queries; ++i) {
         bool inside = false;

@@ -12,34 +12,35 @@ namespace {
 
 // s = 1 / (1 + e^-x), and 1 - s to all its digits.
 struct Sigmoid {
-    Numbers value, rest;
-    LL_INLINE explicit Sigmoid(Numbers x) {
-        Numbers power = larger(spread(2 - (Number)EXPONENT_BIAS), x * LOG2_E);  // below it s is 0 to all digits
-        Numbers e = exp2_of(-power);
-        value = 1 / (1 + e), rest = e * value;
+    Vec value, complement;
+    LL_INLINE explicit Sigmoid(Vec x) {
+        Vec power = max(broadcast(2 - (Float)EXPONENT_BIAS), x * LOG2_E);  // below it s is 0 to all digits
+        Vec e = exp2(-power);
+        value = 1 / (1 + e), complement = e * value;
     }
 };
 
 inline void gate_task(void* context, int64_t n) {
     const ll_gate& job = *(const ll_gate*)context;
-    Numbers linear = spread((Number)job.linear), cubic = spread((Number)job.cubic);
-    for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES) {
-        Numbers x = read_some(at(job.gate, i), stop - i), up = read_some(at(job.up, i), stop - i);
+    Vec linear = broadcast((Float)job.linear), cubic = broadcast((Float)job.cubic);
+    for (int64_t i = n * TASK, stop = min(i + TASK, job.count); i < stop; i += LANES) {
+        Vec x = read_partial(at(job.gate, i), stop - i), up = read_partial(at(job.up, i), stop - i);
         Sigmoid s(x * multiply_add(cubic, x * x, linear));
-        write_some(x * s.value * up, stop - i, at(job.result, i));
+        write_partial(x * s.value * up, stop - i, at(job.result, i));
     }
 }
 
 // With u = linear x + cubic x^3 and s = sigmoid(u): (x s)' = s (1 + (1 - s) (linear x + 3 cubic x^3)).
 inline void gate_backward_task(void* context, int64_t n) {
     const ll_gate& job = *(const ll_gate*)context;
-    Numbers linear = spread((Number)job.linear), cubic = spread((Number)job.cubic);
-    for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES) {
-        Numbers x = read_some(at(job.gate, i), stop - i), up = read_some(at(job.up, i), stop - i);
-        Numbers grad = read_some(at(job.grad, i), stop - i), slope = x * multiply_add(3 * cubic, x * x, linear);
+    Vec linear = broadcast((Float)job.linear), cubic = broadcast((Float)job.cubic);
+    for (int64_t i = n * TASK, stop = min(i + TASK, job.count); i < stop; i += LANES) {
+        Vec x = read_partial(at(job.gate, i), stop - i), up = read_partial(at(job.up, i), stop - i);
+        Vec grad = read_partial(at(job.grad, i), stop - i), slope = x * multiply_add(3 * cubic, x * x, linear);
         Sigmoid s(x * multiply_add(cubic, x * x, linear));
-        write_some(grad * up * s.value * multiply_add(slope, s.rest, spread(1)), stop - i, at(job.grad_gate, i));
-        write_some(grad * x * s.value, stop - i, at(job.grad_up, i));
+        write_partial(grad * up * s.value * multiply_add(slope, s.complement, broadcast(1)), stop - i,
+                      at(job.grad_gate, i));
+        write_partial(grad * x * s.value, stop - i, at(job.grad_up, i));
     }
 }
 
@@ -51,9 +52,9 @@ inline int gate(const ll_gate& job) {
 
 inline void sum_task(void* context, int64_t n) {
     const ll_sum& job = *(const ll_sum*)context;
-    for (int64_t i = n * TASK, stop = least(i + TASK, job.count); i < stop; i += LANES)
-        write_some(read_some(at(job.left, i), stop - i) + read_some(at(job.right, i), stop - i), stop - i,
-                   at(job.result, i));
+    for (int64_t i = n * TASK, stop = min(i + TASK, job.count); i < stop; i += LANES)
+        write_partial(read_partial(at(job.left, i), stop - i) + read_partial(at(job.right, i), stop - i), stop - i,
+                      at(job.result, i));
 }
 
 inline int sum(const ll_sum& job) {

@@ -13,37 +13,37 @@ constexpr int64_t PARTS = 8;  // of the rows: each sums its share of the weight'
 
 struct NormJob {
     const ll_norm& norm;
-    const Number* weight;  // offset included
-    Number* sums;          // (PARTS, columns)
+    const Float* weight;  // offset included
+    Float* sums;          // (PARTS, columns)
     int64_t columns, piece;
 };
 
 // f(first, v) of each vector of a row; sums over a row are kept in four parts.
-template <class F> LL_INLINE Number sum_along(int64_t width, F f) {
-    Numbers parts[4] = {};
+template <class F> LL_INLINE Float sum_along(int64_t width, F f) {
+    Vec parts[4] = {};
     int64_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES)
         for (int p = 0; p < 4; ++p) parts[p] += f(d + p * LANES);
     for (int p = 0; d < width; d += LANES, ++p) parts[p] += f(d);
-    return sum_of_lanes((parts[0] + parts[1]) + (parts[2] + parts[3]));
+    return reduce_add((parts[0] + parts[1]) + (parts[2] + parts[3]));
 }
 
 inline void norm_task(void* context, int64_t n) {
     const NormJob& job = *(const NormJob*)context;
     const ll_norm& norm = job.norm;
-    for (int64_t row = n * job.piece, stop = least(row + job.piece, norm.rows); row < stop; ++row) {
+    for (int64_t row = n * job.piece, stop = min(row + job.piece, norm.rows); row < stop; ++row) {
         const Stored* states = at(norm.states, row * norm.state_stride);
         Stored* result = at(norm.result, row * norm.width);
-        Number squares = sum_along(norm.width, [&](int64_t d) {
-            Numbers x = read_some(states + d, norm.width - d);
+        Float squares = sum_along(norm.width, [&](int64_t d) {
+            Vec x = read_partial(states + d, norm.width - d);
             return x * x;
         });
-        Number inverse = 1 / (Number)__builtin_sqrt(squares / (Number)norm.width + (Number)norm.epsilon);
+        Float inverse = 1 / (Float)__builtin_sqrt(squares / (Float)norm.width + (Float)norm.epsilon);
         for (int64_t d = 0; d < norm.width; d += LANES) {
-            Numbers x = read_some(states + d, norm.width - d);
-            write_some(x * inverse * load<Numbers>(job.weight + d), norm.width - d, result + d);
+            Vec x = read_partial(states + d, norm.width - d);
+            write_partial(x * inverse * load<Vec>(job.weight + d), norm.width - d, result + d);
         }
-        if (norm.inverse) ((Number*)norm.inverse)[row] = inverse;
+        if (norm.inverse) ((Float*)norm.inverse)[row] = inverse;
     }
 }
 
@@ -51,40 +51,40 @@ inline void norm_task(void* context, int64_t n) {
 inline void norm_backward_task(void* context, int64_t n) {
     const NormJob& job = *(const NormJob*)context;
     const ll_norm& norm = job.norm;
-    Number* sums = job.sums + n * job.columns;
-    for (int64_t row = n * job.piece, stop = least(row + job.piece, norm.rows); row < stop; ++row) {
+    Float* sums = job.sums + n * job.columns;
+    for (int64_t row = n * job.piece, stop = min(row + job.piece, norm.rows); row < stop; ++row) {
         const Stored *states = at(norm.states, row * norm.state_stride), *grad = at(norm.grad, row * norm.width);
-        Number inverse = ((const Number*)norm.inverse)[row];
-        Number along = 0;
+        Float inverse = ((const Float*)norm.inverse)[row];
+        Float along = 0;
         if (norm.grad_states)
-            along = inverse * inverse * inverse / (Number)norm.width * sum_along(norm.width, [&](int64_t d) {
-                        return read_some(grad + d, norm.width - d) * load<Numbers>(job.weight + d) *
-                               read_some(states + d, norm.width - d);
+            along = inverse * inverse * inverse / (Float)norm.width * sum_along(norm.width, [&](int64_t d) {
+                        return read_partial(grad + d, norm.width - d) * load<Vec>(job.weight + d) *
+                               read_partial(states + d, norm.width - d);
                     });
         for (int64_t d = 0; d < norm.width; d += LANES) {
-            Numbers x = read_some(states + d, norm.width - d), g = read_some(grad + d, norm.width - d) * inverse;
+            Vec x = read_partial(states + d, norm.width - d), g = read_partial(grad + d, norm.width - d) * inverse;
             if (norm.grad_states)
-                write_some(g * load<Numbers>(job.weight + d) - x * along, norm.width - d,
-                           at(norm.grad_states, row * norm.width) + d);
-            if (norm.grad_weight) store(sums + d, multiply_add(g, x, load<Numbers>(sums + d)));
+                write_partial(g * load<Vec>(job.weight + d) - x * along, norm.width - d,
+                              at(norm.grad_states, row * norm.width) + d);
+            if (norm.grad_weight) store(sums + d, multiply_add(g, x, load<Vec>(sums + d)));
         }
     }
 }
 
 // The weight as numbers, and behind it zeros for the sums of `parts`.
 inline bool prepare(NormJob& job, int64_t parts) {
-    Number* memory = (Number*)scratch(sizeof(Number) * (size_t)((1 + parts) * job.columns));
+    Float* memory = (Float*)scratch(sizeof(Float) * (size_t)((1 + parts) * job.columns));
     if (!memory) return false;
     const ll_norm& norm = job.norm;
-    __builtin_memset(memory, 0, sizeof(Number) * (size_t)((1 + parts) * job.columns));
+    __builtin_memset(memory, 0, sizeof(Float) * (size_t)((1 + parts) * job.columns));
     read_row(at(norm.weight, 0), norm.width, memory, job.columns);
-    for (int64_t d = 0; d < norm.width; ++d) memory[d] += (Number)norm.offset;
+    for (int64_t d = 0; d < norm.width; ++d) memory[d] += (Float)norm.offset;
     job.weight = memory, job.sums = memory + job.columns;
     return true;
 }
 
 inline int norm(const ll_norm& norm) {
-    NormJob job{norm, nullptr, nullptr, round_up(norm.width, LANES), most<int64_t>(1, TASK / norm.width)};
+    NormJob job{norm, nullptr, nullptr, round_up(norm.width, LANES), max<int64_t>(1, TASK / norm.width)};
     if (!prepare(job, 0)) return OUT_OF_MEMORY;
     parallel(norm.threads, (norm.rows + job.piece - 1) / job.piece, norm_task, &job, norm.threads);
     return DONE;

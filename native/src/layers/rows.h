@@ -16,13 +16,13 @@ constexpr int64_t TASK = 16384;
 LL_INLINE const Stored* at(const void* data, int64_t place) { return (const Stored*)data + place; }
 LL_INLINE Stored* at(void* data, int64_t place) { return (Stored*)data + place; }
 
-LL_INLINE void write_some(Numbers v, int64_t count, Stored* to) {
+LL_INLINE void write_partial(Vec v, int64_t count, Stored* to) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
     if (count >= LANES) return store(to, narrow(v));
 #else
     if (count >= LANES) return store(to, v);
 #endif
-    alignas(64) Number some[LANES];
+    alignas(64) Float some[LANES];
     store(some, v);
     write_row(some, count, to);
 }

@@ -4,7 +4,7 @@
 // namespace inside that one, so the linker cannot merge a function of one instruction set with that of another. For the
 // same reason no header of the standard C++ library is used in the kernels.
 //
-// Stored: how an element lies in memory.  Number: what sums are taken in.  Int: an integer as wide as a Number.
+// Stored: how an element lies in memory.  Float: what sums are taken in.  Int: an integer as wide as a Float.
 #pragma once
 
 #include <stddef.h>
@@ -26,15 +26,15 @@ namespace {
 #define LL_INLINE inline __attribute__((always_inline))
 
 #if defined(LL_OF_FLOAT64)
-typedef double Number;
+typedef double Float;
 typedef int64_t Int;
 typedef double Stored;
 #elif defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
-typedef float Number;
+typedef float Float;
 typedef int32_t Int;
 typedef uint16_t Stored;
 #else
-typedef float Number;
+typedef float Float;
 typedef int32_t Int;
 typedef float Stored;
 #endif
@@ -46,7 +46,7 @@ constexpr int VECTOR_BYTES = 32;
 #else
 constexpr int VECTOR_BYTES = 16;
 #endif
-constexpr int LANES = VECTOR_BYTES / (int)sizeof(Number);
+constexpr int LANES = VECTOR_BYTES / (int)sizeof(Float);
 
 }  // namespace
 }  // namespace limelight::LL_NAMESPACE

@@ -6,12 +6,12 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-typedef Number Numbers __attribute__((vector_size(VECTOR_BYTES)));
-typedef Int Ints __attribute__((vector_size(VECTOR_BYTES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));   // 32 bits in each lane
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));  // 16 bits in each lane
+typedef Float Vec __attribute__((vector_size(VECTOR_BYTES)));
+typedef Int IntVec __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * LANES)));  // 32 bits in each lane
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));  // 16 bits in each lane
 
-constexpr Number INFINITE = (Number)__builtin_inf();
+constexpr Float INF = (Float)__builtin_inf();
 
 // Unaligned loads and stores. (Through memcpy GCC 12 passes stored accumulators by way of the stack.)
 template <class V> struct Anywhere {
@@ -24,7 +24,7 @@ template <class V> LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>:
 
 // Stores a vector past the caches where it is a whole line of theirs, which is not read first then: for what is too much,
 // or lies too far apart, to be found there later. `end_streams` comes before another thread reads it.
-LL_INLINE void stream(Number* to, Numbers v) {
+LL_INLINE void stream(Float* to, Vec v) {
 #if defined(LL_AVX512)
     if ((uintptr_t)to % VECTOR_BYTES == 0) return _mm512_stream_si512((__m512i*)to, (__m512i)v);
 #endif
@@ -36,34 +36,34 @@ LL_INLINE void end_streams() {
 #endif
 }
 
-LL_INLINE Numbers spread(Number x) { return x - Numbers{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
-LL_INLINE Ints spread_int(Int x) { return x - Ints{}; }
-LL_INLINE Words spread_word(uint32_t x) { return x - Words{}; }
+LL_INLINE Vec broadcast(Float x) { return x - Vec{}; }  // x - 0, not 0 + x: keeps -0, and folds to one broadcast
+LL_INLINE IntVec broadcast_int(Int x) { return x - IntVec{}; }
+LL_INLINE UintVec broadcast_uint(uint32_t x) { return x - UintVec{}; }
 
-template <class To, class From> LL_INLINE To bits_as(From v) {
+template <class To, class From> LL_INLINE To bit_cast(From v) {
     To to;
     static_assert(sizeof to == sizeof v);
     __builtin_memcpy(&to, &v, sizeof v);
     return to;
 }
 
-LL_INLINE Ints iota() {
-    Ints v{};
+LL_INLINE IntVec iota() {
+    IntVec v{};
     for (int i = 0; i < LANES; ++i) v[i] = i;
     return v;
 }
 
 // Lane i of the result is lane[i] of `v`, or of `a` and `b` laid end to end.
-LL_INLINE Numbers shuffle(Numbers a, Numbers b, Ints lane) {
+LL_INLINE Vec shuffle(Vec a, Vec b, IntVec lane) {
 #if defined(__clang__)
-    Numbers v{};
+    Vec v{};
     for (int i = 0; i < LANES; ++i) v[i] = lane[i] < LANES ? a[lane[i]] : b[lane[i] - LANES];
     return v;
 #else
     return __builtin_shuffle(a, b, lane);
 #endif
 }
-LL_INLINE Numbers shuffle(Numbers v, Ints lane) {
+LL_INLINE Vec shuffle(Vec v, IntVec lane) {
 #if defined(__clang__)
     return shuffle(v, v, lane);
 #else
@@ -72,42 +72,42 @@ LL_INLINE Numbers shuffle(Numbers v, Ints lane) {
 }
 
 // a * b + c, rounded once where the instruction set can.
-LL_INLINE Numbers multiply_add(Numbers a, Numbers b, Numbers c) {
+LL_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
-    return (Numbers)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+    return (Vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #elif defined(LL_AVX512)
-    return (Numbers)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(LL_AVX2) && defined(LL_OF_FLOAT64)
-    return (Numbers)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+    return (Vec)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #elif defined(LL_AVX2)
-    return (Numbers)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #elif defined(LL_NEON) && defined(LL_OF_FLOAT64)
-    return (Numbers)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+    return (Vec)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 #elif defined(LL_NEON)
-    return (Numbers)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+    return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #elif defined(LL_WIDE)
     struct Pair {
         __m256 low, high;
     };
-    auto x = bits_as<Pair>(a), y = bits_as<Pair>(b), z = bits_as<Pair>(c);
-    return bits_as<Numbers>(Pair{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
+    auto x = bit_cast<Pair>(a), y = bit_cast<Pair>(b), z = bit_cast<Pair>(c);
+    return bit_cast<Vec>(Pair{_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high)});
 #else
     return a * b + c;
 #endif
 }
 
 // The larger of two; when either is NaN, the second.
-LL_INLINE Numbers larger(Numbers a, Numbers b) {
+LL_INLINE Vec max(Vec a, Vec b) {
 #if defined(LL_AVX512) && !defined(LL_OF_FLOAT64)
-    return (Numbers)_mm512_max_ps((__m512)a, (__m512)b);
+    return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(LL_AVX2) && !defined(LL_OF_FLOAT64)
-    return (Numbers)_mm256_max_ps((__m256)a, (__m256)b);
+    return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return a > b ? a : b;
 #endif
 }
 
-LL_INLINE bool any(Ints mask) {
+LL_INLINE bool any(IntVec mask) {
 #if defined(LL_AVX512)
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(LL_AVX2)
@@ -120,7 +120,7 @@ LL_INLINE bool any(Ints mask) {
 }
 
 // Whether a is larger in any lane.
-LL_INLINE bool any_larger(Numbers a, Numbers b) {
+LL_INLINE bool any_greater(Vec a, Vec b) {
 #if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
     return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
 #elif defined(LL_AVX512)
@@ -131,23 +131,23 @@ LL_INLINE bool any_larger(Numbers a, Numbers b) {
 }
 
 // LANES vectors, turned: lane j of vector i becomes lane i of vector j.
-LL_INLINE void turn_square(Numbers* rows) {
-    Ints lane = iota();
+LL_INLINE void transpose(Vec* rows) {
+    IntVec lane = iota();
 #pragma GCC unroll 8
     for (int step = 1; step < LANES; step *= 2) {
-        Ints lower = (lane & step) == 0;  // lanes that stay in the first of two rows
-        Ints first = lower ? lane : lane + (LANES - step), second = lower ? lane + step : lane + LANES;
+        IntVec lower = (lane & step) == 0;  // lanes that stay in the first of two rows
+        IntVec first = lower ? lane : lane + (LANES - step), second = lower ? lane + step : lane + LANES;
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i)
             if (!(i & step)) {
-                Numbers a = rows[i], b = rows[i + step];
+                Vec a = rows[i], b = rows[i + step];
                 rows[i] = shuffle(a, b, first), rows[i + step] = shuffle(a, b, second);
             }
     }
 }
 
-// Halves are added to halves, so the order is the same everywhere.
-LL_INLINE Number sum_of_lanes(Numbers v) {
+// HalfVec are added to halves, so the order is the same everywhere.
+LL_INLINE Float reduce_add(Vec v) {
 #if (defined(LL_AVX512) || defined(LL_AVX2)) && !defined(LL_OF_FLOAT64)
 #if defined(LL_AVX512)
     __m256 eight = _mm256_add_ps(_mm512_extractf32x8_ps((__m512)v, 0), _mm512_extractf32x8_ps((__m512)v, 1));
@@ -158,7 +158,7 @@ LL_INLINE Number sum_of_lanes(Numbers v) {
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
-    Number sums[LANES];
+    Float sums[LANES];
     store(sums, v);
     for (int width = LANES / 2; width >= 1; width /= 2)
         for (int i = 0; i < width; ++i) sums[i] += sums[i + width];
@@ -167,9 +167,9 @@ LL_INLINE Number sum_of_lanes(Numbers v) {
 }
 
 // NaN may hide, as in larger().
-LL_INLINE Number largest_lane(Numbers v) {
+LL_INLINE Float reduce_max(Vec v) {
 #pragma GCC unroll 4
-    for (int step = LANES / 2; step >= 1; step /= 2) v = larger(v, shuffle(v, iota() ^ step));
+    for (int step = LANES / 2; step >= 1; step /= 2) v = max(v, shuffle(v, iota() ^ step));
     return v[0];
 }
 
@@ -185,9 +185,9 @@ struct FlushSubnormals {
     FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
-template <class T> LL_INLINE T least(T a, T b) { return b < a ? b : a; }
-template <class T> LL_INLINE T most(T a, T b) { return a < b ? b : a; }
-template <class T> LL_INLINE T clamp(T x, T low, T high) { return least(most(x, low), high); }
+template <class T> LL_INLINE T min(T a, T b) { return b < a ? b : a; }
+template <class T> LL_INLINE T max(T a, T b) { return a < b ? b : a; }
+template <class T> LL_INLINE T clamp(T x, T low, T high) { return min(max(x, low), high); }
 
 // The last of the indices [0, count) for which holds(index) is true: it is for index 0, and false after the last one.
 template <class F> LL_INLINE int64_t index_of_last(int64_t count, F holds) {

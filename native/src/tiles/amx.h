@@ -29,7 +29,7 @@ struct TileRegisters {
 // other. Strides in bytes.
 template <int VECTORS, bool ADD>
 LL_INLINE void tile_panel(const Factor* a, int64_t a_stride, int64_t a_step, const Factor* b, int64_t b_stride,
-                          int64_t steps, Number* c, int64_t c_stride) {
+                          int64_t steps, Float* c, int64_t c_stride) {
     if (ADD) {
         _tile_loadd(0, c, c_stride);
         if (VECTORS > 1) _tile_loadd(1, c + TILE, c_stride);
@@ -66,7 +66,7 @@ LL_INLINE void tile_panel(const Factor* a, int64_t a_stride, int64_t a_step, con
 
 template <bool ADD>
 LL_INLINE void tile_panels(int64_t vectors, const Factor* a, int64_t a_stride, int64_t a_step, const Factor* b,
-                           int64_t b_stride, int64_t steps, Number* c, int64_t c_stride) {
+                           int64_t b_stride, int64_t steps, Float* c, int64_t c_stride) {
     for (; vectors >= 4; vectors -= 4, b += 4 * TILE, c += 4 * TILE)
         tile_panel<4, ADD>(a, a_stride, a_step, b, b_stride, steps, c, c_stride);
     if (vectors == 3) tile_panel<3, ADD>(a, a_stride, a_step, b, b_stride, steps, c, c_stride);
@@ -76,7 +76,7 @@ LL_INLINE void tile_panels(int64_t vectors, const Factor* a, int64_t a_stride, i
 
 // As in products.h; the rows of scores up to the next multiple of 16 keys are written too.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Number* scores, Number* peak, const Reach*) {
+                          Float* scores, Float* peak, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t vectors = (queries + TILE - 1) / TILE;
     for (int j = 0; j < keys; j += TILE, key += TILE * stride, scores += TILE * QUERIES) {
@@ -98,9 +98,8 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
                                       QUERIES * BYTES);
             }
         for (int i = 0; i < queries; i += LANES) {
-            Numbers largest = load<Numbers>(peak + i);
-            for (int r = 0; r < least(TILE, keys - j); ++r)
-                largest = larger(largest, load<Numbers>(scores + r * QUERIES + i));
+            Vec largest = load<Vec>(peak + i);
+            for (int r = 0; r < min(TILE, keys - j); ++r) largest = max(largest, load<Vec>(scores + r * QUERIES + i));
             store(peak + i, largest);
         }
     }

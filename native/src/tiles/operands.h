@@ -14,12 +14,12 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // One factor of each lane: numbers of an even and of an odd step (the odd one is not read when factors are numbers).
-LL_INLINE Factors fold(Numbers even, Numbers odd) {
+LL_INLINE FactorVec fold(Vec even, Vec odd) {
 #if defined(LL_PAIRS)
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even ones, then 16 odd ones
     const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (Words)_mm512_permutexvar_epi16(turn, both);
+    return (UintVec)_mm512_permutexvar_epi16(turn, both);
 #else
     (void)odd;
     return even;
@@ -28,24 +28,24 @@ LL_INLINE Factors fold(Numbers even, Numbers odd) {
 
 // Rows of a tile as the score product reads them, times `factor`; rows and steps that are not there are zero.
 // (Vectors without any row are left as they are: the product does not read them.)
-inline void pack(const Stored* from, int64_t stride, int count, int64_t width, Number factor, Factor* packed) {
-    alignas(64) Number rows[LANES][64];
+inline void pack(const Stored* from, int64_t stride, int count, int64_t width, Float factor, Factor* packed) {
+    alignas(64) Float rows[LANES][64];
     int64_t steps = steps_along(width);
     for (int first = 0; first < count; first += LANES) {
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
-        for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, Factors{});
+        for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, FactorVec{});
         for (int64_t d = 0; d < width; d += 64) {  // a piece of every row of the vector, then turned
-            int64_t some = least<int64_t>(64, width - d), room = round_up(some, LANES);
+            int64_t some = min<int64_t>(64, width - d), room = round_up(some, LANES);
             for (int i = 0; i < LANES; ++i) {
                 if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
                 else
                     for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
             }
             for (int64_t x = 0; x < room; x += LANES) {
-                Numbers square[LANES];
-                for (int i = 0; i < LANES; ++i) square[i] = load<Numbers>(rows[i] + x);
-                turn_square(square);
-                for (int64_t k = 0; k < least<int64_t>(LANES, some - x); k += FOLD)
+                Vec square[LANES];
+                for (int i = 0; i < LANES; ++i) square[i] = load<Vec>(rows[i] + x);
+                transpose(square);
+                for (int64_t k = 0; k < min<int64_t>(LANES, some - x); k += FOLD)
                     store(to + (d + x + k) / FOLD * PANEL_QUERIES,
                           fold(square[k] * factor, square[k + FOLD - 1] * factor));
             }
@@ -64,20 +64,20 @@ inline bool finite_row(const Stored* from, int64_t count) {
     typedef int16_t Flags __attribute__((vector_size(2 * LANES)));
     Flags bad{};
     int64_t d = 0;
-    for (; d + LANES <= count; d += LANES) bad |= (load<Halves>(from + d) & LARGEST) == LARGEST;
+    for (; d + LANES <= count; d += LANES) bad |= (load<HalfVec>(from + d) & LARGEST) == LARGEST;
     bool rest = false;
     for (; d < count; ++d) rest |= (from[d] & LARGEST) == LARGEST;
-    return !rest && !any(__builtin_convertvector(bad, Ints));
+    return !rest && !any(__builtin_convertvector(bad, IntVec));
 #else
-    Numbers bad{};
+    Vec bad{};
     int64_t d = 0;
     for (; d + LANES <= count; d += LANES) {
-        Numbers x = load<Numbers>(from + d);
+        Vec x = load<Vec>(from + d);
         bad += x - x;
     }
-    Number rest = 0;
+    Float rest = 0;
     for (; d < count; ++d) rest += from[d] - from[d];
-    return sum_of_lanes(bad) + rest == 0;
+    return reduce_add(bad) + rest == 0;
 #endif
 }
 
@@ -93,8 +93,8 @@ inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t
         int64_t c = 0;
         if (even && odd)
             for (; c + LANES <= width; c += LANES)
-                store(to + c, __builtin_convertvector(load<Halves>(even + c), Words) |
-                                  __builtin_convertvector(load<Halves>(odd + c), Words) << 16);
+                store(to + c, __builtin_convertvector(load<HalfVec>(even + c), UintVec) |
+                                  __builtin_convertvector(load<HalfVec>(odd + c), UintVec) << 16);
         for (; c < columns; ++c) to[c] = c >= width ? 0 : (even ? even[c] : 0u) | (odd ? (uint32_t)odd[c] : 0u) << 16;
     }
 #else
@@ -115,12 +115,12 @@ inline void left_row(const Stored* from, int64_t width, Factor* to) {
 
 // weights[key][query] as factors along the keys: [folded(keys)][QUERIES], zeros up to whole tiles. In place when factors
 // are numbers.
-LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, Factor* room) {
+LL_INLINE const Factor* fold_down(const Float* weights, int keys, int queries, Factor* room) {
 #if defined(LL_PAIRS)
     for (int j = 0; j < round_up(keys, BLOCK_STEP); j += 2)
         for (int i = 0; i < queries; i += LANES) {
-            Numbers even = j < keys ? load<Numbers>(weights + j * QUERIES + i) : Numbers{};
-            Numbers odd = j + 1 < keys ? load<Numbers>(weights + (j + 1) * QUERIES + i) : Numbers{};
+            Vec even = j < keys ? load<Vec>(weights + j * QUERIES + i) : Vec{};
+            Vec odd = j + 1 < keys ? load<Vec>(weights + (j + 1) * QUERIES + i) : Vec{};
             store(room + j / 2 * QUERIES + i, fold(even, odd));
         }
     return room;
@@ -132,18 +132,17 @@ LL_INLINE const Factor* fold_down(const Number* weights, int keys, int queries, 
 
 // weights[key][query] as factors along the queries: [keys][QUERIES / FOLD], zeros up to whole tiles. Lanes beyond the
 // queries must be zero.
-LL_INLINE const Factor* fold_across(const Number* weights, int keys, Factor* room) {
+LL_INLINE const Factor* fold_across(const Float* weights, int keys, Factor* room) {
 #if defined(LL_PAIRS)
     for (int j = 0; j < keys; ++j)
         for (int i = 0; i + 2 * LANES <= QUERIES; i += 2 * LANES) {
-            Numbers low = load<Numbers>(weights + j * QUERIES + i),
-                    high = load<Numbers>(weights + j * QUERIES + i + LANES);
-            store(room + (j * QUERIES + i) / 2, (Words)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+            Vec low = load<Vec>(weights + j * QUERIES + i), high = load<Vec>(weights + j * QUERIES + i + LANES);
+            store(room + (j * QUERIES + i) / 2, (UintVec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
         }
     if (QUERIES % (2 * LANES))  // half a vector of factors is left
         for (int j = 0; j < keys; ++j) {
-            const Number* last = weights + (j + 1) * QUERIES - LANES;
-            store(room + (j + 1) * (QUERIES / 2) - LANES / 2, (Halves)_mm512_cvtneps_pbh((__m512)load<Numbers>(last)));
+            const Float* last = weights + (j + 1) * QUERIES - LANES;
+            store(room + (j + 1) * (QUERIES / 2) - LANES / 2, (HalfVec)_mm512_cvtneps_pbh((__m512)load<Vec>(last)));
         }
     if (BLOCK_STEP > 2)
         __builtin_memset(room + keys * (QUERIES / 2), 0,

@@ -41,14 +41,14 @@ inline double peak(double seconds) {
 
 inline double peak(double seconds) {
     constexpr int CHAINS = PANEL_KEYS * PANEL_VECTORS, STEPS = 4096;
-    Numbers sum[CHAINS];
-    for (int c = 0; c < CHAINS; ++c) sum[c] = spread((Number)c);
+    Vec sum[CHAINS];
+    for (int c = 0; c < CHAINS; ++c) sum[c] = broadcast((Float)c);
 #if defined(LL_PAIRS)
     volatile Factor left = 0x3f7f3f7f, right = 0x3a803a80;  // 0.996, 0.001; not known at compile time
 #else
-    volatile Factor left = (Number)0.999, right = (Number)0.001;
+    volatile Factor left = (Float)0.999, right = (Float)0.001;
 #endif
-    Factors a = spread_factor(left), b = spread_factor(right);
+    FactorVec a = broadcast_factor(left), b = broadcast_factor(right);
     double start = seconds_now(), taken = 0.0, steps = 0.0;
     while (taken < seconds) {
         for (int step = 0; step < STEPS; ++step)
@@ -57,9 +57,9 @@ inline double peak(double seconds) {
         steps += STEPS;
         taken = seconds_now() - start;
     }
-    Numbers all{};
+    Vec all{};
     for (int c = 0; c < CHAINS; ++c) all += sum[c];
-    volatile Number kept = sum_of_lanes(all);
+    volatile Float kept = reduce_add(all);
     (void)kept;
     return 2.0 * CHAINS * LANES * FOLD * steps / taken * 1e-9;
 }

@@ -19,8 +19,7 @@ struct Reach {
     // Of `rows` rows together.
     Range of(int row, int rows) const {
         Range all{BLOCK_KEYS, 0};
-        for (int r = row; r < row + rows; ++r)
-            all = {least<int64_t>(all.begin, begin[r]), most<int64_t>(all.end, end[r])};
+        for (int r = row; r < row + rows; ++r) all = {min<int64_t>(all.begin, begin[r]), max<int64_t>(all.end, end[r])};
         return all;
     }
 };

@@ -27,22 +27,22 @@ template <int ROWS, class F> struct Rows {
 };
 
 template <int ROWS, int VECTORS, bool ADD, class F>
-LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps, Number* c,
-                     int64_t c_row, Number* peak) {
+LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps, Float* c,
+                     int64_t c_row, Float* peak) {
     typedef typename VectorOf<F>::Type Right;
     Rows<ROWS, F> rows(a, a_row);
-    Numbers sum[ROWS][VECTORS];
+    Vec sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Numbers{};
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
     for (int64_t k = 0; k < steps; ++k, b += b_step) {
         Right right[VECTORS];
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) right[v] = load<Right>(b + v * LANES);
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
-            Right left = spread_factor(rows(r, k * a_step));
+            Right left = broadcast_factor(rows(r, k * a_step));
 #pragma GCC unroll 16
             for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
         }
@@ -51,16 +51,16 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) {
-            Number* to = c + r * c_row + v * LANES;
-            if (ADD) sum[r][v] += load<Numbers>(to);
+            Float* to = c + r * c_row + v * LANES;
+            if (ADD) sum[r][v] += load<Vec>(to);
             store(to, sum[r][v]);
         }
     if (!peak) return;
 #pragma GCC unroll 16
     for (int v = 0; v < VECTORS; ++v) {
-        Numbers largest = load<Numbers>(peak + v * LANES);
+        Vec largest = load<Vec>(peak + v * LANES);
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) largest = larger(largest, sum[r][v]);
+        for (int r = 0; r < ROWS; ++r) largest = max(largest, sum[r][v]);
         store(peak + v * LANES, largest);
     }
 }
@@ -72,14 +72,14 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
 constexpr int64_t PART_WIDTH = 64 / FOLD, WHOLE_WIDTH = 128 / FOLD;
 
 template <int KEYS, int VECTORS>
-inline void score_panel(const Factor* key, int64_t stride, const Factor* packed, int64_t width, Number* scores,
-                        Number* peak) {
+inline void score_panel(const Factor* key, int64_t stride, const Factor* packed, int64_t width, Float* scores,
+                        Float* peak) {
     if (width <= WHOLE_WIDTH)
         return panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, width, scores, QUERIES, peak);
     panel<KEYS, VECTORS, false>(key, stride, 1, packed, PANEL_QUERIES, PART_WIDTH, scores, QUERIES, nullptr);
     for (int64_t d = PART_WIDTH; d < width; d += PART_WIDTH)
         panel<KEYS, VECTORS, true>(key + d, stride, 1, packed + d * PANEL_QUERIES, PANEL_QUERIES,
-                                   least(PART_WIDTH, width - d), scores, QUERIES,
+                                   min(PART_WIDTH, width - d), scores, QUERIES,
                                    d + PART_WIDTH < width ? nullptr : peak);
 }
 
@@ -88,11 +88,11 @@ inline void score_panel(const Factor* key, int64_t stride, const Factor* packed,
 // Vectors [from, to) of the queries.
 template <int KEYS>
 inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width,
-                       Number* scores, Number* peak) {
+                       Float* scores, Float* peak) {
     for (int panel = from / PANEL_VECTORS * PANEL_VECTORS; panel < to; panel += PANEL_VECTORS) {
-        int first = most(panel, from), some = least(panel + PANEL_VECTORS, to) - first;
+        int first = max(panel, from), some = min(panel + PANEL_VECTORS, to) - first;
         const Factor* right = packed + panel * LANES * width + (first - panel) * LANES;
-        Number *at = scores + first * LANES, *largest = peak + first * LANES;
+        Float *at = scores + first * LANES, *largest = peak + first * LANES;
         if (some == PANEL_VECTORS) score_panel<KEYS, PANEL_VECTORS>(key, stride, right, width, at, largest);
         if (some == 2) score_panel<KEYS, 2>(key, stride, right, width, at, largest);
         if (some == 1) score_panel<KEYS, 1>(key, stride, right, width, at, largest);
@@ -102,23 +102,23 @@ inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, 
 // scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the largest so far. `width` counts factors.
 // `reach`, where given, says of each query which keys matter: other scores may be anything, and so may the peak.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Number* scores, Number* peak, const Reach* reach) {
-    int step = queries <= LANES ? MOST_PANEL_KEYS : PANEL_KEYS;  // enough sums under way beside one vector of queries
+                          Float* scores, Float* peak, const Reach* reach) {
+    int step = queries <= LANES ? MAX_PANEL_KEYS : PANEL_KEYS;  // enough sums under way beside one vector of queries
     int vectors = (queries + LANES - 1) / LANES;
     Range reached[QUERIES / LANES];
-    for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, least(LANES, queries - v * LANES));
+    for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, min(LANES, queries - v * LANES));
     for (int j = 0; j < keys;) {
         int some = keys < step ? 1 : step;
-        int first = least(j, keys - some);  // the last panel reaches back: it computes some scores again
+        int first = min(j, keys - some);  // the last panel reaches back: it computes some scores again
         j = first + some;
         int from = 0, to = vectors;
         while (reach && from < to && (reached[from].begin >= j || reached[from].end <= first)) ++from;
         while (reach && from < to && (reached[to - 1].begin >= j || reached[to - 1].end <= first)) --to;
         if (from == to) continue;
         const Factor* row = key + first * stride;
-        Number* at = scores + first * QUERIES;
+        Float* at = scores + first * QUERIES;
         if (some == 1) score_rows<1>(row, stride, packed, from, to, width, at, peak);
-        else if (queries <= LANES) score_panel<MOST_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
+        else if (queries <= LANES) score_panel<MAX_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
         else score_rows<PANEL_KEYS>(row, stride, packed, from, to, width, at, peak);
     }
 }
@@ -135,12 +135,12 @@ template <class F> struct Left {
 };
 
 template <int ROWS, int VECTORS, class F>
-LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Number* c, int64_t c_row) {
+LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Float* c, int64_t c_row) {
     int64_t begin = a.begin, end = a.end;
     if (a.reach) {
-        constexpr int NUMBERS = VectorOf<F>::NUMBERS;
+        constexpr int VALUES = VectorOf<F>::VALUES;
         Range reached = a.reach->of(r, ROWS);
-        begin = most(begin, reached.begin / NUMBERS), end = least(end, (reached.end + NUMBERS - 1) / NUMBERS);
+        begin = max(begin, reached.begin / VALUES), end = min(end, (reached.end + VALUES - 1) / VALUES);
         if (begin >= end) return;
     }
     panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step, b + begin * b_step, b_step,
@@ -148,7 +148,7 @@ LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Nu
 }
 
 template <int VECTORS, class F>
-inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows) {
+inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Float* c, int64_t c_row, int rows) {
     int r = 0;
     for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS) add_panel<VALUE_ROWS, VECTORS>(a, r, b, b_step, c, c_row);
     for (; r + 2 <= rows; r += 2) add_panel<2, VECTORS>(a, r, b, b_step, c, c_row);
@@ -157,7 +157,7 @@ inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Number* c,
 
 // `columns` is a multiple of LANES.
 template <class F>
-inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Number* c, int64_t c_row, int rows,
+inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Float* c, int64_t c_row, int rows,
                         int64_t columns) {
     int64_t x = 0;
     if (rows == 1)  // more columns, so that enough sums are under way

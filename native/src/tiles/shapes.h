@@ -25,32 +25,32 @@ constexpr int BLOCK_STEP = 1;
 
 #if defined(LL_PAIRS)
 typedef uint32_t Factor;
-typedef Words Factors;
+typedef UintVec FactorVec;
 constexpr int FOLD = 2;  // numbers of a factor
-LL_INLINE Numbers multiply_add(Words a, Words b, Numbers c) {
-    return (Numbers)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+LL_INLINE Vec multiply_add(UintVec a, UintVec b, Vec c) {
+    return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 }
 #else
-typedef Number Factor;
-typedef Numbers Factors;
+typedef Float Factor;
+typedef Vec FactorVec;
 constexpr int FOLD = 1;
 #endif
 
 template <class F> struct VectorOf;
-template <> struct VectorOf<Number> {
-    typedef Numbers Type;
-    static constexpr int NUMBERS = 1;
+template <> struct VectorOf<Float> {
+    typedef Vec Type;
+    static constexpr int VALUES = 1;
 };
 template <> struct VectorOf<uint32_t> {
-    typedef Words Type;
-    static constexpr int NUMBERS = 2;
+    typedef UintVec Type;
+    static constexpr int VALUES = 2;
 };
-LL_INLINE Numbers spread_factor(Number x) { return spread(x); }
-LL_INLINE Words spread_factor(uint32_t x) { return spread_word(x); }
+LL_INLINE Vec broadcast_factor(Float x) { return broadcast(x); }
+LL_INLINE UintVec broadcast_factor(uint32_t x) { return broadcast_uint(x); }
 
 LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
 
-// Factors along the width of a row.
+// FactorVec along the width of a row.
 #if defined(LL_AMX)
 constexpr int TILE = 16;  // rows and factors of a tile register
 LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TILE); }
@@ -66,7 +66,7 @@ constexpr int PANEL_KEYS = 4;     // 12 accumulators of 16 registers
 constexpr int VALUE_VECTORS = 2;  // 6 rows x 2 vectors of columns
 #endif
 constexpr int PANEL_VECTORS = QUERIES / LANES % 3 == 0 ? 3 : 4;
-constexpr int MOST_PANEL_KEYS = 2 * PANEL_KEYS;  // beside one vector of queries
+constexpr int MAX_PANEL_KEYS = 2 * PANEL_KEYS;  // beside one vector of queries
 constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
 constexpr int VALUE_ROWS = 6;
 static_assert(QUERIES % PANEL_QUERIES == 0);

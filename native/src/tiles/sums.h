@@ -16,49 +16,49 @@ namespace {
 
 #if defined(LL_AMX)
 
-LL_INLINE int64_t place(int i, int64_t c, int64_t) { return c * QUERIES + i; }
+LL_INLINE int64_t sum_index(int i, int64_t c, int64_t) { return c * QUERIES + i; }
 
-// Factors of the rows of V from one multiple of BLOCK_STEP keys to the next.
-LL_INLINE int64_t mix_stride(int64_t columns) { return columns * TILE; }
+// FactorVec of the rows of V from one multiple of BLOCK_STEP keys to the next.
+LL_INLINE int64_t packed_stride(int64_t columns) { return columns * TILE; }
 
-inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
-                     const uint8_t* skip, Factor* to) {
-    for (int64_t first = 0; first < count; first += BLOCK_STEP, to += mix_stride(columns)) {
+inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
+                      const uint8_t* skip, Factor* to) {
+    for (int64_t first = 0; first < count; first += BLOCK_STEP, to += packed_stride(columns)) {
         alignas(64) Factor pairs[TILE][TILE];
         for (int64_t c = 0; c < columns; c += TILE) {
             for (int64_t p = 0; p < TILE; ++p) {
-                int64_t j = first + 2 * p, some = least<int64_t>(TILE, width - c);
+                int64_t j = first + 2 * p, some = min<int64_t>(TILE, width - c);
                 const Stored *even = from + j * stride + c, *odd = even + stride;
                 bool has_even = j < count && !(skip && skip[j]), has_odd = j + 1 < count && !(skip && skip[j + 1]);
                 if (has_even && has_odd && some == TILE)
-                    store(pairs[p], __builtin_convertvector(load<Halves>(even), Words) |
-                                        __builtin_convertvector(load<Halves>(odd), Words) << 16);
+                    store(pairs[p], __builtin_convertvector(load<HalfVec>(even), UintVec) |
+                                        __builtin_convertvector(load<HalfVec>(odd), UintVec) << 16);
                 else
                     for (int64_t x = 0; x < TILE; ++x)
                         pairs[p][x] =
                             x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
             }
-            Numbers square[TILE];  // bits, whatever they mean
-            for (int64_t p = 0; p < TILE; ++p) square[p] = load<Numbers>(pairs[p]);
-            turn_square(square);
-            for (int64_t x = 0; x < TILE; ++x) store(to + (c + x) * TILE, square[x]);
+            Vec rows[TILE];  // bits, whatever they mean
+            for (int64_t p = 0; p < TILE; ++p) rows[p] = load<Vec>(pairs[p]);
+            transpose(rows);
+            for (int64_t x = 0; x < TILE; ++x) store(to + (c + x) * TILE, rows[x]);
         }
     }
 }
 
 // sums[query][column] += sum over keys of weights[key][query] * rows[key][column].
-inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
-                const Reach*) {
+inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+                          int64_t columns, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t steps = (keys + BLOCK_STEP - 1) / BLOCK_STEP;
     for (int64_t c = 0; c < columns; c += TILE)
-        tile_panels<true>((queries + TILE - 1) / TILE, rows + c * TILE, TILE * BYTES, mix_stride(columns), weights,
+        tile_panels<true>((queries + TILE - 1) / TILE, rows + c * TILE, TILE * BYTES, packed_stride(columns), weights,
                           QUERIES * BYTES, steps, sums + c * QUERIES, QUERIES * BYTES);
 }
 
 // sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows makes them.
-inline void gather(const Factor* weights, const Factor* rows, int keys, int, Number* sums, int64_t columns,
-                   const Reach*) {
+inline void add_over_queries(const Factor* weights, const Factor* rows, int keys, int, Float* sums, int64_t columns,
+                             const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     for (int j = 0; j < keys; j += TILE)
         tile_panels<true>(columns / TILE, weights + j * (QUERIES / 2), QUERIES / 2 * BYTES, TILE, rows, columns * BYTES,
@@ -66,41 +66,41 @@ inline void gather(const Factor* weights, const Factor* rows, int keys, int, Num
 }
 
 // Multiplies the sums of each query.
-inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {
+inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t columns) {
     for (int64_t c = 0; c < columns; ++c)
         for (int i = 0; i < queries; i += LANES) {
-            Number* at = sums + c * QUERIES + i;
-            store(at, load<Numbers>(at) * load<Numbers>(factor + i));
+            Float* at = sums + c * QUERIES + i;
+            store(at, load<Vec>(at) * load<Vec>(factor + i));
         }
 }
 
 #else
 
-LL_INLINE int64_t place(int i, int64_t c, int64_t columns) { return i * columns + c; }
+LL_INLINE int64_t sum_index(int i, int64_t c, int64_t columns) { return i * columns + c; }
 
-LL_INLINE int64_t mix_stride(int64_t columns) { return columns * BLOCK_STEP / FOLD; }
+LL_INLINE int64_t packed_stride(int64_t columns) { return columns * BLOCK_STEP / FOLD; }
 
-inline void mix_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
-                     const uint8_t* skip, Factor* to) {
+inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
+                      const uint8_t* skip, Factor* to) {
     fold_rows(from, stride, count, width, columns, skip, to);
 }
 
-inline void mix(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
-                const Reach* reach) {
+inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+                          int64_t columns, const Reach* reach) {
     add_product<Factor>({weights, 1, QUERIES, 0, folded(keys), reach}, rows, columns, sums, columns, queries, columns);
 }
 
-inline void gather(const Factor* weights, const Factor* rows, int keys, int queries, Number* sums, int64_t columns,
-                   const Reach* reach) {
+inline void add_over_queries(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+                             int64_t columns, const Reach* reach) {
     add_product<Factor>({weights, QUERIES / FOLD, 1, 0, folded(queries), reach}, rows, columns, sums, columns, keys,
                         columns);
 }
 
-inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t columns) {
+inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t columns) {
     for (int i = 0; i < queries; ++i) {
         if (factor[i] == 1) continue;
-        Number* row = sums + i * columns;
-        for (int64_t c = 0; c < columns; c += LANES) store(row + c, load<Numbers>(row + c) * factor[i]);
+        Float* row = sums + i * columns;
+        for (int64_t c = 0; c < columns; c += LANES) store(row + c, load<Vec>(row + c) * factor[i]);
     }
 }
 
@@ -108,13 +108,13 @@ inline void scale_sums(Number* sums, const Number* factor, int queries, int64_t 
 
 // One query's sums in a row; in place where they lie so. Queries are asked for in ascending order, from the first: where
 // sums lie turned, LANES rows are made at a time, in `room`.
-LL_INLINE const Number* sum_row(const Number* sums, int i, int64_t columns, Number* room) {
+LL_INLINE const Float* sum_row(const Float* sums, int i, int64_t columns, Float* room) {
 #if defined(LL_AMX)
     for (int64_t c = 0; c < columns && i % LANES == 0; c += LANES) {
-        Numbers square[LANES];
-        for (int x = 0; x < LANES; ++x) square[x] = load<Numbers>(sums + (c + x) * QUERIES + i);
-        turn_square(square);
-        for (int x = 0; x < LANES; ++x) store(room + x * columns + c, square[x]);
+        Vec rows[LANES];
+        for (int x = 0; x < LANES; ++x) rows[x] = load<Vec>(sums + (c + x) * QUERIES + i);
+        transpose(rows);
+        for (int x = 0; x < LANES; ++x) store(room + x * columns + c, rows[x]);
     }
     return room + i % LANES * columns;
 #else

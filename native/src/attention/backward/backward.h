@@ -19,13 +19,13 @@ namespace {
 
 inline void large_rows_task(void* context, int64_t n) {
     BackwardJob& job = *(BackwardJob*)context;
-    Arena arena{own_memory<ReverseScratch>(job.status, job.reverse, job.most_queries)};
+    Arena arena{thread_scratch<BackwardScratch>(job.status, job.pass, job.max_queries)};
     if (!arena.memory) return;
-    ReverseScratch scratch(arena, job.reverse, job.most_queries);
+    BackwardScratch scratch(arena, job.pass, job.max_queries);
     [[maybe_unused]] TileRegisters registers;
     Tile tile;
     job.tiles.at(n, &tile);
-    weigh_large_rows(job.reverse, tile, scratch, job.status);
+    recompute_large_rows(job.pass, tile, scratch, job.status);
 }
 
 inline void backward_task(void* context, int64_t n) {
@@ -48,33 +48,33 @@ struct SharedBias {
 
 // Memory of one backward pass.
 struct BackwardMemory {
-    Number *delta, *peak, *less, *query_sums;         // see Reverse
-    uint8_t *aside, *query_aside, *grad_aside;        // see Reverse
-    int64_t *first, *turns, *table_turns, *ordinals;  // see BackwardJob
+    Float *delta, *peak, *shift, *query_sums;                       // see BackwardPass
+    uint8_t *nonfinite_keys, *nonfinite_queries, *nonfinite_grads;  // see BackwardPass
+    int64_t *first, *tickets, *table_tickets, *ordinals;            // see BackwardJob
     char* memory = nullptr;
     size_t bytes = 0;
 
     BackwardMemory(const ll_call& call, const ll_gradients& wanted, int64_t key_columns, int64_t tiles) {
         int64_t queries = call.batch * call.query_heads * call.queries;
         for (Arena arena{nullptr};; arena = {memory}) {
-            delta = arena.take<Number>(queries);
-            peak = arena.take<Number>(queries);
-            less = arena.take<Number>(queries);
-            query_sums = arena.take<Number>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
-            aside = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
-            query_aside = arena.take<uint8_t>(queries);
-            grad_aside = arena.take<uint8_t>(queries);
+            delta = arena.take<Float>(queries);
+            peak = arena.take<Float>(queries);
+            shift = arena.take<Float>(queries);
+            query_sums = arena.take<Float>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
+            nonfinite_keys = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
+            nonfinite_queries = arena.take<uint8_t>(queries);
+            nonfinite_grads = arena.take<uint8_t>(queries);
             first = arena.take<int64_t>(call.segment_count + 1);
-            turns = arena.take<int64_t>(tiles);
-            table_turns = arena.take<int64_t>(call.batch * call.query_heads);
+            tickets = arena.take<int64_t>(tiles);
+            table_tickets = arena.take<int64_t>(call.batch * call.query_heads);
             ordinals = arena.take<int64_t>(call.segment_count * call.batch);
             if (memory) break;
             bytes = arena.used + 64;
             memory = (char*)borrow(bytes);
             if (!memory) return;
         }
-        __builtin_memset(turns, 0, sizeof(int64_t) * (size_t)tiles);
-        __builtin_memset(table_turns, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
+        __builtin_memset(tickets, 0, sizeof(int64_t) * (size_t)tiles);
+        __builtin_memset(table_tickets, 0, sizeof(int64_t) * (size_t)(call.batch * call.query_heads));
     }
     ~BackwardMemory() { give_back(memory, bytes); }
     BackwardMemory(const BackwardMemory&) = delete;
@@ -84,8 +84,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     Tiles tiles(call, 1);
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
-    Prepared keys, value_rows, key_rows;
-    if (!call.compare) keys.left(call, call.key, call.width), key_rows.mixed(call, call.key, call.width);
+    PreparedOperand keys, value_rows, key_rows;
+    if (!call.compare) keys.left(call, call.key, call.width), key_rows.right(call, call.key, call.width);
     value_rows.left(call, call.value, call.value_width);
     if (keys.failed || value_rows.failed || key_rows.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand;
@@ -93,22 +93,22 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     int64_t key_columns = round_up(call.width, LANES);
     BackwardMemory own(call, wanted, key_columns, tiles.count());
     if (!own.memory) return OUT_OF_MEMORY;
-    Reverse reverse{problem,
-                    wanted,
-                    value_rows.operand,
-                    key_rows.operand,
-                    own.aside,
-                    own.query_aside,
-                    own.grad_aside,
-                    own.delta,
-                    own.peak,
-                    own.less,
-                    own.query_sums,
-                    key_columns,
-                    problem.value_columns,
-                    steps_along(call.value_width),
-                    chunk_keys(key_columns, problem.value_columns)};
-    BackwardJob job{reverse, tiles, own.first, own.turns, own.table_turns, own.ordinals, 0, -1, -1, DONE};
+    BackwardPass pass{problem,
+                      wanted,
+                      value_rows.operand,
+                      key_rows.operand,
+                      own.nonfinite_keys,
+                      own.nonfinite_queries,
+                      own.nonfinite_grads,
+                      own.delta,
+                      own.peak,
+                      own.shift,
+                      own.query_sums,
+                      key_columns,
+                      problem.value_columns,
+                      steps_along(call.value_width),
+                      chunk_keys(key_columns, problem.value_columns)};
+    BackwardJob job{pass, tiles, own.first, own.tickets, own.table_tickets, own.ordinals, 0, -1, -1, DONE};
     job.number_tasks();
 
     int64_t threads = worthwhile_threads(call), maps = call.batch * call.key_heads;
@@ -116,8 +116,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     // but for what is left at the end.
     job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
     bool large = false;
-    ReverseRows rows{reverse, own.aside, own.query_aside, own.grad_aside, &large};
-    parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), reverse_rows_task, &rows, maps);
+    BackwardRows rows{pass, own.nonfinite_keys, own.nonfinite_queries, own.nonfinite_grads, &large};
+    parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), backward_rows_task, &rows, maps);
     if (large) parallel(threads, tiles.count(), large_rows_task, &job);
     SharedBias shared(call, wanted);
     for (int64_t b = 0; b < (shared.rows ? call.batch : 1); ++b)

@@ -18,14 +18,14 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // A sum that several tasks add to in a fixed order.
-struct Turn {
+struct Ticket {
     int64_t* done;  // how many have added
     int* status;
 
     // Waits until `number` others have added; false when the whole pass has failed.
     bool wait(int64_t number) const {
         for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != number; ++spins) {
-            if (ended(*status)) return false;
+            if (should_stop(*status)) return false;
             if (spins > 2000) sched_yield();
         }
         return true;
@@ -36,32 +36,32 @@ struct Turn {
 // Where the dQ of query i of a tile is summed and, where elements are not numbers, written in the end.
 struct QueryGradient {
     Stored* gradient;
-    Number* sums;
+    Float* sums;
     int64_t stride;  // of sums
-    QueryGradient(const Reverse& reverse, const Tile& tile, int i) {
-        const ll_call& call = reverse.problem.call;
-        gradient = line<Stored>(reverse.wanted.query, tile.row, tile.head, tile.first_query + i);
+    QueryGradient(const BackwardPass& pass, const Tile& tile, int i) {
+        const ll_call& call = pass.problem.call;
+        gradient = row_at<Stored>(pass.wanted.query, tile.row, tile.head, tile.first_query + i);
         int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
-        sums = CONVERTED ? reverse.query_sums + at * reverse.key_columns : (Number*)gradient;
-        stride = CONVERTED ? reverse.key_columns : reverse.wanted.query.strides[2];
+        sums = CONVERTED ? pass.query_sums + at * pass.key_columns : (Float*)gradient;
+        stride = CONVERTED ? pass.key_columns : pass.wanted.query.strides[2];
     }
 };
 
 // Adds a tile's dQ; the first chunk stores instead, also where nobody is seen, and the last one rounds.
-inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number* sum, Number* room, bool first,
+inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* room, bool first,
                           bool last) {
-    const ll_call& call = reverse.problem.call;
-    Number scale = (Number)call.scale;
+    const ll_call& call = pass.problem.call;
+    Float scale = (Float)call.scale;
     for (int i = 0; i < tile.count; ++i) {
-        const Number* from = !sum           ? nullptr
-                             : call.compare ? sum + i * reverse.key_columns
-                                            : sum_row(sum, i, reverse.key_columns, room);
-        QueryGradient at(reverse, tile, i);
-        Number* to = at.sums;
+        const Float* from = !sum           ? nullptr
+                            : call.compare ? sum + i * pass.key_columns
+                                           : sum_row(sum, i, pass.key_columns, room);
+        QueryGradient at(pass, tile, i);
+        Float* to = at.sums;
         for (int64_t c = 0; c < call.width && (from || first); c += LANES) {
-            int64_t some = least<int64_t>(LANES, call.width - c);
-            Numbers before = first ? Numbers{} : load_some(to + c, some);
-            Numbers now = from ? multiply_add(load<Numbers>(from + c), spread(scale), before) : before;
+            int64_t some = min<int64_t>(LANES, call.width - c);
+            Vec before = first ? Vec{} : load_partial(to + c, some);
+            Vec now = from ? multiply_add(load<Vec>(from + c), broadcast(scale), before) : before;
             if (some == LANES) store(to + c, now);
             else
                 for (int64_t x = 0; x < some; ++x) to[c + x] = now[x];
@@ -70,21 +70,21 @@ inline void add_query_sum(const Reverse& reverse, const Tile& tile, const Number
     }
 }
 
-inline void add_vector_sums(const Reverse& reverse, const Tile& tile, const Number* sums) {
-    const ll_call& call = reverse.problem.call;
+inline void add_vector_sums(const BackwardPass& pass, const Tile& tile, const Float* sums) {
+    const ll_call& call = pass.problem.call;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i)
         for (int64_t d = 0; d < call.width; ++d)
-            ((Number*)reverse.wanted.compare)[(at + i) * call.width + d] += sums[i * reverse.key_columns + d];
+            ((Float*)pass.wanted.compare)[(at + i) * call.width + d] += sums[i * pass.key_columns + d];
 }
 
-inline void add_row_sums(const Reverse& reverse, const Tile& tile, const Number* row_sums) {
-    for (int64_t r = 0; r < reverse.problem.call.rule_count; ++r) {
-        const ll_tensor& to = reverse.wanted.rules[r];
-        int64_t kind = reverse.problem.call.rules[r].kind;
-        if (!reverse.wants(to) || to.strides[3] != 0 || (kind != LL_BIAS && kind != LL_ALIBI)) continue;
+inline void add_row_sums(const BackwardPass& pass, const Tile& tile, const Float* row_sums) {
+    for (int64_t r = 0; r < pass.problem.call.rule_count; ++r) {
+        const ll_tensor& to = pass.wanted.rules[r];
+        int64_t kind = pass.problem.call.rules[r].kind;
+        if (!pass.wants(to) || to.strides[3] != 0 || (kind != LL_BIAS && kind != LL_ALIBI)) continue;
         for (int i = 0; i < tile.count; ++i)
-            *bias_gradient(to, tile, tile.first_query + i, 0) += row_sums[r * QUERIES + i];
+            *bias_gradient_at(to, tile, tile.first_query + i, 0) += row_sums[r * QUERIES + i];
     }
 }
 

@@ -24,23 +24,24 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int64_t MOST_CHUNK_KEYS = 512, CHUNK_NUMBERS = 65536;
+constexpr int64_t MAX_CHUNK_KEYS = 512, CHUNK_FLOATS = 65536;
 
 LL_INLINE int64_t chunk_keys(int64_t key_columns, int64_t value_columns) {
-    return clamp(CHUNK_NUMBERS / (key_columns + value_columns) / BLOCK_KEYS, (int64_t)1, MOST_CHUNK_KEYS / BLOCK_KEYS) *
+    return clamp(CHUNK_FLOATS / (key_columns + value_columns) / BLOCK_KEYS, (int64_t)1, MAX_CHUNK_KEYS / BLOCK_KEYS) *
            BLOCK_KEYS;
 }
 
 // A backward pass, worked out once.
-struct Reverse {
+struct BackwardPass {
     const Problem& problem;
     const ll_gradients& wanted;
-    Operand value_rows;                       // V as the left operand
-    Operand key_rows;                         // K as `mix` reads it
-    const uint8_t* aside;                     // (B, Hkv, Lk): keys that are not finite
-    const uint8_t *query_aside, *grad_aside;  // (B, Hq, Lq): the same of queries and of the output's gradient
-    Number *delta, *peak, *less;              // (B, Hq, Lq)
-    Number* query_sums;                       // (B, Hq, Lq, key_columns), where elements are not numbers
+    Operand value_rows;             // V as the left operand
+    Operand key_rows;               // K as `mix` reads it
+    const uint8_t* nonfinite_keys;  // (B, Hkv, Lk): keys that are not finite
+    const uint8_t *nonfinite_queries,
+        *nonfinite_grads;         // (B, Hq, Lq): the same of queries and of the output's gradient
+    Float *delta, *peak, *shift;  // (B, Hq, Lq)
+    Float* query_sums;            // (B, Hq, Lq, key_columns), where elements are not numbers
     int64_t key_columns, value_columns, value_steps, chunk;
 
     bool wants(const ll_tensor& gradient) const { return gradient.data != nullptr; }
@@ -48,131 +49,132 @@ struct Reverse {
 
 // Sums over queries for the distances of one head: a distance table's gradient within a chunk.
 struct DistanceSums {
-    Number* sums;
+    Float* sums;
     int64_t first, count;  // places [first, first + count) of the table, which is as large as all distances
 };
 
-struct ReverseScratch {
-    Factor *packed_query, *packed_grad;         // along the lanes
-    Factor *query_rows, *grad_rows;             // right operands: [QUERIES / FOLD][columns]
-    Number *scores, *grads;                     // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
-    Number* kept;                               // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
-    Number* slopes;                             // [soft cap][BLOCK_KEYS][QUERIES]
-    Factor* factors;                            // weights as factors, where they differ from numbers
-    Factor* key_rows;                           // [BLOCK_KEYS / FOLD][columns]; careful blocks only
-    uint8_t* seen;                              // [BLOCK_KEYS][QUERIES]; careful blocks only
-    Number *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
-    Number* row_sums;                           // [rule][QUERIES]
-    Number *query_numbers, *vector_sums;        // [QUERIES][columns]; additive comparison only
-    Number* distances;                          // [rule][queries + chunk]
+struct BackwardScratch {
+    Factor *packed_query, *packed_grad;        // along the lanes
+    Factor *query_rows, *grad_rows;            // right operands: [QUERIES / FOLD][columns]
+    Float *scores, *grads;                     // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
+    Float* keep_scale;                         // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
+    Float* derivatives;                        // [soft cap][BLOCK_KEYS][QUERIES]
+    Factor* factors;                           // weights as factors, where they differ from numbers
+    Factor* key_rows;                          // [BLOCK_KEYS / FOLD][columns]; careful blocks only
+    uint8_t* seen;                             // [BLOCK_KEYS][QUERIES]; careful blocks only
+    Float *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
+    Float* row_sums;                           // [rule][QUERIES]
+    Float *query_floats, *vector_sums;         // [QUERIES][columns]; additive comparison only
+    Float* distances;                          // [rule][queries + chunk]
 
-    ReverseScratch(Arena& arena, const Reverse& reverse, int64_t queries) {
-        const Problem& problem = reverse.problem;
-        int64_t square = BLOCK_KEYS * QUERIES, wide = most(reverse.key_columns, reverse.value_columns);
+    BackwardScratch(Arena& arena, const BackwardPass& pass, int64_t queries) {
+        const Problem& problem = pass.problem;
+        int64_t square = BLOCK_KEYS * QUERIES, wide = max(pass.key_columns, pass.value_columns);
         packed_query = arena.take<Factor>(packed_size(problem.call));
-        packed_grad = arena.take<Factor>(reverse.value_steps * QUERIES);
-        query_rows = arena.take<Factor>(QUERIES / FOLD * reverse.key_columns);
-        grad_rows = arena.take<Factor>(QUERIES / FOLD * reverse.value_columns);
-        scores = arena.take<Number>(square);
-        grads = arena.take<Number>(square);
-        kept = arena.take<Number>(problem.drop_below ? square : 0);
-        slopes = arena.take<Number>(problem.softcaps * square);
+        packed_grad = arena.take<Factor>(pass.value_steps * QUERIES);
+        query_rows = arena.take<Factor>(QUERIES / FOLD * pass.key_columns);
+        grad_rows = arena.take<Factor>(QUERIES / FOLD * pass.value_columns);
+        scores = arena.take<Float>(square);
+        grads = arena.take<Float>(square);
+        keep_scale = arena.take<Float>(problem.dropout_threshold ? square : 0);
+        derivatives = arena.take<Float>(problem.softcaps * square);
         factors = arena.take<Factor>(FOLD > 1 ? square / FOLD : 0);
         key_rows = arena.take<Factor>(BLOCK_KEYS / FOLD * wide);
         seen = arena.take<uint8_t>(square);
-        query_sum = arena.take<Number>(QUERIES * reverse.key_columns);
-        key_sums = arena.take<Number>(reverse.chunk * reverse.key_columns);
-        value_sums = arena.take<Number>(reverse.chunk * reverse.value_columns);
-        row_sums = arena.take<Number>(LL_MAX_RULES * QUERIES);
-        query_numbers = arena.take<Number>(problem.call.compare ? QUERIES * reverse.key_columns : 0);
-        vector_sums = arena.take<Number>(problem.call.compare ? QUERIES * reverse.key_columns : 0);
+        query_sum = arena.take<Float>(QUERIES * pass.key_columns);
+        key_sums = arena.take<Float>(pass.chunk * pass.key_columns);
+        value_sums = arena.take<Float>(pass.chunk * pass.value_columns);
+        row_sums = arena.take<Float>(LL_MAX_RULES * QUERIES);
+        query_floats = arena.take<Float>(problem.call.compare ? QUERIES * pass.key_columns : 0);
+        vector_sums = arena.take<Float>(problem.call.compare ? QUERIES * pass.key_columns : 0);
         int64_t tables = 0;
         for (int64_t r = 0; r < problem.call.rule_count; ++r)
-            tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && reverse.wants(reverse.wanted.rules[r]);
-        distances = arena.take<Number>(tables ? LL_MAX_RULES * (queries + reverse.chunk + 1) : 0);
+            tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && pass.wants(pass.wanted.rules[r]);
+        distances = arena.take<Float>(tables ? LL_MAX_RULES * (queries + pass.chunk + 1) : 0);
     }
 };
 
 // A tile of queries with its gradient, ready for the products.
-struct Loaded {
-    alignas(64) Number peak[QUERIES], less[QUERIES], delta[QUERIES];
-    alignas(64) Int real[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
-    uint8_t query_aside[QUERIES], grad_aside[QUERIES];
-    bool any_aside = false;
+struct LoadedTile {
+    alignas(64) Float peak[QUERIES], shift[QUERIES], delta[QUERIES];
+    alignas(64) Int valid[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
+    uint8_t nonfinite_queries[QUERIES], nonfinite_grads[QUERIES];
+    bool any_nonfinite = false;
 };
 
 // Its memory is on the way while the tile before is computed. (Inlined in any case: GCC leaves out the call of a function that
 // only asks, as one without effect.)
-LL_INLINE void ask_tile(const Reverse& reverse, const Tile& tile) {
-    const ll_call& call = reverse.problem.call;
-    const ll_tensor& grad = reverse.wanted.grad_output;
-    ask_rows(line<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2], tile.count,
-             call.width);
-    ask_rows(line<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count,
-             call.value_width);
+LL_INLINE void prefetch_tile(const BackwardPass& pass, const Tile& tile) {
+    const ll_call& call = pass.problem.call;
+    const ll_tensor& grad = pass.wanted.grad_output;
+    prefetch_rows(row_at<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2],
+                  tile.count, call.width);
+    prefetch_rows(row_at<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count,
+                  call.value_width);
 }
 
 // Row `at` of (B, Hq, Lq), and its share of the sink's gradient. A row that has seen nothing has the peak -inf.
-inline void begin_row(const Reverse& reverse, int64_t at, Number peak, double less) {
-    const ll_call& call = reverse.problem.call;
-    reverse.peak[at] = peak, reverse.less[at] = (Number)less;
-    if (!reverse.wanted.sink) return;
-    Number sink = ((const Number*)call.sink)[at / call.queries % call.query_heads];
-    Number share = peak == -INFINITE ? 0 : (Number)__builtin_exp2(sink_power(reverse.problem, sink, peak) - less);
-    ((Number*)reverse.wanted.sink)[at] = peak == -INFINITE ? 0 : -share * reverse.delta[at];
+inline void begin_row(const BackwardPass& pass, int64_t at, Float peak, double shift) {
+    const ll_call& call = pass.problem.call;
+    pass.peak[at] = peak, pass.shift[at] = (Float)shift;
+    if (!pass.wanted.sink) return;
+    Float sink = ((const Float*)call.sink)[at / call.queries % call.query_heads];
+    Float share = peak == -INF ? 0 : (Float)__builtin_exp2(sink_log2(pass.problem, sink, peak) - shift);
+    ((Float*)pass.wanted.sink)[at] = peak == -INF ? 0 : -share * pass.delta[at];
 }
 
 // The logsumexp tells the weights of a row, to a rounding step of its own size: too little of a large one.
-constexpr Number MOST_TOLD = 256;
-LL_INLINE bool is_large(Number logsumexp) {
-    return logsumexp > MOST_TOLD || (logsumexp < -MOST_TOLD && logsumexp != -INFINITE);
+constexpr Float MAX_EXACT_LOGSUMEXP = 256;
+LL_INLINE bool is_large(Float logsumexp) {
+    return logsumexp > MAX_EXACT_LOGSUMEXP || (logsumexp < -MAX_EXACT_LOGSUMEXP && logsumexp != -INF);
 }
 
 // The scores of a tile are summed once more for its rows with a large logsumexp.
-inline void weigh_large_rows(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, int& status) {
-    const Problem& problem = reverse.problem;
+inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, int& status) {
+    const Problem& problem = pass.problem;
     int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;
-    const Number* logsumexp = (const Number*)reverse.wanted.logsumexp + at;
+    const Float* logsumexp = (const Float*)pass.wanted.logsumexp + at;
     bool large = false;
     for (int i = 0; i < tile.count; ++i) large |= is_large(logsumexp[i]);
     if (!large) return;
     Visibility visible;
-    see(problem.call, tile, visible);
+    find_visible(problem.call, tile, visible);
     pack_queries(problem, tile, scratch.packed_query);
     Softmax softmax;
     final_softmax(problem, tile, visible, nullptr, scratch.packed_query, scratch.scores, softmax, status);
-    const Number* sink = sink_of(problem.call, tile);
+    const Float* sink = sink_of(problem.call, tile);
     for (int i = 0; i < tile.count; ++i)
         if (is_large(logsumexp[i]) && softmax.total[i] != 0)
-            begin_row(reverse, at + i, softmax.peak[i], log_closed(problem, sink, softmax.peak[i], softmax.total[i]));
+            begin_row(pass, at + i, softmax.peak[i],
+                      log2_total_with_sink(problem, sink, softmax.peak[i], softmax.total[i]));
 }
 
-inline void load_tile(const Reverse& reverse, const Tile& tile, ReverseScratch& scratch, Loaded& loaded) {
-    const ll_call& call = reverse.problem.call;
-    const Stored* query = line<const Stored>(call.query, tile.row, tile.head, tile.first_query);
-    const Stored* grad = line<const Stored>(reverse.wanted.grad_output, tile.row, tile.head, tile.first_query);
-    int64_t query_stride = call.query.strides[2], grad_stride = reverse.wanted.grad_output.strides[2];
+inline void load_tile(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, LoadedTile& loaded) {
+    const ll_call& call = pass.problem.call;
+    const Stored* query = row_at<const Stored>(call.query, tile.row, tile.head, tile.first_query);
+    const Stored* grad = row_at<const Stored>(pass.wanted.grad_output, tile.row, tile.head, tile.first_query);
+    int64_t query_stride = call.query.strides[2], grad_stride = pass.wanted.grad_output.strides[2];
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < QUERIES; ++i) {
-        bool real = i < tile.count;
-        loaded.real[i] = -(Int)real;
-        loaded.peak[i] = real ? reverse.peak[at + i] : 0;
-        loaded.less[i] = real ? reverse.less[at + i] : 0;
-        loaded.delta[i] = real ? reverse.delta[at + i] : 0;
-        loaded.query_aside[i] = real && reverse.query_aside[at + i];
-        loaded.grad_aside[i] = real && reverse.grad_aside[at + i];
-        loaded.any_aside |= loaded.query_aside[i] || loaded.grad_aside[i];
+        bool valid = i < tile.count;
+        loaded.valid[i] = -(Int)valid;
+        loaded.peak[i] = valid ? pass.peak[at + i] : 0;
+        loaded.shift[i] = valid ? pass.shift[at + i] : 0;
+        loaded.delta[i] = valid ? pass.delta[at + i] : 0;
+        loaded.nonfinite_queries[i] = valid && pass.nonfinite_queries[at + i];
+        loaded.nonfinite_grads[i] = valid && pass.nonfinite_grads[at + i];
+        loaded.any_nonfinite |= loaded.nonfinite_queries[i] || loaded.nonfinite_grads[i];
     }
-    pack_queries(reverse.problem, tile, scratch.packed_query);
+    pack_queries(pass.problem, tile, scratch.packed_query);
     pack(grad, grad_stride, tile.count, call.value_width, 1, scratch.packed_grad);
     if (call.compare)
         for (int i = 0; i < tile.count; ++i)
-            read_row(query + i * query_stride, call.width, scratch.query_numbers + i * reverse.key_columns,
-                     reverse.key_columns);
+            read_row(query + i * query_stride, call.width, scratch.query_floats + i * pass.key_columns,
+                     pass.key_columns);
     else
-        fold_rows(query, query_stride, tile.count, call.width, reverse.key_columns, loaded.query_aside,
+        fold_rows(query, query_stride, tile.count, call.width, pass.key_columns, loaded.nonfinite_queries,
                   scratch.query_rows);
-    fold_rows(grad, grad_stride, tile.count, call.value_width, reverse.value_columns, loaded.grad_aside,
+    fold_rows(grad, grad_stride, tile.count, call.value_width, pass.value_columns, loaded.nonfinite_grads,
               scratch.grad_rows);
 }
 

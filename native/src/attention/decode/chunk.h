@@ -22,11 +22,11 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Numbers of a row of sums of values.
-LL_INLINE int64_t mixed_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
+// Vec of a row of sums of values.
+LL_INLINE int64_t output_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
 
 // The query heads that read a cache together, of one segment and batch row. A row is a query of one of them.
-struct Group {
+struct HeadGroup {
     Tile tile;  // of the first head
     int heads;
     int64_t chunks, first;  // how many chunks its keys make; the number of the first
@@ -42,45 +42,45 @@ struct Group {
 
 // Softmax of some of the keys: the sum of weights relative to the peak, and of the values so weighted. An unseen part has the
 // total 0 and no output.
-struct Part {
-    Number *peak, *total;  // [rows]
-    Number* output;        // [rows][columns]
+struct PartialSoftmax {
+    Float *peak, *total;  // [rows]
+    Float* output;        // [rows][columns]
 
     static size_t bytes(int64_t rows, int64_t columns) {
-        return sizeof(Number) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
+        return sizeof(Float) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
     }
-    Part(char* memory, int64_t rows)
-        : peak((Number*)memory), total(peak + rows), output(peak + round_up(2 * rows, LANES)) {}
+    PartialSoftmax(char* memory, int64_t rows)
+        : peak((Float*)memory), total(peak + rows), output(peak + round_up(2 * rows, LANES)) {}
 };
 
 struct DecodeScratch {
     int64_t query_columns;
-    Number* queries;  // [MOST_ROWS][query_columns]
-    Number* scores;   // [MOST_ROWS][SCORE_ROW], then weights
-    Number* turned;   // [BLOCK_KEYS][QUERIES], of one head
-    char* part;       // of a group with one chunk
-    Number* merged;   // [SHORT][columns]
-    Stored* values;   // [MOST_CHUNK][value width]; careful passes only
-    uint8_t* seen;    // [MOST_ROWS][SCORE_ROW]; careful passes only
+    Float* queries;     // [MAX_ROWS][query_columns]
+    Float* scores;      // [MAX_ROWS][SCORE_ROW], then weights
+    Float* transposed;  // [BLOCK_KEYS][QUERIES], of one head
+    char* part;         // of a group with one chunk
+    Float* merged;      // [SHORT][columns]
+    Stored* values;     // [MAX_CHUNK][value width]; careful passes only
+    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; careful passes only
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
-        queries = arena.take<Number>(MOST_ROWS * query_columns);
-        scores = arena.take<Number>(MOST_ROWS * SCORE_ROW);
-        turned = arena.take<Number>(BLOCK_KEYS * QUERIES);
-        part = arena.take<char>((int64_t)Part::bytes(MOST_ROWS, mixed_columns(problem)));
-        merged = arena.take<Number>(SHORT * mixed_columns(problem));
-        values = arena.take<Stored>(MOST_CHUNK * problem.call.value_width);
-        seen = arena.take<uint8_t>(MOST_ROWS * SCORE_ROW);
+        queries = arena.take<Float>(MAX_ROWS * query_columns);
+        scores = arena.take<Float>(MAX_ROWS * SCORE_ROW);
+        transposed = arena.take<Float>(BLOCK_KEYS * QUERIES);
+        part = arena.take<char>((int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)));
+        merged = arena.take<Float>(MAX_QUERIES * output_columns(problem));
+        values = arena.take<Stored>(MAX_CHUNK * problem.call.value_width);
+        seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
     }
 };
 
 // How many keys that somebody sees make a chunk: few enough of a short cache that all threads have some, and more of a long
 // one, where memory rests for a moment whenever a chunk begins.
-inline int64_t chunk_of(int64_t seen) { return seen < 8192 ? MOST_CHUNK / 2 : MOST_CHUNK; }
+inline int64_t chunk_of(int64_t seen) { return seen < 8192 ? MAX_CHUNK / 2 : MAX_CHUNK; }
 
 inline int64_t chunks_of(const Visibility& visible) {
     int64_t keys = seen_keys(visible), each = chunk_of(keys);
-    return most<int64_t>(1, (keys + each - 1) / each);
+    return max<int64_t>(1, (keys + each - 1) / each);
 }
 
 // The keys [from, to) of a chunk, of those that somebody sees, counted over all runs.
@@ -97,20 +97,20 @@ inline Range chunk_keys_of(const Visibility& visible, int64_t chunk) {
     return keys;
 }
 
-struct Chunk {
+struct DecodeChunk {
     const Problem& problem;
     const ll_call& call;
-    const Group& group;
+    const HeadGroup& group;
     const Visibility& visible;
     Range keys;
     DecodeScratch& own;
-    Part part;
-    const Stored* then;  // keys that this thread will probably read next
-    int count = 0;       // keys visited
-    Ahead ahead;
+    PartialSoftmax part;
+    const Stored* next_key;  // keys that this thread will probably read next
+    int count = 0;           // keys visited
+    PrefetchStream prefetch;
 
-    Chunk(const Problem& p, const Group& g, const Visibility& v, int64_t number, DecodeScratch& scratch, Part to,
-          const Stored* next_keys)
+    DecodeChunk(const Problem& p, const HeadGroup& g, const Visibility& v, int64_t number, DecodeScratch& scratch,
+                PartialSoftmax to, const Stored* next_keys)
         : problem(p),
           call(p.call),
           group(g),
@@ -118,10 +118,10 @@ struct Chunk {
           keys(chunk_keys_of(v, number)),
           own(scratch),
           part(to),
-          then(next_keys) {}
+          next_key(next_keys) {}
 
     // f(block, place of its first key in the rows of scores)
-    template <class F> LL_INLINE int each_block(F f) const {
+    template <class F> LL_INLINE int for_each_block(F f) const {
         BlockWalk walk(call, group.tile, visible, keys.begin, keys.end);
         walk.step = 1;
         int at = 0;
@@ -130,10 +130,10 @@ struct Chunk {
     }
 
     // f(first key, how many, place of the first): blocks that lie beside each other as one.
-    template <class F> LL_INLINE void each_run(F f) const {
+    template <class F> LL_INLINE void for_each_range(F f) const {
         int64_t begin = 0;
         int keys = 0, first = 0;
-        each_block([&](const Block& block, int at) {
+        for_each_block([&](const Block& block, int at) {
             if (begin + keys != block.begin) {
                 if (keys > 0) f(begin, keys, first);
                 begin = block.begin, keys = 0, first = at;
@@ -144,149 +144,151 @@ struct Chunk {
     }
 
     const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
-        return line<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
+        return row_at<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
     }
-    Reading values_at(int64_t begin, int some) const {
+    StridedRows values_at(int64_t begin, int some) const {
         return {row_of(call.value, begin), call.value.strides[2], call.value_width, some};
     }
-    Reading next_keys() const { return {then, call.key.strides[2], call.width, MOST_CHUNK}; }
+    StridedRows next_keys() const { return {next_key, call.key.strides[2], call.width, MAX_CHUNK}; }
 
     void load_queries() const {
         for (int r = 0; r < group.rows(); ++r) {
-            Number* to = own.queries + r * own.query_columns;
-            read_row(line<const Stored>(call.query, group.tile.row, group.tile.head + r / group.tile.count,
-                                        group.tile.first_query + r % group.tile.count),
+            Float* to = own.queries + r * own.query_columns;
+            read_row(row_at<const Stored>(call.query, group.tile.row, group.tile.head + r / group.tile.count,
+                                          group.tile.first_query + r % group.tile.count),
                      call.width, to, own.query_columns);
             if (call.compare) continue;
             for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which keys are read
-                Numbers first = load<Numbers>(to + d), second = load<Numbers>(to + d + PIECE - LANES);
+                Vec first = load<Vec>(to + d), second = load<Vec>(to + d + PIECE - LANES);
                 for (int p = 0; p < PIECE_PARTS; ++p) {
-                    Numbers part = PIECE_PARTS == 1 ? first : shuffle(first, second, 2 * iota() + p);
+                    Vec part = PIECE_PARTS == 1 ? first : shuffle(first, second, 2 * iota() + p);
                     store(to + d + p * LANES, part * problem.query_factor);
                 }
-                if constexpr (sizeof(KeyNumber) * KEY_NUMBERS < PIECE * sizeof(Number))
-                    store(to + d / PIECE * KEY_NUMBERS,
-                          fold(load<Numbers>(to + d), load<Numbers>(to + d + PIECE - LANES)));
+                if constexpr (sizeof(KeyFloat) * KEY_FLOATS < PIECE * sizeof(Float))
+                    store(to + d / PIECE * KEY_FLOATS, fold(load<Vec>(to + d), load<Vec>(to + d + PIECE - LANES)));
             }
         }
     }
 
-    void compare(const Block& block, Number* scores) const {
+    void compare(const Block& block, Float* scores) const {
         for (int r = 0; r < group.rows(); ++r)
             for (int j = 0; j < block.count; ++j)
                 scores[r * SCORE_ROW + j] =
                     additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
-                                  vector_of(call, group.tile.head + r / group.tile.count), call.width);
+                                  compare_vector(call, group.tile.head + r / group.tile.count), call.width);
     }
 
     // Score rules, and what is not seen: as in every other tile, a head at a time.
-    void change(const Block& block, Number* scores) const {
+    void apply_rules_and_cuts(const Block& block, Float* scores) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
-            Number* rows = scores + h * tile.count * SCORE_ROW;
+            Float* rows = scores + h * tile.count * SCORE_ROW;
             for (int j = 0; j < block.count; ++j)
-                for (int i = 0; i < tile.count; ++i) own.turned[j * QUERIES + i] = rows[i * SCORE_ROW + j];
-            if (call.rule_count > 0) apply_rules(call, tile, block, own.turned, nullptr);
-            if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.turned);
-            if (block.cut_by_bits) cut_by_bits(call, tile, block, own.turned);
+                for (int i = 0; i < tile.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
+            if (call.rule_count > 0) apply_rules(call, tile, block, own.transposed, nullptr);
+            if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.transposed);
+            if (block.cut_by_bits) cut_by_bits(call, tile, block, own.transposed);
             for (int i = 0; i < tile.count; ++i)
-                for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.turned[j * QUERIES + i];
+                for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.transposed[j * QUERIES + i];
         }
     }
 
     void score() {
-        each_run([&](int64_t begin, int some, int at) {
-            Reading key{row_of(call.key, begin), call.key.strides[2], call.width, some};
-            ahead = Ahead(key, values_at(begin, some), next_keys());
+        for_each_range([&](int64_t begin, int some, int at) {
+            StridedRows key{row_of(call.key, begin), call.key.strides[2], call.width, some};
+            prefetch = PrefetchStream(key, values_at(begin, some), next_keys());
             if (call.compare) return;
-            dot_product(key, (const KeyNumber*)own.queries, group.rows(), own.query_columns, ahead, own.scores + at);
+            dot_product(key, (const KeyFloat*)own.queries, group.rows(), own.query_columns, prefetch, own.scores + at);
         });
-        count = each_block([&](const Block& block, int at) {
+        count = for_each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
-            if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits) change(block, own.scores + at);
+            if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits)
+                apply_rules_and_cuts(block, own.scores + at);
         });
         for (int r = 0; r < group.rows(); ++r)  // whole vectors
-            for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INFINITE;
+            for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INF;
     }
 
     // Scores -> weights, of ROWS rows side by side: each alone is a chain of additions.
-    template <int ROWS> void soften_rows(int row, int64_t meanwhile) {
-        Number* scores = own.scores + row * SCORE_ROW;
-        Numbers largest[ROWS], peak[ROWS], total[ROWS];
+    template <int ROWS> void softmax_rows(int row, int64_t meanwhile) {
+        Float* scores = own.scores + row * SCORE_ROW;
+        Vec largest[ROWS], peak[ROWS], total[ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) largest[r] = spread(-INFINITE), total[r] = Numbers{};
+        for (int r = 0; r < ROWS; ++r) largest[r] = broadcast(-INF), total[r] = Vec{};
         for (int j = 0; j < count; j += LANES)
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) largest[r] = larger(largest[r], load<Numbers>(scores + r * SCORE_ROW + j));
+            for (int r = 0; r < ROWS; ++r) largest[r] = max(largest[r], load<Vec>(scores + r * SCORE_ROW + j));
         for (int r = 0; r < ROWS; ++r) {
-            part.peak[row + r] = largest_lane(largest[r]);
-            peak[r] = subtracted(spread(part.peak[row + r]));
+            part.peak[row + r] = reduce_max(largest[r]);
+            peak[r] = finite_peak(broadcast(part.peak[row + r]));
         }
         for (int j = 0; j < count; j += LANES) {
-            ahead.follow(meanwhile);
+            prefetch.advance(meanwhile);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
-                Number* at = scores + r * SCORE_ROW + j;
-                Numbers weight = weight_of((load<Numbers>(at) - peak[r]) * spread(problem.exponent));
+                Float* at = scores + r * SCORE_ROW + j;
+                Vec weight = exp2_weight((load<Vec>(at) - peak[r]) * broadcast(problem.exponent));
                 store(at, weight);
                 total[r] += weight;
             }
         }
-        for (int r = 0; r < ROWS; ++r) part.total[row + r] = sum_of_lanes(total[r]);
+        for (int r = 0; r < ROWS; ++r) part.total[row + r] = reduce_add(total[r]);
     }
 
-    void soften() {
+    void update_softmax() {
         FlushSubnormals scope;
-        int64_t some = call.value_width * KEYS_UNASKED * LANES / UNIT;  // elements for each vector of keys
-        each_panel(group.rows(), [&](auto panel, int r) { soften_rows<decltype(panel)::VALUE>(r, r == 0 ? some : 0); });
+        int64_t some = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;  // elements for each vector of keys
+        for_each_panel(group.rows(),
+                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? some : 0); });
     }
 
-    void drop(const Block& block, Number* weights) const {
+    void apply_dropout(const Block& block, Float* weights) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
-            each_dropped(problem, tile, block, [&](int j, int first, Ints dropped) {
-                for (int i = first; i < least(first + LANES, tile.count); ++i)
+            for_each_dropped(problem, tile, block, [&](int j, int first, IntVec dropped) {
+                for (int i = first; i < min(first + LANES, tile.count); ++i)
                     if (dropped[i - first]) weights[(h * tile.count + i) * SCORE_ROW + j] = 0;
             });
         }
     }
 
     // Only seen pairs: a row of V that is not finite is set aside, and added by hand to the rows that see it.
-    void mix_carefully(int64_t begin, int keys, int at) {
-        int64_t stride = call.value.strides[2], width = call.value_width, columns = mixed_columns(problem);
+    void add_values_masked(int64_t begin, int keys, int at) {
+        int64_t stride = call.value.strides[2], width = call.value_width, columns = output_columns(problem);
         const Stored* value = row_of(call.value, begin);
         for (int j = 0; j < keys; ++j) {
             Stored* to = own.values + j * width;
-            bool aside = !finite_row(value + j * stride, width);
-            if (aside) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
+            bool nonfinite_keys = !finite_row(value + j * stride, width);
+            if (nonfinite_keys) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
             else __builtin_memcpy(to, value + j * stride, sizeof(Stored) * (size_t)width);
-            for (int r = 0; aside && r < group.rows(); ++r)
+            for (int r = 0; nonfinite_keys && r < group.rows(); ++r)
                 if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] +=
                             own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
         }
-        mix_product(own.scores + at, {own.values, width, width, keys}, group.rows(), ahead, part.output, columns);
+        value_product(own.scores + at, {own.values, width, width, keys}, group.rows(), prefetch, part.output, columns);
     }
 
-    template <bool careful> void compute() {
+    template <bool masked> void compute() {
         score();
-        for (int x = 0; careful && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INFINITE;
-        soften();
-        if (problem.drop_below) each_block([&](const Block& block, int at) { drop(block, own.scores + at); });
-        __builtin_memset(part.output, 0, sizeof(Number) * (size_t)(group.rows() * mixed_columns(problem)));
-        each_run([&](int64_t begin, int keys, int at) {
-            if (careful) return mix_carefully(begin, keys, at);
-            Reading value = values_at(begin, keys);
-            if (keys < count) ahead = Ahead(value, next_keys(), next_keys());  // one of several runs
-            mix_product(own.scores + at, value, group.rows(), ahead, part.output, mixed_columns(problem));
+        for (int x = 0; masked && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INF;
+        update_softmax();
+        if (problem.dropout_threshold)
+            for_each_block([&](const Block& block, int at) { apply_dropout(block, own.scores + at); });
+        __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
+        for_each_range([&](int64_t begin, int keys, int at) {
+            if (masked) return add_values_masked(begin, keys, at);
+            StridedRows value = values_at(begin, keys);
+            if (keys < count) prefetch = PrefetchStream(value, next_keys(), next_keys());  // one of several runs
+            value_product(own.scores + at, value, group.rows(), prefetch, part.output, output_columns(problem));
         });
     }
 
     bool finite() const {
-        Ints bad{};
-        for (int64_t x = 0; x < group.rows() * mixed_columns(problem); x += LANES) {
-            Numbers y = load<Numbers>(part.output + x);
+        IntVec bad{};
+        for (int64_t x = 0; x < group.rows() * output_columns(problem); x += LANES) {
+            Vec y = load<Vec>(part.output + x);
             bad |= (y - y) != 0;
         }
         return !any(bad);

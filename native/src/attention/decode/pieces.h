@@ -16,53 +16,53 @@ constexpr int PIECE_PARTS = 1;
 #endif
 constexpr int PIECE = PIECE_PARTS * LANES;  // elements
 struct Piece {
-    Numbers part[PIECE_PARTS];
+    Vec part[PIECE_PARTS];
 };
 
 #if defined(LL_OF_BFLOAT16)
-LL_INLINE Piece piece_of(Words both) { return {{bits_as<Numbers>(both << 16), bits_as<Numbers>(both & 0xffff0000u)}}; }
+LL_INLINE Piece piece_of(UintVec both) { return {{bit_cast<Vec>(both << 16), bit_cast<Vec>(both & 0xffff0000u)}}; }
 #endif
 
 LL_INLINE Piece read_piece(const Stored* from) {
 #if defined(LL_OF_BFLOAT16)
-    return piece_of(load<Words>(from));
+    return piece_of(load<UintVec>(from));
 #else
     return {{read_vector(from)}};
 #endif
 }
 
 // The first `count` elements of a piece; zeros beyond.
-LL_INLINE Piece read_part(const Stored* from, int64_t count) {
+LL_INLINE Piece read_partial_piece(const Stored* from, int64_t count) {
     if (count >= PIECE) return read_piece(from);
 #if defined(LL_OF_BFLOAT16) && defined(LL_AVX512)
-    return piece_of((Words)_mm512_maskz_loadu_epi16((1u << count) - 1, from));
+    return piece_of((UintVec)_mm512_maskz_loadu_epi16((1u << count) - 1, from));
 #elif defined(LL_OF_BFLOAT16)
     alignas(64) Stored some[PIECE] = {};
     for (int64_t x = 0; x < count; ++x) some[x] = from[x];
     return read_piece(some);
 #else
-    return {{read_some(from, count)}};
+    return {{read_partial(from, count)}};
 #endif
 }
 
 // Keys are multiplied as they lie where the machine multiplies pairs, and widened on Intel's cores, for which that is quicker.
 #if defined(LL_PAIRS) && !defined(LL_AMX)
 constexpr int KEY_PARTS = 1;
-typedef Factor KeyNumber;
+typedef Factor KeyFloat;
 struct KeyPiece {
-    Words part[KEY_PARTS];
+    UintVec part[KEY_PARTS];
 };
 LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) {
-    if (count >= PIECE) return {{load<Words>(from)}};
-    return {{(Words)_mm512_maskz_loadu_epi16((1u << count) - 1, from)}};
+    if (count >= PIECE) return {{load<UintVec>(from)}};
+    return {{(UintVec)_mm512_maskz_loadu_epi16((1u << count) - 1, from)}};
 }
 #else
 constexpr int KEY_PARTS = PIECE_PARTS;
-typedef Number KeyNumber;
+typedef Float KeyFloat;
 typedef Piece KeyPiece;
-LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_part(from, count); }
+LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_partial_piece(from, count); }
 #endif
-constexpr int KEY_NUMBERS = KEY_PARTS * LANES;  // in which a piece of a query lies
+constexpr int KEY_FLOATS = KEY_PARTS * LANES;  // in which a piece of a query lies
 
 }  // namespace
 }  // namespace limelight::LL_NAMESPACE

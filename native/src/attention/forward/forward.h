@@ -21,18 +21,18 @@ namespace {
 struct ForwardJob {
     const Problem& problem;
     const Tiles& tiles;
-    Number* stats;
+    Float* stats;
     int status;
 };
 
 inline void forward_task(void* context, int64_t n) {
     ForwardJob& job = *(ForwardJob*)context;
     const ll_call& call = job.problem.call;
-    Arena arena{own_memory<Scratch>(job.status, call, job.problem.value_columns, job.tiles.together)};
+    Arena arena{thread_scratch<Scratch>(job.status, call, job.problem.value_columns, job.tiles.group_size)};
     if (!arena.memory) return;
-    Scratch own(arena, call, job.problem.value_columns, job.tiles.together);
+    Scratch own(arena, call, job.problem.value_columns, job.tiles.group_size);
     [[maybe_unused]] TileRegisters registers;
-    Tile tiles[MOST_TOGETHER];
+    Tile tiles[MAX_GROUP];
     int count = job.tiles.at(n, tiles);
     forward_tiles(job.problem, tiles, count, own, job.stats, job.status);
     end_streams();
@@ -42,7 +42,7 @@ inline void forward_task(void* context, int64_t n) {
 struct ObserveJob {
     const Problem& problem;
     const Tiles& tiles;
-    const Number* stats;
+    const Float* stats;
     double* sums;  // [map of the wave][chunk][ColumnSums::count]
     int64_t first_map;
     int status;
@@ -52,7 +52,7 @@ inline void observe_task(void* context, int64_t n) {
     ObserveJob& job = *(ObserveJob*)context;
     const ll_call& call = job.problem.call;
     const ll_observation& o = *call.observation;
-    Arena arena{own_memory<ObserveScratch>(job.status, call, job.problem.value_columns)};
+    Arena arena{thread_scratch<ObserveScratch>(job.status, call, job.problem.value_columns)};
     if (!arena.memory) return;
     ObserveScratch own(arena, call, job.problem.value_columns);
     [[maybe_unused]] TileRegisters registers;
@@ -76,23 +76,23 @@ inline void add_chunks(const ObserveJob& job, int64_t maps) {
         for (int64_t x = 0; x < count; ++x) {
             double sum = 0.0;
             for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) sum += job.sums[(m * CHUNKS + chunk) * count + x];
-            if (x < received) numbers(o.received)[(job.first_map + m) * received + x] = (Number)sum;
-            else numbers(o.blocks_out)[(job.first_map + m) * (count - received) + x - received] = (Number)sum;
+            if (x < received) floats(o.received)[(job.first_map + m) * received + x] = (Float)sum;
+            else floats(o.blocks_out)[(job.first_map + m) * (count - received) + x - received] = (Float)sum;
         }
 }
 
-inline int observe_all(const Problem& problem, const Tiles& tiles, const Number* stats, bool apart) {
+inline int observe_all(const Problem& problem, const Tiles& tiles, const Float* stats, bool split_heads) {
     const ll_call& call = problem.call;
     int64_t maps = call.batch * call.observation->head_count, count = ColumnSums::count(call);
-    int64_t together = least(maps, most<int64_t>(1, COLUMN_MEMORY / (8 * CHUNKS * (count + 1))));
-    size_t bytes = (size_t)(8 * together * CHUNKS * count) + 8;
+    int64_t group_size = min(maps, max<int64_t>(1, MAX_COLUMN_BYTES / (8 * CHUNKS * (count + 1))));
+    size_t bytes = (size_t)(8 * group_size * CHUNKS * count) + 8;
     double* sums = (double*)malloc(bytes);
     if (!sums) return OUT_OF_MEMORY;
     ObserveJob job{problem, tiles, stats, sums, 0, DONE};
-    for (; job.first_map < maps && job.status == DONE; job.first_map += together) {
-        int64_t wave = least(together, maps - job.first_map);
+    for (; job.first_map < maps && job.status == DONE; job.first_map += group_size) {
+        int64_t wave = min(group_size, maps - job.first_map);
         __builtin_memset(sums, 0, bytes);
-        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job, apart ? wave : 1);
+        parallel(worthwhile_threads(call), wave * CHUNKS, observe_task, &job, split_heads ? wave : 1);
         add_chunks(job, wave);
     }
     free(sums);
@@ -100,37 +100,37 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Number*
 }
 
 // Tiles together as far as every thread still has several groups.
-inline int tiles_together(const ll_call& call) {
+inline int tiles_per_group(const ll_call& call) {
     int64_t tiles = call.batch * call.query_heads * ((call.queries + QUERIES - 1) / QUERIES);
-    return (int)clamp<int64_t>(tiles / (4 * most<int64_t>(call.threads, 1)), 1, MOST_TOGETHER);
+    return (int)clamp<int64_t>(tiles / (4 * max<int64_t>(call.threads, 1)), 1, MAX_GROUP);
 }
 
 inline int forward(const ll_call& call) {
-    Tiles tiles(call, tiles_together(call));
+    Tiles tiles(call, tiles_per_group(call));
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
-    bool decoding = short_queries(call);
-    Prepared keys, values;
+    bool decoding = all_short(call);
+    PreparedOperand keys, values;
     if (!call.compare && (!decoding || call.observation)) keys.left(call, call.key, call.width);
-    if (!decoding) values.mixed(call, call.value, call.value_width);
+    if (!decoding) values.right(call, call.value, call.value_width);
     if (keys.failed || values.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand, problem.values = values.operand;
-    Number* stats = nullptr;
+    Float* stats = nullptr;
     if (call.observation && !decoding) {
-        stats = (Number*)malloc((size_t)(call.batch * call.query_heads * call.queries) * 2 * sizeof(Number) + 8);
+        stats = (Float*)malloc((size_t)(call.batch * call.query_heads * call.queries) * 2 * sizeof(Float) + 8);
         if (!stats) return OUT_OF_MEMORY;
     }
     ForwardJob job{problem, tiles, stats, DONE};
-    bool apart = false;
+    bool split_heads = false;
     if (!decoding || call.observation) {
-        Order order(problem, tiles);
-        tiles.last_first = order.last_first, apart = order.apart;
+        TileOrder order(problem, tiles);
+        tiles.last_first = order.last_first, split_heads = order.split_heads;
     }
     if (decoding) job.status = decode(problem, tiles);
     else
         parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
-                 apart ? call.batch * call.query_heads : 1);
-    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, apart);
+                 split_heads ? call.batch * call.query_heads : 1);
+    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, split_heads);
     free(stats);
     return job.status;
 }

@@ -18,49 +18,49 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // Tiles of queries that walk over the keys side by side, so that a block of keys and values is read from the nearest cache.
-constexpr int MOST_TOGETHER = 4;
+constexpr int MAX_GROUP = 4;
 
 // Memory of one thread, reused from tile to tile.
 struct Scratch {
-    Number* scores;                 // [BLOCK_KEYS][QUERIES]
-    Factor* weights;                // the same as factors, where they differ from numbers
-    Factor* values;                 // [BLOCK_KEYS / FOLD][columns]; careful passes only
-    uint8_t* seen;                  // [BLOCK_KEYS][QUERIES]; careful passes only
-    Factor* packed[MOST_TOGETHER];  // of each tile: queries, as products.h wants them
-    Number* output[MOST_TOGETHER];  // of each tile: the sums of sums.h
+    Float* scores;              // [BLOCK_KEYS][QUERIES]
+    Factor* weights;            // the same as factors, where they differ from numbers
+    Factor* values;             // [BLOCK_KEYS / FOLD][columns]; careful passes only
+    uint8_t* seen;              // [BLOCK_KEYS][QUERIES]; careful passes only
+    Factor* packed[MAX_GROUP];  // of each tile: queries, as products.h wants them
+    Float* output[MAX_GROUP];   // of each tile: the sums of sums.h
 
     Scratch(Arena& arena, const ll_call& call, int64_t columns, int together) {
-        scores = arena.take<Number>(BLOCK_KEYS * QUERIES);
+        scores = arena.take<Float>(BLOCK_KEYS * QUERIES);
         weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
         for (int t = 0; t < together; ++t) {
             packed[t] = arena.take<Factor>(packed_size(call));
-            output[t] = arena.take<Number>(QUERIES * columns);
+            output[t] = arena.take<Float>(QUERIES * columns);
         }
     }
 };
 
 // output += weights * values over the seen pairs alone: a row of V that is not finite is set aside (it counts as zero in
 // the product, for which nobody's bits change) and added by hand to the queries that see it.
-inline void mix_carefully(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
-                          const Factor* weights, Scratch& scratch, Number* output) {
+inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
+                              const Factor* weights, Scratch& scratch, Float* output) {
     const ll_call& call = problem.call;
     int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
-    const Stored* value = line<const Stored>(call.value, tile.row, tile.key_head, begin);
-    uint8_t aside[BLOCK_KEYS];
-    for (int j = 0; j < block.count; ++j) aside[j] = !finite_row(value + j * stride, call.value_width);
-    mix_rows(value, stride, block.count, call.value_width, columns, aside, scratch.values);
-    mix(weights, scratch.values, block.count, tile.count, output, columns, cut.of_queries);
+    const Stored* value = row_at<const Stored>(call.value, tile.row, tile.key_head, begin);
+    uint8_t nonfinite_keys[BLOCK_KEYS];
+    for (int j = 0; j < block.count; ++j) nonfinite_keys[j] = !finite_row(value + j * stride, call.value_width);
+    pack_rows(value, stride, block.count, call.value_width, columns, nonfinite_keys, scratch.values);
+    add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, cut.of_queries);
     for (int j = 0; j < block.count; ++j)
-        for (int i = 0; aside[j] && i < tile.count; ++i)
+        for (int i = 0; nonfinite_keys[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
                 for (int64_t c = 0; c < call.value_width; ++c)
-                    output[place(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
+                    output[sum_index(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
 }
 
 // A tile on its way over the keys.
-struct Pass {
+struct TilePass {
     const Problem& problem;
     const Tile& tile;
     Visibility visible;
@@ -68,75 +68,77 @@ struct Pass {
     BlockWalk walk;
     Block block;  // the next one
     const Factor* packed;
-    Number* output;
+    Float* output;
     bool more;
 
-    Pass(const Problem& p, const Tile& t, const Factor* packed_queries, Number* to)
+    TilePass(const Problem& p, const Tile& t, const Factor* packed_queries, Float* to)
         : problem(p), tile(t), walk(p.call, t, visible), packed(packed_queries), output(to) {
-        see(p.call, t, visible);
+        find_visible(p.call, t, visible);
         start();
     }
-    Pass(const Pass&) = delete;
+    TilePass(const TilePass&) = delete;
     static void* operator new(size_t, void* room) { return room; }
 
     void start() {
-        __builtin_memset(output, 0, sizeof(Number) * (size_t)(QUERIES * problem.value_columns));
+        __builtin_memset(output, 0, sizeof(Float) * (size_t)(QUERIES * problem.value_columns));
         more = walk.next(block);
     }
-    void again() {
+    void start_over() {
         softmax = Softmax();
         walk.restart();
         start();
     }
 
     // `careful` multiplies only seen pairs: for tiles where a value nobody sees may be NaN or infinite.
-    template <bool careful> void step(Scratch& scratch) {
-        alignas(64) Number peak[QUERIES];
+    template <bool masked> void step(Scratch& scratch) {
+        alignas(64) Float peak[QUERIES];
         int64_t columns = problem.value_columns;
         Cut cut(visible, tile, block);
         score_block(problem, tile, visible, block, cut, packed, scratch.scores, peak);
-        if (careful)
-            for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INFINITE;
+        if (masked)
+            for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
         const Factor* weights = scratch.weights;
-        if (FOLD > 1 && !careful && !problem.drop_below)
-            soften<(FOLD > 1)>(problem, tile, block, scratch.scores, peak, softmax, output, columns, scratch.weights);
+        if (FOLD > 1 && !masked && !problem.dropout_threshold)
+            update_softmax<(FOLD > 1)>(problem, tile, block, scratch.scores, peak, softmax, output, columns,
+                                       scratch.weights);
         else {
-            soften<false>(problem, tile, block, scratch.scores, peak, softmax, output, columns, nullptr);
-            if (problem.drop_below) drop(problem, tile, block, scratch.scores);
+            update_softmax<false>(problem, tile, block, scratch.scores, peak, softmax, output, columns, nullptr);
+            if (problem.dropout_threshold) apply_dropout(problem, tile, block, scratch.scores);
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
-        if (careful) mix_carefully(problem, tile, block, cut, weights, scratch, output);
+        if (masked) add_values_masked(problem, tile, block, cut, weights, scratch, output);
         else
-            mix(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count, output,
-                columns, cut.of_queries);
+            add_over_keys(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count,
+                          output, columns, cut.of_queries);
         more = walk.next(block);
     }
 
     // Divides each query's sums by its total, in place; tells whether everything is finite.
     bool finish() {
-        Number kept = problem.drop_below ? (Number)(1.0 - problem.call.dropout) : 1;
-        alignas(64) Number share[QUERIES] = {};
+        Float kept = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
+        alignas(64) Float share[QUERIES] = {};
         alignas(64) Int nothing[QUERIES] = {};
         for (int i = 0; i < tile.count; ++i) {
-            Number total = closed(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
+            Float total =
+                total_with_sink(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
             nothing[i] = -(Int)(total == 0);  // then zeros, even beside a sink that is NaN
             share[i] = 1 / total;
         }
-        Ints bad{};
+        IntVec bad{};
         int64_t columns = problem.value_columns;
-        auto finished = [&](Number* at, Numbers factor, Ints none) {
-            Numbers y = none ? Numbers{} : load<Numbers>(at) * factor;
+        auto finished = [&](Float* at, Vec factor, IntVec none) {
+            Vec y = none ? Vec{} : load<Vec>(at) * factor;
             bad |= (y - y) != 0;
             store(at, y);
         };
 #if defined(LL_AMX)
         for (int64_t c = 0; c < columns; ++c)
             for (int i = 0; i < tile.count; i += LANES)
-                finished(output + place(i, c, columns), load<Numbers>(share + i), load<Ints>(nothing + i));
+                finished(output + sum_index(i, c, columns), load<Vec>(share + i), load<IntVec>(nothing + i));
 #else
         for (int i = 0; i < tile.count; ++i)
             for (int64_t c = 0; c < columns; c += LANES)
-                finished(output + place(i, c, columns), spread(share[i]), spread_int(nothing[i]));
+                finished(output + sum_index(i, c, columns), broadcast(share[i]), broadcast_int(nothing[i]));
 #endif
         return !any(bad);
     }
@@ -144,14 +146,14 @@ struct Pass {
 
 // row(i): the finished output of query i. stats, where asked for: (B, Hq, Lq) pairs of peak and total, for the observations.
 template <class Row>
-inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, Row row, Number* stats) {
+inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, Row row, Float* stats) {
     const ll_call& call = problem.call;
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
-        Stored* to = line<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
-        problem.much_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
+        Stored* to = row_at<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
+        problem.stream_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
         if (call.logsumexp)
-            ((Number*)call.logsumexp)[at + i] =
+            ((Float*)call.logsumexp)[at + i] =
                 logsumexp_of(problem, sink_of(call, tile), softmax.peak[i], softmax.total[i]);
         if (stats) stats[2 * (at + i)] = softmax.peak[i], stats[2 * (at + i) + 1] = softmax.total[i];
     }
@@ -159,29 +161,29 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
 
 // The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
 // never shows in the bits.
-inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Number* stats,
+inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Float* stats,
                           int& status) {
-    alignas(Pass) char room[MOST_TOGETHER][sizeof(Pass)];
-    Pass* passes[MOST_TOGETHER];
+    alignas(TilePass) char room[MAX_GROUP][sizeof(TilePass)];
+    TilePass* passes[MAX_GROUP];
     for (int t = 0; t < count; ++t) {
         pack_queries(problem, tiles[t], scratch.packed[t]);
-        passes[t] = new (room[t]) Pass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
+        passes[t] = new (room[t]) TilePass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
     }
     for (;;) {
-        Pass* next = nullptr;  // the one that is furthest behind
+        TilePass* next = nullptr;  // the one that is furthest behind
         for (int t = 0; t < count; ++t)
             if (passes[t]->more && (!next || passes[t]->block.begin < next->block.begin)) next = passes[t];
         if (!next) break;
-        if (ended(status)) return;
+        if (should_stop(status)) return;
         next->step<false>(scratch);
     }
     for (int t = 0; t < count; ++t) {
         if (!passes[t]->finish()) {
-            passes[t]->again();
-            while (passes[t]->more && !ended(status)) passes[t]->step<true>(scratch);
+            passes[t]->start_over();
+            while (passes[t]->more && !should_stop(status)) passes[t]->step<true>(scratch);
             passes[t]->finish();
         }
-        auto row = [&](int i) { return sum_row(passes[t]->output, i, problem.value_columns, (Number*)scratch.values); };
+        auto row = [&](int i) { return sum_row(passes[t]->output, i, problem.value_columns, (Float*)scratch.values); };
         write_tile(problem, tiles[t], passes[t]->softmax, row, stats);
     }
 }
