@@ -1,4 +1,4 @@
-// What a task of `parallel` needs: memory of its thread, and whether its call has ended.
+// What a task of `parallel` needs: scratch memory of its thread, and whether it should stop.
 #pragma once
 
 #include "library.h"
@@ -7,19 +7,22 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Memory handed out piece by piece; with no memory it only counts.
+// Allocates pieces of one block of memory; without memory it only counts.
 struct Arena {
     char* memory;
     size_t used = 0;
-    template <class T> T* take(int64_t count) {
+    template <class T>
+    T* take(int64_t count) {
         T* piece = memory ? (T*)(memory + used) : nullptr;
         used += ((size_t)count * sizeof(T) + 63) / 64 * 64;
         return piece;
     }
 };
 
-// This thread's scratch, laid out by S from its arguments; null after noting that there is no memory.
-template <class S, class... Arguments> LL_INLINE char* thread_scratch(int& status, const Arguments&... arguments) {
+// The scratch memory of this thread, as large as S(arena, arguments...) needs; null, and `status` set, where there is
+// none.
+template <class S, class... Arguments>
+LL_INLINE char* thread_scratch(int& status, const Arguments&... arguments) {
     Arena counting{nullptr};
     S(counting, arguments...);
     void* memory = scratch(counting.used);
@@ -27,7 +30,7 @@ template <class S, class... Arguments> LL_INLINE char* thread_scratch(int& statu
     return (char*)memory;
 }
 
-// Whether a call shall end early, for all of its threads: it has failed, or its caller wants it to.
+// Whether the tasks of a call should stop early: the call has failed, or the caller has interrupted it.
 LL_INLINE bool should_stop(int& status) {
     if (__atomic_load_n(&status, __ATOMIC_RELAXED) != DONE) return true;
     if (!interrupted()) return false;

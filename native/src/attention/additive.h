@@ -1,6 +1,6 @@
-// Additive comparison (Bahdanau et al. 2015): s = sum over d of v[d] * tanh(q[d] + k[d]), in place of the score product.
+// Additive attention (Bahdanau et al. 2015): s = sum over d of v[d] * tanh(q[d] + k[d]), in place of the score product.
 //
-// Its gradient is no product of matrices, but one more walk over pairs and width: with t = tanh(q[d] + k[d]) and dS,
+// Its gradient is no matrix product, but another loop over pairs and width: with t = tanh(q[d] + k[d]) and dS,
 //   g = dS v[d] (1 - t^2)          dq[d] += g          dk[d] += g          dv[d] += dS t
 #pragma once
 
@@ -17,7 +17,7 @@ LL_INLINE const Float* compare_vector(const ll_call& call, int64_t head) {
     return (const Float*)call.compare + head * call.width;
 }
 
-// A tile's queries along the lanes: [width][QUERIES]. Lanes beyond the last query are zero.
+// The queries of a tile along the lanes: [width][QUERIES]. Lanes beyond the last query are zero.
 inline void transpose_queries(const Stored* from, int64_t stride, int count, int64_t width, Float* to) {
     for (int64_t d = 0; d < width; ++d)
         for (int i = 0; i < QUERIES; ++i) to[d * QUERIES + i] = i < count ? read(from + i * stride + d) : 0;
@@ -55,7 +55,7 @@ inline void additive_scores(const Stored* key, int64_t stride, int keys, const F
     }
 }
 
-// The score of one query and one key, the width along the lanes: `query` has zeros up to a whole vector.
+// The score of one query and one key, the width along the lanes: `query` is padded with zeros to whole vectors.
 inline Float additive_pair(const Stored* key, const Float* query, const Float* vector, int64_t width) {
     Vec sum{};
     for (int64_t d = 0; d < width; d += LANES) {
@@ -65,8 +65,8 @@ inline Float additive_pair(const Stored* key, const Float* query, const Float* v
     return reduce_add(sum);
 }
 
-// One key: slopes[query] is dS of the pair. Queries, their sums and those of the vector lie in rows of `columns`.
-// A pair without a slope is left out: it may be one that is not seen, and hold anything.
+// The gradients for one key: grads[query] is dS of the pair. Queries, their sums and those of v are rows of `columns`
+// floats. A pair with dS = 0 is skipped: it may be masked, and its elements anything.
 inline void additive_backward(const Stored* key, const Float* queries, const Float* grads, int count,
                               const Float* vector, int64_t width, int64_t columns, Float* query_sums, Float* key_sum,
                               Float* vector_sums) {

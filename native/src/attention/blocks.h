@@ -1,4 +1,4 @@
-// The blocks of keys that some query of a tile sees, and how far each query reaches into one.
+// Blocks of keys that some query of a tile sees, and how far each query reaches into a block.
 #pragma once
 
 #include "../library.h"
@@ -10,7 +10,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// The state that a column of the tile map has for the queries [first, first + count) of the map's rows.
+// Which queries of the tile may see a column of the mask's tile map: none, some or all of them.
 enum Column { NONE, SOME, ALL };
 
 LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t query) {
@@ -27,27 +27,27 @@ inline Column column_state(const ll_call& call, const Tile& tile, int64_t column
     return first == -2 && last == -2 ? ALL : SOME;
 }
 
-// At most BLOCK_KEYS neighbouring keys, and what has to be checked in them.
+// At most BLOCK_KEYS consecutive keys, and which masks cut through them.
 struct Block {
     int64_t begin;
     int count;
     bool cut_by_intervals, cut_by_bits;
 };
 
-// Keys that some query of the tile sees.
+// How many keys some query of the tile sees.
 inline int64_t seen_keys(const Visibility& visible) {
     int64_t keys = 0;
     for (int n = 0; n < visible.range_count; ++n) keys += visible.ranges[n].end - visible.ranges[n].begin;
     return keys;
 }
 
-// Walks over the blocks that some query of the tile sees, in ascending order. It depends on the pattern alone, never on
-// threads, other rows or the numbers in the tensors, so that results keep their bits.
+// Iterates over the blocks that some query of the tile sees, in ascending order. The blocks depend on the pattern
+// alone, not on threads, other rows or the values in the tensors, so results are reproducible bit by bit.
 struct BlockWalk {
     const ll_call& call;
     const Tile& tile;
     const Visibility& visible;
-    int64_t cursor, stop;  // only keys in [first cursor, stop) are visited
+    int64_t cursor, stop;  // keys in [first cursor, stop) are visited
     int range = 0;
     int step = BLOCK_STEP;
 
@@ -63,7 +63,7 @@ struct BlockWalk {
                 ++range;
                 continue;
             }
-            // A block begins with a whole factor; a key that this adds is cut, since nobody sees it.
+            // A block begins at a whole factor; the mask cuts a key that this adds, since no query sees it.
             cursor -= cursor % step;
             block = {cursor, (int)min<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
@@ -76,7 +76,7 @@ struct BlockWalk {
         return false;
     }
 
-    // One column of the map, or two when both have something to see.
+    // One column of the map, or two when some query may see each.
     void limit_to_map(Block& block, int64_t end) const {
         int64_t column = block.begin / MAP_SIDE, edge = (column + 1) * MAP_SIDE;
         Column state = column_state(call, tile, column);
@@ -90,10 +90,10 @@ struct BlockWalk {
     }
 };
 
-// How far the queries of a tile reach into a block that intervals cut; nothing is known of any other block. On matrix
-// registers, whose tiles are as large as what could be left out, products are whole.
+// How far the queries of a tile reach into a block that intervals cut; null for other blocks. Not used with AMX, whose
+// tiles are as large as what could be skipped.
 struct Cut {
-    const Reach* of_queries = nullptr;  // rows are queries, numbers are keys
+    const Reach* of_queries = nullptr;  // rows are queries, columns are keys
     Reach room;
 
     Cut(const Visibility& visible, const Tile& tile, const Block& block) {
@@ -111,7 +111,7 @@ struct Cut {
     }
     Cut(const Cut&) = delete;
 
-    // Rows are keys, numbers are queries; null where of_queries is.
+    // Rows are keys, columns are queries; null where of_queries is.
     const Reach* of_keys(const Tile& tile, const Block& block, Reach& to) const {
         if (!of_queries) return nullptr;
         for (int j = 0; j < block.count; ++j) to.begin[j] = QUERIES, to.end[j] = 0;

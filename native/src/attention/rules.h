@@ -12,8 +12,9 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// f(score, key of the block, first query of the vector) -> score, for every score of the block.
-template <class F> LL_INLINE void for_each_score(Float* scores, int keys, int queries, F f) {
+// score = f(score, key of the block, first query of the vector) for every vector of scores of the block.
+template <class F>
+LL_INLINE void for_each_score(Float* scores, int keys, int queries, F f) {
     for (int j = 0; j < keys; ++j)
         for (int i = 0; i < queries; i += LANES) {
             Float* at = scores + j * QUERIES + i;
@@ -21,7 +22,7 @@ template <class F> LL_INLINE void for_each_score(Float* scores, int keys, int qu
         }
 }
 
-// Key position minus query position of the block's first key and the tile's first query.
+// Key position minus query position for the block's first key and the tile's first query.
 LL_INLINE int32_t first_distance(const Tile& tile, const Block& block) {
     int64_t distance = block.begin + tile.segment->key_offset - tile.query_position(0);
     return (int32_t)clamp<int64_t>(distance, -(1 << 30), 1 << 30);
@@ -32,7 +33,7 @@ LL_INLINE Vec absolute_distance(int32_t first, int j, int i) {
     return __builtin_convertvector(distance < 0 ? -distance : distance, Vec);
 }
 
-// A tensor of a rule holds numbers, or elements as query and key do.
+// One query's row of a bias, which is stored as floats, or as elements like query and key.
 struct BiasRow {
     const void* from;
     int64_t step;
@@ -47,14 +48,14 @@ struct BiasRow {
     LL_INLINE Float operator[](int64_t j) const {
         return stored ? read((const Stored*)from + j * step) : ((const Float*)from)[j * step];
     }
-    // Memory is asked for what the next block will read when this one reads number j: no machine foresees so many short
-    // rows. Line by line, since what is read meanwhile would wait behind a block asked for at once.
+    // Prefetches what the next block of keys reads at j: hardware prefetchers do not follow so many short rows. One
+    // line for each line that is read: other loads would queue behind a whole block of prefetches.
     LL_INLINE void prefetch_next_block(int64_t j) const {
         int64_t later = j + BLOCK_KEYS;
         __builtin_prefetch(
             stored ? (const char*)((const Stored*)from + later) : (const char*)((const Float*)from + later), 0, 2);
     }
-    LL_INLINE Vec vector(int64_t j) const {  // LANES keys that lie side by side
+    LL_INLINE Vec vector(int64_t j) const {  // LANES consecutive keys
         return stored ? read_vector((const Stored*)from + j) : load<Vec>((const Float*)from + j);
     }
 };
@@ -67,7 +68,7 @@ inline void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile,
                        [&](Vec s, int j, int) { return multiply_add(s, broadcast(scale), broadcast(bias[j])); });
         return;
     }
-    // The bias lies along the keys, the scores along the queries: squares of it are turned.
+    // Rows of the bias lie along the keys, vectors of scores along the queries: transposed in squares.
     int whole = rule.tensor.strides[3] == 1 ? block.count / LANES * LANES : 0;
     for (int first = 0; first < tile.count; first += LANES)
         for (int j = 0; j < whole; j += LANES) {
@@ -108,14 +109,14 @@ inline void add_alibi(const ll_rule& rule, const Tile& tile, const Block& block,
     });
 }
 
-// The entry of a distance table for the block's first key and the tile's first query, and the last entry.
+// The index into a distance table for the block's first key and the tile's first query, and the last index.
 struct TableIndex {
     int64_t first, last;
     TableIndex(const ll_rule& rule, const Tile& tile, const Block& block)
         : first(first_distance(tile, block) + (int64_t)rule.parameters[0]), last((int64_t)rule.parameters[1] - 1) {}
 };
 
-// The distance falls by one from query to query: laid out backwards, the entries of a key row are one vector load.
+// The distance falls by one from query to query: in a reversed copy, the entries of a key row are one vector load.
 inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Float scale, Float* scores) {
     const Float* table = (const Float*)rule.tensor.data + tile.head * rule.tensor.strides[1];
     TableIndex index(rule, tile, block);
@@ -127,9 +128,9 @@ inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block,
     });
 }
 
-// `slopes`, where given, takes the derivative of each soft cap in turn: [soft cap][BLOCK_KEYS][QUERIES].
+// `derivatives`, if not null, receives the derivative of each soft cap: [soft cap][BLOCK_KEYS][QUERIES].
 inline void apply_rules(const ll_call& call, const Tile& tile, const Block& block, Float* scores, Float* derivatives) {
-    Float scale = call.scale == 0.0 ? 1 : (Float)call.scale;  // zero is already in the packed queries
+    Float scale = call.scale == 0.0 ? 1 : (Float)call.scale;  // the packed queries are already multiplied by zero
     for (int r = 0; r < call.rule_count; ++r) {
         const ll_rule& rule = call.rules[r];
         Float limit = (Float)rule.parameters[0];
@@ -146,7 +147,7 @@ inline void apply_rules(const ll_call& call, const Tile& tile, const Block& bloc
                 if (derivatives) derivatives += BLOCK_KEYS * QUERIES;
                 break;
         }
-        scale = 1;  // the first rule has applied it
+        scale = 1;  // applied by the first rule
     }
 }
 

@@ -1,4 +1,4 @@
-// Scores of one tile of queries against one block of keys: product, score rules, what is not seen.
+// Scores of a tile of queries and a block of keys: product, score rules, masks.
 #pragma once
 
 #include "../library.h"
@@ -30,7 +30,8 @@ inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const 
         return inside ? s : broadcast(-INF);
     };
     if (visible.count != 1) return for_each_score(scores, block.count, tile.count, cut);
-    // One interval each: only the keys before the last start and from the first end on are cut for anybody.
+    // One interval for each query: only keys before the last start, or from the first end on, are masked for some
+    // query.
     int last_start = 0, first_end = block.count;
     for (int i = 0; i < tile.count; ++i) {
         last_start = max(last_start, (int)starts[0][i]);
@@ -78,7 +79,7 @@ inline void max_of(const Tile& tile, const Block& block, const Float* scores, Fl
     }
 }
 
-// A tile's queries as score_block reads them, and how many factors that takes.
+// The queries of a tile as score_block reads them, and how many factors that takes.
 LL_INLINE int64_t packed_size(const ll_call& call) {
     return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Float) / sizeof(Factor))
                         : steps_along(call.width) * QUERIES;
@@ -91,7 +92,7 @@ inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
     else pack(from, query.strides[2], tile.count, problem.call.width, problem.query_factor, to);
 }
 
-// scores[key][query]: what is not seen is -inf. peak[query]: the largest score of the block (larger(): NaN may hide).
+// scores[key][query]: -inf where masked. peak[query]: the maximum over the block, in which NaN may be lost.
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
                         const Cut& cut, const Factor* packed, Float* scores, Float* peak,
                         Float* derivatives = nullptr) {

@@ -17,7 +17,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// The running softmax of each query: a score near the largest so far, and the sum of weights relative to it.
+// The running softmax of each query: a score near the running maximum, and the sum of weights relative to it.
 struct Softmax {
     alignas(64) Float peak[QUERIES];
     alignas(64) Float total[QUERIES];
@@ -31,22 +31,22 @@ LL_INLINE const Float* sink_of(const ll_call& call, const Tile& tile) {
     return call.sink ? (const Float*)call.sink + tile.head : nullptr;
 }
 
-// A sink is a score with no value: it closes the sum. Its score in base 2 relative to the peak, in doubles: a large sink
-// beside a large score would leave nothing of their difference.
+// A sink is a score without a value, added to the sum of weights at the end. Here: its score in base 2 relative to the
+// peak, in double precision, because a large sink and a large score cancel.
 LL_INLINE double sink_log2(const Problem& problem, Float sink, Float peak) {
     constexpr double MAX = 1e300;
     double power = -__builtin_fma((double)problem.natural, (double)peak, -(double)sink) * EXACT_LOG2_E;
     return power > MAX && sink - sink == 0 ? MAX : power;
 }
 
-// The sum of weights with that of the sink, relative to the peak; 0 where nothing has been seen, which needs no sum.
+// The sum of weights with the sink's, relative to the peak; 0 where no key has been seen, whatever the sink.
 LL_INLINE Float total_with_sink(const Problem& problem, const Float* sink, Float peak, Float total) {
     if (!sink || *sink == -INF || total == 0) return total;
     return total + (Float)__builtin_exp2(sink_log2(problem, *sink, peak)) +
-           (*sink - *sink);  // NaN where the sink is no number
+           (*sink - *sink);  // NaN where the sink is NaN or infinite
 }
 
-// The logarithm of that sum in base 2, which the sum may be too large for.
+// The base-2 logarithm of that sum, which itself may overflow.
 LL_INLINE double log2_total_with_sink(const Problem& problem, const Float* sink, Float peak, Float total) {
     double keys = __builtin_log2((double)total);
     if (!sink || *sink == -INF) return keys;
@@ -63,13 +63,14 @@ LL_INLINE Float logsumexp_of(const Problem& problem, const Float* sink, Float pe
     return (Float)(max + __builtin_log2(parts) * LN_2);
 }
 
-// Where nothing has been seen the peak is -inf: subtract 0 instead, so that weights become 0 and not NaN.
+// Where no key has been seen the peak is -inf: subtract 0 instead, so that weights become 0 and not NaN.
 LL_INLINE Vec finite_peak(Vec peak) { return peak == -INF ? Vec{} : peak; }
 
-// score -> 2^(exponent * (score - peak)) of COUNT keys, in place or, as fold_down has them, in `factors`; returns their sum,
-// halves added to halves: where most weights are alike, each addition to a long sum is rounded alike. (The difference comes
-// first: a score may be so large that products and their roundings are beyond all exponents.)
-template <int COUNT, bool FOLDED> LL_INLINE Vec exp_weights_of(Float* scores, Vec exponent, Vec peak, Factor* factors) {
+// Replaces the scores of COUNT keys by weights 2^(exponent * (score - peak)), in place or, in the layout of fold_down,
+// in `factors`; returns their sum. The sum is pairwise: where most weights are alike, every addition to one long sum
+// would be rounded the same way. (The subtraction comes first: products of large finite scores would overflow.)
+template <int COUNT, bool FOLDED>
+LL_INLINE Vec exp_weights_of(Float* scores, Vec exponent, Vec peak, Factor* factors) {
     if constexpr (COUNT > (FOLDED ? 2 : 1)) {
         constexpr int HALF = COUNT / 2;
         Vec sum = exp_weights_of<HALF, FOLDED>(scores, exponent, peak, factors);
@@ -84,9 +85,10 @@ template <int COUNT, bool FOLDED> LL_INLINE Vec exp_weights_of(Float* scores, Ve
     }
 }
 
-// The same of all keys of a block, for a vector of queries.
-template <bool FOLDED> LL_INLINE Vec exp_weights(Float* scores, int keys, Vec exponent, Vec peak, Factor* factors) {
-    constexpr int MAX = FOLDED ? 8 : 16;  // at a time: with more pairs (2 % slower) the compiler runs out of registers
+// exp_weights_of for all keys of a block and one vector of queries.
+template <bool FOLDED>
+LL_INLINE Vec exp_weights(Float* scores, int keys, Vec exponent, Vec peak, Factor* factors) {
+    constexpr int MAX = FOLDED ? 8 : 16;  // keys at a time; with more pairs the compiler spills registers (2 % slower)
     Vec sum{};
     int j = 0;
     auto more = [&]<int COUNT>() __attribute__((always_inline)) {
@@ -103,11 +105,11 @@ template <bool FOLDED> LL_INLINE Vec exp_weights(Float* scores, int keys, Vec ex
     return sum;
 }
 
-// A larger score moves the peak only where weights would exceed 2^SLACK: nothing overflows before, and what has been
-// summed seldom needs to be scaled again.
+// A larger score moves the peak only where weights would exceed 2^SLACK: nothing overflows before that, and sums are
+// seldom rescaled.
 constexpr Float SLACK = 8;
 
-// Turns the scores of a block into weights, and brings totals and output to the new peak.
+// Replaces the scores of a block by weights, and rescales totals and output to the new peak.
 template <bool FOLDED>
 inline void update_softmax(const Problem& problem, const Tile& tile, const Block& block, Float* scores,
                            const Float* peak, Softmax& softmax, Float* output, int64_t columns, Factor* factors) {
@@ -130,8 +132,9 @@ inline void update_softmax(const Problem& problem, const Tile& tile, const Block
     if (any(moved)) scale_sums(output, decay, tile.count, columns);
 }
 
-// f(key of the block, first query of the vector, mask of what is dropped), for every vector of weights.
-template <class F> LL_INLINE void for_each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
+// f(key of the block, first query of the vector, mask of what is dropped) for every vector of weights.
+template <class F>
+LL_INLINE void for_each_dropped(const Problem& problem, const Tile& tile, const Block& block, F f) {
     int64_t position = block.begin + tile.segment->key_offset;
     int64_t stop = position + block.count;
     uint32_t limit = (uint32_t)problem.dropout_threshold;
@@ -149,7 +152,7 @@ template <class F> LL_INLINE void for_each_dropped(const Problem& problem, const
     }
 }
 
-// Sets dropped weights to zero; what is kept is divided by 1 - p when the row is finished.
+// Sets dropped weights to zero; the division by 1 - p follows when the row is finished.
 inline void apply_dropout(const Problem& problem, const Tile& tile, const Block& block, Float* weights) {
     for_each_dropped(problem, tile, block, [&](int j, int i, IntVec dropped) {
         Float* at = weights + j * QUERIES + i;
@@ -157,7 +160,7 @@ inline void apply_dropout(const Problem& problem, const Tile& tile, const Block&
     });
 }
 
-// The final softmax of a tile's rows: as the forward pass left it, or computed again where there is no such.
+// The final softmax of a tile's rows: as the forward pass stored it in `stats`, or, if that is null, computed again.
 inline void final_softmax(const Problem& problem, const Tile& tile, const Visibility& visible, const Float* stats,
                           const Factor* packed, Float* scores, Softmax& softmax, int& status) {
     const ll_call& call = problem.call;

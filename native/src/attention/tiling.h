@@ -1,4 +1,4 @@
-// Cuts a call into tiles, prepares its operands, and chooses the order in which tiles are computed.
+// Divides a call into tiles, converts its operands, and chooses the order in which tiles are computed.
 #pragma once
 
 #include <stdlib.h>
@@ -16,11 +16,12 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Tiles of all segments, batch rows and heads, in groups of `together`, numbered: (segment, batch row, head, group).
+// The tiles of all segments, batch rows and heads, in groups of up to `group_size` tiles of a head. Groups are numbered
+// in the order (segment, batch row, head, group of the head).
 struct Tiles {
     const ll_call& call;
     int group_size;
-    bool last_first = false;  // the groups of a head, see Order
+    bool last_first = false;  // whether the groups of a head are numbered backwards, see TileOrder
     int64_t* first;           // [segment_count + 1]: the number of the segment's first group
     int64_t few[65];
 
@@ -58,7 +59,7 @@ struct Tiles {
         return count;
     }
 
-    // `row` is a batch row; only a segment that holds in every row reads it.
+    // Tile `number` of a segment; `row` matters only for a segment that holds in every batch row.
     Tile tile_of(int64_t s, int64_t row, int64_t head, int64_t number) const {
         const ll_segment& segment = call.segments[s];
         bool everywhere = segment.row < 0;
@@ -74,23 +75,23 @@ struct Tiles {
     }
 };
 
-// Threads are woken only for work that outweighs waking them (about 2 microseconds).
+// A small call runs on one thread: waking another one takes about 2 microseconds.
 inline int64_t worthwhile_threads(const ll_call& call) {
     double products = (double)call.batch * (double)call.query_heads * (double)call.queries * (double)call.keys *
                       (double)(call.width + call.value_width);
     return products < 4e5 ? 1 : call.threads;
 }
 
-// --- Operands --------------------------------------------------------------------------------------------------------
+// --- Operands -------------------------------------------------------------------------------------------------------
 
-// Keys or values in the form that a product reads, all of them at once: each is read by many tiles of queries.
+// Converts the keys or values of a call to the layout that a product reads, once: many tiles of queries read each.
 struct OperandJob {
     const ll_tensor& from;
     int64_t rows, heads, length, width, columns;
-    Factor* to;  // left: (rows, heads, length, steps_along(width)); mixed: as pack_rows makes them
+    Factor* to;  // left: (rows, heads, length, steps_along(width)); right: as pack_rows writes it
     bool right;
 
-    static constexpr int64_t PIECE = 128;  // rows handled at a time
+    static constexpr int64_t PIECE = 128;  // rows of a task
     int64_t pieces() const { return (length + PIECE - 1) / PIECE; }
     static int64_t right_size(int64_t length, int64_t columns) {
         return (length + BLOCK_STEP - 1) / BLOCK_STEP * packed_stride(columns);
@@ -110,7 +111,7 @@ struct OperandJob {
 
 inline void prepare_task(void* context, int64_t n) { ((const OperandJob*)context)->piece(n); }
 
-// An operand and the memory that it owns, if it is not as it lies.
+// An operand, and its memory if it is a converted copy.
 struct PreparedOperand {
     Operand operand;
     Factor* owned = nullptr;
@@ -126,7 +127,7 @@ struct PreparedOperand {
         operand = {(const Factor*)from.data, from.strides[0] / UNIT, from.strides[1] / UNIT, from.strides[2] / UNIT};
     }
 
-    // A batch that is one row repeated is prepared once.
+    // A batch that repeats one row (stride 0) is converted once.
     void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool right) {
         int64_t rows = from.strides[0] == 0 ? min<int64_t>(1, call.batch) : call.batch;
         int64_t one = right ? OperandJob::right_size(call.keys, columns) : call.keys * steps_along(width);
@@ -142,7 +143,7 @@ struct PreparedOperand {
                    right ? packed_stride(columns) : steps_along(width)};
     }
 
-    // Rows whose numbers are broadcast.
+    // The left operand: its elements are broadcast.
     void left(const ll_call& call, const ll_tensor& from, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
@@ -150,21 +151,22 @@ struct PreparedOperand {
         else prepare(call, from, width, 0, false);
     }
 
-    // Rows that are mixed, read as vectors. Rows that lie far apart fall into the same few cache sets, and a last partial vector must not
-    // be read past its end.
+    // The right operand: its rows are read as vectors. Copied where rows are far apart, since they would map to the
+    // same few cache sets, and where a last partial vector would be read beyond the row.
     void right(const ll_call& call, const ll_tensor& from, int64_t width) {
         if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) as_it_lies(from);
         else prepare(call, from, width, round_up(width, LANES), true);
     }
 };
 
-// How a call is walked through.
+// The order in which the tiles of a call are computed.
 struct TileOrder {
-    // Whether threads take heads of their own (see `parallel`). What a tile of a long text sees is read from the last cache,
-    // which threads may share: there they work on one head, and half as much lies there.
+    // Whether each thread starts with heads of its own (see `parallel`). The keys of a long text are read from the
+    // last-level cache, which threads may share: there all threads work on one head, and half as much must stay in it.
     bool split_heads = false;
-    // Whether a head's last tiles come first: under a causal pattern they are the longest, and the threads end together.
-    // Elsewhere the first do, because memory is foreseen upwards: a window finds the keys that it has not seen yet.
+    // Whether a head's last tiles come first: under a causal pattern they take longest, and threads finish together.
+    // Otherwise the first do, because hardware prefetchers follow ascending addresses: those of keys that a window has
+    // not reached yet.
     bool last_first = false;
 
     TileOrder(const Problem& problem, const Tiles& tiles) {

@@ -1,4 +1,4 @@
-// Which keys the queries of one tile see: intervals per query, and the runs of keys that some query sees.
+// Which keys the queries of a tile see: intervals of each query, and their union.
 #pragma once
 
 #include "../library.h"
@@ -9,7 +9,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// A run of queries of one segment, one batch row and one head.
+// Consecutive queries of one segment, batch row and head.
 struct Tile {
     const ll_segment* segment;
     int64_t row, head, key_head;
@@ -27,7 +27,7 @@ struct Visibility {
     Range ranges[LL_MAX_SPANS * QUERIES];  // the union over the queries, ascending
 };
 
-// Interval k of each query of the tile, empty ones anyhow.
+// Interval k of each query of the tile; it may be empty.
 LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, int64_t* starts, int64_t* ends) {
     const ll_segment& segment = *tile.segment;
     int64_t key_begin = segment.key_begin, key_end = segment.key_end;
@@ -58,8 +58,8 @@ LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, i
     }
 }
 
-// Sorts ranges by their begin and joins those that touch once they begin at a multiple of `step`; returns how many are
-// left. Nearly sorted input is the rule.
+// Sorts ranges by their begin, drops empty ones, and joins those that touch after `begin` is rounded down to a multiple
+// of `step`; returns how many remain. Insertion sort: the input is nearly sorted.
 inline int merge_ranges(Range* ranges, int count, int step = 1) {
     for (int i = 1; i < count; ++i) {
         Range moving = ranges[i];
@@ -95,16 +95,17 @@ inline void find_visible(const ll_call& call, const Tile& tile, Visibility& visi
                 visible.first_end = min(visible.first_end, range.end);
             }
             if (k >= kept) continue;
-            // Neighbouring queries see nearly the same keys: widen the last run rather than list each.
+            // Neighbouring queries see nearly the same keys: extend the last range instead of appending one for each
+            // query.
             Range& last = visible.ranges[total - (total > 0)];
             if (total > 0 && range.begin >= last.begin && range.begin <= last.end) last.end = max(last.end, range.end);
             else visible.ranges[total++] = range;
         }
     }
-    visible.range_count = merge_ranges(visible.ranges, total, BLOCK_STEP);  // no block reaches back into the one before
+    visible.range_count = merge_ranges(visible.ranges, total, BLOCK_STEP);  // so no two blocks overlap after rounding
 }
 
-// Does every query of the tile see all of [begin, end)?
+// Whether every query of the tile sees all of [begin, end).
 inline bool all_see(const Visibility& visible, int queries, int64_t begin, int64_t end) {
     if (visible.last_start <= begin && end <= visible.first_end) return true;
     for (int i = 0; visible.count > 1 && i < queries; ++i) {

@@ -10,11 +10,11 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// s = 1 / (1 + e^-x), and 1 - s to all its digits.
+// s = 1 / (1 + e^-x), and 1 - s without cancellation.
 struct Sigmoid {
     Vec value, complement;
     LL_INLINE explicit Sigmoid(Vec x) {
-        Vec power = max(broadcast(2 - (Float)EXPONENT_BIAS), x * LOG2_E);  // below it s is 0 to all digits
+        Vec power = max(broadcast(2 - (Float)EXPONENT_BIAS), x * LOG2_E);  // below this s is 0 to working precision
         Vec e = exp2(-power);
         value = 1 / (1 + e), complement = e * value;
     }

@@ -9,7 +9,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int64_t PARTS = 8;  // of the rows: each sums its share of the weight's gradient
+constexpr int64_t PARTS = 8;  // of the rows, each with its own sum for the weight's gradient
 
 struct NormJob {
     const ll_norm& norm;
@@ -18,8 +18,9 @@ struct NormJob {
     int64_t columns, piece;
 };
 
-// f(first, v) of each vector of a row; sums over a row are kept in four parts.
-template <class F> LL_INLINE Float sum_along(int64_t width, F f) {
+// The sum of f(first element of a vector) over a row, in four partial sums.
+template <class F>
+LL_INLINE Float sum_along(int64_t width, F f) {
     Vec parts[4] = {};
     int64_t d = 0;
     for (; d + 4 * LANES <= width; d += 4 * LANES)
@@ -71,7 +72,7 @@ inline void norm_backward_task(void* context, int64_t n) {
     }
 }
 
-// The weight as numbers, and behind it zeros for the sums of `parts`.
+// Converts the weight to floats; behind it, zeros for the partial sums of its gradient.
 inline bool prepare(NormJob& job, int64_t parts) {
     Float* memory = (Float*)scratch(sizeof(Float) * (size_t)((1 + parts) * job.columns));
     if (!memory) return false;

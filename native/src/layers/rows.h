@@ -1,7 +1,7 @@
-// The steps of a layer beside attention, each in one pass over memory: norm, gate, sum, rotation; and the product of matrices
-// with few vectors, whose time is that of reading the matrices once. Sums of a row are taken in an order that depends on
-// its width alone, so neither threads nor other rows show in the bits. Each thread has a run of its own (see `parallel`):
-// memory is read and written at as many places as there are threads, and foreseen at each.
+// The operations of a layer beside attention, each in one pass over memory: norm, gate, sum, rotary embedding; and
+// matrices times few vectors, whose time is that of reading the matrices once. The order in which a row is summed
+// depends on its width alone, so results depend neither on threads nor on other rows. Each thread gets one contiguous
+// range of tasks (see `parallel`), so each thread's memory accesses ascend, as hardware prefetchers expect.
 #pragma once
 
 #include "../simd/elements.h"
@@ -10,7 +10,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Elements that a task reads or writes: enough to be worth handing out.
+// Elements of a task: enough to outweigh its overhead.
 constexpr int64_t TASK = 16384;
 
 LL_INLINE const Stored* at(const void* data, int64_t place) { return (const Stored*)data + place; }

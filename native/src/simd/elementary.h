@@ -1,4 +1,4 @@
-// Elementary functions on vectors: exact where the promises need it (-inf -> 0, NaN -> NaN), within 2 ulp elsewhere.
+// Elementary functions on vectors. exp2 maps -inf to exactly 0 and NaN to NaN; errors are within 2 ulp.
 #pragma once
 
 #include "vector.h"
@@ -31,8 +31,8 @@ LL_INLINE Vec exp2_reduced(Vec f) {
 
 constexpr int MANTISSA = 23, EXPONENT_BIAS = 127;
 
-// 2^f for f in [-1/2, 1/2]: minimax for the relative error, with an exact 1 at f = 0 (a maximum that did not move must
-// scale by exactly 1). Estrin's order: half as long a chain of dependent operations as Horner's.
+// 2^f for f in [-1/2, 1/2]: minimax for the relative error, and exactly 1 at f = 0 (a maximum that did not change must
+// scale by exactly 1). Estrin's scheme: its chain of dependent operations is half as long as Horner's.
 LL_INLINE Vec exp2_reduced(Vec f) {
     Vec square = f * f;
     Vec low = multiply_add(broadcast(0x1.62e430p-1f), f, broadcast(1.0f));
@@ -44,13 +44,13 @@ LL_INLINE Vec exp2_reduced(Vec f) {
 
 #endif
 
-// Adding it rounds to an integer n, and leaves n's biased exponent in the low bits.
+// Adding it rounds to an integer n and leaves n's biased exponent in the low bits.
 [[maybe_unused]] constexpr Float ROUNDING_CONSTANT =
     (Float)1.5 * (Float)((int64_t)1 << MANTISSA) + (Float)EXPONENT_BIAS;
 
 // 2^x for x below the largest exponent. -inf gives exactly 0, NaN gives NaN; subnormal results may become 0.
 LL_INLINE Vec exp2(Vec x) {
-#if defined(LL_AVX512)  // two instructions do the splitting and the scaling; the bits are those of the steps below
+#if defined(LL_AVX512)  // two instructions split and scale; the results equal those of the code below
 #if defined(LL_OF_FLOAT64)
     Vec f = (Vec)_mm512_reduce_pd((__m512d)x, _MM_FROUND_TO_NEAREST_INT);
     return (Vec)_mm512_scalef_pd((__m512d)exp2_reduced(f), (__m512d)(x - f));
@@ -62,24 +62,25 @@ LL_INLINE Vec exp2(Vec x) {
     x = max(broadcast(-(Float)EXPONENT_BIAS), x);
     Vec shifted = x + ROUNDING_CONSTANT;
     Vec f = x - (shifted - ROUNDING_CONSTANT);                         // in [-1/2, 1/2]
-    Vec power = bit_cast<Vec>(bit_cast<IntVec>(shifted) << MANTISSA);  // 2^n; the least n gives 0
+    Vec power = bit_cast<Vec>(bit_cast<IntVec>(shifted) << MANTISSA);  // 2^n; the smallest n gives 0
     return exp2_reduced(f) * power;
 #endif
 }
 
-// A weight: 2^x for x below the largest exponent, to be computed under FlushSubnormals; -inf gives exactly 0, NaN gives NaN.
-// 2^f for f in [0, 1), minimax for the relative error, exactly 1 at f = 0: within 1.1 ulp, and within 1e-7 of itself where
-// weights are multiplied as bfloat16. No order of the terms is quicker: the machine overlaps the chains of several weights.
+// An attention weight: 2^x for x below the largest exponent, to be computed under FlushSubnormals; -inf gives exactly
+// 0, NaN gives NaN. 2^f for f in [0, 1) is minimax for the relative error and exactly 1 at f = 0: within 1.1 ulp, and
+// within a relative 1e-7 where weights are rounded to bfloat16. No other scheme than Horner's is faster: the processor
+// overlaps the chains of several weights.
 LL_INLINE Vec exp2_weight(Vec x) {
 #if defined(LL_OF_FLOAT64)
     return exp2(x);
 #else
 #if defined(LL_AVX512)
-    Vec f = x - (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // (`reduce` would round f down)
+    Vec f = x - (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // (_mm512_reduce_ps would round f)
 #else
     x = max(broadcast(-(Float)EXPONENT_BIAS), x);
     Vec shifted = x + ROUNDING_CONSTANT;
-    shifted = shifted - ROUNDING_CONSTANT > x ? shifted - 1 : shifted;  // rounded down
+    shifted = shifted - ROUNDING_CONSTANT > x ? shifted - 1 : shifted;  // round down
     Vec f = x - (shifted - ROUNDING_CONSTANT);
 #endif
 #if defined(LL_PAIRS)
@@ -103,7 +104,7 @@ LL_INLINE Vec exp2_weight(Vec x) {
 #endif
 }
 
-// tanh near zero, x + x^3 * (polynomials of Cephes).
+// tanh for |x| < 0.625: x + x^3 * (the polynomials of Cephes).
 LL_INLINE Vec tanh_near_zero(Vec x) {
     Vec square = x * x;
 #if defined(LL_OF_FLOAT64)
@@ -124,9 +125,9 @@ LL_INLINE Vec tanh_near_zero(Vec x) {
 
 // tanh: as above near zero, 1 - 2 / (e^2|x| + 1) elsewhere.
 LL_INLINE Vec tanh(Vec x) {
-    constexpr Float ONE_FROM = sizeof(Float) == 8 ? 20 : 10;  // tanh of it rounds to 1
+    constexpr Float ONE_FROM = sizeof(Float) == 8 ? 20 : 10;  // from here on tanh rounds to 1
     Vec size = x < 0 ? -x : x;
-    Vec bounded = size > ONE_FROM ? broadcast(ONE_FROM) : size;  // NaN stays
+    Vec bounded = size > ONE_FROM ? broadcast(ONE_FROM) : size;  // keeps NaN
     Vec far = 1 - 2 / (exp2(bounded * (2 * LOG2_E)) + 1);
     far = x < 0 ? -far : far;
     return size < (Float)0.625 ? tanh_near_zero(x) : far;

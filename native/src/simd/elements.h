@@ -1,4 +1,4 @@
-// Elements as they lie in memory, read and written as numbers. Rounding is to the nearest, ties to even; NaN stays NaN.
+// Elements in memory, read and written as floats. Rounding is to nearest, ties to even; NaN stays NaN.
 #pragma once
 
 #include "vector.h"
@@ -10,7 +10,7 @@ namespace {
 
 LL_INLINE Vec widen(HalfVec v) {
 #if defined(LL_AVX512)
-    UintVec bits = (UintVec)_mm512_cvtepu16_epi32((__m256i)v);  // GCC 12 would take four steps
+    UintVec bits = (UintVec)_mm512_cvtepu16_epi32((__m256i)v);  // GCC 12 would emit four instructions
 #else
     UintVec bits = __builtin_convertvector(v, UintVec);
 #endif
@@ -37,7 +37,7 @@ LL_INLINE Vec widen(HalfVec v) {
     return (Vec)vcvt_f32_f16((float16x4_t)v);
 #else
     UintVec h = __builtin_convertvector(v, UintVec);
-    Vec size = bit_cast<Vec>((h & 0x7fff) << 13) * 0x1p112f;  // right for what is below 2^16, subnormal or not
+    Vec size = bit_cast<Vec>((h & 0x7fff) << 13) * 0x1p112f;  // right below 2^16, subnormal or not
     UintVec special = (h & 0x7c00) == 0x7c00 ? broadcast_uint(0x7f800000) : UintVec{};
     return bit_cast<Vec>(bit_cast<UintVec>(size) | special | (h & 0x8000) << 16);
 #endif
@@ -53,8 +53,9 @@ LL_INLINE HalfVec narrow(Vec v) {
 #else
     UintVec bits = bit_cast<UintVec>(v), sign = bits & 0x80000000u;
     bits ^= sign;
-    UintVec normal = (bits + 0xc8000fff + ((bits >> 13) & 1)) >> 13;  // the exponent moved by 112, and half a step
-    // Below 2^-14: the addition of 1/2 leaves the rounded subnormal in the low bits.
+    UintVec normal =
+        (bits + 0xc8000fff + ((bits >> 13) & 1)) >> 13;  // the exponent less 112, and half a unit in the last place
+    // Below 2^-14: adding 1/2 leaves the rounded subnormal number in the low bits.
     UintVec small = bit_cast<UintVec>(bit_cast<Vec>(bits) + 0.5f) - 0x3f000000u;
     UintVec half = bits < 0x38800000u ? small : normal;
     half = bits >= 0x477ff000u ? broadcast_uint(0x7c00) : half;            // rounds to 2^16 or beyond: infinity
@@ -77,14 +78,14 @@ LL_INLINE Float read(const Stored* from) { return *from; }
 
 constexpr bool CONVERTED = sizeof(Stored) != sizeof(Float);
 
-// (A memcpy of an unknown size becomes a loop over eight bytes, which keeps few lines of memory on their way.)
+// (A memcpy of unknown size becomes a loop over eight bytes, which keeps few cache lines in flight.)
 LL_INLINE void copy_floats(const Float* from, int64_t count, Float* to) {
     int64_t d = 0;
     for (; d + LANES <= count; d += LANES) store(to + d, load<Vec>(from + d));
     for (; d < count; ++d) to[d] = from[d];
 }
 
-// `count` elements as numbers; `room` numbers are written, zeros beyond the elements.
+// Reads `count` elements; `room` floats are written, zeros beyond the elements.
 LL_INLINE void read_row(const Stored* from, int64_t count, Float* to, int64_t room) {
     int64_t d = 0;
     if constexpr (CONVERTED) {
@@ -99,7 +100,7 @@ LL_INLINE void read_row(const Stored* from, int64_t count, Float* to, int64_t ro
     for (; d < room; ++d) to[d] = 0;
 }
 
-// A vector of elements as numbers; the last one of a row may have fewer.
+// A vector of elements. read_partial: the first `count` of them, zeros beyond.
 LL_INLINE Vec read_vector(const Stored* from) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
     return widen(load<HalfVec>(from));
@@ -126,7 +127,7 @@ LL_INLINE Vec read_partial(const Stored* from, int64_t count) {
 #endif
 }
 
-// The same of numbers.
+// The first `count` floats of a vector, zeros beyond.
 LL_INLINE Vec load_partial(const Float* from, int64_t count) {
     if (count >= LANES) return load<Vec>(from);
     Vec some{};
@@ -148,7 +149,7 @@ LL_INLINE void write_row(const Float* from, int64_t count, Stored* to) {
     } else copy_floats(from, count, (Float*)to);
 }
 
-// The same past the caches.
+// write_row with non-temporal stores where elements are floats.
 LL_INLINE void stream_row(const Float* from, int64_t count, Stored* to) {
     int64_t d = 0;
     if constexpr (!CONVERTED)

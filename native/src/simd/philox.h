@@ -1,4 +1,4 @@
-// The random numbers of dropout, a function of seed, batch row, head, query and key.
+// The random numbers of dropout: a function of seed, batch row, head, query position and key position.
 #pragma once
 
 #include "vector.h"
@@ -6,14 +6,14 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Philox4x32-10 (Salmon et al. 2011). Half of the lanes are worked on at a time, each in the low half of 64 bits: the
-// products need it so, and what a step leaves in the high halves is never read.
+// Philox4x32-10 (Salmon et al. 2011). Half of the lanes are computed at a time, each in the low half of a 64-bit lane,
+// as the 32 x 32 -> 64 bit multiplication requires; the high halves are never read.
 typedef uint64_t UlongVec __attribute__((vector_size(4 * LANES)));
 
 constexpr uint32_t PHILOX_0 = 0xD2511F53u, PHILOX_2 = 0xCD9E8D57u, PHILOX_KEY_0 = 0x9E3779B9u,
                    PHILOX_KEY_1 = 0xBB67AE85u;
 
-// The products of the low halves.
+// The 64-bit products of the low halves.
 LL_INLINE UlongVec low_product(UlongVec a, uint64_t b) {
     UlongVec factor = b - UlongVec{};
 #if defined(LL_AVX512) && !defined(LL_OF_FLOAT64)
@@ -25,10 +25,10 @@ LL_INLINE UlongVec low_product(UlongVec a, uint64_t b) {
 #endif
 }
 
-// The words of the counters (group, query of the lane, head, row). `low` and `high` are the queries of the even and of the
-// odd lanes. Of the first three rounds only one and a half meet a number that differs from lane to lane.
+// The four 32-bit outputs for the counters (group of four keys, query of the lane, head, row). `low` and `high` hold
+// the queries of even and odd lanes. In the first three rounds most products do not depend on the lane, and are scalar.
 struct Philox {
-    UlongVec low, high;  // of the even, of the odd lanes, after the multiplication of the second round
+    UlongVec low, high;  // even lanes, odd lanes, after the multiplication of the second round
     uint32_t seed_0, seed_1, head_low, row;
 
     LL_INLINE Philox(UintVec queries, uint32_t head, uint32_t dropout_row, uint64_t seed)
@@ -65,8 +65,9 @@ struct Philox {
         return {{d0, d1, d2, d3}};
     }
 
-    // f(w, word w of the counter of each lane), for the four words.
-    template <class F> LL_INLINE void words(uint32_t group, F f) const {
+    // f(w, output w of each lane) for w = 0 to 3.
+    template <class F>
+    LL_INLINE void words(uint32_t group, F f) const {
         Half even = half(low, group), odd = half(high, group);
         for (int w = 0; w < 4; ++w) f(w, (UintVec)((even.word[w] & 0xffffffffu) | odd.word[w] << 32));
     }

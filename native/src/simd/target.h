@@ -1,10 +1,12 @@
-// The instruction set and the element type for which this translation unit is compiled.
+// The instruction set and the element type of this translation unit.
 //
-// kernel.cpp is compiled once for each pair of the two; LL_NAMESPACE names the pair. All code lies in an anonymous
-// namespace inside that one, so the linker cannot merge a function of one instruction set with that of another. For the
-// same reason no header of the standard C++ library is used in the kernels.
+// CMake compiles kernel.cpp once for each pair of the two, and LL_NAMESPACE names the pair. All code lies in an
+// anonymous namespace inside that one, so the linker cannot merge a function of one instruction set with that of
+// another. For the same reason the kernels include no header of the standard C++ library.
 //
-// Stored: how an element lies in memory.  Float: what sums are taken in.  Int: an integer as wide as a Float.
+// Stored: an element as it lies in memory.
+//   Float: the type in which sums are accumulated: double for float64, else float.
+//   Int: an integer as wide as a Float.
 #pragma once
 
 #include <stddef.h>

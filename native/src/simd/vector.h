@@ -1,4 +1,4 @@
-// Vectors of numbers and of integers as wide, LANES of them, in the compiler's own vector types.
+// Vectors of LANES floats, and of integers as wide, in the compiler's own vector types.
 #pragma once
 
 #include "target.h"
@@ -13,17 +13,24 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));  // 16 bits in
 
 constexpr Float INF = (Float)__builtin_inf();
 
-// Unaligned loads and stores. (Through memcpy GCC 12 passes stored accumulators by way of the stack.)
-template <class V> struct Anywhere {
+// Unaligned loads and stores. (Through memcpy, GCC 12 spills stored accumulators to the stack.)
+template <class V>
+struct Anywhere {
     typedef V Type __attribute__((aligned(2), may_alias));
 };
 
-template <class V> LL_INLINE V load(const void* from) { return *(const typename Anywhere<V>::Type*)from; }
+template <class V>
+LL_INLINE V load(const void* from) {
+    return *(const typename Anywhere<V>::Type*)from;
+}
 
-template <class V> LL_INLINE void store(void* to, V v) { *(typename Anywhere<V>::Type*)to = v; }
+template <class V>
+LL_INLINE void store(void* to, V v) {
+    *(typename Anywhere<V>::Type*)to = v;
+}
 
-// Stores a vector past the caches where it is a whole line of theirs, which is not read first then: for what is too much,
-// or lies too far apart, to be found there later. `end_streams` comes before another thread reads it.
+// A non-temporal store where the address is aligned: the cache line is not read before it is written. For results that
+// are too large to stay in a cache until they are read. `end_streams` is the fence before another thread reads them.
 LL_INLINE void stream(Float* to, Vec v) {
 #if defined(LL_AVX512)
     if ((uintptr_t)to % VECTOR_BYTES == 0) return _mm512_stream_si512((__m512i*)to, (__m512i)v);
@@ -40,7 +47,8 @@ LL_INLINE Vec broadcast(Float x) { return x - Vec{}; }  // x - 0, not 0 + x: kee
 LL_INLINE IntVec broadcast_int(Int x) { return x - IntVec{}; }
 LL_INLINE UintVec broadcast_uint(uint32_t x) { return x - UintVec{}; }
 
-template <class To, class From> LL_INLINE To bit_cast(From v) {
+template <class To, class From>
+LL_INLINE To bit_cast(From v) {
     To to;
     static_assert(sizeof to == sizeof v);
     __builtin_memcpy(&to, &v, sizeof v);
@@ -53,7 +61,7 @@ LL_INLINE IntVec iota() {
     return v;
 }
 
-// Lane i of the result is lane[i] of `v`, or of `a` and `b` laid end to end.
+// Lane i of the result is lane[i] of `v`, or of the concatenation of `a` and `b`.
 LL_INLINE Vec shuffle(Vec a, Vec b, IntVec lane) {
 #if defined(__clang__)
     Vec v{};
@@ -71,7 +79,7 @@ LL_INLINE Vec shuffle(Vec v, IntVec lane) {
 #endif
 }
 
-// a * b + c, rounded once where the instruction set can.
+// a * b + c, rounded once where the instruction set has a fused multiply-add.
 LL_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
     return (Vec)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
@@ -96,7 +104,7 @@ LL_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #endif
 }
 
-// The larger of two; when either is NaN, the second.
+// The maximum of each lane; where either is NaN, the lane of `b`.
 LL_INLINE Vec max(Vec a, Vec b) {
 #if defined(LL_AVX512) && !defined(LL_OF_FLOAT64)
     return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -119,7 +127,7 @@ LL_INLINE bool any(IntVec mask) {
 #endif
 }
 
-// Whether a is larger in any lane.
+// Whether a > b in any lane.
 LL_INLINE bool any_greater(Vec a, Vec b) {
 #if defined(LL_AVX512) && defined(LL_OF_FLOAT64)
     return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_GT_OQ) != 0;
@@ -130,12 +138,12 @@ LL_INLINE bool any_greater(Vec a, Vec b) {
 #endif
 }
 
-// LANES vectors, turned: lane j of vector i becomes lane i of vector j.
+// Transposes LANES vectors: lane j of vector i becomes lane i of vector j.
 LL_INLINE void transpose(Vec* rows) {
     IntVec lane = iota();
 #pragma GCC unroll 8
     for (int step = 1; step < LANES; step *= 2) {
-        IntVec lower = (lane & step) == 0;  // lanes that stay in the first of two rows
+        IntVec lower = (lane & step) == 0;  // lanes that stay in the first of the two rows
         IntVec first = lower ? lane : lane + (LANES - step), second = lower ? lane + step : lane + LANES;
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; ++i)
@@ -146,7 +154,7 @@ LL_INLINE void transpose(Vec* rows) {
     }
 }
 
-// HalfVec are added to halves, so the order is the same everywhere.
+// The sum of all lanes. The upper half is added to the lower half, and so on: the same order for every instruction set.
 LL_INLINE Float reduce_add(Vec v) {
 #if (defined(LL_AVX512) || defined(LL_AVX2)) && !defined(LL_OF_FLOAT64)
 #if defined(LL_AVX512)
@@ -166,14 +174,15 @@ LL_INLINE Float reduce_add(Vec v) {
 #endif
 }
 
-// NaN may hide, as in larger().
+// The maximum of all lanes; NaN may be lost, as in max().
 LL_INLINE Float reduce_max(Vec v) {
 #pragma GCC unroll 4
     for (int step = LANES / 2; step >= 1; step /= 2) v = max(v, shuffle(v, iota() ^ step));
     return v[0];
 }
 
-// While it lives, results below the smallest normal number become zero: a processor takes a hundred cycles for each.
+// During its lifetime, results below the smallest normal number are flushed to zero: an operation on a subnormal number
+// costs some hundred cycles.
 struct FlushSubnormals {
 #if defined(__SSE2__)
     unsigned before = __builtin_ia32_stmxcsr();
@@ -185,12 +194,23 @@ struct FlushSubnormals {
     FlushSubnormals(const FlushSubnormals&) = delete;
 };
 
-template <class T> LL_INLINE T min(T a, T b) { return b < a ? b : a; }
-template <class T> LL_INLINE T max(T a, T b) { return a < b ? b : a; }
-template <class T> LL_INLINE T clamp(T x, T low, T high) { return min(max(x, low), high); }
+template <class T>
+LL_INLINE T min(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T>
+LL_INLINE T max(T a, T b) {
+    return a < b ? b : a;
+}
+template <class T>
+LL_INLINE T clamp(T x, T low, T high) {
+    return min(max(x, low), high);
+}
 
-// The last of the indices [0, count) for which holds(index) is true: it is for index 0, and false after the last one.
-template <class F> LL_INLINE int64_t index_of_last(int64_t count, F holds) {
+// The last index in [0, count) for which holds(index) is true, by bisection: true for index 0, and false for all after
+// the last one.
+template <class F>
+LL_INLINE int64_t index_of_last(int64_t count, F holds) {
     int64_t low = 0, high = count - 1;
     while (low < high) {
         int64_t middle = (low + high + 1) / 2;

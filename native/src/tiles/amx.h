@@ -1,5 +1,5 @@
-// The products on Intel's matrix registers (AMX): a register holds 16 rows of 64 bytes. C += A B, where a row of A is 16
-// factors (32 bfloat16 numbers) of one row of C, and a row of B one factor of each of 16 columns.
+// The products on Intel's AMX tiles: a tile register holds 16 rows of 64 bytes. C += A B, where a row of A is 16
+// factors (32 bfloat16 elements) of one row of C, and a row of B one factor of each of 16 columns.
 #pragma once
 
 #include "../simd/vector.h"
@@ -25,8 +25,8 @@ struct TileRegisters {
     TileRegisters(const TileRegisters&) = delete;
 };
 
-// C (16 rows by 64 columns, or 16 `vectors` times) of `steps` tiles of A, one beside the other, and of B, one below the
-// other. Strides in bytes.
+// C (16 rows by 16 * VECTORS columns) of `steps` tiles of A, side by side, and of B, one below the other. Strides in
+// bytes.
 template <int VECTORS, bool ADD>
 LL_INLINE void tile_panel(const Factor* a, int64_t a_stride, int64_t a_step, const Factor* b, int64_t b_stride,
                           int64_t steps, Float* c, int64_t c_stride) {
@@ -74,7 +74,7 @@ LL_INLINE void tile_panels(int64_t vectors, const Factor* a, int64_t a_stride, i
     if (vectors == 1) tile_panel<1, ADD>(a, a_stride, a_step, b, b_stride, steps, c, c_stride);
 }
 
-// As in products.h; the rows of scores up to the next multiple of 16 keys are written too.
+// As in register_tile.h; the rows of scores up to the next multiple of 16 keys are written too.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
                           Float* scores, Float* peak, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
@@ -84,7 +84,7 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
         if (j + TILE <= keys) {
             tile_panels<false>(vectors, key, stride * BYTES, TILE, packed, PANEL_QUERIES * BYTES, width / TILE, scores,
                                QUERIES * BYTES);
-        } else  // rows beyond the last key may not be there to be read
+        } else  // memory beyond the last key may not be readable
             for (int64_t d = 0; d < width; d += TILE) {
                 for (int r = 0; r < TILE; ++r)
                     for (int x = 0; x < TILE; ++x)

@@ -1,8 +1,8 @@
-// Operands in the forms in which the products read them.
+// Operands in the layouts that the products read.
 //
-//   packed    [panel][step][PANEL_QUERIES]   a tile's queries, along the lanes
-//   left      [row][step]                    rows whose numbers are broadcast (keys), as they lie where that is possible
-//   right     [step][columns]                rows read as vectors (values); with pairs, two rows lie interleaved
+//   packed    [panel][step][PANEL_QUERIES]   the queries of a tile, along the lanes
+//   left      [row][step]                    rows whose elements are broadcast (keys); in place where the layout allows it
+//   right     [step][columns]                rows read as vectors (values); with pairs, two rows are interleaved
 //   weights   down: [step over keys][query]; across: [key][step over queries]
 #pragma once
 
@@ -13,10 +13,10 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// One factor of each lane: numbers of an even and of an odd step (the odd one is not read when factors are numbers).
+// One factor in each lane, of the floats of an even and an odd step (the odd one is unused when factors are floats).
 LL_INLINE FactorVec fold(Vec even, Vec odd) {
 #if defined(LL_PAIRS)
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 even ones, then 16 odd ones
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 of even steps, then 16 of odd steps
     const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (UintVec)_mm512_permutexvar_epi16(turn, both);
@@ -26,15 +26,15 @@ LL_INLINE FactorVec fold(Vec even, Vec odd) {
 #endif
 }
 
-// Rows of a tile as the score product reads them, times `factor`; rows and steps that are not there are zero.
-// (Vectors without any row are left as they are: the product does not read them.)
+// Packs rows of a tile for the score product, times `factor`; missing rows and steps are zero. (Vectors without any row
+// are not written: the product does not read them.)
 inline void pack(const Stored* from, int64_t stride, int count, int64_t width, Float factor, Factor* packed) {
     alignas(64) Float rows[LANES][64];
     int64_t steps = steps_along(width);
     for (int first = 0; first < count; first += LANES) {
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
         for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, FactorVec{});
-        for (int64_t d = 0; d < width; d += 64) {  // a piece of every row of the vector, then turned
+        for (int64_t d = 0; d < width; d += 64) {  // 64 elements of LANES rows, then transposed
             int64_t some = min<int64_t>(64, width - d), room = round_up(some, LANES);
             for (int i = 0; i < LANES; ++i) {
                 if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
@@ -53,7 +53,7 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
     }
 }
 
-// Is every number finite?
+// Whether every element of a row is finite.
 inline bool finite_row(const Stored* from, int64_t count) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
 #if defined(LL_OF_BFLOAT16)
@@ -81,8 +81,8 @@ inline bool finite_row(const Stored* from, int64_t count) {
 #endif
 }
 
-// `count` rows as the right operand; `skip`, where given, names rows that become zero. Rows that complete a factor but are
-// not there are zero, and so are the columns beyond the width.
+// `count` rows as the right operand; rows j with skip[j] (if not null) are zero, and so are columns beyond the width,
+// and rows that only complete a factor.
 inline void fold_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
                       const uint8_t* skip, Factor* to) {
 #if defined(LL_PAIRS)
@@ -113,8 +113,8 @@ inline void left_row(const Stored* from, int64_t width, Factor* to) {
 #endif
 }
 
-// weights[key][query] as factors along the keys: [folded(keys)][QUERIES], zeros up to whole tiles. In place when factors
-// are numbers.
+// weights[key][query] as factors along the keys: [folded(keys)][QUERIES], zeros up to whole tiles. In place when
+// factors are floats.
 LL_INLINE const Factor* fold_down(const Float* weights, int keys, int queries, Factor* room) {
 #if defined(LL_PAIRS)
     for (int j = 0; j < round_up(keys, BLOCK_STEP); j += 2)
@@ -139,7 +139,7 @@ LL_INLINE const Factor* fold_across(const Float* weights, int keys, Factor* room
             Vec low = load<Vec>(weights + j * QUERIES + i), high = load<Vec>(weights + j * QUERIES + i + LANES);
             store(room + (j * QUERIES + i) / 2, (UintVec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
         }
-    if (QUERIES % (2 * LANES))  // half a vector of factors is left
+    if (QUERIES % (2 * LANES))  // half a vector of factors remains
         for (int j = 0; j < keys; ++j) {
             const Float* last = weights + (j + 1) * QUERIES - LANES;
             store(room + (j + 1) * (QUERIES / 2) - LANES / 2, (HalfVec)_mm512_cvtneps_pbh((__m512)load<Vec>(last)));
@@ -154,11 +154,12 @@ LL_INLINE const Factor* fold_across(const Float* weights, int keys, Factor* room
 #endif
 }
 
-// Keys or values of a whole call in the form that a product reads: as they lie, or prepared once (see schedule.h).
+// The keys or values of a whole call in the layout that a product reads: in place, or converted once
+// (attention/tiling.h).
 struct Operand {
     const Factor* data = nullptr;
     int64_t batch_stride = 0, head_stride = 0,
-            stride = 0;  // in factors; stride: from row to row, or from one BLOCK_STEP to the next
+            stride = 0;  // in factors; stride: per row, or per BLOCK_STEP rows
     LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
         return data + b * batch_stride + h * head_stride + n * stride;
     }

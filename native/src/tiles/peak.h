@@ -1,4 +1,4 @@
-// The machine's peak: independent multiply-adds of factors in registers, as many as the first product keeps in flight.
+// The peak rate of one thread: independent multiply-adds in registers, as many as the score product keeps in flight.
 #pragma once
 
 #include <time.h>
@@ -44,7 +44,7 @@ inline double peak(double seconds) {
     Vec sum[CHAINS];
     for (int c = 0; c < CHAINS; ++c) sum[c] = broadcast((Float)c);
 #if defined(LL_PAIRS)
-    volatile Factor left = 0x3f7f3f7f, right = 0x3a803a80;  // 0.996, 0.001; not known at compile time
+    volatile Factor left = 0x3f7f3f7f, right = 0x3a803a80;  // 0.996, 0.001; volatile: not known at compile time
 #else
     volatile Factor left = (Float)0.999, right = (Float)0.001;
 #endif

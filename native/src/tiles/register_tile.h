@@ -1,10 +1,11 @@
-// The two matrix products, as register tiles of one kind: C[row][columns] (+)= sum over steps of A(row, step) * B[step][columns],
-// numbers of A broadcast, rows of B as vectors.
+// The matrix products, with accumulators in registers: C[row][columns] (+)= sum over steps of A(row, step) *
+// B[step][columns]. Elements of A are broadcast, rows of B are read as vectors.
 //
-// Scores are computed transposed, S' = K Q': queries lie along the lanes, a key's numbers are broadcast as they lie, so
-// keys need no packing and the softmax needs no horizontal step. The other products broadcast the weights against rows of
-// V (or K, Q, and the gradient of the output). Each accumulator is one chain of multiply-adds in ascending order, which is
-// added to C when it is whole: the shape of the tile never shows in the bits, and a long sum is one of short sums.
+// Scores are computed transposed, S' = K Q': queries lie along the lanes and the elements of a key are broadcast, so
+// keys need no packing and the softmax needs no operation across lanes. The other products broadcast the weights and
+// read rows of V (or of K, Q and the output's gradient) as vectors. Each accumulator is one chain of multiply-adds in
+// ascending order, added to C when it is complete: results do not depend on the shape of the register tile, and a long
+// sum is a sum of short sums.
 #pragma once
 
 #include "../simd/vector.h"
@@ -14,16 +15,15 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// The first address of row r of A. Three addresses, each with the offsets 0, 1 and 2 rows, fit the machine's registers.
-template <int ROWS, class F> struct Rows {
+// Addresses of the rows of A: every third one, with offsets of 0, 1 and 2 rows, which fits the address registers.
+template <int ROWS, class F>
+struct Rows {
     const F* at[(ROWS + 2) / 3];
     int64_t row;
     LL_INLINE Rows(const F* a, int64_t stride) : row(stride) {
         for (int n = 0; n < (ROWS + 2) / 3; ++n) at[n] = a + 3 * n * stride;
     }
-    LL_INLINE F operator()(int r, int64_t offset) const {
-        return load<F>(at[r / 3] + r % 3 * row + offset);
-    }  // of any element
+    LL_INLINE F operator()(int r, int64_t offset) const { return load<F>(at[r / 3] + r % 3 * row + offset); }
 };
 
 template <int ROWS, int VECTORS, bool ADD, class F>
@@ -65,10 +65,10 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
     }
 }
 
-// --- Scores: rows are keys, columns are queries ------------------------------------------------------------------------
+// --- Scores: rows are keys, columns are queries
+// -----------------------------------------------------------------------
 
-// Wide sums are taken in parts, and the parts added: a long chain of roundings would lose accuracy. Up to 128, the usual
-// widths, one chain is as exact as what others do.
+// Widths above 128 are summed in parts, and the parts added: one long chain of roundings would lose accuracy.
 constexpr int64_t PART_WIDTH = 64 / FOLD, WHOLE_WIDTH = 128 / FOLD;
 
 template <int KEYS, int VECTORS>
@@ -85,7 +85,7 @@ inline void score_panel(const Factor* key, int64_t stride, const Factor* packed,
 
 #if !defined(LL_AMX)
 
-// Vectors [from, to) of the queries.
+// Of the vectors [from, to) of the queries.
 template <int KEYS>
 inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width,
                        Float* scores, Float* peak) {
@@ -99,17 +99,19 @@ inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, 
     }
 }
 
-// scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the largest so far. `width` counts factors.
-// `reach`, where given, says of each query which keys matter: other scores may be anything, and so may the peak.
+// scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the running maximum. `width` counts
+// factors. `reach`, if not null, gives the keys that each query sees: other scores, and the maximum over them, are
+// undefined.
 inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
                           Float* scores, Float* peak, const Reach* reach) {
-    int step = queries <= LANES ? MAX_PANEL_KEYS : PANEL_KEYS;  // enough sums under way beside one vector of queries
+    int step =
+        queries <= LANES ? MAX_PANEL_KEYS : PANEL_KEYS;  // with one vector of queries, more keys hide the latency
     int vectors = (queries + LANES - 1) / LANES;
     Range reached[QUERIES / LANES];
     for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, min(LANES, queries - v * LANES));
     for (int j = 0; j < keys;) {
         int some = keys < step ? 1 : step;
-        int first = min(j, keys - some);  // the last panel reaches back: it computes some scores again
+        int first = min(j, keys - some);  // the last panel overlaps the one before it
         j = first + some;
         int from = 0, to = vectors;
         while (reach && from < to && (reached[from].begin >= j || reached[from].end <= first)) ++from;
@@ -125,10 +127,12 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
 
 #endif
 
-// --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ---------------------------------
+// --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns]
+// --------------------------------
 
-// The left operand, and the steps of it that are added; `reach`, where given, counts numbers.
-template <class F> struct Left {
+// The left operand, and the range of its steps; `reach`, if not null, counts elements, not factors.
+template <class F>
+struct Left {
     const F* at;
     int64_t row, step, begin, end;
     const Reach* reach;
@@ -160,7 +164,7 @@ template <class F>
 inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Float* c, int64_t c_row, int rows,
                         int64_t columns) {
     int64_t x = 0;
-    if (rows == 1)  // more columns, so that enough sums are under way
+    if (rows == 1)  // more columns hide the latency
         for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, b + x, b_step, c + x, c_row);
     for (; x + VALUE_VECTORS * LANES <= columns; x += VALUE_VECTORS * LANES)
         add_columns<VALUE_VECTORS>(a, b + x, b_step, c + x, c_row, rows);

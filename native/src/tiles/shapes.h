@@ -1,6 +1,7 @@
-// The sizes of tiles, and the factors that products multiply.
+// Tile sizes, and the type of a product's operands.
 //
-// A *factor* is what one step multiplies: a number, or a pair of bfloat16 numbers where the machine multiplies pairs.
+// A *factor* is what one step of a product multiplies: a float, or a pair of bfloat16 elements where the instruction
+// set has a dot product of pairs (LL_PAIRS). FOLD is the number of elements in a factor.
 #pragma once
 
 #include "../simd/vector.h"
@@ -13,12 +14,12 @@ constexpr int QUERIES = 64;  // queries of a tile
 #else
 constexpr int QUERIES = 48;
 #endif
-constexpr int BLOCK_KEYS = 128;  // keys handled at a time
-constexpr int MAP_SIDE = 64;     // side of a tile of bits
+constexpr int BLOCK_KEYS = 128;  // keys of a block, at most
+constexpr int MAP_SIDE = 64;     // side of a tile of the mask's bit map
 #if defined(LL_AMX)
 constexpr int BLOCK_STEP = 32;
 #elif defined(LL_PAIRS)
-constexpr int BLOCK_STEP = 2;  // blocks begin at a multiple
+constexpr int BLOCK_STEP = 2;  // every block of keys begins at a multiple
 #else
 constexpr int BLOCK_STEP = 1;
 #endif
@@ -26,7 +27,7 @@ constexpr int BLOCK_STEP = 1;
 #if defined(LL_PAIRS)
 typedef uint32_t Factor;
 typedef UintVec FactorVec;
-constexpr int FOLD = 2;  // numbers of a factor
+constexpr int FOLD = 2;  // elements of a factor
 LL_INLINE Vec multiply_add(UintVec a, UintVec b, Vec c) {
     return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 }
@@ -36,12 +37,15 @@ typedef Vec FactorVec;
 constexpr int FOLD = 1;
 #endif
 
-template <class F> struct VectorOf;
-template <> struct VectorOf<Float> {
+template <class F>
+struct VectorOf;
+template <>
+struct VectorOf<Float> {
     typedef Vec Type;
     static constexpr int VALUES = 1;
 };
-template <> struct VectorOf<uint32_t> {
+template <>
+struct VectorOf<uint32_t> {
     typedef UintVec Type;
     static constexpr int VALUES = 2;
 };
@@ -50,9 +54,9 @@ LL_INLINE UintVec broadcast_factor(uint32_t x) { return broadcast_uint(x); }
 
 LL_INLINE int64_t folded(int64_t count) { return (count + FOLD - 1) / FOLD; }
 
-// FactorVec along the width of a row.
+// Factors along the width of a row.
 #if defined(LL_AMX)
-constexpr int TILE = 16;  // rows and factors of a tile register
+constexpr int TILE = 16;  // rows, and factors of a row, of a tile register
 LL_INLINE int64_t steps_along(int64_t width) { return round_up(folded(width), TILE); }
 #else
 LL_INLINE int64_t steps_along(int64_t width) { return folded(width); }

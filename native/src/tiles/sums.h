@@ -1,7 +1,7 @@
-// Sums of a tile: over keys for each query (the output, dQ), and over queries for each key (dK, dV).
+// The sums of a tile: over keys for each query (the output, dQ), and over queries for each key (dK, dV).
 //
-// On matrix registers the former lie turned, [column][query], because the weights can be only their right operand; then
-// rows of V (or K) are the left one: of 32 keys, [16 columns][16 pairs] for each 16 columns.
+// On AMX tiles the sums over keys are stored transposed, [column][query], because the weights can be only the right
+// operand there; rows of V (or K) are the left one: of 32 keys, [16 columns][16 pairs] for each 16 columns.
 #pragma once
 
 #include "../simd/vector.h"
@@ -18,7 +18,7 @@ namespace {
 
 LL_INLINE int64_t sum_index(int i, int64_t c, int64_t) { return c * QUERIES + i; }
 
-// FactorVec of the rows of V from one multiple of BLOCK_STEP keys to the next.
+// The size, in factors, of BLOCK_STEP packed rows.
 LL_INLINE int64_t packed_stride(int64_t columns) { return columns * TILE; }
 
 inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t width, int64_t columns,
@@ -38,7 +38,7 @@ inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t
                         pairs[p][x] =
                             x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
             }
-            Vec rows[TILE];  // bits, whatever they mean
+            Vec rows[TILE];  // transposed as 32-bit lanes
             for (int64_t p = 0; p < TILE; ++p) rows[p] = load<Vec>(pairs[p]);
             transpose(rows);
             for (int64_t x = 0; x < TILE; ++x) store(to + (c + x) * TILE, rows[x]);
@@ -56,7 +56,7 @@ inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, i
                           QUERIES * BYTES, steps, sums + c * QUERIES, QUERIES * BYTES);
 }
 
-// sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows makes them.
+// sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows writes them.
 inline void add_over_queries(const Factor* weights, const Factor* rows, int keys, int, Float* sums, int64_t columns,
                              const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
@@ -65,7 +65,7 @@ inline void add_over_queries(const Factor* weights, const Factor* rows, int keys
                           QUERIES / 2 / TILE, sums + j * columns, columns * BYTES);
 }
 
-// Multiplies the sums of each query.
+// Multiplies the sums of query i by factor[i].
 inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t columns) {
     for (int64_t c = 0; c < columns; ++c)
         for (int i = 0; i < queries; i += LANES) {
@@ -106,8 +106,8 @@ inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t co
 
 #endif
 
-// One query's sums in a row; in place where they lie so. Queries are asked for in ascending order, from the first: where
-// sums lie turned, LANES rows are made at a time, in `room`.
+// The sums of query i as a row, in place unless sums are stored transposed: then LANES rows are transposed at a time
+// into `room`. Queries must be read in ascending order from 0.
 LL_INLINE const Float* sum_row(const Float* sums, int i, int64_t columns, Float* room) {
 #if defined(LL_AMX)
     for (int64_t c = 0; c < columns && i % LANES == 0; c += LANES) {

@@ -1,4 +1,4 @@
-// A backward pass: its tasks, handed out to threads.
+// The backward pass of a call: its tasks, distributed over threads.
 #pragma once
 
 #include "../../library.h"
@@ -33,7 +33,8 @@ inline void backward_task(void* context, int64_t n) {
     end_streams();
 }
 
-// Whether the gradient of some bias is summed over batch rows, or over heads: these are then computed one after the other.
+// Whether the gradient of some bias is summed over batch rows, or over heads: these are then computed one after the
+// other.
 struct SharedBias {
     bool rows = false, heads = false;
 
@@ -46,7 +47,7 @@ struct SharedBias {
     }
 };
 
-// Memory of one backward pass.
+// The arrays of a backward pass.
 struct BackwardMemory {
     Float *delta, *peak, *shift, *query_sums;                       // see BackwardPass
     uint8_t *nonfinite_keys, *nonfinite_queries, *nonfinite_grads;  // see BackwardPass
@@ -112,8 +113,8 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     job.number_tasks();
 
     int64_t threads = worthwhile_threads(call), maps = call.batch * call.key_heads;
-    // Each thread has maps of its own where they can be shared out evenly: a chunk never waits for another thread's then,
-    // but for what is left at the end.
+    // Each thread gets its own maps where they divide evenly: chunks then wait for no other thread, except for the maps
+    // that are taken over at the end.
     job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
     bool large = false;
     BackwardRows rows{pass, own.nonfinite_keys, own.nonfinite_queries, own.nonfinite_grads, &large};

@@ -21,8 +21,8 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// scores -> P, grads -> dS, of VECTORS vectors of queries from `i` on; kept: what dropout multiplies by, or null. Selected, never
-// multiplied by zero: dP of a pair that is not seen may be anything.
+// Replaces scores by P and grads by dS, for VECTORS vectors of queries from `i` on; keep_scale: of dropout, or null.
+// Selected, never multiplied by zero: dP of a masked pair may be anything.
 template <int VECTORS, bool DROPOUT>
 LL_INLINE void score_gradients(const LoadedTile& loaded, int i, int keys, Float exponent, Float* scores, Float* grads,
                                const Float* keep_scale) {
@@ -56,7 +56,7 @@ template <bool DROPOUT>
 inline void weights_and_score_gradients(const Problem& problem, const Tile& tile, const Block& block,
                                         const LoadedTile& loaded, BackwardScratch& scratch) {
     FlushSubnormals scope;
-    // On matrix registers every lane counts, and those beyond the queries must be zero.
+    // AMX products read all QUERIES lanes: those beyond the queries must be zero.
     int queries = BLOCK_STEP > 2 ? QUERIES : tile.count, i = 0;
     for (; i + 2 * LANES < queries; i += 3 * LANES)
         score_gradients<3, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads,
@@ -66,7 +66,7 @@ inline void weights_and_score_gradients(const Problem& problem, const Tile& tile
                                     scratch.keep_scale);
 }
 
-// to(j, i, column) += weights[j][i] * from(j, i)[column] for the seen pairs whose row was set aside.
+// to(j, i, column) += weights[j][i] * from(j, i)[column] for visible pairs with a non-finite row.
 template <class Nonfinite, class To, class From>
 inline void add_nonfinite(const Tile& tile, const Block& block, const uint8_t* seen, const Float* weights,
                           int64_t width, Nonfinite nonfinite_keys, To to, From from) {
@@ -76,7 +76,7 @@ inline void add_nonfinite(const Tile& tile, const Block& block, const uint8_t* s
                 for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
 }
 
-// dK += dS Q, dQ += dS' K, for scores that are products.
+// dK += dS Q, dQ += dS' K, where scores are products.
 inline void product_gradients(const BackwardPass& pass, const Tile& tile, const Block& block, const LoadedTile& loaded,
                               const Reach* of_queries, const Reach* of_keys, bool masked_keys,
                               const uint8_t* nonfinite_keys, Float* key_sums, BackwardScratch& scratch) {
@@ -126,8 +126,8 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
     const uint8_t* nonfinite_keys =
         pass.nonfinite_keys + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool masked_keys = false;
-    int64_t read =
-        min(round_up(block.count, BLOCK_STEP), call.keys - block.begin);  // whole factors, with a weight of 0
+    int64_t read = min(round_up(block.count, BLOCK_STEP),
+                       call.keys - block.begin);  // whole factors: the key beyond has a weight of 0
     for (int64_t j = 0; j < read; ++j) masked_keys |= nonfinite_keys[j] != 0;
     if (masked_keys || loaded.any_nonfinite)
         for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;

@@ -1,4 +1,4 @@
-// One task of a backward pass: a chunk of the keys of one segment, batch row and key head.
+// One task of the backward pass: a chunk of the keys of one segment, batch row and key head.
 #pragma once
 
 #include "../../library.h"
@@ -22,14 +22,14 @@ namespace {
 struct BackwardJob {
     const BackwardPass& pass;
     const Tiles& tiles;
-    int64_t* first;               // [segment_count + 1]: the number of the segment's first task
-    int64_t* tickets;             // of every tile of queries
+    int64_t* first;               // [segment_count + 1]: index of the segment's first task
+    int64_t* tickets;             // of each tile of queries
     int64_t* table_tickets;       // [B * Hq], for distance tables
     int64_t* ordinals;            // [segment_count * B]: chunks of earlier segments in the row
     int64_t max_queries;          // of a segment
     int64_t only_row, only_head;  // -1: all at once
     int status;
-    int64_t runs = 1;  // of maps, see `parallel`
+    int64_t runs = 1;  // how many ranges of maps `parallel` distributes
 
     int64_t base(int64_t s) const {
         int64_t begin = pass.problem.call.segments[s].key_begin;
@@ -47,7 +47,7 @@ struct BackwardJob {
             const ll_segment& segment = call.segments[s];
             max_queries = max(max_queries, segment.query_end - segment.query_begin);
             first[s + 1] = first[s] + (segment.row < 0 ? call.batch : 1) * call.key_heads * chunks(s);
-            for (int64_t b = 0; b < call.batch; ++b) {  // chunks of this row in the segment before, and before it
+            for (int64_t b = 0; b < call.batch; ++b) {  // chunks of this row in all earlier segments
                 bool here = s > 0 && (call.segments[s - 1].row < 0 || call.segments[s - 1].row == b);
                 ordinals[s * call.batch + b] =
                     s == 0 ? 0 : ordinals[(s - 1) * call.batch + b] + (here ? chunks(s - 1) : 0);
@@ -64,9 +64,9 @@ struct ChunkTask {
 
     ChunkTask(BackwardJob& j, int64_t n) : job(j), call(j.pass.problem.call) {
         s = index_of_last(call.segment_count, [&](int64_t segment) { return job.first[segment] <= n; });
-        // Without runs: maps (batch row, key head) in waves of about one for each thread, and the chunks of a wave's maps in
-        // turn: a chunk seldom waits for the one before it, which would be computed beside it if a map's chunks followed
-        // each other.
+        // With one range, about as many maps (batch row, key head) as there are threads form a wave, and the chunks of
+        // its maps alternate: a chunk seldom waits for the one before it, which would run at the same time if the
+        // chunks of a map followed each other.
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
         int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads;
         int64_t waves = job.runs > 1 ? maps : max(maps / call.threads, (int64_t)1);
@@ -88,7 +88,7 @@ struct ChunkTask {
         return orders;
     }
 
-    // The places of a distance table that this chunk can reach.
+    // The part of a distance table that this chunk can reach.
     DistanceSums table(int64_t r, BackwardScratch& scratch) const {
         if (call.rules[r].kind != LL_DISTANCE_TABLE || !job.pass.wants(job.pass.wanted.rules[r])) return {};
         const ll_segment& g = call.segments[s];
@@ -119,7 +119,7 @@ struct ChunkTask {
             BlockWalk walk(call, tile, visible, begin, end);
             Block block;
             bool found = walk.next(block);
-            int64_t past = begin;  // keys before it are done
+            int64_t past = begin;  // gradients of a bias are complete before this key
             if (found) {
                 LoadedTile loaded;
                 load_tile(pass, tile, scratch, loaded);
@@ -171,7 +171,7 @@ struct ChunkTask {
         if (!arena.memory) return;
         BackwardScratch scratch(arena, pass, job.max_queries);
         [[maybe_unused]] TileRegisters registers;
-        int64_t keys = end - begin;  // few, in a short call: clearing a whole chunk would take longer than the rest
+        int64_t keys = end - begin;  // in a short call, clearing a whole chunk would take longer than the rest
         __builtin_memset(scratch.key_sums, 0, sizeof(Float) * (size_t)(keys * pass.key_columns));
         __builtin_memset(scratch.value_sums, 0, sizeof(Float) * (size_t)(keys * pass.value_columns));
         int64_t group = call.query_heads / call.key_heads;

@@ -1,4 +1,4 @@
-// Sums that several tasks add to, one after the other.
+// Sums to which several tasks add, one after the other.
 #pragma once
 
 #include <sched.h>
@@ -17,12 +17,12 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// A sum that several tasks add to in a fixed order.
+// The order in which tasks add to a sum: task `number` waits until `number` others have added.
 struct Ticket {
     int64_t* done;  // how many have added
     int* status;
 
-    // Waits until `number` others have added; false when the whole pass has failed.
+    // False when the whole pass has stopped.
     bool wait(int64_t number) const {
         for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != number; ++spins) {
             if (should_stop(*status)) return false;
@@ -33,7 +33,7 @@ struct Ticket {
     void pass(int64_t number) const { __atomic_store_n(done, number + 1, __ATOMIC_RELEASE); }
 };
 
-// Where the dQ of query i of a tile is summed and, where elements are not numbers, written in the end.
+// Where dQ of query i of a tile is accumulated and, if elements are not floats, written at the end.
 struct QueryGradient {
     Stored* gradient;
     Float* sums;
@@ -47,7 +47,8 @@ struct QueryGradient {
     }
 };
 
-// Adds a tile's dQ; the first chunk stores instead, also where nobody is seen, and the last one rounds.
+// Adds dQ of a tile (null: zero). The first chunk stores instead of adding, also where it sees no key; the last one
+// rounds.
 inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* room, bool first,
                           bool last) {
     const ll_call& call = pass.problem.call;

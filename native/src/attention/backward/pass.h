@@ -1,13 +1,13 @@
-// The gradient of attention, in memory linear in the length (Dao et al. 2022; Dao 2023): the weights are computed again
-// from the logsumexp of each row, five products for each block.
+// The gradient of attention, in memory linear in the length (Dao et al. 2022; Dao 2023): weights are recomputed from
+// the logsumexp of each row, five products for each block.
 //
-//   P = 2^(exponent * (S - peak) - less)  dP = V dO'             delta_i = dO_i . O_i - dlse_i
-//   dS = P (dP - delta)                   dV += P dO             dK += dS Q             dQ += dS' K
+//   P = 2^(exponent * (S - peak) - shift)  dP = V dO'            delta_i = dO_i . O_i - dlse_i
+//   dS = P (dP - delta)                    dV += P dO            dK += dS Q             dQ += dS' K
 //
-// One task owns a chunk of keys of one batch row and key head: dK and dV are its own sums over the queries of the group's
-// heads. dQ is a sum over chunks: each tile of queries takes the chunks in ascending order, and a task waits for its turn
-// there (tasks begin in that order, so the turn always comes). Chunks follow from the width alone: the same bits for any
-// number of threads.
+// One task owns a chunk of keys of one batch row and key head: dK and dV are its own sums over the queries of the
+// group's heads. dQ is a sum over chunks: each tile of queries adds them in ascending order, by a ticket that tasks
+// wait for (tasks start in that order, so there is no deadlock). Chunks follow from the width alone, so results do not
+// depend on the number of threads.
 #pragma once
 
 #include "../../library.h"
@@ -31,40 +31,40 @@ LL_INLINE int64_t chunk_keys(int64_t key_columns, int64_t value_columns) {
            BLOCK_KEYS;
 }
 
-// A backward pass, worked out once.
+// The constants and arrays of a backward pass.
 struct BackwardPass {
     const Problem& problem;
     const ll_gradients& wanted;
     Operand value_rows;             // V as the left operand
-    Operand key_rows;               // K as `mix` reads it
-    const uint8_t* nonfinite_keys;  // (B, Hkv, Lk): keys that are not finite
+    Operand key_rows;               // K as add_over_keys reads it
+    const uint8_t* nonfinite_keys;  // (B, Hkv, Lk): whether a key is not finite
     const uint8_t *nonfinite_queries,
-        *nonfinite_grads;         // (B, Hq, Lq): the same of queries and of the output's gradient
+        *nonfinite_grads;         // (B, Hq, Lq): of queries, of the output's gradient
     Float *delta, *peak, *shift;  // (B, Hq, Lq)
-    Float* query_sums;            // (B, Hq, Lq, key_columns), where elements are not numbers
+    Float* query_sums;            // (B, Hq, Lq, key_columns), where elements are not floats
     int64_t key_columns, value_columns, value_steps, chunk;
 
     bool wants(const ll_tensor& gradient) const { return gradient.data != nullptr; }
 };
 
-// Sums over queries for the distances of one head: a distance table's gradient within a chunk.
+// The gradient of a distance table within a chunk, for one head: sums over queries and keys at each distance.
 struct DistanceSums {
     Float* sums;
-    int64_t first, count;  // places [first, first + count) of the table, which is as large as all distances
+    int64_t first, count;  // indices [first, first + count) of the table, which has an entry for each distance
 };
 
 struct BackwardScratch {
-    Factor *packed_query, *packed_grad;        // along the lanes
+    Factor *packed_query, *packed_grad;        // queries along the lanes
     Factor *query_rows, *grad_rows;            // right operands: [QUERIES / FOLD][columns]
     Float *scores, *grads;                     // [BLOCK_KEYS][QUERIES]: S, then P; dP, then dS
-    Float* keep_scale;                         // [BLOCK_KEYS][QUERIES]: what dropout multiplies by
-    Float* derivatives;                        // [soft cap][BLOCK_KEYS][QUERIES]
-    Factor* factors;                           // weights as factors, where they differ from numbers
-    Factor* key_rows;                          // [BLOCK_KEYS / FOLD][columns]; careful blocks only
-    uint8_t* seen;                             // [BLOCK_KEYS][QUERIES]; careful blocks only
+    Float* keep_scale;                         // [BLOCK_KEYS][QUERIES]: 1 / (1 - p), or 0 where dropped
+    Float* derivatives;                        // of soft caps: [soft cap][BLOCK_KEYS][QUERIES]
+    Factor* factors;                           // weights or dS as factors, where these are not floats
+    Factor* key_rows;                          // [BLOCK_KEYS / FOLD][columns]; masked blocks only
+    uint8_t* seen;                             // [BLOCK_KEYS][QUERIES]; masked blocks only
     Float *query_sum, *key_sums, *value_sums;  // dQ of the tile, dK and dV of the chunk
     Float* row_sums;                           // [rule][QUERIES]
-    Float *query_floats, *vector_sums;         // [QUERIES][columns]; additive comparison only
+    Float *query_floats, *vector_sums;         // [QUERIES][columns]; additive attention only
     Float* distances;                          // [rule][queries + chunk]
 
     BackwardScratch(Arena& arena, const BackwardPass& pass, int64_t queries) {
@@ -94,7 +94,7 @@ struct BackwardScratch {
     }
 };
 
-// A tile of queries with its gradient, ready for the products.
+// The rows of a tile, with their gradients, ready for the products.
 struct LoadedTile {
     alignas(64) Float peak[QUERIES], shift[QUERIES], delta[QUERIES];
     alignas(64) Int valid[QUERIES];  // -1 for queries of the tile, 0 for the lanes beyond
@@ -102,8 +102,8 @@ struct LoadedTile {
     bool any_nonfinite = false;
 };
 
-// Its memory is on the way while the tile before is computed. (Inlined in any case: GCC leaves out the call of a function that
-// only asks, as one without effect.)
+// Prefetches a tile while the one before it is computed. (Always inlined: GCC removes calls of a function that only
+// prefetches, as if it had no effect.)
 LL_INLINE void prefetch_tile(const BackwardPass& pass, const Tile& tile) {
     const ll_call& call = pass.problem.call;
     const ll_tensor& grad = pass.wanted.grad_output;
@@ -113,7 +113,7 @@ LL_INLINE void prefetch_tile(const BackwardPass& pass, const Tile& tile) {
                   call.value_width);
 }
 
-// Row `at` of (B, Hq, Lq), and its share of the sink's gradient. A row that has seen nothing has the peak -inf.
+// Starts row `at` of (B, Hq, Lq), and writes its share of the sink's gradient. The peak is -inf where no key is seen.
 inline void begin_row(const BackwardPass& pass, int64_t at, Float peak, double shift) {
     const ll_call& call = pass.problem.call;
     pass.peak[at] = peak, pass.shift[at] = (Float)shift;
@@ -123,13 +123,13 @@ inline void begin_row(const BackwardPass& pass, int64_t at, Float peak, double s
     ((Float*)pass.wanted.sink)[at] = peak == -INF ? 0 : -share * pass.delta[at];
 }
 
-// The logsumexp tells the weights of a row, to a rounding step of its own size: too little of a large one.
+// Weights are recomputed with an error as large as the rounding of the logsumexp: too much above this limit.
 constexpr Float MAX_EXACT_LOGSUMEXP = 256;
 LL_INLINE bool is_large(Float logsumexp) {
     return logsumexp > MAX_EXACT_LOGSUMEXP || (logsumexp < -MAX_EXACT_LOGSUMEXP && logsumexp != -INF);
 }
 
-// The scores of a tile are summed once more for its rows with a large logsumexp.
+// Recomputes the softmax of a tile, for its rows with a large logsumexp.
 inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, int& status) {
     const Problem& problem = pass.problem;
     int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;

@@ -1,4 +1,4 @@
-// What a backward pass works out for each query and key before it looks at pairs.
+// What a backward pass computes for each query and key, before it looks at pairs.
 #pragma once
 
 #include "../../library.h"
@@ -12,11 +12,11 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// What does not depend on pairs: delta, the peak and the sink's gradient for each query, and which rows are not finite.
+// Delta, the peak and the sink's gradient of each query, and which rows are not finite.
 struct BackwardRows {
     const BackwardPass& pass;
     uint8_t *nonfinite_keys, *nonfinite_queries, *nonfinite_grads;
-    bool* large;  // whether there is a row whose logsumexp does not tell its weights
+    bool* large;  // set where a row's logsumexp is too large to recompute its weights from it
     static constexpr int64_t PIECE = 64;
 
     int64_t query_pieces() const { return (pass.problem.call.queries + PIECE - 1) / PIECE; }
@@ -34,7 +34,8 @@ struct BackwardRows {
                 row_at<const Stored>(wanted.output, map / call.query_heads, map % call.query_heads, i);
             const Stored* grad =
                 row_at<const Stored>(wanted.grad_output, map / call.query_heads, map % call.query_heads, i);
-            // In doubles: where one key has nearly all the weight, dP - delta is a difference of equals.
+            // In double precision: where one key has nearly all the weight, dP - delta is a difference of nearly equal
+            // numbers.
             constexpr int HALF = LANES / 2;
             typedef Float Some __attribute__((vector_size(sizeof(Float) * HALF)));
             typedef double Doubles __attribute__((vector_size(sizeof(double) * HALF)));
@@ -43,7 +44,7 @@ struct BackwardRows {
             for (int64_t c = 0; c < call.value_width; c += LANES) {
                 int64_t some = min<int64_t>(LANES, call.value_width - c);
                 read_row(output + c, some, y, LANES), read_row(grad + c, some, dy, LANES);
-                // A query that sees nothing has the output 0, whatever its gradient is.
+                // A query that sees no key has the output 0 and delta 0, whatever its gradient is.
                 store(dy, load<Vec>(y) == 0 ? Vec{} : load<Vec>(dy));
                 for (int x = 0; x < LANES; x += HALF)
                     parts += __builtin_convertvector(load<Some>(y + x), Doubles) *
@@ -74,7 +75,7 @@ struct BackwardRows {
     }
 };
 
-// Tasks of a key head and the query heads of its group follow each other.
+// The tasks of a key head follow those of the query heads of its group.
 inline void backward_rows_task(void* context, int64_t n) {
     const BackwardRows& rows = *(const BackwardRows*)context;
     int64_t queries = rows.query_pieces_of_group(), each = queries + rows.key_pieces();

@@ -1,4 +1,4 @@
-// Gradients of score rules.
+// The gradients of score rules.
 #pragma once
 
 #include "../../library.h"
@@ -17,16 +17,17 @@ LL_INLINE Float* bias_gradient_at(const ll_tensor& to, const Tile& tile, int64_t
            j * to.strides[3];
 }
 
-// Vec of `to` that one pair alone has are written, never read, and past the caches: there are too many for them.
+// The gradient of a bias. Elements with a single contribution are written with non-temporal stores, and never read:
+// there are too many for the caches.
 inline void add_bias_gradient(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block,
                               const Float* grads, Float* row_sums) {
-    if (to.strides[3] == 0) {  // summed over keys, which other chunks share: added when it is this chunk's turn
+    if (to.strides[3] == 0) {  // summed over keys, also of other chunks: added in the order of the chunks
         for (int j = 0; j < block.count; ++j)
             for (int i = 0; i < tile.count; i += LANES)
                 store(row_sums + i, load<Vec>(row_sums + i) + load<Vec>(grads + j * QUERIES + i));
         return;
     }
-    if (to.strides[2] == 0) {  // summed over queries: first those of the tile
+    if (to.strides[2] == 0) {  // summed over queries: first over those of the tile
         for (int j = 0; j < block.count; ++j) {
             Vec sum{};
             for (int i = 0; i < tile.count; i += LANES) sum += load<Vec>(grads + j * QUERIES + i);
@@ -53,7 +54,7 @@ inline void add_bias_gradient(const ll_call& call, const ll_tensor& to, const Ti
         }
 }
 
-// Where a tile's queries see none of the keys [from, to): of gradients that nobody has cleared.
+// Writes zeros for the keys [from, to), which no query of the tile sees, to gradients that the caller has not cleared.
 inline void clear_bias_gradient(const BackwardPass& pass, const Tile& tile, int64_t from, int64_t to) {
     for (int64_t r = 0; from < to && r < pass.problem.call.rule_count; ++r)
         for (int i = 0; pass.wanted.uncleared >> r & 1 && i < tile.count; ++i) {
@@ -81,7 +82,7 @@ inline void add_table_gradient(const ll_rule& rule, const Tile& tile, const Bloc
             to.sums[clamp<int64_t>(index.first + j - i, 0, index.last) - to.first] += grads[j * QUERIES + i];
 }
 
-// grads: dS of the final score, becomes that of scale * q . k: the rules backwards.
+// grads: dS of the final scores, replaced by that of scale * q . k: the rules in reverse order.
 inline void rules_backward(const BackwardPass& pass, const Tile& tile, const Block& block, BackwardScratch& scratch,
                            DistanceSums* distances) {
     const ll_call& call = pass.problem.call;

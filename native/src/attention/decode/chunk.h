@@ -22,14 +22,15 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Vec of a row of sums of values.
+// The floats of a row of the output's sums.
 LL_INLINE int64_t output_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
 
-// The query heads that read a cache together, of one segment and batch row. A row is a query of one of them.
+// Query heads that read the keys of one key head together, of one segment and batch row. A *row* is a query of one of
+// them.
 struct HeadGroup {
     Tile tile;  // of the first head
     int heads;
-    int64_t chunks, first;  // how many chunks its keys make; the number of the first
+    int64_t chunks, first;  // how many chunks its keys form; index of the first one
     int64_t left;           // chunks not yet computed
 
     int rows() const { return heads * tile.count; }
@@ -40,8 +41,8 @@ struct HeadGroup {
     }
 };
 
-// Softmax of some of the keys: the sum of weights relative to the peak, and of the values so weighted. An unseen part has the
-// total 0 and no output.
+// The softmax over some of the keys: the sum of weights relative to the peak, and of the values so weighted. Where no
+// key is seen, the total is 0 and the output undefined.
 struct PartialSoftmax {
     Float *peak, *total;  // [rows]
     Float* output;        // [rows][columns]
@@ -58,10 +59,10 @@ struct DecodeScratch {
     Float* queries;     // [MAX_ROWS][query_columns]
     Float* scores;      // [MAX_ROWS][SCORE_ROW], then weights
     Float* transposed;  // [BLOCK_KEYS][QUERIES], of one head
-    char* part;         // of a group with one chunk
-    Float* merged;      // [SHORT][columns]
-    Stored* values;     // [MAX_CHUNK][value width]; careful passes only
-    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; careful passes only
+    char* part;         // PartialSoftmax of a group with one chunk
+    Float* merged;      // [MAX_QUERIES][columns]
+    Stored* values;     // [MAX_CHUNK][value width]; masked passes only
+    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes only
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
         queries = arena.take<Float>(MAX_ROWS * query_columns);
@@ -74,24 +75,25 @@ struct DecodeScratch {
     }
 };
 
-// How many keys that somebody sees make a chunk: few enough of a short cache that all threads have some, and more of a long
-// one, where memory rests for a moment whenever a chunk begins.
-inline int64_t chunk_of(int64_t seen) { return seen < 8192 ? MAX_CHUNK / 2 : MAX_CHUNK; }
+// How many visible keys form a chunk: few in a short cache, so that all threads get some; more in a long one, because
+// memory idles briefly when a chunk begins.
+inline int64_t chunk_size(int64_t seen) { return seen < 8192 ? MAX_CHUNK / 2 : MAX_CHUNK; }
 
-inline int64_t chunks_of(const Visibility& visible) {
-    int64_t keys = seen_keys(visible), each = chunk_of(keys);
-    return max<int64_t>(1, (keys + each - 1) / each);
+inline int64_t chunk_count(const Visibility& visible) {
+    int64_t keys = seen_keys(visible), size = chunk_size(keys);
+    return max<int64_t>(1, (keys + size - 1) / size);
 }
 
-// The keys [from, to) of a chunk, of those that somebody sees, counted over all runs.
-inline Range chunk_keys_of(const Visibility& visible, int64_t chunk) {
-    int64_t each = chunk_of(seen_keys(visible)), before = chunk * each, after = before + each;  // keys yet to be passed
+// The range of keys of a chunk: chunks count visible keys.
+inline Range chunk_range(const Visibility& visible, int64_t chunk) {
+    int64_t size = chunk_size(seen_keys(visible));
+    int64_t before = chunk * size, after = before + size;  // visible keys still to be skipped
     Range keys{LL_HIGHEST, LL_HIGHEST};
     for (int n = 0; n < visible.range_count; ++n) {
-        Range run = visible.ranges[n];
-        int64_t length = run.end - run.begin;
-        if (before >= 0 && before < length) keys.begin = run.begin + before;
-        if (after >= 0 && after < length) keys.end = run.begin + after;
+        Range range = visible.ranges[n];
+        int64_t length = range.end - range.begin;
+        if (before >= 0 && before < length) keys.begin = range.begin + before;
+        if (after >= 0 && after < length) keys.end = range.begin + after;
         before -= length, after -= length;
     }
     return keys;
@@ -105,8 +107,8 @@ struct DecodeChunk {
     Range keys;
     DecodeScratch& own;
     PartialSoftmax part;
-    const Stored* next_key;  // keys that this thread will probably read next
-    int count = 0;           // keys visited
+    const Stored* next_key;  // where this thread will probably read next
+    int count = 0;           // keys of the chunk that some query sees
     PrefetchStream prefetch;
 
     DecodeChunk(const Problem& p, const HeadGroup& g, const Visibility& v, int64_t number, DecodeScratch& scratch,
@@ -115,13 +117,14 @@ struct DecodeChunk {
           call(p.call),
           group(g),
           visible(v),
-          keys(chunk_keys_of(v, number)),
+          keys(chunk_range(v, number)),
           own(scratch),
           part(to),
           next_key(next_keys) {}
 
-    // f(block, place of its first key in the rows of scores)
-    template <class F> LL_INLINE int for_each_block(F f) const {
+    // f(block, index of its first key in the rows of scores); returns the number of keys.
+    template <class F>
+    LL_INLINE int for_each_block(F f) const {
         BlockWalk walk(call, group.tile, visible, keys.begin, keys.end);
         walk.step = 1;
         int at = 0;
@@ -129,8 +132,9 @@ struct DecodeChunk {
         return at;
     }
 
-    // f(first key, how many, place of the first): blocks that lie beside each other as one.
-    template <class F> LL_INLINE void for_each_range(F f) const {
+    // f(first key, number of keys, index of the first in the rows of scores); consecutive blocks are joined.
+    template <class F>
+    LL_INLINE void for_each_range(F f) const {
         int64_t begin = 0;
         int keys = 0, first = 0;
         for_each_block([&](const Block& block, int at) {
@@ -146,8 +150,8 @@ struct DecodeChunk {
     const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
         return row_at<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
     }
-    StridedRows values_at(int64_t begin, int some) const {
-        return {row_of(call.value, begin), call.value.strides[2], call.value_width, some};
+    StridedRows values_at(int64_t begin, int keys) const {
+        return {row_of(call.value, begin), call.value.strides[2], call.value_width, keys};
     }
     StridedRows next_keys() const { return {next_key, call.key.strides[2], call.width, MAX_CHUNK}; }
 
@@ -158,7 +162,7 @@ struct DecodeChunk {
                                           group.tile.first_query + r % group.tile.count),
                      call.width, to, own.query_columns);
             if (call.compare) continue;
-            for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which keys are read
+            for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which read_key lays out a key
                 Vec first = load<Vec>(to + d), second = load<Vec>(to + d + PIECE - LANES);
                 for (int p = 0; p < PIECE_PARTS; ++p) {
                     Vec part = PIECE_PARTS == 1 ? first : shuffle(first, second, 2 * iota() + p);
@@ -178,7 +182,7 @@ struct DecodeChunk {
                                   compare_vector(call, group.tile.head + r / group.tile.count), call.width);
     }
 
-    // Score rules, and what is not seen: as in every other tile, a head at a time.
+    // Score rules and masks: as in every other tile, one head at a time.
     void apply_rules_and_cuts(const Block& block, Float* scores) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
@@ -194,9 +198,9 @@ struct DecodeChunk {
     }
 
     void score() {
-        for_each_range([&](int64_t begin, int some, int at) {
-            StridedRows key{row_of(call.key, begin), call.key.strides[2], call.width, some};
-            prefetch = PrefetchStream(key, values_at(begin, some), next_keys());
+        for_each_range([&](int64_t begin, int keys, int at) {
+            StridedRows key{row_of(call.key, begin), call.key.strides[2], call.width, keys};
+            prefetch = PrefetchStream(key, values_at(begin, keys), next_keys());
             if (call.compare) return;
             dot_product(key, (const KeyFloat*)own.queries, group.rows(), own.query_columns, prefetch, own.scores + at);
         });
@@ -205,25 +209,26 @@ struct DecodeChunk {
             if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits)
                 apply_rules_and_cuts(block, own.scores + at);
         });
-        for (int r = 0; r < group.rows(); ++r)  // whole vectors
+        for (int r = 0; r < group.rows(); ++r)  // up to whole vectors
             for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INF;
     }
 
-    // Scores -> weights, of ROWS rows side by side: each alone is a chain of additions.
-    template <int ROWS> void softmax_rows(int row, int64_t meanwhile) {
+    // Replaces the scores of ROWS rows by weights, side by side: each row alone is a chain of dependent additions.
+    template <int ROWS>
+    void softmax_rows(int row, int64_t prefetched) {
         Float* scores = own.scores + row * SCORE_ROW;
-        Vec largest[ROWS], peak[ROWS], total[ROWS];
+        Vec row_max[ROWS], peak[ROWS], total[ROWS];
 #pragma GCC unroll 4
-        for (int r = 0; r < ROWS; ++r) largest[r] = broadcast(-INF), total[r] = Vec{};
+        for (int r = 0; r < ROWS; ++r) row_max[r] = broadcast(-INF), total[r] = Vec{};
         for (int j = 0; j < count; j += LANES)
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; ++r) largest[r] = max(largest[r], load<Vec>(scores + r * SCORE_ROW + j));
+            for (int r = 0; r < ROWS; ++r) row_max[r] = max(row_max[r], load<Vec>(scores + r * SCORE_ROW + j));
         for (int r = 0; r < ROWS; ++r) {
-            part.peak[row + r] = reduce_max(largest[r]);
+            part.peak[row + r] = reduce_max(row_max[r]);
             peak[r] = finite_peak(broadcast(part.peak[row + r]));
         }
         for (int j = 0; j < count; j += LANES) {
-            prefetch.advance(meanwhile);
+            prefetch.advance(prefetched);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
                 Float* at = scores + r * SCORE_ROW + j;
@@ -235,11 +240,12 @@ struct DecodeChunk {
         for (int r = 0; r < ROWS; ++r) part.total[row + r] = reduce_add(total[r]);
     }
 
-    void update_softmax() {
+    void softmax() {
         FlushSubnormals scope;
-        int64_t some = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;  // elements for each vector of keys
+        // elements to prefetch for each vector of keys
+        int64_t elements = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;
         for_each_panel(group.rows(),
-                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? some : 0); });
+                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? elements : 0); });
     }
 
     void apply_dropout(const Block& block, Float* weights) const {
@@ -252,16 +258,17 @@ struct DecodeChunk {
         }
     }
 
-    // Only seen pairs: a row of V that is not finite is set aside, and added by hand to the rows that see it.
+    // Visible pairs only: a row of V that is not finite counts as zero, and is added separately to the rows that see
+    // it.
     void add_values_masked(int64_t begin, int keys, int at) {
         int64_t stride = call.value.strides[2], width = call.value_width, columns = output_columns(problem);
         const Stored* value = row_of(call.value, begin);
         for (int j = 0; j < keys; ++j) {
             Stored* to = own.values + j * width;
-            bool nonfinite_keys = !finite_row(value + j * stride, width);
-            if (nonfinite_keys) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
+            bool nonfinite = !finite_row(value + j * stride, width);
+            if (nonfinite) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
             else __builtin_memcpy(to, value + j * stride, sizeof(Stored) * (size_t)width);
-            for (int r = 0; nonfinite_keys && r < group.rows(); ++r)
+            for (int r = 0; nonfinite && r < group.rows(); ++r)
                 if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] +=
@@ -270,17 +277,18 @@ struct DecodeChunk {
         value_product(own.scores + at, {own.values, width, width, keys}, group.rows(), prefetch, part.output, columns);
     }
 
-    template <bool masked> void compute() {
+    template <bool masked>
+    void compute() {
         score();
         for (int x = 0; masked && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INF;
-        update_softmax();
+        softmax();
         if (problem.dropout_threshold)
             for_each_block([&](const Block& block, int at) { apply_dropout(block, own.scores + at); });
         __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
         for_each_range([&](int64_t begin, int keys, int at) {
             if (masked) return add_values_masked(begin, keys, at);
             StridedRows value = values_at(begin, keys);
-            if (keys < count) prefetch = PrefetchStream(value, next_keys(), next_keys());  // one of several runs
+            if (keys < count) prefetch = PrefetchStream(value, next_keys(), next_keys());  // one of several ranges
             value_product(own.scores + at, value, group.rows(), prefetch, part.output, output_columns(problem));
         });
     }

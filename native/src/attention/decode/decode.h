@@ -1,8 +1,8 @@
-// Short queries over a long cache: reading it is the work. So the query heads of a group read each key and value together,
-// as they lie in memory, and the head width lies along the lanes.
+// Few queries over many keys, as in decoding, where reading the cache is the work: the query heads of a group read each
+// key and value together, as they lie in memory, and the head width lies along the lanes.
 //
-// The keys that a group sees are cut into chunks, which threads take one by one; the partial softmax of each chunk
-// is merged with the others in order. Where chunks begin follows from what one row sees, never from threads or the batch.
+// The visible keys of a group are divided into chunks, which threads take one by one; the partial softmax of each chunk
+// is merged with the others in order. Where chunks begin depends on what a row sees, not on threads or the batch.
 #pragma once
 
 #include <stdlib.h>
@@ -29,8 +29,8 @@ struct DecodeJob {
     int status;
     HeadGroup* groups = nullptr;
     int64_t group_count = 0, tasks = 0;
-    int64_t task_stride = 1;  // from a task to the one that the same thread probably takes next
-    char* memory = nullptr;   // parts, where some group has several chunks
+    int64_t task_stride = 1;  // distance to the task that the same thread will probably take next
+    char* memory = nullptr;   // a PartialSoftmax for each task, where some group has several chunks
     size_t part_bytes = 0;
     HeadGroup few[16];
 
@@ -41,7 +41,7 @@ struct DecodeJob {
         free(memory);
     }
 
-    // Heads whose queries see the same keys and fit together.
+    // How many heads of a group see the same keys and fit into MAX_ROWS rows.
     static int64_t heads_together(const ll_call& call, int64_t queries) {
         bool same = (!call.intervals.starts || call.intervals.head_stride == 0) &&
                     (!call.tiles.state || call.tiles.head_stride == 0);
@@ -80,10 +80,10 @@ struct DecodeJob {
             for (int64_t head = 0; head < call.query_heads;) {
                 int64_t some = min(heads, group - head % group);
                 Tile tile = tiles.tile_of(s, row, head, 0);
-                if (chunks == 0 || call.intervals.starts) {  // what spans show is the same in every row and head
+                if (chunks == 0 || call.intervals.starts) {  // spans show every row and head the same keys
                     Visibility visible;
                     find_visible(call, tile, visible);
-                    chunks = chunks_of(visible);
+                    chunks = chunk_count(visible);
                 }
                 groups[group_count++] = {tile, (int)some, chunks, tasks, chunks};
                 tasks += chunks;
@@ -95,7 +95,7 @@ struct DecodeJob {
         return groups[index_of_last(group_count, [&](int64_t n) { return groups[n].first <= task; })];
     }
 
-    // Adds the parts of each row in order, and divides the sum by its total.
+    // Merges the partial results of each row in order, and divides by the total.
     void merge(const HeadGroup& group, char* parts, DecodeScratch& own) const {
         int64_t columns = output_columns(problem);
         Float kept = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
@@ -122,7 +122,7 @@ struct DecodeJob {
                 }
                 Float whole = total_with_sink(problem, sink_of(problem.call, tile), peak, total) * kept,
                       share = 1 / whole;
-                bool nothing = whole == 0;  // then zeros, even beside a sink that is NaN
+                bool nothing = whole == 0;  // the output is zero then, even with a sink that is NaN
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Vec{} : load<Vec>(row + c) * share);
             }
@@ -130,12 +130,12 @@ struct DecodeJob {
         }
     }
 
-    // Where a task begins to read.
+    // The first key that a task reads.
     const Stored* keys_of(int64_t task) const {
         const HeadGroup& group = group_of(min(task, tasks - 1));
         Visibility visible;
         find_visible(problem.call, group.tile, visible);
-        Range keys = chunk_keys_of(visible, task - group.first);
+        Range keys = chunk_range(visible, task - group.first);
         return row_at<const Stored>(problem.call.key, group.tile.row, group.tile.key_head,
                                     keys.begin == LL_HIGHEST ? 0 : keys.begin);
     }
@@ -149,7 +149,7 @@ struct DecodeJob {
         PartialSoftmax part(parts + part_bytes * (size_t)number, group.rows());
         DecodeChunk(problem, group, visible, number, own, part, keys_of(task + task_stride)).run();
         if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0)
-            merge(group, parts, own);  // by whoever comes last
+            merge(group, parts, own);  // the last chunk to finish merges
     }
 };
 

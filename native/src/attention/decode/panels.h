@@ -9,18 +9,21 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int MAX_QUERIES = 16;               // most queries of a segment that is computed here
-constexpr int MAX_ROWS = 16;                  // rows computed together: queries of several heads
-constexpr int MAX_CHUNK = 1024;               // keys of a chunk, see chunk_of
-constexpr int SCORE_ROW = MAX_CHUNK + LANES;  // from row to row of scores: not into the same few cache sets
+constexpr int MAX_QUERIES = 16;  // of a segment that decode computes
+constexpr int MAX_ROWS = 16;     // rows computed together: queries of the heads of a group
+constexpr int MAX_CHUNK = 1024;  // keys of a chunk, at most: see chunk_size
+constexpr int SCORE_ROW =
+    MAX_CHUNK + LANES;  // stride of a row of scores; padded, so that rows map to different cache sets
 static_assert(MAX_QUERIES <= MAX_ROWS && MAX_QUERIES <= QUERIES && MAX_CHUNK % BLOCK_KEYS == 0);
 
-template <int N> struct Count {
+template <int N>
+struct Count {
     static constexpr int VALUE = N;
 };
 
-// f(count of rows, first row): as few panels as there can be, of about the same height.
-template <class F> LL_INLINE void for_each_panel(int rows, F f) {
+// f(Count of rows, first row): as few panels as possible, of about the same height.
+template <class F>
+LL_INLINE void for_each_panel(int rows, F f) {
     for (int r = 0, left = rows; left > 0;) {
         int panels = (left + 3) / 4, some = (left + panels - 1) / panels;
         if (some == 4) f(Count<4>{}, r);
@@ -31,34 +34,37 @@ template <class F> LL_INLINE void for_each_panel(int rows, F f) {
     }
 }
 
-constexpr int UNIT = 32;  // keys that stay in the nearest cache until all rows and columns have met them
+constexpr int UNIT = 32;  // keys that stay in the L1 cache while all rows and columns read them
 
-// Sums of neighbouring lanes: first those of a, then those of b.
-template <int N, int... EVEN> struct PairSums : PairSums<N - 1, 2 * (N - 1), EVEN...> {};
-template <int... EVEN> struct PairSums<0, EVEN...> {
+// Sums of neighbouring lanes: of a, then of b.
+template <int N, int... EVEN>
+struct PairSums : PairSums<N - 1, 2 * (N - 1), EVEN...> {};
+template <int... EVEN>
+struct PairSums<0, EVEN...> {
     static LL_INLINE Vec of(Vec a, Vec b) {
         return __builtin_shufflevector(a, b, EVEN...) + __builtin_shufflevector(a, b, (EVEN + 1)...);
     }
 };
 
-// The sum of each vector's lanes; that of vector n in lane n.
-template <int COUNT> LL_INLINE Vec reduce_add_each(const Vec* v) {
+// The sum over the lanes of vector n, in lane n.
+template <int COUNT>
+LL_INLINE Vec reduce_add_each(const Vec* v) {
     if constexpr (COUNT == 1) return *v;
     else return PairSums<LANES>::of(reduce_add_each<COUNT / 2>(v), reduce_add_each<COUNT / 2>(v + COUNT / 2));
 }
 
-// Keys of a panel of ROWS queries.
+// The keys of a panel of ROWS queries.
 template <int ROWS>
 constexpr int PANEL_OF = ROWS > LANES ? 1
                          : ROWS == 1  ? (LANES < UNIT ? LANES : UNIT)
                          : ROWS == 3  ? LANES / 2
                                       : LANES / ROWS;
 
-// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; only the first `keys` of them are written.
+// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; the first `keys` of them are written.
 template <int ROWS, bool PREFETCH>
 LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* query, int64_t columns, int64_t width,
                          int keys, PrefetchStream& prefetch, Float* scores) {
-    constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fit a vector
+    constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fill a vector
     const Stored* at[KEYS];
 #pragma GCC unroll 16
     for (int t = 0; t < KEYS; ++t) at[t] = key + t * stride;
@@ -110,13 +116,13 @@ template <int ROWS, bool PREFETCH>
 inline void dot_rows(const StridedRows& key, int first, int keys, const KeyFloat* query, int64_t columns,
                      PrefetchStream& prefetch, Float* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>;
-    if (keys < KEYS) {  // one key at a time, read KEYS times
+    if (keys < KEYS) {  // one key at a time, repeated KEYS times
         for (int j = first; j < first + keys; ++j)
             dot_panel<ROWS, false>(key.at(j), 0, query, columns, key.width, 1, prefetch, scores + j);
         return;
     }
     for (int j = first; j < first + keys; j += KEYS) {
-        int from = min(j, first + keys - KEYS);  // the last panel reaches back
+        int from = min(j, first + keys - KEYS);  // the last panel overlaps the one before it
         dot_panel<ROWS, PREFETCH>(key.at(from), key.stride, query, columns, key.width, KEYS, prefetch, scores + from);
     }
 }
@@ -133,10 +139,11 @@ inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows,
         });
 }
 
-// --- Values: output[row] += sum over keys of weights[row][key] * value[key] ----------------------------------------------
+// --- Values: output[row] += sum over keys of weights[row][key] * value[key]
+// -------------------------------------------
 
-// Where keys are multiplied as they lie, so are values, two keys at a time: their rows are interleaved, in the order of
-// _mm512_unpacklo_epi16, and weights rounded to pairs, as in every other tile.
+// Where keys are multiplied as bfloat16 pairs, so are values, two keys at a time: their rows are interleaved in the
+// order of _mm512_unpacklo_epi16, and weights are rounded to bfloat16, as in every other tile.
 #if defined(LL_PAIRS) && !defined(LL_AMX)
 constexpr int KEYS_PER_STEP = 2;
 struct ValuePiece {
@@ -147,10 +154,10 @@ LL_INLINE ValuePiece read_value(const Stored* from, const Stored* next, int64_t 
     __m512i even = _mm512_maskz_loadu_epi16(there, from), odd = _mm512_maskz_loadu_epi16(there, next);
     return {{(UintVec)_mm512_unpacklo_epi16(even, odd), (UintVec)_mm512_unpackhi_epi16(even, odd)}};
 }
-// Float n of the row of a piece is this lane of its parts, laid end to end.
+// The lane, in the concatenated parts of a piece, of element n of the row.
 LL_INLINE IntVec lane_of(IntVec n) { return ((n >> 3) << 2) + (n & 3) + ((n >> 2) & 1) * LANES; }
 
-// Weights of a unit of keys.
+// The weights of a unit of keys.
 class Weights {
     alignas(64) Factor pairs[MAX_ROWS][UNIT / 2];
 
@@ -182,7 +189,7 @@ public:
 };
 #endif
 
-// to += the sums of a piece, as numbers in a row.
+// Adds the sums of a piece to a row of floats.
 LL_INLINE void add_piece(Float* to, const Piece& piece) {
     Vec first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
 #pragma GCC unroll 2
@@ -192,7 +199,7 @@ LL_INLINE void add_piece(Float* to, const Piece& piece) {
     }
 }
 
-// Of keys [first, first + keys), whose weights are given for some rows from `row` on, and of PIECES pieces from column c on.
+// Adds keys [first, first + keys), with the weights of ROWS rows from `row` on, to PIECES pieces from column c on.
 template <int ROWS, int PIECES, bool PREFETCH>
 inline void value_panel(const Weights& weights, int row, const StridedRows& value, int first, int keys, int64_t c,
                         PrefetchStream& prefetch, Float* output, int64_t columns) {
@@ -203,7 +210,8 @@ inline void value_panel(const Weights& weights, int row, const StridedRows& valu
         for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
     for (int j = 0; j < keys; j += KEYS_PER_STEP) {
         const Stored* from = value.at(first + j) + c;
-        const Stored* next = j + 1 < keys ? from + value.stride : from;  // the last one alone meets a weight of zero
+        const Stored* next =
+            j + 1 < keys ? from + value.stride : from;  // an odd last key is paired with itself, with a weight of zero
         ValuePiece piece[PIECES];
 #pragma GCC unroll 8
         for (int v = 0; v < PIECES; ++v) {

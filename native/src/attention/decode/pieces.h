@@ -1,4 +1,4 @@
-// Elements as they lie in memory, a vector register of them at a time.
+// Elements as they lie in memory, one vector register of them (a *piece*) at a time.
 #pragma once
 
 #include "../../simd/elements.h"
@@ -8,7 +8,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Of bfloat16 two numbers lie in each lane: first those of even, then those of odd places.
+// A register holds two bfloat16 elements in each lane: part 0 has those of even, part 1 those of odd indices.
 #if defined(LL_OF_BFLOAT16)
 constexpr int PIECE_PARTS = 2;
 #else
@@ -31,7 +31,7 @@ LL_INLINE Piece read_piece(const Stored* from) {
 #endif
 }
 
-// The first `count` elements of a piece; zeros beyond.
+// The first `count` elements of a piece, zeros beyond.
 LL_INLINE Piece read_partial_piece(const Stored* from, int64_t count) {
     if (count >= PIECE) return read_piece(from);
 #if defined(LL_OF_BFLOAT16) && defined(LL_AVX512)
@@ -45,7 +45,8 @@ LL_INLINE Piece read_partial_piece(const Stored* from, int64_t count) {
 #endif
 }
 
-// Keys are multiplied as they lie where the machine multiplies pairs, and widened on Intel's cores, for which that is quicker.
+// Keys are multiplied as bfloat16 pairs where the instruction set has them, but widened to float on Intel's cores
+// (AMX), which are faster that way.
 #if defined(LL_PAIRS) && !defined(LL_AMX)
 constexpr int KEY_PARTS = 1;
 typedef Factor KeyFloat;
@@ -62,7 +63,7 @@ typedef Float KeyFloat;
 typedef Piece KeyPiece;
 LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_partial_piece(from, count); }
 #endif
-constexpr int KEY_FLOATS = KEY_PARTS * LANES;  // in which a piece of a query lies
+constexpr int KEY_FLOATS = KEY_PARTS * LANES;  // floats or factors that hold a piece of a query
 
 }  // namespace
 }  // namespace limelight::LL_NAMESPACE

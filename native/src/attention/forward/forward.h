@@ -1,4 +1,4 @@
-// A forward pass: its tasks, handed out to threads.
+// The forward pass of a call: its tasks, distributed over threads.
 #pragma once
 
 #include <stdlib.h>
@@ -38,7 +38,7 @@ inline void forward_task(void* context, int64_t n) {
     end_streams();
 }
 
-// A few maps (batch row, observed head) at a time, so that their column sums stay small.
+// A few maps (batch row, observed head) at a time, which bounds the memory for column sums.
 struct ObserveJob {
     const Problem& problem;
     const Tiles& tiles;
@@ -99,7 +99,7 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Float* 
     return job.status;
 }
 
-// Tiles together as far as every thread still has several groups.
+// As many tiles in a group as leave each thread several groups.
 inline int tiles_per_group(const ll_call& call) {
     int64_t tiles = call.batch * call.query_heads * ((call.queries + QUERIES - 1) / QUERIES);
     return (int)clamp<int64_t>(tiles / (4 * max<int64_t>(call.threads, 1)), 1, MAX_GROUP);

@@ -1,9 +1,10 @@
-// What is seen on the way: a second pass over Q.K, with the softmax of every row already final.
+// Observations: a second pass over Q K', with the final softmax of every row already known.
 //
-// A weight is 2^(exponent * (score - peak)) / total with the very numbers of the forward pass; after decode.h, whose products
-// are summed in another order, with those of one more pass, so that weights add up to one. Sums over keys belong to one
-// tile. Sums over queries (received, blocks) are taken per *chunk* of tiles, at most CHUNKS of them whatever the machine,
-// and the chunks are added in order: the same bits for any number of threads, and memory linear in the length.
+// A weight is 2^(exponent * (score - peak)) / total, with peak and total of the forward pass; after decode, whose
+// products are summed in another order, peak and total are computed again, so that weights add up to one. Sums over
+// keys belong to one tile. Sums over queries (received, blocks) are accumulated per *chunk* of tiles, at most CHUNKS of
+// them on any machine, and the chunks are added in order: results do not depend on the number of threads, and memory is
+// linear in the length.
 #pragma once
 
 #include "../../library.h"
@@ -24,14 +25,14 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 constexpr int64_t CHUNKS = 8;
-constexpr Float EMPTY = -1;  // stands for a weight where none is kept yet: every weight exceeds it
-constexpr int64_t MAX_COLUMN_BYTES = (int64_t)64 << 20;  // bytes of column sums held at a time
+constexpr Float EMPTY = -1;                              // the initial top weights, below every weight
+constexpr int64_t MAX_COLUMN_BYTES = (int64_t)64 << 20;  // of column sums held at a time
 
-// What a caller gives and receives as numbers.
+// The arrays of an observation.
 LL_INLINE Float* floats(void* pointer) { return (Float*)pointer; }
 LL_INLINE const Float* floats(const void* pointer) { return (const Float*)pointer; }
 
-// Statistics of the rows of one tile, as they run.
+// Running statistics of the rows of a tile.
 struct RowStatistics {
     alignas(64) Float peak[QUERIES], share[QUERIES];  // the weight is 2^(exponent * (score - peak)) * share
     alignas(64) Float log_total[QUERIES];             // log2 of the total
@@ -47,7 +48,7 @@ struct ObserveScratch {
     Float* features;      // [QUERIES][feature columns]
     Float* feature_rows;  // [BLOCK_KEYS][feature columns]
     Float* top_weights;   // [QUERIES / LANES][top][LANES]
-    Int* top_keys;        // the same; -1 where none is kept yet
+    Int* top_keys;        // the same shape; -1: none yet
     int64_t feature_columns;
 
     ObserveScratch(Arena& arena, const ll_call& call, int64_t columns) : base(arena, call, columns, 1) {
@@ -97,8 +98,8 @@ inline void init_rows(const Problem& problem, const Tile& tile, const Softmax& s
     }
 }
 
-// scores -> weights, and the row statistics that follow from them. Sums are taken over SHORT_SUM keys, then over the
-// block, then in double precision over the blocks: a single long chain of roundings would lose accuracy.
+// Computes weights from scores, and the row statistics that follow from them. Sums are taken over SHORT_SUM keys, then
+// over the block, then in double precision over the blocks: one long chain of roundings would lose accuracy.
 constexpr int SHORT_SUM = 16;
 
 inline void weights_and_statistics(const Problem& problem, const Tile& tile, const Block& block, const Float* scores,
@@ -119,7 +120,8 @@ inline void weights_and_statistics(const Problem& problem, const Tile& tile, con
                 store(weights + j * QUERIES + i, weight);
                 max_score = max(max_score, seen ? score : broadcast(-INF));
                 max_weight = max(max_weight, weight);
-                some_entropy += weight != 0 ? weight * (log_total - power) : Vec{};  // the power may be -inf
+                some_entropy +=
+                    weight != 0 ? weight * (log_total - power) : Vec{};  // power may be -inf where the weight is 0
             }
             entropy += some_entropy;
         }
@@ -141,18 +143,18 @@ inline void weights_and_statistics(const Problem& problem, const Tile& tile, con
     }
 }
 
-// Keeps the largest weights of each query, in order; of equals the lowest key, which came first. They lie as
-// [vector of queries][top][LANES]: a key moves on, in every lane, what its weight exceeds. A row that is not a number has
-// equal weights, all NaN, which count as 0 until they are written.
+// Updates the largest weights of each query, sorted in descending order; ties go to the lower key, which comes first.
+// Layout: [vector of queries][top][LANES]; an insertion shifts smaller weights down in all lanes at once. The weights
+// of a row of NaN count as 0 here; NaN is written at the end.
 inline void update_top(const Block& block, const Tile& tile, const Float* scores, const Float* weights, int64_t top,
                        Float* kept_weights, Int* kept_keys) {
-    constexpr int GROUP = 16;  // keys that are looked at before any is kept: a branch for each would be hard to foresee
+    constexpr int GROUP = 16;  // keys compared before any is inserted: one branch per key would mispredict
     int64_t last = (top - 1) * LANES;
     for (int i = 0; i < tile.count; i += LANES, kept_weights += top * LANES, kept_keys += top * LANES) {
         Vec min_kept = load<Vec>(kept_weights + last);
         auto weight_of_row = [&](int j) { return max(load<Vec>(weights + j * QUERIES + i), Vec{}); };
         auto keep = [&](int j) {
-            Vec weight = load<Vec>(scores + j * QUERIES + i) == -INF ? broadcast(EMPTY) : weight_of_row(j);  // unseen
+            Vec weight = load<Vec>(scores + j * QUERIES + i) == -INF ? broadcast(EMPTY) : weight_of_row(j);  // masked
             IntVec key = broadcast_int((Int)(block.begin + j)), key_here = load<IntVec>(kept_keys + last);
             Vec here = min_kept;
             for (int64_t t = last; t > 0; t -= LANES) {
@@ -210,7 +212,7 @@ inline void add_column_sums(const ll_call& call, const Tile& tile, const Block& 
     }
 }
 
-// The first entry of an ascending list at or above `value`; entries lie `step` apart.
+// The index of the first entry >= value in an ascending list whose entries are `step` apart.
 inline int64_t lower_bound(const int64_t* list, int64_t count, int64_t step, int64_t value) {
     int64_t low = 0, high = count;
     while (low < high) {
@@ -275,7 +277,7 @@ inline void write_rows(const Problem& problem, const Tile& tile, int64_t map, co
     }
 }
 
-// map: (batch row, observed head) as one number.
+// map: batch row * head_count + observed head.
 inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, const Float* stats, ObserveScratch& own,
                          ColumnSums& sums, int& status) {
     const ll_call& call = problem.call;

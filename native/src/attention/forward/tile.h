@@ -1,4 +1,5 @@
-// Attention of one tile of queries: a running softmax over blocks of keys (Milakov & Gimelshein 2018; Dao et al. 2022).
+// The forward pass of one tile of queries: a running softmax over blocks of keys (Milakov & Gimelshein 2018; Dao et al.
+// 2022).
 #pragma once
 
 #include "../../library.h"
@@ -17,17 +18,17 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Tiles of queries that walk over the keys side by side, so that a block of keys and values is read from the nearest cache.
+// Tiles of a head that are computed together, so that they read a block of keys and values from the L1 cache.
 constexpr int MAX_GROUP = 4;
 
-// Memory of one thread, reused from tile to tile.
+// Scratch memory of one thread, reused from tile to tile.
 struct Scratch {
     Float* scores;              // [BLOCK_KEYS][QUERIES]
-    Factor* weights;            // the same as factors, where they differ from numbers
-    Factor* values;             // [BLOCK_KEYS / FOLD][columns]; careful passes only
-    uint8_t* seen;              // [BLOCK_KEYS][QUERIES]; careful passes only
-    Factor* packed[MAX_GROUP];  // of each tile: queries, as products.h wants them
-    Float* output[MAX_GROUP];   // of each tile: the sums of sums.h
+    Factor* weights;            // the weights as factors, where these are not floats
+    Factor* values;             // [BLOCK_KEYS / FOLD][columns]; masked passes only
+    uint8_t* seen;              // [BLOCK_KEYS][QUERIES]; masked passes only
+    Factor* packed[MAX_GROUP];  // of each tile: its packed queries
+    Float* output[MAX_GROUP];   // of each tile: sums over keys (tiles/sums.h)
 
     Scratch(Arena& arena, const ll_call& call, int64_t columns, int together) {
         scores = arena.take<Float>(BLOCK_KEYS * QUERIES);
@@ -41,8 +42,8 @@ struct Scratch {
     }
 };
 
-// output += weights * values over the seen pairs alone: a row of V that is not finite is set aside (it counts as zero in
-// the product, for which nobody's bits change) and added by hand to the queries that see it.
+// output += weights * values over visible pairs only: a row of V that is not finite counts as zero in the product,
+// which leaves the bits of other sums unchanged, and is added separately to the queries that see it.
 inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
                               const Factor* weights, Scratch& scratch, Float* output) {
     const ll_call& call = problem.call;
@@ -59,14 +60,14 @@ inline void add_values_masked(const Problem& problem, const Tile& tile, const Bl
                     output[sum_index(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
 }
 
-// A tile on its way over the keys.
+// One tile during its pass over the keys.
 struct TilePass {
     const Problem& problem;
     const Tile& tile;
     Visibility visible;
     Softmax softmax;
     BlockWalk walk;
-    Block block;  // the next one
+    Block block;  // the next block
     const Factor* packed;
     Float* output;
     bool more;
@@ -89,8 +90,9 @@ struct TilePass {
         start();
     }
 
-    // `careful` multiplies only seen pairs: for tiles where a value nobody sees may be NaN or infinite.
-    template <bool masked> void step(Scratch& scratch) {
+    // `masked`: multiply visible pairs only, for tiles whose hidden values may be NaN or infinite.
+    template <bool masked>
+    void step(Scratch& scratch) {
         alignas(64) Float peak[QUERIES];
         int64_t columns = problem.value_columns;
         Cut cut(visible, tile, block);
@@ -113,7 +115,7 @@ struct TilePass {
         more = walk.next(block);
     }
 
-    // Divides each query's sums by its total, in place; tells whether everything is finite.
+    // Divides the sums of each query by its total, in place; returns whether every result is finite.
     bool finish() {
         Float kept = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
         alignas(64) Float share[QUERIES] = {};
@@ -121,7 +123,7 @@ struct TilePass {
         for (int i = 0; i < tile.count; ++i) {
             Float total =
                 total_with_sink(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
-            nothing[i] = -(Int)(total == 0);  // then zeros, even beside a sink that is NaN
+            nothing[i] = -(Int)(total == 0);  // the output is zero then, even with a sink that is NaN
             share[i] = 1 / total;
         }
         IntVec bad{};
@@ -144,7 +146,7 @@ struct TilePass {
     }
 };
 
-// row(i): the finished output of query i. stats, where asked for: (B, Hq, Lq) pairs of peak and total, for the observations.
+// Writes the finished rows row(i). `stats`, if not null: (B, Hq, Lq) pairs of peak and total, for observations.
 template <class Row>
 inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& softmax, Row row, Float* stats) {
     const ll_call& call = problem.call;
@@ -159,8 +161,8 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
     }
 }
 
-// The tiles of one head that are computed together. Each takes its own blocks in its own order: what is computed together
-// never shows in the bits.
+// Computes tiles of one head together. Each goes through its own blocks in its own order, so grouping does not change
+// results.
 inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Float* stats,
                           int& status) {
     alignas(TilePass) char room[MAX_GROUP][sizeof(TilePass)];
@@ -170,7 +172,7 @@ inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, 
         passes[t] = new (room[t]) TilePass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
     }
     for (;;) {
-        TilePass* next = nullptr;  // the one that is furthest behind
+        TilePass* next = nullptr;  // the one whose next block comes first
         for (int t = 0; t < count; ++t)
             if (passes[t]->more && (!next || passes[t]->block.begin < next->block.begin)) next = passes[t];
         if (!next) break;
