@@ -1,225 +1,14 @@
-// The C interface: checks a call, chooses an instruction set, lends threads and memory to the kernels.
+// The C interface: checks the arguments of a call and runs it on the kernels of the chosen instruction set.
 #include "library.h"
 
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <time.h>
 #include <initializer_list>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#elif defined(__APPLE__)
-#include <pthread.h>
-#endif
+
+#include "error.h"
+#include "interrupt.h"
+#include "isa.h"
 
 namespace limelight {
 namespace {
-
-thread_local char message[512] = "";
-
-__attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
-    va_list values;
-    va_start(values, format);
-    vsnprintf(message, sizeof message, format, values);
-    va_end(values);
-    return BAD_ARGUMENT;
-}
-
-// --- Interruption ----------------------------------------------------------------------------------------------------
-
-// What is lent, see the header.
-struct Signals {
-    int (*acquire)(void);
-    void (*release)(int);
-    int (*check)(void);
-    void (*fetch)(void**, void**, void**);
-};
-Signals lent;
-bool is_lent = false;
-void* exception[3];  // of the main thread
-
-// How this thread asks its caller.
-struct SignalPoll {
-    bool calls = false, asks = false;  // whether it runs a call; whether it is asking at this moment
-    int passed = 0;                    // how often it could have looked at the clock
-    double due = 0;                    // 0: it has not yet
-};
-thread_local SignalPoll signal_poll;
-
-struct ActiveCall {
-    bool before = signal_poll.calls;
-    ActiveCall() {
-        if (!before) signal_poll.calls = true, signal_poll.due = 0;
-    }
-    ~ActiveCall() { signal_poll.calls = before; }
-    ActiveCall(const ActiveCall&) = delete;
-};
-
-bool is_main_thread() {
-#if defined(__linux__)
-    return syscall(SYS_gettid) == getpid();
-#elif defined(__APPLE__)
-    return pthread_main_np() != 0;
-#else
-    return false;
-#endif
-}
-
-double now() {
-    timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-bool ask() {
-    constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
-    double time = now();
-    if (signal_poll.due == 0) signal_poll.due = time + FIRST;
-    if (time < signal_poll.due) return false;
-    signal_poll.due = time + AGAIN;
-    if (!__atomic_load_n(&is_lent, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
-    signal_poll.asks = true;
-    int state = lent.acquire();
-    bool raised = lent.check() != 0;
-    if (raised) lent.fetch(exception, exception + 1, exception + 2);
-    lent.release(state);
-    signal_poll.asks = false;
-    return raised;
-}
-
-}  // namespace
-
-bool interrupted() {
-    constexpr int PASSES = 4;
-    return signal_poll.calls && !signal_poll.asks && ++signal_poll.passed % PASSES == 0 && ask();
-}
-
-namespace {
-
-// --- Instruction sets ------------------------------------------------------------------------------------------------
-
-// The kernels of an instruction set, by ll_element; built by CMake from one source.
-#define LL_SET(isa) isa##_float32_kernels, isa##_float64_kernels, isa##_bfloat16_kernels, isa##_float16_kernels
-}  // namespace
-extern const Kernels LL_SET(generic);
-#if defined(LL_HAS_X86)
-extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels, wide_float32_kernels;
-#if defined(LL_HAS_AMX)
-extern const Kernels amx_bfloat16_kernels;
-#endif
-#elif defined(LL_HAS_NEON)
-extern const Kernels LL_SET(neon);
-#endif
-namespace {
-
-struct Isa {
-    const char* name;
-    bool runs;
-    const Kernels* kernels[LL_ELEMENTS];
-};
-
-#define LL_LIST(isa) {&isa##_float32_kernels, &isa##_float64_kernels, &isa##_bfloat16_kernels, &isa##_float16_kernels}
-
-#if defined(LL_HAS_AMX)
-// The kernel lends the matrix registers, 8 KiB for each thread, to those who ask.
-bool request_amx() {
-    constexpr long REQUEST = 0x1023, TILE_DATA = 18;
-    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-#endif
-
-// Best first. `wide` is AVX-512's tile shapes on AVX2: its logic, testable where AVX-512 is not; never chosen by itself.
-struct Isas {
-    Isa list[8];
-    int count = 0;
-    Isas() {
-#if defined(LL_HAS_X86)
-        __builtin_cpu_init();
-        bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-        bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        // Intel's cores multiply pairs of bfloat16 at half the rate at which they multiply float32: there it is no gain.
-        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow = __builtin_cpu_is("intel");
-        Isa with_pairs{"avx512bf16", pairs, LL_LIST(avx512)};
-        with_pairs.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
-#if defined(LL_HAS_AMX)
-        Isa matrix{"amx", pairs && request_amx(), LL_LIST(avx512)};
-        matrix.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
-        list[count++] = matrix;
-#endif
-        if (!slow) list[count++] = with_pairs;
-        list[count++] = {"avx512", avx512, LL_LIST(avx512)};
-        if (slow) list[count++] = with_pairs;
-        list[count++] = {"avx2", avx2, LL_LIST(avx2)};
-        list[count++] = {"generic", true, LL_LIST(generic)};
-        list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};
-#else
-#if defined(LL_HAS_NEON)
-        list[count++] = {"neon", true, LL_LIST(neon)};  // every 64-bit ARM has it
-#endif
-        list[count++] = {"generic", true, LL_LIST(generic)};
-#endif
-    }
-};
-
-const Isas& isas() {
-    static const Isas all;
-    return all;
-}
-
-const char* available() {
-    static thread_local char names[64];
-    names[0] = 0;
-    for (int i = 0; i < isas().count; ++i)
-        if (isas().list[i].runs) {
-            if (names[0]) strcat(names, " ");
-            strcat(names, isas().list[i].name);
-        }
-    return names;
-}
-
-const Isa* find(const char* name) {
-    for (int i = 0; i < isas().count; ++i) {
-        const Isa& isa = isas().list[i];
-        if (isa.runs && (!name || !*name || strcmp(name, isa.name) == 0)) return &isa;
-    }
-    fail(
-        "instruction set '%s' is not available: it is unknown, or this machine cannot run it. Available: %s "
-        "(set LIMELIGHT_ISA to one of them, or unset it)",
-        name, available());
-    return nullptr;
-}
-
-const Isa* selected = nullptr;
-
-const Isa* isa() {
-    const Isa* found = __atomic_load_n(&selected, __ATOMIC_ACQUIRE);
-    if (found) return found;
-    found = find(getenv("LIMELIGHT_ISA"));
-    if (found) __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
-    return found;
-}
-
-const Kernels* kernels_of(const Isa* isa, int64_t element) {
-    if (!isa) return nullptr;
-    if (signal_poll.asks) {  // memory of this thread is in use
-        fail("a signal handler called a kernel in the middle of another call");
-        return nullptr;
-    }
-    if (element < 0 || element >= LL_ELEMENTS) {
-        fail("the element type must be 0 to %d; it is %lld", LL_ELEMENTS - 1, (long long)element);
-        return nullptr;
-    }
-    if (!isa->kernels[element])
-        fail("instruction set '%s' has no kernels for element type %lld", isa->name, (long long)element);
-    return isa->kernels[element];
-}
-
-// --- Checks ----------------------------------------------------------------------------------------------------------
 
 int check_segment(const ll_call& call, int64_t s) {
     const ll_segment& g = call.segments[s];
@@ -266,7 +55,7 @@ int check(const ll_call& call) {
     int64_t length = call.queries > call.keys ? call.queries : call.keys;
     int64_t width = call.width > call.value_width ? call.width : call.value_width;
     if (call.batch > 0 && length > 0 && uncountable({call.batch, heads, length, width}))
-        return fail("%lld x %lld x %lld x %lld numbers are more than can be addressed", (long long)call.batch,
+        return fail("%lld x %lld x %lld x %lld elements are more than can be addressed", (long long)call.batch,
                     (long long)heads, (long long)length, (long long)width);
     if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);
     if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
@@ -319,7 +108,7 @@ const Kernels* read_call(const ll_call* given, ll_call& call) {
         call.spans = (const ll_span*)((const ll_segment*)(given + 1) + (inlined ? call.segment_count : 0));
     }
     if (check(call)) return nullptr;
-    return kernels_of(isa(), call.element);
+    return kernels_of(selected_isa(), call.element);
 }
 
 int finished(int status) {
@@ -360,41 +149,41 @@ int ll_products(const ll_product* product) {
         return fail("at most %d matrices are possible; there are %lld", LL_MAX_MATRICES, (long long)product->count);
     for (int64_t n = 0; n < product->count; ++n)
         if (product->matrices[n].outputs < 0) return fail("sizes must not be negative");
-    const Kernels* found = kernels_of(isa(), product->element);
+    const Kernels* found = kernels_of(selected_isa(), product->element);
     return found ? finished(found->multiply(*product)) : BAD_ARGUMENT;
 }
 
 int ll_norm_forward(const ll_norm* norm) {
-    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one number");
-    const Kernels* found = kernels_of(isa(), norm->element);
+    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one element");
+    const Kernels* found = kernels_of(selected_isa(), norm->element);
     return found ? finished(found->norm(*norm)) : BAD_ARGUMENT;
 }
 
 int ll_norm_backward(const ll_norm* norm) {
-    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one number");
+    if (norm->rows < 0 || norm->width < 1) return fail("a norm needs rows of at least one element");
     if (norm->rows > 0 && (!norm->inverse || !norm->grad)) return fail("the backward pass needs `inverse` and `grad`");
-    const Kernels* found = kernels_of(isa(), norm->element);
+    const Kernels* found = kernels_of(selected_isa(), norm->element);
     return found ? finished(found->norm_backward(*norm)) : BAD_ARGUMENT;
 }
 
 int ll_gate_values(const ll_gate* gate) {
     if (gate->count < 0) return fail("sizes must not be negative");
-    const Kernels* found = kernels_of(isa(), gate->element);
+    const Kernels* found = kernels_of(selected_isa(), gate->element);
     return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
 }
 
 int ll_rotate(const ll_rotation* rotation) {
     const ll_rotation& r = *rotation;
     if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.turned < 0 || r.turned % 2 || r.turned > r.width)
-        return fail("an even number of a head's numbers is turned, at most all of them");
+        return fail("an even number of a head's elements is rotated, at most all of them");
     if (r.states.strides[3] != 1 || r.result.strides[3] != 1) return fail("the last stride of heads must be 1");
-    const Kernels* found = kernels_of(isa(), r.element);
+    const Kernels* found = kernels_of(selected_isa(), r.element);
     return found ? finished(found->rotation(r)) : BAD_ARGUMENT;
 }
 
 int ll_add(const ll_sum* sum) {
     if (sum->count < 0) return fail("sizes must not be negative");
-    const Kernels* found = kernels_of(isa(), sum->element);
+    const Kernels* found = kernels_of(selected_isa(), sum->element);
     return found ? finished(found->sum(*sum)) : BAD_ARGUMENT;
 }
 
@@ -403,7 +192,7 @@ int ll_matmul_values(const ll_matmul* matmul) {
     if (m.rows < 0 || m.steps < 0 || m.columns < 0) return fail("sizes must not be negative");
     if ((m.left_row != 1 && m.left_step != 1) || (m.right_step != 1 && m.right_column != 1))
         return fail("one of a matrix's strides must be 1");
-    const Kernels* found = kernels_of(isa(), m.element);
+    const Kernels* found = kernels_of(selected_isa(), m.element);
     if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
     if (!found) return BAD_ARGUMENT;
     ActiveCall calling;
@@ -432,36 +221,10 @@ int ll_steps(const ll_step* steps, int64_t bytes) {
     return DONE;
 }
 
-void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
-                     void (*fetch)(void**, void**, void**)) {
-    lent = {acquire, release, check, fetch};
-    __atomic_store_n(&is_lent, true, __ATOMIC_RELEASE);
-}
-
-void ll_interruption(void** to) {
-    for (int n = 0; n < 3; ++n) to[n] = exception[n], exception[n] = nullptr;
-}
-
-const char* ll_error_message(void) { return message; }
-
-const char* ll_isa_name(void) {
-    const Isa* found = isa();
-    return found ? found->name : "";
-}
-
-const char* ll_isa_list(void) { return available(); }
-
-int ll_select_isa(const char* name) {
-    const Isa* found = name ? find(name) : nullptr;
-    if (name && !found) return BAD_ARGUMENT;
-    __atomic_store_n(&selected, found, __ATOMIC_RELEASE);
-    return isa() ? DONE : BAD_ARGUMENT;
-}
-
 int ll_has_openmp(void) { return has_openmp(); }
 
 double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {
-    const Kernels* found = kernels_of(name ? find(name) : isa(), element);
+    const Kernels* found = kernels_of(name ? find_isa(name) : selected_isa(), element);
     if (!found) return -1.0;
     constexpr int64_t MAX_THREADS = 1024;
     if (threads < 1 || threads > MAX_THREADS) return -1.0;

@@ -1,4 +1,4 @@
-// Lends threads and memory to the kernels. (tests/threads.cpp lends other threads, which a sanitizer can follow.)
+// Threads (OpenMP) and memory for the kernels. Under ThreadSanitizer, tests/threads.cpp takes the place of this file.
 #include <stdlib.h>
 
 #include "library.h"
@@ -12,7 +12,7 @@ namespace limelight {
 namespace {
 
 #if defined(_OPENMP)
-// A child of fork() inherits the pool's bookkeeping but none of its threads: a parallel region would wait forever.
+// A child of fork() inherits the state of the thread pool but none of its threads: a parallel region would hang.
 bool forked = false;
 
 void watch_forks() {
@@ -45,7 +45,7 @@ bool has_openmp() {
 void* scratch(size_t bytes) {
     if (memory.data && memory.size >= bytes) return memory.data;
     free(memory.data);
-    size_t rounded = bytes / 4096 * 4096 + 4096;  // never nothing, which null would stand for
+    size_t rounded = bytes / 4096 * 4096 + 4096;  // at least one page: null means failure
     memory.data = aligned_alloc(64, rounded);
     memory.size = memory.data ? rounded : 0;
     return memory.data;

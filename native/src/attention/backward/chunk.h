@@ -102,6 +102,7 @@ struct ChunkTask {
         return sums;
     }
 
+    // All tiles of queries of one head; false when the pass has stopped.
     bool one_head(int64_t head, BackwardScratch& scratch, bool ordered) const {
         const BackwardPass& pass = job.pass;
         DistanceSums distances[LL_MAX_RULES];
@@ -147,20 +148,24 @@ struct ChunkTask {
                               last);
             if (found) add_row_sums(pass, tile, scratch.row_sums);
             if (found && pass.wanted.compare) add_vector_sums(pass, tile, scratch.vector_sums);
-            ticket.pass(chunk);
+            ticket.release(chunk);
         }
-        if (!tables) return true;
+        return !tables || add_tables(head, distances);
+    }
+
+    // Adds the gradients of distance tables, in the order of the chunks; false when the pass has stopped.
+    bool add_tables(int64_t head, const DistanceSums* distances) const {
         int64_t number = job.ordinals[s * call.batch + row] + chunk;
         Ticket ticket{job.table_tickets + row * call.query_heads + head, &job.status};
         if (!ticket.wait(number)) return false;
         for (int64_t r = 0; r < call.rule_count; ++r) {
             if (!distances[r].sums) continue;
-            const ll_tensor& to = pass.wanted.rules[r];
+            const ll_tensor& to = job.pass.wanted.rules[r];
             Float* at = (Float*)to.data + row * to.strides[0] + head * to.strides[1];
             for (int64_t x = 0; x < distances[r].count; ++x)
                 at[(distances[r].first + x) * to.strides[3]] += distances[r].sums[x];
         }
-        ticket.pass(number);
+        ticket.release(number);
         return true;
     }
 

@@ -30,7 +30,7 @@ struct Ticket {
         }
         return true;
     }
-    void pass(int64_t number) const { __atomic_store_n(done, number + 1, __ATOMIC_RELEASE); }
+    void release(int64_t number) const { __atomic_store_n(done, number + 1, __ATOMIC_RELEASE); }
 };
 
 // Where dQ of query i of a tile is accumulated and, if elements are not floats, written at the end.
