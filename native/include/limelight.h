@@ -95,8 +95,8 @@ typedef struct ll_rule {
 } ll_rule;
 
 /* What to record besides the output. Outputs are contiguous and initialized by the caller (zeros; logsumexp and
- * max_score -inf; top_keys -1): queries that belong to no segment are not written. Null: not requested. H =
- * head_count. */
+ * max_score -inf; top_keys -1): queries that belong to no segment are not written. Null: not requested.
+ * H = head_count. */
 typedef struct ll_observation {
     const int64_t* heads; /* the query heads observed */
     int64_t head_count;
@@ -207,8 +207,8 @@ typedef struct ll_norm {
 } ll_norm;
 
 /* result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate; if `grad`, the gradient of the result, is not null:
- * instead the gradients of gate and up. SiLU has (1, 0), the GELU of tanh (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 /
- * pi)). */
+ * instead the gradients of gate and up. (linear, cubic) is (1, 0) for SiLU, and for the GELU of tanh
+ * (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). */
 typedef struct ll_gate {
     int64_t element, threads;
     int64_t count;

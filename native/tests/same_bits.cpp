@@ -1,5 +1,5 @@
-// AVX-512's kernels and `wide` (the same tiles on AVX2) give the same bits, on random calls of every kind.
-// On a machine that cannot run both it says so and ends with 77, the code of a skipped test.
+// The AVX-512 kernels and `wide` (the same tiles on AVX2) return the same bits, on random calls of every kind.
+// On a machine that cannot run both, the test is skipped (exit code 77).
 
 #include <cstdint>
 #include <cstdio>
@@ -32,7 +32,7 @@ struct Outputs {
     std::vector<int64_t> keys;
 };
 
-// Runs the call under one instruction set; everything it writes, in a row.
+// Runs the call on one instruction set and returns all that it writes.
 Outputs run(const char* isa, ll_call call, ll_observation observation, bool observe) {
     int64_t B = call.batch, Hq = call.query_heads, Lq = call.queries, Lk = call.keys, rows = B * Hq * Lq;
     int64_t nq = Lq / observation.block_queries + 1, nk = Lk / observation.block_keys + 1;

@@ -1,6 +1,6 @@
-// Threads for the build under ThreadSanitizer, in place of src/threads.cpp. It knows std::thread; it does not know how
-// libgomp's threads wait for each other (they use futexes, and the library is not instrumented), and would report every
-// parallel region as a race. Tasks are handed out as there.
+// Replaces src/threads.cpp in the build under ThreadSanitizer, with std::thread. ThreadSanitizer does not understand
+// how libgomp's threads synchronize (by futexes, in a library that is not instrumented) and would report every parallel
+// region as a race. Tasks are distributed in the same way.
 #include <stdlib.h>
 
 #include <thread>
