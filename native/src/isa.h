@@ -15,8 +15,8 @@ struct Isa {
 // machine cannot run it.
 const Isa* find_isa(const char* name);
 
-// The instruction set in use: at first that of LIMELIGHT_ISA, or the best one. Null, after an error message, if there is
-// none of that name.
+// The instruction set in use: by default that of LIMELIGHT_ISA, or the best one. Null, after an error message, if there
+// is none of that name.
 const Isa* selected_isa();
 
 // Null, after an error message, where there are none.

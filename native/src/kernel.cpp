@@ -1,4 +1,4 @@
-// The kernels of one instruction set and element type, as the table that library.cpp chooses from (see simd/target.h).
+// The kernels of one instruction set and element type, as the table that library.cpp chooses from (see target.h).
 #include "attention/backward/backward.h"
 #include "attention/forward/forward.h"
 #include "layers/gate.h"

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "library.h"
-#include "simd/target.h"
+#include "target.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {

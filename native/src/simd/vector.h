@@ -1,7 +1,7 @@
 // Vectors of LANES floats, and of integers as wide, in the compiler's own vector types.
 #pragma once
 
-#include "target.h"
+#include "../target.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {

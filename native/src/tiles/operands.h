@@ -1,7 +1,7 @@
 // Operands in the layouts that the products read.
 //
 //   packed    [panel][step][PANEL_QUERIES]   the queries of a tile, along the lanes
-//   left      [row][step]                    rows whose elements are broadcast (keys); in place where the layout allows it
+//   left      [row][step]                    rows whose elements are broadcast (keys); in place where possible
 //   right     [step][columns]                rows read as vectors (values); with pairs, two rows are interleaved
 //   weights   down: [step over keys][query]; across: [key][step over queries]
 #pragma once
