@@ -82,7 +82,7 @@ inline int64_t worthwhile_threads(const ll_call& call) {
     return products < 4e5 ? 1 : call.threads;
 }
 
-// --- Operands -------------------------------------------------------------------------------------------------------
+// --- Operands --------------------------------------------------------------------------------------------------------
 
 // Converts the keys or values of a call to the layout that a product reads, once: many tiles of queries read each.
 struct OperandJob {

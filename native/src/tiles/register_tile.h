@@ -65,8 +65,7 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
     }
 }
 
-// --- Scores: rows are keys, columns are queries
-// -----------------------------------------------------------------------
+// --- Scores: rows are keys, columns are queries ----------------------------------------------------------------------
 
 // Widths above 128 are summed in parts, and the parts added: one long chain of roundings would lose accuracy.
 constexpr int64_t PART_WIDTH = 64 / FOLD, WHOLE_WIDTH = 128 / FOLD;
@@ -127,8 +126,7 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
 
 #endif
 
-// --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns]
-// --------------------------------
+// --- Sums of rows: C[row][columns] += sum over steps of A(row, step) * B[step][columns] ------------------------------
 
 // The left operand, and the range of its steps; `reach`, if not null, counts elements, not factors.
 template <class F>

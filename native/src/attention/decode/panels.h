@@ -139,8 +139,7 @@ inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows,
         });
 }
 
-// --- Values: output[row] += sum over keys of weights[row][key] * value[key]
-// -------------------------------------------
+// --- Values: output[row] += sum over keys of weights[row][key] * value[key] ------------------------------------------
 
 // Where keys are multiplied as bfloat16 pairs, so are values, two keys at a time: their rows are interleaved in the
 // order of _mm512_unpacklo_epi16, and weights are rounded to bfloat16, as in every other tile.

@@ -30,12 +30,12 @@ struct Scratch {
     Factor* packed[MAX_GROUP];  // of each tile: its packed queries
     Float* output[MAX_GROUP];   // of each tile: sums over keys (tiles/sums.h)
 
-    Scratch(Arena& arena, const ll_call& call, int64_t columns, int together) {
+    Scratch(Arena& arena, const ll_call& call, int64_t columns, int group_size) {
         scores = arena.take<Float>(BLOCK_KEYS * QUERIES);
         weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
-        for (int t = 0; t < together; ++t) {
+        for (int t = 0; t < group_size; ++t) {
             packed[t] = arena.take<Factor>(packed_size(call));
             output[t] = arena.take<Float>(QUERIES * columns);
         }
