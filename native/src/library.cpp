@@ -100,12 +100,12 @@ using namespace limelight;
 namespace {
 
 // The call with the arrays that follow it, checked; null after saying what is wrong.
-const Kernels* read_call(const ll_call* given, ll_call& call) {
-    call = *given;
-    if (!call.segments) call.segments = (const ll_segment*)(given + 1);
+const Kernels* read_call(const ll_call* arguments, ll_call& call) {
+    call = *arguments;
+    if (!call.segments) call.segments = (const ll_segment*)(arguments + 1);
     if (!call.spans) {
-        bool inlined = !given->segments;
-        call.spans = (const ll_span*)((const ll_segment*)(given + 1) + (inlined ? call.segment_count : 0));
+        bool inlined = !arguments->segments;
+        call.spans = (const ll_span*)((const ll_segment*)(arguments + 1) + (inlined ? call.segment_count : 0));
     }
     if (check(call)) return nullptr;
     return kernels_of(selected_isa(), call.element);
@@ -119,28 +119,29 @@ int finished(int status) {
 
 }  // namespace
 
-int ll_forward(const ll_call* given) {
+int ll_forward(const ll_call* arguments) {
     ll_call call;
-    const Kernels* found = read_call(given, call);
+    const Kernels* found = read_call(arguments, call);
     if (!found) return BAD_ARGUMENT;
     ActiveCall calling;
     return has_queries(call) ? finished(found->forward(call))
                              : DONE;  // what is not written is as the caller prepared it
 }
 
-int ll_backward(const ll_call* given, const ll_gradients* wanted) {
+int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
     ll_call call;
-    const Kernels* found = read_call(given, call);
+    const Kernels* found = read_call(arguments, call);
     if (!found) return BAD_ARGUMENT;
     if (has_queries(call) &&
-        (!wanted->logsumexp || (call.value_width > 0 && (!wanted->output.data || !wanted->grad_output.data))))
+        (!gradients->logsumexp || (call.value_width > 0 && (!gradients->output.data || !gradients->grad_output.data))))
         return fail("the backward pass needs the output, its gradient, and the logsumexp");
-    if (wanted->output.strides[3] != 1 || wanted->grad_output.strides[3] != 1 ||
-        (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
-        (wanted->value.data && wanted->value.strides[3] != 1))
+    if (gradients->output.strides[3] != 1 || gradients->grad_output.strides[3] != 1 ||
+        (gradients->query.data && gradients->query.strides[3] != 1) ||
+        (gradients->key.data && gradients->key.strides[3] != 1) ||
+        (gradients->value.data && gradients->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
     ActiveCall calling;
-    return finished(found->backward(call, *wanted));
+    return finished(found->backward(call, *gradients));
 }
 
 int ll_products(const ll_product* product) {

@@ -40,7 +40,7 @@ class TaskRanges {
 
 public:
     // At most as many ranges as there are threads or tasks.
-    TaskRanges(int64_t tasks, int64_t wanted, int64_t threads) : count(tasks), ranges(wanted) {
+    TaskRanges(int64_t tasks, int64_t max_ranges, int64_t threads) : count(tasks), ranges(max_ranges) {
         const int64_t limits[] = {MAX, threads, count};
         for (int64_t limit : limits)
             if (ranges > limit) ranges = limit;

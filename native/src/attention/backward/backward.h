@@ -38,11 +38,11 @@ inline void backward_task(void* context, int64_t n) {
 struct SharedBias {
     bool rows = false, heads = false;
 
-    SharedBias(const ll_call& call, const ll_gradients& wanted) {
+    SharedBias(const ll_call& call, const ll_gradients& gradients) {
         for (int64_t r = 0; r < call.rule_count; ++r) {
-            if (call.rules[r].kind != LL_BIAS || !wanted.rules[r].data) continue;
-            rows |= wanted.rules[r].strides[0] == 0 && call.batch > 1;
-            heads |= wanted.rules[r].strides[1] == 0 && call.key_heads > 1;
+            if (call.rules[r].kind != LL_BIAS || !gradients.rules[r].data) continue;
+            rows |= gradients.rules[r].strides[0] == 0 && call.batch > 1;
+            heads |= gradients.rules[r].strides[1] == 0 && call.key_heads > 1;
         }
     }
 };
@@ -55,13 +55,13 @@ struct BackwardMemory {
     char* memory = nullptr;
     size_t bytes = 0;
 
-    BackwardMemory(const ll_call& call, const ll_gradients& wanted, int64_t key_columns, int64_t tiles) {
+    BackwardMemory(const ll_call& call, const ll_gradients& gradients, int64_t key_columns, int64_t tiles) {
         int64_t queries = call.batch * call.query_heads * call.queries;
         for (Arena arena{nullptr};; arena = {memory}) {
             delta = arena.take<Float>(queries);
             peak = arena.take<Float>(queries);
             shift = arena.take<Float>(queries);
-            query_sums = arena.take<Float>(CONVERTED && wanted.query.data ? queries * key_columns : 0);
+            query_sums = arena.take<Float>(CONVERTED && gradients.query.data ? queries * key_columns : 0);
             nonfinite_keys = arena.take<uint8_t>(call.batch * call.key_heads * call.keys);
             nonfinite_queries = arena.take<uint8_t>(queries);
             nonfinite_grads = arena.take<uint8_t>(queries);
@@ -81,7 +81,7 @@ struct BackwardMemory {
     BackwardMemory(const BackwardMemory&) = delete;
 };
 
-inline int backward(const ll_call& call, const ll_gradients& wanted) {
+inline int backward(const ll_call& call, const ll_gradients& gradients) {
     Tiles tiles(call, 1);
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
@@ -92,10 +92,10 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     problem.keys = keys.operand;
 
     int64_t key_columns = round_up(call.width, LANES);
-    BackwardMemory own(call, wanted, key_columns, tiles.count());
+    BackwardMemory own(call, gradients, key_columns, tiles.count());
     if (!own.memory) return OUT_OF_MEMORY;
     BackwardPass pass{problem,
-                      wanted,
+                      gradients,
                       value_rows.operand,
                       key_rows.operand,
                       own.nonfinite_keys,
@@ -120,7 +120,7 @@ inline int backward(const ll_call& call, const ll_gradients& wanted) {
     BackwardRows rows{pass, own.nonfinite_keys, own.nonfinite_queries, own.nonfinite_grads, &large};
     parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), backward_rows_task, &rows, maps);
     if (large) parallel(threads, tiles.count(), large_rows_task, &job);
-    SharedBias shared(call, wanted);
+    SharedBias shared(call, gradients);
     for (int64_t b = 0; b < (shared.rows ? call.batch : 1); ++b)
         for (int64_t h = 0; h < (shared.heads ? call.key_heads : 1); ++h) {
             job.only_row = shared.rows ? b : -1, job.only_head = shared.heads ? h : -1;

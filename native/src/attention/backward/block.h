@@ -41,13 +41,13 @@ LL_INLINE void score_gradients(const LoadedTile& loaded, int i, int keys, Float 
             Vec score = load<Vec>(scores + x), grad = load<Vec>(grads + x);
             IntVec seen = valid[v] & (score != -INF);
             Vec weight = seen ? exp2_weight(multiply_add(score - peak[v], broadcast(exponent), shift[v])) : Vec{},
-                given = weight;
+                kept_weight = weight;
             if constexpr (DROPOUT) {
                 Vec factor = load<Vec>(keep_scale + x);
                 grad = factor == 0 ? Vec{} : grad * factor;
-                given = seen ? weight * factor : Vec{};
+                kept_weight = seen ? weight * factor : Vec{};
             }
-            store(scores + x, given);
+            store(scores + x, kept_weight);
             store(grads + x, seen ? weight * (grad - delta[v]) : Vec{});
         }
 }
@@ -82,12 +82,12 @@ inline void product_gradients(const BackwardPass& pass, const Tile& tile, const 
                               const uint8_t* nonfinite_keys, Float* key_sums, BackwardScratch& scratch) {
     const ll_call& call = pass.problem.call;
     int64_t key_columns = pass.key_columns;
-    if (pass.wants(pass.wanted.key)) {
+    if (pass.needs(pass.gradients.key)) {
         const Factor* factors = fold_across(scratch.grads, block.count, scratch.factors);
         add_over_queries(factors, scratch.query_rows, block.count, tile.count, key_sums, key_columns, of_keys);
     }
     const Stored* key = row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin);
-    if (pass.wants(pass.wanted.query)) {
+    if (pass.needs(pass.gradients.query)) {
         const Factor* factors = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
         const Factor* rows = pass.key_rows.step(tile.row, tile.key_head, block.begin);
         if (masked_keys) {
@@ -143,7 +143,7 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
 
     int64_t key_columns = pass.key_columns, value_columns = pass.value_columns, own = block.begin - chunk_begin;
     Float *key_sums = scratch.key_sums + own * key_columns, *value_sums = scratch.value_sums + own * value_columns;
-    if (pass.wants(pass.wanted.value)) {
+    if (pass.needs(pass.gradients.value)) {
         const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
         add_over_queries(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns, of_keys);
     }
@@ -162,7 +162,7 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
             [&](int, int i) { return loaded.nonfinite_grads[i]; },
             [&](int j, int, int64_t c) -> Float& { return value_sums[j * value_columns + c]; },
             [&](int, int i) {
-                return row_at<const Stored>(pass.wanted.grad_output, tile.row, tile.head, tile.first_query + i);
+                return row_at<const Stored>(pass.gradients.grad_output, tile.row, tile.head, tile.first_query + i);
             });
 }
 

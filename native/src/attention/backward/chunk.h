@@ -82,15 +82,15 @@ struct ChunkTask {
     }
 
     bool orders_rows() const {
-        bool orders = job.pass.wants(job.pass.wanted.query) || job.pass.wanted.compare;
+        bool orders = job.pass.needs(job.pass.gradients.query) || job.pass.gradients.compare;
         for (int64_t r = 0; r < call.rule_count; ++r)
-            orders |= job.pass.wants(job.pass.wanted.rules[r]) && call.rules[r].kind != LL_DISTANCE_TABLE;
+            orders |= job.pass.needs(job.pass.gradients.rules[r]) && call.rules[r].kind != LL_DISTANCE_TABLE;
         return orders;
     }
 
     // The part of a distance table that this chunk can reach.
     DistanceSums table(int64_t r, BackwardScratch& scratch) const {
-        if (call.rules[r].kind != LL_DISTANCE_TABLE || !job.pass.wants(job.pass.wanted.rules[r])) return {};
+        if (call.rules[r].kind != LL_DISTANCE_TABLE || !job.pass.needs(job.pass.gradients.rules[r])) return {};
         const ll_segment& g = call.segments[s];
         int64_t shift = (int64_t)call.rules[r].parameters[0] + g.key_offset - g.query_offset;
         int64_t last = (int64_t)call.rules[r].parameters[1] - 1;
@@ -125,7 +125,7 @@ struct ChunkTask {
                 LoadedTile loaded;
                 load_tile(pass, tile, scratch, loaded);
                 if (number + 1 < tiles) prefetch_tile(pass, job.tiles.tile_of(s, row, head, number + 1));
-                if (pass.wants(pass.wanted.query)) {
+                if (pass.needs(pass.gradients.query)) {
                     QueryGradient to(pass, tile, 0);
                     prefetch_rows(to.sums, to.stride, tile.count, call.width);
                 }
@@ -143,11 +143,11 @@ struct ChunkTask {
             if (!ordered) continue;
             Ticket ticket{tickets + number, &job.status};
             if (!ticket.wait(chunk)) return false;
-            if (pass.wants(pass.wanted.query))
+            if (pass.needs(pass.gradients.query))
                 add_query_sum(pass, tile, found ? scratch.query_sum : nullptr, (Float*)scratch.key_rows, chunk == 0,
                               last);
             if (found) add_row_sums(pass, tile, scratch.row_sums);
-            if (found && pass.wanted.compare) add_vector_sums(pass, tile, scratch.vector_sums);
+            if (found && pass.gradients.compare) add_vector_sums(pass, tile, scratch.vector_sums);
             ticket.release(chunk);
         }
         return !tables || add_tables(head, distances);
@@ -160,7 +160,7 @@ struct ChunkTask {
         if (!ticket.wait(number)) return false;
         for (int64_t r = 0; r < call.rule_count; ++r) {
             if (!distances[r].sums) continue;
-            const ll_tensor& to = job.pass.wanted.rules[r];
+            const ll_tensor& to = job.pass.gradients.rules[r];
             Float* at = (Float*)to.data + row * to.strides[0] + head * to.strides[1];
             for (int64_t x = 0; x < distances[r].count; ++x)
                 at[(distances[r].first + x) * to.strides[3]] += distances[r].sums[x];
@@ -186,11 +186,11 @@ struct ChunkTask {
         for (int64_t j = max(begin, call.segments[s].key_begin); j < end; ++j) {
             Float* key = scratch.key_sums + (j - begin) * pass.key_columns;
             for (int64_t c = 0; c < call.width; ++c) key[c] *= (Float)call.scale;
-            if (pass.wants(pass.wanted.key))
-                write_row(key, call.width, row_at<Stored>(pass.wanted.key, row, key_head, j));
-            if (pass.wants(pass.wanted.value))
+            if (pass.needs(pass.gradients.key))
+                write_row(key, call.width, row_at<Stored>(pass.gradients.key, row, key_head, j));
+            if (pass.needs(pass.gradients.value))
                 write_row(scratch.value_sums + (j - begin) * pass.value_columns, call.value_width,
-                          row_at<Stored>(pass.wanted.value, row, key_head, j));
+                          row_at<Stored>(pass.gradients.value, row, key_head, j));
         }
     }
 };

@@ -40,10 +40,10 @@ struct QueryGradient {
     int64_t stride;  // of sums
     QueryGradient(const BackwardPass& pass, const Tile& tile, int i) {
         const ll_call& call = pass.problem.call;
-        gradient = row_at<Stored>(pass.wanted.query, tile.row, tile.head, tile.first_query + i);
+        gradient = row_at<Stored>(pass.gradients.query, tile.row, tile.head, tile.first_query + i);
         int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query + i;
         sums = CONVERTED ? pass.query_sums + at * pass.key_columns : (Float*)gradient;
-        stride = CONVERTED ? pass.key_columns : pass.wanted.query.strides[2];
+        stride = CONVERTED ? pass.key_columns : pass.gradients.query.strides[2];
     }
 };
 
@@ -76,14 +76,14 @@ inline void add_vector_sums(const BackwardPass& pass, const Tile& tile, const Fl
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i)
         for (int64_t d = 0; d < call.width; ++d)
-            ((Float*)pass.wanted.compare)[(at + i) * call.width + d] += sums[i * pass.key_columns + d];
+            ((Float*)pass.gradients.compare)[(at + i) * call.width + d] += sums[i * pass.key_columns + d];
 }
 
 inline void add_row_sums(const BackwardPass& pass, const Tile& tile, const Float* row_sums) {
     for (int64_t r = 0; r < pass.problem.call.rule_count; ++r) {
-        const ll_tensor& to = pass.wanted.rules[r];
+        const ll_tensor& to = pass.gradients.rules[r];
         int64_t kind = pass.problem.call.rules[r].kind;
-        if (!pass.wants(to) || to.strides[3] != 0 || (kind != LL_BIAS && kind != LL_ALIBI)) continue;
+        if (!pass.needs(to) || to.strides[3] != 0 || (kind != LL_BIAS && kind != LL_ALIBI)) continue;
         for (int i = 0; i < tile.count; ++i)
             *bias_gradient_at(to, tile, tile.first_query + i, 0) += row_sums[r * QUERIES + i];
     }

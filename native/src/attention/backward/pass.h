@@ -34,7 +34,7 @@ LL_INLINE int64_t chunk_keys(int64_t key_columns, int64_t value_columns) {
 // The constants and arrays of a backward pass.
 struct BackwardPass {
     const Problem& problem;
-    const ll_gradients& wanted;
+    const ll_gradients& gradients;
     Operand value_rows;             // V as the left operand
     Operand key_rows;               // K as add_over_keys reads it
     const uint8_t* nonfinite_keys;  // (B, Hkv, Lk): whether a key is not finite
@@ -44,7 +44,7 @@ struct BackwardPass {
     Float* query_sums;            // (B, Hq, Lq, key_columns), where elements are not floats
     int64_t key_columns, value_columns, value_steps, chunk;
 
-    bool wants(const ll_tensor& gradient) const { return gradient.data != nullptr; }
+    bool needs(const ll_tensor& gradient) const { return gradient.data != nullptr; }
 };
 
 // The gradient of a distance table within a chunk, for one head: sums over queries and keys at each distance.
@@ -89,7 +89,7 @@ struct BackwardScratch {
         vector_sums = arena.take<Float>(problem.call.compare ? QUERIES * pass.key_columns : 0);
         int64_t tables = 0;
         for (int64_t r = 0; r < problem.call.rule_count; ++r)
-            tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && pass.wants(pass.wanted.rules[r]);
+            tables += problem.call.rules[r].kind == LL_DISTANCE_TABLE && pass.needs(pass.gradients.rules[r]);
         distances = arena.take<Float>(tables ? LL_MAX_RULES * (queries + pass.chunk + 1) : 0);
     }
 };
@@ -106,7 +106,7 @@ struct LoadedTile {
 // prefetches, as if it had no effect.)
 LL_INLINE void prefetch_tile(const BackwardPass& pass, const Tile& tile) {
     const ll_call& call = pass.problem.call;
-    const ll_tensor& grad = pass.wanted.grad_output;
+    const ll_tensor& grad = pass.gradients.grad_output;
     prefetch_rows(row_at<const Stored>(call.query, tile.row, tile.head, tile.first_query), call.query.strides[2],
                   tile.count, call.width);
     prefetch_rows(row_at<const Stored>(grad, tile.row, tile.head, tile.first_query), grad.strides[2], tile.count,
@@ -117,10 +117,10 @@ LL_INLINE void prefetch_tile(const BackwardPass& pass, const Tile& tile) {
 inline void begin_row(const BackwardPass& pass, int64_t at, Float peak, double shift) {
     const ll_call& call = pass.problem.call;
     pass.peak[at] = peak, pass.shift[at] = (Float)shift;
-    if (!pass.wanted.sink) return;
+    if (!pass.gradients.sink) return;
     Float sink = ((const Float*)call.sink)[at / call.queries % call.query_heads];
     Float share = peak == -INF ? 0 : (Float)__builtin_exp2(sink_log2(pass.problem, sink, peak) - shift);
-    ((Float*)pass.wanted.sink)[at] = peak == -INF ? 0 : -share * pass.delta[at];
+    ((Float*)pass.gradients.sink)[at] = peak == -INF ? 0 : -share * pass.delta[at];
 }
 
 // Weights are recomputed with an error as large as the rounding of the logsumexp: too much above this limit.
@@ -133,7 +133,7 @@ LL_INLINE bool is_large(Float logsumexp) {
 inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, int& status) {
     const Problem& problem = pass.problem;
     int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;
-    const Float* logsumexp = (const Float*)pass.wanted.logsumexp + at;
+    const Float* logsumexp = (const Float*)pass.gradients.logsumexp + at;
     bool large = false;
     for (int i = 0; i < tile.count; ++i) large |= is_large(logsumexp[i]);
     if (!large) return;
@@ -152,8 +152,8 @@ inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, Bac
 inline void load_tile(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, LoadedTile& loaded) {
     const ll_call& call = pass.problem.call;
     const Stored* query = row_at<const Stored>(call.query, tile.row, tile.head, tile.first_query);
-    const Stored* grad = row_at<const Stored>(pass.wanted.grad_output, tile.row, tile.head, tile.first_query);
-    int64_t query_stride = call.query.strides[2], grad_stride = pass.wanted.grad_output.strides[2];
+    const Stored* grad = row_at<const Stored>(pass.gradients.grad_output, tile.row, tile.head, tile.first_query);
+    int64_t query_stride = call.query.strides[2], grad_stride = pass.gradients.grad_output.strides[2];
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < QUERIES; ++i) {
         bool valid = i < tile.count;

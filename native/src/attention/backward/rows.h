@@ -27,13 +27,13 @@ struct BackwardRows {
 
     void query_piece(int64_t n) const {
         const ll_call& call = pass.problem.call;
-        const ll_gradients& wanted = pass.wanted;
+        const ll_gradients& gradients = pass.gradients;
         int64_t map = n / query_pieces(), first = n % query_pieces() * PIECE, stop = min(first + PIECE, call.queries);
         for (int64_t i = first; i < stop; ++i) {
             const Stored* output =
-                row_at<const Stored>(wanted.output, map / call.query_heads, map % call.query_heads, i);
+                row_at<const Stored>(gradients.output, map / call.query_heads, map % call.query_heads, i);
             const Stored* grad =
-                row_at<const Stored>(wanted.grad_output, map / call.query_heads, map % call.query_heads, i);
+                row_at<const Stored>(gradients.grad_output, map / call.query_heads, map % call.query_heads, i);
             // In double precision: where one key has nearly all the weight, dP - delta is a difference of nearly equal
             // numbers.
             constexpr int HALF = LANES / 2;
@@ -52,8 +52,8 @@ struct BackwardRows {
             }
             double all = 0;
             for (int x = 0; x < HALF; ++x) all += parts[x];
-            Float sum = (Float)all, logsumexp = ((const Float*)wanted.logsumexp)[map * call.queries + i];
-            if (wanted.grad_logsumexp) sum -= ((const Float*)wanted.grad_logsumexp)[map * call.queries + i];
+            Float sum = (Float)all, logsumexp = ((const Float*)gradients.logsumexp)[map * call.queries + i];
+            if (gradients.grad_logsumexp) sum -= ((const Float*)gradients.grad_logsumexp)[map * call.queries + i];
             pass.delta[map * call.queries + i] = sum;
             nonfinite_queries[map * call.queries + i] = !finite_row(
                 row_at<const Stored>(call.query, map / call.query_heads, map % call.query_heads, i), call.width);

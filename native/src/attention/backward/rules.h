@@ -57,8 +57,8 @@ inline void add_bias_gradient(const ll_call& call, const ll_tensor& to, const Ti
 // Writes zeros for the keys [from, to), which no query of the tile sees, to gradients that the caller has not cleared.
 inline void clear_bias_gradient(const BackwardPass& pass, const Tile& tile, int64_t from, int64_t to) {
     for (int64_t r = 0; from < to && r < pass.problem.call.rule_count; ++r)
-        for (int i = 0; pass.wanted.uncleared >> r & 1 && i < tile.count; ++i) {
-            Float* at = bias_gradient_at(pass.wanted.rules[r], tile, tile.first_query + i, from);
+        for (int i = 0; pass.gradients.uncleared >> r & 1 && i < tile.count; ++i) {
+            Float* at = bias_gradient_at(pass.gradients.rules[r], tile, tile.first_query + i, from);
             int64_t x = 0, count = to - from;
             for (; x < count && (uintptr_t)(at + x) % VECTOR_BYTES != 0; ++x) at[x] = 0;
             for (; x + LANES <= count; x += LANES) stream(at + x, Vec{});
@@ -89,13 +89,13 @@ inline void rules_backward(const BackwardPass& pass, const Tile& tile, const Blo
     const Float* derivatives = scratch.derivatives + pass.problem.softcaps * BLOCK_KEYS * QUERIES;
     for (int64_t r = call.rule_count - 1; r >= 0; --r) {
         const ll_rule& rule = call.rules[r];
-        const ll_tensor& to = pass.wanted.rules[r];
+        const ll_tensor& to = pass.gradients.rules[r];
         if (rule.kind == LL_SOFTCAP) {
             derivatives -= BLOCK_KEYS * QUERIES;
             for_each_score(scratch.grads, block.count, tile.count, [&](Vec s, int j, int i) {
                 return s == 0 ? Vec{} : s * load<Vec>(derivatives + j * QUERIES + i);
             });
-        } else if (pass.wants(to)) {
+        } else if (pass.needs(to)) {
             Float* row_sums = scratch.row_sums + r * QUERIES;
             if (rule.kind == LL_BIAS) add_bias_gradient(call, to, tile, block, scratch.grads, row_sums);
             if (rule.kind == LL_ALIBI) add_alibi_gradient(tile, block, scratch.grads, row_sums);
