@@ -108,7 +108,7 @@ void test_norm(int64_t element) {
 }
 
 void test_gate_and_sum(int64_t element) {
-    int64_t size = size_of(element), count = among(0, 45000);
+    int64_t size = size_of(element), count = among(0, 300) * among(1, 150);
     Array x(count * size), up(count * size), grad(count * size), result(count * size);
     Array of_x(count * size), of_up(count * size);
     for (Array* array : {&x, &up, &grad}) fill(*array, element);
