@@ -1,9 +1,9 @@
 /* Limelight's native kernels: exact attention on a CPU, memory linear in the length.
  *
  * A plain C interface: pointers, sizes, strides. Strides count elements and may be zero or negative; the last stride of
- * query, key, value and output is 1. Every field is eight bytes wide, so a caller can pack a call as an array of words.
+ * query, key, value and output is 1. Every field is eight bytes wide, so a caller can pack a call as 64-bit words.
  *
- * Words: a *token index* counts along a tensor; a *position* is what patterns, distances and dropout are functions of.
+ * Terms: a *token index* counts along a tensor; a *position* is the argument of patterns, distances and dropout.
  * Inside a segment, query position = index + query_offset and key position = index + key_offset.
  */
 #ifndef LIMELIGHT_H
@@ -22,24 +22,24 @@ extern "C" {
 #endif
 
 #define LL_VERSION 5
-#define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
+#define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
-#define LL_LOWEST (INT64_MIN / 4)  /* "no bound": far away, yet safe to add a position to */
+#define LL_LOWEST (INT64_MIN / 4) /* no bound; adding a position to it does not overflow */
 #define LL_HIGHEST (INT64_MAX / 4)
 #define LL_FARTHEST ((int64_t)1 << 60) /* positions of tokens are from -LL_FARTHEST to LL_FARTHEST - 1 */
-#define LL_INTERRUPTED 3 /* what a call returns that was interrupted */
+#define LL_INTERRUPTED 3               /* the status of an interrupted call */
 
-/* How query, key, value and output lie in memory. Sums are taken in *numbers*: double for float64, else float. Every
- * number beside those tensors (logsumexp, sink, what a rule holds, observations) is given and returned as such a number. */
+/* The element type of query, key, value and output. *Floats* are the type in which sums are accumulated: double for
+ * float64, else float. All other tensors (logsumexp, sink, those of score rules, observations) hold floats. */
 typedef enum ll_element { LL_FLOAT32 = 0, LL_FLOAT64 = 1, LL_BFLOAT16 = 2, LL_FLOAT16 = 3, LL_ELEMENTS = 4 } ll_element;
 
-/* (B, H, L, D); D has stride 1 where the kernels say so. */
+/* (B, H, L, D), or another shape that a comment gives. */
 typedef struct ll_tensor {
     void* data;
     int64_t strides[4];
 } ll_tensor;
 
-/* One document: a run of queries that sees nothing but a run of keys. */
+/* One document: a range of queries that sees only a range of keys. */
 typedef struct ll_segment {
     int64_t row; /* batch row, or -1: the segment holds in every batch row */
     int64_t query_begin, query_end;
@@ -70,7 +70,7 @@ typedef struct ll_intervals {
 } ll_intervals;
 
 /* Also required of a seen pair, when `state` is not null: 64 x 64 tiles of token indices (64 keys by all queries when
- * bit_rows = 1). state: -1 nobody, -2 everybody, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
+ * bit_rows = 1). state: -1 none, -2 all, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
  * bit (key % 64) set where the pair may be seen. */
 typedef struct ll_tile_map {
     const int32_t* state;
@@ -91,11 +91,12 @@ typedef struct ll_rule {
     int64_t kind;
     double parameters[2];
     ll_tensor tensor;
-    int64_t stored; /* not zero: a bias whose tensor holds elements, as query does, and not numbers */
+    int64_t stored; /* not zero: a bias whose tensor holds elements, like query, instead of floats */
 } ll_rule;
 
-/* What to record on the way. Outputs are contiguous and prepared by the caller (zeros; logsumexp, max_score -inf; keys -1):
- * queries that belong to no segment are not written. Null: not asked for. H = head_count. */
+/* What to record besides the output. Outputs are contiguous and initialized by the caller (zeros; logsumexp and
+ * max_score -inf; top_keys -1): queries that belong to no segment are not written. Null: not requested.
+ * H = head_count. */
 typedef struct ll_observation {
     const int64_t* heads; /* the query heads observed */
     int64_t head_count;
@@ -105,15 +106,15 @@ typedef struct ll_observation {
     void* entropy;    /* (B, H, Lq) nats */
     void* distance;   /* (B, H, Lq) positions */
     int64_t top;
-    void* top_weights; /* (B, H, Lq, top) */
-    int64_t* top_keys;  /* (B, H, Lq, top) */
-    void* received;    /* (B, H, Lk) */
+    void* top_weights;    /* (B, H, Lq, top) */
+    int64_t* top_keys;    /* (B, H, Lq, top) */
+    void* received;       /* (B, H, Lk) */
     const void* features; /* (Lk, F) */
     int64_t feature_count, feature_stride;
-    void* features_out; /* (B, H, Lq, F) */
+    void* features_out;  /* (B, H, Lq, F) */
     const int64_t* rows; /* query indices, ascending */
     int64_t row_count;
-    void* rows_out; /* (B, H, R, Lk) */
+    void* rows_out;       /* (B, H, R, Lk) */
     const int64_t* pairs; /* (P, 2) query, key indices; queries ascending */
     int64_t pair_count;
     void* pairs_out; /* (B, H, P) */
@@ -127,7 +128,7 @@ typedef struct ll_call {
     ll_tensor query, key, value, output; /* elements */
     void* logsumexp;                     /* (B, Hq, Lq) contiguous, or null; natural logarithm, sink included */
     const void* sink;                    /* (Hq) or null */
-    const void* compare;                 /* (Hq, D): s = sum over d of compare[h][d] * tanh(q[d] + k[d]); null: s = scale * q . k */
+    const void* compare; /* (Hq, D): s = sum over d of compare[h][d] * tanh(q[d] + k[d]); null: s = scale * q . k */
     double scale, dropout;
     uint64_t seed;
     int64_t threads;
@@ -142,35 +143,36 @@ typedef struct ll_call {
     const ll_observation* observation;
 } ll_call;
 
-/* The gradient of a loss, given those with respect to the output and the logsumexp of a call (`call.output` is not read).
- * What is wanted has data; null: not wanted. Gradients of query, key and value are elements, written whole for queries and
- * keys that belong to a segment; the others are numbers, prepared by the caller (zeros) and added to, but see `uncleared`. */
+/* The gradient of a loss, given those with respect to the output and the logsumexp of a call (`call.output` is not
+ * read). A tensor without data is not computed. Gradients of query, key and value are elements, written for all
+ * queries and keys that belong to a segment; the others are floats, initialized by the caller (zeros) and added to,
+ * except for `uncleared`. */
 typedef struct ll_gradients {
     ll_tensor output, grad_output;
     const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
     const void* grad_logsumexp; /* (B, Hq, Lq), or null */
     ll_tensor query, key, value;
-    void* sink;                 /* (B, Hq, Lq): each query's share of the sink's gradient */
-    void* compare;              /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
+    void* sink;    /* (B, Hq, Lq): each query's share of the sink's gradient */
+    void* compare; /* (B, Hq, Lq, D): each query's share of the gradient of `compare` */
     /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
      * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
-    /* Bit r: rules[r] may hold anything, and is written whole. For an LL_BIAS of all pairs, (B, Hq, Lq, Lk) contiguous with
-     * several queries and keys, of a call whose one segment has them all. */
+    /* Bit r: rules[r] is uninitialized, and every element is written. For an LL_BIAS of all pairs, (B, Hq, Lq, Lk)
+     * contiguous with several queries and keys, of a call whose only segment covers them. */
     uint64_t uncleared;
 } ll_gradients;
 
-/* Zero, or an error number whose words are in ll_error_message() of the same thread.
- * Queries that belong to no segment are left as the caller filled them. */
+/* Zero, or an error number; the message is ll_error_message() of the same thread. Outputs of queries that belong to no
+ * segment are not written. */
 LL_API int ll_forward(const ll_call* call);
 LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 
-/* The steps of a layer beside attention. A row is `width` (or `inputs`) elements with stride 1. Results and gradients are
- * contiguous unless strides stand beside them, and written whole. */
+/* The operations of a layer beside attention. A row is `width` (or `inputs`) elements with stride 1. Results and
+ * gradients are contiguous unless the structure has strides for them, and every element is written. */
 
 #define LL_MAX_MATRICES 4
 
-/* (outputs, inputs), and what becomes of it: (rows, outputs). */
+/* A matrix (outputs, inputs), and its result (rows, outputs). */
 typedef struct ll_matrix {
     const void* weight;
     int64_t weight_stride;
@@ -198,14 +200,15 @@ typedef struct ll_norm {
     const void* weight; /* (width) */
     double epsilon, offset;
     void* result;
-    void* inverse; /* (rows) numbers: written by ll_norm_forward unless null, read by ll_norm_backward */
+    void* inverse;     /* (rows) floats: written by ll_norm_forward unless null, read by ll_norm_backward */
     const void* grad;  /* (rows, width) */
-    void* grad_states; /* (rows, width), or null: not wanted */
+    void* grad_states; /* (rows, width), or null: not computed */
     void* grad_weight; /* (width), or null */
 } ll_norm;
 
-/* result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate; with `grad`, that of the result, instead the gradients
- * of gate and up. SiLU has (1, 0), the GELU of tanh (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). */
+/* result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate; if `grad`, the gradient of the result, is not null:
+ * instead the gradients of gate and up. (linear, cubic) is (1, 0) for SiLU, and for the GELU of tanh
+ * (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). */
 typedef struct ll_gate {
     int64_t element, threads;
     int64_t count;
@@ -218,8 +221,9 @@ typedef struct ll_gate {
     void* grad_up;
 } ll_gate;
 
-/* Numbers i and turned / 2 + i of each head, times `own` at their place, plus their partner times direction * `partners`
- * at their place; numbers from `turned` on are copied. own and partners: (batch, length, turned), last stride 1. */
+/* Rotary position embedding of the first `turned` elements of each head; i and turned / 2 + i are partners:
+ * result[i] = states[i] * own[i] + states[partner of i] * direction * partners[i]. The other elements are copied.
+ * own and partners (cosines, and sines with their sign): (batch, length, turned), last stride 1. */
 typedef struct ll_rotation {
     int64_t element, threads;
     int64_t batch, heads, length, width, turned;
@@ -239,8 +243,9 @@ typedef struct ll_sum {
     void* result;
 } ll_sum;
 
-/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; `add`: instead of the
- * bias, what the result held. Of the strides of left, and of right, one must be 1; that of the result's columns is. */
+/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; `add`: the
+ * previous result in place of the bias. One stride of left and one of right must be 1, and the result's columns have
+ * stride 1. */
 typedef struct ll_matmul {
     int64_t element, threads;
     int64_t rows, steps, columns;
@@ -254,10 +259,14 @@ typedef struct ll_matmul {
     int64_t add;
 } ll_matmul;
 
-/* A step of `ll_steps`: a kind, how many bytes follow, and in them the structure of that kind. */
+/* A step of `ll_steps`: its kind, and the number of bytes of the structure of that kind, which follows. */
 typedef enum ll_step_kind {
-    LL_PRODUCTS = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
-    LL_FORWARD = 5 /* ll_call, with the segments and spans behind it */
+    LL_PRODUCTS = 0,
+    LL_NORM = 1,
+    LL_GATE = 2,
+    LL_ROTATION = 3,
+    LL_SUM = 4,
+    LL_FORWARD = 5 /* ll_call, followed by its segments and spans */
 } ll_step_kind;
 typedef struct ll_step {
     int64_t kind, bytes;
@@ -271,23 +280,25 @@ LL_API int ll_rotate(const ll_rotation* rotation);
 LL_API int ll_add(const ll_sum* sum);
 LL_API int ll_matmul_values(const ll_matmul* matmul);
 
-/* Steps one after the other, as many as stand in `bytes`; the first that fails ends them. */
+/* Runs `bytes` bytes of steps in order, up to the first that fails. */
 LL_API int ll_steps(const ll_step* steps, int64_t bytes);
 
-/* A long call is ended by a signal whose handler raises an exception. The functions are CPython's PyGILState_Ensure,
- * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. They are called by the
- * process's main thread alone, from 0.2 s on some ten times a second, between pieces of its work. The call then
- * returns LL_INTERRUPTED, and `ll_interruption` gives the exception (type, value, traceback) to whoever restores it. */
-LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**));
+/* Lets the signal handlers of Python run during a long call. The functions are CPython's PyGILState_Ensure,
+ * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, passed as pointers so that Python is not linked. Only the
+ * main thread calls them, between pieces of its work, after 0.2 s and then about ten times a second. If a handler
+ * raises an exception, the call returns LL_INTERRUPTED, and `ll_interruption` hands out the exception (type, value,
+ * traceback). */
+LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
+                            void (*fetch)(void**, void**, void**));
 LL_API void ll_interruption(void** exception);
 
 LL_API const char* ll_error_message(void);
-LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
-LL_API const char* ll_isa_list(void);       /* those this machine can run, best first: "avx512 avx2 generic wide" */
-LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
+LL_API const char* ll_isa_name(void); /* the instruction set in use: "avx2" */
+LL_API const char* ll_isa_list(void); /* those that this machine can run, best first: "avx512 avx2 generic wide" */
+LL_API int ll_select_isa(const char* name); /* for tests; null: the default (LIMELIGHT_ISA, else the best) */
 LL_API int ll_has_openmp(void);
 
-/* GFLOP/s of independent multiply-adds of elements in registers, summed over threads; negative on error. */
+/* Peak GFLOP/s: independent multiply-adds in registers, summed over threads; negative on error. */
 LL_API double ll_measure_peak(const char* isa, int64_t element, int64_t threads, double seconds);
 
 #ifdef __cplusplus

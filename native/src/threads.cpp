@@ -1,4 +1,4 @@
-// Lends threads and memory to the kernels. (tests/threads.cpp lends other threads, which a sanitizer can follow.)
+// Threads (OpenMP) and memory for the kernels. Under ThreadSanitizer, tests/threads.cpp takes the place of this file.
 #include <stdlib.h>
 
 #include "library.h"
@@ -12,7 +12,7 @@ namespace limelight {
 namespace {
 
 #if defined(_OPENMP)
-// A child of fork() inherits the pool's bookkeeping but none of its threads: a parallel region would wait forever.
+// A child of fork() inherits the state of the thread pool but none of its threads: a parallel region would hang.
 bool forked = false;
 
 void watch_forks() {
@@ -29,7 +29,7 @@ struct Memory {
 };
 thread_local Memory memory;
 
-constexpr size_t MOST_KEPT = 8 << 20;  // bytes of a piece
+constexpr size_t MAX_KEPT = 8 << 20;  // bytes of a piece
 thread_local Memory kept[4];
 
 }  // namespace
@@ -45,7 +45,7 @@ bool has_openmp() {
 void* scratch(size_t bytes) {
     if (memory.data && memory.size >= bytes) return memory.data;
     free(memory.data);
-    size_t rounded = bytes / 4096 * 4096 + 4096;  // never nothing, which null would stand for
+    size_t rounded = bytes / 4096 * 4096 + 4096;  // at least one page: null means failure
     memory.data = aligned_alloc(64, rounded);
     memory.size = memory.data ? rounded : 0;
     return memory.data;
@@ -66,7 +66,7 @@ void* borrow(size_t& bytes) {
 
 void give_back(void* memory, size_t bytes) {
     for (Memory& piece : kept)
-        if (memory && !piece.data && bytes <= MOST_KEPT) {
+        if (memory && !piece.data && bytes <= MAX_KEPT) {
             piece.data = memory, piece.size = bytes;
             return;
         }
@@ -78,7 +78,7 @@ void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void
 #if defined(_OPENMP)
     if (threads > 1 && !forked && !omp_in_parallel()) {
         watch_forks();
-        Runs tasks(count, runs, threads);
+        TaskRanges tasks(count, runs, threads);
 #pragma omp parallel num_threads((int)threads)
         tasks.work(omp_get_thread_num(), body, context);
         return;

@@ -1,10 +1,9 @@
-// Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine: the
-// bits do not depend on the number of threads, and the numbers are near those of `generic`. Built with a sanitizer (-DLIMELIGHT_SANITIZE=...), nothing is read or
-// written outside of an array (each is exactly as large as the call needs), nothing undefined happens, and no two
-// threads touch the same number at once.
+// Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
+// results do not depend on the number of threads, bit by bit, and are close to those of `generic`. Under a sanitizer
+// (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
+// as the call needs), that there is no undefined behavior, and no data race.
 //
 //     random_calls [calls] [seed]
-#include <limelight.h>
 
 #include <cmath>
 #include <cstdint>
@@ -15,6 +14,8 @@
 #include <random>
 #include <string>
 #include <vector>
+
+#include "../include/limelight.h"
 
 namespace {
 
@@ -53,26 +54,26 @@ double get(const char* from, int64_t element) {
     return std::memcpy(&narrow, from, 4), narrow;
 }
 
-// The arrays of one call, each exactly as large as it must be.
+// The arrays of one call, each exactly as large as needed.
 struct Arrays {
     std::deque<std::vector<char>> held;
-    std::deque<int64_t> elements;  // of each array; -1: its numbers are not compared
+    std::deque<int64_t> elements;  // of each array; -1: not compared with other instruction sets
 
     char* zeros(int64_t bytes, int64_t element = -1) {
         held.emplace_back((size_t)bytes), elements.push_back(element);
         return held.back().data();
     }
-    // From the second element on where they are odd in number: no more is aligned than an element.
+    // An odd number of elements starts at the second one: nothing is aligned to more than an element.
     char* numbers(int64_t count, int64_t element) {
         int64_t first = count % 2;
         return zeros((count + first) * size_of(element), element) + first * size_of(element);
     }
 
-    // Whether every array is near that of `other`, relative to its largest number, and finite where that one is.
+    // Whether every array is close to that of `other`, relative to its largest element, and finite where that one is.
     bool near(const Arrays& other, double tolerance) const {
         for (size_t a = 0; a < held.size(); ++a) {
             if (elements[a] < 0) continue;
-            double largest = 0.1, apart = 0;  // less may be what is left of larger terms
+            double largest = 0.1, apart = 0;  // smaller results may be differences of larger terms
             for (size_t at = 0; at < held[a].size(); at += (size_t)size_of(elements[a])) {
                 double x = get(held[a].data() + at, elements[a]), y = get(other.held[a].data() + at, elements[a]);
                 if (std::isfinite(x) != std::isfinite(y)) return false;
@@ -96,7 +97,7 @@ struct Arrays {
     }
 };
 
-// (B, H, L, D) as it lies, from (B, L, H, D), or one row for the whole batch.
+// (B, H, L, D): contiguous, a view of (B, L, H, D), or one row repeated for the whole batch.
 ll_tensor shaped(char* data, int64_t B, int64_t H, int64_t L, int64_t D, int64_t kind) {
     if (kind == 1) return {data, {L * H * D, D, H * D, 1}};
     if (kind == 2 && B > 1) return {data, {0, L * D, D, 1}};
@@ -144,7 +145,7 @@ struct RandomCall {
     void choose_segments() {
         switch (among(0, 2)) {
             case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0}); break;
-            case 1:  // padding: each row has its own
+            case 1:  // padding: a segment for each row
                 for (int64_t b = 0; b < B; ++b) {
                     int64_t q = among(0, Lq), k = among(0, Lk);
                     segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b});
@@ -207,7 +208,7 @@ struct RandomCall {
             }
             if (rule.kind == LL_ALIBI) rule.tensor = {inputs.normals(B * Hq, number, 0.05), {Hq, 1, 0, 0}};
             if (rule.kind == LL_SOFTCAP) rule.parameters[0] = 2.5;
-            if (rule.kind == LL_DISTANCE_TABLE) {  // as wide as all distances, so that its gradient has room
+            if (rule.kind == LL_DISTANCE_TABLE) {  // an entry for each distance, as the gradient requires
                 double most = (double)(Lq + Lk + 60);
                 rule.parameters[0] = most, rule.parameters[1] = 2 * most;
                 rule.tensor = {inputs.normals(Hq * 2 * (int64_t)most, number), {0, 2 * (int64_t)most, 0, 1}};
@@ -221,7 +222,8 @@ struct RandomCall {
         observes = one_in(3);
         for (int64_t h = 0; h < Hq; h += among(1, 2)) heads.push_back(h);
         for (int64_t i = among(0, 20); i < Lq; i += among(1, 30)) rows.push_back(i);
-        for (int64_t i = among(0, 20); i < Lq && Lk > 0; i += among(0, 30)) pairs.push_back(i), pairs.push_back(among(0, Lk - 1));
+        for (int64_t i = among(0, 20); i < Lq && Lk > 0; i += among(0, 30))
+            pairs.push_back(i), pairs.push_back(among(0, Lk - 1));
         observation.heads = heads.data(), observation.head_count = (int64_t)heads.size();
         observation.rows = rows.data(), observation.row_count = (int64_t)rows.size();
         observation.pairs = pairs.data(), observation.pair_count = (int64_t)pairs.size() / 2;
@@ -236,7 +238,7 @@ struct RandomCall {
         std::exit(1);
     }
 
-    // Everything that a forward and a backward pass write, in a row.
+    // All arrays that a forward and a backward pass write.
     Arrays run(int64_t threads) {
         Arrays written;
         call.threads = threads;
@@ -263,7 +265,7 @@ struct RandomCall {
         for (size_t r = 0; r < rules.size(); ++r) {
             if (!wanted[5 + r]) continue;
             const ll_rule& rule = rules[r];
-            int64_t compared = element == number ? number : -1;  // not what is left of thousands of rounded terms
+            int64_t compared = element == number ? number : -1;  // sums of thousands of rounded terms differ too much
             if (rule.kind == LL_ALIBI) g.rules[r] = {written.zeros(all * n, compared), {Hq * Lq, Lq, 1, 0}};
             if (rule.kind == LL_DISTANCE_TABLE) {
                 int64_t W = (int64_t)rule.parameters[1];
@@ -288,7 +290,8 @@ struct RandomCall {
     void observe(Arrays& written, int64_t n, int64_t seen) {
         int64_t H = (int64_t)heads.size();
         ll_observation& o = observation;
-        for (void** to : {&o.logsumexp, &o.max_score, &o.max_weight, &o.entropy, &o.distance}) *to = written.zeros(seen * n);
+        for (void** to : {&o.logsumexp, &o.max_score, &o.max_weight, &o.entropy, &o.distance})
+            *to = written.zeros(seen * n);
         o.top_weights = written.zeros(seen * o.top * n), o.top_keys = (int64_t*)written.zeros(seen * o.top * 8);
         o.received = written.zeros(B * H * Lk * n), o.features_out = written.zeros(seen * o.feature_count * n);
         o.rows_out = written.zeros(B * H * o.row_count * Lk * n), o.pairs_out = written.zeros(B * H * o.pair_count * n);
@@ -304,22 +307,23 @@ int main(int argc, char** argv) {
     random_bits.seed(argc > 2 ? (uint64_t)std::atoll(argv[2]) : 1);
     std::vector<std::string> isas;
     std::string list = ll_isa_list(), rest = list + " ";
-    for (size_t at; (at = rest.find(' ')) != std::string::npos; rest = rest.substr(at + 1)) isas.push_back(rest.substr(0, at));
+    for (size_t at; (at = rest.find(' ')) != std::string::npos; rest = rest.substr(at + 1))
+        isas.push_back(rest.substr(0, at));
     for (int64_t i = 0; i < count; ++i) {
         const std::string& isa = isas[(size_t)(i % (int64_t)isas.size())];
         RandomCall call(isa == "wide" ? (int64_t)LL_FLOAT32 : among(0, LL_ELEMENTS - 1));
         if (ll_select_isa(isa.c_str()) != 0) return 1;
-        int64_t threads = among(2, 4);  // drawn before: a run ends in the state of the numbers in which it began
+        int64_t threads = among(2, 4);  // drawn before `run`, which restores the state of the generator
         Arrays one = call.run(1);
         const char* what = nullptr;
-        if (call.run(threads).all() != one.all()) what = "other bits with more threads";
+        if (call.run(threads).all() != one.all()) what = "results depend on the number of threads";
         if (ll_select_isa("generic") != 0) return 1;
         constexpr double TOLERANCES[] = {1e-3, 1e-9, 0.15, 0.03};
-        if (!one.near(call.run(1), TOLERANCES[call.element])) what = "not the numbers of generic";
+        if (!one.near(call.run(1), TOLERANCES[call.element])) what = "not close to generic";
         if (what && wrong++ < 5)
             std::printf("call %lld, %s, element %lld: %s\n", (long long)i, isa.c_str(), (long long)call.element, what);
     }
-    std::printf("%lld of %lld calls have the same bits with 1 and more threads, and are near those of generic (%s)\n", (long long)(count - wrong),
-                (long long)count, list.c_str());
+    std::printf("%lld of %lld calls have the same bits with 1 and more threads, and are near those of generic (%s)\n",
+                (long long)(count - wrong), (long long)count, list.c_str());
     return wrong != 0;
 }

@@ -1,6 +1,5 @@
-// AVX-512's kernels and `wide` (the same tiles on AVX2) give the same bits, on random calls of every kind.
-// On a machine that cannot run both it says so and ends with 77, the code of a skipped test.
-#include <limelight.h>
+// The AVX-512 kernels and `wide` (the same tiles on AVX2) return the same bits, on random calls of every kind.
+// On a machine that cannot run both, the test is skipped (exit code 77).
 
 #include <cstdint>
 #include <cstdio>
@@ -8,6 +7,8 @@
 #include <cstring>
 #include <random>
 #include <vector>
+
+#include "../include/limelight.h"
 
 namespace {
 
@@ -31,12 +32,13 @@ struct Outputs {
     std::vector<int64_t> keys;
 };
 
-// Runs the call under one instruction set; everything it writes, in a row.
+// Runs the call on one instruction set and returns all that it writes.
 Outputs run(const char* isa, ll_call call, ll_observation observation, bool observe) {
     int64_t B = call.batch, Hq = call.query_heads, Lq = call.queries, Lk = call.keys, rows = B * Hq * Lq;
     int64_t nq = Lq / observation.block_queries + 1, nk = Lk / observation.block_keys + 1;
-    std::vector<int64_t> sizes = {rows * call.value_width, rows, rows, rows, rows, rows, rows, rows * observation.top,
-                                  B * Hq * Lk, B * Hq * nq * nk};
+    std::vector<int64_t> sizes = {
+        rows * call.value_width, rows, rows, rows, rows, rows, rows, rows * observation.top, B * Hq * Lk,
+        B * Hq * nq * nk};
     int64_t total = 0;
     for (int64_t size : sizes) total += size;
     Outputs out{std::vector<float>((size_t)total + 1), std::vector<int64_t>((size_t)(rows * observation.top) + 1, -1)};

@@ -1,12 +1,12 @@
-// Threads for the build under ThreadSanitizer, in place of src/threads.cpp. It knows std::thread; it does not know how
-// libgomp's threads wait for each other (they use futexes, and the library is not instrumented), and would report every
-// parallel region as a race. Tasks are handed out as there.
+// Replaces src/threads.cpp in the build under ThreadSanitizer, with std::thread. ThreadSanitizer does not understand
+// how libgomp's threads synchronize (by futexes, in a library that is not instrumented) and would report every parallel
+// region as a race. Tasks are distributed in the same way.
 #include <stdlib.h>
 
 #include <thread>
 #include <vector>
 
-#include "library.h"
+#include "../src/library.h"
 
 namespace limelight {
 namespace {
@@ -33,7 +33,7 @@ void* scratch(size_t bytes) {
 }
 
 void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
-    Runs tasks(count, runs, threads);
+    TaskRanges tasks(count, runs, threads);
     std::vector<std::thread> others;
     for (int64_t n = 1; n < (threads < count ? threads : count); ++n)
         others.emplace_back([&, n] { tasks.work(n, body, context); });

@@ -22,7 +22,7 @@ from ..forms.scores import ScoreRule
 from ..models import DecoderOnly, EncoderDecoder, Stack
 from ..nn import SSRU, Block, FeedForward, GatedFeedForward, MultiHead, PreNorm, Projection, RMSNorm, Sandwich
 from ..nn.few_tokens import noted
-from ..nn.positions import Halves
+from ..nn.positions import SplitHalves
 from ..operator.attention import explain
 from ..tensors.shapes import whole_number, wrong
 
@@ -231,7 +231,7 @@ def _activation(layer: FeedForward | GatedFeedForward, dtype: torch.dtype) -> Pa
 
 
 def _rotation(pairing: Any, dtype: torch.dtype) -> Path:
-    known = type(pairing) is Halves
+    known = type(pairing) is SplitHalves
     return _fused(dtype, *([] if known else [f"{type(pairing).__name__} has no fused step"]))
 
 

@@ -1,0 +1,170 @@
+// The gradients of one tile of queries and one block of keys.
+#pragma once
+
+#include "../../library.h"
+#include "../../simd/vector.h"
+#include "../../tiles/amx.h"
+#include "../../tiles/operands.h"
+#include "../../tiles/reach.h"
+#include "../../tiles/register_tile.h"
+#include "../../tiles/shapes.h"
+#include "../../tiles/sums.h"
+#include "../additive.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "pass.h"
+#include "rules.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+// Replaces scores by P and grads by dS, for VECTORS vectors of queries from `i` on; keep_scale: of dropout, or null.
+// Selected, never multiplied by zero: dP of a masked pair may be anything.
+template <int VECTORS, bool DROPOUT>
+LL_INLINE void score_gradients(const LoadedTile& loaded, int i, int keys, Float exponent, Float* scores, Float* grads,
+                               const Float* keep_scale) {
+    Vec peak[VECTORS], shift[VECTORS], delta[VECTORS];
+    IntVec valid[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) {
+        peak[v] = finite_peak(load<Vec>(loaded.peak + i + v * LANES));
+        shift[v] = -load<Vec>(loaded.shift + i + v * LANES);
+        delta[v] = load<Vec>(loaded.delta + i + v * LANES);
+        valid[v] = load<IntVec>(loaded.valid + i + v * LANES);
+    }
+    for (int at = i; at < i + keys * QUERIES; at += QUERIES)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) {
+            int x = at + v * LANES;
+            Vec score = load<Vec>(scores + x), grad = load<Vec>(grads + x);
+            IntVec seen = valid[v] & (score != -INF);
+            Vec weight = seen ? exp2_weight(multiply_add(score - peak[v], broadcast(exponent), shift[v])) : Vec{},
+                kept_weight = weight;
+            if constexpr (DROPOUT) {
+                Vec factor = load<Vec>(keep_scale + x);
+                grad = factor == 0 ? Vec{} : grad * factor;
+                kept_weight = seen ? weight * factor : Vec{};
+            }
+            store(scores + x, kept_weight);
+            store(grads + x, seen ? weight * (grad - delta[v]) : Vec{});
+        }
+}
+
+template <bool DROPOUT>
+inline void weights_and_score_gradients(const Problem& problem, const Tile& tile, const Block& block,
+                                        const LoadedTile& loaded, BackwardScratch& scratch) {
+    FlushSubnormals scope;
+    // AMX products read all QUERIES lanes: those beyond the queries must be zero.
+    int queries = BLOCK_STEP > 2 ? QUERIES : tile.count, i = 0;
+    for (; i + 2 * LANES < queries; i += 3 * LANES)
+        score_gradients<3, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads,
+                                    scratch.keep_scale);
+    for (; i < queries; i += LANES)
+        score_gradients<1, DROPOUT>(loaded, i, block.count, problem.exponent, scratch.scores, scratch.grads,
+                                    scratch.keep_scale);
+}
+
+// to(j, i, column) += weights[j][i] * from(j, i)[column] for visible pairs with a non-finite row.
+template <class Nonfinite, class To, class From>
+inline void add_nonfinite(const Tile& tile, const Block& block, const uint8_t* seen, const Float* weights,
+                          int64_t width, Nonfinite nonfinite_keys, To to, From from) {
+    for (int j = 0; j < block.count; ++j)
+        for (int i = 0; i < tile.count; ++i)
+            if (nonfinite_keys(j, i) && seen[j * QUERIES + i])
+                for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
+}
+
+// dK += dS Q, dQ += dS' K, where scores are products.
+inline void product_gradients(const BackwardPass& pass, const Tile& tile, const Block& block, const LoadedTile& loaded,
+                              const Reach* of_queries, const Reach* of_keys, bool masked_keys,
+                              const uint8_t* nonfinite_keys, Float* key_sums, BackwardScratch& scratch) {
+    const ll_call& call = pass.problem.call;
+    int64_t key_columns = pass.key_columns;
+    if (pass.needs(pass.gradients.key)) {
+        const Factor* factors = fold_across(scratch.grads, block.count, scratch.factors);
+        add_over_queries(factors, scratch.query_rows, block.count, tile.count, key_sums, key_columns, of_keys);
+    }
+    const Stored* key = row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin);
+    if (pass.needs(pass.gradients.query)) {
+        const Factor* factors = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
+        const Factor* rows = pass.key_rows.step(tile.row, tile.key_head, block.begin);
+        if (masked_keys) {
+            pack_rows(key, call.key.strides[2], block.count, call.width, key_columns, nonfinite_keys, scratch.key_rows);
+            rows = scratch.key_rows;
+        }
+        add_over_keys(factors, rows, block.count, tile.count, scratch.query_sum, key_columns, of_queries);
+    }
+    if (loaded.any_nonfinite)
+        add_nonfinite(
+            tile, block, scratch.seen, scratch.grads, call.width,
+            [&](int, int i) { return loaded.nonfinite_queries[i]; },
+            [&](int j, int, int64_t c) -> Float& { return key_sums[j * key_columns + c]; },
+            [&](int, int i) { return row_at<const Stored>(call.query, tile.row, tile.head, tile.first_query + i); });
+    if (masked_keys)
+        add_nonfinite(
+            tile, block, scratch.seen, scratch.grads, call.width, [&](int j, int) { return nonfinite_keys[j]; },
+            [&](int, int i, int64_t c) -> Float& { return scratch.query_sum[sum_index(i, c, key_columns)]; },
+            [&](int j, int) { return key + j * call.key.strides[2]; });
+}
+
+inline void backward_block(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const Block& block,
+                           int64_t chunk_begin, const LoadedTile& loaded, BackwardScratch& scratch,
+                           DistanceSums* distances) {
+    const Problem& problem = pass.problem;
+    const ll_call& call = problem.call;
+    alignas(64) Float unused[QUERIES] = {};
+    Cut cut(visible, tile, block);
+    Reach room;
+    const Reach* of_keys = cut.of_keys(tile, block, room);
+    score_block(problem, tile, visible, block, cut, scratch.packed_query, scratch.scores, unused,
+                problem.softcaps ? scratch.derivatives : nullptr);
+    score_product(pass.value_rows.row(tile.row, tile.key_head, block.begin), pass.value_rows.stride, block.count,
+                  scratch.packed_grad, tile.count, pass.value_steps, scratch.grads, unused, cut.of_queries);
+
+    const uint8_t* nonfinite_keys =
+        pass.nonfinite_keys + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
+    bool masked_keys = false;
+    int64_t read = min(round_up(block.count, BLOCK_STEP),
+                       call.keys - block.begin);  // whole factors: the key beyond has a weight of 0
+    for (int64_t j = 0; j < read; ++j) masked_keys |= nonfinite_keys[j] != 0;
+    if (masked_keys || loaded.any_nonfinite)
+        for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
+
+    if (problem.dropout_threshold) {
+        Vec keep_scale = broadcast((Float)(1 / (1.0 - call.dropout)));
+        for_each_dropped(problem, tile, block, [&](int j, int i, IntVec dropped) {
+            store(scratch.keep_scale + j * QUERIES + i, dropped != 0 ? Vec{} : keep_scale);
+        });
+        weights_and_score_gradients<true>(problem, tile, block, loaded, scratch);
+    } else weights_and_score_gradients<false>(problem, tile, block, loaded, scratch);
+    if (call.rule_count > 0) rules_backward(pass, tile, block, scratch, distances);
+
+    int64_t key_columns = pass.key_columns, value_columns = pass.value_columns, own = block.begin - chunk_begin;
+    Float *key_sums = scratch.key_sums + own * key_columns, *value_sums = scratch.value_sums + own * value_columns;
+    if (pass.needs(pass.gradients.value)) {
+        const Factor* weights = fold_across(scratch.scores, block.count, scratch.factors);
+        add_over_queries(weights, scratch.grad_rows, block.count, tile.count, value_sums, value_columns, of_keys);
+    }
+    if (call.compare) {
+        const Stored* key = row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin);
+        for (int j = 0; j < block.count; ++j)
+            additive_backward(key + j * call.key.strides[2], scratch.query_floats, scratch.grads + j * QUERIES,
+                              tile.count, compare_vector(call, tile.head), call.width, key_columns, scratch.query_sum,
+                              key_sums + j * key_columns, scratch.vector_sums);
+    } else
+        product_gradients(pass, tile, block, loaded, cut.of_queries, of_keys, masked_keys, nonfinite_keys, key_sums,
+                          scratch);
+    if (loaded.any_nonfinite)
+        add_nonfinite(
+            tile, block, scratch.seen, scratch.scores, call.value_width,
+            [&](int, int i) { return loaded.nonfinite_grads[i]; },
+            [&](int j, int, int64_t c) -> Float& { return value_sums[j * value_columns + c]; },
+            [&](int, int i) {
+                return row_at<const Stored>(pass.gradients.grad_output, tile.row, tile.head, tile.first_query + i);
+            });
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,0 +1,313 @@
+// One chunk of the keys that a group of query heads reads together.
+#pragma once
+
+#include "../../library.h"
+#include "../../simd/elements.h"
+#include "../../simd/vector.h"
+#include "../../task.h"
+#include "../../tiles/operands.h"
+#include "../../tiles/reach.h"
+#include "../../tiles/shapes.h"
+#include "../additive.h"
+#include "../blocks.h"
+#include "../problem.h"
+#include "../rules.h"
+#include "../scores.h"
+#include "../softmax.h"
+#include "../visibility.h"
+#include "panels.h"
+#include "pieces.h"
+#include "prefetch.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+// The floats of a row of the output's sums.
+LL_INLINE int64_t output_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
+
+// Query heads that read the keys of one key head together, of one segment and batch row. A *row* is a query of one of
+// them.
+struct HeadGroup {
+    Tile tile;  // of the first head
+    int heads;
+    int64_t chunks, first;  // how many chunks its keys form; index of the first one
+    int64_t left;           // chunks not yet computed
+
+    int rows() const { return heads * tile.count; }
+    Tile head(int h) const {
+        Tile of = tile;
+        of.head += h;
+        return of;
+    }
+};
+
+// The softmax over some of the keys: the sum of weights relative to the peak, and of the values so weighted. Where no
+// key is seen, the total is 0 and the output undefined.
+struct PartialSoftmax {
+    Float *peak, *total;  // [rows]
+    Float* output;        // [rows][columns]
+
+    static size_t bytes(int64_t rows, int64_t columns) {
+        return sizeof(Float) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
+    }
+    PartialSoftmax(char* memory, int64_t rows)
+        : peak((Float*)memory), total(peak + rows), output(peak + round_up(2 * rows, LANES)) {}
+};
+
+struct DecodeScratch {
+    int64_t query_columns;
+    Float* queries;     // [MAX_ROWS][query_columns]
+    Float* scores;      // [MAX_ROWS][SCORE_ROW], then weights
+    Float* transposed;  // [BLOCK_KEYS][QUERIES], of one head
+    char* part;         // PartialSoftmax of a group with one chunk
+    Float* merged;      // [MAX_QUERIES][columns]
+    Stored* values;     // [MAX_CHUNK][value width]; masked passes only
+    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes only
+
+    DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
+        queries = arena.take<Float>(MAX_ROWS * query_columns);
+        scores = arena.take<Float>(MAX_ROWS * SCORE_ROW);
+        transposed = arena.take<Float>(BLOCK_KEYS * QUERIES);
+        part = arena.take<char>((int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)));
+        merged = arena.take<Float>(MAX_QUERIES * output_columns(problem));
+        values = arena.take<Stored>(MAX_CHUNK * problem.call.value_width);
+        seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
+    }
+};
+
+// How many visible keys form a chunk: few in a short cache, so that all threads get some; more in a long one, because
+// memory idles briefly when a chunk begins.
+inline int64_t chunk_size(int64_t seen) { return seen < 8192 ? MAX_CHUNK / 2 : MAX_CHUNK; }
+
+inline int64_t chunk_count(const Visibility& visible) {
+    int64_t keys = seen_keys(visible), size = chunk_size(keys);
+    return max<int64_t>(1, (keys + size - 1) / size);
+}
+
+// The range of keys of a chunk: chunks count visible keys.
+inline Range chunk_range(const Visibility& visible, int64_t chunk) {
+    int64_t size = chunk_size(seen_keys(visible));
+    int64_t before = chunk * size, after = before + size;  // visible keys still to be skipped
+    Range keys{LL_HIGHEST, LL_HIGHEST};
+    for (int n = 0; n < visible.range_count; ++n) {
+        Range range = visible.ranges[n];
+        int64_t length = range.end - range.begin;
+        if (before >= 0 && before < length) keys.begin = range.begin + before;
+        if (after >= 0 && after < length) keys.end = range.begin + after;
+        before -= length, after -= length;
+    }
+    return keys;
+}
+
+struct DecodeChunk {
+    const Problem& problem;
+    const ll_call& call;
+    const HeadGroup& group;
+    const Visibility& visible;
+    Range keys;
+    DecodeScratch& own;
+    PartialSoftmax part;
+    const Stored* next_key;  // where this thread will probably read next
+    int count = 0;           // keys of the chunk that some query sees
+    PrefetchStream prefetch;
+
+    DecodeChunk(const Problem& p, const HeadGroup& g, const Visibility& v, int64_t number, DecodeScratch& scratch,
+                PartialSoftmax to, const Stored* next_keys)
+        : problem(p),
+          call(p.call),
+          group(g),
+          visible(v),
+          keys(chunk_range(v, number)),
+          own(scratch),
+          part(to),
+          next_key(next_keys) {}
+
+    // f(block, index of its first key in the rows of scores); returns the number of keys.
+    template <class F>
+    LL_INLINE int for_each_block(F f) const {
+        BlockWalk walk(call, group.tile, visible, keys.begin, keys.end);
+        walk.step = 1;
+        int at = 0;
+        for (Block block; walk.next(block); at += block.count) f(block, at);
+        return at;
+    }
+
+    // f(first key, number of keys, index of the first in the rows of scores); consecutive blocks are joined.
+    template <class F>
+    LL_INLINE void for_each_range(F f) const {
+        int64_t begin = 0;
+        int keys = 0, first = 0;
+        for_each_block([&](const Block& block, int at) {
+            if (begin + keys != block.begin) {
+                if (keys > 0) f(begin, keys, first);
+                begin = block.begin, keys = 0, first = at;
+            }
+            keys += block.count;
+        });
+        if (keys > 0) f(begin, keys, first);
+    }
+
+    const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
+        return row_at<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
+    }
+    StridedRows values_at(int64_t begin, int keys) const {
+        return {row_of(call.value, begin), call.value.strides[2], call.value_width, keys};
+    }
+    StridedRows next_keys() const { return {next_key, call.key.strides[2], call.width, MAX_CHUNK}; }
+
+    void load_queries() const {
+        for (int r = 0; r < group.rows(); ++r) {
+            Float* to = own.queries + r * own.query_columns;
+            read_row(row_at<const Stored>(call.query, group.tile.row, group.tile.head + r / group.tile.count,
+                                          group.tile.first_query + r % group.tile.count),
+                     call.width, to, own.query_columns);
+            if (call.compare) continue;
+            for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which read_key lays out a key
+                Vec first = load<Vec>(to + d), second = load<Vec>(to + d + PIECE - LANES);
+                for (int p = 0; p < PIECE_PARTS; ++p) {
+                    Vec part = PIECE_PARTS == 1 ? first : shuffle(first, second, 2 * iota() + p);
+                    store(to + d + p * LANES, part * problem.query_factor);
+                }
+                if constexpr (sizeof(KeyFloat) * KEY_FLOATS < PIECE * sizeof(Float))
+                    store(to + d / PIECE * KEY_FLOATS, fold(load<Vec>(to + d), load<Vec>(to + d + PIECE - LANES)));
+            }
+        }
+    }
+
+    void compare(const Block& block, Float* scores) const {
+        for (int r = 0; r < group.rows(); ++r)
+            for (int j = 0; j < block.count; ++j)
+                scores[r * SCORE_ROW + j] =
+                    additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
+                                  compare_vector(call, group.tile.head + r / group.tile.count), call.width);
+    }
+
+    // Score rules and masks: as in every other tile, one head at a time.
+    void apply_rules_and_cuts(const Block& block, Float* scores) const {
+        for (int h = 0; h < group.heads; ++h) {
+            Tile tile = group.head(h);
+            Float* rows = scores + h * tile.count * SCORE_ROW;
+            for (int j = 0; j < block.count; ++j)
+                for (int i = 0; i < tile.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
+            if (call.rule_count > 0) apply_rules(call, tile, block, own.transposed, nullptr);
+            if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.transposed);
+            if (block.cut_by_bits) cut_by_bits(call, tile, block, own.transposed);
+            for (int i = 0; i < tile.count; ++i)
+                for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.transposed[j * QUERIES + i];
+        }
+    }
+
+    void score() {
+        for_each_range([&](int64_t begin, int keys, int at) {
+            StridedRows key{row_of(call.key, begin), call.key.strides[2], call.width, keys};
+            prefetch = PrefetchStream(key, values_at(begin, keys), next_keys());
+            if (call.compare) return;
+            dot_product(key, (const KeyFloat*)own.queries, group.rows(), own.query_columns, prefetch, own.scores + at);
+        });
+        count = for_each_block([&](const Block& block, int at) {
+            if (call.compare) compare(block, own.scores + at);
+            if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits)
+                apply_rules_and_cuts(block, own.scores + at);
+        });
+        for (int r = 0; r < group.rows(); ++r)  // up to whole vectors
+            for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INF;
+    }
+
+    // Replaces the scores of ROWS rows by weights, side by side: each row alone is a chain of dependent additions.
+    template <int ROWS>
+    void softmax_rows(int row, int64_t prefetched) {
+        Float* scores = own.scores + row * SCORE_ROW;
+        Vec row_max[ROWS], peak[ROWS], total[ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) row_max[r] = broadcast(-INF), total[r] = Vec{};
+        for (int j = 0; j < count; j += LANES)
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) row_max[r] = max(row_max[r], load<Vec>(scores + r * SCORE_ROW + j));
+        for (int r = 0; r < ROWS; ++r) {
+            part.peak[row + r] = reduce_max(row_max[r]);
+            peak[r] = finite_peak(broadcast(part.peak[row + r]));
+        }
+        for (int j = 0; j < count; j += LANES) {
+            prefetch.advance(prefetched);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; ++r) {
+                Float* at = scores + r * SCORE_ROW + j;
+                Vec weight = exp2_weight((load<Vec>(at) - peak[r]) * broadcast(problem.exponent));
+                store(at, weight);
+                total[r] += weight;
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) part.total[row + r] = reduce_add(total[r]);
+    }
+
+    void softmax() {
+        FlushSubnormals scope;
+        // elements to prefetch for each vector of keys
+        int64_t elements = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;
+        for_each_panel(group.rows(),
+                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? elements : 0); });
+    }
+
+    void apply_dropout(const Block& block, Float* weights) const {
+        for (int h = 0; h < group.heads; ++h) {
+            Tile tile = group.head(h);
+            for_each_dropped(problem, tile, block, [&](int j, int first, IntVec dropped) {
+                for (int i = first; i < min(first + LANES, tile.count); ++i)
+                    if (dropped[i - first]) weights[(h * tile.count + i) * SCORE_ROW + j] = 0;
+            });
+        }
+    }
+
+    // Visible pairs only: a row of V that is not finite counts as zero, and is added separately to the rows that see
+    // it.
+    void add_values_masked(int64_t begin, int keys, int at) {
+        int64_t stride = call.value.strides[2], width = call.value_width, columns = output_columns(problem);
+        const Stored* value = row_of(call.value, begin);
+        for (int j = 0; j < keys; ++j) {
+            Stored* to = own.values + j * width;
+            bool nonfinite = !finite_row(value + j * stride, width);
+            if (nonfinite) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
+            else __builtin_memcpy(to, value + j * stride, sizeof(Stored) * (size_t)width);
+            for (int r = 0; nonfinite && r < group.rows(); ++r)
+                if (own.seen[r * SCORE_ROW + at + j])
+                    for (int64_t c = 0; c < width; ++c)
+                        part.output[r * columns + c] +=
+                            own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
+        }
+        value_product(own.scores + at, {own.values, width, width, keys}, group.rows(), prefetch, part.output, columns);
+    }
+
+    template <bool masked>
+    void compute() {
+        score();
+        for (int x = 0; masked && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INF;
+        softmax();
+        if (problem.dropout_threshold)
+            for_each_block([&](const Block& block, int at) { apply_dropout(block, own.scores + at); });
+        __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
+        for_each_range([&](int64_t begin, int keys, int at) {
+            if (masked) return add_values_masked(begin, keys, at);
+            StridedRows value = values_at(begin, keys);
+            if (keys < count) prefetch = PrefetchStream(value, next_keys(), next_keys());  // one of several ranges
+            value_product(own.scores + at, value, group.rows(), prefetch, part.output, output_columns(problem));
+        });
+    }
+
+    bool finite() const {
+        IntVec bad{};
+        for (int64_t x = 0; x < group.rows() * output_columns(problem); x += LANES) {
+            Vec y = load<Vec>(part.output + x);
+            bad |= (y - y) != 0;
+        }
+        return !any(bad);
+    }
+
+    void run() {
+        load_queries();
+        compute<false>();
+        if (!finite()) compute<true>();
+    }
+};
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

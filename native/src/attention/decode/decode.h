@@ -1,0 +1,181 @@
+// Few queries over many keys, as in decoding, where reading the cache is the work: the query heads of a group read each
+// key and value together, as they lie in memory, and the head width lies along the lanes.
+//
+// The visible keys of a group are divided into chunks, which threads take one by one; the partial softmax of each chunk
+// is merged with the others in order. Where chunks begin depends on what a row sees, not on threads or the batch.
+#pragma once
+
+#include <stdlib.h>
+
+#include "../../library.h"
+#include "../../simd/elementary.h"
+#include "../../simd/vector.h"
+#include "../../task.h"
+#include "../../tiles/reach.h"
+#include "../forward/tile.h"
+#include "../problem.h"
+#include "../softmax.h"
+#include "../tiling.h"
+#include "../visibility.h"
+#include "chunk.h"
+#include "panels.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+struct DecodeJob {
+    const Problem& problem;
+    const Tiles& tiles;
+    int status;
+    HeadGroup* groups = nullptr;
+    int64_t group_count = 0, tasks = 0;
+    int64_t task_stride = 1;  // distance to the task that the same thread will probably take next
+    char* memory = nullptr;   // a PartialSoftmax for each task, where some group has several chunks
+    size_t part_bytes = 0;
+    HeadGroup few[16];
+
+    DecodeJob(const Problem& p, const Tiles& t) : problem(p), tiles(t), status(DONE) {}
+    DecodeJob(const DecodeJob&) = delete;
+    ~DecodeJob() {
+        if (groups != few) free(groups);
+        free(memory);
+    }
+
+    // How many heads of a group see the same keys and fit into MAX_ROWS rows.
+    static int64_t heads_together(const ll_call& call, int64_t queries) {
+        bool same = (!call.intervals.starts || call.intervals.head_stride == 0) &&
+                    (!call.tiles.state || call.tiles.head_stride == 0);
+        int64_t group = call.query_heads / call.key_heads;
+        return same ? clamp<int64_t>(MAX_ROWS / queries, 1, group) : 1;
+    }
+
+    bool list_groups() {
+        const ll_call& call = problem.call;
+        int64_t count = 0, max_rows = 1;
+        for (int64_t s = 0; s < call.segment_count; ++s) {
+            const ll_segment& segment = call.segments[s];
+            int64_t queries = segment.query_end - segment.query_begin, group = call.query_heads / call.key_heads;
+            if (queries == 0) continue;
+            int64_t heads = heads_together(call, queries);
+            max_rows = max(max_rows, heads * queries);
+            count += (segment.row < 0 ? call.batch : 1) * call.key_heads * ((group + heads - 1) / heads);
+        }
+        groups =
+            count <= (int64_t)(sizeof few / sizeof *few) ? few : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
+        if (!groups) return false;
+        for (int64_t s = 0; s < call.segment_count; ++s)
+            if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
+        part_bytes = PartialSoftmax::bytes(max_rows, output_columns(problem));
+        if (tasks == group_count) return true;
+        memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
+        return memory != nullptr;
+    }
+
+    void list_segment(int64_t s) {
+        const ll_call& call = problem.call;
+        const ll_segment& segment = call.segments[s];
+        int64_t heads = heads_together(call, segment.query_end - segment.query_begin);
+        int64_t group = call.query_heads / call.key_heads, chunks = 0;
+        for (int64_t row = 0; row < (segment.row < 0 ? call.batch : 1); ++row)
+            for (int64_t head = 0; head < call.query_heads;) {
+                int64_t some = min(heads, group - head % group);
+                Tile tile = tiles.tile_of(s, row, head, 0);
+                if (chunks == 0 || call.intervals.starts) {  // spans show every row and head the same keys
+                    Visibility visible;
+                    find_visible(call, tile, visible);
+                    chunks = chunk_count(visible);
+                }
+                groups[group_count++] = {tile, (int)some, chunks, tasks, chunks};
+                tasks += chunks;
+                head += some;
+            }
+    }
+
+    HeadGroup& group_of(int64_t task) const {
+        return groups[index_of_last(group_count, [&](int64_t n) { return groups[n].first <= task; })];
+    }
+
+    // Merges the partial results of each row in order, and divides by the total.
+    void merge(const HeadGroup& group, char* parts, DecodeScratch& own) const {
+        int64_t columns = output_columns(problem);
+        Float kept = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
+        for (int h = 0; h < group.heads; ++h) {
+            Tile tile = group.head(h);
+            Softmax softmax;
+            for (int i = 0; i < tile.count; ++i) {
+                int r = h * tile.count + i;
+                Float* row = own.merged + i * columns;
+                Float &peak = softmax.peak[i], &total = softmax.total[i];
+                __builtin_memset(row, 0, sizeof(Float) * (size_t)columns);
+                for (int64_t n = 0; n < group.chunks; ++n) {
+                    PartialSoftmax part(parts + (size_t)n * part_bytes, group.rows());
+                    if (part.total[r] == 0) continue;
+                    Float before = peak;
+                    peak = part.peak[r] > before ? part.peak[r] : before;
+                    Vec powers{};
+                    powers[0] = before, powers[1] = part.peak[r];
+                    powers = exp2((powers - finite_peak(broadcast(peak))) * problem.exponent);
+                    total = total * powers[0] + part.total[r] * powers[1];
+                    const Float* add = part.output + r * columns;
+                    for (int64_t c = 0; c < columns; c += LANES)
+                        store(row + c, load<Vec>(row + c) * powers[0] + load<Vec>(add + c) * powers[1]);
+                }
+                Float whole = total_with_sink(problem, sink_of(problem.call, tile), peak, total) * kept,
+                      share = 1 / whole;
+                bool nothing = whole == 0;  // the output is zero then, even with a sink that is NaN
+                for (int64_t c = 0; c < columns; c += LANES)
+                    store(row + c, nothing ? Vec{} : load<Vec>(row + c) * share);
+            }
+            write_tile(problem, tile, softmax, [&](int i) { return own.merged + i * columns; }, nullptr);
+        }
+    }
+
+    // The first key that a task reads.
+    const Stored* keys_of(int64_t task) const {
+        const HeadGroup& group = group_of(min(task, tasks - 1));
+        Visibility visible;
+        find_visible(problem.call, group.tile, visible);
+        Range keys = chunk_range(visible, task - group.first);
+        return row_at<const Stored>(problem.call.key, group.tile.row, group.tile.key_head,
+                                    keys.begin == LL_HIGHEST ? 0 : keys.begin);
+    }
+
+    void run(int64_t task, DecodeScratch& own) {
+        HeadGroup& group = group_of(task);
+        Visibility visible;
+        find_visible(problem.call, group.tile, visible);
+        char* parts = group.chunks > 1 ? memory + part_bytes * (size_t)group.first : own.part;
+        int64_t number = task - group.first;
+        PartialSoftmax part(parts + part_bytes * (size_t)number, group.rows());
+        DecodeChunk(problem, group, visible, number, own, part, keys_of(task + task_stride)).run();
+        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0)
+            merge(group, parts, own);  // the last chunk to finish merges
+    }
+};
+
+inline void decode_task(void* context, int64_t n) {
+    DecodeJob& job = *(DecodeJob*)context;
+    if (should_stop(job.status)) return;
+    Arena arena{thread_scratch<DecodeScratch>(job.status, job.problem)};
+    if (!arena.memory) return;
+    DecodeScratch own(arena, job.problem);
+    job.run(n, own);
+}
+
+inline bool all_short(const ll_call& call) {
+    for (int64_t s = 0; s < call.segment_count; ++s)
+        if (call.segments[s].query_end - call.segments[s].query_begin > MAX_QUERIES) return false;
+    return true;
+}
+
+inline int decode(const Problem& problem, const Tiles& tiles) {
+    DecodeJob job(problem, tiles);
+    if (!job.list_groups()) return OUT_OF_MEMORY;
+    int64_t threads = worthwhile_threads(problem.call), runs = min(threads, job.group_count);
+    job.task_stride = runs > 0 ? threads / runs : 1;
+    parallel(threads, job.tasks, decode_task, &job, runs);
+    return job.status;
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

@@ -1,0 +1,259 @@
+// The two products of short queries: the head width lies along the lanes.
+#pragma once
+
+#include "../../simd/vector.h"
+#include "../../tiles/shapes.h"
+#include "pieces.h"
+#include "prefetch.h"
+
+namespace limelight::LL_NAMESPACE {
+namespace {
+
+constexpr int MAX_QUERIES = 16;  // of a segment that decode computes
+constexpr int MAX_ROWS = 16;     // rows computed together: queries of the heads of a group
+constexpr int MAX_CHUNK = 1024;  // keys of a chunk, at most: see chunk_size
+constexpr int SCORE_ROW =
+    MAX_CHUNK + LANES;  // stride of a row of scores; padded, so that rows map to different cache sets
+static_assert(MAX_QUERIES <= MAX_ROWS && MAX_QUERIES <= QUERIES && MAX_CHUNK % BLOCK_KEYS == 0);
+
+template <int N>
+struct Count {
+    static constexpr int VALUE = N;
+};
+
+// f(Count of rows, first row): as few panels as possible, of about the same height.
+template <class F>
+LL_INLINE void for_each_panel(int rows, F f) {
+    for (int r = 0, left = rows; left > 0;) {
+        int panels = (left + 3) / 4, some = (left + panels - 1) / panels;
+        if (some == 4) f(Count<4>{}, r);
+        else if (some == 3) f(Count<3>{}, r);
+        else if (some == 2) f(Count<2>{}, r);
+        else f(Count<1>{}, r);
+        r += some, left -= some;
+    }
+}
+
+constexpr int UNIT = 32;  // keys that stay in the L1 cache while all rows and columns read them
+
+// Sums of neighbouring lanes: of a, then of b.
+template <int N, int... EVEN>
+struct PairSums : PairSums<N - 1, 2 * (N - 1), EVEN...> {};
+template <int... EVEN>
+struct PairSums<0, EVEN...> {
+    static LL_INLINE Vec of(Vec a, Vec b) {
+        return __builtin_shufflevector(a, b, EVEN...) + __builtin_shufflevector(a, b, (EVEN + 1)...);
+    }
+};
+
+// The sum over the lanes of vector n, in lane n.
+template <int COUNT>
+LL_INLINE Vec reduce_add_each(const Vec* v) {
+    if constexpr (COUNT == 1) return *v;
+    else return PairSums<LANES>::of(reduce_add_each<COUNT / 2>(v), reduce_add_each<COUNT / 2>(v + COUNT / 2));
+}
+
+// The keys of a panel of ROWS queries.
+template <int ROWS>
+constexpr int PANEL_OF = ROWS > LANES ? 1
+                         : ROWS == 1  ? (LANES < UNIT ? LANES : UNIT)
+                         : ROWS == 3  ? LANES / 2
+                                      : LANES / ROWS;
+
+// scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; the first `keys` of them are written.
+template <int ROWS, bool PREFETCH>
+LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* query, int64_t columns, int64_t width,
+                         int keys, PrefetchStream& prefetch, Float* scores) {
+    constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fill a vector
+    const Stored* at[KEYS];
+#pragma GCC unroll 16
+    for (int t = 0; t < KEYS; ++t) at[t] = key + t * stride;
+    Vec sum[ROWS][KEYS];
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 16
+        for (int t = 0; t < KEYS; ++t) sum[r][t] = Vec{};
+    auto step = [&](int64_t d, int64_t count) __attribute__((always_inline)) {
+        KeyPiece q[ROWS];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+            for (int p = 0; p < KEY_PARTS; ++p)
+                q[r].part[p] =
+                    load<decltype(q[r].part[p] + 0)>(query + r * columns + d / PIECE * KEY_FLOATS + p * LANES);
+#pragma GCC unroll 16
+        for (int t = 0; t < KEYS; ++t) {
+            KeyPiece k = read_key(at[t] + d, count);
+            if (PREFETCH) count == PIECE ? prefetch.advance_piece<KEYS>(d / PIECE, t) : prefetch.advance(count);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 2
+                for (int p = 0; p < KEY_PARTS; ++p) sum[r][t] = multiply_add(q[r].part[p], k.part[p], sum[r][t]);
+        }
+    };
+    int64_t d = 0;
+    for (; d + PIECE <= width; d += PIECE) step(d, PIECE);
+    if (d < width) step(d, width - d);
+#pragma GCC unroll 16
+    for (int first = 0; first < ROWS; first += TOGETHER) {
+        Vec some[LANES];
+#pragma GCC unroll 16
+        for (int n = 0; n < LANES; ++n) some[n] = sum[min(first + n / KEYS, ROWS - 1)][n % KEYS];
+        alignas(64) Float sums[LANES];
+        store(sums, reduce_add_each<LANES>(some));
+        for (int r = first; r < min(first + TOGETHER, ROWS); ++r) {
+            Float* to = scores + r * SCORE_ROW;
+            const Float* own = sums + (r - first) * KEYS;
+            if (keys == KEYS) __builtin_memcpy(to, own, KEYS * sizeof(Float));
+            else
+                for (int t = 0; t < keys; ++t) to[t] = own[t];
+        }
+    }
+}
+
+// scores[row][key] of keys [first, first + keys).
+template <int ROWS, bool PREFETCH>
+inline void dot_rows(const StridedRows& key, int first, int keys, const KeyFloat* query, int64_t columns,
+                     PrefetchStream& prefetch, Float* scores) {
+    constexpr int KEYS = PANEL_OF<ROWS>;
+    if (keys < KEYS) {  // one key at a time, repeated KEYS times
+        for (int j = first; j < first + keys; ++j)
+            dot_panel<ROWS, false>(key.at(j), 0, query, columns, key.width, 1, prefetch, scores + j);
+        return;
+    }
+    for (int j = first; j < first + keys; j += KEYS) {
+        int from = min(j, first + keys - KEYS);  // the last panel overlaps the one before it
+        dot_panel<ROWS, PREFETCH>(key.at(from), key.stride, query, columns, key.width, KEYS, prefetch, scores + from);
+    }
+}
+
+// scores[row][key] = sum over d of query[row][d] * key[d].
+inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows, int64_t columns,
+                        PrefetchStream& prefetch, Float* scores) {
+    for (int first = 0; first < key.keys; first += UNIT)
+        for_each_panel(rows, [&](auto panel, int r) {
+            constexpr int ROWS = decltype(panel)::VALUE;
+            int some = min(UNIT, key.keys - first);
+            auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
+            dot(key, first, some, query + r * columns, columns, prefetch, scores + r * SCORE_ROW);
+        });
+}
+
+// --- Values: output[row] += sum over keys of weights[row][key] * value[key] ------------------------------------------
+
+// Where keys are multiplied as bfloat16 pairs, so are values, two keys at a time: their rows are interleaved in the
+// order of _mm512_unpacklo_epi16, and weights are rounded to bfloat16, as in every other tile.
+#if defined(LL_PAIRS) && !defined(LL_AMX)
+constexpr int KEYS_PER_STEP = 2;
+struct ValuePiece {
+    UintVec part[PIECE_PARTS];
+};
+LL_INLINE ValuePiece read_value(const Stored* from, const Stored* next, int64_t count) {
+    __mmask32 there = count >= PIECE ? 0xffffffffu : (1u << count) - 1;
+    __m512i even = _mm512_maskz_loadu_epi16(there, from), odd = _mm512_maskz_loadu_epi16(there, next);
+    return {{(UintVec)_mm512_unpacklo_epi16(even, odd), (UintVec)_mm512_unpackhi_epi16(even, odd)}};
+}
+// The lane, in the concatenated parts of a piece, of element n of the row.
+LL_INLINE IntVec lane_of(IntVec n) { return ((n >> 3) << 2) + (n & 3) + ((n >> 2) & 1) * LANES; }
+
+// The weights of a unit of keys.
+class Weights {
+    alignas(64) Factor pairs[MAX_ROWS][UNIT / 2];
+
+public:
+    Weights(const Float* from, int rows, int keys) {
+        static_assert(UNIT == 2 * LANES);
+        for (int r = 0; r < rows; ++r) {
+            Vec first = load_partial(from + r * SCORE_ROW, min(keys, LANES));
+            Vec second = keys > LANES ? load_partial(from + r * SCORE_ROW + LANES, keys - LANES) : Vec{};
+            store(pairs[r], (UintVec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
+        }
+    }
+    LL_INLINE UintVec of(int row, int key) const { return pairs[row][key / 2] - UintVec{}; }
+};
+#else
+constexpr int KEYS_PER_STEP = 1;
+typedef Piece ValuePiece;
+LL_INLINE ValuePiece read_value(const Stored* from, const Stored*, int64_t count) {
+    return read_partial_piece(from, count);
+}
+LL_INLINE IntVec lane_of(IntVec n) { return (n >> 1) + (n & 1) * LANES; }
+
+class Weights {
+    const Float* from;
+
+public:
+    Weights(const Float* weights, int, int) : from(weights) {}
+    LL_INLINE Vec of(int row, int key) const { return broadcast(from[row * SCORE_ROW + key]); }
+};
+#endif
+
+// Adds the sums of a piece to a row of floats.
+LL_INLINE void add_piece(Float* to, const Piece& piece) {
+    Vec first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
+#pragma GCC unroll 2
+    for (int h = 0; h < PIECE_PARTS; ++h) {
+        Vec row = PIECE_PARTS == 1 ? first : shuffle(first, second, lane_of(iota() + h * LANES));
+        store(to + h * LANES, load<Vec>(to + h * LANES) + row);
+    }
+}
+
+// Adds keys [first, first + keys), with the weights of ROWS rows from `row` on, to PIECES pieces from column c on.
+template <int ROWS, int PIECES, bool PREFETCH>
+inline void value_panel(const Weights& weights, int row, const StridedRows& value, int first, int keys, int64_t c,
+                        PrefetchStream& prefetch, Float* output, int64_t columns) {
+    Piece sum[ROWS][PIECES];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
+    for (int j = 0; j < keys; j += KEYS_PER_STEP) {
+        const Stored* from = value.at(first + j) + c;
+        const Stored* next =
+            j + 1 < keys ? from + value.stride : from;  // an odd last key is paired with itself, with a weight of zero
+        ValuePiece piece[PIECES];
+#pragma GCC unroll 8
+        for (int v = 0; v < PIECES; ++v) {
+            int64_t some = PIECES > 1 ? PIECE : min<int64_t>(PIECE, value.width - c);
+            piece[v] = read_value(from + v * PIECE, next + v * PIECE, some);
+            for (int k = 0; PREFETCH && k < KEYS_PER_STEP && j >= UNPREFETCHED_KEYS; ++k)
+                some == PIECE ? prefetch.advance_piece<PIECES>(j + k, v) : prefetch.advance(some);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+            auto factor = weights.of(row + r, j);
+#pragma GCC unroll 8
+            for (int v = 0; v < PIECES; ++v)
+#pragma GCC unroll 2
+                for (int x = 0; x < PIECE_PARTS; ++x)
+                    sum[r][v].part[x] = multiply_add(factor, piece[v].part[x], sum[r][v].part[x]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + c + v * PIECE, sum[r][v]);
+}
+
+inline void value_product(const Float* weights, const StridedRows& value, int rows, PrefetchStream& prefetch,
+                          Float* output, int64_t columns) {
+    constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
+    for (int first = 0; first < value.keys; first += UNIT) {
+        int some = min(UNIT, value.keys - first);
+        Weights of_unit(weights + first, rows, some);
+        for_each_panel(rows, [&](auto panel, int r) {
+            constexpr int ROWS = decltype(panel)::VALUE;
+            for (int64_t c = 0; c < value.width;) {
+                bool prefetching = r == 0, whole = c + PIECES * PIECE <= value.width;
+                auto add_over_keys =
+                    whole ? (prefetching ? value_panel<ROWS, PIECES, true> : value_panel<ROWS, PIECES, false>)
+                          : (prefetching ? value_panel<ROWS, 1, true> : value_panel<ROWS, 1, false>);
+                add_over_keys(of_unit, r, value, first, some, c, prefetch, output + r * columns, columns);
+                c += whole ? PIECES * PIECE : PIECE;
+            }
+        });
+    }
+}
+
+}  // namespace
+}  // namespace limelight::LL_NAMESPACE

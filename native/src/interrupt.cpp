@@ -1,0 +1,79 @@
+#include "interrupt.h"
+
+#include <time.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace limelight {
+
+constinit thread_local SignalPoll signal_poll;
+
+namespace {
+
+struct PythonFunctions {
+    int (*acquire)(void);
+    void (*release)(int);
+    int (*check)(void);
+    void (*fetch)(void**, void**, void**);
+};
+PythonFunctions python;
+bool has_python = false;
+void* exception[3];  // of the main thread
+
+bool is_main_thread() {
+#if defined(__linux__)
+    return syscall(SYS_gettid) == getpid();
+#elif defined(__APPLE__)
+    return pthread_main_np() != 0;
+#else
+    return false;
+#endif
+}
+
+double now() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+// Runs Python's signal handlers when they are due; returns whether one has raised an exception.
+bool poll_signals() {
+    constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
+    double time = now();
+    if (signal_poll.due == 0) signal_poll.due = time + FIRST;
+    if (time < signal_poll.due) return false;
+    signal_poll.due = time + AGAIN;
+    if (!__atomic_load_n(&has_python, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
+    signal_poll.in_handler = true;
+    int state = python.acquire();
+    bool raised = python.check() != 0;
+    if (raised) python.fetch(exception, exception + 1, exception + 2);
+    python.release(state);
+    signal_poll.in_handler = false;
+    return raised;
+}
+
+}  // namespace
+
+bool interrupted() {
+    constexpr int EVERY = 4;
+    return signal_poll.in_call && !signal_poll.in_handler && ++signal_poll.skipped % EVERY == 0 && poll_signals();
+}
+
+}  // namespace limelight
+
+using namespace limelight;
+
+void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
+                     void (*fetch)(void**, void**, void**)) {
+    python = {acquire, release, check, fetch};
+    __atomic_store_n(&has_python, true, __ATOMIC_RELEASE);
+}
+
+void ll_interruption(void** to) {
+    for (int n = 0; n < 3; ++n) to[n] = exception[n], exception[n] = nullptr;
+}

@@ -1,0 +1,26 @@
+// Python's signal handlers, which run during a long call (see ll_lend_signals).
+#pragma once
+
+#include "library.h"
+
+namespace limelight {
+
+// How this thread polls for signals.
+struct SignalPoll {
+    bool in_call = false, in_handler = false;  // whether a call is running; whether it is running Python's handlers
+    int skipped = 0;                           // counts `interrupted`: only some of them read the clock
+    double due = 0;                            // when handlers run next; 0: not set in this call
+};
+extern constinit thread_local SignalPoll signal_poll;
+
+// During its lifetime, `interrupted` polls for signals in this thread.
+struct ActiveCall {
+    bool before = signal_poll.in_call;
+    ActiveCall() {
+        if (!before) signal_poll.in_call = true, signal_poll.due = 0;
+    }
+    ~ActiveCall() { signal_poll.in_call = before; }
+    ActiveCall(const ActiveCall&) = delete;
+};
+
+}  // namespace limelight
