@@ -32,9 +32,9 @@ inline void additive_row(const Stored* key, const Float* transposed, const Float
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) sum[v] = Vec{};
     for (int64_t first = 0; first < width; first += PIECE) {
-        int64_t some = min(PIECE, width - first);
-        read_row(key + first, some, keys, some);
-        for (int64_t d = 0; d < some; ++d, transposed += QUERIES) {
+        int64_t count = min(PIECE, width - first);
+        read_row(key + first, count, keys, count);
+        for (int64_t d = 0; d < count; ++d, transposed += QUERIES) {
             Vec k = broadcast(keys[d]), factor = broadcast(vector[first + d]);
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)

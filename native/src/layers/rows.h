@@ -22,9 +22,9 @@ LL_INLINE void write_partial(Vec v, int64_t count, Stored* to) {
 #else
     if (count >= LANES) return store(to, v);
 #endif
-    alignas(64) Float some[LANES];
-    store(some, v);
-    write_row(some, count, to);
+    alignas(64) Float partial[LANES];
+    store(partial, v);
+    write_row(partial, count, to);
 }
 
 }  // namespace

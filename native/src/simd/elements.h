@@ -121,18 +121,18 @@ LL_INLINE Vec read_partial(const Stored* from, int64_t count) {
     return (Vec)_mm512_maskz_loadu_ps((__mmask16)there, from);
 #endif
 #else
-    alignas(64) Float some[LANES];
-    read_row(from, count, some, LANES);
-    return load<Vec>(some);
+    alignas(64) Float partial[LANES];
+    read_row(from, count, partial, LANES);
+    return load<Vec>(partial);
 #endif
 }
 
 // The first `count` floats of a vector, zeros beyond.
 LL_INLINE Vec load_partial(const Float* from, int64_t count) {
     if (count >= LANES) return load<Vec>(from);
-    Vec some{};
-    for (int64_t x = 0; x < count; ++x) some[x] = from[x];
-    return some;
+    Vec partial{};
+    for (int64_t x = 0; x < count; ++x) partial[x] = from[x];
+    return partial;
 }
 
 LL_INLINE void write_row(const Float* from, int64_t count, Stored* to) {

@@ -35,9 +35,9 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
         for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, FactorVec{});
         for (int64_t d = 0; d < width; d += 64) {  // 64 elements of LANES rows, then transposed
-            int64_t some = min<int64_t>(64, width - d), room = round_up(some, LANES);
+            int64_t length = min<int64_t>(64, width - d), room = round_up(length, LANES);
             for (int i = 0; i < LANES; ++i) {
-                if (first + i < count) read_row(from + (first + i) * stride + d, some, rows[i], room);
+                if (first + i < count) read_row(from + (first + i) * stride + d, length, rows[i], room);
                 else
                     for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
             }
@@ -45,7 +45,7 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
                 Vec square[LANES];
                 for (int i = 0; i < LANES; ++i) square[i] = load<Vec>(rows[i] + x);
                 transpose(square);
-                for (int64_t k = 0; k < min<int64_t>(LANES, some - x); k += FOLD)
+                for (int64_t k = 0; k < min<int64_t>(LANES, length - x); k += FOLD)
                     store(to + (d + x + k) / FOLD * PANEL_QUERIES,
                           fold(square[k] * factor, square[k + FOLD - 1] * factor));
             }

@@ -89,12 +89,12 @@ template <int KEYS>
 inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, int from, int to, int64_t width,
                        Float* scores, Float* peak) {
     for (int panel = from / PANEL_VECTORS * PANEL_VECTORS; panel < to; panel += PANEL_VECTORS) {
-        int first = max(panel, from), some = min(panel + PANEL_VECTORS, to) - first;
+        int first = max(panel, from), vectors = min(panel + PANEL_VECTORS, to) - first;
         const Factor* right = packed + panel * LANES * width + (first - panel) * LANES;
         Float *at = scores + first * LANES, *largest = peak + first * LANES;
-        if (some == PANEL_VECTORS) score_panel<KEYS, PANEL_VECTORS>(key, stride, right, width, at, largest);
-        if (some == 2) score_panel<KEYS, 2>(key, stride, right, width, at, largest);
-        if (some == 1) score_panel<KEYS, 1>(key, stride, right, width, at, largest);
+        if (vectors == PANEL_VECTORS) score_panel<KEYS, PANEL_VECTORS>(key, stride, right, width, at, largest);
+        if (vectors == 2) score_panel<KEYS, 2>(key, stride, right, width, at, largest);
+        if (vectors == 1) score_panel<KEYS, 1>(key, stride, right, width, at, largest);
     }
 }
 
@@ -109,16 +109,16 @@ inline void score_product(const Factor* key, int64_t stride, int keys, const Fac
     Range reached[QUERIES / LANES];
     for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, min(LANES, queries - v * LANES));
     for (int j = 0; j < keys;) {
-        int some = keys < step ? 1 : step;
-        int first = min(j, keys - some);  // the last panel overlaps the one before it
-        j = first + some;
+        int height = keys < step ? 1 : step;
+        int first = min(j, keys - height);  // the last panel overlaps the one before it
+        j = first + height;
         int from = 0, to = vectors;
         while (reach && from < to && (reached[from].begin >= j || reached[from].end <= first)) ++from;
         while (reach && from < to && (reached[to - 1].begin >= j || reached[to - 1].end <= first)) --to;
         if (from == to) continue;
         const Factor* row = key + first * stride;
         Float* at = scores + first * QUERIES;
-        if (some == 1) score_rows<1>(row, stride, packed, from, to, width, at, peak);
+        if (height == 1) score_rows<1>(row, stride, packed, from, to, width, at, peak);
         else if (queries <= LANES) score_panel<MAX_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
         else score_rows<PANEL_KEYS>(row, stride, packed, from, to, width, at, peak);
     }

@@ -27,16 +27,16 @@ inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t
         alignas(64) Factor pairs[TILE][TILE];
         for (int64_t c = 0; c < columns; c += TILE) {
             for (int64_t p = 0; p < TILE; ++p) {
-                int64_t j = first + 2 * p, some = min<int64_t>(TILE, width - c);
+                int64_t j = first + 2 * p, valid = min<int64_t>(TILE, width - c);
                 const Stored *even = from + j * stride + c, *odd = even + stride;
                 bool has_even = j < count && !(skip && skip[j]), has_odd = j + 1 < count && !(skip && skip[j + 1]);
-                if (has_even && has_odd && some == TILE)
+                if (has_even && has_odd && valid == TILE)
                     store(pairs[p], __builtin_convertvector(load<HalfVec>(even), UintVec) |
                                         __builtin_convertvector(load<HalfVec>(odd), UintVec) << 16);
                 else
                     for (int64_t x = 0; x < TILE; ++x)
                         pairs[p][x] =
-                            x >= some ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
+                            x >= valid ? 0 : (has_even ? even[x] : 0u) | (has_odd ? (uint32_t)odd[x] : 0u) << 16;
             }
             Vec rows[TILE];  // transposed as 32-bit lanes
             for (int64_t p = 0; p < TILE; ++p) rows[p] = load<Vec>(pairs[p]);

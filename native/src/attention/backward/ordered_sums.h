@@ -60,12 +60,12 @@ inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Floa
         QueryGradient at(pass, tile, i);
         Float* to = at.sums;
         for (int64_t c = 0; c < call.width && (from || first); c += LANES) {
-            int64_t some = min<int64_t>(LANES, call.width - c);
-            Vec before = first ? Vec{} : load_partial(to + c, some);
+            int64_t count = min<int64_t>(LANES, call.width - c);
+            Vec before = first ? Vec{} : load_partial(to + c, count);
             Vec now = from ? multiply_add(load<Vec>(from + c), broadcast(scale), before) : before;
-            if (some == LANES) store(to + c, now);
+            if (count == LANES) store(to + c, now);
             else
-                for (int64_t x = 0; x < some; ++x) to[c + x] = now[x];
+                for (int64_t x = 0; x < count; ++x) to[c + x] = now[x];
         }
         if (CONVERTED && last) write_row(to, call.width, at.gradient);
     }

@@ -42,8 +42,8 @@ struct BackwardRows {
             Doubles parts{};
             alignas(64) Float y[LANES], dy[LANES];
             for (int64_t c = 0; c < call.value_width; c += LANES) {
-                int64_t some = min<int64_t>(LANES, call.value_width - c);
-                read_row(output + c, some, y, LANES), read_row(grad + c, some, dy, LANES);
+                int64_t count = min<int64_t>(LANES, call.value_width - c);
+                read_row(output + c, count, y, LANES), read_row(grad + c, count, dy, LANES);
                 // A query that sees no key has the output 0 and delta 0, whatever its gradient is.
                 store(dy, load<Vec>(y) == 0 ? Vec{} : load<Vec>(dy));
                 for (int x = 0; x < LANES; x += HALF)

@@ -78,16 +78,16 @@ struct DecodeJob {
         int64_t group = call.query_heads / call.key_heads, chunks = 0;
         for (int64_t row = 0; row < (segment.row < 0 ? call.batch : 1); ++row)
             for (int64_t head = 0; head < call.query_heads;) {
-                int64_t some = min(heads, group - head % group);
+                int64_t heads_here = min(heads, group - head % group);
                 Tile tile = tiles.tile_of(s, row, head, 0);
                 if (chunks == 0 || call.intervals.starts) {  // spans show every row and head the same keys
                     Visibility visible;
                     find_visible(call, tile, visible);
                     chunks = chunk_count(visible);
                 }
-                groups[group_count++] = {tile, (int)some, chunks, tasks, chunks};
+                groups[group_count++] = {tile, (int)heads_here, chunks, tasks, chunks};
                 tasks += chunks;
-                head += some;
+                head += heads_here;
             }
     }
 

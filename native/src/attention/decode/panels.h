@@ -25,12 +25,12 @@ struct Count {
 template <class F>
 LL_INLINE void for_each_panel(int rows, F f) {
     for (int r = 0, left = rows; left > 0;) {
-        int panels = (left + 3) / 4, some = (left + panels - 1) / panels;
-        if (some == 4) f(Count<4>{}, r);
-        else if (some == 3) f(Count<3>{}, r);
-        else if (some == 2) f(Count<2>{}, r);
+        int panels = (left + 3) / 4, height = (left + panels - 1) / panels;
+        if (height == 4) f(Count<4>{}, r);
+        else if (height == 3) f(Count<3>{}, r);
+        else if (height == 2) f(Count<2>{}, r);
         else f(Count<1>{}, r);
-        r += some, left -= some;
+        r += height, left -= height;
     }
 }
 
@@ -96,11 +96,11 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* quer
     if (d < width) step(d, width - d);
 #pragma GCC unroll 16
     for (int first = 0; first < ROWS; first += TOGETHER) {
-        Vec some[LANES];
+        Vec vectors[LANES];
 #pragma GCC unroll 16
-        for (int n = 0; n < LANES; ++n) some[n] = sum[min(first + n / KEYS, ROWS - 1)][n % KEYS];
+        for (int n = 0; n < LANES; ++n) vectors[n] = sum[min(first + n / KEYS, ROWS - 1)][n % KEYS];
         alignas(64) Float sums[LANES];
-        store(sums, reduce_add_each<LANES>(some));
+        store(sums, reduce_add_each<LANES>(vectors));
         for (int r = first; r < min(first + TOGETHER, ROWS); ++r) {
             Float* to = scores + r * SCORE_ROW;
             const Float* own = sums + (r - first) * KEYS;
@@ -133,9 +133,9 @@ inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows,
     for (int first = 0; first < key.keys; first += UNIT)
         for_each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
-            int some = min(UNIT, key.keys - first);
+            int count = min(UNIT, key.keys - first);
             auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
-            dot(key, first, some, query + r * columns, columns, prefetch, scores + r * SCORE_ROW);
+            dot(key, first, count, query + r * columns, columns, prefetch, scores + r * SCORE_ROW);
         });
 }
 
@@ -214,10 +214,10 @@ inline void value_panel(const Weights& weights, int row, const StridedRows& valu
         ValuePiece piece[PIECES];
 #pragma GCC unroll 8
         for (int v = 0; v < PIECES; ++v) {
-            int64_t some = PIECES > 1 ? PIECE : min<int64_t>(PIECE, value.width - c);
-            piece[v] = read_value(from + v * PIECE, next + v * PIECE, some);
+            int64_t elements = PIECES > 1 ? PIECE : min<int64_t>(PIECE, value.width - c);
+            piece[v] = read_value(from + v * PIECE, next + v * PIECE, elements);
             for (int k = 0; PREFETCH && k < KEYS_PER_STEP && j >= UNPREFETCHED_KEYS; ++k)
-                some == PIECE ? prefetch.advance_piece<PIECES>(j + k, v) : prefetch.advance(some);
+                elements == PIECE ? prefetch.advance_piece<PIECES>(j + k, v) : prefetch.advance(elements);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
@@ -239,16 +239,15 @@ inline void value_product(const Float* weights, const StridedRows& value, int ro
                           Float* output, int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
     for (int first = 0; first < value.keys; first += UNIT) {
-        int some = min(UNIT, value.keys - first);
-        Weights of_unit(weights + first, rows, some);
+        int count = min(UNIT, value.keys - first);
+        Weights of_unit(weights + first, rows, count);
         for_each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
             for (int64_t c = 0; c < value.width;) {
                 bool prefetching = r == 0, whole = c + PIECES * PIECE <= value.width;
-                auto add_over_keys =
-                    whole ? (prefetching ? value_panel<ROWS, PIECES, true> : value_panel<ROWS, PIECES, false>)
-                          : (prefetching ? value_panel<ROWS, 1, true> : value_panel<ROWS, 1, false>);
-                add_over_keys(of_unit, r, value, first, some, c, prefetch, output + r * columns, columns);
+                auto add = whole ? (prefetching ? value_panel<ROWS, PIECES, true> : value_panel<ROWS, PIECES, false>)
+                                 : (prefetching ? value_panel<ROWS, 1, true> : value_panel<ROWS, 1, false>);
+                add(of_unit, r, value, first, count, c, prefetch, output + r * columns, columns);
                 c += whole ? PIECES * PIECE : PIECE;
             }
         });

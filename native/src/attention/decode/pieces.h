@@ -37,9 +37,9 @@ LL_INLINE Piece read_partial_piece(const Stored* from, int64_t count) {
 #if defined(LL_OF_BFLOAT16) && defined(LL_AVX512)
     return piece_of((UintVec)_mm512_maskz_loadu_epi16((1u << count) - 1, from));
 #elif defined(LL_OF_BFLOAT16)
-    alignas(64) Stored some[PIECE] = {};
-    for (int64_t x = 0; x < count; ++x) some[x] = from[x];
-    return read_piece(some);
+    alignas(64) Stored partial[PIECE] = {};
+    for (int64_t x = 0; x < count; ++x) partial[x] = from[x];
+    return read_piece(partial);
 #else
     return {{read_partial(from, count)}};
 #endif

@@ -55,7 +55,7 @@ public:
         : second(second_rows), third(third_rows) {
         start(first);
         for (int64_t left = LEAD * LINE; left > 0;) {
-            int64_t step = min(left, end - line);
+            int64_t step = min<int64_t>(left, end - line);
             line += step, left -= step;
             if (line >= end) next_row();
         }

@@ -134,10 +134,11 @@ inline void weights_and_statistics(const Problem& problem, const Tile& tile, con
     for (int i = 0; i < QUERIES; i += LANES) {
         Vec distance{};
         for (int j = 0; j < block.count;) {
-            Vec some{};
+            Vec short_sum{};
             for (int stop = min(j + SHORT_SUM, block.count); j < stop; ++j)
-                some = multiply_add(load<Vec>(weights + j * QUERIES + i), absolute_distance(first, j, i), some);
-            distance += some;
+                short_sum =
+                    multiply_add(load<Vec>(weights + j * QUERIES + i), absolute_distance(first, j, i), short_sum);
+            distance += short_sum;
         }
         for (int lane = 0; lane < LANES; ++lane) rows.distance[i + lane] += (double)distance[lane];
     }
