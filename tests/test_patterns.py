@@ -15,7 +15,7 @@ from support.oracles import loops
 from support.strategies import PATTERNS, layouts, patterns, sizes, subclasses
 
 import limelight
-from limelight import Aligned, Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
+from limelight import Aligned, Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Where, Window
 from limelight.forms.coordinates import Part
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import And, Not, Or
@@ -24,7 +24,7 @@ from limelight.tensors.shapes import Shapes
 
 KINDS = subclasses(Pattern)
 #: Nothing is known of a function but what it gives.
-OPAQUE = {"Rule": "a function is known by what it gives alone"}
+OPAQUE = {"Predicate": "a function is known by what it gives alone"}
 #: Their facts are those of the patterns within.
 JOINED = ("And", "Or", "Not")
 
@@ -166,7 +166,7 @@ def test_what_may_change_is_not_fixed(kind, data):
 
 
 def test_a_promise_is_believed():
-    for fixed in (Rule(lambda at: at.distance == 0, fixed=True), Explicit(torch.ones(3, 3).bool(), fixed=True)):
+    for fixed in (Predicate(lambda at: at.distance == 0, fixed=True), Explicit(torch.ones(3, 3).bool(), fixed=True)):
         assert fixed.is_fixed
         assert (Causal() & ~fixed).is_fixed
         assert not (fixed | Explicit(torch.ones(3, 3).bool())).is_fixed
@@ -256,7 +256,7 @@ def test_pairs():
         (Causal() & Chunks(8), (7, 0)),
         (Causal() & (Window(2, 0) | Keys(1)), (None, 0)),
         (Window(2, 1) | Window(1, 3), (2, 3)),
-        (Causal() & Window(3, 0) & Rule(lambda at: at.key_position > 0), (3, 0)),
+        (Causal() & Window(3, 0) & Predicate(lambda at: at.key_position > 0), (3, 0)),
         (Window(2, 0) & ~Causal(), (0, 0)),
     ],
     ids=str,

@@ -14,7 +14,7 @@ from .backends.contract import BackendError
 from .forms.coordinates import Where
 from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .forms.observations import Observations, Observe, Seen, watching
-from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Window
+from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError
@@ -46,9 +46,9 @@ __all__ = [
     "Packed",
     "Padded",
     "Pattern",
+    "Predicate",
     "Prefix",
     "RelativeBias",
-    "Rule",
     "ScoreRule",
     "Seen",
     "SoftCap",

@@ -27,9 +27,9 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Predicate,
     Prefix,
     RelativeBias,
-    Rule,
     SoftCap,
     T5Buckets,
     Window,
@@ -123,9 +123,9 @@ def _explicit(draw, s):
     return Explicit(torch.rand(*draw(st.sampled_from(shapes)), generator=_generator(draw)) < 0.7)
 
 
-def _rule(draw, s):
+def _predicate(draw, s):
     n, m = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    return Rule(lambda at: (at.batch + at.head + n * at.query_position + at.key_position) % m == 0)
+    return Predicate(lambda at: (at.batch + at.head + n * at.query_position + at.key_position) % m == 0)
 
 
 def _inner(draw, s):
@@ -143,7 +143,7 @@ PATTERNS = {
     Chunks: lambda draw, s: Chunks(draw(st.integers(1, 7))),
     Blocks: _blocks,
     Explicit: _explicit,
-    Rule: _rule,
+    Predicate: _predicate,
     And: lambda draw, s: _inner(draw, s) & _inner(draw, s),
     Or: lambda draw, s: _inner(draw, s) | _inner(draw, s),
     Not: lambda draw, s: ~_inner(draw, s),

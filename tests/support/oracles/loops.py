@@ -25,9 +25,9 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Predicate,
     Prefix,
     RelativeBias,
-    Rule,
     SoftCap,
     Window,
 )  # fmt: skip
@@ -107,7 +107,7 @@ def allows(pattern, b, h, p, q, i, j):
             return allows(left, b, h, p, q, i, j) or allows(right, b, h, p, q, i, j)
         case Not(inner):
             return not allows(inner, b, h, p, q, i, j)
-        case Rule(function):
+        case Predicate(function):
             fields = {"query_position": p, "key_position": q, "distance": q - p, "query_index": i, "key_index": j}
             return bool(function(SimpleNamespace(batch=b, head=h, **fields)))
     raise TypeError(f"say in {__file__} which keys a {type(pattern).__name__} allows")
