@@ -14,7 +14,7 @@ from support.oracles import loops
 from support.strategies import LAYOUTS, examples, layouts, patterns, sizes, subclasses
 
 import limelight
-from limelight import ALiBi, Causal, Chosen, Explicit, Layout, Observe, Padded, Window
+from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window
 from limelight.backends import BACKENDS, native
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import Pattern
@@ -93,7 +93,7 @@ def test_what_its_coordinates_give_by_default(kind, data):
         assert (np.broadcast_to(of_runs(runs, s.Lk), together.shape) == together).all()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Chosen"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Subset"])
 @given(st.data())
 def test_segments_that_it_has_are_stated(kind, data):
     """Else kernels cannot count distances. Where positions are indices plus an offset, there are segments."""
@@ -225,7 +225,7 @@ def test_the_lowering_of_chosen_queries(data):
     s = data.draw(sizes())
     layout, pattern, index = data.draw(layouts(s)), data.draw(patterns(s)), data.draw(choices(s))
     assume(not by_index(pattern))
-    lowered = lower(pattern, Chosen(index, s.Lq, layout), s.B, s.Hq, index.shape[1], s.Lk)
+    lowered = lower(pattern, Subset(index, s.Lq, layout), s.B, s.Hq, index.shape[1], s.Lk)
     truth = taken(torch.from_numpy(loops.visible(pattern, layout, s.B, s.Hq, s.Lq, s.Lk)), index).numpy()
     assert (np.broadcast_to(lowered.rows(0, index.shape[1]), truth.shape) == truth).all()
     assert lowered.pairs() == truth.sum()
@@ -241,7 +241,7 @@ def test_chosen_queries_in_the_definition(data):
     index = data.draw(choices(example.sizes))
     few = taken(example.query, index)
     got = limelight.attention(
-        few, example.key, example.value, layout=Chosen(index, example.sizes.Lq, layout), backend="reference", **settings
+        few, example.key, example.value, layout=Subset(index, example.sizes.Lq, layout), backend="reference", **settings
     )
     whole, _ = loops.attention(example.query, example.key, example.value, layout=layout, **settings)[:2]
     torch.testing.assert_close(got, taken(torch.from_numpy(whole), index), rtol=1e-9, atol=1e-9)
@@ -257,7 +257,7 @@ def test_every_backend_serves_chosen_queries_right_or_not_at_all(backend, layout
     index = (torch.rand(2, 200, generator=generator) < 0.4).int().argsort(dim=1, descending=True, stable=True)[:, :70]
     index = index.where(torch.arange(70) < torch.tensor([[70], [50]]), -1)
     few = taken(query, index)
-    chosen = Chosen(index, 200, layout)
+    chosen = Subset(index, 200, layout)
     if backend.reasons_against(prepare(few, key, value, chosen, pattern, scores=scores)):
         assert scores or backend is not native or native._library is None
         return
@@ -272,8 +272,8 @@ def test_every_backend_serves_chosen_queries_right_or_not_at_all(backend, layout
 def test_what_chosen_refuses():
     q = torch.randn(2, 1, 3, 4)
     with pytest.raises(limelight.ArgumentError, match="below 3"):
-        limelight.attention(q, q, q, layout=Chosen(torch.tensor([[0, 1, 3]] * 2), 3))
+        limelight.attention(q, q, q, layout=Subset(torch.tensor([[0, 1, 3]] * 2), 3))
     with pytest.raises(limelight.ArgumentError, match="one row for each"):
-        limelight.attention(q, q, q, layout=Chosen(torch.tensor([[0, 1, 2]]), 3))
+        limelight.attention(q, q, q, layout=Subset(torch.tensor([[0, 1, 2]]), 3))
     with pytest.raises(limelight.ArgumentError, match="int64"):
-        Chosen(torch.tensor([[True]]), 3)
+        Subset(torch.tensor([[True]]), 3)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
 from .backends.contract import BackendError
 from .forms.coordinates import Where
-from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
+from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
 from .forms.observations import Observations, Observe, Seen, watching
 from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
@@ -33,7 +33,6 @@ __all__ = [
     "Bias",
     "Blocks",
     "Causal",
-    "Chosen",
     "Chunks",
     "Explanation",
     "Explicit",
@@ -52,6 +51,7 @@ __all__ = [
     "ScoreRule",
     "Seen",
     "SoftCap",
+    "Subset",
     "T5Buckets",
     "Where",
     "Window",

@@ -19,7 +19,6 @@ from limelight import (
     Bias,
     Blocks,
     Causal,
-    Chosen,
     Chunks,
     Explicit,
     Full,
@@ -31,6 +30,7 @@ from limelight import (
     Prefix,
     RelativeBias,
     SoftCap,
+    Subset,
     T5Buckets,
     Window,
 )  # fmt: skip
@@ -76,15 +76,15 @@ def _key_mask(draw, s):
     return KeyMask(torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=generator) < share)
 
 
-def _chosen(draw, s):
+def _subset(draw, s):
     of = draw(st.integers(0, 12))
     index = [[draw(st.integers(-1, of - 1)) for _ in range(s.Lq)] for _ in range(s.B)]
     whole = draw(layouts(s._replace(Lq=of)))
-    return Chosen(torch.tensor(index, dtype=torch.int64).reshape(s.B, s.Lq), of, whole)
+    return Subset(torch.tensor(index, dtype=torch.int64).reshape(s.B, s.Lq), of, whole)
 
 
 #: How to draw a layout of each class, for a call of given sizes; tests/test_layouts.py asks for every class.
-LAYOUTS = {Aligned: _aligned, Padded: _padded, Packed: _packed, KeyMask: _key_mask, Chosen: _chosen}
+LAYOUTS = {Aligned: _aligned, Padded: _padded, Packed: _packed, KeyMask: _key_mask, Subset: _subset}
 
 
 @st.composite

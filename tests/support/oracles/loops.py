@@ -17,7 +17,6 @@ from limelight import (
     Bias,
     Blocks,
     Causal,
-    Chosen,
     Chunks,
     Explicit,
     Full,
@@ -29,6 +28,7 @@ from limelight import (
     Prefix,
     RelativeBias,
     SoftCap,
+    Subset,
     Window,
 )  # fmt: skip
 from limelight.forms.patterns import And, Not, Or
@@ -36,8 +36,8 @@ from limelight.forms.patterns import And, Not, Or
 
 def places(layout, B, Lq, Lk):
     """For each batch row: lists of (position, document) of queries and of keys; None where one does not exist."""
-    if isinstance(layout, Chosen):
-        whole = places(layout.whole, B, layout.queries, Lk)
+    if isinstance(layout, Subset):
+        whole = places(layout.of, B, layout.queries, Lk)
         return [
             ([queries[i] if i >= 0 else None for i in chosen], keys)
             for (queries, keys), chosen in zip(whole, layout.index.tolist(), strict=True)
