@@ -14,7 +14,6 @@ from limelight import (
     Bias,
     Blocks,
     Causal,
-    Chosen,
     Chunks,
     Explicit,
     KeyMask,
@@ -22,14 +21,14 @@ from limelight import (
     Observe,
     Packed,
     Padded,
+    Predicate,
     Prefix,
     RelativeBias,
-    Rule,
     SoftCap,
+    Subset,
     T5Buckets,
     Window,
 )  # fmt: skip
-from limelight.backends import native
 
 q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
 
@@ -79,7 +78,7 @@ BAD = {
         "mask",
         "(5, 5)",
     ),
-    "rule": (lambda: limelight.attention(q, k, k, pattern=Rule(lambda at: at.head)), "function", "int64"),
+    "rule": (lambda: limelight.attention(q, k, k, pattern=Predicate(lambda at: at.head)), "function", "int64"),
     "packed": (lambda: limelight.attention(q, k, k, layout=Packed((2, 2), (3, 3))), "query_lengths", "4 tokens"),
     "packed negative": (lambda: Packed((7, -2)), "query_lengths", "-2"),
     "packed count": (lambda: Packed((2, 3), (6,)), "key_lengths", "1 is not 2"),
@@ -191,53 +190,6 @@ def test_unbatched():
     torch.testing.assert_close(out, limelight.attention(q[:1], k[:1], k[:1])[0])
 
 
-def test_watching_names_layers_and_gives_way():
-    with limelight.watching(Observe(entropy=True)) as seen:
-        limelight.attention(q, k, k, name="first")
-        _, own = limelight.attention(q, k, k, observe=Observe(top=2))
-        limelight.attention(q, k, k, name="first")
-    limelight.attention(q, k, k, name="late")
-    assert list(seen.layers) == ["first", "attention.1"]
-    assert len(seen.layers["first"]) == 2
-    assert seen["first"].entropy.shape == (2, 4, 5)
-    assert own.top_keys.shape == (2, 4, 5, 2)
-    with pytest.raises(KeyError, match="first"):
-        seen["late"]
-
-
-WRONG_BUCKETS = {
-    "shape": (lambda d: d.abs()[..., :1], "it gave a int64 tensor of shape"),
-    "more": (lambda d: d[None], "shape (1, "),
-    "float": (lambda d: d.abs().clamp(max=2).float(), "float32"),
-    "bool": (lambda d: d > 0, "bool"),
-    "number": (lambda d: 0, "it gave 0"),
-    "beyond": (lambda d: d.abs(), "to 5"),
-    "negative": (lambda d: d.clamp(-1, 1), "from -1 to 1"),
-}
-
-
-@pytest.mark.parametrize("backend", ["native", "reference"])
-@pytest.mark.parametrize(("buckets", "values"), WRONG_BUCKETS.values(), ids=WRONG_BUCKETS)
-def test_buckets_give_a_column_for_each_distance(buckets, values, backend):
-    if backend == "native" and native._library is None:
-        pytest.skip(native._missing)
-    with pytest.raises(ArgumentError, match=r"^`buckets` must give") as caught:
-        limelight.attention(q, k, k, scores=(RelativeBias(torch.randn(4, 3), buckets),), backend=backend)
-    assert values in str(caught.value)
-
-
-@pytest.mark.parametrize("backend", [None, "reference"])
-def test_buckets_may_be_whole_numbers_of_any_width(backend):
-    table = torch.randn(4, 3)
-
-    def found(dtype):
-        rule = RelativeBias(table, lambda d: d.abs().clamp(max=2).to(dtype))
-        return limelight.attention(q, k, k, scores=(rule,), backend=backend)
-
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        assert torch.equal(found(dtype), found(torch.int64))
-
-
 def _meta(*shape, dtype=torch.int64):
     return torch.zeros(shape, dtype=dtype, device="meta")
 
@@ -247,8 +199,8 @@ WITHOUT_NUMBERS = {
     "padded": ("layout", lambda: Padded(_meta(2))),
     "packed": ("layout", lambda: Packed(_meta(2), _meta(2))),
     "key mask": ("layout", lambda: KeyMask(_meta(2, 6, dtype=torch.bool))),
-    "chosen": ("layout", lambda: Chosen(_meta(2, 5), 6)),
-    "inside chosen": ("layout", lambda: Chosen(torch.zeros(2, 5, dtype=torch.int64), 6, Aligned(_meta(2)))),
+    "chosen": ("layout", lambda: Subset(_meta(2, 5), 6)),
+    "inside chosen": ("layout", lambda: Subset(torch.zeros(2, 5, dtype=torch.int64), 6, Aligned(_meta(2)))),
     "explicit": ("pattern", lambda: Explicit(_meta(5, 6, dtype=torch.bool))),
     "inside a pattern": ("pattern", lambda: Causal() & ~Explicit(_meta(5, 6, dtype=torch.bool))),
     "prefix": ("pattern", lambda: Prefix(_meta(2))),

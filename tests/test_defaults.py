@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import limelight
-from limelight import ALiBi, Causal, KeyMask, Observe, Packed, Padded, RelativeBias, Rule, SoftCap, Window
+from limelight import ALiBi, Causal, KeyMask, Observe, Packed, Padded, Predicate, RelativeBias, SoftCap, Window
 from limelight.models import sound
 from limelight.nn import DynamicNTK, Rotary, Sinusoids, YaRN
 
@@ -47,7 +47,7 @@ def everything():
             yield limelight.attention(x, x, x, dropout=0.4, backend=backend)
             yield limelight.attention(x, x, x, layout=Packed((4, 5)), dropout=0.4, seed=3, backend=backend)
             yield limelight.attention(x, x, x, layout=Padded(7), observe=SEE, backend=backend)[0]
-            rule = Rule(lambda at: (at.key_position + at.head) % 3 != 0)
+            rule = Predicate(lambda at: (at.key_position + at.head) % 3 != 0)
             yield limelight.attention(x, x, x, pattern=rule, backend=backend)
     for stretch in (None, YaRN(4.0, 2048), DynamicNTK(2.0, 64)):
         yield from Rotary(8, scaling=stretch).at(POSITIONS, torch.float32)[:2]

@@ -28,8 +28,8 @@ from limelight import (
     Keys,
     Observe,
     Packed,
+    Predicate,
     RelativeBias,
-    Rule,
     SoftCap,
     T5Buckets,
     Window,
@@ -115,7 +115,7 @@ FORMS = {
     "causal": {"pattern": Causal()},
     "window and sink": {"pattern": Causal() & (Window(2, 0) | Keys(1)), "sink": torch.randn(4, dtype=torch.float64)},
     "rules": {
-        "pattern": Rule(lambda at: (at.head + at.query_index + at.key_index) % 3 > 0),
+        "pattern": Predicate(lambda at: (at.head + at.query_index + at.key_index) % 3 > 0),
         "scores": (
             ALiBi(torch.rand(1, 4, dtype=torch.float64)),
             Bias(torch.randn(4, 5, 6, dtype=torch.float64)),

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from limelight import Blocks, Causal, Chunks, Explicit, Full, Keys, Packed, Padded, Prefix, Rule, Window
+from limelight import Blocks, Causal, Chunks, Explicit, Full, Keys, Packed, Padded, Predicate, Prefix, Window
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_text():
     assert str(Causal().draw(2, 4)) == "■ ■ ■ ·\n■ ■ ■ ■"
     assert str(Causal().draw(3, layout=Packed((1, 2)))) == "■ · ·\n· ■ ·\n· ■ ■"
     assert str(Full().draw(3, layout=Padded(torch.tensor([2, 3])))) == "■ ■ ·\n■ ■ ·\n· · ·"
-    second = Rule(lambda at: at.head == at.key_position).draw(1, 3, head=1, heads=2)
+    second = Predicate(lambda at: at.head == at.key_position).draw(1, 3, head=1, heads=2)
     assert str(second) == "· ■ ·"
 
 

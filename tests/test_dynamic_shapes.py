@@ -135,7 +135,7 @@ def test_second_derivatives_of_a_recorded_dropout():
 def test_a_predicate_is_exported_with_every_size_open():
     class Module(nn.Module):
         def forward(self, x, keys):
-            rule = limelight.Rule(lambda at: (at.query_position - at.key_position + at.head) % 3 != 0)
+            rule = limelight.Predicate(lambda at: (at.query_position - at.key_position + at.head) % 3 != 0)
             return limelight.attention(x, x, x, layout=KeyMask(keys), pattern=rule)
 
     dim = torch.export.Dim

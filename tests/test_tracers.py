@@ -27,7 +27,7 @@ from limelight import (
     Observe,
     Packed,
     Padded,
-    Rule,
+    Predicate,
     SoftCap,
     Window,
     compat,
@@ -106,10 +106,10 @@ class Lengths(nn.Module):
         return defined(x, x, x, there[:, None, :, None] & there[:, None, None, :])
 
 
-class Predicate(nn.Module):
+class EverySecondKey(nn.Module):
     def forward(self, x):
-        rule = Rule(lambda at: (at.query_index - at.key_index) % 2 == 0)
-        return limelight.attention(x, x, x, pattern=Causal() & rule)
+        second = Predicate(lambda at: (at.query_index - at.key_index) % 2 == 0)
+        return limelight.attention(x, x, x, pattern=Causal() & second)
 
     def definition(self, x):
         return defined(x, x, x, (distance(x) >= 0) & (distance(x) % 2 == 0))
@@ -165,7 +165,7 @@ class Layer(nn.Module):
         return layer.output(defined(q, k, v, distance(x) >= 0).transpose(1, 2).flatten(2))
 
 
-SUBJECTS = [Plain, Operands, Lengths, Predicate, Compat, Observed, Layer]
+SUBJECTS = [Plain, Operands, Lengths, EverySecondKey, Compat, Observed, Layer]
 subjects = pytest.mark.parametrize("kind", SUBJECTS)
 one_operator = pytest.mark.parametrize("kind", [kind for kind in SUBJECTS if kind is not Observed])
 

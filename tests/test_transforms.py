@@ -14,8 +14,8 @@ from limelight import (
     Keys,
     Observe,
     Packed,
+    Predicate,
     RelativeBias,
-    Rule,
     SoftCap,
     T5Buckets,
     Window,
@@ -141,7 +141,7 @@ def test_compile_with_masks_rules_and_observations():
     torch._dynamo.reset()
 
     def f(q, k, v, mask):
-        rule = Rule(lambda at: (at.query_index + at.key_index) % 2 == 0)
+        rule = Predicate(lambda at: (at.query_index + at.key_index) % 2 == 0)
         return limelight.attention(q, k, v, layout=KeyMask(mask), pattern=rule, observe=Observe(entropy=True))
 
     args = (*tensors(), torch.rand(1, 6) < 0.7)

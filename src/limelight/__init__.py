@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
 from .backends.contract import BackendError
 from .forms.coordinates import Where
-from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
+from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
 from .forms.observations import Observations, Observe, Seen, watching
-from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Window
+from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError
@@ -37,7 +37,6 @@ __all__ = [
     "Bias",
     "Blocks",
     "Causal",
-    "Chosen",
     "Chunks",
     "Explanation",
     "Explicit",
@@ -50,13 +49,14 @@ __all__ = [
     "Packed",
     "Padded",
     "Pattern",
+    "Predicate",
     "Prefix",
     "Pretrained",
     "RelativeBias",
-    "Rule",
     "ScoreRule",
     "Seen",
     "SoftCap",
+    "Subset",
     "T5Buckets",
     "Where",
     "Window",

@@ -1,4 +1,7 @@
-"""Random calls for hypothesis: sizes, layouts, patterns, score rules. Used by the tests of every backend."""
+"""Random calls for hypothesis: sizes, layouts, patterns, score rules. Used by the tests of every backend.
+
+The tables `LAYOUTS`, `PATTERNS` and `RULES` have an entry for each class: where a new class is added.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Predicate,
     Prefix,
     RelativeBias,
     SoftCap,
+    Subset,
     T5Buckets,
     Window,
 )  # fmt: skip
+from limelight.forms.patterns import And, Not, Or
 from limelight.tensors.shapes import Shapes
 
 SHORT, NARROW, FEW = st.integers(0, 12), st.integers(1, 9), st.integers(1, 3)
@@ -40,31 +46,51 @@ def sizes(draw, lengths=SHORT, widths=NARROW, heads=FEW, batch=FEW):
     return Shapes(draw(batch), Hkv * draw(heads), Hkv, draw(lengths), draw(lengths), draw(widths), draw(widths))
 
 
+def _aligned(draw, s):
+    ints = st.integers(-5, 20)
+    if draw(st.booleans()):
+        return Aligned(draw(st.none() | ints), draw(ints))
+    start = torch.tensor([draw(ints) for _ in range(s.B)])
+    return Aligned(start, draw(ints)) if draw(st.booleans()) else Aligned(None, start)
+
+
+def _padded(draw, s):
+    side = draw(st.sampled_from(["left", "right"]))
+    if draw(st.booleans()):
+        return Padded(draw(st.integers(0, s.Lq)), draw(st.integers(0, s.Lk)), side)
+    rows = lambda most: torch.tensor([draw(st.integers(0, most)) for _ in range(s.B)])  # noqa: E731
+    return Padded(rows(s.Lq), rows(s.Lk), side)
+
+
+def _packed(draw, s):
+    cuts = draw(st.integers(0, 3))
+    lengths = [_cut(draw, total, cuts) for total in (s.Lq, s.Lk)]
+    if draw(st.booleans()):
+        lengths = [torch.tensor(n) for n in lengths]
+    return Packed(*lengths)
+
+
+def _key_mask(draw, s):
+    share = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    return KeyMask(torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=generator) < share)
+
+
+def _subset(draw, s):
+    of = draw(st.integers(0, 12))
+    index = [[draw(st.integers(-1, of - 1)) for _ in range(s.Lq)] for _ in range(s.B)]
+    whole = draw(layouts(s._replace(Lq=of)))
+    return Subset(torch.tensor(index, dtype=torch.int64).reshape(s.B, s.Lq), of, whole)
+
+
+#: How to draw a layout of each class, for a call of given sizes; tests/test_layouts.py asks for every class.
+LAYOUTS = {Aligned: _aligned, Padded: _padded, Packed: _packed, KeyMask: _key_mask, Subset: _subset}
+
+
 @st.composite
 def layouts(draw, s: Shapes):
-    kind = draw(st.sampled_from(["none", "aligned", "aligned tensor", "padded", "padded tensor", "packed", "mask"]))
-    ints = st.integers(-5, 20)
-    rows = lambda most: torch.tensor([draw(st.integers(0, most)) for _ in range(s.B)])  # noqa: E731
-    if kind == "aligned":
-        return Aligned(draw(st.none() | ints), draw(ints))
-    if kind == "aligned tensor":
-        start = torch.tensor([draw(ints) for _ in range(s.B)])
-        return Aligned(start, draw(ints)) if draw(st.booleans()) else Aligned(None, start)
-    if kind == "padded":
-        return Padded(draw(st.integers(0, s.Lq)), draw(st.integers(0, s.Lk)), draw(st.sampled_from(["left", "right"])))
-    if kind == "padded tensor":
-        return Padded(rows(s.Lq), rows(s.Lk), draw(st.sampled_from(["left", "right"])))
-    if kind == "packed":
-        cuts = draw(st.integers(0, 3))
-        lengths = [_cut(draw, total, cuts) for total in (s.Lq, s.Lk)]
-        if draw(st.booleans()):
-            lengths = [torch.tensor(n) for n in lengths]
-        return Packed(*lengths)
-    if kind == "mask":
-        share = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
-        generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-        return KeyMask(torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=generator) < share)
-    return None
+    kind = draw(st.sampled_from([None, Aligned, Padded, Packed, KeyMask]))
+    return None if kind is None else LAYOUTS[kind](draw, s)
 
 
 def _cut(draw, total: int, cuts: int) -> tuple[int, ...]:
@@ -73,66 +99,114 @@ def _cut(draw, total: int, cuts: int) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(edges))
 
 
+def _generator(draw):
+    return torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+
+def _window(draw, s):
+    offset = st.none() | st.integers(0, 6)
+    return Window(draw(offset), draw(offset))
+
+
+def _prefix(draw, s):
+    few = st.integers(0, 12)
+    return Prefix(draw(few) if draw(st.booleans()) else torch.tensor([draw(few) for _ in range(s.B)]))
+
+
+def _blocks(draw, s):
+    lead = draw(st.sampled_from([(), (1,), (s.Hq,), (s.B, s.Hq), (s.B, 1)]))
+    return Blocks(torch.rand(*lead, 4, 5, generator=_generator(draw)) < 0.6, draw(st.integers(1, 5)))
+
+
+def _explicit(draw, s):
+    shapes = [(s.Lk,), (s.Lq, s.Lk), (s.Hq, s.Lq, 1), (s.B, 1, s.Lq, s.Lk), (s.B, s.Hq, 1, s.Lk)]
+    return Explicit(torch.rand(*draw(st.sampled_from(shapes)), generator=_generator(draw)) < 0.7)
+
+
+def _predicate(draw, s):
+    n, m = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    return Predicate(lambda at: (at.batch + at.head + n * at.query_position + at.key_position) % m == 0)
+
+
+def _inner(draw, s):
+    kinds = [kind for kind in PATTERNS if kind not in (And, Or, Not)]
+    return PATTERNS[draw(st.sampled_from(kinds))](draw, s)
+
+
+#: How to draw a pattern of each class, for a call of given sizes; tests/test_patterns.py asks for every class.
+PATTERNS = {
+    Full: lambda draw, s: Full(),
+    Causal: lambda draw, s: Causal(),
+    Window: _window,
+    Prefix: _prefix,
+    Keys: lambda draw, s: Keys(first=draw(st.integers(0, 12))),
+    Chunks: lambda draw, s: Chunks(draw(st.integers(1, 7))),
+    Blocks: _blocks,
+    Explicit: _explicit,
+    Predicate: _predicate,
+    And: lambda draw, s: _inner(draw, s) & _inner(draw, s),
+    Or: lambda draw, s: _inner(draw, s) | _inner(draw, s),
+    Not: lambda draw, s: ~_inner(draw, s),
+}
+
+
 @st.composite
 def patterns(draw, s: Shapes, depth: int = 3):
-    kinds = ["none", "full", "causal", "window", "prefix", "prefix tensor", "keys", "chunks", "blocks", "explicit"]
-    if depth:
-        kinds += ["and", "or", "not"] * 2
-    few, offset = st.integers(0, 12), st.none() | st.integers(0, 6)
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    kinds = [None, *(kind for kind in PATTERNS if kind not in (And, Or, Not))]
+    kinds += [And, Or, Not] * 2 if depth else []
+    kind = draw(st.sampled_from(kinds))
     inner = lambda: draw(patterns(s, depth - 1)) or Full()  # noqa: E731
-    match draw(st.sampled_from(kinds)):
-        case "causal":
-            return Causal()
-        case "window":
-            return Window(draw(offset), draw(offset))
-        case "prefix":
-            return Prefix(draw(few))
-        case "prefix tensor":
-            return Prefix(torch.tensor([draw(few) for _ in range(s.B)]))
-        case "keys":
-            return Keys(first=draw(few))
-        case "chunks":
-            return Chunks(draw(st.integers(1, 7)))
-        case "blocks":
-            lead = draw(st.sampled_from([(), (1,), (s.Hq,), (s.B, s.Hq), (s.B, 1)]))
-            return Blocks(torch.rand(*lead, 4, 5, generator=generator) < 0.6, draw(st.integers(1, 5)))
-        case "explicit":
-            lead = draw(
-                st.sampled_from([(s.Lk,), (s.Lq, s.Lk), (s.Hq, s.Lq, 1), (s.B, 1, s.Lq, s.Lk), (s.B, s.Hq, 1, s.Lk)])
-            )
-            return Explicit(torch.rand(*lead, generator=generator) < 0.7)
-        case "and":
-            return inner() & inner()
-        case "or":
-            return inner() | inner()
-        case "not":
-            return ~inner()
-        case "full":
-            return Full()
-    return None
+    if kind is None:
+        return None
+    if kind in (And, Or):
+        return kind(inner(), inner())
+    return Not(inner()) if kind is Not else PATTERNS[kind](draw, s)
+
+
+def _normal(draw, dtype):
+    generator = _generator(draw)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def _alibi(draw, s, dtype):
+    return ALiBi(_normal(draw, dtype)(*draw(st.sampled_from([(s.Hq,), (s.B, s.Hq), (1, s.Hq)]))).abs())
+
+
+def _relative(draw, s, dtype):
+    buckets = T5Buckets(8, 6, draw(st.booleans()))
+    return RelativeBias(_normal(draw, dtype)(draw(st.sampled_from([1, s.Hq])), 8), buckets)
+
+
+def _bias(draw, s, dtype):
+    shapes = [(s.Lk,), (s.Lq, s.Lk), (s.Hq, 1, s.Lk), (s.B, 1, s.Lq, 1), (s.B, s.Hq, s.Lq, s.Lk)]
+    normal = _normal(draw, dtype)
+    bias = normal(*draw(st.sampled_from(shapes)))
+    return Bias(torch.where(normal(*bias.shape) > 1.2, -torch.inf, bias) if draw(st.booleans()) else bias)
+
+
+#: How to draw a score rule of each class, for a call of given sizes; tests/test_scores.py asks for every class.
+RULES = {
+    ALiBi: _alibi,
+    RelativeBias: _relative,
+    Bias: _bias,
+    SoftCap: lambda draw, s, dtype: SoftCap(draw(st.sampled_from([0.5, 3.0, 50.0]))),
+}
 
 
 @st.composite
 def score_rules(draw, s: Shapes, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-    rules: list[Any] = []
-    for kind in draw(st.lists(st.sampled_from(["alibi", "relative", "bias", "cap"]), max_size=3)):
-        if kind == "alibi":
-            rules.append(ALiBi(normal(*draw(st.sampled_from([(s.Hq,), (s.B, s.Hq), (1, s.Hq)]))).abs()))
-        elif kind == "relative":
-            buckets = T5Buckets(8, 6, draw(st.booleans()))
-            rules.append(RelativeBias(normal(draw(st.sampled_from([1, s.Hq])), 8), buckets))
-        elif kind == "bias":
-            shapes = [(s.Lk,), (s.Lq, s.Lk), (s.Hq, 1, s.Lk), (s.B, 1, s.Lq, 1), (s.B, s.Hq, s.Lq, s.Lk)]
-            bias = normal(*draw(st.sampled_from(shapes)))
-            if draw(st.booleans()):
-                bias = torch.where(normal(*bias.shape) > 1.2, -torch.inf, bias)
-            rules.append(Bias(bias))
-        else:
-            rules.append(SoftCap(draw(st.sampled_from([0.5, 3.0, 50.0]))))
-    return tuple(rules)
+    kinds = draw(st.lists(st.sampled_from([*RULES]), max_size=3))
+    return tuple(RULES[kind](draw, s, dtype) for kind in kinds)
+
+
+def subclasses(base):
+    """Every class of the library that descends from ``base``, by name, but private ones, which are bases of others."""
+    found = {}
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("limelight."):
+            found |= {} if kind.__name__.startswith("_") else {kind.__name__: kind}
+            found |= subclasses(kind)
+    return found
 
 
 # Finite numbers beside which every ordinary score is less than half a rounding step: so large a score is the same in

@@ -15,14 +15,13 @@ import struct
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..forms.layouts import Aligned
 from ..forms.lowering import Lowered
 from ..forms.observations import Observations, Observe
 from ..forms.scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
@@ -143,22 +142,21 @@ def reasons_against(call: Call) -> list[str]:
     if call.scores:
         reasons += reasons_against_rules(call.scores)
     # Under a transform the positions may not be known yet: then `forward` asks.
-    if reasons or type(call.layout) is not Aligned or tracing.is_transformed():
+    if reasons or call.layout is None or call.layout.near or tracing.is_transformed():
         return reasons
     return _reasons_against_distances(call)
 
 
 def _reasons_against_distances(call: Call) -> list[str]:
-    """Why the distances of a call cannot be told apart or tabled; only `Aligned` puts queries far from their keys."""
-    kinds = [type(rule) for rule in call.scores]
-    tabled = RelativeBias in kinds
-    if not (tabled or ALiBi in kinds or (call.observe is not None and call.observe.distance)):
+    """Why the distances of a call cannot be told apart or tabled, under a layout that may put queries far from keys."""
+    needed = call.observe is not None and call.observe.distance
+    if not (needed or any(rule.needs_positions for rule in call.scores)):
         return []
     low, high = _distances(call)
     if max(-low, high) > FARTHEST_DISTANCE:
         return [f"it knows distances up to 2^30, but those of {call.layout!r} run from {low} to {high}"]
     most = max(MOST_DISTANCES, call.shapes.Lq + call.shapes.Lk)
-    if tabled and high - low >= most:
+    if high - low >= most and any(_RULES[type(rule)].is_tabled for rule in call.scores):
         return [f"it would table a bias for each distance from {low} to {high}; it tables {most:,}"]
     return []
 
@@ -208,7 +206,7 @@ def forward(call: Call) -> Result:
     _key, key_rows = _readable("key", call.key)  # a copy lives as long as its variable
     _value, value_rows = _readable("value", call.value)
     lowered = call.lowered
-    far = _reasons_against_distances(call) if type(call.layout) is Aligned else None
+    far = None if call.layout is None or call.layout.near else _reasons_against_distances(call)
     if far:
         raise BackendError(f"backend 'native', inside a transform: {'; '.join(far)}. Name backend='reference'.")
     covered = call.layout is None or lowered.covers
@@ -323,13 +321,15 @@ def backward(
     sums: list[Tensor | None] = []
     uncleared = 0
     for number, rule in enumerate(call.scores):
-        if type(rule) is SoftCap or not next(shares):
+        if not rule.tensors() or not next(shares):
             sums.append(None)
-        elif _written_whole(rule, call):
+            continue
+        shape = _RULES[type(rule)].gradient(rule, call)
+        if _written_whole(shape, call):
             sums.append(results.empty(call.shapes.scores, numbers["dtype"]))
             uncleared |= 1 << number
         else:
-            sums.append(_gradient(rule, call))
+            sums.append(results.zeros(shape, numbers["dtype"]))
     vectors = None
     if call.compare is not None and next(shares):
         vectors = torch.zeros((*call.shapes.scores[:3], call.shapes.D), **numbers)
@@ -347,9 +347,8 @@ def backward(
     if call.sink is not None:
         found.append(None if sink is None else sink.sum((0, 2)).to(call.sink.dtype))
     for rule, total in zip(call.scores, sums, strict=True):
-        if type(rule) is not SoftCap:
-            tensor = rule.tensors()[0]
-            found.append(None if total is None else _REDUCED[type(rule)](rule, total, call).to(tensor.dtype))
+        for tensor in rule.tensors():
+            found.append(None if total is None else _RULES[type(rule)].reduced(rule, total, call).to(tensor.dtype))
     if call.compare is not None:
         vector = call.compare.vector
         found.append(None if vectors is None else vectors.sum((0, 2)).sum_to_size(vector.shape).to(vector.dtype))
@@ -376,52 +375,17 @@ def _dimensions(rule: Bias) -> list[int]:
     return [1] * (4 - rule.tensor.dim()) + list(rule.tensor.shape)
 
 
-def _written_whole(rule: ScoreRule, call: Call) -> bool:
-    """Whether the gradient is that of a bias of all pairs, each of which the library writes. More than is kept would be
-    memory that the system has cleared anyway.
+def _written_whole(of_rule: list[int], call: Call) -> bool:
+    """Whether the gradient of a rule is one number for each pair, each of which the library writes. More than is kept
+    would be memory that the system has cleared anyway.
     """
     shape = call.shapes.scores
     return (
-        isinstance(rule, Bias)
-        and call.layout is None
+        call.layout is None
         and min(shape[2:]) > 1
-        and _dimensions(rule) == list(shape)
+        and of_rule == list(shape)
         and math.prod(shape) * _NUMBERS[call.query.dtype]["dtype"].itemsize <= results.MOST
     )
-
-
-def _gradient(rule: ScoreRule, call: Call) -> Tensor:
-    """Room for what the library adds for a rule's tensor: zeros."""
-    B, Hq, Lq, _ = call.shapes.scores
-    shape = [B, Hq, Lq, 1]  # each query's share, to which chunks of keys add in turn
-    if isinstance(rule, Bias) and _dimensions(rule)[-1] != 1:
-        shape = _dimensions(rule)
-    elif isinstance(rule, RelativeBias):
-        low, high = _distances(call)
-        shape = [B, Hq, 1, high - low + 1]
-    return results.zeros(shape, _NUMBERS[call.query.dtype]["dtype"])
-
-
-def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
-    return total.sum_to_size(_dimensions(rule)).reshape(rule.tensor.shape)
-
-
-def _of_slopes(rule: ALiBi, total: Tensor, call: Call) -> Tensor:
-    return total.sum((2, 3)).sum_to_size(rule.slopes.shape)
-
-
-def _of_table(rule: RelativeBias, total: Tensor, call: Call) -> Tensor:
-    low, high = _distances(call)
-    buckets = rule.bucket_of(torch.arange(low, high + 1, device="cpu"))
-    heads = total.sum((0, 2))
-    return heads.new_zeros(len(heads), rule.table.shape[1]).index_add_(1, buckets, heads).sum_to_size(rule.table.shape)
-
-
-_REDUCED: dict[type[ScoreRule], Callable[[Any, Tensor, Call], Tensor]] = {
-    Bias: _of_bias,
-    ALiBi: _of_slopes,
-    RelativeBias: _of_table,
-}
 
 
 # --- Tensors ---------------------------------------------------------------------------------------------------------
@@ -517,8 +481,7 @@ def _tiles(lowered: Lowered) -> tuple[int, ...]:
 
 def _rule(rule: ScoreRule, call: Call, kept: list[Any]) -> bytes:
     """``ll_rule``: kind, two parameters, a tensor with its strides."""
-    packed: bytes = _RULES[type(rule)](rule, call, kept)
-    return packed
+    return _RULES[type(rule)].words(rule, call, kept)
 
 
 def _with_tensor(
@@ -573,11 +536,58 @@ def _soft_cap(rule: SoftCap, call: Call, kept: list[Any]) -> bytes:
     return _RULE.pack(_SOFTCAP, rule.limit, 0.0, 0, 0, 0, 0, 0, 0)
 
 
-_RULES: dict[type[ScoreRule], Callable[[Any, Call, list[Any]], bytes]] = {
-    Bias: _bias,
-    ALiBi: _alibi,
-    RelativeBias: _relative_bias,
-    SoftCap: _soft_cap,
+def _of_bias(rule: Bias, total: Tensor, call: Call) -> Tensor:
+    return total.sum_to_size(_dimensions(rule)).reshape(rule.tensor.shape)
+
+
+def _of_slopes(rule: ALiBi, total: Tensor, call: Call) -> Tensor:
+    return total.sum((2, 3)).sum_to_size(rule.slopes.shape)
+
+
+def _of_table(rule: RelativeBias, total: Tensor, call: Call) -> Tensor:
+    low, high = _distances(call)
+    buckets = rule.bucket_of(torch.arange(low, high + 1, device="cpu"))
+    heads = total.sum((0, 2))
+    return heads.new_zeros(len(heads), rule.table.shape[1]).index_add_(1, buckets, heads).sum_to_size(rule.table.shape)
+
+
+def _shares_of_queries(rule: ScoreRule, call: Call) -> list[int]:
+    """Each query's share, to which chunks of keys add in turn."""
+    return [*call.shapes.scores[:3], 1]
+
+
+def _shares_of_distances(rule: RelativeBias, call: Call) -> list[int]:
+    low, high = _distances(call)
+    return [*call.shapes.scores[:2], 1, high - low + 1]
+
+
+class _Kind(NamedTuple):
+    """What the library needs for a class of score rules, and what is made of its gradient.
+
+    ``words`` is ``ll_rule``. ``gradient`` is the shape of the sums that the library adds up for the rule's tensor, and
+    ``reduced`` the gradient made of them. ``is_tabled`` where there is a number for each distance.
+    """
+
+    words: Callable[[Any, Call, list[Any]], bytes]
+    gradient: Callable[[Any, Call], list[int]]
+    reduced: Callable[[Any, Tensor, Call], Tensor]
+    is_tabled: bool = False
+
+
+def _no_tensor(*_: Any) -> Any:
+    raise AssertionError("a rule without a tensor has no gradient")
+
+
+#: The score rules that the library computes; any other is refused.
+_RULES: dict[type[ScoreRule], _Kind] = {
+    Bias: _Kind(
+        _bias,
+        lambda rule, call: _dimensions(rule) if _dimensions(rule)[-1] != 1 else _shares_of_queries(rule, call),
+        _of_bias,
+    ),
+    ALiBi: _Kind(_alibi, _shares_of_queries, _of_slopes),
+    RelativeBias: _Kind(_relative_bias, _shares_of_distances, _of_table, is_tabled=True),
+    SoftCap: _Kind(_soft_cap, _no_tensor, _no_tensor),
 }
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import limelight
 
-from ..forms.layouts import Chosen, Layout
+from ..forms.layouts import Layout, Subset
 from ..forms.scores import ScoreRule
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
@@ -99,7 +99,7 @@ class MixtureOfHeads(MultiHead):
 
     ``output(concat_h g_h(x) * head_h(x))``, ``g_h(x) = 0`` for a head that was not chosen (Jin et al. 2024,
     arXiv:2410.11842). The attention that was not chosen is not computed: for each head its own tokens are gathered, and
-    only they are compared with the keys (`limelight.Chosen` says where they stand). Keys and values are those of every
+    only they are compared with the keys (`limelight.Subset` says where they stand). Keys and values are those of every
     token, for whoever is chosen may look at all; queries are projected for all heads in one product, which is faster
     than gathering states for several. What the router decided is told to `limelight.nn.routings`, for `balance_loss`.
 
@@ -174,7 +174,7 @@ class MixtureOfHeads(MultiHead):
         for head, index in enumerate(_tokens_of(works), start=self.shared):
             if index.shape[1]:
                 few = query[row, head, index.clamp(min=0)][:, None]
-                chosen = Chosen(index, L, layout)
+                chosen = Subset(index, L, layout)
                 mixed = self._attend(slice(head, head + 1), few, key, value, chosen, rules, f"head{head}")
                 together[row, index.where(index >= 0, L), head] = mixed[:, 0]
         gates = torch.zeros_like(works, dtype=decided.routed.weights.dtype)

@@ -6,11 +6,12 @@ Slow on purpose: every rule is one line that a person can check against the docu
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from limelight import (
-    Additive,
     ALiBi,
     Aligned,
     Bias,
@@ -23,9 +24,11 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Predicate,
     Prefix,
     RelativeBias,
     SoftCap,
+    Subset,
     Window,
 )  # fmt: skip
 from limelight.forms.patterns import And, Not, Or
@@ -33,6 +36,12 @@ from limelight.forms.patterns import And, Not, Or
 
 def places(layout, B, Lq, Lk):
     """For each batch row: lists of (position, document) of queries and of keys; None where one does not exist."""
+    if isinstance(layout, Subset):
+        whole = places(layout.of, B, layout.queries, Lk)
+        return [
+            ([queries[i] if i >= 0 else None for i in chosen], keys)
+            for (queries, keys), chosen in zip(whole, layout.index.tolist(), strict=True)
+        ]
     rows = []
     for b in range(B):
         queries, keys = [], []
@@ -61,6 +70,8 @@ def places(layout, B, Lq, Lk):
             for document, (nq, nk) in enumerate(zip(lengths_q, lengths_k, strict=True)):
                 queries += [(nk - nq + i, document) for i in range(nq)]
                 keys += [(j, document) for j in range(nk)]
+        else:
+            raise TypeError(f"say in {__file__} where the queries and keys of a {type(layout).__name__} stand")
         rows.append((queries, keys))
     return rows
 
@@ -96,7 +107,10 @@ def allows(pattern, b, h, p, q, i, j):
             return allows(left, b, h, p, q, i, j) or allows(right, b, h, p, q, i, j)
         case Not(inner):
             return not allows(inner, b, h, p, q, i, j)
-    raise TypeError(pattern)
+        case Predicate(function):
+            fields = {"query_position": p, "key_position": q, "distance": q - p, "query_index": i, "key_index": j}
+            return bool(function(SimpleNamespace(batch=b, head=h, **fields)))
+    raise TypeError(f"say in {__file__} which keys a {type(pattern).__name__} allows")
 
 
 def pick(tensor, *index, exact=False):
@@ -186,14 +200,9 @@ def apply(rule, x, b, h, i, j, distance):
             slope = slopes[h % len(slopes)] if slopes.dim() == 1 else slopes[b % len(slopes), h % slopes.shape[1]]
             return x - float(slope) * abs(distance)
         case RelativeBias(table, buckets):
-            import torch
-
             return x + float(table[h % len(table), int(buckets(torch.tensor([distance])))])
         case Bias(tensor):
             return x + float(pick(tensor, b, h, i, j))
         case SoftCap(limit):
             return limit * math.tanh(x / limit)
-    raise TypeError(rule)
-
-
-_ = Additive
+    raise TypeError(f"say in {__file__} what a {type(rule).__name__} makes of a score")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ...forms.lowering import Lowered
-from ...forms.scores import Bias, RelativeBias
 from ..contract import Call, Result, unknown_positions
 from . import machine, observing, operands, tuning
 from .gradients import backward, reasons_against_backward
@@ -68,7 +67,7 @@ def forward(call: Call) -> Result:
     tile = tuning.forward_tile(
         machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
     )
-    read = any(isinstance(rule, (Bias, RelativeBias)) for rule in call.scores)
+    read = any(kind.of_pairs or kind.of_distances for kind in operands.kinds(call))
     if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
         # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...forms.scores import ALiBi, Bias, RelativeBias
+from ...forms.scores import RelativeBias
 from ..contract import Call
 from . import machine, operands, tuning
 from .form import Form
@@ -68,7 +68,8 @@ def backward(
     delta = deltas(grad, output, grad_logsumexp)
     nothing = call.lowered.spans == b"" or 0 in (Lq, Lk, Dv)
     given = Given(query, key, value, grad, normalizers(call, logsumexp, nothing), delta)
-    slopes = [n for n, rule in enumerate(call.scores) if isinstance(rule, ALiBi)]
+    kinds = operands.kinds(call)
+    slopes = [n for n, kind in enumerate(kinds) if kind.of_queries]
     first = 3 + (call.sink is not None)  # where the operands of the rules begin among those wanted
     places = list(itertools.accumulate([len(rule.tensors()) for rule in call.scores], initial=first))
     by_slopes = {n: torch.zeros((B, Hq, Lq), dtype=torch.float32, device=device) for n in slopes if wanted[places[n]]}
@@ -86,8 +87,8 @@ def backward(
         if n in by_slopes:
             like = rule.tensors()[0]
             found.append(by_slopes[n].sum(-1).sum_to_size(like.shape).to(like.dtype))
-        elif isinstance(rule, (Bias, RelativeBias)) and wanted[places[n]]:
-            of = _bias_gradient if isinstance(rule, Bias) else _table_gradient
+        elif (kinds[n].of_pairs or kinds[n].of_distances) and wanted[places[n]]:
+            of = _bias_gradient if kinds[n].of_pairs else _table_gradient
             found.append(torch.zeros_like(rule.tensors()[0]) if nothing else of(call, n, given))
         else:
             found += [None] * len(rule.tensors())
@@ -127,7 +128,9 @@ class _Prepared(NamedTuple):
 def _prepared(call: Call) -> _Prepared:
     width = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
     device = call.query.device
-    demanding = call.lowered.tiles is not None or call.dropout > 0 or any(isinstance(r, Bias) for r in call.scores)
+    demanding = (
+        call.lowered.tiles is not None or call.dropout > 0 or any(kind.of_pairs for kind in operands.kinds(call))
+    )
     generation, itemsize = machine.generation(device), call.query.dtype.itemsize
     of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, demanding)
     sight = operands.sight(call.lowered, of_queries.rows, device)

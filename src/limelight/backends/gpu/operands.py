@@ -185,7 +185,7 @@ class Rules(NamedTuple):
 
 def rules(call: Call) -> Rules:
     """The score rules of a call, in order."""
-    found = [_RULES[type(rule)](rule, call) for rule in call.scores]
+    found = [_RULES[type(rule)].packed(rule, call) for rule in call.scores]
     return Rules(tuple(f[0] for f in found), tuple(f[1] for f in found), tuple(f[2] for f in found))
 
 
@@ -225,12 +225,31 @@ def _soft_cap(rule: SoftCap, call: Call) -> Packed:
     return SOFTCAP, None, (float(rule.limit),)
 
 
-_RULES: dict[type[ScoreRule], Callable[[Any, Call], Packed]] = {
-    Bias: _bias,
-    ALiBi: _alibi,
-    RelativeBias: _relative_bias,
-    SoftCap: _soft_cap,
+class Kind(NamedTuple):
+    """What kernels need for a class of score rules.
+
+    ``of_pairs``: they read a number for each pair. ``of_distances``: they read one for each distance. ``of_queries``:
+    the gradient is one number for each query, which the kernel of query gradients sums.
+    """
+
+    packed: Callable[[Any, Call], Packed]
+    of_pairs: bool = False
+    of_distances: bool = False
+    of_queries: bool = False
+
+
+#: The score rules that kernels compute; any other is refused.
+_RULES: dict[type[ScoreRule], Kind] = {
+    Bias: Kind(_bias, of_pairs=True),
+    ALiBi: Kind(_alibi, of_queries=True),
+    RelativeBias: Kind(_relative_bias, of_distances=True),
+    SoftCap: Kind(_soft_cap),
 }
+
+
+def kinds(call: Call) -> list[Kind]:
+    """What each of the call's score rules needs."""
+    return [_RULES[type(rule)] for rule in call.scores]
 
 
 def unknown_rules(call: Call) -> list[str]:

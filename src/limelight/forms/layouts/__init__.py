@@ -9,13 +9,13 @@ and dropout are functions of these positions and of nothing else.
 ``Padded``     one document per batch row, of its own length, padded at its right or left
 ``Packed``     documents laid end to end in every batch row
 ``KeyMask``    one document per batch row, some of whose keys do not exist
-``Chosen``     some queries of another layout
+``Subset``     a subset of the queries of a larger call, at their original positions
 =============  ==========================================================================================
 """
 
 from .base import Layout
-from .masked import Chosen, KeyMask
+from .masked import KeyMask, Subset
 from .packed import Packed
 from .rows import Aligned, Padded
 
-__all__ = ["Aligned", "Chosen", "KeyMask", "Layout", "Packed", "Padded"]
+__all__ = ["Aligned", "KeyMask", "Layout", "Packed", "Padded", "Subset"]

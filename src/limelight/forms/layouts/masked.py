@@ -1,4 +1,4 @@
-"""Layouts of some keys or some queries: `KeyMask` and `Chosen`."""
+"""Layouts in which some keys are missing, or that hold some queries of another: `KeyMask` and `Subset`."""
 
 from __future__ import annotations
 
@@ -79,29 +79,32 @@ class KeyMask(Layout):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Chosen(Layout):
-    """Some queries of a larger call: query ``c`` stands where query ``index[b, c]`` of the ``whole`` stands.
+class Subset(Layout):
+    """A subset of the queries of a larger call, at their original positions; the keys are those of the larger call.
 
-    So a part of the queries can be asked alone, each row its own, and gets what it would get among all: a head that
-    works for some tokens (`limelight.nn.MixtureOfHeads`). The keys are those of the whole. A pattern by index
-    (`limelight.Explicit`) counts the chosen queries, not all.
+    Query ``c`` of row ``b`` stands where query ``index[b, c]`` of the larger call stands, so it gets the same output as
+    there: a head that works for some tokens (`limelight.nn.MixtureOfHeads`) is computed for these alone. A pattern or a
+    bias by index (`limelight.Explicit`, `limelight.Bias`) counts the queries of the subset.
 
     Args:
-        index: ``(B, Lq)`` int64, queries of the whole; -1 for a query that does not exist. Ascending is fastest.
-        queries: ``Lq`` of the whole.
-        whole: the layout of the whole; ``None`` is ``Aligned()``.
+        index: ``(B, Lq)`` int64, indices of queries of the larger call; -1 for a query that does not exist. Ascending
+            is fastest.
+        queries: number of queries of the larger call.
+        of: the layout of the larger call; ``None`` is ``Aligned()``.
     """
 
     index: Tensor
     queries: int
-    whole: Layout | None = None
+    of: Layout | None = None
 
     def __post_init__(self) -> None:
         whole_number("queries", self.queries, at_least=0)
         index = check_tensor("index", self.index)
         if index.dim() != 2 or index.dtype != torch.int64:
             got = f"it is {describe(index)}"
-            raise wrong("index", "must be a (B, Lq) int64 tensor of queries of the whole", got, "Use mask.nonzero().")
+            raise wrong(
+                "index", "must be a (B, Lq) int64 tensor of queries of the larger call", got, "Use mask.nonzero()."
+            )
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         check_tensor("index", self.index)
@@ -115,15 +118,15 @@ class Chosen(Layout):
         if readable(self.index) and self.index.numel() and int(self.index.max()) >= self.queries:
             raise wrong(
                 "index",
-                f"must hold numbers below {self.queries}, the queries of the whole",
+                f"must hold numbers below {self.queries}, the queries of the larger call",
                 f"its largest is {int(self.index.max())}",
-                "Give `queries` as the length before the choice.",
+                "Give `queries` as the number of queries of the larger call.",
             )
-        if self.whole is not None:
-            self.whole.check(B, self.queries, Lk)
+        if self.of is not None:
+            self.of.check(B, self.queries, Lk)
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
-        whole = (self.whole or Aligned()).coordinates(B, self.queries, Lk, device)
+        whole = (self.of or Aligned()).coordinates(B, self.queries, Lk, device)
         index = self.index.to(device)
         some = index >= 0
         position, document, exists = (
@@ -136,17 +139,17 @@ class Chosen(Layout):
 
     @property
     def documents(self) -> int:
-        return 1 if self.whole is None else self.whole.documents
+        return 1 if self.of is None else self.of.documents
 
     def key_runs(self, B: int, Lq: int, Lk: int) -> KeyRuns | None:
-        whole = self.whole or Aligned()
+        whole = self.of or Aligned()
         segments = whole.segments(B, self.queries, Lk)
         found = whole.key_runs(B, self.queries, Lk) if segments is None else KeyRuns.of_segments(segments, self.queries)
         return None if found is None else found.take(self.index.numpy(force=True))
 
     def holes(self) -> Tensor | None:
-        return None if self.whole is None else self.whole.holes()
+        return None if self.of is None else self.of.holes()
 
-    def select(self, rows: Tensor) -> Chosen:
-        whole = None if self.whole is None else self.whole.select(rows)
-        return Chosen(self.index[rows.to(self.index.device)], self.queries, whole)
+    def select(self, rows: Tensor) -> Subset:
+        whole = None if self.of is None else self.of.select(rows)
+        return Subset(self.index[rows.to(self.index.device)], self.queries, whole)

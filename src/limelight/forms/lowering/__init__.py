@@ -8,10 +8,10 @@ in the cheapest of three forms:
    the union of at most `MOST_SPANS` of them. A decode step builds nothing.
 2. **arrays**: int32 starts and ends for each query, where the spans are too many but merge to few for each query, where
    a length differs from row to row, or where the layout is no list of segments.
-3. **tiles**: where the keys of a query are no intervals (`Explicit`, `Rule`, arbitrary `Blocks`, a key mask with
+3. **tiles**: where the keys of a query are no intervals (`Explicit`, `Predicate`, arbitrary `Blocks`, a key mask with
    holes), a map of 64 x 64 tiles: no pair is seen, every pair, or 64 words of 64 bits.
 
-Intervals and tiles are combined by "and": ``Causal() & Rule(f)`` walks only the causal half.
+Intervals and tiles are combined by "and": ``Causal() & Predicate(f)`` walks only the causal half.
 
 What a pattern or a layout is in these forms its own class says (`Pattern.spans`, `Layout.segments`, ``key_runs``,
 ``holes``); here no class is named.

@@ -31,13 +31,13 @@ Here ``p`` is the position of the query and ``j`` that of the key:
 ``Keys(first=n)``           ``j < n``
 ``Blocks(table, size)``     ``table[..., p // size, j // size]``
 ``Explicit(mask)``          ``mask[..., i, j]``, by the index of the tokens
-``Rule(function)``          ``function(at)``, a predicate of everything above
+``Predicate(function)``     ``function(at)``, a predicate of everything above
 ==========================  ====================================================================
 """
 
 from .base import And, Not, Or, Pattern
 from .intervals import Causal, Chunks, Full, Keys, Prefix, Window
-from .masks import Blocks, Explicit, Rule
+from .masks import Blocks, Explicit, Predicate
 
 __all__ = [
     "And",
@@ -50,7 +50,7 @@ __all__ = [
     "Not",
     "Or",
     "Pattern",
+    "Predicate",
     "Prefix",
-    "Rule",
     "Window",
 ]

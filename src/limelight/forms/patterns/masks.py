@@ -91,16 +91,16 @@ class Explicit(Pattern):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rule(Pattern):
-    """Any predicate: ``function(at)`` returns a bool tensor for the places ``at`` (see `Where`).
+class Predicate(Pattern):
+    """Any predicate of positions, indices, heads and batch rows: a query sees a key where ``function(at)`` is true.
 
-    ``Rule(lambda at: (at.head == 0) | (at.key_position % 2 == 0))`` lets head 0 see everything and the others every
-    second key. A rule is evaluated at each call, because it may close over something that changes.
+    ``Predicate(lambda at: (at.head == 0) | (at.key_position % 2 == 0))`` lets head 0 see every key and the others every
+    second one. It is evaluated at each call, because it may close over something that changes.
 
     Args:
-        function: from a `Where` to a bool tensor that broadcasts to ``(B, Hq, Lq, Lk)``; elementwise, since it may
-            be asked about some of the queries only.
-        fixed: the caller's word that equal calls give equal answers; its lowering may then be kept.
+        function: from a `Where` to a bool tensor that broadcasts to ``(B, Hq, Lq, Lk)``; elementwise, since it is also
+            evaluated for some of the queries alone.
+        fixed: promises that equal calls give equal results, which lets the lowering be cached.
     """
 
     function: Callable[[Where], Tensor]
@@ -117,7 +117,7 @@ class Rule(Pattern):
         if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
             raise wrong(
                 "function",
-                "of a Rule must return a bool tensor",
+                "of a Predicate must return a bool tensor",
                 f"it returned {describe(allowed)}",
                 "Compare, or use .bool().",
             )

@@ -179,7 +179,8 @@ def backward_by(call: Call) -> str:
     if too_wide_backward(call):
         which = " and ".join(map(str, dict.fromkeys((call.shapes.D, call.shapes.Dv))))
         return f"the kernels of flash2 ({NAME}: the head width is {which}; its gradients take {tuning.WIDEST_BACKWARD})"
-    if any(isinstance(rule, ALiBi) and rule.slopes.requires_grad for rule in call.scores):
+    rules = zip(operands.kinds(call), call.scores, strict=True)
+    if any(kind.of_queries and rule.tensors()[0].requires_grad for kind, rule in rules):
         return f"{NAME}, those of queries and slopes by the kernel of flash2"
     return NAME
 

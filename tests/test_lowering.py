@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.oracles import loops
 from support.strategies import layouts, patterns, sizes
 
-from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Prefix, Rule, Window
+from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Predicate, Prefix, Window
 from limelight.forms.lowering import MOST_SPANS, lower
 
 
@@ -60,7 +60,7 @@ def test_tiles_across_edges(data):
 
 
 def test_a_rule_over_heads_and_indices():
-    rule = Rule(lambda at: (at.head == 0) | ((at.query_index + at.key_index) % 3 == 0))
+    rule = Predicate(lambda at: (at.head == 0) | ((at.query_index + at.key_index) % 3 == 0))
     seen = lower(rule & Causal(), None, 1, 2, 70, 70).rows(0, 70)
     i, j = np.arange(70)[:, None], np.arange(70)[None]
     assert (seen[0, 0] == (j <= i)).all()
@@ -133,10 +133,10 @@ def test_fixed_rules_are_kept_and_others_are_not():
         return at.key_position % 2 == 0
 
     for _ in range(3):
-        lower(Rule(function, fixed=True), None, 1, 1, 64, 64)
+        lower(Predicate(function, fixed=True), None, 1, 1, 64, 64)
     assert len(calls) == 1
     for _ in range(3):
-        lower(Rule(function), None, 1, 1, 64, 64)
+        lower(Predicate(function), None, 1, 1, 64, 64)
     assert len(calls) == 4
 
 
