@@ -25,11 +25,18 @@ def main() -> None:
     print(f"{'tokens':>6}  {'all heads':>10}  {'router':>9}  {'heads':>5}  {'time':>10}  {'of all':>6}")
     for L in lengths:
         settings = {"pattern": Causal(), "rotary": Rotary(D), "bias": False, "output_bias": False}
-        layers = {("all", HEADS): MultiHead(WIDTH, HEADS, HEADS, D, **settings)}
+        layers = {("all", HEADS): MultiHead(WIDTH, query_heads=HEADS, key_value_heads=HEADS, head_width=D, **settings)}
         for router in (TwoStage, QueryNorm):
             for k in (1, 2, 4):
                 layers[router.__name__, SHARED + k] = MixtureOfHeads(
-                    WIDTH, HEADS, HEADS, D, shared=SHARED, k=k, router=router, **settings
+                    WIDTH,
+                    query_heads=HEADS,
+                    key_value_heads=HEADS,
+                    head_width=D,
+                    shared=SHARED,
+                    k=k,
+                    router=router,
+                    **settings,
                 )
         states = torch.randn(1, L, WIDTH)
         times = measure({name: layer.requires_grad_(False) for name, layer in layers.items()}, states)

@@ -49,8 +49,8 @@ def value(layer, head, k):
 
 def make(kind, **settings):
     if kind == "additive":
-        return AdditiveAttention(6, 4, inner=5, **settings).to(F64)
-    return MultiplicativeAttention(6, 4, **settings).to(F64)
+        return AdditiveAttention(6, source_width=4, inner=5, **settings).to(F64)
+    return MultiplicativeAttention(6, source_width=4, **settings).to(F64)
 
 
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])

@@ -24,8 +24,12 @@ def test_a_decoder_layer_is_that_of_bart():
     theirs = BartDecoderLayer(config, layer_idx=0).to(F64)
     for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter) * 0.5
-    attention = MultiHead(12, 3, 3, 4, pattern=limelight.Causal())
-    steps = (attention, MultiHead(12, 3, 3, 4), FeedForward(12, 20, "gelu"))
+    attention = MultiHead(12, query_heads=3, key_value_heads=3, head_width=4, pattern=limelight.Causal())
+    steps = (
+        attention,
+        MultiHead(12, query_heads=3, key_value_heads=3, head_width=4),
+        FeedForward(12, inner=20, activation="gelu"),
+    )
     ours = DecoderBlock(*(PostNorm(step, nn.LayerNorm(12)) for step in steps)).to(F64)
     names = {
         "attention.inner": "self_attn", "attention.norm": "self_attn_layer_norm", "cross.inner": "encoder_attn",

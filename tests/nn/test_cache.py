@@ -44,7 +44,12 @@ def seed():
 
 def model(pattern, position="rotary", key_value_heads=2):
     layers = [
-        PreNorm(MultiHead(8, 4, key_value_heads, 4, pattern=each, **POSITIONS[position]), RMSNorm(8))
+        PreNorm(
+            MultiHead(
+                8, query_heads=4, key_value_heads=key_value_heads, head_width=4, pattern=each, **POSITIONS[position]
+            ),
+            RMSNorm(8),
+        )
         for each in (pattern, limelight.Causal())
     ]
     return torch.nn.ModuleList(layers).to(F64).requires_grad_(False)
@@ -177,7 +182,7 @@ def test_chosen_rows_go_on(rows):
 
 
 def test_a_source_is_projected_once():
-    layer = MultiHead(8, 4, 2, 4, source_width=6).to(F64).requires_grad_(False)
+    layer = MultiHead(8, query_heads=4, key_value_heads=2, head_width=4, source_width=6).to(F64).requires_grad_(False)
     calls = []
     layer.key.register_forward_hook(lambda *_: calls.append(1))
     states, source = torch.randn(2, 5, 8, dtype=F64), torch.randn(2, 7, 6, dtype=F64)
@@ -222,7 +227,11 @@ def test_what_a_cache_refuses():
 
 
 def test_angles_that_change_with_the_length_are_refused_where_they_change():
-    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
+    layer = (
+        MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6)))
+        .to(F64)
+        .requires_grad_(False)
+    )
     layers, cache = [PreNorm(layer, RMSNorm(8).to(F64).requires_grad_(False))], Cache()
     text = torch.randn(1, 8, 8, dtype=F64)
     read(layers, text[:, :6], None, cache)

@@ -143,9 +143,9 @@ def test_sizes_that_do_not_fit_together():
         with pytest.raises(ArgumentError, match=f"`{name}`"):
             nn.MultiHead(**(ATTENTION | {name: value}))
     with pytest.raises(ArgumentError, match="`activation`"):
-        nn.FeedForward(16, 32, "nope")
+        nn.FeedForward(16, inner=32, activation="nope")
     with pytest.raises(ArgumentError, match="`k`"):
-        nn.MixtureOfHeads(16, 4, 4, 8, shared=2, k=3)
+        nn.MixtureOfHeads(16, query_heads=4, key_value_heads=4, head_width=8, shared=2, k=3)
 
 
 @pytest.mark.parametrize("layer", [nn.TokenEmbedding, nn.SummedEmbedding])
@@ -195,7 +195,7 @@ def test_places_and_caches():
 def test_packed_documents_are_the_documents_one_by_one(rotary):
     layer = nn.Block(
         nn.PreNorm(nn.MultiHead(**(ATTENTION | {"pattern": Causal(), "rotary": rotary})), nn.RMSNorm(16)),
-        nn.PreNorm(nn.FeedForward(16, 32, "relu"), nn.RMSNorm(16)),
+        nn.PreNorm(nn.FeedForward(16, inner=32, activation="relu"), nn.RMSNorm(16)),
     )
     lengths = (10, 1, 20)
     states = torch.randn(2, 31, 16)

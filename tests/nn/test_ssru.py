@@ -12,7 +12,7 @@ F64 = torch.float64
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
-    return SSRU(6, 2, 2, 3, name="layers.0.attention").to(F64)
+    return SSRU(6, query_heads=2, key_value_heads=2, head_width=3, name="layers.0.attention").to(F64)
 
 
 def alone(layer, text):

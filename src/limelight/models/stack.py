@@ -216,16 +216,20 @@ def _blocks(config: Config, within: str) -> list[Block | DecoderBlock]:
 
 def _block(config: Config, number: int, name: str) -> Block | DecoderBlock:
     """Layer ``number``: two steps or three, each with a norm of its own."""
-    sizes = (config.width, config.query_heads, config.key_value_heads, config.head_width)
+    heads = {
+        "query_heads": config.query_heads,
+        "key_value_heads": config.key_value_heads,
+        "head_width": config.head_width,
+    }
 
     def step(inner: nn.Module, residual: Recipe = config.residual) -> nn.Module:
         return residual(inner, config.norm(config.width))
 
-    attention = step(config.attentions[number](*sizes, name=f"{name}.attention"))
+    attention = step(config.attentions[number](config.width, **heads, name=f"{name}.attention"))
     feed_forward = step(config.feed_forward(config.width), config.last_residual or config.residual)
     if config.cross is None:
         return Block(attention, feed_forward)
-    return DecoderBlock(attention, step(config.cross(*sizes, name=f"{name}.cross")), feed_forward)
+    return DecoderBlock(attention, step(config.cross(config.width, **heads, name=f"{name}.cross")), feed_forward)
 
 
 def _share(module: nn.Module, owner: nn.Module) -> None:

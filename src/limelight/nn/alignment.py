@@ -44,8 +44,8 @@ class Alignment(nn.Module):
     def __init__(
         self,
         width: int,
-        source_width: int | None = None,
         *,
+        source_width: int | None = None,
         heads: int = 1,
         value_width: int | None = None,
         pattern: Pattern | None = None,
@@ -117,8 +117,8 @@ class AdditiveAttention(Alignment):
         settings: see `Alignment`.
     """
 
-    def __init__(self, width: int, source_width: int | None = None, *, inner: int, **settings: Any) -> None:
-        super().__init__(width, source_width, **settings)
+    def __init__(self, width: int, *, source_width: int | None = None, inner: int, **settings: Any) -> None:
+        super().__init__(width, source_width=source_width, **settings)
         self.inner = whole_number("inner", inner, at_least=1)
         self.query = nn.Linear(self.width, self.heads * inner, bias=False)
         self.key = nn.Linear(self.source_width, self.heads * inner)
@@ -150,8 +150,8 @@ class MultiplicativeAttention(Alignment):
         settings: see `Alignment`.
     """
 
-    def __init__(self, width: int, source_width: int | None = None, **settings: Any) -> None:
-        super().__init__(width, source_width, **settings)
+    def __init__(self, width: int, *, source_width: int | None = None, **settings: Any) -> None:
+        super().__init__(width, source_width=source_width, **settings)
         self.key = nn.Linear(self.source_width, self.heads * self.width, bias=False)
 
     def queries(self, states: Tensor) -> Tensor:

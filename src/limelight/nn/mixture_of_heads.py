@@ -43,7 +43,7 @@ class TwoStage(nn.Module):
         k: how many of them work for a token.
     """
 
-    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+    def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
         super().__init__()
         self.k = k
         self.routed = nn.Linear(width, routed, bias=False)
@@ -78,7 +78,7 @@ class QueryNorm(nn.Module):
         k: how many of them work for a token.
     """
 
-    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+    def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
         super().__init__()
         self.k, self.shared = k, shared
 
@@ -109,23 +109,25 @@ class MixtureOfHeads(MultiHead):
         width, query_heads, key_value_heads, head_width: as in `MultiHead`.
         shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_value_heads``.
         k: how many of the other heads work for a token.
-        router: makes what chooses, from ``(width, shared, routed, k)``: `TwoStage` or `QueryNorm`.
+        router: makes what chooses, from ``(width, shared=..., routed=..., k=...)``: `TwoStage` or `QueryNorm`.
         settings: as in `MultiHead`.
     """
 
     def __init__(
         self,
         width: int,
+        *,
         query_heads: int,
         key_value_heads: int,
         head_width: int,
-        *,
         shared: int,
         k: int,
-        router: Callable[[int, int, int, int], nn.Module] = TwoStage,
+        router: Callable[..., nn.Module] = TwoStage,
         **settings: Any,
     ) -> None:
-        super().__init__(width, query_heads, key_value_heads, head_width, **settings)
+        super().__init__(
+            width, query_heads=query_heads, key_value_heads=key_value_heads, head_width=head_width, **settings
+        )
         self.query_heads, self.group = query_heads, query_heads // key_value_heads
         self.shared, self.k = whole_number("shared", shared, at_least=0), whole_number("k", k, at_least=1)
         if shared % self.group:
@@ -139,7 +141,7 @@ class MixtureOfHeads(MultiHead):
             raise wrong(
                 "k", f"must be at most the {query_heads - shared} heads that are not shared", f"it is {k}", "Lower it."
             )
-        self.router = router(width, shared, query_heads - shared, k)
+        self.router = router(width, shared=shared, routed=query_heads - shared, k=k)
 
     def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same.

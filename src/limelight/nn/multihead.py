@@ -57,10 +57,10 @@ class MultiHead(nn.Module):
     def __init__(
         self,
         width: int,
+        *,
         query_heads: int,
         key_value_heads: int,
         head_width: int,
-        *,
         value_width: int | None = None,
         source_width: int | None = None,
         pattern: Pattern | None = None,
@@ -110,7 +110,7 @@ class MultiHead(nn.Module):
         Without ``places``, tokens stand at the positions 0 to L - 1 of texts that are all there (`Places.of`). A layout
         says which of them exist and in which document; positions begin anew in each:
 
-        >>> layer = MultiHead(16, 4, 4, 4)
+        >>> layer = MultiHead(16, query_heads=4, key_value_heads=4, head_width=4)
         >>> layer(torch.randn(1, 30, 16), limelight.Packed((10, 15, 5))).shape
         torch.Size([1, 30, 16])
         """

@@ -26,7 +26,7 @@ class SSRU(nn.Module):
     """
 
     def __init__(
-        self, width: int, query_heads: int, key_value_heads: int, head_width: int, *, name: str | None = None
+        self, width: int, *, query_heads: int, key_value_heads: int, head_width: int, name: str | None = None
     ) -> None:
         super().__init__()
         self.name = name
