@@ -10,7 +10,7 @@ import time
 import torch
 
 from limelight import Causal
-from limelight.nn import MixtureOfHeads, MultiHead, Places, QueryNorm, Rotary, TwoStage
+from limelight.nn import ForwardContext, MixtureOfHeads, MultiHead, QueryNorm, Rotary, TwoStage
 
 WIDTH, HEADS, D = 512, 8, 64
 SHARED = 2
@@ -49,7 +49,7 @@ def main() -> None:
 def measure(layers, states, rounds=7):
     """The median seconds of each layer, run in turn."""
     times = {name: [] for name in layers}
-    places = Places(None, torch.arange(states.shape[1])[None])
+    places = ForwardContext(None, torch.arange(states.shape[1])[None])
     for number in range(rounds + 1):
         for name, layer in layers.items():
             begin = time.perf_counter()

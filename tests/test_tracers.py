@@ -375,7 +375,7 @@ def test_symbolic_trace_records_the_call_with_its_descriptions():
     x = inputs()
     for found, truth in zip(graph(x), f(x), strict=True):
         torch.testing.assert_close(found, truth)
-    with pytest.raises(limelight.ArgumentError, match=r"`places` must be Places.* it is Proxy\(places\)"):
+    with pytest.raises(limelight.ArgumentError, match=r"`context` must be ForwardContext.* it is Proxy\(context\)"):
         torch.fx.symbolic_trace(MultiHead(16, query_heads=4, key_value_heads=2, head_width=4))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.models.bart.modeling_bart import BartDecoderLayer
 
 import limelight
-from limelight.nn import DecoderBlock, FeedForward, MultiHead, Places, PostNorm, PreNorm, RMSNorm, Sandwich
+from limelight.nn import DecoderBlock, FeedForward, ForwardContext, MultiHead, PostNorm, PreNorm, RMSNorm, Sandwich
 
 F64 = torch.float64
 
@@ -45,7 +45,7 @@ def test_a_decoder_layer_is_that_of_bart():
         state[name] = theirs.state_dict()[other]
     ours.load_state_dict(state)
     states, source = torch.randn(2, 5, 12, dtype=F64), torch.randn(2, 7, 12, dtype=F64)
-    here = Places(None, torch.arange(5)[None], across=Places(None, torch.arange(5)[None], source=source))
+    here = ForwardContext(None, torch.arange(5)[None], cross=ForwardContext(None, torch.arange(5)[None], source=source))
     above = torch.full((5, 5), -torch.inf, dtype=F64).triu(1)[None, None]
     expected = theirs(states, attention_mask=above, encoder_hidden_states=source)
     torch.testing.assert_close(ours(states, here), expected if isinstance(expected, torch.Tensor) else expected[0])

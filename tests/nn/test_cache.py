@@ -12,9 +12,9 @@ from limelight.nn import (
     Cache,
     DistanceBias,
     DynamicNTK,
+    ForwardContext,
     LinearBias,
     MultiHead,
-    Places,
     PreNorm,
     RMSNorm,
     Rotary,
@@ -58,12 +58,12 @@ def model(pattern, position="rotary", key_value_heads=2):
 def read(layers, states, layout=None, cache=None):
     """One pass; with a cache, a step of it."""
     if cache is None:
-        places = Places(layout, torch.arange(states.shape[1])[None])
+        context = ForwardContext(layout, torch.arange(states.shape[1])[None])
     else:
         step = cache.step(*states.shape[:2], layout)
-        places = Places(layout, step.positions, cache=step)
+        context = ForwardContext(layout, step.positions, cache=step)
     for layer in layers:
-        states = layer(states, places)
+        states = layer(states, context)
     if cache is not None:
         cache.close(step)
     return states
@@ -152,7 +152,7 @@ def test_a_fixed_size_is_taken_at_once_and_kept():
     taken = cache.bytes
     read(layers, torch.randn(1, 2, 8, dtype=F64), None, cache)
     assert cache.bytes == taken == 2 * 2 * 2 * 6 * 4 * 8
-    with pytest.raises(limelight.ArgumentError, match="6 places"):
+    with pytest.raises(limelight.ArgumentError, match="6 positions"):
         cache.step(1, 1)
 
 
@@ -187,18 +187,18 @@ def test_a_source_is_projected_once():
     layer.key.register_forward_hook(lambda *_: calls.append(1))
     states, source = torch.randn(2, 5, 8, dtype=F64), torch.randn(2, 7, 6, dtype=F64)
     layout = limelight.KeyMask(torch.tensor([[True] * 7, [True] * 3 + [False] * 4]))
-    expected = layer(states, Places(layout, torch.arange(5)[None], source=source))
+    expected = layer(states, ForwardContext(layout, torch.arange(5)[None], source=source))
     cache, got = Cache(), []
     for token in states.split(1, dim=1):
         step = cache.step(2, 1)
-        got.append(layer(token, Places(layout, step.positions, source=source, cache=step)))
+        got.append(layer(token, ForwardContext(layout, step.positions, source=source, cache=step)))
         cache.close(step)
     torch.testing.assert_close(torch.cat(got, 1), expected)
     assert len(calls) == 2
     cache.select(torch.tensor([1]))
     step = cache.step(1, 5)
     layout = limelight.KeyMask(layout.mask[1:])
-    again = layer(states[1:], Places(layout, step.positions, source=source[1:], cache=step))
+    again = layer(states[1:], ForwardContext(layout, step.positions, source=source[1:], cache=step))
     torch.testing.assert_close(again, expected[1:])
 
 

@@ -11,9 +11,9 @@ from limelight.models import recipe
 from limelight.nn import (
     Cache,
     DistanceBias,
+    ForwardContext,
     LinearBias,
     MixtureOfHeads,
-    Places,
     QueryNorm,
     RMSNorm,
     Rotary,
@@ -31,7 +31,7 @@ def seed():
 
 
 def at(L, layout=None, **more):
-    return Places(layout, torch.arange(L)[None], **more)
+    return ForwardContext(layout, torch.arange(L)[None], **more)
 
 
 def gates(layer, states):
@@ -114,7 +114,7 @@ def test_skipped_heads_are_masked_heads(router, heads, layout, pattern, position
     }
     layout = layouts[layout]
     states = torch.randn(B, L, 8, dtype=F64)
-    got = layer(states, Places(layout, places_of(layout, states)))
+    got = layer(states, ForwardContext(layout, places_of(layout, states)))
     rules = tuple(limelight.ALiBi.standard(query_heads) if isinstance(rule, LinearBias) else rule for rule in scores)
     rules = tuple(rule() if isinstance(rule, DistanceBias) else rule for rule in rules)
     expected = all_heads(layer, states, layout, rules, rotary)
@@ -158,7 +158,7 @@ def test_with_a_cache(router):
     pieces = [batch, *torch.stack([text[0, -4:] for text in texts]).split(1, dim=1)]
     for number, piece in enumerate(pieces):
         step = cache.step(2, piece.shape[1], None if number else limelight.Padded(lengths, side="left"))
-        out.append(layer(piece, Places(step.layout, step.positions, cache=step)))
+        out.append(layer(piece, ForwardContext(step.layout, step.positions, cache=step)))
         cache.close(step)
     for row, text in zip(torch.cat(out[1:], 1), texts, strict=True):
         torch.testing.assert_close(row, layer(text, at(text.shape[1]))[0, -4:])

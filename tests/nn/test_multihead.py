@@ -20,10 +20,10 @@ from limelight.nn import (
     DecoderBlock,
     DistanceBias,
     FeedForward,
+    ForwardContext,
     LinearBias,
     MixtureOfHeads,
     MultiHead,
-    Places,
     PreNorm,
     RMSNorm,
     Rotary,
@@ -38,7 +38,7 @@ def seed():
 
 
 def at(L, layout=None, **more):
-    return Places(layout, torch.arange(L)[None], **more)
+    return ForwardContext(layout, torch.arange(L)[None], **more)
 
 
 def copy(ours, theirs, names):
@@ -107,7 +107,10 @@ def test_keys_of_a_source_are_turned_by_their_own_positions():
     layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, rotary=Rotary(4)).to(F64)
     states, source = torch.randn(1, 3, 8, dtype=F64), torch.randn(1, 5, 8, dtype=F64)
     moved = [
-        layer(states, Places(None, by + torch.arange(3)[None], source=source, source_positions=torch.arange(5) + by))
+        layer(
+            states,
+            ForwardContext(None, by + torch.arange(3)[None], source=source, source_positions=torch.arange(5) + by),
+        )
         for by in (0, 40)
     ]
     torch.testing.assert_close(*moved)
@@ -167,7 +170,7 @@ def test_what_it_refuses():
         MultiHead(8, query_heads=4, key_value_heads=2, head_width=2),
         torch.nn.Identity(),
     )
-    with pytest.raises(limelight.ArgumentError, match="across"):
+    with pytest.raises(limelight.ArgumentError, match="cross"):
         layer(torch.zeros(1, 3, 8), at(3))
 
 
@@ -198,13 +201,13 @@ def test_t5_across_and_to_itself():
     above = torch.full((30, 30), -torch.inf, dtype=F64).triu(1)[None, None]
     torch.testing.assert_close(ours(states, at(30)), theirs(states, mask=above)[0])
 
-    across = MultiHead(12, query_heads=3, key_value_heads=3, head_width=5, scale=1.0, bias=False, output_bias=False).to(
+    cross = MultiHead(12, query_heads=3, key_value_heads=3, head_width=5, scale=1.0, bias=False, output_bias=False).to(
         F64
     )
     theirs = T5Attention(config, layer_idx=0).to(F64)
     names.pop("score_modules.0")
-    copy(across, theirs, names)
-    torch.testing.assert_close(across(states, at(30, source=source)), theirs(states, key_value_states=source)[0])
+    copy(cross, theirs, names)
+    torch.testing.assert_close(cross(states, at(30, source=source)), theirs(states, key_value_states=source)[0])
 
 
 @pytest.mark.parametrize("kind", ["bart", "whisper"])
@@ -281,15 +284,15 @@ def exact_norm(self, x):
 def test_without_places_texts_are_all_there(layer):
     states = torch.randn(2, 5, 16)
     with torch.no_grad():
-        assert torch.equal(layer(states), layer(states, Places(None, torch.arange(5)[None])))
+        assert torch.equal(layer(states), layer(states, ForwardContext(None, torch.arange(5)[None])))
 
 
 def test_without_places_a_source_begins_at_0_too():
     layer = MultiHead(16, query_heads=2, key_value_heads=2, head_width=8, source_width=12, rotary=Rotary(8))
     states, source = torch.randn(2, 5, 16), torch.randn(2, 7, 12)
-    told = Places(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
+    told = ForwardContext(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
     with torch.no_grad():
-        assert torch.equal(layer(states, Places.of(states, source)), layer(states, told))
+        assert torch.equal(layer(states, ForwardContext.of(states, source)), layer(states, told))
 
 
 def test_states_without_a_batch():

@@ -15,8 +15,8 @@ from ..forms.layouts import Chosen, Layout
 from ..forms.scores import ALiBi, RelativeBias, ScoreRule, SoftCap
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
+from .context import ForwardContext
 from .multihead import MultiHead, heads_of
-from .places import Places
 from .routing import Routing, report, shares
 
 
@@ -143,7 +143,7 @@ class MixtureOfHeads(MultiHead):
             )
         self.router = router(width, shared=shared, routed=query_heads - shared, k=k)
 
-    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
+    def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same.
 
         Raises:
@@ -151,7 +151,7 @@ class MixtureOfHeads(MultiHead):
         """
         check_texts(states, self.query.in_features, self.query.weight)
         refuse_recorders(self, states, "which head works for which token")
-        places = Places.given(places, states)
+        context = ForwardContext.given(context, states)
         B, L, _ = states.shape
         query = heads_of(self.query(states), self.head_width)
         decided: HeadRouting = self.router(states, query)
@@ -159,12 +159,12 @@ class MixtureOfHeads(MultiHead):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).rotate(query)
-        key, value, layout = places.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, places)
+            query = context.rotation(self.rotary, query.dtype).rotate(query)
+        key, value, layout = context.remembered(
+            self, self.pattern, states, lambda source: self.keys_and_values(source, context)
         )
         key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
-        rules = self.score_rules(query, places)
+        rules = self.score_rules(query, context)
 
         together = value.new_zeros(B, L + 1, self.query_heads, self.value_width)  # one more, for what does not exist
         if self.shared:
