@@ -10,7 +10,7 @@ import time
 import torch
 
 from limelight import Causal
-from limelight.nn import MixtureOfHeads, MultiHead, Places, QueryNorm, Rotary, TwoStage
+from limelight.nn import ForwardContext, MixtureOfHeads, MultiHead, QueryNorm, Rotary, TwoStage
 
 WIDTH, HEADS, D = 512, 8, 64
 SHARED = 2
@@ -25,11 +25,18 @@ def main() -> None:
     print(f"{'tokens':>6}  {'all heads':>10}  {'router':>9}  {'heads':>5}  {'time':>10}  {'of all':>6}")
     for L in lengths:
         settings = {"pattern": Causal(), "rotary": Rotary(D), "bias": False, "output_bias": False}
-        layers = {("all", HEADS): MultiHead(WIDTH, HEADS, HEADS, D, **settings)}
+        layers = {("all", HEADS): MultiHead(WIDTH, query_heads=HEADS, key_value_heads=HEADS, head_width=D, **settings)}
         for router in (TwoStage, QueryNorm):
             for k in (1, 2, 4):
                 layers[router.__name__, SHARED + k] = MixtureOfHeads(
-                    WIDTH, HEADS, HEADS, D, shared=SHARED, k=k, router=router, **settings
+                    WIDTH,
+                    query_heads=HEADS,
+                    key_value_heads=HEADS,
+                    head_width=D,
+                    shared=SHARED,
+                    k=k,
+                    router=router,
+                    **settings,
                 )
         states = torch.randn(1, L, WIDTH)
         times = measure({name: layer.requires_grad_(False) for name, layer in layers.items()}, states)
@@ -42,7 +49,7 @@ def main() -> None:
 def measure(layers, states, rounds=7):
     """The median seconds of each layer, run in turn."""
     times = {name: [] for name in layers}
-    places = Places(None, torch.arange(states.shape[1])[None])
+    places = ForwardContext(None, torch.arange(states.shape[1])[None])
     for number in range(rounds + 1):
         for name, layer in layers.items():
             begin = time.perf_counter()

@@ -108,7 +108,14 @@ def test_many_lengths_take_two_graphs():
 def test_training_with_dropout_compiles(settings):
     """Whatever lists of numbers and tensors the call has none of; seeds are drawn from torch's generator."""
     f = lambda q: limelight.attention(q, q, q, dropout=0.4, **settings)  # noqa: E731
-    layer = MultiHead(16, H, 2, 4, dropout=0.4, **{k: v for k, v in settings.items() if k == "pattern"}).train()
+    layer = MultiHead(
+        16,
+        query_heads=H,
+        key_value_heads=2,
+        head_width=4,
+        dropout=0.4,
+        **{k: v for k, v in settings.items() if k == "pattern"},
+    ).train()
     for function, shape in ((f, (1, H, 12, D)), (layer, (1, 12, 16))):
         torch._dynamo.reset()
         x = torch.randn(shape, requires_grad=True)

@@ -142,7 +142,13 @@ class Layer(nn.Module):
         super().__init__()
         norm = functools.partial(RMSNorm, epsilon=1e-6)
         self.layer = MultiHead(
-            H * D, H, H, D, pattern=Causal(), rotary=Rotary(D, pairing=SplitHalves()), head_norm=norm
+            H * D,
+            query_heads=H,
+            key_value_heads=H,
+            head_width=D,
+            pattern=Causal(),
+            rotary=Rotary(D, pairing=SplitHalves()),
+            head_norm=norm,
         )
         self.double()
 
@@ -319,7 +325,7 @@ torch.testing.assert_close(torch.export.load({str(tmp_path / "layer.pt2")!r}).mo
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_ahead_of_time_inductor_takes_a_plain_layer(tmp_path):
-    layer = MultiHead(16, 4, 2, 4, pattern=Causal()).eval()
+    layer = MultiHead(16, query_heads=4, key_value_heads=2, head_width=4, pattern=Causal()).eval()
     sizes = ({1: torch.export.Dim("L", min=2, max=64)},)
     with torch.no_grad():
         program = torch.export.export(layer, (torch.randn(2, 6, 16),), dynamic_shapes=sizes)
@@ -369,8 +375,8 @@ def test_symbolic_trace_records_the_call_with_its_descriptions():
     x = inputs()
     for found, truth in zip(graph(x), f(x), strict=True):
         torch.testing.assert_close(found, truth)
-    with pytest.raises(limelight.ArgumentError, match=r"`places` must be Places.* it is Proxy\(places\)"):
-        torch.fx.symbolic_trace(MultiHead(16, 4, 2, 4))
+    with pytest.raises(limelight.ArgumentError, match=r"`context` must be ForwardContext.* it is Proxy\(context\)"):
+        torch.fx.symbolic_trace(MultiHead(16, query_heads=4, key_value_heads=2, head_width=4))
 
 
 def test_jit_script_is_refused():

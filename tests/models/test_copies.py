@@ -39,7 +39,7 @@ WAYS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("make", [FeedForward, GatedFeedForward])
 def test_a_copy_computes_its_activation_the_same_way(make, activation, way):
-    layer = make(8, 12, activation)
+    layer = make(8, inner=12, activation=activation)
     assert (WAYS[way](layer).activation in fused.SIGMOID_FORMS) == (layer.activation in fused.SIGMOID_FORMS)
     states = torch.randn(1, 3, 8)
     assert torch.equal(WAYS[way](layer)(states), layer(states))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import limelight
-from limelight.nn import AdditiveAttention, Cache, MultiplicativeAttention, Places, dot_attention
+from limelight.nn import AdditiveAttention, Cache, ForwardContext, MultiplicativeAttention, dot_attention
 
 F64 = torch.float64
 LAYOUTS = {
@@ -49,8 +49,8 @@ def value(layer, head, k):
 
 def make(kind, **settings):
     if kind == "additive":
-        return AdditiveAttention(6, 4, inner=5, **settings).to(F64)
-    return MultiplicativeAttention(6, 4, **settings).to(F64)
+        return AdditiveAttention(6, source_width=4, inner=5, **settings).to(F64)
+    return MultiplicativeAttention(6, source_width=4, **settings).to(F64)
 
 
 @pytest.mark.parametrize("kind", ["additive", "multiplicative"])
@@ -60,7 +60,7 @@ def test_the_formula(kind, heads, value_width, which):
     layer = make(kind, heads=heads, value_width=value_width, pattern=limelight.Window(4, 3))
     states, source = torch.randn(2, 5, 6, dtype=F64), torch.randn(2, 7, 4, dtype=F64)
     layout = LAYOUTS[which]
-    got = layer(states, Places(layout, torch.arange(5)[None], source=source))
+    got = layer(states, ForwardContext(layout, torch.arange(5)[None], source=source))
     at = (layout or limelight.Aligned()).coordinates(2, 5, 7, states.device)
     distance = at.key_position[:, None, :] - at.query_position[:, :, None]
     allowed = at.together()[:, 0] & (distance >= -4) & (distance <= 3)
@@ -78,7 +78,7 @@ def test_gradients_of_everything(kind):
     names = [name for name, _ in layer.named_parameters()]
 
     def run(states, source, *parameters):
-        here = Places(None, torch.arange(3)[None], source=source)
+        here = ForwardContext(None, torch.arange(3)[None], source=source)
         return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (states, here))
 
     inputs = [torch.randn(1, 3, 6, dtype=F64), torch.randn(1, 2, 4, dtype=F64)]
@@ -92,12 +92,12 @@ def test_it_is_seen_and_cached_like_any_other(make):
     layer = make(6, **more, pattern=limelight.Causal(), heads=2, name="here").to(F64).requires_grad_(False)
     states = torch.randn(2, 6, 6, dtype=F64)
     with limelight.watching(limelight.Observe(entropy=True, top=2)) as seen:
-        whole = layer(states, Places(None, torch.arange(6)[None]))
+        whole = layer(states, ForwardContext(None, torch.arange(6)[None]))
     assert seen["here"].top_keys.shape == (2, 2, 6, 2)
     cache, out = Cache(), []
     for token in states.split(1, dim=1):
         step = cache.step(2, 1)
-        out.append(layer(token, Places(None, step.positions, cache=step)))
+        out.append(layer(token, ForwardContext(None, step.positions, cache=step)))
         cache.close(step)
     torch.testing.assert_close(torch.cat(out, 1), whole)
 
@@ -112,7 +112,7 @@ def test_nothing_learned():
 
 def test_dropout_only_in_training():
     layer = AdditiveAttention(6, inner=5, dropout=0.5).requires_grad_(False)
-    states, here = torch.randn(1, 9, 6), Places(None, torch.arange(9)[None])
+    states, here = torch.randn(1, 9, 6), ForwardContext(None, torch.arange(9)[None])
     assert not torch.equal(layer(states, here), layer(states, here))
     layer.eval()
     assert torch.equal(layer(states, here), layer(states, here))

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.models.bart.modeling_bart import BartDecoderLayer
 
 import limelight
-from limelight.nn import DecoderBlock, FeedForward, MultiHead, Places, PostNorm, PreNorm, RMSNorm, Sandwich
+from limelight.nn import DecoderBlock, FeedForward, ForwardContext, MultiHead, PostNorm, PreNorm, RMSNorm, Sandwich
 
 F64 = torch.float64
 
@@ -24,8 +24,12 @@ def test_a_decoder_layer_is_that_of_bart():
     theirs = BartDecoderLayer(config, layer_idx=0).to(F64)
     for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter) * 0.5
-    attention = MultiHead(12, 3, 3, 4, pattern=limelight.Causal())
-    steps = (attention, MultiHead(12, 3, 3, 4), FeedForward(12, 20, "gelu"))
+    attention = MultiHead(12, query_heads=3, key_value_heads=3, head_width=4, pattern=limelight.Causal())
+    steps = (
+        attention,
+        MultiHead(12, query_heads=3, key_value_heads=3, head_width=4),
+        FeedForward(12, inner=20, activation="gelu"),
+    )
     ours = DecoderBlock(*(PostNorm(step, nn.LayerNorm(12)) for step in steps)).to(F64)
     names = {
         "attention.inner": "self_attn", "attention.norm": "self_attn_layer_norm", "cross.inner": "encoder_attn",
@@ -41,7 +45,7 @@ def test_a_decoder_layer_is_that_of_bart():
         state[name] = theirs.state_dict()[other]
     ours.load_state_dict(state)
     states, source = torch.randn(2, 5, 12, dtype=F64), torch.randn(2, 7, 12, dtype=F64)
-    here = Places(None, torch.arange(5)[None], across=Places(None, torch.arange(5)[None], source=source))
+    here = ForwardContext(None, torch.arange(5)[None], cross=ForwardContext(None, torch.arange(5)[None], source=source))
     above = torch.full((5, 5), -torch.inf, dtype=F64).triu(1)[None, None]
     expected = theirs(states, attention_mask=above, encoder_hidden_states=source)
     torch.testing.assert_close(ours(states, here), expected if isinstance(expected, torch.Tensor) else expected[0])

@@ -12,9 +12,9 @@ from limelight.nn import (
     Cache,
     DistanceBias,
     DynamicNTK,
+    ForwardContext,
     LinearBias,
     MultiHead,
-    Places,
     PreNorm,
     RMSNorm,
     Rotary,
@@ -44,7 +44,12 @@ def seed():
 
 def model(pattern, position="rotary", key_value_heads=2):
     layers = [
-        PreNorm(MultiHead(8, 4, key_value_heads, 4, pattern=each, **POSITIONS[position]), RMSNorm(8))
+        PreNorm(
+            MultiHead(
+                8, query_heads=4, key_value_heads=key_value_heads, head_width=4, pattern=each, **POSITIONS[position]
+            ),
+            RMSNorm(8),
+        )
         for each in (pattern, limelight.Causal())
     ]
     return torch.nn.ModuleList(layers).to(F64).requires_grad_(False)
@@ -53,12 +58,12 @@ def model(pattern, position="rotary", key_value_heads=2):
 def read(layers, states, layout=None, cache=None):
     """One pass; with a cache, a step of it."""
     if cache is None:
-        places = Places(layout, torch.arange(states.shape[1])[None])
+        context = ForwardContext(layout, torch.arange(states.shape[1])[None])
     else:
         step = cache.step(*states.shape[:2], layout)
-        places = Places(layout, step.positions, cache=step)
+        context = ForwardContext(layout, step.positions, cache=step)
     for layer in layers:
-        states = layer(states, places)
+        states = layer(states, context)
     if cache is not None:
         cache.close(step)
     return states
@@ -147,7 +152,7 @@ def test_a_fixed_size_is_taken_at_once_and_kept():
     taken = cache.bytes
     read(layers, torch.randn(1, 2, 8, dtype=F64), None, cache)
     assert cache.bytes == taken == 2 * 2 * 2 * 6 * 4 * 8
-    with pytest.raises(limelight.ArgumentError, match="6 places"):
+    with pytest.raises(limelight.ArgumentError, match="6 positions"):
         cache.step(1, 1)
 
 
@@ -177,23 +182,23 @@ def test_chosen_rows_go_on(rows):
 
 
 def test_a_source_is_projected_once():
-    layer = MultiHead(8, 4, 2, 4, source_width=6).to(F64).requires_grad_(False)
+    layer = MultiHead(8, query_heads=4, key_value_heads=2, head_width=4, source_width=6).to(F64).requires_grad_(False)
     calls = []
     layer.key.register_forward_hook(lambda *_: calls.append(1))
     states, source = torch.randn(2, 5, 8, dtype=F64), torch.randn(2, 7, 6, dtype=F64)
     layout = limelight.KeyMask(torch.tensor([[True] * 7, [True] * 3 + [False] * 4]))
-    expected = layer(states, Places(layout, torch.arange(5)[None], source=source))
+    expected = layer(states, ForwardContext(layout, torch.arange(5)[None], source=source))
     cache, got = Cache(), []
     for token in states.split(1, dim=1):
         step = cache.step(2, 1)
-        got.append(layer(token, Places(layout, step.positions, source=source, cache=step)))
+        got.append(layer(token, ForwardContext(layout, step.positions, source=source, cache=step)))
         cache.close(step)
     torch.testing.assert_close(torch.cat(got, 1), expected)
     assert len(calls) == 2
     cache.select(torch.tensor([1]))
     step = cache.step(1, 5)
     layout = limelight.KeyMask(layout.mask[1:])
-    again = layer(states[1:], Places(layout, step.positions, source=source[1:], cache=step))
+    again = layer(states[1:], ForwardContext(layout, step.positions, source=source[1:], cache=step))
     torch.testing.assert_close(again, expected[1:])
 
 
@@ -222,7 +227,11 @@ def test_what_a_cache_refuses():
 
 
 def test_angles_that_change_with_the_length_are_refused_where_they_change():
-    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6))).to(F64).requires_grad_(False)
+    layer = (
+        MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, rotary=Rotary(4, scaling=DynamicNTK(2.0, 6)))
+        .to(F64)
+        .requires_grad_(False)
+    )
     layers, cache = [PreNorm(layer, RMSNorm(8).to(F64).requires_grad_(False))], Cache()
     text = torch.randn(1, 8, 8, dtype=F64)
     read(layers, text[:, :6], None, cache)

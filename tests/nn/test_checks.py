@@ -144,9 +144,9 @@ def test_sizes_that_do_not_fit_together():
         with pytest.raises(ArgumentError, match=f"`{name}`"):
             nn.MultiHead(**(ATTENTION | {name: value}))
     with pytest.raises(ArgumentError, match="`activation`"):
-        nn.FeedForward(16, 32, "nope")
+        nn.FeedForward(16, inner=32, activation="nope")
     with pytest.raises(ArgumentError, match="`k`"):
-        nn.MixtureOfHeads(16, 4, 4, 8, shared=2, k=3)
+        nn.MixtureOfHeads(16, query_heads=4, key_value_heads=4, head_width=8, shared=2, k=3)
 
 
 @pytest.mark.parametrize("layer", [nn.TokenEmbedding, nn.SummedEmbedding])
@@ -173,14 +173,14 @@ def test_segments_lie_beside_their_table():
     layer = nn.SummedEmbedding(**TAKEN[nn.SummedEmbedding])
     for segments in (IDS.to("meta"), IDS.float(), IDS.tolist()):
         with pytest.raises(ArgumentError, match="`segments`"):
-            layer(IDS, nn.Places(None, torch.arange(6)[None], segments))
+            layer(IDS, nn.ForwardContext(None, torch.arange(6)[None], segments))
 
 
 def test_places_and_caches():
     layer = nn.MultiHead(**ATTENTION)
-    for places in (5, "a", X):
-        with pytest.raises(ArgumentError, match="`places`"):
-            layer(X, places)
+    for context in (5, "a", X):
+        with pytest.raises(ArgumentError, match="`context`"):
+            layer(X, context)
     with pytest.raises(ArgumentError, match="add up"):
         layer(X, Packed((2, 2)))
     for B, L, name in ((-1, 5, "B"), ("a", 5, "B"), (1, 2.0, "L")):
@@ -196,13 +196,13 @@ def test_places_and_caches():
 def test_packed_documents_are_the_documents_one_by_one(rotary):
     layer = nn.Block(
         nn.PreNorm(nn.MultiHead(**(ATTENTION | {"pattern": Causal(), "rotary": rotary})), nn.RMSNorm(16)),
-        nn.PreNorm(nn.FeedForward(16, 32, "relu"), nn.RMSNorm(16)),
+        nn.PreNorm(nn.FeedForward(16, inner=32, activation="relu"), nn.RMSNorm(16)),
     )
     lengths = (10, 1, 20)
     states = torch.randn(2, 31, 16)
     alone = torch.cat([layer(part) for part in states.split(lengths, dim=1)], dim=1)
-    for places in (Packed(lengths), nn.Places.of(states, layout=Packed(lengths))):
-        torch.testing.assert_close(layer(states, places), alone, rtol=1e-5, atol=1e-5)
+    for context in (Packed(lengths), nn.ForwardContext.of(states, layout=Packed(lengths))):
+        torch.testing.assert_close(layer(states, context), alone, rtol=1e-5, atol=1e-5)
     apart = layer(states) - alone
     assert apart[:, 11:].abs().max() > 1e-3  # without the layout they see each other
 

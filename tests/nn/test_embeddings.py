@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from limelight.models import recipe
-from limelight.nn import LearnedPositions, Places, Sinusoids, SummedEmbedding, TokenEmbedding
+from limelight.nn import ForwardContext, LearnedPositions, Sinusoids, SummedEmbedding, TokenEmbedding
 
 F64 = torch.float64
 TOKENS = torch.tensor([[3, 1, 4], [1, 5, 2]])
-HERE = Places(None, torch.tensor([[0, 1, 2], [5, 6, 7]]), torch.tensor([[0, 1, 1], [0, 0, 1]]))
+HERE = ForwardContext(None, torch.tensor([[0, 1, 2], [5, 6, 7]]), torch.tensor([[0, 1, 1], [0, 0, 1]]))
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def mixtral_pair(experts=5, k=2):
     theirs = mixtral.MixtralSparseMoeBlock(config).to(F64)
     for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter)
-    ours = MixtureOfExperts(8, 12, "silu", experts=experts, router=recipe(TopK, k=k)).to(F64)
+    ours = MixtureOfExperts(8, inner=12, activation="silu", experts=experts, router=recipe(TopK, k=k)).to(F64)
     with torch.no_grad():
         ours.router.weight.copy_(theirs.gate.weight)
         stored = zip(theirs.experts.gate_up_proj, theirs.experts.down_proj, strict=True)
@@ -77,7 +77,9 @@ def test_switch(capacity):
     for parameter in theirs.parameters():
         parameter.data = torch.randn_like(parameter)
     plain = recipe(FeedForward, bias=False)
-    ours = MixtureOfExperts(8, 12, "relu", experts=3, expert=plain, router=recipe(Switch, capacity=capacity)).to(F64)
+    ours = MixtureOfExperts(
+        8, inner=12, activation="relu", experts=3, expert=plain, router=recipe(Switch, capacity=capacity)
+    ).to(F64)
     with torch.no_grad():
         ours.router.weight.copy_(theirs.router.classifier.weight)
         for mine, other in zip(ours.experts, theirs.experts.values(), strict=True):
@@ -98,7 +100,7 @@ def test_switch(capacity):
 
 
 def test_a_capacity_by_its_share():
-    router = Switch(4, 3, capacity=1.25)
+    router = Switch(4, experts=3, capacity=1.25)
     with torch.no_grad():
         router.weight.zero_()
         router.weight[1] = 1.0
@@ -108,7 +110,7 @@ def test_a_capacity_by_its_share():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_balance_loss_of_mixtral(masked):
-    router = TopK(8, 5, k=2).to(F64)
+    router = TopK(8, experts=5, k=2).to(F64)
     routing = router(torch.randn(2, 7, 8, dtype=F64))
     exists = torch.arange(7) < torch.tensor([[7], [3]]) if masked else None
     mask = None if exists is None else exists.long()
@@ -117,7 +119,7 @@ def test_the_balance_loss_of_mixtral(masked):
 
 
 def test_an_even_choice_costs_k_and_the_loss_pulls_at_the_router():
-    router = TopK(4, 4, k=1).to(F64)
+    router = TopK(4, experts=4, k=1).to(F64)
     with torch.no_grad():
         router.weight.copy_(1e-6 * torch.eye(4))
     torch.testing.assert_close(balance_loss(router(torch.eye(4, dtype=F64)[None])), torch.tensor(1.0, dtype=F64))
@@ -130,7 +132,7 @@ def test_an_even_choice_costs_k_and_the_loss_pulls_at_the_router():
 def test_shared_experts_and_weights_as_they_are():
     router = recipe(TopK, k=2, normalise=False)
     shared = recipe(GatedFeedForward, inner=6, activation="silu")
-    layer = MixtureOfExperts(8, 12, "gelu", experts=4, router=router, shared=shared).to(F64)
+    layer = MixtureOfExperts(8, inner=12, activation="gelu", experts=4, router=router, shared=shared).to(F64)
     x = torch.randn(1, 5, 8, dtype=F64)
     expected = layer.shared(x)
     shares = (x @ layer.router.weight.T).softmax(-1)
@@ -141,18 +143,18 @@ def test_shared_experts_and_weights_as_they_are():
 
 
 def test_gradients_by_finite_differences():
-    layer = MixtureOfExperts(3, 4, "silu", experts=3, router=recipe(Switch, capacity=2)).to(F64)
+    layer = MixtureOfExperts(3, inner=4, activation="silu", experts=3, router=recipe(Switch, capacity=2)).to(F64)
     x = torch.randn(1, 5, 3, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
 
 
 def test_no_tokens():
-    layer = MixtureOfExperts(3, 4, "silu", experts=3)
+    layer = MixtureOfExperts(3, inner=4, activation="silu", experts=3)
     assert layer(torch.zeros(2, 0, 3)).shape == (2, 0, 3)
 
 
 def test_jitter_only_in_training():
-    layer = MixtureOfExperts(8, 12, "silu", experts=4, router=recipe(TopK, jitter=0.5))
+    layer = MixtureOfExperts(8, inner=12, activation="silu", experts=4, router=recipe(TopK, jitter=0.5))
     x = torch.randn(1, 3, 8)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
@@ -160,7 +162,7 @@ def test_jitter_only_in_training():
 
 
 def test_half_precision_routes_in_float32():
-    layer = MixtureOfExperts(8, 12, "silu", experts=4).bfloat16()
+    layer = MixtureOfExperts(8, inner=12, activation="silu", experts=4).bfloat16()
     with routings() as found:
         assert layer(torch.randn(1, 3, 8).bfloat16()).dtype == torch.bfloat16
     assert found[0][1].weights.dtype == torch.float32

@@ -28,7 +28,7 @@ def test_the_formulas():
 
 @pytest.mark.parametrize("gate", ["sigmoid", "gelu", "silu"])
 def test_gated_forms(gate):
-    layer = GatedFeedForward(6, 10, gate, bias=True).to(F64)
+    layer = GatedFeedForward(6, inner=10, activation=gate, bias=True).to(F64)
     x = torch.randn(2, 6, dtype=F64)
     g, u = (x @ m.weight.T + m.bias for m in (layer.gate, layer.up))
     bent = {"sigmoid": 1 / (1 + torch.exp(-g)), "gelu": g * (1 + torch.erf(g / 2**0.5)) / 2, "silu": g * g.sigmoid()}
@@ -37,7 +37,7 @@ def test_gated_forms(gate):
 
 @pytest.mark.parametrize("make", [FeedForward, GatedFeedForward])
 def test_dropout_between_the_matrices(make):
-    layer = make(8, 400, "relu", bias=False, dropout=0.5)
+    layer = make(8, inner=400, activation="relu", bias=False, dropout=0.5)
     seen = []
     layer.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.randn(3, 8)
@@ -52,7 +52,7 @@ def test_a_long_text_goes_through_in_pieces_unless_somebody_looks(make, monkeypa
     monkeypatch.setattr(projection, "_PIECE", 400)
     monkeypatch.setattr(projection, "_LEAST_TOKENS", 3)
     torch.manual_seed(0)
-    layer, x = make(6, 10, "silu").to(F64), torch.randn(2, 11, 6, dtype=F64).transpose(0, 1)
+    layer, x = make(6, inner=10, activation="silu").to(F64), torch.randn(2, 11, 6, dtype=F64).transpose(0, 1)
     seen = []
     step = layer._step
     monkeypatch.setattr(layer, "_step", lambda states: (seen.append(states.shape), step(states))[1])

@@ -35,8 +35,10 @@ def model(feed_forward=FeedForward, **attention):
     embedding = SummedEmbedding(500, WIDTH, positions=recipe(LearnedPositions, count=90), norm=nn.LayerNorm)
     layers = [
         Block(
-            PreNorm(MultiHead(WIDTH, 4, 4, 32, **attention), nn.LayerNorm(WIDTH)),
-            PreNorm(feed_forward(WIDTH, 4 * WIDTH, "gelu_new"), nn.LayerNorm(WIDTH)),
+            PreNorm(
+                MultiHead(WIDTH, query_heads=4, key_value_heads=4, head_width=32, **attention), nn.LayerNorm(WIDTH)
+            ),
+            PreNorm(feed_forward(WIDTH, inner=4 * WIDTH, activation="gelu_new"), nn.LayerNorm(WIDTH)),
         )
         for _ in range(LAYERS)
     ]
@@ -106,7 +108,9 @@ def test_a_cut():
 
 
 def test_offsets_norms_and_routers():
-    ours = nn.ModuleList([model(), RMSNorm(8), RMSNorm(8, offset=1.0), MixtureOfExperts(64, 16, "silu", experts=40)])
+    ours = nn.ModuleList(
+        [model(), RMSNorm(8), RMSNorm(8, offset=1.0), MixtureOfExperts(64, inner=16, activation="silu", experts=40)]
+    )
     Normal(0.5)(ours)
     assert all((p == 0).all() for name, p in ours.named_parameters() if name.endswith(("query.bias", "down.bias")))
     assert all((p == 1).all() for name, p in ours.named_parameters() if name.endswith("norm.weight"))

@@ -14,11 +14,11 @@ import limelight
 from limelight.nn import (
     Block,
     FeedForward,
+    ForwardContext,
     GatedFeedForward,
     LinearScaling,
     Llama3Scaling,
     MultiHead,
-    Places,
     PostNorm,
     PreNorm,
     RMSNorm,
@@ -29,8 +29,8 @@ F64 = torch.float64
 LENGTH = torch.tensor([[100]])
 
 
-def places(B, L, layout=None):
-    return Places(layout, torch.arange(L)[None].expand(B, L))
+def context(B, L, layout=None):
+    return ForwardContext(layout, torch.arange(L)[None].expand(B, L))
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +52,18 @@ def peer_of(ours, width, heads):
 @pytest.mark.parametrize("causal", [False, True])
 def test_multihead_is_that_of_pytorch(causal):
     pattern = limelight.Causal() if causal else None
-    ours = MultiHead(24, 4, 4, 6, pattern=pattern).to(F64)
+    ours = MultiHead(24, query_heads=4, key_value_heads=4, head_width=6, pattern=pattern).to(F64)
     states, lengths = torch.randn(3, 7, 24, dtype=F64), torch.tensor([7, 2, 5])
     absent = torch.arange(7) >= lengths[:, None]
     mask = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
     expected, _ = peer_of(ours, 24, 4)(states, states, states, key_padding_mask=absent, attn_mask=mask)
-    got = ours(states, places(3, 7, limelight.Padded(lengths)))
+    got = ours(states, context(3, 7, limelight.Padded(lengths)))
     torch.testing.assert_close(got[~absent], expected[~absent])
 
 
 def test_grouped_heads_are_repeated_heads():
-    grouped = MultiHead(16, 4, 2, 8, rotary=Rotary(8)).to(F64)
-    plain = MultiHead(16, 4, 4, 8, rotary=Rotary(8)).to(F64)
+    grouped = MultiHead(16, query_heads=4, key_value_heads=2, head_width=8, rotary=Rotary(8)).to(F64)
+    plain = MultiHead(16, query_heads=4, key_value_heads=4, head_width=8, rotary=Rotary(8)).to(F64)
     with torch.no_grad():
         for name in ("query", "output"):
             getattr(plain, name).load_state_dict(getattr(grouped, name).state_dict())
@@ -73,14 +73,16 @@ def test_grouped_heads_are_repeated_heads():
                 repeated = values.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1)
                 getattr(getattr(plain, name), kind).copy_(repeated)
     states = torch.randn(2, 5, 16, dtype=F64)
-    torch.testing.assert_close(grouped(states, places(2, 5)), plain(states, places(2, 5)))
+    torch.testing.assert_close(grouped(states, context(2, 5)), plain(states, context(2, 5)))
 
 
 def test_a_layer_is_seen_by_its_name():
-    layer = MultiHead(8, 2, 2, 4, name="layers.7.attention").requires_grad_(False)
+    layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, name="layers.7.attention").requires_grad_(
+        False
+    )
     with limelight.watching(limelight.Observe(entropy=True)) as seen:
-        layer(torch.randn(1, 3, 8), places(1, 3))
-        layer(torch.randn(1, 3, 8), places(1, 3))
+        layer(torch.randn(1, 3, 8), context(1, 3))
+        layer(torch.randn(1, 3, 8), context(1, 3))
     assert [o.entropy.shape for o in seen.layers["layers.7.attention"]] == [(1, 2, 3)] * 2
 
 
@@ -123,7 +125,7 @@ def test_stretched_frequencies_are_those_of_transformers():
 
 
 def test_layers_that_share_a_rotation_compute_it_once():
-    here = places(1, 4)
+    here = context(1, 4)
     assert here.rotation(Rotary(8), F64) is here.rotation(Rotary(8), F64)
     assert here.rotation(Rotary(8), F64) is not here.rotation(Rotary(8, theta=5.0), F64)
     assert here.rotation(Rotary(8), torch.float32).cosine.dtype == torch.float32
@@ -143,7 +145,10 @@ def test_rms_norm(dtype):
 
 def test_feed_forward_formulas():
     states = torch.randn(2, 3, 8, dtype=F64)
-    plain, gated = FeedForward(8, 12, "relu").to(F64), GatedFeedForward(8, 12, "silu").to(F64)
+    plain, gated = (
+        FeedForward(8, inner=12, activation="relu").to(F64),
+        GatedFeedForward(8, inner=12, activation="silu").to(F64),
+    )
     torch.testing.assert_close(plain(states), plain.down(plain.up(states).clamp(min=0)))
     gate = gated.gate(states)
     torch.testing.assert_close(gated(states), gated.down(gate * gate.sigmoid() * gated.up(states)))
@@ -158,14 +163,16 @@ def test_the_order_of_the_norm_is_an_object():
 
 
 def test_a_block_is_its_two_steps():
-    attention = PreNorm(MultiHead(8, 2, 2, 4), RMSNorm(8))
-    feed_forward = PreNorm(FeedForward(8, 16, "gelu"), RMSNorm(8))
-    x, here = torch.randn(1, 3, 8), places(1, 3)
+    attention = PreNorm(MultiHead(8, query_heads=2, key_value_heads=2, head_width=4), RMSNorm(8))
+    feed_forward = PreNorm(FeedForward(8, inner=16, activation="gelu"), RMSNorm(8))
+    x, here = torch.randn(1, 3, 8), context(1, 3)
     torch.testing.assert_close(Block(attention, feed_forward)(x, here), feed_forward(attention(x, here)))
 
 
 def test_gradients_by_finite_differences():
-    layer = MultiHead(4, 2, 1, 2, pattern=limelight.Causal(), rotary=Rotary(2)).to(F64)
+    layer = MultiHead(
+        4, query_heads=2, key_value_heads=1, head_width=2, pattern=limelight.Causal(), rotary=Rotary(2)
+    ).to(F64)
     states = torch.randn(2, 3, 4, dtype=F64, requires_grad=True)
     layout = limelight.Padded(torch.tensor([3, 2]))
-    assert torch.autograd.gradcheck(lambda x: layer(x, places(2, 3, layout)), (states,))
+    assert torch.autograd.gradcheck(lambda x: layer(x, context(2, 3, layout)), (states,))

@@ -11,9 +11,9 @@ from limelight.models import recipe
 from limelight.nn import (
     Cache,
     DistanceBias,
+    ForwardContext,
     LinearBias,
     MixtureOfHeads,
-    Places,
     QueryNorm,
     RMSNorm,
     Rotary,
@@ -31,7 +31,7 @@ def seed():
 
 
 def at(L, layout=None, **more):
-    return Places(layout, torch.arange(L)[None], **more)
+    return ForwardContext(layout, torch.arange(L)[None], **more)
 
 
 def gates(layer, states):
@@ -70,7 +70,7 @@ def all_heads(layer, states, layout=None, rules=(), rotary=None):
     key = heads(layer.key, groups, layer.head_width, layer.key_norm)
     value = heads(layer.value, groups, layer.value_width)
     if rotary is not None:
-        turn = rotary.at(places_of(layout, states), F64).turn
+        turn = rotary.at(places_of(layout, states), F64).rotate
         query, key = turn(query), turn(key)
     mixed = loops.attention(
         query, key, value, layout=layout, pattern=layer.pattern, scores=rules, sink=layer.sink, scale=layer.scale
@@ -102,8 +102,8 @@ def test_skipped_heads_are_masked_heads(router, heads, layout, pattern, position
     bias = DistanceBias(query_heads, limelight.T5Buckets(8, 10))
     scores = {"alibi": (LinearBias(query_heads),), "t5": (bias, limelight.SoftCap(2.0))}.get(position, ())
     layer = MixtureOfHeads(
-        8, query_heads, key_value_heads, 4, shared=shared, k=k, router=router, pattern=pattern, rotary=rotary,
-        scores=scores, value_width=3, head_norm=RMSNorm, sink=True,
+        8, query_heads=query_heads, key_value_heads=key_value_heads, head_width=4, shared=shared, k=k,
+        router=router, pattern=pattern, rotary=rotary, scores=scores, value_width=3, head_norm=RMSNorm, sink=True,
     ).to(F64).requires_grad_(False)  # fmt: skip
     layer.sink.copy_(torch.randn(query_heads))
     layouts = {
@@ -114,7 +114,7 @@ def test_skipped_heads_are_masked_heads(router, heads, layout, pattern, position
     }
     layout = layouts[layout]
     states = torch.randn(B, L, 8, dtype=F64)
-    got = layer(states, Places(layout, places_of(layout, states)))
+    got = layer(states, ForwardContext(layout, places_of(layout, states)))
     rules = tuple(limelight.ALiBi.standard(query_heads) if isinstance(rule, LinearBias) else rule for rule in scores)
     rules = tuple(rule() if isinstance(rule, DistanceBias) else rule for rule in rules)
     expected = all_heads(layer, states, layout, rules, rotary)
@@ -125,7 +125,9 @@ def test_skipped_heads_are_masked_heads(router, heads, layout, pattern, position
 
 @pytest.mark.parametrize("router", [TwoStage, QueryNorm])
 def test_what_is_not_chosen_is_not_computed(router, monkeypatch):
-    layer = MixtureOfHeads(32, 8, 4, 4, shared=2, k=2, router=router, pattern=limelight.Causal()).requires_grad_(False)
+    layer = MixtureOfHeads(
+        32, query_heads=8, key_value_heads=4, head_width=4, shared=2, k=2, router=router, pattern=limelight.Causal()
+    ).requires_grad_(False)
     asked = []
     plain = limelight.attention
 
@@ -144,7 +146,8 @@ def test_what_is_not_chosen_is_not_computed(router, monkeypatch):
 @pytest.mark.parametrize("router", [TwoStage, QueryNorm])
 def test_with_a_cache(router):
     layer = MixtureOfHeads(
-        16, 4, 2, 4, shared=2, k=1, router=router, pattern=limelight.Causal(), rotary=Rotary(4)
+        16, query_heads=4, key_value_heads=2, head_width=4, shared=2, k=1, router=router,
+        pattern=limelight.Causal(), rotary=Rotary(4),
     ).to(F64).requires_grad_(False)  # fmt: skip
     lengths = torch.tensor([5, 3])
     texts = [torch.randn(1, n + 4, 16, dtype=F64) for n in lengths]
@@ -155,7 +158,7 @@ def test_with_a_cache(router):
     pieces = [batch, *torch.stack([text[0, -4:] for text in texts]).split(1, dim=1)]
     for number, piece in enumerate(pieces):
         step = cache.step(2, piece.shape[1], None if number else limelight.Padded(lengths, side="left"))
-        out.append(layer(piece, Places(step.layout, step.positions, cache=step)))
+        out.append(layer(piece, ForwardContext(step.layout, step.positions, cache=step)))
         cache.close(step)
     for row, text in zip(torch.cat(out[1:], 1), texts, strict=True):
         torch.testing.assert_close(row, layer(text, at(text.shape[1]))[0, -4:])
@@ -163,7 +166,17 @@ def test_with_a_cache(router):
 
 @pytest.mark.parametrize("router", [TwoStage, QueryNorm])
 def test_gradients_by_finite_differences(router):
-    layer = MixtureOfHeads(4, 5, 5, 2, shared=2, k=2, router=router, pattern=limelight.Causal(), rotary=Rotary(2))
+    layer = MixtureOfHeads(
+        4,
+        query_heads=5,
+        key_value_heads=5,
+        head_width=2,
+        shared=2,
+        k=2,
+        router=router,
+        pattern=limelight.Causal(),
+        rotary=Rotary(2),
+    )
     layer.to(F64)
     states = torch.randn(1, 3, 4, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: layer(x, at(3)), (states,))
@@ -174,7 +187,9 @@ def test_gradients_by_finite_differences(router):
 
 @pytest.mark.parametrize("router", [TwoStage, QueryNorm])
 def test_the_balance_loss_of_the_authors(router):
-    layer = MixtureOfHeads(16, 6, 6, 4, shared=2, k=2, router=router, name="here").to(F64)
+    layer = MixtureOfHeads(
+        16, query_heads=6, key_value_heads=6, head_width=4, shared=2, k=2, router=router, name="here"
+    ).to(F64)
     states = torch.randn(3, 9, 16, dtype=F64)
     with routings() as found:
         layer(states, at(9))
@@ -195,17 +210,21 @@ def test_the_balance_loss_of_the_authors(router):
 
 
 def test_a_router_that_does_not_know_leaves_plain_attention():
-    layer = MixtureOfHeads(8, 4, 4, 2, shared=2, k=2).to(F64).requires_grad_(False)
+    layer = (
+        MixtureOfHeads(8, query_heads=4, key_value_heads=4, head_width=2, shared=2, k=2).to(F64).requires_grad_(False)
+    )
     for parameter in layer.router.parameters():
         parameter.zero_()
-    plain = limelight.nn.MultiHead(8, 4, 4, 2).to(F64)
+    plain = limelight.nn.MultiHead(8, query_heads=4, key_value_heads=4, head_width=2).to(F64)
     plain.load_state_dict(layer.state_dict(), strict=False)
     states = torch.randn(2, 5, 8, dtype=F64)
     torch.testing.assert_close(layer(states, at(5)), plain(states, at(5)))
 
 
 def test_an_observer_sees_every_head():
-    layer = MixtureOfHeads(8, 4, 4, 2, shared=2, k=1, name="layers.0.attention").requires_grad_(False)
+    layer = MixtureOfHeads(
+        8, query_heads=4, key_value_heads=4, head_width=2, shared=2, k=1, name="layers.0.attention"
+    ).requires_grad_(False)
     with limelight.watching(limelight.Observe(entropy=True)) as seen:
         layer(torch.randn(1, 40, 8), at(40))
     assert set(seen.layers) == {f"layers.0.attention.{part}" for part in ("shared", "head2", "head3")}
@@ -213,14 +232,16 @@ def test_an_observer_sees_every_head():
 
 def test_what_it_refuses():
     with pytest.raises(limelight.ArgumentError, match="multiple of 2"):
-        MixtureOfHeads(8, 4, 2, 2, shared=1, k=1)
+        MixtureOfHeads(8, query_heads=4, key_value_heads=2, head_width=2, shared=1, k=1)
     with pytest.raises(limelight.ArgumentError, match="at most the 2 heads"):
-        MixtureOfHeads(8, 4, 2, 2, shared=2, k=3)
-    layer = MixtureOfHeads(8, 2, 2, 4, shared=0, k=1, scores=(limelight.Bias(torch.zeros(3, 3)),))
+        MixtureOfHeads(8, query_heads=4, key_value_heads=2, head_width=2, shared=2, k=3)
+    layer = MixtureOfHeads(
+        8, query_heads=2, key_value_heads=2, head_width=4, shared=0, k=1, scores=(limelight.Bias(torch.zeros(3, 3)),)
+    )
     with pytest.raises(limelight.ArgumentError, match="MixtureOfHeads must be"):
         layer(torch.randn(1, 3, 8), at(3))
 
 
 def test_a_recipe_like_that_of_any_attention():
     make = recipe(MixtureOfHeads, shared=2, k=1, router=QueryNorm)
-    assert make(8, 4, 4, 2, name="x").router.k == 1
+    assert make(8, query_heads=4, key_value_heads=4, head_width=2, name="x").router.k == 1

@@ -20,10 +20,10 @@ from limelight.nn import (
     DecoderBlock,
     DistanceBias,
     FeedForward,
+    ForwardContext,
     LinearBias,
     MixtureOfHeads,
     MultiHead,
-    Places,
     PreNorm,
     RMSNorm,
     Rotary,
@@ -38,7 +38,7 @@ def seed():
 
 
 def at(L, layout=None, **more):
-    return Places(layout, torch.arange(L)[None], **more)
+    return ForwardContext(layout, torch.arange(L)[None], **more)
 
 
 def copy(ours, theirs, names):
@@ -77,8 +77,8 @@ def by_loops(layer, states, source, layout=None, scores=()):
 def test_cross_attention_of_different_widths_with_every_option():
     rules = (limelight.SoftCap(3.0), DistanceBias(4, limelight.T5Buckets(8, 20)), LinearBias(4))
     layer = MultiHead(
-        12, 4, 2, 5, value_width=3, source_width=7, pattern=limelight.Window(3, 2), scores=rules, scale=0.7, sink=True,
-        key_bias=False, output_bias=False,
+        12, query_heads=4, key_value_heads=2, head_width=5, value_width=3, source_width=7,
+        pattern=limelight.Window(3, 2), scores=rules, scale=0.7, sink=True, key_bias=False, output_bias=False,
     ).to(F64)  # fmt: skip
     with torch.no_grad():
         layer.sink.copy_(torch.randn(4))
@@ -95,7 +95,7 @@ def test_cross_attention_of_different_widths_with_every_option():
 
 
 def test_the_padding_of_a_source_may_be_anything():
-    layer = MultiHead(8, 2, 2, 4, source_width=6).to(F64)
+    layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, source_width=6).to(F64)
     states, source = torch.randn(2, 3, 8, dtype=F64), torch.randn(2, 5, 6, dtype=F64)
     layout = limelight.KeyMask(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).bool())
     clean = layer(states, at(3, layout, source=source))
@@ -104,10 +104,13 @@ def test_the_padding_of_a_source_may_be_anything():
 
 
 def test_keys_of_a_source_are_turned_by_their_own_positions():
-    layer = MultiHead(8, 2, 2, 4, rotary=Rotary(4)).to(F64)
+    layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, rotary=Rotary(4)).to(F64)
     states, source = torch.randn(1, 3, 8, dtype=F64), torch.randn(1, 5, 8, dtype=F64)
     moved = [
-        layer(states, Places(None, by + torch.arange(3)[None], source=source, source_positions=torch.arange(5) + by))
+        layer(
+            states,
+            ForwardContext(None, by + torch.arange(3)[None], source=source, source_positions=torch.arange(5) + by),
+        )
         for by in (0, 40)
     ]
     torch.testing.assert_close(*moved)
@@ -118,14 +121,17 @@ def test_keys_of_a_source_are_turned_by_their_own_positions():
 def test_score_rules_that_layers_share_come_last():
     bias = limelight.Bias(torch.randn(1, 2, 4, 4, dtype=F64))
     cap = limelight.SoftCap(0.5)
-    apart, together = (MultiHead(8, 2, 2, 4, scores=rules).to(F64) for rules in ((cap,), (cap, bias)))
+    apart, together = (
+        MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, scores=rules).to(F64)
+        for rules in ((cap,), (cap, bias))
+    )
     together.load_state_dict(apart.state_dict())
     states = torch.randn(1, 4, 8, dtype=F64)
     torch.testing.assert_close(apart(states, at(4, scores=(bias,))), together(states, at(4)))
 
 
 def test_dropout_only_in_training_and_by_the_seed():
-    layer = MultiHead(8, 2, 2, 4, dropout=0.5).requires_grad_(False)
+    layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, dropout=0.5).requires_grad_(False)
     states = torch.randn(2, 6, 8)
     torch.manual_seed(1)
     first = layer(states, at(6))
@@ -138,7 +144,7 @@ def test_dropout_only_in_training_and_by_the_seed():
 
 def test_gradients_of_everything():
     layer = MultiHead(
-        4, 2, 1, 2, value_width=3, source_width=3, head_norm=RMSNorm, sink=True,
+        4, query_heads=2, key_value_heads=1, head_width=2, value_width=3, source_width=3, head_norm=RMSNorm, sink=True,
         scores=(DistanceBias(2, limelight.T5Buckets(4, 8)),),
     ).to(F64)  # fmt: skip
     names = [name for name, _ in layer.named_parameters()]
@@ -156,11 +162,15 @@ def test_gradients_of_everything():
 
 def test_what_it_refuses():
     with pytest.raises(limelight.ArgumentError, match="multiple of `key_value_heads`"):
-        MultiHead(8, 4, 3, 2)
+        MultiHead(8, query_heads=4, key_value_heads=3, head_width=2)
     with pytest.raises(limelight.ArgumentError, match="at most the 2 numbers"):
-        MultiHead(8, 4, 2, 2, rotary=Rotary(4))
-    layer = DecoderBlock(MultiHead(8, 4, 2, 2), MultiHead(8, 4, 2, 2), torch.nn.Identity())
-    with pytest.raises(limelight.ArgumentError, match="across"):
+        MultiHead(8, query_heads=4, key_value_heads=2, head_width=2, rotary=Rotary(4))
+    layer = DecoderBlock(
+        MultiHead(8, query_heads=4, key_value_heads=2, head_width=2),
+        MultiHead(8, query_heads=4, key_value_heads=2, head_width=2),
+        torch.nn.Identity(),
+    )
+    with pytest.raises(limelight.ArgumentError, match="cross"):
         layer(torch.zeros(1, 3, 8), at(3))
 
 
@@ -174,18 +184,30 @@ def test_t5_across_and_to_itself():
     )  # fmt: skip
     theirs = T5Attention(config, has_relative_attention_bias=True, layer_idx=0).to(F64)
     bias = DistanceBias(3, limelight.T5Buckets(8, 20, bidirectional=False))
-    ours = MultiHead(12, 3, 3, 5, pattern=limelight.Causal(), scores=(bias,), scale=1.0, bias=False, output_bias=False)
+    ours = MultiHead(
+        12,
+        query_heads=3,
+        key_value_heads=3,
+        head_width=5,
+        pattern=limelight.Causal(),
+        scores=(bias,),
+        scale=1.0,
+        bias=False,
+        output_bias=False,
+    )
     names = {"query": "q", "key": "k", "value": "v", "output": "o", "score_modules.0": "relative_attention_bias"}
     copy(ours.to(F64), theirs, names)
     states, source = torch.randn(2, 30, 12, dtype=F64), torch.randn(2, 4, 12, dtype=F64)
     above = torch.full((30, 30), -torch.inf, dtype=F64).triu(1)[None, None]
     torch.testing.assert_close(ours(states, at(30)), theirs(states, mask=above)[0])
 
-    across = MultiHead(12, 3, 3, 5, scale=1.0, bias=False, output_bias=False).to(F64)
+    cross = MultiHead(12, query_heads=3, key_value_heads=3, head_width=5, scale=1.0, bias=False, output_bias=False).to(
+        F64
+    )
     theirs = T5Attention(config, layer_idx=0).to(F64)
     names.pop("score_modules.0")
-    copy(across, theirs, names)
-    torch.testing.assert_close(across(states, at(30, source=source)), theirs(states, key_value_states=source)[0])
+    copy(cross, theirs, names)
+    torch.testing.assert_close(cross(states, at(30, source=source)), theirs(states, key_value_states=source)[0])
 
 
 @pytest.mark.parametrize("kind", ["bart", "whisper"])
@@ -193,7 +215,9 @@ def test_bart_and_whisper_across(kind):
     config = transformers.BartConfig(attn_implementation="eager")
     make = BartAttention if kind == "bart" else WhisperAttention
     theirs = make(12, 3, is_decoder=True, layer_idx=0, config=config).to(F64).eval()
-    ours = MultiHead(12, 3, 3, 4, key_bias=None if kind == "bart" else False).to(F64)
+    ours = MultiHead(12, query_heads=3, key_value_heads=3, head_width=4, key_bias=None if kind == "bart" else False).to(
+        F64
+    )
     copy(ours, theirs, {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"})
     states, source = torch.randn(2, 5, 12, dtype=F64), torch.randn(2, 7, 12, dtype=F64)
     torch.testing.assert_close(ours(states, at(5, source=source)), theirs(states, key_value_states=source)[0])
@@ -215,13 +239,23 @@ def test_norms_of_heads_and_sinks(kind, monkeypatch):
         theirs = Qwen3Attention(transformers.Qwen3Config(**shape), 0)
         monkeypatch.setattr(type(theirs.q_norm), "forward", exact_norm)
         ours = MultiHead(
-            12, 4, 2, 6, pattern=limelight.Causal(), rotary=rotary, head_norm=RMSNorm, bias=False, output_bias=False
+            12,
+            query_heads=4,
+            key_value_heads=2,
+            head_width=6,
+            pattern=limelight.Causal(),
+            rotary=rotary,
+            head_norm=RMSNorm,
+            bias=False,
+            output_bias=False,
         )
         names |= {"query_norm": "q_norm", "key_norm": "k_norm"}
     else:
         theirs = GptOssAttention(transformers.GptOssConfig(**shape, attention_bias=True), 0)
         angles = [x[..., :3] for x in angles]
-        ours = MultiHead(12, 4, 2, 6, pattern=limelight.Causal(), rotary=rotary, sink=True)
+        ours = MultiHead(
+            12, query_heads=4, key_value_heads=2, head_width=6, pattern=limelight.Causal(), rotary=rotary, sink=True
+        )
         names |= {"sink": "sinks"}
     copy(ours.to(F64), theirs.to(F64).eval(), names)
     states = torch.randn(2, 9, 12, dtype=F64)
@@ -236,28 +270,31 @@ def exact_norm(self, x):
 @pytest.mark.parametrize(
     "layer",
     [
-        MultiHead(16, 2, 1, 8, pattern=Causal(), rotary=Rotary(8)),
-        MixtureOfHeads(16, 4, 4, 8, shared=1, k=2, rotary=Rotary(8)),
+        MultiHead(16, query_heads=2, key_value_heads=1, head_width=8, pattern=Causal(), rotary=Rotary(8)),
+        MixtureOfHeads(16, query_heads=4, key_value_heads=4, head_width=8, shared=1, k=2, rotary=Rotary(8)),
         AdditiveAttention(16, inner=8),
-        SSRU(16, 2, 2, 8),
-        Block(PreNorm(MultiHead(16, 2, 2, 8), RMSNorm(16)), PreNorm(FeedForward(16, 32, "gelu"), RMSNorm(16))),
+        SSRU(16, query_heads=2, key_value_heads=2, head_width=8),
+        Block(
+            PreNorm(MultiHead(16, query_heads=2, key_value_heads=2, head_width=8), RMSNorm(16)),
+            PreNorm(FeedForward(16, inner=32, activation="gelu"), RMSNorm(16)),
+        ),
     ],
     ids=lambda layer: type(layer).__name__,
 )
 def test_without_places_texts_are_all_there(layer):
     states = torch.randn(2, 5, 16)
     with torch.no_grad():
-        assert torch.equal(layer(states), layer(states, Places(None, torch.arange(5)[None])))
+        assert torch.equal(layer(states), layer(states, ForwardContext(None, torch.arange(5)[None])))
 
 
 def test_without_places_a_source_begins_at_0_too():
-    layer = MultiHead(16, 2, 2, 8, source_width=12, rotary=Rotary(8))
+    layer = MultiHead(16, query_heads=2, key_value_heads=2, head_width=8, source_width=12, rotary=Rotary(8))
     states, source = torch.randn(2, 5, 16), torch.randn(2, 7, 12)
-    told = Places(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
+    told = ForwardContext(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
     with torch.no_grad():
-        assert torch.equal(layer(states, Places.of(states, source)), layer(states, told))
+        assert torch.equal(layer(states, ForwardContext.of(states, source)), layer(states, told))
 
 
 def test_states_without_a_batch():
     with pytest.raises(limelight.ArgumentError, match=r"`states` must be \(B, L, width\).*states\[None\]"):
-        MultiHead(16, 2, 2, 8)(torch.randn(5, 16))
+        MultiHead(16, query_heads=2, key_value_heads=2, head_width=8)(torch.randn(5, 16))

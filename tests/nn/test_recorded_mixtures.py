@@ -8,13 +8,15 @@ from limelight import BackendError, nn
 from limelight.models import recipe
 
 LAYERS = {
-    "experts": lambda: nn.MixtureOfExperts(16, 8, "silu", experts=4),
-    "switch": lambda: nn.MixtureOfExperts(16, 8, "silu", experts=4, router=nn.Switch),
-    "heads": lambda: nn.MixtureOfHeads(16, 4, 4, 4, shared=1, k=2),
-    "heads by their queries": lambda: nn.MixtureOfHeads(16, 4, 4, 4, shared=1, k=2, router=nn.QueryNorm),
+    "experts": lambda: nn.MixtureOfExperts(16, inner=8, activation="silu", experts=4),
+    "switch": lambda: nn.MixtureOfExperts(16, inner=8, activation="silu", experts=4, router=nn.Switch),
+    "heads": lambda: nn.MixtureOfHeads(16, query_heads=4, key_value_heads=4, head_width=4, shared=1, k=2),
+    "heads by their queries": lambda: nn.MixtureOfHeads(
+        16, query_heads=4, key_value_heads=4, head_width=4, shared=1, k=2, router=nn.QueryNorm
+    ),
     "inside": lambda: nn.Block(
-        nn.PreNorm(nn.MultiHead(16, 4, 4, 4), nn.RMSNorm(16)),
-        nn.PreNorm(nn.MixtureOfExperts(16, 8, "silu", experts=4), nn.RMSNorm(16)),
+        nn.PreNorm(nn.MultiHead(16, query_heads=4, key_value_heads=4, head_width=4), nn.RMSNorm(16)),
+        nn.PreNorm(nn.MixtureOfExperts(16, inner=8, activation="silu", experts=4), nn.RMSNorm(16)),
     ),
 }
 RECORDERS = {
@@ -54,6 +56,6 @@ def test_the_compiler_leaves_the_choice_to_python(layer):
 
 def test_whole_models():
     experts = recipe(nn.MixtureOfExperts, experts=4)
-    network = torch.nn.Sequential(nn.TokenEmbedding(10, 16), experts(16, 8, "silu")).eval()
+    network = torch.nn.Sequential(nn.TokenEmbedding(10, 16), experts(16, inner=8, activation="silu")).eval()
     with pytest.raises(BackendError, match=r"MixtureOfExperts cannot be recorded by torch\.jit\.trace"):
         torch.jit.trace(network, torch.randint(10, (1, 6)))

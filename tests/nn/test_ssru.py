@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import limelight
-from limelight.nn import SSRU, Cache, Places
+from limelight.nn import SSRU, Cache, ForwardContext
 
 F64 = torch.float64
 
@@ -12,7 +12,7 @@ F64 = torch.float64
 @pytest.fixture
 def layer():
     torch.manual_seed(0)
-    return SSRU(6, 2, 2, 3, name="layers.0.attention").to(F64)
+    return SSRU(6, query_heads=2, key_value_heads=2, head_width=3, name="layers.0.attention").to(F64)
 
 
 def alone(layer, text):
@@ -25,17 +25,17 @@ def alone(layer, text):
     return torch.stack(found)
 
 
-def places(layout, B, L):
+def context(layout, B, L):
     at = layout.coordinates(B, L, L, torch.device("cpu"))
-    return Places(layout, at.query_position.where(at.query_exists, 0))
+    return ForwardContext(layout, at.query_position.where(at.query_exists, 0))
 
 
 def test_the_formula(layer):
     states = torch.randn(2, 5, 6, dtype=F64)
-    got = layer(states, Places(None, torch.arange(5)[None]))
+    got = layer(states, ForwardContext(None, torch.arange(5)[None]))
     for row, text in zip(got, states, strict=True):
         torch.testing.assert_close(row, alone(layer, text), rtol=1e-12, atol=1e-12)
-    assert layer(states[:, :0], Places(None, torch.arange(0)[None])).shape == (2, 0, 6)
+    assert layer(states[:, :0], ForwardContext(None, torch.arange(0)[None])).shape == (2, 0, 6)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -44,14 +44,14 @@ def test_padding_changes_nothing_not_even_when_it_is_nan(layer, side):
     layout = limelight.Padded(lengths, side=side)
     exists = layout.coordinates(3, 5, 5, states.device).query_exists
     states[~exists] = torch.nan
-    got = layer(states, places(layout, 3, 5))
+    got = layer(states, context(layout, 3, 5))
     for row, text, real in zip(got, states, exists, strict=True):
         torch.testing.assert_close(row[real], alone(layer, text[real]), rtol=1e-12, atol=1e-12)
 
 
 def test_packed_documents_begin_anew(layer):
     states = torch.randn(1, 7, 6, dtype=F64)
-    got = layer(states, places(limelight.Packed((3, 4)), 1, 7))
+    got = layer(states, context(limelight.Packed((3, 4)), 1, 7))
     for part, text in zip(got[0].split((3, 4)), states[0].split((3, 4)), strict=True):
         torch.testing.assert_close(part, alone(layer, text), rtol=1e-12, atol=1e-12)
 
@@ -70,7 +70,7 @@ def test_with_a_cache_in_pieces(layer, side):
     with torch.no_grad():
         for piece, layout in pieces:
             step = cache.step(2, piece.shape[1], layout)
-            got.append(layer(piece, Places(layout, step.positions, cache=step)))
+            got.append(layer(piece, ForwardContext(layout, step.positions, cache=step)))
             cache.close(step)
         for row, (text, n) in enumerate(zip(texts, lengths.tolist(), strict=True)):
             kept = got[0][row, :n] if side == "right" else got[0][row, 4 - n :]
@@ -82,5 +82,5 @@ def test_with_a_cache_in_pieces(layer, side):
 
 def test_gradients_by_finite_differences(layer):
     states = torch.randn(2, 4, 6, dtype=F64, requires_grad=True)
-    here = places(limelight.Padded(torch.tensor([4, 2])), 2, 4)
+    here = context(limelight.Padded(torch.tensor([4, 2])), 2, 4)
     assert torch.autograd.gradcheck(lambda x: layer(x, here), (states,))

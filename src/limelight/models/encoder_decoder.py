@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..forms.layouts import KeyMask, Layout, Packed
-from ..nn import Cache, Places
+from ..nn import Cache, ForwardContext
 from ..tensors.shapes import wrong
 from .config import Config
 from .stack import Encoded, Output, Stack
@@ -45,7 +45,7 @@ class EncoderDecoder(Stack):
         read = self.encoder(source, layout=layout, hidden=hidden)
         return Encoded(read.states, layout, read.hidden)
 
-    def forward(  # type: ignore[override]  # a source takes the place of `across`
+    def forward(  # type: ignore[override]  # a source takes the place of `cross`
         self,
         tokens: Tensor,
         *,
@@ -85,14 +85,16 @@ class EncoderDecoder(Stack):
                 f"{len(source.states)} stand against {len(tokens)}",
                 "Repeat the rows of one or the other.",
             )
-        across = Places(
-            _across(source, layout), torch.zeros(1, 1, dtype=torch.int64, device=tokens.device), source=source.states
+        cross = ForwardContext(
+            _cross_layout(source, layout),
+            torch.zeros(1, 1, dtype=torch.int64, device=tokens.device),
+            source=source.states,
         )
-        written = super().forward(tokens, layout=layout, hidden=hidden, logits=logits, cache=cache, across=across)
+        written = super().forward(tokens, layout=layout, hidden=hidden, logits=logits, cache=cache, cross=cross)
         return written._replace(encoded=source)
 
 
-def _across(source: Encoded, layout: Layout | None) -> Layout | None:
+def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
     """Which tokens of the source a token may look at: all that exist, of its own document."""
     if isinstance(source.layout, Packed) or isinstance(layout, Packed):
         if not (isinstance(source.layout, Packed) and isinstance(layout, Packed)):

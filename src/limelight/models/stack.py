@@ -1,4 +1,4 @@
-"""What the shapes of models share: an embedding, a stack of layers, places for every token."""
+"""What the shapes of models share: an embedding, a stack of layers, a position for every token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Layout
-from ..nn import Block, Cache, DecoderBlock, FrontEnd, Places
+from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
 from ..nn.few_tokens import written
 from ..tensors.shapes import wrong
 from ..tensors.tracing import readable
@@ -79,7 +79,7 @@ class Stack(nn.Module):
         hidden: bool = False,
         logits: bool = True,
         cache: Cache | None = None,
-        across: Places | None = None,
+        cross: ForwardContext | None = None,
     ) -> Output:
         """Run the model.
 
@@ -91,37 +91,37 @@ class Stack(nn.Module):
             logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`
                 computes them for chosen vectors.
             cache: what was read before; ``tokens`` are the next ones, and are added to it.
-            across: the places of attention to an encoder, for layers that have it; see `EncoderDecoder`.
+            cross: the context of attention to an encoder, for layers that have it; see `EncoderDecoder`.
 
         Raises:
             ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions.
         """
         if cache is None:
-            places = Places(layout, self._places(tokens, layout), segments)
+            context = ForwardContext(layout, self._positions(tokens, layout), segments)
         else:
             B, L = self._sizes(tokens)
             step = cache.step(B, L, layout, tokens.device)
             self._check_length(step.longest)
-            places = Places(layout, step.positions, segments, cache=step)
-            across = None if across is None else replace(across, cache=step)
-        places.across = across
-        states = self.embedding(tokens, places)
+            context = ForwardContext(layout, step.positions, segments, cache=step)
+            cross = None if cross is None else replace(cross, cache=step)
+        context.cross = cross
+        states = self.embedding(tokens, context)
         if self.scores is not None:
-            places.scores = (self.scores(states),)
+            context.scores = (self.scores(states),)
         before: list[Tensor] = []
-        found = None if hidden else written(self.layers, states, places)
+        found = None if hidden else written(self.layers, states, context)
         for layer in self.layers if found is None else ():
             if hidden:
                 before.append(states)
-            states = layer(states, places)
+            states = layer(states, context)
         states = states if found is None else found
-        if places.cache is not None and cache is not None:
-            cache.close(places.cache)
+        if context.cache is not None and cache is not None:
+            cache.close(context.cache)
         if self.norm is not None:
             states = self.norm(states)
         scores = None
         if logits and self.head is not None:
-            scores = self.head_on(self.head.chosen(states, places))  # type: ignore[operator]
+            scores = self.head_on(self.head.chosen(states, context))  # type: ignore[operator]
         return Output(states, (*before, states) if hidden else None, scores)
 
     def head_on(self, states: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Stack(nn.Module):
         table = getattr(getattr(self.embedding, "tokens", None), "weight", None)
         return self.head(states, table)  # type: ignore[no-any-return]
 
-    def _places(self, tokens: Tensor, layout: Layout | None) -> Tensor:
+    def _positions(self, tokens: Tensor, layout: Layout | None) -> Tensor:
         """Position of every token ``(B | 1, L)``; 0 for tokens that do not exist."""
         B, L = self._sizes(tokens)
         if layout is None:
@@ -211,16 +211,20 @@ def _blocks(config: Config, within: str) -> list[Block | DecoderBlock]:
 
 def _block(config: Config, number: int, name: str) -> Block | DecoderBlock:
     """Layer ``number``: two steps or three, each with a norm of its own."""
-    sizes = (config.width, config.query_heads, config.key_value_heads, config.head_width)
+    heads = {
+        "query_heads": config.query_heads,
+        "key_value_heads": config.key_value_heads,
+        "head_width": config.head_width,
+    }
 
     def step(inner: nn.Module, residual: Recipe = config.residual) -> nn.Module:
         return residual(inner, config.norm(config.width))
 
-    attention = step(config.attentions[number](*sizes, name=f"{name}.attention"))
+    attention = step(config.attentions[number](config.width, **heads, name=f"{name}.attention"))
     feed_forward = step(config.feed_forward(config.width), config.last_residual or config.residual)
     if config.cross is None:
         return Block(attention, feed_forward)
-    return DecoderBlock(attention, step(config.cross(*sizes, name=f"{name}.cross")), feed_forward)
+    return DecoderBlock(attention, step(config.cross(config.width, **heads, name=f"{name}.cross")), feed_forward)
 
 
 def _share(module: nn.Module, owner: nn.Module) -> None:

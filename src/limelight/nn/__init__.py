@@ -5,6 +5,7 @@ from .alignment import AdditiveAttention, MultiplicativeAttention, dot_attention
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
 from .cache import Cache, Step
 from .class_head import ClassHead
+from .context import ForwardContext
 from .distance_bias import DistanceBias, LinearBias
 from .embeddings import SummedEmbedding, TokenEmbedding
 from .experts import MixtureOfExperts
@@ -15,7 +16,6 @@ from .initial import FanIn, Normal, Xavier
 from .mixture_of_heads import HeadRouting, MixtureOfHeads, QueryNorm, TwoStage
 from .multihead import MultiHead
 from .norms import RMSNorm
-from .places import Places
 from .positions import (
     DynamicNTK,
     InterleavedPairs,
@@ -45,6 +45,7 @@ __all__ = [
     "DynamicNTK",
     "FanIn",
     "FeedForward",
+    "ForwardContext",
     "FrontEnd",
     "GatedFeedForward",
     "HeadRouting",
@@ -62,7 +63,6 @@ __all__ = [
     "Normal",
     "Pairing",
     "PatchEmbedding",
-    "Places",
     "PostNorm",
     "PreNorm",
     "Projection",

@@ -21,8 +21,8 @@ from ..forms.patterns import Pattern
 from ..forms.scores import Additive
 from ..tensors.shapes import whole_number
 from .checks import check_texts, checked
+from .context import ForwardContext
 from .multihead import heads_of
-from .places import Places
 
 
 @checked
@@ -44,8 +44,8 @@ class Alignment(nn.Module):
     def __init__(
         self,
         width: int,
-        source_width: int | None = None,
         *,
+        source_width: int | None = None,
         heads: int = 1,
         value_width: int | None = None,
         pattern: Pattern | None = None,
@@ -58,21 +58,21 @@ class Alignment(nn.Module):
         self.value_width, self.pattern, self.dropout, self.name = value_width, pattern, dropout, name
         self.value = None if value_width is None else nn.Linear(self.source_width, heads * value_width, bias=False)
 
-    def forward(self, states: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, states: Tensor, context: ForwardContext | None = None) -> Tensor:
         """``(B, L, width)`` to ``(B, L, heads * Dv)``; ``Dv`` is ``value_width``, or ``source_width`` without one.
 
-        Keys and values are made of `Places.source` where that is given, else of the states.
+        Keys and values are made of `ForwardContext.source` where that is given, else of the states.
         """
         check_texts(states, self.width, self.key.weight)
-        places = Places.given(places, states)
-        key, value, layout = places.remembered(self, self.pattern, states, self._keys_and_values)
+        context = ForwardContext.given(context, states)
+        key, value, layout = context.remembered(self, self.pattern, states, self._keys_and_values)
         mixed = limelight.attention(
             self.queries(states),
             key,
             value,
             layout=layout,
             pattern=self.pattern,
-            scores=tuple(places.scores),
+            scores=tuple(context.scores),
             dropout=self.dropout if self.training else 0.0,
             name=self.name,
             **self.comparison(),
@@ -117,8 +117,8 @@ class AdditiveAttention(Alignment):
         settings: see `Alignment`.
     """
 
-    def __init__(self, width: int, source_width: int | None = None, *, inner: int, **settings: Any) -> None:
-        super().__init__(width, source_width, **settings)
+    def __init__(self, width: int, *, source_width: int | None = None, inner: int, **settings: Any) -> None:
+        super().__init__(width, source_width=source_width, **settings)
         self.inner = whole_number("inner", inner, at_least=1)
         self.query = nn.Linear(self.width, self.heads * inner, bias=False)
         self.key = nn.Linear(self.source_width, self.heads * inner)
@@ -150,8 +150,8 @@ class MultiplicativeAttention(Alignment):
         settings: see `Alignment`.
     """
 
-    def __init__(self, width: int, source_width: int | None = None, **settings: Any) -> None:
-        super().__init__(width, source_width, **settings)
+    def __init__(self, width: int, *, source_width: int | None = None, **settings: Any) -> None:
+        super().__init__(width, source_width=source_width, **settings)
         self.key = nn.Linear(self.source_width, self.heads * self.width, bias=False)
 
     def queries(self, states: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from ..forms.layouts import Layout
 from ..fused import Steps
 from ..tensors.shapes import wrong
 from .checks import checked
+from .context import ForwardContext
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing, in_turn
-from .places import Places
 
 FLOAT16_END = torch.finfo(torch.float16).max - 1000  # 64,504: room for what is added next
 
@@ -57,9 +57,9 @@ class PostNorm(nn.Module):
         super().__init__()
         self.inner, self.norm, self.dropout, self.clamp = inner, norm, dropping(dropout), clamp
 
-    def forward(self, states: Tensor, *places: Any) -> Tensor:
+    def forward(self, states: Tensor, *context: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        states = self.norm(states + self.dropout(self.inner(states, *places)))
+        states = self.norm(states + self.dropout(self.inner(states, *context)))
         return states if self.clamp is None else self.clamp(states)
 
 
@@ -84,12 +84,12 @@ class PreNorm(nn.Module):
         super().__init__()
         self.inner, self.norm, self.dropout, self.clamp = inner, norm, dropping(dropout), clamp
 
-    def forward(self, states: Tensor, *places: Any) -> Tensor:
+    def forward(self, states: Tensor, *context: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        states = states + self.dropout(self.inner(self.norm(states), *places))
+        states = states + self.dropout(self.inner(self.norm(states), *context))
         return states if self.clamp is None else self.clamp(states)
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Steps[ForwardContext], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         if self.clamp is not None:
             return None
@@ -111,11 +111,11 @@ class Sandwich(nn.Module):
         super().__init__()
         self.inner, self.norm, self.after, self.dropout = inner, norm, deepcopy(norm), dropping(dropout)
 
-    def forward(self, states: Tensor, *places: Any) -> Tensor:
+    def forward(self, states: Tensor, *context: Any) -> Tensor:
         """``(B, L, width)`` to the same."""
-        return states + self.dropout(self.after(self.inner(self.norm(states), *places)))  # type: ignore[no-any-return]
+        return states + self.dropout(self.after(self.inner(self.norm(states), *context)))  # type: ignore[no-any-return]
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Steps[ForwardContext], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         found = in_turn(steps, (self.norm, self.inner, self.after), states) if does_nothing(self.dropout) else None
         return None if found is None else steps.add(states, found)
@@ -133,7 +133,7 @@ class Block(nn.Module):
     """One layer: attention, then feed-forward, each wrapped as a residual step.
 
     Args:
-        attention: a residual step around attention; takes the states and the `Places`.
+        attention: a residual step around attention; takes the states and the `ForwardContext`.
         feed_forward: a residual step around what each token does alone.
     """
 
@@ -141,23 +141,25 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
 
-    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same; ``places`` as `limelight.nn.MultiHead` has it."""
-        places = Places.given(places, states)
-        return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
+    def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
+        """``(B, L, width)`` to the same; ``context`` as `limelight.nn.MultiHead` has it."""
+        context = ForwardContext.given(context, states)
+        return self.feed_forward(self.attention(states, context))  # type: ignore[no-any-return]
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Steps[ForwardContext], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         return in_turn(steps, (self.attention, self.feed_forward), states)
 
 
 @checked
 class DecoderBlock(nn.Module):
-    """One layer of a decoder that has an encoder: look back, look across, think alone (arXiv:1706.03762).
+    """One layer of a decoder that has an encoder: self-attention, cross-attention, feed-forward (arXiv:1706.03762).
 
     Args:
-        attention: a residual step around the attention of the text to itself; takes the states and the `Places`.
-        cross: a residual step around the attention to the encoder's vectors; takes the states and `Places.across`.
+        attention: a residual step around the attention of the text to itself; takes the states and
+            the `ForwardContext`.
+        cross: a residual step around the attention to the encoder's output; takes the states and
+            `ForwardContext.cross`.
         feed_forward: a residual step around what each token does alone.
     """
 
@@ -165,14 +167,14 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.attention, self.cross, self.feed_forward = attention, cross, feed_forward
 
-    def forward(self, states: Tensor, places: Places) -> Tensor:
-        """``(B, L, width)`` to the same; ``places.across`` holds the encoder's vectors."""
-        if places.across is None:
+    def forward(self, states: Tensor, context: ForwardContext) -> Tensor:
+        """``(B, L, width)`` to the same; ``context.cross`` holds the encoder's vectors."""
+        if context.cross is None:
             raise wrong(
-                "places",
-                "must say what a decoder with an encoder looks across at",
-                "`across` is None",
-                "Give Places(across=Places(layout, positions, source=encoded)), or make a Block.",
+                "context",
+                "must have the context of cross-attention",
+                "`cross` is None",
+                "Give ForwardContext(cross=ForwardContext(layout, positions, source=encoded)), or make a Block.",
             )
-        states = self.cross(self.attention(states, places), places.across)
+        states = self.cross(self.attention(states, context), context.cross)
         return self.feed_forward(states)  # type: ignore[no-any-return]

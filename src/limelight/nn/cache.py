@@ -6,7 +6,7 @@ hands its new keys and values to it and gets back all that its queries may look 
     cache = Cache()
     for tokens in (prompt, next_token, ...):
         step = cache.step(*tokens.shape, layout)
-        places = Places(layout, step.positions, cache=step)
+        context = ForwardContext(layout, step.positions, cache=step)
         ...  # the layers
         cache.close(step)
 
@@ -219,12 +219,12 @@ class Cache:
                         'it is Padded(..., side="left")',
                         "Put the new tokens of every row first.",
                     )
-        positions, exists = _places(self.lengths, count, first, B, L, device)
+        positions, exists = _positions(self.lengths, count, first, B, L, device)
         step = Step(self._stores, self.limit, layout, self.lengths, count, positions, exists, self._memory)
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
                 "tokens",
-                f"must fit into the {self.limit} places of the cache",
+                f"must fit into the {self.limit} positions of the cache",
                 f"a row would have {step.longest}",
                 "Give Cache a larger limit, or none.",
             )
@@ -479,7 +479,7 @@ def _new_tokens(layout: Layout, B: int, L: int) -> Lengths:
     )
 
 
-def _places(
+def _positions(
     before: Lengths, count: Lengths, first: Lengths, B: int, L: int, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
     """`Step.positions` and `Step.exists`."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..tensors.shapes import wrong
 from .checks import activation_of, checked
+from .context import ForwardContext
 from .feed_forward import ACTIVATIONS
-from .places import Places
 
 
 @checked
@@ -31,19 +31,19 @@ class ClassHead(nn.Module):
         self.activation = None if activation is None else activation_of(activation, ACTIVATIONS)
         self.output = nn.Linear(width, len(self.labels))
 
-    def chosen(self, states: Tensor, places: Places) -> Tensor:
+    def chosen(self, states: Tensor, context: ForwardContext) -> Tensor:
         """The vector ``(B, width)`` of the first token of every text."""
-        if places.layout is None:
+        if context.layout is None:
             return states[:, 0]
         B, L, _ = states.shape
-        if places.layout.documents != 1:
+        if context.layout.documents != 1:
             raise wrong(
                 "layout",
                 "must hold one text a row for a model that classifies texts",
-                f"it holds {places.layout.documents}",
+                f"it holds {context.layout.documents}",
                 "Use Padded, or call the network without logits and hand the vectors of first tokens to `head_on`.",
             )
-        exists = places.layout.coordinates(B, L, L, states.device).query_exists.expand(B, L)
+        exists = context.layout.coordinates(B, L, L, states.device).query_exists.expand(B, L)
         return states[torch.arange(B, device=states.device), exists.int().argmax(-1)]
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class DistanceBias(nn.Module):
     """A learned bias for each head and bucket of the distance (T5, Raffel et al. 2020, arXiv:1910.10683).
 
     Called, it makes the score rule ``s + weight[buckets(j - p), head]``. Give it to one layer among its ``scores``,
-    or to all layers of a stack through `limelight.nn.Places.scores`.
+    or to all layers of a stack through `limelight.nn.ForwardContext.scores`.
 
     Args:
         query_heads: ``Hq``.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_ids, checked, token_vectors
+from .context import ForwardContext
 from .dropout import dropout as dropping
-from .places import Places
 
 
 @checked
@@ -28,7 +28,7 @@ class TokenEmbedding(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width)
         self.scale, self.dropout = scale, dropping(dropout)
 
-    def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, context: ForwardContext | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
         states = token_vectors(self.tokens, tokens)
         if self.scale != 1.0:
@@ -74,17 +74,17 @@ class SummedEmbedding(nn.Module):
         self.widen = None if inner is None else nn.Linear(inner, width)
         self.scale, self.dropout = scale, dropping(dropout)
 
-    def forward(self, tokens: Tensor, places: Places | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, context: ForwardContext | None = None) -> Tensor:
         """``(B, L)`` token ids to ``(B, L, width)``."""
         states = token_vectors(self.tokens, tokens)
-        places = Places.given(places, tokens)
+        context = ForwardContext.given(context, tokens)
         if self.scale != 1.0:
             states = states * self.scale
         if self.segments is not None:
-            segments = torch.zeros_like(tokens) if places.segments is None else places.segments
+            segments = torch.zeros_like(tokens) if context.segments is None else context.segments
             check_ids("segments", segments, "segments", self.segments.weight)
             states = states + self.segments(segments)
-        states = states + self.positions(places.positions, states.dtype)
+        states = states + self.positions(context.positions, states.dtype)
         if self.norm is not None:
             states = self.norm(states)
         states = self.dropout(states)

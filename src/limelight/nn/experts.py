@@ -26,8 +26,8 @@ class MixtureOfExperts(nn.Module):
         inner: numbers between the matrices of an expert.
         activation: that of an expert, a name of `limelight.nn.ACTIVATIONS`.
         experts: how many experts there are to choose from.
-        expert: makes one, from ``(width, inner, activation)``.
-        router: makes what chooses, from ``(width, experts)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
+        expert: makes one, from ``(width, inner=..., activation=...)``.
+        router: makes what chooses, from ``(width, experts=...)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
         shared: makes, from the width, a feed-forward that is added for every token; ``None`` for none.
         balance: what `limelight.nn.balance_loss` of the router is multiplied with where a model is trained
             (`limelight.training.Objective`; the layer itself adds nothing); 0 for none.
@@ -38,12 +38,12 @@ class MixtureOfExperts(nn.Module):
     def __init__(
         self,
         width: int,
+        *,
         inner: int,
         activation: str,
-        *,
         experts: int,
-        expert: Callable[[int, int, str], nn.Module] = GatedFeedForward,
-        router: Callable[[int, int], nn.Module] = TopK,
+        expert: Callable[..., nn.Module] = GatedFeedForward,
+        router: Callable[..., nn.Module] = TopK,
         shared: Callable[[int], nn.Module] | None = None,
         balance: float = 0.0,
         z: float = 0.0,
@@ -51,8 +51,8 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.balance, self.z = name, balance, z
-        self.router = router(width, whole_number("experts", experts, at_least=1))
-        self.experts = nn.ModuleList(expert(width, inner, activation) for _ in range(experts))
+        self.router = router(width, experts=whole_number("experts", experts, at_least=1))
+        self.experts = nn.ModuleList(expert(width, inner=inner, activation=activation) for _ in range(experts))
         self.shared = None if shared is None else shared(width)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class FeedForward(nn.Module):
         dropout: probability with which a number between the matrices is dropped in training.
     """
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, inner: int, activation: str, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.up = Projection(width, inner, bias)
         self.down = Projection(inner, width, bias)
@@ -86,7 +86,7 @@ class GatedFeedForward(nn.Module):
         dropout: probability with which a number between the matrices is dropped in training.
     """
 
-    def __init__(self, width: int, inner: int, activation: str, bias: bool = False, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, inner: int, activation: str, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
         self.gate = Projection(width, inner, bias)
         self.up = Projection(width, inner, bias)

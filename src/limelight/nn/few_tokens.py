@@ -19,28 +19,28 @@ from torch import Tensor, nn
 from .. import fused
 from ..forms.observations import current_watcher
 from ..fused import Steps
-from .places import Places
+from .context import ForwardContext
 from .projection import is_unwatched
 
 
 class Notable(Protocol):
     """A layer that can be noted."""
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Steps[ForwardContext], states: Tensor) -> Tensor | None:
         """Room for what ``forward`` makes of ``states``, filled when the ``steps`` are run.
 
         ``None`` where the layer must be called.
         """
 
 
-def noted(steps: Steps[Places], layer: nn.Module, states: Tensor) -> Tensor | None:
+def noted(steps: Steps[ForwardContext], layer: nn.Module, states: Tensor) -> Tensor | None:
     """``layer(states)``, noted in ``steps``; ``None`` where it must be called."""
     if "note" not in type(layer).__dict__ or not is_unwatched(layer):  # a subclass has a mind of its own
         return None
     return cast(Notable, layer).note(steps, states)
 
 
-def in_turn(steps: Steps[Places], layers: Iterable[nn.Module], states: Tensor) -> Tensor | None:
+def in_turn(steps: Steps[ForwardContext], layers: Iterable[nn.Module], states: Tensor) -> Tensor | None:
     """Each of the ``layers`` after the one before, noted; ``None`` where one of them must be called."""
     found: Tensor | None = states
     for layer in layers:
@@ -48,19 +48,19 @@ def in_turn(steps: Steps[Places], layers: Iterable[nn.Module], states: Tensor) -
     return found
 
 
-def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | None:
+def written(layers: nn.ModuleList, states: Tensor, context: ForwardContext) -> Tensor | None:
     """The ``states`` ``(B, L, width)`` after all ``layers``, for the next tokens of every row.
 
     ``None`` where the layers must be called, and nothing has happened.
     """
-    step = places.cache
+    step = context.cache
     if (
         torch.compiler.is_compiling()
         or step is None
         or not step.goes_on
         or not 0 < states.numel() <= fused.MOST_ROWS * states.shape[-1]
-        or places.source is not None
-        or places.scores  # made anew for each pass, of any kind
+        or context.source is not None
+        or context.scores  # made anew for each pass, of any kind
         or current_watcher() is not None
         or not fused.unwatched(states)
     ):
@@ -68,7 +68,7 @@ def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | N
     program = step.memory.get(layers)
     if program is None or not program.holds(states):
         program = step.memory[layers] = Program.of(layers, states)
-    return None if program is None else cast(Tensor, program.run(states, places))
+    return None if program is None else cast(Tensor, program.run(states, context))
 
 
 class Program:
@@ -81,7 +81,7 @@ class Program:
         result: where they write them.
     """
 
-    def __init__(self, layers: nn.ModuleList, steps: Steps[Places], given: Tensor, result: Tensor) -> None:
+    def __init__(self, layers: nn.ModuleList, steps: Steps[ForwardContext], given: Tensor, result: Tensor) -> None:
         self._steps, self._given, self._result = steps, given, result
         self._modules = list(layers.modules())
         self._facts = self._look()
@@ -89,7 +89,7 @@ class Program:
     @classmethod
     def of(cls, layers: nn.ModuleList, states: Tensor) -> Program | None:
         """Note the ``layers`` over states like these; ``None`` where one of them must be called."""
-        steps: Steps[Places] = Steps()
+        steps: Steps[ForwardContext] = Steps()
         given = torch.empty_like(states, memory_format=torch.contiguous_format)
         result = in_turn(steps, layers, given)
         return None if result is None else cls(layers, steps, given, result)
@@ -99,10 +99,10 @@ class Program:
         given = self._given
         return states.shape == given.shape and states.dtype is given.dtype and self._look() == self._facts
 
-    def run(self, states: Tensor, places: Places) -> Tensor:
+    def run(self, states: Tensor, context: ForwardContext) -> Tensor:
         """The layers' result for ``states``."""
         self._given.copy_(states)
-        self._steps.run(places)
+        self._steps.run(context)
         return self._result.clone()
 
     def _look(self) -> list[Any]:

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from ..tensors.shapes import describe, wrong
 from .checks import checked
+from .context import ForwardContext
 from .dropout import dropout as dropping
-from .places import Places
 
 
 class FrontEnd(nn.Module):
@@ -57,10 +57,10 @@ class SpectrumEmbedding(FrontEnd):
             )
         return inputs.shape[0], (inputs.shape[2] + 1) // 2
 
-    def forward(self, inputs: Tensor, places: Places) -> Tensor:
+    def forward(self, inputs: Tensor, context: ForwardContext) -> Tensor:
         """``(B, bands, frames)`` to ``(B, (frames + 1) // 2, width)``."""
         states = functional.gelu(self.second(functional.gelu(self.first(inputs)))).transpose(1, 2)
-        return self.dropout(states + self.positions(places.positions, states.dtype))  # type: ignore[no-any-return]
+        return self.dropout(states + self.positions(context.positions, states.dtype))  # type: ignore[no-any-return]
 
 
 @checked
@@ -106,7 +106,7 @@ class PatchEmbedding(FrontEnd):
             )
         return inputs.shape[0], self.positions.shape[1]
 
-    def forward(self, inputs: Tensor, places: Places) -> Tensor:
+    def forward(self, inputs: Tensor, context: ForwardContext) -> Tensor:
         """``(B, channels, height, width)`` to ``(B, 1 + patches, width)``, row by row from the top."""
         patches = self.patches(inputs).flatten(2).transpose(1, 2)
         states = torch.cat((self.class_token.expand(len(inputs), -1, -1), patches), dim=1)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from .. import fused
 from .checks import activation_of, checked
+from .context import ForwardContext
 from .feed_forward import ACTIVATIONS
-from .places import Places
 from .projection import Projection
 
 
@@ -20,7 +20,7 @@ class TokenHead(nn.Module):
         """Whether its matrix is the token embedding."""
         return True
 
-    def chosen(self, states: Tensor, places: Places) -> Tensor:
+    def chosen(self, states: Tensor, context: ForwardContext) -> Tensor:
         """The vectors that `forward` is given: all of them."""
         return states
 

@@ -2,7 +2,7 @@
 
 >>> import torch
 >>> from limelight.nn import FeedForward, Normal
->>> layer = FeedForward(8, 32, "gelu")
+>>> layer = FeedForward(8, inner=32, activation="gelu")
 >>> _ = torch.manual_seed(0)
 >>> Normal(layers=12)(layer)
 

@@ -15,8 +15,8 @@ from ..forms.layouts import Layout, Subset
 from ..forms.scores import ScoreRule
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
+from .context import ForwardContext
 from .multihead import MultiHead, heads_of
-from .places import Places
 from .routing import Routing, report, shares
 
 
@@ -43,7 +43,7 @@ class TwoStage(nn.Module):
         k: how many of them work for a token.
     """
 
-    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+    def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
         super().__init__()
         self.k = k
         self.routed = nn.Linear(width, routed, bias=False)
@@ -78,7 +78,7 @@ class QueryNorm(nn.Module):
         k: how many of them work for a token.
     """
 
-    def __init__(self, width: int, shared: int, routed: int, k: int) -> None:
+    def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
         super().__init__()
         self.k, self.shared = k, shared
 
@@ -109,23 +109,25 @@ class MixtureOfHeads(MultiHead):
         width, query_heads, key_value_heads, head_width: as in `MultiHead`.
         shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_value_heads``.
         k: how many of the other heads work for a token.
-        router: makes what chooses, from ``(width, shared, routed, k)``: `TwoStage` or `QueryNorm`.
+        router: makes what chooses, from ``(width, shared=..., routed=..., k=...)``: `TwoStage` or `QueryNorm`.
         settings: as in `MultiHead`.
     """
 
     def __init__(
         self,
         width: int,
+        *,
         query_heads: int,
         key_value_heads: int,
         head_width: int,
-        *,
         shared: int,
         k: int,
-        router: Callable[[int, int, int, int], nn.Module] = TwoStage,
+        router: Callable[..., nn.Module] = TwoStage,
         **settings: Any,
     ) -> None:
-        super().__init__(width, query_heads, key_value_heads, head_width, **settings)
+        super().__init__(
+            width, query_heads=query_heads, key_value_heads=key_value_heads, head_width=head_width, **settings
+        )
         self.query_heads, self.group = query_heads, query_heads // key_value_heads
         self.shared, self.k = whole_number("shared", shared, at_least=0), whole_number("k", k, at_least=1)
         if shared % self.group:
@@ -139,9 +141,9 @@ class MixtureOfHeads(MultiHead):
             raise wrong(
                 "k", f"must be at most the {query_heads - shared} heads that are not shared", f"it is {k}", "Lower it."
             )
-        self.router = router(width, shared, query_heads - shared, k)
+        self.router = router(width, shared=shared, routed=query_heads - shared, k=k)
 
-    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
+    def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same.
 
         Raises:
@@ -149,7 +151,7 @@ class MixtureOfHeads(MultiHead):
         """
         check_texts(states, self.query.in_features, self.query.weight)
         refuse_recorders(self, states, "which head works for which token")
-        places = Places.given(places, states)
+        context = ForwardContext.given(context, states)
         B, L, _ = states.shape
         query = heads_of(self.query(states), self.head_width)
         decided: HeadRouting = self.router(states, query)
@@ -157,12 +159,12 @@ class MixtureOfHeads(MultiHead):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).rotate(query)
-        key, value, layout = places.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, places)
+            query = context.rotation(self.rotary, query.dtype).rotate(query)
+        key, value, layout = context.remembered(
+            self, self.pattern, states, lambda source: self.keys_and_values(source, context)
         )
         key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
-        rules = self.score_rules(query, places)
+        rules = self.score_rules(query, context)
 
         together = value.new_zeros(B, L + 1, self.query_heads, self.value_width)  # one more, for what does not exist
         if self.shared:

@@ -17,8 +17,8 @@ from ..forms.scores import ScoreRule
 from ..operator.attention import prepare
 from ..tensors.shapes import wrong
 from .checks import checked
+from .context import ForwardContext
 from .few_tokens import noted
-from .places import Places
 from .positions import Rotary, SplitHalves
 from .projection import Projection, notable, together
 
@@ -28,9 +28,9 @@ class MultiHead(nn.Module):
     """Attention with several heads (Vaswani et al. 2017, arXiv:1706.03762), of a text to itself or to another.
 
     ``output(concat_h attention(query_h(x), key_h(y), value_h(y)))``, where ``y`` is ``x`` itself, or in
-    cross-attention what `Places.source` holds. Fewer key heads make it grouped- or multi-query. What a token may see,
-    how positions enter and what happens to the scores are objects given to the layer; how it is computed is not its
-    business.
+    cross-attention what `ForwardContext.source` holds. Fewer key-value heads make it
+    grouped- or multi-query attention. What a token may see, how positions enter and what happens to the scores are
+    objects given to the layer.
 
     Args:
         width: numbers per token of ``x`` and of the result.
@@ -57,10 +57,10 @@ class MultiHead(nn.Module):
     def __init__(
         self,
         width: int,
+        *,
         query_heads: int,
         key_value_heads: int,
         head_width: int,
-        *,
         value_width: int | None = None,
         source_width: int | None = None,
         pattern: Pattern | None = None,
@@ -104,18 +104,18 @@ class MultiHead(nn.Module):
         self.key_norm = None if head_norm is None else head_norm(head_width)
         self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None
 
-    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same; keys and values come from `Places.source` where that is given.
+    def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
+        """``(B, L, width)`` to the same; keys and values come from `ForwardContext.source` where that is given.
 
-        Without ``places``, tokens stand at the positions 0 to L - 1 of texts that are all there (`Places.of`). A layout
+        Without ``context``, tokens stand at the positions 0 to L - 1, without padding (`ForwardContext.of`). A layout
         says which of them exist and in which document; positions begin anew in each:
 
-        >>> layer = MultiHead(16, 4, 4, 4)
+        >>> layer = MultiHead(16, query_heads=4, key_value_heads=4, head_width=4)
         >>> layer(torch.randn(1, 30, 16), limelight.Packed((10, 15, 5))).shape
         torch.Size([1, 30, 16])
         """
-        places = Places.given(places, states)
-        if places.source is None:
+        context = ForwardContext.given(context, states)
+        if context.source is None:
             projected, *of_source = together(states, self.query, self.key, self.value)
         else:
             projected, of_source = self.query(states), []
@@ -123,9 +123,9 @@ class MultiHead(nn.Module):
         if self.query_norm is not None:
             query = self.query_norm(query)
         if self.rotary is not None:
-            query = places.rotation(self.rotary, query.dtype).rotate(query)
-        key, value, layout = places.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, places, *of_source)
+            query = context.rotation(self.rotary, query.dtype).rotate(query)
+        key, value, layout = context.remembered(
+            self, self.pattern, states, lambda source: self.keys_and_values(source, context, *of_source)
         )
         mixed = limelight.attention(
             query,
@@ -133,7 +133,7 @@ class MultiHead(nn.Module):
             value,
             layout=layout,
             pattern=self.pattern,
-            scores=self.score_rules(query, places),
+            scores=self.score_rules(query, context),
             sink=self.sink,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
@@ -142,7 +142,7 @@ class MultiHead(nn.Module):
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def note(self, steps: fused.Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: fused.Steps[ForwardContext], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
         if (
             (self.training and self.dropout)
@@ -165,10 +165,10 @@ class MultiHead(nn.Module):
         query, key, value = *heads, heads_of(projected[2], self.value_width)
         mixed = states.new_empty(B, L, query.shape[1], self.value_width).transpose(1, 2)
 
-        def look(steps: fused.Steps[Places], places: Places) -> None:
-            assert places.cache is not None
-            room = places.cache.room(self, self.pattern, key, value)
-            turned = None if self.rotary is None else places.rotation(self.rotary, query.dtype)
+        def look(steps: fused.Steps[ForwardContext], context: ForwardContext) -> None:
+            assert context.cache is not None
+            room = context.cache.room(self, self.pattern, key, value)
+            turned = None if self.rotary is None else context.rotation(self.rotary, query.dtype)
             if turned is not None:
                 steps.rotate_halves(query, turned.own, turned.partners, query)
             for rows, new_key, new_value in room.new:
@@ -179,7 +179,7 @@ class MultiHead(nn.Module):
                     steps.rotate_halves(key[rows], own, partners, new_key)
                 steps.copy(value[rows], new_value)
             call = prepare(
-                query, room.key, room.value, room.layout, self.pattern, scores=self.score_rules(query, places),
+                query, room.key, room.value, room.layout, self.pattern, scores=self.score_rules(query, context),
                 sink=self.sink, scale=self.scale,
             )  # fmt: skip
             steps.attention(call, mixed)
@@ -187,7 +187,7 @@ class MultiHead(nn.Module):
         steps.anew(look)
         return steps.products(mixed.transpose(1, 2).flatten(2), pairs[3:])[0]
 
-    def keys_and_values(self, source: Tensor, places: Places, *projected: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, source: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``.
 
         ``projected`` are the keys and values before they are heads, where they are known.
@@ -197,12 +197,12 @@ class MultiHead(nn.Module):
         if self.key_norm is not None:
             key = self.key_norm(key)
         if self.rotary is not None:
-            key = places.key_rotation(self.rotary, key.dtype).rotate(key)
+            key = context.key_rotation(self.rotary, key.dtype).rotate(key)
         return key, value
 
-    def score_rules(self, query: Tensor, places: Places) -> tuple[ScoreRule, ...]:
-        """The rules of this layer, then those that all layers share (`Places.scores`)."""
-        return (*(rule(query) if isinstance(rule, nn.Module) else rule for rule in self.scores), *places.scores)
+    def score_rules(self, query: Tensor, context: ForwardContext) -> tuple[ScoreRule, ...]:
+        """The rules of this layer, then those that all layers share (`ForwardContext.scores`)."""
+        return (*(rule(query) if isinstance(rule, nn.Module) else rule for rule in self.scores), *context.scores)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

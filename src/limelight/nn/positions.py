@@ -22,7 +22,7 @@ class Pairing(Protocol):
         """The first and the second of every pair, ``(..., D / 2)`` each."""
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """The pairs back in their places, ``(..., D)``."""
+        """The pairs back in their order, ``(..., D)``."""
 
 
 @dataclass(frozen=True)

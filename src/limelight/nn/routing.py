@@ -98,7 +98,7 @@ class TopK(nn.Module):
         jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
     """
 
-    def __init__(self, width: int, experts: int, *, k: int = 2, normalise: bool = True, jitter: float = 0.0) -> None:
+    def __init__(self, width: int, *, experts: int, k: int = 2, normalise: bool = True, jitter: float = 0.0) -> None:
         super().__init__()
         if whole_number("k", k, at_least=1) > experts:
             raise wrong("k", f"must be at most the {experts} experts there are", f"it is {k}", "Make more experts.")
@@ -134,7 +134,7 @@ class Switch(nn.Module):
         jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
     """
 
-    def __init__(self, width: int, experts: int, *, capacity: int | float | None = 1.25, jitter: float = 0.0) -> None:
+    def __init__(self, width: int, *, experts: int, capacity: int | float | None = 1.25, jitter: float = 0.0) -> None:
         super().__init__()
         if capacity is not None and capacity <= 0:
             raise wrong("capacity", "must be above 0", f"it is {capacity}", "None sets no limit.")

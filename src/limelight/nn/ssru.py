@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..forms.layouts import Layout
 from .checks import check_texts, checked
-from .places import Places
+from .context import ForwardContext
 
 
 @checked
@@ -26,23 +26,23 @@ class SSRU(nn.Module):
     """
 
     def __init__(
-        self, width: int, query_heads: int, key_value_heads: int, head_width: int, *, name: str | None = None
+        self, width: int, *, query_heads: int, key_value_heads: int, head_width: int, name: str | None = None
     ) -> None:
         super().__init__()
         self.name = name
         self.forget = nn.Linear(width, width)
         self.inner = nn.Linear(width, width, bias=False)
 
-    def forward(self, states: Tensor, places: Places | Layout | None = None) -> Tensor:
+    def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
         """``(B, L, width)`` to the same; ``L`` steps one after the other."""
         check_texts(states, self.forget.in_features, self.forget.weight)
-        places = Places.given(places, states)
+        context = ForwardContext.given(context, states)
         if not states.shape[1]:
             return states
         keep = torch.sigmoid(self.forget(states))
         new = (1 - keep) * self.inner(states)
-        exists, begins = _exists(states, places), (places.positions == 0)[..., None]
-        store = None if places.cache is None else places.cache.running(self)
+        exists, begins = _exists(states, context), (context.positions == 0)[..., None]
+        store = None if context.cache is None else context.cache.running(self)
         carried = torch.zeros_like(states[:, 0]) if store is None or store.state is None else store.state
         found = []
         for t in range(states.shape[1]):
@@ -55,11 +55,11 @@ class SSRU(nn.Module):
         return torch.relu(torch.stack(found, dim=1))
 
 
-def _exists(states: Tensor, places: Places) -> Tensor | None:
+def _exists(states: Tensor, context: ForwardContext) -> Tensor | None:
     """``(B | 1, L, 1)``: which tokens are no padding, which neither reads nor changes what is carried on."""
     B, L, _ = states.shape
-    if places.cache is not None:
-        return None if places.cache.exists is None else places.cache.exists[..., None]
-    if places.layout is None:
+    if context.cache is not None:
+        return None if context.cache.exists is None else context.cache.exists[..., None]
+    if context.layout is None:
         return None
-    return places.layout.coordinates(B, L, L, states.device).query_exists[..., None]
+    return context.layout.coordinates(B, L, L, states.device).query_exists[..., None]

@@ -17,7 +17,7 @@ from .positions import Rotary, Rotation
 
 
 @dataclass
-class Places:
+class ForwardContext:
     """Where every token of one forward pass stands, and what it may look at beside its own text.
 
     Args:
@@ -29,7 +29,7 @@ class Places:
         source: ``(B, Lk, source width)``, the vectors that keys and values are made of; ``None`` for the tokens' own.
         source_positions: ``(B | 1, Lk)`` int64, where they stand; needed only when keys are turned by position.
         cache: the step of a `limelight.nn.Cache` to which layers add their keys and values; ``None`` for no cache.
-        across: the places of cross-attention, with its ``source``, for the layers of a decoder that has an encoder.
+        cross: the context of cross-attention, with its ``source``, for the layers of a decoder that has an encoder.
     """
 
     layout: Layout | None
@@ -39,16 +39,16 @@ class Places:
     source: Tensor | None = None
     source_positions: Tensor | None = None
     cache: Step | None = None
-    across: Places | None = None
+    cross: ForwardContext | None = None
     _rotations: dict[tuple[Rotary, torch.dtype, bool], Rotation] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, states: Tensor, source: Tensor | None = None, *, layout: Layout | None = None) -> Places:
+    def of(cls, states: Tensor, source: Tensor | None = None, *, layout: Layout | None = None) -> ForwardContext:
         """Those of texts ``(B, L, ...)`` that are all there, at positions 0 to L - 1: what a layer assumes unless told.
 
         Args:
             states: the tokens, or their vectors.
-            source: see `Places.source`; its own positions are 0 to Lk - 1.
+            source: see `ForwardContext.source`; its own positions are 0 to Lk - 1.
             layout: which tokens exist and in which document, for texts that look at themselves: positions are counted
                 in each document (`limelight.Packed`).
 
@@ -60,7 +60,9 @@ class Places:
             raise wrong("states", "must be a tensor (B, L, width)", got, "One text is a batch of one: states[None].")
         if layout is not None:
             if source is not None:
-                raise wrong("layout", "must be None beside a `source`", f"it is {layout}", "Make Places(...) yourself.")
+                raise wrong(
+                    "layout", "must be None beside a `source`", f"it is {layout}", "Make ForwardContext(...) yourself."
+                )
             B, L = states.shape[:2]
             layout.check(B, L, L)
             at = layout.coordinates(B, L, L, states.device)
@@ -71,14 +73,19 @@ class Places:
         return cls(None, positions, source=source, source_positions=cls.of(source).positions)
 
     @classmethod
-    def given(cls, places: Places | Layout | None, states: Tensor) -> Places:
-        """What a layer was given, as places: those of a layout, or of texts that are all there."""
-        if isinstance(places, Places):
-            return places
-        if places is not None and not isinstance(places, Layout):
-            got = f"it is {describe(places)}"
-            raise wrong("places", "must be Places, a layout or None", got, "Give Places.of(states) or a layout.")
-        return cls.of(states, layout=places)
+    def given(cls, context: ForwardContext | Layout | None, states: Tensor) -> ForwardContext:
+        """What a layer was given, as context: those of a layout, or of texts that are all there."""
+        if isinstance(context, ForwardContext):
+            return context
+        if context is not None and not isinstance(context, Layout):
+            got = f"it is {describe(context)}"
+            raise wrong(
+                "context",
+                "must be ForwardContext, a layout or None",
+                got,
+                "Give ForwardContext.of(states) or a layout.",
+            )
+        return cls.of(states, layout=context)
 
     def remembered(
         self,
@@ -120,7 +127,7 @@ class Places:
                 "source_positions",
                 "must say where the tokens of `source` stand when keys are turned by their positions",
                 "it is None",
-                "Give Places(source_positions=...), or make the layer without `rotary`.",
+                "Give ForwardContext(source_positions=...), or make the layer without `rotary`.",
             )
         grows = None if rotary.scaling is None else rotary.scaling.length_dependent_from
         if self.cache is not None and grows is not None and self.cache.longest > grows:
