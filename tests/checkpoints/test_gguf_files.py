@@ -129,6 +129,57 @@ def test_a_head_of_its_own_or_tied(tmp_path):
     torch.testing.assert_close(tied(ids).logits, tied(ids).states @ tied.network.embedding.tokens.weight.T)
 
 
+PHI3 = {
+    "vocab_size": 40, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "original_max_position_embeddings": 10, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "sliding_window": 5, "attn_implementation": "eager",
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0, 1.25, 1.5, 2.0],
+        "long_factor": [1.0, 2.5, 8.0, 17.0],
+    },
+}  # fmt: skip
+
+
+def test_phi3_as_llama_cpp_writes_it(tmp_path):
+    """Tensors under the names of the gguf package, projections fused: the same model as from safetensors."""
+    torch.manual_seed(0)
+    theirs = transformers.Phi3ForCausalLM(transformers.Phi3Config(**PHI3)).eval()
+    theirs.save_pretrained(tmp_path / "published")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, PHI3["num_hidden_layers"])
+    writer = gguf.GGUFWriter(str(tmp_path / "phi3.gguf"), "phi3")
+    writer.add_block_count(PHI3["num_hidden_layers"])
+    writer.add_context_length(PHI3["max_position_embeddings"])
+    writer.add_embedding_length(PHI3["hidden_size"])
+    writer.add_feed_forward_length(PHI3["intermediate_size"])
+    writer.add_head_count(PHI3["num_attention_heads"])
+    writer.add_head_count_kv(PHI3["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(500.0)
+    writer.add_rope_dimension_count(8)
+    writer.add_sliding_window(PHI3["sliding_window"])
+    writer.add_rope_scaling_orig_ctx_len(10)
+    writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(6.4) / math.log(10)))
+    for kind in ("short", "long"):
+        factors = np.asarray(PHI3["rope_parameters"][f"{kind}_factor"], np.float32)
+        writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+    for name, values in theirs.state_dict().items():
+        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, published = (load(tmp_path / name, dtype=torch.float64) for name in ("phi3.gguf", "published"))
+    weights = published.network.state_dict()
+    assert all(torch.equal(values, weights.pop(name)) for name, values in ours.network.state_dict().items())
+    assert not weights
+    ids = torch.arange(3, 36).reshape(3, 11)
+    for length in (9, 11):  # numbers of the configuration are float32 in GGUF
+        logits = published(ids[:, :length]).logits
+        torch.testing.assert_close(ours(ids[:, :length]).logits, logits, rtol=1e-6, atol=1e-7)
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(ids[:, :length]).logits.double(), logits, rtol=1e-4, atol=1e-5)
+
+
 def rotation(theta=1000.0, **scaling):
     """That of the same model where a published configuration describes it."""
     values = SIZES | {"vocab_size": len(LETTERS), "rope_theta": theta, "rope_scaling": scaling}

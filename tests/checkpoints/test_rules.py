@@ -55,7 +55,7 @@ def test_families_are_found_by_their_published_name():
 
 
 def test_parts_of_one_tensor():
-    parts = [KeyRule("qkv.{p}", f"{name}.{{p}}", Transposed(), (n, 3)) for n, name in enumerate("qkv")]
+    parts = [KeyRule("qkv.{p}", f"{name}.{{p}}", Transposed(), (n, n + 1, 3)) for n, name in enumerate("qkv")]
     rules = KeyRules(*parts)
     stored = torch.arange(12.0).reshape(2, 6)
     found = rules.ours("qkv.weight")
@@ -64,6 +64,21 @@ def test_parts_of_one_tensor():
         assert torch.equal(renamed.read(stored), stored.T[2 * number : 2 * number + 2])
         assert torch.equal(renamed.read(torch.arange(6)), torch.arange(2 * number, 2 * number + 2))
         assert rules.published(renamed.key) == renamed._replace(key="qkv.weight")
+
+
+def test_parts_of_different_sizes():
+    rules = KeyRules(*(KeyRule("qkv.{p}", f"{name}.{{p}}", part=part) for name, part in UNEQUAL.items()))
+    found = rules.ours("qkv.weight")
+    assert [renamed.read(torch.arange(16)).tolist() for renamed in found] == [
+        [*range(8)],
+        [*range(8, 12)],
+        [*range(12, 16)],
+    ]
+    with pytest.raises(IndexError, match="15 rows do not make 4 equal parts"):
+        found[0].read(torch.arange(15))
+
+
+UNEQUAL = {"q": (0, 2, 4), "k": (2, 3, 4), "v": (3, 4, 4)}
 
 
 def test_the_first_rule_that_fits_wins():

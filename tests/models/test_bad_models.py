@@ -123,7 +123,12 @@ def test_bert_configurations_that_do_not_fit(bert, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type = 'longrope'.*llama3"),
+        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type = 'proportional'.*llama3"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "short_factor = None.*4 numbers above 0"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0]}},
+            r"long_factor = \[1.0, 2.0\].*4 numbers above 0",
+        ),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
         ({"num_key_value_heads": 3}, "`query_heads` must be a multiple"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes'"),

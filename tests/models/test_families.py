@@ -6,9 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 from support.agreement import assert_equal, assert_no_worse, float64_throughout
-from support.peers import EVERY, FIRST_WORD, PAIRS, PICTURES, TEXT, given, made, takes_positions
+from support.peers import EVERY, FACTORS, FIRST_WORD, PAIRS, PICTURES, TEXT, given, made, takes_positions
 
-from limelight import ArgumentError
+from limelight import ArgumentError, Padded
 from limelight.checkpoints.load import load
 from limelight.models.families import FAMILIES, Published
 from limelight.nn import Cache
@@ -86,6 +86,28 @@ def test_angles_that_depend_on_the_length(tmp_path):
     for length in (7, 11):
         with float64_throughout(theirs):
             assert_equal(ours(ids[:, :length]).logits, theirs(ids[:, :length]).logits)
+
+
+def test_longrope_that_depends_on_the_length(tmp_path):
+    """Beyond the original length the long factors hold; older files have other names and places for them."""
+    rope = {"rope_theta": 500.0, **FACTORS, "original_max_position_embeddings": 9, "factor": 4.0}
+    shape, make_config, values = TEXT["phi3"]
+    values = values | {"original_max_position_embeddings": 9, "rope_parameters": rope | {"rope_type": "longrope"}}
+    theirs = made("long", {"long": (shape, make_config, values)})
+    theirs.save_pretrained(tmp_path)
+    ids = torch.arange(22).reshape(2, 11)
+    written = json.loads((tmp_path / "config.json").read_text())
+    older = {key: value for key, value in written.items() if key != "rope_parameters"} | {"rope_theta": 500.0}
+    for kind in (None, "longrope", "su", "yarn"):
+        if kind is not None:
+            (tmp_path / "config.json").write_text(json.dumps(older | {"rope_scaling": rope | {"type": kind}}))
+        ours = load(tmp_path, dtype=torch.float64)
+        assert (ours.config.limit, ours.config.cached_limit) == (64, 9)
+        for length in (7, 9, 10, 11):
+            with float64_throughout(theirs):
+                assert_equal(ours(ids[:, :length]).logits, theirs(ids[:, :length]).logits)
+    together = ours(ids, layout=Padded(torch.tensor([8, 11]))).logits
+    assert_equal(together[:1, :8], ours(ids[:1, :8]).logits)  # each text decides for itself
 
 
 CACHED = [name for name in (*TEXT, *PAIRS) if not name.startswith(("bert", "roberta", "distilbert", "albert"))]

@@ -25,7 +25,7 @@ def without(sizes, *names):
 
 
 SIZES = {
-    "llama": DECODER, "mistral": DECODER, "qwen3": DECODER, "gemma2": DECODER,
+    "llama": DECODER, "mistral": DECODER, "qwen3": DECODER, "gemma2": DECODER, "phi3": DECODER,
     "mixtral": DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "bert": ENCODER, "roberta": ENCODER,

@@ -19,6 +19,7 @@ HEADS = {
     "mixtral": ("lm_head.weight", "model.embed_tokens.weight"),
     "qwen3": ("lm_head.weight", "model.embed_tokens.weight"),
     "gemma2": ("lm_head.weight", "model.embed_tokens.weight"),
+    "phi3": ("lm_head.weight", "model.embed_tokens.weight"),
     "gpt2": ("lm_head.weight", "transformer.wte.weight"),
     "t5": ("lm_head.weight", "shared.weight"),
     "bart": ("lm_head.weight", "model.shared.weight"),

@@ -70,23 +70,30 @@ def float64_throughout(*models):
     torch.Tensor.to = lambda self, *args, **how: to(self, *map(wide, args), **{k: wide(v) for k, v in how.items()})
     torch.nn.functional.softmax = lambda x, dim=None, dtype=None: softmax(x, dim=dim)
     rotary = [module for model in models for module in model.modules() if hasattr(module, "inv_freq")]
-    kept = [module.inv_freq for module in rotary]
+    names = ("inv_freq", "original_inv_freq", "long_inv_freq")
+    kept = [{name: getattr(module, name, None) for name in names} for module in rotary]
     try:
         for module in rotary:
             module.inv_freq = exact_frequencies(module.config)
+            if module.config.rope_parameters["rope_type"] == "longrope":  # chosen in each pass, by the longest text
+                module.original_inv_freq = module.inv_freq.clone()
+                module.long_inv_freq = exact_frequencies(module.config, seq_len=2**31)
         yield
     finally:
         torch.Tensor.to, torch.nn.functional.softmax, torch.Tensor.float = to, softmax, nothing
-        for module, frequencies in zip(rotary, kept, strict=True):
-            module.inv_freq = frequencies
+        for module, before in zip(rotary, kept, strict=True):
+            for name, frequencies in before.items():
+                setattr(module, name, frequencies)
 
 
-def exact_frequencies(config):
+def exact_frequencies(config, **how):
     """Radians per position of each pair, in float64, after the published rules."""
     rope = config.rope_parameters
     if rope["rope_type"] not in ("default", "linear", "llama3", "dynamic"):
-        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu")[0]  # in float64, for its conversions are undone
+        # In float64, for its conversions are undone.
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, "cpu", **how)[0]
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = int(width * rope.get("partial_rotary_factor", 1.0))
     plain = [rope["rope_theta"] ** (-2 * i / width) for i in range(width // 2)]
     return torch.tensor([_stretched(f, rope) for f in plain], dtype=torch.float64)
 

@@ -21,6 +21,10 @@ BERT = {
 LLAMA = BERT | {"num_key_value_heads": 2, "max_position_embeddings": 64}
 
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
+FACTORS = {"short_factor": [1.0, 1.25, 1.5, 2.0], "long_factor": [1.0, 2.5, 8.0, 17.0]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 500.0, **FACTORS, "original_max_position_embeddings": 32}
+PARTIAL = LONGROPE | {name: factors[:2] for name, factors in FACTORS.items()} | {"partial_rotary_factor": 0.5}
+PHI3 = LLAMA | {"original_max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ALBERT = BERT | {"embedding_size": 16}
 DISTILBERT = {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 40, "max_position_embeddings": 24}
 GPT2 = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24}
@@ -73,6 +77,18 @@ TEXT = {
         LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 4},
     ),
     "gemma2": (transformers.Gemma2ForCausalLM, transformers.Gemma2Config, GEMMA2),
+    "phi3": (transformers.Phi3ForCausalLM, transformers.Phi3Config, PHI3 | {"rope_parameters": LONGROPE}),
+    "phi3-window": (
+        transformers.Phi3ForCausalLM,
+        transformers.Phi3Config,
+        PHI3 | {"sliding_window": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "phi3-partial": (
+        transformers.Phi3ForCausalLM,
+        transformers.Phi3Config,
+        PHI3 | {"rope_parameters": PARTIAL, "tie_word_embeddings": True},
+    ),
+    "phi3-body": (transformers.Phi3Model, transformers.Phi3Config, PHI3 | {"num_key_value_heads": 4}),
     "gemma2-plain": (
         transformers.Gemma2ForCausalLM,
         transformers.Gemma2Config,

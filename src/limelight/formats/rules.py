@@ -123,8 +123,9 @@ class KeyRule:
 
     ``{n}`` and ``{e}`` stand for whole numbers, ``{p}`` for ``weight`` or ``bias``, ``{any}`` for anything.
 
-    A published tensor may be several of ours laid end to end along the first dimension (GPT-2's queries, keys and
-    values): then each of them has a rule with the same published name, and its ``part`` as ``(number, of how many)``.
+    A published tensor may be several of ours laid end to end along the first dimension (queries, keys and values in
+    one matrix): then each of them has a rule with the same published name, and its ``part`` as ``(begin, end, of)``:
+    the rows from ``begin / of`` to ``end / of`` of the published tensor.
 
     A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing.
     """
@@ -132,7 +133,7 @@ class KeyRule:
     published: str
     ours: str
     change: Change = AsItIs()
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int, int] = (0, 1, 1)
     again: bool = False
 
 
@@ -149,15 +150,19 @@ class Renamed(NamedTuple):
 
     key: str
     change: Change
-    part: tuple[int, int] = (0, 1)
+    part: tuple[int, int, int] = (0, 1, 1)
     again: bool = False
 
     def read(self, tensor: Tensor) -> Tensor:
         """Published to ours."""
-        number, of = self.part
+        begin, end, of = self.part
         whole = self.change.read(tensor)
-        size = whole.shape[0] // of if of > 1 else 0
-        return whole[number * size : (number + 1) * size] if of > 1 else whole
+        if of == 1:
+            return whole
+        size, rest = divmod(whole.shape[0], of)
+        if rest:
+            raise IndexError(f"{whole.shape[0]} rows do not make {of} equal parts")
+        return whole[begin * size : end * size]
 
 
 class KeyRules:

@@ -11,6 +11,7 @@ from .llama import LLAMA
 from .marian_own import MARIAN
 from .mistral import MISTRAL
 from .mixtral import MIXTRAL
+from .phi3 import PHI3
 from .published import Published
 from .qwen3 import QWEN3
 from .roberta import ROBERTA
@@ -19,7 +20,7 @@ from .vit import VIT
 from .whisper import WHISPER
 
 _ENCODERS = (BERT, ROBERTA, DISTILBERT, ALBERT, VIT)
-_DECODERS = (GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN3, GEMMA2)
+_DECODERS = (GPT2, LLAMA, MISTRAL, MIXTRAL, QWEN3, GEMMA2, PHI3)
 _BOTH = (T5, BART, MARIAN, WHISPER)
 
 FAMILIES = {family.name: family for family in (*_ENCODERS, *_DECODERS, *_BOTH)}
@@ -36,6 +37,7 @@ __all__ = [
     "MARIAN",
     "MISTRAL",
     "MIXTRAL",
+    "PHI3",
     "QWEN3",
     "ROBERTA",
     "T5",

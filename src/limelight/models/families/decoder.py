@@ -22,6 +22,7 @@ def decoder(
     activation: str | None = None,
     feed_forward_bias: bool = False,
     tied: bool = False,
+    partial_rotary: bool = False,
     **attention: Any,
 ) -> Config:
     """The configuration of a decoder built like Llama.
@@ -33,12 +34,13 @@ def decoder(
         activation: that of the feed-forward step, where the file has no ``hidden_act``.
         feed_forward_bias: whether the feed-forward matrices carry an offset.
         tied: whether the head is the embedding, unless the file says otherwise.
+        partial_rotary: whether the file may rotate the first features of each head alone.
         attention: further settings of `limelight.nn.MultiHead`.
     """
     heads, layers = published.whole("num_attention_heads"), published.layers("num_hidden_layers")
     given = published.or_none("head_dim")
     head_width = published.head_width("hidden_size", "num_attention_heads") if given is None else given
-    rotary = rotary_of(published, head_width)
+    rotary = rotary_of(published, head_width, partial=partial_rotary)
     dropout = published.probability("attention_dropout", 0.0)
     norm = recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6))
     seen = tuple(
@@ -81,7 +83,7 @@ def shared_fields(config: Config) -> dict[str, Any]:
         "num_key_value_heads": config.key_value_heads,
         "head_dim": config.head_width,
         "attention_dropout": attention["dropout"],
-        "rope_parameters": rope_fields(attention["rotary"]),
+        "rope_parameters": rope_fields(attention["rotary"], config.head_width),
         "intermediate_size": config.feed_forward["inner"],
         "hidden_act": config.feed_forward["activation"],
         "rms_norm_eps": config.norm["epsilon"],

@@ -87,7 +87,7 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     layer, attention, feed_forward = "transformer.h.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     split = tuple(
-        KeyRule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, 3))
+        KeyRule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, number + 1, 3))
         for number, name in enumerate(("query", "key", "value"))
     )
     return KeyRules(

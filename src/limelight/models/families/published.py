@@ -145,6 +145,14 @@ class Published:
         most = MOST_FACTOR if key == "factor" else MOST_NUMBER
         return self._number(key, default, lambda value: 0 < value <= most, f"a number above 0, at most {most:g}")
 
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """A list of ``count`` numbers above 0."""
+        values = self.get(key)
+        holds = isinstance(values, (list, tuple)) and len(values) == count
+        if not holds or not all(_is_number(value) and 0 < value <= MOST_NUMBER for value in values):
+            raise self.refused(key, f"a list of {count} numbers above 0, one for each rotated pair")
+        return tuple(map(float, values))
+
     def number_or_none(self, key: str, default: float | None = None) -> float | None:
         """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
         if self.values.get(key, default) is None:
@@ -218,13 +226,17 @@ class Published:
 
     def _number(self, key: str, default: float | None, holds: Callable[[float], bool], rule: str) -> float:
         value = self._or(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not holds(value):
+        if not _is_number(value) or not holds(value):
             raise self.refused(key, rule)
         return float(value)
 
     def _or(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         return self.defaults.get(key, default) if value is None else value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> bool:

@@ -5,18 +5,33 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ...nn.positions import DynamicNTK, LinearScaling, Llama3Scaling, RopeScaling, Rotary, YaRN
+from ...nn.positions import DynamicNTK, LinearScaling, Llama3Scaling, LongRope, RopeScaling, Rotary, YaRN
 from .published import Published
 
 
-def rotary_of(published: Published, head_width: int) -> Rotary:
-    """The rotation of queries and keys; newer files describe it in one object, older ones in two entries."""
+def rotary_of(published: Published, head_width: int, *, partial: bool = False) -> Rotary:
+    """The rotation of queries and keys; newer files describe it in one object, older ones in several entries.
+
+    Args:
+        published: the published configuration.
+        head_width: features of each head.
+        partial: whether the family may rotate the first features of each head alone.
+    """
     one = published.object("rope_parameters")
     scaled = Published(published.path, one or published.object("rope_scaling"))
     theta = (scaled if one else published).number("rope_theta", published.defaults.get("rope_theta", 10_000.0))
-    scaled.one_of("partial_rotary_factor", (1,), 1)
+    width = head_width
+    if partial:
+        share = scaled.probability("partial_rotary_factor", published.probability("partial_rotary_factor", 1.0))
+        width = int(head_width * share)
+    else:
+        scaled.one_of("partial_rotary_factor", (1,), 1)
     scaling: RopeScaling | None = None
     match scaled.get("rope_type") or scaled.get("type") or "default":
+        case "longrope" | "su":
+            scaling = _longrope(published, scaled, width)
+        case "yarn" if scaled.get("short_factor") is not None:  # so the first files of Phi-3 call it
+            scaling = _longrope(published, scaled, width)
         case "default":
             pass
         case "linear":
@@ -33,8 +48,19 @@ def rotary_of(published: Published, head_width: int) -> Rotary:
         case "yarn":
             scaling = _yarn(scaled, published.whole("max_position_embeddings", 2048))
         case _:
-            raise scaled.refused("rope_type", "one of 'default', 'linear', 'dynamic', 'yarn', 'llama3'")
-    return Rotary(head_width, theta, scaling)
+            raise scaled.refused("rope_type", "one of 'default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope'")
+    return Rotary(width, theta, scaling)
+
+
+def _longrope(published: Published, scaled: Published, width: int) -> LongRope:
+    """LongRoPE; as in transformers, an ``original_max_position_embeddings`` beside the scaling comes first."""
+    limit = published.whole("max_position_embeddings", 2048)
+    inner = scaled.whole("original_max_position_embeddings", limit)
+    original = published.whole("original_max_position_embeddings", inner)
+    factor = scaled.number("factor", limit / original)
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
+    short, long = (scaled.numbers(f"{name}_factor", width // 2) for name in ("short", "long"))
+    return LongRope(short, long, original, scaled.number("attention_factor", usual))
 
 
 def _yarn(scaled: Published, limit: int) -> YaRN:
@@ -60,7 +86,7 @@ def published_limit(limit: int | None, scaling: RopeScaling | None) -> int | Non
     return scaling.original_max_positions if isinstance(scaling, DynamicNTK) else limit
 
 
-def rope_fields(rotary: Rotary) -> dict[str, Any]:
+def rope_fields(rotary: Rotary, head_width: int) -> dict[str, Any]:
     """The published ``rope_parameters`` of a rotation, the inverse of `rotary_of`."""
     fields: dict[str, Any] = {"rope_type": "default", "rope_theta": rotary.theta}
     match rotary.scaling:
@@ -74,6 +100,13 @@ def rope_fields(rotary: Rotary) -> dict[str, Any]:
         case YaRN(factor, original, fast, slow, magnitude, whole_pairs):
             fields |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
             fields |= {"beta_fast": fast, "beta_slow": slow, "attention_factor": magnitude, "truncate": whole_pairs}
+        case LongRope(short, long, original, magnitude):
+            fields |= {"rope_type": "longrope", "short_factor": [*short], "long_factor": [*long]}
+            fields |= {"original_max_position_embeddings": original, "attention_factor": magnitude}
+    if rotary.width != head_width:
+        share = rotary.width / head_width
+        rounded_down = int(share * head_width) < rotary.width  # a factor is read by cutting the product
+        fields["partial_rotary_factor"] = math.nextafter(share, 1.0) if rounded_down else share
     return fields
 
 

@@ -180,7 +180,7 @@ def _ctranslate2_half(side: str, ours: str) -> tuple[KeyRule, ...]:
 def _fused(published: str, ours: str, names: tuple[str, ...]) -> tuple[KeyRule, ...]:
     """Projections laid end to end, of which that of keys has no bias."""
     return tuple(
-        KeyRule(f"{published}/{part}", f"{ours}.{name}.{part}", part=(number, len(names)))
+        KeyRule(f"{published}/{part}", f"{ours}.{name}.{part}", part=(number, number + 1, len(names)))
         for part in ("weight", "bias")
         for number, name in enumerate(names)
         if (name, part) != ("key", "bias")
