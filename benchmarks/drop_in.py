@@ -50,7 +50,8 @@ def main() -> None:
         cases.append({"case": name, "limelight": ours, "peer": theirs, "ratio": theirs / ours})
         print(f"{name:<44} {1e3 * ours:>9.1f} ms  {1e3 * theirs:>9.1f} ms  {theirs / ours:>5.2f}x", flush=True)
         if asked.output:  # after every case: the whole takes about ten minutes
-            asked.output.write_text(json.dumps({"machine": about, "cases": cases}, indent=1) + "\n")
+            header = {"format": "limelight.drop-in", "version": 1, "machine": about}
+            asked.output.write_text(json.dumps({**header, "cases": cases}, indent=1) + "\n")
 
 
 def cases_of(quick: bool) -> Iterator[tuple[str, Callable[[], list[Function]]]]:
