@@ -59,7 +59,8 @@ def main() -> None:
     about = {"torch": torch.__version__, "transformers": transformers.__version__, "settings": settings.as_json()}
     about["settings"]["data"] |= {"train": settings.data.train.name, "evaluation": settings.data.evaluation.name}
     path = Path(__file__).parent / "results" / "learning.json"
-    path.write_text(json.dumps({**about, "runs": rows}, indent=1) + "\n", "utf-8")
+    values = {"format": "limelight.learning", "version": 1, **about, "runs": rows}
+    path.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 def learn(settings, theirs=False):

@@ -91,7 +91,8 @@ def main() -> None:
         print(f"{part:10}{medians['ours'][part]:>9.3f}s{medians['transformers'][part]:>9.3f}s{ratio:>8.2f}")
     print("losses:", *(f"{name} {' '.join(f'{one:.5f}' for one in each)};" for name, each in losses.items()))
     path = Path(__file__).parent / "results" / f"training-{given.shape}-{given.precision}.json"
-    row = {"machine": about, **vars(given), "seconds": medians, "ratio": ratios, "losses": losses}
+    header = {"format": "limelight.training-bench", "version": 1, "machine": about}
+    row = {**header, **vars(given), "seconds": medians, "ratio": ratios, "losses": losses}
     path.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
 
 

@@ -32,7 +32,7 @@ SMALL = {dataclasses.replace(small(case), name="", group="", quick=False): small
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.group}: {case.name}")
 def test_ours_and_pytorch_compute_the_same(case, monkeypatch):
-    monkeypatch.setattr(timing, "MOST_CACHES", 2**20)
+    monkeypatch.setattr(timing, "MAX_CACHE_BYTES", 2**20)
     prepared = timing.prepare(case)
     assert (prepared.plain is not None) == bool(case.extra)
     assert prepared.flop > 0 or prepared.bytes > 0
@@ -71,8 +71,8 @@ def test_the_table_the_numbers_and_the_figure(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(benchmark, "cases", lambda: shapes)
     monkeypatch.setattr(benchmark, "QUICK_MEMORY_TOKENS", 512)
-    monkeypatch.setattr(timing, "MOST_CACHES", 2**20)
-    monkeypatch.setattr(timing, "TRIES", 1)
+    monkeypatch.setattr(timing, "MAX_CACHE_BYTES", 2**20)
+    monkeypatch.setattr(timing, "ATTEMPTS", 1)
     monkeypatch.setattr(benchmark, "chosen", lambda only, quick: shapes)
     target = tmp_path / "numbers.json"
     before = torch.get_num_threads()
@@ -80,7 +80,7 @@ def test_the_table_the_numbers_and_the_figure(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert torch.get_num_threads() == before
     numbers = json.loads(target.read_text())
-    assert numbers["schema"] == "limelight.bench"
+    assert numbers["format"] == "limelight.bench"
     assert [row["case"] for row in numbers["cases"]] == [case.name for case in shapes]
     for row in numbers["cases"]:
         assert row["seconds"] > 0

@@ -23,7 +23,9 @@ def test_the_table_names_every_model(tmp_path, monkeypatch):
 
 def test_json(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
-    listed = json.loads(CliRunner().invoke(app, ["--json"]).output)
+    values = json.loads(CliRunner().invoke(app, ["--json"]).output)
+    assert (values["format"], values["version"]) == ("limelight.models", 1)
+    listed = values["models"]
     assert [model["name"] for model in listed] == list(PACKAGED)
     assert set(PACKAGED) > {"minilm", "smollm2", "rxnmapper", "whisper-tiny-en", "marian-en-pt"}
     assert listed[0]["cached"] is False

@@ -1,6 +1,6 @@
 """Measure attention on this machine: `limelight bench`.
 
-In the order of reading: `cases` (what is measured, as data) → `timing` (how) → `figure` (a picture of the result).
+In reading order: `cases` (what is measured, as data) → `timing` (how) → `figure` (a plot of the result).
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 import torch
 
 from .cases import MEMORY_TOKENS, QUICK_MEMORY_TOKENS, Case, cases
-from .figure import picture
-from .timing import Row, machine, measure, memory
+from .figure import figure_of
+from .timing import Measurement, machine, measure, memory
 
-__all__ = ["Case", "Row", "as_json", "chosen", "machine", "memory_row", "picture", "run"]
+__all__ = ["Case", "Measurement", "as_json", "chosen", "figure_of", "machine", "memory_row", "run"]
 
 MEMORY = "memory of forward + backward, 1 head"
 
 
 def chosen(only: str = "", quick: bool = False) -> list[Case]:
-    """Cases whose name or group contains ``only``; with ``quick``, the short ones of the table."""
+    """Return the cases whose name or group contains ``only``; with ``quick``, the short ones of the table."""
     return [c for c in cases() if only.lower() in f"{c.group}: {c.name}".lower() and (c.quick or not quick)]
 
 
-def run(some: Iterable[Case], threads: int, seconds: float, begin: Callable[[Case], None]) -> Iterator[Row]:
-    """Measure one case after the other with so many threads, each for about so many seconds."""
+def run(some: Iterable[Case], threads: int, seconds: float, begin: Callable[[Case], None]) -> Iterator[Measurement]:
+    """Measure cases one by one on ``threads`` threads, each for about ``seconds``, after calling ``begin`` with it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -37,11 +37,11 @@ def run(some: Iterable[Case], threads: int, seconds: float, begin: Callable[[Cas
 
 
 def memory_row(threads: int, quick: bool = False) -> dict[str, Any]:
-    """See `timing.memory`."""
+    """Measure the memory of a long call, forward and backward (`timing.memory`); ``quick``: of a shorter one."""
     return memory(QUICK_MEMORY_TOKENS if quick else MEMORY_TOKENS, threads)
 
 
-def as_json(about: dict[str, Any], rows: Iterable[Row], taken: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything that was measured, as plain numbers; schema ``limelight.bench`` 1."""
+def as_json(about: dict[str, Any], rows: Iterable[Measurement], taken: dict[str, Any] | None) -> dict[str, Any]:
+    """Return all measurements as JSON values: format ``limelight.bench``, version 1."""
     cases = [row.as_json() for row in rows]
-    return {"schema": "limelight.bench", "version": 1, "machine": about, "cases": cases, "memory": taken}
+    return {"format": "limelight.bench", "version": 1, "machine": about, "cases": cases, "memory": taken}

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What a case may be given beside its sizes and pattern; `timing.prepare` knows what each one means.
+#: Extras of a call beside its sizes and pattern; `timing.prepare` has the code of each.
 EXTRAS = ("ALiBi", "soft cap", "bias", "sink", "dropout", "observations")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """One case, which gives one row of the table.
 
     Attributes:
-        name: unique.
-        group: the heading it stands under.
+        name: unique name.
+        group: the heading of the case.
         length: keys; also queries, unless ``queries`` is given.
         pattern: ``""`` (full), ``"causal"`` or ``"window N"`` (causal, the N newest keys).
         backward: forward and backward, counted as 3.5 times the forward pass.
-        extra: one of `EXTRAS`; the plain call is then measured in turn with it.
-        documents: lengths of documents packed into one row; PyTorch is given them padded. Instead of ``length``.
-        per: what the speed is a fraction of: ``"peak"`` of multiply-adds, ``"bandwidth"`` of reading, or ``"call"``:
+        extra: one of `EXTRAS`; the plain call is then measured interleaved with it.
+        documents: lengths of documents packed into one row, instead of ``length``; PyTorch gets them padded.
+        per: the limit of the speed: ``"peak"`` of multiply-adds or ``"bandwidth"`` of reading; or ``"call"``:
             microseconds beside PyTorch's.
         quick: also measured with ``--quick``.
     """
@@ -42,7 +42,7 @@ class Case:
 
 
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-# 64 documents of 64 to 1,024 tokens, more short than long ones: 24,706 tokens where padding makes 65,536.
+# 64 documents of 64 to 1,024 tokens, most of them short: 24,706 tokens, or 65,536 with padding.
 DOCUMENTS = tuple(64 + 960 * n * n // 63**2 for n in range(64))
 MEMORY_TOKENS, QUICK_MEMORY_TOKENS = 65536, 8192
 
@@ -52,7 +52,7 @@ def _tokens(length: int) -> str:
 
 
 def cases() -> tuple[Case, ...]:
-    """The whole table, in the order in which it is printed."""
+    """Return all cases, in the order in which they are printed."""
     table: list[Case] = []
     for dtype, short in SHORT.items():
         group = f"forward, {short}"

@@ -1,4 +1,4 @@
-"""A figure of the measured table: bars of the fraction of the machine, ours and PyTorch's, as one SVG file."""
+"""A figure of the measurements: bars of the fraction of the machine, ours and PyTorch's, as one SVG file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from .timing import Row
+from .timing import Measurement
 
 WIDTH, LEFT, LINE, BAR = 860, 300, 26, 9
 SCALE = 380  # pixels of 100 %
 OURS, PEER, TEXT, FAINT = "#c2410c", "#94a3b8", "#1e293b", "#64748b"
 
 
-def picture(about: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The SVG of those rows that are a fraction of a limit."""
+def figure_of(about: dict[str, Any], rows: Sequence[Measurement]) -> str:
+    """Draw the measurements that have a limit, as SVG."""
     parts: list[str] = []
     y = 64
     measured = [row for row in rows if row.fraction is not None]
@@ -43,7 +43,7 @@ def picture(about: dict[str, Any], rows: Sequence[Row]) -> str:
     )
 
 
-def _row(row: Row, y: int) -> str:
+def _row(row: Measurement, y: int) -> str:
     assert row.fraction is not None
     parts = [_text(LEFT - 8, y + 13, row.case.name, anchor="end"), _bar(row.fraction, y, OURS)]
     words = f"{row.fraction:.0%}" + ("" if row.steady else " (unsteady)")

@@ -1,9 +1,9 @@
 """Times, each beside PyTorch's and the machine's own limits, all measured in the same run.
 
-What is compared is called in turn, for about the same time each, so that a change of the clock or a neighbour meets all
-of them, and medians are taken. Reading memory, the limit of decoding, is one of them. The other limit, multiply-adds in
-registers, is measured before and after each case; when the two differ by more than 5 % the case is measured again, and
-marked as unsteady where the machine never holds still.
+The calls that are compared run interleaved, for about the same time each, so that a change of the clock rate or other
+load affects all of them, and medians are taken. Reading memory, the limit of decoding, is one of them. The other limit,
+multiply-adds in registers, is measured before and after each case; if the two differ by more than 5 % the case is
+measured again, and marked as unsteady if they still differ.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from .. import ALiBi, Bias, Causal, Observe, Packed, Pattern, SoftCap, Window, __version__, explain
 from ..backends import native
 from ..operator.attention import attention
-from .cases import Case
+from .cases import EXTRAS, Case
 
 TOLERANCE = 0.05  # between the two measurements of the limit
-TURN = 0.02  # seconds for which a short call is repeated when it is its turn
-TRIES = 4
-MOST_CACHES = 2 * 2**30  # bytes
+SLICE = 0.02  # seconds for which a short call is repeated in each round
+ATTEMPTS = 4
+MAX_CACHE_BYTES = 2 * 2**30
 Function = Callable[[], Any]
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine and the versions of a measurement."""
     return {
         "processor": processor(),
         "threads": threads,
@@ -51,7 +51,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, as the system gives it."""
+    """Return the name of the processor, as the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -59,7 +59,7 @@ def processor() -> str:
 
 
 def last_level_cache() -> int:
-    """Bytes; 32 MiB where the system does not say."""
+    """Return the size of the last-level cache in bytes; 32 MiB where the system does not report it."""
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((int(size[:-1]) * {"K": 2**10, "M": 2**20}.get(size[-1], 1) for size in sizes), default=2**25)
 
@@ -68,58 +68,62 @@ def last_level_cache() -> int:
 
 
 def peak(dtype: str, threads: int, seconds: float = 0.1) -> float:
-    """GFLOP/s of independent multiply-adds; the larger of two measurements, the first of which wakes the clock."""
+    """Measure GFLOP/s of independent multiply-adds: the larger of two runs, the first of which raises the clock."""
     element = native._ELEMENTS[getattr(torch, dtype)]
     return max(float(native._library.ll_measure_peak(None, element, threads, seconds)) for _ in range(2))
 
 
 @functools.cache
-def _much() -> Tensor:
-    return torch.ones(min(8 * last_level_cache(), MOST_CACHES) // 4)
+def _large_array() -> Tensor:
+    return torch.ones(min(8 * last_level_cache(), MAX_CACHE_BYTES) // 4)
 
 
 def _readers() -> list[Function]:
-    """What reads `_much` fast: PyTorch's sum and scalar product."""
-    array = _much()
+    """Return functions that read `_large_array` fast: PyTorch's sum and dot product."""
+    array = _large_array()
     return [array.sum, lambda: array.dot(array)]
 
 
 def bandwidth() -> float:
-    """GB/s of reading memory that no cache holds: the best of several times."""
-    return _much().nbytes / min(timed(function, 1) for _ in range(4) for function in _readers()) * 1e-9
+    """Measure GB/s of reading memory that no cache holds: the best of several runs."""
+    return _large_array().nbytes / min(timed(function, 1) for _ in range(4) for function in _readers()) * 1e-9
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
 
 
 def timed(function: Function, repeats: int) -> float:
-    """Seconds of one call."""
+    """Measure the mean seconds of a call over ``repeats``."""
     start = time.perf_counter()
     for _ in range(repeats):
         function()
     return (time.perf_counter() - start) / repeats
 
 
-def turns(functions: list[Function], seconds: float) -> list[list[float]]:
-    """Seconds of a call of each, in every turn. A short call is repeated within its turn: called once after something
-    else, the awakening of its threads and caches would be what is measured.
+def interleaved(functions: list[Function], seconds: float) -> list[list[float]]:
+    """Measure functions round-robin; return for each the seconds of a call in every round.
+
+    A short call is repeated within its slice of a round: called once after another, it would measure the wake-up of
+    threads and cold caches.
     """
-    once = [min(timed(function, 1) for _ in range(2)) for function in functions]  # the first call prepares much
-    repeats = [max(1, int(TURN / each)) for each in once]
+    once = [
+        min(timed(function, 1) for _ in range(2)) for function in functions
+    ]  # the first call includes one-time work
+    repeats = [max(1, int(SLICE / each)) for each in once]
     a_round = sum(each * count for each, count in zip(once, repeats, strict=True))
     rounds = min(201, max(3, int(seconds / a_round)))
     times = [[timed(f, count) for f, count in zip(functions, repeats, strict=True)] for _ in range(rounds)]
     return [list(each) for each in zip(*times, strict=True)]
 
 
-def in_turn(functions: list[Function], seconds: float) -> list[float]:
-    """Median seconds of a call of each."""
-    return [statistics.median(each) for each in turns(functions, seconds)]
+def median_times(functions: list[Function], seconds: float) -> list[float]:
+    """Measure functions round-robin; return the median seconds of a call of each."""
+    return [statistics.median(each) for each in interleaved(functions, seconds)]
 
 
 @dataclass
 class Prepared:
-    """The calls of a case: ours, PyTorch's where it has the form, and ours without the extra."""
+    """The calls of a case: ours, PyTorch's where it has that form, and ours without the extra."""
 
     ours: Function
     peer: Function | None
@@ -129,8 +133,8 @@ class Prepared:
 
 
 @dataclass
-class Row:
-    """What was measured of a case."""
+class Measurement:
+    """The times of one case."""
 
     case: Case
     seconds: float
@@ -144,16 +148,16 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times as fast as PyTorch."""
+        """PyTorch's time as a multiple of ours."""
         return None if self.peer_seconds is None else self.peer_seconds / self.seconds
 
     @property
     def beside_plain(self) -> float | None:
-        """Time, as a multiple of the plain call's."""
+        """Our time as a multiple of the plain call's."""
         return None if self.plain_seconds is None else self.seconds / self.plain_seconds
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return the measurement as JSON values."""
         unit = {"peak": "GFLOP/s", "bandwidth": "GB/s"}.get(self.case.per)
         return {
             "case": self.case.name, "group": self.case.group, "seconds": self.seconds,
@@ -163,30 +167,30 @@ class Row:
         }  # fmt: skip
 
 
-def measure(case: Case, threads: int, seconds: float) -> Row:
-    """One row of the table."""
+def measure(case: Case, threads: int, seconds: float) -> Measurement:
+    """Measure a case on ``threads`` threads for about ``seconds``."""
     prepared = prepare(case)
     functions = [f for f in (prepared.ours, prepared.peer, prepared.plain) if f is not None]
     readers = _readers() if case.per == "bandwidth" else []
     for attempt in itertools.count(1):
         peaks = [peak(case.dtype, threads)] if case.per == "peak" else []
         with torch.set_grad_enabled(case.backward):
-            times = turns(functions + readers, seconds)
+            times = interleaved(functions + readers, seconds)
         peaks += [peak(case.dtype, threads)] if case.per == "peak" else []
         steady = not peaks or max(peaks) - min(peaks) <= TOLERANCE * max(peaks)
-        if steady or attempt == TRIES:
+        if steady or attempt == ATTEMPTS:
             break
     mine, *others = (statistics.median(each) for each in times[: len(functions)])
     peer, plain = (None if f is None else others.pop(0) for f in (prepared.peer, prepared.plain))
-    row = Row(case, mine, peer, plain, None, None, None, steady)
+    row = Measurement(case, mine, peer, plain, None, None, None, steady)
     if case.per == "peak":
         row.speed, row.limit = prepared.flop / mine * 1e-9, max(peaks)
         row.fraction = row.speed / row.limit
     if case.per == "bandwidth":
-        limits = min(times[len(functions) :], key=statistics.median)  # of the quickest reader
-        row.speed, row.limit = prepared.bytes / mine * 1e-9, _much().nbytes / statistics.median(limits) * 1e-9
+        limits = min(times[len(functions) :], key=statistics.median)  # of the fastest reader
+        row.speed, row.limit = prepared.bytes / mine * 1e-9, _large_array().nbytes / statistics.median(limits) * 1e-9
         shares = [limit / each for limit, each in zip(limits, times[0], strict=True)]
-        row.fraction = statistics.median(shares) * prepared.bytes / _much().nbytes
+        row.fraction = statistics.median(shares) * prepared.bytes / _large_array().nbytes
     return row
 
 
@@ -194,7 +198,7 @@ def measure(case: Case, threads: int, seconds: float) -> Row:
 
 
 def prepare(case: Case) -> Prepared:
-    """The calls of a case, on random numbers that are the same every time."""
+    """Return the calls of a case, on the same random numbers every time."""
     torch.manual_seed(0)
     if case.per == "bandwidth":
         return _decoding(case)
@@ -234,16 +238,14 @@ def _training(call: Function, leaves: list[Tensor], grad: Tensor) -> Function:
 
 
 def pattern_of(words: str) -> Pattern | None:
-    """The pattern that a case names."""
+    """Return the pattern that a case names."""
     if words.startswith("window "):
         return Causal() & Window(int(words.split()[1]) - 1, 0)
     return Causal() if words == "causal" else None
 
 
 def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Settings of ours, and what `scaled_dot_product_attention` must be given to mean the same; ``None`` where it has
-    no such form.
-    """
+    """Return our settings, and the equivalent arguments of `scaled_dot_product_attention`, ``None`` if it has none."""
     H, L = case.heads, case.length
     causal: dict[str, Any] = {"is_causal": True} if case.pattern == "causal" else {}
     distance = torch.arange(L)[None] - torch.arange(L)[:, None]
@@ -269,7 +271,7 @@ def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | 
             return {"dropout": 0.1, "seed": 1}, causal | {"dropout_p": 0.1}
         case "observations":
             return {"observe": Observe(entropy=True, max_weight=True, top=8, received=True, blocks=(64, 64))}, None
-    raise ValueError(f"the case {case.name!r} asks for {case.extra!r}, which nobody knows")
+    raise ValueError(f"case {case.name!r}: unknown extra {case.extra!r}; known are {', '.join(EXTRAS)}")
 
 
 def _documents(case: Case) -> Prepared:
@@ -293,7 +295,7 @@ def _decoding(case: Case) -> Prepared:
     """One query against caches that together hold eight times the last-level cache, one after the other."""
     first = _tensors(case, case.length)
     size = first[1].nbytes + first[2].nbytes
-    count = max(2, -(-min(8 * last_level_cache(), MOST_CACHES) // size))
+    count = max(2, -(-min(8 * last_level_cache(), MAX_CACHE_BYTES) // size))
     caches = [first, *[_tensors(case, case.length) for _ in range(count - 1)]]
     ours = functools.partial(attention, pattern=pattern_of(case.pattern), backend="native")
     theirs = functools.partial(scaled_dot_product_attention, enable_gqa=case.key_value_heads not in (None, case.heads))
@@ -301,8 +303,8 @@ def _decoding(case: Case) -> Prepared:
 
 
 def _rotating(call: Callable[..., Any], caches: list[list[Tensor]]) -> Function:
-    places: Iterator[list[Tensor]] = itertools.cycle(caches)
-    return lambda: call(*next(places))
+    endless: Iterator[list[Tensor]] = itertools.cycle(caches)
+    return lambda: call(*next(endless))
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -317,9 +319,9 @@ def run(length):
     out = limelight.attention(*tensors, pattern=limelight.Causal(), backend="native")
     out.backward(torch.ones_like(out))
     return tensors, out
-run(2048)  # what is loaded once
+run(2048)  # loads libraries and starts threads
 status = Path("/proc/self/status")
-def now(field):  # Linux keeps ru_maxrss of whoever started this process, but not these
+def now(field):  # Linux inherits ru_maxrss from the parent process, but not these
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) * 1024
@@ -330,8 +332,10 @@ print(now("VmHWM") - before)
 
 
 def memory(tokens: int, threads: int) -> dict[str, Any]:
-    """What a forward and a backward pass of one head takes, in a process of its own, beside the bytes of inputs,
-    outputs and gradients (eight arrays).
+    """Measure the memory of a forward and a backward pass of one head in a process of its own.
+
+    Returns:
+        The bytes taken, and those of inputs, outputs and gradients (eight arrays).
 
     Raises:
         OSError: the process failed.

@@ -35,8 +35,8 @@ for command in (look, generate, models, explain, bench, cost, train):
     app.command(cls=Command)(command)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"limelight {__version__}")
         raise typer.Exit
 
@@ -54,7 +54,7 @@ def _limelight(
 
 
 def main() -> None:
-    """Run the command line. A user's mistake ends in one paragraph, not in a traceback."""
+    """Run the command line; a mistake of the user is reported as one paragraph, without a traceback."""
     _interrupted.imported()
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a stream of another kind

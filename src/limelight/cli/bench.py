@@ -1,4 +1,4 @@
-"""``limelight bench``: how fast attention is on this machine, beside PyTorch and the machine's own limits."""
+"""``limelight bench``: the speed of attention on this machine, beside PyTorch and the machine's own limits."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ..benchmark import Case, Row
+    from rich.console import Console
+
+    from ..benchmark import Case, Measurement
 
 
 def bench(
     quick: Annotated[
-        bool, typer.Option("--quick", help="The short cases, half a second each: a minute or two.")
+        bool, typer.Option("--quick", help="Measure the short cases only, half a second each: a minute or two.")
     ] = False,
-    only: Annotated[str, typer.Option(help="Only cases whose name or heading contains this.")] = "",
-    threads: Annotated[int | None, typer.Option(help="As many as PyTorch uses by default.", min=1)] = None,
+    only: Annotated[str, typer.Option(help="Measure only cases whose name or heading contains this.")] = "",
+    threads: Annotated[
+        int | None, typer.Option(help="Number of threads; by default as many as PyTorch uses.", min=1)
+    ] = None,
     output: Annotated[
-        Path, typer.Option(help="Where the numbers are written (JSON), and beside them a figure (SVG).")
+        Path, typer.Option(help="File for the numbers (JSON); a figure (SVG) is written beside it.")
     ] = Path("limelight-bench.json"),
 ) -> None:
-    """Measure attention on this machine: beside PyTorch's, run in turn, and beside the machine's own peak.
+    """Measure attention on this machine, interleaved with PyTorch's, and beside the machine's own peak.
 
     Speeds count the operations of the pairs that a pattern allows. The whole table takes a quarter of an hour; close
-    other programs. A row marked ~ was measured while the machine's peak moved by more than 5 %.
+    other programs. A row marked ~ was measured while the machine's peak changed by more than 5 %.
 
     Example: limelight bench --quick --only "forward, bf16"
     """
@@ -32,8 +36,28 @@ def bench(
 
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from .. import benchmark
+
+    cases, with_memory = _cases(only, quick)
+    figure = _figure_path(output)
+    count = threads or torch.get_num_threads()
+    about = benchmark.machine(count)
+    console = Console(highlight=False)
+    console.print("  ".join(f"{name}: {value}" for name, value in about.items()), soft_wrap=True)
+    measured, memory = _measure(cases, with_memory, count, quick, console)
+    output.write_text(json.dumps(benchmark.as_json(about, measured, memory), indent=1) + "\n", "utf-8")
+    figure.write_text(benchmark.figure_of(about, measured), "utf-8")
+    console.print(f"\nWritten: {output}, {figure}", soft_wrap=True)
+
+
+def _cases(only: str, quick: bool) -> tuple[list[Case], bool]:
+    """Return the cases to measure, and whether memory is measured too.
+
+    Raises:
+        BackendError: there is no native library.
+        ArgumentError: no case has ``only`` in its name or heading.
+    """
     from .. import benchmark
     from ..backends import native
     from ..backends.contract import BackendError
@@ -46,43 +70,58 @@ def bench(
     if not cases and not with_memory:
         names = sorted({case.group for case in benchmark.chosen()})
         raise wrong("--only", "must be part of a name or heading", f"it is {only!r}", f"Headings: {'; '.join(names)}.")
-    picture = output.with_suffix(".svg")
+    return cases, with_memory
+
+
+def _figure_path(output: Path) -> Path:
+    """Return where the figure is written, beside the numbers.
+
+    Raises:
+        ArgumentError: ``output`` is no .json file in a folder that exists.
+    """
+    from ..tensors.shapes import wrong
+
     if output.suffix != ".json" or not output.absolute().parent.is_dir():
         raise wrong("--output", "must be a .json file in a folder that exists", f"it is {output}", "Create the folder.")
+    return output.with_suffix(".svg")
 
-    count = threads or torch.get_num_threads()
-    about = benchmark.machine(count)
-    console = Console(highlight=False)
-    console.print("  ".join(f"{name}: {value}" for name, value in about.items()), soft_wrap=True)
-    rows: list[Row] = []
-    taken: dict[str, Any] | None = None
+
+def _measure(
+    cases: list[Case], with_memory: bool, threads: int, quick: bool, console: Console
+) -> tuple[list[Measurement], dict[str, Any] | None]:
+    """Measure cases, and print each as a line below its heading; return the measurements and those of memory."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from .. import benchmark
+
+    measured: list[Measurement] = []
+    memory: dict[str, Any] | None = None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Drawn once a second: what draws takes a core from what is measured.
+    # Drawn once a second: drawing takes a core from what is measured.
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=1) as progress:
         task = progress.add_task("", total=len(cases) + with_memory)
 
         def begin(case: Case) -> None:
             progress.update(task, description=case.name)
-            if not rows or rows[-1].case.group != case.group:
+            if not measured or measured[-1].case.group != case.group:
                 console.print(f"\n{case.group}", style="bold")
                 console.print(_line(console.width, "", *_HEADS[case.per]), style="dim")
 
-        for row in benchmark.run(cases, count, 0.5 if quick else 3.0, begin):
-            rows.append(row)
-            console.print(_line(console.width, row.case.name + ("" if row.steady else " ~"), *_cells(row)))
+        for one in benchmark.run(cases, threads, 0.5 if quick else 3.0, begin):
+            measured.append(one)
+            console.print(_line(console.width, one.case.name + ("" if one.steady else " ~"), *_cells(one)))
             progress.advance(task)
         if with_memory:
             progress.update(task, description=benchmark.MEMORY)
-            taken = benchmark.memory_row(count, quick)
+            memory = benchmark.memory_row(threads, quick)
             console.print(f"\n{benchmark.MEMORY}", style="bold")
             console.print(
-                f"{taken['tokens']:,} tokens: {taken['bytes'] / 2**20:,.0f} MiB, {taken['times']:.2f} times the "
-                f"{taken['inputs_and_outputs'] / 2**20:,.0f} MiB of inputs, outputs and gradients"
+                f"{memory['tokens']:,} tokens: {memory['bytes'] / 2**20:,.0f} MiB, {memory['times']:.2f} times the "
+                f"{memory['inputs_and_outputs'] / 2**20:,.0f} MiB of inputs, outputs and gradients"
             )
             progress.advance(task)
-    output.write_text(json.dumps(benchmark.as_json(about, rows, taken), indent=1) + "\n", "utf-8")
-    picture.write_text(benchmark.picture(about, rows), "utf-8")
-    console.print(f"\nWritten: {output}, {picture}", soft_wrap=True)
+    return measured, memory
 
 
 _HEADS = {
@@ -93,24 +132,17 @@ _HEADS = {
 
 
 _NAME, _CELL = 38, 10  # characters
-_FIRST = (
-    0,
-    4,
-    2,
-    3,
-    1,
-    5,
-)  # the cells of a line, that which says most first: where not all fit, the others are left out
+_BY_IMPORTANCE = (0, 4, 2, 3, 1, 5)  # cells of a line: where not all fit, the last of these are left out
 
 
 def _line(width: int, name: str, *cells: str) -> str:
     names = _NAME if width >= _NAME + 3 * _CELL else 28
-    kept = sorted(_FIRST[: max(1, (width - names) // _CELL)])
+    kept = sorted(_BY_IMPORTANCE[: max(1, (width - names) // _CELL)])
     short = name if len(name) <= names else name[: names - 1] + "…"
     return f"{short:{names}}" + "".join(f"{cells[number]:>{_CELL}}" for number in kept)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Measurement) -> tuple[str, ...]:
     peer, ratio = row.peer_seconds, _number(row.ratio, ".2f")
     if row.case.per == "call":
         more = None if peer is None else 1e6 * (row.seconds - peer)

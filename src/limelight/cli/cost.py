@@ -1,4 +1,4 @@
-"""``limelight cost``: what a model costs at a length, step by step, before it is run."""
+"""``limelight cost``: the operations, bytes and memory of a model at a length, before it is run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 def cost(
     model: Annotated[str, typer.Argument(help="A folder, a config.json, a .gguf file, or a name (limelight models).")],
     length: Annotated[
-        int | None, typer.Option(help="Tokens of each text; by default 2048, or as many as the model has.", min=1)
+        int | None,
+        typer.Option(help="Tokens of each text; by default 2048, or as many as the model has positions.", min=1),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Texts.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Number of texts.", min=1)] = 1,
     dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Tell the operations, the bytes and the least time of each step of a forward pass, and the memory of a model.
+    """Report the operations, bytes and minimum time of each step of a forward pass, and the memory of a model.
 
-    Everything follows from the description of the model; no weights are read. The least time is that of this machine's
-    own peak and bandwidth, measured now: no program can be faster, and none reaches it.
+    Everything follows from the config of the model; no weights are read. The minimum time is that of this machine's
+    peak and memory bandwidth, measured now: a bound that no program beats.
 
     Example: limelight cost smollm2 --length 8192
     """
@@ -46,17 +47,18 @@ def cost(
 
         limits = 1e9 * peak(dtype, torch.get_num_threads()), 1e9 * bandwidth()
     if as_json:
-        typer.echo(json.dumps({"limelight.cost": 1, **_described(model, dtype), **_numbers(found, limits)}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"format": "limelight.cost", "version": 1, "model": model, "dtype": dtype, **_numbers(found, limits)},
+                indent=2,
+            )
+        )
         return
     _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native._missing)
 
 
-def _described(model: str, dtype: str) -> dict[str, Any]:
-    return {"model": model, "dtype": dtype}
-
-
 def _numbers(found: Cost, limits: tuple[float, float] | None) -> dict[str, Any]:
-    """The numbers, with the least times where the machine's limits are known."""
+    """Return the numbers as JSON values, with minimum times where the machine's limits are known."""
     values = found.as_json()
     if limits is not None:
         values["peak_flops"], values["bandwidth_bytes"] = limits
@@ -80,7 +82,7 @@ def _print(found: Cost, title: str, limits: tuple[float, float] | None, missing:
         "GFLOP": [f"{flop / 1e9:,.2f}" for flop in (*(part.flop for part in found.parts), found.flop)],
         "share": [*(f"{part.flop / found.flop:.1%}" for part in found.parts), ""],
         "MB": [f"{size / 1e6:,.1f}" for size in (*(part.bytes for part in found.parts), found.bytes)],
-        "least ms": [_time(one) for one in (*seconds, total)],
+        "min ms": [_time(one) for one in (*seconds, total)],
     }
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     columns = fitting(columns, console.width, ["grows as", "share", "MB"])
@@ -92,7 +94,7 @@ def _print(found: Cost, title: str, limits: tuple[float, float] | None, missing:
     if limits:
         console.print(f"This machine: {limits[0] / 1e9:,.0f} GFLOP/s, {limits[1] / 1e9:,.1f} GB/s, measured now.")
     else:
-        console.print(f"The least times are not known: {missing}.")
+        console.print(f"Minimum times are unknown: {missing}.")
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("memory")
     table.add_column("MB", justify="right")

@@ -1,4 +1,4 @@
-"""``limelight generate``: let a model write, and see it come."""
+"""``limelight generate``: generate text with a model, streamed to the terminal."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ if TYPE_CHECKING:
 
 
 def generate(
-    text: Annotated[
-        str | None, typer.Argument(help="What the text begins with; - for standard input.", show_default=False)
-    ] = None,
+    text: Annotated[str | None, typer.Argument(help="The prompt; - for standard input.", show_default=False)] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read it from a file (UTF-8; for Whisper a WAV file); - for standard input.")
+        Path | None,
+        typer.Option(help="Read the prompt from a file (UTF-8; for Whisper a WAV file); - for standard input."),
     ] = None,
     model: Annotated[str, typer.Option(help=MODEL)] = "smollm2",
     chat: Annotated[
-        bool, typer.Option("--chat", help="The text is a message that the model answers; without one, a conversation.")
+        bool, typer.Option("--chat", help="The prompt is a message to answer; without a prompt, an interactive chat.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="The system prompt of a --chat.")] = None,
     parse_special_tokens: Annotated[
         bool,
         typer.Option(
-            help="With --chat: whether a message that spells a special token (<|im_end|>) holds that token. Off, it "
-            "holds the text alone: the safe way for messages from others."
+            help="With --chat: parse special tokens such as <|im_end|> in messages. Off, they are plain text, which is "
+            "safe for messages from others."
         ),
     ] = True,
     tokens: Annotated[int, typer.Option(help="Maximum number of new tokens.", min=1)] = 128,
     temperature: Annotated[
         float | None, typer.Option(help="Sampling temperature; below 1 sharpens the distribution.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from this many most likely tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many of the most likely tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample from the most likely tokens that together have this probability.")
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Sample from tokens with this share of the probability of the most likely one.")
+        float | None,
+        typer.Option(help="Sample from tokens with at least this share of the probability of the most likely one."),
     ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Repetition penalty; 1 is off.")] = 1.0,
     beam: Annotated[int | None, typer.Option(help="Beam search with this many beams.")] = None,
@@ -53,14 +53,15 @@ def generate(
         float | None, typer.Option(help="Length penalty of the beam search; above 0 favours longer texts.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling; the same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this string; may be given several times.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; may be given several times.")] = None,
     dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print text, tokens and probabilities as JSON.")] = False,
 ) -> None:
-    """Let a model continue a text, answer a message, translate or write down what is said.
+    """Continue a text, answer a message, translate, or transcribe speech.
 
-    The most likely token is taken, unless options sample (--temperature, --top-k, --top-p, --min-p) or search (--beam).
-    With --chat and no text, on a terminal, you talk with the model: Ctrl-C interrupts an answer, Ctrl-D ends.
+    Decoding is greedy, unless options ask for sampling (--temperature, --top-k, --top-p, --min-p) or beam search
+    (--beam). With --chat and no prompt, on a terminal, you chat with the model: Ctrl-C interrupts an answer, Ctrl-D
+    ends the chat.
 
     Example: limelight generate "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 1
     """
@@ -70,12 +71,12 @@ def generate(
     from ..tensors.shapes import wrong
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    drawing = {name: value for name, value in given.items() if value is not None}
-    sampler = _sampler(drawing, repetition_penalty, beam, length_penalty)
-    if seed is not None and not drawing:
-        what = "--beam searches" if beam is not None else "the most likely token is taken"
-        raise wrong("--seed", "belongs to sampling", what, "For example: --temperature 0.8.")
-    if drawing and seed is None:
+    sampling = {name: value for name, value in given.items() if value is not None}
+    sampler = _sampler(sampling, repetition_penalty, beam, length_penalty)
+    if seed is not None and not sampling:
+        got = "--beam searches" if beam is not None else "decoding is greedy"
+        raise wrong("--seed", "belongs to sampling", got, "For example: --temperature 0.8.")
+    if sampling and seed is None:
         seed = int(torch.randint(2**31, (), dtype=torch.int64, device="cpu"))
     if system is not None and not chat:
         raise wrong("--system", "belongs to a conversation", "there is no --chat", "Add --chat.")
@@ -105,7 +106,7 @@ def _write(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Print what follows the prompt: a search at its end, everything else piece by piece."""
+    """Print the continuation of the prompt: of a beam search at its end, else piece by piece."""
     import time
 
     from rich.console import Console
@@ -124,29 +125,29 @@ def _write(
     if as_json:
         echo_json(_as_json(model, sampler, settings["seed"], result, seconds))
     count = len(result.ids)
-    typer.secho(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} a second", err=True, dim=True)
+    typer.secho(f"{count} tokens in {seconds:.1f} s, {count / seconds:.1f} tokens/s", err=True, dim=True)
 
 
 def _talk(
     model: Pretrained, system: str | None, parse_special_tokens: bool, sampler: Sampler | Beam, **settings: Any
 ) -> None:
-    """A conversation on a terminal, until Ctrl-D. A Ctrl-C interrupts an answer; on an empty line it ends too."""
+    """Chat on a terminal, until Ctrl-D. Ctrl-C interrupts an answer, and ends the chat at the prompt."""
     from contextlib import suppress
 
     with suppress(ImportError):
         import readline  # noqa: F401  # `input` edits lines with it
     messages = [] if system is None else [{"role": "system", "content": system}]
-    model.conversation([*messages, {"role": "user", "content": "Hello"}])  # complains before anybody types
+    model.conversation([*messages, {"role": "user", "content": "Hello"}])  # fails before the first input
     typer.secho(f"{model.name}. Ctrl-C interrupts an answer, Ctrl-D ends.", err=True, dim=True)
     while True:
         try:
-            said = input("> ")
+            message = input("> ")
         except (EOFError, KeyboardInterrupt):
             typer.echo()
             return
-        if not said.strip():
+        if not message.strip():
             continue
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": message})
         pieces: list[str] = []
         try:
             begun = model.conversation(messages, parse_special_tokens=parse_special_tokens)
@@ -160,7 +161,7 @@ def _talk(
 
 
 def _pieces(model: Pretrained, prompt: Any, sampler: Sampler | Beam, **settings: Any) -> Iterator[str]:
-    """The answer as it comes; of a search at its end."""
+    """Return the pieces of an answer as they come; of a beam search, at its end."""
     from ..generation import Beam
 
     if isinstance(sampler, Beam):
@@ -168,25 +169,29 @@ def _pieces(model: Pretrained, prompt: Any, sampler: Sampler | Beam, **settings:
     return model.stream(prompt, sampler, **settings)
 
 
-def _sampler(drawing: dict[str, Any], repetition: float, beam: int | None, length_penalty: float | None) -> Any:
-    """The sampler that the options ask for."""
+def _sampler(sampling: dict[str, Any], repetition: float, beam: int | None, length_penalty: float | None) -> Any:
+    """Return the sampler of the options.
+
+    Raises:
+        ArgumentError: options that contradict each other.
+    """
     from ..generation import Beam, Greedy, Sample
     from ..tensors.shapes import wrong
 
     if beam is None and length_penalty is not None:
         raise wrong("--length-penalty", "belongs to a search", "there is no --beam", "For example: --beam 4.")
     if beam is not None:
-        if drawing:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in drawing)
-            raise wrong("--beam", "searches for the likeliest text", f"{named} would draw", "Give one or the other.")
+        if sampling:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in sampling)
+            raise wrong("--beam", "belongs to a beam search", f"{named} belongs to sampling", "Give one or the other.")
         return Beam(beam, 1.0 if length_penalty is None else length_penalty, repetition)
-    if drawing.get("temperature") == 0:
-        raise wrong("--temperature", "must be above 0", "it is 0", "Leave it out to take the most likely token.")
-    return Sample(**drawing, repetition=repetition) if drawing else Greedy(repetition)
+    if sampling.get("temperature") == 0:
+        raise wrong("--temperature", "must be above 0", "it is 0", "Leave it out for greedy decoding.")
+    return Sample(**sampling, repetition=repetition) if sampling else Greedy(repetition)
 
 
 def _given(text: str | None, file: Path | None) -> str | Path:
-    """A text, or the WAV file with the sound."""
+    """Return the prompt: a text, or the path of a WAV file."""
     from ..tensors.shapes import wrong
 
     if text is None and file is not None and file.suffix.lower() == ".wav":
@@ -195,27 +200,33 @@ def _given(text: str | None, file: Path | None) -> str | Path:
     given = read_text(text, file, example)
     if not given:
         name = "TEXT" if text is not None else "--file"
-        raise wrong(name, "must hold something to go on from", "it is empty", f"For example: {example}.")
+        raise wrong(name, "must hold a prompt", "it is empty", f"For example: {example}.")
     return given
 
 
 def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None, parse_special_tokens: bool) -> Any:
-    """What the model is given to go on from."""
+    """Return the input of the model for a prompt.
+
+    Raises:
+        ArgumentError: a text for a model of speech, speech for a model of text, or more than 30 seconds of it.
+    """
     from ..models import EncoderDecoder
     from ..models.sound import RATE, recording, spectrum
     from ..nn import SpectrumEmbedding
     from ..tensors.shapes import wrong
 
-    heard = isinstance(model.network, EncoderDecoder) and isinstance(model.network.encoder.embedding, SpectrumEmbedding)
-    if heard != isinstance(given, Path):
-        rule, got = ("a sound", "a text is given") if heard else ("a text", f"{given} is a sound")
-        way_out = "Give --file speech.wav." if heard else "whisper-tiny-en writes down what is said."
+    speech = isinstance(model.network, EncoderDecoder) and isinstance(
+        model.network.encoder.embedding, SpectrumEmbedding
+    )
+    if speech != isinstance(given, Path):
+        rule, got = ("a sound", "a text is given") if speech else ("a text", f"{given} is a sound")
+        way_out = "Give --file speech.wav." if speech else "Use --model whisper-tiny-en to transcribe speech."
         raise wrong("TEXT or --file", f"must hold {rule} for {model.name}", got, way_out)
     if isinstance(given, Path):
         sound = recording(given)
         if len(sound) > 30 * RATE:
             got, way_out = f"{given} is {len(sound) / RATE:.1f} seconds long", "Cut it: ffmpeg -i IN.wav -t 30 OUT.wav."
-            raise wrong("--file", "must hold at most 30 seconds, which is what Whisper hears", got, way_out)
+            raise wrong("--file", "must hold at most 30 seconds, the input of Whisper", got, way_out)
         return spectrum(sound)
     if not chat:
         return given
@@ -225,7 +236,7 @@ def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None
 
 
 def _begun(model: Pretrained, given: str | Path, chat: bool) -> str:
-    """What is continued, to be shown before its continuation; for a person, not for a pipe."""
+    """Return the text to print before its continuation: the prompt, on a terminal; nothing in a pipe."""
     from ..models import DecoderOnly
 
     continued = isinstance(given, str) and not chat and isinstance(model.network, DecoderOnly)
@@ -235,7 +246,7 @@ def _begun(model: Pretrained, given: str | Path, chat: bool) -> str:
 def _streamed(
     model: Pretrained, prompt: Any, sampler: Sampler, *, begun: str, quiet: bool, **settings: Any
 ) -> Continuation:
-    """The text, piece by piece; the line is ended also when it is interrupted."""
+    """Print the text piece by piece, and end the line even if it is interrupted."""
     from itertools import chain
 
     from ..formats.progress import counted

@@ -1,4 +1,4 @@
-"""``limelight models``: the models that can be had by name."""
+"""``limelight models``: the packaged models."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import typer
 
 from .options import fitting
 
-READABLE = 22  # columns that a description needs
+DESCRIPTION = 22  # columns that a description needs
 
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
 ) -> None:
-    """List the packaged models: what each is, what it costs, and whether it is here already.
+    """List the packaged models: what each is, its size, and whether it is in the cache.
 
-    Any folder with config.json and safetensors, any .gguf file and any Hugging Face hub name of a family that Limelight
-    builds can be named in the same place.
+    Wherever a model is named, a folder with config.json and safetensors, a .gguf file or a Hugging Face hub name of a
+    supported family will do too.
 
     Example: limelight models
     """
     listed = _listed()
     if as_json:
-        typer.echo(json.dumps(listed, indent=2))
+        typer.echo(json.dumps({"format": "limelight.models", "version": 1, "models": listed}, indent=2))
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -39,9 +39,9 @@ def models(
         "download": [f"{model['download_bytes'] / 1e6:.1f} MB" for model in listed],
         "on disk": [f"{model['disk_bytes'] / 1e6:.1f} MB" for model in listed],
         "licence": [model["licence"] for model in listed],
-        "here": ["yes" if model["cached"] else "no" for model in listed],
+        "cached": ["yes" if model["cached"] else "no" for model in listed],
     }
-    columns = fitting(columns, console.width - READABLE, ["licence", "on disk", "download"])
+    columns = fitting(columns, console.width - DESCRIPTION, ["licence", "on disk", "download"])
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         sizes = name in ("download", "on disk")
@@ -49,12 +49,12 @@ def models(
             name, style="bold" if name == "name" else "", justify="right" if sizes else "left", no_wrap=True
         )
         if name == "name":
-            table.add_column("what it is", overflow="fold")
+            table.add_column("description", overflow="fold")
     for model, (name, *cells) in zip(listed, zip(*columns.values(), strict=True), strict=True):
         table.add_row(name, model["what"], *cells)
     console.print(table)
     console.print(
-        f"A model that is not here is fetched when it is first used, into {cache_folder()} (LIMELIGHT_CACHE)."
+        f"A model that is not cached is downloaded when it is first used, into {cache_folder()} (LIMELIGHT_CACHE)."
     )
     console.print(
         f"Also: a folder, a .gguf file, or a Hugging Face hub name, of the families {', '.join(FAMILIES)}.",

@@ -1,4 +1,4 @@
-"""What the commands share: how options are read, and how errors name the options."""
+"""What the commands share: parsing of options and texts, and errors that name options."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     import torch
 
-MODEL = "A name of `limelight models`, a folder, a .gguf file, or a hub name."
+MODEL = "A name of `limelight models`, a folder, a .gguf file, or a Hugging Face hub name."
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 
 # Arguments of the library that an option sets under another name.
 _ALIASES = {"generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"}}
-# In JSON these stand only inside strings, where an escape means the same; a terminal would act on them.
+# Control characters of terminals. In JSON they occur only inside strings, where an escape means the same.
 _CONTROLS = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -28,7 +28,7 @@ class Command(TyperCommand):
     """A command whose errors name its options as they are typed, not the arguments of the library behind them."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it."""
+        """Run the command."""
         from ..tensors.shapes import ArgumentError
 
         try:
@@ -39,18 +39,18 @@ class Command(TyperCommand):
                 for one in self.params
             }
             names |= _ALIASES.get(str(self.name), {})
-            told = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
-            raise type(error)(told) from error
-        except KeyboardInterrupt:  # Typer would end without a word
+            message = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
+            raise type(error)(message) from error
+        except KeyboardInterrupt:  # Typer would print nothing
             typer.secho("interrupted", err=True)
             raise typer.Exit(130) from None
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The dtype that ``--dtype`` names.
+    """Return the dtype that ``--dtype`` names.
 
     Raises:
-        ArgumentError: another name.
+        ArgumentError: the name is no float dtype.
     """
     from ..tensors.shapes import FLOATS, wrong
 
@@ -61,10 +61,10 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def read_text(text: str | None, file: Path | None, example: str) -> str:
-    """The text that a command is given: itself, in a file, or on standard input (``-``), without its last line break.
+    """Return the text of a command: its argument, a file, or standard input (``-``) without its last line break.
 
     Raises:
-        ArgumentError: none or several of them, no UTF-8, a file that cannot be read.
+        ArgumentError: none or both are given, the text is not UTF-8, or the file cannot be read.
     """
     from ..tensors.shapes import wrong
 
@@ -98,7 +98,7 @@ def _decoded(content: bytes, option: str, name: str) -> str:
 
 
 def fitting(columns: dict[str, list[str]], width: int, spare: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of a table (header and cells) that fit into a terminal: those to ``spare`` go first, in that order.
+    """Return the columns of a table that fit into a terminal; those of ``spare`` are left out first, in that order.
 
     >>> fitting({"name": ["a"], "size": ["12.5 MB"], "more": ["never"]}, 20, ["more", "size"])
     {'name': ['a'], 'size': ['12.5 MB']}
@@ -112,17 +112,17 @@ def fitting(columns: dict[str, list[str]], width: int, spare: Sequence[str]) -> 
 
 
 def shown(text: str) -> str:
-    """A text for standard output: unchanged for a program, without what a terminal would act on for a terminal."""
+    """Prepare a text for standard output: unchanged for a pipe, without control characters for a terminal."""
     from ..text import printable
 
     return printable(text) if sys.stdout.isatty() else text
 
 
 def echo(text: str, *, nl: bool = True) -> None:
-    """Print a text of a user or a model: `shown`."""
-    typer.echo(shown(text), nl=nl, color=True)  # else Typer takes escape sequences out for a program
+    """Print a text of a user or a model, without control characters on a terminal."""
+    typer.echo(shown(text), nl=nl, color=True)  # else Typer strips escape sequences in a pipe
 
 
 def echo_json(text: str) -> None:
-    """Print JSON; what a terminal would act on stands as an escape, which means the same."""
+    """Print JSON with control characters as escapes, which JSON reads as the same text."""
     typer.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/gpu.py``: checks and measurements on a machine with a GPU."""

@@ -1,0 +1,101 @@
+"""Decoding, the cost of observations, and capture by CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import limelight
+from limelight import (
+    Causal,
+    Observe,
+)
+from limelight.backends import BACKENDS
+from limelight.backends.gpu import machine
+from limelight.operator.attention import prepare
+
+from .selection import GPU_BACKENDS, by_name
+from .timing import median_ms, milliseconds
+
+
+def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
+    """Measure one query of 32 heads over 8 key-value heads: bytes of the cache per second, against a plain copy."""
+    dtype = torch.float16 if machine.interpreted() else torch.bfloat16
+    source = torch.empty(2**16 if tiny else 2**30, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / median_ms(lambda: target.copy_(source), seconds) * 1e-6
+    rows = []
+    for length in (64,) if tiny else (1024, 4096, 16384, 65536):
+        for batch in (1,) if tiny else (1, 16):
+            q = torch.randn(batch, 32, 1, 128, device=device, dtype=dtype)
+            k, v = torch.randn(2, batch, 8, length, 128, device=device, dtype=dtype).unbind()
+            way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
+            ms = milliseconds(way, None, seconds)
+            speed = (k.nbytes + v.nbytes) / ms * 1e-6
+            rows.append({"length": length, "batch": batch, "ms": ms, "GB/s": speed, "of bandwidth": speed / bandwidth})
+            print(f"decode {batch} x {length}: {speed:.0f} GB/s, {speed / bandwidth:.1%} of a copy", flush=True)
+    return rows
+
+
+def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
+    """Measure the time of a call with observations over one without, together and one by one."""
+    rows = []
+    asked: dict[str, dict[str, Any]] = {
+        "entropy": {"entropy": True}, "max_weight": {"max_weight": True}, "top": {"top": 8},
+        "received": {"received": True}, "blocks": {"blocks": (64, 64)},
+    }  # fmt: skip
+    asked["all"] = {name: value for settings in asked.values() for name, value in settings.items()}
+    dtype = torch.float16 if machine.interpreted() else torch.bfloat16
+    for length in (32,) if tiny else (2048, 8192):
+        q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
+        call = prepare(q, k, v, pattern=Causal(), observe=Observe(**asked["all"]))
+        serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
+        if not serving:
+            rows.append({"length": length, "served by": "none of the GPU backends"})
+            continue
+        way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
+        plain = milliseconds(way, None, seconds)
+        row: dict[str, Any] = {"length": length, "served by": serving[0], "plain ms": plain}
+        for name, settings in asked.items():
+            observe = Observe(**settings)
+            row[name] = milliseconds(functools.partial(way, observe=observe), None, seconds) / plain
+        rows.append(row)
+        words = ", ".join(f"{name} {row[name]:.2f}" for name in asked)
+        print(f"observations at {length}, times the plain forward pass: {words}", flush=True)
+    return rows
+
+
+def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
+    """Check that a call and its gradients are captured by a CUDA graph and replay on new numbers."""
+    found: dict[str, bool] = {}
+    for backend in GPU_BACKENDS if device.type == "cuda" else ():
+        q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        if by_name(backend).reasons_against(prepare(*leaves, pattern=Causal())):
+            continue
+        forward = functools.partial(limelight.attention, *leaves, pattern=Causal(), backend=backend)
+
+        def backward() -> Tensor:
+            return torch.cat(torch.autograd.grad(forward(), leaves, grad))  # noqa: B023
+
+        for name, way in (("forward", forward), ("backward", backward)):
+            stream = torch.cuda.Stream()
+            with torch.cuda.stream(stream):  # compiles and uploads its tables
+                way()
+            torch.cuda.synchronize()
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                output = way()
+            with torch.no_grad():
+                leaves[0].normal_()
+            captured.replay()
+            torch.cuda.synchronize()
+            same = torch.equal(output, way())
+            found[f"{backend} {name}"] = same
+            print(f"CUDA graph, {backend} {name}: {'replays' if same else 'replays wrong numbers'}")
+            if not same:
+                failures.append(f"{backend} {name}: a CUDA graph replays wrong numbers")
+    return found
