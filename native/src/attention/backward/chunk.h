@@ -185,7 +185,7 @@ struct ChunkTask {
             if (!one_head(key_head * group + g, scratch, ordered)) return;
         for (int64_t j = max(begin, call.segments[s].key_begin); j < end; ++j) {
             Float* key = scratch.key_sums + (j - begin) * pass.key_columns;
-            for (int64_t c = 0; c < call.width; ++c) key[c] *= (Float)call.scale;
+            for (int64_t c = 0; c < call.width; ++c) key[c] = key[c] * pass.problem.power * pass.problem.scale;
             if (pass.needs(pass.gradients.key))
                 write_row(key, call.width, row_at<Stored>(pass.gradients.key, row, key_head, j));
             if (pass.needs(pass.gradients.value))

@@ -106,6 +106,9 @@ struct DecodeJob {
                 int r = h * tile.count + i;
                 Float* row = own.merged + i * columns;
                 Float &peak = softmax.peak[i], &total = softmax.total[i];
+                bool keeps = !problem.dropout_threshold;
+                for (int64_t n = 0; n < group.chunks && !keeps; ++n)
+                    keeps = PartialSoftmax(parts + (size_t)n * part_bytes, group.rows()).kept[r] != 0;
                 __builtin_memset(row, 0, sizeof(Float) * (size_t)columns);
                 for (int64_t n = 0; n < group.chunks; ++n) {
                     PartialSoftmax part(parts + (size_t)n * part_bytes, group.rows());
@@ -116,12 +119,13 @@ struct DecodeJob {
                     powers[0] = before, powers[1] = part.peak[r];
                     powers = exp2((powers - finite_peak(broadcast(peak))) * problem.exponent);
                     total = total * powers[0] + part.total[r] * powers[1];
+                    if (!keeps) powers = broadcast(1);  // the sums are zero, whatever the total is
                     const Float* add = part.output + r * columns;
                     for (int64_t c = 0; c < columns; c += LANES)
                         store(row + c, load<Vec>(row + c) * powers[0] + load<Vec>(add + c) * powers[1]);
                 }
                 Float whole = total_with_sink(problem, sink_of(problem.call, tile), peak, total) * kept,
-                      share = 1 / whole;
+                      share = keeps ? 1 / whole : 1;
                 bool nothing = whole == 0;  // the output is zero then, even with a sink that is NaN
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Vec{} : load<Vec>(row + c) * share);
