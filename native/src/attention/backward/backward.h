@@ -10,6 +10,7 @@
 #include "../problem.h"
 #include "../tiling.h"
 #include "../visibility.h"
+#include "block.h"
 #include "chunk.h"
 #include "pass.h"
 #include "rows.h"

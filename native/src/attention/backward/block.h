@@ -2,7 +2,9 @@
 #pragma once
 
 #include "../../library.h"
+#include "../../simd/elementary.h"
 #include "../../simd/vector.h"
+#include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/operands.h"
 #include "../../tiles/reach.h"

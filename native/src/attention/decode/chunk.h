@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../library.h"
+#include "../../simd/elementary.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
