@@ -71,10 +71,10 @@ inline void weights_and_score_gradients(const Problem& problem, const Tile& tile
 // to(j, i, column) += weights[j][i] * from(j, i)[column] for visible pairs with a non-finite row.
 template <class Nonfinite, class To, class From>
 inline void add_nonfinite(const Tile& tile, const Block& block, const uint8_t* seen, const Float* weights,
-                          int64_t width, Nonfinite nonfinite_keys, To to, From from) {
+                          int64_t width, Nonfinite is_nonfinite, To to, From from) {
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; i < tile.count; ++i)
-            if (nonfinite_keys(j, i) && seen[j * QUERIES + i])
+            if (is_nonfinite(j, i) && seen[j * QUERIES + i])
                 for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
 }
 

@@ -29,7 +29,7 @@ struct BackwardJob {
     int64_t max_queries;          // of a segment
     int64_t only_row, only_head;  // -1: all at once
     int status;
-    int64_t runs = 1;  // how many ranges of maps `parallel` distributes
+    int64_t ranges = 1;  // how many ranges of maps `parallel` distributes
 
     int64_t base(int64_t s) const {
         int64_t begin = pass.problem.call.segments[s].key_begin;
@@ -69,7 +69,7 @@ struct ChunkTask {
         // chunks of a map followed each other.
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
         int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads;
-        int64_t waves = job.runs > 1 ? maps : max(maps / call.threads, (int64_t)1);
+        int64_t waves = job.ranges > 1 ? maps : max(maps / call.threads, (int64_t)1);
         int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves,
                 to = (wave + 1) * maps / waves;
         rest -= from * chunks;
