@@ -212,6 +212,60 @@ def test_a_scale_that_is_tiny(kernel):
 
 
 @every_kernel
+@pytest.mark.parametrize("with_rule", [False, True])
+@pytest.mark.parametrize("Lq", [3, 70])
+@pytest.mark.parametrize("scale", [1e-60, -1e-60, 1e-45, 1e-40])
+def test_a_scale_that_float32_cannot_hold(kernel, scale, Lq, with_rule):
+    """Products beyond the largest number times a scale below the smallest: ordinary scores, forward and backward."""
+    isa, dtype = kernel
+    if dtype == torch.float16:
+        return  # its products stay far below
+    sums = reference.accumulator(dtype)
+    generator = torch.Generator().manual_seed(1)
+    query, key, value, grad = (torch.randn(1, 1, n, 16, generator=generator) for n in (Lq, 90, 90, Lq))
+    query, key = (query.double() * 1e30).to(dtype), (key.double() / (abs(scale) * 1e30)).to(dtype)
+    leaves = [x.requires_grad_() for x in (query, key, value.to(dtype))]
+    bias = torch.randn(Lq, 90, generator=generator).to(sums)
+    rules = (Bias(bias),) if with_rule else ()
+    with selected(isa):
+        output = limelight.attention(*leaves, scores=rules, scale=scale, backend="native")
+        found = torch.autograd.grad(output, leaves, grad.to(dtype))
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    scores = wide[0] @ wide[1].mT * scale + (bias.double() if with_rule else 0.0)
+    truth = torch.softmax(scores, -1) @ wide[2]
+    near(output, truth, dtype, "output", terms=10.0)
+    for ours, expected in zip(found, torch.autograd.grad(truth, wide, grad.to(dtype).double()), strict=True):
+        near(ours, expected, dtype, "gradient", terms=10 * expected.abs().max().item())
+
+
+@every_kernel
+@pytest.mark.parametrize("pattern", [None, Causal()])
+@pytest.mark.parametrize("L", [12, 150])
+def test_a_weight_of_one_has_no_gradient(kernel, L, pattern):
+    """dS = P (dP - sum of P dP) is exactly 0 where P is 1: nothing else could be multiplied by queries so large."""
+    isa, dtype = kernel
+    size = 2.0**12 if dtype == torch.float16 else 2.0**33  # its largest number is 65504
+    generator = torch.Generator().manual_seed(1)
+    query, key = (torch.randint(-9, 10, (1, 2, L, 16), generator=generator).to(dtype) for _ in range(2))
+    value, grad = (torch.randn(1, 2, L, 16, generator=generator).to(dtype) for _ in range(2))
+    leaves = [x.requires_grad_() for x in (query * size, key, value)]
+    scores = query.double() @ key.double().mT
+    if pattern is not None:
+        scores = scores.masked_fill(~torch.ones(L, L, dtype=torch.bool).tril(), -torch.inf)
+    first, second = scores.topk(2).values.unbind(-1)
+    alone = first - second > 0.5  # rows that one key has: an integer apart, times `size`
+    assert alone.float().mean() > 0.5
+    grad = torch.where(alone[..., None], grad, 0)
+    with selected(isa):
+        output = limelight.attention(*leaves, pattern=pattern, scale=1.0, backend="native")
+        of_query, of_key, of_value = torch.autograd.grad(output, leaves, grad)
+    assert not of_query.any()
+    assert not of_key.any()
+    chosen = torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+    near(of_value, chosen.mT @ grad.double(), dtype, "gradient of value", 20.0)
+
+
+@every_kernel
 @pytest.mark.parametrize("slope", [1e10, 1e30])
 def test_rules_that_grow_with_the_distance(kernel, slope):
     """The nearest key alone is left, forward and backward."""

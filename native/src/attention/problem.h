@@ -16,6 +16,7 @@ struct Problem {
     int64_t value_columns;       // value_width, rounded up to whole vectors
     int64_t steps;               // factors along the width
     Float query_factor;          // what packed queries are multiplied by
+    Float power, scale;          // call.scale = power * scale; power is 1 except for a tiny scale
     Float exponent;              // weight = 2^(exponent * (score - peak))
     Float natural;               // true score = natural * score in the tile
     uint64_t dropout_threshold;  // weights with a random number below it are dropped; 0: no dropout
@@ -26,17 +27,19 @@ struct Problem {
     explicit Problem(const ll_call& c) : call(c) {
         value_columns = round_up(c.value_width, LANES);
         steps = steps_along(c.width);
-        Float scale = (Float)c.scale, size = scale < 0 ? -scale : scale;
+        // A power of two of a tiny scale is applied to the queries: without it products, or their differences, may
+        // overflow, and the scale underflow.
+        double size = __builtin_fabs(c.scale);
+        power = (Float)(size >= 0x1p-110 || size == 0 ? 1 : size >= 0x1p-149 ? 0x1p-64 : 0x1p-126);
+        scale = (Float)(c.scale / (double)power);
         if (c.rule_count > 0 || scale == 0) {
-            query_factor = scale == 0 ? 0 : 1;
+            query_factor = scale == 0 ? 0 : power;
             natural = 1;  // score rules need true scores: apply_rules multiplies by the scale first
         } else {
             // Scores stay plain products (equal ones stay equal); the scale moves into the exponent, which must be
-            // positive. A power of two of a tiny scale is applied to the queries: with a larger one, a difference of
-            // scores that overflows has no weight.
-            Float power = size < (Float)0x1p-110 ? (Float)0x1p-64 : 1;
+            // positive.
             query_factor = scale < 0 ? -power : power;
-            natural = size / power;
+            natural = scale < 0 ? -scale : scale;
         }
         exponent = natural * LOG2_E;
         dropout_threshold = (uint64_t)(c.dropout * 4294967296.0);

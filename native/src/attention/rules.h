@@ -7,6 +7,7 @@
 #include "../simd/vector.h"
 #include "../tiles/shapes.h"
 #include "blocks.h"
+#include "problem.h"
 #include "visibility.h"
 
 namespace limelight::LL_NAMESPACE {
@@ -129,8 +130,10 @@ inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block,
 }
 
 // `derivatives`, if not null, receives the derivative of each soft cap: [soft cap][BLOCK_KEYS][QUERIES].
-inline void apply_rules(const ll_call& call, const Tile& tile, const Block& block, Float* scores, Float* derivatives) {
-    Float scale = call.scale == 0.0 ? 1 : (Float)call.scale;  // the packed queries are already multiplied by zero
+inline void apply_rules(const Problem& problem, const Tile& tile, const Block& block, Float* scores,
+                        Float* derivatives) {
+    const ll_call& call = problem.call;
+    Float scale = problem.scale == 0 ? 1 : problem.scale;  // the packed queries are already multiplied by zero
     for (int r = 0; r < call.rule_count; ++r) {
         const ll_rule& rule = call.rules[r];
         Float limit = (Float)rule.parameters[0];

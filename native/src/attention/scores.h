@@ -107,7 +107,7 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
                       tile.count, problem.steps, scores, peak, cut.of_queries);
     bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
     if (!changed) return;
-    if (call.rule_count > 0) apply_rules(call, tile, block, scores, derivatives);
+    if (call.rule_count > 0) apply_rules(problem, tile, block, scores, derivatives);
     if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);
     if (block.cut_by_bits) cut_by_bits(call, tile, block, scores);
     max_of(tile, block, scores, peak);

@@ -68,17 +68,18 @@ LL_INLINE Vec finite_peak(Vec peak) { return peak == -INF ? Vec{} : peak; }
 
 // Replaces the scores of COUNT keys by weights 2^(exponent * (score - peak)), in place or, in the layout of fold_down,
 // in `factors`; returns their sum. The sum is pairwise: where most weights are alike, every addition to one long sum
-// would be rounded the same way. (The subtraction comes first: products of large finite scores would overflow.)
+// would be rounded the same way. (The subtraction comes first: products of large finite scores would overflow. As
+// peak - score, times `negative` = -exponent, it is one instruction with the load.)
 template <int COUNT, bool FOLDED>
-LL_INLINE Vec exp_weights_of(Float* scores, Vec exponent, Vec peak, Factor* factors) {
+LL_INLINE Vec exp_weights_of(Float* scores, Vec negative, Vec peak, Factor* factors) {
     if constexpr (COUNT > (FOLDED ? 2 : 1)) {
         constexpr int HALF = COUNT / 2;
-        Vec sum = exp_weights_of<HALF, FOLDED>(scores, exponent, peak, factors);
+        Vec sum = exp_weights_of<HALF, FOLDED>(scores, negative, peak, factors);
         return sum +
-               exp_weights_of<HALF, FOLDED>(scores + HALF * QUERIES, exponent, peak, factors + HALF / FOLD * QUERIES);
+               exp_weights_of<HALF, FOLDED>(scores + HALF * QUERIES, negative, peak, factors + HALF / FOLD * QUERIES);
     } else {
-        Vec first = exp2_weight((load<Vec>(scores) - peak) * exponent), second{};
-        if constexpr (COUNT == 2) second = exp2_weight((load<Vec>(scores + QUERIES) - peak) * exponent);
+        Vec first = exp2_weight((peak - load<Vec>(scores)) * negative), second{};
+        if constexpr (COUNT == 2) second = exp2_weight((peak - load<Vec>(scores + QUERIES)) * negative);
         if constexpr (FOLDED) store(factors, fold(first, second));
         else store(scores, first);
         return COUNT == 2 ? first + second : first;
@@ -87,12 +88,12 @@ LL_INLINE Vec exp_weights_of(Float* scores, Vec exponent, Vec peak, Factor* fact
 
 // exp_weights_of for all keys of a block and one vector of queries.
 template <bool FOLDED>
-LL_INLINE Vec exp_weights(Float* scores, int keys, Vec exponent, Vec peak, Factor* factors) {
+LL_INLINE Vec exp_weights(Float* scores, int keys, Vec negative, Vec peak, Factor* factors) {
     constexpr int MAX = FOLDED ? 8 : 16;  // keys at a time; with more pairs the compiler spills registers (2 % slower)
     Vec sum{};
     int j = 0;
     auto more = [&]<int COUNT>() __attribute__((always_inline)) {
-        sum += exp_weights_of<COUNT, FOLDED>(scores + j * QUERIES, exponent, peak, factors + j / FOLD * QUERIES);
+        sum += exp_weights_of<COUNT, FOLDED>(scores + j * QUERIES, negative, peak, factors + j / FOLD * QUERIES);
         j += COUNT;
     };
     while (j + MAX <= keys) more.template operator()<MAX>();
@@ -112,24 +113,28 @@ constexpr Float SLACK = 8;
 // Replaces the scores of a block by weights, and rescales totals and output to the new peak.
 template <bool FOLDED>
 inline void update_softmax(const Problem& problem, const Tile& tile, const Block& block, Float* scores,
-                           const Float* peak, Softmax& softmax, Float* output, int64_t columns, Factor* factors) {
+                           const Float* peak, Softmax& softmax, Float* output, int64_t columns, Factor* factors,
+                           Float slack = SLACK) {
     FlushSubnormals scope;
-    alignas(64) Float decay[QUERIES], sums[QUERIES];
-    IntVec moved{};
+    alignas(64) Float decay[QUERIES];
+    bool moved = false;
     for (int i = 0; i < tile.count; i += LANES) {
-        Vec before = load<Vec>(softmax.peak + i), now = load<Vec>(peak + i);
-        now = (now - before) * problem.exponent > SLACK ? now : before;
-        Vec factor = exp2((before - finite_peak(now)) * problem.exponent);
-        store(softmax.peak + i, now);
+        Vec before = load<Vec>(softmax.peak + i), now = load<Vec>(peak + i), factor = broadcast(1);
+        IntVec rises = (now - before) * problem.exponent > slack;
+        if (any(rises)) {
+            now = rises ? now : before;
+            factor = rises ? exp2((before - now) * problem.exponent) : factor;
+            store(softmax.peak + i, now);
+            moved = true;
+        }
         store(decay + i, factor);
-        moved |= factor != 1;
     }
-    for (int i = 0; i < tile.count; i += LANES)
-        store(sums + i, exp_weights<FOLDED>(scores + i, block.count, broadcast(problem.exponent),
-                                            finite_peak(load<Vec>(softmax.peak + i)), factors + i));
-    for (int q = 0; q < tile.count; q += LANES)
-        store(softmax.total + q, multiply_add(load<Vec>(softmax.total + q), load<Vec>(decay + q), load<Vec>(sums + q)));
-    if (any(moved)) scale_sums(output, decay, tile.count, columns);
+    for (int i = 0; i < tile.count; i += LANES) {
+        Vec sum = exp_weights<FOLDED>(scores + i, block.count, broadcast(-problem.exponent),
+                                      finite_peak(load<Vec>(softmax.peak + i)), factors + i);
+        store(softmax.total + i, multiply_add(load<Vec>(softmax.total + i), load<Vec>(decay + i), sum));
+    }
+    if (moved) scale_sums(output, decay, tile.count, columns);
 }
 
 // f(key of the block, first query of the vector, mask of what is dropped) for every vector of weights.
@@ -160,9 +165,16 @@ inline void apply_dropout(const Problem& problem, const Tile& tile, const Block&
     });
 }
 
+// Sets keeps[query] where a query sees a key of the block that is not dropped.
+inline void mark_kept(const Problem& problem, const Tile& tile, const Block& block, const uint8_t* seen, bool* keeps) {
+    for_each_dropped(problem, tile, block, [&](int j, int first, IntVec dropped) {
+        for (int i = 0; i < LANES; ++i) keeps[first + i] |= !dropped[i] && seen[j * QUERIES + first + i];
+    });
+}
+
 // The final softmax of a tile's rows: as the forward pass stored it in `stats`, or, if that is null, computed again.
 inline void final_softmax(const Problem& problem, const Tile& tile, const Visibility& visible, const Float* stats,
-                          const Factor* packed, Float* scores, Softmax& softmax, int& status) {
+                          const Factor* packed, Float* scores, Softmax& softmax, int& status, Float slack = SLACK) {
     const ll_call& call = problem.call;
     if (stats) {
         const Float* own = stats + 2 * ((tile.row * call.query_heads + tile.head) * call.queries + tile.first_query);
@@ -173,7 +185,7 @@ inline void final_softmax(const Problem& problem, const Tile& tile, const Visibi
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block) && !should_stop(status);) {
         score_block(problem, tile, visible, block, Cut(visible, tile, block), packed, scores, peak);
-        update_softmax<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr);
+        update_softmax<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr, slack);
     }
 }
 

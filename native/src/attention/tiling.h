@@ -23,9 +23,9 @@ struct Tiles {
     int group_size;
     bool last_first = false;  // whether the groups of a head are numbered backwards, see TileOrder
     int64_t* first;           // [segment_count + 1]: the number of the segment's first group
-    int64_t few[65];
+    int64_t few_segments[65];
 
-    Tiles(const ll_call& c, int tiles_per_group) : call(c), group_size(tiles_per_group), first(few) {
+    Tiles(const ll_call& c, int tiles_per_group) : call(c), group_size(tiles_per_group), first(few_segments) {
         if (c.segment_count > 64) first = (int64_t*)malloc(sizeof(int64_t) * (size_t)(c.segment_count + 1));
         if (!first) return;
         first[0] = 0;
@@ -35,7 +35,7 @@ struct Tiles {
         }
     }
     ~Tiles() {
-        if (first != few) free(first);
+        if (first != few_segments) free(first);
     }
     Tiles(const Tiles&) = delete;
 
@@ -51,11 +51,12 @@ struct Tiles {
     // The tiles of group n; returns how many there are.
     int at(int64_t n, Tile* tiles) const {
         int64_t s = index_of_last(call.segment_count, [&](int64_t segment) { return first[segment] <= n; });
-        int64_t many = groups(s), rest = n - first[s], group = last_first ? many - 1 - rest % many : rest % many;
+        int64_t group_count = groups(s), rest = n - first[s],
+                group = last_first ? group_count - 1 - rest % group_count : rest % group_count;
         int count = (int)min<int64_t>(group_size, in_segment(s) - group * group_size);
         for (int t = 0; t < count; ++t)
-            tiles[t] =
-                tile_of(s, rest / (many * call.query_heads), rest / many % call.query_heads, group * group_size + t);
+            tiles[t] = tile_of(s, rest / (group_count * call.query_heads), rest / group_count % call.query_heads,
+                               group * group_size + t);
         return count;
     }
 

@@ -79,9 +79,13 @@ LL_INLINE Vec exp2_weight(Vec x) {
     Vec f = x - (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF);  // (_mm512_reduce_ps would round f)
 #else
     x = max(broadcast(-(Float)EXPONENT_BIAS), x);
+#if defined(LL_AVX2)
+    Vec down = (Vec)_mm256_floor_ps((__m256)x), shifted = down + ROUNDING_CONSTANT, f = x - down;
+#else
     Vec shifted = x + ROUNDING_CONSTANT;
     shifted = shifted - ROUNDING_CONSTANT > x ? shifted - 1 : shifted;  // round down
     Vec f = x - (shifted - ROUNDING_CONSTANT);
+#endif
 #endif
 #if defined(LL_PAIRS)
     Vec y = multiply_add(broadcast(0x1.e97508p-10f), f, broadcast(0x1.277852p-7f));

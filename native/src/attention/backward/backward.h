@@ -10,6 +10,7 @@
 #include "../problem.h"
 #include "../tiling.h"
 #include "../visibility.h"
+#include "block.h"
 #include "chunk.h"
 #include "pass.h"
 #include "rows.h"
@@ -115,7 +116,7 @@ inline int backward(const ll_call& call, const ll_gradients& gradients) {
     int64_t threads = worthwhile_threads(call), maps = call.batch * call.key_heads;
     // Each thread gets its own maps where they divide evenly: chunks then wait for no other thread, except for the maps
     // that are taken over at the end.
-    job.runs = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
+    job.ranges = call.segment_count == 1 && maps % threads == 0 ? threads : 1;
     bool large = false;
     BackwardRows rows{pass, own.nonfinite_keys, own.nonfinite_queries, own.nonfinite_grads, &large};
     parallel(threads, maps * (rows.query_pieces_of_group() + rows.key_pieces()), backward_rows_task, &rows, maps);
@@ -124,7 +125,7 @@ inline int backward(const ll_call& call, const ll_gradients& gradients) {
     for (int64_t b = 0; b < (shared.rows ? call.batch : 1); ++b)
         for (int64_t h = 0; h < (shared.heads ? call.key_heads : 1); ++h) {
             job.only_row = shared.rows ? b : -1, job.only_head = shared.heads ? h : -1;
-            parallel(threads, own.first[call.segment_count], backward_task, &job, job.runs);
+            parallel(threads, own.first[call.segment_count], backward_task, &job, job.ranges);
         }
     return job.status;
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "../../library.h"
+#include "../../simd/elementary.h"
 #include "../../simd/vector.h"
+#include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/operands.h"
 #include "../../tiles/reach.h"
@@ -45,7 +47,7 @@ LL_INLINE void score_gradients(const LoadedTile& loaded, int i, int keys, Float 
             if constexpr (DROPOUT) {
                 Vec factor = load<Vec>(keep_scale + x);
                 grad = factor == 0 ? Vec{} : grad * factor;
-                kept_weight = seen ? weight * factor : Vec{};
+                kept_weight = seen & (factor != 0) ? weight * factor : Vec{};
             }
             store(scores + x, kept_weight);
             store(grads + x, seen ? weight * (grad - delta[v]) : Vec{});
@@ -69,10 +71,10 @@ inline void weights_and_score_gradients(const Problem& problem, const Tile& tile
 // to(j, i, column) += weights[j][i] * from(j, i)[column] for visible pairs with a non-finite row.
 template <class Nonfinite, class To, class From>
 inline void add_nonfinite(const Tile& tile, const Block& block, const uint8_t* seen, const Float* weights,
-                          int64_t width, Nonfinite nonfinite_keys, To to, From from) {
+                          int64_t width, Nonfinite is_nonfinite, To to, From from) {
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; i < tile.count; ++i)
-            if (nonfinite_keys(j, i) && seen[j * QUERIES + i])
+            if (is_nonfinite(j, i) && seen[j * QUERIES + i])
                 for (int64_t c = 0; c < width; ++c) to(j, i, c) += weights[j * QUERIES + i] * read(from(j, i) + c);
 }
 
@@ -109,36 +111,93 @@ inline void product_gradients(const BackwardPass& pass, const Tile& tile, const 
             [&](int j, int) { return key + j * call.key.strides[2]; });
 }
 
-inline void backward_block(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const Block& block,
-                           int64_t chunk_begin, const LoadedTile& loaded, BackwardScratch& scratch,
-                           DistanceSums* distances) {
+// Computes P of a block in scratch.scores, and dS in scratch.grads; `record_seen`: also which pairs are visible.
+inline void block_weights(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const Block& block,
+                          const Cut& cut, const LoadedTile& loaded, bool record_seen, BackwardScratch& scratch) {
     const Problem& problem = pass.problem;
-    const ll_call& call = problem.call;
     alignas(64) Float unused[QUERIES] = {};
-    Cut cut(visible, tile, block);
-    Reach room;
-    const Reach* of_keys = cut.of_keys(tile, block, room);
     score_block(problem, tile, visible, block, cut, scratch.packed_query, scratch.scores, unused,
                 problem.softcaps ? scratch.derivatives : nullptr);
     score_product(pass.value_rows.row(tile.row, tile.key_head, block.begin), pass.value_rows.stride, block.count,
                   scratch.packed_grad, tile.count, pass.value_steps, scratch.grads, unused, cut.of_queries);
+    for (int x = 0; record_seen && x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
+    if (!problem.dropout_threshold) return weights_and_score_gradients<false>(problem, tile, block, loaded, scratch);
+    Vec keep_scale = broadcast((Float)(1 / (1.0 - problem.call.dropout)));
+    for_each_dropped(problem, tile, block, [&](int j, int i, IntVec dropped) {
+        store(scratch.keep_scale + j * QUERIES + i, dropped != 0 ? Vec{} : keep_scale);
+    });
+    weights_and_score_gradients<true>(problem, tile, block, loaded, scratch);
+}
 
+// Recomputes delta of some rows as the sum of P dP, with the same products as dP. Where one key has nearly all the
+// weight, dP - delta is a difference of nearly equal numbers, and its rounding error would multiply operands that may
+// be as large as the scores.
+inline void recompute_deltas(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const bool* rows,
+                             BackwardScratch& scratch, int& status) {
+    const ll_gradients& gradients = pass.gradients;
+    int64_t at = (tile.row * pass.problem.call.query_heads + tile.head) * pass.problem.call.queries + tile.first_query;
+    LoadedTile loaded;
+    load_tile(pass, tile, scratch, loaded);
+    for (Float& delta : loaded.delta) delta = 0;  // so that dS is P dP
+    alignas(64) Float sums[QUERIES] = {};
+    BlockWalk walk(pass.problem.call, tile, visible);
+    for (Block block; walk.next(block) && !should_stop(status);) {
+        block_weights(pass, tile, visible, block, Cut(visible, tile, block), loaded, false, scratch);
+        for (int j = 0; j < block.count; ++j)
+            for (int i = 0; i < tile.count; i += LANES)
+                store(sums + i, load<Vec>(sums + i) + load<Vec>(scratch.grads + j * QUERIES + i));
+    }
+    for (int i = 0; i < tile.count; ++i)
+        if (rows[i])
+            pass.delta[at + i] =
+                sums[i] - (gradients.grad_logsumexp ? ((const Float*)gradients.grad_logsumexp)[at + i] : 0);
+}
+
+// Recomputes the softmax of a tile for its rows with a large logsumexp, and delta for those where it is inexact.
+inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, int& status) {
+    const Problem& problem = pass.problem;
+    int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;
+    const Float* logsumexp = (const Float*)pass.gradients.logsumexp + at;
+    bool large = false;
+    for (int i = 0; i < tile.count; ++i) large |= is_large(logsumexp[i]) || is_unknown(pass, pass.delta[at + i]);
+    if (!large) return;
+    Visibility visible;
+    find_visible(problem.call, tile, visible);
+    pack_queries(problem, tile, scratch.packed_query);
+    Softmax softmax;
+    final_softmax(problem, tile, visible, nullptr, scratch.packed_query, scratch.scores, softmax, status, 0);
+    const Float* sink = sink_of(problem.call, tile);
+    auto begin = [&](int i) {
+        begin_row(pass, at + i, softmax.peak[i],
+                  log2_total_with_sink(problem, sink, softmax.peak[i], softmax.total[i]));
+    };
+    bool inexact[QUERIES], any_inexact = false;
+    for (int i = 0; i < tile.count; ++i) {
+        large = is_large(logsumexp[i]) && softmax.total[i] != 0;
+        if (large) begin(i);
+        inexact[i] = (large && pass.shift[at + i] < (Float)0.5) || is_unknown(pass, pass.delta[at + i]);
+        any_inexact |= inexact[i];
+    }
+    if (!any_inexact) return;
+    recompute_deltas(pass, tile, visible, inexact, scratch, status);
+    for (int i = 0; i < tile.count; ++i)
+        if (inexact[i]) begin(i);  // the sink's gradient follows from delta
+}
+
+inline void backward_block(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const Block& block,
+                           int64_t chunk_begin, const LoadedTile& loaded, BackwardScratch& scratch,
+                           DistanceSums* distances) {
+    const ll_call& call = pass.problem.call;
+    Cut cut(visible, tile, block);
+    Reach room;
+    const Reach* of_keys = cut.of_keys(tile, block, room);
     const uint8_t* nonfinite_keys =
         pass.nonfinite_keys + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool masked_keys = false;
     int64_t read = min(round_up(block.count, BLOCK_STEP),
                        call.keys - block.begin);  // whole factors: the key beyond has a weight of 0
     for (int64_t j = 0; j < read; ++j) masked_keys |= nonfinite_keys[j] != 0;
-    if (masked_keys || loaded.any_nonfinite)
-        for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
-
-    if (problem.dropout_threshold) {
-        Vec keep_scale = broadcast((Float)(1 / (1.0 - call.dropout)));
-        for_each_dropped(problem, tile, block, [&](int j, int i, IntVec dropped) {
-            store(scratch.keep_scale + j * QUERIES + i, dropped != 0 ? Vec{} : keep_scale);
-        });
-        weights_and_score_gradients<true>(problem, tile, block, loaded, scratch);
-    } else weights_and_score_gradients<false>(problem, tile, block, loaded, scratch);
+    block_weights(pass, tile, visible, block, cut, loaded, masked_keys || loaded.any_nonfinite, scratch);
     if (call.rule_count > 0) rules_backward(pass, tile, block, scratch, distances);
 
     int64_t key_columns = pass.key_columns, value_columns = pass.value_columns, own = block.begin - chunk_begin;

@@ -29,7 +29,7 @@ struct BackwardJob {
     int64_t max_queries;          // of a segment
     int64_t only_row, only_head;  // -1: all at once
     int status;
-    int64_t runs = 1;  // how many ranges of maps `parallel` distributes
+    int64_t ranges = 1;  // how many ranges of maps `parallel` distributes
 
     int64_t base(int64_t s) const {
         int64_t begin = pass.problem.call.segments[s].key_begin;
@@ -69,7 +69,7 @@ struct ChunkTask {
         // chunks of a map followed each other.
         int64_t rest = n - job.first[s], chunks = job.chunks(s);
         int64_t maps = (call.segments[s].row < 0 ? call.batch : 1) * call.key_heads;
-        int64_t waves = job.runs > 1 ? maps : max(maps / call.threads, (int64_t)1);
+        int64_t waves = job.ranges > 1 ? maps : max(maps / call.threads, (int64_t)1);
         int64_t wave = ((rest / chunks + 1) * waves - 1) / maps, from = wave * maps / waves,
                 to = (wave + 1) * maps / waves;
         rest -= from * chunks;
@@ -185,7 +185,7 @@ struct ChunkTask {
             if (!one_head(key_head * group + g, scratch, ordered)) return;
         for (int64_t j = max(begin, call.segments[s].key_begin); j < end; ++j) {
             Float* key = scratch.key_sums + (j - begin) * pass.key_columns;
-            for (int64_t c = 0; c < call.width; ++c) key[c] *= (Float)call.scale;
+            for (int64_t c = 0; c < call.width; ++c) key[c] = key[c] * pass.problem.power * pass.problem.scale;
             if (pass.needs(pass.gradients.key))
                 write_row(key, call.width, row_at<Stored>(pass.gradients.key, row, key_head, j));
             if (pass.needs(pass.gradients.value))

@@ -52,7 +52,7 @@ struct QueryGradient {
 inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* room, bool first,
                           bool last) {
     const ll_call& call = pass.problem.call;
-    Float scale = (Float)call.scale;
+    Float power = pass.problem.power, scale = pass.problem.scale;
     for (int i = 0; i < tile.count; ++i) {
         const Float* from = !sum           ? nullptr
                             : call.compare ? sum + i * pass.key_columns
@@ -62,7 +62,7 @@ inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Floa
         for (int64_t c = 0; c < call.width && (from || first); c += LANES) {
             int64_t count = min<int64_t>(LANES, call.width - c);
             Vec before = first ? Vec{} : load_partial(to + c, count);
-            Vec now = from ? multiply_add(load<Vec>(from + c), broadcast(scale), before) : before;
+            Vec now = from ? multiply_add(load<Vec>(from + c) * power, broadcast(scale), before) : before;
             if (count == LANES) store(to + c, now);
             else
                 for (int64_t x = 0; x < count; ++x) to[c + x] = now[x];

@@ -129,24 +129,9 @@ LL_INLINE bool is_large(Float logsumexp) {
     return logsumexp > MAX_EXACT_LOGSUMEXP || (logsumexp < -MAX_EXACT_LOGSUMEXP && logsumexp != -INF);
 }
 
-// Recomputes the softmax of a tile, for its rows with a large logsumexp.
-inline void recompute_large_rows(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, int& status) {
-    const Problem& problem = pass.problem;
-    int64_t at = (tile.row * problem.call.query_heads + tile.head) * problem.call.queries + tile.first_query;
-    const Float* logsumexp = (const Float*)pass.gradients.logsumexp + at;
-    bool large = false;
-    for (int i = 0; i < tile.count; ++i) large |= is_large(logsumexp[i]);
-    if (!large) return;
-    Visibility visible;
-    find_visible(problem.call, tile, visible);
-    pack_queries(problem, tile, scratch.packed_query);
-    Softmax softmax;
-    final_softmax(problem, tile, visible, nullptr, scratch.packed_query, scratch.scores, softmax, status);
-    const Float* sink = sink_of(problem.call, tile);
-    for (int i = 0; i < tile.count; ++i)
-        if (is_large(logsumexp[i]) && softmax.total[i] != 0)
-            begin_row(pass, at + i, softmax.peak[i],
-                      log2_total_with_sink(problem, sink, softmax.peak[i], softmax.total[i]));
+// Whether delta cannot be computed as dO . O: it is not finite, possibly because of the value of a dropped key.
+LL_INLINE bool is_unknown(const BackwardPass& pass, Float delta) {
+    return pass.problem.dropout_threshold && delta - delta != 0;
 }
 
 inline void load_tile(const BackwardPass& pass, const Tile& tile, BackwardScratch& scratch, LoadedTile& loaded) {

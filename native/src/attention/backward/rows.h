@@ -16,7 +16,7 @@ namespace {
 struct BackwardRows {
     const BackwardPass& pass;
     uint8_t *nonfinite_keys, *nonfinite_queries, *nonfinite_grads;
-    bool* large;  // set where a row's logsumexp is too large to recompute its weights from it
+    bool* large;  // set where a row must be recomputed: see is_unknown
     static constexpr int64_t PIECE = 64;
 
     int64_t query_pieces() const { return (pass.problem.call.queries + PIECE - 1) / PIECE; }
@@ -62,7 +62,7 @@ struct BackwardRows {
             Float peak = (Float)((double)logsumexp / natural);
             double shift = __builtin_fma(-natural, (double)peak, (double)logsumexp) * EXACT_LOG2_E;
             begin_row(pass, map * call.queries + i, peak, peak - peak == 0 ? shift : 0);
-            if (is_large(logsumexp)) __atomic_store_n(large, true, __ATOMIC_RELAXED);
+            if (is_large(logsumexp) || is_unknown(pass, sum)) __atomic_store_n(large, true, __ATOMIC_RELAXED);
         }
     }
 

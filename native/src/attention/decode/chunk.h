@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../library.h"
+#include "../../simd/elementary.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
@@ -45,13 +46,14 @@ struct HeadGroup {
 // key is seen, the total is 0 and the output undefined.
 struct PartialSoftmax {
     Float *peak, *total;  // [rows]
+    Float* kept;          // [rows]: 0 where dropout keeps none of the visible keys; unused without dropout
     Float* output;        // [rows][columns]
 
     static size_t bytes(int64_t rows, int64_t columns) {
-        return sizeof(Float) * (size_t)round_up(round_up(2 * rows, LANES) + rows * columns, 64);
+        return sizeof(Float) * (size_t)round_up(round_up(3 * rows, LANES) + rows * columns, 64);
     }
     PartialSoftmax(char* memory, int64_t rows)
-        : peak((Float*)memory), total(peak + rows), output(peak + round_up(2 * rows, LANES)) {}
+        : peak((Float*)memory), total(peak + rows), kept(total + rows), output(peak + round_up(3 * rows, LANES)) {}
 };
 
 struct DecodeScratch {
@@ -62,7 +64,7 @@ struct DecodeScratch {
     char* part;         // PartialSoftmax of a group with one chunk
     Float* merged;      // [MAX_QUERIES][columns]
     Stored* values;     // [MAX_CHUNK][value width]; masked passes only
-    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes only
+    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes, and with dropout
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
         queries = arena.take<Float>(MAX_ROWS * query_columns);
@@ -189,7 +191,7 @@ struct DecodeChunk {
             Float* rows = scores + h * tile.count * SCORE_ROW;
             for (int j = 0; j < block.count; ++j)
                 for (int i = 0; i < tile.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
-            if (call.rule_count > 0) apply_rules(call, tile, block, own.transposed, nullptr);
+            if (call.rule_count > 0) apply_rules(problem, tile, block, own.transposed, nullptr);
             if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.transposed);
             if (block.cut_by_bits) cut_by_bits(call, tile, block, own.transposed);
             for (int i = 0; i < tile.count; ++i)
@@ -232,7 +234,7 @@ struct DecodeChunk {
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
                 Float* at = scores + r * SCORE_ROW + j;
-                Vec weight = exp2_weight((load<Vec>(at) - peak[r]) * broadcast(problem.exponent));
+                Vec weight = exp2_weight((peak[r] - load<Vec>(at)) * broadcast(-problem.exponent));
                 store(at, weight);
                 total[r] += weight;
             }
@@ -248,12 +250,15 @@ struct DecodeChunk {
                        [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? elements : 0); });
     }
 
-    void apply_dropout(const Block& block, Float* weights) const {
+    void apply_dropout(const Block& block, int at) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
             for_each_dropped(problem, tile, block, [&](int j, int first, IntVec dropped) {
-                for (int i = first; i < min(first + LANES, tile.count); ++i)
-                    if (dropped[i - first]) weights[(h * tile.count + i) * SCORE_ROW + j] = 0;
+                for (int i = first; i < min(first + LANES, tile.count); ++i) {
+                    int row = h * tile.count + i;
+                    if (dropped[i - first]) own.scores[row * SCORE_ROW + at + j] = 0;
+                    else if (own.seen[row * SCORE_ROW + at + j]) part.kept[row] = 1;
+                }
             });
         }
     }
@@ -280,10 +285,11 @@ struct DecodeChunk {
     template <bool masked>
     void compute() {
         score();
-        for (int x = 0; masked && x < group.rows() * SCORE_ROW; ++x) own.seen[x] = own.scores[x] != -INF;
+        for (int x = 0; (masked || problem.dropout_threshold) && x < group.rows() * SCORE_ROW; ++x)
+            own.seen[x] = own.scores[x] != -INF;
         softmax();
-        if (problem.dropout_threshold)
-            for_each_block([&](const Block& block, int at) { apply_dropout(block, own.scores + at); });
+        for (int r = 0; problem.dropout_threshold && r < group.rows(); ++r) part.kept[r] = 0;
+        if (problem.dropout_threshold) for_each_block([&](const Block& block, int at) { apply_dropout(block, at); });
         __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
         for_each_range([&](int64_t begin, int keys, int at) {
             if (masked) return add_values_masked(begin, keys, at);

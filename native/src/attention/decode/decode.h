@@ -32,12 +32,12 @@ struct DecodeJob {
     int64_t task_stride = 1;  // distance to the task that the same thread will probably take next
     char* memory = nullptr;   // a PartialSoftmax for each task, where some group has several chunks
     size_t part_bytes = 0;
-    HeadGroup few[16];
+    HeadGroup few_groups[16];
 
     DecodeJob(const Problem& p, const Tiles& t) : problem(p), tiles(t), status(DONE) {}
     DecodeJob(const DecodeJob&) = delete;
     ~DecodeJob() {
-        if (groups != few) free(groups);
+        if (groups != few_groups) free(groups);
         free(memory);
     }
 
@@ -60,8 +60,9 @@ struct DecodeJob {
             max_rows = max(max_rows, heads * queries);
             count += (segment.row < 0 ? call.batch : 1) * call.key_heads * ((group + heads - 1) / heads);
         }
-        groups =
-            count <= (int64_t)(sizeof few / sizeof *few) ? few : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
+        groups = count <= (int64_t)(sizeof few_groups / sizeof *few_groups)
+                     ? few_groups
+                     : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
         if (!groups) return false;
         for (int64_t s = 0; s < call.segment_count; ++s)
             if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
@@ -106,6 +107,9 @@ struct DecodeJob {
                 int r = h * tile.count + i;
                 Float* row = own.merged + i * columns;
                 Float &peak = softmax.peak[i], &total = softmax.total[i];
+                bool keeps = !problem.dropout_threshold;
+                for (int64_t n = 0; n < group.chunks && !keeps; ++n)
+                    keeps = PartialSoftmax(parts + (size_t)n * part_bytes, group.rows()).kept[r] != 0;
                 __builtin_memset(row, 0, sizeof(Float) * (size_t)columns);
                 for (int64_t n = 0; n < group.chunks; ++n) {
                     PartialSoftmax part(parts + (size_t)n * part_bytes, group.rows());
@@ -116,12 +120,13 @@ struct DecodeJob {
                     powers[0] = before, powers[1] = part.peak[r];
                     powers = exp2((powers - finite_peak(broadcast(peak))) * problem.exponent);
                     total = total * powers[0] + part.total[r] * powers[1];
+                    if (!keeps) powers = broadcast(1);  // the sums are zero, whatever the total is
                     const Float* add = part.output + r * columns;
                     for (int64_t c = 0; c < columns; c += LANES)
                         store(row + c, load<Vec>(row + c) * powers[0] + load<Vec>(add + c) * powers[1]);
                 }
                 Float whole = total_with_sink(problem, sink_of(problem.call, tile), peak, total) * kept,
-                      share = 1 / whole;
+                      share = keeps ? 1 / whole : 1;
                 bool nothing = whole == 0;  // the output is zero then, even with a sink that is NaN
                 for (int64_t c = 0; c < columns; c += LANES)
                     store(row + c, nothing ? Vec{} : load<Vec>(row + c) * share);
@@ -171,9 +176,9 @@ inline bool all_short(const ll_call& call) {
 inline int decode(const Problem& problem, const Tiles& tiles) {
     DecodeJob job(problem, tiles);
     if (!job.list_groups()) return OUT_OF_MEMORY;
-    int64_t threads = worthwhile_threads(problem.call), runs = min(threads, job.group_count);
-    job.task_stride = runs > 0 ? threads / runs : 1;
-    parallel(threads, job.tasks, decode_task, &job, runs);
+    int64_t threads = worthwhile_threads(problem.call), ranges = min(threads, job.group_count);
+    job.task_stride = ranges > 0 ? threads / ranges : 1;
+    parallel(threads, job.tasks, decode_task, &job, ranges);
     return job.status;
 }
 

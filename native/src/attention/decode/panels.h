@@ -1,6 +1,7 @@
 // The two products of short queries: the head width lies along the lanes.
 #pragma once
 
+#include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../tiles/shapes.h"
 #include "pieces.h"

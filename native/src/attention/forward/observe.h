@@ -111,7 +111,7 @@ inline void weights_and_statistics(const Problem& problem, const Tile& tile, con
         Vec max_weight = load<Vec>(rows.max_weight + i), entropy{};
         IntVec valid = load<IntVec>(rows.valid + i);
         for (int j = 0; j < block.count;) {
-            Vec some_entropy{};
+            Vec short_entropy{};
             for (int stop = min(j + SHORT_SUM, block.count); j < stop; ++j) {
                 Vec score = load<Vec>(scores + j * QUERIES + i);
                 IntVec seen = valid & (score != -INF);
@@ -120,10 +120,10 @@ inline void weights_and_statistics(const Problem& problem, const Tile& tile, con
                 store(weights + j * QUERIES + i, weight);
                 max_score = max(max_score, seen ? score : broadcast(-INF));
                 max_weight = max(max_weight, weight);
-                some_entropy +=
+                short_entropy +=
                     weight != 0 ? weight * (log_total - power) : Vec{};  // power may be -inf where the weight is 0
             }
-            entropy += some_entropy;
+            entropy += short_entropy;
         }
         store(rows.max_score + i, max_score);
         store(rows.max_weight + i, max_weight);

@@ -66,6 +66,7 @@ struct TilePass {
     const Tile& tile;
     Visibility visible;
     Softmax softmax;
+    bool keeps[QUERIES];  // in masked passes: whether dropout keeps any visible key
     BlockWalk walk;
     Block block;  // the next block
     const Factor* packed;
@@ -75,6 +76,7 @@ struct TilePass {
     TilePass(const Problem& p, const Tile& t, const Factor* packed_queries, Float* to)
         : problem(p), tile(t), walk(p.call, t, visible), packed(packed_queries), output(to) {
         find_visible(p.call, t, visible);
+        for (bool& keep : keeps) keep = true;
         start();
     }
     TilePass(const TilePass&) = delete;
@@ -86,6 +88,7 @@ struct TilePass {
     }
     void start_over() {
         softmax = Softmax();
+        for (bool& keep : keeps) keep = !problem.dropout_threshold;
         walk.restart();
         start();
     }
@@ -106,6 +109,7 @@ struct TilePass {
         else {
             update_softmax<false>(problem, tile, block, scratch.scores, peak, softmax, output, columns, nullptr);
             if (problem.dropout_threshold) apply_dropout(problem, tile, block, scratch.scores);
+            if (problem.dropout_threshold && masked) mark_kept(problem, tile, block, scratch.seen, keeps);
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
         if (masked) add_values_masked(problem, tile, block, cut, weights, scratch, output);
@@ -123,8 +127,8 @@ struct TilePass {
         for (int i = 0; i < tile.count; ++i) {
             Float total =
                 total_with_sink(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
-            nothing[i] = -(Int)(total == 0);  // the output is zero then, even with a sink that is NaN
-            share[i] = 1 / total;
+            nothing[i] = -(Int)(total == 0);      // the output is zero then, even with a sink that is NaN
+            share[i] = keeps[i] ? 1 / total : 1;  // the sum is zero, whatever the total is
         }
         IntVec bad{};
         int64_t columns = problem.value_columns;
