@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tensors.torch_internals import storage_references
 from .contract import out_of_memory
 
 LEAST = 2**20  # bytes of a result from which on it is kept
@@ -97,7 +98,7 @@ def _take(size: int) -> torch.UntypedStorage | None:
         except IndexError:  # another thread was faster
             break
         # Neither a tensor nor anybody in Python refers to it: the two are this variable and the argument.
-        if torch._C._storage_Use_Count(storage._cdata) > 1 or sys.getrefcount(storage) > 2:
+        if storage_references(storage) > 1 or sys.getrefcount(storage) > 2:
             _kept.append(storage)
         elif storage.resizable() and not storage.is_shared():  # otherwise an array or another process may still read it
             if size <= storage.nbytes() <= 2 * size:

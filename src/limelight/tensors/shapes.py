@@ -15,8 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from .torch_internals import (
+    UninitializedTensorMixin,
+    are_transforms_active,
+    has_storage,
+    is_functional,
+    is_transform_tensor,
+)
 from .tracing import readable
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -217,11 +223,11 @@ def _unreadable(tensor: Tensor) -> tuple[str, str, str] | None:
         return rule, f"its layout is {tensor.layout}", "Use .to_dense()."
     if type(tensor) not in PLAIN or not tensor.is_cpu:
         return None
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         return None
-    if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if is_functional(tensor) or is_transform_tensor(tensor):
         return rule, "it belongs to a transform of torch.func that has ended", "Return it from the transform."
-    if not torch._C._has_storage(tensor):  # a batch of PyTorch's older vmap
+    if not has_storage(tensor):  # a batch of PyTorch's older vmap
         return None
     held = tensor.untyped_storage().nbytes()
     if held < extent(tensor):
