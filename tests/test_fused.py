@@ -10,10 +10,10 @@ from limelight import ArgumentError, fused
 from limelight.backends import native
 from limelight.nn import Halves, Rotary
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
-AVAILABLE = native._library.ll_isa_list().decode().split()
+AVAILABLE = native.instruction_sets()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -21,9 +21,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
-    assert native._library.ll_select_isa(request.param.encode()) == 0
+    native.select_instruction_set(request.param)
     yield request.param
-    native._library.ll_select_isa(None)
+    native.select_instruction_set(None)
 
 
 def rotation(shape, dtype, turned=None):
@@ -39,7 +39,7 @@ def steps(dtype, width=37, rows=5):
     heads = make(2, rows, 3, 24).transpose(1, 2)
     return {
         "norm": (
-            lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused._norm_defined(x, w, 1e-5, 1.0),
+            lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused.norm.definition(x, w, 1e-5, 1.0),
             (make(2, rows, width), make(width)), (),
         ),
         "gate": (
@@ -50,7 +50,7 @@ def steps(dtype, width=37, rows=5):
             lambda gate, up: fused.gated(fused.gelu_tanh, gate, up), lambda gate, up: fused.gelu_tanh(gate) * up,
             (3 * make(2, rows, width), make(2, rows, width)), (),
         ),
-        "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),
+        "rotation": (fused.rotate_halves, fused.rotation.definition, (heads,), rotation(heads.shape, dtype, 18)),
         "product": (fused.product, functional.linear, (make(9, rows, width), make(3, width), make(3)), ()),
     }  # fmt: skip
 
@@ -109,7 +109,7 @@ def test_products_read_any_matrix(inputs, outputs, dtype, isa):
 @pytest.fixture
 def own_products(monkeypatch):
     """The library's products of matrices, also where PyTorch's would be taken."""
-    monkeypatch.setattr(fused, "_QUICKER_THAN_PYTORCH", frozenset(AVAILABLE))
+    monkeypatch.setattr(fused.matrices, "_FASTER_THAN_PYTORCH", frozenset(AVAILABLE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -258,8 +258,8 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
         fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.gated(functional.silu, x, x), turned.turn(x[None, None])
     )  # fmt: skip
     ours = everything()
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_missing", "it was not built")
+    monkeypatch.setattr(native.library, "_library", None)
+    monkeypatch.setattr(native.library, "_missing", "it was not built")
     assert fused.reasons_against(x) == ["it was not built"]
     torch.testing.assert_close(everything(), ours)
 

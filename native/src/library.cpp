@@ -30,32 +30,33 @@ __attribute__((format(printf, 1, 2))) int fail(const char* format, ...) {
 
 // --- Interruption ----------------------------------------------------------------------------------------------------
 
-// What is lent, see the header.
-struct Signals {
+// Functions of CPython, see the header.
+struct SignalFunctions {
     int (*acquire)(void);
     void (*release)(int);
     int (*check)(void);
     void (*fetch)(void**, void**, void**);
 };
-Signals lent;
-bool is_lent = false;
+SignalFunctions python;
+bool has_python = false;
 void* exception[3];  // of the main thread
 
-// How this thread asks its caller.
-struct Asking {
-    bool calls = false, asks = false;  // whether it runs a call; whether it is asking at this moment
-    int passed = 0;                    // how often it could have looked at the clock
-    double due = 0;                    // 0: it has not yet
+// When this thread checks for signals.
+struct SignalCheck {
+    bool in_call = false, running = false;  // whether the thread runs a call; whether it runs signal handlers now
+    int passed = 0;                         // calls of `interrupted`, most of which do not read the clock
+    double due = 0;                         // time of the next check; 0: the call has not read the clock
 };
-thread_local Asking asking;
+thread_local SignalCheck signal_check;
 
-struct Calling {
-    bool before = asking.calls;
-    Calling() {
-        if (!before) asking.calls = true, asking.due = 0;
+// Marks this thread as one that runs a call.
+struct CallScope {
+    bool before = signal_check.in_call;
+    CallScope() {
+        if (!before) signal_check.in_call = true, signal_check.due = 0;
     }
-    ~Calling() { asking.calls = before; }
-    Calling(const Calling&) = delete;
+    ~CallScope() { signal_check.in_call = before; }
+    CallScope(const CallScope&) = delete;
 };
 
 bool is_main_thread() {
@@ -74,19 +75,19 @@ double now() {
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-bool ask() {
+bool handler_raised() {
     constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
     double time = now();
-    if (asking.due == 0) asking.due = time + FIRST;
-    if (time < asking.due) return false;
-    asking.due = time + AGAIN;
-    if (!__atomic_load_n(&is_lent, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
-    asking.asks = true;
-    int state = lent.acquire();
-    bool raised = lent.check() != 0;
-    if (raised) lent.fetch(exception, exception + 1, exception + 2);
-    lent.release(state);
-    asking.asks = false;
+    if (signal_check.due == 0) signal_check.due = time + FIRST;
+    if (time < signal_check.due) return false;
+    signal_check.due = time + AGAIN;
+    if (!__atomic_load_n(&has_python, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
+    signal_check.running = true;
+    int state = python.acquire();
+    bool raised = python.check() != 0;
+    if (raised) python.fetch(exception, exception + 1, exception + 2);
+    python.release(state);
+    signal_check.running = false;
     return raised;
 }
 
@@ -94,7 +95,7 @@ bool ask() {
 
 bool interrupted() {
     constexpr int PASSES = 4;
-    return asking.calls && !asking.asks && ++asking.passed % PASSES == 0 && ask();
+    return signal_check.in_call && !signal_check.running && ++signal_check.passed % PASSES == 0 && handler_raised();
 }
 
 namespace {
@@ -124,8 +125,8 @@ struct Isa {
 #define LL_LIST(isa) {&isa##_float32_kernels, &isa##_float64_kernels, &isa##_bfloat16_kernels, &isa##_float16_kernels}
 
 #if defined(LL_HAS_AMX)
-// The kernel lends the matrix registers, 8 KiB for each thread, to those who ask.
-bool may_use_matrix_registers() {
+// The operating system gives a process the AMX tiles, 8 KiB for each thread, on request.
+bool request_amx_tiles() {
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;
     return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
            syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
@@ -147,7 +148,7 @@ struct Isas {
         Isa with_pairs{"avx512bf16", pairs, LL_LIST(avx512)};
         with_pairs.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
 #if defined(LL_HAS_AMX)
-        Isa matrix{"amx", pairs && may_use_matrix_registers(), LL_LIST(avx512)};
+        Isa matrix{"amx", pairs && request_amx_tiles(), LL_LIST(avx512)};
         matrix.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
         list[count++] = matrix;
 #endif
@@ -205,7 +206,7 @@ const Isa* isa() {
 
 const Kernels* kernels_of(const Isa* isa, int64_t element) {
     if (!isa) return nullptr;
-    if (asking.asks) {  // memory of this thread is in use
+    if (signal_check.running) {  // memory of this thread is in use
         fail("a signal handler called a kernel in the middle of another call");
         return nullptr;
     }
@@ -240,8 +241,8 @@ int check_segment(const ll_call& call, int64_t s) {
     return DONE;
 }
 
-// Whether a product of sizes, in bytes with some room, cannot be counted.
-bool uncountable(std::initializer_list<int64_t> sizes) {
+// Whether a product of sizes, in bytes with a margin, overflows.
+bool overflows(std::initializer_list<int64_t> sizes) {
     int64_t product = 1024;
     for (int64_t size : sizes)
         if (__builtin_mul_overflow(product, size, &product)) return true;
@@ -262,10 +263,10 @@ int check(const ll_call& call) {
     int64_t heads = call.query_heads > call.key_heads ? call.query_heads : call.key_heads;
     int64_t length = call.queries > call.keys ? call.queries : call.keys;
     int64_t width = call.width > call.value_width ? call.width : call.value_width;
-    if (call.batch > 0 && length > 0 && uncountable({call.batch, heads, length, width}))
-        return fail("%lld x %lld x %lld x %lld numbers are more than can be addressed", (long long)call.batch, (long long)heads,
+    if (call.batch > 0 && length > 0 && overflows({call.batch, heads, length, width}))
+        return fail("%lld x %lld x %lld x %lld numbers are more than memory can address", (long long)call.batch, (long long)heads,
                     (long long)length, (long long)width);
-    if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);
+    if (call.threads < 1) return fail("threads must be at least 1; they are %lld", (long long)call.threads);
     if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
         call.output.strides[3] != 1)
         return fail("the last stride of query, key, value and output must be 1");
@@ -277,9 +278,9 @@ int check(const ll_call& call) {
         return fail("at most %d score rules are possible; there are %lld", LL_MAX_RULES, (long long)call.rule_count);
     if (call.tiles.state && call.tiles.bit_rows != 64 && call.tiles.bit_rows != 1)
         return fail("a tile of bits must have 64 rows or 1; it has %lld", (long long)call.tiles.bit_rows);
-    constexpr int64_t MOST_NUMBERED = 0x7fffffff;  // the kernels number keys of largest weights in 32 bits
-    if (call.observation && call.observation->top > 0 && call.keys > MOST_NUMBERED)
-        return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MOST_NUMBERED,
+    constexpr int64_t MOST_KEYS = 0x7fffffff;  // the kernels keep the keys of the largest weights in 32 bits
+    if (call.observation && call.observation->top > 0 && call.keys > MOST_KEYS)
+        return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MOST_KEYS,
                     (long long)call.keys);
     for (int64_t s = 0; s < call.segment_count; ++s)
         if (int status = check_segment(call, s)) return status;
@@ -306,7 +307,7 @@ using namespace limelight;
 
 namespace {
 
-// The call with the arrays that follow it, checked; null after saying what is wrong.
+// The call with the arrays that follow it, checked; null where it is invalid, with an error message.
 const Kernels* read_call(const ll_call* given, ll_call& call) {
     call = *given;
     if (!call.segments) call.segments = (const ll_segment*)(given + 1);
@@ -330,8 +331,8 @@ int ll_forward(const ll_call* given) {
     ll_call call;
     const Kernels* found = read_call(given, call);
     if (!found) return BAD_ARGUMENT;
-    Calling calling;
-    return has_queries(call) ? finished(found->forward(call)) : DONE;  // what is not written is as the caller prepared it
+    CallScope scope;
+    return has_queries(call) ? finished(found->forward(call)) : DONE;
 }
 
 int ll_backward(const ll_call* given, const ll_gradients* wanted) {
@@ -344,11 +345,11 @@ int ll_backward(const ll_call* given, const ll_gradients* wanted) {
         (wanted->query.data && wanted->query.strides[3] != 1) || (wanted->key.data && wanted->key.strides[3] != 1) ||
         (wanted->value.data && wanted->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
-    Calling calling;
+    CallScope scope;
     return finished(found->backward(call, *wanted));
 }
 
-int ll_products(const ll_product* product) {
+int ll_product_forward(const ll_product* product) {
     if (product->rows < 0 || product->inputs < 0) return fail("sizes must not be negative");
     if (product->count < 0 || product->count > LL_MAX_MATRICES)
         return fail("at most %d matrices are possible; there are %lld", LL_MAX_MATRICES, (long long)product->count);
@@ -371,28 +372,36 @@ int ll_norm_backward(const ll_norm* norm) {
     return found ? finished(found->norm_backward(*norm)) : BAD_ARGUMENT;
 }
 
-int ll_gate_values(const ll_gate* gate) {
+int ll_gate_forward(const ll_gate* gate) {
     if (gate->count < 0) return fail("sizes must not be negative");
+    if (gate->grad) return fail("the forward pass of a gate has no gradient");
     const Kernels* found = kernels_of(isa(), gate->element);
     return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
 }
 
-int ll_rotate(const ll_rotation* rotation) {
+int ll_gate_backward(const ll_gate* gate) {
+    if (gate->count < 0) return fail("sizes must not be negative");
+    if (gate->count > 0 && !gate->grad) return fail("the backward pass needs `grad`");
+    const Kernels* found = kernels_of(isa(), gate->element);
+    return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
+}
+
+int ll_rotation_forward(const ll_rotation* rotation) {
     const ll_rotation& r = *rotation;
-    if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.turned < 0 || r.turned % 2 || r.turned > r.width)
-        return fail("an even number of a head's numbers is turned, at most all of them");
+    if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.rotated < 0 || r.rotated % 2 || r.rotated > r.width)
+        return fail("the number of rotated features must be even and at most the head width");
     if (r.states.strides[3] != 1 || r.result.strides[3] != 1) return fail("the last stride of heads must be 1");
     const Kernels* found = kernels_of(isa(), r.element);
     return found ? finished(found->rotation(r)) : BAD_ARGUMENT;
 }
 
-int ll_add(const ll_sum* sum) {
+int ll_sum_forward(const ll_sum* sum) {
     if (sum->count < 0) return fail("sizes must not be negative");
     const Kernels* found = kernels_of(isa(), sum->element);
     return found ? finished(found->sum(*sum)) : BAD_ARGUMENT;
 }
 
-int ll_matmul_values(const ll_matmul* matmul) {
+int ll_matmul_forward(const ll_matmul* matmul) {
     const ll_matmul& m = *matmul;
     if (m.rows < 0 || m.steps < 0 || m.columns < 0) return fail("sizes must not be negative");
     if ((m.left_row != 1 && m.left_step != 1) || (m.right_step != 1 && m.right_column != 1))
@@ -400,38 +409,38 @@ int ll_matmul_values(const ll_matmul* matmul) {
     const Kernels* found = kernels_of(isa(), m.element);
     if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
     if (!found) return BAD_ARGUMENT;
-    Calling calling;
+    CallScope scope;
     return finished(found->matmul(m));
 }
 
-int ll_steps(const ll_step* steps, int64_t bytes) {
+int ll_replay(const ll_step* steps, int64_t bytes) {
     const char *at = (const char*)steps, *end = at + bytes;
     while (at < end) {
         const ll_step& step = *(const ll_step*)at;
         const char* what = at + sizeof(ll_step);
         at = what + step.bytes;
-        if (step.bytes < 0 || at > end) return fail("a step reaches beyond the end of its steps");
+        if (step.bytes < 0 || at > end) return fail("a captured operation reaches beyond the end of the captured bytes");
         int status = DONE;
         switch (step.kind) {
-            case LL_PRODUCTS: status = ll_products((const ll_product*)what); break;
+            case LL_PRODUCT: status = ll_product_forward((const ll_product*)what); break;
             case LL_NORM: status = ll_norm_forward((const ll_norm*)what); break;
-            case LL_GATE: status = ll_gate_values((const ll_gate*)what); break;
-            case LL_ROTATION: status = ll_rotate((const ll_rotation*)what); break;
-            case LL_SUM: status = ll_add((const ll_sum*)what); break;
+            case LL_GATE: status = ll_gate_forward((const ll_gate*)what); break;
+            case LL_ROTATION: status = ll_rotation_forward((const ll_rotation*)what); break;
+            case LL_SUM: status = ll_sum_forward((const ll_sum*)what); break;
             case LL_FORWARD: status = ll_forward((const ll_call*)what); break;
-            default: return fail("there is no step of kind %lld", (long long)step.kind);
+            default: return fail("there is no captured operation of kind %lld", (long long)step.kind);
         }
         if (status) return status;
     }
     return DONE;
 }
 
-void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**)) {
-    lent = {acquire, release, check, fetch};
-    __atomic_store_n(&is_lent, true, __ATOMIC_RELEASE);
+void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), int (*check)(void), void (*fetch)(void**, void**, void**)) {
+    python = {acquire, release, check, fetch};
+    __atomic_store_n(&has_python, true, __ATOMIC_RELEASE);
 }
 
-void ll_interruption(void** to) {
+void ll_take_exception(void** to) {
     for (int n = 0; n < 3; ++n) to[n] = exception[n], exception[n] = nullptr;
 }
 

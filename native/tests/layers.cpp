@@ -82,7 +82,7 @@ void one_call(int64_t element) {
         ll_product product{element, threads, rows, width, states.data, width, 2, {}};
         product.matrices[0] = {first.data, width, bias.data, outputs, by_first.data};
         product.matrices[1] = {second.data, width, nullptr, more, by_second.data};
-        return ll_products(&product);
+        return ll_product_forward(&product);
     });
 
     rows = among(0, 300), width = most(width, 1);
@@ -109,12 +109,12 @@ void one_call(int64_t element) {
         same("gate", backward ? std::vector<Array*>{&of_x, &of_up} : std::vector<Array*>{&result}, [&](int64_t threads) {
             ll_gate gate{element, threads, count, 1.5, 0.1, x.data, up.data, result.data, backward ? grad.data : nullptr, of_x.data,
                          of_up.data};
-            return ll_gate_values(&gate);
+            return backward ? ll_gate_backward(&gate) : ll_gate_forward(&gate);
         });
 
     same("sum", {&of_up}, [&](int64_t threads) {
         ll_sum sum{element, threads, count, x.data, up.data, of_up.data};
-        return ll_add(&sum);
+        return ll_sum_forward(&sum);
     });
     same("steps", {&result, &of_x}, [&](int64_t threads) {
         struct {
@@ -126,7 +126,7 @@ void one_call(int64_t element) {
                 {element, threads, count, x.data, up.data, of_x.data},
                 {LL_GATE, sizeof(ll_gate)},
                 {element, threads, count, 1.0, 0.0, of_x.data, up.data, result.data, nullptr, nullptr, nullptr}};
-        return ll_steps(&steps.first, sizeof steps);
+        return ll_replay(&steps.first, sizeof steps);
     });
 
     if (size == number) {  // of 16-bit elements there is none
@@ -138,9 +138,9 @@ void one_call(int64_t element) {
                             left.data, across & 1 ? 1 : steps, across & 1 ? rows : 1,
                             right.data, across & 2 ? 1 : columns, across & 2 ? steps : 1,
                             offset.data, product.data, columns, 0};
-            if (int status = ll_matmul_values(&asked)) return status;
+            if (int status = ll_matmul_forward(&asked)) return status;
             asked.add = 1, asked.bias = nullptr;
-            return ll_matmul_values(&asked);
+            return ll_matmul_forward(&asked);
         });
     }
 
@@ -150,7 +150,7 @@ void one_call(int64_t element) {
     same("rotation", {&to}, [&](int64_t threads) {
         ll_rotation rotation{element, threads, B, H, L, D, turned, {heads.data, {H * L * D, D, H * D, 1}},
                              {to.data, {H * L * D, L * D, D, 1}}, own.data, partners.data, 0, turned, -1.0};
-        return ll_rotate(&rotation);
+        return ll_rotation_forward(&rotation);
     });
 }
 

@@ -25,8 +25,8 @@ from limelight.nn import (
     few_tokens,
 )
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 CAUSAL = limelight.Causal()
 FORMS = {

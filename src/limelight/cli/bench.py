@@ -39,8 +39,8 @@ def bench(
     from ..backends.contract import BackendError
     from ..tensors.shapes import wrong
 
-    if native._library is None:
-        raise BackendError(f"limelight bench measures the native kernels, and {native._missing}.")
+    if not native.available():
+        raise BackendError(f"limelight bench measures the native kernels, and {native.why_missing()}.")
     cases = benchmark.chosen(only, quick)
     with_memory = only.lower() in benchmark.MEMORY
     if not cases and not with_memory:

@@ -41,14 +41,14 @@ def cost(
     length = min(2048, network.config.limit or 2048) if length is None else length
     found = cost_of(network, length, batch=batch, itemsize=itemsize)
     limits: tuple[float, float] | None = None
-    if native._library is not None:
+    if native.available():
         from ..benchmark.timing import bandwidth, peak
 
         limits = 1e9 * peak(dtype, torch.get_num_threads()), 1e9 * bandwidth()
     if as_json:
         typer.echo(json.dumps({"limelight.cost": 1, **_described(model, dtype), **_numbers(found, limits)}, indent=2))
         return
-    _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native._missing)
+    _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native.why_missing())
 
 
 def _described(model: str, dtype: str) -> dict[str, Any]:

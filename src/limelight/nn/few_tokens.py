@@ -62,7 +62,7 @@ def written(layers: nn.ModuleList, states: Tensor, places: Places) -> Tensor | N
         or places.source is not None
         or places.scores  # made anew for each pass, of any kind
         or current_watcher() is not None
-        or not fused.unwatched(states)
+        or not fused.can_fuse(states)
     ):
         return None
     program = step.memory.get(layers)

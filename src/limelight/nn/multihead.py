@@ -148,7 +148,7 @@ class MultiHead(nn.Module):
             (self.training and self.dropout)
             or not (self.rotary is None or type(self.rotary.pairing) is Halves)
             or native.reasons_against_rules(self.scores)
-            or (self.sink is not None and not fused.unwatched(states, self.sink))
+            or (self.sink is not None and not fused.can_fuse(states, self.sink))
         ):
             return None
         pairs = notable(states, self.query, self.key, self.value, self.output)

@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
     def note(self, steps: fused.Steps[Any], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
-        if not fused.unwatched(states, self.weight):
+        if not fused.can_fuse(states, self.weight):
             return None
         return steps.norm(states, self.weight, self.epsilon, self.offset)
 

@@ -72,7 +72,7 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
     piece = _PIECE // (inner * states.element_size())
     if not _LEAST_TOKENS <= piece < tokens or not all(map(is_plain, inside)):
         return step(states)
-    if not fused.unwatched(states, *[parameter for layer in inside for parameter in layer.parameters()]):
+    if not fused.can_fuse(states, *[parameter for layer in inside for parameter in layer.parameters()]):
         return step(states)
     result = torch.empty_like(states, memory_format=torch.contiguous_format)
     pairs = (x.reshape(-1, width).split(piece) for x in (states, result))  # type: ignore[no-untyped-call]
@@ -99,7 +99,7 @@ def notable(states: Tensor, *layers: nn.Module) -> list[tuple[Tensor, Tensor | N
     if any(weight.stride(1) != 1 for weight, _ in pairs):
         return None
     return (
-        pairs if fused.unwatched(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
+        pairs if fused.can_fuse(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
     )
 
 
