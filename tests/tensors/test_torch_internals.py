@@ -1,6 +1,8 @@
 """Every function of PyTorch that is not public exists in this PyTorch, and does what Limelight uses it for."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,8 +155,21 @@ def test_kinds_of_tensors():
     with internals.FakeTensor.__init__.__globals__["FakeTensorMode"]():
         assert isinstance(torch.ones(3), internals.FakeTensor)
     assert issubclass(internals.FunctionalTensor, torch.Tensor)
+    assert internals.is_tracer_type(internals.FakeTensor)
+    assert internals.is_tracer_type(internals.FunctionalTensor)
+    assert not internals.is_tracer_type(torch.nn.Parameter)
     assert issubclass(internals.TracerWarning, Warning)
     assert isinstance(torch.nn.LazyLinear(3).weight, internals.UninitializedTensorMixin)
+
+
+def test_dynamo_is_imported_by_the_first_compilation():
+    code = """if True:
+    import sys, torch
+    from limelight.tensors import torch_internals as internals
+    print(internals.is_dynamo_imported())
+    torch.compile(lambda x: x, backend="eager")(torch.ones(1))
+    print(internals.is_dynamo_imported())"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\nTrue\n"
 
 
 def test_every_name_has_a_test():

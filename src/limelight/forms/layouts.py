@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..tensors.shapes import FARTHEST, check_tensor, describe, fits, flag, position, sequence, whole_number, wrong
+from ..tensors.torch_internals import is_transform_tensor
 from ..tensors.tracing import readable
 from .descriptions import Description
 from .patterns import WHOLE, Part
@@ -351,7 +352,7 @@ def _all_exist(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_traced(tensor: Tensor) -> bool:
     """Whether the numbers of a tensor are not known yet."""
-    return not readable(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not readable(tensor) or is_transform_tensor(tensor)
 
 
 def _check_per_row(name: str, values: Tensor, B: int) -> None:

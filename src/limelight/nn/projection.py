@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module
 
 from .. import fused
+from ..tensors.torch_internals import is_any_autocast_enabled
 from .checks import of_width, unreadable
 
 _PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
@@ -47,7 +48,7 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
 def widened(layer: nn.Module, states: Tensor) -> Tensor:
     """``layer(states)``; float16 states become float32 where the layer keeps its matrix so (T5's last one)."""
     wide = states.dtype is torch.float16 and getattr(layer, "weight", states).dtype is torch.float32
-    if wide and not torch._C._is_any_autocast_enabled():
+    if wide and not is_any_autocast_enabled():
         states = states.float()
     return layer(states)  # type: ignore[no-any-return]
 

@@ -6,6 +6,7 @@ Limelight names ``torch._C`` or another private module. They are bound here once
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -32,11 +33,13 @@ __all__ = [
     "has_storage",
     "in_forward_mode",
     "is_any_autocast_enabled",
+    "is_dynamo_imported",
     "is_functional",
     "is_functionalize",
     "is_jit_tracing",
     "is_observed",
     "is_plain_eager",
+    "is_tracer_type",
     "is_transform_tensor",
     "legacy_vmap_level",
     "remove_batch_dim",
@@ -127,6 +130,11 @@ def legacy_vmap_level() -> int:
 remove_batch_dim, add_batch_dim = torch._remove_batch_dim, torch._add_batch_dim
 
 
+def is_dynamo_imported() -> bool:
+    """Whether `torch.compile` may have compiled something in this process."""
+    return "torch._dynamo" in sys.modules
+
+
 #: A number of the backward pass that runs on this thread; -1 outside of one.
 backward_pass_id = torch._C._current_graph_task_id
 
@@ -140,6 +148,11 @@ is_functional = torch._is_functional_tensor
 
 #: Whether a tensor belongs to a transform of `torch.func`, active or ended.
 is_transform_tensor = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def is_tracer_type(kind: type) -> bool:
+    """Whether a tensor subclass is one in which a tracer wraps the tensors of a call."""
+    return kind.__module__.startswith("torch._subclasses.")
 
 
 def storage_references(storage: torch.UntypedStorage) -> int:
