@@ -1,5 +1,7 @@
 """The steps beside attention: against PyTorch's own operations in float64, on every instruction set."""
 
+import warnings
+
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -270,3 +272,48 @@ def test_rows_without_numbers():
     assert fused.gated(functional.silu, torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
     with pytest.raises(ArgumentError, match="`weight` must fit"):
         fused.product(torch.ones(2, 8), torch.ones(3, 4))
+
+
+def of_wrong_kind():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = [torch.ones(2, 8), torch.ones(3, 8)]
+        return {
+            "float": 1.0,
+            "list": [1.0],
+            "class": torch.Tensor,
+            "nested": torch.nested.nested_tensor(parts),
+            "jagged": torch.nested.nested_tensor(parts, layout=torch.jagged),
+            "sparse": torch.ones(3, 8).to_sparse(),
+            "quantized": torch.quantize_per_tensor(torch.ones(3, 8), 0.1, 0, torch.qint8),
+            "lazy": torch.nn.LazyLinear(3).weight,
+        }
+
+
+STATES, MATRIX, HEADS, ANGLES = torch.ones(3, 8), torch.ones(4, 8), torch.ones(1, 2, 3, 8), torch.ones(1, 1, 3, 8)
+TAKES_TENSORS = {
+    ("norm", "states"): lambda x: fused.rms_norm(x, torch.ones(8), 1e-6),
+    ("norm", "weight"): lambda x: fused.rms_norm(STATES, x, 1e-6),
+    ("product", "states"): lambda x: fused.product(x, MATRIX),
+    ("product", "weight"): lambda x: fused.product(STATES, x),
+    ("product", "bias"): lambda x: fused.product(STATES, MATRIX, x),
+    ("matmul", "left"): lambda x: fused.matmul(x, MATRIX.T),
+    ("matmul", "right"): lambda x: fused.matmul(STATES, x),
+    ("matmul", "out"): lambda x: fused.matmul(STATES, MATRIX.T, x),
+    ("gated", "gate"): lambda x: fused.gated(functional.silu, x, STATES),
+    ("gated", "up"): lambda x: fused.gated(functional.silu, STATES, x),
+    ("another gate", "gate"): lambda x: fused.gated(functional.relu, x, STATES),
+    ("gelu", "x"): fused.gelu_tanh,
+    ("rotation", "heads"): lambda x: fused.rotate_halves(x, ANGLES, ANGLES),
+    ("rotation", "own"): lambda x: fused.rotate_halves(HEADS, x, ANGLES),
+    ("rotation", "partners"): lambda x: fused.rotate_halves(HEADS, ANGLES, x),
+}
+
+
+@pytest.mark.parametrize("where", TAKES_TENSORS, ids=" ".join)
+def test_what_is_no_dense_tensor_is_named(where):
+    for kind, value in of_wrong_kind().items():
+        rule = "must (be a torch.Tensor|be a dense tensor with memory|fit|have)"
+        with pytest.raises(ArgumentError, match=f"^`{where[1]}` {rule}") as caught:
+            TAKES_TENSORS[where](value)
+        assert caught.value, kind

@@ -11,7 +11,7 @@ from ..backends.native import available, why_missing
 from ..backends.native.addresses import address_or_zero
 from ..backends.native.library import ELEMENTS
 from ..tensors import tracing
-from ..tensors.shapes import PLAIN, ArgumentError, check_tensor, wrong
+from ..tensors.shapes import PLAIN, ArgumentError, check_dense, check_tensor, wrong
 from ..tensors.torch_internals import (
     are_transforms_active,
     has_storage,
@@ -60,7 +60,9 @@ def is_served(*tensors: Tensor) -> bool:
                 return False
             if not tensor.data_ptr() and not _has_memory(tensor):
                 return False
-    except (AttributeError, RuntimeError):  # no tensor, or one without an address
+    except ArgumentError:  # memory that was freed
+        raise
+    except (AttributeError, RuntimeError, ValueError):  # no tensor, or one without an address
         return False
     return True
 
@@ -76,10 +78,13 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def check_memory(**tensors: Tensor | None) -> None:
-    """Raise where an argument is no tensor, or PyTorch's own operations would read memory that was freed."""
+    """Raise where an argument is no dense tensor, or PyTorch's own operations would read memory that was freed."""
     for name, tensor in tensors.items():
-        if tensor is not None and (not isinstance(tensor, Tensor) or tensor.is_cpu):
-            check_tensor(name, tensor)
+        if not (tensor is None and name in _OPTIONAL) and (not isinstance(tensor, Tensor) or tensor.is_cpu):
+            check_dense(name, tensor)
+
+
+_OPTIONAL = ("bias", "out")
 
 
 def can_fuse(*tensors: Tensor) -> bool:

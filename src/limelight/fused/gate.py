@@ -40,13 +40,20 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
     Raises:
         ArgumentError: an argument is no dense tensor.
     """
-    if activation not in SIGMOID_FORMS or not is_served(gate, up) or gate.shape != up.shape or not gate.numel():
+    if activation not in SIGMOID_FORMS or not is_served(gate, up):
         check_memory(gate=gate, up=up)
         return activation(gate) * up
-    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
-        found: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
-        return found
-    return _forward(gate, up, activation)
+    try:
+        if gate.shape != up.shape or not gate.numel():
+            check_memory(gate=gate, up=up)
+            return activation(gate) * up
+        if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+            found: Tensor = _Gate.apply(gate, up, activation)  # type: ignore[no-untyped-call]
+            return found
+        return _forward(gate, up, activation)
+    except RuntimeError:
+        check_memory(gate=gate, up=up)  # a nested tensor has no sizes
+        raise
 
 
 def _forward(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:

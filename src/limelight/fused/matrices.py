@@ -17,7 +17,7 @@ from ..backends.native import instruction_set, library
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import MATMUL, MATRIX, MAX_MATRICES, PRODUCT
 from ..tensors import tracing
-from ..tensors.shapes import Forms, check_tensor, wrong
+from ..tensors.shapes import ArgumentError, Forms, check_tensor, wrong
 from ..tensors.torch_internals import is_any_autocast_enabled
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
@@ -49,6 +49,8 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         return found[0]
     if torch.compiler.is_compiling() or tracing.active():
         return functional.linear(states, weight, bias)
+    if not (isinstance(states, Tensor) and isinstance(weight, Tensor)):
+        check_memory(states=states, weight=weight)
     PRODUCT_FORMS.check(states, weight, bias)
     if weight.is_meta != states.is_meta:  # PyTorch returns uninitialised memory
         got = f"{weight.device} is not {states.device}"
@@ -81,7 +83,9 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
                 tensors.append(bias)
         if (wanted and any(tensor.requires_grad for tensor in tensors)) or not is_served(*tensors):
             return None
-    except (AttributeError, IndexError, RuntimeError):  # a scalar, no tensor, or one without sizes
+    except ArgumentError:  # memory that was freed
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):  # a scalar, no tensor, or without sizes
         return None
     kept: list[Any] = []
     found, packed = pack_products(states, matrices, kept)
@@ -139,7 +143,7 @@ def matmul(left: Tensor, right: Tensor, out: Tensor | None = None, add: bool = F
 def _check_matmul(left: Tensor, right: Tensor, out: Tensor | None) -> None:
     try:
         fits = left.dim() == right.dim() == 2 and left.shape[1] == right.shape[0]
-    except (AttributeError, RuntimeError):  # no tensor, or one without sizes
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # no tensor, or one without sizes
         check_memory(left=left, right=right)
         raise
     if not fits or out is not None:

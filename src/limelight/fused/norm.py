@@ -38,15 +38,19 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
     if not is_served(states, weight):
         check_memory(states=states, weight=weight)
         return definition(states, weight, epsilon, offset)
-    if not states.numel():
-        _FORMS.check(states, weight)
-        return definition(states, weight, epsilon, offset)
-    if is_any_autocast_enabled() and states.dtype in (torch.bfloat16, torch.float16):
-        return definition(states, weight, epsilon, offset)  # autocast decides the dtype
-    if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
-        normed: Tensor = _Norm.apply(states, weight, epsilon, offset)  # type: ignore[no-untyped-call]
-        return normed
-    return _forward(states, weight, epsilon, offset, None)
+    try:
+        if not states.numel():
+            _FORMS.check(states, weight)
+            return definition(states, weight, epsilon, offset)
+        if is_any_autocast_enabled() and states.dtype in (torch.bfloat16, torch.float16):
+            return definition(states, weight, epsilon, offset)  # autocast decides the dtype
+        if torch.is_grad_enabled() and (states.requires_grad or weight.requires_grad):
+            normed: Tensor = _Norm.apply(states, weight, epsilon, offset)  # type: ignore[no-untyped-call]
+            return normed
+        return _forward(states, weight, epsilon, offset, None)
+    except RuntimeError:
+        check_memory(states=states, weight=weight)  # a nested tensor has no sizes
+        raise
 
 
 def definition(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0) -> Tensor:

@@ -36,13 +36,18 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
     if not is_served(heads, own, partners) or own.requires_grad or partners.requires_grad:
         check_memory(heads=heads, own=own, partners=partners)
         return definition(heads, own, partners)
-    if not heads.numel():
-        _check(heads, own, partners)
-        return definition(heads, own, partners)
-    if torch.is_grad_enabled() and heads.requires_grad:
-        rotated: Tensor = _Rotate.apply(heads, own, partners)  # type: ignore[no-untyped-call]
-        return rotated
-    return _forward(heads, own, partners, 1.0)
+    try:
+        if not heads.numel():
+            _check(heads, own, partners)
+            return definition(heads, own, partners)
+        if torch.is_grad_enabled() and heads.requires_grad:
+            rotated: Tensor = _Rotate.apply(heads, own, partners)  # type: ignore[no-untyped-call]
+            return rotated
+        return _forward(heads, own, partners, 1.0)
+    except (IndexError, RuntimeError):
+        check_memory(heads=heads, own=own, partners=partners)  # a nested tensor has no sizes
+        _FORMS.check(heads, own, partners)
+        raise
 
 
 def _check(heads: Tensor, own: Tensor, partners: Tensor) -> None:

@@ -190,6 +190,16 @@ def check_tensor(name: str, tensor: object) -> Tensor:
     return tensor
 
 
+def check_dense(name: str, tensor: object) -> Tensor:
+    """`check_tensor` of a tensor that an operation has failed on, or that PyTorch's own operations will read."""
+    checked = check_tensor(name, tensor)
+    if not torch.compiler.is_compiling() and readable(checked):
+        why = _unreadable(checked)
+        if why:
+            raise wrong(name, *why)
+    return checked
+
+
 def _holds_itself(tensor: Tensor) -> bool:
     """Whether a tensor lies contiguously within its storage: the common case, told quickly."""
     try:
@@ -351,7 +361,16 @@ class Forms:
             self.rows.append((len(letters) - more, more, sizes))
 
     def check(self, *tensors: Tensor | None) -> None:
-        """Raise `ArgumentError` unless all of them fit together."""
+        """Raise `ArgumentError` unless all of them are tensors that fit together."""
+        try:
+            self._check(tensors)
+        except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes
+            for name, tensor in zip(self.forms, tensors, strict=False):
+                if tensor is not None:
+                    check_dense(name, tensor)
+            raise
+
+    def _check(self, tensors: tuple[Tensor | None, ...]) -> None:
         shapes: list[tuple[int, ...]] = []
         for tensor, (rank, more, sizes) in zip(tensors, self.rows, strict=False):
             if tensor is None:
