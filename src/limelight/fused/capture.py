@@ -19,7 +19,7 @@ from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import STEP, SUM
 from .dispatch import different_shapes
 from .gate import pack_gate
-from .matrices import PRODUCT_FORMS, pack_products
+from .matrices import PRODUCT_SHAPES, pack_products
 from .norm import pack_norm
 from .rotation import pack_rotation
 
@@ -49,14 +49,14 @@ class Steps(Generic[Now]):
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
         """`products`: ``states @ weight.T + bias`` of up to `MOST_ROWS` vectors with up to four matrices."""
         for weight, bias in matrices:
-            PRODUCT_FORMS.check(states, weight, bias)
+            PRODUCT_SHAPES.check(states, weight, bias)
         found, packed = pack_products(states, matrices, self._kept)
         self._add(_PRODUCT, packed)
         self._kept += found
         return found
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-        """`gated`: ``activation(gate) * up``, of an activation of `SIGMOID_FORMS`; the result overwrites ``gate``."""
+        """`gated`: ``activation(gate) * up``, of an activation of `SIGMOID_SHAPES`; the result overwrites ``gate``."""
         if gate.shape != up.shape:
             raise different_shapes("up", "gate", up, gate)
         self._add(_GATE, pack_gate(gate, up, activation, gate))

@@ -17,14 +17,15 @@ from ..backends.native import instruction_set, library
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import MATMUL, MATRIX, MAX_MATRICES, PRODUCT
 from ..tensors import tracing
-from ..tensors.shapes import ArgumentError, Forms, check_tensor, wrong
+from ..tensors.shape_spec import ShapeSpec
+from ..tensors.shapes import ArgumentError, check_tensor, wrong
 from ..tensors.torch_internals import is_any_autocast_enabled
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
 MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
 
-PRODUCT_FORMS = Forms(states="... n", weight="m n", bias="m")
-_MATMUL_FORMS = Forms(left="m k", right="k n", out="m n")
+PRODUCT_SHAPES = ShapeSpec(states="... n", weight="m n", bias="m")
+_MATMUL_SHAPES = ShapeSpec(left="m k", right="k n", out="m n")
 
 # PyTorch's matrix products on CPUs are MKL's, which has code for AVX-512 only where Intel made the processor: AMD's
 # reach 35 to 40 % of their peak with it, the library 80 to 90 %. (bfloat16 is oneDNN's, and fast on both.)
@@ -51,7 +52,7 @@ def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         return functional.linear(states, weight, bias)
     if not (isinstance(states, Tensor) and isinstance(weight, Tensor)):
         check_memory(states=states, weight=weight)
-    PRODUCT_FORMS.check(states, weight, bias)
+    PRODUCT_SHAPES.check(states, weight, bias)
     if weight.is_meta != states.is_meta:  # PyTorch returns uninitialised memory
         got = f"{weight.device} is not {states.device}"
         raise wrong("weight", "must be on the device of `states`", got, "Load the weights first.")
@@ -147,7 +148,7 @@ def _check_matmul(left: Tensor, right: Tensor, out: Tensor | None) -> None:
         check_memory(left=left, right=right)
         raise
     if not fits or out is not None:
-        _MATMUL_FORMS.check(left, right, out)
+        _MATMUL_SHAPES.check(left, right, out)
     for name, tensor in (("right", right), ("out", out)):
         if tensor is not None and tensor.device != left.device:  # PyTorch may return uninitialised memory
             got = f"{tensor.device} is not {left.device}"

@@ -12,11 +12,11 @@ from ..backends.native import library
 from ..backends.native.addresses import NUMBERS
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import NORM
-from ..tensors.shapes import Forms
+from ..tensors.shape_spec import ShapeSpec
 from ..tensors.torch_internals import is_any_autocast_enabled
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
-_FORMS = Forms(states="... n", weight="n")
+_SHAPES = ShapeSpec(states="... n", weight="n")
 _pack = NORM.packer(
     "element", "threads", "rows", "width", "states", "state_stride",
     "weight", "epsilon", "offset", "result", "inverse",
@@ -40,7 +40,7 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
         return definition(states, weight, epsilon, offset)
     try:
         if not states.numel():
-            _FORMS.check(states, weight)
+            _SHAPES.check(states, weight)
             return definition(states, weight, epsilon, offset)
         if is_any_autocast_enabled() and states.dtype in (torch.bfloat16, torch.float16):
             return definition(states, weight, epsilon, offset)  # autocast decides the dtype
@@ -75,7 +75,7 @@ def pack_norm(
 ) -> bytes:
     """``ll_norm`` of contiguous tensors."""
     if states.shape[-1:] != weight.shape:
-        _FORMS.check(states, weight)
+        _SHAPES.check(states, weight)
     width = weight.shape[0]
     return _pack(
         ELEMENTS[states.dtype], torch.get_num_threads(), states.numel() // width, width, states.data_ptr(), width,
@@ -86,7 +86,7 @@ def pack_norm(
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-        _FORMS.check(states, weight)
+        _SHAPES.check(states, weight)
         ctx.epsilon, ctx.offset = epsilon, offset
         inverse = torch.empty(states.numel() // weight.shape[0], **NUMBERS[states.dtype])
         ctx.save_for_backward(states, weight, inverse)

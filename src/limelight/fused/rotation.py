@@ -10,10 +10,11 @@ from torch import Tensor
 from ..backends.native import library
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import ROTATION
-from ..tensors.shapes import Forms, wrong
+from ..tensors.shape_spec import ShapeSpec
+from ..tensors.shapes import wrong
 from .dispatch import check_memory, is_gradient_served, is_served
 
-_FORMS = Forms(heads="b h l d", own="rows 1 l rotated", partners="rows 1 l rotated")
+_SHAPES = ShapeSpec(heads="b h l d", own="rows 1 l rotated", partners="rows 1 l rotated")
 _pack = ROTATION.packer(
     "element", "threads", "sizes", "states", "result",
     "own", "partners", "row_stride", "token_stride", "direction",
@@ -46,12 +47,12 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
         return _forward(heads, own, partners, 1.0)
     except (IndexError, RuntimeError):
         check_memory(heads=heads, own=own, partners=partners)  # a nested tensor has no sizes
-        _FORMS.check(heads, own, partners)
+        _SHAPES.check(heads, own, partners)
         raise
 
 
 def _check(heads: Tensor, own: Tensor, partners: Tensor) -> None:
-    _FORMS.check(heads, own, partners)
+    _SHAPES.check(heads, own, partners)
     rows, _, _, rotated = own.shape
     if rows not in (1, heads.shape[0]) or rotated > heads.shape[3] or rotated % 2:
         got = f"it has {rows} rows and {rotated} features, and the shape of `heads` is {tuple(heads.shape)}"

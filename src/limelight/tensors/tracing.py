@@ -29,11 +29,12 @@ from .torch_internals import (
 #: A mode of the user that sees operations while they are computed: a counter, a logger, a checkpointing policy.
 MODE = "a TorchDispatchMode"
 
-# torch.jit.trace warns where a size becomes a bool: here that checks an argument, or chooses among equal computations.
+# torch.jit.trace warns where a size becomes a bool: in these modules that checks an argument, or chooses among equal
+# computations.
 warnings.filterwarnings(
     "ignore",
     category=TracerWarning,
-    module=r"limelight\.(attention|backends\.reference|compat|compiled|fused|layouts|nn\.checks|patterns|scores|shapes)$",
+    module=r"limelight\.(backends\.reference|compat|forms\.\w+|fused\.\w+|nn\.checks|operator\.\w+|tensors\.\w+)$",
 )
 
 
