@@ -44,7 +44,7 @@ BAD = {
     "mixed rank": (lambda: limelight.attention(q[0], k, k), "key", "(2, 2, 6, 8)"),
     "batch": (lambda: limelight.attention(q, k[:1], k[:1]), "key", "1 is not 2"),
     "groups": (lambda: limelight.attention(q[:, :3], k, k), "query", "3 is not a multiple of 2"),
-    "width": (lambda: limelight.attention(q, k[..., :4], k), "key", "4 stands against 8"),
+    "width": (lambda: limelight.attention(q, k[..., :4], k), "key", "`key` has head width 4, `query` 8"),
     "value length": (lambda: limelight.attention(q, k, k[:, :, :5]), "value", "(2, 2, 5, 8)"),
     "dtype": (lambda: limelight.attention(q, k.double(), k), "key", "float64"),
     "whole numbers": (lambda: limelight.attention(q.long(), k.long(), k.long()), "query", "int64"),

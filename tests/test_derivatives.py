@@ -39,7 +39,7 @@ from limelight.operator import derivatives
 
 SMALL = sizes(lengths=st.integers(0, 9), widths=st.integers(1, 5))
 EPS = torch.finfo(torch.float32).eps
-needs_native = pytest.mark.skipif(native._library is None, reason=native._missing)
+needs_native = pytest.mark.skipif(not native.available(), reason=native.why_missing())
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """The steps beside attention: against PyTorch's own operations in float64, on every instruction set."""
 
+import warnings
+
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
@@ -10,10 +12,10 @@ from limelight import ArgumentError, fused
 from limelight.backends import native
 from limelight.nn import Rotary, SplitHalves
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
-AVAILABLE = native._library.ll_isa_list().decode().split()
+AVAILABLE = native.instruction_sets()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -21,9 +23,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
-    assert native._library.ll_select_isa(request.param.encode()) == 0
+    native.select_instruction_set(request.param)
     yield request.param
-    native._library.ll_select_isa(None)
+    native.select_instruction_set(None)
 
 
 def rotation(shape, dtype, turned=None):
@@ -39,7 +41,7 @@ def steps(dtype, width=37, rows=5):
     heads = make(2, rows, 3, 24).transpose(1, 2)
     return {
         "norm": (
-            lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused._norm_defined(x, w, 1e-5, 1.0),
+            lambda x, w: fused.rms_norm(x, w, 1e-5, 1.0), lambda x, w: fused.norm.definition(x, w, 1e-5, 1.0),
             (make(2, rows, width), make(width)), (),
         ),
         "gate": (
@@ -50,7 +52,7 @@ def steps(dtype, width=37, rows=5):
             lambda gate, up: fused.gated(fused.gelu_tanh, gate, up), lambda gate, up: fused.gelu_tanh(gate) * up,
             (3 * make(2, rows, width), make(2, rows, width)), (),
         ),
-        "rotation": (fused.rotate_halves, fused._rotation_defined, (heads,), rotation(heads.shape, dtype, 18)),
+        "rotation": (fused.rotate_halves, fused.rotation.definition, (heads,), rotation(heads.shape, dtype, 18)),
         "product": (fused.product, functional.linear, (make(9, rows, width), make(3, width), make(3)), ()),
     }  # fmt: skip
 
@@ -109,7 +111,7 @@ def test_products_read_any_matrix(inputs, outputs, dtype, isa):
 @pytest.fixture
 def own_products(monkeypatch):
     """The library's products of matrices, also where PyTorch's would be taken."""
-    monkeypatch.setattr(fused, "_QUICKER_THAN_PYTORCH", frozenset(AVAILABLE))
+    monkeypatch.setattr(fused.matrices, "_FASTER_THAN_PYTORCH", frozenset(AVAILABLE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -259,8 +261,8 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
         turned.rotate(x[None, None]),
     )  # fmt: skip
     ours = everything()
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_missing", "it was not built")
+    monkeypatch.setattr(native.library, "_library", None)
+    monkeypatch.setattr(native.library, "_missing", "it was not built")
     assert fused.reasons_against(x) == ["it was not built"]
     torch.testing.assert_close(everything(), ours)
 
@@ -271,3 +273,48 @@ def test_rows_without_numbers():
     assert fused.gated(functional.silu, torch.ones(2, 0), torch.ones(2, 0)).shape == (2, 0)
     with pytest.raises(ArgumentError, match="`weight` must fit"):
         fused.product(torch.ones(2, 8), torch.ones(3, 4))
+
+
+def of_wrong_kind():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parts = [torch.ones(2, 8), torch.ones(3, 8)]
+        return {
+            "float": 1.0,
+            "list": [1.0],
+            "class": torch.Tensor,
+            "nested": torch.nested.nested_tensor(parts),
+            "jagged": torch.nested.nested_tensor(parts, layout=torch.jagged),
+            "sparse": torch.ones(3, 8).to_sparse(),
+            "quantized": torch.quantize_per_tensor(torch.ones(3, 8), 0.1, 0, torch.qint8),
+            "lazy": torch.nn.LazyLinear(3).weight,
+        }
+
+
+STATES, MATRIX, HEADS, ANGLES = torch.ones(3, 8), torch.ones(4, 8), torch.ones(1, 2, 3, 8), torch.ones(1, 1, 3, 8)
+TAKES_TENSORS = {
+    ("norm", "states"): lambda x: fused.rms_norm(x, torch.ones(8), 1e-6),
+    ("norm", "weight"): lambda x: fused.rms_norm(STATES, x, 1e-6),
+    ("product", "states"): lambda x: fused.product(x, MATRIX),
+    ("product", "weight"): lambda x: fused.product(STATES, x),
+    ("product", "bias"): lambda x: fused.product(STATES, MATRIX, x),
+    ("matmul", "left"): lambda x: fused.matmul(x, MATRIX.T),
+    ("matmul", "right"): lambda x: fused.matmul(STATES, x),
+    ("matmul", "out"): lambda x: fused.matmul(STATES, MATRIX.T, x),
+    ("gated", "gate"): lambda x: fused.gated(functional.silu, x, STATES),
+    ("gated", "up"): lambda x: fused.gated(functional.silu, STATES, x),
+    ("another gate", "gate"): lambda x: fused.gated(functional.relu, x, STATES),
+    ("gelu", "x"): fused.gelu_tanh,
+    ("rotation", "heads"): lambda x: fused.rotate_halves(x, ANGLES, ANGLES),
+    ("rotation", "own"): lambda x: fused.rotate_halves(HEADS, x, ANGLES),
+    ("rotation", "partners"): lambda x: fused.rotate_halves(HEADS, ANGLES, x),
+}
+
+
+@pytest.mark.parametrize("where", TAKES_TENSORS, ids=" ".join)
+def test_what_is_no_dense_tensor_is_named(where):
+    for kind, value in of_wrong_kind().items():
+        rule = "must (be a torch.Tensor|be a dense tensor with memory|fit|have)"
+        with pytest.raises(ArgumentError, match=f"^`{where[1]}` {rule}") as caught:
+            TAKES_TENSORS[where](value)
+        assert caught.value, kind

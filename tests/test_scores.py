@@ -154,8 +154,8 @@ WRONG_BUCKETS = {
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize(("buckets", "values"), WRONG_BUCKETS.values(), ids=WRONG_BUCKETS)
 def test_buckets_give_a_column_for_each_distance(buckets, values, backend):
-    if backend == "native" and native._library is None:
-        pytest.skip(native._missing)
+    if backend == "native" and not native.available():
+        pytest.skip(native.why_missing())
     with pytest.raises(ArgumentError, match=r"^`buckets` must give") as caught:
         limelight.attention(q, k, k, scores=(RelativeBias(torch.randn(4, 3), buckets),), backend=backend)
     assert values in str(caught.value)

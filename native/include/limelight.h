@@ -21,25 +21,25 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 5
-#define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
+#define LL_VERSION 6
+#define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4) /* no bound; adding a position to it does not overflow */
 #define LL_HIGHEST (INT64_MAX / 4)
 #define LL_FARTHEST ((int64_t)1 << 60) /* positions of tokens are from -LL_FARTHEST to LL_FARTHEST - 1 */
-#define LL_INTERRUPTED 3               /* the status of an interrupted call */
+#define LL_INTERRUPTED 3 /* returned by a call that a signal handler ended */
 
-/* The element type of query, key, value and output. *Floats* are the type in which sums are accumulated: double for
- * float64, else float. All other tensors (logsumexp, sink, those of score rules, observations) hold floats. */
+/* Element type of query, key, value and output. Sums are accumulated in *numbers*: double for float64, else float. Every
+ * other array (logsumexp, sink, tensors of score rules, observations) holds such numbers. */
 typedef enum ll_element { LL_FLOAT32 = 0, LL_FLOAT64 = 1, LL_BFLOAT16 = 2, LL_FLOAT16 = 3, LL_ELEMENTS = 4 } ll_element;
 
-/* (B, H, L, D), or another shape that a comment gives. */
+/* (B, H, L, D); the stride of D is 1 where a structure below requires it. */
 typedef struct ll_tensor {
     void* data;
     int64_t strides[4];
 } ll_tensor;
 
-/* One document: a range of queries that sees only a range of keys. */
+/* One document: a range of queries, which see keys of one range only. */
 typedef struct ll_segment {
     int64_t row; /* batch row, or -1: the segment holds in every batch row */
     int64_t query_begin, query_end;
@@ -70,7 +70,7 @@ typedef struct ll_intervals {
 } ll_intervals;
 
 /* Also required of a seen pair, when `state` is not null: 64 x 64 tiles of token indices (64 keys by all queries when
- * bit_rows = 1). state: -1 none, -2 all, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
+ * bit_rows = 1). state: -1 no pair, -2 every pair, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
  * bit (key % 64) set where the pair may be seen. */
 typedef struct ll_tile_map {
     const int32_t* state;
@@ -91,12 +91,11 @@ typedef struct ll_rule {
     int64_t kind;
     double parameters[2];
     ll_tensor tensor;
-    int64_t stored; /* not zero: a bias whose tensor holds elements, like query, instead of floats */
+    int64_t stored; /* not zero: a bias whose tensor holds elements of the query's type instead of numbers */
 } ll_rule;
 
-/* What to record besides the output. Outputs are contiguous and initialized by the caller (zeros; logsumexp and
- * max_score -inf; top_keys -1): queries that belong to no segment are not written. Null: not requested.
- * H = head_count. */
+/* What to record. Outputs are contiguous and initialised by the caller (zeros; logsumexp, max_score -inf; keys -1), since
+ * queries that belong to no segment are not written. Null: not recorded. H = head_count. */
 typedef struct ll_observation {
     const int64_t* heads; /* the query heads observed */
     int64_t head_count;
@@ -143,10 +142,9 @@ typedef struct ll_call {
     const ll_observation* observation;
 } ll_call;
 
-/* The gradient of a loss, given those with respect to the output and the logsumexp of a call (`call.output` is not
- * read). A tensor without data is not computed. Gradients of query, key and value are elements, written for all
- * queries and keys that belong to a segment; the others are floats, initialized by the caller (zeros) and added to,
- * except for `uncleared`. */
+/* The gradient of a loss, given its gradients with respect to the output and the logsumexp of a call (`call.output` is not
+ * read). Null: not wanted. Gradients of query, key and value are elements, overwritten for queries and keys that belong to a
+ * segment; the others are numbers, initialised by the caller (zeros) and accumulated into, except `uncleared` ones. */
 typedef struct ll_gradients {
     ll_tensor output, grad_output;
     const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
@@ -157,22 +155,22 @@ typedef struct ll_gradients {
     /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
      * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
-    /* Bit r: rules[r] is uninitialized, and every element is written. For an LL_BIAS of all pairs, (B, Hq, Lq, Lk)
-     * contiguous with several queries and keys, of a call whose only segment covers them. */
+    /* Bit r: rules[r] is uninitialised and overwritten. Possible for an LL_BIAS of all pairs, (B, Hq, Lq, Lk) contiguous with
+     * several queries and keys, of a call whose one segment holds them all. */
     uint64_t uncleared;
 } ll_gradients;
 
-/* Zero, or an error number; the message is ll_error_message() of the same thread. Outputs of queries that belong to no
- * segment are not written. */
+/* Every function that returns int returns zero, or an error number; ll_error_message() of the same thread describes it.
+ * Outputs of queries that belong to no segment are left as the caller initialised them. */
 LL_API int ll_forward(const ll_call* call);
 LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 
-/* The operations of a layer beside attention. A row is `width` (or `inputs`) elements with stride 1. Results and
- * gradients are contiguous unless the structure has strides for them, and every element is written. */
+/* The other operations of a layer. A row is `width` (or `inputs`) elements with stride 1. Results and gradients are
+ * contiguous unless the structure has strides for them, and overwritten. */
 
 #define LL_MAX_MATRICES 4
 
-/* A matrix (outputs, inputs), and its result (rows, outputs). */
+/* A matrix (outputs, inputs), and the result (rows, outputs). */
 typedef struct ll_matrix {
     const void* weight;
     int64_t weight_stride;
@@ -191,7 +189,7 @@ typedef struct ll_product {
     ll_matrix matrices[LL_MAX_MATRICES];
 } ll_product;
 
-/* result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows, width). */
+/* RMS norm: result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows, width). */
 typedef struct ll_norm {
     int64_t element, threads;
     int64_t rows, width;
@@ -206,9 +204,8 @@ typedef struct ll_norm {
     void* grad_weight; /* (width), or null */
 } ll_norm;
 
-/* result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate; if `grad`, the gradient of the result, is not null:
- * instead the gradients of gate and up. (linear, cubic) is (1, 0) for SiLU, and for the GELU of tanh
- * (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). */
+/* Gated activation: result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate. SiLU has (1, 0), the tanh approximation
+ * of GELU (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). The backward pass reads `grad`, the gradient of the result. */
 typedef struct ll_gate {
     int64_t element, threads;
     int64_t count;
@@ -221,12 +218,12 @@ typedef struct ll_gate {
     void* grad_up;
 } ll_gate;
 
-/* Rotary position embedding of the first `turned` elements of each head; i and turned / 2 + i are partners:
- * result[i] = states[i] * own[i] + states[partner of i] * direction * partners[i]. The other elements are copied.
- * own and partners (cosines, and sines with their sign): (batch, length, turned), last stride 1. */
+/* Rotary embedding of the pairs (i, rotated / 2 + i) of each head: each feature times `own` of its index, plus the other of
+ * its pair times direction * `partners` of its index; features from `rotated` on are copied. own and partners:
+ * (batch, length, rotated), last stride 1; direction -1 rotates back. */
 typedef struct ll_rotation {
     int64_t element, threads;
-    int64_t batch, heads, length, width, turned;
+    int64_t batch, heads, length, width, rotated;
     ll_tensor states, result; /* (batch, heads, length, width), last stride 1 */
     const void* own;
     const void* partners;
@@ -243,9 +240,9 @@ typedef struct ll_sum {
     void* result;
 } ll_sum;
 
-/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; `add`: the
- * previous result in place of the bias. One stride of left and one of right must be 1, and the result's columns have
- * stride 1. */
+/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; with `add` the product
+ * is added to the result and the bias is not read. One stride of left, and one of right, must be 1; that of the result's
+ * columns is 1. */
 typedef struct ll_matmul {
     int64_t element, threads;
     int64_t rows, steps, columns;
@@ -259,43 +256,50 @@ typedef struct ll_matmul {
     int64_t add;
 } ll_matmul;
 
-/* A step of `ll_steps`: its kind, and the number of bytes of the structure of that kind, which follows. */
+/* One captured operation, see `ll_replay`: its kind, and how many bytes follow, which hold the structure of that kind. */
 typedef enum ll_step_kind {
-    LL_PRODUCTS = 0,
-    LL_NORM = 1,
-    LL_GATE = 2,
-    LL_ROTATION = 3,
-    LL_SUM = 4,
+    LL_PRODUCT = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
     LL_FORWARD = 5 /* ll_call, followed by its segments and spans */
 } ll_step_kind;
 typedef struct ll_step {
     int64_t kind, bytes;
 } ll_step;
 
-LL_API int ll_products(const ll_product* product);
+LL_API int ll_product_forward(const ll_product* product);
 LL_API int ll_norm_forward(const ll_norm* norm);
 LL_API int ll_norm_backward(const ll_norm* norm);
-LL_API int ll_gate_values(const ll_gate* gate);
-LL_API int ll_rotate(const ll_rotation* rotation);
-LL_API int ll_add(const ll_sum* sum);
-LL_API int ll_matmul_values(const ll_matmul* matmul);
+LL_API int ll_gate_forward(const ll_gate* gate);
+LL_API int ll_gate_backward(const ll_gate* gate);
+LL_API int ll_rotation_forward(const ll_rotation* rotation);
+LL_API int ll_sum_forward(const ll_sum* sum);
+LL_API int ll_matmul_forward(const ll_matmul* matmul);
 
-/* Runs `bytes` bytes of steps in order, up to the first that fails. */
-LL_API int ll_steps(const ll_step* steps, int64_t bytes);
+/* Runs captured operations in order, as many as lie in `bytes`, up to the first that fails. */
+LL_API int ll_replay(const ll_step* steps, int64_t bytes);
 
-/* Lets the signal handlers of Python run during a long call. The functions are CPython's PyGILState_Ensure,
- * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, passed as pointers so that Python is not linked. Only the
- * main thread calls them, between pieces of its work, after 0.2 s and then about ten times a second. If a handler
- * raises an exception, the call returns LL_INTERRUPTED, and `ll_interruption` hands out the exception (type, value,
- * traceback). */
-LL_API void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
-                            void (*fetch)(void**, void**, void**));
-LL_API void ll_interruption(void** exception);
+/* A long call ends when a signal handler raises an exception. The functions are CPython's PyGILState_Ensure,
+ * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. Only the main thread of the
+ * process calls them, from 0.2 s on about ten times a second, between pieces of its work. The call then returns
+ * LL_INTERRUPTED, and `ll_take_exception` moves the exception (type, value, traceback) out, for PyErr_Restore. */
+LL_API void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), int (*check)(void),
+                                    void (*fetch)(void**, void**, void**));
+LL_API void ll_take_exception(void** exception);
+
+/* One field of a structure of this header as the library was compiled, so that a caller that packs bytes can compare. */
+typedef struct ll_field {
+    const char* structure;
+    const char* field;    /* null: the structure as a whole */
+    int64_t offset, size; /* bytes */
+    int64_t type;         /* of its elements: 'q' int64_t, 'Q' uint64_t, 'd' double, 'P' pointer, 'T' a structure */
+} ll_field;
+
+/* Every structure of this header that callers pack, followed by its fields in order; a null structure ends the table. */
+LL_API const ll_field* ll_layout(void);
 
 LL_API const char* ll_error_message(void);
-LL_API const char* ll_isa_name(void); /* the instruction set in use: "avx2" */
-LL_API const char* ll_isa_list(void); /* those that this machine can run, best first: "avx512 avx2 generic wide" */
-LL_API int ll_select_isa(const char* name); /* for tests; null: the default (LIMELIGHT_ISA, else the best) */
+LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
+LL_API const char* ll_isa_list(void);       /* all that this machine can run, best first: "avx512 avx2 generic wide" */
+LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
 LL_API int ll_has_openmp(void);
 
 /* Peak GFLOP/s: independent multiply-adds in registers, summed over threads; negative on error. */

@@ -74,12 +74,12 @@ bool interrupted() {
 
 using namespace limelight;
 
-void ll_lend_signals(int (*acquire)(void), void (*release)(int), int (*check)(void),
+void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), int (*check)(void),
                      void (*fetch)(void**, void**, void**)) {
     python = {acquire, release, check, fetch};
     __atomic_store_n(&has_python, true, __ATOMIC_RELEASE);
 }
 
-void ll_interruption(void** to) {
+void ll_take_exception(void** to) {
     for (int n = 0; n < 3; ++n) to[n] = exception[n], exception[n] = nullptr;
 }

@@ -1,4 +1,4 @@
-// Python's signal handlers, which run during a long call (see ll_lend_signals).
+// Python's signal handlers, which run during a long call (see ll_set_signal_functions).
 #pragma once
 
 #include "library.h"

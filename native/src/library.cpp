@@ -32,8 +32,8 @@ int check_segment(const ll_call& call, int64_t s) {
     return DONE;
 }
 
-// Whether a product of sizes, in bytes with some room, cannot be counted.
-bool uncountable(std::initializer_list<int64_t> sizes) {
+// Whether a product of sizes, in bytes with a margin, overflows.
+bool overflows(std::initializer_list<int64_t> sizes) {
     int64_t product = 1024;
     for (int64_t size : sizes)
         if (__builtin_mul_overflow(product, size, &product)) return true;
@@ -144,7 +144,7 @@ int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
     return finished(found->backward(call, *gradients));
 }
 
-int ll_products(const ll_product* product) {
+int ll_product_forward(const ll_product* product) {
     if (product->rows < 0 || product->inputs < 0) return fail("sizes must not be negative");
     if (product->count < 0 || product->count > LL_MAX_MATRICES)
         return fail("at most %d matrices are possible; there are %lld", LL_MAX_MATRICES, (long long)product->count);
@@ -167,28 +167,36 @@ int ll_norm_backward(const ll_norm* norm) {
     return found ? finished(found->norm_backward(*norm)) : BAD_ARGUMENT;
 }
 
-int ll_gate_values(const ll_gate* gate) {
+int ll_gate_forward(const ll_gate* gate) {
     if (gate->count < 0) return fail("sizes must not be negative");
+    if (gate->grad) return fail("the forward pass of a gate has no gradient");
     const Kernels* found = kernels_of(selected_isa(), gate->element);
     return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
 }
 
-int ll_rotate(const ll_rotation* rotation) {
+int ll_gate_backward(const ll_gate* gate) {
+    if (gate->count < 0) return fail("sizes must not be negative");
+    if (gate->count > 0 && !gate->grad) return fail("the backward pass needs `grad`");
+    const Kernels* found = kernels_of(selected_isa(), gate->element);
+    return found ? finished(found->gate(*gate)) : BAD_ARGUMENT;
+}
+
+int ll_rotation_forward(const ll_rotation* rotation) {
     const ll_rotation& r = *rotation;
-    if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.turned < 0 || r.turned % 2 || r.turned > r.width)
-        return fail("an even number of a head's elements is rotated, at most all of them");
+    if (r.batch < 0 || r.heads < 0 || r.length < 0 || r.rotated < 0 || r.rotated % 2 || r.rotated > r.width)
+        return fail("the number of rotated features must be even and at most the head width");
     if (r.states.strides[3] != 1 || r.result.strides[3] != 1) return fail("the last stride of heads must be 1");
     const Kernels* found = kernels_of(selected_isa(), r.element);
     return found ? finished(found->rotation(r)) : BAD_ARGUMENT;
 }
 
-int ll_add(const ll_sum* sum) {
+int ll_sum_forward(const ll_sum* sum) {
     if (sum->count < 0) return fail("sizes must not be negative");
     const Kernels* found = kernels_of(selected_isa(), sum->element);
     return found ? finished(found->sum(*sum)) : BAD_ARGUMENT;
 }
 
-int ll_matmul_values(const ll_matmul* matmul) {
+int ll_matmul_forward(const ll_matmul* matmul) {
     const ll_matmul& m = *matmul;
     if (m.rows < 0 || m.steps < 0 || m.columns < 0) return fail("sizes must not be negative");
     if ((m.left_row != 1 && m.left_step != 1) || (m.right_step != 1 && m.right_column != 1))
@@ -200,22 +208,22 @@ int ll_matmul_values(const ll_matmul* matmul) {
     return finished(found->matmul(m));
 }
 
-int ll_steps(const ll_step* steps, int64_t bytes) {
+int ll_replay(const ll_step* steps, int64_t bytes) {
     const char *at = (const char*)steps, *end = at + bytes;
     while (at < end) {
         const ll_step& step = *(const ll_step*)at;
         const char* what = at + sizeof(ll_step);
         at = what + step.bytes;
-        if (step.bytes < 0 || at > end) return fail("a step reaches beyond the end of its steps");
+        if (step.bytes < 0 || at > end) return fail("a captured operation reaches beyond the end of the captured bytes");
         int status = DONE;
         switch (step.kind) {
-            case LL_PRODUCTS: status = ll_products((const ll_product*)what); break;
+            case LL_PRODUCT: status = ll_product_forward((const ll_product*)what); break;
             case LL_NORM: status = ll_norm_forward((const ll_norm*)what); break;
-            case LL_GATE: status = ll_gate_values((const ll_gate*)what); break;
-            case LL_ROTATION: status = ll_rotate((const ll_rotation*)what); break;
-            case LL_SUM: status = ll_add((const ll_sum*)what); break;
+            case LL_GATE: status = ll_gate_forward((const ll_gate*)what); break;
+            case LL_ROTATION: status = ll_rotation_forward((const ll_rotation*)what); break;
+            case LL_SUM: status = ll_sum_forward((const ll_sum*)what); break;
             case LL_FORWARD: status = ll_forward((const ll_call*)what); break;
-            default: return fail("there is no step of kind %lld", (long long)step.kind);
+            default: return fail("there is no captured operation of kind %lld", (long long)step.kind);
         }
         if (status) return status;
     }

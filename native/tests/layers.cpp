@@ -83,7 +83,7 @@ void test_products(int64_t element) {
         ll_product product{element, threads, rows, width, states.data, width, 2, {}};
         product.matrices[0] = {first.data, width, bias.data, outputs, by_first.data};
         product.matrices[1] = {second.data, width, nullptr, more, by_second.data};
-        return ll_products(&product);
+        return ll_product_forward(&product);
     });
 }
 
@@ -118,12 +118,12 @@ void test_gate_and_sum(int64_t element) {
                 ll_gate gate{
                     element,   threads,   count, 1.5, 0.1, x.data, up.data, result.data, backward ? grad.data : nullptr,
                     of_x.data, of_up.data};
-                return ll_gate_values(&gate);
+                return backward ? ll_gate_backward(&gate) : ll_gate_forward(&gate);
             });
 
     same("sum", {&of_up}, [&](int64_t threads) {
         ll_sum sum{element, threads, count, x.data, up.data, of_up.data};
-        return ll_add(&sum);
+        return ll_sum_forward(&sum);
     });
     same("steps", {&result, &of_x}, [&](int64_t threads) {
         struct {
@@ -135,7 +135,7 @@ void test_gate_and_sum(int64_t element) {
                 {element, threads, count, x.data, up.data, of_x.data},
                 {LL_GATE, sizeof(ll_gate)},
                 {element, threads, count, 1.0, 0.0, of_x.data, up.data, result.data, nullptr, nullptr, nullptr}};
-        return ll_steps(&steps.first, sizeof steps);
+        return ll_replay(&steps.first, sizeof steps);
     });
 }
 
@@ -162,9 +162,9 @@ void test_matmul(int64_t element) {
                             product.data,
                             columns,
                             0};
-            if (int status = ll_matmul_values(&asked)) return status;
+            if (int status = ll_matmul_forward(&asked)) return status;
             asked.add = 1, asked.bias = nullptr;
-            return ll_matmul_values(&asked);
+            return ll_matmul_forward(&asked);
         });
     }
 }
@@ -189,7 +189,7 @@ void test_rotation(int64_t element) {
                              0,
                              turned,
                              -1.0};
-        return ll_rotate(&rotation);
+        return ll_rotation_forward(&rotation);
     });
 }
 

@@ -19,6 +19,7 @@ from .forms.patterns import Causal, Explicit, Pattern, Window
 from .forms.scores import ALiBi, Bias, ScoreRule, SoftCap
 from .operator.attention import attention
 from .tensors.shapes import check_broadcast, describe, wrong
+from .tensors.torch_internals import is_tracer_type
 
 
 def scaled_dot_product_attention(
@@ -185,7 +186,7 @@ def _check_kinds(**tensors: Tensor) -> None:
                 name, "must not be a nested tensor", f"it is one of {tensor.layout} layout",
                 "Use flash_attn_varlen_func, or limelight.Packed, for documents of different lengths laid end to end.",
             )  # fmt: skip
-        if not kind.__module__.startswith("torch._subclasses."):
+        if not is_tracer_type(kind):
             raise wrong(
                 name, "must be a plain tensor", f"it is a {kind.__module__}.{kind.__qualname__}",
                 "Pass the plain tensor that it stands for; what a subclass means by its operations is not known here.",

@@ -34,8 +34,8 @@ from limelight import (
 from limelight.backends import BackendError, native
 from limelight.operator.attention import prepare
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 WIDTHS = st.integers(1, 40) | st.sampled_from([64, 80, 127, 128, 200, 256, 320])
 SIZES = sizes(lengths=LENGTHS, widths=WIDTHS, batch=st.integers(1, 2))
@@ -292,9 +292,10 @@ def test_memory_stays():
 
 
 def test_the_peak_is_measured(isa):
-    assert native._library.ll_measure_peak(isa.encode(), 0, 1, 0.01) > 0.1
-    assert native._library.ll_measure_peak(b"abacus", 0, 1, 0.01) < 0
-    assert np.isfinite(native._library.ll_measure_peak(None, 0, 2, 0.01))
+    assert native.peak(torch.float32, 1, 0.01, isa) > 0.1
+    with pytest.raises(BackendError, match="'abacus' is not available"):
+        native.peak(torch.float32, 1, 0.01, "abacus")
+    assert np.isfinite(native.peak(torch.float32, 2, 0.01))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -38,8 +38,8 @@ from limelight.forms import philox
 from limelight.operator.attention import prepare
 from limelight.tensors.shapes import Shapes
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,10 @@ import limelight
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends import native
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
-AVAILABLE = native._library.ll_isa_list().decode().split()
+AVAILABLE = native.instruction_sets()
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAN = float("nan")
 
@@ -24,9 +24,9 @@ NAN = float("nan")
 def isa(request):
     if request.param not in AVAILABLE:
         pytest.skip(f"this machine cannot run {request.param} (only {', '.join(AVAILABLE)})")
-    assert native._library.ll_select_isa(request.param.encode()) == 0
+    native.select_instruction_set(request.param)
     yield request.param
-    native._library.ll_select_isa(None)
+    native.select_instruction_set(None)
 
 
 def served(isa, dtype):

@@ -8,8 +8,8 @@ import limelight
 from limelight import ALiBi
 from limelight.backends import native, reference
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 
 @every_kernel

@@ -14,8 +14,8 @@ from limelight import ALiBi, Causal, Keys, Observe, Packed, SoftCap, Window
 from limelight.backends import native, reference
 from limelight.backends.contract import BackendError
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 some = settings(max_examples=settings.default.max_examples // 4)
 

@@ -11,8 +11,8 @@ import pytest
 
 from limelight.backends import native
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 if sys.platform not in ("linux", "darwin"):
     pytest.skip("other systems' main thread is not looked for", allow_module_level=True)
 

@@ -12,8 +12,8 @@ import limelight
 from limelight import ALiBi, Bias, Causal, Observe, RelativeBias, SoftCap, T5Buckets
 from limelight.backends import native, reference
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 LARGE = (1e4, 1e10, 1e30)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}

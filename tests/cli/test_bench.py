@@ -14,8 +14,8 @@ from limelight.benchmark import timing
 from limelight.benchmark.cases import Case, cases
 from limelight.cli import app
 
-if native._library is None:
-    pytest.skip(native._missing, allow_module_level=True)
+if not native.available():
+    pytest.skip(native.why_missing(), allow_module_level=True)
 
 run = CliRunner()
 TABLE = cases()

@@ -57,8 +57,8 @@ def test_without_a_gpu_its_backends_are_one_line(monkeypatch):
 def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeypatch):
     from limelight.backends import native
 
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_missing", "the native library was not built: install a C++ compiler")
+    monkeypatch.setattr(native.library, "_library", None)
+    monkeypatch.setattr(native.library, "_missing", "the native library was not built: install a C++ compiler")
     result = run.invoke(app, ["explain", "--length", "512"])
     assert "native: not there: the native library was not built: install a C++ compiler" in result.output
     assert "backend: reference" in result.output

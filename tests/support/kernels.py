@@ -18,7 +18,7 @@ from support.oracles.plain import rounded
 from support.strategies import Example, examples, sizes
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-AVAILABLE = [] if native._library is None else native._library.ll_isa_list().decode().split()
+AVAILABLE = native.instruction_sets()
 # Every machine code once: `avx512bf16` and `amx` differ from `avx512` in bfloat16 alone, and `wide` has float32 alone.
 KERNELS = [
     *[(isa, dtype) for isa in ("generic", "avx2", "avx512") for dtype in DTYPES],
@@ -44,12 +44,12 @@ def calls(dtype: torch.dtype) -> st.SearchStrategy[Example]:
 def selected(isa: str):
     """Inside, the library runs on this instruction set."""
     if isa not in AVAILABLE:
-        pytest.skip(f"this machine cannot run {isa} (only {', '.join(AVAILABLE) or native._missing})")
-    assert native._library.ll_select_isa(isa.encode()) == 0
+        pytest.skip(f"this machine cannot run {isa} (only {', '.join(AVAILABLE) or native.why_missing()})")
+    native.select_instruction_set(isa)
     try:
         yield
     finally:
-        native._library.ll_select_isa(None)
+        native.select_instruction_set(None)
 
 
 @contextmanager

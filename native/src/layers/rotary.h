@@ -18,7 +18,7 @@ struct RotationJob {
 inline void rotation_task(void* context, int64_t n) {
     const RotationJob& job = *(const RotationJob*)context;
     const ll_rotation& rotation = job.rotation;
-    int64_t half = rotation.turned / 2, token = n * job.piece;
+    int64_t half = rotation.rotated / 2, token = n * job.piece;
     for (int64_t stop = min(token + job.piece, rotation.batch * rotation.length); token < stop; ++token) {
         int64_t b = token / rotation.length, l = token % rotation.length;
         int64_t place = b * rotation.row_stride + l * rotation.token_stride;
@@ -35,7 +35,7 @@ inline void rotation_task(void* context, int64_t n) {
                 write_partial(multiply_add(first, high, second * read_partial(own + half + i, count)), count,
                               to + half + i);
             }
-            for (int64_t d = rotation.turned; d < rotation.width; ++d) to[d] = from[d];
+            for (int64_t d = rotation.rotated; d < rotation.width; ++d) to[d] = from[d];
         }
     }
 }

@@ -1,10 +1,10 @@
-"""Memory of large results on the CPU, kept for the next call.
+"""A pool of output buffers on the CPU: freed buffers of large results are reused by later calls.
 
-The system clears every page of new memory before a program sees it, and the C library gives what is larger than 32 MiB
-back as soon as it is free: of a windowed call over 16k tokens a fifth of the time. So the storages of large results are
-remembered here, and one that nothing else refers to any more serves the next result. They are PyTorch's own: a result
-may be resized, its storage freed, shared or moved. At most ``MOST`` bytes are kept from being freed (256 MiB; the
-environment's ``LIMELIGHT_KEEP_MIB`` says otherwise, 0 keeps nothing).
+The system clears every page of new memory, and the C library returns blocks larger than 32 MiB to it as soon as they
+are freed: a fifth of the time of a windowed call over 16k tokens. So the pool refers to the storages of large results,
+and one that nothing else refers to is reused. They are PyTorch's own storages: a result may be resized, its storage
+freed, shared or moved. The pool holds at most ``MOST`` bytes (256 MiB, or what the environment variable
+``LIMELIGHT_KEEP_MIB`` gives; 0 switches it off).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tensors.torch_internals import storage_references
 from .contract import out_of_memory
 
-LEAST = 2**20  # bytes of a result from which on it is kept
+LEAST = 2**20  # bytes; smaller results are not kept
 
 
 def _most(mebibytes: str) -> int:
@@ -32,9 +33,9 @@ def _most(mebibytes: str) -> int:
 
 MOST = _most(os.environ.get("LIMELIGHT_KEEP_MIB", "256"))
 
-LOOKED_AT = 16  # remembered storages that a call looks at before it takes new memory
+LOOKED_AT = 16  # storages of the pool that a call looks at before it allocates a new one
 
-# Every change is one step of a deque, which no other thread comes between.
+# Every change is a single operation of a deque, which is atomic.
 _kept: deque[torch.UntypedStorage] = deque()
 
 
@@ -53,8 +54,8 @@ def empty_like(tensor: Tensor) -> Tensor:
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """`torch.zeros` on the CPU, for a result. More than is kept is memory that nobody has touched, by calloc: the
-    system never makes the pages that nothing is written to.
+    """`torch.zeros` on the CPU, for a result. One that the pool does not keep comes from calloc: its pages take no
+    memory until they are written to.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= max(LEAST, MOST):
@@ -83,21 +84,21 @@ def _of(like: Tensor) -> Tensor:
 
 
 def _tensor(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
-    """A tensor that looks like another, in a storage. Set, not viewed: whoever changes the result of an autograd
-    function in place may.
+    """A tensor in a storage, with the shape and strides of another. Set, not viewed, since the result of an autograd
+    function may be changed in place and a view of it may not.
     """
     return torch.empty(0, dtype=like.dtype, device="cpu").set_(storage, 0, like.shape, like.stride())
 
 
 def _take(size: int) -> torch.UntypedStorage | None:
-    """A remembered storage that is free, at least ``size`` bytes and at most twice as many."""
+    """A free storage of the pool, of at least ``size`` bytes and at most twice as many."""
     for _ in range(min(LOOKED_AT, len(_kept))):
         try:
             storage = _kept.popleft()
-        except IndexError:  # another thread was faster
+        except IndexError:  # another thread took it
             break
-        # Neither a tensor nor anybody in Python refers to it: the two are this variable and the argument.
-        if torch._C._storage_Use_Count(storage._cdata) > 1 or sys.getrefcount(storage) > 2:
+        # Free: no tensor refers to it, and the two references in Python are this variable and the argument.
+        if storage_references(storage) > 1 or sys.getrefcount(storage) > 2:
             _kept.append(storage)
         elif storage.resizable() and not storage.is_shared():  # otherwise an array or another process may still read it
             if size <= storage.nbytes() <= 2 * size:
@@ -111,6 +112,6 @@ def _keep(storage: torch.UntypedStorage) -> None:
     _kept.append(storage)
     while sum([kept.nbytes() for kept in _kept.copy()]) > MOST:
         try:
-            _kept.popleft()  # the oldest; in use, it is PyTorch's alone from now on
+            _kept.popleft()  # the oldest; where it is in use, PyTorch frees it with its tensor
         except IndexError:
             break

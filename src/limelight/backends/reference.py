@@ -31,6 +31,7 @@ from ..forms.philox import kept
 from ..forms.scores import Additive
 from ..tensors import tracing
 from ..tensors.shapes import check_tensor
+from ..tensors.torch_internals import are_transforms_active, has_storage
 from .contract import Call, Result
 
 NAME = "reference"
@@ -308,10 +309,10 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
 
 def _may_look(tensor: Tensor) -> bool:
     return (
-        not torch._C._are_functorch_transforms_active()
+        not are_transforms_active()
         and tensor.device.type == "cpu"
         and tracing.readable(tensor)
-        and torch._C._has_storage(tensor)  # a batch of PyTorch's older vmap has none
+        and has_storage(tensor)  # a batch of PyTorch's older vmap has none
     )
 
 

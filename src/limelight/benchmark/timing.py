@@ -41,7 +41,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "processor": processor(),
         "threads": threads,
-        "instruction set": native._library.ll_isa_name().decode(),
+        "instruction set": native.instruction_set(),
         "last-level cache MiB": round(last_level_cache() / 2**20, 1),
         "limelight": __version__,
         "torch": torch.__version__,
@@ -68,9 +68,8 @@ def last_level_cache() -> int:
 
 
 def peak(dtype: str, threads: int, seconds: float = 0.1) -> float:
-    """Measure GFLOP/s of independent multiply-adds: the larger of two runs, the first of which raises the clock."""
-    element = native._ELEMENTS[getattr(torch, dtype)]
-    return max(float(native._library.ll_measure_peak(None, element, threads, seconds)) for _ in range(2))
+    """GFLOP/s of independent multiply-adds; the larger of two measurements, the first of which wakes the clock."""
+    return max(native.peak(getattr(torch, dtype), threads, seconds) for _ in range(2))
 
 
 @functools.cache

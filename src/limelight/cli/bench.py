@@ -63,8 +63,8 @@ def _cases(only: str, quick: bool) -> tuple[list[Case], bool]:
     from ..backends.contract import BackendError
     from ..tensors.shapes import wrong
 
-    if native._library is None:
-        raise BackendError(f"limelight bench measures the native kernels, and {native._missing}.")
+    if not native.available():
+        raise BackendError(f"limelight bench measures the native kernels, and {native.why_missing()}.")
     cases = benchmark.chosen(only, quick)
     with_memory = only.lower() in benchmark.MEMORY
     if not cases and not with_memory:

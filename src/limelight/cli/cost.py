@@ -42,7 +42,7 @@ def cost(
     length = min(2048, network.config.limit or 2048) if length is None else length
     found = cost_of(network, length, batch=batch, itemsize=itemsize)
     limits: tuple[float, float] | None = None
-    if native._library is not None:
+    if native.available():
         from ..benchmark.timing import bandwidth, peak
 
         limits = 1e9 * peak(dtype, torch.get_num_threads()), 1e9 * bandwidth()
@@ -54,7 +54,7 @@ def cost(
             )
         )
         return
-    _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native._missing)
+    _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native.why_missing())
 
 
 def _numbers(found: Cost, limits: tuple[float, float] | None) -> dict[str, Any]:

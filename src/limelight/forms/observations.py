@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..tensors.shapes import FLOATS, Shapes, check_tensor, describe, flag, sequence, whole_number, wrong
+from ..tensors.torch_internals import backward_pass_id
 from ..tensors.tracing import readable
 from .descriptions import Description
 
@@ -230,7 +231,7 @@ def current_watcher(recorded: bool = False) -> Seen | None:
             "watching() does not see into what is recorded (torch.compile, torch.export, torch.jit.trace, make_fx, "
             "fake tensors); observe the model itself, before it is recorded."
         )
-    if torch._C._current_graph_task_id() != -1:
+    if backward_pass_id() != -1:
         return None
     thread = threading.get_ident()
     return next((seen for seen in reversed(_watchers) if seen.thread == thread), None)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..forms.scores import RelativeBias
+from ..tensors.torch_internals import DisableTorchFunctionSubclass
 
 _ARGUMENTS = ["self", "query_length", "key_length", "device", "past_seen_tokens"]
 
@@ -78,7 +79,7 @@ class PositionBias(Tensor):
                 return value.compute(*value.shape[2:], past_seen_tokens=value.past)
 
             args, kwargs = torch.utils._pytree.tree_map(numbers, (args, kwargs))
-        with torch._C.DisableTorchFunctionSubclass():
+        with DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     @classmethod

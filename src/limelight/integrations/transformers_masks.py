@@ -28,6 +28,7 @@ from ..forms.coordinates import Where
 from ..forms.layouts import Aligned, KeyMask, Layout, Packed
 from ..forms.patterns import Causal, Chunks, Explicit, Full, Keys, Pattern, Window
 from ..tensors.shapes import describe, wrong
+from ..tensors.torch_internals import disabled_torch_function
 
 MaskFunction = Callable[..., Any]
 
@@ -80,7 +81,7 @@ class Mask(Tensor):
     touched: str
 
     # No function of torch is changed for it, only the operations underneath.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = disabled_torch_function  # type: ignore[assignment]
 
     @staticmethod
     def of(sight: Sight, dtype: torch.dtype = torch.float32) -> Mask:

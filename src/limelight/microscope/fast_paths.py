@@ -240,13 +240,13 @@ def _products(tokens: int, dtype: torch.dtype) -> Path:
     if tokens <= fused.MOST_ROWS:
         return _fused(dtype)
     states = torch.empty(tokens, 2, dtype=dtype, device="cpu")
-    if fused._multiplied_here(states, torch.empty(2, 2, dtype=dtype, device="cpu"), None):
+    if fused.matmul_is_faster(states, torch.empty(2, 2, dtype=dtype, device="cpu"), None):
         return Path(NATIVE, {})
     reasons = _fused_reasons(dtype)
     if dtype not in (torch.float32, torch.float64):
         reasons.append("products of many vectors are computed in float32 and float64 alone")
     elif not reasons:
-        isa = native._library.ll_isa_name().decode()
+        isa = native.instruction_set()
         reasons.append(f"it is faster than PyTorch's product on AMD processors with AVX-512 alone; this is {isa}")
     return Path(PYTORCH, {NATIVE: reasons})
 
@@ -265,7 +265,7 @@ def _capture(block: nn.Module, width: int, dtype: torch.dtype, shared: tuple[Sco
 
 def _captured(part: nn.Module, states: Tensor) -> bool:
     """Ask `limelight.nn.few_tokens` whether it captures a part."""
-    return noted(fused.Steps(), part, states) is not None
+    return noted(fused.Capture(), part, states) is not None
 
 
 def _uncaptured(part: nn.Module, states: Tensor) -> list[str]:

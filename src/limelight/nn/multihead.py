@@ -142,13 +142,13 @@ class MultiHead(nn.Module):
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def note(self, steps: fused.Steps[ForwardContext], states: Tensor) -> Tensor | None:
+    def note(self, steps: fused.Capture[ForwardContext], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
         if (
             (self.training and self.dropout)
             or not (self.rotary is None or type(self.rotary.pairing) is SplitHalves)
             or native.reasons_against_rules(self.scores)
-            or (self.sink is not None and not fused.unwatched(states, self.sink))
+            or (self.sink is not None and not fused.can_fuse(states, self.sink))
         ):
             return None
         pairs = notable(states, self.query, self.key, self.value, self.output)
@@ -165,7 +165,7 @@ class MultiHead(nn.Module):
         query, key, value = *heads, heads_of(projected[2], self.value_width)
         mixed = states.new_empty(B, L, query.shape[1], self.value_width).transpose(1, 2)
 
-        def look(steps: fused.Steps[ForwardContext], context: ForwardContext) -> None:
+        def look(steps: fused.Capture[ForwardContext], context: ForwardContext) -> None:
             assert context.cache is not None
             room = context.cache.room(self, self.pattern, key, value)
             turned = None if self.rotary is None else context.rotation(self.rotary, query.dtype)
@@ -184,7 +184,7 @@ class MultiHead(nn.Module):
             )  # fmt: skip
             steps.attention(call, mixed)
 
-        steps.anew(look)
+        steps.recompute(look)
         return steps.products(mixed.transpose(1, 2).flatten(2), pairs[3:])[0]
 
     def keys_and_values(self, source: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module
 
 from .. import fused
+from ..tensors.torch_internals import is_any_autocast_enabled
 from .checks import of_width, unreadable
 
 _PIECE = 4 << 20  # bytes between two matrices that are held at once, and stay in the nearer caches
@@ -47,7 +48,7 @@ def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
 def widened(layer: nn.Module, states: Tensor) -> Tensor:
     """``layer(states)``; float16 states become float32 where the layer keeps its matrix so (T5's last one)."""
     wide = states.dtype is torch.float16 and getattr(layer, "weight", states).dtype is torch.float32
-    if wide and not torch._C._is_any_autocast_enabled():
+    if wide and not is_any_autocast_enabled():
         states = states.float()
     return layer(states)  # type: ignore[no-any-return]
 
@@ -72,7 +73,7 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
     piece = _PIECE // (inner * states.element_size())
     if not _LEAST_TOKENS <= piece < tokens or not all(map(is_plain, inside)):
         return step(states)
-    if not fused.unwatched(states, *[parameter for layer in inside for parameter in layer.parameters()]):
+    if not fused.can_fuse(states, *[parameter for layer in inside for parameter in layer.parameters()]):
         return step(states)
     result = torch.empty_like(states, memory_format=torch.contiguous_format)
     pairs = (x.reshape(-1, width).split(piece) for x in (states, result))  # type: ignore[no-untyped-call]
@@ -92,14 +93,14 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def notable(states: Tensor, *layers: nn.Module) -> list[tuple[Tensor, Tensor | None]] | None:
-    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Steps.products`)."""
+    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Capture.products`)."""
     if not all(map(is_plain, layers)):
         return None
     pairs = matrices(*layers)
     if any(weight.stride(1) != 1 for weight, _ in pairs):
         return None
     return (
-        pairs if fused.unwatched(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
+        pairs if fused.can_fuse(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
     )
 
 

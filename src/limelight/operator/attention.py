@@ -36,6 +36,7 @@ from ..tensors.shapes import (
     sequence,
     wrong,
 )
+from ..tensors.torch_internals import are_transforms_active, in_forward_mode, is_any_autocast_enabled
 from . import compiled, derivatives
 
 
@@ -140,7 +141,7 @@ def prepare(
     observe: Observe | None = None,
 ) -> Call:
     """Check every argument and fill in the defaults; tensors are ``(B, H, L, D)``."""
-    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(query.device.type):
+    if is_any_autocast_enabled() and torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         if query.dtype != torch.float64:
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -326,7 +327,7 @@ def run(call: Call, name: str | None) -> Result:
 
 def _looked_at(call: Call) -> str:
     """Why the call goes through `limelight.operator.derivatives`; empty when it need not."""
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         return "the call stands inside a transform of torch.func"
     query, key, value, beside = call.query, call.key, call.value, operands(call)
     if torch.is_grad_enabled() and (
@@ -336,7 +337,7 @@ def _looked_at(call: Call) -> str:
         or (beside and any(tensor.requires_grad for tensor in beside))
     ):
         return "a gradient is wanted"
-    if forward_ad._current_level >= 0 and any(
+    if in_forward_mode() and any(
         forward_ad.unpack_dual(t).tangent is not None  # type: ignore[no-untyped-call]
         for t in (query, key, value, *beside)
     ):

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..backends import choose, reference
 from ..backends.contract import BackendError, Call, Result
@@ -28,6 +27,7 @@ from ..forms.coordinates import Where
 from ..forms.descriptions import Description
 from ..forms.observations import Observations
 from ..tensors import tracing
+from ..tensors.torch_internals import autograd_enabled_in_operator, in_forward_mode
 from . import derivatives
 
 _KINDS: dict[str, type[Description]] = {
@@ -82,7 +82,7 @@ def _why_not(call: Call) -> str:
     """Why a call is not the registered operator, in words; empty where it is."""
     if call.observe is not None and derivatives.names(call.observe):
         return "observations"
-    if forward_ad._current_level >= 0 or tracing.is_transformed():
+    if in_forward_mode() or tracing.is_transformed():
         return "a transform of torch.func around it"
     return ""
 
@@ -164,7 +164,7 @@ def _read(
 def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
     from .attention import prepare
 
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
         raise NotImplementedError(
             "a graph recorded without derivatives was run inside a forward-mode transform; "
@@ -210,7 +210,7 @@ def _attention_backward(
     function: Any = derivatives.Attention(call, choose(call, None), own)
     for given, wanted in _read_orders(orders):
         function = derivatives.Transposed(function, given, wanted)
-    with _autograd_again():
+    with autograd_enabled_in_operator():
         gradients = function.evaluate(tuple(tensors))
     promised = [torch.empty_like(tensors[n], device="meta") for n in wanted]
     return [_laid_out(gradient, like) for gradient, like in zip(gradients, promised, strict=True)]
@@ -231,15 +231,6 @@ def _order(given: Sequence[int], wanted: Sequence[int]) -> str:
 
 def _read_orders(orders: str) -> list[tuple[tuple[int, ...], ...]]:
     return [tuple(tuple(map(int, part.split())) for part in order.split(">")) for order in orders.split(";")[:-1]]
-
-
-def _autograd_again() -> Any:
-    """PyTorch switches autograd off inside a registered operator; gradients of the definition are taken by it."""
-    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
-    keys = torch._C.DispatchKey
-    for key in (keys.AutogradCPU, keys.AutogradOther, keys.ADInplaceOrView):
-        excluded = excluded.remove(key)
-    return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
 def _empty_output(tensors: Sequence[Tensor], device: Any) -> Tensor:

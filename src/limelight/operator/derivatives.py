@@ -19,7 +19,6 @@ from __future__ import annotations
 import bisect
 import copy
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeGuard
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..backends import reference
 from ..backends.contract import Backend, Call, Differentiable, Result, operands
@@ -37,6 +35,16 @@ from ..forms.lowering import Lowered
 from ..forms.observations import Observations, Observe
 from ..tensors import tracing
 from ..tensors.shapes import PLAIN
+from ..tensors.torch_internals import (
+    add_batch_dim,
+    are_transforms_active,
+    has_storage,
+    in_forward_mode,
+    is_dynamo_imported,
+    is_transform_tensor,
+    legacy_vmap_level,
+    remove_batch_dim,
+)
 
 #: Bytes of scores that a run may hold; about ten such arrays are alive while its gradient is taken.
 MOST_SCORES = 4 * 2**20
@@ -245,7 +253,7 @@ class Attention(Runwise):
         self.seen = () if call.observe is None else names(call.observe)
         self.takes = _QKV if len(tensors) == 3 else _letters(call, len(tensors))
         # Under a transform one call stands for several, whose tensors differ.
-        self.fixed = not torch._C._are_functorch_transforms_active()
+        self.fixed = not are_transforms_active()
         self.lowered: Lowered | None = None
         self.first: Call | None = None  # the call itself, until it is computed
 
@@ -491,7 +499,7 @@ class _Computed(torch.autograd.Function):
             if function.seen:
                 ctx.mark_non_differentiable(*[t for n, t in enumerate(output) if n not in function.smooth_outputs])
         ctx.save_for_backward(*tensors)
-        if forward_ad._current_level >= 0:
+        if in_forward_mode():
             ctx.save_for_forward(*tensors)
 
     @staticmethod
@@ -608,7 +616,7 @@ class _Plain(torch.autograd.Function):
             return None, None, None, None, None
         call = ctx.call.of(query, key, value)
         needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() or tracing.active() or forward_ad._current_level >= 0:
+        if torch.is_grad_enabled() or tracing.active() or in_forward_mode():
             function = Attention(call, ctx.backend, (query, key, value))
             wanted = tuple([n for n, needed in enumerate(needs) if needed])
             tensors = (query, key, value, output.detach(), logsumexp, grad)
@@ -630,8 +638,8 @@ def _is_plain(call: Call) -> bool:
         and (call.layout is None or not call.layout.tensors())
         and (call.pattern is None or not call.pattern.tensors())
         and torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not are_transforms_active()
+        and not in_forward_mode()
     )
 
 
@@ -640,12 +648,8 @@ def _batched(tensors: Sequence[Tensor | None]) -> bool:
     ``jacobian(vectorize=True)``, and of gradcheck.
     """
     for tensor in tensors:
-        if tensor is not None and not torch._C._has_storage(tensor):
-            return (
-                tensor.layout is torch.strided
-                and type(tensor) in PLAIN
-                and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-            )
+        if tensor is not None and not has_storage(tensor):
+            return tensor.layout is torch.strided and type(tensor) in PLAIN and not is_transform_tensor(tensor)
     return False
 
 
@@ -656,19 +660,18 @@ def _one_by_one(rule: Callable[..., Sequence[Any]], ctx: Any, tensors: Sequence[
     Raises:
         RuntimeError: the batches are nested.
     """
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = legacy_vmap_level()
     if level != 1:
         raise RuntimeError(
             "limelight.attention takes batched gradients of one level, but several is_grads_batched=True or "
             "jacobian(vectorize=True) are nested. Use torch.func.jacrev, or torch.func.vjp under torch.vmap."
         )
-    size = next(len(torch._remove_batch_dim(t, level, 1, 0)) for t in tensors if t is not None and _batched((t,)))
-    entries = [None if t is None else torch._remove_batch_dim(t, level, size, 0).unbind() for t in tensors]
+    size = next(len(remove_batch_dim(t, level, 1, 0)) for t in tensors if t is not None and _batched((t,)))
+    entries = [None if t is None else remove_batch_dim(t, level, size, 0).unbind() for t in tensors]
     found = [rule(ctx, *[None if entry is None else entry[n] for entry in entries]) for n in range(size)]
     return tuple(
         [
-            None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
+            None if parts[0] is None else add_batch_dim(torch.stack(parts), 0, level)
             for parts in zip(*found, strict=True)
         ]
     )
@@ -677,9 +680,9 @@ def _one_by_one(rule: Callable[..., Sequence[Any]], ctx: Any, tensors: Sequence[
 def computed(function: Runwise, tensors: Tensors) -> Tensors:
     """The outputs, with derivatives where anybody may want them."""
     outputs: Tensors
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if are_transforms_active() or in_forward_mode():
         apply = _Computed.apply
-        if "torch._dynamo" in sys.modules:  # a compiled function leaves transforms around it to us: no frame is traced
+        if is_dynamo_imported():  # a compiled function leaves transforms around it to us: no frame is traced
             apply = torch.compiler.disable(apply)  # type: ignore[no-untyped-call]
         outputs = apply(function, *tensors)  # type: ignore[no-untyped-call]
     elif torch.is_grad_enabled():

@@ -1,1 +1,1 @@
-"""What the library has to know of PyTorch's tensors: sizes, kinds, storage, and which tracer is active."""
+"""Checks of PyTorch's tensors: their sizes, kinds and storage, and which tracer is active."""

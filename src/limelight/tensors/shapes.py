@@ -1,4 +1,4 @@
-"""The glossary of sizes, and the one checker of arguments.
+"""The letters of sizes, and the checks of arguments with their one form of error.
 
 Every file of Limelight uses these letters:
 
@@ -15,14 +15,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from .torch_internals import (
+    UninitializedTensorMixin,
+    are_transforms_active,
+    has_storage,
+    is_functional,
+    is_transform_tensor,
+)
 from .tracing import readable
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-#: Tensors whose memory is their own; a subclass may keep its numbers anywhere.
+#: Types of tensors whose values lie in their own storage; a subclass may keep its values anywhere.
 PLAIN = (Tensor, torch.nn.Parameter)
-#: The farthest position: sums of two, and the numbers that stand for infinity in kernels, stay apart from it.
+#: The largest position: sums of two positions stay below the numbers that stand for infinity in kernels.
 FARTHEST = 2**58
 
 
@@ -31,12 +37,12 @@ class ArgumentError(ValueError):
 
 
 def wrong(argument: str, rule: str, got: str, way_out: str) -> ArgumentError:
-    """The one form of every complaint: ``argument``, the ``rule``, what was ``got``, the ``way_out``."""
+    """An error in the form that all have: ``argument``, the ``rule``, what was ``got``, the ``way_out``."""
     return ArgumentError(f"`{argument}` {rule}, but {got}. {way_out}")
 
 
 def describe(value: object) -> str:
-    """A value for an error, in at most 80 characters: a tensor by its dtype and shape, never by its numbers."""
+    """A value in an error message, in at most 80 characters: a tensor by its dtype and shape, never by its values."""
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
         return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
     if not isinstance(value, Tensor):
@@ -65,14 +71,14 @@ class Shapes(NamedTuple):
 
     @property
     def scores(self) -> tuple[int, int, int, int]:
-        """Shape of the score matrix that nobody should hold: ``(B, Hq, Lq, Lk)``."""
+        """Shape of the score matrix, which kernels never hold: ``(B, Hq, Lq, Lk)``."""
         return (self.B, self.Hq, self.Lq, self.Lk)
 
 
 def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
     """Check that three ``(B, H, L, D)`` tensors fit together and return their sizes.
 
-    The common case costs a handful of integer comparisons; only a failure looks for the words.
+    The common case costs a few comparisons of integers; only a failure looks for the rule that is broken.
 
     Raises:
         ArgumentError: a wrong rank, batch, head count, length, width, dtype or device.
@@ -97,12 +103,12 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
             ):
                 return Shapes(B, Hq, k[1], Lq, k[2], D, v[3])
     except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes
-        raise _complaint(query, key, value) from None
-    raise _complaint(query, key, value)
+        raise _broken_rule(query, key, value) from None
+    raise _broken_rule(query, key, value)
 
 
-def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
-    """The first rule that the three tensors break."""
+def _broken_rule(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
+    """The error of the first rule that the three tensors break."""
     named: dict[str, Any] = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
@@ -143,7 +149,8 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
         return wrong(
             "key",
             "must have the head width D of `query`, at least 1",
-            f"{key.shape[3]} stands against {query.shape[3]} (shapes {tuple(key.shape)} and {tuple(query.shape)})",
+            f"`key` has head width {key.shape[3]}, `query` {query.shape[3]} "
+            f"(shapes {tuple(key.shape)} and {tuple(query.shape)})",
             "Only `value` may have another width.",
         )
     if value.shape[1] != key.shape[1] or value.shape[2] != key.shape[2]:
@@ -151,7 +158,7 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
             "value",
             "must have the heads and the length of `key`",
             f"its shape is {tuple(value.shape)} and that of `key` {tuple(key.shape)}",
-            "Each key carries exactly one value.",
+            "Each key has exactly one value.",
         )
     return wrong(
         "query",
@@ -162,30 +169,44 @@ def _complaint(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
 
 
 def is_lazy(tensor: Tensor) -> bool:
-    """Whether a tensor is a parameter or a buffer of a lazy module that has not been called: it has no shape yet."""
+    """Whether a tensor is a parameter or buffer of a lazy module before its first call: it has no shape."""
     return isinstance(tensor, UninitializedTensorMixin)
 
 
 def check_tensor(name: str, tensor: object) -> Tensor:
-    """``tensor``, or an error that names it: it is no tensor, or there is no array of numbers behind it.
+    """Return ``tensor``, checked to be a tensor with a dense array of values in memory.
 
-    What keeps its numbers elsewhere (a subclass, a tensor of a transform, another device) passes: a backend that reads
-    memory says in its `reasons_against` that it does not serve it.
+    A tensor whose values are elsewhere (a subclass, a tensor of a transform, another device) passes: a backend that
+    reads memory refuses it in its `reasons_against`.
 
     Raises:
         ArgumentError: a class, another object; a nested, sparse or quantized tensor; memory that was freed.
     """
     if not isinstance(tensor, Tensor):
         raise _no_tensor(name, tensor)
-    if not torch.compiler.is_compiling() and not _holds_itself(tensor) and readable(tensor):
+    if not torch.compiler.is_compiling() and not _is_contiguous_in_storage(tensor) and readable(tensor):
         why = _unreadable(tensor)
         if why:
             raise wrong(name, *why)
     return tensor
 
 
-def _holds_itself(tensor: Tensor) -> bool:
-    """Whether a tensor lies contiguously within its storage: the common case, told quickly."""
+def check_dense(name: str, tensor: object) -> Tensor:
+    """`check_tensor` without its shortcut for contiguous tensors, which lets nested and quantized ones pass.
+
+    Raises:
+        ArgumentError: as `check_tensor`.
+    """
+    checked = check_tensor(name, tensor)
+    if not torch.compiler.is_compiling() and readable(checked):
+        why = _unreadable(checked)
+        if why:
+            raise wrong(name, *why)
+    return checked
+
+
+def _is_contiguous_in_storage(tensor: Tensor) -> bool:
+    """Whether a tensor lies contiguously within its storage: the common case, and cheap to check."""
     try:
         return (
             type(tensor) in PLAIN
@@ -193,7 +214,7 @@ def _holds_itself(tensor: Tensor) -> bool:
             and tensor.data_ptr() != 0
             and tensor.untyped_storage().nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
         )
-    except (RuntimeError, ValueError):  # sparse, nested or of a transform: they have neither
+    except (RuntimeError, ValueError):  # a sparse tensor, or one of a transform, has neither
         return False
 
 
@@ -204,7 +225,7 @@ def _no_tensor(name: str, value: object) -> ArgumentError:
 
 
 def _unreadable(tensor: Tensor) -> tuple[str, str, str] | None:
-    """The rule that a tensor breaks behind which there is no array of numbers, what it is, and the way out."""
+    """Rule, finding and way out for a tensor without a dense array of values in memory; ``None`` for any other."""
     rule = "must be a dense tensor with memory"
     if tensor.is_nested:
         way_out = "Pad it and describe the lengths with Padded, or lay its .values() end to end and use Packed."
@@ -217,11 +238,11 @@ def _unreadable(tensor: Tensor) -> tuple[str, str, str] | None:
         return rule, f"its layout is {tensor.layout}", "Use .to_dense()."
     if type(tensor) not in PLAIN or not tensor.is_cpu:
         return None
-    if torch._C._are_functorch_transforms_active():
+    if are_transforms_active():
         return None
-    if torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if is_functional(tensor) or is_transform_tensor(tensor):
         return rule, "it belongs to a transform of torch.func that has ended", "Return it from the transform."
-    if not torch._C._has_storage(tensor):  # a batch of PyTorch's older vmap
+    if not has_storage(tensor):  # a batch of PyTorch's older vmap
         return None
     held = tensor.untyped_storage().nbytes()
     if held < extent(tensor):
@@ -231,7 +252,7 @@ def _unreadable(tensor: Tensor) -> tuple[str, str, str] | None:
 
 
 def extent(tensor: Tensor) -> int:
-    """Bytes from the start of its storage up to the last element of a tensor; 0 where it has none."""
+    """Bytes from the start of a tensor's storage up to its last element; 0 where it has no elements."""
     last = int(tensor.storage_offset())
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         if size == 0:
@@ -241,7 +262,11 @@ def extent(tensor: Tensor) -> int:
 
 
 def number(name: str, value: object, rule: str, way_out: str) -> float:
-    """``value``, or an error that names it: it must be a finite real number."""
+    """Return ``value``, checked to be a finite real number.
+
+    Raises:
+        ArgumentError: it is not; the message has ``rule`` and ``way_out``.
+    """
     if isinstance(value, (torch.SymInt, torch.SymFloat)) or (
         torch.compiler.is_compiling() and isinstance(value, (int, float))
     ):
@@ -255,7 +280,11 @@ def number(name: str, value: object, rule: str, way_out: str) -> float:
 
 
 def whole_number(name: str, value: object, *, at_least: int | None = None, at_most: int | None = None) -> int:
-    """``value`` as an int, or an error that names it. A bool or a float is no whole number."""
+    """Return ``value``, checked to be an int from ``at_least`` to ``at_most``.
+
+    Raises:
+        ArgumentError: it is not; a bool or a float is no whole number.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise wrong(name, "must be a whole number", f"it is {describe(value)}", "Pass an int.")
     if at_least is not None and value < at_least:
@@ -266,18 +295,26 @@ def whole_number(name: str, value: object, *, at_least: int | None = None, at_mo
 
 
 def flag(name: str, value: object) -> bool:
-    """``value``, or an error that names it: it must be a bool."""
+    """Return ``value``, checked to be a bool.
+
+    Raises:
+        ArgumentError: it is not.
+    """
     if not isinstance(value, bool):
         raise wrong(name, "must be True or False", f"it is {describe(value)}", "Pass a bool.")
     return value
 
 
 def position(name: str, value: object, *, at_least: int = -FARTHEST) -> int:
-    """``value`` as a position, or a number of positions, that kernels can add up."""
+    """Return ``value``, checked to be a position, or a number of positions, from ``at_least`` to `FARTHEST`.
+
+    Raises:
+        ArgumentError: it is not.
+    """
     found = whole_number(name, value)
     if isinstance(found, int) and not at_least <= found <= FARTHEST:
         rule = f"must lie between {at_least if at_least > -FARTHEST else '-2^58'} and 2^58"
-        raise wrong(name, rule, f"it is {describe(found)}", "Positions beyond are not told apart by the kernels.")
+        raise wrong(name, rule, f"it is {describe(found)}", "The kernels cannot distinguish positions beyond.")
     return found
 
 
@@ -314,61 +351,20 @@ def check_dropout(dropout: object) -> float:
 
 
 def sequence(name: str, value: object, what: str, example: str) -> tuple[Any, ...]:
-    """The parts of ``value``, or an error that names it: it must be a sequence."""
+    """Return the parts of ``value``, checked to be a sequence.
+
+    Raises:
+        ArgumentError: it is not; the message has ``what`` it must be and an ``example``.
+    """
     if not isinstance(value, (tuple, list, range)):
         raise wrong(name, f"must be {what}", f"it is {describe(value)}", f"Write {example}.")
     return tuple(value)
 
 
-class Forms:
-    """What shapes the tensors of a function have, by letters: ``Forms(states="... n", weight="m n", bias="m")``.
-
-    Equal letters are equal sizes, ``1`` is itself, and leading dimensions may be any where a form begins with dots.
-    Tensors that are not given come last.
-    """
-
-    def __init__(self, **forms: str) -> None:
-        self.forms = forms
-        #: For each tensor its rank, whether that is the least, and sizes: (dimension, tensor, its dimension), all from
-        #: the last one on; tensor -1 stands for the size 1.
-        self.rows: list[tuple[int, bool, list[tuple[int, int, int]]]] = []
-        first: dict[str, tuple[int, int]] = {"1": (-1, 0)}
-        for n, form in enumerate(forms.values()):
-            letters = form.split()
-            more = letters[0] == "..."
-            sizes = []
-            for back, letter in enumerate(reversed(letters[more:]), 1):
-                if letter in first:
-                    sizes.append((-back, *first[letter]))
-                else:
-                    first[letter] = n, -back
-            self.rows.append((len(letters) - more, more, sizes))
-
-    def check(self, *tensors: Tensor | None) -> None:
-        """Raise `ArgumentError` unless all of them fit together."""
-        shapes: list[tuple[int, ...]] = []
-        for tensor, (rank, more, sizes) in zip(tensors, self.rows, strict=False):
-            if tensor is None:
-                return
-            shape = tensor.shape
-            if len(shape) != rank and (not more or len(shape) < rank):
-                raise self.wrong(tensors, len(shapes))
-            for dimension, other, its in sizes:
-                if shape[dimension] != (1 if other < 0 else shapes[other][its]):
-                    raise self.wrong(tensors, len(shapes))
-            shapes.append(shape)
-
-    def wrong(self, tensors: tuple[Tensor | None, ...], n: int) -> ArgumentError:
-        """That the ``n``-th tensor does not fit."""
-        shown = ", ".join(f"{name} ({', '.join(form.split())})" for name, form in self.forms.items())
-        given = ", ".join(str(tuple(tensor.shape)) for tensor in tensors if tensor is not None)
-        return wrong(list(self.forms)[n], f"must fit {shown}", f"the shapes are {given}", "Check which is which.")
-
-
 def fits(have: int, want: int) -> bool:
     """Whether a dimension of size ``have`` broadcasts to ``want``.
 
-    Two comparisons: to a compiler ``have in (1, want)`` is false of a constant and a size that it does not know yet.
+    Two comparisons: for a compiler ``have in (1, want)`` is false where one is a constant and the other symbolic.
     """
     return have == 1 or have == want
 

@@ -1,61 +1,58 @@
-"""Which of PyTorch's tracers and modes see an operation before its kernel does.
+"""Which of PyTorch's tracers and dispatch modes see an operation before its kernel runs.
 
 A native kernel reads and writes memory by its address, which no tracer sees: a graph would hold the empty result and
-nothing that fills it. So every native call is preceded by this question; where the answer is yes, a registered operator
-(`limelight.operator.compiled`) or PyTorch's own operations are called, which every tracer records.
+no operation that fills it. So every native call is preceded by this check; where a tracer is active, a registered
+operator (`limelight.operator.compiled`) or PyTorch's own operations are called, which every tracer records.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.jit._trace import TracerWarning
+
+from .torch_internals import (
+    FakeTensor,
+    FunctionalTensor,
+    TracerWarning,
+    are_transforms_active,
+    dispatch_mode_count,
+    is_functionalize,
+    is_jit_tracing,
+    is_observed,
+    tracing_mode,
+    transforms,
+    under_pre_dispatch,
+)
 
 #: A mode of the user that sees operations while they are computed: a counter, a logger, a checkpointing policy.
 MODE = "a TorchDispatchMode"
 
-_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
-_TRACERS = (
-    (torch._C._TorchDispatchModeKey.PROXY, "make_fx"),
-    (torch._C._TorchDispatchModeKey.FUNCTIONAL, "FunctionalTensorMode"),
-    (torch._C._TorchDispatchModeKey.FAKE, "FakeTensorMode"),
-)
-
-# torch.jit.trace warns where a size becomes a bool: here that checks an argument, or chooses among equal computations.
+# torch.jit.trace warns where a size becomes a bool: in these modules that checks an argument, or chooses among equal
+# computations.
 warnings.filterwarnings(
     "ignore",
     category=TracerWarning,
-    module=r"limelight\.(attention|backends\.reference|compat|compiled|fused|layouts|nn\.checks|patterns|scores|shapes)$",
+    module=r"limelight\.(backends\.reference|compat|forms\.\w+|fused\.\w+|nn\.checks|operator\.\w+|tensors\.\w+)$",
 )
 
 
-def active() -> bool:
-    """Whether anything but the compiler (`torch.compiler.is_compiling`) sees operations on plain tensors."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
-    )
+#: Whether anything but the compiler (`torch.compiler.is_compiling`) sees operations on plain tensors.
+active = is_observed
 
 
 def seen_by(tensor: object = None) -> str:
-    """What sees an operation on a tensor before its kernel does, in words; empty for nothing.
+    """What sees an operation on a tensor before its kernel runs, in words; empty for nothing.
 
-    `MODE` is a mode of the user: numbers are computed, and the mode may look at them. Everything else records
-    operations or wants the shapes of their results alone, and no number may be read. A transform of `torch.func` that
-    computes (all but ``functionalize``) is none of them.
+    `MODE` is a mode of the user: values are computed, and the mode may read them. Everything else records operations
+    or computes the shapes of their results alone, and no value may be read. A transform of `torch.func` that computes
+    (all but ``functionalize``) is none of them.
     """
     if torch.compiler.is_compiling():
         return "torch.compile and torch.export"
-    found = _active() if active() else ""
-    if type(tensor) is Tensor and tensor.is_cpu:  # the common one, without a question more
+    found = _observer() if is_observed() else ""
+    if type(tensor) is Tensor and tensor.is_cpu:  # the common case, without a further check
         return found
     if (not found or found is MODE) and isinstance(tensor, Tensor):
         if isinstance(tensor, (FakeTensor, FunctionalTensor)):
@@ -66,46 +63,33 @@ def seen_by(tensor: object = None) -> str:
 
 
 def recorder(tensor: object = None) -> str:
-    """The same of what records the operation, or wants its shape alone, instead of computing numbers."""
+    """What records an operation on a tensor, or computes its shape alone, in words; empty where values are computed."""
     found = seen_by(tensor)
     return "" if found is MODE else found
 
 
 def readable(value: object) -> bool:
-    """Whether the numbers in a tensor may be read, or a size compared, without changing what is recorded."""
+    """Whether the values of a tensor may be read, or a size compared, without changing what is recorded."""
     return not recorder(value)
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` that computes stands around the call: ``functionalize`` only records."""
-    return torch._C._are_functorch_transforms_active() and (
-        torch.compiler.is_compiling() or not all(map(_functionalizes, _transforms()))
-    )
+    """Whether a transform of `torch.func` that computes is active: ``functionalize`` only records."""
+    return are_transforms_active() and (torch.compiler.is_compiling() or not all(map(is_functionalize, transforms())))
 
 
 def is_functionalized() -> bool:
-    """Whether ``torch.func.functionalize`` stands around the call."""
-    return torch._C._are_functorch_transforms_active() and (
-        not torch.compiler.is_compiling() and any(map(_functionalizes, _transforms()))
-    )
+    """Whether ``torch.func.functionalize`` is active."""
+    return are_transforms_active() and (not torch.compiler.is_compiling() and any(map(is_functionalize, transforms())))
 
 
-def _transforms() -> Sequence[Any]:
-    return torch._C._functorch.get_interpreter_stack() or ()
-
-
-def _functionalizes(transform: Any) -> bool:
-    return bool(transform.key() == torch._C._functorch.TransformType.Functionalize)
-
-
-def _active() -> str:
-    if torch._C._is_tracing():
+def _observer() -> str:
+    if is_jit_tracing():
         return "torch.jit.trace"
-    if torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH):
+    if under_pre_dispatch():
         return "make_fx"
-    for key, name in _TRACERS:
-        if torch._C._get_dispatch_mode(key) is not None:
-            return name
+    if mode := tracing_mode():
+        return mode
     if is_functionalized():
         return "torch.func.functionalize"
-    return MODE if torch._C._len_torch_dispatch_stack() else ""
+    return MODE if dispatch_mode_count() else ""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...tensors.shapes import FARTHEST, check_tensor, describe, position, wrong
+from ...tensors.torch_internals import is_transform_tensor
 from ...tensors.tracing import readable
 from ..coordinates import Coordinates
 from ..segments import one_segment, pack, per_row
@@ -152,7 +153,7 @@ def _of_rows(value: Any, rows: Tensor) -> Any:
 
 def _is_traced(tensor: Tensor) -> bool:
     """Whether the numbers of a tensor are not known yet."""
-    return not readable(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not readable(tensor) or is_transform_tensor(tensor)
 
 
 def _check_per_row(name: str, values: Tensor, B: int) -> None:

@@ -1,0 +1,57 @@
+"""Our C++ kernels on CPUs: the library of ``native/`` as a backend.
+
+- `library`: loads it, and calls it. The one module that uses `ctypes`.
+- `structures`: the structures of ``native/include/limelight.h``, compared with the library's own when it is loaded.
+- `addresses`, `call`, `rules`, `observing`: tensors, calls, score rules and observations as it reads them.
+- `attention`: the operator.
+"""
+
+from __future__ import annotations
+
+from . import library
+from .attention import backward, captured, forward, reasons_against_backward
+from .call import memory, reasons_against
+from .library import (
+    available,
+    instruction_set,
+    instruction_sets,
+    peak,
+    select_instruction_set,
+    why_missing,
+)
+from .rules import reasons_against as reasons_against_rules
+
+__all__ = [
+    "ABOUT",
+    "NAME",
+    "available",
+    "backward",
+    "captured",
+    "forward",
+    "instruction_set",
+    "instruction_sets",
+    "memory",
+    "peak",
+    "reasons_against",
+    "reasons_against_backward",
+    "reasons_against_rules",
+    "select_instruction_set",
+    "status",
+    "why_missing",
+]
+
+NAME = "native"
+ABOUT = "C++ kernels on CPUs, memory linear in the length"
+
+
+def status() -> str:
+    """Whether the backend is there, with which instruction set, or what is missing and what that costs."""
+    if not available():
+        return f"not there: {why_missing()}"
+    isa = instruction_set()
+    if not isa:
+        return f"not usable: {library.error_message()}"
+    # `wide` serves tests alone.
+    others = [name for name in instruction_sets() if name not in (isa, "wide")]
+    threads = "OpenMP" if library.has_openmp() else "one thread, since it was built without OpenMP"
+    return f"{ABOUT}; instruction set {isa} (also: {', '.join(others) or 'none'}), {threads}"

@@ -1,0 +1,239 @@
+"""The shared library of C++ kernels: loaded, compared with what Python expects of it, and called.
+
+The one module that uses `ctypes`. The library has no Python and no PyTorch in it: it is given pointers, sizes and
+strides, as the bytes of a structure (`structures`). The interpreter lock is released while the kernels run.
+
+``LIMELIGHT_ISA`` names an instruction set (``generic``, ``avx2``, ``avx512``, ``avx512bf16``, ``amx``, ``neon``) to use
+instead of the best one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..contract import BackendError, out_of_memory
+from .structures import Field, mismatch
+
+FILE = "liblimelight_native.so"
+#: `ll_element` of each dtype that the kernels compute.
+ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+_INTERRUPTED = 3
+_INTERPRETER = ("PyGILState_Ensure", "PyGILState_Release", "PyErr_CheckSignals", "PyErr_Fetch")
+# Names and types of arguments; the result is an int (zero, or an error number) unless it stands below.
+_ARGUMENTS: dict[str, list[Any]] = {
+    "ll_forward": [ctypes.c_char_p],
+    "ll_backward": [ctypes.c_char_p, ctypes.c_char_p],
+    "ll_product_forward": [ctypes.c_char_p],
+    "ll_norm_forward": [ctypes.c_char_p],
+    "ll_norm_backward": [ctypes.c_char_p],
+    "ll_gate_forward": [ctypes.c_char_p],
+    "ll_gate_backward": [ctypes.c_char_p],
+    "ll_rotation_forward": [ctypes.c_char_p],
+    "ll_sum_forward": [ctypes.c_char_p],
+    "ll_matmul_forward": [ctypes.c_char_p],
+    "ll_replay": [ctypes.c_char_p, ctypes.c_int64],
+    "ll_set_signal_functions": [ctypes.c_void_p] * 4,
+    "ll_take_exception": [ctypes.c_void_p],
+    "ll_error_message": [],
+    "ll_isa_name": [],
+    "ll_isa_list": [],
+    "ll_select_isa": [ctypes.c_char_p],
+    "ll_has_openmp": [],
+    "ll_measure_peak": [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double],
+    "ll_layout": [],
+}
+
+
+class _Field(ctypes.Structure):
+    """``ll_field``."""
+
+    _fields_ = (
+        ("structure", ctypes.c_char_p),
+        ("field", ctypes.c_char_p),
+        ("offset", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+    )
+
+
+_RESULTS: dict[str, Any] = {
+    "ll_error_message": ctypes.c_char_p,
+    "ll_isa_name": ctypes.c_char_p,
+    "ll_isa_list": ctypes.c_char_p,
+    "ll_measure_peak": ctypes.c_double,
+    "ll_layout": ctypes.POINTER(_Field),
+    "ll_set_signal_functions": None,
+    "ll_take_exception": None,
+}
+
+
+def _layout(library: Any) -> Iterator[Field]:
+    """The structures and fields that a library was compiled with."""
+    row = library.ll_layout()
+    for n in range(10_000):
+        found = row[n]
+        if not found.structure:
+            return
+        yield Field(found.structure.decode(), (found.field or b"").decode(), found.offset, found.size, chr(found.type))
+
+
+def load() -> tuple[Any, str]:
+    """The library, or the reason why there is none."""
+    from ... import __path__ as folders  # more than one in an editable install
+
+    found = [path for path in (Path(folder) / FILE for folder in folders) if path.is_file()]
+    if not found:
+        return None, (
+            f"the native library ({FILE}) was not built: install a C++ compiler (apt-get install g++) and reinstall "
+            "Limelight; without it CPU attention takes memory for every score"
+        )
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return None, f"the native library cannot be loaded: {error}"
+    for name, arguments in _ARGUMENTS.items():
+        if not hasattr(library, name):
+            return None, f"the native library ({found[0]}) is of another version, without {name}: reinstall Limelight"
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, _RESULTS.get(name, ctypes.c_int)
+    different = mismatch(_layout(library))
+    if different:
+        return None, f"the native library ({found[0]}) is of another version: {different}; reinstall Limelight"
+    library.ll_set_signal_functions(*(ctypes.cast(getattr(ctypes.pythonapi, f), ctypes.c_void_p) for f in _INTERPRETER))
+    return library, ""
+
+
+_library, _missing = load()
+
+
+def available() -> bool:
+    """Whether the library is there."""
+    return _library is not None
+
+
+def why_missing() -> str:
+    """Why the library is not there; empty where it is."""
+    return _missing
+
+
+def layout() -> list[Field]:
+    """The structures and fields that the library was compiled with."""
+    return list(_layout(_library))
+
+
+def instruction_set() -> str:
+    """The instruction set in use: ``"avx2"``; empty where ``LIMELIGHT_ISA`` names one that this machine cannot run."""
+    name: bytes = _library.ll_isa_name()
+    return name.decode()
+
+
+def instruction_sets() -> list[str]:
+    """Those that this machine can run, the best first; none without the library."""
+    return [] if _library is None else _library.ll_isa_list().decode().split()
+
+
+def select_instruction_set(name: str | None) -> None:
+    """Use an instruction set from now on; ``None`` for that of ``LIMELIGHT_ISA``, else the best.
+
+    Raises:
+        BackendError: the machine cannot run it.
+    """
+    check(_library.ll_select_isa(None if name is None else name.encode()))
+
+
+def has_openmp() -> bool:
+    """Whether the library was built with OpenMP; otherwise it uses one thread."""
+    return bool(_library.ll_has_openmp())
+
+
+def peak(dtype: torch.dtype, threads: int, seconds: float, instruction_set: str | None = None) -> float:
+    """GFLOP/s of independent multiply-adds in registers, summed over threads.
+
+    Args:
+        dtype: of the elements.
+        threads: how many compute at once.
+        seconds: how long each of them is measured.
+        instruction_set: the one in use by default.
+
+    Raises:
+        BackendError: the machine cannot run that instruction set.
+    """
+    name = None if instruction_set is None else instruction_set.encode()
+    found = float(_library.ll_measure_peak(name, ELEMENTS[dtype], threads, seconds))
+    if found < 0:
+        check(1)
+    return found
+
+
+def error_message() -> str:
+    """What the last call of this thread that failed complained of."""
+    message: bytes = _library.ll_error_message()
+    return message.decode()
+
+
+def check(status: int) -> None:
+    """Raise the error of a status that is not zero.
+
+    Raises:
+        BackendError: the library refused the call.
+        torch.OutOfMemoryError: there was no memory for the scratch of the kernels.
+        BaseException: whatever a signal handler raised while a call ran, for instance `KeyboardInterrupt`.
+    """
+    if status == _INTERRUPTED:
+        exception = (ctypes.c_void_p * 3)()
+        _library.ll_take_exception(exception)
+        restore = ctypes.pythonapi["PyErr_Restore"]
+        restore.argtypes, restore.restype = [ctypes.c_void_p] * 3, None
+        restore(*exception)  # raises it
+    if status:
+        message = error_message()
+        if message.startswith("out of memory"):
+            raise out_of_memory("the scratch of the kernels", message)
+        raise BackendError(f"backend 'native': {message}.")
+
+
+def address(packed: bytes, kept: list[Any]) -> int:
+    """The address of a copy of some bytes, which lives as long as ``kept``."""
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    kept.append(buffer)
+    return ctypes.addressof(buffer)
+
+
+def _function(name: str) -> Callable[..., None]:
+    """A function of the library that is given bytes and raises instead of returning an error number."""
+    if _library is None:
+
+        def missing(*packed: bytes) -> None:
+            raise BackendError(f"backend 'native': {_missing}.")
+
+        return missing
+    entry = getattr(_library, name)
+
+    def call(*packed: bytes) -> None:
+        if status := entry(*packed):
+            check(status)
+
+    return call
+
+
+#: What limelight.h says of each of them; the arguments are the bytes of its structures.
+forward = _function("ll_forward")
+backward = _function("ll_backward")
+product_forward = _function("ll_product_forward")
+norm_forward = _function("ll_norm_forward")
+norm_backward = _function("ll_norm_backward")
+gate_forward = _function("ll_gate_forward")
+gate_backward = _function("ll_gate_backward")
+rotation_forward = _function("ll_rotation_forward")
+matmul_forward = _function("ll_matmul_forward")
+
+
+def replay(packed: bytes) -> None:
+    """Run captured operations in order: `structures.STEP` before the structure of each."""
+    check(_library.ll_replay(packed, len(packed)))

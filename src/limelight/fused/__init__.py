@@ -1,0 +1,32 @@
+"""The operations of a layer beside attention, each in one pass over memory, by the native library.
+
+PyTorch computes a root-mean-square norm in eight operations, a gate in two and a rotation in three, each through
+memory. Here each is one call of the library, forward and backward, with the result of those operations, rounded once.
+
+PyTorch's operations are the definition. They compute whatever the library cannot serve (`reasons_against` says why):
+under ``torch.compile`` and ``torch.export``, which fuse such operations themselves; under every other tracer and mode;
+for ``torch.func``, forward mode and every derivative beyond the first; on other devices; without the library.
+"""
+
+from .capture import Capture
+from .dispatch import can_fuse, reasons_against
+from .gate import SIGMOID_FORMS, gated, gelu_tanh
+from .matrices import MOST_ROWS, matmul, matmul_is_faster, product, products
+from .norm import rms_norm
+from .rotation import rotate_halves
+
+__all__ = [
+    "MOST_ROWS",
+    "SIGMOID_FORMS",
+    "Capture",
+    "can_fuse",
+    "gated",
+    "gelu_tanh",
+    "matmul",
+    "matmul_is_faster",
+    "product",
+    "products",
+    "reasons_against",
+    "rms_norm",
+    "rotate_halves",
+]

@@ -1,0 +1,191 @@
+"""Every function of PyTorch that is not public exists in this PyTorch, and does what Limelight uses it for."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+import limelight
+from limelight.tensors import torch_internals as internals
+
+x = torch.ones(3)
+
+
+def inside_jit_trace(function):
+    """What a function gives while `torch.jit.trace` records."""
+    found = []
+    torch.jit.trace(lambda x: (found.append(function()), x + 1)[1], (x,), check_trace=False)
+    return found[0]
+
+
+def inside_make_fx(function, **settings):
+    found = []
+    make_fx(lambda x: (found.append(function()), x + 1)[1], **settings)(x)
+    return found[0]
+
+
+def inside_transform(function, transform=torch.func.vmap):
+    found = []
+    transform(lambda x: (found.append(function(x)), x)[1])(x)
+    return found[0]
+
+
+def test_dispatch_modes_are_counted():
+    assert internals.dispatch_mode_count() == 0
+    assert not internals.is_observed()
+    assert internals.is_plain_eager()
+    with FlopCounterMode(display=False):
+        assert internals.dispatch_mode_count() == 1
+        assert internals.is_observed()
+        assert not internals.is_plain_eager()
+        assert internals.tracing_mode() == ""
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_tracers_are_seen():
+    assert not internals.is_jit_tracing()
+    assert inside_jit_trace(internals.is_jit_tracing)
+    assert inside_jit_trace(internals.is_observed)
+    assert not internals.under_pre_dispatch()
+    assert inside_make_fx(internals.under_pre_dispatch, pre_dispatch=True)
+    assert inside_make_fx(internals.tracing_mode) == "make_fx"
+
+
+def test_transforms_are_seen():
+    assert not internals.are_transforms_active()
+    assert internals.transforms() == ()
+    assert inside_transform(lambda x: internals.are_transforms_active() and internals.is_observed())
+    for transform, functionalizes in ((torch.func.vmap, False), (torch.func.functionalize, True)):
+        assert inside_transform(
+            lambda x: [internals.is_functionalize(t) for t in internals.transforms()], transform
+        ) == [functionalizes]
+    assert not internals.is_transform_tensor(x)
+    assert inside_transform(internals.is_transform_tensor)
+    assert not internals.is_functional(x)
+    assert inside_transform(internals.is_functional, torch.func.functionalize)
+
+
+def test_autocast_and_forward_mode_are_seen():
+    assert not internals.is_any_autocast_enabled()
+    with torch.autocast("cpu"):
+        assert internals.is_any_autocast_enabled()
+    assert not internals.in_forward_mode()
+    with forward_ad.dual_level():
+        assert internals.in_forward_mode()
+        assert not internals.is_plain_eager()
+        assert not internals.is_observed()
+
+
+def test_a_backward_pass_is_seen():
+    assert internals.backward_pass_id() == -1
+    seen = []
+    leaf = x.clone().requires_grad_()
+    leaf.register_hook(lambda grad: seen.append((internals.backward_pass_id(), internals.legacy_vmap_level())))
+    leaf.sum().backward()
+    assert seen[0][0] >= 0
+    assert seen[0][1] == 0
+
+
+def test_batches_of_the_older_vmap_are_taken_apart():
+    seen = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            level = internals.legacy_vmap_level()
+            plain = internals.remove_batch_dim(grad, level, 2, 0)
+            seen.append((level, internals.has_storage(grad), internals.has_storage(plain), plain.shape))
+            return internals.add_batch_dim(2 * plain, 0, level)
+
+    leaf = x.clone().requires_grad_()
+    grads = torch.stack((x, 3 * x))
+    (found,) = torch.autograd.grad(Doubled.apply(leaf), leaf, grads, is_grads_batched=True)
+    assert seen == [(1, False, True, (2, 3))]
+    assert torch.equal(found, 2 * grads)
+
+
+def test_references_of_a_storage_are_counted():
+    storage = torch.ones(4).untyped_storage()
+    assert internals.storage_references(storage) == 1
+    tensor = torch.empty(0).set_(storage)
+    assert internals.storage_references(storage) == 2
+    del tensor
+    assert internals.storage_references(storage) == 1
+
+
+def test_functions_of_a_subclass_give_plain_tensors():
+    class Ours(torch.Tensor):
+        __torch_function__ = internals.disabled_torch_function
+
+    class Theirs(torch.Tensor):
+        pass
+
+    assert type(x.as_subclass(Ours) + 1) is torch.Tensor
+    assert type(x.as_subclass(Theirs) + 1) is Theirs
+    with internals.DisableTorchFunctionSubclass():
+        assert type(x.as_subclass(Theirs) + 1) is torch.Tensor
+
+
+def test_autograd_records_inside_a_registered_operator():
+    recorded = []
+
+    @torch.library.custom_op("limelight_test::probe", mutates_args=())
+    def probe(x: torch.Tensor) -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        for context in (torch.no_grad(), internals.autograd_enabled_in_operator()):
+            with context, torch.enable_grad():
+                recorded.append((2 * leaf).requires_grad)
+        return x.clone()
+
+    probe(x)
+    assert recorded == [False, True]
+
+
+def test_kinds_of_tensors():
+    with internals.FakeTensor.__init__.__globals__["FakeTensorMode"]():
+        assert isinstance(torch.ones(3), internals.FakeTensor)
+    assert issubclass(internals.FunctionalTensor, torch.Tensor)
+    assert internals.is_tracer_type(internals.FakeTensor)
+    assert internals.is_tracer_type(internals.FunctionalTensor)
+    assert not internals.is_tracer_type(torch.nn.Parameter)
+    assert issubclass(internals.TracerWarning, Warning)
+    assert isinstance(torch.nn.LazyLinear(3).weight, internals.UninitializedTensorMixin)
+
+
+def test_dynamo_is_imported_by_the_first_compilation():
+    code = """if True:
+    import sys, torch
+    from limelight.tensors import torch_internals as internals
+    print(internals.is_dynamo_imported())
+    torch.compile(lambda x: x, backend="eager")(torch.ones(1))
+    print(internals.is_dynamo_imported())"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\nTrue\n"
+
+
+def test_every_name_has_a_test():
+    tested = Path(__file__).read_text()
+    assert [name for name in internals.__all__ if f"internals.{name}" not in tested] == []
+    assert [name for name in internals.__all__ if not hasattr(internals, name)] == []
+
+
+PRIVATE = re.compile(r"torch\._[A-Za-z]|torch\.jit\._|forward_ad\._|parameter import Uninitialized")
+
+
+def test_no_other_module_uses_private_names():
+    folder = Path(limelight.__file__).parent
+    found = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if path.name != "torch_internals.py" and PRIVATE.search(path.read_text())
+    }
+    assert found == set()
