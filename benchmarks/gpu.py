@@ -62,12 +62,12 @@ from limelight import (
     Window,
 )
 from limelight.backends import BACKENDS, reference
-from limelight.backends.contract import operands
 from limelight.backends.gluon import flash3, flash3_float8
 from limelight.backends.gluon import tuning as flash3_tuning
 from limelight.backends.gluon.quantise import Quantised, quantise
 from limelight.backends.triton import machine
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 HERE = Path(__file__).parent
 GPU_BACKENDS = [b.NAME for b in BACKENDS if b.NAME.startswith("flash")]
@@ -274,7 +274,7 @@ def compared(
     for backend in backends:
         row: dict[str, Any] = {"call": f"{backend} {title}"}
         rows.append(row)
-        if reasons := by_name(backend).reasons_against(prepare(*tensors, **settings)):
+        if reasons := by_name(backend).reasons_against(prepare(*tensors, Settings(**settings))):
             row["not served"] = "; ".join(reasons)
             continue
         poison(tensors[0].device)
@@ -300,7 +300,9 @@ def compared(
 
 def what_is_compared(settings: dict[str, Any], tensors: list[Tensor]) -> list[str]:
     """What `run` gives, in its order."""
-    learned = [f"gradient of what is learned, {n}" for n in range(len(operands(prepare(*tensors, **settings))))]
+    learned = [
+        f"gradient of what is learned, {n}" for n in range(len(prepare(*tensors, Settings(**settings)).operands))
+    ]
     return ["output", "logsumexp", "dQ", "dK", "dV", *learned]
 
 
@@ -323,7 +325,7 @@ def seen(device: torch.device, options: argparse.Namespace, failures: list[str])
                 continue
             tensors = [torch.randn(B, h, n, D, device=device).to(dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
             for backend in options.backends:
-                call = prepare(*tensors, **settings, observe=Observe(**asked, top=5))
+                call = prepare(*tensors, Settings(**settings, observe=Observe(**asked, top=5)))
                 if by_name(backend).reasons_against(call):
                     continue
                 poison(device)
@@ -383,7 +385,7 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                     row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
                 half = [x.to(torch.bfloat16) for x in (q, k, v)]
                 for backend in (flash3, flash3_float8):
-                    call = prepare(*half, pattern=pattern)
+                    call = prepare(*half, Settings(pattern=pattern))
                     if reasons := backend.reasons_against(call):
                         row[backend.NAME] = "not served: " + "; ".join(reasons)
                     else:
@@ -402,7 +404,7 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
 def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Any]:
     """Output, logsumexp (but of `flash1`), and gradients of query, key, value and what is learned beside."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    learned = operands(prepare(*tensors, **settings))
+    learned = prepare(*tensors, Settings(**settings)).operands
     for tensor in learned:
         tensor.grad = None
     with rounded(tensors[0].dtype) if backend == "plain" else nullcontext():
@@ -479,7 +481,7 @@ def determinism(device: torch.device, options: argparse.Namespace, failures: lis
             if not options.mine(f"repeated {name} {(B, Hq, Hkv, Lq, Lk, D)}"):
                 continue
             for backend in options.backends:
-                if by_name(backend).reasons_against(prepare(*tensors, **settings)):
+                if by_name(backend).reasons_against(prepare(*tensors, Settings(**settings))):
                     continue
                 first = run(backend, tensors, grad, settings)
                 for _ in range(1 if options.tiny else 20):
@@ -572,7 +574,7 @@ def measured(
     for backend in GPU_BACKENDS:
         if backend == "flash1" and length > 4096:
             continue  # it reads and writes its output for every block of keys: a call takes a second
-        if not by_name(backend).reasons_against(prepare(q, k, v, **settings)):
+        if not by_name(backend).reasons_against(prepare(q, k, v, Settings(**settings))):
             ways[backend] = functools.partial(limelight.attention, q, k, v, backend=backend, **settings)
     ways |= peers(q, k, v, form)
     rows = []
@@ -627,7 +629,7 @@ def host_time(way: Callable[[], Tensor]) -> float:
 
 def in_8_bits(q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> dict[str, Callable[[], Tensor]]:
     """`flash3-float8` as it is called, and its kernel alone, with numbers of 8 bits made before."""
-    call = prepare(q.detach(), k.detach(), v.detach(), **settings)
+    call = prepare(q.detach(), k.detach(), v.detach(), Settings(**settings))
     if flash3_float8.reasons_against(call):
         return {}
     made: dict[int, Quantised] = {}
@@ -760,7 +762,7 @@ def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[
     dtype = torch.float16 if machine.interpreted() else torch.bfloat16
     for length in (32,) if tiny else (2048, 8192):
         q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
-        call = prepare(q, k, v, pattern=Causal(), observe=Observe(**asked["all"]))
+        call = prepare(q, k, v, Settings(pattern=Causal(), observe=Observe(**asked["all"])))
         serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
         if not serving:
             rows.append({"length": length, "served by": "none of the GPU backends"})
@@ -783,7 +785,7 @@ def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
     for backend in GPU_BACKENDS if device.type == "cuda" else ():
         q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        if by_name(backend).reasons_against(prepare(*leaves, pattern=Causal())):
+        if by_name(backend).reasons_against(prepare(*leaves, Settings(pattern=Causal()))):
             continue
         forward = functools.partial(limelight.attention, *leaves, pattern=Causal(), backend=backend)
 

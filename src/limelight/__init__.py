@@ -15,7 +15,9 @@ from .forms.layouts import Aligned, Chosen, KeyMask, Layout, Packed, Padded
 from .forms.observations import Observations, Observe, Seen, watching
 from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Prefix, Rule, Where, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
-from .operator.attention import Explanation, attention, explain, merge
+from .operator.attention import attention
+from .operator.explanation import Explanation, explain
+from .operator.merging import merge
 from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from ..forms.scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
 from ..tensors import tracing
 from ..tensors.shapes import PLAIN, check_tensor, extent
 from . import memory as results
-from .contract import BackendError, Call, Result, operands, out_of_memory, unknown_positions
+from .contract import BackendError, Call, Result, out_of_memory, unknown_positions
 
 NAME = "native"
 ABOUT = "C++ kernels on CPUs, memory linear in the length"
@@ -165,7 +165,7 @@ def _reasons_against_distances(call: Call) -> list[str]:
 
 def _reasons_against_operands(call: Call) -> list[str]:
     """Why the tensors beside query, key and value cannot be read."""
-    found = operands(call)
+    found = call.operands
     if call.observe is not None:
         found += call.observe.tensors()
     for tensor in found:

@@ -24,25 +24,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..forms.layouts import Aligned
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Part, Where
 from ..forms.philox import kept
 from ..forms.scores import Additive
 from ..tensors import tracing
-from ..tensors.shapes import check_tensor
-from .contract import Call, Result
+from ..tensors.shapes import PLAIN, check_tensor
+from .contract import Call, Result, check_local
 
 NAME = "reference"
-ABOUT = "the definition: plain tensor operations, a long call a run of queries at a time"
+ABOUT = "the definition: plain tensor operations, a long call a chunk of queries at a time"
 
 
 def reasons_against(call: Call) -> list[str]:
-    """The definition serves every call whose tensors have memory.
+    """The definition serves every call whose tensors have memory of their own.
 
     Raises:
-        ArgumentError: the memory of one was freed.
+        ArgumentError: the memory of query, key or value was freed, or one of them is a `DTensor`.
     """
     for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value)):
+        if type(tensor) not in PLAIN:
+            check_local(name, tensor)
         check_tensor(name, tensor)
     return []
 
@@ -105,8 +108,6 @@ def _per_query_head(tensor: Tensor, Hq: int) -> Tensor:
 
 def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
     """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the places, and each query's document."""
-    from ..forms.layouts import Aligned
-
     B, Hq, Lq, Lk = call.shapes.scores
     part = call.part
     coordinates = (call.layout or Aligned()).coordinates(B, Lq, Lk, call.query.device)

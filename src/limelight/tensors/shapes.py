@@ -189,6 +189,7 @@ def _holds_itself(tensor: Tensor) -> bool:
     try:
         return (
             type(tensor) in PLAIN
+            and not tensor.is_nested
             and tensor.is_contiguous()
             and tensor.data_ptr() != 0
             and tensor.untyped_storage().nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize
