@@ -28,6 +28,7 @@ from ..forms.descriptions import Description
 from ..forms.observations import Observations
 from ..forms.settings import Settings, SettingsButObserve
 from ..tensors import tracing
+from . import flops
 from .calling import prepare, run
 from .derivatives import VJP, Attention, observed
 
@@ -75,6 +76,8 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
         return reference.forward(call)
     if call.pattern is not None:
         call = call.replace(pattern=_without_rules(call.pattern, call))
+    if seen_by is tracing.MODE:
+        flops.register()
     output, logsumexp = torch.ops.limelight.attention(*_write_call(call))
     observe = call.observe
     if observe is None:
@@ -189,6 +192,7 @@ def _attention(
     tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the call that `_write_call` wrote."""
+    flops.register()
     call = _read_call(tensors, numbers, reals, recipe)
     result = run(call.replace(logsumexp=True), None)
     assert result.logsumexp is not None
