@@ -31,11 +31,12 @@ from triton.runtime.jit import JITFunction
 
 import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
-from limelight.backends.contract import Call, operands
+from limelight.backends.contract import Call
 from limelight.backends.gpu import flash1, flash2, machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
 from limelight.backends.gpu.hopper.tuning import WIDEST_BACKWARD
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
 # Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
@@ -53,13 +54,13 @@ def tensors(
 
 
 def plain(D: int, dtype: torch.dtype = torch.bfloat16, L: int = 4096, **settings: Any) -> Callable[[], Call]:
-    return lambda: prepare(*tensors(L, D, dtype=dtype), **settings)
+    return lambda: prepare(*tensors(L, D, dtype=dtype), Settings(**settings))
 
 
 def decode(D: int) -> Call:
     query, _, _ = tensors(1, D, heads=(32, 8))
     _, key, value = tensors(4096, D, heads=(32, 8))
-    return prepare(query, key, value, pattern=Causal())
+    return prepare(query, key, value, Settings(pattern=Causal()))
 
 
 EVERYTHING = Observe(
@@ -119,7 +120,7 @@ HOPPER: dict[str, Callable[[], Call]] = {
     "first keys and window 128": plain(128, pattern=Causal() & (Window(1024, 0) | Keys(first=4))),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
     "rules 64": plain(64, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
-    "groups 128": lambda: prepare(*tensors(4096, 128, heads=(32, 8)), pattern=Causal()),
+    "groups 128": lambda: prepare(*tensors(4096, 128, heads=(32, 8)), Settings(pattern=Causal())),
 }
 
 
@@ -127,7 +128,7 @@ def backward(call: Call, backend: Any = flash2) -> None:
     B, Hq, _, Lq, _, _, Dv = call.shapes
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
     slopes = backend is flash2  # those of ALiBi are its task alone
-    wanted = (True,) * 3 + (slopes,) * len(operands(call))
+    wanted = (True,) * 3 + (slopes,) * len(call.operands)
     backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 

@@ -180,7 +180,7 @@ def test_explain_says_all_of_it():
     assert answer.backend == "reference"
     assert answer.memory < answer.score_memory / 1000
     assert "Additive" in str(answer)
-    assert "a run of queries at a time" in answer.gradients
+    assert "a chunk of queries at a time" in answer.gradients
 
 
 def test_unbatched():

@@ -36,6 +36,7 @@ from limelight import (
 )
 from limelight.backends import native
 from limelight.operator import derivatives
+from limelight.operator.derivatives import chunks
 
 SMALL = sizes(lengths=st.integers(0, 9), widths=st.integers(1, 5))
 EPS = torch.finfo(torch.float32).eps
@@ -45,9 +46,9 @@ needs_native = pytest.mark.skipif(not native.available(), reason=native.why_miss
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch):
     """Runs of a few queries; the definition, too, is differentiated run by run, however small the call."""
-    monkeypatch.setattr(derivatives, "WHOLE", -1)
-    monkeypatch.setattr(derivatives, "MOST_SCORES", 300)
-    monkeypatch.setattr(derivatives, "FEW_SCORES", 4)
+    monkeypatch.setattr(derivatives, "MAX_WHOLE_BYTES", -1)
+    monkeypatch.setattr(chunks, "MAX_CHUNK_BYTES", 300)
+    monkeypatch.setattr(chunks, "FEW_SCORES", 4)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def whole(monkeypatch):
 
     def run(function):
         with monkeypatch.context() as patch:
-            patch.setattr(derivatives, "WHOLE", 2**40)
+            patch.setattr(derivatives, "MAX_WHOLE_BYTES", 2**40)
             return function("reference")
 
     return run
@@ -87,7 +88,7 @@ def gradients(example, backend, dtype, upstream=None):
 def test_run_by_run_is_the_whole(example):
     values, found = gradients(example, "reference", torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivatives, "WHOLE", 2**40)
+        patch.setattr(derivatives, "MAX_WHOLE_BYTES", 2**40)
         truth, expected = gradients(example, "reference", torch.float64)
     for a, b in zip((*values, *found), (*truth, *expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
@@ -99,7 +100,7 @@ def test_gradients_of_the_native_kernels(example):
     """At most 1.5 times the error of the plain float32 computation, and a few rounding steps of the largest score."""
     _, ours = gradients(example, "native", torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivatives, "WHOLE", 2**40)
+        patch.setattr(derivatives, "MAX_WHOLE_BYTES", 2**40)
         _, plain = gradients(example, "reference", torch.float32)
         _, truth = gradients(example, "reference", torch.float64)
     group = example.sizes.Hq // example.sizes.Hkv
@@ -190,7 +191,7 @@ def test_everything_that_is_observed(example, data):
     )
     out, seen = see()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(derivatives, "WHOLE", 2**40)
+        patch.setattr(derivatives, "MAX_WHOLE_BYTES", 2**40)
         truth, expected = see()
     torch.testing.assert_close(out, truth, rtol=1e-10, atol=1e-11)
     assert seen.seen().keys() == expected.seen().keys()

@@ -19,7 +19,8 @@ from limelight.backends import BACKENDS, native
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import Pattern
 from limelight.forms.segments import KeyRuns
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 KINDS = subclasses(Layout)
 
@@ -258,7 +259,7 @@ def test_every_backend_serves_chosen_queries_right_or_not_at_all(backend, layout
     index = index.where(torch.arange(70) < torch.tensor([[70], [50]]), -1)
     few = taken(query, index)
     chosen = Subset(index, 200, layout)
-    if backend.reasons_against(prepare(few, key, value, chosen, pattern, scores=scores)):
+    if backend.reasons_against(prepare(few, key, value, Settings(layout=chosen, pattern=pattern, scores=scores))):
         assert scores or backend is not native or not native.available()
         return
     settings = {"pattern": pattern, "scores": scores, "observe": Observe(logsumexp=True, entropy=True)}

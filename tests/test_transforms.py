@@ -208,10 +208,11 @@ def test_the_logsumexp_comes_out_of_a_compiled_graph():
 
 def registered_operator(settings):
     """``limelight::attention`` as a compiled graph calls it, of query, key and value."""
+    from limelight.forms.settings import Settings
     from limelight.operator import compiled
-    from limelight.operator.attention import prepare
+    from limelight.operator.calling import prepare
 
-    (_, _, _, *operands), *rest = compiled._write_call(prepare(*tensors(), scale=0.5, **settings))
+    (_, _, _, *operands), *rest = compiled._write_call(prepare(*tensors(), Settings(scale=0.5, **settings)))
     return lambda q, k, v: torch.ops.limelight.attention([q, k, v, *operands], *rest)
 
 
@@ -256,8 +257,9 @@ def test_export():
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_registered_operators_pass_opcheck(transposed):
+    from limelight.forms.settings import Settings
     from limelight.operator import compiled
-    from limelight.operator.attention import prepare
+    from limelight.operator.calling import prepare
 
     q, k, v = (t.float() for t in tensors())
     if transposed:
@@ -265,7 +267,7 @@ def test_the_registered_operators_pass_opcheck(transposed):
     bias = torch.randn(5, 6, requires_grad=True)
     settings = {"pattern": Causal() & Window(2, None), "scores": (SoftCap(2.0), Bias(bias)), "sink": torch.randn(4)}
     q.requires_grad_(), k.requires_grad_()
-    call, *rest = compiled._write_call(prepare(q, k, v, **settings))
+    call, *rest = compiled._write_call(prepare(q, k, v, Settings(**settings)))
     torch.library.opcheck(torch.ops.limelight.attention.default, (call, *rest))
     out, logsumexp = (t.detach() for t in torch.ops.limelight.attention(call, *rest))
     tensors_of_backward = [*call, out, logsumexp, torch.randn_like(out), torch.randn_like(logsumexp)]
@@ -378,3 +380,26 @@ def test_a_bias_of_any_rank_has_every_derivative(shape, backend):
         )
         torch.testing.assert_close(grad_output, torch.zeros_like(bias), atol=1e-12, rtol=0)
         torch.testing.assert_close(grad_logsumexp, torch.full_like(bias, 2 * 4 * 5))
+
+
+@pytest.mark.parametrize(
+    ("layout", "lengths"),
+    [
+        (limelight.Padded, torch.tensor([[3, 8], [5, 6], [8, 1]])),
+        (limelight.Packed, torch.tensor([[3, 5], [4, 4], [1, 7]])),
+    ],
+)
+def test_vmap_over_lengths(layout, lengths):
+    states = torch.randn(3, 2, 2, 8, 4, dtype=torch.float64)
+
+    def function(states, lengths):
+        return limelight.attention(states, states, states, layout=layout(lengths), pattern=Causal())
+
+    each = [function(*sample) for sample in zip(states, lengths, strict=True)]
+    torch.testing.assert_close(torch.func.vmap(function)(states, lengths), torch.stack(each))
+    twice = torch.func.vmap(torch.func.vmap(function), in_dims=(1, 1), out_dims=1)
+    two = torch.stack([states, states]), torch.stack([lengths, lengths.flip(1)])
+    each = [torch.stack([function(*sample) for sample in zip(*half, strict=True)]) for half in zip(*two, strict=True)]
+    torch.testing.assert_close(twice(*(t.transpose(0, 1) for t in two)), torch.stack(each, 1))
+    with pytest.raises(limelight.ArgumentError, match="lengths"):
+        torch.func.vmap(function)(states, lengths + 1)

@@ -28,8 +28,8 @@ from limelight import (
     Window,
 )
 from limelight.backends import reference
-from limelight.backends.contract import operands
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 
 def forms(device: torch.device, B: int, Hq: int, Lq: int, Lk: int, D: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -78,7 +78,7 @@ TINY = ((1, 2, 1, 5, 19, 8, 12),)
 def run(backend: str, tensors: list[Tensor], grad: Tensor, settings: dict[str, Any]) -> list[Any]:
     """Return output, logsumexp (except of `flash1`), and gradients of query, key, value and learned operands."""
     leaves = [t.detach().clone().requires_grad_() for t in tensors]
-    learned = operands(prepare(*tensors, **settings))
+    learned = prepare(*tensors, Settings(**settings)).operands
     for tensor in learned:
         tensor.grad = None
     with rounded(tensors[0].dtype) if backend == "plain" else nullcontext():

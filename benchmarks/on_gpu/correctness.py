@@ -14,10 +14,10 @@ from limelight import (
     Causal,
     Observe,
 )
-from limelight.backends.contract import operands
 from limelight.backends.gpu import machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 from .calls import SIZES, TINY, eight_bits, excess, forms, poison, rounded_to, run
 from .selection import FLOAT8, by_name
@@ -64,7 +64,7 @@ def compared(
     for backend in backends:
         row: dict[str, Any] = {"call": f"{backend} {title}"}
         rows.append(row)
-        if reasons := by_name(backend).reasons_against(prepare(*tensors, **settings)):
+        if reasons := by_name(backend).reasons_against(prepare(*tensors, Settings(**settings))):
             row["not served"] = "; ".join(reasons)
             continue
         poison(tensors[0].device)
@@ -90,7 +90,7 @@ def compared(
 
 def what_is_compared(settings: dict[str, Any], tensors: list[Tensor]) -> list[str]:
     """Name the results of `run`, in its order."""
-    learned = [f"gradient of learned operand {n}" for n in range(len(operands(prepare(*tensors, **settings))))]
+    learned = [f"gradient of learned operand {n}" for n in range(len(prepare(*tensors, Settings(**settings)).operands))]
     return ["output", "logsumexp", "dQ", "dK", "dV", *learned]
 
 
@@ -109,7 +109,7 @@ def seen(device: torch.device, options: argparse.Namespace, failures: list[str])
                 continue
             tensors = [torch.randn(B, h, n, D, device=device).to(dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
             for backend in options.backends:
-                call = prepare(*tensors, **settings, observe=Observe(**asked, top=5))
+                call = prepare(*tensors, Settings(**settings, observe=Observe(**asked, top=5)))
                 if by_name(backend).reasons_against(call):
                     continue
                 poison(device)
@@ -166,7 +166,7 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                     row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
                 half = [x.to(torch.bfloat16) for x in (q, k, v)]
                 for backend in (flash3, flash3_float8):
-                    call = prepare(*half, pattern=pattern)
+                    call = prepare(*half, Settings(pattern=pattern))
                     if reasons := backend.reasons_against(call):
                         row[backend.NAME] = "not served: " + "; ".join(reasons)
                     else:

@@ -15,7 +15,8 @@ from limelight import (
 )
 from limelight.backends import BACKENDS
 from limelight.backends.gpu import machine
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 from .selection import GPU_BACKENDS, by_name
 from .timing import median_ms, milliseconds
@@ -51,7 +52,7 @@ def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[
     dtype = torch.float16 if machine.interpreted() else torch.bfloat16
     for length in (32,) if tiny else (2048, 8192):
         q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
-        call = prepare(q, k, v, pattern=Causal(), observe=Observe(**asked["all"]))
+        call = prepare(q, k, v, Settings(pattern=Causal(), observe=Observe(**asked["all"])))
         serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
         if not serving:
             rows.append({"length": length, "served by": "none of the GPU backends"})
@@ -74,7 +75,7 @@ def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
     for backend in GPU_BACKENDS if device.type == "cuda" else ():
         q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        if by_name(backend).reasons_against(prepare(*leaves, pattern=Causal())):
+        if by_name(backend).reasons_against(prepare(*leaves, Settings(pattern=Causal()))):
             continue
         forward = functools.partial(limelight.attention, *leaves, pattern=Causal(), backend=backend)
 

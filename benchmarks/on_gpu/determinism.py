@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from limelight.backends.gpu import machine
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 from .calls import forms, poison, run
 from .selection import by_name
@@ -32,7 +33,7 @@ def determinism(device: torch.device, options: argparse.Namespace, failures: lis
             if not options.selection(f"repeated {name} {(B, Hq, Hkv, Lq, Lk, D)}"):
                 continue
             for backend in options.backends:
-                if by_name(backend).reasons_against(prepare(*tensors, **settings)):
+                if by_name(backend).reasons_against(prepare(*tensors, Settings(**settings))):
                     continue
                 first = run(backend, tensors, grad, settings)
                 for _ in range(1 if options.tiny else 20):

@@ -22,7 +22,8 @@ from limelight import (
 from limelight.backends.gpu.hopper import flash3, flash3_float8
 from limelight.backends.gpu.hopper import tuning as flash3_tuning
 from limelight.backends.gpu.hopper.quantise import Quantised, quantise
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 from .selection import FLOAT8, GPU_BACKENDS, by_name
 from .timing import host_time, milliseconds, product_peak
@@ -70,7 +71,7 @@ def measured(
     for backend in GPU_BACKENDS:
         if backend == "flash1" and length > 4096:
             continue  # it reads and writes its output for every block of keys: a call takes a second
-        if not by_name(backend).reasons_against(prepare(q, k, v, **settings)):
+        if not by_name(backend).reasons_against(prepare(q, k, v, Settings(**settings))):
             ways[backend] = functools.partial(limelight.attention, q, k, v, backend=backend, **settings)
     ways |= peers(q, k, v, form)
     rows = []
@@ -112,7 +113,7 @@ def measured(
 
 def in_8_bits(q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> dict[str, Callable[[], Tensor]]:
     """`flash3-float8` as it is called, and its kernel alone, with numbers of 8 bits made before."""
-    call = prepare(q.detach(), k.detach(), v.detach(), **settings)
+    call = prepare(q.detach(), k.detach(), v.detach(), Settings(**settings))
     if flash3_float8.reasons_against(call):
         return {}
     made: dict[int, Quantised] = {}

@@ -54,7 +54,7 @@ int check(const ll_call& call) {
     int64_t heads = call.query_heads > call.key_heads ? call.query_heads : call.key_heads;
     int64_t length = call.queries > call.keys ? call.queries : call.keys;
     int64_t width = call.width > call.value_width ? call.width : call.value_width;
-    if (call.batch > 0 && length > 0 && uncountable({call.batch, heads, length, width}))
+    if (call.batch > 0 && length > 0 && overflows({call.batch, heads, length, width}))
         return fail("%lld x %lld x %lld x %lld elements are more than can be addressed", (long long)call.batch,
                     (long long)heads, (long long)length, (long long)width);
     if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);

@@ -17,7 +17,9 @@ from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
 from .forms.observations import Observations, Observe, Seen, watching
 from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
-from .operator.attention import Explanation, attention, explain, merge
+from .operator.attention import attention
+from .operator.explanation import Explanation, explain
+from .operator.merging import merge
 from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:

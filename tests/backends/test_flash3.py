@@ -12,7 +12,8 @@ from limelight.backends import choose, native
 from limelight.backends.gpu import compatibility, machine, operands
 from limelight.backends.gpu.hopper import flash3, tuning
 from limelight.backends.gpu.tuning import Tile
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -71,7 +72,7 @@ PATTERNS = [
 @pytest.mark.parametrize(("pattern", "layout"), PATTERNS, ids=lambda x: str(x))
 def test_steps_hold_every_seen_pair_once(pattern, layout):
     q, k = torch.zeros(2, 1, 77, 64), torch.zeros(2, 1, 97, 64)
-    call = prepare(q, k, k, pattern=pattern, layout=layout)
+    call = prepare(q, k, k, Settings(pattern=pattern, layout=layout))
     assert np.array_equal(counted(call), np.broadcast_to(call.lowered.rows(0, 77), (2, 1, 77, 97))[:, 0])
 
 
@@ -119,7 +120,7 @@ def counted_by_keys(call, group, queries=16, keys=32):
 @pytest.mark.parametrize(("pattern", "layout"), PATTERNS, ids=lambda x: str(x))
 def test_steps_of_keys_hold_every_seen_pair_once(pattern, layout, group):
     q, k = torch.zeros(2, 1, 77, 64), torch.zeros(2, 1, 97, 64)
-    call = prepare(q, k, k, pattern=pattern, layout=layout)
+    call = prepare(q, k, k, Settings(pattern=pattern, layout=layout))
     truth = np.broadcast_to(call.lowered.rows(0, 77), (2, 1, 77, 97))[:, 0]
     assert np.array_equal(counted_by_keys(call, group), np.broadcast_to(truth, (group, 2, 77, 97)))
 
@@ -151,7 +152,7 @@ def test_the_order_is_by_sections_and_the_work_even():
 
 def reasons(dtype=torch.bfloat16, D=128, L=256, **settings):
     q = torch.zeros(1, 2, L, D, dtype=dtype)
-    return "; ".join(flash3.unlike(prepare(q, q, q, **settings)))
+    return "; ".join(flash3.unlike(prepare(q, q, q, Settings(**settings))))
 
 
 def test_what_it_does_not_serve():
@@ -206,4 +207,4 @@ def test_where_flash2_is_faster_it_is_chosen_and_explained(monkeypatch, width, c
     found = limelight.explain(q, q, q, pattern=Causal())
     assert found.backend == chosen
     assert bool(found.reasons.get("flash3")) == (chosen == "flash2")
-    assert choose(prepare(q, q, q, pattern=Causal()), "flash3") is flash3
+    assert choose(prepare(q, q, q, Settings(pattern=Causal())), "flash3") is flash3

@@ -9,11 +9,11 @@ from support.large_scores import close
 
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
-from limelight.backends.contract import operands
 from limelight.backends.gpu import machine
 from limelight.backends.gpu.hopper import flash3
+from limelight.forms.settings import Settings
 from limelight.operator import derivatives
-from limelight.operator.attention import prepare
+from limelight.operator.calling import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -33,9 +33,9 @@ def tensors_of(Hq=2, Hkv=1, Lq=100, Lk=200, D=64, Dv=64, B=1):
 
 def by_definition(tensors, dtype, settings):
     """Output, logsumexp, and the gradients of query, key, value and operands."""
-    call = prepare(*tensors[:3], **settings)
+    call = prepare(*tensors[:3], Settings(**settings))
     leaves = [t.to(dtype).requires_grad_() for t in tensors[:3]]
-    extra = [t for t in operands(call) if t.requires_grad]
+    extra = [t for t in call.operands if t.requires_grad]
     out, seen = limelight.attention(*leaves, backend="reference", observe=Observe(logsumexp=True), **settings)
     finite = torch.where(seen.logsumexp.isfinite(), seen.logsumexp, 0.0)
     (out * tensors[3].to(dtype)).double().sum().add((finite * tensors[4]).double().sum()).backward()
@@ -51,9 +51,9 @@ def run(tensors, settings, processors=3, change=("", ""), wanted=None):
     with torch.no_grad():
         out, seen = limelight.attention(*half[:3], backend="reference", observe=Observe(logsumexp=True), **settings)
     of_logsumexp = torch.where(seen.logsumexp.isfinite(), tensors[4].float(), 0.0)
-    call = prepare(*half[:3], **settings)
+    call = prepare(*half[:3], Settings(**settings))
     with installed(processors, change):
-        wanted = wanted or (True,) * 3 + tuple(t.requires_grad for t in operands(call))
+        wanted = wanted or (True,) * 3 + tuple(t.requires_grad for t in call.operands)
         return flash3.backward(call, out, seen.logsumexp, half[3], of_logsumexp, wanted)
 
 
@@ -181,7 +181,7 @@ def test_wide_heads_take_the_kernels_of_flash2(D, monkeypatch):
 def test_it_says_whose_gradients_they_are():
     def explained(D, **settings):
         q = torch.zeros(1, 2, 128, D, dtype=torch.float16)
-        return derivatives.explain(prepare(q, q, q, **settings), flash3)
+        return derivatives.explain(prepare(q, q, q, Settings(**settings)), flash3)
 
     assert explained(128).startswith("gradients by flash3, others from the definition")
     assert explained(64, scores=(ALiBi(torch.ones(2)),)).startswith("gradients by flash3, others")

@@ -14,7 +14,8 @@ from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, Sof
 from limelight.backends.gpu import machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8, tuning
 from limelight.backends.gpu.hopper.quantise import in_blocks, quantise
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -39,7 +40,7 @@ def run(example, how="flash3", dtype=torch.float16, processors=3, change=("", ""
     if how.startswith("flash3"):
         with installed(processors, change):
             backend = flash3 if how == "flash3" else flash3_float8
-            result = backend.forward(prepare(*tensors, **example.settings))
+            result = backend.forward(prepare(*tensors, Settings(**example.settings)))
         return result.output, result.logsumexp
     with rounded(dtype) if how == "plain" else nullcontext():
         out, seen = limelight.attention(

@@ -32,7 +32,8 @@ from limelight import (
     Window,
 )
 from limelight.backends import BackendError, native
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 if not native.available():
     pytest.skip(native.why_missing(), allow_module_level=True)
@@ -168,7 +169,8 @@ def test_what_is_not_seen_changes_no_bit(example, poison, data):
     s = example.sizes
     if 0 in (s.Lq, s.Lk):
         return
-    call = prepare(example.query, example.key, example.value, example.settings["layout"], example.settings["pattern"])
+    seen = Settings(layout=example.settings["layout"], pattern=example.settings["pattern"])
+    call = prepare(example.query, example.key, example.value, seen)
     seen = torch.from_numpy(call.lowered.rows(0, s.Lq)).expand(s.B, s.Hq, s.Lq, s.Lk)
     b, g, j = (data.draw(st.integers(0, n - 1)) for n in (s.B, s.Hkv, s.Lk))
     which = data.draw(st.sampled_from(["key", "value"]))

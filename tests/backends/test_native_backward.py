@@ -35,7 +35,8 @@ from limelight import (
 )
 from limelight.backends import memory, native
 from limelight.forms import philox
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 from limelight.tensors.shapes import Shapes
 
 if not native.available():
@@ -339,7 +340,8 @@ def test_a_query_or_its_gradient_reaches_only_what_it_sees(kernel, data, poison)
 
 def visible(example):
     s = example.sizes
-    call = prepare(example.query, example.key, example.value, example.settings["layout"], example.settings["pattern"])
+    seen = Settings(layout=example.settings["layout"], pattern=example.settings["pattern"])
+    call = prepare(example.query, example.key, example.value, seen)
     return torch.from_numpy(call.lowered.rows(0, s.Lq)).expand(s.B, s.Hq, s.Lq, s.Lk)
 
 

@@ -8,7 +8,8 @@ from limelight import Causal
 from limelight.backends import choose
 from limelight.backends.contract import BackendError
 from limelight.backends.gpu.hopper.quantise import MOST, QUERIES, in_blocks, order, quantise, rotated
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 CPU = torch.device("cpu")
 
@@ -77,7 +78,7 @@ def test_values_stand_where_the_weights_are_looked_for():
 
 def test_it_runs_only_when_it_is_named():
     q = torch.zeros(1, 1, 128, 64, dtype=torch.bfloat16)
-    assert choose(prepare(q, q, q, pattern=Causal()), None).NAME != "flash3-float8"
+    assert choose(prepare(q, q, q, Settings(pattern=Causal())), None).NAME != "flash3-float8"
     with pytest.raises(BackendError, match="'flash3-float8' cannot serve this call: the tensors lie on cpu"):
         limelight.attention(q, q, q, backend="flash3-float8")
     with pytest.raises(BackendError, match="it has no derivatives, and a gradient is wanted"):

@@ -13,7 +13,8 @@ import limelight
 from limelight import Additive, Bias, Causal, Explicit, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import BackendError
 from limelight.backends.gpu import flash1, flash2, machine, tuning
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -174,7 +175,8 @@ def test_same_bits_whatever_the_other_rows():
 
 def test_reasons():
     def reasons(dtype=torch.float32, D=8, **settings):
-        return "; ".join(flash2.reasons_against(prepare(*torch.zeros(3, 1, 1, 4, D, dtype=dtype).unbind(), **settings)))
+        q, k, v = torch.zeros(3, 1, 1, 4, D, dtype=dtype)
+        return "; ".join(flash2.reasons_against(prepare(q, k, v, Settings(**settings))))
 
     assert reasons() == ""
     assert "bfloat16 products wrong" in reasons(torch.bfloat16)
@@ -207,10 +209,10 @@ def test_the_first_algorithm(pattern, dtype):
 
 def test_the_first_algorithm_is_plain():
     q = torch.zeros(1, 1, 4, 8)
-    reasons = flash1.reasons_against(prepare(q, q, q, scores=(SoftCap(1.0),), dropout=0.5))
+    reasons = flash1.reasons_against(prepare(q, q, q, Settings(scores=(SoftCap(1.0),), dropout=0.5)))
     assert reasons == [f"it has plain forms only, and the call has {what}" for what in ("score rules", "dropout")]
     one_row = Padded(torch.tensor([3]), torch.tensor([2]))
-    assert "in one document a row" in "".join(flash1.reasons_against(prepare(q, q, q, layout=one_row)))
+    assert "in one document a row" in "".join(flash1.reasons_against(prepare(q, q, q, Settings(layout=one_row))))
 
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**31 + 5, 2**32 - 1, 2**32, 2**62])

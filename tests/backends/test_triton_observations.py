@@ -7,7 +7,8 @@ from support.accuracy import check_close
 import limelight
 from limelight import ALiBi, Causal, Explicit, KeyMask, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.gpu import flash2, machine
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -98,4 +99,6 @@ def test_entropy_has_its_gradient():
 
 def test_too_many_of_the_largest_are_refused():
     q = torch.zeros(1, 1, 4, 8)
-    assert "the 65 largest weights" in "".join(flash2.reasons_against(prepare(q, q, q, observe=Observe(top=65))))
+    assert "the 65 largest weights" in "".join(
+        flash2.reasons_against(prepare(q, q, q, Settings(observe=Observe(top=65))))
+    )

@@ -23,7 +23,7 @@ def test_explain_names_backend_pairs_and_reasons():
 def test_explain_says_how_derivatives_are_taken():
     result = run.invoke(app, ["explain", "--length", "128", "--gradients"])
     assert "derivatives: " in result.output
-    assert "a run of queries at a time" in result.output
+    assert "a chunk of queries at a time" in result.output
 
 
 def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):

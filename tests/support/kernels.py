@@ -13,7 +13,8 @@ from torch import Tensor
 import limelight
 from limelight import Additive, Observe
 from limelight.backends import native, reference
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 from support.oracles.plain import rounded
 from support.strategies import Example, examples, sizes
 
@@ -141,7 +142,8 @@ def terms(example: Example, upstream: Upstream) -> dict[str, float]:
     s, settings = example.sizes, call.settings
     if 0 in (s.Lq, s.Lk):
         return dict.fromkeys(("output", *named), 0.0)
-    prepared = prepare(call.query, call.key, call.value, settings["layout"], settings["pattern"])
+    seen = Settings(layout=settings["layout"], pattern=settings["pattern"])
+    prepared = prepare(call.query, call.key, call.value, seen)
     _, at, _ = reference._who_sees_whom(prepared)
     with torch.no_grad():
         _, seen = limelight.attention(

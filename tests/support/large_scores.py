@@ -7,7 +7,8 @@ stretch of numbers: its differences are exact, and so is every weight.
 import torch
 
 from limelight.backends import reference
-from limelight.operator.attention import prepare
+from limelight.forms.settings import Settings
+from limelight.operator.calling import prepare
 
 LEAST = torch.finfo(torch.float32).min
 
@@ -19,7 +20,7 @@ def tensors(Lq, Lk, D=16, dtype=torch.float32):
 
 def scores_of(query, key, settings):
     """The scores after the rules in float32, and who sees whom."""
-    call = prepare(query, key, key, settings.get("layout"), settings.get("pattern"))
+    call = prepare(query, key, key, Settings(layout=settings.get("layout"), pattern=settings.get("pattern")))
     visible, at, _ = reference._who_sees_whom(call)
     scores = query.float() @ key.float().mT * settings.get("scale", query.shape[-1] ** -0.5)
     for rule in settings.get("scores", ()):

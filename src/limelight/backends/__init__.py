@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from ..tensors.shapes import wrong
 from . import native, reference
-from .contract import Backend, BackendError, Call
+from .contract import Backend, BackendError, Call, Yields
 from .gpu import flash1, flash2
 from .gpu.hopper import flash3, flash3_float8
 
-# In the order in which they are tried; the last one serves everything.
+# In the order in which they are tried; the last one serves every call.
 BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
-# These change the numbers, so they run only when they are named.
+# These round the inputs to 8 bits, so they run only when they are named.
 ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
+
+# Each with its own reasons to be passed over, where it has any.
+_CANDIDATES = tuple((backend, backend if isinstance(backend, Yields) else None) for backend in BACKENDS)
 
 
 def choose(call: Call, name: str | None) -> Backend:
-    """The first backend that can serve the call and is not known to be slower than the next; a named one is never
-    replaced.
+    """The backend of that name, or for ``None`` and ``"auto"`` the first that need not be passed over.
 
     Raises:
         ArgumentError: no backend has that name.
         BackendError: the named one cannot serve the call; the message says why.
     """
     if name is None or name == "auto":
-        for backend in BACKENDS:
-            if not passed_over(call, backend):
-                return backend
+        for candidate, yields in _CANDIDATES:
+            if not (candidate.reasons_against(call) or (yields and yields.reasons_to_pass_over(call))):
+                return candidate
     for backend in BACKENDS + ONLY_NAMED:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)
@@ -37,5 +39,5 @@ def choose(call: Call, name: str | None) -> Backend:
 
 
 def passed_over(call: Call, backend: Backend) -> list[str]:
-    """Why ``None`` does not choose a backend: it cannot serve the call, or the next is known to be faster."""
-    return backend.reasons_against(call) or (flash3.slower(call) if backend is flash3 else [])
+    """Why `choose` passes over a backend that is not named: it cannot serve the call, or the next one is faster."""
+    return backend.reasons_against(call) or (backend.reasons_to_pass_over(call) if isinstance(backend, Yields) else [])

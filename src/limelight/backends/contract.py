@@ -7,32 +7,31 @@ A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
 - ``memory(call) -> int``: bytes it takes beside inputs and outputs, roughly;
 - ``status() -> str``: whether it is there on this machine, and with what.
 
-Derivatives of a backend are taken by `limelight.operator.derivatives`, from the definition, a run of queries at a
-time. One that has a faster way offers two more functions (`Differentiable`):
+Derivatives are taken by `limelight.operator.derivatives` from the definition, a chunk of queries at a time. What a
+backend can do beyond this it declares by more functions, each set of which is a protocol below:
 
-- ``reasons_against_backward(call) -> list[str]``: why it cannot take the gradients of this call;
-- ``backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted) -> gradients``;
+- `Differentiable`: ``reasons_against_backward`` and ``backward``, where it has a backward pass;
+- `BorrowsBackward`: ``backward_by``, where the kernels of another backend compute some of its gradients;
+- `Yields`: ``reasons_to_pass_over``, where the next backend is known to be faster at some calls that it can serve.
 
-and where some of its gradients come from the kernels of another, ``backward_by(call) -> str``: whose, and why.
-
-Backends never import each other. Whoever chooses one is `limelight.backends.choose`.
+The families of backends (native, GPU, reference) do not import each other; `limelight.backends.choose` chooses one.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..forms.coordinates import WHOLE, Part
-from ..forms.layouts import Layout
 from ..forms.lowering import Lowered, lower
-from ..forms.observations import Observations, Observe
-from ..forms.patterns import Pattern
-from ..forms.scores import Additive, ScoreRule
-from ..tensors.shapes import Shapes
+from ..forms.observations import Observations
+from ..forms.scores import ScoreRule
+from ..forms.settings import Settings, frozen
+from ..tensors.shapes import Shapes, wrong
 
 
 class BackendError(RuntimeError):
@@ -44,54 +43,69 @@ def out_of_memory(what: str, error: object) -> torch.OutOfMemoryError:
     return torch.OutOfMemoryError(f"out of memory for {what}: {error}")
 
 
-@dataclass(eq=False)
-class Call:
-    """One checked call of the operator. Tensors have their batch dimension; defaults are filled in."""
+#: In the place of query, key and value in a call that has none, which keeps everything else of one.
+NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    shapes: Shapes
-    scale: float
-    layout: Layout | None = None
-    pattern: Pattern | None = None
-    compare: Additive | None = None
+
+@frozen
+class Call(Settings):
+    """One checked call of the operator: tensors with their batch dimension, and settings with the defaults filled in.
+
+    A call is a value: `replace` makes another one, nothing writes to it.
+
+    Attributes:
+        query: ``(B, Hq, Lq, D)``.
+        key: ``(B, Hkv, Lk, D)``.
+        value: ``(B, Hkv, Lk, Dv)``.
+        shapes: the sizes of the call.
+        logsumexp: the backend shall return the logsumexp, whatever is observed.
+        part: tensors and score rules are those of this part of a larger call, which ``shapes``, ``layout`` and
+            ``pattern`` describe. Only the reference is given parts.
+        autograd_reason: why the call goes through `limelight.operator.derivatives`, in words: a derivative is wanted,
+            or a transform of `torch.func` is active. Empty when it goes straight to its backend.
+        only_watched: only a watcher wants the observations. They keep nothing for a backward pass, so that a call
+            repeated by activation checkpointing, watched or not, keeps the same tensors.
+    """
+
     scores: tuple[ScoreRule, ...] = ()
-    sink: Tensor | None = None
-    dropout: float = 0.0
+    scale: float = 1.0
     seed: int | Tensor = 0
-    observe: Observe | None = None
-    # The backend shall return the logsumexp, whatever is observed.
+    query: Tensor = NOTHING
+    key: Tensor = NOTHING
+    value: Tensor = NOTHING
+    shapes: Shapes = Shapes(0, 0, 0, 0, 0, 0, 0)
     logsumexp: bool = False
-    # Tensors and score rules are those of this part of a larger call, which `shapes`, `layout` and `pattern` describe.
-    # Only the reference is asked for parts.
     part: Part = WHOLE
-    # Derivatives are wanted, or a transform of torch.func looks on: why the call goes through
-    # `limelight.operator.derivatives`, in words; empty when it goes straight to its backend.
-    traced: str = ""
-    # Only a watcher wants the observations: they keep nothing for a backward pass, so that a call repeated by
-    # activation checkpointing, watched or not, keeps the same tensors.
+    autograd_reason: str = ""
     only_watched: bool = False
-
     _lowered: Lowered | None = None
-    _operands: tuple[Tensor, ...] | None = None
 
-    def of(self, query: Tensor, key: Tensor, value: Tensor) -> Call:
-        """The same call of other tensors of the same shapes, what was worked out included."""
-        new = object.__new__(Call)  # a tenth of the time of `copy.copy`
-        new.__dict__ = {**self.__dict__, "query": query, "key": key, "value": value}
-        return new
+    def replace(self, **changes: Any) -> Call:
+        """A copy with some fields changed."""
+        call = object.__new__(Call)
+        fields = call.__dict__
+        fields.update(self.__dict__)
+        fields.update(changes)
+        if "layout" in changes or "pattern" in changes or "shapes" in changes:
+            fields["_lowered"] = None
+        return call
+
+    def lowered_like(self, other: Call) -> Call:
+        """A copy that need not work out `lowered` where ``other``, of an equal layout and pattern, has done so."""
+        return self if self._lowered is other._lowered else self.replace(_lowered=other._lowered)
 
     @property
     def lowered(self) -> Lowered:
         """Layout and pattern as kernels read them; worked out once."""
-        if self._lowered is None:
+        found = self._lowered
+        if found is None:
             _, Hq, _, Lq, Lk, _, _ = self.shapes
             try:
-                self._lowered = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
+                found = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
             except MemoryError as error:
                 raise out_of_memory("the intervals and tiles of layout and pattern", error) from error
-        return self._lowered
+            self._lowered = found  # type: ignore[misc]  # the only field that is set later
+        return found
 
 
 def unknown_positions(call: Call) -> list[str]:
@@ -137,8 +151,42 @@ class Backend(Protocol):
         """Whether the backend is there on this machine."""
 
 
+def check_local(name: str, tensor: Tensor) -> None:
+    """Raise where a tensor is a `torch.distributed.tensor.DTensor`: attention does not communicate between ranks.
+
+    Raises:
+        ArgumentError: it is one.
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # where it was not imported, there is no instance
+    if module is not None and isinstance(tensor, module.DTensor):
+        raise wrong(
+            name,
+            "must be a local tensor",
+            f"it is a DTensor with the placements {tensor.placements}",
+            "Pass .to_local() where heads or batch rows are sharded, which need nothing from other ranks; else "
+            ".full_tensor().",
+        )
+
+
+@runtime_checkable
+class Yields(Protocol):
+    """A backend that leaves some of the calls it could serve to the next one."""
+
+    def reasons_to_pass_over(self, call: Call) -> list[str]:
+        """Why the next backend is faster at a call; empty when it is not known to be."""
+
+
+@runtime_checkable
+class BorrowsBackward(Protocol):
+    """A backend some of whose gradients are computed by the kernels of another."""
+
+    def backward_by(self, call: Call) -> str:
+        """The name of the backend whose kernels compute the gradients of a call, and why."""
+
+
+@runtime_checkable
 class Differentiable(Protocol):
-    """A backend that takes gradients itself."""
+    """A backend with a backward pass."""
 
     def reasons_against_backward(self, call: Call) -> list[str]:
         """Why `backward` cannot serve a call that `forward` serves."""
@@ -152,7 +200,7 @@ class Differentiable(Protocol):
         grad_logsumexp: Tensor | None,
         wanted: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of the query, the key, the value, and each of `operands`, in this order.
+        """Gradients of the query, the key, the value, and each of `Settings.operands`, in this order.
 
         Args:
             call: the call of the forward pass, its tensors detached.
@@ -167,15 +215,11 @@ class Differentiable(Protocol):
         """
 
 
-def operands(call: Call) -> tuple[Tensor, ...]:
-    """The float tensors beside query, key and value: the sink, those of the score rules, those of `compare`."""
-    if call.sink is None and call.compare is None and not call.scores:
-        return ()
-    found = call._operands
-    if found is None:
-        found = () if call.sink is None else (call.sink,)
-        for description in (*call.scores, call.compare):
-            if description is not None:
-                found += description.tensors()
-        call._operands = found
-    return found
+_BACKWARD: dict[Backend, Differentiable | None] = {}  # a check of a protocol takes microseconds
+
+
+def differentiable(backend: Backend) -> Differentiable | None:
+    """The backend itself where it has a backward pass, else ``None``."""
+    if backend not in _BACKWARD:
+        _BACKWARD[backend] = backend if isinstance(backend, Differentiable) else None
+    return _BACKWARD[backend]

@@ -30,21 +30,23 @@ from ..forms.observations import Observations, Observe
 from ..forms.philox import kept
 from ..forms.scores import Additive
 from ..tensors import tracing
-from ..tensors.shapes import check_tensor
+from ..tensors.shapes import PLAIN, check_tensor
 from ..tensors.torch_internals import are_transforms_active, has_storage
-from .contract import Call, Result
+from .contract import Call, Result, check_local
 
 NAME = "reference"
-ABOUT = "the definition: plain tensor operations, a long call a run of queries at a time"
+ABOUT = "the definition: plain tensor operations, a long call a chunk of queries at a time"
 
 
 def reasons_against(call: Call) -> list[str]:
-    """The definition serves every call whose tensors have memory.
+    """The definition serves every call whose tensors have memory of their own.
 
     Raises:
-        ArgumentError: the memory of one was freed.
+        ArgumentError: the memory of query, key or value was freed, or one of them is a `DTensor`.
     """
     for name, tensor in (("query", call.query), ("key", call.key), ("value", call.value)):
+        if type(tensor) not in PLAIN:
+            check_local(name, tensor)
         check_tensor(name, tensor)
     return []
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..microscope.fast_paths import PartPaths, Path
     from ..models import Stack
-    from ..operator.attention import Explanation
+    from ..operator.explanation import Explanation
 
 MAX_LENGTH = 2**24  # the lowering of a pattern holds some integers for each token: about a gigabyte
 OF_A_CALL = ("heads", "key_value_heads", "width", "pattern", "back", "gradients")  # options that a model decides

@@ -26,8 +26,8 @@ def _fields(described: Description) -> tuple[str, ...]:
     return names
 
 
-class _Hole:
-    """The place of a tensor."""
+class Hole:
+    """The place of a tensor that `Description.hollow` took out."""
 
 
 _Self = TypeVar("_Self", bound="Description")
@@ -74,7 +74,7 @@ class Description:
         """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
         new = self
         for name, part in zip(_fields(self), self.parts(), strict=True):
-            if isinstance(part, (Tensor, _Hole)):
+            if isinstance(part, (Tensor, Hole)):
                 changed = next(tensors)
             elif isinstance(part, Description):
                 changed = part.with_tensors(tensors)
@@ -87,7 +87,7 @@ class Description:
 
     def hollow(self: _Self) -> _Self:
         """The same without its tensors, to be given back by `with_tensors`; it keeps no memory."""
-        return self.with_tensors(itertools.repeat(_Hole())) if self.tensors() else self
+        return self.with_tensors(itertools.repeat(Hole())) if self.tensors() else self
 
     def __eq__(self, other: object) -> bool:
         if self is other:

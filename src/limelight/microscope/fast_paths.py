@@ -23,7 +23,7 @@ from ..models import DecoderOnly, EncoderDecoder, Stack
 from ..nn import SSRU, Block, FeedForward, GatedFeedForward, MultiHead, PreNorm, Projection, RMSNorm, Sandwich
 from ..nn.few_tokens import noted
 from ..nn.positions import SplitHalves
-from ..operator.attention import explain
+from ..operator.explanation import explain
 from ..tensors.shapes import whole_number, wrong
 
 NATIVE, PYTORCH = "native", "PyTorch"

@@ -14,7 +14,8 @@ from ..backends import native
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import ScoreRule
-from ..operator.attention import prepare
+from ..forms.settings import Settings
+from ..operator.calling import prepare
 from ..tensors.shapes import wrong
 from .checks import checked
 from .context import ForwardContext
@@ -178,10 +179,11 @@ class MultiHead(nn.Module):
                     own, partners = (x if len(x) == 1 else x[rows] for x in turned[:2])
                     steps.rotate_halves(key[rows], own, partners, new_key)
                 steps.copy(value[rows], new_value)
-            call = prepare(
-                query, room.key, room.value, room.layout, self.pattern, scores=self.score_rules(query, context),
-                sink=self.sink, scale=self.scale,
+            settings = Settings(
+                layout=room.layout, pattern=self.pattern, scores=self.score_rules(query, context), sink=self.sink,
+                scale=self.scale,
             )  # fmt: skip
+            call = prepare(query, room.key, room.value, settings)
             steps.attention(call, mixed)
 
         steps.recompute(look)

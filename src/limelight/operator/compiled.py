@@ -26,9 +26,12 @@ from ..forms import layouts, patterns, scores
 from ..forms.coordinates import Where
 from ..forms.descriptions import Description
 from ..forms.observations import Observations
+from ..forms.settings import Settings, SettingsButObserve
 from ..tensors import tracing
 from ..tensors.torch_internals import autograd_enabled_in_operator, in_forward_mode
-from . import derivatives
+from . import flops
+from .calling import prepare, run
+from .derivatives import VJP, Attention, observed
 
 _KINDS: dict[str, type[Description]] = {
     kind.__name__: kind
@@ -36,6 +39,9 @@ _KINDS: dict[str, type[Description]] = {
     for kind in vars(module).values()
     if isinstance(kind, type) and issubclass(kind, Description)
 }
+
+# The settings that travel in a graph; what is observed decides only whether a call can be recorded as one operator.
+_SETTINGS = tuple(SettingsButObserve.__annotations__)
 
 MOST_SCORES = 256 * 2**20  # bytes of scores that a recorded call may hold
 
@@ -69,7 +75,10 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
                 "and torch.compile record the call by themselves, and nothing in it changes its inputs."
             )
         return reference.forward(call)
-    call.pattern = None if call.pattern is None else call.pattern.as_data(lambda: _everywhere(call))
+    if call.pattern is not None:
+        call = call.replace(pattern=call.pattern.as_data(lambda: _everywhere(call)))
+    if seen_by is tracing.MODE:
+        flops.register()
     output, logsumexp = torch.ops.limelight.attention(*_write_call(call))
     observe = call.observe
     if observe is None:
@@ -80,7 +89,7 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
 
 def _why_not(call: Call) -> str:
     """Why a call is not the registered operator, in words; empty where it is."""
-    if call.observe is not None and derivatives.names(call.observe):
+    if call.observe is not None and observed.names(call.observe):
         return "observations"
     if in_forward_mode() or tracing.is_transformed():
         return "a transform of torch.func around it"
@@ -90,14 +99,12 @@ def _why_not(call: Call) -> str:
 def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
     """Tensors, whole numbers, real numbers, recipe. The first whole number is how many tensors there are.
 
-    The tensors are query, key, value, and the rest in the order of `limelight.operator.derivatives`: sink, score
-    rules, compare, then what has no gradient.
+    The tensors are query, key, value, and those of the settings in their order (`Settings.tensors`).
     """
     tensors: list[Tensor] = [call.query, call.key, call.value]
     numbers: list[int] = [0]
-    reals: list[float] = [call.scale]
-    parts = (call.sink, call.scores, call.compare, call.layout, call.pattern, call.dropout, call.seed)
-    recipe = _write(parts, tensors, numbers, reals)
+    reals: list[float] = []
+    recipe = _write([getattr(call, name) for name in _SETTINGS], tensors, numbers, reals)
     numbers[0] = len(tensors)
     return tensors, numbers, reals, recipe
 
@@ -162,8 +169,6 @@ def _read(
 
 
 def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
-    from .attention import prepare
-
     if in_forward_mode():
         # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
         raise NotImplementedError(
@@ -171,9 +176,8 @@ def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequenc
             "call limelight.attention itself there, or compile the transform."
         )
     parts: Any = _read(iter(recipe.split()), tensors, numbers, reals)[0]
-    sink, rules, compare, layout, pattern, dropout, seed = parts
     query, key, value, *_ = tensors
-    return prepare(query, key, value, layout, pattern, compare, rules, sink, reals[0], dropout, seed)
+    return prepare(query, key, value, Settings(**dict(zip(_SETTINGS, parts, strict=True))))
 
 
 @torch.library.custom_op("limelight::attention", mutates_args=())
@@ -181,11 +185,9 @@ def _attention(
     tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the call that `_write_call` wrote."""
-    from .attention import run
-
+    flops.register()
     call = _read_call(tensors, numbers, reals, recipe)
-    call.logsumexp = True
-    result = run(call, None)
+    result = run(call.replace(logsumexp=True), None)
     assert result.logsumexp is not None
     return _laid_out(result.output, _empty_output(tensors, "meta")), result.logsumexp.contiguous()
 
@@ -201,18 +203,18 @@ def _(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float],
 def _attention_backward(
     tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str, orders: str
 ) -> list[Tensor]:
-    """Gradients, and gradients of gradients: the `limelight.operator.derivatives.Transposed` that ``orders`` names.
+    """Gradients, and gradients of gradients: the `limelight.operator.derivatives.VJP` that ``orders`` names.
 
     ``tensors`` are those of the call, its output and logsumexp, and the cotangents of each order.
     """
     own = tuple(tensors[: numbers[0]])
     call = _read_call(own, numbers, reals, recipe)
-    function: Any = derivatives.Attention(call, choose(call, None), own)
-    for given, wanted in _read_orders(orders):
-        function = derivatives.Transposed(function, given, wanted)
+    function: Any = Attention(call, choose(call, None), own)
+    for outputs, inputs in _read_orders(orders):
+        function = VJP(function, outputs, inputs)
     with autograd_enabled_in_operator():
         gradients = function.evaluate(tuple(tensors))
-    promised = [torch.empty_like(tensors[n], device="meta") for n in wanted]
+    promised = [torch.empty_like(tensors[n], device="meta") for n in inputs]
     return [_laid_out(gradient, like) for gradient, like in zip(gradients, promised, strict=True)]
 
 

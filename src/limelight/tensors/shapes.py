@@ -210,6 +210,7 @@ def _is_contiguous_in_storage(tensor: Tensor) -> bool:
     try:
         return (
             type(tensor) in PLAIN
+            and not tensor.is_nested
             and tensor.is_contiguous()
             and tensor.data_ptr() != 0
             and tensor.untyped_storage().nbytes() >= tensor.nbytes + tensor.storage_offset() * tensor.itemsize

@@ -150,6 +150,18 @@ is_functional = torch._is_functional_tensor
 is_transform_tensor = torch._C._functorch.is_functorch_wrapped_tensor
 
 
+def vmap_level(tensor: torch.Tensor) -> int:
+    """The level of the `torch.vmap` of which a tensor is a batch; 0 of any other tensor."""
+    functorch = torch._C._functorch
+    return int(functorch.maybe_get_level(tensor)) if functorch.is_batchedtensor(tensor) else 0
+
+
+def vmap_samples(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The samples of a batch of `torch.vmap`."""
+    functorch = torch._C._functorch
+    return tuple(functorch.get_unwrapped(tensor).unbind(functorch.maybe_get_bdim(tensor)))
+
+
 def is_tracer_type(kind: type) -> bool:
     """Whether a tensor subclass is one in which a tracer wraps the tensors of a call."""
     return kind.__module__.startswith("torch._subclasses.")

@@ -36,6 +36,6 @@ def rounded(dtype: torch.dtype) -> Iterator[None]:
     mix = reference._mix
     with (
         mock.patch.object(reference, "_mix", lambda w, b, keep: mix(_Rounded.apply(w, dtype), b, keep)),
-        mock.patch.object(derivatives, "WHOLE", 2**40),
+        mock.patch.object(derivatives, "MAX_WHOLE_BYTES", 2**40),
     ):
         yield

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...forms.lowering import Lowered
 from ...tensors import tracing
 from ...tensors.shapes import PLAIN
-from ..contract import Call, operands, unknown_positions
+from ..contract import Call, unknown_positions
 from . import library, rules
 from .addresses import plain
 from .library import ELEMENTS
@@ -69,7 +69,7 @@ def reasons_against_distances(call: Call) -> list[str]:
 
 def _reasons_against_operands(call: Call) -> list[str]:
     """Why the tensors beside query, key and value cannot be read."""
-    found = operands(call)
+    found = call.operands
     if call.observe is not None:
         found += call.observe.tensors()
     for tensor in found:

@@ -27,7 +27,7 @@ ABOUT = "the FlashAttention 3 algorithm in Gluon, for Hopper GPUs"
 
 __all__ = [
     "ABOUT", "NAME", "backward", "backward_by", "forward", "memory", "reasons_against", "reasons_against_backward",
-    "slower", "status",
+    "reasons_to_pass_over", "status",
 ]  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def reasons_against(call: Call) -> list[str]:
     return reasons + unlike(call)
 
 
-def slower(call: Call) -> list[str]:
+def reasons_to_pass_over(call: Call) -> list[str]:
     """Why `flash2` serves the call faster (at a width of 192, on an H200, this backend is 0.63 times as fast)."""
     if 128 < max(call.shapes.D, call.shapes.Dv) <= 192:
         return [

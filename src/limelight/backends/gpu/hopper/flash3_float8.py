@@ -22,8 +22,8 @@ def status() -> str:
 def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = flash3.reasons_against(call)
-    if call.traced:
-        reasons.append(f"it has no derivatives, and {call.traced}")
+    if call.autograd_reason:
+        reasons.append(f"it has no derivatives, and {call.autograd_reason}")
     return reasons
 
 

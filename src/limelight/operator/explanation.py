@@ -1,0 +1,84 @@
+"""How a call would be computed, without computing it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..backends import BACKENDS, choose, passed_over
+from ..backends.contract import BackendError
+from ..forms.settings import Settings, SettingsFields
+from . import derivatives
+from .calling import prepare, why_autograd, with_batch
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a call would be computed, and why; printed, it says so in words."""
+
+    backend: str | None
+    gradients: str  # how derivatives are taken, when any are wanted
+    reasons: dict[str, list[str]]
+    about: dict[str, str]
+    pairs: int
+    all_pairs: int
+    form: str
+    memory: int
+    score_memory: int
+
+    def __str__(self) -> str:
+        share = self.pairs / self.all_pairs if self.all_pairs else 0.0
+        lines = [
+            f"backend: {self.backend} ({self.about[self.backend]})" if self.backend else "backend: none can serve this",
+            f"pairs:   {self.pairs:,} of {self.all_pairs:,} (query, key) pairs are seen ({share:.1%}), as {self.form}",
+            f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
+            f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
+        ]
+        lines += [f"derivatives: {self.gradients}"] if self.gradients else []
+        lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
+        return "\n".join(lines)
+
+
+def explain(
+    query: Tensor, key: Tensor, value: Tensor, *, backend: str | None = None, **settings: Unpack[SettingsFields]
+) -> Explanation:
+    """Which backend would run a call of `attention`, why each other one would not, and what the call costs.
+
+    Args:
+        query: that of `limelight.attention`; likewise ``key`` and ``value``.
+        key: see ``query``.
+        value: see ``query``.
+        backend: ``None`` for the one that would be chosen.
+        settings: the settings of `limelight.attention`: layout, pattern, compare, scores, sink, scale, dropout, seed,
+            observe.
+
+    Raises:
+        ArgumentError: an argument breaks a rule.
+    """
+    if isinstance(query, Tensor) and query.dim() == 3 and not query.is_nested:
+        query, key, value = with_batch(query, key, value)
+    if settings.get("seed") is None:
+        settings["seed"] = 0  # nothing is drawn
+    call = prepare(query, key, value, Settings(**settings))
+    call = call.replace(autograd_reason=why_autograd(call))
+    try:
+        chosen = choose(call, backend)
+    except BackendError:
+        chosen = None
+    B, Hq, Lq, Lk = call.shapes.scores
+    return Explanation(
+        backend=chosen.NAME if chosen else None,
+        gradients=derivatives.explain(call, chosen) if chosen and call.autograd_reason else "",
+        reasons={b.NAME: passed_over(call, b) for b in BACKENDS if b is not chosen},
+        about={b.NAME: b.ABOUT for b in BACKENDS},
+        pairs=call.lowered.pairs(),
+        all_pairs=B * Hq * Lq * Lk,
+        form=call.lowered.form,
+        memory=derivatives.memory(call, chosen) + call.lowered.bytes if chosen else 0,
+        score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
+    )
