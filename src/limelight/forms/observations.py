@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -168,25 +168,60 @@ class Observations:
         return f"Observations({', '.join(f'{name}: {tuple(t.shape)}' for name, t in self.seen().items())})"
 
 
-@dataclass(eq=False)
-class Seen:
-    """What `watching` has gathered: for each layer's name the observations of its calls, in order."""
+class Seen(Mapping[str, Observations]):
+    """What `watching` has gathered: a read-only mapping from a layer's name to the observations of its last call.
 
-    observe: Observe
-    layers: dict[str, list[Observations]] = field(default_factory=dict)
-    thread: int = field(default_factory=threading.get_ident)
+    ::
+
+        for name, last in seen.items():
+            print(name, last.entropy.shape)
+        first, *others = seen.calls("layers.3.attention")  # of a layer that was called several times
+
+    Names are in the order of the first calls; a call without one is named ``"attention.0"``, ``"attention.1"``, ... A
+    subclass may define `add` to use each call's observations at once, and to keep only what it needs of them.
+
+    Args:
+        observe: what to observe of each call.
+    """
+
+    def __init__(self, observe: Observe) -> None:
+        self.observe = observe
+        self.thread = threading.get_ident()
+        self._calls: dict[str, list[Observations]] = {}
 
     def add(self, name: str | None, observations: Observations) -> None:
-        """Keep the observations of one call."""
-        name = f"attention.{len(self.layers)}" if name is None else name
-        self.layers.setdefault(name, []).append(observations.map(Tensor.detach))
+        """Keep the observations of one call of the layer ``name``."""
+        name = f"attention.{len(self._calls)}" if name is None else name
+        self._calls.setdefault(name, []).append(observations.map(Tensor.detach))
+
+    def calls(self, name: str) -> tuple[Observations, ...]:
+        """The observations of all calls of the layer ``name``, in order.
+
+        Raises:
+            KeyError: no layer of this name was called.
+        """
+        if name not in self._calls:
+            known = ", ".join(self._calls) or "none"
+            raise KeyError(f"no layer {name!r} was seen; the layers seen are: {known}")
+        return tuple(self._calls[name])
 
     def __getitem__(self, name: str) -> Observations:
-        """The observations of the last call of one layer."""
-        if name not in self.layers:
-            known = ", ".join(self.layers) or "none"
-            raise KeyError(f"no layer {name!r} was seen; the layers seen are: {known}")
-        return self.layers[name][-1]
+        return self.calls(name)[-1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<Seen: {len(self)} layers, {sum(map(len, self._calls.values()))} calls>"
 
 
 # The watchers of the calls being made now, innermost last. A plain list: reading it costs nothing in every call.
@@ -203,8 +238,17 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
             model(tokens)
         seen["layers.3.attention"].entropy  # (B, H, Lq)
 
-    A call that is repeated in the backward pass by activation checkpointing is counted once. Pass an object of your
-    own subclass of `Seen` to stream each layer's observations instead of keeping them.
+    A call that is repeated in the backward pass by activation checkpointing is counted once.
+
+    Args:
+        observe: what to observe; or an object of a subclass of `Seen`, whose `Seen.add` gets each call's observations
+            as the call ends, instead of their being kept.
+
+    Yields:
+        The observations gathered so far, by the names of layers.
+
+    Raises:
+        ArgumentError: ``observe`` is neither.
     """
     if not isinstance(observe, (Observe, Seen)):
         got = f"it is {describe(observe)}"
