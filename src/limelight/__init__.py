@@ -14,7 +14,19 @@ from .backends.contract import BackendError
 from .forms.coordinates import Where
 from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
 from .forms.observations import Observations, Observe, Seen, watching
-from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
+from .forms.patterns import (
+    Blocks,
+    Causal,
+    Chunks,
+    DilatedWindow,
+    Explicit,
+    Full,
+    Keys,
+    Pattern,
+    Predicate,
+    Prefix,
+    Window,
+)
 from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError
@@ -34,6 +46,7 @@ __all__ = [
     "Blocks",
     "Causal",
     "Chunks",
+    "DilatedWindow",
     "Explanation",
     "Explicit",
     "Full",

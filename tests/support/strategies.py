@@ -20,6 +20,7 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    DilatedWindow,
     Explicit,
     Full,
     KeyMask,
@@ -103,9 +104,8 @@ def _generator(draw):
     return torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
 
-def _window(draw, s):
-    offset = st.none() | st.integers(0, 6)
-    return Window(draw(offset), draw(offset))
+def _sides(draw):
+    return tuple(draw(st.none() | st.integers(0, 6)) for _ in range(2))
 
 
 def _prefix(draw, s):
@@ -137,7 +137,8 @@ def _inner(draw, s):
 PATTERNS = {
     Full: lambda draw, s: Full(),
     Causal: lambda draw, s: Causal(),
-    Window: _window,
+    Window: lambda draw, s: Window(*_sides(draw)),
+    DilatedWindow: lambda draw, s: DilatedWindow(*_sides(draw), draw(st.integers(1, 4))),
     Prefix: _prefix,
     Keys: lambda draw, s: Keys(first=draw(st.integers(0, 12))),
     Chunks: lambda draw, s: Chunks(draw(st.integers(1, 7))),

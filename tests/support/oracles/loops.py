@@ -18,6 +18,7 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    DilatedWindow,
     Explicit,
     Full,
     KeyMask,
@@ -89,6 +90,11 @@ def allows(pattern, b, h, p, q, i, j):
             return q <= p
         case Window(back, ahead):
             return (back is None or q >= p - back) and (ahead is None or q <= p + ahead)
+        case DilatedWindow(back, ahead, step):
+            seen = [] if back is None else [p - n * step for n in range(back + 1)]
+            seen += [] if ahead is None else [p + n * step for n in range(ahead + 1)]
+            beyond = (back is None and q <= p) or (ahead is None and q >= p)
+            return q in seen or (beyond and abs(q - p) % step == 0)
         case Prefix(length):
             return p < at(length, b) and q < at(length, b)
         case Keys(first):

@@ -1,4 +1,4 @@
-"""Patterns by positions alone: for each query one interval of keys, by arithmetic."""
+"""Patterns by positions alone: intervals of keys, by arithmetic in the position of the query."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...tensors.shapes import check_tensor, describe, position, wrong
 from ..coordinates import Where
-from ..spans import EVERYTHING, NEVER, Span, Spans
+from ..spans import EVERYTHING, MOST_UNITED, NEVER, Reach, Span, Spans
 from .base import Pattern
 
 
@@ -69,6 +69,57 @@ class Window(Pattern):
         start = -NEVER if self.back is None else -self.back
         end = NEVER if self.ahead is None else self.ahead + 1
         return (Span(start_offset=start, end_offset=end),)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DilatedWindow(Pattern):
+    """Every ``step``-th key within a distance: with ``d = j - p``, those with ``d % step == 0`` and ``-back * step <= d
+    <= ahead * step``.
+
+    ``DilatedWindow(3, 0, step=4)`` sees four keys: its own position and 4, 8 and 12 positions before it. So a layer
+    reaches ``step`` times as far as with a `Window` of as many keys (the dilated sliding window of Longformer, Beltagy
+    et al. 2020, arXiv:2004.05150; with ``back=None`` the strided pattern of Child et al. 2019, arXiv:1904.10509).
+
+    Args:
+        back: keys seen before the query's own position; ``None`` for no limit.
+        ahead: keys seen after it; ``None`` for no limit.
+        step: positions from one key that is seen to the next.
+    """
+
+    back: int | None
+    ahead: int | None
+    step: int
+
+    def __post_init__(self) -> None:
+        position("step", self.step, at_least=1)
+        for name in ("back", "ahead"):
+            if (value := getattr(self, name)) is not None:
+                position(f"{name} * step", position(name, value, at_least=0) * self.step)
+
+    def allows(self, at: Where) -> Tensor:
+        back, ahead = self.reach()
+        distance = at.distance
+        allowed = distance % self.step == 0
+        if back is not None:
+            allowed = allowed & (distance >= -back)
+        if ahead is not None:
+            allowed = allowed & (distance <= ahead)
+        return allowed
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        back, ahead, step = self.back, self.ahead, self.step
+        if step == 1:
+            return Window(back, ahead).spans(row)
+        if back is None or ahead is None or back + ahead >= MOST_UNITED:
+            return None
+        return tuple(Span(start_offset=n * step, end_offset=n * step + 1) for n in range(-back, ahead + 1))
+
+    def reach(self) -> Reach:
+        return Reach(*(None if count is None else count * self.step for count in (self.back, self.ahead)))
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, eq=False, repr=False)
