@@ -27,7 +27,7 @@ from .forms.patterns import (
     Prefix,
     Window,
 )
-from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
+from .forms.scores import Additive, ALiBi, Bias, Comparison, RelativeBias, ScoreRule, SoftCap, T5Buckets
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError
 
@@ -46,6 +46,7 @@ __all__ = [
     "Blocks",
     "Causal",
     "Chunks",
+    "Comparison",
     "DilatedWindow",
     "Explanation",
     "Explicit",

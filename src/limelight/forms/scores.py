@@ -250,12 +250,35 @@ class SoftCap(ScoreRule):
         return self
 
 
+class Comparison(Description):
+    """Base of the comparisons: how a query and a key make a score, before any rule.
+
+    A comparison replaces the dot product ``scale * q . k`` and has no ``scale``.
+    """
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `ArgumentError` when the comparison does not fit the call."""
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
+        """What backends compute: the comparison of some other query and key.
+
+        Args:
+            query: ``(B, Hq, Lq, D)``.
+            key: ``(B, Hkv, Lk, D)``.
+
+        Returns:
+            A query and a key of the same shapes and dtypes, the scale of their dot product, and ``None``; or a
+            comparison that kernels compute themselves in the place of ``None``.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Additive(Description):
-    """Bahdanau's comparison: ``s = v . tanh(q + k)``, without a scale.
+class Additive(Comparison):
+    """Additive attention: ``s = v . tanh(q + k)`` (Bahdanau et al. 2015, arXiv:1409.0473).
 
     Args:
-        vector: ``(D,)`` or ``(Hq, D)``, float, with gradient.
+        vector: ``v``, ``(D,)`` or ``(Hq, D)``, float, with gradient.
     """
 
     vector: Tensor
@@ -265,9 +288,11 @@ class Additive(Description):
         _check_float("vector", self.vector, (1, 2))
 
     def check(self, shapes: Shapes) -> None:
-        """Raise `ArgumentError` when the vector does not fit the call."""
         check_tensor("vector", self.vector)
         check_broadcast("vector", self.vector.shape, (shapes.Hq, shapes.D))
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
+        return query, key, 1.0, self
 
 
 def _check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:

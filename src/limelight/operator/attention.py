@@ -23,7 +23,7 @@ from ..backends.contract import BackendError, Call, Result, operands
 from ..forms.layouts import Layout
 from ..forms.observations import Observations, Observe, current_watcher
 from ..forms.patterns import Pattern
-from ..forms.scores import Additive, ScoreRule
+from ..forms.scores import Additive, Comparison, ScoreRule
 from ..tensors import tracing
 from ..tensors.shapes import (
     check_dropout,
@@ -46,7 +46,7 @@ def attention(
     *,
     layout: Layout | None = None,
     pattern: Pattern | None = None,
-    compare: Additive | None = None,
+    compare: Comparison | None = None,
     scores: Sequence[ScoreRule] = (),
     sink: Tensor | None = None,
     scale: float | None = None,
@@ -71,7 +71,7 @@ def attention(
         layout: the positions of tokens and which exist (`limelight.forms.layouts`); ``None`` is ``Aligned()``: the last
             query has the position of the last key.
         pattern: which keys a query may see (`limelight.forms.patterns`); ``None`` is ``Full()``.
-        compare: ``None`` for the dot product, or `limelight.forms.scores.Additive`.
+        compare: ``None`` for the dot product, or a `Comparison` of `limelight.forms.scores`, such as `Additive`.
         scores: score rules in order (`limelight.forms.scores`).
         sink: ``(Hq,)`` logit of each head that takes weight and gives no value.
         scale: factor of the dot product; ``1 / sqrt(D)`` by default.
@@ -131,7 +131,7 @@ def prepare(
     value: Tensor,
     layout: Layout | None = None,
     pattern: Pattern | None = None,
-    compare: Additive | None = None,
+    compare: Comparison | None = None,
     scores: Sequence[ScoreRule] = (),
     sink: Tensor | None = None,
     scale: float | None = None,
@@ -149,7 +149,13 @@ def prepare(
         scale = 1.0 / math.sqrt(shapes.D)
     elif type(scale) is not float or not -math.inf < scale < math.inf:
         scale = number("scale", scale, "must be a finite number", "None is 1 / sqrt(D).")
-    call = Call(query, key, value, shapes, scale, layout, pattern, compare, (), sink, 0.0, 0, observe)
+    kernel_compare: Additive | None = None
+    if compare is not None:
+        _check_type("compare", compare, Comparison, "limelight.forms.scores")
+        compare.check(shapes)
+        _check_device("compare", compare, query)
+        query, key, scale, kernel_compare = compare.prepare(query, key)
+    call = Call(query, key, value, shapes, scale, layout, pattern, kernel_compare, (), sink, 0.0, 0, observe)
     if layout is not None:
         _check_type("layout", layout, Layout, "limelight.forms.layouts")
         _check_numbers("layout", layout.tensors(), query)
@@ -158,11 +164,6 @@ def prepare(
         _check_type("pattern", pattern, Pattern, "limelight.forms.patterns")
         _check_numbers("pattern", pattern.tensors(), query)
         pattern.check(*shapes.scores)
-    if compare is not None:
-        _check_type("compare", compare, Additive, "limelight.forms.scores")
-        compare.check(shapes)
-        _check_device("compare", compare, query)
-        call.scale = 1.0  # it has none
     if scores != ():
         call.scores = _check_scores(scores, call)
     if sink is not None:
@@ -259,7 +260,7 @@ def explain(
     *,
     layout: Layout | None = None,
     pattern: Pattern | None = None,
-    compare: Additive | None = None,
+    compare: Comparison | None = None,
     scores: Sequence[ScoreRule] = (),
     sink: Tensor | None = None,
     scale: float | None = None,
@@ -394,7 +395,7 @@ def _check_scores(scores: Sequence[ScoreRule], call: Call) -> tuple[ScoreRule, .
     return tuple(scores)
 
 
-def _check_device(name: str, described: ScoreRule | Additive, query: Tensor) -> None:
+def _check_device(name: str, described: ScoreRule | Comparison, query: Tensor) -> None:
     """Raise unless the tensors of an operand lie beside the query."""
     for tensor in described.tensors():
         if tensor.device != query.device:
