@@ -27,7 +27,17 @@ from .forms.patterns import (
     Prefix,
     Window,
 )
-from .forms.scores import Additive, ALiBi, Bias, Comparison, RelativeBias, ScoreRule, SoftCap, T5Buckets
+from .forms.scores import (
+    Additive,
+    ALiBi,
+    Bias,
+    Comparison,
+    CosineSimilarity,
+    RelativeBias,
+    ScoreRule,
+    SoftCap,
+    T5Buckets,
+)
 from .operator.attention import Explanation, attention, explain, merge
 from .tensors.shapes import ArgumentError
 
@@ -47,6 +57,7 @@ __all__ = [
     "Causal",
     "Chunks",
     "Comparison",
+    "CosineSimilarity",
     "DilatedWindow",
     "Explanation",
     "Explicit",

@@ -20,6 +20,7 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    CosineSimilarity,
     DilatedWindow,
     Explicit,
     Full,
@@ -191,6 +192,15 @@ RULES = {
     RelativeBias: _relative,
     Bias: _bias,
     SoftCap: lambda draw, s, dtype: SoftCap(draw(st.sampled_from([0.5, 3.0, 50.0]))),
+}
+
+
+#: How to draw a comparison of each class, as `RULES`.
+COMPARISONS = {
+    Additive: lambda draw, s, dtype: Additive(_normal(draw, dtype)(*draw(st.sampled_from([(s.D,), (s.Hq, s.D)])))),
+    CosineSimilarity: lambda draw, s, dtype: CosineSimilarity(
+        draw(st.sampled_from([1.0, 0.1])) if draw(st.booleans()) else _normal(draw, dtype)(s.Hq).abs() + 0.1
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    CosineSimilarity,
     DilatedWindow,
     Explicit,
     Full,
@@ -171,6 +172,11 @@ def attention(
                         continue
                     if compare is None:
                         x = scale * float(np.dot(q[b, h, i], k[b, g, j]))
+                    elif isinstance(compare, CosineSimilarity):
+                        t = compare.temperature
+                        t = t if isinstance(t, float) else float(t[h % len(t)])
+                        lengths = np.linalg.norm(q[b, h, i]) * np.linalg.norm(k[b, g, j])
+                        x = float(np.dot(q[b, h, i], k[b, g, j])) / (lengths or 1.0) / t
                     else:
                         vector = (
                             compare.vector if compare.vector.dim() == 1 else compare.vector[h % len(compare.vector)]
