@@ -19,7 +19,7 @@ _SHADES = "·░▒▓█"
 
 @dataclass(frozen=True)
 class Drawing:
-    """Who sees whom: ``shares[i, j]`` is the share of the pairs of a cell that are seen."""
+    """A picture of a pattern: ``shares[i, j]``, from 0 to 1, is the share of the pairs of a cell that are seen."""
 
     shares: NDArray[np.float64]
     title: str
@@ -58,7 +58,7 @@ class Drawing:
 
 
 def draw(pattern: Pattern, queries: int, keys: int, *, layout: Layout | None, head: int, heads: int) -> Drawing:
-    """Draw a pattern under a layout, for its first batch row and one head."""
+    """The picture of a pattern under a layout, for the first batch row and one of ``heads`` query heads."""
     bq, bk = (max(1, -(-n // MOST_CELLS)) for n in (queries, keys))
     rows = layout.tensors()[0].shape[0] if layout is not None and layout.tensors() and layout.documents == 1 else 1
     pairs = lower(pattern, layout, rows, heads, queries, keys).block_pairs(bq, bk)

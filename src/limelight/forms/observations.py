@@ -27,7 +27,7 @@ MOST_PADDED = 1024  # `top` may be so much, however few the keys are
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Observe(Description):
-    """What to look at. ``H`` is the number of observed heads; shapes are those of `Observations`.
+    """What to observe of a call. ``H`` is the number of observed heads; shapes are those of `Observations`.
 
     Args:
         logsumexp: ``log sum_j exp(s_ij)``, the sink included, ``(B, H, Lq)``; differentiable.
@@ -40,11 +40,11 @@ class Observe(Description):
             1,024 where there are fewer keys.
         received: the total weight each key receives, ``(B, H, Lk)``, and how many queries could see it.
         features: ``(Lk, F)`` float: the weight each query gives to each feature of the keys, ``(B, H, Lq, F)``.
-        rows: indices of queries whose weights are wanted whole, ``(B, H, R, Lk)``; differentiable.
-        pairs: ``(P, 2)`` indices (query, key) whose weights are wanted, ``(B, H, P)``; differentiable.
+        rows: indices of queries whose weights to return whole, ``(B, H, R, Lk)``; differentiable.
+        pairs: ``(P, 2)`` indices (query, key) whose weights to return, ``(B, H, P)``; differentiable.
         blocks: ``(bq, bk)``: the sum of the weights in each block of ``bq`` queries by ``bk`` keys, and its number
             of visible pairs: a heat map of any length, ``(B, H, ceil(Lq / bq), ceil(Lk / bk))`` twice.
-        heads: the query heads to look at, in this order; ``None`` for all.
+        heads: the query heads to observe, in this order; ``None`` for all.
     """
 
     logsumexp: bool = False
@@ -139,7 +139,11 @@ def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:
 
 @dataclass
 class Observations:
-    """What was seen; a field that was not asked for is ``None``. See `Observe` for the meaning of each."""
+    """The observations of one call, as `Observe` defines them; ``None`` where a field was not requested.
+
+    ``H`` is the number of observed heads. Float fields are float32 (float64 for float64 inputs); a dimension of size 1
+    is shared by all rows or heads.
+    """
 
     logsumexp: Tensor | None = None  # (B, H, Lq)
     max_score: Tensor | None = None  # (B, H, Lq)
@@ -157,11 +161,11 @@ class Observations:
     block_pairs: Tensor | None = None  # (B | 1, H | 1, the same two) int64: visible pairs of each block
 
     def seen(self) -> dict[str, Tensor]:
-        """The fields that were asked for."""
+        """The fields that are not ``None``, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Observations:
-        """The same with every tensor changed, for example ``observations.map(Tensor.cpu)``."""
+        """Observations with ``change`` applied to every tensor: ``observations.map(Tensor.cpu)``."""
         return Observations(**{name: change(tensor) for name, tensor in self.seen().items()})
 
     def __repr__(self) -> str:

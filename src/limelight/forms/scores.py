@@ -44,23 +44,36 @@ from .descriptions import Description
 
 
 class ScoreRule(Description):
-    """Base of the score rules."""
+    """Base of the score rules.
 
-    #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` (a 1 is shared), or
-    #: a point for one that no part of a call cuts; by default all of them.
+    A new rule defines `apply`, and `check` where it holds a tensor; the definition serves it, with all derivatives. The
+    other members state facts that more of the library needs; by default nothing is claimed.
+    """
+
+    #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` for batch row, query
+    #: head, query and key (size 1 is shared), or a point for a dimension that is never cut; by default all of them.
     letters: ClassVar[str] = "."
-    #: Whether `apply` reads positions (``at.distance``), so that a kernel has to know where queries and keys stand.
+    #: Whether `apply` reads positions (``at.distance``). Backends that have positions as "index + offset" only serve a
+    #: rule that does not under any layout.
     needs_positions: ClassVar[bool] = True
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """The definition: new scores ``(B, Hq, Lq, Lk)`` from old ones."""
+        """The definition: the scores after the rule.
+
+        Args:
+            scores: ``(B, Hq, Lq, Lk)``, or the part of them that ``at`` describes.
+            at: positions and indices of queries and keys.
+
+        Returns:
+            A tensor of the shape of ``scores``, differentiable in them and in the rule's tensors.
+        """
         raise NotImplementedError
 
     def for_heads(self, heads: slice) -> ScoreRule:
-        """The rule of a call of only these query heads.
+        """The rule for a call of these query heads alone.
 
         Raises:
             ArgumentError: the rule cannot be cut into heads, as by default.
@@ -71,7 +84,8 @@ class ScoreRule(Description):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ALiBi(ScoreRule):
-    """Attention with linear biases: ``s - slope * |key position - query position|``.
+    """Attention with linear biases: ``s - slope * |key position - query position|`` (Press et al. 2022,
+    arXiv:2108.12409).
 
     Args:
         slopes: ``(Hq,)`` or ``(B, Hq)``, float; `ALiBi.standard` gives the published ones. Documents of one batch row
@@ -107,11 +121,12 @@ class ALiBi(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class T5Buckets(Description):
-    """T5's buckets: exact for near distances, logarithmic up to ``max_distance``, one for everything beyond.
+    """The distance buckets of T5: exact for near distances, logarithmic up to ``max_distance``, one beyond (Raffel et
+    al. 2020, arXiv:1910.10683).
 
     Args:
         count: number of buckets, half of them for keys after the query when ``bidirectional``.
-        max_distance: distance from which on the last bucket is used.
+        max_distance: distance in tokens from which on the last bucket is used.
         bidirectional: keys after the query have buckets of their own (encoder); else they share bucket 0 (decoder).
     """
 
@@ -127,7 +142,7 @@ class T5Buckets(Description):
         whole_number("max_distance", self.max_distance, at_least=exact + 1)
 
     def __call__(self, distance: Tensor) -> Tensor:
-        """Bucket of each ``distance = key position - query position``."""
+        """The bucket of each ``distance = key position - query position``: int64, of the same shape, from 0."""
         count, bucket = self.count, torch.zeros_like(distance)
         if self.bidirectional:
             count //= 2
@@ -149,7 +164,8 @@ def _published_buckets() -> T5Buckets:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelativeBias(ScoreRule):
-    """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(j - p)]``.
+    """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(key position - query position)]``
+    (Raffel et al. 2020, arXiv:1910.10683).
 
     Args:
         table: ``(Hq, number of buckets)`` or ``(1, ...)``, float, with gradient.
@@ -175,7 +191,7 @@ class RelativeBias(ScoreRule):
         _check_heads("table", self.table.shape[:1], shapes)
 
     def over(self, low: int, high: int) -> Tensor:
-        """``(Hq, high - low + 1)``: the bias at each distance from ``low`` to ``high``; all that a kernel reads."""
+        """``(Hq | 1, high - low + 1)``: the bias at each distance from ``low`` to ``high``, as kernels read it."""
         return self.table[:, self.bucket_of(torch.arange(low, high + 1, device=self.table.device))]
 
     def bucket_of(self, distance: Tensor) -> Tensor:
@@ -212,9 +228,10 @@ class RelativeBias(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bias(ScoreRule):
-    """Any tensor added to the scores, broadcastable to ``(B, Hq, Lq, Lk)``, with gradient.
+    """A tensor added to the scores: ``s + tensor[b, h, i, j]``. An entry of ``-inf`` makes the key unseen.
 
-    An entry of ``-inf`` makes the key unseen.
+    Args:
+        tensor: float, broadcastable to ``(B, Hq, Lq, Lk)``, by token index, with gradient.
     """
 
     tensor: Tensor
@@ -238,7 +255,11 @@ class Bias(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SoftCap(ScoreRule):
-    """Scores bent into ``(-limit, limit)``: ``limit * tanh(s / limit)``."""
+    """Soft-capped scores, in ``(-limit, limit)``: ``limit * tanh(s / limit)`` (Gemma 2, arXiv:2408.00118).
+
+    Args:
+        limit: a positive number.
+    """
 
     limit: float
     needs_positions = False

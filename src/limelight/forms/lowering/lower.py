@@ -20,7 +20,19 @@ _ALIGNED = Aligned()
 
 
 def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: int, Lk: int) -> Lowered:
-    """Lower a pattern under a layout for ``B`` rows of ``Lq`` queries in ``Hq`` heads and ``Lk`` keys."""
+    """Lower a pattern under a layout.
+
+    Cached where neither can change: spans on the pattern, other forms on the object that holds the tensors, or by the
+    values of both.
+
+    Args:
+        pattern: which keys a query sees; ``None`` for all.
+        layout: where queries and keys stand; ``None`` is ``Aligned()``.
+        B: batch rows.
+        Hq: query heads.
+        Lq: queries of each row.
+        Lk: keys of each row.
+    """
     sizes = (B, Hq, Lq, Lk)
     if (layout is None or layout.only_segments) and (packed := _packed_spans(pattern)) is not None:
         segments = one_segment(Lq, 0, Lk, Lk - Lq, 0) if layout is None else layout.segments(B, Lq, Lk)

@@ -89,7 +89,15 @@ class Pattern(Description):
     def pairs(
         self, queries: int, keys: int | None = None, *, layout: Layout | None = None, batch: int = 1, heads: int = 1
     ) -> int:
-        """How many (query, key) pairs the pattern allows over a ``batch`` of rows and ``heads`` query heads."""
+        """The number of (query, key) pairs that are seen, over all batch rows and query heads.
+
+        Args:
+            queries: queries of each row.
+            keys: keys of each row; ``None`` for as many as queries.
+            layout: where queries and keys stand; ``None`` is ``Aligned()``.
+            batch: batch rows.
+            heads: query heads.
+        """
         from ..lowering import lower
 
         keys = queries if keys is None else keys
@@ -100,7 +108,15 @@ class Pattern(Description):
     def draw(
         self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1
     ) -> Drawing:
-        """A picture of who sees whom: text when printed, SVG in a notebook (``.svg()``), for the first batch row."""
+        """A picture of which query sees which key, in the first batch row: text when printed, SVG in a notebook.
+
+        Args:
+            queries: queries, one row of the picture each.
+            keys: keys, one column each; ``None`` for as many as queries.
+            layout: where queries and keys stand; ``None`` is ``Aligned()``.
+            head: the query head to draw.
+            heads: query heads of the call.
+        """
         from ..drawing import draw
 
         keys = queries if keys is None else keys
@@ -136,7 +152,7 @@ class _Joined(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class And(_Joined):
-    """What both allow; written ``a & b``."""
+    """The keys that both patterns allow; written ``a & b``."""
 
     def allows(self, at: Where) -> Tensor:
         return self.left.allows(at) & self.right.allows(at)
@@ -155,7 +171,7 @@ class And(_Joined):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Or(_Joined):
-    """What either allows; written ``a | b``."""
+    """The keys that either pattern allows; written ``a | b``."""
 
     def allows(self, at: Where) -> Tensor:
         return self.left.allows(at) | self.right.allows(at)
@@ -174,7 +190,7 @@ class Or(_Joined):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Not(Pattern):
-    """What the pattern does not allow; written ``~a``."""
+    """The keys that the pattern does not allow; written ``~a``."""
 
     pattern: Pattern
 

@@ -15,7 +15,7 @@ from .base import Pattern
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Full(Pattern):
-    """Every query sees every key."""
+    """Every query sees every key; the pattern of bidirectional encoders."""
 
     def allows(self, at: Where) -> Tensor:
         return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=at.query_position.device)
@@ -26,7 +26,7 @@ class Full(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Causal(Pattern):
-    """A query sees the keys at its own position and before: ``j <= p``."""
+    """A query sees the keys at its own position and before: ``j <= p``; the pattern of decoders."""
 
     def allows(self, at: Where) -> Tensor:
         return at.key_position <= at.query_position
@@ -37,10 +37,14 @@ class Causal(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Window(Pattern):
-    """A query sees ``back`` keys before its own position, that one, and ``ahead`` keys after it.
+    """A sliding window: ``back`` keys before the query's own position, that one, and ``ahead`` keys after it.
 
-    ``Window(2, 0)`` sees three keys. (Other libraries mean ``W``, ``W + 1`` or ``2 W + 1`` keys by "window W"; here
-    the numbers are counted, and one's own position is not among them.) ``None`` sets no limit on that side.
+    ``p - back <= j <= p + ahead``; ``Window(2, 0)`` sees three keys. (Other libraries mean ``W``, ``W + 1`` or
+    ``2 W + 1`` keys by "window W"; here the keys on each side are counted, and the own position is not among them.)
+
+    Args:
+        back: keys seen before the query's own position; ``None`` for no limit.
+        ahead: keys seen after it; ``None`` for no limit.
     """
 
     back: int | None
@@ -124,10 +128,12 @@ class DilatedWindow(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefix(Pattern):
-    """The tokens at positions below ``length`` see each other; ``Causal() | Prefix(n)`` is the prefix language model.
+    """The tokens at positions below ``length`` see each other: ``p < length and j < length``.
+
+    ``Causal() | Prefix(n)`` is the prefix language model (Raffel et al. 2020, arXiv:1910.10683).
 
     Args:
-        length: an int, or a ``(B,)`` tensor with one length for each batch row.
+        length: tokens of the prefix, an int, or a ``(B,)`` integer tensor with one length for each batch row.
     """
 
     length: int | Tensor
@@ -170,7 +176,13 @@ class Prefix(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chunks(Pattern):
-    """Positions are cut into chunks of ``size``; a query sees the keys of its own chunk."""
+    """Positions are cut into chunks; a query sees the keys of its own: ``p // size == j // size``.
+
+    ``Causal() & Chunks(n)`` is the chunked attention of Llama 4.
+
+    Args:
+        size: positions in a chunk; one begins at position 0.
+    """
 
     size: int
 
@@ -186,7 +198,13 @@ class Chunks(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Keys(Pattern):
-    """Every query sees the keys at the ``first`` positions (attention sinks, global tokens)."""
+    """Every query sees the keys at the first positions: ``j < first`` (global tokens, attention sinks).
+
+    ``Causal() & (Window(n, 0) | Keys(first=4))`` is the pattern of StreamingLLM (Xiao et al. 2023, arXiv:2309.17453).
+
+    Args:
+        first: number of keys.
+    """
 
     first: int
 
