@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...tensors.shapes import whole_number
 from ..coordinates import Where
 from ..descriptions import Description
 from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, union
@@ -16,8 +15,6 @@ from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, un
 if TYPE_CHECKING:
     from ..drawing import Drawing
     from ..layouts import Layout
-
-MOST_DRAWN = 2**24  # queries and keys of a picture
 
 
 class Pattern(Description):
@@ -98,12 +95,9 @@ class Pattern(Description):
             batch: batch rows.
             heads: query heads.
         """
-        from ..lowering import lower
+        from ..lowering import pairs
 
-        keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
-            whole_number(name, size, at_least=0)
-        return lower(self, layout, batch, heads, queries, keys).pairs()
+        return pairs(self, queries, keys, layout=layout, batch=batch, heads=heads)
 
     def draw(
         self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1
@@ -119,11 +113,6 @@ class Pattern(Description):
         """
         from ..drawing import draw
 
-        keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys)):
-            whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
-        whole_number("heads", heads, at_least=1)
-        whole_number("head", head, at_least=0, at_most=heads - 1)
         return draw(self, queries, keys, layout=layout, head=head, heads=heads)
 
 
