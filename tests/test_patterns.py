@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import loops
 from support.strategies import PATTERNS, layouts, patterns, sizes, subclasses
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import limelight
 from limelight import (
@@ -227,6 +228,8 @@ def test_a_class_that_states_nothing_is_served_everywhere():
     torch.testing.assert_close(limelight.attention(q, k, v, pattern=pattern), truth)
     batched = torch.vmap(lambda *x: limelight.attention(*x, pattern=pattern))(q[None], k[None], v[None])
     torch.testing.assert_close(batched[0], truth)
+    with pytest.raises(limelight.BackendError, match=r"Even\(\) cannot travel in a compiled graph"):
+        make_fx(lambda q: limelight.attention(q, k, v, pattern=pattern))(q)
     assert pattern.pairs(9) == sum((i + 2) // 2 for i in range(9))
     assert pattern.reach() == Reach(None, 0)
 
