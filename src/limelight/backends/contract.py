@@ -95,9 +95,9 @@ class Call:
 
 
 def unknown_positions(call: Call) -> list[str]:
-    """Why a backend that knows positions as "index + offset" cannot serve a call.
+    """Why a backend that reads positions as "index + offset" cannot serve a call.
 
-    Of a layout without offsets it knows which keys are seen, which is enough for most calls, but not where queries are.
+    Of a layout without offsets it has the keys that each query sees, enough for most calls, but no positions.
     """
     if call.layout is None or call.layout.has_offsets:
         return []
