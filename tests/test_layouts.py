@@ -184,6 +184,28 @@ def test_a_class_that_states_nothing_is_served(layout, pattern, backend):
     )
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [limelight.Aligned(0), limelight.Aligned(None, 3), Padded(5, 7), Padded(4, side="left"), limelight.Packed((3, 6))],
+    ids=str,
+)
+def test_a_uniform_layout_under_vmap(layout):
+    """The samples are computed in one call, and each as alone."""
+    q, k, v = (torch.randn(3, 2, 2, 9, 4) for _ in range(3))
+    assert layout.uniform_over_batch
+
+    def one(q, k, v):
+        return limelight.attention(q, k, v, layout=layout, pattern=Causal())
+
+    truth = torch.stack([one(*x) for x in zip(q, k, v, strict=True)])
+    torch.testing.assert_close(torch.vmap(one)(q, k, v), truth)
+    cotangent = torch.randn(3, 2, 2, 9, 4)
+    gradients = torch.func.vjp(torch.vmap(one), q, k, v)[1](cotangent)
+    alone = [torch.func.vjp(one, *x[:3])[1](x[3]) for x in zip(q, k, v, cotangent, strict=True)]
+    for found, parts in zip(gradients, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(parts))
+
+
 def test_where_offsets_are_needed_the_reason_is_given():
     q = torch.randn(1, 1, 4, 4)
     scores = (ALiBi.standard(1),)

@@ -13,13 +13,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import loops
 from support.strategies import PATTERNS, layouts, patterns, sizes, subclasses
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import limelight
-from limelight import Aligned, Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Where, Window
+from limelight import (
+    Aligned,
+    Blocks,
+    Causal,
+    Chunks,
+    DilatedWindow,
+    Explicit,
+    Full,
+    Keys,
+    Observe,
+    Pattern,
+    Predicate,
+    Prefix,
+    Where,
+    Window,
+)  # fmt: skip
 from limelight.forms.coordinates import Part
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import And, Not, Or
 from limelight.forms.spans import Reach
+from limelight.nn import Cache, MultiHead, Places
 from limelight.tensors.shapes import Shapes
 
 KINDS = subclasses(Pattern)
@@ -211,8 +228,67 @@ def test_a_class_that_states_nothing_is_served_everywhere():
     torch.testing.assert_close(limelight.attention(q, k, v, pattern=pattern), truth)
     batched = torch.vmap(lambda *x: limelight.attention(*x, pattern=pattern))(q[None], k[None], v[None])
     torch.testing.assert_close(batched[0], truth)
+    with pytest.raises(limelight.BackendError, match=r"Even\(\) cannot travel in a compiled graph"):
+        make_fx(lambda q: limelight.attention(q, k, v, pattern=pattern))(q)
     assert pattern.pairs(9) == sum((i + 2) // 2 for i in range(9))
     assert pattern.reach() == Reach(None, 0)
+
+
+# --- DilatedWindow ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dilated_window_counts_the_keys_it_sees():
+    pattern = DilatedWindow(2, 1, step=3)
+    assert str(pattern.draw(8)).splitlines()[-2] == "■ · · ■ · · ■ ·"
+    assert pattern.pairs(8) == 8 + (5 + 2) + 5
+    assert DilatedWindow(2, 0, step=1).pairs(50) == Window(2, 0).pairs(50)
+    assert (pattern & Causal()).reach() == (6, 0)
+    with pytest.raises(limelight.ArgumentError, match="`back`"):
+        DilatedWindow(-1, 0, step=2)
+    with pytest.raises(limelight.ArgumentError, match="`step`"):
+        DilatedWindow(1, 0, step=0)
+
+
+def test_a_narrow_dilated_window_is_arithmetic():
+    """A decode step builds nothing; a wide one is a map of tiles."""
+    narrow, wide = DilatedWindow(3, 0, step=8), DilatedWindow(9, 0, step=8)
+    assert lower(narrow, None, 1, 1, 200, 200).form == "4 spans"
+    assert lower(wide, None, 1, 1, 200, 200).tiles is not None
+
+
+@pytest.mark.parametrize("pattern", [DilatedWindow(3, 0, step=2), DilatedWindow(6, 0, step=3)], ids=str)
+def test_a_dilated_window_in_a_cache(pattern):
+    """Token by token what the whole text gives, in the 64 columns that a store begins with, not in 90."""
+    layer, cache = MultiHead(16, 2, 2, 8, pattern=pattern, name="layer"), Cache()
+    states = torch.randn(2, 90, 16)
+    with torch.no_grad():
+        whole, kept = layer(states), 0
+        for n in range(90):
+            step = cache.step(2, 1)
+            with limelight.watching(Observe(received=True)) as seen:
+                one = layer(states[:, n : n + 1], Places(None, step.positions, cache=step))
+            cache.close(step)
+            torch.testing.assert_close(one, whole[:, n : n + 1], rtol=1e-4, atol=1e-5)
+            kept = max(kept, seen["layer"].received.shape[-1])
+    assert pattern.reach().back < kept <= 64
+
+
+def test_a_dilated_window_under_vmap_is_one_call():
+    q = torch.randn(3, 2, 2, 9, 4)
+    pattern = DilatedWindow(2, 1, step=3)
+    truth = torch.stack([limelight.attention(x, x, x, pattern=pattern) for x in q])
+    torch.testing.assert_close(torch.vmap(lambda x: limelight.attention(x, x, x, pattern=pattern))(q), truth)
+
+
+@pytest.mark.parametrize("pattern", [DilatedWindow(1, 1, step=2), DilatedWindow(None, 3, step=3)], ids=str)
+def test_a_nan_reaches_only_queries_that_see_it(pattern):
+    q, k, v = (torch.randn(1, 1, 12, 4) for _ in range(3))
+    clean = limelight.attention(q, k, v, pattern=pattern)
+    k[:, :, 5] = torch.nan
+    found = limelight.attention(q, k, v, pattern=pattern)
+    sees = pattern.allows(where(None, Shapes(1, 1, 1, 12, 12, 4, 4)))[0, 0, :, 5]
+    assert found[0, 0, sees].isnan().all()
+    assert torch.equal(found[0, 0, ~sees], clean[0, 0, ~sees])
 
 
 # --- Print, count, compare -------------------------------------------------------------------------------------------

@@ -10,10 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import loops
-from support.strategies import RULES, layouts, sizes, subclasses
+from support.strategies import COMPARISONS, RULES, examples, layouts, sizes, subclasses
 
 import limelight
-from limelight import Aligned, ArgumentError, RelativeBias, ScoreRule, Where
+from limelight import (
+    Aligned,
+    ArgumentError,
+    Causal,
+    Comparison,
+    CosineSimilarity,
+    Observe,
+    RelativeBias,
+    ScoreRule,
+    Where,
+)  # fmt: skip
 from limelight.backends import native
 from limelight.forms.coordinates import Part
 
@@ -107,6 +117,92 @@ def test_it_says_whether_it_needs_positions(kind):
 
     draw()
     assert moved == KINDS[kind].needs_positions, f"state needs_positions = {moved} in {kind}"
+
+
+# --- Comparisons -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", subclasses(Comparison))
+@given(st.data())
+def test_a_comparison_agrees_with_its_definition(kind, data):
+    """Output and logsumexp, beside rules, sinks and patterns."""
+    kind = subclasses(Comparison)[kind]
+    assert kind in COMPARISONS, f"give support.strategies.COMPARISONS an entry that draws a {kind.__name__}"
+    example = data.draw(examples(sizes(lengths=st.integers(0, 5), widths=st.integers(1, 3)), dropout=False))
+    compare = COMPARISONS[kind](data.draw, example.sizes, torch.float64)
+    settings = {**example.settings, "compare": compare}
+    del settings["scale"]
+    tensors = (example.query, example.key, example.value)
+    found, seen = limelight.attention(*tensors, observe=Observe(logsumexp=True), backend="reference", **settings)
+    truth, _, logsumexp, _ = loops.attention(*tensors, **settings)
+    np.testing.assert_allclose(found.numpy(), truth, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(seen.logsumexp.numpy(), logsumexp, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_derivatives_of_a_cosine(learned):
+    q, k, v = (torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    temperature = torch.tensor([0.3, 1.2], dtype=torch.float64, requires_grad=learned)
+
+    def output(q, k, v, temperature):
+        compare = CosineSimilarity(temperature if learned else 0.5)
+        return limelight.attention(q, k, v, pattern=Causal(), compare=compare)
+
+    assert torch.autograd.gradcheck(output, (q, k, v, temperature))
+    assert torch.autograd.gradgradcheck(output, (q, k, v, temperature))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cosine_in_the_kernels(dtype):
+    """It is served by whichever backend serves the dot product, with gradients and observations."""
+    q, k, v = (torch.randn(2, 4, 40, 16, dtype=dtype, requires_grad=True) for _ in range(3))
+    everything = Observe(logsumexp=True, entropy=True, top=3, received=True)
+    settings = {"pattern": Causal(), "compare": CosineSimilarity(0.1)}
+    kernels = limelight.explain(q, k, v, **settings).backend
+    assert kernels == limelight.explain(q, k, v, pattern=Causal()).backend
+    found, seen = limelight.attention(q, k, v, observe=everything, **settings)
+    # Both multiply the same normalized vectors, which are rounded to the dtype.
+    truth, all_seen = limelight.attention(q, k, v, observe=everything, backend="reference", **settings)
+    cotangent = torch.randn_like(found)
+    gradients = (torch.autograd.grad(output, (q, k, v), cotangent) for output in (found, truth))
+    pairs = [(found, truth), (seen.entropy, all_seen.entropy), (seen.received, all_seen.received)]
+    for one, other in [*pairs, *zip(*gradients, strict=True)]:
+        error = (one.double() - other.double()).abs().max() / other.double().abs().max()
+        assert error < (1e-5 if dtype is torch.float32 else 1e-2)
+
+
+def test_a_cosine_while_decoding():
+    """Query by query over a growing cache what the whole text gives; long vectors change nothing."""
+    q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
+    compare = CosineSimilarity(torch.tensor([0.2, 0.5]))
+    whole = limelight.attention(q, k, v, pattern=Causal(), compare=compare)
+    for n in range(1, 21):
+        one = limelight.attention(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n], pattern=Causal(), compare=compare)
+        torch.testing.assert_close(one, whole[:, :, n - 1 : n])
+    for size in (1e-30, 1e30):
+        torch.testing.assert_close(limelight.attention(q * size, k, v, pattern=Causal(), compare=compare), whole)
+
+
+def test_a_cosine_with_a_zero_vector_and_with_nan():
+    q, k, v = (torch.randn(1, 1, 6, 4) for _ in range(3))
+    k[:, :, 2] = 0
+    clean = limelight.attention(q, k, v, compare=CosineSimilarity())
+    assert clean.isfinite().all()
+    weights = torch.nn.functional.cosine_similarity(q[:, :, :, None], k[:, :, None], dim=-1).softmax(-1)
+    torch.testing.assert_close(clean, weights @ v)
+    k[:, :, 4] = torch.nan
+    found = limelight.attention(q, k, v, pattern=Causal(), compare=CosineSimilarity())
+    assert found[:, :, :4].isfinite().all()
+    assert found[:, :, 4:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "got"), [(0, "it is 0"), (-1.0, "it is -1.0"), ("warm", "'warm'"), (torch.ones(2, 2), "(2, 2)")]
+)
+def test_a_temperature_is_positive(temperature, got):
+    with pytest.raises(ArgumentError, match=r"^`temperature` must be") as caught:
+        CosineSimilarity(temperature)
+    assert got in str(caught.value)
 
 
 # --- A class without a claim -----------------------------------------------------------------------------------------

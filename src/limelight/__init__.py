@@ -15,8 +15,30 @@ from .backends.contract import BackendError
 from .forms.coordinates import Where
 from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
 from .forms.observations import Observations, Observe, Seen, watching
-from .forms.patterns import Blocks, Causal, Chunks, Explicit, Full, Keys, Pattern, Predicate, Prefix, Window
-from .forms.scores import Additive, ALiBi, Bias, RelativeBias, ScoreRule, SoftCap, T5Buckets
+from .forms.patterns import (
+    Blocks,
+    Causal,
+    Chunks,
+    DilatedWindow,
+    Explicit,
+    Full,
+    Keys,
+    Pattern,
+    Predicate,
+    Prefix,
+    Window,
+)
+from .forms.scores import (
+    Additive,
+    ALiBi,
+    Bias,
+    Comparison,
+    CosineSimilarity,
+    RelativeBias,
+    ScoreRule,
+    SoftCap,
+    T5Buckets,
+)
 from .operator.attention import attention
 from .operator.explanation import Explanation, explain
 from .operator.merging import merge
@@ -40,6 +62,9 @@ __all__ = [
     "Blocks",
     "Causal",
     "Chunks",
+    "Comparison",
+    "CosineSimilarity",
+    "DilatedWindow",
     "Explanation",
     "Explicit",
     "Full",

@@ -183,7 +183,7 @@ def test_a_model_of_pytorch():
     torch.testing.assert_close(found, expected)
     assert told.taken == {"every key": 2}
     assert not told.left
-    assert list(seen.layers) == ["layers.0.self_attn", "layers.1.self_attn"]
+    assert list(seen) == ["layers.0.self_attn", "layers.1.self_attn"]
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "vit"])
@@ -339,7 +339,7 @@ def test_watching_sees_what_no_kernel_serves():
     tensors = heads(1, 1, 3, 8, dtype=torch.float64)
     with sdpa() as told, limelight.watching(Observe(entropy=True)) as seen:
         F.scaled_dot_product_attention(*tensors)
-    assert told.taken.total() == len(seen.layers) == 1
+    assert told.taken.total() == len(seen) == 1
 
 
 def test_belongs_to_its_thread():

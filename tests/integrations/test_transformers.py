@@ -47,7 +47,7 @@ def test_a_copied_model_is_served_and_observed_as_the_first(name):
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         with account() as told, limelight.watching(Observe(entropy=True)) as seen, torch.no_grad():
             logits = one(TOKENS, **arguments).logits
-        found.append((logits, told.taken, list(seen.layers)))
+        found.append((logits, told.taken, list(seen)))
     for logits, *others in found[1:]:
         assert torch.equal(logits, found[0][0])
         assert others == [*found[0][1:]]
@@ -264,7 +264,7 @@ def test_watching_a_decoder():
     model = built("gemma2")
     with limelight.watching(Observe(entropy=True, top=1)) as seen, torch.no_grad():
         model(TOKENS)
-    assert list(seen.layers) == [f"model.layers.{n}.self_attn" for n in range(2)]
+    assert list(seen) == [f"model.layers.{n}.self_attn" for n in range(2)]
     assert seen["model.layers.1.self_attn"].entropy.shape == (2, 4, 9)
 
 
@@ -272,7 +272,7 @@ def test_watching_tells_encoder_decoder_and_cross_apart():
     model = built("bart")
     with limelight.watching(Observe(max_weight=True)) as seen, torch.no_grad():
         model(TOKENS, decoder_input_ids=TOKENS[:, :5])
-    assert set(seen.layers) == {
+    assert set(seen) == {
         f"model.{part}.layers.{n}.{which}"
         for n in range(2)
         for part, which in (("encoder", "self_attn"), ("decoder", "self_attn"), ("decoder", "encoder_attn"))
@@ -291,7 +291,7 @@ def test_watching_a_model_inside_a_model():
 
     with limelight.watching(Observe(max_weight=True)) as seen, torch.no_grad():
         Around()(TOKENS)
-    assert list(seen.layers) == [f"body.bert.encoder.layer.{n}.attention.self" for n in range(2)]
+    assert list(seen) == [f"body.bert.encoder.layer.{n}.attention.self" for n in range(2)]
 
 
 def test_observed_weights_are_those_of_eager():

@@ -73,9 +73,9 @@ def test_every_attention_is_seen_by_its_name(model):
     with limelight.watching(limelight.Observe(entropy=True)) as seen:
         network(IDS, source=SOURCE)
     names = (*network.encoder.attention_names, *network.attention_names, *network.cross_names)
-    assert set(seen.layers) == set(names)
+    assert set(seen) == set(names)
     assert "encoder.layers.1.attention" in names
-    shapes = [seen.layers[name][0].entropy.shape for name in ("encoder.layers.0.attention", "layers.2.cross")]
+    shapes = [seen.calls(name)[0].entropy.shape for name in ("encoder.layers.0.attention", "layers.2.cross")]
     assert shapes == [(2, 4, 7), (2, 2, 5)]
 
 

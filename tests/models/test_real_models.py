@@ -253,8 +253,8 @@ def test_bank_looks_at_river(minilm):
     bank, river = text.tokens.index("bank"), text.tokens.index("river")
     with limelight.watching(limelight.Observe(rows=[bank])) as seen:
         minilm(BANK)
-    assert tuple(seen.layers) == minilm.network.attention_names
-    weights = seen.layers["layers.0.attention"][0].rows[0, :, 0, river]  # (12,)
+    assert tuple(seen) == minilm.network.attention_names
+    weights = seen.calls("layers.0.attention")[0].rows[0, :, 0, river]  # (12,)
     assert weights.max().item() == pytest.approx(0.64, abs=0.006)
 
 
@@ -270,7 +270,7 @@ def test_it_is_the_dog_or_the_park(minilm, end, dog, park):
     tokens = minilm.read(sentence).texts[0].tokens
     with limelight.watching(limelight.Observe(rows=[tokens.index("it")])) as seen:
         minilm(sentence)
-    weights = seen.layers["layers.3.attention"][0].rows[0, :, 0].mean(0)  # the fourth layer
+    weights = seen.calls("layers.3.attention")[0].rows[0, :, 0].mean(0)  # the fourth layer
     assert weights[tokens.index("dog")].item() == pytest.approx(dog, abs=0.0006)
     assert weights[tokens.index("park")].item() == pytest.approx(park, abs=0.0006)
 
@@ -291,7 +291,7 @@ def test_smollm2_copies_what_it_has_seen(smollm2):
         logits = smollm2(ids).logits[0]
     loss = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="none")
     assert loss[60:].mean() < loss[:59].mean() / 3
-    assert seen.layers["layers.18.attention"][0].pairs[0, 6].mean() > 0.7
+    assert seen.calls("layers.18.attention")[0].pairs[0, 6].mean() > 0.7
 
 
 def test_rxnmapper_follows_the_atoms_of_a_reaction(rxnmapper):
@@ -301,8 +301,8 @@ def test_rxnmapper_follows_the_atoms_of_a_reaction(rxnmapper):
     before, after = [i for i in atoms if i < arrow], [i for i in atoms if i > arrow]
     with limelight.watching(limelight.Observe(rows=list(range(len(tokens))))) as seen:
         rxnmapper(REACTION)
-    assert tuple(seen.layers) == rxnmapper.network.attention_names  # its layers share parameters, and are told apart
-    weights = seen.layers["layers.10.attention"][0].rows[0, 5]  # (L, L)
+    assert tuple(seen) == rxnmapper.network.attention_names  # its layers share parameters, and are told apart
+    weights = seen.calls("layers.10.attention")[0].rows[0, 5]  # (L, L)
     both = weights[after][:, before] + weights[before][:, after].T
 
     def element(i):
@@ -339,7 +339,7 @@ def test_whisper_looks_along_the_sound(whisper, beckett):
     with limelight.watching(limelight.Observe(rows=rows)) as seen:
         whisper.network(ids, source=spectrum(recording(beckett)))
     heads = [(1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)]
-    weights = sum(seen.layers[f"layers.{layer}.cross"][0].rows[0, head] for layer, head in heads)
+    weights = sum(seen.calls(f"layers.{layer}.cross")[0].rows[0, head] for layer, head in heads)
     seconds = weights[:-1].argmax(-1) / 50  # the last point is said by silence
     assert (seconds.diff() >= 0).all()
     assert seconds[0] < 1
@@ -368,7 +368,7 @@ def test_marian_translates_and_aligns(translator):
             new = int(translator.network(torch.tensor([[new]]), source=encoded, cache=cache).logits[0, -1].argmax())
             ids.append(new)
     assert translator.tokenizer.write(ids) == PORTUGUESE
-    looked = [int(one.top_keys[0, 0, 0, 0]) for one in seen.layers["layers.1.cross"]]
+    looked = [int(one.top_keys[0, 0, 0, 0]) for one in seen.calls("layers.1.cross")]
     aligned = [source.texts[0].pieces[place].strip() for place in looked[:-1]]
     assert aligned == ["The", "bank", "the", "river", "was", "covered", "with", "flowers", "."]
 

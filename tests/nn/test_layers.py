@@ -83,7 +83,7 @@ def test_a_layer_is_seen_by_its_name():
     with limelight.watching(limelight.Observe(entropy=True)) as seen:
         layer(torch.randn(1, 3, 8), context(1, 3))
         layer(torch.randn(1, 3, 8), context(1, 3))
-    assert [o.entropy.shape for o in seen.layers["layers.7.attention"]] == [(1, 2, 3)] * 2
+    assert [o.entropy.shape for o in seen.calls("layers.7.attention")] == [(1, 2, 3)] * 2
 
 
 @given(start=st.integers(0, 100_000), distance=st.integers(-50, 50))

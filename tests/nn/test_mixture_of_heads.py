@@ -227,7 +227,7 @@ def test_an_observer_sees_every_head():
     ).requires_grad_(False)
     with limelight.watching(limelight.Observe(entropy=True)) as seen:
         layer(torch.randn(1, 40, 8), at(40))
-    assert set(seen.layers) == {f"layers.0.attention.{part}" for part in ("shared", "head2", "head3")}
+    assert set(seen) == {f"layers.0.attention.{part}" for part in ("shared", "head2", "head3")}
 
 
 def test_what_it_refuses():

@@ -20,6 +20,8 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    CosineSimilarity,
+    DilatedWindow,
     Explicit,
     Full,
     KeyMask,
@@ -103,9 +105,8 @@ def _generator(draw):
     return torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
 
-def _window(draw, s):
-    offset = st.none() | st.integers(0, 6)
-    return Window(draw(offset), draw(offset))
+def _sides(draw):
+    return tuple(draw(st.none() | st.integers(0, 6)) for _ in range(2))
 
 
 def _prefix(draw, s):
@@ -137,7 +138,8 @@ def _inner(draw, s):
 PATTERNS = {
     Full: lambda draw, s: Full(),
     Causal: lambda draw, s: Causal(),
-    Window: _window,
+    Window: lambda draw, s: Window(*_sides(draw)),
+    DilatedWindow: lambda draw, s: DilatedWindow(*_sides(draw), draw(st.integers(1, 4))),
     Prefix: _prefix,
     Keys: lambda draw, s: Keys(first=draw(st.integers(0, 12))),
     Chunks: lambda draw, s: Chunks(draw(st.integers(1, 7))),
@@ -190,6 +192,15 @@ RULES = {
     RelativeBias: _relative,
     Bias: _bias,
     SoftCap: lambda draw, s, dtype: SoftCap(draw(st.sampled_from([0.5, 3.0, 50.0]))),
+}
+
+
+#: How to draw a comparison of each class, as `RULES`.
+COMPARISONS = {
+    Additive: lambda draw, s, dtype: Additive(_normal(draw, dtype)(*draw(st.sampled_from([(s.D,), (s.Hq, s.D)])))),
+    CosineSimilarity: lambda draw, s, dtype: CosineSimilarity(
+        draw(st.sampled_from([1.0, 0.1])) if draw(st.booleans()) else _normal(draw, dtype)(s.Hq).abs() + 0.1
+    ),
 }
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from ..forms.coordinates import WHOLE, Part
 from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations
-from ..forms.scores import ScoreRule
+from ..forms.scores import Additive, ScoreRule
 from ..forms.settings import Settings, frozen
 from ..tensors.shapes import Shapes, wrong
 
@@ -68,6 +68,7 @@ class Call(Settings):
     """
 
     scores: tuple[ScoreRule, ...] = ()
+    compare: Additive | None = None
     scale: float = 1.0
     seed: int | Tensor = 0
     query: Tensor = NOTHING
@@ -109,9 +110,9 @@ class Call(Settings):
 
 
 def unknown_positions(call: Call) -> list[str]:
-    """Why a backend that knows positions as "index + offset" cannot serve a call.
+    """Why a backend that reads positions as "index + offset" cannot serve a call.
 
-    Of a layout without offsets it knows which keys are seen, which is enough for most calls, but not where queries are.
+    Of a layout without offsets it has the keys that each query sees, enough for most calls, but no positions.
     """
     if call.layout is None or call.layout.has_offsets:
         return []

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """Some of the batch rows, query heads, queries and keys of a call; by default all of them."""
+    """A part of a call: slices of its batch rows, query heads, queries and keys; by default all of them."""
 
     batch: slice = slice(None)
     heads: slice = slice(None)
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     keys: slice = slice(None)
 
     def of(self, tensor: Tensor) -> Tensor:
-        """This part of a tensor that broadcasts to ``(B, Hq, Lq, Lk)``: what is shared stays whole."""
+        """This part of a tensor that broadcasts to ``(B, Hq, Lq, Lk)``; dimensions of size 1 are kept."""
         tensor = tensor[(None,) * (4 - tensor.dim())]
         return tensor[tuple(slice(None) if n == 1 else some for n, some in zip(tensor.shape, self, strict=True))]
 
@@ -31,7 +31,11 @@ WHOLE = Part()
 
 
 class Coordinates(NamedTuple):
-    """Where everybody stands. Each is ``(B, L)`` or ``(1, L)``; positions and documents int64, the rest bool."""
+    """Position, document and existence of every query and key: what a layout defines.
+
+    Each is ``(B, L)``, or ``(1, L)`` where all batch rows have the same. Positions are int64, counted in tokens of the
+    document, and may be negative; documents are numbered from 0 in each row, int64; existence is bool.
+    """
 
     query_position: Tensor
     key_position: Tensor
@@ -41,14 +45,17 @@ class Coordinates(NamedTuple):
     key_exists: Tensor
 
     def together(self, part: Part = WHOLE) -> Tensor:
-        """``(B, 1, Lq, Lk)``: both exist and stand in the same document; or a part of it."""
+        """``(B | 1, 1, Lq, Lk)`` bool: whether query and key exist and belong to the same document; or a part of it."""
         query_document, query_exists = (part.of(x[:, None, :, None]) for x in (self.query_document, self.query_exists))
         key_document, key_exists = (part.of(x[:, None, None, :]) for x in (self.key_document, self.key_exists))
         return (query_document == key_document) & query_exists & key_exists
 
 
 class Where(NamedTuple):
-    """What a pattern is asked about; every field broadcasts to ``(B, Hq, Lq, Lk)``."""
+    """The queries and keys at which a pattern or a score rule is evaluated; fields broadcast to ``(B, Hq, Lq, Lk)``.
+
+    Positions are those of the layout; an index counts the tokens of a tensor from 0. All are int64.
+    """
 
     batch: Tensor  # (B, 1, 1, 1)
     head: Tensor  # (1, Hq, 1, 1)
@@ -56,17 +63,17 @@ class Where(NamedTuple):
     key_position: Tensor  # (B | 1, 1, 1, Lk)
     query_index: Tensor  # (1, 1, Lq, 1)
     key_index: Tensor  # (1, 1, 1, Lk)
-    part: Part  # which places these are, among all
-    whole: Where | None = None  # the same queries with every batch row, head and key, where some are left out
+    part: Part  # which part of the call this is
+    whole: Where | None = None  # the same queries with all batch rows, heads and keys, where some are left out
 
     @property
     def distance(self) -> Tensor:
-        """``key_position - query_position``."""
+        """``key_position - query_position``, ``(B | 1, 1, Lq, Lk)``: tokens from the query forward to the key."""
         return self.key_position - self.query_position
 
     @classmethod
     def of(cls, coordinates: Coordinates, B: int, Hq: int, part: Part = WHOLE) -> Where:
-        """The places that `Coordinates` describe, or a part of them."""
+        """The queries and keys of a call of ``B`` rows and ``Hq`` query heads, or a ``part`` of them."""
         query, key = coordinates.query_position, coordinates.key_position
         device = query.device
         whole = cls(

@@ -17,7 +17,7 @@ _FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
 def _fields(described: Description) -> tuple[str, ...]:
-    # A graph being traced looks at the fields themselves; a call asks often, and keeps the answer.
+    # Needed several times in a call, so cached; but not while a graph is traced.
     names = None if torch.compiler.is_compiling() else _FIELDS.get(type(described))
     if names is None:
         names = tuple([field.name for field in dataclasses.fields(described)])
@@ -53,7 +53,7 @@ class Description:
         found: list[Tensor] = []
         for name in names:
             part = getattr(self, name)
-            if type(part) in _NUMBERS:  # told quicker than that it is no tensor
+            if type(part) in _NUMBERS:  # cheaper to find out than that it is no tensor
                 continue
             if isinstance(part, Tensor):
                 found.append(part)
@@ -65,13 +65,13 @@ class Description:
     def is_fixed(self) -> bool:
         """Whether equal descriptions always mean the same, so that what follows from one may be kept for the next call.
 
-        By default where the parts are numbers, words, and descriptions for which this holds: the elements of a tensor
+        By default where the parts are numbers, strings, and descriptions for which this holds: the elements of a tensor
         may be overwritten, and a function may read what changes.
         """
         return all(map(_never_changes, self.parts()))
 
     def with_tensors(self: _Self, tensors: Iterator[Any]) -> _Self:
-        """The same with the next of ``tensors`` in the place of each of its own, which are not looked at."""
+        """A copy with each of its tensors replaced by the next of ``tensors``; its own are not read."""
         new = self
         for name, part in zip(_fields(self), self.parts(), strict=True):
             if isinstance(part, (Tensor, Hole)):
@@ -86,7 +86,7 @@ class Description:
         return new
 
     def hollow(self: _Self) -> _Self:
-        """The same without its tensors, to be given back by `with_tensors`; it keeps no memory."""
+        """A copy without its tensors, which `with_tensors` puts back; it holds no memory."""
         return self.with_tensors(itertools.repeat(Hole())) if self.tensors() else self
 
     def __eq__(self, other: object) -> bool:

@@ -9,17 +9,19 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from ..tensors.shapes import whole_number
 from .layouts import Layout
 from .lowering import lower
 from .patterns import Pattern
 
+MOST_DRAWN = 2**24  # queries, and keys, of a picture
 MOST_CELLS = 48  # cells of a side; beyond, a cell stands for a block of pairs
 _SHADES = "·░▒▓█"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Who sees whom: ``shares[i, j]`` is the share of the pairs of a cell that are seen."""
+    """A picture of a pattern: ``shares[i, j]``, from 0 to 1, is the share of the pairs of a cell that are seen."""
 
     shares: NDArray[np.float64]
     title: str
@@ -57,8 +59,25 @@ class Drawing:
         return self.svg()
 
 
-def draw(pattern: Pattern, queries: int, keys: int, *, layout: Layout | None, head: int, heads: int) -> Drawing:
-    """Draw a pattern under a layout, for its first batch row and one head."""
+def draw(
+    pattern: Pattern,
+    queries: int,
+    keys: int | None = None,
+    *,
+    layout: Layout | None = None,
+    head: int = 0,
+    heads: int = 1,
+) -> Drawing:
+    """The picture of a pattern under a layout, for the first batch row and one of ``heads`` query heads.
+
+    Raises:
+        ArgumentError: a size is no whole number, or there are more queries or keys than `MOST_DRAWN`.
+    """
+    keys = queries if keys is None else keys
+    for name, size in (("queries", queries), ("keys", keys)):
+        whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
+    whole_number("heads", heads, at_least=1)
+    whole_number("head", head, at_least=0, at_most=heads - 1)
     bq, bk = (max(1, -(-n // MOST_CELLS)) for n in (queries, keys))
     rows = layout.tensors()[0].shape[0] if layout is not None and layout.tensors() and layout.documents == 1 else 1
     pairs = lower(pattern, layout, rows, heads, queries, keys).block_pairs(bq, bk)

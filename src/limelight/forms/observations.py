@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ MOST_PADDED = 1024  # `top` may be so much, however few the keys are
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Observe(Description):
-    """What to look at. ``H`` is the number of observed heads; shapes are those of `Observations`.
+    """What to observe of a call. ``H`` is the number of observed heads; shapes are those of `Observations`.
 
     Args:
         logsumexp: ``log sum_j exp(s_ij)``, the sink included, ``(B, H, Lq)``; differentiable.
@@ -41,11 +41,11 @@ class Observe(Description):
             1,024 where there are fewer keys.
         received: the total weight each key receives, ``(B, H, Lk)``, and how many queries could see it.
         features: ``(Lk, F)`` float: the weight each query gives to each feature of the keys, ``(B, H, Lq, F)``.
-        rows: indices of queries whose weights are wanted whole, ``(B, H, R, Lk)``; differentiable.
-        pairs: ``(P, 2)`` indices (query, key) whose weights are wanted, ``(B, H, P)``; differentiable.
+        rows: indices of queries whose weights to return whole, ``(B, H, R, Lk)``; differentiable.
+        pairs: ``(P, 2)`` indices (query, key) whose weights to return, ``(B, H, P)``; differentiable.
         blocks: ``(bq, bk)``: the sum of the weights in each block of ``bq`` queries by ``bk`` keys, and its number
             of visible pairs: a heat map of any length, ``(B, H, ceil(Lq / bq), ceil(Lk / bk))`` twice.
-        heads: the query heads to look at, in this order; ``None`` for all.
+        heads: the query heads to observe, in this order; ``None`` for all.
     """
 
     logsumexp: bool = False
@@ -140,7 +140,11 @@ def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:
 
 @dataclass
 class Observations:
-    """What was seen; a field that was not asked for is ``None``. See `Observe` for the meaning of each."""
+    """The observations of one call, as `Observe` defines them; ``None`` where a field was not requested.
+
+    ``H`` is the number of observed heads. Float fields are float32 (float64 for float64 inputs); a dimension of size 1
+    is shared by all rows or heads.
+    """
 
     logsumexp: Tensor | None = None  # (B, H, Lq)
     max_score: Tensor | None = None  # (B, H, Lq)
@@ -158,36 +162,71 @@ class Observations:
     block_pairs: Tensor | None = None  # (B | 1, H | 1, the same two) int64: visible pairs of each block
 
     def seen(self) -> dict[str, Tensor]:
-        """The fields that were asked for."""
+        """The fields that are not ``None``, by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Observations:
-        """The same with every tensor changed, for example ``observations.map(Tensor.cpu)``."""
+        """Observations with ``change`` applied to every tensor: ``observations.map(Tensor.cpu)``."""
         return Observations(**{name: change(tensor) for name, tensor in self.seen().items()})
 
     def __repr__(self) -> str:
         return f"Observations({', '.join(f'{name}: {tuple(t.shape)}' for name, t in self.seen().items())})"
 
 
-@dataclass(eq=False)
-class Seen:
-    """What `watching` has gathered: for each layer's name the observations of its calls, in order."""
+class Seen(Mapping[str, Observations]):
+    """What `watching` has gathered: a read-only mapping from a layer's name to the observations of its last call.
 
-    observe: Observe
-    layers: dict[str, list[Observations]] = field(default_factory=dict)
-    thread: int = field(default_factory=threading.get_ident)
+    ::
+
+        for name, last in seen.items():
+            print(name, last.entropy.shape)
+        first, *others = seen.calls("layers.3.attention")  # of a layer that was called several times
+
+    Names are in the order of the first calls; a call without one is named ``"attention.0"``, ``"attention.1"``, ... A
+    subclass may define `add` to use each call's observations at once, and to keep only what it needs of them.
+
+    Args:
+        observe: what to observe of each call.
+    """
+
+    def __init__(self, observe: Observe) -> None:
+        self.observe = observe
+        self.thread = threading.get_ident()
+        self._calls: dict[str, list[Observations]] = {}
 
     def add(self, name: str | None, observations: Observations) -> None:
-        """Keep the observations of one call."""
-        name = f"attention.{len(self.layers)}" if name is None else name
-        self.layers.setdefault(name, []).append(observations.map(Tensor.detach))
+        """Keep the observations of one call of the layer ``name``."""
+        name = f"attention.{len(self._calls)}" if name is None else name
+        self._calls.setdefault(name, []).append(observations.map(Tensor.detach))
+
+    def calls(self, name: str) -> tuple[Observations, ...]:
+        """The observations of all calls of the layer ``name``, in order.
+
+        Raises:
+            KeyError: no layer of this name was called.
+        """
+        if name not in self._calls:
+            known = ", ".join(self._calls) or "none"
+            raise KeyError(f"no layer {name!r} was seen; the layers seen are: {known}")
+        return tuple(self._calls[name])
 
     def __getitem__(self, name: str) -> Observations:
-        """The observations of the last call of one layer."""
-        if name not in self.layers:
-            known = ", ".join(self.layers) or "none"
-            raise KeyError(f"no layer {name!r} was seen; the layers seen are: {known}")
-        return self.layers[name][-1]
+        return self.calls(name)[-1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._calls)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<Seen: {len(self)} layers, {sum(map(len, self._calls.values()))} calls>"
 
 
 # The watchers of the calls being made now, innermost last. A plain list: reading it costs nothing in every call.
@@ -204,8 +243,17 @@ def watching(observe: Observe | Seen) -> Iterator[Seen]:
             model(tokens)
         seen["layers.3.attention"].entropy  # (B, H, Lq)
 
-    A call that is repeated in the backward pass by activation checkpointing is counted once. Pass an object of your
-    own subclass of `Seen` to stream each layer's observations instead of keeping them.
+    A call that is repeated in the backward pass by activation checkpointing is counted once.
+
+    Args:
+        observe: what to observe; or an object of a subclass of `Seen`, whose `Seen.add` gets each call's observations
+            as the call ends, instead of their being kept.
+
+    Yields:
+        The observations gathered so far, by the names of layers.
+
+    Raises:
+        ArgumentError: ``observe`` is neither.
     """
     if not isinstance(observe, (Observe, Seen)):
         got = f"it is {describe(observe)}"

@@ -8,7 +8,12 @@
 =============================  ===========================================================================
 
 and ``compare``: how a query and a key make a score in the first place. ``None`` is the dot product,
-``scale * q . k``; `Additive` is that of Bahdanau et al. (2015).
+``scale * q . k``; others are comparisons (`Comparison`):
+
+=============================  ===========================================================================
+``Additive(vector)``           ``v . tanh(q + k)`` (Bahdanau et al. 2015)
+``CosineSimilarity(t)``        ``q . k / (|q| |k| t)`` (Henry et al. 2020, Liu et al. 2022)
+=============================  ===========================================================================
 """
 
 from __future__ import annotations
@@ -39,23 +44,36 @@ from .descriptions import Description
 
 
 class ScoreRule(Description):
-    """Base of the score rules."""
+    """Base of the score rules.
 
-    #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` (a 1 is shared), or
-    #: a point for one that no part of a call cuts; by default all of them.
+    A new rule defines `apply`, and `check` where it holds a tensor; the definition serves it, with all derivatives. The
+    other members state facts that more of the library needs; by default nothing is claimed.
+    """
+
+    #: What the dimensions of its tensors mean, matched from the last one on: a letter of ``bhqk`` for batch row, query
+    #: head, query and key (size 1 is shared), or a point for a dimension that is never cut; by default all of them.
     letters: ClassVar[str] = "."
-    #: Whether `apply` reads positions (``at.distance``), so that a kernel has to know where queries and keys stand.
+    #: Whether `apply` reads positions (``at.distance``). Backends that have positions as "index + offset" only serve a
+    #: rule that does not under any layout.
     needs_positions: ClassVar[bool] = True
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
-        """The definition: new scores ``(B, Hq, Lq, Lk)`` from old ones."""
+        """The definition: the scores after the rule.
+
+        Args:
+            scores: ``(B, Hq, Lq, Lk)``, or the part of them that ``at`` describes.
+            at: positions and indices of queries and keys.
+
+        Returns:
+            A tensor of the shape of ``scores``, differentiable in them and in the rule's tensors.
+        """
         raise NotImplementedError
 
     def for_heads(self, heads: slice) -> ScoreRule:
-        """The rule of a call of only these query heads.
+        """The rule for a call of these query heads alone.
 
         Raises:
             ArgumentError: the rule cannot be cut into heads, as by default.
@@ -66,7 +84,8 @@ class ScoreRule(Description):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ALiBi(ScoreRule):
-    """Attention with linear biases: ``s - slope * |key position - query position|``.
+    """Attention with linear biases: ``s - slope * |key position - query position|`` (Press et al. 2022,
+    arXiv:2108.12409).
 
     Args:
         slopes: ``(Hq,)`` or ``(B, Hq)``, float; `ALiBi.standard` gives the published ones. Documents of one batch row
@@ -102,11 +121,12 @@ class ALiBi(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class T5Buckets(Description):
-    """T5's buckets: exact for near distances, logarithmic up to ``max_distance``, one for everything beyond.
+    """The distance buckets of T5: exact for near distances, logarithmic up to ``max_distance``, one beyond (Raffel et
+    al. 2020, arXiv:1910.10683).
 
     Args:
         count: number of buckets, half of them for keys after the query when ``bidirectional``.
-        max_distance: distance from which on the last bucket is used.
+        max_distance: distance in tokens from which on the last bucket is used.
         bidirectional: keys after the query have buckets of their own (encoder); else they share bucket 0 (decoder).
     """
 
@@ -122,7 +142,7 @@ class T5Buckets(Description):
         whole_number("max_distance", self.max_distance, at_least=exact + 1)
 
     def __call__(self, distance: Tensor) -> Tensor:
-        """Bucket of each ``distance = key position - query position``."""
+        """The bucket of each ``distance = key position - query position``: int64, of the same shape, from 0."""
         count, bucket = self.count, torch.zeros_like(distance)
         if self.bidirectional:
             count //= 2
@@ -144,7 +164,8 @@ def _published_buckets() -> T5Buckets:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RelativeBias(ScoreRule):
-    """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(j - p)]``.
+    """A learned bias for each head and bucket of the distance: ``s + table[h, buckets(key position - query position)]``
+    (Raffel et al. 2020, arXiv:1910.10683).
 
     Args:
         table: ``(Hq, number of buckets)`` or ``(1, ...)``, float, with gradient.
@@ -170,7 +191,7 @@ class RelativeBias(ScoreRule):
         _check_heads("table", self.table.shape[:1], shapes)
 
     def over(self, low: int, high: int) -> Tensor:
-        """``(Hq, high - low + 1)``: the bias at each distance from ``low`` to ``high``; all that a kernel reads."""
+        """``(Hq | 1, high - low + 1)``: the bias at each distance from ``low`` to ``high``, as kernels read it."""
         return self.table[:, self.bucket_of(torch.arange(low, high + 1, device=self.table.device))]
 
     def bucket_of(self, distance: Tensor) -> Tensor:
@@ -207,9 +228,10 @@ class RelativeBias(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bias(ScoreRule):
-    """Any tensor added to the scores, broadcastable to ``(B, Hq, Lq, Lk)``, with gradient.
+    """A tensor added to the scores: ``s + tensor[b, h, i, j]``. An entry of ``-inf`` makes the key unseen.
 
-    An entry of ``-inf`` makes the key unseen.
+    Args:
+        tensor: float, broadcastable to ``(B, Hq, Lq, Lk)``, by token index, with gradient.
     """
 
     tensor: Tensor
@@ -233,7 +255,11 @@ class Bias(ScoreRule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SoftCap(ScoreRule):
-    """Scores bent into ``(-limit, limit)``: ``limit * tanh(s / limit)``."""
+    """Soft-capped scores, in ``(-limit, limit)``: ``limit * tanh(s / limit)`` (Gemma 2, arXiv:2408.00118).
+
+    Args:
+        limit: a positive number.
+    """
 
     limit: float
     needs_positions = False
@@ -250,12 +276,35 @@ class SoftCap(ScoreRule):
         return self
 
 
+class Comparison(Description):
+    """Base of the comparisons: how a query and a key make a score, before any rule.
+
+    A comparison replaces the dot product ``scale * q . k`` and has no ``scale``.
+    """
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise `ArgumentError` when the comparison does not fit the call."""
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
+        """What backends compute: the comparison of some other query and key.
+
+        Args:
+            query: ``(B, Hq, Lq, D)``.
+            key: ``(B, Hkv, Lk, D)``.
+
+        Returns:
+            A query and a key of the same shapes and dtypes, the scale of their dot product, and ``None``; or a
+            comparison that kernels compute themselves in the place of ``None``.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Additive(Description):
-    """Bahdanau's comparison: ``s = v . tanh(q + k)``, without a scale.
+class Additive(Comparison):
+    """Additive attention: ``s = v . tanh(q + k)`` (Bahdanau et al. 2015, arXiv:1409.0473).
 
     Args:
-        vector: ``(D,)`` or ``(Hq, D)``, float, with gradient.
+        vector: ``v``, ``(D,)`` or ``(Hq, D)``, float, with gradient.
     """
 
     vector: Tensor
@@ -265,9 +314,60 @@ class Additive(Description):
         _check_float("vector", self.vector, (1, 2))
 
     def check(self, shapes: Shapes) -> None:
-        """Raise `ArgumentError` when the vector does not fit the call."""
         check_tensor("vector", self.vector)
         check_broadcast("vector", self.vector.shape, (shapes.Hq, shapes.D))
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
+        return query, key, 1.0, self
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CosineSimilarity(Comparison):
+    """Cosine similarity: ``s = q . k / (|q| |k| temperature)``, from ``-1 / temperature`` to ``1 / temperature``.
+
+    Scores cannot grow with the lengths of vectors, which keeps the training of large models stable: query-key
+    normalization (Henry et al. 2020, arXiv:2010.04245), the scaled cosine attention of Swin Transformer V2 (Liu et al.
+    2022, arXiv:2111.09883), which learns a temperature for each head. A zero vector has the score 0 with every other.
+
+    Lengths are computed in float32 (float64 for float64); the dot product of the normalized vectors is that of the
+    backend, so every kernel serves it.
+
+    Args:
+        temperature: a positive number, or a float tensor ``(Hq,)`` or ``(1,)`` with gradient.
+    """
+
+    temperature: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, Tensor):
+            _check_float("temperature", self.temperature, (1,))
+            return
+        rule, way_out = "must be a positive number or a float tensor (Hq,)", "Swin V2 begins with 0.1."
+        if number("temperature", self.temperature, rule, way_out) <= 0:
+            raise wrong("temperature", rule, f"it is {self.temperature!r}", way_out)
+
+    def check(self, shapes: Shapes) -> None:
+        if isinstance(self.temperature, Tensor):
+            check_broadcast("temperature", check_tensor("temperature", self.temperature).shape, (shapes.Hq,))
+
+    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
+        directions, dtype = _normalized(query), query.dtype
+        if not isinstance(self.temperature, Tensor):
+            return directions.to(dtype), _normalized(key).to(dtype), 1.0 / self.temperature, None
+        directions = directions / self.temperature.to(directions.dtype)[:, None, None]
+        return directions.to(dtype), _normalized(key).to(dtype), 1.0, None
+
+
+def _normalized(vectors: Tensor) -> Tensor:
+    """Vectors of length 1, or 0 where they are zero, in float32 or float64."""
+    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    if vectors.shape[-1] == 0:
+        return vectors
+    # First by the largest element, so that no square overflows; the result does not depend on it.
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    vectors = vectors / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    square = (vectors * vectors).sum(-1, keepdim=True)
+    return vectors * torch.where(square > 0, square, 1.0).rsqrt()
 
 
 def _check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:

@@ -74,7 +74,7 @@ class KeyRuns(NamedTuple):
 
     @classmethod
     def of_coordinates(cls, coordinates: Coordinates) -> KeyRuns | None:
-        """The same from the definition of a layout; ``None`` when the keys of some document are not one run."""
+        """The runs that the definition of a layout gives; ``None`` when the keys of some document are not one run."""
         each = [x.numpy(force=True) for x in coordinates]
         rows = max(len(x) for x in each)
         each = [np.broadcast_to(x, (rows, x.shape[1])) for x in each]
@@ -85,11 +85,11 @@ class KeyRuns(NamedTuple):
         return cls(*(np.concatenate([none, *(run[n] for run in found if run is not None)]) for n in range(4)))
 
     def row(self, row: int) -> KeyRuns:
-        """Those of one batch row, ``(1, Lq)``."""
+        """The runs of one batch row, ``(1, Lq)``."""
         return self if len(self.position) == 1 else KeyRuns(*(x[row : row + 1] for x in self))
 
     def take(self, index: NDArray[np.int64]) -> KeyRuns:
-        """Those of the queries ``index`` ``(B, n)``; a negative index is a query that does not exist."""
+        """The runs of the queries ``index`` ``(B, n)``; a negative index is a query that does not exist."""
         if not self.position.shape[1]:
             return KeyRuns(*(np.zeros(index.shape, np.int64) for _ in self))
         taken = (

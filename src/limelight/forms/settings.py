@@ -13,7 +13,7 @@ from .descriptions import Hole
 from .layouts import Layout
 from .observations import Observe
 from .patterns import Pattern
-from .scores import Additive, ScoreRule
+from .scores import Comparison, ScoreRule
 
 _Kind = TypeVar("_Kind")
 _Self = TypeVar("_Self", bound="Settings")
@@ -24,7 +24,7 @@ class SettingsButObserve(TypedDict, total=False):
 
     sink: Tensor | None
     scores: Sequence[ScoreRule]
-    compare: Additive | None
+    compare: Comparison | None
     layout: Layout | None
     pattern: Pattern | None
     scale: float | None
@@ -61,7 +61,7 @@ class Settings:
 
     sink: Tensor | None = None
     scores: Sequence[ScoreRule] = ()
-    compare: Additive | None = None
+    compare: Comparison | None = None
     layout: Layout | None = None
     pattern: Pattern | None = None
     scale: float | None = None

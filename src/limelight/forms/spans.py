@@ -68,18 +68,18 @@ UNBOUNDED = Reach(None, None)
 
 
 def union(a: Spans, b: Spans) -> Spans:
-    """What either allows."""
+    """The keys that either allows."""
     return _simplest([*a, *b])
 
 
 def intersection(a: Spans, b: Spans) -> Spans | None:
-    """What both allow; ``None`` when it has no such form (two sizes of chunks)."""
+    """The keys that both allow; ``None`` when they are no union of spans (two sizes of chunks)."""
     both = [_both(x, y) for x, y in product(a, b)]
     return None if any(span is None for span in both) else _simplest([span for span in both if span is not None])
 
 
 def complement(spans: Spans) -> Spans | None:
-    """What none of them allows; ``None`` when it has no such form, or one of too many spans."""
+    """The keys that none of the spans allows; ``None`` when they are no union of spans, or of too many."""
     result: Spans | None = EVERYTHING
     for span in spans:
         if result is None or len(result) > MOST_UNITED:
@@ -89,7 +89,7 @@ def complement(spans: Spans) -> Spans | None:
 
 
 def reach(spans: Spans) -> Reach:
-    """The reach of a union of spans."""
+    """How far a query sees at most through a union of spans."""
     backs, aheads = [], []
     for span in spans:
         chunk_back = span.chunk - 1 - span.chunk_start if span.chunk and span.chunk_start > -NEVER else NEVER

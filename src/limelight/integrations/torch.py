@@ -119,7 +119,7 @@ class _Routing(TorchFunctionMode):
         """The output, or ``None`` where the call is left to PyTorch: it may know what the call means, or says so."""
         backends: tuple[str | None, ...] = _KERNELS
         name, why = None, ""
-        if current_watcher():
+        if current_watcher() is not None:
             backends, name = (None,), of_layer()
         for backend in backends:
             try:

@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..forms.layouts import Layout
 from ..forms.observations import Observations, Observe, current_watcher
 from ..forms.patterns import Pattern
-from ..forms.scores import Additive, ScoreRule
+from ..forms.scores import Comparison, ScoreRule
 from ..forms.settings import Settings, SettingsButObserve
 from ..tensors import tracing
 from ..tensors.shapes import describe, wrong
@@ -74,7 +74,7 @@ def attention(
     *,
     layout: Layout | None = None,
     pattern: Pattern | None = None,
-    compare: Additive | None = None,
+    compare: Comparison | None = None,
     scores: Sequence[ScoreRule] = (),
     sink: Tensor | None = None,
     scale: float | None = None,
@@ -99,7 +99,7 @@ def attention(
         layout: the positions of tokens and which exist (`limelight.forms.layouts`); ``None`` is ``Aligned()``: the last
             query has the position of the last key.
         pattern: which keys a query may see (`limelight.forms.patterns`); ``None`` is ``Full()``.
-        compare: ``None`` for the dot product, or `limelight.forms.scores.Additive`.
+        compare: ``None`` for the dot product, or a `Comparison` of `limelight.forms.scores`, such as `Additive`.
         scores: score rules in order (`limelight.forms.scores`).
         sink: ``(Hq,)`` logit of each head that takes weight and gives no value.
         scale: factor of the dot product; ``1 / sqrt(D)`` by default.

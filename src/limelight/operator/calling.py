@@ -23,7 +23,7 @@ from ..forms.descriptions import Description
 from ..forms.layouts import Layout
 from ..forms.observations import Observe
 from ..forms.patterns import Pattern
-from ..forms.scores import Additive, ScoreRule
+from ..forms.scores import Additive, Comparison, ScoreRule
 from ..forms.settings import Settings
 from ..tensors.shapes import (
     PLAIN,
@@ -80,9 +80,10 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
         _check_layout(settings.layout, query, shapes)
     if settings.pattern is not None:
         _check_pattern(settings.pattern, query, shapes)
+    compare: Additive | None = None
     if settings.compare is not None:
-        _check_operand("compare", settings.compare, Additive, query, shapes)
-        scale = 1.0  # it has none
+        _check_operand("compare", settings.compare, Comparison, query, shapes)
+        query, key, scale, compare = settings.compare.prepare(query, key)  # it has no scale
     scores = () if settings.scores == () else _check_scores(settings.scores, query, shapes)
     if settings.sink is not None:
         check_sink(settings.sink, query, shapes)
@@ -90,7 +91,7 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
     if settings.observe is not None:
         _check_observe(settings.observe, query, shapes)
     call = Call(
-        settings.sink, scores, settings.compare, settings.layout, settings.pattern, scale, 0.0, 0, settings.observe,
+        settings.sink, scores, compare, settings.layout, settings.pattern, scale, 0.0, 0, settings.observe,
         query, key, value, shapes,
     )  # fmt: skip
     if settings.seed is not None or type(dropout) is not float or dropout:

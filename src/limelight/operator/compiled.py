@@ -137,7 +137,7 @@ def _write(value: object, tensors: list[Tensor], numbers: list[int], reals: list
         return f"s{value} "
     if isinstance(value, (tuple, list)):
         return "( " + "".join([_write(part, tensors, numbers, reals) for part in value]) + ") "
-    if isinstance(value, Description):
+    if isinstance(value, Description) and _KINDS.get(type(value).__name__) is type(value):
         return (
             f"{type(value).__name__}( "
             + "".join([_write(part, tensors, numbers, reals) for part in value.parts()])

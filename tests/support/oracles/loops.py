@@ -18,6 +18,8 @@ from limelight import (
     Blocks,
     Causal,
     Chunks,
+    CosineSimilarity,
+    DilatedWindow,
     Explicit,
     Full,
     KeyMask,
@@ -89,6 +91,11 @@ def allows(pattern, b, h, p, q, i, j):
             return q <= p
         case Window(back, ahead):
             return (back is None or q >= p - back) and (ahead is None or q <= p + ahead)
+        case DilatedWindow(back, ahead, step):
+            seen = [] if back is None else [p - n * step for n in range(back + 1)]
+            seen += [] if ahead is None else [p + n * step for n in range(ahead + 1)]
+            beyond = (back is None and q <= p) or (ahead is None and q >= p)
+            return q in seen or (beyond and abs(q - p) % step == 0)
         case Prefix(length):
             return p < at(length, b) and q < at(length, b)
         case Keys(first):
@@ -165,6 +172,11 @@ def attention(
                         continue
                     if compare is None:
                         x = scale * float(np.dot(q[b, h, i], k[b, g, j]))
+                    elif isinstance(compare, CosineSimilarity):
+                        t = compare.temperature
+                        t = t if isinstance(t, float) else float(t[h % len(t)])
+                        lengths = np.linalg.norm(q[b, h, i]) * np.linalg.norm(k[b, g, j])
+                        x = float(np.dot(q[b, h, i], k[b, g, j])) / (lengths or 1.0) / t
                     else:
                         vector = (
                             compare.vector if compare.vector.dim() == 1 else compare.vector[h % len(compare.vector)]

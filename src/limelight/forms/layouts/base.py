@@ -39,7 +39,7 @@ class Layout(Description):
         """Raise `ArgumentError` when the layout does not fit ``B`` rows of ``Lq`` queries and ``Lk`` keys."""
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
-        """The definition of the layout: position, document and existence of every query and key."""
+        """The definition: position, document and existence of every query and key of ``B`` rows, on ``device``."""
         raise NotImplementedError
 
     @property

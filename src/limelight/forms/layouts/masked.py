@@ -22,8 +22,8 @@ class KeyMask(Layout):
 
     Args:
         mask: ``(B, Lk)`` bool, true where the key exists.
-        fixed: the caller's word that the numbers of the mask never change; its lowering is then kept with this object,
-            for the next layer that is given it.
+        fixed: promises that the mask is never modified, which lets its lowering be cached: the layout then costs one
+            lowering for all layers that use the same object.
     """
 
     mask: Tensor
@@ -43,7 +43,7 @@ class KeyMask(Layout):
             raise wrong(
                 "mask",
                 "must have one row for each batch row and one column for each key",
-                f"{tuple(self.mask.shape)} stands against (B, Lk) = {(B, Lk)}",
+                f"its shape is {tuple(self.mask.shape)}, and (B, Lk) = {(B, Lk)}",
                 "With a cache, the mask covers the cached keys too.",
             )
 
@@ -112,7 +112,7 @@ class Subset(Layout):
             raise wrong(
                 "index",
                 "must have one row for each batch row and one column for each query",
-                f"{tuple(self.index.shape)} stands against (B, Lq) = {(B, Lq)}",
+                f"its shape is {tuple(self.index.shape)}, and (B, Lq) = {(B, Lq)}",
                 "Fill a row that has fewer with -1.",
             )
         if readable(self.index) and self.index.numel() and int(self.index.max()) >= self.queries:

@@ -22,8 +22,9 @@ class Packed(Layout):
     Keys of a document have the positions ``0 .. key_length - 1``; its last query stands at its last key.
 
     Args:
-        query_lengths: the lengths of the documents, a sequence of ints or an ``(N,)`` tensor, adding up to ``Lq``.
-        key_lengths: the same for the keys, adding up to ``Lk``; ``None`` for those of the queries.
+        query_lengths: queries of each document, a sequence of ints or an ``(N,)`` integer tensor (the differences of
+            ``cu_seqlens``), adding up to ``Lq``.
+        key_lengths: keys of each document, adding up to ``Lk``; ``None`` for as many as queries.
     """
 
     query_lengths: tuple[int, ...] | Tensor
@@ -74,13 +75,16 @@ class Packed(Layout):
             total = int(lengths.sum()) if isinstance(lengths, Tensor) else sum(lengths)
             if isinstance(lengths, Tensor) and len(lengths) and int(lengths.min()) < 0:
                 raise wrong(
-                    name, "must not hold a negative length", f"its least is {int(lengths.min())}", "Check cu_seqlens."
+                    name,
+                    "must not hold a negative length",
+                    f"its smallest is {int(lengths.min())}",
+                    "Check cu_seqlens.",
                 )
             if total != size:
                 raise wrong(
                     name,
                     f"must add up to {what}",
-                    f"{self.documents} documents of {total} tokens in all stand against {what} = {size}",
+                    f"{self.documents} documents have {total} tokens in all, and {what} = {size}",
                     "Cut the tensors to the tokens that exist, or name the rest as one more document.",
                 )
 

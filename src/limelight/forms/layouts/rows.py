@@ -152,7 +152,7 @@ def _of_rows(value: Any, rows: Tensor) -> Any:
 
 
 def _is_traced(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor are not known yet."""
+    """Whether the elements of a tensor cannot be read yet."""
     return not readable(tensor) or is_transform_tensor(tensor)
 
 

@@ -18,8 +18,8 @@ What a pattern or a layout is in these forms its own class says (`Pattern.spans`
 """
 
 from .arrays import MOST_SPANS, Arrays
-from .lower import lower
+from .lower import lower, pairs
 from .lowered import Lowered
 from .tiles import TILE, Tiles
 
-__all__ = ["MOST_SPANS", "TILE", "Arrays", "Lowered", "Tiles", "lower"]
+__all__ = ["MOST_SPANS", "TILE", "Arrays", "Lowered", "Tiles", "lower", "pairs"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from ...tensors.shapes import whole_number
 from ..descriptions import Description
 from ..layouts import Aligned, Layout
 from ..patterns import And, Pattern
@@ -20,7 +21,19 @@ _ALIGNED = Aligned()
 
 
 def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: int, Lk: int) -> Lowered:
-    """Lower a pattern under a layout for ``B`` rows of ``Lq`` queries in ``Hq`` heads and ``Lk`` keys."""
+    """Lower a pattern under a layout.
+
+    Cached where neither can change: spans on the pattern, other forms on the object that holds the tensors, or by the
+    values of both.
+
+    Args:
+        pattern: which keys a query sees; ``None`` for all.
+        layout: where queries and keys stand; ``None`` is ``Aligned()``.
+        B: batch rows.
+        Hq: query heads.
+        Lq: queries of each row.
+        Lk: keys of each row.
+    """
     sizes = (B, Hq, Lq, Lk)
     if (layout is None or layout.only_segments) and (packed := _packed_spans(pattern)) is not None:
         segments = one_segment(Lq, 0, Lk, Lk - Lq, 0) if layout is None else layout.segments(B, Lq, Lk)
@@ -38,6 +51,26 @@ def lower(pattern: Pattern | None, layout: Layout | None, B: int, Hq: int, Lq: i
     if kept is None or kept[0] != key:
         kept = holder.__dict__["_lowered"] = (key, _lower_rest(pattern, layout, sizes))
     return kept[1]
+
+
+def pairs(
+    pattern: Pattern,
+    queries: int,
+    keys: int | None = None,
+    *,
+    layout: Layout | None = None,
+    batch: int = 1,
+    heads: int = 1,
+) -> int:
+    """The number of (query, key) pairs that a pattern allows, as `Pattern.pairs`.
+
+    Raises:
+        ArgumentError: a size is no whole number.
+    """
+    keys = queries if keys is None else keys
+    for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
+        whole_number(name, size, at_least=0)
+    return lower(pattern, layout, batch, heads, queries, keys).pairs()
 
 
 def _packed_spans(pattern: Pattern | None) -> bytes | None:

@@ -31,26 +31,26 @@ class Lowered:
 
     @cached_property
     def segment_table(self) -> NDArray[np.int64]:
-        """``(n, 8)``: the segments, readable."""
+        """``(n, 8)`` int64: the segments, by `limelight.forms.segments.FIELDS`."""
         return unpack_segments(self.segments)
 
     @cached_property
     def covers(self) -> bool:
-        """Every query belongs to some segment."""
+        """Whether every query belongs to some segment, so that kernels write every row of the output."""
         table = self.segment_table
         rows = np.where(table[:, 0] < 0, self.B, 1)
         return int(((table[:, 2] - table[:, 1]) * rows).sum()) == self.B * self.Lq
 
     @property
     def form(self) -> str:
-        """How the pattern is expressed, in words."""
+        """How the pattern is expressed, for people: ``"2 spans"``, ``"interval arrays and a tile map"``."""
         count = len(self.spans or b"") // SPAN_BYTES
         intervals = f"{count} span{'' if count == 1 else 's'}" if self.arrays is None else "interval arrays"
         return intervals if self.tiles is None else f"{intervals} and a tile map"
 
     @property
     def bytes(self) -> int:
-        """Memory that the lowering holds."""
+        """Bytes of memory that the lowering holds."""
         held = len(self.segments) + len(self.spans or b"")
         if self.arrays is not None:
             held += self.arrays.starts.nbytes + self.arrays.ends.nbytes
@@ -112,7 +112,7 @@ class Lowered:
 
     @cached_property
     def intervals_kept(self) -> Intervals:
-        """`intervals`, evaluated once."""
+        """`intervals`, evaluated once and cached."""
         return self.intervals()
 
     def _all_heads(self, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -20,10 +20,11 @@ _ALL = np.uint64(2**64 - 1)
 
 @dataclass(frozen=True)
 class Tiles:
-    """Who sees whom, by index, in tiles of 64 keys by 64 queries (``rows == 64``) or by all queries (``rows == 1``).
+    """A bit for each pair of query and key, by index, in tiles of 64 keys by 64 queries or, shared, by all queries.
 
-    ``state``: -1 nobody, -2 everybody, ``t >= 0``: the words ``bits[t * rows : (t + 1) * rows]``, one for each query
-    of the tile; bit ``j % 64`` of word ``i % 64`` is set when query ``i`` sees key ``j``.
+    ``state`` of a tile is -1 where no pair is seen, -2 where every pair is, and else ``t >= 0``: its words are
+    ``bits[t * rows : (t + 1) * rows]``, one for each query; bit ``j % 64`` of word ``i % rows`` is set where query
+    ``i`` sees key ``j``. ``rows`` is 64, or 1 where all queries share one word.
     """
 
     state: NDArray[np.int32]  # (B | 1, Hq | 1, query tiles | 1, key tiles)

@@ -26,6 +26,7 @@ Here ``p`` is the position of the query and ``j`` that of the key:
 ``Full()``                  always
 ``Causal()``                ``j <= p``
 ``Window(back, ahead)``     ``p - back <= j <= p + ahead``
+``DilatedWindow(...)``      every ``step``-th key of a window: ``(j - p) % step == 0``
 ``Prefix(length)``          ``p < length and j < length``
 ``Chunks(size)``            ``p // size == j // size``
 ``Keys(first=n)``           ``j < n``
@@ -36,7 +37,7 @@ Here ``p`` is the position of the query and ``j`` that of the key:
 """
 
 from .base import And, Not, Or, Pattern
-from .intervals import Causal, Chunks, Full, Keys, Prefix, Window
+from .intervals import Causal, Chunks, DilatedWindow, Full, Keys, Prefix, Window
 from .masks import Blocks, Explicit, Predicate
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Blocks",
     "Causal",
     "Chunks",
+    "DilatedWindow",
     "Explicit",
     "Full",
     "Keys",

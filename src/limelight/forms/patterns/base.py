@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ...tensors.shapes import whole_number
 from ..coordinates import Where
 from ..descriptions import Description
 from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, union
@@ -16,8 +15,6 @@ from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, un
 if TYPE_CHECKING:
     from ..drawing import Drawing
     from ..layouts import Layout
-
-MOST_DRAWN = 2**24  # queries and keys of a picture
 
 
 class Pattern(Description):
@@ -89,25 +86,33 @@ class Pattern(Description):
     def pairs(
         self, queries: int, keys: int | None = None, *, layout: Layout | None = None, batch: int = 1, heads: int = 1
     ) -> int:
-        """How many (query, key) pairs the pattern allows over a ``batch`` of rows and ``heads`` query heads."""
-        from ..lowering import lower
+        """The number of (query, key) pairs that are seen, over all batch rows and query heads.
 
-        keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
-            whole_number(name, size, at_least=0)
-        return lower(self, layout, batch, heads, queries, keys).pairs()
+        Args:
+            queries: queries of each row.
+            keys: keys of each row; ``None`` for as many as queries.
+            layout: where queries and keys stand; ``None`` is ``Aligned()``.
+            batch: batch rows.
+            heads: query heads.
+        """
+        from ..lowering import pairs
+
+        return pairs(self, queries, keys, layout=layout, batch=batch, heads=heads)
 
     def draw(
         self, queries: int, keys: int | None = None, *, layout: Layout | None = None, head: int = 0, heads: int = 1
     ) -> Drawing:
-        """A picture of who sees whom: text when printed, SVG in a notebook (``.svg()``), for the first batch row."""
+        """A picture of which query sees which key, in the first batch row: text when printed, SVG in a notebook.
+
+        Args:
+            queries: queries, one row of the picture each.
+            keys: keys, one column each; ``None`` for as many as queries.
+            layout: where queries and keys stand; ``None`` is ``Aligned()``.
+            head: the query head to draw.
+            heads: query heads of the call.
+        """
         from ..drawing import draw
 
-        keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys)):
-            whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
-        whole_number("heads", heads, at_least=1)
-        whole_number("head", head, at_least=0, at_most=heads - 1)
         return draw(self, queries, keys, layout=layout, head=head, heads=heads)
 
 
@@ -136,7 +141,7 @@ class _Joined(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class And(_Joined):
-    """What both allow; written ``a & b``."""
+    """The keys that both patterns allow; written ``a & b``."""
 
     def allows(self, at: Where) -> Tensor:
         return self.left.allows(at) & self.right.allows(at)
@@ -155,7 +160,7 @@ class And(_Joined):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Or(_Joined):
-    """What either allows; written ``a | b``."""
+    """The keys that either pattern allows; written ``a | b``."""
 
     def allows(self, at: Where) -> Tensor:
         return self.left.allows(at) | self.right.allows(at)
@@ -174,7 +179,7 @@ class Or(_Joined):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Not(Pattern):
-    """What the pattern does not allow; written ``~a``."""
+    """The keys that the pattern does not allow; written ``~a``."""
 
     pattern: Pattern
 

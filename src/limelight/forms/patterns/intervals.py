@@ -1,4 +1,4 @@
-"""Patterns by positions alone: for each query one interval of keys, by arithmetic."""
+"""Patterns by positions alone: intervals of keys, by arithmetic in the position of the query."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ...tensors.shapes import check_tensor, describe, position, wrong
 from ..coordinates import Where
-from ..spans import EVERYTHING, NEVER, Span, Spans
+from ..spans import EVERYTHING, MOST_UNITED, NEVER, Reach, Span, Spans
 from .base import Pattern
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Full(Pattern):
-    """Every query sees every key."""
+    """Every query sees every key; the pattern of bidirectional encoders."""
 
     def allows(self, at: Where) -> Tensor:
         return torch.ones((1, 1, 1, 1), dtype=torch.bool, device=at.query_position.device)
@@ -26,7 +26,7 @@ class Full(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Causal(Pattern):
-    """A query sees the keys at its own position and before: ``j <= p``."""
+    """A query sees the keys at its own position and before: ``j <= p``; the pattern of decoders."""
 
     def allows(self, at: Where) -> Tensor:
         return at.key_position <= at.query_position
@@ -37,10 +37,14 @@ class Causal(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Window(Pattern):
-    """A query sees ``back`` keys before its own position, that one, and ``ahead`` keys after it.
+    """A sliding window: ``back`` keys before the query's own position, that one, and ``ahead`` keys after it.
 
-    ``Window(2, 0)`` sees three keys. (Other libraries mean ``W``, ``W + 1`` or ``2 W + 1`` keys by "window W"; here
-    the numbers are counted, and one's own position is not among them.) ``None`` sets no limit on that side.
+    ``p - back <= j <= p + ahead``; ``Window(2, 0)`` sees three keys. (Other libraries mean ``W``, ``W + 1`` or
+    ``2 W + 1`` keys by "window W"; here the keys on each side are counted, and the own position is not among them.)
+
+    Args:
+        back: keys seen before the query's own position; ``None`` for no limit.
+        ahead: keys seen after it; ``None`` for no limit.
     """
 
     back: int | None
@@ -72,11 +76,64 @@ class Window(Pattern):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prefix(Pattern):
-    """The tokens at positions below ``length`` see each other; ``Causal() | Prefix(n)`` is the prefix language model.
+class DilatedWindow(Pattern):
+    """Every ``step``-th key within a distance: with ``d = j - p``, those with ``d % step == 0`` and ``-back * step <= d
+    <= ahead * step``.
+
+    ``DilatedWindow(3, 0, step=4)`` sees four keys: its own position and 4, 8 and 12 positions before it. So a layer
+    reaches ``step`` times as far as with a `Window` of as many keys (the dilated sliding window of Longformer, Beltagy
+    et al. 2020, arXiv:2004.05150; with ``back=None`` the strided pattern of Child et al. 2019, arXiv:1904.10509).
 
     Args:
-        length: an int, or a ``(B,)`` tensor with one length for each batch row.
+        back: keys seen before the query's own position; ``None`` for no limit.
+        ahead: keys seen after it; ``None`` for no limit.
+        step: positions from one key that is seen to the next.
+    """
+
+    back: int | None
+    ahead: int | None
+    step: int
+
+    def __post_init__(self) -> None:
+        position("step", self.step, at_least=1)
+        for name in ("back", "ahead"):
+            if (value := getattr(self, name)) is not None:
+                position(f"{name} * step", position(name, value, at_least=0) * self.step)
+
+    def allows(self, at: Where) -> Tensor:
+        back, ahead = self.reach()
+        distance = at.distance
+        allowed = distance % self.step == 0
+        if back is not None:
+            allowed = allowed & (distance >= -back)
+        if ahead is not None:
+            allowed = allowed & (distance <= ahead)
+        return allowed
+
+    def spans(self, row: int | None = None) -> Spans | None:
+        back, ahead, step = self.back, self.ahead, self.step
+        if step == 1:
+            return Window(back, ahead).spans(row)
+        if back is None or ahead is None or back + ahead >= MOST_UNITED:
+            return None
+        return tuple(Span(start_offset=n * step, end_offset=n * step + 1) for n in range(-back, ahead + 1))
+
+    def reach(self) -> Reach:
+        return Reach(*(None if count is None else count * self.step for count in (self.back, self.ahead)))
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prefix(Pattern):
+    """The tokens at positions below ``length`` see each other: ``p < length and j < length``.
+
+    ``Causal() | Prefix(n)`` is the prefix language model (Raffel et al. 2020, arXiv:1910.10683).
+
+    Args:
+        length: tokens of the prefix, an int, or a ``(B,)`` integer tensor with one length for each batch row.
     """
 
     length: int | Tensor
@@ -119,7 +176,13 @@ class Prefix(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Chunks(Pattern):
-    """Positions are cut into chunks of ``size``; a query sees the keys of its own chunk."""
+    """Positions are cut into chunks; a query sees the keys of its own: ``p // size == j // size``.
+
+    ``Causal() & Chunks(n)`` is the chunked attention of Llama 4.
+
+    Args:
+        size: positions in a chunk; one begins at position 0.
+    """
 
     size: int
 
@@ -135,7 +198,13 @@ class Chunks(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Keys(Pattern):
-    """Every query sees the keys at the ``first`` positions (attention sinks, global tokens)."""
+    """Every query sees the keys at the first positions: ``j < first`` (global tokens, attention sinks).
+
+    ``Causal() & (Window(n, 0) | Keys(first=4))`` is the pattern of StreamingLLM (Xiao et al. 2023, arXiv:2309.17453).
+
+    Args:
+        first: number of keys.
+    """
 
     first: int
 

@@ -16,12 +16,14 @@ from .intervals import block_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Blocks(Pattern):
-    """Block-sparse: positions are cut into blocks of ``size``; a table says which block sees which.
+    """Block-sparse: positions are cut into blocks, and a table says which block of queries sees which block of keys.
+
+    ``table[..., p // size, j // size]``. Positions beyond the table see nothing and are not seen.
 
     Args:
         table: bool, ``(query blocks, key blocks)``, with ``(Hq,)`` or ``(B, Hq)`` before it where heads or rows
-            differ (1 broadcasts). Positions beyond the table see nothing and are not seen.
-        size: positions in a block.
+            differ (1 broadcasts).
+        size: positions in a block; one begins at position 0.
     """
 
     table: Tensor
@@ -57,12 +59,12 @@ class Blocks(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explicit(Pattern):
-    """Any bool mask by token index, true where the query sees the key; broadcastable to ``(B, Hq, Lq, Lk)``.
+    """A bool mask by token index: query ``i`` sees key ``j`` where ``mask[b, h, i, j]`` is true.
 
     Args:
-        mask: bool, up to 4 dimensions.
-        fixed: the caller's word that the numbers of the mask never change; the lowering of a pattern that holds it is
-            then kept with the pattern, for the next layer that is given it.
+        mask: bool, broadcastable to ``(B, Hq, Lq, Lk)``, of up to 4 dimensions.
+        fixed: promises that the mask is never modified, which lets its lowering be cached: the pattern then costs one
+            lowering for all layers that use the same object.
     """
 
     mask: Tensor
