@@ -11,6 +11,7 @@ Those operations are the definition, and compute whatever the library is not giv
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from .backends import native
 from .backends.contract import Call
@@ -76,6 +78,11 @@ def _served(*tensors: Tensor) -> bool:
     """Whether there is no reason against; this runs hundreds of times for each token that is written."""
     if torch.compiler.is_compiling() or native._library is None or tracing.active() or forward_ad._current_level >= 0:
         return False
+    return _readable(*tensors)
+
+
+def _readable(*tensors: Tensor) -> bool:
+    """Whether the library can read these tensors: plain memory of the CPU, of one dtype that it computes."""
     dtype = tensors[0].dtype
     if dtype not in _ELEMENTS:
         return False
@@ -119,6 +126,23 @@ def unwatched(*tensors: Tensor) -> bool:
     if torch._C._is_any_autocast_enabled():
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)) and _served(*tensors)
+
+
+class NotCapturable(Exception):
+    """Ends a `Capture`; the message says which operation cannot be replayed."""
+
+
+def capturing(*tensors: Tensor) -> Capture | None:
+    """The capture around the call, which records operations on these tensors instead of computing them, or ``None``.
+
+    Raises:
+        NotCapturable: a gradient of one of the tensors is wanted, or the library cannot read them.
+    """
+    mode = _get_current_dispatch_mode()
+    if not isinstance(mode, Capture):
+        return None
+    mode.check(*tensors)
+    return mode
 
 
 def _unequal(name: str, other: str, tensor: Tensor, wanted: Tensor) -> ArgumentError:
@@ -190,7 +214,10 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
             if bias.shape != weight.shape[:1]:
                 return None
             tensors.append(bias)
-    if (wanted and any(tensor.requires_grad for tensor in tensors)) or not _served(*tensors):
+    if not _served(*tensors):
+        capture = capturing(*tensors)
+        return None if capture is None else capture.products(states, matrices)
+    if wanted and any(tensor.requires_grad for tensor in tensors):
         return None
     kept: list[Any] = []
     found, call = _products(states, matrices, kept)
@@ -322,6 +349,8 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
         offset: added to the weight, in float32 or wider.
     """
     if not _served(states, weight):
+        if (capture := capturing(states, weight)) is not None:
+            return capture.norm(states, weight, epsilon, offset)
         _check_memory(states=states, weight=weight)
         return _norm_defined(states, weight, epsilon, offset)
     if not states.numel():
@@ -415,6 +444,8 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
     The library computes the activations of `SIGMOID_FORMS`, PyTorch the others.
     """
     if activation not in SIGMOID_FORMS or gate.shape != up.shape or not gate.numel() or not _served(gate, up):
+        if activation in SIGMOID_FORMS and (capture := capturing(gate, up)) is not None:
+            return capture.gated(activation, gate, up)
         _check_memory(gate=gate, up=up)
         return activation(gate) * up
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
@@ -472,6 +503,8 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
         partners: the same shape: minus the sine of every pair, then the sine.
     """
     if own.requires_grad or partners.requires_grad or not _served(heads, own, partners):
+        if (capture := capturing(heads, own, partners)) is not None:
+            return capture.rotate_halves(heads, own, partners)
         _check_memory(heads=heads, own=own, partners=partners)
         return _rotation_defined(heads, own, partners)
     if not heads.numel():
@@ -572,11 +605,13 @@ class Steps(Generic[Now]):
         return found
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-        """See `gated`, of an activation of `SIGMOID_FORMS`; the result takes the place of ``gate``."""
+        """See `gated`, of an activation of `SIGMOID_FORMS`."""
         if gate.shape != up.shape:
             raise _unequal("up", "gate", up, gate)
-        self._note(_GATE_KIND, _gate_words(gate, up, activation, gate))
-        return gate
+        result = torch.empty_like(gate)
+        self._note(_GATE_KIND, _gate_words(gate, up, activation, result))
+        self._kept.append(result)
+        return result
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:
         """See `rotate_halves`; into ``result`` ``(B, H, L, D)``, which may be ``heads`` itself."""
@@ -628,5 +663,95 @@ class Steps(Generic[Now]):
         words = b"".join(passing._noted)  # type: ignore[arg-type]
         native.checked(native._library.ll_steps(words, len(words)))
 
+    def keep(self, *tensors: Tensor) -> None:
+        """Keep tensors alive whose addresses are among what was noted."""
+        self._kept += tensors
+
     def _note(self, kind: int, words: bytes) -> None:
         self._noted += (_STEP.pack(kind, len(words)), words)
+
+
+class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records code that runs inside it, instead of computing, as the stream capture of a CUDA graph does.
+
+    Functions of this module and sums of two tensors become native calls of ``steps``; views and uninitialised tensors
+    are made as ever. Any other operation computes something that the library would not compute again, and raises.
+
+    Args:
+        steps: where native calls are recorded.
+
+    Raises, inside:
+        NotCapturable: an operation that cannot be replayed.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler (one second) at the first operation, to keep the mode from being traced."""
+        return False
+
+    def __init__(self, steps: Steps[Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps = steps
+
+    def check(self, *tensors: Tensor) -> None:
+        """Raise unless an operation on these tensors can be replayed; keep them alive where it can."""
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise NotCapturable("a gradient is wanted")
+        if not _readable(*tensors):
+            raise NotCapturable("the native library does not read one of the tensors")
+        self.steps.keep(*tensors)
+
+    def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+        """Record `rms_norm`."""
+        return self.steps.norm(states.contiguous(), weight.contiguous(), epsilon, offset)
+
+    def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """Record `products`."""
+        return self.steps.products(states, matrices)
+
+    def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        """Record `gated`, of an activation of `SIGMOID_FORMS`."""
+        return self.steps.gated(activation, gate.contiguous(), up.contiguous())
+
+    def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
+        """Record `rotate_halves`."""
+        heads = heads if heads.stride(3) == 1 else heads.contiguous()
+        return self.steps.rotate_halves(heads, own, partners, torch.empty_like(heads))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        kind = _kind(func)
+        if kind == "made":
+            return func(*args, **kwargs)
+        if kind == "composite":
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func is torch.ops.aten.add.Tensor and not kwargs and _is_sum(*args):
+            self.check(*args)
+            return self.steps.add(*(tensor.contiguous() for tensor in args))
+        raise NotCapturable(f"{func} is computed by PyTorch")
+
+
+_UNINITIALISED = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"})
+
+
+@functools.cache
+def _kind(operation: Any) -> str:
+    """What a capture does with an operation: ``composite`` of others, ``made`` as ever, or ``computed``."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"):
+        return "composite"
+    aliases = [returned.alias_info for returned in operation._schema.returns]
+    is_view = bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+    return "made" if is_view or operation._schema.name in _UNINITIALISED else "computed"
+
+
+def _is_sum(left: object, right: object) -> bool:
+    """Whether two operands are tensors of one shape whose sum the library computes."""
+    return (
+        isinstance(left, Tensor)
+        and isinstance(right, Tensor)
+        and left.shape == right.shape
+        and left.dtype == right.dtype
+    )
