@@ -54,6 +54,13 @@ def test_the_compiler_leaves_the_choice_to_python(layer):
             torch.testing.assert_close(compiled(x), made(x))
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_one_graph_of_everything_is_refused_with_the_reason(layer):
+    compiled = torch.compile(LAYERS[layer]().eval(), backend="eager", fullgraph=True)
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.Unsupported, match=r"use torch\.compile without fullgraph"):
+        compiled(torch.randn(2, 5, 16))
+
+
 def test_whole_models():
     experts = recipe(nn.MixtureOfExperts, experts=4)
     network = torch.nn.Sequential(nn.TokenEmbedding(10, 16), experts(16, inner=8, activation="silu")).eval()

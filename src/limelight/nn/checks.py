@@ -143,7 +143,7 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
 def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
     """Raise where the operations of a layer depend on the values of its input, while a tracer records them for others.
 
-    ``torch.compile`` leaves such a step to Python.
+    ``torch.compile`` leaves such a step to Python; with ``fullgraph=True`` its error holds the reason.
 
     Args:
         layer: whose operations they are.
@@ -154,6 +154,9 @@ def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
         BackendError: a recorder would keep what the layer does for these states, and do the same for all others.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._dynamo.graph_break(
+            msg=f"{chooses} depends on the values of the input: use torch.compile without fullgraph"
+        )
         return
     by = recorder(states)
     if by:
