@@ -1,4 +1,4 @@
-"""What depends on numbers is never recorded: the record would treat every input as the one it was made with."""
+"""What depends on values is never recorded: the record would treat every input as the one it was made with."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ RECORDERS = {
 @pytest.mark.parametrize("record", RECORDERS)
 def test_recorders_are_refused(record, layer):
     made = LAYERS[layer]().eval()
-    with pytest.raises(BackendError, match=r"^MixtureOf(Expert|Head)s cannot be recorded by .* depends on numbers"):
+    with pytest.raises(BackendError, match=r"^MixtureOf(Expert|Head)s cannot be recorded by .* depends on the values"):
         RECORDERS[record](made, torch.randn(2, 5, 16))
 
 
