@@ -221,6 +221,18 @@ def test_watchers_gradients_and_transforms_look_on(monkeypatch, runs):
     assert len(runs) == 2
 
 
+def test_a_capture_that_a_gradient_ended_is_tried_again(runs):
+    network, texts, cache = model(), torch.randint(30, (1, 6)), Cache()
+    network(texts[:, :3], cache=cache)
+    network.layers.requires_grad_(True)
+    with pytest.raises(limelight.ArgumentError, match="no_grad"):
+        network(texts[:, 3:4], cache=cache)
+    assert not runs
+    with torch.no_grad():
+        network(texts[:, 3:4], cache=cache)
+    assert len(runs) == 1
+
+
 class Own(limelight.ScoreRule):
     def apply(self, scores, at):
         return scores / 2

@@ -33,7 +33,7 @@ from ..operator.attention import prepare
 from .cache import Slots
 from .context import ForwardContext
 from .positions import Rotary, Rotation
-from .projection import is_unwatched
+from .projection import has_no_hooks
 
 # Parts of PyTorch that compute nothing, or (dropout in training) end a capture.
 _NEUTRAL = (nn.ModuleList, nn.Sequential, nn.Identity, nn.Dropout)
@@ -79,8 +79,8 @@ class Graph:
         self._layers, modules = layers, list(layers.modules())
         self._states = torch.empty_like(states, memory_format=torch.contiguous_format)
         self._steps: Steps[ForwardContext] = Steps()
-        self._training = layers.training
-        self._watched = not all(map(is_unwatched, modules))
+        self._modes = (layers.training, torch.is_grad_enabled())
+        self._watched = not all(map(has_no_hooks, modules))
         self.reason = "a hook is called" if self._watched else _not_declared(modules)
         if self.reason:
             return
@@ -92,7 +92,9 @@ class Graph:
             return
         self._attributes = [part.__dict__ for part in modules]
         self._settings = [(part.__dict__, name) for part in modules for name in getattr(type(part), "capturable", ())]
-        self._held = [attributes[name] for attributes, name in self._settings]  # so that no other object has their ids
+        self._held = [
+            attributes.get(name) for attributes, name in self._settings
+        ]  # so that no other object has their ids
         self._facts = self._look()
 
     def still_valid(self, states: Tensor) -> bool:
@@ -101,7 +103,7 @@ class Graph:
         if states.shape != own.shape or states.dtype is not own.dtype:
             return False
         if self.reason:
-            return not self._watched and self._layers.training == self._training
+            return not self._watched and self._modes == (self._layers.training, torch.is_grad_enabled())
         return self._look() == self._facts
 
     def replay(self, states: Tensor, context: ForwardContext) -> Tensor:
@@ -129,7 +131,7 @@ class Graph:
                 if parameter is not None:
                     asked = wanted and parameter.requires_grad
                     facts += (parameter.data_ptr(), parameter.stride(), parameter.dtype, asked)
-        facts += [id(attributes[name]) for attributes, name in self._settings]
+        facts += [id(attributes.get(name)) for attributes, name in self._settings]
         return facts
 
 
@@ -264,8 +266,8 @@ class _LayerCapture(Capture):  # type: ignore[no-untyped-call]
             raise NotCapturable("attention to other keys and values than those that the cache returned")
         try:
             call = compiled._read_call(tensors, numbers, reals, recipe)
-        except KeyError as kind:
-            raise NotCapturable(f"attention with a {kind} of the user's own") from None
+        except KeyError as kind:  # the operator does not read back classes that are not its own
+            raise NotCapturable(f"attention with {kind}, which is not one of Limelight's descriptions") from None
         if call.layout != _PLACEHOLDER:
             raise NotCapturable("attention with another layout than the one that the cache returned")
         reasons = native.reasons_against(call) + (["dropout"] if call.dropout else [])

@@ -94,10 +94,10 @@ def matrices(*layers: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is a `Projection` without hooks."""
-    return type(layer) is Projection and is_unwatched(layer)
+    return type(layer) is Projection and has_no_hooks(layer)
 
 
-def is_unwatched(layer: nn.Module) -> bool:
+def has_no_hooks(layer: nn.Module) -> bool:
     """Whether a layer has no hooks and its own ``forward``."""
     return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__) and not (
         module._global_forward_hooks or module._global_forward_pre_hooks
