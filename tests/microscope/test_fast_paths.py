@@ -5,7 +5,7 @@ import torch
 
 from limelight import models
 from limelight.backends import native
-from limelight.fused import Capture
+from limelight.fused import CapturedCalls
 from limelight.microscope.fast_paths import CALLED, CAPTURED, PYTORCH, fast_paths
 from limelight.nn import Cache
 from limelight.tensors.shapes import ArgumentError
@@ -32,8 +32,8 @@ def test_capture_is_said_where_it_happens(family, monkeypatch):
         pytest.skip(native.why_missing())
     network = models.new(family, **FAMILIES[family]).eval().requires_grad_(False)
     runs = []
-    run = Capture.replay
-    monkeypatch.setattr(Capture, "replay", lambda self, now: (runs.append(1), run(self, now))[1])
+    run = CapturedCalls.replay
+    monkeypatch.setattr(CapturedCalls, "replay", lambda self, now: (runs.append(1), run(self, now))[1])
     cache, tokens = Cache(), torch.randint(50, (1, 12))
     network(tokens[:, :10], cache=cache)
     for n in (10, 11):

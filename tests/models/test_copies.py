@@ -11,7 +11,7 @@ from support.peers import EVERY, PICTURES, given, made
 from limelight import ArgumentError, fused
 from limelight.checkpoints.load import load
 from limelight.nn import ACTIVATIONS, Cache, FeedForward, GatedFeedForward
-from limelight.nn.few_tokens import Program
+from limelight.nn.capture import Graph
 
 
 def by_torch_save(module):
@@ -75,13 +75,13 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
 
 def begun(network):
-    """A cache after four tokens, the last of them by notes."""
+    """A cache after four tokens, the last of them replayed."""
     cache = Cache()
     with torch.no_grad():
         network(IDS[:, :2], cache=cache)
         network(IDS[:, 2:3], cache=cache)
         network(IDS[:, 3:4], cache=cache)
-    assert any(isinstance(one, Program) for one in cache._memory.values()), "nothing was noted"
+    assert any(isinstance(one, Graph) and not one.reason for one in cache._graphs.values()), "nothing was captured"
     return cache
 
 

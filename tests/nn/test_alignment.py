@@ -116,3 +116,12 @@ def test_dropout_only_in_training():
     assert not torch.equal(layer(states, here), layer(states, here))
     layer.eval()
     assert torch.equal(layer(states, here), layer(states, here))
+
+
+@pytest.mark.parametrize("source", [torch.randn(1, 4, 5), torch.randn(4, 7), torch.randn(1, 4, 7).double()])
+def test_a_source_that_a_layer_cannot_read(source):
+    states = torch.randn(1, 3, 6)
+    for layer in (AdditiveAttention(6, source_width=7, inner=8), MultiplicativeAttention(6, source_width=7)):
+        context = ForwardContext(None, torch.arange(3)[None], source=source)
+        with pytest.raises(limelight.ArgumentError, match="`source`"):
+            layer(states, context)

@@ -42,6 +42,7 @@ TAKEN = {
     nn.LinearBias: {"query_heads": 4},
     nn.TiedHead: {"vocabulary": 10, "width": 16, "scale": 1.0, "cap": 5.0, "bias": False},
     nn.UntiedHead: {"vocabulary": 10, "width": 16, "cap": 5.0},
+    nn.ClassHead: {"vocabulary": 10, "width": 16, "labels": ("a", "b"), "activation": "tanh"},
     nn.MaskedHead: {"vocabulary": 10, "width": 16, "activation": "gelu", "epsilon": 1e-5},
     nn.PostNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
     nn.PreNorm: {"inner": inner(), "norm": inner(), "dropout": 0.0},
@@ -112,19 +113,19 @@ with warnings.catch_warnings():
 JAGGED = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(6, 16)], layout=torch.jagged)
 # Layers of texts: one token, one text and several of each are not the same to them.
 OF_TEXTS = (nn.MultiHead, nn.MixtureOfHeads, nn.SSRU, nn.AdditiveAttention, nn.MultiplicativeAttention)
+HEADS = (nn.TiedHead, nn.UntiedHead, nn.MaskedHead, nn.ClassHead)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        *OF_TEXTS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.UntiedHead, nn.MixtureOfExperts, nn.TopK,
-        nn.Switch,
+        *OF_TEXTS, *HEADS, nn.RMSNorm, nn.FeedForward, nn.GatedFeedForward, nn.MixtureOfExperts, nn.TopK, nn.Switch,
     ],
     ids=lambda layer: layer.__name__,
 )  # fmt: skip
 def test_states_that_a_layer_cannot_read(layer):
     made = layer(**TAKEN[layer])
-    more = (None,) if layer is nn.UntiedHead else ()
+    more = (torch.randn(10, 16),) if layer in HEADS else ()
     made(X, *more)
     routes = (nn.MixtureOfExperts, nn.TopK, nn.Switch)
     ranks = (X[0], X[None]) if layer in OF_TEXTS else ()

@@ -1,4 +1,4 @@
-"""What depends on numbers is never recorded: the record would treat every input as the one it was made with."""
+"""What depends on values is never recorded: the record would treat every input as the one it was made with."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ RECORDERS = {
 @pytest.mark.parametrize("record", RECORDERS)
 def test_recorders_are_refused(record, layer):
     made = LAYERS[layer]().eval()
-    with pytest.raises(BackendError, match=r"^MixtureOf(Expert|Head)s cannot be recorded by .* depends on numbers"):
+    with pytest.raises(BackendError, match=r"^MixtureOf(Expert|Head)s cannot be recorded by .* depends on the values"):
         RECORDERS[record](made, torch.randn(2, 5, 16))
 
 
@@ -52,6 +52,13 @@ def test_the_compiler_leaves_the_choice_to_python(layer):
     with torch.no_grad():
         for x in torch.randn(3, 2, 5, 16):
             torch.testing.assert_close(compiled(x), made(x))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_one_graph_of_everything_is_refused_with_the_reason(layer):
+    compiled = torch.compile(LAYERS[layer]().eval(), backend="eager", fullgraph=True)
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.Unsupported, match=r"use torch\.compile without fullgraph"):
+        compiled(torch.randn(2, 5, 16))
 
 
 def test_whole_models():

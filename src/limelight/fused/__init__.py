@@ -8,7 +8,8 @@ under ``torch.compile`` and ``torch.export``, which fuse such operations themsel
 for ``torch.func``, forward mode and every derivative beyond the first; on other devices; without the library.
 """
 
-from .capture import Capture
+from .capture import Capture, NotCapturable
+from .captured_calls import CapturedCalls
 from .dispatch import can_fuse, reasons_against
 from .gate import SIGMOID_FORMS, gated, gelu_tanh
 from .matrices import MOST_ROWS, matmul, matmul_is_faster, product, products
@@ -19,6 +20,8 @@ __all__ = [
     "MOST_ROWS",
     "SIGMOID_FORMS",
     "Capture",
+    "CapturedCalls",
+    "NotCapturable",
     "can_fuse",
     "gated",
     "gelu_tanh",

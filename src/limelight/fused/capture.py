@@ -1,120 +1,139 @@
-"""Operations over few tokens, captured once and replayed in one call, as a CUDA graph is.
-
-Calling hundreds of operations from Python for every generated token takes longer than many of them. A capture holds the
-bytes of each native call; what changes from token to token (where keys go, what a query sees) is recomputed in every
-replay.
-"""
+"""The capture of operations: a dispatch mode that records native calls instead of computing, as a CUDA graph does."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..backends.contract import Call
-from ..backends.native import captured, library
-from ..backends.native.library import ELEMENTS
-from ..backends.native.structures import STEP, SUM
-from .dispatch import different_shapes
-from .gate import pack_gate
-from .matrices import PRODUCT_SHAPES, pack_products
-from .norm import pack_norm
-from .rotation import pack_rotation
-
-Now = TypeVar("Now")  # what a replay gives to the functions of `recompute`
-
-_PRODUCT, _NORM, _GATE, _ROTATION, _SUM, _FORWARD = range(6)  # ll_step_kind
-_pack_step = STEP.packer("kind", "bytes")
+from ..tensors.torch_internals import current_dispatch_mode, is_composite
+from .dispatch import is_readable
 
 
-class Capture(Generic[Now]):
-    """Operations over few tokens, captured one after the other; each `replay` computes them in one call of the library.
-
-    The methods are the functions of `limelight.fused`, and give the same bits; what they return is filled by `replay`.
-    They are for tensors of which `can_fuse` is true, contiguous but for heads, whose last stride is 1.
-    """
-
-    def __init__(self) -> None:
-        self._captured: list[bytes | Callable[[Capture[Now], Now], None]] = []
-        self._kept: list[Any] = []  # what the addresses point to
+class Calls(Protocol):
+    """Where a capture records operations (`limelight.fused.CapturedCalls`); each method returns the future result."""
 
     def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-        """`rms_norm`: ``(offset + weight) * x / sqrt(mean(x ** 2) + epsilon)`` over the last dimension."""
-        result = torch.empty_like(states)
-        self._add(_NORM, pack_norm(states, weight, epsilon, offset, result, None))
-        self._kept.append(result)
-        return result
+        """Record `rms_norm`."""
 
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """`products`: ``states @ weight.T + bias`` of up to `MOST_ROWS` vectors with up to four matrices."""
-        for weight, bias in matrices:
-            PRODUCT_SHAPES.check(states, weight, bias)
-        found, packed = pack_products(states, matrices, self._kept)
-        self._add(_PRODUCT, packed)
-        self._kept += found
-        return found
+        """Record `products`."""
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-        """`gated`: ``activation(gate) * up``, of an activation of `SIGMOID_FORMS`; the result overwrites ``gate``."""
-        if gate.shape != up.shape:
-            raise different_shapes("up", "gate", up, gate)
-        self._add(_GATE, pack_gate(gate, up, activation, gate))
-        return gate
+        """Record `gated`."""
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:
-        """`rotate_halves` into ``result`` ``(B, H, L, D)``, which may be ``heads`` itself."""
-        if result.shape != heads.shape:
-            raise different_shapes("result", "heads", result, heads)
-        own, partners = own.contiguous(), partners.contiguous()
-        self._add(_ROTATION, pack_rotation(heads, own, partners, 1.0, result))
-        self._kept += (own, partners, result)
-        return result
-
-    def copy(self, heads: Tensor, result: Tensor) -> None:
-        """``heads`` ``(B, H, L, D)`` into ``result``: a rotation of no features."""
-        if result.shape != heads.shape:
-            raise different_shapes("result", "heads", result, heads)
-        nothing = heads.new_empty(1, 1, heads.shape[2], 0)
-        self._add(_ROTATION, pack_rotation(heads, nothing, nothing, 1.0, result))
-        self._kept.append(result)
-
-    def attention(self, call: Call, output: Tensor) -> None:
-        """`limelight.attention` of a checked call without observations and derivatives, into ``output``."""
-        self._add(_FORWARD, captured(call, output, self._kept))
-        self._kept += (call, output)
+        """Record `rotate_halves`."""
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        """``left + right``, of one shape."""
-        if left.shape != right.shape:
-            raise different_shapes("right", "left", right, left)
-        result = torch.empty_like(left)
-        packed = SUM.pack(
-            element=ELEMENTS[left.dtype], threads=torch.get_num_threads(), count=left.numel(),
-            left=left.data_ptr(), right=right.data_ptr(), result=result.data_ptr(),
-        )  # fmt: skip
-        self._add(_SUM, packed)
-        self._kept.append(result)
-        return result
+        """Record a sum."""
 
-    def recompute(self, capture: Callable[[Capture[Now], Now], None]) -> None:
-        """Add operations that differ between replays: each replay captures them by ``capture(part, now)``."""
-        self._captured.append(capture)
+    def keep(self, *tensors: Tensor) -> None:
+        """Keep tensors alive."""
 
-    def replay(self, now: Now) -> None:
-        """Compute all operations in order; ``now`` is given to the functions of `recompute`.
 
-        Raises:
-            BackendError: the library refuses an operation; those before it have been computed.
-        """
-        whole: Capture[Now] = Capture()
-        for part in self._captured:
-            if isinstance(part, bytes):
-                whole._captured.append(part)
-            else:
-                part(whole, now)
-        library.replay(b"".join(whole._captured))  # type: ignore[arg-type]
+class NotCapturable(Exception):
+    """Ends a `Capture`; the message says which operation cannot be replayed."""
 
-    def _add(self, kind: int, packed: bytes) -> None:
-        self._captured += (_pack_step(kind, len(packed)), packed)
+
+def capturing(*tensors: Tensor) -> Capture | None:
+    """The capture around the call, which records operations on these tensors instead of computing them, or ``None``.
+
+    Raises:
+        NotCapturable: a gradient of one of the tensors is wanted, or the library cannot read them.
+    """
+    mode = current_dispatch_mode()
+    if not isinstance(mode, Capture):
+        return None
+    mode.check(*tensors)
+    return mode
+
+
+class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records code that runs inside it, instead of computing, as the stream capture of a CUDA graph does.
+
+    Functions of `limelight.fused` and sums of two tensors become native calls of ``calls``; views and uninitialised
+    tensors are made as ever. Any other operation would not be computed again by the library, and raises.
+
+    Args:
+        calls: where native calls are recorded.
+
+    Raises, inside:
+        NotCapturable: an operation that cannot be replayed.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler (one second) at the first operation, to keep the mode from being traced."""
+        return False
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = calls
+
+    def check(self, *tensors: Tensor) -> None:
+        """Raise unless an operation on these tensors can be replayed; keep them alive where it can."""
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise NotCapturable("a gradient is wanted")
+        if not is_readable(*tensors):
+            raise NotCapturable("the native library does not read one of the tensors")
+        self.calls.keep(*tensors)
+
+    def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+        """Record `rms_norm`."""
+        return self.calls.norm(states.contiguous(), weight.contiguous(), epsilon, offset)
+
+    def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """Record `products`."""
+        return self.calls.products(states, matrices)
+
+    def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
+        """Record `gated`, of an activation of `SIGMOID_FORMS`."""
+        return self.calls.gated(activation, gate.contiguous(), up.contiguous())
+
+    def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
+        """Record `rotate_halves`."""
+        heads = heads if heads.stride(3) == 1 else heads.contiguous()
+        return self.calls.rotate_halves(heads, own, partners, torch.empty_like(heads))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        kind = _kind(func)
+        if kind == "made":
+            return func(*args, **kwargs)
+        if kind == "composite":
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func is torch.ops.aten.add.Tensor and not kwargs and _is_sum(*args):
+            self.check(*args)
+            return self.calls.add(*(tensor.contiguous() for tensor in args))
+        raise NotCapturable(f"{func} is computed by PyTorch")
+
+
+_UNINITIALISED = frozenset({"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty"})
+
+
+@functools.cache
+def _kind(operation: Any) -> str:
+    """What a capture does with an operation: ``composite`` of others, ``made`` as ever, or ``computed``."""
+    if is_composite(operation):
+        return "composite"
+    aliases = [returned.alias_info for returned in operation._schema.returns]
+    is_view = bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+    return "made" if is_view or operation._schema.name in _UNINITIALISED else "computed"
+
+
+def _is_sum(left: object, right: object) -> bool:
+    """Whether two operands are tensors of one shape whose sum the library computes."""
+    return (
+        isinstance(left, Tensor)
+        and isinstance(right, Tensor)
+        and left.shape == right.shape
+        and left.dtype == right.dtype
+    )

@@ -49,7 +49,16 @@ def is_served(*tensors: Tensor) -> bool:
 
     Where it is false the caller raises the error of a wrong argument, see `check_memory`.
     """
-    if not is_plain_eager() or not available():
+    return is_plain_eager() and is_readable(*tensors)
+
+
+def is_readable(*tensors: Tensor) -> bool:
+    """Whether the library is there and can read these tensors: plain memory of the CPU, of one dtype that it computes.
+
+    Raises:
+        ArgumentError: the memory of one of them was freed.
+    """
+    if not available():
         return False
     try:
         dtype = tensors[0].dtype

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ..backends.native import library
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import GATE
+from .capture import capturing
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
 _pack = GATE.packer("element", "threads", "count", "linear", "cubic", "gate", "up", "result")
@@ -41,6 +42,8 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
         ArgumentError: an argument is no dense tensor.
     """
     if activation not in SIGMOID_FORMS or not is_served(gate, up):
+        if activation in SIGMOID_FORMS and (capture := capturing(gate, up)) is not None:
+            return capture.gated(activation, gate, up)
         check_memory(gate=gate, up=up)
         return activation(gate) * up
     try:

@@ -20,6 +20,7 @@ from ..tensors import tracing
 from ..tensors.shape_spec import ShapeSpec
 from ..tensors.shapes import ArgumentError, check_tensor, wrong
 from ..tensors.torch_internals import is_any_autocast_enabled
+from .capture import capturing
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
 MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
@@ -82,7 +83,10 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
                 if bias.shape != weight.shape[:1]:
                     return None
                 tensors.append(bias)
-        if (wanted and any(tensor.requires_grad for tensor in tensors)) or not is_served(*tensors):
+        if not is_served(*tensors):
+            capture = capturing(*tensors)
+            return None if capture is None else capture.products(states, matrices)
+        if wanted and any(tensor.requires_grad for tensor in tensors):
             return None
     except ArgumentError:  # memory that was freed
         raise

@@ -14,6 +14,7 @@ from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import NORM
 from ..tensors.shape_spec import ShapeSpec
 from ..tensors.torch_internals import is_any_autocast_enabled
+from .capture import capturing
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
 _SHAPES = ShapeSpec(states="... n", weight="n")
@@ -36,6 +37,8 @@ def rms_norm(states: Tensor, weight: Tensor, epsilon: float, offset: float = 0.0
         ArgumentError: the shapes do not fit, or an argument is no dense tensor.
     """
     if not is_served(states, weight):
+        if (capture := capturing(states, weight)) is not None:
+            return capture.norm(states, weight, epsilon, offset)
         check_memory(states=states, weight=weight)
         return definition(states, weight, epsilon, offset)
     try:

@@ -12,6 +12,7 @@ from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import ROTATION
 from ..tensors.shape_spec import ShapeSpec
 from ..tensors.shapes import wrong
+from .capture import capturing
 from .dispatch import check_memory, is_gradient_served, is_served
 
 _SHAPES = ShapeSpec(heads="b h l d", own="rows 1 l rotated", partners="rows 1 l rotated")
@@ -35,6 +36,8 @@ def rotate_halves(heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
         ArgumentError: the shapes do not fit, or an argument is no dense tensor.
     """
     if not is_served(heads, own, partners) or own.requires_grad or partners.requires_grad:
+        if (capture := capturing(heads, own, partners)) is not None:
+            return capture.rotate_halves(heads, own, partners)
         check_memory(heads=heads, own=own, partners=partners)
         return definition(heads, own, partners)
     try:

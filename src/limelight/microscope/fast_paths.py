@@ -1,7 +1,7 @@
 """Which fast paths each kind of layer of a model takes on this machine, and why not where it does not.
 
 A *path* is the implementation that computes a part: a backend of the operator, a fused step of the native library, the
-captured layers of `limelight.nn.few_tokens`, or PyTorch's own operations. Nothing is run: every decision is asked of
+captured layers of `limelight.nn.capture`, or PyTorch's own operations. Nothing is run: every decision is asked of
 the part that makes it, over tensors of the sizes in question.
 """
 
@@ -20,8 +20,8 @@ from .. import fused
 from ..backends import native
 from ..forms.scores import ScoreRule
 from ..models import DecoderOnly, EncoderDecoder, Stack
-from ..nn import SSRU, Block, FeedForward, GatedFeedForward, MultiHead, PreNorm, Projection, RMSNorm, Sandwich
-from ..nn.few_tokens import noted
+from ..nn import SSRU, FeedForward, GatedFeedForward, MultiHead, Projection, RMSNorm
+from ..nn.capture import Graph
 from ..nn.positions import SplitHalves
 from ..operator.explanation import explain
 from ..tensors.shapes import whole_number, wrong
@@ -263,23 +263,10 @@ def _capture(block: nn.Module, width: int, dtype: torch.dtype, shared: tuple[Sco
     return Path(CALLED, {CAPTURED: reasons}) if reasons else Path(CAPTURED, {})
 
 
-def _captured(part: nn.Module, states: Tensor) -> bool:
-    """Ask `limelight.nn.few_tokens` whether it captures a part."""
-    return noted(fused.Capture(), part, states) is not None
-
-
-def _uncaptured(part: nn.Module, states: Tensor) -> list[str]:
-    """Name the innermost parts that prevent the capture of a layer."""
-    if _captured(part, states):
-        return []
-    inside = [step for step in part.children() if not isinstance(step, (nn.Dropout, nn.Identity))]
-    reasons = [reason for step in inside for reason in _uncaptured(step, states)] if _wraps(part) else []
-    return list(dict.fromkeys(reasons)) or [f"{type(part).__name__} is not capturable as configured"]
-
-
-def _wraps(part: nn.Module) -> bool:
-    """Whether a part only passes states on to the parts inside it."""
-    return isinstance(part, (Block, PreNorm, Sandwich))
+def _uncaptured(layer: nn.Module, states: Tensor) -> list[str]:
+    """Why a layer cannot be captured; empty where it can."""
+    reason = Graph(nn.ModuleList([layer]), states).reason
+    return [reason] if reason else []
 
 
 def _on_cpu(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
-from ..nn.few_tokens import written
+from ..nn.capture import decode_step
 from ..tensors.shapes import wrong
 from ..tensors.tracing import readable
 from .config import Config, Recipe
@@ -109,7 +109,7 @@ class Stack(nn.Module):
         if self.scores is not None:
             context.scores = (self.scores(states),)
         before: list[Tensor] = []
-        found = None if hidden else written(self.layers, states, context)
+        found = None if hidden else decode_step(self.layers, states, context)
         for layer in self.layers if found is None else ():
             if hidden:
                 before.append(states)

@@ -1,4 +1,7 @@
-"""Layers: one idea per file. They know the operator and nothing below it; they never see a published name."""
+"""Layers of models, one idea per file: they call `limelight.attention` and the steps of `limelight.fused`.
+
+Names of published models stand in `limelight.models` alone.
+"""
 
 from .added_positions import LearnedPositions, Sinusoids
 from .alignment import AdditiveAttention, MultiplicativeAttention, dot_attention

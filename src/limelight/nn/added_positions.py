@@ -1,4 +1,4 @@
-"""Where a token stands, told by a vector that is added to it."""
+"""Absolute positions: a vector for each position that is added to the token embedding."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ AS_IN_THE_PAPER = InterleavedPairs()
 
 @checked
 class Sinusoids(nn.Module):
-    """Fixed waves: ``sin(p * f_i)`` and ``cos(p * f_i)`` with ``f_i = base ** (-i / steps)`` (arXiv:1706.03762).
+    """Sinusoidal positions: ``sin(p * f_i)``, ``cos(p * f_i)``, ``f_i = base ** (-i / steps)`` (arXiv:1706.03762).
 
-    Computed in float64 and rounded once. It has no parameters and no end.
+    Computed in float64 and rounded once. There are no parameters, and any position has its vector.
 
     Args:
-        width: numbers per token, even.
+        width: features per token (``d_model``), even.
         base: the slowest wave is about ``base`` times as long as the fastest.
         steps: number of steps from the fastest wave to ``base``: ``width / 2`` in the paper (``None``), one less in
             its published code and in Whisper.
@@ -35,27 +35,27 @@ class Sinusoids(nn.Module):
     ) -> None:
         super().__init__()
         if whole_number("width", width, at_least=2) % 2:
-            raise wrong("width", "must be even, one sine and one cosine a wave", f"it is {width}", "Add one.")
+            got, way_out = f"it is {width}", f"Use {width - 1} or {width + 1}."
+            raise wrong("width", "must be even: each wave has a sine and a cosine", got, way_out)
         self.width, self.base, self.pairing = width, base, pairing
         self.steps = width // 2 if steps is None else whole_number("steps", steps, at_least=1)
 
     def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``(B | 1, L)`` positions to ``(B | 1, L, width)``."""
+        """``(B | 1, L)`` positions to ``(B | 1, L, width)`` in ``dtype``."""
         waves = torch.arange(self.width // 2, dtype=torch.float64, device=positions.device)
         angles = positions[..., None].double() * torch.exp(-math.log(self.base) / self.steps * waves)
         return self.pairing.join(angles.sin(), angles.cos()).to(dtype)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.width}, base={self.base}, steps={self.steps}, pairing={self.pairing}"
 
 
 @checked
 class LearnedPositions(nn.Embedding):
-    """A learned vector for each position: row ``position + offset`` of the table.
+    """A learned vector for each position, in row ``position + offset`` of the table (arXiv:1705.03122; BERT).
 
     Args:
-        width: numbers per token.
+        width: features per token (``d_model``).
         count: number of positions.
         offset: rows before that of position 0, which no text uses: 2 in RoBERTa and BART, whose tables begin with
             a row for padding.
@@ -66,10 +66,13 @@ class LearnedPositions(nn.Embedding):
         self.offset = offset
 
     def forward(self, positions: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """``(B | 1, L)`` positions to ``(B | 1, L, width)``; tokens before position 0 are padding and take row 0's."""
+        """``(B | 1, L)`` int64 positions to ``(B | 1, L, width)``; negative ones, which are padding, count as 0.
+
+        Raises:
+            ArgumentError: positions of another dtype or device.
+        """
         check_ids("positions", positions, "positions", self.weight)
         return super().forward(positions.clamp(min=0) + self.offset)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{super().extra_repr()}, offset={self.offset}"

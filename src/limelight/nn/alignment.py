@@ -1,9 +1,9 @@
-"""Attention as it was before the Transformer: a state is compared with a source, and the source itself is mixed.
+"""Attention before the Transformer: states are compared with a source, and the source itself is averaged.
 
 =============================  ==========================================  ======================================
 `AdditiveAttention`            ``v . tanh(W_q q + W_k k)``                 Bahdanau et al. 2014, arXiv:1409.0473
 `MultiplicativeAttention`      ``q . W k``                                 Luong et al. 2015, arXiv:1508.04025
-`dot_attention`                ``q . k``                                   the same, with nothing learned
+`dot_attention`                ``q . k``                                   Luong et al. 2015; without parameters
 =============================  ==========================================  ======================================
 """
 
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import limelight
-
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import Additive
+from ..operator.attention import attention
 from ..tensors.shapes import whole_number
 from .checks import check_texts, checked
 from .context import ForwardContext
@@ -27,16 +26,19 @@ from .multihead import heads_of
 
 @checked
 class Alignment(nn.Module):
-    """Base of the two: heads, values and what a token may see; how a score is made is theirs.
+    """Base of `AdditiveAttention` and `MultiplicativeAttention`: heads, values, pattern, dropout.
+
+    A subclass says what queries and keys are, and how they are compared.
 
     Args:
-        width: numbers per token of the queries.
-        source_width: numbers per token of the source; ``None`` for ``width``.
+        width: features per token (``d_model``) of the queries.
+        source_width: features per token (``d_model``) of the source; ``None`` for ``width``.
         heads: comparisons made side by side, each with its own weights.
-        value_width: numbers of a value of each head, projected from the source; ``None`` mixes the source itself.
+        value_width: ``Dv``, features of the values of each head, projected from the source; ``None`` mixes the source
+            itself.
         pattern: which keys a query may see; ``None`` for all.
         dropout: probability with which a weight is dropped in training.
-        name: what an observer calls this layer.
+        name: of this layer in observations (`limelight.watching`).
     """
 
     key: nn.Linear
@@ -61,12 +63,19 @@ class Alignment(nn.Module):
     def forward(self, states: Tensor, context: ForwardContext | None = None) -> Tensor:
         """``(B, L, width)`` to ``(B, L, heads * Dv)``; ``Dv`` is ``value_width``, or ``source_width`` without one.
 
-        Keys and values are made of `ForwardContext.source` where that is given, else of the states.
+        Keys and values are computed from `ForwardContext.source` where that is given, else from the states.
+
+        Raises:
+            ArgumentError: states or a source of another width, dtype or device.
         """
         check_texts(states, self.width, self.key.weight)
         context = ForwardContext.given(context, states)
-        key, value, layout = context.remembered(self, self.pattern, states, self._keys_and_values)
-        mixed = limelight.attention(
+        if context.source is not None:
+            check_texts(context.source, self.source_width, self.key.weight, "source")
+        source = states if context.source is None else context.source
+        key, value = context.cached(self) or self._keys_and_values(source)
+        key, value, layout = context.extend(self, self.pattern, key, value)
+        mixed = attention(
             self.queries(states),
             key,
             value,
@@ -95,11 +104,10 @@ class Alignment(nn.Module):
         raise NotImplementedError
 
     def comparison(self) -> dict[str, Any]:
-        """What `limelight.attention` is told about the comparison."""
+        """The arguments of `limelight.attention` that describe the comparison of queries and keys."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.width} to {self.source_width}, heads={self.heads}, pattern={self.pattern}, name={self.name!r}"
 
 
@@ -107,14 +115,14 @@ class Alignment(nn.Module):
 class AdditiveAttention(Alignment):
     """``sum_j softmax_j(v . tanh(W_q q_i + W_k k_j + b)) value_j`` (Bahdanau et al. 2014, arXiv:1409.0473).
 
-    A small network compares, so a query and a key may have different widths. With several heads each has its own
+    A small network compares, so queries and keys may have different widths. With several heads each has its own
     ``W_q``, ``W_k``, ``b`` and ``v``, and their results are laid side by side.
 
     Args:
-        width: numbers per token of the queries.
-        source_width: numbers per token of the source; ``None`` for ``width``.
-        inner: numbers inside the network of each head.
-        settings: see `Alignment`.
+        width: features per token (``d_model``) of the queries.
+        source_width: features per token (``d_model``) of the source; ``None`` for ``width``.
+        inner: features inside the network of each head.
+        settings: ``heads``, ``value_width``, ``pattern``, ``dropout`` and ``name``, as in `Alignment`.
     """
 
     def __init__(self, width: int, *, source_width: int | None = None, inner: int, **settings: Any) -> None:
@@ -126,15 +134,12 @@ class AdditiveAttention(Alignment):
         nn.init.uniform_(self.vector, -(inner**-0.5), inner**-0.5)  # as a linear layer to one number
 
     def queries(self, states: Tensor) -> Tensor:
-        """See `Alignment.queries`."""
         return heads_of(self.query(states), self.inner)
 
     def keys(self, source: Tensor) -> Tensor:
-        """See `Alignment.keys`."""
         return heads_of(self.key(source), self.inner)
 
     def comparison(self) -> dict[str, Any]:
-        """See `Alignment.comparison`."""
         return {"compare": Additive(self.vector)}
 
 
@@ -145,9 +150,9 @@ class MultiplicativeAttention(Alignment):
     Queries stay as they are, and there is no scale. With several heads each has its own ``W``.
 
     Args:
-        width: numbers per token of the queries.
-        source_width: numbers per token of the source; ``None`` for ``width``.
-        settings: see `Alignment`.
+        width: features per token (``d_model``) of the queries.
+        source_width: features per token (``d_model``) of the source; ``None`` for ``width``.
+        settings: ``heads``, ``value_width``, ``pattern``, ``dropout`` and ``name``, as in `Alignment`.
     """
 
     def __init__(self, width: int, *, source_width: int | None = None, **settings: Any) -> None:
@@ -155,15 +160,12 @@ class MultiplicativeAttention(Alignment):
         self.key = nn.Linear(self.source_width, self.heads * self.width, bias=False)
 
     def queries(self, states: Tensor) -> Tensor:
-        """See `Alignment.queries`."""
         return states[:, None].expand(-1, self.heads, -1, -1)
 
     def keys(self, source: Tensor) -> Tensor:
-        """See `Alignment.keys`."""
         return heads_of(self.key(source), self.width)
 
     def comparison(self) -> dict[str, Any]:
-        """See `Alignment.comparison`."""
         return {"scale": 1.0}
 
 
@@ -180,13 +182,13 @@ def dot_attention(
     Args:
         states: ``(B, L, width)``, the ``x``.
         source: ``(B, Lk, width)``, the ``y``; ``None`` for the states themselves.
-        layout: which tokens exist, and where they stand (`limelight.forms.layouts`).
-        pattern: which of them a query may see (`limelight.forms.patterns`).
+        layout: which tokens exist, and their positions (`limelight.forms.layouts`).
+        pattern: which keys a query may see (`limelight.forms.patterns`).
 
     Returns:
         ``(B, L, width)``.
     """
     other = (states if source is None else source)[:, None]
-    mixed = limelight.attention(states[:, None], other, other, layout=layout, pattern=pattern, scale=1.0)
+    mixed = attention(states[:, None], other, other, layout=layout, pattern=pattern, scale=1.0)
     assert isinstance(mixed, Tensor)  # no observation was asked for
     return mixed[:, 0]

@@ -1,4 +1,4 @@
-"""What layers check: arguments of a constructor by their annotations and names, and the states they are given."""
+"""Checks of layers: arguments of a constructor by their annotations and names, and the states of a call."""
 
 from __future__ import annotations
 
@@ -141,25 +141,29 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
 
 
 def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
-    """Raise where what a layer computes depends on numbers, while a tracer records its operations for other inputs.
+    """Raise where the operations of a layer depend on the values of its input, while a tracer records them for others.
 
-    ``torch.compile`` leaves such a step to Python.
+    ``torch.compile`` leaves such a step to Python; with ``fullgraph=True`` its error holds the reason.
 
     Args:
         layer: whose operations they are.
         states: which it reads.
-        chooses: what depends on numbers.
+        chooses: what depends on the values, in words.
 
     Raises:
         BackendError: a recorder would keep what the layer does for these states, and do the same for all others.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        torch._dynamo.graph_break(
+            msg=f"{chooses} depends on the values of the input: use torch.compile without fullgraph"
+        )
         return
     by = recorder(states)
     if by:
         raise BackendError(
-            f"{type(layer).__name__} cannot be recorded by {by}: {chooses} depends on numbers, and the record would "
-            "treat every input as this one. Run the layer outside of it, or use torch.compile without fullgraph."
+            f"{type(layer).__name__} cannot be recorded by {by}: {chooses} depends on the values of the input, and "
+            "the record would treat every input as this one. Run the layer outside of it, or use torch.compile without "
+            "fullgraph."
         )
 
 
@@ -167,21 +171,21 @@ def _is_cast(states: Tensor) -> bool:
     return states.is_floating_point() and torch.is_autocast_enabled(states.device.type)
 
 
-def check_texts(states: Any, width: int, weight: Tensor) -> None:
-    """Raise unless a layer of texts with this ``weight`` can read ``(B, L, width)`` states."""
+def check_texts(states: Any, width: int, weight: Tensor, name: str = "states") -> None:
+    """Raise unless a layer with this ``weight`` can read ``(B, L, width)`` states, an argument of that name."""
     if not of_width(states, width, weight):
-        raise unreadable(states, width, weight)
+        raise unreadable(states, width, weight, name)
     if states.dim() != 3:
         got = f"they have {states.dim()} dimensions"
-        raise wrong("states", "must be (B, L, width)", got, "One text is a batch of one: states[None].")
+        raise wrong(name, "must be (B, L, width)", got, f"One text is a batch of one: {name}[None].")
 
 
-def unreadable(states: Any, width: int, weight: Tensor) -> ArgumentError:
-    """The complaint about states that are not `of_width`."""
+def unreadable(states: Any, width: int, weight: Tensor, name: str = "states") -> ArgumentError:
+    """The error of states that are not `of_width`."""
     dtype = str(weight.dtype).removeprefix("torch.")
     rule = f"must be a {dtype} tensor (..., {width}) on {weight.device}, as the layer is made"
     got = f"they are {describe(states)}" + (f" on {states.device}" if isinstance(states, Tensor) else "")
-    return wrong("states", rule, got, "Convert them with .to(), or make the layer of their width.")
+    return wrong(name, rule, got, "Convert them with .to(), or make the layer of their width.")
 
 
 def check_ids(name: str, ids: Any, what: str, table: Tensor) -> None:

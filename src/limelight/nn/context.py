@@ -1,8 +1,8 @@
-"""What one forward pass carries from the model down to every layer."""
+"""What one forward pass hands from the model down to every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from .positions import Rotary, Rotation
 
 @dataclass
 class ForwardContext:
-    """Where every token of one forward pass stands, and what it may look at beside its own text.
+    """The positions of the tokens of one forward pass, and what they attend to beside their own text.
 
     Args:
         layout: which tokens exist, in which document; handed to the operator as it is. With a `source` it speaks of
@@ -26,8 +26,9 @@ class ForwardContext:
         positions: ``(B | 1, L)`` int64, the position of each token in its document.
         segments: ``(B, L)`` int64, the segment (token type) of each token; ``None`` for segment 0 everywhere.
         scores: score rules that all layers share (T5's relative bias), applied after those of a layer.
-        source: ``(B, Lk, source width)``, the vectors that keys and values are made of; ``None`` for the tokens' own.
-        source_positions: ``(B | 1, Lk)`` int64, where they stand; needed only when keys are turned by position.
+        source: ``(B, Lk, source width)``, the states that keys and values are computed from in cross-attention;
+            ``None`` for self-attention.
+        source_positions: ``(B | 1, Lk)`` int64, the positions of the source; needed only when keys are rotated.
         cache: the step of a `limelight.nn.Cache` to which layers add their keys and values; ``None`` for no cache.
         cross: the context of cross-attention, with its ``source``, for the layers of a decoder that has an encoder.
     """
@@ -44,13 +45,13 @@ class ForwardContext:
 
     @classmethod
     def of(cls, states: Tensor, source: Tensor | None = None, *, layout: Layout | None = None) -> ForwardContext:
-        """Those of texts ``(B, L, ...)`` that are all there, at positions 0 to L - 1: what a layer assumes unless told.
+        """The context of texts without padding, at positions 0 to L - 1, or of those of a layout.
 
         Args:
-            states: the tokens, or their vectors.
-            source: see `ForwardContext.source`; its own positions are 0 to Lk - 1.
-            layout: which tokens exist and in which document, for texts that look at themselves: positions are counted
-                in each document (`limelight.Packed`).
+            states: ``(B, L, ...)``, the tokens or their states.
+            source: ``(B, Lk, source width)``, what cross-attention attends to, at positions 0 to Lk - 1; or ``None``.
+            layout: which tokens exist and in which document, for self-attention: positions are counted in each
+                document (`limelight.Packed`).
 
         Raises:
             ArgumentError: states without a length, a layout of other sizes.
@@ -60,9 +61,8 @@ class ForwardContext:
             raise wrong("states", "must be a tensor (B, L, width)", got, "One text is a batch of one: states[None].")
         if layout is not None:
             if source is not None:
-                raise wrong(
-                    "layout", "must be None beside a `source`", f"it is {layout}", "Make ForwardContext(...) yourself."
-                )
+                got = f"it is {layout}"
+                raise wrong("layout", "must be None beside a `source`", got, "Call ForwardContext(...) yourself.")
             B, L = states.shape[:2]
             layout.check(B, L, L)
             at = layout.coordinates(B, L, L, states.device)
@@ -74,42 +74,45 @@ class ForwardContext:
 
     @classmethod
     def given(cls, context: ForwardContext | Layout | None, states: Tensor) -> ForwardContext:
-        """What a layer was given, as context: those of a layout, or of texts that are all there."""
+        """The argument of a layer as a `ForwardContext`: itself, that of a layout, or for ``None`` of whole texts."""
         if isinstance(context, ForwardContext):
             return context
         if context is not None and not isinstance(context, Layout):
-            got = f"it is {describe(context)}"
-            raise wrong(
-                "context",
-                "must be ForwardContext, a layout or None",
-                got,
-                "Give ForwardContext.of(states) or a layout.",
-            )
+            rule, got = "must be a ForwardContext, a layout or None", f"it is {describe(context)}"
+            raise wrong("context", rule, got, "Give ForwardContext.of(states) or a layout.")
         return cls.of(states, layout=context)
 
-    def remembered(
-        self,
-        layer: nn.Module,
-        pattern: Pattern | None,
-        states: Tensor,
-        make: Callable[[Tensor], tuple[Tensor, Tensor]],
-    ) -> tuple[Tensor, Tensor, Layout | None]:
-        """What the queries of a ``layer`` look at: keys, values, with those that a cache holds, and where they stand.
+    def cached(self, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the `source` that a cross-attention layer has cached in an earlier pass.
 
         Args:
-            layer: who asks.
-            pattern: which keys its queries may see.
-            states: the tokens' own vectors, of which keys and values are made unless there is a `source`.
-            make: makes keys ``(B, Hkv, Lk, D)`` and values ``(B, Hkv, Lk, Dv)``.
+            layer: the calling layer.
+
+        Returns:
+            ``(B, Hkv, Lk, D)`` and ``(B, Hkv, Lk, Dv)``, or ``None`` where the layer must compute them.
         """
-        if self.source is not None:
-            source = self.source
-            if self.cache is None:
-                return *make(source), self.layout
-            return *self.cache.once(layer, lambda: make(source)), self.layout
-        key, value = make(states)
+        if self.source is None or self.cache is None:
+            return None
+        return self.cache.cached_source(layer)
+
+    def extend(
+        self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Layout | None]:
+        """Hand the keys and values of a layer to the cache, where there is one.
+
+        Args:
+            layer: the calling layer.
+            pattern: which keys its queries may see.
+            key: ``(B, Hkv, L, D)``, or ``(B, Hkv, Lk, D)`` of a `source`.
+            value: ``(B, Hkv, L, Dv)``, or ``(B, Hkv, Lk, Dv)``.
+
+        Returns:
+            The keys and values that the queries attend to, cached ones among them, and the layout of queries and keys.
+        """
         if self.cache is None:
             return key, value, self.layout
+        if self.source is not None:
+            return *self.cache.keep_source(layer, key, value), self.layout
         return self.cache.extend(layer, pattern, key, value)
 
     def rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
@@ -117,26 +120,34 @@ class ForwardContext:
         return self._rotation(rotary, dtype, of_source=False)
 
     def key_rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
-        """The same for the tokens that keys are made of."""
+        """The cosines and sines of ``rotary`` for keys, those of the `source` in cross-attention.
+
+        Raises:
+            ArgumentError: there is a `source` without positions.
+        """
         return self._rotation(rotary, dtype, of_source=self.source is not None)
 
     def _rotation(self, rotary: Rotary, dtype: torch.dtype, of_source: bool) -> Rotation:
-        positions = self.source_positions if of_source else self.positions
-        if positions is None:
-            raise wrong(
-                "source_positions",
-                "must say where the tokens of `source` stand when keys are turned by their positions",
-                "it is None",
-                "Give ForwardContext(source_positions=...), or make the layer without `rotary`.",
-            )
+        if (rotary, dtype, of_source) not in self._rotations:
+            positions = self.source_positions if of_source else self.positions
+            if positions is None:
+                raise wrong(
+                    "source_positions",
+                    "must be given when keys of a `source` are rotated by their positions",
+                    "it is None",
+                    "Give ForwardContext(source_positions=...), or make the layer without `rotary`.",
+                )
+            self._check_cached_keys(rotary)
+            self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)
+        return self._rotations[rotary, dtype, of_source]
+
+    def _check_cached_keys(self, rotary: Rotary) -> None:
         grows = None if rotary.scaling is None else rotary.scaling.length_dependent_from
         if self.cache is not None and grows is not None and self.cache.longest > grows:
             raise wrong(
                 "cache",
-                f"cannot hold more than {grows} tokens of a row with {rotary.scaling}, which turns earlier keys anew",
+                f"cannot hold more than {grows} tokens of a row with {rotary.scaling}: beyond, it changes the rotation "
+                "of earlier keys",
                 f"a row has {self.cache.longest}",
                 "Run the text without a cache, or choose another scaling, such as YaRN.",
             )
-        if (rotary, dtype, of_source) not in self._rotations:
-            self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)
-        return self._rotations[rotary, dtype, of_source]

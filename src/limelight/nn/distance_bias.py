@@ -1,4 +1,4 @@
-"""Where a token stands, told to attention by adding to the score of a pair what their distance is worth."""
+"""Relative positions: a bias of the distance between query and key, added to the score."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .checks import checked
 class DistanceBias(nn.Module):
     """A learned bias for each head and bucket of the distance (T5, Raffel et al. 2020, arXiv:1910.10683).
 
-    Called, it makes the score rule ``s + weight[buckets(j - p), head]``. Give it to one layer among its ``scores``,
-    or to all layers of a stack through `limelight.nn.ForwardContext.scores`.
+    Called, it returns the score rule ``s + weight[buckets(j - p), head]`` for a query at position ``p`` and a key at
+    ``j``. Give it to one layer among its ``scores``, or to all layers through `limelight.nn.ForwardContext.scores`.
 
     Args:
         query_heads: ``Hq``.
@@ -30,17 +30,18 @@ class DistanceBias(nn.Module):
         nn.init.normal_(self.weight)
 
     def forward(self, heads: Tensor | None = None) -> RelativeBias:
-        """The rule; its table ``(Hq, buckets)`` is the parameter itself, so it has its gradient."""
+        """The score rule, whose table ``(Hq, buckets)`` is a view of the parameter, so gradients reach it."""
         return RelativeBias(self.weight.T, self.buckets)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.weight.shape[1]}, {self.buckets}"
 
 
 @checked
 class LinearBias(nn.Module):
-    """ALiBi with the published slopes (Press et al. 2022, arXiv:2108.12409); no parameters, any device.
+    """ALiBi with the published slopes (Press et al. 2022, arXiv:2108.12409), without parameters.
+
+    Called, it returns the score rule ``s - slope * |p - j|`` for a query at position ``p`` and a key at ``j``.
 
     Args:
         query_heads: ``Hq``.
@@ -51,11 +52,10 @@ class LinearBias(nn.Module):
         self.query_heads = query_heads
 
     def forward(self, heads: Tensor) -> ALiBi:
-        """The rule, on the device of ``heads``."""
+        """The score rule, with its slopes on the device of ``heads``."""
         return _slopes(self.query_heads, heads.device)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return str(self.query_heads)
 
 

@@ -1,4 +1,4 @@
-"""Dropout, and nothing at all where there is none."""
+"""Dropout, which costs nothing where its probability is 0."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 def dropout(probability: float) -> nn.Module:
-    """PyTorch's dropout; for 0 a module that hands on what it is given, which costs a decode step nothing.
+    """`torch.nn.Dropout`, or `torch.nn.Identity` for a probability of 0.
 
     Args:
-        probability: with which a number is dropped in training, the others divided by ``1 - probability``.
+        probability: that a feature is dropped in training; the others are divided by ``1 - probability``.
     """
     return nn.Dropout(probability) if probability else nn.Identity()

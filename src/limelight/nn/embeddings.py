@@ -1,4 +1,4 @@
-"""The first vectors: what a token is before it has seen any other."""
+"""Token embeddings."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .dropout import dropout as dropping
 
 @checked
 class TokenEmbedding(nn.Module):
-    """One vector per token of the vocabulary; positions enter later (`limelight.nn.positions.Rotary`).
+    """A learned vector for each token of the vocabulary, without positions (which `limelight.nn.Rotary` adds later).
 
     Args:
         vocabulary: number of tokens.
-        width: numbers per token.
-        scale: what the vectors are multiplied with (``sqrt(width)`` in Gemma), rounded to their dtype as Gemma has it.
-        dropout: probability with which a number is dropped in training.
+        width: features per token (``d_model``).
+        scale: factor of the embeddings (``sqrt(width)`` in Gemma), rounded to their dtype first, as in Gemma.
+        dropout: probability with which a feature is dropped in training.
     """
 
     def __init__(self, vocabulary: int, width: int, *, scale: float = 1.0, dropout: float = 0.0) -> None:
@@ -29,7 +29,11 @@ class TokenEmbedding(nn.Module):
         self.scale, self.dropout = scale, dropping(dropout)
 
     def forward(self, tokens: Tensor, context: ForwardContext | None = None) -> Tensor:
-        """``(B, L)`` token ids to ``(B, L, width)``."""
+        """``(B, L)`` token ids to ``(B, L, width)``.
+
+        Raises:
+            ArgumentError: ids that are no integers, lie on another device or outside of the vocabulary.
+        """
         states = token_vectors(self.tokens, tokens)
         if self.scale != 1.0:
             states = states * torch.full((), self.scale, dtype=states.dtype, device=states.device)
@@ -42,15 +46,15 @@ class SummedEmbedding(nn.Module):
 
     Args:
         vocabulary: number of tokens.
-        width: numbers per token.
-        positions: makes what gives each position its vector, from the width:
-            `limelight.nn.LearnedPositions` or `limelight.nn.Sinusoids`.
+        width: features per token (``d_model``).
+        positions: makes the positional embedding from the width: `limelight.nn.LearnedPositions` or
+            `limelight.nn.Sinusoids`.
         segments: number of learned segments; 0 for none.
         norm: makes the norm from the width; ``None`` for none.
-        scale: what the vectors of tokens are multiplied with (``sqrt(width)`` in the first Transformer).
-        inner: numbers per token up to the norm, widened after it by a matrix (ALBERT, arXiv:1909.11942); ``None`` for
-            ``width`` and no matrix.
-        dropout: probability with which a number is dropped in training, after the norm.
+        scale: factor of the token embeddings (``sqrt(width)`` in the first Transformer).
+        inner: features per token up to the norm, after which a matrix widens them to ``width`` (ALBERT,
+            arXiv:1909.11942); ``None`` for ``width`` and no matrix.
+        dropout: probability with which a feature is dropped in training, after the norm.
     """
 
     def __init__(
@@ -75,7 +79,11 @@ class SummedEmbedding(nn.Module):
         self.scale, self.dropout = scale, dropping(dropout)
 
     def forward(self, tokens: Tensor, context: ForwardContext | None = None) -> Tensor:
-        """``(B, L)`` token ids to ``(B, L, width)``."""
+        """``(B, L)`` token ids to ``(B, L, width)``.
+
+        Raises:
+            ArgumentError: ids that are no integers, lie on another device or outside of the vocabulary.
+        """
         states = token_vectors(self.tokens, tokens)
         context = ForwardContext.given(context, tokens)
         if self.scale != 1.0:

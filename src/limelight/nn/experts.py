@@ -1,4 +1,4 @@
-"""Feed-forward by several experts, of which a few work on each token."""
+"""Mixtures of experts: several feed-forward networks, of which a few are computed for each token."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .routing import Routing, TopK, report
 
 @checked
 class MixtureOfExperts(nn.Module):
-    """``sum over the chosen e of weight_e(x) * expert_e(x)``, and the shared experts, which work on every token.
+    """``sum over the chosen e of weight_e(x) * expert_e(x)``, plus the shared experts, computed for every token.
 
     (Shazeer et al. 2017, arXiv:1701.06538; shared experts Dai et al. 2024, arXiv:2401.06066.) Tokens are sorted by
     expert, and an expert sees its own tokens and no other: the cost is that of ``k`` experts, however many there are.
-    What the router decided is told to `limelight.nn.routings`, for `balance_loss` and `z_loss`.
+    The routing is reported to `limelight.nn.routings`, for `balance_loss` and `z_loss`.
 
     Args:
-        width: numbers per token.
-        inner: numbers between the matrices of an expert.
+        width: features per token (``d_model``).
+        inner: features between the two matrices of an expert.
         activation: that of an expert, a name of `limelight.nn.ACTIVATIONS`.
-        experts: how many experts there are to choose from.
-        expert: makes one, from ``(width, inner=..., activation=...)``.
-        router: makes what chooses, from ``(width, experts=...)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
+        experts: ``E``, the number of experts to choose from.
+        expert: makes one from ``(width, inner=..., activation=...)``.
+        router: makes the router from ``(width, experts=...)``: `limelight.nn.TopK` or `limelight.nn.Switch`.
         shared: makes, from the width, a feed-forward that is added for every token; ``None`` for none.
-        balance: what `limelight.nn.balance_loss` of the router is multiplied with where a model is trained
-            (`limelight.training.Objective`; the layer itself adds nothing); 0 for none.
-        z: the same of `limelight.nn.z_loss`.
-        name: what `limelight.nn.routings` calls this layer.
+        balance: weight of `limelight.nn.balance_loss` in the loss of training (`limelight.training.Objective` adds it,
+            the layer itself does not); 0 for none.
+        z: weight of `limelight.nn.z_loss` in the loss of training; 0 for none.
+        name: of this layer in `limelight.nn.routings`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MixtureOfExperts(nn.Module):
         self.shared = None if shared is None else shared(width)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(B, L, width)`` to the same.
+        """``(B, L, width)`` to ``(B, L, width)``.
 
         Raises:
             BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.

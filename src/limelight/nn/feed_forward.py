@@ -1,20 +1,17 @@
-"""What happens to each token by itself, after it has looked at the others."""
+"""Feed-forward networks: what a layer computes of each token by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import fused
-from ..fused import Capture
 from .checks import activation_of, checked
 from .dropout import dropout as dropping
-from .few_tokens import does_nothing
-from .projection import Projection, in_pieces, notable, together, widened
+from .projection import Projection, in_pieces, together, widened
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -25,7 +22,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, arXiv:1606.08415), as CLIP has it."""
+    """``x * sigmoid(1.702 x)`` (Hendrycks & Gimpel 2016, arXiv:1606.08415), as in CLIP."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -50,11 +47,11 @@ class FeedForward(nn.Module):
     """``down(activation(up(x)))`` (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
-        width: numbers per token.
-        inner: numbers between the two matrices.
+        width: features per token (``d_model``).
+        inner: features between the two matrices.
         activation: the function between them, a name of `ACTIVATIONS`.
-        bias: whether the matrices carry an offset.
-        dropout: probability with which a number between the matrices is dropped in training.
+        bias: whether the matrices have a bias.
+        dropout: probability with which a feature between the matrices is dropped in training.
     """
 
     def __init__(self, width: int, *, inner: int, activation: str, bias: bool = True, dropout: float = 0.0) -> None:
@@ -64,7 +61,7 @@ class FeedForward(nn.Module):
         self.inner, self.activation, self.dropout = inner, activation_of(activation, ACTIVATIONS), dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(B, L, width)`` to the same."""
+        """``(B, L, width)`` to ``(B, L, width)``."""
         return in_pieces(self._step, states, self.inner, (self.up, self.down))
 
     def _step(self, states: Tensor) -> Tensor:
@@ -79,12 +76,14 @@ class GatedFeedForward(nn.Module):
     it is SiLU.
 
     Args:
-        width: numbers per token.
-        inner: numbers between the matrices.
+        width: features per token (``d_model``).
+        inner: features between the matrices.
         activation: the function of the gate, a name of `ACTIVATIONS`.
-        bias: whether the matrices carry an offset.
-        dropout: probability with which a number between the matrices is dropped in training.
+        bias: whether the matrices have a bias.
+        dropout: probability with which a feature between the matrices is dropped in training.
     """
+
+    capturable = ("inner", "activation")
 
     def __init__(self, width: int, *, inner: int, activation: str, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
@@ -94,19 +93,9 @@ class GatedFeedForward(nn.Module):
         self.inner, self.activation, self.dropout = inner, activation_of(activation, ACTIVATIONS), dropping(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
-        """``(B, L, width)`` to the same."""
+        """``(B, L, width)`` to ``(B, L, width)``."""
         return in_pieces(self._step, states, self.inner, (self.gate, self.up, self.down))
 
     def _step(self, states: Tensor) -> Tensor:
         gate, up = together(states, self.gate, self.up)
         return widened(self.down, self.dropout(fused.gated(self.activation, gate, up)))
-
-    def note(self, steps: Capture[Any], states: Tensor) -> Tensor | None:
-        """See `limelight.nn.few_tokens`."""
-        if self.activation not in fused.SIGMOID_FORMS or not does_nothing(self.dropout):
-            return None
-        pairs = notable(states, self.gate, self.up, self.down)
-        if pairs is None:
-            return None
-        inner = steps.gated(self.activation, *steps.products(states, pairs[:2]))
-        return steps.products(inner, pairs[2:])[0]

@@ -1,4 +1,4 @@
-"""First vectors of what is no text: sound and pictures."""
+"""Embeddings of sound and pictures."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from .dropout import dropout as dropping
 
 
 class FrontEnd(nn.Module):
-    """Base of what makes first vectors of something else than token ids."""
+    """Base of embeddings whose input is not token ids."""
 
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
-        """``(B, L)``: how many it holds and how many vectors each becomes; raises where it is no such thing."""
+        """Batch and length ``(B, L)`` of the states that an input becomes.
+
+        Raises:
+            ArgumentError: an input of another shape.
+        """
         raise NotImplementedError
 
 
 @checked
 class SpectrumEmbedding(FrontEnd):
-    """Sound, as Whisper reads it (Radford et al. 2022, arXiv:2212.04356): two convolutions, then positions.
+    """The embedding of sound in Whisper (Radford et al. 2022, arXiv:2212.04356): two convolutions, then positions.
 
-    ``gelu(conv(x))`` over 3 frames, ``gelu(conv(.))`` over 3 with a stride of 2, plus the vector of each position.
+    ``gelu(conv(x))`` over 3 frames, ``gelu(conv(.))`` over 3 with a stride of 2, plus a positional embedding.
 
     Args:
-        vocabulary: of the decoder; makes no parameter, every embedding is made alike.
-        width: numbers per vector.
-        bands: bands of the spectrum.
-        positions: makes what gives each position its vector, from the width.
-        dropout: probability with which a number is dropped in training.
+        vocabulary: of the decoder; not used, every embedding is constructed with it.
+        width: features per position (``d_model``).
+        bands: frequency bands of the spectrum.
+        positions: makes the positional embedding from the width.
+        dropout: probability with which a feature is dropped in training.
     """
 
     def __init__(
@@ -47,11 +51,10 @@ class SpectrumEmbedding(FrontEnd):
         self.dropout = dropping(dropout)
 
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
-        """See `FrontEnd`."""
         if not isinstance(inputs, Tensor) or inputs.dim() != 3 or inputs.shape[1] != self.bands:
             raise wrong(
                 "source",
-                f"must be the ({'B'}, {self.bands}, frames) spectrum of a sound",
+                f"must be the (B, {self.bands}, frames) spectrum of a sound",
                 f"it is {describe(inputs)}",
                 "limelight.models.sound.spectrum makes it.",
             )
@@ -65,15 +68,15 @@ class SpectrumEmbedding(FrontEnd):
 
 @checked
 class PatchEmbedding(FrontEnd):
-    """A picture as patches, each a vector by one matrix, behind a mark of its own (arXiv:2010.11929).
+    """The patches of a picture, each projected by one matrix, after a learned class token (ViT, arXiv:2010.11929).
 
     Args:
-        vocabulary: makes no parameter, every embedding is made alike.
-        width: numbers per vector.
-        channels: of a picture.
+        vocabulary: not used, every embedding is constructed with it.
+        width: features per position (``d_model``).
+        channels: of a picture (3 for colours).
         size: its height and width in pixels.
         patch: height and width of a patch, divisors of ``size``.
-        dropout: probability with which a number is dropped in training.
+        dropout: probability with which a feature is dropped in training.
     """
 
     def __init__(
@@ -95,14 +98,13 @@ class PatchEmbedding(FrontEnd):
         self.dropout = dropping(dropout)
 
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
-        """See `FrontEnd`."""
         wanted = (self.channels, *self.size)
         if not isinstance(inputs, Tensor) or inputs.dim() != 4 or tuple(inputs.shape[1:]) != wanted:
             raise wrong(
                 "tokens",
                 f"must be (B, {', '.join(map(str, wanted))}) pictures",
                 f"it is {describe(inputs)}",
-                "Resize them, and bring their numbers to the range of the model's training.",
+                "Resize and normalise them as for the model's training.",
             )
         return inputs.shape[0], self.positions.shape[1]
 

@@ -1,4 +1,4 @@
-"""From the last vectors to a score for every token of the vocabulary."""
+"""Output heads: from the last states to a logit for every token of the vocabulary."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import torch
 from torch import Tensor, nn
 
 from .. import fused
-from .checks import activation_of, checked
+from .checks import activation_of, checked, of_width, unreadable
 from .context import ForwardContext
 from .feed_forward import ACTIVATIONS
 from .projection import Projection
 
 
 class TokenHead(nn.Module):
-    """Base of the heads that say something of every token."""
+    """Base of the heads that compute logits for every token."""
 
     @property
     def tied(self) -> bool:
-        """Whether its matrix is the token embedding."""
+        """Whether the output matrix is the token embedding."""
         return True
 
     def chosen(self, states: Tensor, context: ForwardContext) -> Tensor:
-        """The vectors that `forward` is given: all of them."""
+        """The states that `forward` is called with: all of them."""
         return states
 
 
 @checked
 class TiedHead(TokenHead):
-    """``logits = scale * states @ embedding.T``: the embedding read backwards (Press & Wolf 2016, arXiv:1608.05859).
+    """``logits = scale * states @ embedding.T + bias``, tied to the token embedding (arXiv:1608.05859).
 
     Args:
         vocabulary: number of tokens.
-        width: numbers per token. Neither makes a parameter: every head is made alike.
-        scale: what the states are multiplied with (``1 / sqrt(width)`` in T5).
-        cap: logits are bent into ``(-cap, cap)`` by ``cap * tanh(logit / cap)`` (Gemma 2); ``None`` leaves them.
-        bias: whether every token has an offset (Marian).
+        width: features per token (``d_model``).
+        scale: factor of the states (``1 / sqrt(width)`` in T5).
+        cap: limits logits to ``(-cap, cap)`` by ``cap * tanh(logit / cap)`` (Gemma 2); ``None`` for no limit.
+        bias: whether there is a bias for every token (Marian).
     """
 
     def __init__(
@@ -45,19 +45,27 @@ class TiedHead(TokenHead):
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if bias else None
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
+        """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device than the embedding.
+        """
+        if not of_width(states, embedding.shape[1], embedding):
+            raise unreadable(states, embedding.shape[1], embedding)
         states = states if self.scale == 1.0 else states * self.scale
         return _capped(fused.product(states, embedding, self.bias), self.cap)
 
 
 @checked
 class UntiedHead(TokenHead):
-    """An untied head, ``logits = scale * states @ weight.T``: a matrix of its own.
+    """``logits = scale * states @ weight.T + bias``, with a weight that is not tied to the token embedding.
 
     Args:
         vocabulary: number of tokens.
         width: features per token.
-        scale, cap, bias: as in `TiedHead`.
+        scale: factor of the states.
+        cap: limits logits to ``(-cap, cap)`` by ``cap * tanh(logit / cap)``; ``None`` for no limit.
+        bias: whether there is a bias for every token.
     """
 
     def __init__(
@@ -69,7 +77,6 @@ class UntiedHead(TokenHead):
 
     @property
     def tied(self) -> bool:
-        """Never."""
         return False
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
@@ -80,14 +87,14 @@ class UntiedHead(TokenHead):
 
 @checked
 class MaskedHead(TokenHead):
-    """BERT's guess of a hidden word: ``norm(activation(linear(x))) @ embedding.T + bias``.
+    """``logits = norm(activation(linear(x))) @ embedding.T + bias``: masked tokens of BERT (arXiv:1810.04805).
 
     Args:
         vocabulary: number of tokens.
-        width: numbers per token.
+        width: features per token (``d_model``).
         activation: a name of `limelight.nn.feed_forward.ACTIVATIONS`.
-        epsilon: of the layer norm.
-        inner: numbers per token of the embedding, where it is narrower than the model (ALBERT); ``None`` for ``width``.
+        epsilon: of the layer norm, added to the variance.
+        inner: features per token of the embedding where they are fewer (ALBERT); ``None`` for ``width``.
         untied: whether the output matrix is a parameter of its own instead of the token embedding.
     """
 
@@ -111,11 +118,16 @@ class MaskedHead(TokenHead):
 
     @property
     def tied(self) -> bool:
-        """Unless it has a matrix of its own."""
         return self.output is None
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """States ``(..., width)`` and the embedding ``(vocabulary, width)`` to logits ``(..., vocabulary)``."""
+        """States ``(..., width)`` and the embedding ``(vocabulary, inner)`` to logits ``(..., vocabulary)``.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device.
+        """
+        if not of_width(states, self.linear.in_features, self.linear.weight):
+            raise unreadable(states, self.linear.in_features, self.linear.weight)
         table = embedding if self.output is None else self.output.weight
         return fused.product(self.norm(self.activation(self.linear(states))), table, self.bias)
 

@@ -1,4 +1,4 @@
-"""How parameters begin, as published; a rule is called with a model, and draws from torch's generator.
+"""Initialisation of parameters as published; a rule is called with a model, and draws from torch's generator.
 
 >>> import torch
 >>> from limelight.nn import FeedForward, Normal
@@ -6,7 +6,7 @@
 >>> _ = torch.manual_seed(0)
 >>> Normal(layers=12)(layer)
 
-Norms, sinks and whatever else a rule does not name stay as they were made.
+Norms, sinks and all other parameters that a rule does not name keep their values.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Draw = Callable[[Tensor], object]
 @checked
 @dataclass(frozen=True)
 class Normal:
-    """Every matrix and every table from ``N(0, deviation ** 2)``, offsets 0 (BERT, GPT-2, Llama).
+    """Every matrix and every embedding from ``N(0, deviation ** 2)``, biases 0 (BERT, GPT-2, Llama).
 
     Args:
         deviation: of the distribution.
         layers: the depth ``N`` of GPT-2's rule, by which the projections that end a residual step (attention's output,
-            the feed-forward's ``down``) begin ``1 / sqrt(2 N)`` times as large, so that the sum does not grow with the
+            the feed-forward's ``down``) are ``1 / sqrt(2 N)`` times as large, so that the sum does not grow with the
             depth (Radford et al. 2019); ``None`` leaves them like the others.
-        cut: numbers beyond so many deviations are drawn again (BERT as first published: 2); ``None`` for no cut.
+        cut: values beyond so many deviations are drawn again (BERT as first published: 2); ``None`` for no cut.
     """
 
     deviation: float = 0.02
@@ -44,7 +44,7 @@ class Normal:
     cut: float | None = None
 
     def __call__(self, model: nn.Module) -> None:
-        """Begin the parameters of ``model`` anew."""
+        """Initialise the parameters of ``model``."""
         ends = {id(weight) for weight in _ends(model)} if self.layers is not None else set()
 
         def draw(weight: Tensor) -> None:
@@ -59,25 +59,25 @@ class Normal:
 
 @dataclass(frozen=True)
 class Xavier:
-    """Matrices uniform with the variance ``2 / (fan in + fan out)``, tables from ``N(0, 1 / width)``, offsets 0.
+    """Matrices uniform with the variance ``2 / (fan in + fan out)``, embeddings from ``N(0, 1 / width)``, biases 0.
 
-    Glorot & Bengio 2010; so does the published code of the first Transformer.
+    Glorot & Bengio 2010; as in the published code of the first Transformer.
     """
 
     def __call__(self, model: nn.Module) -> None:
-        """Begin the parameters of ``model`` anew."""
+        """Initialise the parameters of ``model``."""
         _begin(model, nn.init.xavier_uniform_, lambda table: nn.init.normal_(table, 0.0, table.shape[1] ** -0.5))
 
 
 @checked
 @dataclass(frozen=True)
 class FanIn:
-    """Matrices from ``N(0, 1 / fan in)``, tables from ``N(0, 1)``, offsets 0: T5 (Raffel et al. 2020).
+    """Matrices from ``N(0, 1 / fan in)``, embeddings from ``N(0, 1)``, biases 0: T5 (Raffel et al. 2020).
 
-    Attention with ``scale=1`` has the scale in its queries, which begin ``1 / sqrt(D)`` times as large.
+    Attention with ``scale=1`` has the scale in its query projections, which are ``1 / sqrt(D)`` times as large.
 
     Args:
-        width: numbers per token; biases of distance begin with the variance ``1 / width``.
+        width: features per token (``d_model``); biases of distance have the variance ``1 / width``.
         factor: multiplies every deviation.
     """
 
@@ -85,7 +85,7 @@ class FanIn:
     factor: float = 1.0
 
     def __call__(self, model: nn.Module) -> None:
-        """Begin the parameters of ``model`` anew."""
+        """Initialise the parameters of ``model``."""
         scales = {
             id(layer.query.weight): layer.head_width**-0.5
             for layer in model.modules()
@@ -112,7 +112,7 @@ def _ends(model: nn.Module) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _begin(model: nn.Module, matrix: Draw, table: Draw) -> None:
-    """Draw every matrix and every table, and set offsets to 0."""
+    """Draw every matrix and every embedding, and set biases to 0."""
     for layer in model.modules():
         if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             matrix(layer.weight)

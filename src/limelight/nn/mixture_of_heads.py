@@ -1,4 +1,4 @@
-"""Attention by several heads, of which a few work for each token."""
+"""Mixtures of heads: multi-head attention of which a few heads are computed for each token."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import limelight
-
 from ..forms.layouts import Layout, Subset
 from ..forms.scores import ScoreRule
+from ..operator.attention import attention
 from ..tensors.shapes import whole_number, wrong
 from .checks import check_texts, checked, refuse_recorders
 from .context import ForwardContext
-from .multihead import MultiHead, heads_of
+from .multihead import MultiHead, split_heads
 from .routing import Routing, report, shares
 
 
 class HeadRouting(NamedTuple):
-    """Which heads work for which token, and how much their results count."""
+    """Which heads are computed for which token, and the weights of their results."""
 
-    shared: Tensor  # (B, L, shared heads), the weights of the heads that work for every token
+    shared: Tensor  # (B, L, shared heads), the weights of the heads computed for every token
     routed: Routing  # over the other heads
 
 
@@ -33,14 +32,14 @@ class TwoStage(nn.Module):
 
     With ``[a, b] = 2 softmax(V x)``: a shared head counts ``a * shared * softmax(S x)``, and a chosen one of the others
     ``b * k * softmax(R x)``, renormalised over the ``k`` chosen. The factors make the mean weight of a working head 1,
-    so that a router that does not know yet leaves plain attention. (The paper's equations 4 and 5 write the weights
+    so that an untrained router leaves plain attention. (The paper's equations 4 and 5 write the weights
     without them.)
 
     Args:
-        width: numbers per token.
-        shared: heads that work for every token.
+        width: features per token (``d_model``).
+        shared: heads computed for every token.
         routed: heads to choose from.
-        k: how many of them work for a token.
+        k: how many of them are computed for a token.
     """
 
     def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
@@ -51,7 +50,7 @@ class TwoStage(nn.Module):
         self.balance = nn.Linear(width, 2, bias=False) if shared else None
 
     def forward(self, states: Tensor, query: Tensor) -> HeadRouting:
-        """``(B, L, width)`` to its `HeadRouting`; the queries are not looked at."""
+        """``(B, L, width)`` to its `HeadRouting`; the queries are not used."""
         parts = [part for part in (self.routed, self.shared, self.balance) if part is not None]
         joined = functional.linear(states, torch.cat([part.weight for part in parts]))  # one thin product for three
         logits, *others = torch.split(joined, [part.out_features for part in parts], dim=-1)
@@ -68,14 +67,14 @@ class TwoStage(nn.Module):
 class QueryNorm(nn.Module):
     """The router without parameters: the ``k`` heads whose query is longest, each counting 1 (arXiv:2410.11842).
 
-    It turns a trained model into a mixture: a head whose query is short attends nearly evenly. The logits of its
-    balance loss are the lengths over their standard deviation.
+    It makes a mixture of a trained model without training: a head whose query is short attends nearly evenly. The
+    logits of its balance loss are the lengths over their standard deviation.
 
     Args:
-        width: numbers per token.
-        shared: heads that work for every token, the first ones.
+        width: features per token (``d_model``).
+        shared: heads computed for every token, the first ones.
         routed: heads to choose from.
-        k: how many of them work for a token.
+        k: how many of them are computed for a token.
     """
 
     def __init__(self, width: int, *, shared: int, routed: int, k: int) -> None:
@@ -95,22 +94,25 @@ class QueryNorm(nn.Module):
 
 @checked
 class MixtureOfHeads(MultiHead):
-    """Multi-head attention in which each token is served by ``shared`` heads and ``k`` of the others.
+    """Multi-head attention in which ``shared`` heads and ``k`` of the others are computed for each token.
 
     ``output(concat_h g_h(x) * head_h(x))``, ``g_h(x) = 0`` for a head that was not chosen (Jin et al. 2024,
     arXiv:2410.11842). The attention that was not chosen is not computed: for each head its own tokens are gathered, and
-    only they are compared with the keys (`limelight.Subset` says where they stand). Keys and values are those of every
-    token, for whoever is chosen may look at all; queries are projected for all heads in one product, which is faster
-    than gathering states for several. What the router decided is told to `limelight.nn.routings`, for `balance_loss`.
+    only they are compared with the keys (`limelight.Subset` holds their positions). Keys and values are those of every
+    token, since any query may attend to them; queries are projected for all heads in one product, which is faster
+    than gathering states for several. The routing is reported to `limelight.nn.routings`, for `balance_loss`.
 
     An observer sees the shared heads as ``name + ".shared"`` and each of the others as ``name + ".head3"``.
 
     Args:
-        width, query_heads, key_value_heads, head_width: as in `MultiHead`.
-        shared: heads that work for every token, the first ones; a multiple of ``query_heads / key_value_heads``.
-        k: how many of the other heads work for a token.
-        router: makes what chooses, from ``(width, shared=..., routed=..., k=...)``: `TwoStage` or `QueryNorm`.
-        settings: as in `MultiHead`.
+        width: features per token (``d_model``).
+        query_heads: ``Hq``.
+        key_value_heads: ``Hkv``, a divisor of ``Hq``.
+        head_width: ``D``, features of each query and key.
+        shared: heads computed for every token, the first ones; a multiple of ``query_heads / key_value_heads``.
+        k: how many of the other heads are computed for a token.
+        router: makes the router from ``(width, shared=..., routed=..., k=...)``: `TwoStage` or `QueryNorm`.
+        settings: further arguments of `MultiHead`.
     """
 
     def __init__(
@@ -133,18 +135,21 @@ class MixtureOfHeads(MultiHead):
         if shared % self.group:
             raise wrong(
                 "shared",
-                f"must be a multiple of {self.group}, the query heads that share each key head",
+                f"must be a multiple of {self.group}, the query heads that share each key-value head",
                 f"it is {shared}",
-                "Round it.",
+                f"Use {shared // self.group * self.group} or {-(-shared // self.group) * self.group}.",
             )
         if k > query_heads - shared:
             raise wrong(
-                "k", f"must be at most the {query_heads - shared} heads that are not shared", f"it is {k}", "Lower it."
+                "k",
+                f"must be at most the {query_heads - shared} heads that are not shared",
+                f"it is {k}",
+                f"Use k <= {query_heads - shared}.",
             )
         self.router = router(width, shared=shared, routed=query_heads - shared, k=k)
 
     def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same.
+        """``(B, L, width)`` to ``(B, L, width)``.
 
         Raises:
             BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.
@@ -153,16 +158,12 @@ class MixtureOfHeads(MultiHead):
         refuse_recorders(self, states, "which head works for which token")
         context = ForwardContext.given(context, states)
         B, L, _ = states.shape
-        query = heads_of(self.query(states), self.head_width)
-        decided: HeadRouting = self.router(states, query)
+        projected = self.query(states)
+        decided: HeadRouting = self.router(states, split_heads(projected, self.head_width).transpose(1, 2))
         report(self.name, decided.routed)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if self.rotary is not None:
-            query = context.rotation(self.rotary, query.dtype).rotate(query)
-        key, value, layout = context.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, context)
-        )
+        query = self.rotated_heads(projected, self.query_norm, context.rotation)
+        key, value = context.cached(self) or self.keys_and_values(states, context)
+        key, value, layout = context.extend(self, self.pattern, key, value)
         key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
         rules = self.score_rules(query, context)
 
@@ -196,7 +197,7 @@ class MixtureOfHeads(MultiHead):
     ) -> Tensor:
         """Some heads for some tokens: queries ``(B, heads, n, D)`` to ``(B, heads, n, Dv)``."""
         theirs = slice(heads.start // self.group, -(-heads.stop // self.group))
-        mixed = limelight.attention(
+        mixed = attention(
             query,
             key[:, theirs],
             value[:, theirs],

@@ -7,21 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-import limelight
-
-from .. import fused
-from ..backends import native
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import ScoreRule
-from ..forms.settings import Settings
-from ..operator.calling import prepare
+from ..operator.attention import attention
 from ..tensors.shapes import wrong
 from .checks import checked
 from .context import ForwardContext
-from .few_tokens import noted
-from .positions import Rotary, SplitHalves
-from .projection import Projection, notable, together
+from .positions import Rotary, Rotation
+from .projection import Projection, together
 
 
 @checked
@@ -34,26 +28,28 @@ class MultiHead(nn.Module):
     objects given to the layer.
 
     Args:
-        width: numbers per token of ``x`` and of the result.
+        width: features per token (``d_model``) of ``x`` and of the result.
         query_heads: ``Hq``.
         key_value_heads: ``Hkv``, a divisor of ``Hq`` (arXiv:1911.02150, arXiv:2305.13245).
-        head_width: ``D``.
-        value_width: ``Dv``, the head width of values; ``None`` for ``D``.
-        source_width: numbers per token of ``y``; ``None`` for ``width``.
+        head_width: ``D``, features of each query and key.
+        value_width: ``Dv``, features of each value; ``None`` for ``D``.
+        source_width: features per token (``d_model``) of ``y``; ``None`` for ``width``.
         pattern: which keys a query may see; ``None`` for all.
-        rotary: how queries and keys are turned by their positions; ``None`` leaves them.
+        rotary: the rotation of queries and keys by their positions; ``None`` for none.
         head_norm: makes the norms of each query and each key from ``D`` (Qwen 3; Henry et al. 2020,
             arXiv:2010.04245), applied before the rotation; ``None`` for none.
         scores: score rules, in order; a module among them makes its rule when called (`limelight.nn.DistanceBias`).
         scale: factor of the dot product; ``None`` for ``1 / sqrt(D)``.
         sink: whether each head has a learned logit that takes weight and gives no value.
-        bias: whether query, key and value projections carry an offset.
-        key_bias: the same for keys alone; ``None`` for ``bias`` (a key's offset moves all scores of a query alike, and
-            without a position in between it changes no weight: Whisper leaves it out).
-        output_bias: whether the output projection carries one.
+        bias: whether query, key and value projections have a bias.
+        key_bias: whether the key projection has one; ``None`` for ``bias`` (it adds the same to
+            all scores of a query and so, without rotation, changes no weight: Whisper leaves it out).
+        output_bias: whether the output projection has a bias.
         dropout: probability with which a weight is dropped in training.
-        name: what an observer calls this layer.
+        name: of this layer in observations (`limelight.watching`).
     """
+
+    capturable = ("pattern", "rotary", "scores", "scale", "dropout")
 
     def __init__(
         self,
@@ -87,9 +83,9 @@ class MultiHead(nn.Module):
         if rotary is not None and rotary.width > head_width:
             raise wrong(
                 "rotary",
-                f"must turn at most the {head_width} numbers of a head",
-                f"it turns {rotary.width}",
-                "Give Rotary the width of a head, or less to turn a part of it.",
+                f"must rotate at most the {head_width} features of a head",
+                f"it rotates {rotary.width}",
+                f"Use Rotary({head_width}), or less to rotate a part of them.",
             )
         value_width = head_width if value_width is None else value_width
         source_width = width if source_width is None else source_width
@@ -106,29 +102,28 @@ class MultiHead(nn.Module):
         self.sink = nn.Parameter(torch.zeros(query_heads)) if sink else None
 
     def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same; keys and values come from `ForwardContext.source` where that is given.
+        """``(B, L, width)`` to ``(B, L, width)``; in cross-attention keys and values come from `ForwardContext.source`.
 
-        Without ``context``, tokens stand at the positions 0 to L - 1, without padding (`ForwardContext.of`). A layout
-        says which of them exist and in which document; positions begin anew in each:
+        Without ``context``, tokens have the positions 0 to L - 1, without padding (`ForwardContext.of`). A layout says
+        which of them exist and in which document; positions are counted in each:
 
+        >>> import limelight
         >>> layer = MultiHead(16, query_heads=4, key_value_heads=4, head_width=4)
         >>> layer(torch.randn(1, 30, 16), limelight.Packed((10, 15, 5))).shape
         torch.Size([1, 30, 16])
+
+        Raises:
+            ArgumentError: states of another width, dtype or device; a layout of other sizes.
         """
         context = ForwardContext.given(context, states)
         if context.source is None:
-            projected, *of_source = together(states, self.query, self.key, self.value)
+            projected, *own = together(states, self.query, self.key, self.value)
         else:
-            projected, of_source = self.query(states), []
-        query = heads_of(projected, self.head_width)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if self.rotary is not None:
-            query = context.rotation(self.rotary, query.dtype).rotate(query)
-        key, value, layout = context.remembered(
-            self, self.pattern, states, lambda source: self.keys_and_values(source, context, *of_source)
-        )
-        mixed = limelight.attention(
+            projected, own = self.query(states), []
+        query = self.rotated_heads(projected, self.query_norm, context.rotation)
+        key, value = context.cached(self) or self.keys_and_values(states, context, *own)
+        key, value, layout = context.extend(self, self.pattern, key, value)
+        mixed = attention(
             query,
             key,
             value,
@@ -143,78 +138,44 @@ class MultiHead(nn.Module):
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def note(self, steps: fused.Capture[ForwardContext], states: Tensor) -> Tensor | None:
-        """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
-        if (
-            (self.training and self.dropout)
-            or not (self.rotary is None or type(self.rotary.pairing) is SplitHalves)
-            or native.reasons_against_rules(self.scores)
-            or (self.sink is not None and not fused.can_fuse(states, self.sink))
-        ):
-            return None
-        pairs = notable(states, self.query, self.key, self.value, self.output)
-        if pairs is None:
-            return None
-        (B, L, _), heads = states.shape, []
-        projected = steps.products(states, pairs[:3])
-        for x, norm in zip(projected, (self.query_norm, self.key_norm), strict=False):
-            split = x.view(B, L, -1, self.head_width)
-            normed = split if norm is None else noted(steps, norm, split)
-            if normed is None:
-                return None
-            heads.append(normed.transpose(1, 2))
-        query, key, value = *heads, heads_of(projected[2], self.value_width)
-        mixed = states.new_empty(B, L, query.shape[1], self.value_width).transpose(1, 2)
+    def keys_and_values(self, states: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys ``(B, Hkv, Lk, D)``, normalised and rotated, and values ``(B, Hkv, Lk, Dv)``.
 
-        def look(steps: fused.Capture[ForwardContext], context: ForwardContext) -> None:
-            assert context.cache is not None
-            room = context.cache.room(self, self.pattern, key, value)
-            turned = None if self.rotary is None else context.rotation(self.rotary, query.dtype)
-            if turned is not None:
-                steps.rotate_halves(query, turned.own, turned.partners, query)
-            for rows, new_key, new_value in room.new:
-                if turned is None:
-                    steps.copy(key[rows], new_key)
-                else:
-                    own, partners = (x if len(x) == 1 else x[rows] for x in turned[:2])
-                    steps.rotate_halves(key[rows], own, partners, new_key)
-                steps.copy(value[rows], new_value)
-            settings = Settings(
-                layout=room.layout, pattern=self.pattern, scores=self.score_rules(query, context), sink=self.sink,
-                scale=self.scale,
-            )  # fmt: skip
-            call = prepare(query, room.key, room.value, settings)
-            steps.attention(call, mixed)
-
-        steps.recompute(look)
-        return steps.products(mixed.transpose(1, 2).flatten(2), pairs[3:])[0]
-
-    def keys_and_values(self, source: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, Lk, source_width)`` to keys ``(B, Hkv, Lk, D)``, turned, and values ``(B, Hkv, Lk, Dv)``.
-
-        ``projected`` are the keys and values before they are heads, where they are known.
+        Args:
+            states: ``(B, L, width)``; not used in cross-attention.
+            context: with the ``source`` of cross-attention, ``(B, Lk, source_width)``.
+            projected: keys ``(B, Lk, Hkv * D)`` and values ``(B, Lk, Hkv * Dv)`` where they were projected already.
         """
+        source = states if context.source is None else context.source
         projected = projected or tuple(together(source, self.key, self.value))
-        key, value = heads_of(projected[0], self.head_width), heads_of(projected[1], self.value_width)
-        if self.key_norm is not None:
-            key = self.key_norm(key)
-        if self.rotary is not None:
-            key = context.key_rotation(self.rotary, key.dtype).rotate(key)
-        return key, value
+        key = self.rotated_heads(projected[0], self.key_norm, context.key_rotation)
+        return key, heads_of(projected[1], self.value_width)
+
+    def rotated_heads(
+        self, projected: Tensor, norm: nn.Module | None, rotation: Callable[[Rotary, torch.dtype], Rotation]
+    ) -> Tensor:
+        """Queries or keys ``(B, L, H * D)`` as ``(B, H, L, D)``, normalised and rotated by their positions."""
+        heads = split_heads(projected, self.head_width)
+        heads = (heads if norm is None else norm(heads)).transpose(1, 2)
+        return heads if self.rotary is None else rotation(self.rotary, heads.dtype).rotate(heads)
 
     def score_rules(self, query: Tensor, context: ForwardContext) -> tuple[ScoreRule, ...]:
         """The rules of this layer, then those that all layers share (`ForwardContext.scores`)."""
         return (*(rule(query) if isinstance(rule, nn.Module) else rule for rule in self.scores), *context.scores)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"head_width={self.head_width}, pattern={self.pattern}, rotary={self.rotary}, name={self.name!r}"
 
 
 def heads_of(projected: Tensor, width: int) -> Tensor:
     """``(B, L, H * D)`` as ``(B, H, L, D)``, without a copy."""
+    return split_heads(projected, width).transpose(1, 2)
+
+
+def split_heads(projected: Tensor, width: int) -> Tensor:
+    """``(B, L, H * D)`` as ``(B, L, H, D)``, without a copy."""
     if projected.dim() != 3:
         got = f"they have {projected.dim()} dimensions"
         raise wrong("states", "must be (B, L, width)", got, "One text is a batch of one: states[None].")
     B, L, all_heads = projected.shape
-    return projected.view(B, L, all_heads // width, width).transpose(1, 2)
+    return projected.view(B, L, all_heads // width, width)

@@ -1,4 +1,4 @@
-"""Normalisation: layer norm is PyTorch's own; the root-mean-square norm is here."""
+"""The root-mean-square norm; layer norm is `torch.nn.LayerNorm`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ class RMSNorm(nn.Module):
 
     Args:
         width: size of the last dimension.
-        epsilon: keeps a state of zeros finite.
+        epsilon: added to the mean square, so that zeros stay finite.
         offset: added to the weight: 0 (Zhang & Sennrich 2019, T5, Llama) or 1 (Gemma, whose weights are stored
             around 0, where half precision is finer).
     """
+
+    capturable = ("epsilon", "offset")
 
     def __init__(self, width: int, epsilon: float = 1e-6, offset: float = 0.0) -> None:
         super().__init__()
@@ -31,21 +33,18 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Normalise ``states`` ``(..., width)``."""
+        """``(..., width)`` to ``(..., width)``.
+
+        Raises:
+            ArgumentError: states of another width or device, or of no float dtype.
+        """
         if not of_width(states, self.weight.shape[0], self.weight) and not _is_converted(states, self.weight):
             raise unreadable(states, self.weight.shape[0], self.weight)
         if states.dtype is torch.float32 and self.weight.dtype is torch.float16:
             return fused.rms_norm(states, self.weight.float(), self.epsilon, self.offset).to(torch.float16)
         return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
 
-    def note(self, steps: fused.Capture[Any], states: Tensor) -> Tensor | None:
-        """See `limelight.nn.few_tokens`."""
-        if not fused.can_fuse(states, self.weight):
-            return None
-        return steps.norm(states, self.weight, self.epsilon, self.offset)
-
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.weight.shape[0]}, epsilon={self.epsilon}" + (f", offset={self.offset}" if self.offset else "")
 
 

@@ -1,4 +1,4 @@
-"""Where a token stands, told to attention by turning queries and keys."""
+"""Rotary positions: queries and keys are rotated by angles that grow with their positions."""
 
 from __future__ import annotations
 
@@ -16,44 +16,40 @@ from .checks import checked
 
 
 class Pairing(Protocol):
-    """Which two numbers of a head are turned together."""
+    """Which two features of a head are rotated as a pair."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and the second of every pair, ``(..., D / 2)`` each."""
+        """The first and the second feature of every pair, ``(..., D / 2)`` each, of heads ``(..., D)``."""
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """The pairs back in their order, ``(..., D)``."""
+        """Heads ``(..., D)`` of the first and the second feature of every pair: the inverse of `split`."""
 
 
 @dataclass(frozen=True)
 class SplitHalves:
-    """Number ``i`` of the first half with number ``i`` of the second (GPT-NeoX, Llama as published by its loaders)."""
+    """Feature ``i`` with feature ``D / 2 + i`` (GPT-NeoX, Llama in Transformers)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Pairing`."""
         first, second = heads.chunk(2, dim=-1)
         return first, second
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """See `Pairing`."""
         return torch.cat((first, second), dim=-1)
 
 
 @dataclass(frozen=True)
 class InterleavedPairs:
-    """Number ``2 i`` with number ``2 i + 1`` (the paper, GPT-J)."""
+    """Feature ``2 i`` with feature ``2 i + 1`` (RoFormer, GPT-J)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Pairing`."""
         return heads[..., 0::2], heads[..., 1::2]
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
-        """See `Pairing`."""
         return torch.stack((first, second), dim=-1).flatten(-2)
 
 
 class Rotation(NamedTuple):
-    """What every number of a head is multiplied with, and its partner in the pair; each ``(B | 1, 1, L, turned)``.
+    """The factors of every feature of a head and of its partner in the pair; each ``(B | 1, 1, L, rotated)``.
 
     Of a pair ``(a, b)`` and its angle: ``(a cos - b sin, b cos + a sin)``.
     """
@@ -64,46 +60,48 @@ class Rotation(NamedTuple):
 
     @classmethod
     def by(cls, cosine: Tensor, sine: Tensor, pairing: Pairing) -> Rotation:
-        """The rotation by angles of which ``(B | 1, 1, L, turned / 2)`` cosines and sines are given."""
+        """The rotation by angles with these cosines and sines, ``(B | 1, 1, L, rotated / 2)``."""
         return cls(pairing.join(cosine, cosine), pairing.join(-sine, sine), pairing)
 
     @property
     def cosine(self) -> Tensor:
-        """Of the angle of every pair, ``(B | 1, 1, L, turned / 2)``."""
+        """The cosine of the angle of every pair, ``(B | 1, 1, L, rotated / 2)``."""
         return self.pairing.split(self.own)[0]
 
     @property
     def sine(self) -> Tensor:
-        """Of the angle of every pair, ``(B | 1, 1, L, turned / 2)``."""
+        """The sine of the angle of every pair, ``(B | 1, 1, L, rotated / 2)``."""
         return self.pairing.split(self.partners)[1]
 
     def rotate(self, heads: Tensor) -> Tensor:
-        """Turn queries or keys ``(B, H, L, D)``; numbers of a head beyond the turned ones stay as they are."""
+        """Rotate queries or keys ``(B, H, L, D)``; features beyond the rotated ones stay as they are."""
         if type(self.pairing) is SplitHalves:
             return fused.rotate_halves(heads, self.own, self.partners)
-        turned = self.own.shape[-1]
-        rest = heads[..., turned:]
-        heads = heads[..., :turned] if rest.shape[-1] else heads
+        rotated = self.own.shape[-1]
+        rest = heads[..., rotated:]
+        heads = heads[..., :rotated] if rest.shape[-1] else heads
         a, b = self.pairing.split(heads)
         heads = torch.addcmul(heads * self.own, self.pairing.join(b, a), self.partners)
         return torch.cat((heads, rest), dim=-1) if rest.shape[-1] else heads
 
 
 class RopeScaling(Protocol):
-    """A rule that changes the frequencies of a model taught to read longer texts than it was trained on."""
+    """Changes the frequencies of rotary positions for texts longer than those of the training."""
 
     @property
     def attention_factor(self) -> float:
-        """What cosine and sine are multiplied with."""
+        """Factor of cosine and sine."""
 
     @property
     def length_dependent_from(self) -> int | None:
-        """The length from which on the frequencies depend on the length of the text; ``None``: they never do."""
+        """The length of a text from which on frequencies depend on it; ``None`` where they never do."""
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """New frequencies for the ``plain`` ones ``(D / 2,)``, in radians per position.
+        """Scaled frequencies, which broadcast to ``(B | 1, D / 2)``, in radians per position.
 
-        ``lengths`` ``(B | 1, 1)`` are those of the texts; the result broadcasts to ``(B | 1, D / 2)``.
+        Args:
+            plain: ``(D / 2,)``, the frequencies without scaling.
+            lengths: ``(B | 1, 1)``, the lengths of the texts.
         """
 
 
@@ -117,18 +115,17 @@ class LinearScaling:
     length_dependent_from: ClassVar[None] = None
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `RopeScaling`."""
         return plain / self.factor
 
 
 @checked
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's rule: long waves are slowed by ``factor``, short ones kept, those between blended.
+    """Llama 3.1's scaling: low frequencies are divided by ``factor``, high ones kept, those between interpolated.
 
     Args:
-        factor: how much longer the texts became.
-        original_max_positions: the length of the texts before.
+        factor: how much longer texts may be than in the training.
+        original_max_positions: the maximum length of a text in the training.
         low, high: a wave of more than ``original_max_positions / low`` positions is long, of less than
             ``original_max_positions / high`` short.
     """
@@ -141,7 +138,6 @@ class Llama3Scaling:
     length_dependent_from: ClassVar[None] = None
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `RopeScaling`."""
         waves = self.original_max_positions * plain / (2 * math.pi)  # how many waves fit into the trained length
         keep = ((waves - self.low) / (self.high - self.low)).clamp(0, 1)
         return keep * plain + (1 - keep) * plain / self.factor
@@ -150,15 +146,17 @@ class Llama3Scaling:
 @checked
 @dataclass(frozen=True)
 class DynamicNTK:
-    """A base that grows with the text: ``theta' = theta * (factor * length / trained - factor + 1) ** (D / (D - 2))``.
+    """Dynamic NTK scaling: a base that grows with the length of the text.
 
-    Texts up to ``original_max_positions`` are read as trained; beyond, the slowest wave is slowed most, the fastest
-    not at all (bloc97 and emozilla 2023; Peng et al. 2023, arXiv:2309.00071, appendix). The angles of *all* tokens
-    change when the text grows, so beyond the trained length nothing computed for a shorter text can be kept in a cache.
+    ``theta' = theta * (factor * length / original_max_positions - factor + 1) ** (D / (D - 2))``
+
+    Texts up to ``original_max_positions`` are read as in the training; beyond, the lowest frequency changes most, the
+    highest not at all (bloc97 and emozilla 2023; Peng et al. 2023, arXiv:2309.00071, appendix). The angles of *all*
+    tokens change when the text grows, so beyond that length no keys of a shorter text can be cached.
 
     Args:
         factor: of the published rule.
-        original_max_positions: the length of the texts before.
+        original_max_positions: the maximum length of a text in the training.
     """
 
     factor: float
@@ -167,11 +165,9 @@ class DynamicNTK:
 
     @property
     def length_dependent_from(self) -> int:
-        """See `RopeScaling`."""
         return self.original_max_positions
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `RopeScaling`."""
         growth = (
             self.factor * lengths.double().clamp(min=self.original_max_positions) / self.original_max_positions
             - self.factor
@@ -186,17 +182,17 @@ class DynamicNTK:
 @checked
 @dataclass(frozen=True)
 class YaRN:
-    """Pairs that turn often are kept, slow ones slowed by ``factor``, those between blended (arXiv:2309.00071).
+    """YaRN: high frequencies are kept, low ones divided by ``factor``, those between interpolated (arXiv:2309.00071).
 
-    Pair ``k`` makes ``original_max_positions * theta ** (-2 k / D) / 2 pi`` turns in a trained text. Where it makes
-    ``fast`` turns the blend begins, where it makes ``slow`` turns it ends, linearly in ``k``.
+    Pair ``k`` makes ``original_max_positions * theta ** (-2 k / D) / 2 pi`` rotations in a text of the
+    training. The interpolation is linear in ``k``, from ``fast`` rotations to ``slow`` ones.
 
     Args:
-        factor: how much longer the texts became.
-        original_max_positions: the length of the texts before.
-        fast, slow: turns at which the blend begins and ends.
-        attention_factor: what cosine and sine are multiplied with; the published default is ``0.1 ln(factor) + 1``.
-        whole_pairs: whether the ends of the blend are moved outward to whole pairs, as most published files want it.
+        factor: how much longer texts may be than in the training.
+        original_max_positions: the maximum length of a text in the training.
+        fast, slow: rotations at which the interpolation begins and ends (``beta_fast``, ``beta_slow``).
+        attention_factor: factor of cosine and sine; the published default is ``0.1 ln(factor) + 1``.
+        whole_pairs: whether the ends of the interpolation are rounded outward to whole pairs (``truncate``).
     """
 
     factor: float
@@ -212,7 +208,6 @@ class YaRN:
             object.__setattr__(self, "attention_factor", 0.1 * math.log(self.factor) + 1 if self.factor > 1 else 1.0)
 
     def frequencies(self, plain: Tensor, lengths: Tensor) -> Tensor:
-        """See `RopeScaling`."""
         pairs = len(plain)
         if pairs < 2:
             return plain
@@ -280,16 +275,16 @@ class Rotary:
     """Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
 
     ``angle(p, i) = p * theta ** (-2 i / width)`` for position ``p`` and pair ``i`` of ``width / 2``. The score of a
-    turned query and a turned key depends on the distance of their positions only.
+    rotated query and a rotated key depends on the distance of their positions only.
 
     Angles are computed in float64 and rounded once, as cosine and sine: the products of a float32 computation are off
     by some ten-thousandths of a radian at position 8,000.
 
     Args:
-        width: numbers of a head that are turned, even; the first of a wider head (partial rotation).
+        width: features of a head that are rotated, even; the first of a wider head (partial rotation).
         theta: the base of the frequencies; larger for longer texts.
-        scaling: a later change of the frequencies, or ``None``.
-        pairing: which numbers are turned together.
+        scaling: of the frequencies for longer texts, or ``None``.
+        pairing: which features are rotated as a pair.
     """
 
     width: int
@@ -299,7 +294,8 @@ class Rotary:
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
-            raise wrong("width", "must be even, for numbers are turned in pairs", f"it is {self.width}", "Add one.")
+            got, way_out = f"it is {self.width}", f"Use {max(self.width + self.width % 2, 2)}."
+            raise wrong("width", "must be even: RoPE rotates pairs of features", got, way_out)
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """The rotation of tokens at ``positions`` ``(B | 1, L)``, in the ``dtype`` of the heads."""

@@ -1,4 +1,4 @@
-"""The matrix product of a layer, with a way of its own for few tokens."""
+"""Matrix products of layers, faster for few tokens than PyTorch's."""
 
 from __future__ import annotations
 
@@ -18,22 +18,28 @@ _LEAST_TOKENS = 512  # with fewer, reading the matrices again takes longer than 
 
 
 class Projection(nn.Linear):
-    """``states @ weight.T + bias``: `torch.nn.Linear`, and quicker for few tokens (`limelight.fused.product`).
+    """``states @ weight.T + bias``: `torch.nn.Linear`, faster for few tokens (`limelight.fused.product`).
 
-    While a text is written every matrix meets one vector, and the time is that of reading the matrix.
+    While a text is generated every matrix is multiplied with one vector, and the time is that of reading the matrix.
     """
 
+    capturable = ()
+
     def forward(self, states: Tensor) -> Tensor:
-        """``(..., in_features)`` to ``(..., out_features)``."""
+        """``(..., in_features)`` to ``(..., out_features)``.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device.
+        """
         if not of_width(states, self.in_features, self.weight):
             raise unreadable(states, self.in_features, self.weight)
         return fused.product(states, self.weight, self.bias)
 
 
 def together(states: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each of the ``layers`` makes of the same states; of few tokens in one call, where each is a `Projection`.
+    """The result of each layer for the same states; for few tokens in one call, where each is a `Projection`.
 
-    A layer that somebody replaced, hooked or wrapped is called by itself.
+    A layer that was replaced, hooked or wrapped is called by itself.
     """
     if not torch.compiler.is_compiling() and all(map(is_plain, layers)):
         first: Any = layers[0]
@@ -54,15 +60,15 @@ def widened(layer: nn.Module, states: Tensor) -> Tensor:
 
 
 def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, inside: Sequence[nn.Module]) -> Tensor:
-    """``step(states)``, piece by piece where a text is long and nobody looks at what lies between.
+    """``step(states)``, piece by piece where a text is long and no hook or gradient observes what lies between.
 
-    Between the matrices of a feed-forward a token has ``inner`` numbers, several times those of its state. Those of a
-    long text are memory that the system hands out page by page, cleared, each time anew.
+    Between the matrices of a feed-forward a token has ``inner`` features, several times those of its state. For a
+    long text the system would map and clear that memory page by page in each call.
 
     Args:
-        step: works on each token by itself, ``(N, width)`` to the same.
+        step: a function of each token by itself, ``(N, width)`` to ``(N, width)``.
         states: ``(..., width)``.
-        inner: numbers per token between the matrices.
+        inner: features per token between the matrices.
         inside: the layers of which the step consists.
     """
     if not isinstance(states, Tensor) or states.is_nested or not states.dim():
@@ -83,29 +89,17 @@ def in_pieces(step: Callable[[Tensor], Tensor], states: Tensor, inner: int, insi
 
 
 def matrices(*layers: nn.Module) -> list[tuple[Tensor, Tensor | None]]:
-    """What `limelight.fused.products` takes of projections."""
+    """Weight and bias of each projection, the ``matrices`` of `limelight.fused.products`."""
     return [(layer.weight, layer.bias) for layer in layers]  # type: ignore[misc]
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is a `Projection`, and nobody looks on."""
-    return type(layer) is Projection and is_unwatched(layer)
+    """Whether a layer is a `Projection` without hooks."""
+    return type(layer) is Projection and has_no_hooks(layer)
 
 
-def notable(states: Tensor, *layers: nn.Module) -> list[tuple[Tensor, Tensor | None]] | None:
-    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Capture.products`)."""
-    if not all(map(is_plain, layers)):
-        return None
-    pairs = matrices(*layers)
-    if any(weight.stride(1) != 1 for weight, _ in pairs):
-        return None
-    return (
-        pairs if fused.can_fuse(states, *[tensor for pair in pairs for tensor in pair if tensor is not None]) else None
-    )
-
-
-def is_unwatched(layer: nn.Module) -> bool:
-    """Whether nobody hooked a layer or put another function in its place."""
+def has_no_hooks(layer: nn.Module) -> bool:
+    """Whether a layer has no hooks and its own ``forward``."""
     return not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in layer.__dict__) and not (
         module._global_forward_hooks or module._global_forward_pre_hooks
     )

@@ -1,4 +1,4 @@
-"""Who works on which token: routers, what they decided, and the losses that keep their choices even."""
+"""Routers of mixtures: which expert or head is computed for which token, and the losses that balance them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def shares(logits: Tensor) -> Tensor:
 
 
 class Routing(NamedTuple):
-    """What a router decided for ``N`` choices of ``k`` among ``E`` experts (or heads) each; ``...`` is ``(B, L)``."""
+    """The choice of ``k`` among ``E`` experts (or heads) for each token; ``...`` is ``(B, L)``."""
 
     logits: Tensor  # (..., E)
     chosen: Tensor  # (..., k) int64, -1 where the expert was full
-    weights: Tensor  # (..., k), what the result of each is multiplied with; 0 where it was full
+    weights: Tensor  # (..., k), the weight of the result of each; 0 where it was full
 
 
 _seen: ContextVar[list[tuple[str | None, Routing]] | None] = ContextVar("routings", default=None)
@@ -32,7 +32,7 @@ _seen: ContextVar[list[tuple[str | None, Routing]] | None] = ContextVar("routing
 
 @contextmanager
 def routings() -> Iterator[list[tuple[str | None, Routing]]]:
-    """Collect what every router inside decides, as ``(name of the layer, Routing)``, for the losses of training.
+    """Collect the choices of every router inside, as ``(name of the layer, Routing)``, for the losses of training.
 
     >>> import torch
     >>> from limelight.nn import MixtureOfExperts, balance_loss, routings
@@ -50,7 +50,7 @@ def routings() -> Iterator[list[tuple[str | None, Routing]]]:
 
 
 def report(name: str | None, routing: Routing) -> None:
-    """Tell whoever collects `routings`."""
+    """Add a routing to the `routings` around the call."""
     found = _seen.get()
     if found is not None:
         found.append((name, routing))
@@ -59,9 +59,9 @@ def report(name: str | None, routing: Routing) -> None:
 def balance_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
     """``E * sum_e f_e P_e`` (Fedus et al. 2021, arXiv:2101.03961, eqs. 4 to 6; for heads arXiv:2410.11842, eq. 6).
 
-    ``f_e`` is how many of the ``k`` choices of a token fell on expert ``e``, ``P_e`` its share of the softmax, both as
-    means over the tokens. It is ``k`` when all is even, and pulls at the router through ``P``. The choices count as the
-    router made them, whether or not the expert was full, and are read from the logits.
+    ``f_e`` is how often expert ``e`` is among the ``k`` choices of a token, ``P_e`` its share of the softmax, both as
+    means over the tokens. The loss is ``k`` when all are chosen equally often; its gradient goes through ``P``. The
+    choices count as the router made them, whether or not the expert was full, and are read from the logits.
 
     Args:
         routing: of one layer.
@@ -91,23 +91,27 @@ class TopK(nn.Module):
     """The ``k`` experts of the largest share: ``softmax(W x)``, renormalised over them (Mixtral, arXiv:2401.04088).
 
     Args:
-        width: numbers per token.
+        width: features per token (``d_model``).
         experts: ``E``.
-        k: how many work on a token.
+        k: how many are computed for a token.
         normalise: whether the weights of the chosen are divided by their sum (Shazeer et al. 2017, arXiv:1701.06538).
-        jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
+        jitter: in training states are multiplied with random factors from ``1 - jitter`` to ``1 + jitter``.
     """
 
     def __init__(self, width: int, *, experts: int, k: int = 2, normalise: bool = True, jitter: float = 0.0) -> None:
         super().__init__()
         if whole_number("k", k, at_least=1) > experts:
-            raise wrong("k", f"must be at most the {experts} experts there are", f"it is {k}", "Make more experts.")
+            raise wrong("k", f"must be at most the {experts} experts there are", f"it is {k}", f"Use k <= {experts}.")
         self.k, self.normalise, self.jitter = k, normalise, jitter
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as PyTorch begins its linear layers
 
     def forward(self, states: Tensor) -> Routing:
-        """``(B, L, width)`` to its `Routing`."""
+        """``(B, L, width)`` to its `Routing`.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device, or without a batch.
+        """
         logits = _logits(states, self)
         weights, chosen = shares(logits).topk(self.k, dim=-1)
         if self.normalise:
@@ -115,7 +119,6 @@ class TopK(nn.Module):
         return Routing(logits, chosen, weights)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.weight.shape[0]} experts, k={self.k}, normalise={self.normalise}, jitter={self.jitter}"
 
 
@@ -123,15 +126,15 @@ class TopK(nn.Module):
 class Switch(nn.Module):
     """One expert a token, weighted by its share, until the expert is full (Fedus et al. 2021, arXiv:2101.03961).
 
-    In each row of the batch an expert takes at most ``capacity`` tokens, the first ones; for the others nothing is
-    done, and the residual carries them. Counting by row keeps a text independent of its neighbours.
+    In each row of the batch an expert takes at most ``capacity`` tokens, the first ones; the others have the result 0,
+    and the residual connection passes them on. Counting by row keeps a text independent of its neighbours.
 
     Args:
-        width: numbers per token.
+        width: features per token (``d_model``).
         experts: ``E``.
         capacity: tokens of a row that an expert takes: an int, or a float that is multiplied with the even share
             ``L / E`` and rounded up; ``None`` for no limit.
-        jitter: in training the vectors are multiplied with random numbers from ``1 - jitter`` to ``1 + jitter``.
+        jitter: in training states are multiplied with random factors from ``1 - jitter`` to ``1 + jitter``.
     """
 
     def __init__(self, width: int, *, experts: int, capacity: int | float | None = 1.25, jitter: float = 0.0) -> None:
@@ -143,7 +146,11 @@ class Switch(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, states: Tensor) -> Routing:
-        """``(B, L, width)`` to its `Routing`."""
+        """``(B, L, width)`` to its `Routing`.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device, or without a batch.
+        """
         logits = _logits(states, self)
         weights, chosen = shares(logits).max(-1, keepdim=True)
         if self.capacity is not None:
@@ -155,7 +162,6 @@ class Switch(nn.Module):
         return Routing(logits, chosen, weights)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
         return f"{self.weight.shape[0]} experts, capacity={self.capacity}, jitter={self.jitter}"
 
 

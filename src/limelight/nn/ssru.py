@@ -1,4 +1,4 @@
-"""A recurrence in the place of attention to one's own text."""
+"""A recurrence instead of self-attention."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class SSRU(nn.Module):
     """The simpler simple recurrent unit (Kim et al. 2019, "From Research to Production and Back", D19-5632).
 
     ``f_t = sigmoid(forget(x_t))``, ``c_t = f_t * c_{t-1} + (1 - f_t) * inner(x_t)``, the result ``relu(c_t)``, with
-    ``c = 0`` before the first token of a document. One number per token and width is carried on, so a step of writing
-    costs the same however long the text is. It is made like `limelight.nn.MultiHead`, and stands where that stands in a
-    layer of a decoder; the numbers of heads make no difference.
+    ``c = 0`` before the first token of a document. The state has one number per feature, so a decoding step
+    costs the same however long the text is. It takes the place of `limelight.nn.MultiHead` in a layer of a decoder and
+    is constructed like it; the numbers of heads are not used.
 
     Args:
-        width: numbers per token.
-        query_heads, key_value_heads, head_width: those of the model, for its attention elsewhere.
-        name: what it is called; no attention happens, so no observer hears of it.
+        width: features per token (``d_model``).
+        query_heads, key_value_heads, head_width: those of the model; not used.
+        name: of this layer; it appears in no observation, for there is no attention.
     """
 
     def __init__(
@@ -34,7 +34,11 @@ class SSRU(nn.Module):
         self.inner = nn.Linear(width, width, bias=False)
 
     def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
-        """``(B, L, width)`` to the same; ``L`` steps one after the other."""
+        """``(B, L, width)`` to ``(B, L, width)``, in ``L`` steps one after the other.
+
+        Raises:
+            ArgumentError: states of another width, dtype or device.
+        """
         check_texts(states, self.forget.in_features, self.forget.weight)
         context = ForwardContext.given(context, states)
         if not states.shape[1]:
@@ -42,7 +46,7 @@ class SSRU(nn.Module):
         keep = torch.sigmoid(self.forget(states))
         new = (1 - keep) * self.inner(states)
         exists, begins = _exists(states, context), (context.positions == 0)[..., None]
-        store = None if context.cache is None else context.cache.running(self)
+        store = None if context.cache is None else context.cache.recurrent_state(self)
         carried = torch.zeros_like(states[:, 0]) if store is None or store.state is None else store.state
         found = []
         for t in range(states.shape[1]):

@@ -199,7 +199,7 @@ def _check_scores(scores: Sequence[ScoreRule], query: Tensor, shapes: Shapes) ->
 
 
 def _check_operand(
-    name: str, operand: ScoreRule | Additive, kind: type[Description], query: Tensor, shapes: Shapes
+    name: str, operand: ScoreRule | Comparison, kind: type[Description], query: Tensor, shapes: Shapes
 ) -> None:
     if not isinstance(operand, kind):
         raise _wrong_type(name, operand, kind, "limelight.forms.scores")

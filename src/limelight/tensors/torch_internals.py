@@ -17,6 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.jit._trace import TracerWarning
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.utils import _python_dispatch
 
 __all__ = [
     "DisableTorchFunctionSubclass",
@@ -28,11 +29,13 @@ __all__ = [
     "are_transforms_active",
     "autograd_enabled_in_operator",
     "backward_pass_id",
+    "current_dispatch_mode",
     "disabled_torch_function",
     "dispatch_mode_count",
     "has_storage",
     "in_forward_mode",
     "is_any_autocast_enabled",
+    "is_composite",
     "is_dynamo_imported",
     "is_functional",
     "is_functionalize",
@@ -47,12 +50,17 @@ __all__ = [
     "tracing_mode",
     "transforms",
     "under_pre_dispatch",
+    "vmap_level",
+    "vmap_samples",
 ]
 
 # --- Which tracers, modes and transforms are active ------------------------------------------------------------------
 
 #: How many ``TorchDispatchMode``s see the operations, those of tracers included.
 dispatch_mode_count = torch._C._len_torch_dispatch_stack
+
+#: The innermost ``TorchDispatchMode``, or ``None``.
+current_dispatch_mode = _python_dispatch._get_current_dispatch_mode
 
 #: Whether `torch.jit.trace` records.
 is_jit_tracing = torch._C._is_tracing
@@ -160,6 +168,11 @@ def vmap_samples(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The samples of a batch of `torch.vmap`."""
     functorch = torch._C._functorch
     return tuple(functorch.get_unwrapped(tensor).unbind(functorch.maybe_get_bdim(tensor)))
+
+
+def is_composite(operation: Any) -> bool:
+    """Whether an operator is defined by other operators, of which a dispatch mode can record each."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeImplicitAutograd"))
 
 
 def is_tracer_type(kind: type) -> bool:

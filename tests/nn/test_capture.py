@@ -1,4 +1,4 @@
-"""Layers noted once and run for each token: the bits of the layers called, and called wherever somebody looks on."""
+"""Layers captured once and replayed for each token: the bits of the layers called, which they are where observed."""
 
 import dataclasses
 
@@ -22,7 +22,6 @@ from limelight.nn import (
     Sandwich,
     TiedHead,
     TokenEmbedding,
-    few_tokens,
 )
 
 if not native.available():
@@ -75,7 +74,7 @@ def read(network, texts, first=3, step=1, cache=None, then=lambda n: None):
 
 def called(monkeypatch, *given, **more):
     with monkeypatch.context() as patch:
-        patch.setattr(stack, "written", lambda *_: None)
+        patch.setattr(stack, "decode_step", lambda *_: None)
         return read(*given, **more)
 
 
@@ -85,18 +84,18 @@ def test_the_bits_are_those_of_the_layers_called(form, dtype, monkeypatch, runs)
     network, texts = model(form, dtype), torch.randint(30, (2, 90))  # the cache grows, and a window moves
     for step in (1, 3):
         runs.clear()
-        noted = read(network, texts, step=step)
+        replayed = read(network, texts, step=step)
         assert len(runs) == 87 // step
-        assert torch.equal(noted, called(monkeypatch, network, texts, step=step))
+        assert torch.equal(replayed, called(monkeypatch, network, texts, step=step))
 
 
 def test_norms_on_both_sides_and_a_gate_of_tanh(monkeypatch, runs):
     feed_forward = recipe(GatedFeedForward, inner=24, activation="gelu_pytorch_tanh")
     network = model(residual=recipe(Sandwich), feed_forward=feed_forward, norm=recipe(RMSNorm, offset=1.0))
     texts = torch.randint(30, (2, 20))
-    noted = read(network, texts)
+    replayed = read(network, texts)
     assert len(runs) == 17
-    assert torch.equal(noted, called(monkeypatch, network, texts))
+    assert torch.equal(replayed, called(monkeypatch, network, texts))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -104,9 +103,9 @@ def test_rows_of_different_lengths(form, monkeypatch, runs):
     network, texts, caches = model(form), torch.randint(30, (3, 80)), (Cache(), Cache())
     for cache in caches:
         network(texts[:, :7], cache=cache, layout=limelight.Padded(torch.tensor([7, 1, 4]), side="left"))
-    noted = read(network, texts, first=0, cache=caches[0])
+    replayed = read(network, texts, first=0, cache=caches[0])
     assert len(runs) == 80
-    assert torch.equal(noted, called(monkeypatch, network, texts, first=0, cache=caches[1]))
+    assert torch.equal(replayed, called(monkeypatch, network, texts, first=0, cache=caches[1]))
 
 
 def test_results_stay_as_they_were(runs):
@@ -135,11 +134,11 @@ def test_texts_chosen_repeated_and_of_different_lengths(monkeypatch, runs):
 
     for form in ("plain", "window"):
         runs.clear()
-        noted = go_on(model(form))
+        replayed = go_on(model(form))
         assert len(runs) == 4
         with monkeypatch.context() as patch:
-            patch.setattr(stack, "written", lambda *_: None)
-            assert torch.equal(noted, go_on(model(form)))
+            patch.setattr(stack, "decode_step", lambda *_: None)
+            assert torch.equal(replayed, go_on(model(form)))
 
 
 def test_rows_of_which_a_window_lies_in_different_columns(monkeypatch, runs):
@@ -151,11 +150,11 @@ def test_rows_of_which_a_window_lies_in_different_columns(monkeypatch, runs):
         assert cache.lengths == 81  # one number again, but the columns are not
         return read(network, ids[:, :9], first=0, cache=cache)
 
-    noted = go_on(model("window"))
+    replayed = go_on(model("window"))
     assert len(runs) == 9
     with monkeypatch.context() as patch:
-        patch.setattr(stack, "written", lambda *_: None)
-        assert torch.equal(noted, go_on(model("window")))
+        patch.setattr(stack, "decode_step", lambda *_: None)
+        assert torch.equal(replayed, go_on(model("window")))
 
 
 def change(what, network):
@@ -169,6 +168,10 @@ def change(what, network):
         feed_forward.inner.up = torch.nn.Sequential(feed_forward.inner.up, torch.nn.Tanh())
     if what == "another function":
         feed_forward.inner.forward = lambda states: 2 * states
+    if what == "another window":
+        attention.inner.pattern = CAUSAL & limelight.Window(2, 0)
+    if what == "another epsilon":
+        attention.norm.epsilon = 0.5
     if what == "another weight":
         attention.norm.weight = torch.nn.Parameter(torch.full((16,), 3.0), requires_grad=False)
     if what == "weights elsewhere":
@@ -182,8 +185,8 @@ def change(what, network):
 
 
 @pytest.mark.parametrize("what", [
-    "hook", "hook of a layer", "another part", "another function", "another weight", "weights elsewhere",
-    "weights in place", "threads",
+    "hook", "hook of a layer", "another part", "another function", "another window", "another epsilon",
+    "another weight", "weights elsewhere", "weights in place", "threads",
 ])  # fmt: skip
 def test_what_changes_between_two_tokens_is_seen(what, monkeypatch, runs):
     texts, found = torch.randint(30, (1, 9)), []
@@ -218,6 +221,18 @@ def test_watchers_gradients_and_transforms_look_on(monkeypatch, runs):
     assert len(runs) == 2
 
 
+def test_a_capture_that_a_gradient_ended_is_tried_again(runs):
+    network, texts, cache = model(), torch.randint(30, (1, 6)), Cache()
+    network(texts[:, :3], cache=cache)
+    network.layers.requires_grad_(True)
+    with pytest.raises(limelight.ArgumentError, match="no_grad"):
+        network(texts[:, 3:4], cache=cache)
+    assert not runs
+    with torch.no_grad():
+        network(texts[:, 3:4], cache=cache)
+    assert len(runs) == 1
+
+
 class Own(limelight.ScoreRule):
     def apply(self, scores, at):
         return scores / 2
@@ -243,7 +258,7 @@ class Shared(torch.nn.Module):
     {"attention": recipe(MultiHead, pattern=CAUSAL, scores=(DistanceBias(4, limelight.T5Buckets(8, 20)),))},
     {"attention": recipe(type("Own", (MultiHead,), {}), pattern=CAUSAL)},
 ])  # fmt: skip
-def test_what_cannot_be_noted_is_called(other, runs):
+def test_what_cannot_be_captured_is_called(other, runs):
     network, texts = model(**other), torch.randint(30, (1, 8))
     torch.testing.assert_close(read(network, texts), network(texts).states, rtol=1e-4, atol=1e-4)
     assert not runs
@@ -262,4 +277,62 @@ def test_many_tokens_and_the_first_are_called(runs):
     read(network, torch.randint(30, (1, 20)), first=3, step=17)
     read(network, torch.randint(30, (17, 5)))
     assert not runs
-    assert few_tokens.does_nothing(torch.nn.Dropout(0.5).eval())
+
+
+class Twice(torch.nn.Module):
+    """A layer of one's own, made of parts that can be captured."""
+
+    capturable = ()
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.norm, self.inner = RMSNorm(width), GatedFeedForward(width, inner=24, activation="silu")
+
+    def forward(self, states, context=None):
+        states = states + self.inner(self.norm(states))
+        return states + self.inner(states)
+
+
+def test_a_layer_of_ones_own_is_captured(monkeypatch, runs):
+    network, texts = model(), torch.randint(30, (2, 9))
+    network.layers.append(Twice()).requires_grad_(False)
+    replayed = read(network, texts)
+    assert len(runs) == 6
+    assert torch.equal(replayed, called(monkeypatch, network, texts))
+
+
+class Reading(torch.nn.Module):
+    """A layer that reads what differs from step to step."""
+
+    capturable = ("read",)
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+
+    def forward(self, states, context):
+        return states if self.read(self, states, context) else states + states
+
+
+def attend_elsewhere(layer, states, context):
+    heads = states[:, None]
+    key, value, layout = context.extend(layer, CAUSAL, heads, heads)
+    return limelight.attention(heads, key[:, :1], value, layout=layout).shape[0]
+
+
+def normalise_cached(layer, states, context):
+    key, *_ = context.extend(layer, CAUSAL, states[:, None], states[:, None])
+    return (key + key).shape[0]
+
+
+@pytest.mark.parametrize("read_it", [
+    lambda layer, states, context: context.cache.longest < 6, lambda layer, states, context: context.layout is None,
+    lambda layer, states, context: int(context.positions[0, 0]) < 6, lambda layer, states, context: states.sum() > 0,
+    attend_elsewhere, normalise_cached,
+])  # fmt: skip
+def test_a_layer_that_reads_the_step_is_called(read_it, monkeypatch, runs):
+    network, texts = model(), torch.randint(30, (1, 9))
+    network.layers.append(Reading(read_it))
+    found = read(network, texts)
+    assert not runs
+    assert torch.equal(found, called(monkeypatch, network, texts))
