@@ -19,7 +19,7 @@ from limelight.text import Tokenizer
 
 TOKENS = 9
 DECODERS = ["llama", "gpt2", "llama-yarn", "mistral", "qwen3-windows", "mixtral-window", "gemma2", "phi3"]
-TRANSLATORS = ["t5-1.1", "bart", "marian"]
+TRANSLATORS = ["t5-1.1", "bart", "bart-untied", "marian"]
 PROMPTS = [torch.randint(FIRST_WORD, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -34,7 +34,7 @@ from ..formats.tokenizer_files import marian_tokenizer, smiles_tokenizer, tokeni
 from ..formats.torch_files import TorchFile
 from ..models.config import Config
 from ..models.families import FAMILIES, MARIAN, Family, GGUFNames, Published
-from ..models.families.heads import untied
+from ..models.families.heads import as_stored
 from ..models.families.published import NONE
 from ..models.stack import Stack
 from ..pretrained import Pretrained
@@ -212,9 +212,7 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: Packaged
     files: Files = TorchFile(folder / pickled) if pickled else SafetensorsFolder(folder)
     published = Published(path, values, tensors=frozenset(files.keys()))
     config = family.configure(published)
-    tied, apart = family.rules(config), family.rules(untied(config))
-    if any(tied.ours(key) != apart.ours(key) for key, _ in differing(files, tied)):
-        config = untied(config)
+    config = as_stored(config, family.rules, differing(files, family.rules(config)))
     network = _made(family, config, path)
     rules = family.rules(config)
     tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)

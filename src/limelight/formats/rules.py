@@ -127,7 +127,9 @@ class KeyRule:
     one matrix): then each of them has a rule with the same published name, and its ``part`` as ``(begin, end, of)``:
     the rows from ``begin / of`` to ``end / of`` of the published tensor.
 
-    A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing.
+    A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing,
+    and holds the same values where both are there. A ``spare`` rule is read where all others of its tensor are missing,
+    and may hold other values; of several the first in the list is read.
     """
 
     published: str
@@ -135,6 +137,7 @@ class KeyRule:
     change: Change = AsItIs()
     part: tuple[int, int, int] = (0, 1, 1)
     again: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,15 @@ class Unused:
 
 
 class Renamed(NamedTuple):
-    """A key on the other side, the change of its values, and which part of the published tensor they are."""
+    """A key on the other side, the change of its values, and which part of the published tensor they are.
+
+    ``rank`` is 0 for a rule that must be read; others are read in the order of their ranks, where the key is missing.
+    """
 
     key: str
     change: Change
     part: tuple[int, int, int] = (0, 1, 1)
-    again: bool = False
+    rank: int = 0
 
     def read(self, tensor: Tensor) -> Tensor:
         """Published to ours."""
@@ -188,8 +194,8 @@ class KeyRules:
                     if isinstance(rule, Unused):
                         return rule
                     return tuple(
-                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, one.again)
-                        for one in self.rules
+                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, _rank(one, number))
+                        for number, one in enumerate(self.rules, 1)
                         if isinstance(one, KeyRule) and one.published == rule.published
                     )
         return None
@@ -201,6 +207,10 @@ class KeyRules:
                 name = rule.published.format(**fields.groupdict())
                 return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change, rule.part)
         return None
+
+
+def _rank(rule: KeyRule, number: int) -> int:
+    return number * (rule.again or rule.spare)
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ACTIVATIONS, ClassHead, MaskedHead
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
-from .bert import encoder, norm_rules, shared_fields, table_rules
+from .bert import encoder, masked_head_rules, norm_rules, shared_fields
 from .family import Family
 from .published import Published, class_suffix
 
@@ -78,7 +78,7 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     return (
         KeyRule("predictions.dense.{p}", "head.linear.{p}"),
         *norm_rules("predictions.LayerNorm", "head.norm"),
-        *table_rules(config, "predictions.decoder", "predictions.bias"),
+        *masked_head_rules(config, "predictions.decoder", "predictions.bias"),
     )
 
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ...formats.rules import KeyRule, KeyRules, SingleRow, Unused
 from ...forms.patterns import Causal
-from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
+from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, OwnHead, PostNorm, SummedEmbedding, TiedHead
 from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
-from .heads import bias_name, head_rule
+from .heads import bias_name, table_rules, tables_tied
 from .published import Published
 
 NORM = recipe(nn.LayerNorm, eps=1e-5)  # of every norm of BART, Marian and Whisper; their configurations do not state it
@@ -23,14 +23,13 @@ OFFSET = 2  # rows of the table of positions before that of position 0
 
 def configure(published: Published) -> Config:
     """Our configuration of a published BART."""
-    published.one_of("tie_word_embeddings", (True,), True)
     limit = published.whole("max_position_embeddings", 1024)
     positions = recipe(LearnedPositions, count=limit, offset=OFFSET)
     embedding = text_embedding(published, positions, NORM)
     common: dict[str, Any] = {"family": "bart", "limit": limit, "embedding": embedding}
     common |= {"vocabulary": published.whole("vocab_size")}
     encoder = half(published, "encoder", recipe(PostNorm, dropout=dropout(published)), **common)
-    more: dict[str, Any] = {"encoder": encoder, "one_table": True, "head": head(published)}
+    more: dict[str, Any] = {"encoder": encoder, "one_table": tied(published), "head": head(published)}
     return half(published, "decoder", encoder.residual, **common, **more)
 
 
@@ -39,10 +38,16 @@ def dropout(published: Published, usual: float = 0.1) -> float:
     return published.probability("dropout", usual)
 
 
+def tied(published: Published) -> bool:
+    """Whether encoder, decoder and head have one table of token embeddings."""
+    return published.flag("tie_word_embeddings", True)
+
+
 def head(published: Published) -> Recipe | None:
-    """The embedding read backwards, with an offset."""
+    """The head of a model that writes, with a bias for every token."""
     task = published.task("ConditionalGeneration")
-    return recipe(TiedHead, bias=True) if task == "ConditionalGeneration" else None
+    make = TiedHead if tied(published) else OwnHead
+    return recipe(make, bias=True) if task == "ConditionalGeneration" else None
 
 
 def text_embedding(published: Published, positions: Recipe, norm: Recipe | None, usual: float = 0.1) -> Recipe:
@@ -104,7 +109,7 @@ def publish(config: Config) -> dict[str, Any]:
         "architectures": [name],
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.limit,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tables_tied(config),
         **shared_fields(config),
     }
 
@@ -130,7 +135,14 @@ def shared_fields(config: Config) -> dict[str, Any]:
 def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     return KeyRules(
-        *shared_table_rules(config),
+        *table_rules(
+            config,
+            encoder="model.encoder.embed_tokens.weight",
+            decoder="model.decoder.embed_tokens.weight",
+            shared="model.shared.weight",
+            head="lm_head.weight",
+            writes_shared=tables_tied(config),
+        ),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         *(
@@ -144,16 +156,6 @@ def rules(config: Config) -> KeyRules:
         head_bias(config),
         prefix="model.",
         bare=config.head is None,
-    )
-
-
-def shared_table_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
-    """One table of vectors for encoder, decoder and head."""
-    return (
-        KeyRule("model.shared.weight", "embedding.tokens.weight"),
-        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        KeyRule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        head_rule(config, "lm_head.weight"),
     )
 
 

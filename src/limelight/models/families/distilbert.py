@@ -7,12 +7,21 @@ from typing import Any
 from torch import nn
 
 from ...formats.rules import KeyRule, KeyRules, Unused
-from ...nn import ACTIVATIONS, ClassHead, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding
+from ...nn import (
+    ACTIVATIONS,
+    ClassHead,
+    FeedForward,
+    LearnedPositions,
+    MaskedHead,
+    MultiHead,
+    PostNorm,
+    SummedEmbedding,
+)
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
 from .bert import head, norm_rules
 from .family import Family
-from .heads import head_rule
+from .heads import head_rule, is_tied
 from .published import Published, class_suffix, labels
 
 EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
@@ -55,6 +64,7 @@ def publish(config: Config) -> dict[str, Any]:
         "dropout": config.residual["dropout"],
         "attention_dropout": config.attentions[0]["dropout"],
         "max_position_embeddings": config.limit,
+        "tie_word_embeddings": is_tied(config.head) or config.head is None or config.head.make is not MaskedHead,
         **labels(config.head),
     }
 

@@ -8,7 +8,7 @@ from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ClassHead
 from ..config import Config
 from ..encoder_only import EncoderOnly
-from .bert import body_rules, encoder, norm_rules, shared_fields, table_rules
+from .bert import body_rules, encoder, masked_head_rules, norm_rules, shared_fields
 from .family import Family
 from .published import Published, class_suffix
 
@@ -45,7 +45,7 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     return (
         KeyRule("lm_head.dense.{p}", "head.linear.{p}"),
         *norm_rules("lm_head.layer_norm", "head.norm"),
-        *table_rules(config, "lm_head.decoder", "lm_head.bias"),
+        *masked_head_rules(config, "lm_head.decoder", "lm_head.bias"),
     )
 
 

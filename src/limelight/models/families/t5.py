@@ -23,7 +23,7 @@ from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
-from .heads import head_rule
+from .heads import table_rules
 from .published import Published
 
 GELU = "gelu_new"  # what "gated-gelu" means
@@ -132,14 +132,18 @@ def rules(config: Config) -> KeyRules:
     """Published keys and ours."""
     gated = config.feed_forward.make is GatedFeedForward
     return KeyRules(
-        KeyRule("shared.weight", "embedding.tokens.weight"),
-        KeyRule("encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        KeyRule("decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        *table_rules(
+            config,
+            encoder="encoder.embed_tokens.weight",
+            decoder="decoder.embed_tokens.weight",
+            shared="shared.weight",
+            head="lm_head.weight",
+            writes_shared=True,
+        ),
         *_half_rules("encoder", "encoder.", 1, gated),
         *_half_rules("decoder", "", 2, gated),
         *_attention_rules("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross.inner"),
         KeyRule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
-        head_rule(config, "lm_head.weight"),
         Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "of no use in any T5"),
     )
 

@@ -8,20 +8,19 @@ from typing import Any
 from ...formats.ctranslate2_files import CTranslate2File
 from ...formats.errors import CheckpointError
 from ...formats.rules import KeyRule, KeyRules
-from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
+from ...nn import LearnedPositions, OwnHead, PreNorm, SpectrumEmbedding, TiedHead
 from ...nn.blocks import clamped
 from ...text import Tokenizer
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import NORM, dropout, half, half_rules, shared_fields, text_embedding
+from .bart import NORM, dropout, half, half_rules, shared_fields, text_embedding, tied
 from .family import CTranslate2Names, Family
-from .heads import head_rule
+from .heads import head_rule, is_tied
 from .published import Published
 
 
 def configure(published: Published) -> Config:
     """Our configuration of a published Whisper."""
-    published.one_of("tie_word_embeddings", (True,), True)
     published.one_of("use_weighted_layer_sum", (False,), False)  # of a head that is not built here
     heard, written = published.whole("max_source_positions", 1500), published.whole("max_target_positions", 448)
     drop, residual = dropout(published, 0.0), recipe(PreNorm, dropout=dropout(published, 0.0))
@@ -43,7 +42,7 @@ def configure(published: Published) -> Config:
         limit=written,
         embedding=text,
         encoder=encoder,
-        head=recipe(TiedHead) if writes else None,
+        head=recipe(TiedHead if tied(published) else OwnHead) if writes else None,
         **common,
     )
 
@@ -57,7 +56,7 @@ def publish(config: Config) -> dict[str, Any]:
         "num_mel_bins": config.encoder.embedding["bands"],
         "max_source_positions": config.encoder.limit,
         "max_target_positions": config.limit,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.head is None or is_tied(config.head),
         **shared_fields(config),
     }
 
