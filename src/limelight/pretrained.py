@@ -55,12 +55,12 @@ class Pretrained:
 
     @property
     def config(self) -> Config:
-        """What the network is made of."""
+        """The configuration of the network."""
         return self.network.config
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer."""
+        """The tokenizer; an `ArgumentError` where the checkpoint has none."""
         if isinstance(self.tokenizer_or_why, str):
             raise wrong(
                 "tokenizer",
@@ -72,12 +72,12 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored as."""
+        """The dtype of the weights in memory."""
         return next(self.network.parameters()).dtype
 
     def parameters(self) -> Iterator[nn.Parameter]:

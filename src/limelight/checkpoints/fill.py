@@ -18,13 +18,13 @@ class Files(Protocol):
     """Stored tensors, read on demand: `SafetensorsFolder` or `GGUFFile`."""
 
     def keys(self) -> list[str]:
-        """Their names."""
+        """The names of all stored tensors."""
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of one."""
+        """The shape of one tensor, without reading it."""
 
     def read(self, key: str) -> Tensor:
-        """One of them."""
+        """One tensor, with the values that are stored."""
 
 
 def fill(

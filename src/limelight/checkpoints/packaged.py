@@ -54,7 +54,7 @@ class PackagedModel:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Bytes that its files take on the disk."""
         return sum(file.size for file in self.files)
 
     @property

@@ -31,22 +31,22 @@ class Change(Protocol):
     """A reversible change of a tensor's values between the published order and ours."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The values in our order, from the published ``tensor``."""
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The values in the published order, from our ``tensor``."""
 
 
 @dataclass(frozen=True)
 class AsItIs:
-    """No change."""
+    """The published order is ours: nothing changes."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The published ``tensor`` as it is."""
         return tensor
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """Our ``tensor`` as it is."""
         return tensor
 
 
@@ -64,11 +64,11 @@ class PairedHalves:
     heads: int
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours: pairs to halves."""
+        """Rows in halves, from the published rows in pairs."""
         return tensor.reshape(self.heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published: halves to pairs."""
+        """Rows in pairs, from our rows in halves."""
         return tensor.reshape(self.heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
@@ -77,11 +77,11 @@ class Transposed:
     """A matrix stored as ``(in, out)``, the order of GPT-2's files; a vector stays as it is."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The ``(out, in)`` matrix, from the published ``(in, out)``."""
         return tensor.T if tensor.dim() == 2 else tensor
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The ``(in, out)`` matrix, from our ``(out, in)``."""
         return self.read(tensor)
 
 
@@ -95,12 +95,12 @@ class OneMore:
     fill: float
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The table with the row of ``fill`` behind the published rows."""
         rows = tensor.flatten() if tensor.shape[0] == 1 else tensor
         return torch.cat((rows, torch.full_like(rows[:1], self.fill)))
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The table without its last row."""
         return tensor[:-1] if tensor.dim() > 1 else tensor[None, :-1]
 
 
@@ -109,11 +109,11 @@ class SingleRow:
     """A vector stored as a matrix of one row."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The vector, from the published matrix of one row."""
         return tensor.flatten()
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The matrix of one row, from our vector."""
         return tensor[None]
 
 
@@ -160,7 +160,7 @@ class Renamed(NamedTuple):
     rank: int = 0
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The part of the published ``tensor`` that this key stands for, in our order."""
         begin, end, of = self.part
         whole = self.change.read(tensor)
         if of == 1:

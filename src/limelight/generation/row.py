@@ -56,6 +56,6 @@ class Row:
         return self.writing.text if self.ended else self.writing.text[: self.writing.certain]
 
     def continuation(self, logprobs: bool, score: float | None = None) -> Continuation:
-        """What is given back."""
+        """The continuation as it is returned, with log-probabilities where they are wanted."""
         text = None if self.writing is None else self.writing.text
         return Continuation(self.ids, text, self.ended, self.logprobs if logprobs else None, score)

@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
     @property
     def repetition(self) -> float:
-        """See `penalised`; 1 leaves the scores."""
+        """The penalty on tokens that stand in the text already (`penalised`); 1 is off."""
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The tokens ``(R,)`` for scores ``(R, V)``; ``draw()`` gives ``(R,)`` random numbers from 0 to below 1."""
@@ -41,7 +41,7 @@ class Greedy:
         check_above_0("repetition", self.repetition)
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """See `Sampler`."""
+        """The tokens ``(R,)`` with the largest of the scores ``(R, V)``."""
         return scores.argmax(-1)
 
 
@@ -92,7 +92,7 @@ class Sample:
         return scores
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """See `Sampler`."""
+        """Tokens ``(R,)`` drawn from the softmax of the changed scores ``(R, V)``, by one ``draw()`` for each row."""
         reached = self.scores(scores).softmax(-1).double().cumsum(-1)
         places = torch.searchsorted(reached, draw().to(reached)[:, None] * reached[:, -1:], right=True)
         return places[:, 0].clamp(max=scores.shape[-1] - 1)

@@ -105,12 +105,12 @@ class Cost:
 
     @property
     def flop(self) -> int:
-        """Of all parts."""
+        """The operations of all parts together."""
         return sum(part.flop for part in self.parts)
 
     @property
     def bytes(self) -> int:
-        """Of all parts."""
+        """The bytes that all parts read and write."""
         return sum(part.bytes for part in self.parts)
 
     def memory(self) -> dict[str, int]:
@@ -121,7 +121,7 @@ class Cost:
         return {name: self.itemsize * count for name, count in numbers.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """The same in JSON's values."""
+        """All counts as plain values that JSON holds, with the sums and the memory."""
         return {**dataclasses.asdict(self), "flop": self.flop, "bytes": self.bytes, "memory": self.memory()}
 
 

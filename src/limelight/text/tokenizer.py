@@ -147,7 +147,7 @@ class Tokens:
         return len(self.texts)
 
     def to(self, device: torch.device | str) -> Tokens:
-        """The same on another device."""
+        """The batch with its ids on another device."""
         return Tokens(self.texts, self.ids.to(device), self.layout)
 
 

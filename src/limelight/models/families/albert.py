@@ -42,7 +42,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     embeddings, layer = "albert.embeddings", "albert.encoder.albert_layer_groups.0.albert_layers.0"
     attention, feed_forward = "layers.0.attention", "layers.0.feed_forward"
     return KeyRules(

@@ -51,7 +51,7 @@ def head(published: Published) -> Recipe | None:
 
 
 def text_embedding(published: Published, positions: Recipe, norm: Recipe | None, usual: float = 0.1) -> Recipe:
-    """Tokens and positions."""
+    """The embedding of a text: tokens and positions, scaled where the file says so."""
     scale = published.whole("d_model") ** 0.5 if published.flag("scale_embedding", False) else 1.0
     return recipe(SummedEmbedding, positions=positions, norm=norm, scale=scale, dropout=dropout(published, usual))
 
@@ -133,7 +133,7 @@ def shared_fields(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         *table_rules(
             config,

@@ -122,7 +122,7 @@ def shared_fields(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         *body_rules("bert"),
         *_head_rules(config),

@@ -70,7 +70,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention = "distilbert.transformer.layer.{n}", "layers.{n}.attention.inner"
     return KeyRules(
         KeyRule("distilbert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),

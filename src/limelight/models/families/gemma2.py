@@ -69,7 +69,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "model.layers.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     return KeyRules(
         *attention_rules(),

@@ -84,7 +84,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "transformer.h.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     split = tuple(
         KeyRule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, number + 1, 3))

@@ -28,7 +28,7 @@ def is_tied(head: Recipe | None) -> bool:
 
 
 def untied(config: Config) -> Config:
-    """The same model, whose head has a matrix of its own."""
+    """The configuration with an untied head: a matrix of its own."""
     head = config.head
     if head is None or not is_tied(head):
         return config

@@ -38,7 +38,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def gguf_rules(config: Config) -> KeyRules:
-    """GGUF's keys and ours."""
+    """Key rules between GGUF files and our modules."""
     layer, attention = "blk.{n}", "layers.{n}.attention.inner"
     return KeyRules(
         KeyRule("token_embd.weight", "embedding.tokens.weight"),

@@ -63,7 +63,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, feed_forward = "model.layers.{n}", "layers.{n}.feed_forward"
     experts = tuple(
         KeyRule(

@@ -48,7 +48,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, ours = "model.layers.{n}", "layers.{n}"
     return KeyRules(
         KeyRule("model.embed_tokens.weight", "embedding.tokens.weight"),
@@ -98,7 +98,7 @@ GGUF_FIELDS = {
 
 
 def gguf_rules(config: Config) -> KeyRules:
-    """GGUF's keys and ours."""
+    """Key rules between GGUF files and our modules."""
     layer, ours = "blk.{n}", "layers.{n}"
     return KeyRules(
         KeyRule("token_embd.weight", "embedding.tokens.weight"),

@@ -62,11 +62,11 @@ class Published:
     tensors: Collection[str] | None = None
 
     def get(self, key: str) -> Any:
-        """The value as it stands, ``None`` where there is none."""
+        """The value as the file has it, ``None`` where there is none."""
         return self.values.get(key)
 
     def with_defaults(self, **defaults: Any) -> Published:
-        """The same file, read with other values where it says nothing."""
+        """The configuration, read with these ``defaults`` where the file says nothing."""
         return Published(self.path, self.values, {**self.defaults, **defaults}, self.tensors)
 
     def token(self, key: str, default: int) -> int:
@@ -86,7 +86,7 @@ class Published:
         return value  # type: ignore[no-any-return]
 
     def or_none(self, key: str, default: int | None = None) -> int | None:
-        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        """A whole number, ``None`` where the file says null, or ``default`` where it says nothing."""
         if self.values.get(key, default) is None:
             return None
         return self.whole(key, default)
@@ -124,7 +124,7 @@ class Published:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """A flag: true or false, or ``default``."""
         value = self._or(key, default)
         if not isinstance(value, bool):
             raise self.refused(key, "true or false")
@@ -154,13 +154,13 @@ class Published:
         return tuple(map(float, values))
 
     def number_or_none(self, key: str, default: float | None = None) -> float | None:
-        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        """A number above 0, ``None`` where the file says null, or ``default`` where it says nothing."""
         if self.values.get(key, default) is None:
             return None
         return self.number(key, default)
 
     def one_of(self, key: str, choices: Collection[Any], default: Any) -> Any:
-        """One of the ``choices``."""
+        """A value that is one of the ``choices``."""
         value = self._or(key, default)
         if not any(value == choice for choice in choices):
             raise self.refused(key, f"one of {', '.join(map(repr, choices))}")

@@ -48,7 +48,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     plain = decoder_rules(config)
     norms = tuple(
         KeyRule(

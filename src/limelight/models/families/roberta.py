@@ -25,7 +25,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         *body_rules("roberta"),
         *_head_rules(config),

@@ -129,7 +129,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     gated = config.feed_forward.make is GatedFeedForward
     return KeyRules(
         *table_rules(

@@ -74,7 +74,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     head = (
         KeyRule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")

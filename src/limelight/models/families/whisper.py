@@ -62,7 +62,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
         KeyRule("model.encoder.conv1.{p}", "encoder.embedding.first.{p}"),
@@ -146,7 +146,7 @@ def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[s
 
 
 def ctranslate2_rules(config: Config) -> KeyRules:
-    """CTranslate2's names and ours."""
+    """Key rules between CTranslate2's variables and our modules."""
     return KeyRules(
         KeyRule("decoder/embeddings/weight", "embedding.tokens.weight"),
         KeyRule("encoder/conv1/{p}", "encoder.embedding.first.{p}"),
