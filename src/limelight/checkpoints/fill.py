@@ -52,7 +52,7 @@ def fill(
         The stored keys that the model leaves aside knowingly, each with the reason.
 
     Raises:
-        CheckpointError: a tensor missing, one that no rule knows, or one of another shape.
+        CheckpointError: a tensor missing, one that no rule has, or one of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     stored_keys = files.keys()

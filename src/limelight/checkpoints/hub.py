@@ -55,7 +55,7 @@ def _far_away() -> bool:
     """Whether there is no way to the hub; then its cache answers at once. Asking again and again takes 23 seconds."""
     from huggingface_hub import constants
 
-    if getproxies():  # they may know an address that we do not
+    if getproxies():  # a proxy may resolve an address that this machine does not
         return False
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)

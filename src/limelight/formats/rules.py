@@ -187,7 +187,7 @@ class KeyRules:
         self.bare = bare
 
     def ours(self, key: str) -> tuple[Renamed, ...] | Unused | None:
-        """Our names for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
+        """Our names for a published key; the rule that leaves it aside; or ``None`` when no rule has it."""
         for spelled in (key, self.prefix + key):
             for rule in self.rules:
                 if fields := _fields(rule.published, spelled):
@@ -201,7 +201,7 @@ class KeyRules:
         return None
 
     def published(self, key: str) -> Renamed | None:
-        """The published name of one of our keys, or ``None`` when no rule knows it."""
+        """The published name of one of our keys, or ``None`` when no rule has it."""
         for rule in self.rules:
             if isinstance(rule, KeyRule) and (fields := _fields(rule.ours, key)):
                 name = rule.published.format(**fields.groupdict())

@@ -1,4 +1,4 @@
-"""Beam search: several texts of each prompt are kept in mind, and the most likely one is found among their endings."""
+"""Beam search: several hypotheses of each prompt grow side by side, and the best finished one is returned."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Beam:
     ``width`` texts have ended and the best that goes on is no better than the worst of them.
 
     Args:
-        width: texts that are kept in mind.
-        length_penalty: above 0 longer texts gain, at 0 the plain sum decides, below 0 shorter ones gain.
-        repetition: what tokens that stand in the text already are made less likely by
+        width: number of beams.
+        length_penalty: above 0 favours longer texts, 0 compares plain sums, below 0 favours shorter ones.
+        repetition: penalty on tokens that stand in the text already; 1 is off
             (`limelight.generation.sampling.penalised`, on log-probabilities).
     """
 
@@ -45,7 +45,7 @@ class Search:
     """The search for the continuation of one prompt.
 
     Args:
-        beam: how.
+        beam: the settings of the search.
         going: the texts that go on, best first, with the sum of their log-probabilities.
         ended: those that have ended, best first, with their score.
     """
@@ -86,7 +86,7 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether nothing better is to be expected."""
+        """Whether no text that goes on can become better than those that have ended."""
         if not self.going:
             return True
         return len(self.ended) == self.beam.width and self._score(*self.going[0]) <= self.ended[-1][0]

@@ -1,4 +1,4 @@
-"""How the next token is chosen from what a model says of every token of the vocabulary."""
+"""Samplers: how the next token is chosen from the scores of all tokens of the vocabulary."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Greedy:
     """The most likely token, always; of equals the one with the lowest id.
 
     Args:
-        repetition: what tokens that stand in the text already are made less likely by (`penalised`).
+        repetition: penalty on tokens that stand in the text already (`penalised`); 1 is off.
     """
 
     repetition: float = 1.0
@@ -50,14 +50,14 @@ class Sample:
     """A token drawn by its probability, after these changes, in this order.
 
     Args:
-        temperature: scores are divided by it; below 1 the likely become likelier. The limit towards 0 is the most
+        temperature: scores are divided by it; below 1 sharpens the distribution. The limit towards 0 is the most
             likely token, and among equals any of them.
         top_k: only the ``top_k`` most likely tokens stay (Fan et al. 2018, arXiv:1805.04833); ``None`` for all.
         top_p: only the most likely tokens stay that together have at least this probability (Holtzman et al. 2019,
             arXiv:1904.09751).
         min_p: only tokens stay that have at least this share of the probability of the most likely one (Nguyen et al.
             2024, arXiv:2407.01082).
-        repetition: what tokens that stand in the text already are made less likely by (`penalised`), before the rest.
+        repetition: penalty on tokens that stand in the text already (`penalised`), before the rest; 1 is off.
     """
 
     temperature: float = 1.0

@@ -133,7 +133,7 @@ def main(memory: int, seconds: float, most: int) -> None:
         with suppress(ValueError, OSError):  # macOS has no such limit
             resource.setrlimit(resource.RLIMIT_AS, (within, hard))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also in the middle of one operation
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for who asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the calling process
     for line in sys.stdin.buffer:
         job = json.loads(line)
         if limited:

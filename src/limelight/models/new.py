@@ -23,8 +23,7 @@ def new(family: str, **sizes: Any) -> Stack:
 
     Args:
         family: a ``model_type`` of the hub, a key of `limelight.models.families.FAMILIES`: "llama", "bert", "t5", ...
-        sizes: what the ``config.json`` of such a model says, by the same names; what has a published default may be
-            left out.
+        sizes: fields of the ``config.json`` of such a model; those with a published default may be left out.
 
     Returns:
         The model, a `torch.nn.Module` in training mode. Weights are drawn from torch's generator (`torch.manual_seed`).

@@ -31,7 +31,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published ALBERT says of our configuration."""
+    """The published fields of our configuration of an ALBERT."""
     return {
         "architectures": [f"Albert{class_suffix(config.head)}"],
         "embedding_size": config.embedding["inner"],

@@ -103,7 +103,7 @@ def half(
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published BART says of our configuration."""
+    """The published fields of our configuration of a BART."""
     name = "BartModel" if config.head is None else "BartForConditionalGeneration"
     return {
         "architectures": [name],

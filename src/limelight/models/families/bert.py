@@ -42,8 +42,8 @@ def encoder(
 
     Args:
         published: the published configuration.
-        family: its family.
-        activation: that of the head which guesses hidden words.
+        family: name of the family.
+        activation: that of the masked-language-model head.
         offset: rows of the table of positions before that of position 0.
         inner: width of the embedding, ``None`` for that of the model.
         shared: whether all layers have one set of parameters.
@@ -97,7 +97,7 @@ def head(published: Published, activation: str, epsilon: float, *, class_activat
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published BERT says of our configuration."""
+    """The published fields of our configuration of a BERT."""
     return {"architectures": [f"Bert{class_suffix(config.head)}"], **shared_fields(config)}
 
 

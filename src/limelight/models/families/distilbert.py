@@ -24,7 +24,7 @@ from .family import Family
 from .heads import head_rule, is_tied
 from .published import Published, class_suffix, labels
 
-EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
+EPSILON = 1e-12  # of every norm; the published configuration does not state it
 
 
 def configure(published: Published) -> Config:
@@ -52,7 +52,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published DistilBERT says of our configuration."""
+    """The published fields of our configuration of a DistilBERT."""
     return {
         "architectures": [f"DistilBert{class_suffix(config.head)}"],
         "vocab_size": config.vocabulary,

@@ -62,7 +62,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published GPT-2 says of our configuration."""
+    """The published fields of our configuration of a GPT-2."""
     scales = [attention["scale"] for attention in config.attentions]
     return {
         "architectures": ["GPT2Model" if config.head is None else "GPT2LMHeadModel"],

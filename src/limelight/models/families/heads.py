@@ -54,7 +54,7 @@ def as_stored(config: Config, rules: Callable[[Config], KeyRules], differing: Co
         return untied(config) if heads else config
     separate = replace(config, one_table=False)
     parts = [part for key in tables for part in _renamed(rules(separate), key) if not part.rank]
-    of_decoder = any(part.key == "embedding.tokens.weight" for part in parts)  # the head is tied to the shared one
+    of_decoder = any(part.key == "embedding.tokens.weight" for part in parts)  # a tied head has the shared one
     return untied(separate) if heads or of_decoder else separate
 
 
@@ -74,8 +74,7 @@ def table_rules(
     """The keys of the token embeddings of an encoder and a decoder, and of the head over them.
 
     Files of models whose embeddings are apart may hold a ``shared`` one too: it is read for those that are missing.
-    Where the file says that they are tied, which ``writes_shared`` tells, the decoder's is written under that name: the
-    head is tied to it.
+    With ``writes_shared`` the decoder's is written under that name, for files whose configuration ties the head to it.
     """
     ours, theirs = "embedding.tokens.weight", "encoder.embedding.tokens.weight"
     if config.one_table:

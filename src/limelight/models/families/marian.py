@@ -38,7 +38,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Marian model says of our configuration."""
+    """The published fields of our configuration of a Marian model."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     if config.attentions[0].make is SSRU:
         raise wrong(

@@ -48,7 +48,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Mixtral says of our configuration."""
+    """The published fields of our configuration of a Mixtral."""
     experts = config.feed_forward
     return {
         "architectures": [f"Mixtral{class_suffix(config.head)}"],

@@ -35,7 +35,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Phi-3 says of our configuration."""
+    """The published fields of our configuration of a Phi-3."""
     fields = shared_fields(config)
     trained = fields["rope_parameters"].get("original_max_position_embeddings", config.limit)
     return {

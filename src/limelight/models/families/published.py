@@ -1,4 +1,4 @@
-"""A published configuration, read with care."""
+"""A published configuration: values of a ``config.json``, checked as they are read."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Published:
 
     Args:
         path: the file, named in complaints.
-        values: what it says.
-        defaults: what is meant where it says nothing, before any other default.
-        tensors: the names of the tensors beside it; ``None`` where they are not known.
+        values: its keys and values.
+        defaults: values of keys that the file does not have, before any other default.
+        tensors: the names of the tensors beside it, or ``None``.
     """
 
     path: Path
@@ -174,9 +174,9 @@ class Published:
         classes = self._or("architectures", ())
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise self.refused("architectures", "a list of names")
-        for ending, meant in ENDINGS.items():
+        for ending, task in ENDINGS.items():
             if classes and classes[0].endswith(ending):
-                return meant
+                return task
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:

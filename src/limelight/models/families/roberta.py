@@ -19,7 +19,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published RoBERTa says of our configuration."""
+    """The published fields of our configuration of a RoBERTa."""
     padding = config.embedding["positions"]["offset"] - 1
     return {"architectures": [f"Roberta{class_suffix(config.head)}"], "pad_token_id": padding, **shared_fields(config)}
 

@@ -101,7 +101,7 @@ def _head(published: Published) -> Recipe | None:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published T5 says of our configuration."""
+    """The published fields of our configuration of a T5."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     assert config.scores is not None
     feed_forward, buckets = config.feed_forward, config.scores["buckets"]

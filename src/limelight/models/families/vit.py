@@ -53,7 +53,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published ViT says of our configuration."""
+    """The published fields of our configuration of a ViT."""
     size, patch = config.embedding["size"], config.embedding["patch"]
     return {
         "architectures": ["ViTModel" if config.head is None else "ViTForImageClassification"],

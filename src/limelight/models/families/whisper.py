@@ -48,7 +48,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Whisper says of our configuration."""
+    """The published fields of our configuration of a Whisper."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     return {
         "architectures": ["WhisperModel" if config.head is None else "WhisperForConditionalGeneration"],
