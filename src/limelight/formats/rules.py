@@ -202,10 +202,11 @@ class KeyRules:
 
     def published(self, key: str) -> Renamed | None:
         """The published name of one of our keys, or ``None`` when no rule has it."""
-        for rule in self.rules:
+        for number, rule in enumerate(self.rules, 1):
             if isinstance(rule, KeyRule) and (fields := _fields(rule.ours, key)):
                 name = rule.published.format(**fields.groupdict())
-                return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change, rule.part)
+                name = name.removeprefix(self.prefix) if self.bare else name
+                return Renamed(name, rule.change, rule.part, _rank(rule, number))
         return None
 
 

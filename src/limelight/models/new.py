@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..nn import FanIn, Normal, Xavier
 from ..tensors.shapes import wrong
 from .families import FAMILIES, Published
 from .families.published import RecordingDict
@@ -40,10 +39,5 @@ def new(family: str, **sizes: Any) -> Stack:
         known, got = ", ".join(sorted(values.read - {"model_type"})), f"it has {', '.join(unknown)}"
         raise wrong("sizes", f"may have the keys {known} in the family {family}", got, "Correct them.")
     network = FAMILIES[family].shape(config)
-    if family == "t5":
-        FanIn(config.width)(network)
-    elif family in ("marian", "bart"):
-        Xavier()(network)
-    else:
-        Normal(layers=config.layers if family == "gpt2" else None)(network)
+    FAMILIES[family].initialisation(config)(network)
     return network

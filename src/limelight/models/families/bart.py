@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from ...formats.rules import KeyRule, KeyRules, SingleRow, Unused
 from ...forms.patterns import Causal
-from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, OwnHead, PostNorm, SummedEmbedding, TiedHead
+from ...nn import (
+    ACTIVATIONS,
+    FeedForward,
+    LearnedPositions,
+    MultiHead,
+    OwnHead,
+    PostNorm,
+    SummedEmbedding,
+    TiedHead,
+    Xavier,
+)
 from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
@@ -188,4 +198,4 @@ def half_rules(side: str, ours: str) -> tuple[KeyRule, ...]:
     )
 
 
-BART = Family("bart", EncoderDecoder, configure, publish, rules)
+BART = Family("bart", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())

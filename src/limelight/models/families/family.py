@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ...formats.ctranslate2_files import CTranslate2File
 from ...formats.gguf_files import GGUFFile
 from ...formats.marian_files import MarianFile
 from ...formats.rules import KeyRules
+from ...nn import Normal
 from ...text import Tokenizer
 from ..config import Config
 from ..stack import Stack
@@ -81,6 +84,7 @@ class Family:
         ctranslate2: names in CTranslate2 files, or ``None``.
         marian: configuration and rules of Marian's own files, or ``None``.
         float32_in_float16: ends of the names of parameters that are float32 in a model loaded in float16.
+        initialisation: draws the first weights of a model of a configuration, as published.
     """
 
     name: str
@@ -92,3 +96,4 @@ class Family:
     ctranslate2: CTranslate2Names | None = None
     marian: MarianNames | None = None
     float32_in_float16: tuple[str, ...] = ()
+    initialisation: Callable[[Config], Callable[[nn.Module], None]] = lambda config: Normal()

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...formats.rules import KeyRule, KeyRules, Transposed, Unused
 from ...forms.patterns import Causal
-from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PreNorm, SummedEmbedding
+from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, Normal, PreNorm, SummedEmbedding
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
@@ -108,4 +108,11 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-GPT2 = Family("gpt2", DecoderOnly, configure, publish, rules)
+GPT2 = Family(
+    "gpt2",
+    DecoderOnly,
+    configure,
+    publish,
+    rules,
+    initialisation=lambda config: Normal(layers=config.layers),
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...formats.rules import KeyRules, Unused
-from ...nn import SSRU, Halves, PostNorm, Sinusoids
+from ...nn import SSRU, Halves, PostNorm, Sinusoids, Xavier
 from ...tensors.shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
@@ -80,4 +80,4 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-MARIAN = Family("marian", EncoderDecoder, configure, publish, rules)
+MARIAN = Family("marian", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())

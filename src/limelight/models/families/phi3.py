@@ -1,4 +1,8 @@
-"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama with fused projections, a sliding window and LongRoPE."""
+"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama with fused projections, a sliding window and LongRoPE.
+
+LongRoPE changes the rotation of every token once a text exceeds its original length, so a cache, and with it
+generation, ends there (`Config.cached_limit`). Longer texts are read at once, without a cache.
+"""
 
 from __future__ import annotations
 

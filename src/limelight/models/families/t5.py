@@ -10,6 +10,7 @@ from ...forms.scores import T5Buckets
 from ...nn import (
     ACTIVATIONS,
     DistanceBias,
+    FanIn,
     FeedForward,
     GatedFeedForward,
     MultiHead,
@@ -172,4 +173,12 @@ def _attention_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
 # In float16 the published models keep this matrix in float32, and with it the sum of all steps: it would overflow.
 WIDE = ("feed_forward.inner.down.weight",)
 
-T5 = Family("t5", EncoderDecoder, configure, publish, rules, float32_in_float16=WIDE)
+T5 = Family(
+    "t5",
+    EncoderDecoder,
+    configure,
+    publish,
+    rules,
+    float32_in_float16=WIDE,
+    initialisation=lambda config: FanIn(config.width),
+)
