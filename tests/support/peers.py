@@ -217,7 +217,7 @@ def given(name, theirs, side="right"):
 
 
 def first_position(model):
-    """RoBERTa and its kin number their positions from behind that of padding."""
+    """RoBERTa numbers its positions from behind that of padding."""
     return model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
 
 

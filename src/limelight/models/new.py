@@ -1,4 +1,4 @@
-"""A model from scratch: the shape of a published family, in sizes of one's own, with first weights."""
+"""A new model of a published family, of any size, with initialised weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sound in: a recording as numbers, and its spectrum as Whisper hears it."""
+"""Sound as input: the samples of a recording, and the log-mel spectrum that Whisper reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tensors.shapes import describe, whole_number, wrong
 
 RATE = 16_000  # samples per second
 FRAME, STEP = 400, 160  # samples: 25 ms, every 10 ms
-LOUDNESS = 8.0  # powers of ten below the loudest that are still heard
+LOUDNESS = 8.0  # powers of ten below the loudest that are kept
 
 
 def recording(path: str | os.PathLike[str]) -> Tensor:
@@ -53,8 +53,8 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
 
     Args:
         samples: 16,000 a second, between -1 and 1.
-        bands: how many.
-        seconds: length that every sound is padded to with silence; ``None`` leaves it. Whisper hears 30 seconds.
+        bands: number of mel bands.
+        seconds: length that every sound is padded to with silence; ``None`` leaves it. Whisper reads 30 seconds.
 
     Raises:
         ArgumentError: samples of another shape, or longer than ``seconds``.
