@@ -328,7 +328,7 @@ class Pretrained:
             torch.empty(0, device=device)
         except (RuntimeError, TypeError, AssertionError) as error:  # each is PyTorch's for a device that is not there
             reason = str(error).splitlines()[0]
-            got = f"{where!r} is none ({reason.rstrip('.')})"
+            got = f"it is {where!r} ({reason.rstrip('.')})"
             raise wrong("where", "must be a device of this PyTorch, or a dtype", got, 'For example "cpu".') from error
         self.network.to(device)
         return self

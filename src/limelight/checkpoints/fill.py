@@ -1,4 +1,4 @@
-"""Pour the tensors of a checkpoint into a network, every one accounted for."""
+"""Load the tensors of a checkpoint into a network, every one accounted for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fill(
     """Give every parameter of a ``network`` made on the meta device its stored values, one tensor at a time.
 
     Args:
-        network: what to fill; its parameters are replaced, and want no gradient.
+        network: what to fill; its parameters are replaced, and require no gradient.
         files: the stored tensors.
         rules: from their keys to ours.
         where: the file or folder, named in complaints.

@@ -47,7 +47,7 @@ def snapshot(repository: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{repository!r} is no local folder, and the Hugging Face hub refused it: {reason[0]} "
-            "Check the spelling; a private or gated model wants `hf auth login` first."
+            "Check the spelling; a private or gated model needs `hf auth login` first."
         ) from error
 
 

@@ -213,7 +213,7 @@ def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[i
 
 
 def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: list[str]) -> None:
-    """Add the special tokens that the model wants before and after every text."""
+    """Add the special tokens that the model expects before and after every text."""
     ends = {}
     usual = {"bos": fields.get("tokenizer.ggml.pre") in LLAMA3, "eos": False}
     for side in ("bos", "eos"):

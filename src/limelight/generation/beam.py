@@ -17,10 +17,10 @@ from .session import Session, nothing_allowed
 
 @dataclass(frozen=True)
 class Beam:
-    """The ``width`` most likely texts go on side by side; ended ones are compared by ``sum log p / length ** penalty``.
+    """Beam search: the ``width`` likeliest texts are continued; ended ones have ``sum log p / length ** penalty``.
 
     (Wu et al. 2016, arXiv:1609.08144, with the length alone for the penalty.) The search of a prompt is over when
-    ``width`` texts have ended and the best that goes on is no better than the worst of them.
+    ``width`` texts have ended and the best unfinished one is no better than the worst of them.
 
     Args:
         width: number of beams.
@@ -46,7 +46,7 @@ class Search:
 
     Args:
         beam: the settings of the search.
-        going: the texts that go on, best first, with the sum of their log-probabilities.
+        going: the unfinished texts, best first, with the sum of their log-probabilities.
         ended: those that have ended, best first, with their score.
     """
 
@@ -58,14 +58,14 @@ class Search:
         """Go one token on.
 
         Args:
-            sums: ``(n, V)``, what each text that goes on would have with each token.
+            sums: ``(n, V)``, the sum of each unfinished text with each next token.
             logprobs: ``(n, V)``, the model's own log-probabilities of the tokens.
 
         Returns:
-            For each text that goes on now, which of those before it continues.
+            For each unfinished text, which of those before it continues.
         """
         width, V = self.beam.width, sums.shape[1]
-        # As many as must hold `width` that go on, whichever of them take a token that ends.
+        # As many as must hold `width` unfinished texts, however many take a token that ends.
         most = min(width * max(2, 1 + len(self.going[0][1].ends)), sums.numel())
         best, places = sums.flatten().topk(most)
         going: list[tuple[float, Row]] = []
@@ -86,7 +86,7 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether no text that goes on can become better than those that have ended."""
+        """Whether no unfinished text can become better than those that have ended."""
         if not self.going:
             return True
         return len(self.ended) == self.beam.width and self._score(*self.going[0]) <= self.ended[-1][0]

@@ -119,7 +119,7 @@ def begun(
     target: Prompt | None,
     layout: Layout | None,
 ) -> tuple[Session, list[Row], Guide]:
-    """A session with nothing read yet, a row for each prompt, and what the model's configuration wants."""
+    """A session with nothing read yet, a row for each prompt, and the constraints of the configuration."""
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
     guide = Guide.of(model.special_token_ids, model.config.vocabulary)

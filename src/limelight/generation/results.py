@@ -17,13 +17,13 @@ POSITIONS = "positions"  # the last position that the model has
 
 @dataclass(frozen=True)
 class Continuation:
-    """How one text goes on.
+    """The continuation of one text.
 
     Args:
         ids: the tokens that were written, the one that ended the text included.
         text: their text without special tokens, up to what ended it; ``None`` for a model without a tokenizer.
         ended: why it ended: ``"token"`` that ends texts, ``"string"`` of `stop`, ``"limit"`` of tokens,
-            ``"positions"`` used up; ``""`` while it goes on.
+            ``"positions"`` used up; ``""`` while it is unfinished.
         logprobs: the model's own log-probability of each token, in nats, before any sampler's change, or
             ``None`` unless requested.
         score: of a text found by `Beam`: the sum of its log-probabilities divided by its length to the power of the

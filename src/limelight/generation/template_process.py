@@ -78,7 +78,7 @@ def raise_exception(message: str) -> NoReturn:
 
 
 def strftime_now(format: str) -> str:
-    """The time of day, as a template wants it written."""
+    """The current time, in the ``format`` that a template gives."""
     return datetime.now().strftime(format)
 
 

@@ -66,16 +66,16 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
         wanted = whole_number("seconds", seconds, at_least=1) * RATE
         if samples.shape[1] > wanted:
             rule, got = f"must be no longer than {seconds} seconds", f"it is {samples.shape[1] / RATE:.2f} seconds long"
-            way_out = f"Hear it in parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
+            way_out = f"Cut it into parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
             raise wrong("samples", rule, got, way_out)
         samples = torch.nn.functional.pad(samples, (0, wanted - samples.shape[1]))
     samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
     window = torch.hann_window(FRAME, dtype=samples.dtype, device=samples.device)
     waves = torch.stft(samples, FRAME, STEP, window=window, return_complex=True)[..., :-1]  # (B, FRAME / 2 + 1, frames)
     power = _bands(bands).to(samples) @ waves.abs().square()
-    heard = power.clamp(min=1e-10).log10()
-    heard = torch.maximum(heard, heard.amax((1, 2), keepdim=True) - LOUDNESS)
-    return (heard + 4) / 4
+    levels = power.clamp(min=1e-10).log10()
+    levels = torch.maximum(levels, levels.amax((1, 2), keepdim=True) - LOUDNESS)
+    return (levels + 4) / 4
 
 
 @lru_cache(maxsize=8)

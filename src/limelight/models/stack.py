@@ -41,7 +41,7 @@ class Output(NamedTuple):
 
     ``states`` are the last hidden states ``(B, L, width)``. ``hidden``, on request, holds the embedding and the states
     after each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
-    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or when they were not wanted.
+    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or if not requested.
     States at padding positions are undefined. ``encoded`` is the encoded source, in a model with an encoder.
     """
 

@@ -126,9 +126,9 @@ def rules(config: Config) -> KeyRules:
     return KeyRules(
         *body_rules("bert"),
         *_head_rules(config),
-        Unused("cls.predictions.{any}", "guesses hidden words"),
+        Unused("cls.predictions.{any}", "the masked-language-model head"),
         Unused("bert.pooler.dense.{p}", "a summary of the first token, trained for another task"),
-        Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
+        Unused("cls.seq_relationship.{p}", "the next-sentence head"),
         Unused("classifier.{any}", "the head of one task"),
         prefix="bert.",
         bare=config.head is None,

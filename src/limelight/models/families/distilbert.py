@@ -85,7 +85,7 @@ def rules(config: Config) -> KeyRules:
         KeyRule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         KeyRule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
         *_head_rules(config),
-        Unused("vocab_{any}", "guesses hidden words"),
+        Unused("vocab_{any}", "the masked-language-model head"),
         Unused("pre_classifier.{p}", "the head of one task"),
         Unused("classifier.{p}", "the head of one task"),
         Unused("distilbert.embeddings.position_ids", "the numbers 0, 1, 2, ..."),

@@ -54,7 +54,7 @@ def publish(config: Config) -> dict[str, Any]:
     """The published fields of our configuration of a Gemma 2."""
     attention = config.attentions[0]
     own, kinds = shared_fields(config), layer_kinds(config)
-    if kinds["sliding_window"] is None:  # no layer has one, and transformers wants a number all the same
+    if kinds["sliding_window"] is None:  # no layer has one, and transformers needs a number all the same
         del kinds["sliding_window"]
     return {
         "architectures": [f"Gemma2{class_suffix(config.head)}"],

@@ -29,7 +29,7 @@ def rules(config: Config) -> KeyRules:
     return KeyRules(
         *body_rules("roberta"),
         *_head_rules(config),
-        Unused("lm_head.{any}", "guesses hidden words"),
+        Unused("lm_head.{any}", "the masked-language-model head"),
         Unused("roberta.pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("classifier.{any}", "the head of one task"),
         prefix="roberta.",

@@ -77,7 +77,9 @@ def rules(config: Config) -> KeyRules:
     """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     head = (
-        KeyRule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
+        KeyRule("classifier.{p}", "head.output.{p}")
+        if config.head
+        else Unused("classifier.{p}", "the head of one task")
     )
     return KeyRules(
         KeyRule("vit.embeddings.cls_token", "embedding.mark"),

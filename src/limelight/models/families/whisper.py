@@ -1,4 +1,4 @@
-"""Whisper (Radford et al. 2022, arXiv:2212.04356): an encoder that hears and a decoder that writes it down."""
+"""Whisper (Radford et al. 2022, arXiv:2212.04356): an encoder of speech and a decoder of its text."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .published import Published
 def configure(published: Published) -> Config:
     """Our configuration of a published Whisper."""
     published.one_of("use_weighted_layer_sum", (False,), False)  # of a head that is not built here
-    heard, written = published.whole("max_source_positions", 1500), published.whole("max_target_positions", 448)
+    frames, tokens = published.whole("max_source_positions", 1500), published.whole("max_target_positions", 448)
     drop, residual = dropout(published, 0.0), recipe(PreNorm, dropout=dropout(published, 0.0))
     common: dict[str, Any] = {"family": "whisper", "vocabulary": published.whole("vocab_size"), "key_bias": False}
     common |= {"final_norm": NORM}
     spectrum = recipe(
         SpectrumEmbedding,
         bands=published.whole("num_mel_bins", 80),
-        positions=recipe(LearnedPositions, count=heard),
+        positions=recipe(LearnedPositions, count=frames),
         dropout=drop,
     )
-    text = text_embedding(published, recipe(LearnedPositions, count=written), None, 0.0)
-    encoder = half(published, "encoder", residual, limit=heard, embedding=spectrum, clamp=clamped, **common)
+    text = text_embedding(published, recipe(LearnedPositions, count=tokens), None, 0.0)
+    encoder = half(published, "encoder", residual, limit=frames, embedding=spectrum, clamp=clamped, **common)
     writes = published.task("ConditionalGeneration") == "ConditionalGeneration"
     return half(
         published,
         "decoder",
         residual,
-        limit=written,
+        limit=tokens,
         embedding=text,
         encoder=encoder,
         head=recipe(TiedHead if tied(published) else OwnHead) if writes else None,
