@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 from pages import examples
 
 README = Path(__file__).parent.parent / "README.md"
@@ -15,13 +14,3 @@ def test_readme_examples():
     for example in in_python:
         printed += example.run(names)
     assert "backend:" in printed
-
-
-@pytest.mark.parametrize("module", ["limelight.forms.patterns", "limelight.operator.attention"])
-def test_docstring_examples(module):
-    import doctest
-    import importlib
-
-    failures, tried = doctest.testmod(importlib.import_module(module))
-    assert tried > 0
-    assert failures == 0

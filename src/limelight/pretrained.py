@@ -36,11 +36,11 @@ class Pretrained:
     torch.Size([2, 9, 384])
 
     Args:
-        name: what was asked for.
-        network: the model, a `torch.nn.Module` in evaluation mode whose parameters want no gradient (training asks for
-            them: ``model.network.train().requires_grad_()``).
+        name: the name or path that it was loaded by.
+        network: the model, a `torch.nn.Module` in evaluation mode whose parameters require no gradient (for training:
+            ``model.network.train().requires_grad_()``).
         source: the folder or file that the weights came from.
-        unused: weights of the checkpoint that this model leaves aside, each with the reason.
+        unused: keys of the checkpoint that this model does not use, each with the reason.
         tokenizer_or_why: the tokenizer, or why there is none.
         special_token_ids: ids of the special tokens, by the names that published configurations give them:
             ``{"eos_token_id": 2}``.
@@ -55,12 +55,12 @@ class Pretrained:
 
     @property
     def config(self) -> Config:
-        """What the network is made of."""
+        """The configuration of the network."""
         return self.network.config
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer."""
+        """The tokenizer; an `ArgumentError` where the checkpoint has none."""
         if isinstance(self.tokenizer_or_why, str):
             raise wrong(
                 "tokenizer",
@@ -72,12 +72,12 @@ class Pretrained:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device that the network is on."""
         return next(self.network.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored as."""
+        """The dtype of the weights in memory."""
         return next(self.network.parameters()).dtype
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -101,7 +101,15 @@ class Pretrained:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 
     def read(self, texts: str | Sequence[str], *, side: str = "right") -> Tokens:
-        """Cut one text or several into tokens, on the device of the network; see `limelight.text.Tokenizer`."""
+        """Tokenize one text or several, as a padded batch on the device of the network.
+
+        Args:
+            texts: one text or several.
+            side: where shorter texts are padded, ``"right"`` or ``"left"``.
+
+        Raises:
+            ArgumentError: something else than texts, a checkpoint without a tokenizer.
+        """
         if not _are_texts(texts):
             raise wrong("texts", "must be a text, or several", f"it is {describe(texts)}", 'As in read(["Hello."]).')
         return self.tokenizer(texts, side=side).to(self.device)
@@ -136,11 +144,23 @@ class Pretrained:
         hidden: bool = False,
         logits: bool = True,
     ) -> Output:
-        """Run the network on texts, on what `read` made of them, or on token ids; see `Stack.forward`.
+        """Run the network on texts, on what `read` makes of them, or on token ids.
 
         A model with an encoder reads ``tokens`` with it (or a sound or picture, as numbers), and its decoder reads
         ``target``: texts, before which the decoder's start token is put, or ids as they are; by default that token
-        alone. So ``logits[:, i]`` speak of token ``i`` of a target text.
+        alone. So ``logits[:, i]`` predict token ``i`` of a target text.
+
+        Args:
+            tokens: texts, `read` ones, or ``(B, L)`` token ids.
+            layout: which tokens exist, for token ids (`limelight.Padded`); texts have their own.
+            segments: ``(B, L)`` segment of each token, for models that have segments.
+            target: what the decoder of a model with an encoder reads.
+            target_layout: which tokens of a ``target`` of ids exist.
+            hidden: keep and return the hidden states after every layer.
+            logits: whether to compute the logits.
+
+        Raises:
+            ArgumentError: tokens of another kind or beyond the vocabulary, a text longer than the model's positions.
         """
         tokens, layout = self._ids("layout", tokens, layout)
         how: dict[str, Any] = {"hidden": hidden, "logits": logits}
@@ -182,10 +202,10 @@ class Pretrained:
         padding, so a text does not depend on the others of its batch. A prompt with several copies is read once.
 
         Args:
-            prompt: a text, several, what `read` or `conversation` made of them, token ids (a list, lists of different
+            prompt: a text, several, what `read` or `conversation` makes of them, token ids (a list, lists of different
                 lengths, a ``(B, L)`` tensor), or what else an encoder reads (a sound).
-            sampler: how a token is chosen: `limelight.generation.Greedy` (when left out), ``Sample`` or ``Beam``.
-            tokens: at most this many are written; ``None`` for as many as the model has positions.
+            sampler: how a token is chosen: `limelight.generation.Greedy` (the default), ``Sample`` or ``Beam``.
+            tokens: maximum number of new tokens; ``None`` for as many as the model has positions.
             stop: strings and token ids that end a text beside the model's own; the text stands before them. A string
                 may be or hold a special token (``"<|im_end|>"``).
             seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
@@ -215,7 +235,7 @@ class Pretrained:
         target: Prompt | None = None,
         layout: Layout | None = None,
     ) -> Stream:
-        """Continue one text, and give its pieces as they come; see `generate`.
+        """Continue one text as `generate` does, and yield its pieces as they come.
 
         Pieces are whole characters, and together they are the text that `generate` gives. ``Stream.result`` holds all
         that is written so far.
@@ -227,7 +247,7 @@ class Pretrained:
         return stream(self, prompt, sampler, **settings)
 
     def conversation(self, *spoken: Conversation, reply: bool = True, parse_special_tokens: bool = True) -> Tokens:
-        """Conversations as the model was taught to read them, by the chat template of its checkpoint.
+        """Conversations as the model was trained to read them, by the chat template of its checkpoint.
 
         >>> messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
         >>> model.generate(model.conversation(messages)).text  # doctest: +SKIP
@@ -241,8 +261,8 @@ class Pretrained:
                 stay what they are. Roles are not covered: they are for the program to choose.
 
         Raises:
-            ArgumentError: a checkpoint without a template, messages that do not fit it, a template that takes more than
-                the time and memory that is allowed (`limelight.generation.templates`).
+            ArgumentError: a checkpoint without a template, messages that do not fit it, a template that takes more
+                than 1.2 s or 400 MiB (the memory is limited on Linux alone: `limelight.generation.templates`).
         """
         return self.tokenizer.batch([conversation(self, one, reply, parse_special_tokens) for one in spoken])
 
@@ -255,7 +275,7 @@ class Pretrained:
         if not isinstance(tokens, Tokens) and not _are_texts(tokens):
             raise wrong(
                 "target" if name == "target_layout" else "tokens",
-                "must be a text, several, what `read` made of them, or a (B, L) tensor of token ids",
+                "must be a text, several, what `read` makes of them, or a (B, L) tensor of token ids",
                 f"it is {describe(tokens)}",
                 "torch.tensor([ids]) is a batch of one list of ids.",
             )
@@ -308,7 +328,7 @@ class Pretrained:
             torch.empty(0, device=device)
         except (RuntimeError, TypeError, AssertionError) as error:  # each is PyTorch's for a device that is not there
             reason = str(error).splitlines()[0]
-            got = f"{where!r} is none ({reason.rstrip('.')})"
+            got = f"it is {where!r} ({reason.rstrip('.')})"
             raise wrong("where", "must be a device of this PyTorch, or a dtype", got, 'For example "cpu".') from error
         self.network.to(device)
         return self

@@ -135,8 +135,8 @@ def test_variables_and_numbers(folder, theirs):
     [
         ({"decoder/activation": torch.tensor(0, dtype=torch.int8)}, "decoder/activation = 0, and Whisper has 3"),
         ({"encoder/alibi": torch.tensor(1, dtype=torch.int8)}, "encoder/alibi = 1"),
-        ({"encoder/layer_0/self_attention/linear_0/bias": torch.ones(48).half()}, "an offset for keys"),
-        ({"decoder/layer_0/attention/linear_1/bias": torch.ones(32).half()}, "an offset for keys"),
+        ({"encoder/layer_0/self_attention/linear_0/bias": torch.ones(48).half()}, "a bias for keys"),
+        ({"decoder/layer_0/attention/linear_1/bias": torch.ones(32).half()}, "a bias for keys"),
         ({"encoder/conv1/weight": None}, "lacks encoder/conv1/weight"),
         ({"encoder/num_heads": torch.tensor(5, dtype=torch.int16)}, "encoder_attention_heads = 5.*divisor"),
         ({"decoder/layer_0/ffn/linear_0/bias": None}, r"lacks decoder/layer_0/ffn/linear_0/bias.*1 missing"),

@@ -23,17 +23,6 @@ def test_bank_looks_at_river(minilm):
     assert not row["lower_bound"]
 
 
-def test_the_examples_of_the_docstrings():
-    import doctest
-    import importlib
-
-    for name in ("microscope", "microscope.look", "microscope.report", "microscope.words"):
-        importlib.import_module(f"limelight.{name}")
-        failures, tried = doctest.testmod(sys.modules[f"limelight.{name}"])
-        assert tried > 0, name
-        assert failures == 0, name
-
-
 def test_a_report_prints_itself_in_a_line(minilm):
     assert repr(look(minilm, SENTENCE, words=["bank"])) == f"Report('minilm', {SENTENCE!r}, words='bank')"
     assert len(repr(look(minilm, " ".join([SENTENCE, OTHER] * 20), compare=OTHER))) < 300

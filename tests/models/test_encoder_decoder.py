@@ -94,7 +94,9 @@ def test_a_target_begins_with_its_mark(model):
 
 
 def test_what_cannot_be_meant(model, tmp_path):
-    with pytest.raises(ArgumentError, match="`source` must have a row for each row of `tokens`, but 2 stand against 1"):
+    with pytest.raises(
+        ArgumentError, match="`source` must have a row for each row of `tokens`, but `source` has 2 rows, `tokens` 1"
+    ):
         model.network(IDS[:1], source=SOURCE)
     encoded = model.network.encode(SOURCE)
     with pytest.raises(ArgumentError, match="`source_layout` belongs to a source that is not read yet"):

@@ -79,7 +79,9 @@ def test_angles_that_depend_on_the_length(tmp_path):
     ours = load(tmp_path, dtype=torch.float64)
     assert (ours.config.limit, ours.config.cached_limit) == (24, 8)
     assert [(len(row.ids), row.ended) for row in ours.generate([[5, 6, 7]], tokens=None)] == [(6, "positions")]
-    with pytest.raises(ArgumentError, match=r"`tokens` must fit into the 8 positions .* turn earlier keys anew"):
+    with pytest.raises(
+        ArgumentError, match=r"`tokens` must fit into the 8 positions .* change the rotation of cached keys"
+    ):
         ours.generate([[5, 6, 7]], tokens=7)
     assert FAMILIES["llama"].publish(ours.config)["max_position_embeddings"] == 8
     ids = torch.arange(22).reshape(2, 11)

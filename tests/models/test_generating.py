@@ -19,7 +19,7 @@ from limelight.text import Tokenizer
 
 TOKENS = 9
 DECODERS = ["llama", "gpt2", "llama-yarn", "mistral", "qwen3-windows", "mixtral-window", "gemma2", "phi3"]
-TRANSLATORS = ["t5-1.1", "bart", "marian"]
+TRANSLATORS = ["t5-1.1", "bart", "bart-untied", "marian"]
 PROMPTS = [torch.randint(FIRST_WORD, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -280,7 +280,7 @@ def test_a_window_stays_bounded(pair):
 def test_the_positions_of_a_model_end(pair):
     model, _, _ = pair("gpt2")  # 24 of them
     with pytest.raises(
-        ArgumentError, match=r"`tokens` must fit into the 24 positions .* 15 shall follow a prompt of 11"
+        ArgumentError, match=r"`tokens` must fit into the 24 positions .* 15 new tokens and a prompt of 11 do not"
     ):
         model.generate(PROMPTS, tokens=15)
     assert model.generate(PROMPTS, tokens=14).ids[2] == model.generate(PROMPTS[2:], tokens=None).ids[0]

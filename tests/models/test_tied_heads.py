@@ -57,7 +57,7 @@ def again(shape, name, folder):
         model.set_experts_implementation("eager")
     for key, values in model.named_parameters():
         if key.endswith("embed_positions.weight") and "marian" in name:  # rounded when they are made
-            values.data = made(name, CASES).get_parameter(key).data
+            values.data = made(name, CASES if name in CASES else EVERY).get_parameter(key).data
     return model
 
 
@@ -85,11 +85,66 @@ def test_an_untied_head_is_saved_and_read_again(tmp_path, name):
     logits_equal(name, ours, again(type(theirs), name, tmp_path / "ours"))
 
 
-def test_one_table_under_two_names_with_different_values(tmp_path):
-    """Encoder and decoder read one table; a file that holds two different ones is no such model."""
-    made("bart", CASES).save_pretrained(tmp_path)
+# What files call the embeddings of an encoder, of a decoder, and the one that both share.
+TABLES = {
+    "t5": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight"),
+    "t5-1.1": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight"),
+    "t5-body": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight"),
+    "bart": ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "model.shared.weight"),
+    "bart-scaled": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight"),
+    "marian": ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "model.shared.weight"),
+}
+
+
+@pytest.mark.parametrize("which", ["encoder", "decoder", "both"])
+@pytest.mark.parametrize("name", TABLES)
+def test_embeddings_with_different_values(tmp_path, name, which):
+    """Each of encoder, decoder and head has its own where the file has one with other values, else the shared one."""
+    made(name).save_pretrained(tmp_path / "theirs")
+    tensors = load_file(tmp_path / "theirs" / "model.safetensors")
+    encoder, decoder, shared = TABLES[name]
+    changed = {"encoder": [encoder], "decoder": [decoder], "both": [encoder, decoder]}[which]
+    for number, key in enumerate(changed):
+        tensors[key] = torch.randn(tensors[shared].shape, dtype=torch.float64, generator=seeded(number))
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    shape = EVERY[name][0]
+    ours, theirs = load(tmp_path / "theirs", dtype=torch.float64), again(shape, name, tmp_path / "theirs")
+    assert not ours.config.one_table
+    all_equal(name, ours, theirs)
+    ours.save(tmp_path / "ours")
+    all_equal(name, load(tmp_path / "ours", dtype=torch.float64), theirs)
+    all_equal(name, ours, again(shape, name, tmp_path / "ours"))
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
+
+
+def all_equal(name, ours, theirs):
+    with float64_throughout(theirs):
+        for mine, other in compared(name, ours, theirs):
+            assert_equal(mine, other)
+
+
+def test_a_shared_embedding_stands_in_for_those_that_are_missing(tmp_path):
+    made("bart-untied").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["model.encoder.embed_tokens.weight"] = tensors["model.shared.weight"] + 1
+    del tensors["model.encoder.embed_tokens.weight"], tensors["model.decoder.embed_tokens.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"encoder.embed_tokens.weight and model.shared.weight, .* one tensor"):
+    network = load(tmp_path, dtype=torch.float64).network
+    encoder, decoder = network.encoder.embedding.tokens.weight, network.embedding.tokens.weight
+    assert torch.equal(encoder, tensors["model.shared.weight"])
+    assert torch.equal(decoder, tensors["model.shared.weight"])
+    assert encoder.data_ptr() != decoder.data_ptr()
+    assert torch.equal(network.head.linear.weight, tensors["lm_head.weight"])
+
+
+def test_names_of_one_embedding_with_different_values(tmp_path):
+    """Without the shared one, no name says what the others are tied to."""
+    made("bart").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.decoder.embed_tokens.weight"] = tensors.pop("model.shared.weight")
+    tensors["model.encoder.embed_tokens.weight"] = tensors["model.decoder.embed_tokens.weight"] + 1
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"encoder.embed_tokens.weight and model.decoder.* one tensor"):
         load(tmp_path)

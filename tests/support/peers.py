@@ -10,6 +10,7 @@ import limelight
 LENGTHS = [7, 1, 11]
 FIRST_WORD = 5  # ids below are marks, which some models of transformers treat as padding wherever they stand
 
+UNTIED = {"tie_word_embeddings": False}
 BERT = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -37,12 +38,19 @@ KINDS = ["sliding_attention", "full_attention"]
 TEXT = {
     "bert": (transformers.BertModel, transformers.BertConfig, BERT),
     "bert-masked": (transformers.BertForMaskedLM, transformers.BertConfig, BERT | {"hidden_act": "gelu_new"}),
+    "bert-untied": (transformers.BertForMaskedLM, transformers.BertConfig, BERT | UNTIED),
     "bert-classes": (transformers.BertForSequenceClassification, transformers.BertConfig, BERT | {"num_labels": 3}),
     "roberta": (transformers.RobertaModel, transformers.RobertaConfig, BERT),
     "roberta-masked": (transformers.RobertaForMaskedLM, transformers.RobertaConfig, BERT | {"hidden_act": "relu"}),
+    "roberta-untied": (transformers.RobertaForMaskedLM, transformers.RobertaConfig, BERT | UNTIED),
     "roberta-classes": (transformers.RobertaForSequenceClassification, transformers.RobertaConfig, BERT),
     "distilbert": (transformers.DistilBertModel, transformers.DistilBertConfig, DISTILBERT),
     "distilbert-masked": (transformers.DistilBertForMaskedLM, transformers.DistilBertConfig, DISTILBERT),
+    "distilbert-untied": (
+        transformers.DistilBertForMaskedLM,
+        transformers.DistilBertConfig,
+        DISTILBERT | UNTIED,
+    ),
     "distilbert-classes": (
         transformers.DistilBertForSequenceClassification,
         transformers.DistilBertConfig,
@@ -50,6 +58,7 @@ TEXT = {
     ),
     "albert": (transformers.AlbertModel, transformers.AlbertConfig, ALBERT | {"num_hidden_layers": 3}),
     "albert-masked": (transformers.AlbertForMaskedLM, transformers.AlbertConfig, ALBERT),
+    "albert-untied": (transformers.AlbertForMaskedLM, transformers.AlbertConfig, ALBERT | UNTIED),
     "albert-classes": (transformers.AlbertForSequenceClassification, transformers.AlbertConfig, ALBERT),
     "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config, GPT2),
     "gpt2-body": (transformers.GPT2Model, transformers.GPT2Config, GPT2 | {"n_inner": 20}),
@@ -124,7 +133,16 @@ PAIRS = {
         transformers.MarianConfig,
         MARIAN | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 60},
     ),
+    "bart-untied": (transformers.BartForConditionalGeneration, transformers.BartConfig, BART | UNTIED),
+    "bart-untied-body": (transformers.BartModel, transformers.BartConfig, BART | UNTIED),
+    "marian-untied": (transformers.MarianMTModel, transformers.MarianConfig, MARIAN | UNTIED),
+    "marian-untied-two-tables": (
+        transformers.MarianMTModel,
+        transformers.MarianConfig,
+        MARIAN | UNTIED | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 60},
+    ),
     "whisper": (transformers.WhisperForConditionalGeneration, transformers.WhisperConfig, WHISPER),
+    "whisper-untied": (transformers.WhisperForConditionalGeneration, transformers.WhisperConfig, WHISPER | UNTIED),
 }
 PICTURES = {
     "vit": (transformers.ViTModel, transformers.ViTConfig, VIT),
@@ -199,7 +217,7 @@ def given(name, theirs, side="right"):
 
 
 def first_position(model):
-    """RoBERTa and its kin number their positions from behind that of padding."""
+    """RoBERTa numbers its positions from behind that of padding."""
     return model.config.pad_token_id + 1 if model.config.model_type == "roberta" else 0
 
 

@@ -1,4 +1,4 @@
-"""Pour the tensors of a checkpoint into a network, every one accounted for."""
+"""Load the tensors of a checkpoint into a network, every one accounted for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Files(Protocol):
     """Stored tensors, read on demand: `SafetensorsFolder` or `GGUFFile`."""
 
     def keys(self) -> list[str]:
-        """Their names."""
+        """The names of all stored tensors."""
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of one."""
+        """The shape of one tensor, without reading it."""
 
     def read(self, key: str) -> Tensor:
-        """One of them."""
+        """One tensor, with the values that are stored."""
 
 
 def fill(
@@ -40,7 +40,7 @@ def fill(
     """Give every parameter of a ``network`` made on the meta device its stored values, one tensor at a time.
 
     Args:
-        network: what to fill; its parameters are replaced, and want no gradient.
+        network: what to fill; its parameters are replaced, and require no gradient.
         files: the stored tensors.
         rules: from their keys to ours.
         where: the file or folder, named in complaints.
@@ -52,7 +52,7 @@ def fill(
         The stored keys that the model leaves aside knowingly, each with the reason.
 
     Raises:
-        CheckpointError: a tensor missing, one that no rule knows, or one of another shape.
+        CheckpointError: a tensor missing, one that no rule has, or one of another shape.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     stored_keys = files.keys()
@@ -93,6 +93,8 @@ def fill(
                     f"{tuple(values.shape)}, and by its own configuration it should be {wanted[part.key]}. "
                     "Configuration and weights are of different models: take both from one place."
                 )
+            if part.rank:  # another parameter may be read from the same memory
+                values = values.clone()
             stays = dtype is torch.float16 and part.key.endswith(wide)
             _set(network, part.key, values.to(torch.float32 if stays else dtype))
             done += values.numel()
@@ -114,7 +116,7 @@ def _twins(files: Files, rules: KeyRules) -> list[tuple[str, str]]:
     named = sorted((rule for rule in rules.rules if isinstance(rule, KeyRule)), key=lambda rule: rule.again)
     twins = []
     for ours in dict.fromkeys(rule.ours for rule in named if rule.again):
-        names = [rule.published for rule in named if rule.ours == ours]
+        names = [rule.published for rule in named if rule.ours == ours and not rule.spare]
         keys = dict.fromkeys(key for name in names for key in (name, name.removeprefix(rules.prefix)) if key in stored)
         first, *others = keys or [""]
         twins += [(key, first) for key in others]
@@ -132,24 +134,27 @@ def _plan(
     plan: dict[str, tuple[Renamed, ...]] = {}
     unused: list[tuple[str, str]] = []
     unknown: list[str] = []
-    taken: set[str] = set()
-    known = [(key, rules.ours(key)) for key in files.keys()]  # noqa: SIM118
-    for key, found in sorted(known, key=lambda one: _is_again(one[1])):
-        match found:
-            case tuple() as parts if taken.isdisjoint(part.key for part in parts):
-                taken.update(part.key for part in parts)
-                plan[key] = parts
-            case tuple() as parts if _is_again(parts):
-                unused.append((key, "a tensor that is there under another name"))
+    found: dict[str, tuple[Renamed, ...]] = {}
+    for key in files.keys():  # noqa: SIM118
+        match rules.ours(key):
+            case tuple() as parts:
+                found[key] = parts
             case Unused(why=why):
                 unused.append((key, why))
             case _:
                 unknown.append(key)
+    taken: set[str] = set()
+    by_rank = sorted(((key, part) for key, parts in found.items() for part in parts), key=lambda one: one[1].rank)
+    for key, part in by_rank:
+        if part.key not in taken:
+            taken.add(part.key)
+            plan[key] = (*plan.get(key, ()), part)
+    for key, parts in found.items():
+        if any(part.rank == 0 and part not in plan.get(key, ()) for part in parts):
+            unknown.append(key)  # an older spelling of a tensor that is there
+        elif key not in plan:
+            unused.append((key, "a tensor that is there under another name"))
     return plan, tuple(unused), unknown
-
-
-def _is_again(found: tuple[Renamed, ...] | Unused | None) -> bool:
-    return isinstance(found, tuple) and any(part.again for part in found)
 
 
 def _complain(where: Path, rules: KeyRules, absent: list[str], unknown: list[str]) -> None:

@@ -47,7 +47,7 @@ def snapshot(repository: str) -> Path:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"{repository!r} is no local folder, and the Hugging Face hub refused it: {reason[0]} "
-            "Check the spelling; a private or gated model wants `hf auth login` first."
+            "Check the spelling; a private or gated model needs `hf auth login` first."
         ) from error
 
 
@@ -55,7 +55,7 @@ def _far_away() -> bool:
     """Whether there is no way to the hub; then its cache answers at once. Asking again and again takes 23 seconds."""
     from huggingface_hub import constants
 
-    if getproxies():  # they may know an address that we do not
+    if getproxies():  # a proxy may resolve an address that this machine does not
         return False
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)

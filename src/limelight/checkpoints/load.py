@@ -34,7 +34,7 @@ from ..formats.tokenizer_files import marian_tokenizer, smiles_tokenizer, tokeni
 from ..formats.torch_files import TorchFile
 from ..models.config import Config
 from ..models.families import FAMILIES, MARIAN, Family, GGUFNames, Published
-from ..models.families.heads import untied
+from ..models.families.heads import as_stored
 from ..models.families.published import NONE
 from ..models.stack import Stack
 from ..pretrained import Pretrained
@@ -103,10 +103,11 @@ def outline(name_or_path: str | os.PathLike[str]) -> Stack:
     """The network of a model without its weights: only its description is read, where that is a file of its own.
 
     Args:
-        name_or_path: as in `load`; also a ``config.json``, which needs no weights beside it.
+        name_or_path: a packaged model, a folder, a ``.gguf`` file or a hub name, as for `load`; also a ``config.json``,
+            which needs no weights beside it.
 
     Raises:
-        ArgumentError: as in `load`.
+        ArgumentError: nothing of that name, a file missing or damaged, a family that is not built here.
     """
     name = _checked_name(name_or_path)
     path = _path(name) if name.endswith("config.json") else _find(name_or_path)
@@ -123,7 +124,7 @@ def outline(name_or_path: str | os.PathLike[str]) -> Stack:
 
 
 def _checked_name(name_or_path: object) -> str:
-    """What was asked for, as a text that may be a path."""
+    """The name or path, as a text that may be a path."""
     try:
         name = os.fspath(name_or_path)  # type: ignore[call-overload]
     except TypeError:
@@ -212,14 +213,12 @@ def _from_folder(name: str, folder: Path, dtype: torch.dtype, packaged: Packaged
     files: Files = TorchFile(folder / pickled) if pickled else SafetensorsFolder(folder)
     published = Published(path, values, tensors=frozenset(files.keys()))
     config = family.configure(published)
-    tied, apart = family.rules(config), family.rules(untied(config))
-    if any(tied.ours(key) != apart.ours(key) for key, _ in differing(files, tied)):
-        config = untied(config)
+    config = as_stored(config, family.rules, differing(files, family.rules(config)))
     network = _made(family, config, path)
     rules = family.rules(config)
     tokenizer = smiles_tokenizer(folder) if packaged and packaged.smiles else tokenizer_in(folder)
     special = published.special_token_ids()
-    if (folder / GENERATION).is_file():  # what it says of writing comes before what config.json says
+    if (folder / GENERATION).is_file():  # about generation it comes before config.json
         special |= Published(folder / GENERATION, read_json(folder / GENERATION)).special_token_ids()
     return _filled(name, network, files, rules, folder, dtype, tokenizer, special, wide=family.float32_in_float16)
 

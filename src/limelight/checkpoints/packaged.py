@@ -1,6 +1,6 @@
 """Packaged models: real models that a registry package carries inside, so that a first look needs no model hub.
 
-What they are, pinned by version and sha256, and where they lie once `limelight.checkpoints.fetching` has brought them.
+What they are, pinned by version and sha256, and where they lie once `limelight.checkpoints.fetching` has fetched them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PackagedModel:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
+        """Bytes that its files take on the disk."""
         return sum(file.size for file in self.files)
 
     @property

@@ -97,7 +97,7 @@ class CTranslate2File:
     def read(self, key: str) -> Tensor:
         """One tensor as it is stored."""
         one = self._variables[key]
-        stored = bytearray(self._data[one.start : one.start + one.size])  # torch wants memory that may be written to
+        stored = bytearray(self._data[one.start : one.start + one.size])  # torch needs writable memory
         if not stored:
             return torch.empty(one.shape, dtype=one.dtype, device="cpu")
         return torch.frombuffer(stored, dtype=one.dtype).reshape(one.shape)

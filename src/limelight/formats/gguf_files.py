@@ -124,7 +124,7 @@ class GGUFFile:
             numbers = gguf.dequantize(raw, stored.kind)
         except NotImplementedError as error:
             raise CheckpointError(
-                f"{part.path} stores {key} as {stored.kind.name}, which the gguf package cannot turn into numbers. "
+                f"{part.path} stores {key} as {stored.kind.name}, which the gguf package cannot dequantise. "
                 "Take another quantisation of the model (Q4_0 to Q8_0, the K types, F16, BF16, F32)."
             ) from error
         if numbers.dtype != np.float32 or not numbers.flags.writeable:  # float32 comes as a view of the mapped file
@@ -149,7 +149,7 @@ class _Part:
         version = cursor.scalar("I")
         if version not in VERSIONS:
             raise CheckpointError(
-                f"{path} is GGUF version {version}, and versions {VERSIONS} are known. "
+                f"{path} is GGUF version {version}, and versions {VERSIONS} are read. "
                 "Convert it with a current llama.cpp (big-endian files are not read)."
             )
         tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
@@ -307,7 +307,7 @@ def _aligned(at: int, alignment: object, path: Path) -> int:
 def _place(
     path: Path, file_size: int, name: str, shape: tuple[int, ...], kind: gguf.GGMLQuantizationType, start: int
 ) -> StoredTensor:
-    """Check that a tensor lies inside the file before anybody asks for its memory."""
+    """Check that a tensor lies inside the file before its memory is allocated."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     last = shape[-1] if shape else 1
     if last % block:

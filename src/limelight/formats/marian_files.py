@@ -85,7 +85,7 @@ class MarianFile:
         return self._stored[key].shape
 
     def read(self, key: str) -> Tensor:
-        """One tensor as float32."""
+        """One tensor, dequantised to float32 where it is stored as int8."""
         one = self._stored[key]
         count = math.prod(one.shape)
         needed = {FLOAT32: 4 * count, INT8: count + 4}.get(one.kind)

@@ -31,22 +31,22 @@ class Change(Protocol):
     """A reversible change of a tensor's values between the published order and ours."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The values in our order, from the published ``tensor``."""
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The values in the published order, from our ``tensor``."""
 
 
 @dataclass(frozen=True)
 class AsItIs:
-    """No change."""
+    """The published order is ours: nothing changes."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The published ``tensor`` as it is."""
         return tensor
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """Our ``tensor`` as it is."""
         return tensor
 
 
@@ -64,11 +64,11 @@ class PairedHalves:
     heads: int
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours: pairs to halves."""
+        """Rows in halves, from the published rows in pairs."""
         return tensor.reshape(self.heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published: halves to pairs."""
+        """Rows in pairs, from our rows in halves."""
         return tensor.reshape(self.heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
@@ -77,11 +77,11 @@ class Transposed:
     """A matrix stored as ``(in, out)``, the order of GPT-2's files; a vector stays as it is."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The ``(out, in)`` matrix, from the published ``(in, out)``."""
         return tensor.T if tensor.dim() == 2 else tensor
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The ``(in, out)`` matrix, from our ``(out, in)``."""
         return self.read(tensor)
 
 
@@ -95,12 +95,12 @@ class OneMore:
     fill: float
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The table with the row of ``fill`` behind the published rows."""
         rows = tensor.flatten() if tensor.shape[0] == 1 else tensor
         return torch.cat((rows, torch.full_like(rows[:1], self.fill)))
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The table without its last row."""
         return tensor[:-1] if tensor.dim() > 1 else tensor[None, :-1]
 
 
@@ -109,11 +109,11 @@ class SingleRow:
     """A vector stored as a matrix of one row."""
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The vector, from the published matrix of one row."""
         return tensor.flatten()
 
     def write(self, tensor: Tensor) -> Tensor:
-        """Ours to published."""
+        """The matrix of one row, from our vector."""
         return tensor[None]
 
 
@@ -127,7 +127,9 @@ class KeyRule:
     one matrix): then each of them has a rule with the same published name, and its ``part`` as ``(begin, end, of)``:
     the rows from ``begin / of`` to ``end / of`` of the published tensor.
 
-    A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing.
+    A rule ``again`` is another name of a tensor that some files store twice: it is read where the first is missing,
+    and holds the same values where both are there. A ``spare`` rule is read where all others of its tensor are missing,
+    and may hold other values; of several the first in the list is read.
     """
 
     published: str
@@ -135,6 +137,7 @@ class KeyRule:
     change: Change = AsItIs()
     part: tuple[int, int, int] = (0, 1, 1)
     again: bool = False
+    spare: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,15 +149,18 @@ class Unused:
 
 
 class Renamed(NamedTuple):
-    """A key on the other side, the change of its values, and which part of the published tensor they are."""
+    """A key on the other side, the change of its values, and which part of the published tensor they are.
+
+    ``rank`` is 0 for a rule that must be read; others are read in the order of their ranks, where the key is missing.
+    """
 
     key: str
     change: Change
     part: tuple[int, int, int] = (0, 1, 1)
-    again: bool = False
+    rank: int = 0
 
     def read(self, tensor: Tensor) -> Tensor:
-        """Published to ours."""
+        """The part of the published ``tensor`` that this key stands for, in our order."""
         begin, end, of = self.part
         whole = self.change.read(tensor)
         if of == 1:
@@ -181,26 +187,31 @@ class KeyRules:
         self.bare = bare
 
     def ours(self, key: str) -> tuple[Renamed, ...] | Unused | None:
-        """Our names for a published key; the rule that leaves it aside; or ``None`` when no rule knows it."""
+        """Our names for a published key; the rule that leaves it aside; or ``None`` when no rule has it."""
         for spelled in (key, self.prefix + key):
             for rule in self.rules:
                 if fields := _fields(rule.published, spelled):
                     if isinstance(rule, Unused):
                         return rule
                     return tuple(
-                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, one.again)
-                        for one in self.rules
+                        Renamed(one.ours.format(**fields.groupdict()), one.change, one.part, _rank(one, number))
+                        for number, one in enumerate(self.rules, 1)
                         if isinstance(one, KeyRule) and one.published == rule.published
                     )
         return None
 
     def published(self, key: str) -> Renamed | None:
-        """The published name of one of our keys, or ``None`` when no rule knows it."""
-        for rule in self.rules:
+        """The published name of one of our keys, or ``None`` when no rule has it."""
+        for number, rule in enumerate(self.rules, 1):
             if isinstance(rule, KeyRule) and (fields := _fields(rule.ours, key)):
                 name = rule.published.format(**fields.groupdict())
-                return Renamed(name.removeprefix(self.prefix) if self.bare else name, rule.change, rule.part)
+                name = name.removeprefix(self.prefix) if self.bare else name
+                return Renamed(name, rule.change, rule.part, _rank(rule, number))
         return None
+
+
+def _rank(rule: KeyRule, number: int) -> int:
+    return number * (rule.again or rule.spare)
 
 
 @lru_cache(maxsize=1024)

@@ -151,7 +151,7 @@ def smiles_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend)
 
 
-# llama.cpp, which writes such files, knows of these cuts, and the files do not say it: a word that is whole in the
+# llama.cpp, which writes such files, treats these cuts so, and the files do not say it: a word that is whole in the
 # vocabulary is one token whatever the merges are, and a text begins with the beginning-of-text token unless the file
 # says otherwise.
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
@@ -164,7 +164,7 @@ def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     if kind != "gpt2":
         return f"{file.path} has a tokenizer of the kind {kind!r}, and Limelight builds byte-level BPE ('gpt2')"
     if cut not in CUTS:
-        return f"{file.path} cuts text as {cut!r}, and Limelight knows {', '.join(CUTS)}"
+        return f"{file.path} cuts text as {cut!r}, and Limelight has {', '.join(CUTS)}"
     tokens, merges = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.merges")
     if not (_are_texts(tokens) and _are_texts(merges)):
         raise damaged(file.path, "its tokenizer has no vocabulary or no merges")
@@ -213,7 +213,7 @@ def _add_special(backend: tokenizers.Tokenizer, tokens: list[str], types: list[i
 
 
 def _add_ends(backend: tokenizers.Tokenizer, fields: dict[str, Any], tokens: list[str]) -> None:
-    """Add the special tokens that the model wants before and after every text."""
+    """Add the special tokens that the model expects before and after every text."""
     ends = {}
     usual = {"bos": fields.get("tokenizer.ggml.pre") in LLAMA3, "eos": False}
     for side in ("bos", "eos"):

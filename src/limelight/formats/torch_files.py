@@ -41,5 +41,5 @@ class TorchFile:
         return tuple(self._tensors[key].shape)
 
     def read(self, key: str) -> Tensor:
-        """One tensor."""
+        """One tensor, as it was stored."""
         return self._tensors[key]

@@ -1,4 +1,4 @@
-"""Beam search: several texts of each prompt are kept in mind, and the most likely one is found among their endings."""
+"""Beam search: several hypotheses of each prompt grow side by side, and the best finished one is returned."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .session import Session, nothing_allowed
 
 @dataclass(frozen=True)
 class Beam:
-    """The ``width`` most likely texts go on side by side; ended ones are compared by ``sum log p / length ** penalty``.
+    """Beam search: the ``width`` likeliest texts are continued; ended ones have ``sum log p / length ** penalty``.
 
     (Wu et al. 2016, arXiv:1609.08144, with the length alone for the penalty.) The search of a prompt is over when
-    ``width`` texts have ended and the best that goes on is no better than the worst of them.
+    ``width`` texts have ended and the best unfinished one is no better than the worst of them.
 
     Args:
-        width: texts that are kept in mind.
-        length_penalty: above 0 longer texts gain, at 0 the plain sum decides, below 0 shorter ones gain.
-        repetition: what tokens that stand in the text already are made less likely by
+        width: number of beams.
+        length_penalty: above 0 favours longer texts, 0 compares plain sums, below 0 favours shorter ones.
+        repetition: penalty on tokens that stand in the text already; 1 is off
             (`limelight.generation.sampling.penalised`, on log-probabilities).
     """
 
@@ -45,8 +45,8 @@ class Search:
     """The search for the continuation of one prompt.
 
     Args:
-        beam: how.
-        going: the texts that go on, best first, with the sum of their log-probabilities.
+        beam: the settings of the search.
+        going: the unfinished texts, best first, with the sum of their log-probabilities.
         ended: those that have ended, best first, with their score.
     """
 
@@ -58,14 +58,14 @@ class Search:
         """Go one token on.
 
         Args:
-            sums: ``(n, V)``, what each text that goes on would have with each token.
+            sums: ``(n, V)``, the sum of each unfinished text with each next token.
             logprobs: ``(n, V)``, the model's own log-probabilities of the tokens.
 
         Returns:
-            For each text that goes on now, which of those before it continues.
+            For each unfinished text, which of those before it continues.
         """
         width, V = self.beam.width, sums.shape[1]
-        # As many as must hold `width` that go on, whichever of them take a token that ends.
+        # As many as must hold `width` unfinished texts, however many take a token that ends.
         most = min(width * max(2, 1 + len(self.going[0][1].ends)), sums.numel())
         best, places = sums.flatten().topk(most)
         going: list[tuple[float, Row]] = []
@@ -86,7 +86,7 @@ class Search:
 
     @property
     def over(self) -> bool:
-        """Whether nothing better is to be expected."""
+        """Whether no unfinished text can become better than those that have ended."""
         if not self.going:
             return True
         return len(self.ended) == self.beam.width and self._score(*self.going[0]) <= self.ended[-1][0]

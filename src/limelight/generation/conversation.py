@@ -1,4 +1,4 @@
-"""Conversations as the text that a model was taught on, by the template that its checkpoint carries."""
+"""Conversations as a model was trained to read them, by the chat template of its checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ EXAMPLE = 'For example: [{"role": "user", "content": "Hello"}].'
 
 
 def conversation(model: Writer, spoken: Conversation, reply: bool, parse_special_tokens: bool = True) -> Text:
-    """One conversation as tokens; see `limelight.models.Pretrained.conversation`."""
+    """One conversation as tokens, by the chat template of the checkpoint.
+
+    Args:
+        model: whose tokenizer and template.
+        spoken: a list of messages, or a text: one message of the user.
+        reply: whether the beginning of the model's answer is put behind (``add_generation_prompt``).
+        parse_special_tokens: whether a message that spells a special token holds that token.
+
+    Raises:
+        ArgumentError: no template, messages that do not fit it, a template beyond its limits.
+    """
     tokenizer = model.tokenizer
     template = tokenizer.chat_template
     if template is None:
@@ -54,7 +64,7 @@ def _rendered(template: str, messages: list[dict[str, Any]], reply: bool, specia
 
 
 def _messages(spoken: object) -> list[dict[str, Any]]:
-    """Messages as plain data. A key whose value is ``None`` says nothing, and is left out."""
+    """Messages as plain data. A key whose value is ``None`` is left out."""
     if isinstance(spoken, str):
         spoken = [{"role": "user", "content": spoken}]
     if not isinstance(spoken, Sequence) or isinstance(spoken, bytes) or not spoken:

@@ -1,4 +1,4 @@
-"""What a published configuration wants of the texts that its model writes."""
+"""Constraints of a published configuration on the texts that its model writes, and the repetition penalty."""
 
 from __future__ import annotations
 

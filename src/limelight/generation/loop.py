@@ -35,7 +35,12 @@ def generate(
     layout: Layout | None = None,
     logprobs: bool = False,
 ) -> Generation:
-    """Continue texts; see `limelight.models.Pretrained.generate`."""
+    """Continue texts until each one ends: what `limelight.Pretrained.generate` does, with the same arguments.
+
+    Raises:
+        ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has positions,
+            a bad setting, or a model whose scores are not finite.
+    """
     whole_number("copies", copies, at_least=1)
     if not isinstance(logprobs, bool):
         raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
@@ -47,17 +52,18 @@ def generate(
         found = search(session, rows, how, guide)
         return Generation(tuple(row.continuation(logprobs, score) for one in found for score, row in one[:copies]))
     if copies > 1 and isinstance(how, Greedy):
-        raise wrong("copies", "must be 1 for Greedy", f"it is {copies}", "It finds one text; take Sample or Beam.")
+        raise wrong("copies", "must be 1 for Greedy", f"it is {copies}", "Greedy finds one text. Use Sample or Beam.")
     rows = [replace(row, copy=number) for row in rows for number in range(copies)]
     *_, written = write(session, rows, how, guide, seed)
     return Generation(tuple(row.continuation(logprobs) for row in written))
 
 
 class Stream(Iterator[str]):
-    """The pieces of a text as they come; see `limelight.models.Pretrained.stream`.
+    """An iterator over the pieces of a text as they are generated.
 
     Args:
         steps: the row after each token.
+        row: the row before the first token.
     """
 
     def __init__(self, steps: Iterator[list[Row]], row: Row) -> None:
@@ -88,14 +94,20 @@ def stream(
     target: Prompt | None = None,
     layout: Layout | None = None,
 ) -> Stream:
-    """Continue one text, piece by piece; see `limelight.models.Pretrained.stream`."""
+    """Continue one text, piece by piece: what `limelight.Pretrained.stream` does, with the same arguments.
+
+    Raises:
+        ArgumentError: several prompts, a beam, a model without a tokenizer, or what `generate` refuses.
+    """
     how, seed = _checked(sampler), _seed(seed)
     if isinstance(how, Beam):
-        raise wrong("sampler", "must choose a token at a time to stream", f"it is {how}", "Beam knows at the end.")
+        raise wrong(
+            "sampler", "must choose one token at a time to stream", f"it is {how}", "Use generate() for a beam."
+        )
     _ = model.tokenizer  # pieces are characters
     session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
     if len(rows) != 1:
-        raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Take generate.")
+        raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Use generate() for several.")
     return Stream(write(session, rows, how, guide, seed), rows[0])
 
 
@@ -107,7 +119,7 @@ def begun(
     target: Prompt | None,
     layout: Layout | None,
 ) -> tuple[Session, list[Row], Guide]:
-    """A session with nothing read yet, a row for each prompt, and what the model's configuration wants."""
+    """A session with nothing read yet, a row for each prompt, and the constraints of the configuration."""
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
     guide = Guide.of(model.special_token_ids, model.config.vocabulary)
@@ -197,12 +209,17 @@ def _room(model: Writer, beginning: list[list[int]], tokens: int | None) -> int:
         whole_number("tokens", tokens, at_least=1)
     if limit is None:
         if tokens is None:
-            raise wrong("tokens", "must be a number for a model without a limit", "it is None", "Say how many at most.")
+            raise wrong(
+                "tokens",
+                "must be a number for a model without a limit",
+                "it is None",
+                "Give a maximum number of new tokens.",
+            )
         return longest + tokens
     room = limit + 1
     positions = f"the {limit} positions that this model ({model.config.family}) has"
     if limit != model.config.limit:
-        positions += " for texts that are written: longer ones turn earlier keys anew"
+        positions += " for texts that are written: longer ones would change the rotation of cached keys"
     if longest > limit:
         raise wrong(
             "prompt",
@@ -214,7 +231,7 @@ def _room(model: Writer, beginning: list[list[int]], tokens: int | None) -> int:
         raise wrong(
             "tokens",
             f"must fit into {positions}",
-            f"{tokens} shall follow a prompt of {longest}",
+            f"{tokens} new tokens and a prompt of {longest} do not",
             f"Ask for at most {room - longest}, or for None: as many as there is room for.",
         )
     return room

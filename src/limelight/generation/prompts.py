@@ -1,4 +1,4 @@
-"""Prompts as people give them, made into the tokens that texts begin with."""
+"""Prompts of every kind as the token ids that texts begin with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def beginnings(
     """The tokens that each text begins with; and what the encoder made of the prompts, in a model that has one.
 
     Args:
-        model: who writes.
+        model: the model that continues the texts.
         prompt: texts, tokens, or what else an encoder reads.
         layout: of a prompt that is a tensor.
         target: what the decoder of a model with an encoder begins with.
@@ -44,7 +44,10 @@ def beginnings(
         if isinstance(network.encoder.embedding, FrontEnd):
             if not isinstance(prompt, Tensor):
                 raise wrong(
-                    "prompt", "must be a tensor for this encoder", describe(prompt), "See limelight.models.sound."
+                    "prompt",
+                    "must be a tensor for this encoder",
+                    describe(prompt),
+                    "limelight.models.sound makes one of a sound.",
                 )
             encoded = network.encode(prompt.to(device, next(network.parameters()).dtype), layout=layout)
         else:
@@ -52,7 +55,7 @@ def beginnings(
             encoded = network.encode(ids, layout=layout)
     rows = _targets(model, target)
     if len(rows) not in (1, len(encoded.states)):
-        got = f"{len(rows)} stand against {len(encoded.states)}"
+        got = f"there are {len(rows)} targets and {len(encoded.states)} prompts"
         raise wrong("target", "must be one, or one for each prompt", got, "Repeat one or the other.")
     return rows * (len(encoded.states) // len(rows)), encoded
 

@@ -1,4 +1,4 @@
-"""What generation gives back."""
+"""The results of generation: continuations and why each one ended."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from ..tensors.shapes import wrong
 # Why a text ended, `Continuation.ended`.
 TOKEN = "token"  # a token that ends texts
 STRING = "string"  # a string that was to end it
-LIMIT = "limit"  # as many tokens as were asked for
+LIMIT = "limit"  # the maximum number of new tokens
 POSITIONS = "positions"  # the last position that the model has
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """How one text goes on.
+    """The continuation of one text.
 
     Args:
         ids: the tokens that were written, the one that ended the text included.
         text: their text without special tokens, up to what ended it; ``None`` for a model without a tokenizer.
         ended: why it ended: ``"token"`` that ends texts, ``"string"`` of `stop`, ``"limit"`` of tokens,
-            ``"positions"`` used up; ``""`` while it goes on.
-        logprobs: the model's own log-probability of each token, in nats, before any sampler's change; where asked for.
+            ``"positions"`` used up; ``""`` while it is unfinished.
+        logprobs: the model's own log-probability of each token, in nats, before any sampler's change, or
+            ``None`` unless requested.
         score: of a text found by `Beam`: the sum of its log-probabilities divided by its length to the power of the
             penalty.
     """

@@ -21,7 +21,7 @@ class Row:
         copy: which of several continuations of one beginning.
         ids: the tokens written so far.
         logprobs: their log-probabilities.
-        ended: why it ended; empty while it goes on.
+        ended: why it ended; empty while it is unfinished.
     """
 
     begun: tuple[int, ...]
@@ -56,6 +56,6 @@ class Row:
         return self.writing.text if self.ended else self.writing.text[: self.writing.certain]
 
     def continuation(self, logprobs: bool, score: float | None = None) -> Continuation:
-        """What is given back."""
+        """The continuation as it is returned, with log-probabilities if requested."""
         text = None if self.writing is None else self.writing.text
         return Continuation(self.ids, text, self.ended, self.logprobs if logprobs else None, score)

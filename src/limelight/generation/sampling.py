@@ -1,4 +1,4 @@
-"""How the next token is chosen from what a model says of every token of the vocabulary."""
+"""Samplers: how the next token is chosen from the scores of all tokens of the vocabulary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
     @property
     def repetition(self) -> float:
-        """See `penalised`; 1 leaves the scores."""
+        """The penalty on tokens that stand in the text already (`penalised`); 1 is off."""
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The tokens ``(R,)`` for scores ``(R, V)``; ``draw()`` gives ``(R,)`` random numbers from 0 to below 1."""
@@ -32,7 +32,7 @@ class Greedy:
     """The most likely token, always; of equals the one with the lowest id.
 
     Args:
-        repetition: what tokens that stand in the text already are made less likely by (`penalised`).
+        repetition: penalty on tokens that stand in the text already (`penalised`); 1 is off.
     """
 
     repetition: float = 1.0
@@ -41,7 +41,7 @@ class Greedy:
         check_above_0("repetition", self.repetition)
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """See `Sampler`."""
+        """The tokens ``(R,)`` with the largest of the scores ``(R, V)``."""
         return scores.argmax(-1)
 
 
@@ -50,14 +50,14 @@ class Sample:
     """A token drawn by its probability, after these changes, in this order.
 
     Args:
-        temperature: scores are divided by it; below 1 the likely become likelier. The limit towards 0 is the most
+        temperature: scores are divided by it; below 1 sharpens the distribution. The limit towards 0 is the most
             likely token, and among equals any of them.
         top_k: only the ``top_k`` most likely tokens stay (Fan et al. 2018, arXiv:1805.04833); ``None`` for all.
         top_p: only the most likely tokens stay that together have at least this probability (Holtzman et al. 2019,
             arXiv:1904.09751).
         min_p: only tokens stay that have at least this share of the probability of the most likely one (Nguyen et al.
             2024, arXiv:2407.01082).
-        repetition: what tokens that stand in the text already are made less likely by (`penalised`), before the rest.
+        repetition: penalty on tokens that stand in the text already (`penalised`), before the rest; 1 is off.
     """
 
     temperature: float = 1.0
@@ -92,7 +92,7 @@ class Sample:
         return scores
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """See `Sampler`."""
+        """Tokens ``(R,)`` drawn from the softmax of the changed scores ``(R, V)``, by one ``draw()`` for each row."""
         reached = self.scores(scores).softmax(-1).double().cumsum(-1)
         places = torch.searchsorted(reached, draw().to(reached)[:, None] * reached[:, -1:], right=True)
         return places[:, 0].clamp(max=scores.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""A model in the middle of texts: it is given the next tokens of every row, and says what follows."""
+"""A decoding session: a network, its cache, and the scores of the next token of every row."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Session:
     """One run of a network over rows that grow, with all that it has read in a cache.
 
     Args:
-        network: who reads.
-        source: what its encoder made of the source of each row; ``None`` for a model without one.
+        network: a decoder, or an encoder with a decoder.
+        source: the encoded source of each row; ``None`` for a model without an encoder.
     """
 
     def __init__(self, network: Stack, source: Encoded | None = None) -> None:

@@ -78,7 +78,7 @@ def raise_exception(message: str) -> NoReturn:
 
 
 def strftime_now(format: str) -> str:
-    """The time of day, as a template wants it written."""
+    """The current time, in the ``format`` that a template gives."""
     return datetime.now().strftime(format)
 
 
@@ -133,7 +133,7 @@ def main(memory: int, seconds: float, most: int) -> None:
         with suppress(ValueError, OSError):  # macOS has no such limit
             resource.setrlimit(resource.RLIMIT_AS, (within, hard))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also in the middle of one operation
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for who asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the calling process
     for line in sys.stdin.buffer:
         job = json.loads(line)
         if limited:

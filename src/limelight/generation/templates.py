@@ -4,6 +4,10 @@ Nothing that runs inside of Python bounds such a program: ``"a".ljust(10**10)``,
 lists that hold each other forty times over are one operation each. A process is bounded in time and memory whatever it
 does. It is started with the first conversation, takes some 60 ms for that, is kept for the next ones, and ends with
 this one.
+
+The limit of time (`SECONDS`, and `WAIT` with the start of the process) holds on every system. The limit of memory
+(`MEMORY`) holds on Linux alone: macOS and Windows have no limit of a process's address space, so there a template is
+bounded by its time only.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ class TemplateLimitError(TemplateError):
 
 
 class Renderer:
-    """One process, and the way to ask it. Threads wait for each other."""
+    """One template process and the exchange with it. Threads wait for each other."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -132,5 +136,5 @@ def _ended(code: int) -> str:
 
 renderer = Renderer()
 atexit.register(renderer.close)
-if hasattr(os, "register_at_fork"):  # two processes must not ask one, and another thread may have held the lock
+if hasattr(os, "register_at_fork"):  # two processes must not share one, and another thread may have held the lock
     os.register_at_fork(after_in_child=renderer.__init__)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The text of tokens as they come: whole characters only, and nothing that may turn out to end it."""
+"""The text of tokens as they come: whole characters only, and nothing that may become a stop string."""
 
 from __future__ import annotations
 

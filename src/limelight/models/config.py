@@ -1,4 +1,4 @@
-"""What a model is made of, before it is made."""
+"""The configuration of a model: sizes, and recipes of its parts."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def recipe(make: Callable[..., nn.Module], **settings: Any) -> Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """A Transformer in numbers and recipes; no published name beyond that of its ``family``.
+    """A Transformer as sizes and recipes of modules; no published name beyond that of its ``family``.
 
     Args:
         family: name of the family, a key of `limelight.models.families.FAMILIES`.
         vocabulary: number of tokens.
-        width: numbers per token.
+        width: features per token (``d_model``).
         layers: number of layers.
         limit: the most tokens a text may have; ``None`` for positions without an end.
         query_heads: ``Hq`` of every layer.
@@ -76,8 +76,8 @@ class Config:
         final_norm: made with ``(width)``, the norm after the last layer; ``None`` for none.
         scores: made with ``(query_heads)``, makes a score rule that all layers share; ``None`` for none.
         cross: attention to an encoder in each layer, made like ``attention``; ``None`` for none.
-        encoder: what a model with an encoder reads its source with; ``None`` for other models.
-        one_table: whether the encoder has the vectors of tokens that the decoder has.
+        encoder: configuration of the encoder; ``None`` for models without one.
+        one_table: whether encoder and decoder share one token embedding.
         last_residual: what the feed-forward step is made with in place of ``residual``; ``None`` for the same.
     """
 
@@ -110,13 +110,14 @@ class Config:
 
     @property
     def cached_limit(self) -> int | None:
-        """The most tokens of a text that a cache can hold: `limit`, or fewer where longer texts turn earlier keys anew
-        (`limelight.nn.DynamicNTK`).
+        """The most tokens of a text that a cache can hold.
+
+        It is `limit`, or less where longer texts change the rotation of cached keys (`limelight.nn.DynamicNTK`).
         """
-        turned = [attention.setting("rotary", None) for attention in self.attentions]
+        rotations = [attention.setting("rotary", None) for attention in self.attentions]
         ends = [
             rotary.scaling.length_dependent_from
-            for rotary in turned
+            for rotary in rotations
             if rotary is not None and rotary.scaling is not None
         ]
         return min((end for end in [self.limit, *ends] if end is not None), default=None)
@@ -136,6 +137,6 @@ class Config:
             raise wrong(
                 "attention",
                 "must be one recipe, or one for each layer",
-                f"{len(self.attention)} stand against {self.layers} layers",
+                f"there are {len(self.attention)} recipes and {self.layers} layers",
                 "Layers that are alike take one recipe.",
             )

@@ -1,4 +1,4 @@
-"""What a model costs, step by step, from its description alone: operations, bytes, and memory.
+"""The cost of a model, step by step, from its configuration alone: operations, bytes, and memory.
 
 With ``N`` tokens, width ``d``, ``H`` query heads of width ``D`` and ``P`` pairs of a query and a key that it sees
 (``N (N + 1) / 2`` of a causal text)::
@@ -52,7 +52,7 @@ class StepCost:
     Args:
         name: a key of `GROWTH`.
         flop: operations.
-        bytes: that are read and written.
+        bytes: bytes that are read and written.
     """
 
     name: str
@@ -71,16 +71,16 @@ class StepCost:
 
 @dataclass
 class Cost:
-    """What one forward pass costs.
+    """The cost of one forward pass.
 
     Args:
-        length, batch, itemsize: tokens of each text (of a source too), texts, bytes of a number.
+        length, batch, itemsize: tokens of each text (of a source too), texts, bytes of an element.
         parts: the kinds of steps, in the order in which they happen.
-        parameters: numbers that are learned, each counted once.
+        parameters: number of parameters, shared ones counted once.
         pairs: (query, key) pairs that are seen, over all layers and query heads.
-        score_numbers: numbers of the largest layer's score matrix.
+        score_numbers: elements of the largest layer's score matrix.
         all_score_numbers: of all layers' score matrices.
-        cache_numbers: numbers of keys and values that writing on needs, by the kind of heads: ``"MHA"`` (every query
+        cache_numbers: elements of the key and value cache, by the kind of heads: ``"MHA"`` (every query
             head has its own), ``"GQA"`` (four share one; three or two where four do not divide the heads), ``"MQA"``
             (all share one), and ``"here"``.
     """
@@ -105,12 +105,12 @@ class Cost:
 
     @property
     def flop(self) -> int:
-        """Of all parts."""
+        """The operations of all parts together."""
         return sum(part.flop for part in self.parts)
 
     @property
     def bytes(self) -> int:
-        """Of all parts."""
+        """The bytes that all parts read and write."""
         return sum(part.bytes for part in self.parts)
 
     def memory(self) -> dict[str, int]:
@@ -121,7 +121,7 @@ class Cost:
         return {name: self.itemsize * count for name, count in numbers.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """The same in JSON's values."""
+        """All counts as plain values that JSON holds, with the sums and the memory."""
         return {**dataclasses.asdict(self), "flop": self.flop, "bytes": self.bytes, "memory": self.memory()}
 
 
@@ -135,7 +135,7 @@ def cost(network: Stack, length: int, *, batch: int = 1, itemsize: int = 4) -> C
         network: any of our models that reads tokens; on the meta device it takes no memory.
         length: tokens of each text; in a model with an encoder, of the source and of what is written.
         batch: texts.
-        itemsize: bytes of a number.
+        itemsize: bytes of an element.
 
     Raises:
         ArgumentError: a length that the model does not have, a model that reads something else than tokens.

@@ -1,4 +1,4 @@
-"""An encoder reads a source, and a decoder that looks at it writes (Vaswani et al. 2017, arXiv:1706.03762)."""
+"""Encoder-decoders: a decoder with cross-attention to an encoded source (Vaswani et al. 2017, arXiv:1706.03762)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .stack import Encoded, Output, Stack
 
 
 class EncoderDecoder(Stack):
-    """A decoder whose layers also look at what an encoder made of a source.
+    """A decoder whose layers have cross-attention to the hidden states of an encoder.
 
     Args:
         config: that of the decoder, with the ``encoder``'s inside.
@@ -35,12 +35,12 @@ class EncoderDecoder(Stack):
         return tuple(f"layers.{number}.cross" for number in range(self.config.layers))
 
     def encode(self, source: Tensor, *, layout: Layout | None = None, hidden: bool = False) -> Encoded:
-        """Read a source.
+        """Run the encoder on a source; the result serves every step of the decoder.
 
         Args:
             source: ``(B, Lk)`` token ids, or what else the encoder reads.
             layout: which tokens of it exist.
-            hidden: keep the vectors after every layer.
+            hidden: keep the hidden states after every layer.
         """
         read = self.encoder(source, layout=layout, hidden=hidden)
         return Encoded(read.states, layout, read.hidden)
@@ -66,13 +66,16 @@ class EncoderDecoder(Stack):
 
         Args:
             tokens: ``(B, L)`` token ids of what is being written, the start token included.
-            source: what the encoder reads, or what it made of it (`encode`): the same for every step of writing.
+            source: what the encoder reads, or its result (`encode`), which serves every step of generation.
             source_layout: which tokens of a source exist that is not read yet.
-            layout: the same for ``tokens``.
-            hidden, logits, cache: see `Stack.forward`; ``cache`` keeps the keys and values of the source too.
+            layout: which of the ``tokens`` exist, in which document.
+            hidden: keep and return the hidden states after every layer.
+            logits: whether to compute the logits.
+            cache: the tokens before these; it keeps the keys and values of the source too.
 
         Raises:
-            ArgumentError: as in `Stack.forward`; rows or layouts of source and tokens that do not fit together.
+            ArgumentError: tokens of a wrong shape, a text longer than the model's positions; rows or layouts of source
+                and tokens that do not fit together.
         """
         if not isinstance(source, Encoded):
             source = self.encode(source, layout=source_layout, hidden=hidden)
@@ -82,7 +85,7 @@ class EncoderDecoder(Stack):
             raise wrong(
                 "source",
                 "must have a row for each row of `tokens`",
-                f"{len(source.states)} stand against {len(tokens)}",
+                f"`source` has {len(source.states)} rows, `tokens` {len(tokens)}",
                 "Repeat the rows of one or the other.",
             )
         cross = ForwardContext(
@@ -101,7 +104,7 @@ def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
             raise wrong(
                 "layout",
                 "must be Packed for source and tokens, or for neither",
-                f"{type(source.layout).__name__} stands against {type(layout).__name__}",
+                f"that of the source is {type(source.layout).__name__}, that of the tokens {type(layout).__name__}",
                 "Every document needs its source.",
             )
         return Packed(layout.query_lengths, source.layout.query_lengths)

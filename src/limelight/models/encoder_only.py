@@ -6,7 +6,7 @@ from .stack import Stack
 
 
 class EncoderOnly(Stack):
-    """Embedding, layers, and for some a head that guesses hidden tokens.
+    """Embedding, layers, and for some a head (masked language model, classification).
 
     >>> import torch, limelight
     >>> bert = limelight.load("minilm").network  # doctest: +SKIP

@@ -1,11 +1,10 @@
-"""A model from scratch: the shape of a published family, in sizes of one's own, with first weights."""
+"""A new model of a published family, of any size, with initialised weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ..nn import FanIn, Normal, Xavier
 from ..tensors.shapes import wrong
 from .families import FAMILIES, Published
 from .families.published import RecordingDict
@@ -23,8 +22,7 @@ def new(family: str, **sizes: Any) -> Stack:
 
     Args:
         family: a ``model_type`` of the hub, a key of `limelight.models.families.FAMILIES`: "llama", "bert", "t5", ...
-        sizes: what the ``config.json`` of such a model says, by the same names; what has a published default may be
-            left out.
+        sizes: fields of the ``config.json`` of such a model; those with a published default may be left out.
 
     Returns:
         The model, a `torch.nn.Module` in training mode. Weights are drawn from torch's generator (`torch.manual_seed`).
@@ -41,10 +39,5 @@ def new(family: str, **sizes: Any) -> Stack:
         known, got = ", ".join(sorted(values.read - {"model_type"})), f"it has {', '.join(unknown)}"
         raise wrong("sizes", f"may have the keys {known} in the family {family}", got, "Correct them.")
     network = FAMILIES[family].shape(config)
-    if family == "t5":
-        FanIn(config.width)(network)
-    elif family in ("marian", "bart"):
-        Xavier()(network)
-    else:
-        Normal(layers=config.layers if family == "gpt2" else None)(network)
+    FAMILIES[family].initialisation(config)(network)
     return network

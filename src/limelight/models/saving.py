@@ -67,7 +67,7 @@ class Saved(Protocol):
 
 
 class _Piece(NamedTuple):
-    """One tensor to be written: its published name, the change of its values, and our tensors that it is made of."""
+    """One tensor to be written: its published name, the change of its values, and our tensors that it consists of."""
 
     key: str
     change: Change

@@ -1,4 +1,4 @@
-"""Sound in: a recording as numbers, and its spectrum as Whisper hears it."""
+"""Sound as input: the samples of a recording, and the log-mel spectrum that Whisper reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..tensors.shapes import describe, whole_number, wrong
 
 RATE = 16_000  # samples per second
 FRAME, STEP = 400, 160  # samples: 25 ms, every 10 ms
-LOUDNESS = 8.0  # powers of ten below the loudest that are still heard
+LOUDNESS = 8.0  # powers of ten below the loudest that are kept
 
 
 def recording(path: str | os.PathLike[str]) -> Tensor:
@@ -53,8 +53,8 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
 
     Args:
         samples: 16,000 a second, between -1 and 1.
-        bands: how many.
-        seconds: length that every sound is padded to with silence; ``None`` leaves it. Whisper hears 30 seconds.
+        bands: number of mel bands.
+        seconds: length that every sound is padded to with silence; ``None`` leaves it. Whisper reads 30 seconds.
 
     Raises:
         ArgumentError: samples of another shape, or longer than ``seconds``.
@@ -66,16 +66,16 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
         wanted = whole_number("seconds", seconds, at_least=1) * RATE
         if samples.shape[1] > wanted:
             rule, got = f"must be no longer than {seconds} seconds", f"it is {samples.shape[1] / RATE:.2f} seconds long"
-            way_out = f"Hear it in parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
+            way_out = f"Cut it into parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
             raise wrong("samples", rule, got, way_out)
         samples = torch.nn.functional.pad(samples, (0, wanted - samples.shape[1]))
     samples = samples.to(torch.promote_types(samples.dtype, torch.float32))
     window = torch.hann_window(FRAME, dtype=samples.dtype, device=samples.device)
     waves = torch.stft(samples, FRAME, STEP, window=window, return_complex=True)[..., :-1]  # (B, FRAME / 2 + 1, frames)
     power = _bands(bands).to(samples) @ waves.abs().square()
-    heard = power.clamp(min=1e-10).log10()
-    heard = torch.maximum(heard, heard.amax((1, 2), keepdim=True) - LOUDNESS)
-    return (heard + 4) / 4
+    levels = power.clamp(min=1e-10).log10()
+    levels = torch.maximum(levels, levels.amax((1, 2), keepdim=True) - LOUDNESS)
+    return (levels + 4) / 4
 
 
 @lru_cache(maxsize=8)

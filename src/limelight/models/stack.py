@@ -1,4 +1,4 @@
-"""What the shapes of models share: an embedding, a stack of layers, a position for every token."""
+"""The base of all models: an embedding, a stack of layers, and a head."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ class Encoded(NamedTuple):
 class Output(NamedTuple):
     """What a model returns.
 
-    ``states`` are the last vectors ``(B, L, width)``. ``hidden``, on request, holds the embedding and the vectors after
-    each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
-    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or when they were not wanted.
-    Vectors of tokens that do not exist mean nothing. ``encoded`` is what the encoder made of the source, in a model
-    that has one.
+    ``states`` are the last hidden states ``(B, L, width)``. ``hidden``, on request, holds the embedding and the states
+    after each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
+    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or if not requested.
+    States at padding positions are undefined. ``encoded`` is the encoded source, in a model with an encoder.
     """
 
     states: Tensor
@@ -87,7 +86,7 @@ class Stack(nn.Module):
             tokens: ``(B, L)`` token ids, or what else the embedding reads (`limelight.nn.FrontEnd`).
             layout: which of them exist, in which document (`limelight.forms.layouts`); ``None``: one whole text a row.
             segments: ``(B, L)`` segment of each token, for models that have segments; ``None`` for 0.
-            hidden: keep and return the vectors after every layer.
+            hidden: keep and return the hidden states after every layer.
             logits: whether to compute them; for 8,000 tokens of a 50,000-word vocabulary they take 1.6 GB. `head_on`
                 computes them for chosen vectors.
             cache: what was read before; ``tokens`` are the next ones, and are added to it.
@@ -128,7 +127,10 @@ class Stack(nn.Module):
         """The logits ``(..., vocabulary)`` of chosen last vectors ``(..., width)``."""
         if self.head is None:
             raise wrong(
-                "states", "can only become logits in a model with an output head", "this one has none", "See `hidden`."
+                "states",
+                "can only become logits in a model with an output head",
+                "this one has none",
+                "Use the hidden states.",
             )
         table = getattr(getattr(self.embedding, "tokens", None), "weight", None)
         return self.head(states, table)  # type: ignore[no-any-return]
@@ -187,7 +189,7 @@ class Stack(nn.Module):
 
 
 def _check_together(query: Tensor, key: Tensor) -> None:
-    """A token asks and is asked at one and the same position."""
+    """Check that each token has one position, as a query and as a key."""
     query, key = torch.broadcast_tensors(query, key)  # type: ignore[no-untyped-call]
     apart = (query != key).nonzero()
     if len(apart):

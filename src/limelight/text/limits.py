@@ -1,4 +1,4 @@
-"""Bounds on what a tokenizer's file may have done to a text.
+"""Limits on how much a tokenizer's file may lengthen a text.
 
 A ``tokenizer.json`` is a small program: a replacement of one letter by a thousand, or thirty by two in a row, takes all
 memory inside of a library that nothing interrupts. Each of its steps has a bound on the characters that it makes of
@@ -20,10 +20,10 @@ from tokenizers import normalizers
 
 from ..tensors.shapes import wrong
 
-MOST = 2**19  # characters that may come of any text unseen; some steps take two microseconds for each
+MOST = 2**19  # characters that are allowed without trying the steps; some take two microseconds for each
 STEPS = 100  # of a kind; published tokenizers have about ten
 GROWTH = 10**5  # times as many characters as a text has, at most, for a normalizer
-MODEST = 64  # the same for the other steps, in which no known tokenizer makes more than three of one
+MODEST = 64  # times as many for the other steps; published tokenizers make at most three of one
 SPECIAL_TOKENS = 1000  # around a text
 LONGEST_WORD = 10_000  # characters that WordPiece looks for tokens in; published ones have 100
 LONGEST_AFFIX = 64  # characters of "##" and the like

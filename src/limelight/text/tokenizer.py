@@ -147,7 +147,7 @@ class Tokens:
         return len(self.texts)
 
     def to(self, device: torch.device | str) -> Tokens:
-        """The same on another device."""
+        """The batch with its ids on another device."""
         return Tokens(self.texts, self.ids.to(device), self.layout)
 
 
@@ -168,7 +168,7 @@ class Tokenizer:
             whole, and a model that cannot take it says so.
         chat_template: the text of the template for conversations, if the checkpoint has one, or several by their names,
             of which the one called ``"default"`` is taken. It is rendered in a process of its own, within limits
-            (`limelight.generation.templates`).
+            of time and, on Linux, of memory (`limelight.generation.templates`).
         special_tokens: special tokens by the names that templates give them (``{"eos_token": "</s>"}``), as
             ``tokenizer_config.json`` has them; ``None`` where there is no such file.
     """
@@ -307,7 +307,15 @@ class Tokenizer:
         return self.batch([self.read(text) for text in ([texts] if isinstance(texts, str) else texts)], side=side)
 
     def batch(self, texts: Sequence[Text], *, side: str = "right") -> Tokens:
-        """Lay out texts that were read; see `__call__`."""
+        """Lay out texts that were read as one batch of token ids.
+
+        Args:
+            texts: what `read` returned.
+            side: where shorter texts are padded, ``"right"`` or ``"left"``.
+
+        Raises:
+            ArgumentError: another side.
+        """
         if side not in ("right", "left"):
             raise wrong("side", 'must be "right" or "left"', f"it is {side!r}", "It names where the padding stands.")
         read = tuple(texts)
@@ -322,7 +330,7 @@ class Tokenizer:
         return Tokens(read, ids, Padded(counted, side=side) if padded else None)
 
     def write(self, ids: Sequence[int] | Tensor, *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, without the special tokens among them unless they are asked for."""
+        """The text of token ids, by default without the special tokens among them."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         with _told("ids", "be token ids that the tokenizer of this model can write"):
             return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)

@@ -9,7 +9,7 @@ from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ACTIVATIONS, ClassHead, MaskedHead
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
-from .bert import encoder, norm_rules, shared_fields, table_rules
+from .bert import encoder, masked_head_rules, norm_rules, shared_fields
 from .family import Family
 from .published import Published, class_suffix
 
@@ -31,7 +31,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published ALBERT says of our configuration."""
+    """The published fields of our configuration of an ALBERT."""
     return {
         "architectures": [f"Albert{class_suffix(config.head)}"],
         "embedding_size": config.embedding["inner"],
@@ -42,7 +42,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     embeddings, layer = "albert.embeddings", "albert.encoder.albert_layer_groups.0.albert_layers.0"
     attention, feed_forward = "layers.0.attention", "layers.0.feed_forward"
     return KeyRules(
@@ -60,9 +60,9 @@ def rules(config: Config) -> KeyRules:
         KeyRule(f"{layer}.ffn_output.{{p}}", f"{feed_forward}.inner.down.{{p}}"),
         *norm_rules(f"{layer}.full_layer_layer_norm", f"{feed_forward}.norm"),
         *_head_rules(config),
-        Unused("predictions.{any}", "guesses hidden words"),
+        Unused("predictions.{any}", "the masked-language-model head"),
         Unused("albert.pooler.{p}", "a summary of the first token, trained for another task"),
-        Unused("sop_classifier.{any}", "guesses which of two sentences came first"),
+        Unused("sop_classifier.{any}", "the sentence-order head"),
         Unused("classifier.{p}", "the head of one task"),
         Unused(f"{embeddings}.position_ids", "the numbers 0, 1, 2, ..."),
         prefix="albert.",
@@ -78,7 +78,7 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     return (
         KeyRule("predictions.dense.{p}", "head.linear.{p}"),
         *norm_rules("predictions.LayerNorm", "head.norm"),
-        *table_rules(config, "predictions.decoder", "predictions.bias"),
+        *masked_head_rules(config, "predictions.decoder", "predictions.bias"),
     )
 
 

@@ -9,12 +9,22 @@ from torch import Tensor, nn
 
 from ...formats.rules import KeyRule, KeyRules, SingleRow, Unused
 from ...forms.patterns import Causal
-from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding, TiedHead
+from ...nn import (
+    ACTIVATIONS,
+    FeedForward,
+    LearnedPositions,
+    MultiHead,
+    PostNorm,
+    SummedEmbedding,
+    TiedHead,
+    UntiedHead,
+    Xavier,
+)
 from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
-from .heads import bias_name, head_rule
+from .heads import bias_name, table_rules, tables_tied
 from .published import Published
 
 NORM = recipe(nn.LayerNorm, eps=1e-5)  # of every norm of BART, Marian and Whisper; their configurations do not state it
@@ -23,14 +33,13 @@ OFFSET = 2  # rows of the table of positions before that of position 0
 
 def configure(published: Published) -> Config:
     """Our configuration of a published BART."""
-    published.one_of("tie_word_embeddings", (True,), True)
     limit = published.whole("max_position_embeddings", 1024)
     positions = recipe(LearnedPositions, count=limit, offset=OFFSET)
     embedding = text_embedding(published, positions, NORM)
     common: dict[str, Any] = {"family": "bart", "limit": limit, "embedding": embedding}
     common |= {"vocabulary": published.whole("vocab_size")}
     encoder = half(published, "encoder", recipe(PostNorm, dropout=dropout(published)), **common)
-    more: dict[str, Any] = {"encoder": encoder, "one_table": True, "head": head(published)}
+    more: dict[str, Any] = {"encoder": encoder, "one_table": tied(published), "head": head(published)}
     return half(published, "decoder", encoder.residual, **common, **more)
 
 
@@ -39,14 +48,20 @@ def dropout(published: Published, usual: float = 0.1) -> float:
     return published.probability("dropout", usual)
 
 
+def tied(published: Published) -> bool:
+    """Whether encoder, decoder and head have one table of token embeddings."""
+    return published.flag("tie_word_embeddings", True)
+
+
 def head(published: Published) -> Recipe | None:
-    """The embedding read backwards, with an offset."""
+    """The head of a model that writes, with a bias for every token."""
     task = published.task("ConditionalGeneration")
-    return recipe(TiedHead, bias=True) if task == "ConditionalGeneration" else None
+    make = TiedHead if tied(published) else UntiedHead
+    return recipe(make, bias=True) if task == "ConditionalGeneration" else None
 
 
 def text_embedding(published: Published, positions: Recipe, norm: Recipe | None, usual: float = 0.1) -> Recipe:
-    """Tokens and positions."""
+    """The embedding of a text: tokens and positions, scaled where the file says so."""
     scale = published.whole("d_model") ** 0.5 if published.flag("scale_embedding", False) else 1.0
     return recipe(SummedEmbedding, positions=positions, norm=norm, scale=scale, dropout=dropout(published, usual))
 
@@ -98,13 +113,13 @@ def half(
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published BART says of our configuration."""
+    """The published fields of our configuration of a BART."""
     name = "BartModel" if config.head is None else "BartForConditionalGeneration"
     return {
         "architectures": [name],
         "vocab_size": config.vocabulary,
         "max_position_embeddings": config.limit,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tables_tied(config),
         **shared_fields(config),
     }
 
@@ -128,9 +143,16 @@ def shared_fields(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
-        *shared_table_rules(config),
+        *table_rules(
+            config,
+            encoder="model.encoder.embed_tokens.weight",
+            decoder="model.decoder.embed_tokens.weight",
+            shared="model.shared.weight",
+            head="lm_head.weight",
+            writes_shared=tables_tied(config),
+        ),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         *(
@@ -144,16 +166,6 @@ def rules(config: Config) -> KeyRules:
         head_bias(config),
         prefix="model.",
         bare=config.head is None,
-    )
-
-
-def shared_table_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
-    """One table of vectors for encoder, decoder and head."""
-    return (
-        KeyRule("model.shared.weight", "embedding.tokens.weight"),
-        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        KeyRule("model.encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        head_rule(config, "lm_head.weight"),
     )
 
 
@@ -186,4 +198,4 @@ def half_rules(side: str, ours: str) -> tuple[KeyRule, ...]:
     )
 
 
-BART = Family("bart", EncoderDecoder, configure, publish, rules)
+BART = Family("bart", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())

@@ -20,7 +20,7 @@ from ...nn import (
 from ..config import Config, Recipe, recipe
 from ..encoder_only import EncoderOnly
 from .family import Family
-from .heads import head_rule
+from .heads import head_rule, is_tied
 from .published import Published, class_suffix, labels
 
 
@@ -42,8 +42,8 @@ def encoder(
 
     Args:
         published: the published configuration.
-        family: its family.
-        activation: that of the head which guesses hidden words.
+        family: name of the family.
+        activation: that of the masked-language-model head.
         offset: rows of the table of positions before that of position 0.
         inner: width of the embedding, ``None`` for that of the model.
         shared: whether all layers have one set of parameters.
@@ -89,15 +89,15 @@ def head(published: Published, activation: str, epsilon: float, *, class_activat
     """The head of an encoder, after the class that its file names; the body alone for tasks that are not built here."""
     match published.task():
         case "MaskedLM" | "PreTraining":
-            published.one_of("tie_word_embeddings", (True,), True)
-            return recipe(MaskedHead, activation=activation, epsilon=epsilon)
+            own = {} if published.flag("tie_word_embeddings", True) else {"own": True}
+            return recipe(MaskedHead, activation=activation, epsilon=epsilon, **own)
         case "SequenceClassification":
             return recipe(ClassHead, labels=published.labels(), activation=class_activation)
     return None
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published BERT says of our configuration."""
+    """The published fields of our configuration of a BERT."""
     return {"architectures": [f"Bert{class_suffix(config.head)}"], **shared_fields(config)}
 
 
@@ -116,18 +116,19 @@ def shared_fields(config: Config) -> dict[str, Any]:
         "max_position_embeddings": positions["count"] + positions["offset"],
         "type_vocab_size": config.embedding["segments"],
         "layer_norm_eps": config.norm["eps"],
+        "tie_word_embeddings": is_tied(config.head) or config.head is None or config.head.make is not MaskedHead,
         **labels(config.head),
     }
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         *body_rules("bert"),
         *_head_rules(config),
-        Unused("cls.predictions.{any}", "guesses hidden words"),
+        Unused("cls.predictions.{any}", "the masked-language-model head"),
         Unused("bert.pooler.dense.{p}", "a summary of the first token, trained for another task"),
-        Unused("cls.seq_relationship.{p}", "guesses whether two sentences follow each other"),
+        Unused("cls.seq_relationship.{p}", "the next-sentence head"),
         Unused("classifier.{any}", "the head of one task"),
         prefix="bert.",
         bare=config.head is None,
@@ -163,17 +164,17 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     return (
         KeyRule("cls.predictions.transform.dense.{p}", "head.linear.{p}"),
         *norm_rules("cls.predictions.transform.LayerNorm", "head.norm"),
-        *table_rules(config, "cls.predictions.decoder", "cls.predictions.bias"),
+        *masked_head_rules(config, "cls.predictions.decoder", "cls.predictions.bias"),
     )
 
 
-def table_rules(config: Config, table: str, bias: str) -> tuple[KeyRule | Unused, ...]:
-    """The matrix of a head that guesses hidden words, and its bias, which files also call the bias of the matrix."""
-    return (
-        head_rule(config, f"{table}.weight"),
-        KeyRule(bias, "head.bias"),
-        KeyRule(f"{table}.bias", "head.bias", again=True),
-    )
+def masked_head_rules(config: Config, table: str, bias: str) -> tuple[KeyRule | Unused, ...]:
+    """The matrix of a masked-language-model head, and its bias.
+
+    Files hold the bias beside the matrix, or as that of the matrix, or both, of which the latter is used.
+    """
+    biases = [KeyRule(bias, "head.bias", spare=True), KeyRule(f"{table}.bias", "head.bias")]
+    return (head_rule(config, f"{table}.weight"), *(biases if is_tied(config.head) else reversed(biases)))
 
 
 def norm_rules(published: str, ours: str) -> tuple[KeyRule, ...]:

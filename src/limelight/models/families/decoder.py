@@ -29,10 +29,10 @@ def decoder(
 
     Args:
         published: the published configuration.
-        family: its family.
-        patterns: what each layer sees; all of them ``Causal()`` by default.
+        family: name of the family.
+        patterns: the pattern of each layer, or one for all; ``Causal()`` by default.
         activation: that of the feed-forward step, where the file has no ``hidden_act``.
-        feed_forward_bias: whether the feed-forward matrices carry an offset.
+        feed_forward_bias: whether the feed-forward projections have a bias.
         tied: whether the head is the embedding, unless the file says otherwise.
         partial_rotary: whether the file may rotate the first features of each head alone.
         attention: further settings of `limelight.nn.MultiHead`.

@@ -7,15 +7,24 @@ from typing import Any
 from torch import nn
 
 from ...formats.rules import KeyRule, KeyRules, Unused
-from ...nn import ACTIVATIONS, ClassHead, FeedForward, LearnedPositions, MultiHead, PostNorm, SummedEmbedding
+from ...nn import (
+    ACTIVATIONS,
+    ClassHead,
+    FeedForward,
+    LearnedPositions,
+    MaskedHead,
+    MultiHead,
+    PostNorm,
+    SummedEmbedding,
+)
 from ..config import Config, recipe
 from ..encoder_only import EncoderOnly
 from .bert import head, norm_rules
 from .family import Family
-from .heads import head_rule
+from .heads import head_rule, is_tied
 from .published import Published, class_suffix, labels
 
-EPSILON = 1e-12  # of every norm; the published configuration does not speak of it
+EPSILON = 1e-12  # of every norm; the published configuration does not state it
 
 
 def configure(published: Published) -> Config:
@@ -43,7 +52,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published DistilBERT says of our configuration."""
+    """The published fields of our configuration of a DistilBERT."""
     return {
         "architectures": [f"DistilBert{class_suffix(config.head)}"],
         "vocab_size": config.vocabulary,
@@ -55,12 +64,13 @@ def publish(config: Config) -> dict[str, Any]:
         "dropout": config.residual["dropout"],
         "attention_dropout": config.attentions[0]["dropout"],
         "max_position_embeddings": config.limit,
+        "tie_word_embeddings": is_tied(config.head) or config.head is None or config.head.make is not MaskedHead,
         **labels(config.head),
     }
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention = "distilbert.transformer.layer.{n}", "layers.{n}.attention.inner"
     return KeyRules(
         KeyRule("distilbert.embeddings.word_embeddings.weight", "embedding.tokens.weight"),
@@ -75,7 +85,7 @@ def rules(config: Config) -> KeyRules:
         KeyRule(f"{layer}.ffn.lin2.{{p}}", "layers.{n}.feed_forward.inner.down.{p}"),
         KeyRule(f"{layer}.output_layer_norm.{{p}}", "layers.{n}.feed_forward.norm.{p}"),
         *_head_rules(config),
-        Unused("vocab_{any}", "guesses hidden words"),
+        Unused("vocab_{any}", "the masked-language-model head"),
         Unused("pre_classifier.{p}", "the head of one task"),
         Unused("classifier.{p}", "the head of one task"),
         Unused("distilbert.embeddings.position_ids", "the numbers 0, 1, 2, ..."),

@@ -1,4 +1,4 @@
-"""What a family of published models is: data."""
+"""A family of published models, as data."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ...formats.ctranslate2_files import CTranslate2File
 from ...formats.gguf_files import GGUFFile
 from ...formats.marian_files import MarianFile
 from ...formats.rules import KeyRules
+from ...nn import Normal
 from ...text import Tokenizer
 from ..config import Config
 from ..stack import Stack
@@ -25,7 +28,7 @@ class GGUFNames:
         embedding: the tensor that holds the token embedding; its rows are the vocabulary.
         own_head: the tensor that is there when the output head is not tied to the embedding.
         rules: key rules from GGUF's tensors to ours.
-        scaling: what a published configuration says under ``rope_scaling``.
+        scaling: the published ``rope_scaling`` of a file.
         check: refuses a file whose other fields say that it is not the model of a configuration.
     """
 
@@ -69,18 +72,19 @@ class MarianNames:
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """A family of published models: how configurations and checkpoints are read and written.
 
     Args:
         name: its ``model_type`` in a published configuration and its ``general.architecture`` in GGUF.
-        shape: `limelight.models.EncoderOnly` or `limelight.models.DecoderOnly`.
+        shape: `limelight.models.EncoderOnly`, `DecoderOnly` or `EncoderDecoder`.
         configure: from the published configuration to ours.
-        publish: and back: what a published configuration says of one of ours, ``model_type`` apart.
-        rules: from the published keys to ours.
-        gguf: the same for GGUF, or ``None`` where GGUF has no such models.
-        ctranslate2: the same for CTranslate2.
-        marian: the same for Marian's own files.
+        publish: the published fields of one of our configurations, ``model_type`` apart: the inverse of ``configure``.
+        rules: key rules between published checkpoints and our modules.
+        gguf: names in GGUF files; ``None`` where the family is not read from GGUF.
+        ctranslate2: names in CTranslate2 files, or ``None``.
+        marian: configuration and rules of Marian's own files, or ``None``.
         float32_in_float16: ends of the names of parameters that are float32 in a model loaded in float16.
+        initialisation: draws the first weights of a model of a configuration, as published.
     """
 
     name: str
@@ -92,3 +96,4 @@ class Family:
     ctranslate2: CTranslate2Names | None = None
     marian: MarianNames | None = None
     float32_in_float16: tuple[str, ...] = ()
+    initialisation: Callable[[Config], Callable[[nn.Module], None]] = lambda config: Normal()

@@ -21,7 +21,7 @@ def configure(published: Published) -> Config:
     """Our configuration of a published Gemma 2."""
     published = published.with_defaults(head_dim=256, num_key_value_heads=4, max_position_embeddings=8192)
     published.one_of("use_bidirectional_attention", (None, False), None)
-    layers, offset = published.layers("num_hidden_layers"), published.flag("attention_bias", False)
+    layers, bias = published.layers("num_hidden_layers"), published.flag("attention_bias", False)
     narrow = layer_windows(published, layers, [number % 2 == 0 for number in range(layers)])
     limit = published.number_or_none("attn_logit_softcapping", 50.0)
     config = decoder(
@@ -32,8 +32,8 @@ def configure(published: Published) -> Config:
         tied=True,
         scores=() if limit is None else (SoftCap(limit),),
         scale=published.whole("query_pre_attn_scalar", 256) ** -0.5,
-        bias=offset,
-        output_bias=offset,
+        bias=bias,
+        output_bias=bias,
     )
     norm = recipe(RMSNorm, **dict(config.norm.settings), offset=1.0)
     return replace(
@@ -51,10 +51,10 @@ def _capped(head: Recipe | None, cap: float | None) -> Recipe | None:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Gemma 2 says of our configuration."""
+    """The published fields of our configuration of a Gemma 2."""
     attention = config.attentions[0]
     own, kinds = shared_fields(config), layer_kinds(config)
-    if kinds["sliding_window"] is None:  # no layer has one, and transformers wants a number all the same
+    if kinds["sliding_window"] is None:  # no layer has one, and transformers needs a number all the same
         del kinds["sliding_window"]
     return {
         "architectures": [f"Gemma2{class_suffix(config.head)}"],
@@ -69,7 +69,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "model.layers.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     return KeyRules(
         *attention_rules(),

@@ -8,7 +8,7 @@ from torch import nn
 
 from ...formats.rules import KeyRule, KeyRules, Transposed, Unused
 from ...forms.patterns import Causal
-from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, PreNorm, SummedEmbedding
+from ...nn import ACTIVATIONS, FeedForward, LearnedPositions, MultiHead, Normal, PreNorm, SummedEmbedding
 from ..config import Config, recipe
 from ..decoder_only import DecoderOnly
 from .family import Family
@@ -62,7 +62,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published GPT-2 says of our configuration."""
+    """The published fields of our configuration of a GPT-2."""
     scales = [attention["scale"] for attention in config.attentions]
     return {
         "architectures": ["GPT2Model" if config.head is None else "GPT2LMHeadModel"],
@@ -84,7 +84,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "transformer.h.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     split = tuple(
         KeyRule(f"{layer}.attn.c_attn.{{p}}", f"{attention}.inner.{name}.{{p}}", Transposed(), (number, number + 1, 3))
@@ -108,4 +108,11 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-GPT2 = Family("gpt2", DecoderOnly, configure, publish, rules)
+GPT2 = Family(
+    "gpt2",
+    DecoderOnly,
+    configure,
+    publish,
+    rules,
+    initialisation=lambda config: Normal(layers=config.layers),
+)

@@ -21,14 +21,12 @@ from .rope import yarn_factor
 
 def configure(published: Published) -> Config:
     """Our configuration of a published Llama."""
-    offset = published.flag("attention_bias", False)
-    return decoder(
-        published, "llama", bias=offset, output_bias=offset, feed_forward_bias=published.flag("mlp_bias", False)
-    )
+    bias = published.flag("attention_bias", False)
+    return decoder(published, "llama", bias=bias, output_bias=bias, feed_forward_bias=published.flag("mlp_bias", False))
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Llama says of our configuration."""
+    """The published fields of our configuration of a Llama."""
     return {
         "architectures": [f"Llama{class_suffix(config.head)}"],
         "attention_bias": config.attentions[0]["bias"],
@@ -38,7 +36,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def gguf_rules(config: Config) -> KeyRules:
-    """GGUF's keys and ours."""
+    """Key rules between GGUF files and our modules."""
     layer, attention = "blk.{n}", "layers.{n}.attention.inner"
     return KeyRules(
         KeyRule("token_embd.weight", "embedding.tokens.weight"),
@@ -71,7 +69,7 @@ def gguf_check(file: GGUFFile, config: Config) -> None:
 
 
 def gguf_scaling(file: GGUFFile) -> dict[str, Any]:
-    """What a published configuration says under ``rope_scaling``."""
+    """The published ``rope_scaling``, from the fields of a GGUF file."""
     found = {name: file.fields.get(f"llama.rope.{key}") for key, name in GGUF_SCALING.items()}
     published = Published(file.path, found)
     kind = published.one_of("rope_type", ("none", "linear", "yarn"), "none")
@@ -109,7 +107,7 @@ def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
 
 GGUF_DIVISORS = "rope_freqs.weight"
 
-# What GGUF says of the rotation, and the published names of the same.
+# GGUF's fields of the rotation, and their published names.
 GGUF_SCALING = {
     "freq_base": "rope_theta",
     "scaling.type": "rope_type",

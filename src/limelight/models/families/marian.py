@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...formats.rules import KeyRule, KeyRules, Unused
-from ...nn import SSRU, PostNorm, Sinusoids, SplitHalves
+from ...formats.rules import KeyRules, Unused
+from ...nn import SSRU, PostNorm, Sinusoids, SplitHalves, Xavier
 from ...tensors.shapes import wrong
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import dropout, half, half_rules, head, head_bias, shared_fields, shared_table_rules, text_embedding
+from .bart import dropout, half, half_rules, head, head_bias, shared_fields, text_embedding, tied
 from .family import Family
-from .heads import head_rule
+from .heads import table_rules, tables_tied
 from .published import Published
 
 
 def configure(published: Published) -> Config:
     """Our configuration of a published Marian model."""
-    published.one_of("tie_word_embeddings", (True,), True)
     embedding = text_embedding(published, recipe(Sinusoids, pairing=SplitHalves()), None)
     common: dict[str, Any] = {
         "family": "marian",
@@ -32,14 +31,14 @@ def configure(published: Published) -> Config:
         encoder.residual,
         vocabulary=published.whole("decoder_vocab_size", vocabulary),
         encoder=encoder,
-        one_table=published.flag("share_encoder_decoder_embeddings", True),
+        one_table=published.flag("share_encoder_decoder_embeddings", True) and tied(published),
         head=head(published),
         **common,
     )
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Marian model says of our configuration."""
+    """The published fields of our configuration of a Marian model."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     if config.attentions[0].make is SSRU:
         raise wrong(
@@ -54,20 +53,23 @@ def publish(config: Config) -> dict[str, Any]:
         "decoder_vocab_size": config.vocabulary,
         "max_position_embeddings": config.limit,
         "share_encoder_decoder_embeddings": config.one_table,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tables_tied(config),
         **shared_fields(config),
     }
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
-    two_tables = (
-        KeyRule("model.encoder.embed_tokens.weight", "encoder.embedding.tokens.weight"),
-        KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
-        head_rule(config, "lm_head.weight"),
-    )
+    """Key rules between published checkpoints and our modules."""
+    encoder, decoder = (f"model.{side}.embed_tokens.weight" for side in ("encoder", "decoder"))
     return KeyRules(
-        *(shared_table_rules(config) if config.one_table else two_tables),
+        *table_rules(
+            config,
+            encoder=encoder,
+            decoder=decoder,
+            shared="model.shared.weight",
+            head="lm_head.weight",
+            writes_shared=config.one_table,
+        ),
         *half_rules("encoder", "encoder."),
         *half_rules("decoder", ""),
         Unused("model.encoder.embed_positions.weight", "waves that follow from the width"),
@@ -78,4 +80,4 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-MARIAN = Family("marian", EncoderDecoder, configure, publish, rules)
+MARIAN = Family("marian", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())

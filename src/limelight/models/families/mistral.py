@@ -21,7 +21,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Mistral says of our configuration."""
+    """The published fields of our configuration of a Mistral."""
     return {
         "architectures": [f"Mistral{class_suffix(config.head)}"],
         "sliding_window": window_length(config.attentions[0]["pattern"]),

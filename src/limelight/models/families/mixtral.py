@@ -48,7 +48,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Mixtral says of our configuration."""
+    """The published fields of our configuration of a Mixtral."""
     experts = config.feed_forward
     return {
         "architectures": [f"Mixtral{class_suffix(config.head)}"],
@@ -63,7 +63,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, feed_forward = "model.layers.{n}", "layers.{n}.feed_forward"
     experts = tuple(
         KeyRule(

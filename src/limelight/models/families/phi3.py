@@ -1,4 +1,8 @@
-"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama with fused projections, a sliding window and LongRoPE."""
+"""Phi-3 (Abdin et al. 2024, arXiv:2404.14219): Llama with fused projections, a sliding window and LongRoPE.
+
+LongRoPE changes the rotation of every token once a text exceeds its original length, so a cache, and with it
+generation, ends there (`Config.cached_limit`). Longer texts are read at once, without a cache.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Phi-3 says of our configuration."""
+    """The published fields of our configuration of a Phi-3."""
     fields = shared_fields(config)
     trained = fields["rope_parameters"].get("original_max_position_embeddings", config.limit)
     return {
@@ -48,7 +52,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, ours = "model.layers.{n}", "layers.{n}"
     return KeyRules(
         KeyRule("model.embed_tokens.weight", "embedding.tokens.weight"),
@@ -102,7 +106,7 @@ GGUF_FIELDS = {
 
 
 def gguf_rules(config: Config) -> KeyRules:
-    """GGUF's keys and ours."""
+    """Key rules between GGUF files and our modules."""
     layer, ours = "blk.{n}", "layers.{n}"
     return KeyRules(
         KeyRule("token_embd.weight", "embedding.tokens.weight"),

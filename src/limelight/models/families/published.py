@@ -1,4 +1,4 @@
-"""A published configuration, read with care."""
+"""A published configuration: values of a ``config.json``, checked as they are read."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ class Published:
 
     Args:
         path: the file, named in complaints.
-        values: what it says.
-        defaults: what is meant where it says nothing, before any other default.
-        tensors: the names of the tensors beside it; ``None`` where they are not known.
+        values: its keys and values.
+        defaults: values of keys that the file does not have, before any other default.
+        tensors: the names of the tensors beside it, or ``None``.
     """
 
     path: Path
@@ -62,11 +62,11 @@ class Published:
     tensors: Collection[str] | None = None
 
     def get(self, key: str) -> Any:
-        """The value as it stands, ``None`` where there is none."""
+        """The value as the file has it, ``None`` where there is none."""
         return self.values.get(key)
 
     def with_defaults(self, **defaults: Any) -> Published:
-        """The same file, read with other values where it says nothing."""
+        """The configuration, read with these ``defaults`` where the file says nothing."""
         return Published(self.path, self.values, {**self.defaults, **defaults}, self.tensors)
 
     def token(self, key: str, default: int) -> int:
@@ -86,7 +86,7 @@ class Published:
         return value  # type: ignore[no-any-return]
 
     def or_none(self, key: str, default: int | None = None) -> int | None:
-        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        """A whole number, ``None`` where the file says null, or ``default`` where it says nothing."""
         if self.values.get(key, default) is None:
             return None
         return self.whole(key, default)
@@ -124,7 +124,7 @@ class Published:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """A flag: true or false, or ``default``."""
         value = self._or(key, default)
         if not isinstance(value, bool):
             raise self.refused(key, "true or false")
@@ -154,13 +154,13 @@ class Published:
         return tuple(map(float, values))
 
     def number_or_none(self, key: str, default: float | None = None) -> float | None:
-        """The same, or ``None`` where the file says null; ``default`` where it says nothing."""
+        """A number above 0, ``None`` where the file says null, or ``default`` where it says nothing."""
         if self.values.get(key, default) is None:
             return None
         return self.number(key, default)
 
     def one_of(self, key: str, choices: Collection[Any], default: Any) -> Any:
-        """One of the ``choices``."""
+        """A value that is one of the ``choices``."""
         value = self._or(key, default)
         if not any(value == choice for choice in choices):
             raise self.refused(key, f"one of {', '.join(map(repr, choices))}")
@@ -174,9 +174,9 @@ class Published:
         classes = self._or("architectures", ())
         if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
             raise self.refused("architectures", "a list of names")
-        for ending, meant in ENDINGS.items():
+        for ending, task in ENDINGS.items():
             if classes and classes[0].endswith(ending):
-                return meant
+                return task
         return classes[0].partition("For")[2] if classes else default
 
     def labels(self) -> tuple[str, ...]:

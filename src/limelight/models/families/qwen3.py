@@ -16,14 +16,14 @@ from .published import Published, class_suffix
 
 def configure(published: Published) -> Config:
     """Our configuration of a published Qwen 3."""
-    offset = published.flag("attention_bias", False)
+    bias = published.flag("attention_bias", False)
     return decoder(
         published.with_defaults(head_dim=128, max_position_embeddings=32_768),
         "qwen3",
         patterns=_patterns(published),
         head_norm=recipe(RMSNorm, epsilon=published.number("rms_norm_eps", 1e-6)),
-        bias=offset,
-        output_bias=offset,
+        bias=bias,
+        output_bias=bias,
     )
 
 
@@ -38,7 +38,7 @@ def _patterns(published: Published) -> list[Pattern]:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Qwen 3 says of our configuration."""
+    """The published fields of our configuration of a Qwen 3."""
     return {
         "architectures": [f"Qwen3{class_suffix(config.head)}"],
         "attention_bias": config.attentions[0]["bias"],
@@ -48,7 +48,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     plain = decoder_rules(config)
     norms = tuple(
         KeyRule(

@@ -8,7 +8,7 @@ from ...formats.rules import KeyRule, KeyRules, Unused
 from ...nn import ClassHead
 from ..config import Config
 from ..encoder_only import EncoderOnly
-from .bert import body_rules, encoder, norm_rules, shared_fields, table_rules
+from .bert import body_rules, encoder, masked_head_rules, norm_rules, shared_fields
 from .family import Family
 from .published import Published, class_suffix
 
@@ -19,17 +19,17 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published RoBERTa says of our configuration."""
+    """The published fields of our configuration of a RoBERTa."""
     padding = config.embedding["positions"]["offset"] - 1
     return {"architectures": [f"Roberta{class_suffix(config.head)}"], "pad_token_id": padding, **shared_fields(config)}
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         *body_rules("roberta"),
         *_head_rules(config),
-        Unused("lm_head.{any}", "guesses hidden words"),
+        Unused("lm_head.{any}", "the masked-language-model head"),
         Unused("roberta.pooler.dense.{p}", "a summary of the first token, trained for another task"),
         Unused("classifier.{any}", "the head of one task"),
         prefix="roberta.",
@@ -45,7 +45,7 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     return (
         KeyRule("lm_head.dense.{p}", "head.linear.{p}"),
         *norm_rules("lm_head.layer_norm", "head.norm"),
-        *table_rules(config, "lm_head.decoder", "lm_head.bias"),
+        *masked_head_rules(config, "lm_head.decoder", "lm_head.bias"),
     )
 
 

@@ -10,6 +10,7 @@ from ...forms.scores import T5Buckets
 from ...nn import (
     ACTIVATIONS,
     DistanceBias,
+    FanIn,
     FeedForward,
     GatedFeedForward,
     MultiHead,
@@ -23,7 +24,7 @@ from ...nn.blocks import clamped_if_infinite
 from ..config import Config, Recipe, recipe
 from ..encoder_decoder import EncoderDecoder
 from .family import Family
-from .heads import head_rule
+from .heads import table_rules
 from .published import Published
 
 GELU = "gelu_new"  # what "gated-gelu" means
@@ -101,7 +102,7 @@ def _head(published: Published) -> Recipe | None:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published T5 says of our configuration."""
+    """The published fields of our configuration of a T5."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     assert config.scores is not None
     feed_forward, buckets = config.feed_forward, config.scores["buckets"]
@@ -129,17 +130,21 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     gated = config.feed_forward.make is GatedFeedForward
     return KeyRules(
-        KeyRule("shared.weight", "embedding.tokens.weight"),
-        KeyRule("encoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
-        KeyRule("decoder.embed_tokens.weight", "embedding.tokens.weight", again=True),
+        *table_rules(
+            config,
+            encoder="encoder.embed_tokens.weight",
+            decoder="decoder.embed_tokens.weight",
+            shared="shared.weight",
+            head="lm_head.weight",
+            writes_shared=True,
+        ),
         *_half_rules("encoder", "encoder.", 1, gated),
         *_half_rules("decoder", "", 2, gated),
         *_attention_rules("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross.inner"),
         KeyRule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
-        head_rule(config, "lm_head.weight"),
         Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "of no use in any T5"),
     )
 
@@ -168,4 +173,12 @@ def _attention_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
 # In float16 the published models keep this matrix in float32, and with it the sum of all steps: it would overflow.
 WIDE = ("feed_forward.inner.down.weight",)
 
-T5 = Family("t5", EncoderDecoder, configure, publish, rules, float32_in_float16=WIDE)
+T5 = Family(
+    "t5",
+    EncoderDecoder,
+    configure,
+    publish,
+    rules,
+    float32_in_float16=WIDE,
+    initialisation=lambda config: FanIn(config.width),
+)

@@ -53,7 +53,7 @@ def configure(published: Published) -> Config:
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published ViT says of our configuration."""
+    """The published fields of our configuration of a ViT."""
     size, patch = config.embedding["size"], config.embedding["patch"]
     return {
         "architectures": ["ViTModel" if config.head is None else "ViTForImageClassification"],
@@ -74,10 +74,12 @@ def publish(config: Config) -> dict[str, Any]:
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     layer, attention, feed_forward = "vit.encoder.layer.{n}", "layers.{n}.attention", "layers.{n}.feed_forward"
     head = (
-        KeyRule("classifier.{p}", "head.output.{p}") if config.head else Unused("classifier.{p}", "tells classes apart")
+        KeyRule("classifier.{p}", "head.output.{p}")
+        if config.head
+        else Unused("classifier.{p}", "the head of one task")
     )
     return KeyRules(
         KeyRule("vit.embeddings.cls_token", "embedding.class_token"),

@@ -1,4 +1,4 @@
-"""Whisper (Radford et al. 2022, arXiv:2212.04356): an encoder that hears and a decoder that writes it down."""
+"""Whisper (Radford et al. 2022, arXiv:2212.04356): an encoder of speech and a decoder of its text."""
 
 from __future__ import annotations
 
@@ -8,48 +8,47 @@ from typing import Any
 from ...formats.ctranslate2_files import CTranslate2File
 from ...formats.errors import CheckpointError
 from ...formats.rules import KeyRule, KeyRules
-from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead
+from ...nn import LearnedPositions, PreNorm, SpectrumEmbedding, TiedHead, UntiedHead
 from ...nn.blocks import clamped
 from ...text import Tokenizer
 from ..config import Config, recipe
 from ..encoder_decoder import EncoderDecoder
-from .bart import NORM, dropout, half, half_rules, shared_fields, text_embedding
+from .bart import NORM, dropout, half, half_rules, shared_fields, text_embedding, tied
 from .family import CTranslate2Names, Family
-from .heads import head_rule
+from .heads import head_rule, is_tied
 from .published import Published
 
 
 def configure(published: Published) -> Config:
     """Our configuration of a published Whisper."""
-    published.one_of("tie_word_embeddings", (True,), True)
     published.one_of("use_weighted_layer_sum", (False,), False)  # of a head that is not built here
-    heard, written = published.whole("max_source_positions", 1500), published.whole("max_target_positions", 448)
+    frames, tokens = published.whole("max_source_positions", 1500), published.whole("max_target_positions", 448)
     drop, residual = dropout(published, 0.0), recipe(PreNorm, dropout=dropout(published, 0.0))
     common: dict[str, Any] = {"family": "whisper", "vocabulary": published.whole("vocab_size"), "key_bias": False}
     common |= {"final_norm": NORM}
     spectrum = recipe(
         SpectrumEmbedding,
         bands=published.whole("num_mel_bins", 80),
-        positions=recipe(LearnedPositions, count=heard),
+        positions=recipe(LearnedPositions, count=frames),
         dropout=drop,
     )
-    text = text_embedding(published, recipe(LearnedPositions, count=written), None, 0.0)
-    encoder = half(published, "encoder", residual, limit=heard, embedding=spectrum, clamp=clamped, **common)
+    text = text_embedding(published, recipe(LearnedPositions, count=tokens), None, 0.0)
+    encoder = half(published, "encoder", residual, limit=frames, embedding=spectrum, clamp=clamped, **common)
     writes = published.task("ConditionalGeneration") == "ConditionalGeneration"
     return half(
         published,
         "decoder",
         residual,
-        limit=written,
+        limit=tokens,
         embedding=text,
         encoder=encoder,
-        head=recipe(TiedHead) if writes else None,
+        head=recipe(TiedHead if tied(published) else UntiedHead) if writes else None,
         **common,
     )
 
 
 def publish(config: Config) -> dict[str, Any]:
-    """What a published Whisper says of our configuration."""
+    """The published fields of our configuration of a Whisper."""
     assert config.encoder is not None  # `EncoderDecoder` sees to it
     return {
         "architectures": ["WhisperModel" if config.head is None else "WhisperForConditionalGeneration"],
@@ -57,13 +56,13 @@ def publish(config: Config) -> dict[str, Any]:
         "num_mel_bins": config.encoder.embedding["bands"],
         "max_source_positions": config.encoder.limit,
         "max_target_positions": config.limit,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.head is None or is_tied(config.head),
         **shared_fields(config),
     }
 
 
 def rules(config: Config) -> KeyRules:
-    """Published keys and ours."""
+    """Key rules between published checkpoints and our modules."""
     return KeyRules(
         KeyRule("model.decoder.embed_tokens.weight", "embedding.tokens.weight"),
         KeyRule("model.encoder.conv1.{p}", "encoder.embedding.first.{p}"),
@@ -147,7 +146,7 @@ def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[s
 
 
 def ctranslate2_rules(config: Config) -> KeyRules:
-    """CTranslate2's names and ours."""
+    """Key rules between CTranslate2's variables and our modules."""
     return KeyRules(
         KeyRule("decoder/embeddings/weight", "embedding.tokens.weight"),
         KeyRule("encoder/conv1/{p}", "encoder.embedding.first.{p}"),
