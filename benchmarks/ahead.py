@@ -1,4 +1,4 @@
-"""Compile the GPU kernels ahead of time, without a GPU, and tell what the assembler made of them.
+"""Compile the GPU kernels ahead of time, without a GPU, and report what the assembler made of them.
 
     python benchmarks/ahead.py                 # compile every case and print the table
     python benchmarks/ahead.py --write FILE    # and keep it

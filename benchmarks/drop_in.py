@@ -36,22 +36,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="512 tokens instead of 8k and 2k, one measurement each")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--output", type=Path, help="where the numbers are written (JSON)")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
     transformers.utils.logging.set_verbosity_error()
     enable()
     about = machine(torch.get_num_threads()) | {"transformers": transformers.__version__}
     print("  ".join(f"{name}: {value}" for name, value in about.items()))
     cases = []
-    for name, make in cases_of(asked.quick):
-        if asked.only not in name:
+    for name, make in cases_of(options.quick):
+        if options.only not in name:
             continue
-        ours, theirs = median_times(make(), 0.0 if asked.quick else 20.0)
+        ours, theirs = median_times(make(), 0.0 if options.quick else 20.0)
         cases.append({"case": name, "limelight": ours, "peer": theirs, "ratio": theirs / ours})
         print(f"{name:<44} {1e3 * ours:>9.1f} ms  {1e3 * theirs:>9.1f} ms  {theirs / ours:>5.2f}x", flush=True)
-        if asked.output:  # after every case: the whole takes about ten minutes
+        if options.output:  # after every case: the whole takes about ten minutes
             header = {"format": "limelight.drop-in", "version": 1, "machine": about}
-            asked.output.write_text(json.dumps({**header, "cases": cases}, indent=1) + "\n")
+            options.output.write_text(json.dumps({**header, "cases": cases}, indent=1) + "\n")
 
 
 def cases_of(quick: bool) -> Iterator[tuple[str, Callable[[], list[Function]]]]:

@@ -1,4 +1,4 @@
-"""Reading a prompt and writing token by token, beside transformers with `sdpa`: the same random weights, run in turn.
+"""Reading a prompt and writing token by token, beside transformers with `sdpa`: the same random weights, interleaved.
 
 python benchmarks/generation.py [--dtypes float32,bfloat16] [--decode 2048] [--prefill 4096] [--output FILE]
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     threads = torch.get_num_threads()
     print(
@@ -41,9 +41,9 @@ def main() -> None:
     )
     print(f"{'':26}{'limelight':>12}{'sdpa':>12}{'ratio':>8}")
     found = []
-    for dtype in given.dtypes.split(","):
+    for dtype in options.dtypes.split(","):
         ours, theirs = models(getattr(torch, dtype))
-        for what, length, rounds in (("decode", given.decode, given.rounds), ("prefill", given.prefill, 2)):
+        for what, length, rounds in (("decode", options.decode, options.rounds), ("prefill", options.prefill, 2)):
             if not length:
                 continue
             measured = decode if what == "decode" else prefill
@@ -53,9 +53,9 @@ def main() -> None:
             print(
                 f"{what}, {length} tokens, {dtype:10}{1e3 * mine:>9.1f} ms{1e3 * others:>9.1f} ms{others / mine:>8.2f}"
             )
-    if given.output:
+    if options.output:
         values = {"format": "limelight.generation-bench", "version": 1, "machine": machine(threads), "cases": found}
-        given.output.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        options.output.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 def models(dtype):

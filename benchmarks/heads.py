@@ -1,4 +1,4 @@
-"""What a mixture of heads saves: the same layer with all heads, beside a share of them, run in turn.
+"""What a mixture of heads saves: the same layer with all heads, beside a share of them, interleaved.
 
 python benchmarks/heads.py [--lengths 1024,2048,4096]
 """

@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=Path(__file__).parent.parent / "examples/austen.toml")
     parser.add_argument("--set", action="append", default=[], dest="change")
-    given = parser.parse_args()
-    settings = read_settings(given.config, given.change)
+    options = parser.parse_args()
+    settings = read_settings(options.config, options.change)
     rows = {
         "ours": learn(settings, theirs=False),
         "transformers": learn(settings, theirs=True),

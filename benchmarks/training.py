@@ -1,4 +1,4 @@
-"""One step of training a Llama, ours beside transformers with sdpa, from the same weights, run in turn.
+"""One step of training a Llama, ours beside transformers with sdpa, from the same weights, interleaved.
 
 python benchmarks/training.py [--shape small|smollm2] [--precision float32|bfloat16] [--tokens 2048] [--rounds 5]
 
@@ -50,17 +50,17 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRODUCTS, default="float32")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.manual_seed(0)
-    ids = torch.randint(SHAPES[given.shape]["vocab_size"], (1, given.tokens + 1))
-    theirs = _theirs(given.shape)
+    ids = torch.randint(SHAPES[options.shape]["vocab_size"], (1, options.tokens + 1))
+    theirs = _theirs(options.shape)
     ours = _ours(theirs)
-    products = PRODUCTS[given.precision]
+    products = PRODUCTS[options.precision]
     objective = Objective(ours, autocast=products)
-    batch = Batch(ids[:, :-1], ids[:, 1:], Packed((given.tokens,)))
+    batch = Batch(ids[:, :-1], ids[:, 1:], Packed((options.tokens,)))
 
     def our_loss():
-        return objective(batch) / given.tokens
+        return objective(batch) / options.tokens
 
     def their_loss():
         with torch.autocast("cpu", products, enabled=products is not None):
@@ -73,7 +73,7 @@ def main() -> None:
     }
     times: dict[str, dict[str, list[float]]] = {name: {} for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(given.rounds + 1):
+    for number in range(options.rounds + 1):
         for name, (model, loss) in steps.items():
             gc.collect()
             parts, found = _step(model, loss, optimizers[name])
@@ -85,14 +85,14 @@ def main() -> None:
     ratios = {part: medians["transformers"][part] / seconds for part, seconds in medians["ours"].items()}
     about = machine(torch.get_num_threads()) | {"transformers": transformers.__version__}
     print("  ".join(f"{key}: {value}" for key, value in about.items()))
-    print(f"{given.shape}, {given.precision}, {given.tokens} tokens, {given.rounds} rounds")
+    print(f"{options.shape}, {options.precision}, {options.tokens} tokens, {options.rounds} rounds")
     print(f"{'':10}{'ours':>10}{'theirs':>10}{'ratio':>8}")
     for part, ratio in ratios.items():
         print(f"{part:10}{medians['ours'][part]:>9.3f}s{medians['transformers'][part]:>9.3f}s{ratio:>8.2f}")
     print("losses:", *(f"{name} {' '.join(f'{one:.5f}' for one in each)};" for name, each in losses.items()))
-    path = Path(__file__).parent / "results" / f"training-{given.shape}-{given.precision}.json"
+    path = Path(__file__).parent / "results" / f"training-{options.shape}-{options.precision}.json"
     header = {"format": "limelight.training-bench", "version": 1, "machine": about}
-    row = {**header, **vars(given), "seconds": medians, "ratio": ratios, "losses": losses}
+    row = {**header, **vars(options), "seconds": medians, "ratio": ratios, "losses": losses}
     path.write_text(json.dumps(row, indent=1) + "\n", "utf-8")
 
 

@@ -12,6 +12,7 @@ import re
 import shlex
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def examples(page: Path) -> list[Example]:
     """The examples of a page."""
     text, found = page.read_text("utf-8"), []
     blocks = list(_BLOCK.finditer(text))
-    for block, behind in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, behind in zip_longest(blocks, blocks[1:]):
         if block[1] in ("python", "sh"):
             printed = behind is not None and behind[1] == "text" and not text[block.end() : behind.start()].strip()
             line = text.count("\n", 0, block.start())

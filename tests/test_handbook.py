@@ -14,7 +14,8 @@ from support import real_models
 import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.name != "README.md")
+REFERENCE = ("environment", "extending", "glossary")  # without a picture, and outside of the reading order
+PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +71,17 @@ def test_every_picture_stands_on_its_page():
         assert {name for name in drawn if f"](pictures/{name}.svg)" in text} == set(pictures.PICTURES[page])
 
 
-@pytest.mark.parametrize("page", [*PAGES, "README"])
+@pytest.mark.parametrize("page", REFERENCE)
+def test_reference_page(page):
+    """Its Python examples run and print what it says; its commands are for a checkout with the test extra."""
+    names: dict[str, object] = {}
+    for example in pages.examples(DOCS / f"{page}.md"):
+        if example.language == "python":
+            printed = example.run(names)
+            assert example.prints is None or pages.alike(example.prints, printed), printed
+
+
+@pytest.mark.parametrize("page", [*PAGES, *REFERENCE, "README"])
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", (DOCS / f"{page}.md").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = [link for link in LINK.findall(text) if not link.startswith("https://")]

@@ -1,4 +1,4 @@
-"""Pages with made-up numbers, to look at the view without a model: python web/mock.py FOLDER [NAME ...].
+"""Write pages with made-up numbers, to try the view without a model: python web/mock.py FOLDER [NAME ...].
 
 ``python web/mock.py --small`` writes what the view's own tests read.
 """
@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "microscope")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
+from support.made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 
 from limelight.microscope.page import write_page  # noqa: E402
 from limelight.microscope.page.pack import pack  # noqa: E402

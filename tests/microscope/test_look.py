@@ -39,7 +39,7 @@ def test_unknown_tokens(minilm, smollm2):
     report = look(minilm, "x" * 300 + " bank 🌊", compare="bank")
     assert [row["token"] for row in report.tables["tokens"] if row["unknown"]] == ["[UNK]", "[UNK]"]
     assert report.warnings == [
-        "Text 1: 2 of 5 tokens are unknown ([UNK]): the model sees that something stands there, not what."
+        "Text 1: 2 of 5 tokens are unknown ([UNK]): the model sees that there is a token, but not which."
     ]
     assert report.warnings[0] in report.notes
     assert look(smollm2, "🌊 bank").warnings == []  # bytes stand for everything
@@ -138,7 +138,7 @@ def test_an_empty_text_is_refused(minilm, text):
 
 
 def test_a_word_that_is_not_there(minilm):
-    with pytest.raises(ArgumentError, match=r"'shore' does not.*The, bank, is"):
+    with pytest.raises(ArgumentError, match=r"'shore' is not.*The, bank, is"):
         look(minilm, SENTENCE, words=["shore"])
 
 

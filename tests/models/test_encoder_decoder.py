@@ -115,7 +115,7 @@ def test_what_cannot_be_meant(model, tmp_path):
 
 
 def test_the_microscope_says_that_it_looks_at_one_text(model):
-    with pytest.raises(ArgumentError, match=r"`model` must read and write one text.*cross_names"):
+    with pytest.raises(ArgumentError, match=r"`model` must be an encoder or a decoder.*cross_names"):
         look(model, "d e f")
 
 

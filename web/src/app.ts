@@ -1,4 +1,4 @@
-// The state of the page, and who is told when it changes.
+// The state of the page, and the panels that are updated when it changes.
 
 import type { Theme } from "./colour.ts";
 import type { Page } from "./data.ts";
@@ -20,11 +20,16 @@ export interface State {
   theme: Theme;
 }
 
+export type Changed = ReadonlySet<keyof State>;
+
 export interface Panel {
   element: HTMLElement;
-  update(changed: Set<keyof State>): void;
-  shown?(): void; // called once, when the panel stands on the page
+  update(changed: Changed): void;
+  shown?(): void; // called once, when the panel is on the page and has a size
 }
+
+/** Whether any of these parts of the state changed. */
+export const any = (changed: Changed, ...keys: (keyof State)[]): boolean => keys.some((key) => changed.has(key));
 
 export class App {
   readonly readings: Reading[];
@@ -59,12 +64,12 @@ export class App {
     keepFocus(() => this.panels.forEach((panel) => panel.update(changed)));
   }
 
-  /** The panels stand on the page: what depends on their size can be done. */
+  /** Call the panels' `shown`, once they are on the page. */
   shown(): void {
     for (const panel of this.panels) panel.shown?.();
   }
 
-  /** Say something to those who listen to the page. */
+  /** Announce a text to screen readers. */
   say(text: string): void {
     this.status.textContent = text;
   }

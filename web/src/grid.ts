@@ -1,6 +1,6 @@
 // Layers down, heads across, a small heat map in every place.
 
-import { type App, type Panel, show } from "./app.ts";
+import { any, type App, type Changed, type Panel, show } from "./app.ts";
 import { colour } from "./colour.ts";
 import { arrowStep, choice, el } from "./dom.ts";
 import { legend } from "./legend.ts";
@@ -9,125 +9,129 @@ import { hideTip, tip } from "./tip.ts";
 
 const FINEST = 48; // a small map has no room for more rows; beyond, the strongest of each group is drawn
 
-export function gridPanel(app: App): Panel {
-  const { layers, heads } = app.page.model;
-  const controls = el("div", { class: "controls" });
-  const caption = el("p", { class: "caption" });
-  const scale = el("div", { class: "legend-line" });
-  const cells = range(layers * heads).map((place) => {
-    const canvas = el("canvas", { "aria-hidden": "true" });
-    return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas);
-  });
-  const body = el(
-    "div",
-    { class: "grid", role: "grid", "aria-label": "Heads. Arrow keys move, Enter shows a head." },
-    el("div", { class: "grid-row", role: "row" }, el("span", { class: "corner", role: "columnheader" }, "layer \\ head"),
-      ...range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head))),
-    ...range(layers).map((layer) =>
-      el("div", { class: "grid-row", role: "row" }, el("span", { class: "line", role: "rowheader" }, layer),
-        ...cells.slice(layer * heads, (layer + 1) * heads)),
-    ),
-  );
-  body.style.setProperty("--heads", String(heads));
-  const scroll = el("div", { class: "grid-scroll" }, body);
-  const element = el(
-    "section",
-    { class: "panel", "aria-labelledby": "h-grid" },
-    el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), controls),
-    caption,
-    scroll,
-    el("div", { class: "under" }, scale),
-  );
+export class GridPanel implements Panel {
+  readonly element: HTMLElement;
+  private readonly heads: number;
+  private readonly cells: HTMLElement[];
+  private readonly controls = el("div", { class: "controls" });
+  private readonly caption = el("p", { class: "caption" });
+  private readonly scale = el("div", { class: "legend-line" });
+  private readonly scroll: HTMLElement;
 
-  const placeOf = (event: Event) => {
-    const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-place]");
-    return target ? Number(target.dataset.place) : null;
-  };
-  const pick = (place: number) =>
-    app.set({ layer: Math.floor(place / heads), head: place % heads, scope: "head" });
-  body.addEventListener("click", (event) => {
-    const place = placeOf(event);
-    if (place !== null) pick(place);
-  });
-  body.addEventListener("keydown", (event) => {
-    const place = placeOf(event);
-    if (place === null) return;
-    const next = arrowStep(event.key, place, cells.length, heads);
-    if (next === place) return;
-    pick(next);
-    cells[next].focus();
-    event.preventDefault();
-  });
-  body.addEventListener("pointermove", (event) => {
-    const place = placeOf(event);
-    if (place === null || event.pointerType === "touch") return hideTip();
-    tip(event.clientX, event.clientY, [`head ${Math.floor(place / heads)}.${place % heads}`, label(place)]);
-  });
-  body.addEventListener("pointerleave", hideTip);
+  constructor(private readonly app: App) {
+    const { layers, heads } = app.page.model;
+    this.heads = heads;
+    this.cells = range(layers * heads).map(cellOf);
+    const body = gridOf(layers, heads, this.cells);
+    this.listen(body);
+    this.scroll = el("div", { class: "grid-scroll" }, body);
+    this.element = el(
+      "section",
+      { class: "panel", "aria-labelledby": "h-grid" },
+      el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), this.controls),
+      this.caption,
+      this.scroll,
+      el("div", { class: "under" }, this.scale),
+    );
+    this.buttons();
+    this.draw();
+    this.shown();
+  }
 
-  const pairOf = (): [number, number] | null => {
-    const { token, other, direction } = app.state;
-    if (token === null || other === null || !app.reading.exact) return null;
-    const [a, b] = [app.reading.unitOf[token], app.reading.unitOf[other]];
+  update(changed: Changed): void {
+    this.buttons();
+    const pair = this.app.state.grid === "pair" && any(changed, "token", "other", "direction");
+    if (pair || any(changed, "text", "hide", "own", "theme", "grid")) this.draw();
+    if (any(changed, "layer", "head")) this.shown();
+  }
+
+  /** Show which head is selected, and scroll it into view without scrolling the page. */
+  shown(): void {
+    const { cells, scroll } = this;
+    const at = this.app.state.layer * this.heads + this.app.state.head;
+    cells.forEach((cell, place) => {
+      cell.setAttribute("aria-selected", String(place === at));
+      cell.tabIndex = place === at ? 0 : -1;
+    });
+    const row = cells[at].parentElement!;
+    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
+    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight)
+      scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
+  }
+
+  // --- Model ---
+
+  /** The selected pair of units, query first, if a partner was picked. */
+  private pair(): [number, number] | null {
+    const { token, other, direction } = this.app.state;
+    if (token === null || other === null || !this.app.reading.exact) return null;
+    const [a, b] = [this.app.reading.unitOf[token], this.app.reading.unitOf[other]];
     return direction === "from" ? [a, b] : [b, a];
-  };
+  }
 
-  const label = (place: number): string => {
-    const [layer, head] = [Math.floor(place / heads), place % heads];
-    const pair = app.state.grid === "pair" ? pairOf() : null;
-    const { unitText, data } = app.reading;
-    if (pair) return `${unitText[pair[0]]} → ${unitText[pair[1]]} ${show(app.reading.between(...pair, layer, head))}`;
-    return headName(data.heads, place, data.even.share) ?? `strongest key gets ${show(data.heads.strongest[place])} on average`;
-  };
+  /** The pair that the squares show, if they show one. */
+  private shownPair(): [number, number] | null {
+    return this.app.state.grid === "pair" ? this.pair() : null;
+  }
 
-  const draw = () => {
+  private headAt(place: number): [number, number] {
+    return [Math.floor(place / this.heads), place % this.heads];
+  }
+
+  private label(place: number): string {
+    const pair = this.shownPair();
+    const { unitText, data } = this.app.reading;
+    if (pair) {
+      const weight = this.app.reading.between(...pair, ...this.headAt(place));
+      return `${unitText[pair[0]]} → ${unitText[pair[1]]} ${show(weight)}`;
+    }
+    const strongest = `strongest key gets ${show(data.heads.strongest[place])} on average`;
+    return headName(data.heads, place, data.even.share) ?? strongest;
+  }
+
+  // --- View ---
+
+  private draw(): void {
+    const { app, cells } = this;
     const { state, reading } = app;
-    const pair = state.grid === "pair" ? pairOf() : null;
-    let high = 0;
-    const values = pair && cells.map((_, place) => reading.between(...pair, Math.floor(place / heads), place % heads));
-    if (values) high = Math.max(...values) || 1;
+    const pair = this.shownPair();
+    const values = pair && cells.map((_, place) => reading.between(...pair, ...this.headAt(place)));
+    const high = values ? Math.max(...values) || 1 : 0;
     const shown = reading.shown(state.hide);
     cells.forEach((cell, place) => {
-      const [layer, head] = [Math.floor(place / heads), place % heads];
+      const [layer, head] = this.headAt(place);
       const canvas = cell.firstElementChild as HTMLCanvasElement;
       if (values) paint(canvas, new Float32Array([values[place]]), [0], 1, (v) => colour(state.theme, v, high));
       else {
         const top = app.high(layer, head);
         paint(canvas, reading.map(layer, head, state.hide), shown, reading.side, (v) => colour(state.theme, v, top));
       }
-      cell.setAttribute("aria-label", `head ${layer}.${head}: ${label(place)}`);
+      cell.setAttribute("aria-label", `head ${layer}.${head}: ${this.label(place)}`);
     });
-    const names = pair && pair.map((unit) => reading.unitText[unit]);
+    this.explain(pair && pair.map((unit) => reading.unitText[unit]), high);
+  }
+
+  /** Write the caption and the legend, of a pair of words or of the maps. */
+  private explain(names: string[] | null, high: number): void {
+    const { state, reading } = this.app;
     const block = reading.data.map.block;
-    caption.textContent = names
+    this.caption.textContent = names
       ? `How much “${names[0]}” looks at “${names[1]}” in every head: one square per head.`
       : `Each square is one head: rows are the tokens that look, columns the tokens looked at, both in reading order${
           block > 1 ? `, in blocks of ${block} tokens` : ""
         }. Click one to see it large.`;
-    scale.replaceChildren(
-      names
-        ? legend(state.theme, high, "share of attention")
-        : state.own
-          ? el("p", { class: "caption" }, "Every head has its own colour scale, from 0 to its largest cell.")
-          : legend(state.theme, app.high(0, 0), block > 1 ? "share of attention on a block" : "share of attention"),
+    const unit = !names && block > 1 ? "share of attention on a block" : "share of attention";
+    const own = "Every head has its own colour scale, from 0 to its largest cell.";
+    this.scale.replaceChildren(
+      !names && state.own
+        ? el("p", { class: "caption" }, own)
+        : legend(state.theme, names ? high : this.app.high(0, 0), unit),
     );
-  };
+  }
 
-  const select = () => {
-    const at = app.state.layer * heads + app.state.head;
-    cells.forEach((cell, place) => {
-      cell.setAttribute("aria-selected", String(place === at));
-      cell.tabIndex = place === at ? 0 : -1;
-    });
-    // Keep the chosen head in view, without moving the page.
-    const row = cells[at].parentElement!;
-    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
-    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight)
-      scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
-  };
-
-  const buttons = () => {
-    const pair = pairOf();
+  private buttons(): void {
+    const { app, controls } = this;
+    const pair = this.pair();
     const { grid, own } = app.state;
     controls.replaceChildren();
     if (pair) {
@@ -142,21 +146,64 @@ export function gridPanel(app: App): Panel {
           app.set({ own: value === "own" }),
         ),
       );
-  };
+  }
 
-  buttons();
-  draw();
-  select();
-  return {
-    element,
-    update(changed) {
-      buttons();
-      const pair = app.state.grid === "pair" && ["token", "other", "direction"].some((k) => changed.has(k as "token"));
-      if (pair || ["text", "hide", "own", "theme", "grid"].some((key) => changed.has(key as "text"))) draw();
-      if (changed.has("layer") || changed.has("head")) select();
-    },
-    shown: select,
-  };
+  // --- Events ---
+
+  private listen(body: HTMLElement): void {
+    body.addEventListener("click", (event) => {
+      const place = placeOf(event);
+      if (place !== null) this.pick(place);
+    });
+    body.addEventListener("keydown", (event) => {
+      const place = placeOf(event);
+      if (place === null) return;
+      const next = arrowStep(event.key, place, this.cells.length, this.heads);
+      if (next === place) return;
+      this.pick(next);
+      this.cells[next].focus();
+      event.preventDefault();
+    });
+    body.addEventListener("pointermove", (event) => {
+      const place = placeOf(event);
+      if (place === null || event.pointerType === "touch") return hideTip();
+      tip(event.clientX, event.clientY, [`head ${this.headAt(place).join(".")}`, this.label(place)]);
+    });
+    body.addEventListener("pointerleave", hideTip);
+  }
+
+  private pick(place: number): void {
+    const [layer, head] = this.headAt(place);
+    this.app.set({ layer, head, scope: "head" });
+  }
+}
+
+function cellOf(place: number): HTMLElement {
+  const canvas = el("canvas", { "aria-hidden": "true" });
+  return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas);
+}
+
+function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
+  const names = range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head));
+  const corner = el("span", { class: "corner", role: "columnheader" }, "layer \\ head");
+  const rows = range(layers).map((layer) => {
+    const name = el("span", { class: "line", role: "rowheader" }, layer);
+    return el("div", { class: "grid-row", role: "row" }, name, ...cells.slice(layer * heads, (layer + 1) * heads));
+  });
+  const grid = el(
+    "div",
+    { class: "grid", role: "grid", "aria-label": "Heads. Arrow keys move, Enter shows a head." },
+    el("div", { class: "grid-row", role: "row" }, corner, ...names),
+    ...rows,
+  );
+  grid.style.setProperty("--heads", String(heads));
+  return grid;
+}
+
+/** The cell that an event happened on, if any. */
+function placeOf(event: Event): number | null {
+  const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-place]");
+  return target ? Number(target.dataset.place) : null;
 }
 
 /** What a head mostly does on this text, with the number, if more than half of its attention does it. */

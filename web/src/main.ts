@@ -4,15 +4,15 @@ import { App, opening } from "./app.ts";
 import type { Theme } from "./colour.ts";
 import { unpackPage } from "./data.ts";
 import { el } from "./dom.ts";
-import { gridPanel } from "./grid.ts";
-import { headPanel } from "./head.ts";
+import { GridPanel } from "./grid.ts";
+import { HeadPanel } from "./head.ts";
 import { pathPanel } from "./path.ts";
-import { relationsPanel } from "./relations.ts";
-import { textPanel } from "./text.ts";
+import { RelationsPanel } from "./relations.ts";
+import { TextPanel } from "./text.ts";
 
-const asked = new URLSearchParams(location.search).get("theme");
+const requested = new URLSearchParams(location.search).get("theme");
 const preferred = (): Theme =>
-  asked === "dark" || asked === "light" ? asked : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  requested === "dark" || requested === "light" ? requested : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 
 function header(app: App): HTMLElement {
   const { model, readings } = app.page;
@@ -60,21 +60,21 @@ async function open(): Promise<void> {
       "p",
       { class: "lead" },
       "What each token looked at while the model read this text. ",
-      el("span", { class: "quiet" }, "A weight tells from where a head took its values; it is not an explanation of what the model does."),
+      el("span", { class: "quiet" }, "A weight says where a head took its values from; it is not an explanation of what the model does."),
     );
     const compared = page.comparison !== null; // three charts then, for which one column is too narrow
     const path = pathPanel(app);
     const apart = compared && page.model.layers <= 12; // beside a taller grid the numbers stay with the head
-    const head = headPanel(app, apart);
+    const head = new HeadPanel(app, apart);
     root.replaceChildren(
       header(app),
       lead,
-      app.add(textPanel(app)),
-      app.add(relationsPanel(app)),
+      app.add(new TextPanel(app)),
+      app.add(new RelationsPanel(app)),
       el(
         "div",
         { class: "two" },
-        el("div", { class: "left" }, app.add(gridPanel(app)), compared ? apart && head.numbers : app.add(path)),
+        el("div", { class: "left" }, app.add(new GridPanel(app)), compared ? apart && head.numbers : app.add(path)),
         app.add(head),
       ),
       ...(compared ? [app.add(path)] : []),

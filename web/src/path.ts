@@ -1,6 +1,6 @@
 // How the selected word's vector moves through the layers; and, with two texts, how far the contexts pull it apart.
 
-import { type App, type Panel, show } from "./app.ts";
+import { any, type App, type Panel, show } from "./app.ts";
 import { el, svg } from "./dom.ts";
 import { range } from "./reading.ts";
 import { hideTip, tip } from "./tip.ts";
@@ -43,7 +43,7 @@ export function pathPanel(app: App): Panel {
   return {
     element,
     update(changed) {
-      if (["text", "token"].some((key) => changed.has(key as "text"))) draw();
+      if (any(changed, "text", "token")) draw();
     },
   };
 }

@@ -3,6 +3,7 @@
 import type { Page, ReadingData } from "./data.ts";
 
 export type Direction = "from" | "to";
+export const isDirection = (text: string | undefined): text is Direction => text === "from" || text === "to";
 export type Scope = "head" | "layer" | "all";
 
 /** A unit looks at another: in which head most, how much, and what an even spread would give. */

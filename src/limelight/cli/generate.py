@@ -11,7 +11,7 @@ import typer
 from .options import MODEL, Dtype, dtype_of, echo, echo_json, read_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ..generation import Beam, Continuation, Sampler
     from ..pretrained import Pretrained
@@ -68,23 +68,13 @@ def generate(
     import torch
 
     from ..checkpoints.load import load
-    from ..tensors.shapes import wrong
 
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     sampling = {name: value for name, value in given.items() if value is not None}
     sampler = _sampler(sampling, repetition_penalty, beam, length_penalty)
-    if seed is not None and not sampling:
-        got = "--beam searches" if beam is not None else "decoding is greedy"
-        raise wrong("--seed", "belongs to sampling", got, "For example: --temperature 0.8.")
+    _check(sampling, seed, beam, system, chat, parse_special_tokens, stop or ())
     if sampling and seed is None:
         seed = int(torch.randint(2**31, (), dtype=torch.int64, device="cpu"))
-    if system is not None and not chat:
-        raise wrong("--system", "belongs to a conversation", "there is no --chat", "Add --chat.")
-    if not (chat or parse_special_tokens):
-        got = "the text is continued as it is"
-        raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
-    if "" in (stop or ()):
-        raise wrong("--stop", "must be a string that is not empty", "it is ''", "For example: --stop END.")
     number = dtype_of(dtype)
     settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed}
     if chat and text is None and file is None and sys.stdin.isatty() and not as_json:
@@ -94,6 +84,34 @@ def generate(
     loaded = load(model, dtype=number)
     begun = _prompt(loaded, prompt, chat, system, parse_special_tokens)
     _write(loaded, prompt, begun, sampler, chat=chat, as_json=as_json, **settings)
+
+
+def _check(
+    sampling: dict[str, Any],
+    seed: int | None,
+    beam: int | None,
+    system: str | None,
+    chat: bool,
+    parse_special_tokens: bool,
+    stop: Sequence[str],
+) -> None:
+    """Check that options are given together with those that they belong to.
+
+    Raises:
+        ArgumentError: an option without the one that it belongs to, or an empty stop string.
+    """
+    from ..tensors.shapes import wrong
+
+    if seed is not None and not sampling:
+        got = "--beam searches" if beam is not None else "decoding is greedy"
+        raise wrong("--seed", "belongs to sampling", got, "For example: --temperature 0.8.")
+    if system is not None and not chat:
+        raise wrong("--system", "belongs to a conversation", "there is no --chat", "Add --chat.")
+    if not (chat or parse_special_tokens):
+        got = "the text is continued as it is"
+        raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
+    if "" in stop:
+        raise wrong("--stop", "must be a string that is not empty", "it is ''", "For example: --stop END.")
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Two texts side by side: how far the same word is from itself, and which of its relations changed."""
+"""Two texts compared: the distance between the vectors of the same word, and its relations that changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .relations import given
 
 # Beyond this the baseline is an average over a sample: 200 * 200 pairs of words settle it to the third digit.
 _BASELINE_WORDS = 200
-_CHANGED = 0.05  # a fall of the cosine that is worth a look
+_CHANGED = 0.05  # a fall of the cosine that is reported first
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparison:
     """The words that two texts share, and their vectors' cosine after each layer.
 
     ``baseline`` is the mean cosine of *different* words across the texts: what two unrelated words reach in that
-    layer. A cosine means little without it, since all vectors of a layer lean the same way (Ethayarajh 2019).
+    layer. A cosine means little without it, since all vectors of a layer point in similar directions (Ethayarajh 2019).
     """
 
     pairs: tuple[tuple[int, int], ...]  # (word of the first text, word of the second)
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def shared_words(first: Reading, second: Reading) -> tuple[tuple[int, int], ...]:
-    """Words that stand in both texts: the n-th occurrence in one with the n-th in the other."""
+    """Return the words that are in both texts: the n-th occurrence in one with the n-th in the other."""
     occurrences: dict[str, list[int]] = {}
     for number, word in enumerate(second.words):
         occurrences.setdefault(word.text.casefold(), []).append(number)
@@ -58,7 +58,7 @@ def compare_readings(first: Reading, second: Reading) -> Comparison:
     """Compare two readings by one model.
 
     Raises:
-        ArgumentError: a reading did not keep its vectors.
+        ArgumentError: a reading has no vectors.
     """
     if first.vectors is None or second.vectors is None:
         raise ArgumentError(
@@ -97,7 +97,9 @@ def _normal(vectors: Floats) -> Floats:
 
 
 def words_that_changed(comparison: Comparison, first: Reading, most: int = 3) -> list[int]:
-    """Shared words whose cosine falls most below that of their embeddings. Indices into ``pairs``, largest fall first.
+    """Return the shared words whose cosine falls most below that of their embeddings, largest fall first.
+
+    They are indices into ``pairs``.
 
     Below that of the embeddings, since two places of a text differ before any attention. Content words that fall by
     at least ``_CHANGED`` come before function words that fall further: those have little meaning of their own.
@@ -109,7 +111,7 @@ def words_that_changed(comparison: Comparison, first: Reading, most: int = 3) ->
 
 
 def changes(first: Reading, second: Reading, comparison: Comparison, pair: int, *, most: int = 5) -> list[Change]:
-    """The relations of one shared word to other shared content words that differ most between the texts.
+    """Return the relations of one shared word to other shared content words that differ most between the texts.
 
     Means over the heads of a layer, one per partner (the layer where they differ most), largest first. Function words
     are no partners: what a word gives to *the* says little of either text.

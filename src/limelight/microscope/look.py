@@ -1,4 +1,4 @@
-"""Look at a model while it reads: one run under observation becomes a `Reading`, one or two make a `Report`."""
+"""Run a model over a text under observation: a run gives a `Reading`, one or two of them a `Report`."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def look(
     words: Sequence[str] = (),
     special: bool = False,
 ) -> Report:
-    """Read a text with a model and report what each token looked at.
+    """Run a model over a text and report what each token looked at.
 
     Memory grows with the length of the text: a long one is observed as blocks and strongest keys.
 
     Args:
-        model: a model, or what `limelight.load` takes.
-        text: what to read.
-        compare: a second text, read by itself and compared with the first word by word.
-        words: the words to report on, in either text and whatever their case; by default those that matter.
-        special: count special tokens, sinks, punctuation and the word itself as relations too.
+        model: a model, or a name or path for `limelight.load`.
+        text: the text.
+        compare: a second text, run by itself and compared with the first word by word.
+        words: the words to report on, in either text and any case; by default the most prominent ones.
+        special: include special tokens, sinks, punctuation and the word itself in relations.
 
     Raises:
-        ArgumentError: an empty text, one longer than the model's positions, a word that stands in no text.
+        ArgumentError: a text is empty or longer than the model's positions, a word is in no text, or the model has an
+            encoder and a decoder.
 
     Example:
         >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -68,7 +69,7 @@ def look(
     if pretrained.config.encoder is not None:
         raise wrong(
             "model",
-            "must read and write one text, to be looked at",
+            "must be an encoder or a decoder",
             f"{pretrained!r} has an encoder and a decoder",
             "limelight.watching observes each of its layers: `network.attention_names`, `network.cross_names`.",
         )
@@ -99,13 +100,13 @@ def _loaded(model: str | Pretrained) -> Pretrained:
 def _choose(
     readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
 ) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """For each text the words to report on, and what chose them."""
+    """Choose the words to report on for each text; return also the measure, in words."""
     if names:
         for name in names:
             if not any(reading.find(name) for reading in readings):
                 known = list(dict.fromkeys(w.text for reading in readings for w in reading.words if not w.mark))
                 some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise wrong("word", "must stand in the text", f"{name!r} does not", f"The words are: {some}.")
+                raise wrong("word", "must be in the text", f"{name!r} is not", f"The words are: {some}.")
         found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)
         return tuple(tuple(numbers) for numbers in found), NAMED
     if comparison is not None and comparison.pairs:
@@ -116,7 +117,7 @@ def _choose(
 
 
 def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
-    """Run the model once over one text, and keep what was seen."""
+    """Run the model once over one text, and return its observations."""
     if not isinstance(text, str) or not text.strip():
         raise wrong(
             "text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."'
@@ -139,7 +140,7 @@ def _read(model: Pretrained, text: str, keep_vectors: bool) -> Reading:
 
 
 class _Watch(Seen):
-    """Takes each layer's observations as they come and keeps what a `Reading` needs of them."""
+    """Receives each layer's observations and keeps what a `Reading` needs of them."""
 
     def __init__(self, text: Text, causal: bool, exact: bool, layers: int) -> None:
         self.text, self.causal = text, causal
@@ -167,7 +168,7 @@ class _Watch(Seen):
         return Observe(**common, top=STRONGEST, pairs=pairs, features=features)
 
     def add(self, name: str | None, observations: Observations) -> None:
-        """Keep one layer's numbers; the rest of the observations is let go."""
+        """Keep the statistics of one layer, and drop its other observations."""
         seen = {
             key: tensor[0].detach().float() for key, tensor in observations.seen().items() if tensor.is_floating_point()
         }

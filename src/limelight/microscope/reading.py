@@ -1,4 +1,4 @@
-"""What one run of a model over one text leaves behind: a `Reading`.
+"""The observations of one run of a model over one text: a `Reading`.
 
 Sizes: ``N`` layers, ``H`` heads, ``L`` tokens, ``U`` units (the words, then the tokens that belong to no word),
 ``T`` blocks of tokens along one side of a heat map. Nothing here is ``L * L`` unless the text is short enough to
@@ -25,7 +25,7 @@ SINK_SHARE = 0.3
 SINK_HEADS = 0.25
 
 # A head is positional when it gives more than this share of its attention, on average over the queries of a text, to
-# the previous, the own or the next token: it looks at a place, whatever stands there (Voita et al. 2019).
+# the previous, the own or the next token: it looks at a relative position, whichever token is there (Voita 2019).
 POSITIONAL_SHARE = 0.5
 
 
@@ -47,13 +47,13 @@ class HeadStatistics:
 
     @property
     def positional(self) -> npt.NDArray[np.bool_]:
-        """Heads that look at a place, whatever stands there: `POSITIONAL_SHARE`; ``(N, H)``."""
+        """Which heads are positional (`POSITIONAL_SHARE`), ``(N, H)``."""
         return np.asarray(np.maximum(np.maximum(self.previous, self.own), self.next) > POSITIONAL_SHARE)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One text, read once by one model under observation."""
+    """One text and the observations of one run of a model over it."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -79,12 +79,12 @@ class Reading:
 
     @property
     def length(self) -> int:
-        """How many tokens."""
+        """Number of tokens."""
         return len(self.tokens)
 
     @cached_property
     def visible(self) -> Integers:
-        """How many keys each query sees, ``(L,)``."""
+        """Number of keys that each query sees, ``(L,)``."""
         if self.causal:
             return np.arange(1, self.length + 1, dtype=np.int32)
         return np.full(self.length, self.length, dtype=np.int32)
@@ -109,12 +109,12 @@ class Reading:
 
     @cached_property
     def unit_text(self) -> tuple[str, ...]:
-        """How each unit is written."""
+        """The text of each unit."""
         return tuple(word.text for word in self.words) + tuple(token.text for token in self.tokens if token.word < 0)
 
     @cached_property
     def aside(self) -> frozenset[int]:
-        """Units that are not counted as relations unless asked: special tokens, sinks and punctuation."""
+        """Units left out of relations by default: special tokens, sinks and punctuation."""
         set_apart = {int(self.unit_of[position]) for position in self.apart}
         marks = {number for number, word in enumerate(self.words) if word.mark}
         return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
@@ -131,19 +131,19 @@ class Reading:
         return "punctuation" if self.words[unit].mark else "word"
 
     def words_between(self, unit: int, other: int) -> int:
-        """How many words on from ``unit`` the ``other`` stands in the text; negative: back."""
+        """Return how many words after ``unit`` the ``other`` is in the text; negative: before."""
         starts = [word.tokens[0] for word in self.words]
         at, there = (int(np.searchsorted(starts, self.unit_tokens[u][0])) for u in (unit, other))
         return there - at
 
     def find(self, name: str) -> tuple[int, ...]:
-        """The words written as ``name`` (case does not matter), in reading order."""
+        """Return the words written as ``name``, in any case, in reading order."""
         wanted = name.casefold()
         return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
 
 
 def number_units(tokens: Sequence[Token], words: Sequence[Word]) -> Integers:
-    """The unit of each token, ``(L,)``: the number of its word, or behind the words one of its own."""
+    """Return the unit of each token, ``(L,)``: the number of its word, or a number of its own after those of words."""
     units = np.array([token.word for token in tokens], dtype=np.int32)
     wordless = units < 0
     units[wordless] = len(words) + np.arange(wordless.sum())
@@ -151,14 +151,14 @@ def number_units(tokens: Sequence[Token], words: Sequence[Word]) -> Integers:
 
 
 def find_sinks(received: Floats, causal: bool, length: int) -> tuple[int, ...]:
-    """The first token, if it is a sink in at least a quarter of the heads: later queries give it over `SINK_SHARE`.
+    """Return the first token if it is a sink in a quarter of the heads or more: later queries give it `SINK_SHARE`.
 
     Args:
         received: weight that the first token receives from all queries, in each head, ``(N, H)``.
-        causal: whether queries see earlier keys only: in such models the first token takes what is left over.
+        causal: whether queries see earlier keys only; in such models the first token takes left-over attention.
         length: number of tokens.
 
-    A short text is given more room: the share must be half again what an even spread would give.
+    In a short text the share must also be 1.5 times that of an even spread.
     """
     if not causal or length < 4:
         return ()

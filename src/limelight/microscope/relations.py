@@ -1,4 +1,4 @@
-"""The strongest relations of a word: where it looks, and who looks at it, over all layers and heads."""
+"""The strongest relations of a word, over all layers and heads: what it looks at, and what looks at it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .reading import Floats, Reading
 class Relation:
     """One unit looks at another: the head that does it most, beside what even attention would give.
 
-    ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is the
-    same over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly.
-    ``positional``: the head looks at a place, whatever stands there (`HeadStatistics.positional`).
+    ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is its
+    mean over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly.
+    ``positional``: the head looks at a relative position (`HeadStatistics.positional`).
     """
 
     query: int
@@ -30,7 +30,7 @@ class Relation:
 
 
 def given(reading: Reading, unit: int) -> Floats:
-    """Attention that a unit gives to every unit, ``(N, H, U)``.
+    """Return the attention that a unit gives to every unit, ``(N, H, U)``.
 
     Exact for a short text. For a long one only the ``k`` strongest keys of each query are known, so what a unit
     of several pieces receives is a lower bound (exact when each piece is among the ``k``).
@@ -50,7 +50,7 @@ def given(reading: Reading, unit: int) -> Floats:
 
 
 def taken(reading: Reading, unit: int) -> Floats:
-    """Attention that a unit receives from every unit, ``(N, H, U)``; a lower bound where `given` is."""
+    """Return the attention that a unit receives from every unit, ``(N, H, U)``; a lower bound where `given` is."""
     columns = list(reading.unit_tokens[unit])
     layers, heads = reading.shares.shape[:2]
     total = np.zeros((len(reading.unit_text), layers, heads), np.float32)
@@ -66,7 +66,7 @@ def taken(reading: Reading, unit: int) -> Floats:
 
 
 def uniform(reading: Reading, query: int, key: int) -> float:
-    """Weight of ``key`` if each piece of ``query`` spread its attention evenly over the keys it sees."""
+    """Return the weight of ``key`` if each piece of ``query`` spread its attention evenly over the keys it sees."""
     keys = np.array(reading.unit_tokens[key])
     shares = [
         (keys <= row).sum() / reading.visible[row] if reading.causal else len(keys) / reading.visible[row]
@@ -78,17 +78,17 @@ def uniform(reading: Reading, query: int, key: int) -> float:
 def strongest(
     reading: Reading, unit: int, *, received: bool = False, special: bool = False, most: int = 5
 ) -> list[Relation]:
-    """The strongest relations of a unit, one per partner (the head in which it is strongest).
+    """Return the strongest relations of a unit, one per partner (the head in which it is strongest).
 
-    Those of positional heads stand after the others, for such a head would look at any word in that place; among
-    either, the largest come first.
+    Those of positional heads come last, since such a head looks at any word in that position; within both groups the
+    largest come first.
 
     Args:
-        reading: what the model did with the text.
+        reading: the observations of the model over the text.
         unit: a unit of the reading (words come first, so a word's number is its unit).
-        received: who looks at the unit, instead of where the unit looks.
-        special: also count special tokens, sinks, punctuation, and the unit itself.
-        most: how many at most.
+        received: what looks at the unit, instead of what the unit looks at.
+        special: include special tokens, sinks, punctuation, and the unit itself.
+        most: maximum number.
     """
     weights = taken(reading, unit) if received else given(reading, unit)  # (N, H, U)
     layers, heads, units = weights.shape
@@ -105,13 +105,13 @@ def strongest(
         query, key = (partner, unit) if received else (unit, partner)
         mean = float(weights[layer, :, partner].mean())
         even = uniform(reading, query, key)
-        weight, place = float(peak[partner]), bool(positional[partner])
-        found.append(Relation(query, key, layer, head, weight, mean, even, place))
+        weight, by_position = float(peak[partner]), bool(positional[partner])
+        found.append(Relation(query, key, layer, head, weight, mean, even, by_position))
     return found
 
 
 def words_that_matter(reading: Reading, most: int = 4) -> list[int]:
-    """Content words that matter most for the model; in reading order.
+    """Choose the most prominent content words, in reading order.
 
     For an encoder those whose vector moves most: the lowest cosine between the embedding and the last layer. The last
     vectors of a decoder stand for the next token and have next to nothing in common with any embedding: there, those
@@ -126,7 +126,7 @@ def words_that_matter(reading: Reading, most: int = 4) -> list[int]:
 
 
 def excess_attention(reading: Reading) -> Floats:
-    """Attention that each unit receives beyond an even spread, ``(U,)``.
+    """Return the attention that each unit receives beyond an even spread, ``(U,)``.
 
     Summed over the queries, mean over layers, heads and the tokens of the unit: 1 is the whole attention of one query.
     """

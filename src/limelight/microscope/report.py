@@ -1,4 +1,4 @@
-"""The answer of the microscope, data first: a `Report` of tables. Pictures and summaries are made from it.
+"""The result of the microscope: a `Report` of tables, from which the page and the terminal output are made.
 
 The JSON form, ``limelight.report`` version 1::
 
@@ -20,9 +20,9 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
 ``relations``  text, word, index, direction ("looks at", "is looked at by"), other, other_kind (word,
                itself, punctuation, special, sink, blank), offset, pieces (of the word
-               looked at), layer, head, positional (the head looks at a place, whatever stands there; such rows come
-               last), weight, uniform, layer_mean (over its heads), lower_bound (true: a long text, where only each
-               query's strongest keys are known)
+               looked at), layer, head, positional (the head looks at a relative position;
+               such rows come last), weight, uniform, layer_mean (over its heads), lower_bound (true: a long text,
+               where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
@@ -44,10 +44,10 @@ from .reading import Floats, Reading
 from .relations import strongest
 
 FORMAT, VERSION = "limelight.report", 1
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 _NOTES = (
-    "A weight says from where a head took its values, not why the model answers as it does: "
+    "A weight says where a head took its values from, not why the model answers as it does: "
     "an attention weight is not an explanation.",
     "The even share is what attention spread evenly over the visible keys would give: compare every weight with it.",
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
@@ -55,7 +55,7 @@ _NOTES = (
     "A head is positional if more than half of its attention goes to the previous, own or next token, whatever it is: "
     "its relations come after the others.",
 )
-_LAST_NORM = "The last point of a path lies behind the model's last norm, which turns vectors like one more layer."
+_LAST_NORM = "The last point of a path is behind the model's last norm, which rotates vectors like one more layer."
 _LOWER_BOUND = (
     "This text is too long to keep every weight: relations come from each query's strongest keys, "
     "and a weight on a word of several pieces is a lower bound."
@@ -64,7 +64,7 @@ _LOWER_BOUND = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a reader must know of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
+    """Name and sizes of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
 
     name: str
     kind: str
@@ -74,13 +74,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """What a model did with one text, or with two that are compared.
+    """The observations of a model over one text, or over two that are compared.
 
     Args:
         model: facts about the model.
         readings: one reading per text.
         chosen: for each text, the words that relations and paths are reported for.
-        chosen_by: the measured quantity that chose them, in words.
+        chosen_by: the measure by which they were chosen, in words.
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
 
@@ -108,9 +108,9 @@ class Report:
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     @cached_property
-    def tables(self) -> dict[str, list[Row]]:
+    def tables(self) -> dict[str, list[TableRow]]:
         """Every table by name, as a list of flat rows: ``pandas.DataFrame(report.tables["heads"])``."""
-        per_text: dict[str, Callable[[int], list[Row]]] = {
+        per_text: dict[str, Callable[[int], list[TableRow]]] = {
             "tokens": self._tokens,
             "words": self._words,
             "heads": self._heads,
@@ -133,7 +133,7 @@ class Report:
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with the texts, for this model: tokens that its vocabulary does not have."""
+        """Warnings about the texts: tokens that the vocabulary of the model does not have."""
         found = []
         for number, reading in enumerate(self.readings):
             if reading.unknown:
@@ -141,12 +141,12 @@ class Report:
                 names = ", ".join(dict.fromkeys(reading.tokens[place].text for place in reading.unknown))
                 found.append(
                     f"{which}{len(reading.unknown):,} of {reading.length:,} tokens are unknown ({names}): "
-                    "the model sees that something stands there, not what."
+                    "the model sees that there is a token, but not which."
                 )
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, as described at the top of this module."""
+        """Return the JSON form that the top of this module describes."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -157,10 +157,10 @@ class Report:
         }
 
     def to_json(self, indent: int | None = None) -> str:
-        """The JSON form as text."""
+        """Return the JSON form as text."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
 
-    def _tokens(self, text: int) -> list[Row]:
+    def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         received = reading.received.mean(axis=0) / reading.expected
         unknown = frozenset(reading.unknown)
@@ -180,7 +180,7 @@ class Report:
             for index, token in enumerate(reading.tokens)
         ]
 
-    def _words(self, text: int) -> list[Row]:
+    def _words(self, text: int) -> list[TableRow]:
         return [
             {
                 "text": text,
@@ -194,7 +194,7 @@ class Report:
             for index, word in enumerate(self.readings[text].words)
         ]
 
-    def _heads(self, text: int) -> list[Row]:
+    def _heads(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         each = reading.heads
         uniform = {
@@ -223,7 +223,7 @@ class Report:
             for head in range(self.model.heads)
         ]
 
-    def _relations(self, text: int) -> list[Row]:
+    def _relations(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         rows = []
         for word in self.chosen[text]:
@@ -251,9 +251,9 @@ class Report:
                     )
         return rows
 
-    def _path(self, text: int) -> list[Row]:
+    def _path(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        everyone = mean_path(reading)
+        background = mean_path(reading)
         return [
             {
                 "text": text,
@@ -262,13 +262,13 @@ class Report:
                 "depth": depth,
                 "cosine": _short(reading.path[depth, word]),
                 "step": _short(reading.steps[depth, word]),
-                "all_words": _short(everyone[depth]),
+                "all_words": _short(background[depth]),
             }
             for word in self.chosen[text]
             for depth in range(self.model.layers + 1)
         ]
 
-    def _contexts(self) -> list[Row]:
+    def _contexts(self) -> list[TableRow]:
         comparison, first = self.comparison, self.readings[0]
         assert comparison is not None
         return [
@@ -286,7 +286,7 @@ class Report:
             for depth in range(self.model.layers + 1)
         ]
 
-    def _changes(self) -> list[Row]:
+    def _changes(self) -> list[TableRow]:
         comparison = self.comparison
         assert comparison is not None
         first, second = self.readings
@@ -308,23 +308,23 @@ class Report:
 
 
 def mean_path(reading: Reading) -> Floats:
-    """Mean over all words of the cosine with the embedding, per layer: the background of one word's path."""
+    """Return the mean over all words of the cosine with the embedding, by layer: the baseline of a word's path."""
     words = [number for number, word in enumerate(reading.words) if not word.mark]
     return np.asarray(reading.path[:, words or slice(None)].mean(axis=1), dtype=np.float32)
 
 
 def even_distance(reading: Reading) -> float:
-    """Mean absolute distance, in tokens, if every query spread its attention evenly over the keys it sees."""
+    """Return the mean absolute distance, in tokens, of attention spread evenly over the visible keys."""
     length = reading.length
     if reading.causal:
         return (length - 1) / 4.0
     return (length * length - 1) / (3.0 * length)
 
 
-def _clipped(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _clipped(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _short(number: float) -> float:
-    """Six significant digits: more would claim what float32 does not hold."""
+    """Round to six significant digits, about the precision of float32."""
     return float(f"{float(number):.6g}")

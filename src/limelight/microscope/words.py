@@ -1,7 +1,7 @@
-"""From tokens to words: which pieces make a word, and which words carry content.
+"""Words of a text: the tokens of each, and whether it is a content word.
 
-A model sees pieces (``pala`` ``##ce``); a reader thinks in words. Relations are therefore reported between
-words: the sum over the pieces *to* a word, the mean over the pieces *from* it (Clark et al. 2019, section 4).
+A model sees pieces (``pala`` ``##ce``), but relations are reported between words:
+the sum over the pieces *to* a word, the mean over the pieces *from* it (Clark et al. 2019, section 4).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Word:
 def join_words(
     text: str, pieces: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[bool]
 ) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
-    """Group a text's tokens into words by where they stand in the text.
+    """Group a text's tokens into words by their place in the text.
 
     A token belongs to the word in which its first visible character stands. Special tokens, and tokens of
     spaces alone, belong to no word (-1).

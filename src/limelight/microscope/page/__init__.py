@@ -1,7 +1,7 @@
 """The page: one self-contained HTML file that opens without a network.
 
 The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this file; `write_page` inlines both
-and the report's data into ``template.html``. A user needs neither node nor a connection.
+and the report's data into ``template.html``. Users need neither Node nor a network.
 """
 
 from .write import PAGE_LIMIT, make_page, write_page

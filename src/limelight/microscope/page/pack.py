@@ -1,4 +1,4 @@
-"""What the page reads: a `Report` packed into compact JSON.
+"""The data of the page: a `Report` packed into compact JSON.
 
 ``limelight.page`` version 1; its TypeScript twin is ``web/src/data.ts``. Sizes as in ``reading.py``::
 
@@ -26,7 +26,7 @@
     Packed = {"shape": [...], "bits": 8 | 16 | 32, "low", "high", "root": boolean, "data": base64}
 
 ``data`` is the zlib stream of little-endian unsigned integers ``q`` in C order. With ``m = 2^bits - 1``, a value is
-``low + (high - low) * q / m``, or with ``root`` ``low + (high - low) * (q / m)^2``, which spends its steps on small
+``low + (high - low) * q / m``, or with ``root`` ``low + (high - low) * (q / m)^2``, which spends more codes on small
 numbers. 32-bit numbers are plain integers (``low`` 0, ``high`` ``m``).
 
 A page must stay small at any length, so `pack` takes the first of a ladder of settings that fits.
@@ -59,7 +59,7 @@ _VISIBLE = {
 
 @dataclass(frozen=True)
 class Detail:
-    """How much is kept: bits of a heat map's cell, blocks along its side, relations per token."""
+    """A level of detail: bits of a heat map's cell, blocks along its side, relations per token."""
 
     bits: int
     blocks: int
@@ -85,11 +85,11 @@ LADDER = (
     Detail(8, 8, 1),
 )
 
-RELATION_BYTES = 4  # that a relation takes at the least, packed
+RELATION_BYTES = 4  # minimum bytes of a packed relation
 
 
 def pack(report: Report, limit: int) -> str:
-    """The page's data as JSON text of at most ``limit`` bytes, in the finest detail that fits.
+    """Pack a report into JSON of at most ``limit`` bytes, in the finest detail that fits.
 
     Raises:
         ValueError: nothing fits: the text has more tokens than a page can name in ``limit`` bytes.
@@ -98,14 +98,14 @@ def pack(report: Report, limit: int) -> str:
     tokens = sum(reading.length for reading in report.readings if not reading.exact)
     for detail in LADDER:
         if tokens * detail.relations * RELATION_BYTES > limit:
-            continue  # no use trying
+            continue  # cannot fit
         text = json.dumps(_report(report, detail), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
         if size <= limit:
             return text
     lengths = " and ".join(str(reading.length) for reading in report.readings)
     raise ValueError(
-        f"the page must fit in {limit:,} bytes, but a text of {lengths} tokens needs {size:,} at the least; "
+        f"the page must fit in {limit:,} bytes, but a text of {lengths} tokens needs at least {size:,}; "
         "look at a part of the text, or use --json for the tables alone."
     )
 
@@ -113,14 +113,14 @@ def pack(report: Report, limit: int) -> str:
 def pack_numbers(
     values: npt.NDArray[Any], bits: int, low: float = 0.0, high: float | None = None, root: bool = False
 ) -> Packed:
-    """Quantise an array and pack it; see the top of this module for the form.
+    """Quantise an array and pack it in the form that the top of this module describes.
 
     Args:
         values: any shape, finite; clipped to ``[low, high]``.
         bits: 8, 16, or 32 (integers as they are).
         low: the value of the smallest code.
         high: the value of the largest code; by default the largest value.
-        root: spend the steps on small numbers.
+        root: quantise the square root, which spends more codes on small numbers.
     """
     most = 2**bits - 1
     if bits == 32:
@@ -222,7 +222,7 @@ def _map(reading: Reading, detail: Detail) -> dict[str, Any]:
 
 
 def _coarser(shares: Floats, block: int, length: int) -> Floats:
-    """Join blocks two by two: keys add up, queries average by how many there are."""
+    """Join blocks two by two: sum over keys, mean over queries."""
     side = shares.shape[-1]
     count = np.minimum(block, length - block * np.arange(side)).astype(np.float32)
     padded = np.pad(shares * count[:, None], ((0, 0), (0, 0), (0, side % 2), (0, side % 2)))
@@ -233,49 +233,49 @@ def _coarser(shares: Floats, block: int, length: int) -> Floats:
 
 
 def _relations(reading: Reading, most: int) -> dict[str, Any]:
-    """The relations of each token that say most, at most ``most``, the strongest first.
+    """Pack the ``most`` most informative relations of each token, the strongest first.
 
     A key that many heads share would crowd out all others: each further head on the same key counts half as much as
-    the one before. What heads give to tokens set apart is said by their maps, and left out here.
+    the one before. Attention to tokens set apart is in the maps, and left out here.
     """
     top_keys, top_weights = _top(reading)
     layers, heads, length, k = top_keys.shape
     every = layers * heads * k
     most = min(most, every)
-    keys, places, weights = [], [], []
+    keys, heads_of_keys, weights = [], [], []
     for start in range(0, length, 512):
         part = (slice(None), slice(None), slice(start, start + 512))
         key = top_keys[part].transpose(2, 0, 1, 3).reshape(-1, every)
         weight = top_weights[part].transpose(2, 0, 1, 3).reshape(-1, every)
         weight = np.where(np.isin(key, reading.apart) | (key < 0), 0.0, weight)
-        worth = weight * np.exp2(-_turn(key, weight))
+        worth = weight * np.exp2(-_rank(key, weight))
         chosen = np.argpartition(-worth, most - 1, axis=1)[:, :most]
         kept = np.take_along_axis(weight, chosen, 1)
         order = np.argsort(-kept, axis=1, kind="stable")
         chosen, kept = np.take_along_axis(chosen, order, 1), np.take_along_axis(kept, order, 1)
         keys.append(np.take_along_axis(key, chosen, 1))
-        places.append(chosen // k)
+        heads_of_keys.append(chosen // k)
         weights.append(kept)
     wide = (16, 0.0, 65535.0)
     return {
         "each": most,
         "keys": pack_numbers(np.maximum(np.concatenate(keys), 0), *(wide if length < 65536 else (32,))),
-        "heads": pack_numbers(np.concatenate(places), *wide),
+        "heads": pack_numbers(np.concatenate(heads_of_keys), *wide),
         "weights": pack_numbers(np.concatenate(weights), 16, 0.0, 1.0),
     }
 
 
-def _turn(key: Integers, weight: Floats) -> npt.NDArray[np.float32]:
-    """For each candidate of a row: how many stronger ones have the same key."""
+def _rank(key: Integers, weight: Floats) -> npt.NDArray[np.float32]:
+    """Return for each candidate of a row how many stronger candidates have the same key."""
     order = np.argsort(-weight, axis=1, kind="stable")
     order = np.take_along_axis(order, np.argsort(np.take_along_axis(key, order, 1), axis=1, kind="stable"), 1)
     sorted_keys = np.take_along_axis(key, order, 1)
     at = np.arange(key.shape[1])
     fresh = np.concatenate([np.ones((len(key), 1), bool), sorted_keys[:, 1:] != sorted_keys[:, :-1]], 1)
     first = np.maximum.accumulate(np.where(fresh, at, 0), axis=1)
-    turn = np.empty(key.shape, np.float32)
-    np.put_along_axis(turn, order, (at - first).astype(np.float32), 1)
-    return turn
+    rank = np.empty(key.shape, np.float32)
+    np.put_along_axis(rank, order, (at - first).astype(np.float32), 1)
+    return rank
 
 
 def _top(reading: Reading) -> tuple[Integers, Floats]:

@@ -1,6 +1,6 @@
-"""Put template, view and data together, and write the file in one step.
+"""Assemble template, view and data, and write the file atomically.
 
-A text may hold anything, ``</script><img src=x onerror=...>`` among it. Three walls keep it inert: the data stands
+A text may hold anything, ``</script><img src=x onerror=...>`` among it. Three measures keep it inert: the data stands
 in a block that browsers do not run, with every ``<``, ``>`` and ``&`` written as an escape, so no tag can begin or
 end in it; the view builds its elements with ``textContent`` only; and the content security policy lets nothing run
 but this view's own script, named by its hash, and nothing load at all.
@@ -27,7 +27,7 @@ _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u202
 
 
 def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
-    """The page as text, at most ``limit`` bytes of UTF-8.
+    """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
         ValueError: not even the coarsest form of the report fits.
@@ -61,7 +61,7 @@ def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
 
 
 def write_page(report: Report, path: str | os.PathLike[str]) -> int:
-    """Write the page to ``path`` and return its size in bytes. Whoever opens ``path`` sees a whole page or none.
+    """Write the page to ``path`` and return its size in bytes. The file is replaced atomically.
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
