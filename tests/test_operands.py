@@ -118,15 +118,15 @@ WRONG = {
     "half a pair": lambda: _rotate((2, 3, 5, 8), (1, 1, 5, 7)),
     "partners": lambda: fused.rotate_halves(torch.ones(2, 3, 5, 8), torch.ones(1, 1, 5, 8), torch.ones(1, 1, 1, 8)),
     "rank": lambda: _rotate((3, 5, 8), (1, 1, 5, 8)),
-    "captured norm": lambda: fused.Steps().norm(torch.ones(1, 8), torch.ones(9), 1e-6, 0.0),
-    "captured product": lambda: fused.Steps().products(torch.ones(1, 8), [(torch.ones(9, 7), None)]),
-    "captured bias": lambda: fused.Steps().products(torch.ones(1, 8), [(torch.ones(9, 8), torch.ones(1))]),
-    "captured sum": lambda: fused.Steps().add(torch.ones(1, 8), torch.ones(1, 9)),
-    "captured copy": lambda: fused.Steps().copy(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2, 4)),
-    "captured rotation": lambda: fused.Steps().rotate_halves(
+    "captured norm": lambda: fused.Capture().norm(torch.ones(1, 8), torch.ones(9), 1e-6, 0.0),
+    "captured product": lambda: fused.Capture().products(torch.ones(1, 8), [(torch.ones(9, 7), None)]),
+    "captured bias": lambda: fused.Capture().products(torch.ones(1, 8), [(torch.ones(9, 8), torch.ones(1))]),
+    "captured sum": lambda: fused.Capture().add(torch.ones(1, 8), torch.ones(1, 9)),
+    "captured copy": lambda: fused.Capture().copy(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 2, 4)),
+    "captured rotation": lambda: fused.Capture().rotate_halves(
         torch.ones(1, 2, 3, 4), *torch.ones(2, 1, 1, 2, 4), torch.ones(1, 2, 3, 4)
     ),
-    "captured gate": lambda: fused.Steps().gated(torch.nn.functional.silu, torch.ones(8), torch.ones(4)),
+    "captured gate": lambda: fused.Capture().gated(torch.nn.functional.silu, torch.ones(8), torch.ones(4)),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ under ``torch.compile`` and ``torch.export``, which fuse such operations themsel
 for ``torch.func``, forward mode and every derivative beyond the first; on other devices; without the library.
 """
 
-from .capture import Steps
+from .capture import Capture
 from .dispatch import can_fuse, reasons_against
 from .gate import SIGMOID_FORMS, gated, gelu_tanh
 from .matrices import MOST_ROWS, matmul, product, products
@@ -18,7 +18,7 @@ from .rotation import rotate_halves
 __all__ = [
     "MOST_ROWS",
     "SIGMOID_FORMS",
-    "Steps",
+    "Capture",
     "can_fuse",
     "gated",
     "gelu_tanh",

@@ -1,7 +1,7 @@
 """Operations over few tokens, captured once and replayed in one call, as a CUDA graph is.
 
 Calling hundreds of operations from Python for every generated token takes longer than many of them. A capture holds the
-bytes of each native call; what changes from token to token (where keys go, what a query sees) is captured anew in every
+bytes of each native call; what changes from token to token (where keys go, what a query sees) is recomputed in every
 replay.
 """
 
@@ -23,20 +23,21 @@ from .matrices import PRODUCT_SHAPES, pack_products
 from .norm import pack_norm
 from .rotation import pack_rotation
 
-Now = TypeVar("Now")  # what a replay gives to the operations that are captured anew
+Now = TypeVar("Now")  # what a replay gives to the functions of `recompute`
 
 _PRODUCT, _NORM, _GATE, _ROTATION, _SUM, _FORWARD = range(6)  # ll_step_kind
+_pack_step = STEP.packer("kind", "bytes")
 
 
-class Steps(Generic[Now]):
-    """Operations over few tokens, captured one after the other; each `run` computes them in one call of the library.
+class Capture(Generic[Now]):
+    """Operations over few tokens, captured one after the other; each `replay` computes them in one call of the library.
 
-    The methods are the functions of `limelight.fused`, and give the same bits; what they return is filled by `run`.
+    The methods are the functions of `limelight.fused`, and give the same bits; what they return is filled by `replay`.
     They are for tensors of which `can_fuse` is true, contiguous but for heads, whose last stride is 1.
     """
 
     def __init__(self) -> None:
-        self._captured: list[bytes | Callable[[Steps[Now], Now], None]] = []
+        self._captured: list[bytes | Callable[[Capture[Now], Now], None]] = []
         self._kept: list[Any] = []  # what the addresses point to
 
     def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
@@ -56,7 +57,7 @@ class Steps(Generic[Now]):
         return found
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-        """`gated`: ``activation(gate) * up``, of an activation of `SIGMOID_SHAPES`; the result overwrites ``gate``."""
+        """`gated`: ``activation(gate) * up``, of an activation of `SIGMOID_FORMS`; the result overwrites ``gate``."""
         if gate.shape != up.shape:
             raise different_shapes("up", "gate", up, gate)
         self._add(_GATE, pack_gate(gate, up, activation, gate))
@@ -97,19 +98,23 @@ class Steps(Generic[Now]):
         self._kept.append(result)
         return result
 
-    def anew(self, note: Callable[[Steps[Now], Now], None]) -> None:
-        """Operations that ``note(steps, now)`` captures anew in each `run`."""
-        self._captured.append(note)
+    def recompute(self, capture: Callable[[Capture[Now], Now], None]) -> None:
+        """Operations that differ between replays: ``capture(part, now)`` captures them into ``part`` in each."""
+        self._captured.append(capture)
 
-    def run(self, now: Now) -> None:
-        """Compute what was captured; ``now`` is what `anew` is given."""
-        passing: Steps[Now] = Steps()
+    def replay(self, now: Now) -> None:
+        """Compute all operations in order; ``now`` is given to the functions of `recompute`.
+
+        Raises:
+            BackendError: the library refuses an operation; those before it have been computed.
+        """
+        whole: Capture[Now] = Capture()
         for part in self._captured:
             if isinstance(part, bytes):
-                passing._captured.append(part)
+                whole._captured.append(part)
             else:
-                part(passing, now)
-        library.replay(b"".join(passing._captured))  # type: ignore[arg-type]
+                part(whole, now)
+        library.replay(b"".join(whole._captured))  # type: ignore[arg-type]
 
     def _add(self, kind: int, packed: bytes) -> None:
-        self._captured += (STEP.pack(kind=kind, bytes=len(packed)), packed)
+        self._captured += (_pack_step(kind, len(packed)), packed)

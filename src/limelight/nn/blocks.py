@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Layout
-from ..fused import Steps
+from ..fused import Capture
 from ..tensors.shapes import wrong
 from .checks import checked
 from .dropout import dropout as dropping
@@ -89,7 +89,7 @@ class PreNorm(nn.Module):
         states = states + self.dropout(self.inner(self.norm(states), *places))
         return states if self.clamp is None else self.clamp(states)
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Capture[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         if self.clamp is not None:
             return None
@@ -115,7 +115,7 @@ class Sandwich(nn.Module):
         """``(B, L, width)`` to the same."""
         return states + self.dropout(self.after(self.inner(self.norm(states), *places)))  # type: ignore[no-any-return]
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Capture[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         found = in_turn(steps, (self.norm, self.inner, self.after), states) if does_nothing(self.dropout) else None
         return None if found is None else steps.add(states, found)
@@ -146,7 +146,7 @@ class Block(nn.Module):
         places = Places.given(places, states)
         return self.feed_forward(self.attention(states, places))  # type: ignore[no-any-return]
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Capture[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         return in_turn(steps, (self.attention, self.feed_forward), states)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import fused
-from ..fused import Steps
+from ..fused import Capture
 from .checks import activation_of, checked
 from .dropout import dropout as dropping
 from .few_tokens import does_nothing
@@ -101,7 +101,7 @@ class GatedFeedForward(nn.Module):
         gate, up = together(states, self.gate, self.up)
         return widened(self.down, self.dropout(fused.gated(self.activation, gate, up)))
 
-    def note(self, steps: Steps[Any], states: Tensor) -> Tensor | None:
+    def note(self, steps: Capture[Any], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         if self.activation not in fused.SIGMOID_FORMS or not does_nothing(self.dropout):
             return None

@@ -1,7 +1,7 @@
 """The layers of a text that is being written, by one call of the native library for each token.
 
 While a text is written every layer meets one token, and calling its twenty parts from Python takes longer than many of
-them. So what the layers do with a token is *noted* once (`limelight.fused.Steps`), and run for every token that
+them. So what the layers do with a token is *noted* once (`limelight.fused.Capture`), and run for every token that
 follows: what CUDA graphs are on another machine. The bits are the same.
 
 A layer that can be noted has a method ``note``, which has no effect beside the notes. Wherever somebody looks on (a
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import fused
 from ..forms.observations import current_watcher
-from ..fused import Steps
+from ..fused import Capture
 from .places import Places
 from .projection import is_unwatched
 
@@ -26,21 +26,21 @@ from .projection import is_unwatched
 class Notable(Protocol):
     """A layer that can be noted."""
 
-    def note(self, steps: Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: Capture[Places], states: Tensor) -> Tensor | None:
         """Room for what ``forward`` makes of ``states``, filled when the ``steps`` are run.
 
         ``None`` where the layer must be called.
         """
 
 
-def noted(steps: Steps[Places], layer: nn.Module, states: Tensor) -> Tensor | None:
+def noted(steps: Capture[Places], layer: nn.Module, states: Tensor) -> Tensor | None:
     """``layer(states)``, noted in ``steps``; ``None`` where it must be called."""
     if "note" not in type(layer).__dict__ or not is_unwatched(layer):  # a subclass has a mind of its own
         return None
     return cast(Notable, layer).note(steps, states)
 
 
-def in_turn(steps: Steps[Places], layers: Iterable[nn.Module], states: Tensor) -> Tensor | None:
+def in_turn(steps: Capture[Places], layers: Iterable[nn.Module], states: Tensor) -> Tensor | None:
     """Each of the ``layers`` after the one before, noted; ``None`` where one of them must be called."""
     found: Tensor | None = states
     for layer in layers:
@@ -81,7 +81,7 @@ class Program:
         result: where they write them.
     """
 
-    def __init__(self, layers: nn.ModuleList, steps: Steps[Places], given: Tensor, result: Tensor) -> None:
+    def __init__(self, layers: nn.ModuleList, steps: Capture[Places], given: Tensor, result: Tensor) -> None:
         self._steps, self._given, self._result = steps, given, result
         self._modules = list(layers.modules())
         self._facts = self._look()
@@ -89,7 +89,7 @@ class Program:
     @classmethod
     def of(cls, layers: nn.ModuleList, states: Tensor) -> Program | None:
         """Note the ``layers`` over states like these; ``None`` where one of them must be called."""
-        steps: Steps[Places] = Steps()
+        steps: Capture[Places] = Capture()
         given = torch.empty_like(states, memory_format=torch.contiguous_format)
         result = in_turn(steps, layers, given)
         return None if result is None else cls(layers, steps, given, result)
@@ -102,7 +102,7 @@ class Program:
     def run(self, states: Tensor, places: Places) -> Tensor:
         """The layers' result for ``states``."""
         self._given.copy_(states)
-        self._steps.run(places)
+        self._steps.replay(places)
         return self._result.clone()
 
     def _look(self) -> list[Any]:

@@ -142,7 +142,7 @@ class MultiHead(nn.Module):
         assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def note(self, steps: fused.Steps[Places], states: Tensor) -> Tensor | None:
+    def note(self, steps: fused.Capture[Places], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`; for tokens that follow others in a cache."""
         if (
             (self.training and self.dropout)
@@ -165,7 +165,7 @@ class MultiHead(nn.Module):
         query, key, value = *heads, heads_of(projected[2], self.value_width)
         mixed = states.new_empty(B, L, query.shape[1], self.value_width).transpose(1, 2)
 
-        def look(steps: fused.Steps[Places], places: Places) -> None:
+        def look(steps: fused.Capture[Places], places: Places) -> None:
             assert places.cache is not None
             room = places.cache.room(self, self.pattern, key, value)
             turned = None if self.rotary is None else places.rotation(self.rotary, query.dtype)
@@ -184,7 +184,7 @@ class MultiHead(nn.Module):
             )  # fmt: skip
             steps.attention(call, mixed)
 
-        steps.anew(look)
+        steps.recompute(look)
         return steps.products(mixed.transpose(1, 2).flatten(2), pairs[3:])[0]
 
     def keys_and_values(self, source: Tensor, places: Places, *projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
             return fused.rms_norm(states, self.weight.float(), self.epsilon, self.offset).to(torch.float16)
         return fused.rms_norm(states, self.weight, self.epsilon, self.offset)
 
-    def note(self, steps: fused.Steps[Any], states: Tensor) -> Tensor | None:
+    def note(self, steps: fused.Capture[Any], states: Tensor) -> Tensor | None:
         """See `limelight.nn.few_tokens`."""
         if not fused.can_fuse(states, self.weight):
             return None

@@ -93,7 +93,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def notable(states: Tensor, *layers: nn.Module) -> list[tuple[Tensor, Tensor | None]] | None:
-    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Steps.products`)."""
+    """The `matrices` of ``layers`` whose products with ``states`` can be noted (`limelight.fused.Capture.products`)."""
     if not all(map(is_plain, layers)):
         return None
     pairs = matrices(*layers)
