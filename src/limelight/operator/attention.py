@@ -115,6 +115,7 @@ def attention(
     Raises:
         ArgumentError: an argument breaks a rule.
         BackendError: the named backend cannot serve the call.
+        torch.OutOfMemoryError: the system has no memory for the result or for the scratch of a kernel.
 
     Example:
         >>> import torch, limelight

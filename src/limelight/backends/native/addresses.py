@@ -64,7 +64,9 @@ def copy_of(name: str, tensor: Tensor) -> Tensor:
 
 def plain(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A small operand, contiguous, in the dtype of accumulation for a query of ``dtype``."""
-    made = tensor.detach().to(**NUMBERS[dtype]).contiguous()
+    numbers, made = NUMBERS[dtype], tensor
+    if tensor.requires_grad or tensor.dtype is not numbers["dtype"] or not tensor.is_cpu or not tensor.is_contiguous():
+        made = tensor.detach().to(**numbers).contiguous()
     return made if made.data_ptr() and not made.is_neg() else copy_of(name, made)
 
 

@@ -21,6 +21,11 @@ from .addresses import (
 from .call import packed, reasons_against_distances
 from .structures import GRADIENTS
 
+_pack_gradients = GRADIENTS.packer(
+    "output", "grad_output", "logsumexp", "grad_logsumexp", "query", "key", "value", "sink", "compare",
+    "rules", "uncleared",
+)  # fmt: skip
+
 
 def forward(call: Call) -> Result:
     """Compute the call.
@@ -116,11 +121,10 @@ def backward(
     of_rules = rules.Gradients(call, asked)
     kept: list[Any] = []
     if query_row[0]:
-        gradients = GRADIENTS.pack(
-            output=output_row, grad_output=grad_row,
-            logsumexp=logsumexp.data_ptr(), grad_logsumexp=pointer(grad_logsumexp),
-            query=row(found[0]), key=row(found[1]), value=row(found[2]), sink=pointer(sink), compare=pointer(vectors),
-            rules=of_rules.packed(), uncleared=of_rules.uncleared,
+        gradients = _pack_gradients(
+            output_row, grad_row, logsumexp.data_ptr(), pointer(grad_logsumexp),
+            row(found[0]), row(found[1]), row(found[2]), pointer(sink), pointer(vectors),
+            of_rules.packed(), of_rules.uncleared,
         )  # fmt: skip
         library.backward(packed(call, query_row, key_row, value_row, (0, 0, 0, 0, 1), kept), gradients)
     if call.sink is not None:

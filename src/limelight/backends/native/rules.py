@@ -54,7 +54,7 @@ def _strided(tensor: Tensor, kept: list[Any]) -> tuple[int, ...]:
 
 def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
     """As it lies when it has the dtype of the query: it may be as large as all scores."""
-    tensor = rule.tensor.detach()
+    tensor = rule.tensor.detach() if rule.tensor.requires_grad else rule.tensor
     stored = tensor.dtype is call.query.dtype
     if not stored:
         tensor = tensor.to(**NUMBERS[call.query.dtype])
@@ -111,6 +111,8 @@ class Gradients:
 
     def packed(self) -> tuple[int, ...]:
         """``ll_gradients.rules``."""
+        if not self._sums:
+            return _NO_RULES
         numbers = [number for tensor in self._sums for number in summed(tensor)]
         return (*numbers, *_NO_RULES[len(numbers) :])
 
