@@ -1,7 +1,7 @@
-"""Neighbours' conventions: the signatures of PyTorch and flash-attention, over the one operator.
+"""The signatures of PyTorch's and flash-attention's functions, computed by `limelight.attention`.
 
-Thin on purpose. What the neighbour means by an argument is said here once; where its meaning cannot be kept, the call
-raises.
+Thin on purpose. What the other library means by an argument is written down here once; where its meaning cannot be
+kept, the call raises.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def scaled_dot_product_attention(
             `limelight.attention` refuses.
     """
     call = sdpa_call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    output = _output(*call.tensors, **call.settings, backend=backend, name=name)
+    output: Tensor = attention(*call.tensors, **call.settings, backend=backend, name=name)
     return output if call.shape is None else output.reshape(call.shape)
 
 
 class SdpaCall(NamedTuple):
-    """A call of PyTorch's function in the operator's words."""
+    """A call of PyTorch's function as arguments of `limelight.attention`."""
 
     tensors: tuple[Tensor, Tensor, Tensor]  # (B, H, L, D)
     settings: dict[str, Any]
@@ -226,8 +226,8 @@ def flash_attn_func(
 
     Args:
         q: ``(B, Lq, Hq, D)``.
-        k: ``(B, Lk, Hkv, D)``, where ``Hq`` is a multiple of ``Hkv``; likewise ``v``.
-        v: see ``k``.
+        k: ``(B, Lk, Hkv, D)``, where ``Hq`` is a multiple of ``Hkv``.
+        v: ``(B, Lk, Hkv, Dv)``.
         dropout_p: probability with which a weight is dropped.
         softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
         causal: the last query stands at the last key, and sees no later one.
@@ -269,13 +269,13 @@ def flash_attn_varlen_func(
 
     Args:
         q: ``(total queries, Hq, D)``.
-        k: ``(total keys, Hkv, D)``; likewise ``v``.
-        v: see ``k``.
-        cu_seqlens_q: ``(N + 1,)`` where each document's queries begin, and the total; likewise ``cu_seqlens_k``.
-        cu_seqlens_k: see ``cu_seqlens_q``.
-        max_seqlen_q: not needed, and taken so that calls need not change; likewise ``max_seqlen_k``.
-        max_seqlen_k: see ``max_seqlen_q``.
-        dropout_p: see `flash_attn_func`; likewise what is not named here.
+        k: ``(total keys, Hkv, D)``.
+        v: ``(total keys, Hkv, Dv)``.
+        cu_seqlens_q: ``(N + 1,)`` where each document's queries begin, and the total.
+        cu_seqlens_k: ``(N + 1,)`` where each document's keys begin, and the total.
+        max_seqlen_q: ignored; it is accepted so that calls need not change.
+        max_seqlen_k: ignored, too.
+        dropout_p: probability with which a weight is dropped.
         softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
         causal: the last query of a document stands at its last key, and sees no later one.
         window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
@@ -333,10 +333,8 @@ def _attend_flash(
 ) -> tuple[Tensor, Tensor | None]:
     """The output, and the logsumexp when it is asked for, of ``(B, H, L, D)`` tensors."""
     if not observed:
-        return _output(query, key, value, **settings), None
-    result = attention(query, key, value, observe=Observe(logsumexp=True), **settings)
-    assert isinstance(result, tuple)
-    output, seen = result
+        return attention(query, key, value, **settings), None
+    output, seen = attention(query, key, value, observe=Observe(logsumexp=True), **settings)
     assert seen.logsumexp is not None
     return output, seen.logsumexp
 
@@ -363,9 +361,3 @@ def _lengths(name: str, ends: Tensor) -> Tensor:
     if ends.dim() != 1 or len(ends) < 1 or ends.dtype.is_floating_point:
         raise wrong(name, "must be (N + 1,) whole numbers", f"its shape is {tuple(ends.shape)}", "Begin with 0.")
     return ends.diff()
-
-
-def _output(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-    output = attention(query, key, value, **settings)
-    assert isinstance(output, Tensor)
-    return output

@@ -18,8 +18,8 @@ from support.strategies import Example
 @contextmanager
 def rounded(dtype: torch.dtype) -> Iterator[None]:
     """Inside, the reference rounds its weights to ``dtype`` before they meet the values, as kernels do."""
-    mix = reference._mix
-    with mock.patch.object(reference, "_mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep)):
+    mix = reference.mix
+    with mock.patch.object(reference, "mix", lambda w, b, keep: mix(w.to(dtype).to(w.dtype), b, keep)):
         yield
 
 

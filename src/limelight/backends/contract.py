@@ -80,6 +80,7 @@ class Call(Settings):
     autograd_reason: str = ""
     only_watched: bool = False
     _lowered: Lowered | None = None
+    _operands: tuple[Tensor, ...] | None = None
 
     def replace(self, **changes: Any) -> Call:
         """A copy with some fields changed."""
@@ -89,6 +90,8 @@ class Call(Settings):
         fields.update(changes)
         if "layout" in changes or "pattern" in changes or "shapes" in changes:
             fields["_lowered"] = None
+        if "sink" in changes or "scores" in changes or "compare" in changes:
+            fields["_operands"] = None
         return call
 
     def lowered_like(self, other: Call) -> Call:
@@ -105,8 +108,14 @@ class Call(Settings):
                 found = lower(self.pattern, self.layout, self.shapes.B, Hq, Lq, Lk)
             except MemoryError as error:
                 raise out_of_memory("the intervals and tiles of layout and pattern", error) from error
-            self._lowered = found  # type: ignore[misc]  # the only field that is set later
+            self._lowered = found  # type: ignore[misc]  # worked out once, never changed
         return found
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        if self._operands is None:
+            self._operands = super().operands  # type: ignore[misc]
+        return self._operands
 
 
 def unknown_positions(call: Call) -> list[str]:

@@ -2,7 +2,7 @@
 
 Everything else is tested against this file. It works in any float dtype, on any device and under every transform
 of PyTorch, because it consists of operations that PyTorch differentiates. It holds every score; a long call is computed
-a part at a time (`limelight.operator.derivatives`).
+a chunk at a time (`limelight.operator.derivatives`).
 
 In order, for query ``i`` and key ``j`` of one head::
 
@@ -39,7 +39,7 @@ ABOUT = "the definition: plain tensor operations, a long call a chunk of queries
 
 
 def reasons_against(call: Call) -> list[str]:
-    """The definition serves every call whose tensors have memory of their own.
+    """The reference serves every call whose tensors have memory of their own.
 
     Raises:
         ArgumentError: the memory of query, key or value was freed, or one of them is a `DTensor`.
@@ -52,7 +52,7 @@ def reasons_against(call: Call) -> list[str]:
 
 
 def status() -> str:
-    """The definition is always there."""
+    """Always available."""
     return ABOUT
 
 
@@ -88,7 +88,7 @@ def forward(call: Call) -> Result:
         seed = torch.as_tensor(call.seed, device=query.device, dtype=torch.int64)
         keep = kept(call.dropout, seed, row, at.head, at.query_position, at.key_position)
         mixed = torch.where(keep, weights / (1.0 - call.dropout), 0.0)
-    output = _mix(mixed, value, seen).to(call.query.dtype)
+    output = mix(mixed, value, seen).to(call.query.dtype)
 
     observations = None
     if call.observe is not None:
@@ -213,7 +213,7 @@ def _block_sums(tensor: Tensor, bq: int, bk: int, part: Part) -> Tensor:
 
 # --- Two products in which what is not kept does not exist. -----------------------------------------------------------
 #
-# A matrix product multiplies what nobody sees by zero, and 0 * NaN is NaN. These two select instead, and the
+# A matrix product multiplies what is not seen by zero, and 0 * NaN is NaN. These two select instead, and the
 # derivatives of each are again these two, so the promise holds backward and in every higher derivative.
 
 
@@ -223,7 +223,7 @@ def _scores(a: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     return result
 
 
-def _mix(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
+def mix(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
     """``o_i = sum over kept j of w_ij b_j``. Shapes ``(..., I, J), (..., J, D), keep (..., I, J)``."""
     result: Tensor = (_Mix if torch.compiler.is_compiling() else _MixForward).apply(w, b, keep)  # type: ignore[no-untyped-call]
     return result
@@ -241,7 +241,7 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         a, b, keep = ctx.saved_tensors
-        return _mix(grad, b, keep), _mix(grad.mT, a, keep.mT), None
+        return mix(grad, b, keep), mix(grad.mT, a, keep.mT), None
 
 
 def _kept(inputs: tuple[Tensor, Tensor, Tensor], scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,8 +255,8 @@ class _Mix(torch.autograd.Function):
     def forward(w: Tensor, b: Tensor, keep: Tensor) -> Tensor:
         w = torch.where(keep, w, 0.0)
         finite = b.isfinite()
-        # Under a transform or while tracing nobody may look at values; then the general way is always taken.
-        if _may_look(b) and bool(finite.all()):
+        # Under a transform or while tracing values cannot be read; then the general formula is always computed.
+        if _can_read(b) and bool(finite.all()):
             return w @ b
         return w @ torch.where(finite, b, 0.0) + _spoils(w, b, keep)
 
@@ -267,7 +267,7 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         w, b, keep = ctx.saved_tensors
-        return _scores(grad, b, keep), _mix(w.mT, grad, keep.mT), None
+        return _scores(grad, b, keep), mix(w.mT, grad, keep.mT), None
 
 
 # The same with forward-mode derivatives and vmap, which torch.compile refuses to trace.
@@ -298,7 +298,7 @@ class _MixForward(_Mix):
     @staticmethod
     def jvp(ctx: Any, dw: Tensor | None, db: Tensor | None, _: None) -> Tensor:
         w, b, keep = ctx.saved_tensors
-        return _plus(dw if dw is None else _mix(dw, b, keep), db if db is None else _mix(w, db, keep))
+        return _plus(dw if dw is None else mix(dw, b, keep), db if db is None else mix(w, db, keep))
 
 
 def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
@@ -309,7 +309,7 @@ def _plus(first: Tensor | None, second: Tensor | None) -> Tensor:
     return first + second
 
 
-def _may_look(tensor: Tensor) -> bool:
+def _can_read(tensor: Tensor) -> bool:
     return (
         not are_transforms_active()
         and tensor.device.type == "cpu"

@@ -56,9 +56,9 @@ def account() -> Iterator[Account]:
 
     ::
 
-        with account() as told:
+        with account() as calls:
             model.generate(**inputs)
-        print(told)
+        print(calls)
     """
     mine = Account()
     _open.append(mine)

@@ -15,8 +15,8 @@ _within: weakref.WeakKeyDictionary[nn.Module, _Names] = weakref.WeakKeyDictionar
 def of_layer(module: nn.Module | None = None) -> str | None:
     """The name of a layer in the outermost module whose ``forward`` is running.
 
-    Attention functions are given no name: layers of encoder and decoder, or self and cross attention, have the same
-    numbers, and the model around them is known to nobody but the call stack.
+    Attention functions are given no name. Layers of encoder and decoder, or self- and cross-attention, have the same
+    indices, and only the call stack shows the model around them.
 
     Args:
         module: the layer; ``None`` for the innermost module whose ``forward`` is running.

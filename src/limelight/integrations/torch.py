@@ -2,9 +2,9 @@
 
 ::
 
-    with limelight.integrations.torch.sdpa() as told:
+    with limelight.integrations.torch.sdpa() as calls:
         model(images)
-    print(told)  # which calls were taken over, which were left to PyTorch, and why
+    print(calls)  # which calls were taken over, which were left to PyTorch, and why
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def sdpa() -> Iterator[Account]:
     Yields:
         the `Account` of the calls.
     """
-    with account() as told, _Routing(told):
-        yield told
+    with account() as calls, _Routing(calls):
+        yield calls
 
 
 class _Routing(TorchFunctionMode):
-    def __init__(self, told: Account) -> None:
+    def __init__(self, calls: Account) -> None:
         super().__init__()
-        self.told = told
+        self.calls = calls
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,14 +67,14 @@ class _Routing(TorchFunctionMode):
         if func is _SDPA or func is _LAYER:
             recorder = tracing.recorder(next(iter((*args, *kwargs.values())), None))
             if recorder:
-                self.told.left[f"the call is recorded by {recorder}"] += 1
+                self.calls.left[f"the call is recorded by {recorder}"] += 1
                 return func(*args, **kwargs)
         if func is _SDPA:
             return self._called(*args, **kwargs)
         if func is _LAYER:
             for kind in types:
                 if kind not in (Tensor, torch.nn.Parameter):  # which decides for itself what the layer does
-                    self.told.left[f"torch.nn.MultiheadAttention was given a {kind.__name__}"] += 1
+                    self.calls.left[f"torch.nn.MultiheadAttention was given a {kind.__name__}"] += 1
                     return func(*args, **kwargs)
             given = _LAYER_SIGNATURE.bind(*args, **kwargs).arguments
             if given.get("need_weights", True):
@@ -93,7 +93,7 @@ class _Routing(TorchFunctionMode):
         def attend(*args: Any, backend: str | None, name: str | None) -> Tensor:
             call = compat.sdpa_call(*args)
             output, weights = attend_whole(
-                *call.tensors, **call.settings, told=self.told, unseen=math.nan, backend=backend, name=name
+                *call.tensors, **call.settings, calls=self.calls, unseen=math.nan, backend=backend, name=name
             )
             whole.append(weights)
             return output
@@ -129,9 +129,9 @@ class _Routing(TorchFunctionMode):
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
             else:
-                self.told.taken[_what(args, kwargs)] += 1
+                self.calls.taken[_what(args, kwargs)] += 1
                 return output
-        self.told.left[why] += 1
+        self.calls.left[why] += 1
         return None
 
 

@@ -75,7 +75,7 @@ def describe_mask(
     """The mask of one forward pass, described once and handed by the model to every layer.
 
     Called by transformers, whose arguments these are (``masking_utils.eager_mask``). Never ``None``, so that a layer
-    without a mask is one that nobody described.
+    without a mask is one for which no mask was described.
     """
     # A graph wants tensors: a description would have to be read while it is traced. On accelerators, `generate` makes
     # the masks of a static cache (which counts in a tensor) in advance, for a forward pass that it compiles.
@@ -90,9 +90,9 @@ def describe_mask(
     sight = read(mask_function, size, int(q_offset), int(kv_offset), attention_mask, use_vmap, device)
     if config is not None:
         leave_unwritten(type(config), NAME)
-    told = current()
-    if told is not None:
-        told.notes.update(sight.notes)
+    calls = current()
+    if calls is not None:
+        calls.notes.update(sight.notes)
     # On CPUs `generate` may compile. A graph made for a description would hold for its lengths alone,
     # so it gets numbers, for the next token at least; layers that are not compiled read the description beside them.
     return written(sight, dtype) if isinstance(q_offset, Tensor) and size[1] == 1 else Mask.of(sight, dtype)
@@ -127,13 +127,13 @@ def attend(
     Args:
         module: the layer; its training mode decides on the dropout, its place in the model is the call's name.
         query: after rotary positions; keys and values come from the cache, not repeated for their groups.
-        key: see ``query``.
-        value: see ``query``.
+        key: ``(B, Hkv, Lk, D)``, after rotary positions.
+        value: ``(B, Hkv, Lk, Dv)``.
         attention_mask: a `Mask`; or a bool tensor, true where seen; or a float tensor to be added to the scores.
         dropout: probability, applied in training.
         scaling: factor of the dot product.
-        is_causal: read only when nobody described a mask.
-        sliding_window: likewise.
+        is_causal: read only when no mask was described.
+        sliding_window: read only when no mask was described.
         softcap: the limit of `SoftCap`.
         s_aux: ``(Hq,)`` logits of the sinks, one for each head.
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
@@ -168,16 +168,16 @@ def attend(
             f"attn_implementation={NAME!r} cannot observe {type(module).__name__}: it has a sink for each query, which "
             "the observations would leave out. Run it without limelight.watching."
         )
-    told = current()
-    if told is not None:
-        _tell(told, attention_mask, layout, pattern, scores, s_aux)
+    calls = current()
+    if calls is not None:
+        _tell(calls, attention_mask, layout, pattern, scores, s_aux)
     arguments: dict[str, Any] = {
         "layout": layout, "pattern": pattern, "scores": scores, "sink": s_aux, "scale": scaling,
         "dropout": dropout if module.training else 0.0, "name": of_layer(module) if watched else None,
     }  # fmt: skip
     weights = None
     if _weights_wanted(others):
-        output, weights = attend_whole(query, key, value, told=told, sinks=sinks, **arguments)
+        output, weights = attend_whole(query, key, value, calls=calls, sinks=sinks, **arguments)
         if keys < Lk:
             weights = nn.functional.pad(weights, (0, Lk - keys))
     elif sinks is not None:
@@ -230,7 +230,7 @@ def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> S
 
 
 def _written_out(mask: Tensor) -> Tensor:
-    """A mask of numbers, as bool where it says no more than who sees whom, so that what nobody sees is skipped."""
+    """A mask of numbers, as bool where it holds only 0 and minus infinity, so that unseen blocks are skipped."""
     if isinstance(mask, Mask):
         return mask.sight.seen
     if mask.dtype == torch.bool:
@@ -344,7 +344,7 @@ def _asks_the_registry(kind: type) -> bool:
 
 
 def _tell(
-    told: Account,
+    calls: Account,
     mask: Tensor | None,
     layout: Layout | None,
     pattern: Pattern | None,
@@ -354,13 +354,13 @@ def _tell(
     what = [f"{pattern or Full()} under {type(layout or Aligned()).__name__}", *map(repr, scores)]
     if sink is not None:
         what.append("a sink")
-    told.taken[_SIZES.sub("", ", ".join(what))] += 1
+    calls.taken[_SIZES.sub("", ", ".join(what))] += 1
     if isinstance(mask, Mask) and mask.touched:
-        told.notes[f"the model computes with its mask ({mask.touched}), so it was written out"] += 1
+        calls.notes[f"the model computes with its mask ({mask.touched}), so it was written out"] += 1
     elif mask is not None and sight_of(mask) is None:
-        told.notes[f"the model gave a {mask.dtype} tensor instead of a description, and all its pairs are read"] += 1
+        calls.notes[f"the model gave a {mask.dtype} tensor instead of a description, and all its pairs are read"] += 1
     elif mask is None:
-        told.notes["nobody described a mask"] += 1
+        calls.notes["no mask was described"] += 1
 
 
 # Tensors grow with every token, and tables of distances with them; what is asked for stays the same.

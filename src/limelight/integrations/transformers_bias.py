@@ -2,8 +2,8 @@
 
 T5 and its relatives compute ``table[bucket(key - query)]`` for every pair in the first layer of a stack, and hand the
 ``(1, Hq, Lq, Lk)`` tensor to the others. It says no more than one number for each head and distance. `leave_unwritten`
-makes their ``compute_bias`` return a `PositionBias` instead while a model runs on Limelight: to everybody that tensor,
-to our attention function the numbers at the ``Lq + Lk - 1`` distances.
+makes their ``compute_bias`` return a `PositionBias` instead while a model runs on Limelight: our attention function
+reads the numbers at the ``Lq + Lk - 1`` distances, every other reader that tensor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Shift:
 
 
 class PositionBias(Tensor):
-    """A ``(1, Hq, Lq, Lk)`` bias by distance that is written out, by the model itself, when somebody computes with it.
+    """A ``(1, Hq, Lq, Lk)`` bias by distance that is written out, by the model itself, when something computes with it.
 
     Written out above PyTorch's differentiation, so that the gradient of the table is never lost.
     """
@@ -88,7 +88,7 @@ class PositionBias(Tensor):
     ) -> Any:
         """Reached by `detach` alone, with which activation checkpointing hands a tensor on."""
         if function not in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            raise NotImplementedError(f"{function} on a position bias of T5 that nobody wrote out")
+            raise NotImplementedError(f"{function} on a position bias of T5 that was not written out")
         bias = args[0]
         return PositionBias.of(bias.compute, tuple(bias.shape), bias, bias.past)
 

@@ -3,11 +3,11 @@
 A model describes its mask by a *mask function* ``(batch, head, query index, key index) -> bool``, put together by the
 factories of ``transformers.masking_utils`` (causal, sliding window, chunks, packed documents, "and", "or"), by a
 ``(B, Lk)`` padding mask, and by the offsets of a cache. `read` takes the description apart, and nothing of size
-``Lq * Lk`` is built for what it knows; a part that it does not know is evaluated, and said to be (`Sight.notes`).
+``Lq * Lk`` is built for a known factory; an unknown part is evaluated, and `Sight.notes` reports it.
 
-What the model then carries through its layers is a `Mask`: to everybody the float tensor ``(B, 1, Lq, Lk)`` that
-``eager`` adds to the scores, but one that holds no numbers. A model that computes with it gets the numbers, so none has
-to know; a model that hands it on, as nearly all do, costs nothing.
+What the model then carries through its layers is a `Mask`: the float tensor ``(B, 1, Lq, Lk)`` that ``eager`` adds to
+the scores, but one that holds no numbers. A model that computes with it gets the numbers, so no
+model has to be changed; one that hands it on, as nearly all do, costs nothing.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Sight:
     Args:
         size: ``(B, Lq, Lk)``, ``Lk`` as the model counts it, the unused end of a static cache included.
         device: where the model's tensors lie.
-        keys: how many of the keys anybody can see; the others come after the last query.
+        keys: how many of the keys can be seen; the others come after the last query.
         layout: of the queries and the first ``keys`` keys.
-        pattern: likewise; ``None`` is ``Full()``.
+        pattern: the pattern of the mask; ``None`` is ``Full()``.
         notes: what had to be evaluated for every pair, and why.
     """
 
@@ -69,12 +69,12 @@ class Sight:
 
 
 class Mask(Tensor):
-    """A `Sight` in the shape of the tensor that ``eager`` adds to the scores; it becomes one when somebody computes.
+    """A `Sight` in the shape of the tensor that ``eager`` adds to the scores, written out when it is computed with.
 
     It is a tensor because models treat it as one: they ask for its ``dtype``, ``shape`` and ``ndim``, move it to
     devices, cut it to the length of the keys, hand it through activation checkpointing, and return a mask with four
     dimensions that they are given as it is. It is float, 0 and the least number of its dtype, because that is what
-    every model knows to add to, fill or join. `touched` tells which operation made the numbers appear.
+    every model can add to, fill or join. `touched` names the operation that made the numbers appear.
     """
 
     sight: Sight
@@ -328,7 +328,7 @@ _RELATIVE = (
 
 
 def _made_by(function: MaskFunction) -> str | None:
-    """Which factory of transformers made a mask function; ``None`` for somebody else's."""
+    """Which factory of transformers made a mask function; ``None`` for any other function."""
     return _factories().get(getattr(function, "__code__", None))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.reference import _mix, accumulator
+from ..backends.reference import accumulator, mix
 from ..forms.coordinates import Where
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import Observations, Observe
@@ -24,14 +24,14 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
-    told: Account | None,
+    calls: Account | None,
     layout: Layout | None = None,
     dropout: float = 0.0,
     sinks: Tensor | None = None,
     unseen: float = 0.0,
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`limelight.attention`, and its weights as peers return them: after dropout, ``(B, Hq, Lq, Lk)``.
+    """Output and weights of `limelight.attention`, these as PyTorch returns them: ``(B, Hq, Lq, Lk)``, after dropout.
 
     Output and weights have the dtype of the output. Where a gradient is wanted, the output is computed from the
     weights, so that ``weights.grad`` is that of the loss; a weight of 0 has none.
@@ -40,20 +40,18 @@ def attend(
         query: ``(B, Hq, Lq, D)``.
         key: ``(B, Hkv, Lk, D)``.
         value: ``(B, Hkv, Lk, Dv)``.
-        told: the account in which the bytes of the weights are counted.
-        layout: that of `limelight.attention`; likewise ``dropout`` and ``settings``.
-        dropout: see ``layout``.
+        calls: the account in which the bytes of the weights are counted.
+        layout: the positions of tokens and which exist.
+        dropout: probability with which a weight is dropped.
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         unseen: what a query that sees none of its keys gets, as weights and output: 0, or NaN.
-        settings: see ``layout``.
+        settings: the other arguments of `limelight.attention`.
     """
     seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu") if dropout else None
-    result = attention(
+    output, seen = attention(
         query, key, value, layout=layout, dropout=dropout, seed=seed,
         observe=Observe(rows=torch.arange(query.shape[2], device="cpu"), logsumexp=True), **settings,
     )  # fmt: skip
-    assert isinstance(result, tuple)
-    output, seen = result
     assert seen.rows is not None
     assert seen.logsumexp is not None
     rows = seen.rows
@@ -66,8 +64,8 @@ def attend(
         nothing = (seen.logsumexp == -torch.inf)[..., None]
         rows, output = torch.where(nothing, unseen, rows), torch.where(nothing, unseen, output)
     weights = rows.to(output.dtype)
-    if told is not None:
-        told.weights += weights.nbytes
+    if calls is not None:
+        calls.weights += weights.nbytes
     if torch.is_grad_enabled() and (weights.requires_grad or value.requires_grad):
         output = mixed(weights, value)
     return output, weights
@@ -83,7 +81,7 @@ def mixed(weights: Tensor, value: Tensor) -> Tensor:
     """``weights @ value`` for each query head; what has the weight 0 does not exist."""
     exact = accumulator(weights.dtype)
     values = value.to(exact).repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
-    return _mix(weights.to(exact), values, weights.detach() != 0).to(weights.dtype)
+    return mix(weights.to(exact), values, weights.detach() != 0).to(weights.dtype)
 
 
 def _kept(query: Tensor, key: Tensor, layout: Layout | None, dropout: float, seed: Tensor) -> Tensor:

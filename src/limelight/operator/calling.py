@@ -87,7 +87,8 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
     scores = () if settings.scores == () else _check_scores(settings.scores, query, shapes)
     if settings.sink is not None:
         check_sink(settings.sink, query, shapes)
-        check_local("sink", settings.sink)
+        if type(settings.sink) not in PLAIN:
+            check_local("sink", settings.sink)
     if settings.observe is not None:
         _check_observe(settings.observe, query, shapes)
     call = Call(

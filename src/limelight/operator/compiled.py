@@ -1,12 +1,12 @@
-"""The third door: attention under whatever records operations (`limelight.tensors.tracing`).
+"""The compiled path: attention where something records operations (`limelight.tensors.tracing`).
 
 ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``, fake and functional tensors see one operator,
 ``limelight::attention``, and for its gradients another, ``limelight::attention_backward``, both registered with
 ``torch.library`` when Limelight is imported. Pattern, layout and score rules travel as a *recipe*, a string that is a
-constant of the graph; the numbers inside them travel beside it, so that a changing length compiles nothing anew, and so
-do the tensors inside them. At run time the recipe is read again, by a table of names, and the call takes the eager way.
+constant of the graph; the numbers and tensors inside them travel beside it, so that a changing length does not
+recompile. At run time the recipe is parsed, by a table of class names, and the call takes the direct or autograd path.
 
-No list that they are given is ever empty: PyTorch's autograd and AOTInductor take an empty list for none.
+No list among their arguments is ever empty: PyTorch's autograd and AOTInductor treat an empty list as none.
 
 A call that wants observations other than the logsumexp, or stands inside a transform of `torch.func`, is recorded
 through the reference, as plain tensor operations.
@@ -43,7 +43,7 @@ _KINDS: dict[str, type[Description]] = {
 # The settings that travel in a graph; what is observed decides only whether a call can be recorded as one operator.
 _SETTINGS = tuple(SettingsButObserve.__annotations__)
 
-MOST_SCORES = 256 * 2**20  # bytes of scores that a recorded call may hold
+MAX_SCORE_BYTES = 256 * 2**20  # of a call that is recorded as plain operations
 
 
 def is_one_operator(call: Call, backend: str | None) -> bool:
@@ -61,11 +61,12 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
         raise BackendError(f"a backend cannot be named under {seen_by}; the choice is made when the graph runs.")
     why = _why_not(call)
     if why:
-        if reference.score_bytes(call) > MOST_SCORES:
+        if reference.score_bytes(call) > MAX_SCORE_BYTES:
             have = " x ".join(map(str, call.shapes.scores))
+            most = f"{MAX_SCORE_BYTES // 2**20} MiB"
             raise BackendError(
                 f"under {seen_by}, a call with {why} holds its scores, but B x Hq x Lq x Lk = {have} would "
-                f"take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of {MOST_SCORES // 2**20} MiB. "
+                f"take {reference.score_bytes(call) / 2**20:,.0f} MiB, over the limit of {most}. "
                 "Call it outside of what is recorded (for torch.compile: torch.compiler.disable), or on fewer rows."
             )
         if tracing.is_functionalized():
@@ -170,7 +171,7 @@ def _read(
 
 def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
     if in_forward_mode():
-        # PyTorch would make the tangent zero without a word, and does not tell us whether there is one.
+        # PyTorch would silently make the tangent zero, and does not report whether there is one.
         raise NotImplementedError(
             "a graph recorded without derivatives was run inside a forward-mode transform; "
             "call limelight.attention itself there, or compile the transform."
@@ -189,7 +190,7 @@ def _attention(
     call = _read_call(tensors, numbers, reals, recipe)
     result = run(call.replace(logsumexp=True), None)
     assert result.logsumexp is not None
-    return _laid_out(result.output, _empty_output(tensors, "meta")), result.logsumexp.contiguous()
+    return _with_strides(result.output, _empty_output(tensors, "meta")), result.logsumexp.contiguous()
 
 
 @_attention.register_fake
@@ -215,7 +216,7 @@ def _attention_backward(
     with autograd_enabled_in_operator():
         gradients = function.evaluate(tuple(tensors))
     promised = [torch.empty_like(tensors[n], device="meta") for n in inputs]
-    return [_laid_out(gradient, like) for gradient, like in zip(gradients, promised, strict=True)]
+    return [_with_strides(gradient, like) for gradient, like in zip(gradients, promised, strict=True)]
 
 
 @_attention_backward.register_fake
@@ -243,8 +244,8 @@ def _empty_output(tensors: Sequence[Tensor], device: Any) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[3]), device=device)
 
 
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """With the strides that the graph was told of."""
+def _with_strides(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides that the fake implementation promised to the graph."""
     if tensor.stride() == like.stride():
         return tensor
     return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -50,9 +50,9 @@ def explain(
     """Which backend would run a call of `attention`, why each other one would not, and what the call costs.
 
     Args:
-        query: that of `limelight.attention`; likewise ``key`` and ``value``.
-        key: see ``query``.
-        value: see ``query``.
+        query: ``(B, Hq, Lq, D)``, or all three without ``B``.
+        key: ``(B, Hkv, Lk, D)``.
+        value: ``(B, Hkv, Lk, Dv)``.
         backend: ``None`` for the one that would be chosen.
         settings: the settings of `limelight.attention`: layout, pattern, compare, scores, sink, scale, dropout, seed,
             observe.

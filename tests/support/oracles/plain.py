@@ -1,7 +1,7 @@
 """The plain computation that a kernel must be as exact as: the definition with float32 sums, whose weights and whose
 gradients of scores are rounded to the dtype of the inputs before they enter a product, forward and backward.
 
-In the definition both enter products as the first operand of `reference._mix`: weights with the values, the gradient of
+In the definition both enter products as the first operand of `reference.mix`: weights with the values, the gradient of
 the scores with the keys and (transposed) with the queries, weights (transposed) with the gradient of the output.
 """
 
@@ -33,9 +33,9 @@ class _Rounded(torch.autograd.Function):
 @contextmanager
 def rounded(dtype: torch.dtype) -> Iterator[None]:
     """Inside, the reference is the plain computation in ``dtype``, held whole, and differentiated by PyTorch."""
-    mix = reference._mix
+    mix = reference.mix
     with (
-        mock.patch.object(reference, "_mix", lambda w, b, keep: mix(_Rounded.apply(w, dtype), b, keep)),
+        mock.patch.object(reference, "mix", lambda w, b, keep: mix(_Rounded.apply(w, dtype), b, keep)),
         mock.patch.object(derivatives, "MAX_WHOLE_BYTES", 2**40),
     ):
         yield

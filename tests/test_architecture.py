@@ -1,0 +1,241 @@
+"""The order of the parts, read from the imports of every module, and the size of files and functions.
+
+An import goes to the same part or to one on a floor below. Imports inside functions and under
+``TYPE_CHECKING`` count. What does not hold yet stands in the tables at the top; a row that is no longer needed fails.
+"""
+
+import ast
+import importlib
+import inspect
+import itertools
+from pathlib import Path
+
+import pytest
+
+import limelight
+
+ROOT = Path(limelight.__file__).parent
+
+#: From the lowest to the highest. A row may import every row above it in this table, and no other; parts that stand in
+#: one row do not import each other.
+FLOORS = (
+    ("_interrupted", "tensors"),
+    ("forms",),
+    ("backends",),
+    ("operator",),
+    ("fused",),
+    ("text",),
+    ("formats",),
+    ("nn",),
+    ("models",),
+    ("generation",),
+    ("pretrained",),
+    ("checkpoints",),
+    ("microscope", "training", "compat", "benchmark"),
+    ("integrations",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+
+#: Imports within a part that close a circle, from a module to a module, and why they may stay.
+FACADES = {
+    ("forms.patterns", "forms.lowering"): "the two-line method `Pattern.pairs`",
+    ("forms.patterns", "forms.drawing"): "the two-line method `Pattern.draw`",
+}
+
+#: Imports against the order that are to go, from a module to a module: nothing is added here.
+NOT_YET = {
+    ("backends.native", "__init__"),
+    ("benchmark.timing", "__init__"),
+    ("cli", "__init__"),
+    ("cli.explain", "__init__"),
+    ("generation.conversation", "pretrained"),
+    ("generation.loop", "pretrained"),
+    ("generation.prompts", "pretrained"),
+    ("models", "pretrained"),
+    ("models.pooling", "pretrained"),
+    ("nn.alignment", "__init__"),
+    ("nn.mixture_of_heads", "__init__"),
+    ("nn.multihead", "__init__"),
+    ("pretrained", "checkpoints.save"),
+    ("training.loop", "__init__"),
+}
+
+#: Modules that import each other, by way of others or not, beside the imports above.
+CIRCLES: set[frozenset[str]] = {frozenset({"forms.layouts", "forms.patterns"})}
+
+MAX_FILE, MAX_FUNCTION = 400, 60
+#: Longer files, by their lines, and why.
+LONG_FILES = {
+    "backends.native": "not split yet",
+    "backends.triton.kernels.backward": "not split yet",
+    "forms.lowering": "not split yet",
+    "forms.patterns": "not split yet",
+    "fused": "not split yet",
+    "nn.cache": "not split yet",
+    "training.loop": "not split yet",
+}
+#: Longer functions, and why.
+LONG_FUNCTIONS = dict.fromkeys(
+    (
+        "backends.gluon.kernels.backward._owner",
+        "backends.gluon.kernels.backward._step",
+        "backends.gluon.kernels.forward._consumer",
+        "backends.triton.kernels.backward.key_gradient",
+        "backends.triton.kernels.forward.forward",
+        "backends.triton.kernels.observe.row_statistics",
+    ),
+    "a GPU kernel, whose values stay in registers from its first line to its last",
+)
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imported(module):
+    """The modules of Limelight that a module names in its imports."""
+    package = ["limelight", *module.split(".")]
+    if MODULES[module].name != "__init__.py" or module == "__init__":
+        package.pop()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            names = [(base, alias.name) for alias in node.names]
+        else:
+            continue
+        for base, name in names:
+            if base.split(".")[0] != "limelight":
+                continue
+            base = base.removeprefix("limelight").removeprefix(".")
+            inner = f"{base}.{name}".removeprefix(".")
+            yield inner if inner in MODULES else base or "__init__"
+
+
+IMPORTS = {module: set(imported(module)) - {module} for module in MODULES}
+FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+
+
+def part_of(module):
+    return module.split(".")[0]
+
+
+def test_every_part_has_a_floor():
+    assert {part_of(module) for module in MODULES} == set(FLOOR)
+
+
+def test_imports_go_downwards():
+    against = {
+        (module, target)
+        for module, targets in IMPORTS.items()
+        for target in targets
+        if part_of(target) != part_of(module) and FLOOR[part_of(target)] >= FLOOR[part_of(module)]
+    }
+    assert against == NOT_YET
+
+
+def circles():
+    """The strongly connected sets of more than one module (Tarjan)."""
+    index, low, stack, found, numbers = {}, {}, [], [], itertools.count()
+
+    def visit(module):
+        index[module] = low[module] = next(numbers)
+        stack.append(module)
+        for target in sorted(IMPORTS[module]):
+            if (module, target) in FACADES or (module, target) in NOT_YET:
+                continue
+            if target not in index:
+                visit(target)
+            if target in stack:
+                low[module] = min(low[module], low[target])
+        if low[module] == index[module]:
+            members = set()
+            while module not in members:
+                members.add(stack.pop())
+            if len(members) > 1:
+                found.append(frozenset(members))
+
+    for module in sorted(MODULES):
+        if module not in index:
+            visit(module)
+    return set(found)
+
+
+def test_no_modules_import_each_other():
+    assert circles() == CIRCLES
+
+
+def test_every_exception_is_needed():
+    for (module, target), reason in FACADES.items():
+        assert target in IMPORTS[module], (module, target, reason)
+
+
+def lengths_of_functions():
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield f"{module}.{node.name}", length(node)
+
+
+def length(function):
+    """Lines of a function from its first statement on, its documentation left out."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_files_are_short():
+    long = {module for module, path in MODULES.items() if len(path.read_text().splitlines()) > MAX_FILE}
+    assert long == set(LONG_FILES)
+
+
+def test_functions_are_short():
+    assert {name for name, lines in lengths_of_functions() if lines > MAX_FUNCTION} == set(LONG_FUNCTIONS)
+
+
+def test_calls_are_never_written_to():
+    """`Call` is frozen for type checkers alone, which do not see through `Any`."""
+    written = [
+        f"{module}:{node.lineno}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if (isinstance(node.value, ast.Name) and node.value.id == "call")
+        or (isinstance(node.value, ast.Attribute) and node.value.attr == "call")
+    ]
+    assert written == []
+
+
+#: Packages whose optional libraries may be missing, and kernels that a compiler reads.
+UNREAD = ("integrations.transformers", "training", "cli", "backends.triton.kernels", "backends.gluon")
+
+
+@pytest.mark.parametrize("part", sorted(set(FLOOR) - {"__init__", "__main__"}))
+def test_everything_public_is_documented(part):
+    """Here or, for an override, in the class that it comes from."""
+    without = []
+    for module in MODULES:
+        if part_of(module) != part or module.startswith(UNREAD):
+            continue
+        loaded = importlib.import_module(f"limelight.{module}")
+        for name, value in vars(loaded).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != loaded.__name__:
+                continue
+            if inspect.isfunction(value):
+                without += [] if inspect.getdoc(value) else [f"{module}.{name}"]
+            elif inspect.isclass(value):
+                without += [
+                    f"{module}.{name}.{inner}"
+                    for inner, method in vars(value).items()
+                    if not inner.startswith("_")
+                    and (inspect.isfunction(method) or isinstance(method, (property, staticmethod, classmethod)))
+                    and not inspect.getdoc(getattr(value, inner))
+                ]
+    assert without == []
