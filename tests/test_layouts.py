@@ -18,7 +18,7 @@ from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, 
 from limelight.backends import BACKENDS, native
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import Pattern
-from limelight.forms.segments import KeyRuns
+from limelight.forms.segments import KeyRanges
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -34,10 +34,10 @@ def coordinates(layout, s):
     return layout.coordinates(s.B, s.Lq, s.Lk, torch.device("cpu"))
 
 
-def of_runs(runs, Lk):
-    """``(B | 1, Lq, Lk)``: which keys lie in the run of each query."""
+def of_ranges(ranges, Lk):
+    """``(B | 1, Lq, Lk)``: which keys lie in the range of each query."""
     j = np.arange(Lk)
-    return (j >= runs.key_begin[..., None]) & (j < runs.key_end[..., None])
+    return (j >= ranges.key_begin[..., None]) & (j < ranges.key_end[..., None])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,15 +67,15 @@ def test_its_segments_and_holes_are_its_definition(kind, data):
     together = found.together()[:, 0].expand(s.B, s.Lq, s.Lk).numpy()
     segments = layout.segments(s.B, s.Lq, s.Lk)
     assert layout.has_offsets == (segments is not None)
-    runs = KeyRuns.of_segments(segments, s.Lq) if layout.has_offsets else layout.key_runs(s.B, s.Lq, s.Lk)
-    if runs is None:
+    ranges = KeyRanges.of_segments(segments, s.Lq) if layout.has_offsets else layout.key_ranges(s.B, s.Lq, s.Lk)
+    if ranges is None:
         return
-    seen = of_runs(runs, s.Lk)
+    seen = of_ranges(ranges, s.Lk)
     if (holes := layout.holes()) is not None:
         assert not layout.only_segments
         seen = seen & holes.numpy()[:, None]
     assert (np.broadcast_to(seen, together.shape) == together).all()
-    distance = (np.arange(s.Lk) + runs.key_offset[..., None]) - runs.position[..., None]
+    distance = (np.arange(s.Lk) + ranges.key_offset[..., None]) - ranges.position[..., None]
     truth = (found.key_position[:, None] - found.query_position[:, :, None]).expand(together.shape).numpy()
     assert (np.broadcast_to(distance, together.shape) == truth)[together].all()
 
@@ -83,15 +83,15 @@ def test_its_segments_and_holes_are_its_definition(kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
 def test_what_its_coordinates_give_by_default(kind, data):
-    """The runs that a class without `segments` gets: the same pairs, or none where they are no runs."""
+    """The ranges that a class without `segments` gets: the same pairs, or none where they are no ranges."""
     s = data.draw(sizes())
     layout = drawn(data, kind, s)
-    runs = Layout.key_runs(layout, s.B, s.Lq, s.Lk)
+    ranges = Layout.key_ranges(layout, s.B, s.Lq, s.Lk)
     together = coordinates(layout, s).together()[:, 0].numpy()
-    if runs is None:
+    if ranges is None:
         assert layout.holes() is not None
     else:
-        assert (np.broadcast_to(of_runs(runs, s.Lk), together.shape) == together).all()
+        assert (np.broadcast_to(of_ranges(ranges, s.Lk), together.shape) == together).all()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Subset"])
@@ -100,8 +100,8 @@ def test_segments_that_it_has_are_stated(kind, data):
     """Else kernels cannot count distances. Where positions are indices plus an offset, there are segments."""
     s = data.draw(sizes())
     layout = drawn(data, kind, s)
-    runs = Layout.key_runs(layout, s.B, s.Lq, s.Lk)
-    if runs is None or not (np.diff(runs.position - np.arange(s.Lq)) == 0).all():
+    ranges = Layout.key_ranges(layout, s.B, s.Lq, s.Lk)
+    if ranges is None or not (np.diff(ranges.position - np.arange(s.Lq)) == 0).all():
         return
     assert layout.has_offsets, f"positions of {layout} are indices plus an offset: give it segments()"
 
@@ -160,7 +160,7 @@ class Mirrored(Layout):
 
 
 class Interleaved(Layout):
-    """Two documents, token by token: their keys are no runs."""
+    """Two documents, token by token: their keys are no ranges."""
 
     documents = 2
 

@@ -124,6 +124,17 @@ def test_its_spans_are_its_definition(kind, data):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
+def test_its_conjuncts_are_it(kind, data):
+    s = data.draw(sizes())
+    pattern, at = drawn(data, kind, s), where(None, s)
+    allowed = torch.ones(s.scores, dtype=torch.bool)
+    for part in pattern.conjuncts():
+        allowed &= part.allows(at)
+    assert torch.equal(allowed, pattern.allows(at).expand(s.scores))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
 def test_no_key_lies_beyond_its_reach(kind, data):
     s = data.draw(sizes())
     pattern, layout = drawn(data, kind, s), data.draw(layouts(s))

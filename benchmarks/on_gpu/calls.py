@@ -99,9 +99,9 @@ def rounded(dtype: torch.dtype) -> Any:
 
 def rounded_to(rounding: Callable[[Tensor], Tensor]) -> Any:
     """Make the reference round weights and gradients of scores by a function before their products."""
-    mix, backward = reference._mix, reference._ScoresForward.backward
+    mix, backward = reference.mix, reference._ScoresForward.backward
     stack = ExitStack()
-    stack.enter_context(mock.patch.object(reference, "_mix", lambda w, b, keep: mix(rounding(w), b, keep)))
+    stack.enter_context(mock.patch.object(reference, "mix", lambda w, b, keep: mix(rounding(w), b, keep)))
     scores = staticmethod(lambda ctx, grad: backward(ctx, rounding(grad)))
     stack.enter_context(mock.patch.object(reference._ScoresForward, "backward", scores))
     return stack

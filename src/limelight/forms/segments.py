@@ -1,8 +1,8 @@
 """Segments: a layout by arithmetic, as kernels read it.
 
-A segment is a run of queries with the run of keys that they may see at all, and the offsets that turn the indices of
-both into positions: ``position = index + offset``. A layout that is no list of segments says for each query where it
-stands and which run of keys it may see (`KeyRuns`), or nothing at all, and then becomes a map of tiles.
+A segment is a range of queries, the range of keys that they may see at all, and the offsets that turn the indices of
+both into positions: ``position = index + offset``. A layout that is no list of segments gives each query's position and
+range of keys (`KeyRanges`); where the keys of a document are not one range, it becomes a map of tiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PACK = struct.Struct("8q")
 
 
 def one_segment(Lq: int, key_begin: int, key_end: int, query_offset: int, key_offset: int) -> bytes:
-    """The only segment of a layout that is the same for every batch row: all ``Lq`` queries, one run of keys."""
+    """The only segment of a layout that is the same for every batch row: all ``Lq`` queries, one range of keys."""
     return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0)
 
 
@@ -49,10 +49,10 @@ def per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
     return np.full(B, value, np.int64)
 
 
-class KeyRuns(NamedTuple):
-    """For each query its position and the run of keys, by index, that it may see at all; each ``(B | 1, Lq)`` int64.
+class KeyRanges(NamedTuple):
+    """For each query its position and the range of keys, by index, that it may see at all: each ``(B | 1, Lq)`` int64.
 
-    Key ``j`` of the run stands at position ``j + key_offset``. The run of a query that does not exist is empty.
+    Key ``j`` of the range stands at position ``j + key_offset``. The range of a query that does not exist is empty.
     """
 
     position: NDArray[np.int64]
@@ -61,42 +61,42 @@ class KeyRuns(NamedTuple):
     key_offset: NDArray[np.int64]
 
     @classmethod
-    def of_segments(cls, segments: bytes, Lq: int) -> KeyRuns:
+    def of_segments(cls, segments: bytes, Lq: int) -> KeyRanges:
         """What ``segments`` say of each of ``Lq`` queries."""
         table = unpack(segments)
         rows = 1 if len(table) and (table[:, 0] == -1).all() else int(table[:, 0].max(initial=0)) + 1
-        runs = cls(*(np.zeros((rows, Lq), np.int64) for _ in cls._fields))
+        ranges = cls(*(np.zeros((rows, Lq), np.int64) for _ in cls._fields))
         for row, q0, q1, k0, k1, query_offset, key_offset, _ in table.tolist():
             queries = max(row, 0), slice(q0, q1)
-            runs.position[queries] = np.arange(q0, q1) + query_offset
-            runs.key_begin[queries], runs.key_end[queries], runs.key_offset[queries] = k0, k1, key_offset
-        return runs
+            ranges.position[queries] = np.arange(q0, q1) + query_offset
+            ranges.key_begin[queries], ranges.key_end[queries], ranges.key_offset[queries] = k0, k1, key_offset
+        return ranges
 
     @classmethod
-    def of_coordinates(cls, coordinates: Coordinates) -> KeyRuns | None:
-        """The runs that the definition of a layout gives; ``None`` when the keys of some document are not one run."""
+    def of_coordinates(cls, coordinates: Coordinates) -> KeyRanges | None:
+        """What the definition of a layout gives; ``None`` when the keys of some document are not one range."""
         each = [x.numpy(force=True) for x in coordinates]
         rows = max(len(x) for x in each)
         each = [np.broadcast_to(x, (rows, x.shape[1])) for x in each]
         found = [_row_of_coordinates(*(x[row] for x in each)) for row in range(rows)]
-        if any(run is None for run in found):
+        if any(one is None for one in found):
             return None
         none = np.zeros((0, each[0].shape[1]), np.int64)
-        return cls(*(np.concatenate([none, *(run[n] for run in found if run is not None)]) for n in range(4)))
+        return cls(*(np.concatenate([none, *(one[n] for one in found if one is not None)]) for n in range(4)))
 
-    def row(self, row: int) -> KeyRuns:
-        """The runs of one batch row, ``(1, Lq)``."""
-        return self if len(self.position) == 1 else KeyRuns(*(x[row : row + 1] for x in self))
+    def row(self, row: int) -> KeyRanges:
+        """The ranges of one batch row, ``(1, Lq)``."""
+        return self if len(self.position) == 1 else KeyRanges(*(x[row : row + 1] for x in self))
 
-    def take(self, index: NDArray[np.int64]) -> KeyRuns:
-        """The runs of the queries ``index`` ``(B, n)``; a negative index is a query that does not exist."""
+    def take(self, index: NDArray[np.int64]) -> KeyRanges:
+        """The ranges of the queries ``index`` ``(B, n)``; a negative index is a query that does not exist."""
         if not self.position.shape[1]:
-            return KeyRuns(*(np.zeros(index.shape, np.int64) for _ in self))
+            return KeyRanges(*(np.zeros(index.shape, np.int64) for _ in self))
         taken = (
             np.take_along_axis(np.broadcast_to(x, (len(index), x.shape[1])), np.maximum(index, 0), 1) for x in self
         )
         position, begin, end, offset = taken
-        return KeyRuns(position, np.where(index < 0, 0, begin), np.where(index < 0, 0, end), offset)
+        return KeyRanges(position, np.where(index < 0, 0, begin), np.where(index < 0, 0, end), offset)
 
 
 def _row_of_coordinates(
@@ -107,6 +107,7 @@ def _row_of_coordinates(
     query_exists: NDArray[np.bool_],
     key_exists: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], ...] | None:
+    """The fields of `KeyRanges` of one batch row, ``(1, Lq)`` each, from its coordinates."""
     keys = np.flatnonzero(key_exists)
     documents, which, counts = np.unique(key_document[keys], return_inverse=True, return_counts=True)
     begin, end = np.full(len(documents), len(key_exists)), np.zeros(len(documents), np.int64)

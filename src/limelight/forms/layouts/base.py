@@ -10,7 +10,7 @@ from torch import Tensor
 from ...tensors.shapes import wrong
 from ..coordinates import Coordinates
 from ..descriptions import Description
-from ..segments import KeyRuns
+from ..segments import KeyRanges
 
 
 class Layout(Description):
@@ -50,20 +50,20 @@ class Layout(Description):
     def segments(self, B: int, Lq: int, Lk: int) -> bytes | None:
         """The layout by arithmetic, which kernels evaluate themselves: `limelight.forms.segments`, packed.
 
-        Keys within a run that do not exist are left to `holes`. ``None``, the default, when positions are not indices
-        plus an offset; then `key_runs` are used.
+        Keys within a range that do not exist are left to `holes`. ``None``, the default, when positions are not indices
+        plus an offset; then `key_ranges` are used.
         """
         return None
 
-    def key_runs(self, B: int, Lq: int, Lk: int) -> KeyRuns | None:
-        """For a layout without `segments`: where each query stands, and which run of keys it may see.
+    def key_ranges(self, B: int, Lq: int, Lk: int) -> KeyRanges | None:
+        """For a layout without `segments`: where each query stands, and which range of keys it may see.
 
-        By default worked out from `coordinates`; ``None`` where the keys of a document are not one run.
+        By default worked out from `coordinates`; ``None`` where the keys of a document are not one range.
         """
-        return KeyRuns.of_coordinates(self.coordinates(B, Lq, Lk, torch.device("cpu")))
+        return KeyRanges.of_coordinates(self.coordinates(B, Lq, Lk, torch.device("cpu")))
 
     def holes(self) -> Tensor | None:
-        """``(B | 1, Lk)`` bool on the CPU, which keys exist, where some within a run of `segments` do not."""
+        """``(B | 1, Lk)`` bool on the CPU, which keys exist, where some within a range of `segments` do not."""
         return None
 
     @property

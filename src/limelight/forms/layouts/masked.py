@@ -11,7 +11,7 @@ from torch import Tensor
 from ...tensors.shapes import check_tensor, describe, fits, flag, whole_number, wrong
 from ...tensors.tracing import readable
 from ..coordinates import Coordinates
-from ..segments import KeyRuns, one_segment, pack
+from ..segments import KeyRanges, one_segment, pack
 from .base import Layout
 from .rows import Aligned
 
@@ -141,10 +141,12 @@ class Subset(Layout):
     def documents(self) -> int:
         return 1 if self.of is None else self.of.documents
 
-    def key_runs(self, B: int, Lq: int, Lk: int) -> KeyRuns | None:
+    def key_ranges(self, B: int, Lq: int, Lk: int) -> KeyRanges | None:
         whole = self.of or Aligned()
         segments = whole.segments(B, self.queries, Lk)
-        found = whole.key_runs(B, self.queries, Lk) if segments is None else KeyRuns.of_segments(segments, self.queries)
+        if segments is not None:
+            return KeyRanges.of_segments(segments, self.queries).take(self.index.numpy(force=True))
+        found = whole.key_ranges(B, self.queries, Lk)
         return None if found is None else found.take(self.index.numpy(force=True))
 
     def holes(self) -> Tensor | None:

@@ -1,8 +1,8 @@
 """Lowering: a layout and a pattern become what kernels read, and nothing of size ``Lq * Lk`` is built on the way.
 
-A layout becomes **segments** (`limelight.forms.segments`): runs of queries with the run of keys that they may see at
-all, and the offsets that turn indices into positions. A pattern becomes, for each query, a few **intervals** of keys,
-in the cheapest of three forms:
+A layout becomes **segments** (`limelight.forms.segments`): ranges of queries, each with the range of keys that it may
+see at all, and the offsets that turn indices into positions. A pattern becomes, for each query, a few **intervals** of
+keys, in the cheapest of three forms:
 
 1. **spans** (`limelight.forms.spans`), arithmetic in the query's position, evaluated inside the kernel. A query sees
    the union of at most `MOST_SPANS` of them. A decode step builds nothing.
@@ -13,8 +13,8 @@ in the cheapest of three forms:
 
 Intervals and tiles are combined by "and": ``Causal() & Predicate(f)`` walks only the causal half.
 
-What a pattern or a layout is in these forms its own class says (`Pattern.spans`, `Layout.segments`, ``key_runs``,
-``holes``); here no class is named.
+What a pattern or a layout is in these forms is stated by its own class (`Pattern.spans`, `Layout.segments`,
+``key_ranges``, ``holes``); the lowering names no class.
 """
 
 from .arrays import MOST_SPANS, Arrays

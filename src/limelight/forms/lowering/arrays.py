@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..patterns import Pattern
-from ..segments import KeyRuns, unpack
+from ..segments import KeyRanges, unpack
 from ..spans import NEVER, Span, Spans, intersection
 
 MOST_SPANS = 4  # intervals of a query, at most
@@ -27,7 +27,7 @@ class Arrays:
 
 
 def arrays_of(
-    easy: Spans, per_row: Sequence[Pattern], segments: bytes | None, runs: KeyRuns | None, B: int, Lq: int
+    easy: Spans, per_row: Sequence[Pattern], segments: bytes | None, ranges: KeyRanges | None, B: int, Lq: int
 ) -> Arrays | None:
     """Merged intervals of every query; ``None`` when some query has more than `MOST_SPANS`.
 
@@ -35,12 +35,12 @@ def arrays_of(
         easy: spans that hold in every batch row.
         per_row: patterns that are spans in each row, joined to ``easy`` by "and".
         segments: of the layout; or else
-        runs: where each query stands and which keys it may see.
+        ranges: where each query stands and which keys it may see.
         B: batch rows.
         Lq: queries.
     """
     if not per_row:
-        starts, ends = _evaluated(easy, segments, runs, Lq, None)
+        starts, ends = _evaluated(easy, segments, ranges, Lq, None)
     else:
         rows = []
         for row in range(B):
@@ -50,7 +50,7 @@ def arrays_of(
                 joined = None if joined is None or found is None else intersection(joined, found)
             if joined is None:
                 return None
-            rows.append(_evaluated(joined, segments, runs, Lq, row))
+            rows.append(_evaluated(joined, segments, ranges, Lq, row))
         most = max(len(starts) for starts, _ in rows)
         starts, ends = (
             np.concatenate([np.pad(row[which], ((0, most - len(row[which])), (0, 0), (0, 0))) for row in rows], axis=1)
@@ -61,12 +61,12 @@ def arrays_of(
     return Arrays(*(np.ascontiguousarray(x[:, :, None].astype(np.int32)) for x in (starts, ends)))
 
 
-def _evaluated(spans: Spans, segments: bytes | None, runs: KeyRuns | None, Lq: int, row: int | None) -> Intervals:
+def _evaluated(spans: Spans, segments: bytes | None, ranges: KeyRanges | None, Lq: int, row: int | None) -> Intervals:
     """For every batch row, or for one alone."""
     if segments is not None:
         return evaluate(spans, _in_row(unpack(segments), row), Lq)
-    assert runs is not None  # a layout has one or the other
-    return _evaluate_runs(spans, runs if row is None else runs.row(row))
+    assert ranges is not None  # a layout has one or the other
+    return _evaluate_ranges(spans, ranges if row is None else ranges.row(row))
 
 
 def _in_row(table: NDArray[np.int64], row: int | None) -> NDArray[np.int64]:
@@ -92,8 +92,8 @@ def evaluate(spans: Spans, segments: NDArray[np.int64], Lq: int) -> Intervals:
     return _merged(starts, ends)
 
 
-def _evaluate_runs(spans: Spans, runs: KeyRuns) -> Intervals:
-    p, k0, k1, key_offset = runs
+def _evaluate_ranges(spans: Spans, ranges: KeyRanges) -> Intervals:
+    p, k0, k1, key_offset = ranges
     starts = np.zeros((max(1, len(spans)), *p.shape), np.int64)
     ends = np.zeros_like(starts)
     for n, span in enumerate(spans):

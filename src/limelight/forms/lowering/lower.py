@@ -7,7 +7,7 @@ from functools import lru_cache
 from ...tensors.shapes import whole_number
 from ..descriptions import Description
 from ..layouts import Aligned, Layout
-from ..patterns import And, Pattern
+from ..patterns import Pattern
 from ..segments import one_segment
 from ..segments import pack as pack_segments
 from ..spans import EVERYTHING, MOST_UNITED, Spans, intersection
@@ -107,24 +107,24 @@ def _spans_cached(pattern: Pattern) -> Spans | None:
 def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, int, int]) -> Lowered:
     """What spans alone do not express: the parts of an "and" are divided among spans, arrays and tiles."""
     B, Hq, Lq, Lk = sizes
-    conjuncts = _conjuncts(pattern)
+    conjuncts = [] if pattern is None else pattern.conjuncts()
     easy, per_row, rest = _divided(conjuncts, B)
     segments = layout.segments(B, Lq, Lk)
-    runs = layout.key_runs(B, Lq, Lk) if segments is None else None
-    placed = segments is not None or runs is not None  # else the tiles say which documents belong together, too
+    ranges = layout.key_ranges(B, Lq, Lk) if segments is None else None
+    placed = segments is not None or ranges is not None  # else the tiles say which documents belong together, too
 
     packed: bytes | None = None
     arrays: Arrays | None = None
     if segments is not None and len(easy) <= MOST_SPANS and not per_row:
         packed = pack_spans(easy)
     elif placed:
-        arrays = arrays_of(easy, per_row, segments, runs, B, Lq)
+        arrays = arrays_of(easy, per_row, segments, ranges, B, Lq)
     if packed is None and arrays is None:  # more than a few intervals for some query: all of it becomes tiles
         rest = conjuncts
-        if runs is None:
+        if ranges is None:
             packed = _EVERYTHING
         else:
-            arrays = arrays_of(EVERYTHING, [], None, runs, B, Lq)
+            arrays = arrays_of(EVERYTHING, [], None, ranges, B, Lq)
     holes = layout.holes() if placed else None
     tiles = None
     if rest or holes is not None or not placed:
@@ -135,14 +135,6 @@ def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, 
 
 
 _lower_rest_cached = lru_cache(maxsize=8)(_lower_rest)
-
-
-def _conjuncts(pattern: Pattern | None) -> list[Pattern]:
-    if pattern is None:
-        return []
-    if isinstance(pattern, And):
-        return [*_conjuncts(pattern.left), *_conjuncts(pattern.right)]
-    return [pattern]
 
 
 def _divided(conjuncts: list[Pattern], B: int) -> tuple[Spans, list[Pattern], list[Pattern]]:

@@ -50,6 +50,10 @@ class Pattern(Description):
         """
         return None
 
+    def conjuncts(self) -> list[Pattern]:
+        """Patterns that the pattern is the "and" of, so that each may be lowered in its own form; by default itself."""
+        return [self]
+
     def reach(self) -> Reach:
         """How many keys before and after its own position a query sees at most; a cache keeps no more.
 
@@ -149,6 +153,9 @@ class And(_Joined):
     def spans(self, row: int | None = None) -> Spans | None:
         a, b = self.left.spans(row), self.right.spans(row)
         return None if a is None or b is None else intersection(a, b)
+
+    def conjuncts(self) -> list[Pattern]:
+        return [*self.left.conjuncts(), *self.right.conjuncts()]
 
     def reach(self) -> Reach:
         pairs = zip(self.left.reach(), self.right.reach(), strict=True)
