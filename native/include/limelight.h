@@ -22,15 +22,15 @@ extern "C" {
 #endif
 
 #define LL_VERSION 6
-#define LL_MAX_SPANS 4     /* spans of a call, and key intervals of a query */
+#define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4) /* no bound; adding a position to it does not overflow */
 #define LL_HIGHEST (INT64_MAX / 4)
 #define LL_FARTHEST ((int64_t)1 << 60) /* positions of tokens are from -LL_FARTHEST to LL_FARTHEST - 1 */
-#define LL_INTERRUPTED 3 /* returned by a call that a signal handler ended */
+#define LL_INTERRUPTED 3               /* returned by a call that a signal handler ended */
 
-/* Element type of query, key, value and output. Sums are accumulated in *numbers*: double for float64, else float. Every
- * other array (logsumexp, sink, tensors of score rules, observations) holds such numbers. */
+/* Element type of query, key, value and output. Sums are accumulated in *floats*: double for float64, else float.
+ * Every other array (logsumexp, sink, tensors of score rules, observations) holds such floats. */
 typedef enum ll_element { LL_FLOAT32 = 0, LL_FLOAT64 = 1, LL_BFLOAT16 = 2, LL_FLOAT16 = 3, LL_ELEMENTS = 4 } ll_element;
 
 /* (B, H, L, D); the stride of D is 1 where a structure below requires it. */
@@ -69,9 +69,9 @@ typedef struct ll_intervals {
     int64_t interval_stride, row_stride, head_stride;
 } ll_intervals;
 
-/* Also required of a seen pair, when `state` is not null: 64 x 64 tiles of token indices (64 keys by all queries when
- * bit_rows = 1). state: -1 no pair, -2 every pair, t >= 0: words bits[t * bit_rows + (index of the query in its tile)],
- * bit (key % 64) set where the pair may be seen. */
+/* Also required of a seen pair, when `state` is not null: 64 x 64 tiles of token indices (64 keys by all queries
+ * when bit_rows = 1). state: -1 no pair, -2 every pair, t >= 0: words bits[t * bit_rows + (index of the query in its
+ * tile)], bit (key % 64) set where the pair may be seen. */
 typedef struct ll_tile_map {
     const int32_t* state;
     int64_t row_stride, head_stride, query_stride;
@@ -91,11 +91,11 @@ typedef struct ll_rule {
     int64_t kind;
     double parameters[2];
     ll_tensor tensor;
-    int64_t stored; /* not zero: a bias whose tensor holds elements of the query's type instead of numbers */
+    int64_t stored; /* not zero: a bias whose tensor holds elements of the query's type instead of floats */
 } ll_rule;
 
-/* What to record. Outputs are contiguous and initialised by the caller (zeros; logsumexp, max_score -inf; keys -1), since
- * queries that belong to no segment are not written. Null: not recorded. H = head_count. */
+/* What to record. Outputs are contiguous and initialised by the caller (zeros; logsumexp, max_score -inf; keys -1),
+ * since queries that belong to no segment are not written. Null: not recorded. H = head_count. */
 typedef struct ll_observation {
     const int64_t* heads; /* the query heads observed */
     int64_t head_count;
@@ -142,9 +142,10 @@ typedef struct ll_call {
     const ll_observation* observation;
 } ll_call;
 
-/* The gradient of a loss, given its gradients with respect to the output and the logsumexp of a call (`call.output` is not
- * read). Null: not wanted. Gradients of query, key and value are elements, overwritten for queries and keys that belong to a
- * segment; the others are numbers, initialised by the caller (zeros) and accumulated into, except `uncleared` ones. */
+/* The gradient of a loss, given its gradients with respect to the output and the logsumexp of a call (`call.output`
+ * is not read). Null: not computed. Gradients of query, key and value are elements, overwritten for queries and keys
+ * that belong to a segment; the others are floats, initialised by the caller (zeros) and accumulated into, except
+ * `uncleared` ones. */
 typedef struct ll_gradients {
     ll_tensor output, grad_output;
     const void* logsumexp;      /* (B, Hq, Lq), as the forward pass wrote it */
@@ -155,13 +156,13 @@ typedef struct ll_gradients {
     /* LL_BIAS: strides as a bias, 0 where summed. LL_ALIBI, and a bias that is summed along keys: (B, Hq, Lq, 1), each
      * query's share, strides[3] = 0. LL_DISTANCE_TABLE: (B, Hq, 1, W). */
     ll_tensor rules[LL_MAX_RULES];
-    /* Bit r: rules[r] is uninitialised and overwritten. Possible for an LL_BIAS of all pairs, (B, Hq, Lq, Lk) contiguous with
-     * several queries and keys, of a call whose one segment holds them all. */
+    /* Bit r: rules[r] is uninitialised and overwritten. Possible for an LL_BIAS of all pairs, (B, Hq, Lq, Lk)
+     * contiguous with several queries and keys, of a call whose one segment holds them all. */
     uint64_t uncleared;
 } ll_gradients;
 
-/* Every function that returns int returns zero, or an error number; ll_error_message() of the same thread describes it.
- * Outputs of queries that belong to no segment are left as the caller initialised them. */
+/* Every function that returns int returns zero, or an error number; ll_error_message() of the same thread describes
+ * it. Outputs of queries that belong to no segment are left as the caller initialised them. */
 LL_API int ll_forward(const ll_call* call);
 LL_API int ll_backward(const ll_call* call, const ll_gradients* gradients);
 
@@ -189,7 +190,8 @@ typedef struct ll_product {
     ll_matrix matrices[LL_MAX_MATRICES];
 } ll_product;
 
-/* RMS norm: result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows, width). */
+/* RMS norm: result = (offset + weight) * states * inverse, inverse = 1 / sqrt(mean(states^2) + epsilon), of (rows,
+ * width). */
 typedef struct ll_norm {
     int64_t element, threads;
     int64_t rows, width;
@@ -204,8 +206,9 @@ typedef struct ll_norm {
     void* grad_weight; /* (width), or null */
 } ll_norm;
 
-/* Gated activation: result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate. SiLU has (1, 0), the tanh approximation
- * of GELU (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). The backward pass reads `grad`, the gradient of the result. */
+/* Gated activation: result = x * sigmoid(linear * x + cubic * x^3) * up, x = gate. SiLU has (1, 0), the tanh
+ * approximation of GELU (2 sqrt(2 / pi), 0.044715 * 2 sqrt(2 / pi)). The backward pass reads `grad`, the gradient of
+ * the result. */
 typedef struct ll_gate {
     int64_t element, threads;
     int64_t count;
@@ -218,9 +221,9 @@ typedef struct ll_gate {
     void* grad_up;
 } ll_gate;
 
-/* Rotary embedding of the pairs (i, rotated / 2 + i) of each head: each feature times `own` of its index, plus the other of
- * its pair times direction * `partners` of its index; features from `rotated` on are copied. own and partners:
- * (batch, length, rotated), last stride 1; direction -1 rotates back. */
+/* Rotary embedding of the pairs (i, rotated / 2 + i) of each head: each feature times `own` of its index, plus the
+ * other of its pair times direction * `partners` of its index; features from `rotated` on are copied. own and
+ * partners: (batch, length, rotated), last stride 1; direction -1 rotates back. */
 typedef struct ll_rotation {
     int64_t element, threads;
     int64_t batch, heads, length, width, rotated;
@@ -240,9 +243,9 @@ typedef struct ll_sum {
     void* result;
 } ll_sum;
 
-/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; with `add` the product
- * is added to the result and the bias is not read. One stride of left, and one of right, must be 1; that of the result's
- * columns is 1. */
+/* result (rows, columns) = left (rows, steps) * right (steps, columns) + bias, of float32 or float64; with `add` the
+ * product is added to the result and the bias is not read. One stride of left, and one of right, must be 1; that of
+ * the result's columns is 1. */
 typedef struct ll_matmul {
     int64_t element, threads;
     int64_t rows, steps, columns;
@@ -256,9 +259,14 @@ typedef struct ll_matmul {
     int64_t add;
 } ll_matmul;
 
-/* One captured operation, see `ll_replay`: its kind, and how many bytes follow, which hold the structure of that kind. */
+/* One captured operation, see `ll_replay`: its kind, and how many bytes follow, which hold the structure of that
+ * kind. */
 typedef enum ll_step_kind {
-    LL_PRODUCT = 0, LL_NORM = 1, LL_GATE = 2, LL_ROTATION = 3, LL_SUM = 4,
+    LL_PRODUCT = 0,
+    LL_NORM = 1,
+    LL_GATE = 2,
+    LL_ROTATION = 3,
+    LL_SUM = 4,
     LL_FORWARD = 5 /* ll_call, followed by its segments and spans */
 } ll_step_kind;
 typedef struct ll_step {
@@ -278,14 +286,16 @@ LL_API int ll_matmul_forward(const ll_matmul* matmul);
 LL_API int ll_replay(const ll_step* steps, int64_t bytes);
 
 /* A long call ends when a signal handler raises an exception. The functions are CPython's PyGILState_Ensure,
- * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. Only the main thread of the
- * process calls them, from 0.2 s on about ten times a second, between pieces of its work. The call then returns
- * LL_INTERRUPTED, and `ll_take_exception` moves the exception (type, value, traceback) out, for PyErr_Restore. */
+ * PyGILState_Release, PyErr_CheckSignals and PyErr_Fetch, so that nothing of Python is linked. Only the main thread
+ * of the process calls them, from 0.2 s on about ten times a second, between pieces of its work. The call then
+ * returns LL_INTERRUPTED, and `ll_take_exception` moves the exception (type, value, traceback) out, for
+ * PyErr_Restore. */
 LL_API void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), int (*check)(void),
                                     void (*fetch)(void**, void**, void**));
 LL_API void ll_take_exception(void** exception);
 
-/* One field of a structure of this header as the library was compiled, so that a caller that packs bytes can compare. */
+/* One field of a structure of this header as the library was compiled, so that a caller that packs bytes can
+ * compare. */
 typedef struct ll_field {
     const char* structure;
     const char* field;    /* null: the structure as a whole */
@@ -293,13 +303,14 @@ typedef struct ll_field {
     int64_t type;         /* of its elements: 'q' int64_t, 'Q' uint64_t, 'd' double, 'P' pointer, 'T' a structure */
 } ll_field;
 
-/* Every structure of this header that callers pack, followed by its fields in order; a null structure ends the table. */
+/* Every structure of this header that callers pack, followed by its fields in order; a null structure ends the
+ * table. */
 LL_API const ll_field* ll_layout(void);
 
 LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
 LL_API const char* ll_isa_list(void);       /* all that this machine can run, best first: "avx512 avx2 generic wide" */
-LL_API int ll_select_isa(const char* name); /* for tests; null: choose again as at start (LIMELIGHT_ISA, else the best) */
+LL_API int ll_select_isa(const char* name); /* for tests; null: the default (LIMELIGHT_ISA, else the best) */
 LL_API int ll_has_openmp(void);
 
 /* Peak GFLOP/s: independent multiply-adds in registers, summed over threads; negative on error. */

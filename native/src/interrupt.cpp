@@ -75,7 +75,7 @@ bool interrupted() {
 using namespace limelight;
 
 void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), int (*check)(void),
-                     void (*fetch)(void**, void**, void**)) {
+                             void (*fetch)(void**, void**, void**)) {
     python = {acquire, release, check, fetch};
     __atomic_store_n(&has_python, true, __ATOMIC_RELEASE);
 }

@@ -22,6 +22,7 @@ constexpr int64_t type_of<T[N]> = type_of<T>;
 #define LL_FIELD(structure, field) \
     {#structure, #field, offsetof(structure, field), sizeof(structure::field), type_of<decltype(structure::field)>}
 
+// clang-format off
 const ll_field FIELDS[] = {
     LL_WHOLE(ll_tensor), LL_FIELD(ll_tensor, data), LL_FIELD(ll_tensor, strides),
     LL_WHOLE(ll_segment), LL_FIELD(ll_segment, row), LL_FIELD(ll_segment, query_begin), LL_FIELD(ll_segment, query_end),
@@ -89,6 +90,7 @@ const ll_field FIELDS[] = {
     LL_WHOLE(ll_step), LL_FIELD(ll_step, kind), LL_FIELD(ll_step, bytes),
     {nullptr, nullptr, 0, 0, 0},
 };
+// clang-format on
 
 }  // namespace
 

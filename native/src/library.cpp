@@ -55,9 +55,9 @@ int check(const ll_call& call) {
     int64_t length = call.queries > call.keys ? call.queries : call.keys;
     int64_t width = call.width > call.value_width ? call.width : call.value_width;
     if (call.batch > 0 && length > 0 && overflows({call.batch, heads, length, width}))
-        return fail("%lld x %lld x %lld x %lld elements are more than can be addressed", (long long)call.batch,
+        return fail("%lld x %lld x %lld x %lld elements are more than memory can address", (long long)call.batch,
                     (long long)heads, (long long)length, (long long)width);
-    if (call.threads < 1) return fail("there must be a thread; there are %lld", (long long)call.threads);
+    if (call.threads < 1) return fail("threads must be at least 1; they are %lld", (long long)call.threads);
     if (call.query.strides[3] != 1 || call.key.strides[3] != 1 || call.value.strides[3] != 1 ||
         call.output.strides[3] != 1)
         return fail("the last stride of query, key, value and output must be 1");
@@ -70,7 +70,7 @@ int check(const ll_call& call) {
         return fail("at most %d score rules are possible; there are %lld", LL_MAX_RULES, (long long)call.rule_count);
     if (call.tiles.state && call.tiles.bit_rows != 64 && call.tiles.bit_rows != 1)
         return fail("a tile of bits must have 64 rows or 1; it has %lld", (long long)call.tiles.bit_rows);
-    constexpr int64_t MAX_KEYS = 0x7fffffff;  // the kernels number keys of largest weights in 32 bits
+    constexpr int64_t MAX_KEYS = 0x7fffffff;  // the kernels keep the keys of the largest weights in 32 bits
     if (call.observation && call.observation->top > 0 && call.keys > MAX_KEYS)
         return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MAX_KEYS,
                     (long long)call.keys);
@@ -99,7 +99,7 @@ using namespace limelight;
 
 namespace {
 
-// The call with the arrays that follow it, checked; null after saying what is wrong.
+// The call with the arrays that follow it, checked; null where it is invalid, with an error message.
 const Kernels* read_call(const ll_call* arguments, ll_call& call) {
     call = *arguments;
     if (!call.segments) call.segments = (const ll_segment*)(arguments + 1);
@@ -123,9 +123,8 @@ int ll_forward(const ll_call* arguments) {
     ll_call call;
     const Kernels* found = read_call(arguments, call);
     if (!found) return BAD_ARGUMENT;
-    ActiveCall calling;
-    return has_queries(call) ? finished(found->forward(call))
-                             : DONE;  // what is not written is as the caller prepared it
+    ActiveCall active;
+    return has_queries(call) ? finished(found->forward(call)) : DONE;
 }
 
 int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
@@ -140,7 +139,7 @@ int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
         (gradients->key.data && gradients->key.strides[3] != 1) ||
         (gradients->value.data && gradients->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
-    ActiveCall calling;
+    ActiveCall active;
     return finished(found->backward(call, *gradients));
 }
 
@@ -204,7 +203,7 @@ int ll_matmul_forward(const ll_matmul* matmul) {
     const Kernels* found = kernels_of(selected_isa(), m.element);
     if (found && !found->matmul) return fail("matrices of 16-bit elements are not multiplied here");
     if (!found) return BAD_ARGUMENT;
-    ActiveCall calling;
+    ActiveCall active;
     return finished(found->matmul(m));
 }
 
@@ -214,7 +213,8 @@ int ll_replay(const ll_step* steps, int64_t bytes) {
         const ll_step& step = *(const ll_step*)at;
         const char* what = at + sizeof(ll_step);
         at = what + step.bytes;
-        if (step.bytes < 0 || at > end) return fail("a captured operation reaches beyond the end of the captured bytes");
+        if (step.bytes < 0 || at > end)
+            return fail("a captured operation reaches beyond the end of the captured bytes");
         int status = DONE;
         switch (step.kind) {
             case LL_PRODUCT: status = ll_product_forward((const ll_product*)what); break;
