@@ -113,7 +113,7 @@ def test_the_page_is_written_from_a_file(look, tmp_path):
         (["--file", "/nowhere/at/all.txt"], "No such file"),
         (["a text", "--output", "/nowhere/page.html"], "folder that exists"),
         (["a text", "--output", "/tmp"], "is a folder"),
-        (["a text", "--word", "shore"], "'shore' does not"),
+        (["a text", "--word", "shore"], "'shore' is not"),
         (["a text", "--model", "/nowhere"], "/nowhere"),
         (["river " * 600], "512"),
     ],

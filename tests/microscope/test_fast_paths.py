@@ -73,7 +73,11 @@ def test_without_the_library_everything_is_pytorch(monkeypatch):
 def test_encoders_write_nothing_and_shared_score_rules_are_seen():
     found = fast_paths(models.new("t5", vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4), 9)
     assert all((one.token is None) == one.part.startswith("encoder ") for one in found)
-    assert any("RelativeBias" in one.kind for one in found if one.part == "attention")
+    kinds = {one.kind: one.count for one in found if one.part == "attention"}
+    assert kinds == {
+        "MultiHead, Causal(), 4 / 4 heads of 8, RelativeBias": 2,
+        "MultiHead, Full(), 4 / 4 heads of 8": 2,  # to the encoder, where there is no bias
+    }
     assert part(found, "whole layer").token.taken == CALLED
 
 

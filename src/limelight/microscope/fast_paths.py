@@ -1,8 +1,8 @@
 """Which fast paths each kind of layer of a model takes on this machine, and why not where it does not.
 
 A *path* is the implementation that computes a part: a backend of the operator, a fused step of the native library, the
-captured layers of `limelight.nn.capture`, or PyTorch's own operations. Nothing is run: every decision is asked of
-the part that makes it, over tensors of the sizes in question.
+captured layers of `limelight.nn.capture`, or PyTorch's own operations. Nothing is computed: every decision is made
+by the same code as in a run, over tensors of the same sizes.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _grouped(parts: Iterator[PartPaths]) -> list[PartPaths]:
 
 
 def _parts(stack: Stack, length: int, dtype: torch.dtype, where: str, *, writes: bool) -> Iterator[PartPaths]:
-    """Yield the parts of a stack, one by one; those of equal layers are asked about once."""
+    """Yield the parts of a stack, one by one; equal layers are examined once."""
     shared = _shared_rules(stack, dtype)
     known: dict[Any, list[PartPaths]] = {}
     for block in stack.layers:
@@ -132,7 +132,7 @@ def _parts(stack: Stack, length: int, dtype: torch.dtype, where: str, *, writes:
 
 
 def _kind(block: nn.Module) -> tuple[Any, ...]:
-    """Return what equal layers have in common: all that they print but their names, and their activations."""
+    """Return a key that equal layers share: what they print apart from their names, and their activations."""
     activations = [getattr(part, "activation", None) for part in block.modules()]
     return re.sub(r"name='[^']*'", "", repr(block)), *activations
 
@@ -140,9 +140,9 @@ def _kind(block: nn.Module) -> tuple[Any, ...]:
 def _inside(module: nn.Module, length: int, dtype: torch.dtype, shared: tuple[ScoreRule, ...]) -> Iterator[PartPaths]:
     """Yield the paths of everything inside a layer that has a path of its own."""
     precision = str(dtype).removeprefix("torch.")
-    for part in module.modules():
+    for name, part in module.named_modules():
         if isinstance(part, MultiHead):
-            rules = (*_rules(part, dtype), *shared)
+            rules = _rules(part, dtype) + (() if name.startswith("cross") else shared)
             prompt, token = (_attention(part, rules, queries, length, dtype) for queries in (length, 1))
             yield PartPaths("attention", _attention_kind(part, rules), 1, prompt, token)
             if part.rotary is not None:
@@ -181,7 +181,7 @@ def _attention_kind(layer: MultiHead, rules: tuple[ScoreRule, ...]) -> str:
 
 
 def _attention(layer: MultiHead, rules: tuple[ScoreRule, ...], queries: int, keys: int, dtype: torch.dtype) -> Path:
-    """Ask the operator which backend computes the calls of a layer."""
+    """Return the backend that computes the calls of a layer."""
     D, Dv = layer.head_width, layer.value_width
     Hq, Hkv = layer.query.out_features // D, layer.key.out_features // D
     one = torch.zeros((), dtype=dtype, device="cpu")  # seen at every place: nothing of this size is held
@@ -208,7 +208,7 @@ def _shared_rules(stack: Stack, dtype: torch.dtype) -> tuple[ScoreRule, ...]:
 
 
 def _fused_reasons(dtype: torch.dtype) -> list[str]:
-    """Ask `limelight.fused` why it would not compute a step of CPU tensors of a dtype."""
+    """Return why the native library would not compute a fused step of CPU tensors of a dtype."""
     return fused.reasons_against(torch.empty(1, 2, dtype=dtype, device="cpu"))
 
 
@@ -236,7 +236,7 @@ def _rotation(pairing: Any, dtype: torch.dtype) -> Path:
 
 
 def _products(tokens: int, dtype: torch.dtype) -> Path:
-    """Ask `limelight.fused` who multiplies so many vectors with a matrix."""
+    """Return what multiplies ``tokens`` vectors with a matrix."""
     if tokens <= fused.MOST_ROWS:
         return _fused(dtype)
     states = torch.empty(tokens, 2, dtype=dtype, device="cpu")
