@@ -305,7 +305,7 @@ def test_what_cannot_be_meant(pair, writer):
         "`copies` must be 1 for Greedy": lambda: model.generate(PROMPTS, tokens=1, copies=2),
         "`copies` must be at most the beam's 2": lambda: model.generate(PROMPTS, Beam(2), tokens=1, copies=3),
         "`sampler` must be Greedy, Sample or Beam": lambda: model.generate(PROMPTS, 0.7),
-        "`sampler` must choose a token at a time": lambda: writer.stream("a", Beam(2)),
+        "`sampler` must choose one token at a time": lambda: writer.stream("a", Beam(2)),
         "`prompt` must be a single one to stream": lambda: writer.stream(["a", "b"], tokens=1),
         "`stop` must be strings or tokens": lambda: writer.generate("a", stop=["b", ""]),
         "`stop` must be a string, a token id or several of them, but it is None": lambda: writer.generate(
