@@ -40,7 +40,7 @@ if kind == "backward":
     kept = few, torch.zeros(few.shape), torch.zeros(few.shape[:3])
 
 def backward():
-    from limelight.attention import prepare
+    from limelight.operator.attention import prepare
     from limelight.backends import native
     call = prepare(few, few, few)
     native.backward(call, kept[1], kept[2], cotangent, None, (True, True, True))
