@@ -35,6 +35,7 @@ from limelight import (
     Window,
 )
 from limelight.backends import native
+from limelight.backends.contract import NOTHING
 from limelight.operator import derivatives
 from limelight.operator.derivatives import chunks
 
@@ -304,9 +305,10 @@ def test_tensors_live_in_the_graph_alone():
     bias, x = torch.randn(5, 5, requires_grad=True), torch.randn(1, 2, 5, 4, requires_grad=True)
     out = limelight.attention(x, x, x, scores=(Bias(bias),), layout=Packed((2, 3)), dropout=0.1)
     function = out.grad_fn.function
-    assert function.first is None
-    assert not any(isinstance(held, torch.Tensor) for held in vars(function).values())
-    assert not any(rule.tensors() for rule in function.scores)
+    assert function.pending is None
+    held = [*vars(function).values(), *vars(function.template).values()]
+    assert all(tensor is NOTHING for tensor in held if isinstance(tensor, torch.Tensor))
+    assert function.template.tensors == function.template.operands == ()
 
 
 SCRIPT = """
