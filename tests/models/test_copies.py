@@ -105,6 +105,6 @@ def test_a_cache_copied_with_its_model(llama, way):
 
 def test_a_cache_of_other_layers(llama):
     cache = pickle.loads(pickle.dumps(begun(llama)))
-    assert not cache._memory  # notes hold addresses
+    assert not cache._graphs  # they hold addresses
     with pytest.raises(ArgumentError, match=r"`cache` must have been filled by the layers .* 4 tokens"):
         llama(IDS[:, 4:5], cache=cache)

@@ -19,6 +19,7 @@ from limelight.nn import (
     Rotary,
     TwoStage,
     balance_loss,
+    mixture_of_heads,
     routings,
 )
 
@@ -135,7 +136,7 @@ def test_what_is_not_chosen_is_not_computed(router, monkeypatch):
         asked.append(query.shape[1] * query.shape[2])
         return plain(query, key, value, **settings)
 
-    monkeypatch.setattr(limelight, "attention", counted)
+    monkeypatch.setattr(mixture_of_heads, "attention", counted)
     layer(torch.randn(1, 50, 32), at(50))
     assert sum(asked) == 50 * (2 + 2)
     asked.clear()

@@ -163,7 +163,7 @@ def test_gradients_of_everything():
 def test_what_it_refuses():
     with pytest.raises(limelight.ArgumentError, match="multiple of `key_value_heads`"):
         MultiHead(8, query_heads=4, key_value_heads=3, head_width=2)
-    with pytest.raises(limelight.ArgumentError, match="at most the 2 numbers"):
+    with pytest.raises(limelight.ArgumentError, match="at most the 2 features"):
         MultiHead(8, query_heads=4, key_value_heads=2, head_width=2, rotary=Rotary(4))
     layer = DecoderBlock(
         MultiHead(8, query_heads=4, key_value_heads=2, head_width=2),

@@ -46,7 +46,7 @@ def capturing(*tensors: Tensor) -> Capture | None:
     Raises:
         NotCapturable: a gradient of one of the tensors is wanted, or the library cannot read them.
     """
-    mode = current_dispatch_mode()
+    mode = None if torch.compiler.is_compiling() else current_dispatch_mode()
     if not isinstance(mode, Capture):
         return None
     mode.check(*tensors)
