@@ -100,7 +100,7 @@ def backward(
 
 def deltas(grad: Tensor, output: Tensor, grad_logsumexp: Tensor | None) -> Tensor:
     """``sum_e grad_ie output_ie`` less the gradient of the logsumexp, ``(B, Hq, Lq)`` float32."""
-    from .kernels import backward as kernels
+    from .kernels.backward import deltas as kernels
 
     B, Hq, Lq, Dv = output.shape
     delta = torch.empty((B, Hq, Lq), dtype=torch.float32, device=output.device)
@@ -160,7 +160,7 @@ def query_gradient(
     common: tuple[Any, ...], tile: tuning.Tile, rescue: bool, slopes: int,
 ) -> None:  # fmt: skip
     """Fill the gradients of queries, and those of the slopes of a rule; as a rescue only where ``flags`` are set."""
-    from .kernels import backward as kernels
+    from .kernels.backward import query as kernels
 
     B, Hq, Hkv, Lq, *_ = call.shapes
     vector = None if slopes > min(found.slopes, default=slopes) else found.vector  # only once
@@ -177,7 +177,7 @@ def key_gradient(
     common: tuple[Any, ...], tile: tuning.Tile, rescue: bool,
 ) -> None:  # fmt: skip
     """Fill the gradients of keys and values; as a rescue only where ``flags`` are set."""
-    from .kernels import backward as kernels
+    from .kernels.backward import key as kernels
 
     B, Hq, Hkv, Lq, *_ = call.shapes
     kernels.key_gradient[sight.tiles, Hkv, sight.rows](
@@ -195,7 +195,7 @@ def _score_tiles(call: Call) -> tuple[tuning.Tile, tuning.Tile]:
 
 def _bias_gradient(call: Call, n: int, given: Given) -> Tensor:
     """Of the tensor of a `Bias`: each entry sums what the scores that share it have, in a fixed order."""
-    from .kernels import backward as kernels
+    from .kernels.backward import bias as kernels
 
     _, _, sight, form, common = _prepared(call)
     B, Hq, Hkv, Lq, Lk, _, _ = call.shapes
@@ -216,7 +216,7 @@ def _bias_gradient(call: Call, n: int, given: Given) -> Tensor:
 
 def _table_gradient(call: Call, n: int, given: Given) -> Tensor:
     """Of the table of a `RelativeBias`: first of the bias at every distance, then, as a product, of its buckets."""
-    from .kernels import backward as kernels
+    from .kernels.backward import bias as kernels
 
     _, _, sight, form, common = _prepared(call)
     B, Hq, Hkv, Lq, _, _, _ = call.shapes
