@@ -11,7 +11,7 @@ import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.contract import operands
 from limelight.backends.gpu import machine
-from limelight.backends.gpu.hopper import flash3
+from limelight.backends.gpu.hopper import flash3, gradients
 from limelight.operator import derivatives
 from limelight.operator.attention import prepare
 
@@ -142,8 +142,8 @@ def test_strides():
 
 def test_what_is_not_wanted_is_not_computed(monkeypatch):
     asked = []
-    own = flash3.own
-    monkeypatch.setattr(flash3, "own", lambda *args: asked.append(len(args[8])) or own(*args))
+    launch = gradients.launch_owner
+    monkeypatch.setattr(gradients, "launch_owner", lambda *args: asked.append(len(args[8])) or launch(*args))
     tensors = tensors_of(Lq=64, Lk=64)
     for wanted, expected in (((True, False, False), [0]), ((False, False, True), [3]), ((False, False, False), [])):
         asked.clear()
