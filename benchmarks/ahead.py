@@ -1,12 +1,13 @@
-"""Compile the GPU kernels ahead of time, without a GPU, and report what the assembler made of them.
+"""Compile the GPU kernels ahead of time, without a GPU, and report registers, spills and instructions.
 
     python benchmarks/ahead.py                 # compile every case and print the table
-    python benchmarks/ahead.py --write FILE    # and keep it
-    python benchmarks/ahead.py NAME ...        # some cases only; with --write, beside what the file has of others
+    python benchmarks/ahead.py --write FILE    # and write it to a file
+    python benchmarks/ahead.py NAME ...        # some cases only; with --write, the file keeps its other cases
 
-Each case is a call of the operator. The backend's own host code runs, up to the launch, for a GPU that is only named;
-what it would have launched is compiled by Triton for that GPU and assembled once more by Triton's own ``ptxas``, whose
-words are read: registers, spills, serialised matrix instructions. The instructions are counted in the machine code.
+Each case is a call of the operator. The backend's own host code runs, up to the launch, for a GPU that need not be
+present; the kernels that it would have launched are compiled by Triton for that GPU and assembled once more by Triton's
+own ``ptxas``, whose output gives registers, spills and serialised matrix instructions. The instructions are counted in
+the machine code.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
 TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
-# Matrix products by generation, and the asynchronous copies that feed them: without these a loop is not pipelined.
+# Matrix products of each generation, and the asynchronous copies that feed them: a pipelined loop has both.
 COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
 # Waits for products of which two, one or none may still run; and exponentials.
 ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([012])|(MUFU\.EX2)")
@@ -48,7 +49,7 @@ ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([012])|(MUFU\.EX2)")
 def tensors(
     L: int, D: int, Dv: int | None = None, dtype: torch.dtype = torch.bfloat16, heads: tuple[int, int] = (16, 16)
 ):
-    """Zeros: only their shapes, strides and dtype are looked at."""
+    """Zeros; only their shapes, strides and dtype matter."""
     make = lambda H, W: torch.zeros(1, H, L, W, dtype=dtype)  # noqa: E731
     return make(heads[0], D), make(heads[1], D), make(heads[1], D if Dv is None else Dv)
 
@@ -81,7 +82,7 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
     "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
 }
-# All that takes registers at once: bits, random words, a bias that is read, a table, a derivative.
+# All that needs registers at once: a tile map, dropout, a bias, a table, the derivative of a rule.
 DEMANDING: dict[str, Any] = {
     "pattern": Explicit(torch.eye(256, dtype=torch.bool)), "dropout": 0.1, "seed": 3,
     "scores": (SoftCap(5.0), Bias(torch.zeros(16, 256, 256)), RelativeBias(torch.zeros(16, 32))),
@@ -127,13 +128,13 @@ HOPPER: dict[str, Callable[[], Call]] = {
 def backward(call: Call, backend: Any = flash2) -> None:
     B, Hq, _, Lq, _, _, Dv = call.shapes
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
-    slopes = backend is flash2  # those of ALiBi are its task alone
+    slopes = backend is flash2  # gradients of ALiBi slopes come from flash2 alone
     wanted = (True,) * 3 + (slopes,) * len(call.operands)
     backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 
 def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
-    """``{name: (generation, what to run)}``."""
+    """``{name: (generation, function that runs the case)}``."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for generation in TARGETS:
         for name, call in FORWARD.items():
@@ -157,7 +158,7 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
 
 
 class NamedGPU:
-    """A driver of a GPU that is only named: enough to compile for it, never to launch."""
+    """A driver of a GPU that is not present: enough to compile for it, not to launch."""
 
     def __init__(self, architecture: int) -> None:
         self.target = GPUTarget("cuda", architecture, 32)
@@ -166,7 +167,7 @@ class NamedGPU:
         return self.target
 
     def get_current_device(self) -> int:
-        return self.target.arch  # Triton remembers the target of each device
+        return self.target.arch  # Triton caches the target of each device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -174,8 +175,8 @@ class NamedGPU:
 
 @contextmanager
 def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
-    """Inside, a launch compiles its kernel for the GPU and adds it to the list, and whether it is
-    the rescue of tiles whose numbers are not finite, which need not be fast.
+    """Inside, a launch compiles its kernel for the GPU and appends it to the list, with whether it is a rescue, which
+    need not be fast.
     """
     compiled: list[tuple[Any, bool]] = []
     run = JITFunction.run
@@ -194,7 +195,7 @@ def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
 
 
 def report(kernel: Any, rescue: bool) -> dict[str, Any]:
-    """What the assembler says of a compiled kernel, and its matrix instructions."""
+    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     architecture = kernel.metadata.target.arch
     ptxas = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
@@ -232,16 +233,16 @@ TWO_REGISTERS = re.compile(r"\.64\b|\.WIDE\b|\.128\b")
 
 
 def unset(code: str) -> int:
-    """How many uniform registers are read, in the order of the machine code, before anything sets them.
+    """The number of uniform registers that are read, in the order of the machine code, before they are set.
 
-    ``ptxas`` 12.8 does that to addresses of operands of Hopper's products, and what the kernel then computes depends on
-    what ran before. Operands of the products themselves are not looked at: they name four registers by one.
+    ``ptxas`` 12.8 does so for addresses of operands of Hopper's products, and the result of the kernel then depends on
+    what ran before. Operands of the products themselves are not checked: they name four registers by one.
     """
     written: set[int] = set()
     early: set[int] = set()
     for operation, words in INSTRUCTION.findall(code):
         operands_of = [word.strip() for word in words.split(",")]
-        if re.fullmatch(r"UP[T0-9]", operands_of[0]):  # of two results the first
+        if re.fullmatch(r"UP[T0-9]", operands_of[0]):  # the first of two results
             operands_of = operands_of[1:]
         target = re.fullmatch(r"UR(\d+)", operands_of[0]) if operands_of else None
         for word in operands_of[1 if target else 0 :]:
@@ -258,7 +259,7 @@ def unset(code: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="cases, or parts of their names; all of them by default")
-    parser.add_argument("--write", type=Path, help="keep the table in this file")
+    parser.add_argument("--write", type=Path, help="write the table to this file")
     options = parser.parse_args()
     table: dict[str, Any] = {}
     if options.names and options.write and options.write.exists():
@@ -279,14 +280,15 @@ def main() -> None:
 
 
 RESCUES = (
-    "A rescue has the sides and warps of the kernel it stands in for, so that rows keep their bits, and walks twice: "
-    "the sums of what is finite stay while the marks of what is not add up, which is more than the registers hold. It "
-    "runs only for a tile with a number that is not finite; smaller sides would spill less and give other bits."
+    "A rescue has the tile shape and warps of the kernel that it replaces, so that rows keep their bits, and loops "
+    "over the keys twice: the sums of finite values stay in registers while the effects of non-finite ones are "
+    "summed, which exceeds the registers. It runs only for a tile with a non-finite value; smaller tiles would "
+    "spill less and change bits."
 )
 
 
 def as_text(table: dict[str, Any], known: Iterable[str]) -> str:
-    """The table as it is kept: the cases that are still ``known``, in their order, and what rescues spill."""
+    """The table as JSON: the cases that are still ``known``, in their order, and the spills of rescues."""
     cases = {name: table[name] for name in known if name in table}
     words = {
         "triton": triton.__version__,

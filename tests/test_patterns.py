@@ -36,7 +36,7 @@ from limelight.forms.coordinates import Part
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import And, Not, Or
 from limelight.forms.spans import Reach
-from limelight.nn import Cache, MultiHead, Places
+from limelight.nn import Cache, ForwardContext, MultiHead
 from limelight.tensors.shapes import Shapes
 
 KINDS = subclasses(Pattern)
@@ -270,14 +270,14 @@ def test_a_narrow_dilated_window_is_arithmetic():
 @pytest.mark.parametrize("pattern", [DilatedWindow(3, 0, step=2), DilatedWindow(6, 0, step=3)], ids=str)
 def test_a_dilated_window_in_a_cache(pattern):
     """Token by token what the whole text gives, in the 64 columns that a store begins with, not in 90."""
-    layer, cache = MultiHead(16, 2, 2, 8, pattern=pattern, name="layer"), Cache()
+    layer, cache = MultiHead(16, query_heads=2, key_value_heads=2, head_width=8, pattern=pattern, name="layer"), Cache()
     states = torch.randn(2, 90, 16)
     with torch.no_grad():
         whole, kept = layer(states), 0
         for n in range(90):
             step = cache.step(2, 1)
             with limelight.watching(Observe(received=True)) as seen:
-                one = layer(states[:, n : n + 1], Places(None, step.positions, cache=step))
+                one = layer(states[:, n : n + 1], ForwardContext(None, step.positions, cache=step))
             cache.close(step)
             torch.testing.assert_close(one, whole[:, n : n + 1], rtol=1e-4, atol=1e-5)
             kept = max(kept, seen["layer"].received.shape[-1])

@@ -44,10 +44,12 @@ def correctness(device: torch.device, options: argparse.Namespace, failures: lis
                     torch.randn(B, h, n, w, device=device).to(dtype)
                     for h, n, w in ((Hq, Lq, D), (Hkv, Lk, D), (Hkv, Lk, Dv))
                 ]
-                if spoiled:  # what is not finite may show only in rows that see it
+                if spoiled:  # a non-finite value may affect only rows that see it
                     tensors[1][:, :, -1, 1], tensors[2][:, :, Lk // 2, 0] = float("nan"), float("inf")
                 grad = torch.randn(B, Hq, Lq, Dv, device=device).to(dtype)
-                backends = [name for name in options.backends if not spoiled or name != "flash1"]  # it promises less
+                backends = [
+                    name for name in options.backends if not spoiled or name != "flash1"
+                ]  # which does not isolate non-finite values
                 rows += compared(title, tensors, grad, settings, backends, failures)
     served = [row for row in rows if "error over allowed" in row]
     print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)

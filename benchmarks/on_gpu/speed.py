@@ -112,19 +112,19 @@ def measured(
 
 
 def in_8_bits(q: Tensor, k: Tensor, v: Tensor, settings: dict[str, Any]) -> dict[str, Callable[[], Tensor]]:
-    """`flash3-float8` as it is called, and its kernel alone, with numbers of 8 bits made before."""
+    """`flash3-float8` as it is called, and its kernel alone, with tensors that are quantised before."""
     call = prepare(q.detach(), k.detach(), v.detach(), Settings(**settings))
     if flash3_float8.reasons_against(call):
         return {}
     made: dict[int, Quantised] = {}
 
     def kernel() -> Tensor:
-        def numbers(keys: int) -> Quantised:
+        def quantised(keys: int) -> Quantised:
             if keys not in made:
                 made[keys] = quantise(call.query, call.key, call.value, keys)
             return made[keys]
 
-        return flash3.compute(call, numbers, flash3_tuning.FLOAT8).output
+        return flash3.compute(call, quantised, flash3_tuning.FLOAT8).output
 
     return {FLOAT8: lambda: flash3_float8.forward(call).output, f"{FLOAT8} kernel": kernel}
 

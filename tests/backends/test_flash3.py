@@ -1,5 +1,5 @@
-"""What of `flash3` runs without a GPU: the plan of its work, in Triton's interpreter, and what it says it cannot serve.
-What the compiler makes of its kernels is in `test_ahead`.
+"""What of `flash3` runs without a GPU: the plan of its work, in Triton's interpreter, and its reasons against calls.
+`test_ahead` checks the compiled kernels.
 """
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 import limelight
 from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
 from limelight.backends import choose, native
-from limelight.backends.gpu import compatibility, machine, operands
-from limelight.backends.gpu.hopper import flash3, tuning
+from limelight.backends.gpu import arguments, compatibility, machine
+from limelight.backends.gpu.hopper import bulk, flash3, tuning
+from limelight.backends.gpu.score_rules import rule_arguments
 from limelight.backends.gpu.tuning import Tile
+from limelight.backends.gpu.visibility import visibility
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -32,13 +34,12 @@ def counted(call, rows=16, keys=16):
     from limelight.backends.gpu.hopper.kernels import schedule
 
     B, _, Lq, Lk = call.shapes.scores
-    sight = operands.sight(call.lowered, rows, call.query.device)
-    form = operands.form_of(call, operands.rules(call), sight, 1, 1, Tile(rows, keys, 4, 1))
-    records = torch.full((sight.rows, sight.tiles, 32), -7, dtype=torch.int32)
-    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
-    flags = torch.full((sight.rows, 70, sight.tiles), 7, dtype=torch.int32)
-    schedule.plan[sight.tiles, sight.rows](
-        records, flags, 70, sight.work, sight.segments, sight.segment, *sees, form=form
+    visible = visibility(call.lowered, rows, call.query.device)
+    const = arguments.constants(call, rule_arguments(call), visible, 1, 1, Tile(rows, keys, 4, 1))
+    records = torch.full((visible.rows, visible.tiles, 32), -7, dtype=torch.int32)
+    flags = torch.full((visible.rows, 70, visible.tiles), 7, dtype=torch.int32)
+    schedule.plan[visible.tiles, visible.rows](
+        records, flags, 70, visible.work, visible.segments, visible.segment, *visible.interval_tables, const=const
     )
     assert not flags.any()
     count = np.zeros((B, Lq, Lk), int)
@@ -48,7 +49,7 @@ def counted(call, rows=16, keys=16):
         last, total = min(query_end, first + rows), int(record[8])
         found = torch.empty((total, 2), dtype=torch.int32)
         bounds = torch.empty((total, rows, 2), dtype=torch.int32)
-        steps[1,](record, found, bounds, *sees, form=form)
+        steps[1,](record, found, bounds, *visible.interval_tables, const=const)
         assert found[:, 1].tolist() == sorted(found[:, 1].tolist(), reverse=True)  # what an edge cuts comes first
         for (n, masked), of in zip(found.tolist(), bounds.numpy(), strict=True):
             of_block = (j >= n * keys) & (j < n * keys + keys)
@@ -83,22 +84,21 @@ def counted_by_keys(call, group, queries=16, keys=32):
     from limelight.backends.gpu.hopper.kernels import schedule
 
     B, _, Lq, Lk = call.shapes.scores
-    sight = operands.sight(call.lowered, 128, call.query.device)
-    rules = operands.rules(call)
-    sees = (sight.spans, sight.begins, sight.ends, sight.interval_strides)
-    bounds = torch.zeros((2 * sight.intervals, B, Lq), dtype=torch.int32)
-    schedule.bounds[sight.tiles, sight.rows](
-        bounds, B, Lq, sight.work, sight.segments, sight.segment, *sees,
-        form=operands.form_of(call, rules, sight, 1, 1, Tile(128, 128, 4, 1)),
+    visible = visibility(call.lowered, 128, call.query.device)
+    rules = rule_arguments(call)
+    bounds = torch.zeros((2 * visible.intervals, B, Lq), dtype=torch.int32)
+    schedule.bounds[visible.tiles, visible.rows](
+        bounds, B, Lq, visible.work, visible.segments, visible.segment, *visible.interval_tables,
+        const=arguments.constants(call, rules, visible, 1, 1, Tile(128, 128, 4, 1)),
     )  # fmt: skip
     begins, ends = bounds.numpy()[::2, ..., None], bounds.numpy()[1::2, ..., None]
     seen = ((np.arange(Lk) >= begins) & (np.arange(Lk) < ends)).any(0)
-    mine = operands.keys_of(sight, call.lowered, keys, call.query.device)
-    form = operands.form_of(call, rules, mine, 1, 1, Tile(queries, keys, 4, 1))
-    records = torch.full((mine.rows, mine.tiles, 32), -7, dtype=torch.int32)
-    flags = torch.full((mine.rows, 70, mine.tiles), 7, dtype=torch.int32)
-    schedule.plan_keys[mine.tiles, mine.rows](
-        records, flags, 70, mine.work, mine.segments, mine.segment, *sees, form=form
+    by_keys = visible.by_keys(call.lowered, keys, call.query.device)
+    const = arguments.constants(call, rules, by_keys, 1, 1, Tile(queries, keys, 4, 1))
+    records = torch.full((by_keys.rows, by_keys.tiles, 32), -7, dtype=torch.int32)
+    flags = torch.full((by_keys.rows, 70, by_keys.tiles), 7, dtype=torch.int32)
+    schedule.plan_keys[by_keys.tiles, by_keys.rows](
+        records, flags, 70, by_keys.work, by_keys.segments, by_keys.segment, *visible.interval_tables, const=const
     )
     assert not flags.any()
     count = np.zeros((group, B, Lq, Lk), int)
@@ -106,7 +106,7 @@ def counted_by_keys(call, group, queries=16, keys=32):
         b, at, _, key_begin, key_end = record[:5].tolist()
         columns = slice(max(at, key_begin), min(at + keys, key_end))
         found = torch.empty((int(record[8]) * group, 3), dtype=torch.int32)
-        query_steps[1,](record, found, group, form=form)
+        query_steps[1,](record, found, group, const=const)
         assert found[:, 2].tolist() == sorted(found[:, 2].tolist(), reverse=True)
         for g, first, masked in found.tolist():
             rows = slice(first, min(first + queries, Lq))
@@ -152,7 +152,7 @@ def test_the_order_is_by_sections_and_the_work_even():
 
 def reasons(dtype=torch.bfloat16, D=128, L=256, **settings):
     q = torch.zeros(1, 2, L, D, dtype=dtype)
-    return "; ".join(flash3.unlike(prepare(q, q, q, Settings(**settings))))
+    return "; ".join(flash3.unsupported(prepare(q, q, q, Settings(**settings))))
 
 
 def test_what_it_does_not_serve():
@@ -162,31 +162,31 @@ def test_what_it_does_not_serve():
     assert "takes 33 to 256" in reasons(D=257)
     assert "there are 63 queries" in reasons(L=63)
     assert "score rule Bias" in reasons(scores=(Bias(torch.zeros(256)),))
-    assert "map of bits" in reasons(pattern=Explicit(torch.eye(256, dtype=torch.bool)))
-    assert "no dropout" in reasons(dropout=0.1)
+    assert "needs a tile map" in reasons(pattern=Explicit(torch.eye(256, dtype=torch.bool)))
+    assert "dropout has no flash3 kernel" in reasons(dropout=0.1)
     assert "32 bits" in reasons(layout=limelight.Aligned(2**40))
 
 
 def test_a_machine_without_hopper_is_told_so(monkeypatch):
     q = torch.zeros(1, 1, 128, 64, dtype=torch.bfloat16)
-    with pytest.raises(limelight.BackendError, match="the tensors lie on cpu; it runs on Hopper GPUs"):
+    with pytest.raises(limelight.BackendError, match="the tensors are on cpu; flash3 runs on Hopper GPUs"):
         limelight.attention(q, q, q, backend="flash3")
-    assert "the tensors lie on cpu" in str(limelight.explain(q, q, q))
+    assert "the tensors are on cpu" in str(limelight.explain(q, q, q))
     monkeypatch.setattr(compatibility, "version", lambda: None)
     assert "not installed" in "".join(flash3.not_hopper(q.device))
     monkeypatch.setattr(compatibility, "version", lambda: (3, 6))
-    assert flash3.not_hopper(q.device) == ["Triton 3.6 is installed; it needs 3.7 or later"]
+    assert flash3.not_hopper(q.device) == ["Triton 3.6 is installed; the kernels need 3.7 or later"]
 
 
 def test_rows_are_padded_for_bulk_copies_only_where_they_must():
     fits = torch.randn(2, 50, 3, 72, dtype=torch.float16).transpose(1, 2)
-    assert flash3.copyable(fits).data_ptr() == fits.data_ptr()
+    assert bulk.bulk_copyable(fits).data_ptr() == fits.data_ptr()
     for odd in (
         torch.randn(2, 3, 50, 67).half(),
         torch.randn(1, 1, 50, 72).half()[:, :, :, 1:65],
         fits[:, :1].expand(2, 3, 50, 72),
     ):
-        copy = flash3.copyable(odd)
+        copy = bulk.bulk_copyable(odd)
         assert torch.equal(copy, odd)
         assert copy.data_ptr() % 16 == 0
         assert all(stride % 8 == 0 and stride > 0 for stride in copy.stride()[:-1])
@@ -200,7 +200,7 @@ def test_sections_hold_whole_groups():
 
 @pytest.mark.parametrize(("width", "chosen"), [(128, "flash3"), (160, "flash2"), (256, "flash3")])
 def test_where_flash2_is_faster_it_is_chosen_and_explained(monkeypatch, width, chosen):
-    monkeypatch.setattr(native, "reasons_against", lambda call: ["the tensors lie on a GPU"])
+    monkeypatch.setattr(native, "reasons_against", lambda call: ["the tensors are on a GPU"])
     monkeypatch.setattr(machine, "reasons_against", lambda device, dtype: [])
     monkeypatch.setattr(flash3, "not_hopper", lambda device: [])
     q = torch.zeros(1, 2, 128, width, dtype=torch.bfloat16)

@@ -10,7 +10,7 @@ from support.large_scores import close
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.gpu import machine
-from limelight.backends.gpu.hopper import flash3
+from limelight.backends.gpu.hopper import flash3, gradients
 from limelight.forms.settings import Settings
 from limelight.operator import derivatives
 from limelight.operator.calling import prepare
@@ -142,8 +142,8 @@ def test_strides():
 
 def test_what_is_not_wanted_is_not_computed(monkeypatch):
     asked = []
-    own = flash3.own
-    monkeypatch.setattr(flash3, "own", lambda *args: asked.append(len(args[8])) or own(*args))
+    launch = gradients.launch_owner
+    monkeypatch.setattr(gradients, "launch_owner", lambda *args: asked.append(len(args[8])) or launch(*args))
     tensors = tensors_of(Lq=64, Lk=64)
     for wanted, expected in (((True, False, False), [0]), ((False, False, True), [3]), ((False, False, False), [])):
         asked.clear()
@@ -174,7 +174,7 @@ def test_what_is_not_seen_changes_nothing(where):
 
 @pytest.mark.parametrize("D", [192, 256])
 def test_wide_heads_take_the_kernels_of_flash2(D, monkeypatch):
-    monkeypatch.setattr(flash3, "launch_backward", None)
+    monkeypatch.setattr(flash3, "launch_owners", None)
     check(tensors_of(Hq=1, Lq=64, Lk=70, D=D, Dv=64), pattern=Causal())
 
 
@@ -191,13 +191,13 @@ def test_it_says_whose_gradients_they_are():
 
 # Each is a race on a GPU, or a hang: a buffer given away too early, or used before it is full.
 READ = (
-    "        of_first = warpgroup_mma_wait(0, deps=(of_first,))\n        keep(ds, False)\n",
-    "        mbarrier.arrive(first_read.index(stage))\n",
+    "        of_first = warpgroup_mma_wait(0, deps=(of_first,))\n        keep_alive(ds, False)\n",
+    "        mbarrier.arrive(first_empty.index(stage))\n",
 )
 MISTAKES = {
     "queries are given back before they are read": (READ[0] + READ[1], READ[1] + READ[0]),
     "scores are used while their product runs": ("x = warpgroup_mma_wait(1, deps", "x = warpgroup_mma_wait(2, deps"),
-    "gradients of the output are not waited for": ("    mbarrier.wait(second_there.index(stage), phase)\n", ""),
+    "gradients of the output are not waited for": ("    mbarrier.wait(second_full.index(stage), phase)\n", ""),
     "the bounds of a block are not counted": ("always + BOUNDS * bounds.nbytes_per_cta", "always"),
 }
 

@@ -121,14 +121,14 @@ def test_any_finite_score_gives_its_weight(case, how):
 
 
 # Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.
-VALUES_READ = (
-    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    keep(p, FLOAT8)\n",
-    "    mbarrier.arrive(values_read.index(before))\n",
+EMPTY = (
+    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    keep_alive(p, FLOAT8)\n",
+    "    mbarrier.arrive(values_empty.index(before))\n",
 )
 MISTAKES = {
-    "values are given back before they are read": (VALUES_READ[0] + VALUES_READ[1], VALUES_READ[1] + VALUES_READ[0]),
+    "values are given back before they are read": (EMPTY[0] + EMPTY[1], EMPTY[1] + EMPTY[0]),
     "scores are used while their product runs": ("warpgroup_mma_wait(1, deps", "warpgroup_mma_wait(2, deps"),
-    "values are not waited for": ("mbarrier.wait(values_there.index(before), ((count - 1) // STAGES) & 1)", "pass"),
+    "values are not waited for": ("mbarrier.wait(values_full.index(before), ((count - 1) // STAGES) & 1)", "pass"),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import limelight
 from limelight import Causal
 from limelight.backends import choose
 from limelight.backends.contract import BackendError
-from limelight.backends.gpu.hopper.quantise import MOST, QUERIES, in_blocks, order, quantise, rotated
+from limelight.backends.gpu.hopper.quantise import MAX, QUERIES, in_blocks, key_order, quantise, rotation_matrix
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -22,7 +22,7 @@ def outliers(*shape, generator):
 
 def dequantised(q, k, v, keys, rotate=True):
     """What the 8-bit numbers stand for, in float64; blocks of all rows and no rotation are the per-tensor baseline."""
-    rotation = rotated(q.shape[-1], CPU).double() if rotate else torch.eye(q.shape[-1], dtype=torch.float64)
+    rotation = rotation_matrix(q.shape[-1], CPU).double() if rotate else torch.eye(q.shape[-1], dtype=torch.float64)
 
     def stands(x, rows):
         small, scales = in_blocks(x.float(), rows)
@@ -44,7 +44,7 @@ def test_blocks_and_a_rotation_beat_one_scale_for_the_tensor():
 
 @pytest.mark.parametrize("width", [33, 64, 96, 128, 200, 256])
 def test_the_rotation_leaves_products_as_they_are_and_spreads(width):
-    rotation = rotated(width, CPU).double()
+    rotation = rotation_matrix(width, CPU).double()
     assert torch.allclose(rotation @ rotation.mT, torch.eye(width, dtype=torch.float64), atol=1e-6)
     one = torch.zeros(width, dtype=torch.float64)
     one[3] = 1.0
@@ -58,7 +58,7 @@ def test_a_block_is_not_disturbed_by_another():
     loud, other = in_blocks(x, 64)
     assert torch.equal(quiet[:, :, :128].float(), loud[:, :, :128].float())
     assert torch.equal(scales[:, :, :2], other[:, :, :2])
-    assert other[0, 1, 2] == pytest.approx(1e6 / MOST)
+    assert other[0, 1, 2] == pytest.approx(1e6 / MAX)
     zeros, scale = in_blocks(torch.zeros(1, 1, 3, 64), 64)
     assert not zeros.float().any()
     assert scale.isfinite().all()
@@ -67,7 +67,7 @@ def test_a_block_is_not_disturbed_by_another():
 def test_values_stand_where_the_weights_are_looked_for():
     """A thread of a quad (``q``) has the weights of columns ``8 b + 2 q + f`` and offers them as ``16 h + 4 q + e``."""
     expected = [8 * (2 * h + e // 2) + 2 * q + e % 2 for h in range(2) for q in range(4) for e in range(4)]
-    assert order(64, CPU).tolist() == expected + [32 + n for n in expected]
+    assert key_order(64, CPU).tolist() == expected + [32 + n for n in expected]
     x = torch.randn(1, 1, 70, 64)
     small = quantise(x, x, x, 64)
     assert small.value.shape == (1, 1, 64, 128)
@@ -79,7 +79,7 @@ def test_values_stand_where_the_weights_are_looked_for():
 def test_it_runs_only_when_it_is_named():
     q = torch.zeros(1, 1, 128, 64, dtype=torch.bfloat16)
     assert choose(prepare(q, q, q, Settings(pattern=Causal())), None).NAME != "flash3-float8"
-    with pytest.raises(BackendError, match="'flash3-float8' cannot serve this call: the tensors lie on cpu"):
+    with pytest.raises(BackendError, match="'flash3-float8' cannot serve this call: the tensors are on cpu"):
         limelight.attention(q, q, q, backend="flash3-float8")
-    with pytest.raises(BackendError, match="it has no derivatives, and a gradient is wanted"):
+    with pytest.raises(BackendError, match="flash3-float8 has no derivatives, and a gradient is wanted"):
         limelight.attention(q.clone().requires_grad_(), q, q, backend="flash3-float8")

@@ -6,14 +6,14 @@ import sys
 PROGRAM = """
 import sys
 
-sys.modules["triton"] = None  # whoever looks for it finds nothing, whoever imports it fails
+sys.modules["triton"] = None  # find_spec finds nothing, and an import fails
 
 import torch
 
 import limelight
 from limelight import BackendError, Causal, Observe
 from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.backends.gpu import flash1, flash2, gradients, observing, operands, tuning
+from limelight.backends.gpu import arguments, flash1, flash2, gradients, observing, score_rules, tuning, visibility
 
 q, k, v = (torch.randn(1, 2, 7, 8, requires_grad=True) for _ in range(3))
 output, seen = limelight.attention(q, k, v, pattern=Causal(), observe=Observe(entropy=True, top=2, received=True))

@@ -7,7 +7,7 @@ import torch
 
 import limelight
 from limelight.backends import native
-from limelight.fused import Capture
+from limelight.fused import CapturedCalls
 from limelight.models import Config, DecoderOnly, recipe, stack
 from limelight.nn import (
     Cache,
@@ -57,8 +57,8 @@ def model(form="plain", dtype=torch.float32, **more):
 def runs(monkeypatch):
     """How often steps are run."""
     count = []
-    replay = Capture.replay
-    monkeypatch.setattr(Capture, "replay", lambda self, now: (count.append(1), replay(self, now))[1])
+    replay = CapturedCalls.replay
+    monkeypatch.setattr(CapturedCalls, "replay", lambda self, now: (count.append(1), replay(self, now))[1])
     return count
 
 

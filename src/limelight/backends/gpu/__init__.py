@@ -1,4 +1,4 @@
-"""FlashAttention on GPUs: `flash1` and `flash2` in Triton, `hopper.flash3` in Gluon, over shared tables and kernels.
+"""FlashAttention on GPUs: `flash1` and `flash2` in Triton, `hopper.flash3` in Gluon, on a shared host side.
 
-Nothing of Triton is imported before a call reaches a kernel.
+Triton is not imported before a call reaches a kernel.
 """

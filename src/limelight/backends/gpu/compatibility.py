@@ -1,6 +1,6 @@
-"""Triton's versions meet here and nowhere else: which are enough, and the names that moved.
+"""All that depends on Triton's version: the oldest supported ones, and names that moved between them.
 
-This module does not import Triton; asking it for one of Gluon's names does, so only kernels ask.
+Importing this module does not import Triton; reading one of Gluon's names from it does, so only kernels do.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from functools import lru_cache
 from importlib import import_module, metadata, util
 from typing import Any
 
-OLDEST = (3, 5)  # from which on kernels take tuples
-OLDEST_GLUON = (3, 7)  # for which the kernels in Gluon are written
+OLDEST = (3, 5)  # the first in which kernels take tuples
+OLDEST_GLUON = (3, 7)  # the version that the Gluon kernels are written for
 
 
 @lru_cache(maxsize=1)
@@ -28,21 +28,21 @@ def version() -> tuple[int, int] | None:
 
 
 def missing(oldest: tuple[int, int] = OLDEST) -> str:
-    """Why there is no Triton to use, of a release from ``oldest`` on; empty when there is."""
+    """Why there is no Triton of version ``oldest`` or later; empty where there is."""
     have = version()
     if have is None:
         return "Triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
     if have < oldest:
-        return f"Triton {have[0]}.{have[1]} is installed; it needs {oldest[0]}.{oldest[1]} or later"
+        return f"Triton {have[0]}.{have[1]} is installed; the kernels need {oldest[0]}.{oldest[1]} or later"
     return ""
 
 
 _HOPPER = "triton.experimental.gluon.language.nvidia.hopper"
-_GLUON: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> module, and its names in there; without, the module
+_GLUON: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> (module, its names there); without names, the module
     "gluon": ("triton.experimental.gluon", ()),
     "gl": ("triton.experimental.gluon.language", ()),
     "TensorDescriptor": ("triton.experimental.gluon.nvidia.hopper", ("TensorDescriptor",)),
-    # Triton 3.8 renames the bulk copy; 3.9 refuses the old name, and has it still.
+    # Triton 3.8 renames the bulk copy; 3.9 still has the old name, but raises an error when it is used.
     "copy_to_shared": (f"{_HOPPER}.tma", ("async_load", "async_copy_global_to_shared")),
     **{
         name: (_HOPPER, (name,))
@@ -52,7 +52,7 @@ _GLUON: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> module, and its na
 
 
 def __getattr__(name: str) -> Any:
-    """Gluon's names, as the installed version has them."""
+    """One of Gluon's names, as the installed version defines it."""
     if name not in _GLUON:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     place, names = _GLUON[name]

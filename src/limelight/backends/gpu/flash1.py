@@ -1,7 +1,7 @@
-"""The first FlashAttention (Dao et al. 2022) in Triton: what the second is measured and taught against.
+"""The first FlashAttention (Dao et al. 2022) in Triton: what FlashAttention 2 is compared with.
 
 Keys are the outer loop and queries the inner one, so output and statistics are read and written again for every block
-of keys, and one program works for each batch row and head. Plain forms only, forward only.
+of keys, and one program computes all queries of a batch row and head. Forward only; no rules, sink or dropout.
 """
 
 from __future__ import annotations
@@ -9,26 +9,28 @@ from __future__ import annotations
 import torch
 
 from ..contract import Call, Result
-from . import machine, operands, tuning
+from . import arguments, machine, tuning
+from .score_rules import rule_arguments
+from .visibility import beyond_32_bits, visibility
 
 NAME = "flash1"
-ABOUT = "the first FlashAttention algorithm in Triton, to measure the second against; plain forms only"
+ABOUT = "the first FlashAttention algorithm in Triton, for comparison; no score rules, sink or dropout"
 
-MOST_WIDTH = 128
+WIDEST = 128
 
 
 def status() -> str:
-    """Whether the backend is there on this machine."""
+    """Whether the backend can run on this machine, in words."""
     return f"{ABOUT}; {machine.status()}"
 
 
 def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = machine.reasons_against(call.query.device, call.query.dtype)
-    reasons += operands.unreadable(call)
-    if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
-        reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
-    plain = {
+    reasons += arguments.unsupported_tensors(call)
+    if max(call.shapes.D, call.shapes.Dv) > WIDEST:
+        reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; flash1 takes up to {WIDEST}")
+    unsupported = {
         "score rules": call.scores,
         "Additive": call.compare,
         "a sink": call.sink is not None,
@@ -36,14 +38,16 @@ def reasons_against(call: Call) -> list[str]:
         "observations": call.observe is not None,
         "a scale that is not positive": call.scale <= 0,
     }
-    reasons += [f"it has plain forms only, and the call has {what}" for what, there in plain.items() if there]
+    reasons += [f"flash1 does not compute {what}" for what, present in unsupported.items() if present]
     if not reasons:
         lowered = call.lowered
         table = lowered.segment_table
         if lowered.tiles is not None or not lowered.spans or len(table) != 1 or table[0, 0] != -1:
-            reasons.append("it takes intervals by arithmetic in one document a row, not bits, arrays or packed rows")
-        elif operands.far(lowered):
-            reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
+            reasons.append(
+                "the pattern or layout needs interval arrays, a tile map or several segments; flash1 takes spans"
+            )
+        else:
+            reasons += beyond_32_bits(lowered)
     return reasons
 
 
@@ -55,11 +59,11 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Compute the call."""
-    from .kernels import first as kernels
+    from .kernels import flash1 as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
     device = call.query.device
-    query, key, value = (operands.readable(x) for x in (call.query, call.key, call.value))
+    query, key, value = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value))
     output = torch.zeros((B, Hq, Lq, Dv), dtype=torch.float32, device=device)
     maxima = torch.full((B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
     sums = torch.zeros((B, Hq, Lq), dtype=torch.float32, device=device)
@@ -67,13 +71,13 @@ def forward(call: Call) -> Result:
         return Result(output.to(call.query.dtype), maxima)
     width = max(tuning.width(D), tuning.width(Dv))
     tile = tuning.first_tile(machine.generation(device), call.query.dtype.itemsize, width)
-    sight = operands.sight(call.lowered, tile.rows, device)
-    rules = operands.rules(call)
-    form = operands.form_of(call, rules, sight, 1, 1, tile)
+    visible = visibility(call.lowered, tile.rows, device)
+    rules = rule_arguments(call)
+    const = arguments.constants(call, rules, visible, 1, 1, tile)
     kernels.first_forward[Hq, B](
         query, key, value, output, maxima, sums, query.stride()[:3], key.stride()[:3], value.stride()[:3],
-        Hq, Hq // Hkv, Lq, sight.segment, sight.spans, sight.begins, sight.ends, sight.interval_strides, call.scale,
-        form=form, num_warps=tile.warps, num_stages=1,
+        Hq, Hq // Hkv, Lq, visible.segment, *visible.interval_tables, call.scale,
+        const=const, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     kernels.finish[(-(-maxima.numel() // 1024),)](maxima, sums, maxima.numel(), ROWS=1024)
     return Result(output.to(call.query.dtype), maxima)

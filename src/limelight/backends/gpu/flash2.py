@@ -1,4 +1,4 @@
-"""FlashAttention 2 (Dao 2023) in Triton: the default on GPUs, for everything that the operator means."""
+"""FlashAttention 2 (Dao 2023) in Triton: the default on GPUs, for every call of the operator."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from torch import Tensor
 
 from ...forms.lowering import Lowered
 from ..contract import Call, Result, unknown_positions
-from . import machine, observing, operands, tuning
+from . import arguments, machine, observing, tuning
 from .gradients import backward, reasons_against_backward
+from .score_rules import kernel_rules, rule_arguments, unsupported_rules
+from .visibility import beyond_32_bits, nothing_visible, visibility
 
 NAME = "flash2"
 ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
 
 __all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
 
-MOST_WIDTH = 512
+WIDEST = 512
 
 
 def status() -> str:
-    """Whether the backend is there on this machine."""
+    """Whether the backend can run on this machine, in words."""
     return f"{ABOUT}; {machine.status()}"
 
 
 def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = machine.reasons_against(call.query.device, call.query.dtype)
-    reasons += operands.unreadable(call)
-    if max(call.shapes.D, call.shapes.Dv) > MOST_WIDTH:
-        reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; it takes {MOST_WIDTH}")
-    if call.observe is not None and call.observe.top > observing.MOST_TOP:
-        reasons.append(f"the {call.observe.top} largest weights are asked for; it keeps {observing.MOST_TOP}")
-    reasons += operands.unknown_rules(call) + unknown_positions(call)
-    if not reasons and operands.far(call.lowered):
-        reasons.append(f"a position lies beyond {operands.MOST_POSITION}; it counts in 32 bits")
-    return reasons
+    reasons += arguments.unsupported_tensors(call)
+    if max(call.shapes.D, call.shapes.Dv) > WIDEST:
+        reasons.append(f"the head width is {max(call.shapes.D, call.shapes.Dv)}; flash2 takes up to {WIDEST}")
+    if call.observe is not None and call.observe.top > observing.TOP_LIMIT:
+        reasons.append(f"the {call.observe.top} largest weights are requested; GPU kernels keep {observing.TOP_LIMIT}")
+    reasons += unsupported_rules(call) + unknown_positions(call)
+    return reasons or beyond_32_bits(call.lowered)
 
 
 def memory(call: Call) -> int:
@@ -49,53 +49,53 @@ def forward(call: Call) -> Result:
     """Compute the call."""
     from .kernels import forward as kernels
 
-    B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    B, Hq, Hkv, Lq, _, D, Dv = call.shapes
     device, dtype = call.query.device, call.query.dtype
-    query, key, value = (operands.readable(x) for x in (call.query, call.key, call.value))
+    query, key, value = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value))
     output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
     logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
     lowered = call.lowered
-    blind = lowered.spans == b"" or Lk == 0  # nobody sees anything
-    if blind or not lowered.covers:
+    empty = nothing_visible(lowered)
+    if empty or not lowered.covers:
         output.zero_()
-        logsumexp.copy_(operands.of_nobody(call).expand_as(logsumexp))
+        logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
     group = Hq // Hkv
-    pack = packed(Lq, group, lowered)
-    first, rest, value_first, value_rest = held(call)
+    pack = heads_per_tile(Lq, group, lowered)
+    first, rest, value_first, value_rest = width_parts(call)
     widest = max(first + rest, value_first + value_rest)
     demanding = lowered.tiles is not None or bool(call.scores)
     tile = tuning.forward_tile(
         machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
     )
-    read = any(kind.of_pairs or kind.of_distances for kind in operands.kinds(call))
+    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
     if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
-        # Bits come by 64 keys; a bias is read ahead and takes much shared memory; documents take registers.
+        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
-    sight = operands.sight(lowered, tile.rows // pack, device)
-    programs = sight.tiles * (Hq // pack) * sight.rows
-    if blind or programs == 0 or Dv == 0:
-        return _result(call, output, logsumexp, blind)
-    splits = tuning.splits(programs, machine.processors(device), -(-sight.longest // tile.keys))
+    visible = visibility(lowered, tile.rows // pack, device)
+    programs = visible.tiles * (Hq // pack) * visible.rows
+    if empty or programs == 0 or Dv == 0:
+        return _result(call, output, logsumexp, empty)
+    splits = tuning.splits(programs, machine.processors(device), -(-visible.longest // tile.keys))
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
         parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
         logsumexps = torch.full((2, splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
-    sink = None if call.sink is None else call.sink.detach().contiguous()
-    rules = operands.rules(call)
-    whole = operands.form_of(call, rules, sight, pack, splits, tile)
-    whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `held`
-    form = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
-    # The GPU sums every column in the same order, whatever stands beside it; the interpreter's products do not.
-    rescued = form if machine.interpreted() else whole
-    grid = (sight.tiles, Hq // pack, sight.rows * splits)
+    sink = arguments.sink(call)
+    rules = rule_arguments(call)
+    whole = arguments.constants(call, rules, visible, pack, splits, tile)
+    whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `width_parts`
+    const = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
+    # A GPU sums each column in an order that does not depend on the others; the interpreter's products do not.
+    rescued = const if machine.interpreted() else whole
+    grid = (visible.tiles, Hq // pack, visible.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
         kernels.forward[grid](
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
             query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
-            *sight.operands, *operands.scoring(call, rules), *operands.chance(call),
-            form=rescued if rescue else form, RESCUE=rescue,
+            *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
+            const=rescued if rescue else const, RESCUE=rescue,
             num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
         )  # fmt: skip
     if splits > 1:
@@ -104,14 +104,16 @@ def forward(call: Call) -> Result:
             parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
             SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
-    return _result(call, output, logsumexp, blind)
+    return _result(call, output, logsumexp, empty)
 
 
-def held(call: Call) -> tuple[int, int, int, int]:
-    """The widths of keys and of values as the kernel holds them, a part and the rest: in two parts where that saves
-    products, which limit long calls; short ones are limited by what they read. Values do not where blocks are not read
-    ahead, because a map may leave them out, or in a rescue: there NVIDIA's assembler (12.8, for Hopper) makes the
-    addresses of the second part of a register that it never set (``benchmarks/ahead.py`` looks for such).
+def width_parts(call: Call) -> tuple[int, int, int, int]:
+    """``(keys' first part, rest, values' first part, rest)``: head widths as powers of two, in the forward kernel.
+
+    Two parts save products, which limit long calls; short calls are limited by memory, and have one part. Values have
+    one part with a tile map and in a rescue, where blocks are not prefetched: without a pipeline, NVIDIA's assembler
+    (12.8, for Hopper) computes the addresses of a second part from a register that was never set
+    (``benchmarks/ahead.py`` looks for such code).
     """
     D, Dv = call.shapes.D, call.shapes.Dv
     if call.shapes.Lq <= 64 or call.compare is not None:
@@ -119,13 +121,13 @@ def held(call: Call) -> tuple[int, int, int, int]:
     return *tuning.parts(D), *((tuning.width(Dv), 0) if call.lowered.tiles is not None else tuning.parts(Dv))
 
 
-def packed(Lq: int, group: int, lowered: Lowered) -> int:
-    """How many query heads of a group share a tile: of short queries as many as keep it within 64 rows."""
+def heads_per_tile(Lq: int, group: int, lowered: Lowered) -> int:
+    """The number of query heads of a group that share a tile: for short queries as many as fit in 64 rows."""
     if lowered.tiles is not None or Lq > 32:
         return 1
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
 
 
-def _result(call: Call, output: Tensor, logsumexp: Tensor, blind: bool) -> Result:
-    seen = None if call.observe is None else observing.observe(call, logsumexp, blind)
+def _result(call: Call, output: Tensor, logsumexp: Tensor, empty: bool) -> Result:
+    seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
     return Result(output, logsumexp, seen)

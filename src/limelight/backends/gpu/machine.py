@@ -1,4 +1,4 @@
-"""What this machine has: Triton or not, its interpreter, the generation of a GPU."""
+"""Properties of this machine: Triton, its interpreter, the generation and the multiprocessors of a GPU."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["generation", "interpreted", "missing", "processors", "reasons_agains
 
 
 def interpreted() -> bool:
-    """Kernels run in Triton's interpreter, on the CPU: slow, and for tests."""
+    """Whether kernels run in Triton's interpreter, on the CPU: slow, for tests."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 def reasons_against(device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Why Triton's kernels cannot run on a device with a dtype."""
+    """Why Triton kernels cannot run on a device with a dtype; empty where they can."""
     reasons = [missing()] if missing() else []
     if interpreted():
         if device.type != "cpu":
-            reasons.append(f"the tensors lie on {device}; Triton's interpreter (TRITON_INTERPRET) runs on the CPU")
+            reasons.append(f"the tensors are on {device}; Triton's interpreter (TRITON_INTERPRET) runs on the CPU")
         if dtype is torch.bfloat16:
             reasons.append("Triton's interpreter computes bfloat16 products wrong; use float16 or float32 there")
     elif device.type != "cuda":
-        reasons.append(f"the tensors lie on {device}; it runs on CUDA and ROCm GPUs")
+        reasons.append(f"the tensors are on {device}; Triton kernels run on CUDA and ROCm GPUs")
     return reasons
 
 
 def status() -> str:
-    """Whether Triton and a GPU are there."""
+    """Whether Triton and a GPU are available, in words."""
     if missing():
         return f"not there: {missing()}"
     have = "Triton {}.{}".format(*(version() or (0, 0)))
@@ -44,7 +44,7 @@ def status() -> str:
 
 @lru_cache(maxsize=16)
 def generation(device: torch.device) -> str:
-    """A row of the tuning table: ``interpreter``, ``ampere``, ``hopper``, ``blackwell`` or ``other``."""
+    """The key of a device in the tuning tables: ``interpreter``, ``ampere``, ``hopper``, ``blackwell`` or ``other``."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip is not None:
@@ -55,5 +55,5 @@ def generation(device: torch.device) -> str:
 
 @lru_cache(maxsize=16)
 def processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU, which a short call should fill."""
+    """The number of multiprocessors of the GPU; 1 on the CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,4 +1,4 @@
-"""The host side of what makes a score a weight, for the gradients and the observations."""
+"""Host side of the normalizers, which turn scores into weights for the gradients and the observations."""
 
 from __future__ import annotations
 
@@ -8,45 +8,53 @@ import torch
 from torch import Tensor
 
 from ..contract import Call
-from . import machine, operands, tuning
+from . import arguments, machine, tuning
+from .score_rules import rule_arguments
+from .visibility import visibility
 
 
 class Normalizers(NamedTuple):
-    """Of each query, ``(B, Hq, Lq)`` float32: the weight of a score ``s`` after the rules is
-    ``2^((s - shift) factor - rest)``. ``fast`` is the rest where the shift is 0, and NaN elsewhere: what is made of it
-    is not finite, and made again by a kernel that knows the other two."""
+    """Normalizers of each query, ``(B, Hq, Lq)`` float32: a score ``s`` after the rules has the weight
+    ``2^((s - shift) factor - rest)``.
+
+    ``fast`` is the rest where the shift is 0, and NaN elsewhere: results computed from it are not finite there, and a
+    rescue kernel, which reads ``shift`` and ``rest``, computes them again.
+    """
 
     fast: Tensor
     shift: Tensor
     rest: Tensor
 
     def share_of_sink(self, call: Call, logsumexp: Tensor) -> Tensor:
-        """What the sink takes of each row."""
+        """The weight of the sink in each row, ``(B, Hq, Lq)``."""
         assert call.sink is not None
         logit = call.sink.float()[None, :, None]
-        unit = 1.0 if operands.natural(call) else call.scale
-        above = ((logit - self.shift * unit) * operands.LOG2_E).clamp(max=1e30)  # as in the kernel
+        unit = 1.0 if arguments.scales_first(call) else call.scale
+        above = ((logit - self.shift * unit) * arguments.LOG2_E).clamp(max=1e30)  # as in the kernel
         share = torch.exp2((above - self.rest).clamp(max=0.0))
         return torch.where(self.fast.isnan(), share, torch.exp(logit - logsumexp))
 
 
-def normalizers(call: Call, logsumexp: Tensor, blind: bool) -> Normalizers:
-    """The normalizers of a call by its ``logsumexp``; zeros of queries that belong to no segment, or of a call in which
-    nobody sees anything (``blind``)."""
+def normalizers(call: Call, logsumexp: Tensor, nothing_visible: bool) -> Normalizers:
+    """The normalizers of a call, from its ``logsumexp``.
+
+    They are zero for queries that belong to no segment, and for a call in which no query sees any key
+    (``nothing_visible``).
+    """
     from .kernels import normalizers as kernels
 
     _, Hq, Hkv, Lq, _, D, Dv = call.shapes
     device = logsumexp.device
     found = Normalizers(*torch.zeros((3, *logsumexp.shape), dtype=torch.float32, device=device))
-    query, key = operands.readable(call.query), operands.readable(call.key)
+    query, key = arguments.with_unit_stride(call.query), arguments.with_unit_stride(call.key)
     widest = max(tuning.width(D), tuning.width(Dv))
     tile = tuning.summing_tile(machine.generation(device), call.query.dtype.itemsize, widest)
-    sight = operands.sight(call.lowered, tile.rows, device)
-    if not blind and sight.tiles:
-        rules = operands.rules(call)
-        kernels.normalizers[sight.tiles, Hq, sight.rows](
-            query, key, logsumexp, None if call.sink is None else call.sink.detach().contiguous(), *found,
-            query.stride()[:3], key.stride()[:3], Hq, Hq // Hkv, Lq, *sight.operands, *operands.scoring(call, rules),
-            form=operands.form_of(call, rules, sight, 1, 1, tile), num_warps=tile.warps, num_stages=1,
+    visible = visibility(call.lowered, tile.rows, device)
+    if not nothing_visible and visible.tiles:
+        rules = rule_arguments(call)
+        kernels.normalizers[visible.tiles, Hq, visible.rows](
+            query, key, logsumexp, arguments.sink(call), *found,
+            query.stride()[:3], key.stride()[:3], Hq, Hq // Hkv, Lq, *visible.of_tile, *arguments.scoring(call, rules),
+            const=arguments.constants(call, rules, visible, 1, 1, tile), num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     return found

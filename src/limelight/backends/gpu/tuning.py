@@ -1,7 +1,7 @@
-"""Sides of the tiles, warps and stages for each generation of GPUs. Nothing is tried out at the first call.
+"""Tile shapes, warps and pipeline stages for each generation of GPUs; there is no autotuning.
 
-The tables hold what was chosen by compiling ahead (registers, shared memory, no spills; ``tests/backends/ahead.json``)
-and, where a number stands beside, by measuring; the rest is to be confirmed by ``benchmarks/gpu.py`` on each chip.
+The entries were chosen by compiling ahead of time (registers, shared memory, no spills; ``tests/backends/ahead.json``)
+and, where a comment gives a number, by measuring; ``benchmarks/gpu.py`` is to confirm the others on each chip.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ class Tile(NamedTuple):
 
 
 def width(size: int) -> int:
-    """A head width as kernels hold it: a power of two, at least the 16 that a matrix instruction takes."""
+    """A head width padded to a power of two, at least the 16 that a matrix instruction takes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def parts(size: int) -> tuple[int, int]:
-    """A head width as two powers of two that lie side by side, 96 as 64 and 32, where that is less than `width`; else
-    ``(width, 0)``."""
+    """A head width as two powers of two, 96 as 64 and 32, where their sum is less than `width`; else ``(width, 0)``."""
     first = 1 << (size.bit_length() - 1)
     rest = width(size - first)
     return (first, rest) if 32 <= first < size and first + rest < width(size) else (width(size), 0)
@@ -33,7 +32,7 @@ def parts(size: int) -> tuple[int, int]:
 
 _INTERPRETED = Tile(16, 16, 4, 1)
 
-# (generation, bytes of an element) -> by the larger head width, the first that is enough.
+# (generation, bytes of an element) -> (largest head width, tile), ascending.
 _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 64, 8, 3)),  # 399 TFLOP/s on an H200; of 128 keys 328, of 4 warps 383
@@ -62,7 +61,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ),
 }
 
-# The same for the two backward kernels: the owner of queries, the owner of keys.
+# For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
 _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
@@ -89,8 +88,8 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# The same where scores need more than products: bits of a map, a bias that is read, dropout's random words. All of them
-# together, with every score rule, still fit the registers.
+# The same for scores that need more registers: a tile map, a bias, dropout. All of them together, with every score
+# rule, still fit.
 _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
@@ -106,7 +105,7 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# The owners of tiles of a bias, and of blocks of distances: squares, since a longer tile spills what it sums.
+# The owners of tiles of a bias, and of blocks of distances: squares, since the accumulator of a longer tile spills.
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("blackwell", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
@@ -151,9 +150,9 @@ def forward_tile(
 ) -> Tile:
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
-    ``rows`` is how many rows a program could have: fewer than a tile holds make the tile smaller, not emptier. Scores
-    that are ``demanding`` (bits, rules) leave room for 32 keys on GPUs before Hopper, ``random`` words (dropout) on all
-    but Hopper.
+    ``rows``: queries by heads that could share a tile; where they are few, the tile is smaller. With ``demanding``
+    scores (a tile map, rules) registers suffice for 32 keys on GPUs before Hopper, with ``random`` words (dropout) on
+    all but Hopper.
     """
     if generation == "interpreter":
         return _INTERPRETED
@@ -169,7 +168,7 @@ def forward_tile(
 
 
 def first_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the first algorithm, whose blocks of keys should be long: output is read and written for each."""
+    """The tile of `flash1`; its blocks of keys are long, since output is read and written for each."""
     if generation == "interpreter":
         return _INTERPRETED
     if itemsize == 4:
@@ -178,14 +177,14 @@ def first_tile(generation: str, itemsize: int, widest: int) -> Tile:
 
 
 def splits(programs: int, processors: int, blocks: int) -> int:
-    """In how many parts the keys of a short call are computed side by side, so that all processors have work."""
+    """The number of parts in which the keys of a short call are computed concurrently, to use all multiprocessors."""
     if programs * 2 > processors:
         return 1
     return max(1, min(32, processors // programs, blocks // 4))
 
 
 def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the passes that observe: both sides short, since they hold whole weights."""
+    """The tile of the observing kernels: small, since they keep all its weights in registers."""
     if generation == "interpreter":
         return _INTERPRETED
     if widest > 256:
@@ -195,6 +194,6 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the pass that sums weights once more: as when observing, or fewer keys for Ampere's registers."""
+    """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers."""
     tile = observing_tile(generation, itemsize, widest)
     return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile

@@ -1,4 +1,4 @@
-"""Tensors as Hopper's bulk copies read them. Only `flash3`'s launch imports this module: it needs Triton."""
+"""Descriptors of tensors for Hopper's bulk copies (TMA). The module needs Triton, so only launches import it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ _TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float8_e
 
 
 def describe(tensor: Tensor, rows: int, width: int) -> Any:
-    """A ``(B, H, L, W)`` tensor that is copied in blocks of ``rows`` of one head, ``width`` wide; what lies outside of
-    the tensor is read as zeros.
+    """The descriptor of a ``(B, H, L, W)`` tensor that is copied in blocks of ``(rows, width)`` of one head.
+
+    Reads outside the tensor return zeros.
     """
     block = [1, 1, rows, width]
     layout = _layout(rows, width, tensor.dtype)
     step = 16 // tensor.itemsize
-    # A stride over a dimension of one is never taken, but must be of the kind that a descriptor may have.
+    # The stride of a dimension of size one is never used, but must be a multiple of 16 bytes too.
     strides = [s if n > 1 else step for n, s in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True)]
     return TensorDescriptor(tensor, list(tensor.shape), [*strides, 1], block, layout)
 
 
 def describe_line(tensor: Tensor, count: int) -> Any:
-    """A contiguous tensor as one line of numbers, that is copied ``count`` at a time."""
+    """The descriptor of a contiguous tensor as one vector, copied ``count`` values at a time."""
     return TensorDescriptor(tensor.view(-1), [tensor.numel()], [1], [count], _line_layout(tensor.itemsize))
 
 

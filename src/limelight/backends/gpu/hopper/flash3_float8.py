@@ -1,7 +1,7 @@
 """`flash3` in 8 bits: queries, keys, values and weights are rounded to float8 (e4m3) before they are multiplied.
 
-A choice of precision that is the user's: it runs only when it is named (``backend="flash3-float8"``), on float16 or
-bfloat16 tensors, and returns theirs. How the rounding is kept small: `limelight.backends.gpu.hopper.quantise`.
+It trades precision for speed, so it runs only when it is named (``backend="flash3-float8"``), on float16 or bfloat16
+tensors, and returns their dtype. `limelight.backends.gpu.hopper.quantise` describes how the rounding is kept small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ABOUT = "flash3 with float8 products, scales by blocks and rotated queries and k
 
 
 def status() -> str:
-    """Whether the backend is there on this machine."""
+    """Whether the backend can run on this machine, in words."""
     return f"{ABOUT}; {flash3.status().split('; ', 1)[1]}"
 
 
@@ -23,7 +23,7 @@ def reasons_against(call: Call) -> list[str]:
     """Why the backend cannot serve the call."""
     reasons = flash3.reasons_against(call)
     if call.autograd_reason:
-        reasons.append(f"it has no derivatives, and {call.autograd_reason}")
+        reasons.append(f"flash3-float8 has no derivatives, and {call.autograd_reason}")
     return reasons
 
 

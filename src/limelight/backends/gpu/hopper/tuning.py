@@ -1,7 +1,7 @@
-"""Sides of the tiles, stages and registers on Hopper. Nothing is tried out at the first call.
+"""Tile shapes, pipeline stages and registers on Hopper; there is no autotuning.
 
-What was chosen by compiling ahead (no spills, nothing serialised, shared memory within 227 KiB;
-``tests/backends/ahead.json``) and is to be confirmed by ``benchmarks/gpu.py``.
+Chosen by compiling ahead of time (no spills, nothing serialised, shared memory within 227 KiB;
+``tests/backends/ahead.json``), to be confirmed by ``benchmarks/gpu.py``.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 ROWS = 128  # queries of a tile: two warpgroups of 64
-LINE = 4  # numbers of 32 bits in the 16 bytes at whose multiples bulk copies of a line begin
-NARROWEST, WIDEST = 64, 256  # head widths as the kernels hold them
-CACHE = 24 * 2**20  # bytes of keys and values that programs share through half of the second-level cache
+LINE = 4  # 32-bit values in 16 bytes, at whose multiples bulk copies of a line begin
+NARROWEST, WIDEST = 64, 256  # padded head widths
+CACHE = 24 * 2**20  # bytes of keys and values that programs share through half of the L2 cache
 
 
 class Stages(NamedTuple):
-    """Rows of a block that moves by, blocks in shared memory, registers of a thread: at entry, and when it computes."""
+    """Rows of a block that moves through shared memory, blocks held there, and registers of a thread."""
 
     block: int
     stages: int
-    entry: int = 168  # three warpgroups share 504: two that compute, and the one of the warp that copies, 24
-    computing: int = 240
+    entry: int = 168  # at the launch; three warpgroups share 504, of which the one that copies keeps 24
+    computing: int = 240  # of the two warpgroups that compute
 
 
 FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}  # by the larger width, as a power of two
-# Backward: the owner of queries, by which blocks of keys move, and that of keys, by which blocks of queries do.
+# Backward: the owner of queries, for which blocks of keys move, and the owner of keys, for which queries move.
 BACKWARD = {64: (Stages(128, 3, computing=232), Stages(64, 3)), 128: (Stages(64, 4, computing=232), Stages(64, 3))}
-BACKWARD_WITH_RULES = {  # which take registers
+BACKWARD_WITH_RULES = {  # score rules take registers
     64: (Stages(64, 4, computing=224), Stages(64, 3)),
     128: (Stages(32, 4, computing=232), Stages(32, 4, computing=232)),
 }
@@ -35,6 +35,6 @@ FLOAT8 = {64: Stages(128, 3), 128: Stages(128, 3), 256: Stages(64, 2)}
 
 
 def section(columns: int, bytes_of_one: int, group: int) -> int:
-    """How many heads are computed together, so that their keys and values stay in the cache: whole groups."""
+    """The number of heads computed together, in whole groups, so that their keys and values stay in the L2 cache."""
     shared = max(1, CACHE // max(1, bytes_of_one)) * group
     return max(1, min(columns, shared))

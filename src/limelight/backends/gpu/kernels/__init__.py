@@ -1,1 +1,1 @@
-"""The kernels. They know intervals of keys and tiles of bits, and no pattern by its name."""
+"""The Triton kernels. They read intervals of keys and tile maps, never a pattern or a layout itself."""

@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def seed_of(seed):
-    """The seed as an int64, given as a number or lying on the device."""
+    """The seed as an int64; it is an integer argument, or in memory on the device."""
     return tl.load(seed) if seed.dtype.is_ptr() else seed.to(tl.int64)
 
 
@@ -34,10 +34,10 @@ def philox(c0, c1, c2, c3, seed):
 def kept(threshold, seed, row, head, query_position, key_position):
     """Whether each weight of a tile is kept; dropped when its word is below ``threshold``."""
     group = key_position >> 2
-    nothing = group * 0 + query_position * 0
+    zeros = group * 0 + query_position * 0
     w0, w1, w2, w3 = philox(
-        (group + nothing).to(tl.uint32), (query_position + nothing).to(tl.uint32), (head + nothing).to(tl.uint32),
-        (row + nothing).to(tl.uint32), seed,
+        (group + zeros).to(tl.uint32), (query_position + zeros).to(tl.uint32), (head + zeros).to(tl.uint32),
+        (row + zeros).to(tl.uint32), seed,
     )  # fmt: skip
     place = key_position & 3
     word = tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))

@@ -1,31 +1,32 @@
-"""What makes a score a weight, once the logsumexp of its row is known: for the gradients and the observations."""
+"""Normalizers, which turn scores into weights once the logsumexp of their row is known: for gradients, observations."""
 
 import triton
 import triton.language as tl
 
-from .scores import LOG2_E, after_rules, compared, load_rows
-from .visibility import blocks, chosen, in_tiles, intervals, program
+from .scores import LOG2_E, load_rows
+from .second_pass import block_scores, rows_of
+from .visibility import blocks, interval_of, intervals, program
 
-# A float32 logsumexp from here on lacks more than a few thousandths of what its many keys have added to the largest
-# score, and from 1e9 on says nothing of their number.
+# From here on a float32 logsumexp rounds away more than a few thousandths of what many keys add to the largest score,
+# and from 1e9 on all of it.
 LARGE_SUM = tl.constexpr(4096.0)
 
 
 @triton.jit
-def normalizer_at(normalizers, at, exists, CAREFUL: tl.constexpr):
+def normalizer_at(normalizers, at, exists, SHIFTED: tl.constexpr):
     """``(shift, rest)`` of some rows: the weight of a score ``s`` is ``2^((s - shift) factor - rest)``. Unless
-    ``CAREFUL``, the shift is 0 and the rest of rows that need another is NaN."""
+    ``SHIFTED``, the shift is 0, and the rest is NaN in rows that need another shift."""
     fast, shift, rest = normalizers
-    if CAREFUL:
+    if SHIFTED:
         return tl.load(shift + at, mask=exists, other=0.0), tl.load(rest + at, mask=exists, other=0.0)
     else:  # noqa: RET505  what follows a return is compiled too
         return 0.0, tl.load(fast + at, mask=exists, other=0.0)
 
 
 @triton.jit
-def weights_of(s, normalizer, factor, CAREFUL: tl.constexpr):
-    """Weights of scores after the rules, seen or not."""
-    if CAREFUL:
+def weights_of(s, normalizer, factor, SHIFTED: tl.constexpr):
+    """Weights of scores after the rules, of visible pairs and others alike."""
+    if SHIFTED:
         s = s - normalizer[0]
     return tl.exp2(tl.fma(s, factor, -normalizer[1]))
 
@@ -33,68 +34,59 @@ def weights_of(s, normalizer, factor, CAREFUL: tl.constexpr):
 @triton.jit(do_not_specialize=["segment", "heads", "queries"])
 def normalizers(
     query, key, logsumexp, sink, fast, shift, rest, query_strides, key_strides, heads, group, queries,
-    work, segments, segment, spans, begins, ends, interval_strides, states, bits, tile_strides,
-    scale, factor, compare, operands, numbers, form: tl.constexpr,
+    work, segments, segment, spans, begins, ends, interval_strides, states, bits, map_strides,
+    scale, factor, compare, operands, numbers, const: tl.constexpr,
 ):  # fmt: skip
-    """The normalizers of a tile of queries (grid: tiles, heads, batch rows), each float32 ``(B, Hq, Lq)``. Where the
-    logsumexp says enough they are made of it; other rows look at their scores again."""
+    """The normalizers of a tile of queries (grid: tiles, heads, batch rows), each float32 ``(B, Hq, Lq)``. They follow
+    from the logsumexp where it is precise enough; for other rows the scores are computed again."""
     row, first, query_end, key_begin, key_end, query_offset, key_offset, _document = program(
-        work, segments, segment, form
+        work, segments, segment, const
     )
     b = tl.where(row < 0, tl.program_id(2), row)
     h1 = tl.program_id(1)
-    i = first + tl.arange(0, form.ROWS)
+    i = first + tl.arange(0, const.ROWS)
     exists = i < query_end
     at = (b.to(tl.int64) * heads + h1) * queries + i
     lse = tl.load(logsumexp + at, mask=exists, other=0.0)
-    nobody = lse == -float("inf")
-    large = exists & (tl.abs(lse) >= LARGE_SUM) & (nobody ^ True)
-    shifted = tl.full((form.ROWS,), 0.0, tl.float32)
-    left = tl.where(nobody, 0.0, lse * LOG2_E)
+    empty = lse == -float("inf")
+    large = exists & (tl.abs(lse) >= LARGE_SUM) & (empty ^ True)
+    shifted = tl.full((const.ROWS,), 0.0, tl.float32)
+    left = tl.where(empty, 0.0, lse * LOG2_E)
     tl.store(fast + at, tl.where(large, float("nan"), left), mask=exists)
     if tl.max(large.to(tl.int32), 0) > 0:
         seen_by = intervals(
-            spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, form
+            spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
         )
-        query_at = b.to(tl.int64) * query_strides[0] + h1.to(tl.int64) * query_strides[1]
-        query_at = query_at + i.to(tl.int64) * query_strides[2]
-        rows = (b, h1 // group, (h1 + i * 0)[:, None], i[:, None], query_at[:, None], exists[:, None])
+        rows = rows_of(b, h1, i, exists, group, query_strides)
+        limits = (key_begin, key_end, query_offset, key_offset)
         keys = (query, key, key_strides)
         scoring = (scale, factor, compare, operands, numbers)
-        D: tl.constexpr = form.D
-        WIDTH: tl.constexpr = form.WIDTH
+        D: tl.constexpr = const.D
+        WIDTH: tl.constexpr = const.WIDTH
         q = load_rows(query, query_strides, b, h1, i, exists, D, WIDTH, True)
-        m = tl.full((form.ROWS,), -float("inf"), tl.float32)
-        total = tl.full((form.ROWS,), 0.0, tl.float32)
-        for interval in range(form.INTERVALS):
-            begin, end = chosen(interval, seen_by, form)
-            first_block, _whole_first, _whole_last, last_block = blocks(begin, end, exists, form)
+        m = tl.full((const.ROWS,), -float("inf"), tl.float32)
+        total = tl.full((const.ROWS,), 0.0, tl.float32)
+        for interval in range(const.INTERVALS):
+            begin, end = interval_of(interval, seen_by, const)
+            first_block, _whole_first, _whole_last, last_block = blocks(begin, end, exists, const)
             for step in range(last_block - first_block):
-                n = first_block + step
-                j1 = n * form.BLOCK + tl.arange(0, form.BLOCK)
-                some = (j1 >= key_begin) & (j1 < key_end)
-                j = j1[None, :]
-                seen = (j >= begin[:, None]) & (j < end[:, None])
-                if form.TILE_ROWS > 0:
-                    seen = seen & in_tiles((states, bits, tile_strides), rows, n * form.BLOCK, j, form)
-                k = load_rows(key, key_strides, b, h1 // group, j1, some, D, WIDTH, True)
-                s = compared(q, k, rows, j, some[None, :], keys, scoring, form)
-                s, _slope = after_rules(s, rows, j, some[None, :], key_offset - query_offset, scoring, form, 0)
-                s = tl.where(seen, s, -float("inf"))
-                most = tl.maximum(m, tl.max(s, 1))
-                base = tl.where(most == -float("inf"), 0.0, most)
+                _j, _in_segment, s = block_scores(
+                    q, first_block + step, begin, end, rows, limits, keys, scoring, (states, bits, map_strides), const
+                )
+                m_new = tl.maximum(m, tl.max(s, 1))
+                base = tl.where(m_new == -float("inf"), 0.0, m_new)
                 before = tl.where(m == -float("inf"), 0.0, total * tl.exp2((m - base) * factor))
                 total = before + tl.sum(tl.exp2((s - base[:, None]) * factor), 1)
-                m = most
+                m = m_new
         peak = tl.where(m == -float("inf"), 0.0, m)
-        of_keys = tl.log2(total)
-        if form.SINK:
-            # Beyond any difference that a weight can show, so that none is infinite.
+        log2_total = tl.log2(total)
+        if const.SINK:
+            # 1e30 is beyond any difference that a weight can show, and keeps the difference finite.
             logit = tl.load(sink + h1).to(tl.float32)
-            above = tl.minimum((logit - peak * (1.0 if form.NATURAL else scale)) * LOG2_E, 1e30)
-            top = tl.maximum(above, 0.0)
-            of_keys = top + tl.log2(total * tl.exp2(-top) + tl.exp2(above - top))
+            log2_sink = tl.minimum((logit - peak * (1.0 if const.SCALE_FIRST else scale)) * LOG2_E, 1e30)
+            top = tl.maximum(log2_sink, 0.0)
+            log2_total = top + tl.log2(total * tl.exp2(-top) + tl.exp2(log2_sink - top))
         shifted = tl.where(large, peak, shifted)
-        left = tl.where(large, of_keys, left)
+        left = tl.where(large, log2_total, left)
     tl.store(shift + at, shifted, mask=exists)
     tl.store(rest + at, left, mask=exists)

@@ -1,10 +1,10 @@
-"""How a score is made and changed: comparisons, score rules, and the functions that they need."""
+"""Scores: dot products and additive comparisons, score rules, and the exponents of weights."""
 
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# A product ``peak log2(e)`` from here on is off by more than half a power of two, so it is no measure of other scores.
+# From here on a product ``peak log2(e)`` has a rounding error above 1/2, so no weight can be computed from it.
 LARGE = tl.constexpr(2.0**24)
 PRECISION = tl.constexpr("ieee")  # of float32 products: no TF32
 BIAS, ALIBI, DISTANCE_TABLE, SOFTCAP = (tl.constexpr(n) for n in range(4))
@@ -24,14 +24,14 @@ def tanh(x):
     return tl.where(size < 0.625, near, tl.where(x < 0.0, -far, far))
 
 
-# Rows and keys come shaped so that they broadcast to the tile, whichever of the two lies along its first axis.
+# Rows and keys are shaped so that they broadcast to the tile, whose first axis is either of the two.
 
 
 @triton.jit
-def additive(rows, j, columns, keys, vector, form: tl.constexpr):
+def additive(rows, j, columns, keys, vector, const: tl.constexpr):
     """Bahdanau's comparison: ``sum_d v_d tanh(q_d + k_d)`` for rows by keys."""
     total = (rows[3] * 0 + j * 0).to(tl.float32)
-    for d in range(form.D):
+    for d in range(const.D):
         t, v = additive_part(rows, j, columns, keys, vector, d)
         total += v * t
     return total
@@ -50,9 +50,9 @@ def additive_part(rows, j, columns, keys, vector, d):
 
 
 @triton.jit
-def apply_rule(s, rows, j, columns, shift, operand, number, form: tl.constexpr, R: tl.constexpr):
-    """The score rule ``R``, on natural scores of rows by keys ``j``; ``distance = j - i + shift``."""
-    KIND: tl.constexpr = form.KINDS[R]
+def apply_rule(s, rows, j, columns, shift, operand, number, const: tl.constexpr, R: tl.constexpr):
+    """Scaled scores of rows by keys ``j`` after the score rule ``R``; the distance of a pair is ``j - i + shift``."""
+    KIND: tl.constexpr = const.RULE_KINDS[R]
     b, _, h, i, _, exists = rows
     if KIND == SOFTCAP:
         s = number[0] * tanh(s / number[0])
@@ -71,7 +71,7 @@ def apply_rule(s, rows, j, columns, shift, operand, number, form: tl.constexpr, 
 
 @triton.jit
 def load_rows(tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """``(rows, WIDTH)``: rows ``j`` of a head; those of no column are zeros, without looking at them if ``MASKED``."""
+    """``(rows, WIDTH)``: rows ``j`` of a head; ``MASKED`` reads only those in ``columns``; others are zeros."""
     d = tl.arange(0, WIDTH)
     base = tensor + b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
     where = base + j.to(tl.int64)[:, None] * strides[2] + d[None, :]
@@ -85,23 +85,24 @@ def load_rows(tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.c
 
 
 @triton.jit
-def after_rules(s, rows, j, columns, shift, scoring, form: tl.constexpr, AFTER: tl.constexpr):
-    """Scores after the rules, and the derivative of the last by what goes into the rules after number ``AFTER``."""
+def after_rules(s, rows, j, columns, shift, scoring, const: tl.constexpr, AFTER: tl.constexpr):
+    """Scores after the rules, and their derivative by the scores that rule ``AFTER`` returns (-1: before all rules)."""
     _, _, _, operands, numbers = scoring
     slope = 1.0
-    COUNT: tl.constexpr = form.COUNT
+    COUNT: tl.constexpr = const.RULE_COUNT
     for r in tl.static_range(COUNT):
-        s = apply_rule(s, rows, j, columns, shift, operands[r], numbers[r], form, r)
-        if form.KINDS[r] == SOFTCAP and r > AFTER:
+        s = apply_rule(s, rows, j, columns, shift, operands[r], numbers[r], const, r)
+        if const.RULE_KINDS[r] == SOFTCAP and r > AFTER:
             bent = s / numbers[r][0]
             slope = slope * (1.0 - bent * bent)
     return s, slope
 
 
 # The weight of a score, before it is divided by the sum of its row, is ``2^((score - shift) factor - rest)``. The shift
-# of most rows is 0 and the rest their largest score times the factor, rounded: one fused operation makes the exponent,
-# and all weights of the row are off by one power of two between -1/2 and 1/2, as their sum is. Where that product is
-# `LARGE`, the power could be any, and the product infinite: there the largest score is the shift.
+# of most rows is 0 and the rest is their largest score times the factor, rounded: one fused operation gives the
+# exponent, and all weights of the row, and their sum, are scaled by one power of two between -1/2 and 1/2. Where that
+# product is `LARGE`, the exponent of the scale is unbounded, and the product may be infinite: there the largest score
+# is the shift.
 
 
 @triton.jit
@@ -114,29 +115,29 @@ def reference_point(peak, factor):
 
 @triton.jit
 def exponent_of_the_sum(shift, rest, unit):
-    """``(natural, more)``: weights and their sums stand for themselves times ``e^natural 2^more``, where more is small.
-    A score times ``unit`` is a natural one."""
-    natural = shift * unit + rest / LOG2_E
-    return natural, tl.where(shift == 0.0, tl.fma(natural, -LOG2_E, rest), 0.0)
+    """``(log_scale, log2_rest)``: the true sum of a row is the computed one times ``e^log_scale 2^log2_rest``, of which
+    the second corrects a rounding error. A score times ``unit`` is a scaled one."""
+    log_scale = shift * unit + rest / LOG2_E
+    return log_scale, tl.where(shift == 0.0, tl.fma(log_scale, -LOG2_E, rest), 0.0)
 
 
 @triton.jit
-def with_a_sink(logit, natural, more, total):
-    """A row's sum with its sink, what its weights are multiplied by beside that sum, and the logsumexp."""
-    most = tl.maximum(natural, logit)
-    share = tl.exp2(tl.fma(natural - most, LOG2_E, more))
-    total = total * share + tl.exp2((logit - most) * LOG2_E)
-    return total, share, most + tl.log2(total) / LOG2_E
+def with_a_sink(logit, log_scale, log2_rest, total):
+    """A row's sum with its sink, the factor that brings its weights to the scale of that sum, and the logsumexp."""
+    largest = tl.maximum(log_scale, logit)
+    share = tl.exp2(tl.fma(log_scale - largest, LOG2_E, log2_rest))
+    total = total * share + tl.exp2((logit - largest) * LOG2_E)
+    return total, share, largest + tl.log2(total) / LOG2_E
 
 
 @triton.jit
-def compared(q, k, rows, j, columns, keys, scoring, form: tl.constexpr):
+def raw_scores(q, k, rows, j, columns, keys, scoring, const: tl.constexpr):
     """Scores of a tile of queries (or keys) ``q`` by keys (or queries) ``k`` before the rules."""
     scale, _, vector, _, _ = scoring
-    if form.ADDITIVE:
-        s = additive(rows, j, columns, keys, vector, form)
+    if const.ADDITIVE:
+        s = additive(rows, j, columns, keys, vector, const)
     else:
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        if form.NATURAL:
+        if const.SCALE_FIRST:
             s = s * scale
     return s

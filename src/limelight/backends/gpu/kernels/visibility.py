@@ -1,19 +1,19 @@
-"""Which keys the queries of a tile see: intervals of each query, ranges of blocks of the tile, bits.
+"""Which keys the queries of a tile see: intervals of each query, ranges of blocks of the tile, the tile map.
 
 The rows of a tile are queries, or queries by the heads of a group (row ``r`` is query ``first + r // PACK`` and head
-``r % PACK`` of its pack), so that a short query fills a tile with the heads that share its keys.
+``r % PACK`` of its pack), so that few queries fill a tile together with the heads that share their keys.
 """
 
 import triton
 import triton.language as tl
 
-SIDE = tl.constexpr(64)  # keys (and queries) of a tile of the map
-NOWHERE = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no key, and sorts last
+SIDE = tl.constexpr(64)  # keys (and queries) of a tile of the tile map
+NO_KEY = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no key, and sorts last
 
 
 @triton.jit
-def segment_of(segments, number):
-    """The first seven numbers of a segment (`limelight.forms.lowering.SEGMENT_FIELDS`)."""
+def load_segment(segments, number):
+    """The first seven fields of a segment (`limelight.forms.segments`)."""
     at = segments + number * 8
     row = tl.load(at).to(tl.int32)
     query_begin = tl.load(at + 1).to(tl.int32)
@@ -26,10 +26,10 @@ def segment_of(segments, number):
 
 
 @triton.jit
-def segment_at(number, segments, segment, form: tl.constexpr):
+def segment_at(number, segments, segment, const: tl.constexpr):
     """Segment ``number`` of the table, or the one of the call; and its document."""
-    if form.TABLE:
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, number)
+    if const.SEGMENT_TABLE:
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, number)
         document = tl.where(row < 0, number, 0)
     else:
         row = -1
@@ -39,22 +39,22 @@ def segment_at(number, segments, segment, form: tl.constexpr):
 
 
 @triton.jit
-def program(work, segments, segment, form: tl.constexpr):
-    """Where this program's tile of queries lies: in the one segment of the call, or as the list of work says.
+def program(work, segments, segment, const: tl.constexpr):
+    """This program's tile of queries: of the one segment of the call, or of the list ``work``.
 
     ``(row, first query, query end, key begin, key end, query offset, key offset, document)``; the last tiles come
     first, since those of a causal pattern are the longest.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    if form.TABLE:
+    if const.SEGMENT_TABLE:
         document = tl.load(work + tile * 2)
         first = tl.load(work + tile * 2 + 1)
-        row, _, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
+        row, _, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, document)
         document = tl.where(row < 0, document, 0)
     else:
         document = 0
         row = -1
-        first = segment[0] + tile * (form.ROWS // form.PACK)
+        first = segment[0] + tile * (const.ROWS // const.PACK)
         query_end = segment[1]
         key_begin = segment[2]
         key_end = segment[3]
@@ -64,28 +64,28 @@ def program(work, segments, segment, form: tl.constexpr):
 
 
 @triton.jit
-def program_of_keys(work, segments, segment, form: tl.constexpr):
-    """Where this program's tile of keys lies, and what the queries of its segment are.
+def program_of_keys(work, segments, segment, const: tl.constexpr):
+    """This program's tile of keys, and the queries of its segment.
 
     ``(row, first key, query begin, query end, key begin, key end, query offset, key offset, document)``; the first
     tiles come first, since those of a causal pattern are the longest.
     """
     tile = tl.program_id(0)
-    if form.TABLE:
+    if const.SEGMENT_TABLE:
         document = tl.load(work + tile * 2)
         first = tl.load(work + tile * 2 + 1)
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment_of(segments, document)
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset = load_segment(segments, document)
         document = tl.where(row < 0, document, 0)
     else:
         document = 0
         row = -1
         query_begin, query_end, key_begin, key_end, query_offset, key_offset = segment
-        first = (key_begin // form.BLOCK + tile) * form.BLOCK
+        first = (key_begin // const.BLOCK + tile) * const.BLOCK
     return row, first, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document
 
 
 @triton.jit
-def _span(spans, k, position, exists, key_begin, key_end, key_offset):
+def _span_interval(spans, k, position, exists, key_begin, key_end, key_offset):
     """The interval of keys, by index, that span ``k`` gives the queries at some positions."""
     at = spans + k * 10
     p = position.to(tl.int64)
@@ -99,18 +99,18 @@ def _span(spans, k, position, exists, key_begin, key_end, key_offset):
         end = tl.minimum(end, p - rest + tl.load(at + 8))
     begin = tl.maximum(begin - key_offset, key_begin)
     end = tl.minimum(end - key_offset, key_end)
-    some = exists & (p >= tl.load(at)) & (p < tl.load(at + 1)) & (begin < end)
-    return tl.where(some, begin, NOWHERE).to(tl.int32), tl.where(some, end, NOWHERE).to(tl.int32)
+    nonempty = exists & (p >= tl.load(at)) & (p < tl.load(at + 1)) & (begin < end)
+    return tl.where(nonempty, begin, NO_KEY).to(tl.int32), tl.where(nonempty, end, NO_KEY).to(tl.int32)
 
 
 @triton.jit
-def _listed(begins, ends, strides, k, b, i, exists, key_begin, key_end):
-    """The interval ``k`` of queries ``i`` from the arrays of a lowering."""
+def _array_interval(begins, ends, strides, k, b, i, exists, key_begin, key_end):
+    """The interval ``k`` of queries ``i``, from the interval arrays of a lowering."""
     at = k * strides[0] + b.to(tl.int64) * strides[1] + i
     begin = tl.maximum(tl.load(begins + at, mask=exists, other=0), key_begin)
     end = tl.minimum(tl.load(ends + at, mask=exists, other=0), key_end)
-    some = exists & (begin < end)
-    return tl.where(some, begin, NOWHERE), tl.where(some, end, NOWHERE)
+    nonempty = exists & (begin < end)
+    return tl.where(nonempty, begin, NO_KEY), tl.where(nonempty, end, NO_KEY)
 
 
 @triton.jit
@@ -125,12 +125,12 @@ def _sorted(begin_a, end_a, begin_b, end_b):
 
 
 @triton.jit
-def ordered(seen_by, form: tl.constexpr):
+def ordered(seen_by, const: tl.constexpr):
     """The intervals of each row in ascending order of their begins."""
     a0, e0, a1, e1, a2, e2, a3, e3, exists = seen_by
-    if form.INTERVALS > 1:
+    if const.INTERVALS > 1:
         a0, e0, a1, e1 = _sorted(a0, e0, a1, e1)
-    if form.INTERVALS > 2:
+    if const.INTERVALS > 2:
         a2, e2, a3, e3 = _sorted(a2, e2, a3, e3)
         a0, e0, a2, e2 = _sorted(a0, e0, a2, e2)
         a1, e1, a3, e3 = _sorted(a1, e1, a3, e3)
@@ -140,56 +140,56 @@ def ordered(seen_by, form: tl.constexpr):
 
 @triton.jit
 def intervals(
-    spans, begins, ends, strides, b, i, position, exists, key_begin, key_end, key_offset, form: tl.constexpr
+    spans, begins, ends, strides, b, i, position, exists, key_begin, key_end, key_offset, const: tl.constexpr
 ):  # fmt: skip
-    """Four disjoint intervals of keys for each row, ascending, of which ``form.INTERVALS`` may hold something;
-    and which rows exist."""
-    if form.LISTED:
-        a0, e0 = _listed(begins, ends, strides, 0, b, i, exists, key_begin, key_end)
+    """Four disjoint intervals of keys for each row, ascending, of which ``const.INTERVALS`` may hold a
+    key; and which rows exist."""
+    if const.INTERVAL_ARRAYS:
+        a0, e0 = _array_interval(begins, ends, strides, 0, b, i, exists, key_begin, key_end)
     else:
-        a0, e0 = _span(spans, 0, position, exists, key_begin, key_end, key_offset)
+        a0, e0 = _span_interval(spans, 0, position, exists, key_begin, key_end, key_offset)
     a1, e1, a2, e2, a3, e3 = a0, e0, a0, e0, a0, e0
-    if form.INTERVALS > 1:
-        none = a0 * 0 + NOWHERE
+    if const.INTERVALS > 1:
+        none = a0 * 0 + NO_KEY
         a2, e2, a3, e3 = none, none, none, none
-        if form.LISTED:  # the lowering has merged them
-            a1, e1 = _listed(begins, ends, strides, 1, b, i, exists, key_begin, key_end)
-            if form.INTERVALS > 2:
-                a2, e2 = _listed(begins, ends, strides, 2, b, i, exists, key_begin, key_end)
-            if form.INTERVALS > 3:
-                a3, e3 = _listed(begins, ends, strides, 3, b, i, exists, key_begin, key_end)
+        if const.INTERVAL_ARRAYS:  # the lowering has merged and sorted them
+            a1, e1 = _array_interval(begins, ends, strides, 1, b, i, exists, key_begin, key_end)
+            if const.INTERVALS > 2:
+                a2, e2 = _array_interval(begins, ends, strides, 2, b, i, exists, key_begin, key_end)
+            if const.INTERVALS > 3:
+                a3, e3 = _array_interval(begins, ends, strides, 3, b, i, exists, key_begin, key_end)
         else:
-            a1, e1 = _span(spans, 1, position, exists, key_begin, key_end, key_offset)
-            if form.INTERVALS > 2:
-                a2, e2 = _span(spans, 2, position, exists, key_begin, key_end, key_offset)
-            if form.INTERVALS > 3:
-                a3, e3 = _span(spans, 3, position, exists, key_begin, key_end, key_offset)
-            a0, e0, a1, e1, a2, e2, a3, e3, _ = ordered((a0, e0, a1, e1, a2, e2, a3, e3, exists), form)
-            # What an earlier one holds is taken out of the later ones.
+            a1, e1 = _span_interval(spans, 1, position, exists, key_begin, key_end, key_offset)
+            if const.INTERVALS > 2:
+                a2, e2 = _span_interval(spans, 2, position, exists, key_begin, key_end, key_offset)
+            if const.INTERVALS > 3:
+                a3, e3 = _span_interval(spans, 3, position, exists, key_begin, key_end, key_offset)
+            a0, e0, a1, e1, a2, e2, a3, e3, _ = ordered((a0, e0, a1, e1, a2, e2, a3, e3, exists), const)
+            # Keys of an earlier interval are removed from the later ones.
             a1 = tl.maximum(a1, e0)
             e1 = tl.maximum(e1, a1)
             a2 = tl.maximum(a2, e1)
             e2 = tl.maximum(e2, a2)
             a3 = tl.maximum(a3, e2)
             e3 = tl.maximum(e3, a3)
-            # NOWHERE as an end says "holds nothing"; an emptied interval says so too.
-            a0, e0 = _or_nowhere(a0, e0)
-            a1, e1 = _or_nowhere(a1, e1)
-            a2, e2 = _or_nowhere(a2, e2)
-            a3, e3 = _or_nowhere(a3, e3)
+            # An interval that holds no key has NO_KEY as its begin and end; so has one that is now empty.
+            a0, e0 = _or_no_key(a0, e0)
+            a1, e1 = _or_no_key(a1, e1)
+            a2, e2 = _or_no_key(a2, e2)
+            a3, e3 = _or_no_key(a3, e3)
     return a0, e0, a1, e1, a2, e2, a3, e3, exists
 
 
 @triton.jit
-def _or_nowhere(begin, end):
-    return tl.where(begin < end, begin, NOWHERE), tl.where(begin < end, end, NOWHERE)
+def _or_no_key(begin, end):
+    return tl.where(begin < end, begin, NO_KEY), tl.where(begin < end, end, NO_KEY)
 
 
 @triton.jit
-def chosen(k, seen_by, form: tl.constexpr):
+def interval_of(k, seen_by, const: tl.constexpr):
     """Interval ``k`` of each row."""
     a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
-    if form.INTERVALS == 1:
+    if const.INTERVALS == 1:
         return a0, e0
     begin = tl.where(k == 0, a0, tl.where(k == 1, a1, tl.where(k == 2, a2, a3)))
     end = tl.where(k == 0, e0, tl.where(k == 1, e1, tl.where(k == 2, e2, e3)))
@@ -197,97 +197,97 @@ def chosen(k, seen_by, form: tl.constexpr):
 
 
 @triton.jit
-def contains(seen_by, j, form: tl.constexpr):
+def contains(seen_by, j, const: tl.constexpr):
     """``(rows, keys)``: whether the keys ``j``, shaped as a row, lie in an interval of each row."""
     a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
     seen = (j >= a0[:, None]) & (j < e0[:, None])
-    if form.INTERVALS > 1:
+    if const.INTERVALS > 1:
         seen = seen | ((j >= a1[:, None]) & (j < e1[:, None]))
-    if form.INTERVALS > 2:
+    if const.INTERVALS > 2:
         seen = seen | ((j >= a2[:, None]) & (j < e2[:, None])) | ((j >= a3[:, None]) & (j < e3[:, None]))
     return seen
 
 
 @triton.jit
-def sees(seen_by, j, form: tl.constexpr):
-    """``(keys, rows)``: the same for the keys ``j`` shaped as a column."""
+def contains_by_key(seen_by, j, const: tl.constexpr):
+    """``(keys, rows)``: whether the keys ``j``, shaped as a column, lie in an interval of each row."""
     a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
     seen = (j >= a0[None, :]) & (j < e0[None, :])
-    if form.INTERVALS > 1:
+    if const.INTERVALS > 1:
         seen = seen | ((j >= a1[None, :]) & (j < e1[None, :]))
-    if form.INTERVALS > 2:
+    if const.INTERVALS > 2:
         seen = seen | ((j >= a2[None, :]) & (j < e2[None, :]))
         seen = seen | ((j >= a3[None, :]) & (j < e3[None, :]))
     return seen
 
 
 @triton.jit
-def touches(seen_by, low, high, form: tl.constexpr):
+def touches(seen_by, low, high, const: tl.constexpr):
     """Which rows see some of the keys from ``low`` to ``high``."""
     a0, e0, a1, e1, a2, e2, a3, e3, _ = seen_by
     found = (a0 < high) & (e0 > low) & (a0 < e0)
-    if form.INTERVALS > 1:
+    if const.INTERVALS > 1:
         found = found | ((a1 < high) & (e1 > low) & (a1 < e1))
-    if form.INTERVALS > 2:
+    if const.INTERVALS > 2:
         found = found | ((a2 < high) & (e2 > low) & (a2 < e2))
         found = found | ((a3 < high) & (e3 > low) & (a3 < e3))
     return found
 
 
 @triton.jit
-def covers(seen_by, low, high, form: tl.constexpr):
+def covers(seen_by, low, high, const: tl.constexpr):
     """Which rows see all keys from ``low`` to ``high`` in one interval."""
     a0, e0, a1, e1, a2, e2, a3, e3, exists = seen_by
     found = (a0 <= low) & (e0 >= high)
-    if form.INTERVALS > 1:
+    if const.INTERVALS > 1:
         found = found | ((a1 <= low) & (e1 >= high))
-    if form.INTERVALS > 2:
+    if const.INTERVALS > 2:
         found = found | ((a2 <= low) & (e2 >= high)) | ((a3 <= low) & (e3 >= high))
     return found & exists
 
 
 @triton.jit
-def blocks(begin, end, exists, form: tl.constexpr):
+def blocks(begin, end, exists, const: tl.constexpr):
     """``(first, whole_first, whole_last, last)``: blocks of keys that some row sees, and those that every row sees.
 
-    Blocks start at multiples of ``form.BLOCK``. The whole ones lie between the others, which an edge cuts.
+    Blocks start at multiples of ``const.BLOCK``. The whole ones lie between the others, which an edge cuts.
     """
     low = tl.min(begin, 0)
     high = tl.max(tl.where(begin < end, end, 0), 0)
-    some = low < high
-    first = tl.where(some, low // form.BLOCK, 0)
-    last = tl.where(some, tl.cdiv(high, form.BLOCK), 0)
+    nonempty = low < high
+    first = tl.where(nonempty, low // const.BLOCK, 0)
+    last = tl.where(nonempty, tl.cdiv(high, const.BLOCK), 0)
     latest = tl.max(tl.where(exists, begin, 0), 0)
-    earliest = tl.min(tl.where(exists, end, NOWHERE), 0)
-    whole_first = tl.where(latest < NOWHERE, tl.cdiv(tl.minimum(latest, high), form.BLOCK), last)
+    earliest = tl.min(tl.where(exists, end, NO_KEY), 0)
+    whole_first = tl.where(latest < NO_KEY, tl.cdiv(tl.minimum(latest, high), const.BLOCK), last)
     whole_first = tl.minimum(tl.maximum(whole_first, first), last)
-    whole_last = tl.minimum(tl.maximum(tl.minimum(earliest, high) // form.BLOCK, whole_first), last)
+    whole_last = tl.minimum(tl.maximum(tl.minimum(earliest, high) // const.BLOCK, whole_first), last)
     return first, whole_first, whole_last, last
 
 
 @triton.jit
-def _states(tiles, rows, key, form: tl.constexpr):
-    """The state of the map for each row, in the column that holds ``key``: -1 nobody, -2 everybody, else a number."""
-    states, _, strides = tiles
+def _states(tile_map, rows, key, const: tl.constexpr):
+    """The state of the tile of each row and ``key``: -1 no pair visible, -2 every pair, else the index of its bits."""
+    states, _, strides = tile_map
     b, _, h, i, _, exists = rows
-    line = i // SIDE if form.TILE_ROWS > 1 else i * 0
+    line = i // SIDE if const.MAP_ROWS > 1 else i * 0
     at = b.to(tl.int64) * strides[0] + h * strides[1] + line * strides[2] + key // SIDE
     return tl.load(states + at, mask=exists, other=-1)
 
 
 @triton.jit
-def anybody(tiles, rows, key, form: tl.constexpr):
-    """Whether some row may see something in the column of the map that holds ``key``."""
-    return tl.max((_states(tiles, rows, key, form) != -1).to(tl.int32)) > 0
+def any_visible(tile_map, rows, key, const: tl.constexpr):
+    """Whether the tile map has a visible pair for some row in the column of tiles that holds ``key``."""
+    return tl.max((_states(tile_map, rows, key, const) != -1).to(tl.int32)) > 0
 
 
 @triton.jit
-def in_tiles(tiles, rows, key, j, form: tl.constexpr):
-    """Whether each row sees the keys ``j``, all of them in the column that holds ``key``."""
-    _, bits, _ = tiles
+def in_tiles(tile_map, rows, key, j, const: tl.constexpr):
+    """Whether each row sees the keys ``j``, all in the column of tiles that holds ``key``."""
+    _, bits, _ = tile_map
     _, _, _, i, _, _ = rows
-    state = _states(tiles, rows, key, form)
-    within = i % SIDE if form.TILE_ROWS > 1 else i * 0
-    word = tl.load(bits + state.to(tl.int64) * form.TILE_ROWS + within, mask=state >= 0, other=0)
+    state = _states(tile_map, rows, key, const)
+    within = i % SIDE if const.MAP_ROWS > 1 else i * 0
+    word = tl.load(bits + state.to(tl.int64) * const.MAP_ROWS + within, mask=state >= 0, other=0)
     word = tl.where(state == -2, -1, word)
     return ((word >> (j % SIDE).to(tl.int64)) & 1) != 0

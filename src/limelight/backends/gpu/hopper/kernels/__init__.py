@@ -1,1 +1,1 @@
-"""Kernels in Gluon, and the small ones in Triton that plan their work."""
+"""The Gluon kernels for Hopper, and the small Triton kernels that plan their work."""

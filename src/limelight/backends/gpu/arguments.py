@@ -1,0 +1,108 @@
+"""Kernel arguments of a call: strided tensors, compile-time constants, scoring and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contract import Call
+from .constants import KernelConstants
+from .machine import interpreted
+from .score_rules import RuleArguments
+from .tuning import Tile, width
+from .visibility import Visibility
+
+LOG2_E = 1.4426950408889634
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+
+
+def unsupported_tensors(call: Call) -> list[str]:
+    """Why kernels cannot read the tensors of a call; empty where they can."""
+    reasons = []
+    if call.query.dtype is torch.float64:
+        reasons.append("the dtype is torch.float64; GPU kernels compute float32, float16 and bfloat16")
+    if not all(type(tensor) in _PLAIN_TENSORS for tensor in (call.query, call.key, call.value)):
+        reasons.append("query, key or value is a tensor subclass; GPU kernels read plain memory")
+    return reasons
+
+
+def with_unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor, detached, with a last stride of 1 and no lazy negation; copied only where one of them is missing."""
+    tensor = tensor.detach()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def constants(
+    call: Call, rules: RuleArguments, visible: Visibility, pack: int, splits: int, tile: Tile
+) -> KernelConstants:
+    """The compile-time constants of a kernel for a call.
+
+    Args:
+        call: the call.
+        rules: the arguments of its score rules.
+        visible: its visibility tables.
+        pack: query heads of a group that share a tile.
+        splits: parts in which the keys are computed side by side.
+        tile: the tile of the kernel.
+    """
+    return KernelConstants(
+        D=call.shapes.D,
+        WIDTH=width(call.shapes.D),
+        VALUE_D=call.shapes.Dv,
+        VALUE_WIDTH=width(call.shapes.Dv),
+        RULE_KINDS=rules.kinds,
+        SCALE_FIRST=scales_first(call),
+        ADDITIVE=call.compare is not None,
+        DROPOUT=call.dropout > 0,
+        SINK=call.sink is not None and splits == 1,
+        SEGMENT_TABLE=visible.work is not None,
+        INTERVALS=visible.intervals,
+        INTERVAL_ARRAYS=visible.begins is not None,
+        MAP_ROWS=visible.map_rows,
+        PACK=pack,
+        SPLITS=splits,
+        ROWS=tile.rows,
+        BLOCK=tile.keys,
+    )
+
+
+def scales_first(call: Call) -> bool:
+    """Whether scores are scaled before anything else; a positive scale without rules is part of the softmax instead."""
+    return bool(call.scores) or call.compare is not None or call.scale <= 0
+
+
+def scoring(call: Call, rules: RuleArguments) -> tuple[Any, ...]:
+    """Scale, factor of the softmax in base 2, vector of the comparison with its strides, arguments of the rules."""
+    compare: tuple[Any, ...] | None = None
+    if call.compare is not None:
+        vector = call.compare.vector.detach().resolve_neg().expand(call.shapes.Hq, call.shapes.D)
+        compare = (vector, vector.stride())
+    factor = LOG2_E * (1.0 if scales_first(call) else call.scale)
+    return call.scale, factor, compare, rules.operands, rules.numbers
+
+
+def sink(call: Call) -> Tensor | None:
+    """The sink's logits, ``(Hq,)`` contiguous; ``None`` where the call has no sink."""
+    return None if call.sink is None else call.sink.detach().contiguous()
+
+
+def empty_logsumexp(call: Call) -> Tensor:
+    """The logsumexp of a query that sees no key: minus infinity, or its sink; ``(1, Hq or 1, 1)`` float32."""
+    if call.sink is None:
+        return torch.full((1, 1, 1), -torch.inf, dtype=torch.float32, device=call.query.device)
+    return call.sink.detach().to(torch.float32)[None, :, None]
+
+
+def dropout(call: Call) -> tuple[Any, ...]:
+    """The threshold of a random word, the factor of weights that are kept, the seed, and documents per batch row."""
+    seed: Any = 0
+    if call.dropout:
+        seed = call.seed.to(call.query.device).reshape(1) if isinstance(call.seed, Tensor) else int(call.seed)
+        if interpreted():  # which would hold an integer from 2^31 to 2^32 in 32 bits
+            seed = torch.as_tensor(seed, dtype=torch.int64, device="cpu").reshape(1)
+    documents = call.layout.documents if call.layout else 1
+    return int(call.dropout * 2.0**32), 1.0 / (1.0 - call.dropout), seed, documents

@@ -1,0 +1,52 @@
+"""Scores of a tile, computed a second time by kernels that need weights: normalizers, observations, bias gradients."""
+
+import triton
+import triton.language as tl
+
+from .scores import after_rules, load_rows, raw_scores
+from .visibility import contains, in_tiles, intervals
+
+
+@triton.jit
+def rows_of(b, h, i, exists, group, query_strides):
+    """The tuple ``rows`` (`limelight.backends.gpu.kernels.forward`) of the queries ``i`` of head ``h``."""
+    query_at = b.to(tl.int64) * query_strides[0] + h.to(tl.int64) * query_strides[1]
+    query_at = query_at + i.to(tl.int64) * query_strides[2]
+    return b, h // group, (h + i * 0)[:, None], i[:, None], query_at[:, None], exists[:, None]
+
+
+@triton.jit
+def rows_and_visibility(
+    b, h, group, i, exists, j, in_segment, limits, query_strides, interval_tables, tile_map, const: tl.constexpr
+):  # fmt: skip
+    """``rows`` of any queries ``i`` of a segment, and which of its keys ``j`` each sees, ``(queries, keys)``."""
+    spans, begins, ends, interval_strides = interval_tables
+    key_begin, key_end, query_offset, key_offset = limits
+    seen_by = intervals(
+        spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
+    )
+    seen = contains(seen_by, j[None, :], const) & in_segment[None, :]
+    rows = rows_of(b, h, i, exists, group, query_strides)
+    if const.MAP_ROWS > 0:
+        inside = (b, rows[1], rows[2], rows[3], rows[4], seen)
+        seen = seen & in_tiles(tile_map, inside, j[None, :], j[None, :], const)
+    return rows, seen
+
+
+@triton.jit
+def block_scores(q, n, begin, end, rows, limits, keys, scoring, tile_map, const: tl.constexpr):
+    """``(j, in_segment, s)`` of block ``n`` of keys: the keys, which of them the segment holds, and the scores after
+    the rules, minus infinity where a row does not see a key in its interval from ``begin`` to ``end``."""
+    key_begin, key_end, query_offset, key_offset = limits
+    D: tl.constexpr = const.D
+    WIDTH: tl.constexpr = const.WIDTH
+    j1 = n * const.BLOCK + tl.arange(0, const.BLOCK)
+    in_segment = (j1 >= key_begin) & (j1 < key_end)
+    j = j1[None, :]
+    seen = (j >= begin[:, None]) & (j < end[:, None])
+    if const.MAP_ROWS > 0:
+        seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
+    k = load_rows(keys[1], keys[2], rows[0], rows[1], j1, in_segment, D, WIDTH, True)
+    s = raw_scores(q, k, rows, j, in_segment[None, :], keys, scoring, const)
+    s, _slope = after_rules(s, rows, j, in_segment[None, :], key_offset - query_offset, scoring, const, 0)
+    return j1, in_segment, tl.where(seen, s, -float("inf"))
