@@ -68,7 +68,9 @@ def test_products_are_those_of_a_run(networks, name):
     with FlopCounterMode(display=False) as counted:
         run(network)
     found = cost(network, N, batch=B)
-    assert sum(found.part(part).flop for part in PRODUCTS) == counted.get_total_flops()
+    # PyTorch's way to count attention takes every pair; the next test counts those that are seen.
+    attention = counted.get_flop_counts()["Global"][torch.ops.limelight.attention]
+    assert sum(found.part(part).flop for part in PRODUCTS) == counted.get_total_flops() - attention
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -338,7 +338,9 @@ def test_jit_trace_warns_of_nothing_that_is_ours():
     program = """
 import warnings, torch, limelight
 from limelight.nn import MultiHead, Rotary
-layer = MultiHead(16, 4, 2, 4, pattern=limelight.Causal(), rotary=Rotary(4))
+layer = MultiHead(
+    16, query_heads=4, key_value_heads=2, head_width=4, pattern=limelight.Causal(), rotary=Rotary(4)
+)
 with warnings.catch_warnings(record=True) as caught:
     torch.jit.trace(layer, (torch.randn(2, 6, 16),))
 assert not [str(w.message) for w in caught if issubclass(w.category, torch.jit.TracerWarning)], caught
@@ -371,11 +373,11 @@ def test_symbolic_trace_records_the_call_with_its_descriptions():
         return output, seen.entropy
 
     graph = torch.fx.symbolic_trace(f)
-    assert "limelight_attention_attention(" in graph.code
+    assert "limelight_operator_attention_attention(" in graph.code
     x = inputs()
     for found, truth in zip(graph(x), f(x), strict=True):
         torch.testing.assert_close(found, truth)
-    with pytest.raises(limelight.ArgumentError, match=r"`context` must be ForwardContext.* it is Proxy\(context\)"):
+    with pytest.raises(limelight.ArgumentError, match=r"`context` must be a ForwardContext.* it is Proxy\(context\)"):
         torch.fx.symbolic_trace(MultiHead(16, query_heads=4, key_value_heads=2, head_width=4))
 
 

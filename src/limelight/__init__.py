@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
+from ._version import __version__ as __version__
 from .backends.contract import BackendError
 from .forms.coordinates import Where
 from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from .checkpoints.load import load
     from .pretrained import Pretrained
 
-__version__ = "0.1.0"
 
 LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
 

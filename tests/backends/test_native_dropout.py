@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels import every_kernel, selected
+from support.kernels import every_kernel, selected
 
 import limelight
 from limelight import ALiBi

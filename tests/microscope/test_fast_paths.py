@@ -48,7 +48,7 @@ def test_capture_is_said_where_it_happens(family, monkeypatch):
 def test_reasons_name_the_part():
     paths = fast_paths(models.new("gpt2", **GPT2), 10)
     assert part(paths, "norm").prompt.reasons["native"][0] == "LayerNorm has no fused step"
-    assert "LayerNorm is not capturable as configured" in part(paths, "whole layer").token.reasons[CAPTURED]
+    assert "LayerNorm does not declare `capturable`" in part(paths, "whole layer").token.reasons[CAPTURED]
     assert (part(paths, "norm").count, part(paths, "attention").count) == (5, 2)
 
 
@@ -61,8 +61,8 @@ def test_a_layer_that_cannot_be_captured_keeps_the_others_from_it():
 
 
 def test_without_the_library_everything_is_pytorch(monkeypatch):
-    monkeypatch.setattr(native, "_library", None)
-    monkeypatch.setattr(native, "_missing", "the native library was not built: install a C++ compiler")
+    monkeypatch.setattr(native.library, "_library", None)
+    monkeypatch.setattr(native.library, "_missing", "the native library was not built: install a C++ compiler")
     for one in fast_paths(models.new("llama", **SIZES), 10):
         if one.part not in ("attention", "whole layer"):
             assert one.prompt.taken == one.token.taken == PYTORCH

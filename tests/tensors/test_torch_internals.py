@@ -189,3 +189,43 @@ def test_no_other_module_uses_private_names():
         if path.name != "torch_internals.py" and PRIVATE.search(path.read_text())
     }
     assert found == set()
+
+
+def test_the_innermost_dispatch_mode():
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        pass
+
+    assert internals.current_dispatch_mode() is None
+    with Mode() as outer:
+        assert internals.current_dispatch_mode() is outer
+        with Mode() as inner:
+            assert internals.current_dispatch_mode() is inner
+
+
+def test_composite_operators():
+    assert internals.is_composite(torch.ops.aten.matmul.default)
+    assert not internals.is_composite(torch.ops.aten.mm.default)
+
+
+def test_samples_of_vmap():
+    found = []
+
+    def f(x, y):
+        found.append((internals.vmap_level(x), internals.vmap_level(y)))
+        found.append([sample.shape for sample in internals.vmap_samples(x)])
+        return x
+
+    assert internals.vmap_level(torch.ones(3)) == 0
+    torch.vmap(f, in_dims=(1, None))(torch.ones(2, 3), torch.ones(2))
+    assert found == [(1, 0), [(2,)] * 3]
+
+
+def test_a_graph_is_broken_with_the_reason():
+    def f(x):
+        internals.break_graph("the reason")
+        return x + 1
+
+    torch._dynamo.reset()
+    assert torch.compile(f, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="the reason"):
+        torch.compile(f, backend="eager", fullgraph=True)(torch.ones(2))

@@ -152,7 +152,7 @@ class Backend(Protocol):
         """Why the backend cannot serve the call."""
 
     def forward(self, call: Call) -> Result:
-        """Compute the call."""
+        """Return the output of a call, its logsumexp where asked, and its observations."""
 
     def memory(self, call: Call) -> int:
         """Bytes taken beside inputs and outputs."""

@@ -52,7 +52,7 @@ def reasons_against(call: Call) -> list[str]:
 
 
 def status() -> str:
-    """Always available."""
+    """That it is available, as on every machine."""
     return ABOUT
 
 

@@ -24,9 +24,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from .. import ALiBi, Bias, Causal, Observe, Packed, Pattern, SoftCap, Window, __version__, explain
+from .._version import __version__
 from ..backends import native
+from ..forms.layouts import Packed
+from ..forms.observations import Observe
+from ..forms.patterns import Causal, Pattern, Window
+from ..forms.scores import ALiBi, Bias, SoftCap
 from ..operator.attention import attention
+from ..operator.explanation import explain
 from .cases import EXTRAS, Case
 
 TOLERANCE = 0.05  # between the two measurements of the limit

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__, _interrupted
+from .. import _interrupted
+from .._version import __version__
 from ..backends.contract import BackendError
 from ..tensors.shapes import ArgumentError
 from ..text import printable

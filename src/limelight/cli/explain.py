@@ -103,8 +103,8 @@ def _explain_call(
     """
     import torch
 
-    from .. import Causal, Full, Window
-    from .. import explain as explain_call
+    from ..forms.patterns import Causal, Full, Window
+    from ..operator.explanation import explain as explain_call
     from ..tensors.shapes import wrong
 
     patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
@@ -127,7 +127,7 @@ def _print_backends() -> list[str]:
 
     import torch
 
-    from .. import __version__
+    from .._version import __version__
     from ..backends import BACKENDS
 
     machine, threads = platform.machine(), torch.get_num_threads()

@@ -28,7 +28,7 @@ class Command(TyperCommand):
     """A command whose errors name its options as they are typed, not the arguments of the library behind them."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; errors of arguments name the options as typed."""
         from ..tensors.shapes import ArgumentError
 
         try:

@@ -18,22 +18,22 @@ class Calls(Protocol):
     """Where a capture records operations (`limelight.fused.CapturedCalls`); each method returns the future result."""
 
     def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-        """Record `rms_norm`."""
+        """Record a root-mean-square norm (`rms_norm`)."""
 
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """Record `products`."""
+        """Record the products of a few vectors with several matrices (`products`)."""
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
-        """Record `gated`."""
+        """Record a gate, ``activation(gate) * up`` (`gated`)."""
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor, result: Tensor) -> Tensor:
-        """Record `rotate_halves`."""
+        """Record a rotary embedding of heads (`rotate_halves`)."""
 
     def add(self, left: Tensor, right: Tensor) -> Tensor:
-        """Record a sum."""
+        """Record the sum of two tensors of one shape."""
 
     def keep(self, *tensors: Tensor) -> None:
-        """Keep tensors alive."""
+        """Keep tensors alive whose addresses are recorded."""
 
 
 class NotCapturable(Exception):
@@ -84,11 +84,11 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls.keep(*tensors)
 
     def norm(self, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-        """Record `rms_norm`."""
+        """Record a root-mean-square norm (`rms_norm`)."""
         return self.calls.norm(states.contiguous(), weight.contiguous(), epsilon, offset)
 
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """Record `products`."""
+        """Record the products of a few vectors with several matrices (`products`)."""
         return self.calls.products(states, matrices)
 
     def gated(self, activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.calls.gated(activation, gate.contiguous(), up.contiguous())
 
     def rotate_halves(self, heads: Tensor, own: Tensor, partners: Tensor) -> Tensor:
-        """Record `rotate_halves`."""
+        """Record a rotary embedding of heads (`rotate_halves`)."""
         heads = heads if heads.stride(3) == 1 else heads.contiguous()
         return self.calls.rotate_halves(heads, own, partners, torch.empty_like(heads))
 

@@ -76,7 +76,7 @@ def _forward(states: Tensor, weight: Tensor, epsilon: float, offset: float, inve
 def pack_norm(
     states: Tensor, weight: Tensor, epsilon: float, offset: float, result: Tensor, inverse: Tensor | None
 ) -> bytes:
-    """``ll_norm`` of contiguous tensors."""
+    """The bytes of an ``ll_norm`` over contiguous tensors."""
     if states.shape[-1:] != weight.shape:
         _SHAPES.check(states, weight)
     width = weight.shape[0]

@@ -79,7 +79,7 @@ class Reading:
 
     @property
     def length(self) -> int:
-        """Number of tokens."""
+        """The number of tokens of the text."""
         return len(self.tokens)
 
     @cached_property

@@ -24,6 +24,7 @@ from torch.nn.modules import module
 
 from .. import fused
 from ..backends import native
+from ..backends.contract import BackendError
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import current_watcher
 from ..forms.patterns import Pattern
@@ -88,7 +89,7 @@ class Graph:
         self._captured = _CapturedContext(self._calls, states.shape[0], states.shape[1])
         try:
             self._result = self._captured.run(layers, self._states)
-        except NotCapturable as ended:
+        except (NotCapturable, BackendError) as ended:  # the latter of descriptions that the operator cannot record
             self.reason = str(ended)
             return
         self._attributes = [part.__dict__ for part in modules]
@@ -266,10 +267,7 @@ class _LayerCapture(Capture):  # type: ignore[no-untyped-call]
         slots = self._slots.get(id(key))
         if slots is None or value is not slots.cached[1]:
             raise NotCapturable("attention to other keys and values than those that the cache returned")
-        try:
-            call = compiled._read_call(tensors, numbers, reals, recipe)
-        except KeyError as kind:  # the operator does not read back classes that are not its own
-            raise NotCapturable(f"attention with {kind}, which is not one of Limelight's descriptions") from None
+        call = compiled.read_call(tensors, numbers, reals, recipe)
         if call.layout != _PLACEHOLDER:
             raise NotCapturable("attention with another layout than the one that the cache returned")
         reasons = native.reasons_against(call) + (["dropout"] if call.dropout else [])

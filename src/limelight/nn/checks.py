@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..backends.contract import BackendError
 from ..tensors.shapes import ArgumentError, describe, whole_number, wrong
+from ..tensors.torch_internals import break_graph
 from ..tensors.tracing import recorder
 
 Layer = TypeVar("Layer", bound=type)
@@ -154,9 +155,7 @@ def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
         BackendError: a recorder would keep what the layer does for these states, and do the same for all others.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        torch._dynamo.graph_break(
-            msg=f"{chooses} depends on the values of the input: use torch.compile without fullgraph"
-        )
+        break_graph(f"{chooses} depends on the values of the input: use torch.compile without fullgraph")
         return
     by = recorder(states)
     if by:

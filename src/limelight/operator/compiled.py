@@ -169,7 +169,7 @@ def _read(
     return values
 
 
-def _read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
+def read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
     if in_forward_mode():
         # PyTorch would silently make the tangent zero, and does not report whether there is one.
         raise NotImplementedError(
@@ -187,7 +187,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """Output and logsumexp of the call that `_write_call` wrote."""
     flops.register()
-    call = _read_call(tensors, numbers, reals, recipe)
+    call = read_call(tensors, numbers, reals, recipe)
     result = run(call.replace(logsumexp=True), None)
     assert result.logsumexp is not None
     return _with_strides(result.output, _empty_output(tensors, "meta")), result.logsumexp.contiguous()
@@ -209,7 +209,7 @@ def _attention_backward(
     ``tensors`` are those of the call, its output and logsumexp, and the cotangents of each order.
     """
     own = tuple(tensors[: numbers[0]])
-    call = _read_call(own, numbers, reals, recipe)
+    call = read_call(own, numbers, reals, recipe)
     function: Any = Attention(call, choose(call, None), own)
     for outputs, inputs in _read_orders(orders):
         function = VJP(function, outputs, inputs)

@@ -29,6 +29,7 @@ __all__ = [
     "are_transforms_active",
     "autograd_enabled_in_operator",
     "backward_pass_id",
+    "break_graph",
     "current_dispatch_mode",
     "disabled_torch_function",
     "dispatch_mode_count",
@@ -136,6 +137,11 @@ def legacy_vmap_level() -> int:
 
 #: A batch of the older vmap as a plain tensor with the batch dimension, and the reverse.
 remove_batch_dim, add_batch_dim = torch._remove_batch_dim, torch._add_batch_dim
+
+
+def break_graph(reason: str) -> None:
+    """End the graph that `torch.compile` records; ``fullgraph=True`` raises with the reason."""
+    torch._dynamo.graph_break(msg=reason)
 
 
 def is_dynamo_imported() -> bool:

@@ -79,7 +79,7 @@ def is_transformed() -> bool:
 
 
 def is_functionalized() -> bool:
-    """Whether ``torch.func.functionalize`` is active."""
+    """Whether a ``torch.func.functionalize`` is active around the call."""
     return are_transforms_active() and (not torch.compiler.is_compiling() and any(map(is_functionalize, transforms())))
 
 

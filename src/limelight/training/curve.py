@@ -68,7 +68,7 @@ class LossLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file of the log."""
         self._file.close()
 
 

@@ -16,8 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-import limelight
-
+from ..checkpoints.load import load
 from ..formats.safetensors_files import SINGLE
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
@@ -128,7 +127,7 @@ class _Trainer:
         if last is not None:
             state, self.progress, metadata = checkpoint.read_checkpoint(last)
             self._compare(metadata, last)
-            network.load_state_dict(limelight.load(last).network.state_dict())
+            network.load_state_dict(load(last).network.state_dict())
             self.log(f"Resuming from {last}.")
         network.to(self.accelerator.device)
         self.objective = Objective(network, settings.learning.label_smoothing, AUTOCAST[settings.run.precision])
@@ -300,7 +299,7 @@ class _Trainer:
         if not pairs or not self.main:
             return None
         sources, targets = zip(*pairs, strict=True)
-        best = limelight.load(self.output).to(self.accelerator.device)
+        best = load(self.output).to(self.accelerator.device)
         limit = 2 * run.max_length
         translations = translate(best, sources, max_tokens=min(limit, best.config.limit or limit))
         for source, target, ours in list(zip(sources, targets, translations, strict=True))[:3]:

@@ -58,7 +58,7 @@ def memory(call: Call) -> int:
 
 
 def forward(call: Call) -> Result:
-    """Compute the call."""
+    """Return the output of a call, its logsumexp where asked, and its observations."""
     from .kernels import flash1 as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes

@@ -57,7 +57,7 @@ class Visibility(NamedTuple):
         )  # fmt: skip
 
     def by_keys(self, lowered: Lowered, keys: int, device: torch.device) -> Visibility:
-        """The same tables cut into tiles of ``keys`` keys, which begin at multiples of ``keys``."""
+        """These tables, cut into tiles of ``keys`` keys, which begin at multiples of ``keys``."""
         table = lowered.segment_table
         if self.work is None:
             key_begin, key_end = self.segment[2:4]

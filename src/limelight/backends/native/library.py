@@ -10,6 +10,7 @@ instead of the best one.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,7 @@ def _layout(library: Any) -> Iterator[Field]:
 
 def load() -> tuple[Any, str]:
     """The library, or the reason why there is none."""
-    from ... import __path__ as folders  # more than one in an editable install
-
+    folders = sys.modules[__name__.partition(".")[0]].__path__  # more than one in an editable install
     found = [path for path in (Path(folder) / FILE for folder in folders) if path.is_file()]
     if not found:
         return None, (

@@ -110,7 +110,7 @@ class Gradients:
                 self._sums.append(memory.zeros(shape, NUMBERS[call.query.dtype]["dtype"]))
 
     def packed(self) -> tuple[int, ...]:
-        """``ll_gradients.rules``."""
+        """The bytes of ``ll_gradients.rules``, one tensor for each rule."""
         if not self._sums:
             return _NO_RULES
         numbers = [number for tensor in self._sums for number in summed(tensor)]

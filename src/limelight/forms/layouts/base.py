@@ -44,7 +44,7 @@ class Layout(Description):
 
     @property
     def documents(self) -> int:
-        """Documents per batch row."""
+        """The number of documents of each batch row."""
         return 1
 
     def segments(self, B: int, Lq: int, Lk: int) -> bytes | None:

@@ -57,7 +57,7 @@ class Packed(Layout):
 
     @property
     def documents(self) -> int:
-        """Documents per batch row."""
+        """The number of documents of each batch row."""
         return len(self.query_lengths)
 
     @property

@@ -89,7 +89,7 @@ def head(published: Published, activation: str, epsilon: float, *, class_activat
     """The head of an encoder, after the class that its file names; the body alone for tasks that are not built here."""
     match published.task():
         case "MaskedLM" | "PreTraining":
-            own = {} if published.flag("tie_word_embeddings", True) else {"own": True}
+            own = {} if published.flag("tie_word_embeddings", True) else {"untied": True}
             return recipe(MaskedHead, activation=activation, epsilon=epsilon, **own)
         case "SequenceClassification":
             return recipe(ClassHead, labels=published.labels(), activation=class_activation)

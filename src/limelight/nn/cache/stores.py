@@ -49,7 +49,7 @@ class NewTokens:
 
     @cached_property
     def longest(self) -> int:
-        """The maximum of `after`."""
+        """The largest number of tokens of a row after the step, the maximum of `after`."""
         return maximum(self.after)
 
     @cached_property
@@ -90,7 +90,7 @@ class Slots(NamedTuple):
 
 
 class Store(Protocol):
-    """What one layer keeps."""
+    """What one layer keeps between the steps of a text: keys and values, or another state."""
 
     def select(self, rows: Tensor) -> None:
         """Keep these ``rows`` ``(N,)`` of the batch, in this order, each as often as it is named."""

@@ -104,7 +104,7 @@ def memory(call: Call) -> int:
 
 
 def forward(call: Call) -> Result:
-    """Compute the call."""
+    """Return the output of a call, its logsumexp where asked, and its observations."""
     return compute(call, None, tuning.FORWARD)
 
 

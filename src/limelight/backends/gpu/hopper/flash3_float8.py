@@ -34,5 +34,5 @@ def memory(call: Call) -> int:
 
 
 def forward(call: Call) -> Result:
-    """Compute the call."""
+    """Return the output of a call, its logsumexp where asked, and its observations."""
     return flash3.compute(call, lambda keys: quantise(call.query, call.key, call.value, keys), tuning.FLOAT8)

@@ -73,7 +73,7 @@ def first_forward(
 
 @triton.jit
 def finish(maxima, sums, size, ROWS: tl.constexpr):
-    """``maxima`` becomes the logsumexp."""
+    """Replace ``maxima`` by the logsumexp of each row, made of its maximum and its sum."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     total = tl.load(sums + at, mask=at < size, other=0.0)
     m = tl.load(maxima + at, mask=at < size, other=0.0)
