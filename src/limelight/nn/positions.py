@@ -26,7 +26,7 @@ class Pairing(Protocol):
 
 
 @dataclass(frozen=True)
-class SplitHalves:
+class SplitHalves(Pairing):
     """Feature ``i`` with feature ``D / 2 + i`` (GPT-NeoX, Llama in Transformers)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ class SplitHalves:
 
 
 @dataclass(frozen=True)
-class InterleavedPairs:
+class InterleavedPairs(Pairing):
     """Feature ``2 i`` with feature ``2 i + 1`` (RoFormer, GPT-J)."""
 
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class RopeScaling(Protocol):
 
 @checked
 @dataclass(frozen=True)
-class LinearScaling:
+class LinearScaling(RopeScaling):
     """Position interpolation: every angle divided by ``factor`` (Chen et al. 2023, arXiv:2306.15595)."""
 
     factor: float
@@ -120,7 +120,7 @@ class LinearScaling:
 
 @checked
 @dataclass(frozen=True)
-class Llama3Scaling:
+class Llama3Scaling(RopeScaling):
     """Llama 3.1's scaling: low frequencies are divided by ``factor``, high ones kept, those between interpolated.
 
     Args:
@@ -145,7 +145,7 @@ class Llama3Scaling:
 
 @checked
 @dataclass(frozen=True)
-class DynamicNTK:
+class DynamicNTK(RopeScaling):
     """Dynamic NTK scaling: a base that grows with the length of the text.
 
     ``theta' = theta * (factor * length / original_max_positions - factor + 1) ** (D / (D - 2))``
@@ -181,7 +181,7 @@ class DynamicNTK:
 
 @checked
 @dataclass(frozen=True)
-class YaRN:
+class YaRN(RopeScaling):
     """YaRN: high frequencies are kept, low ones divided by ``factor``, those between interpolated (arXiv:2309.00071).
 
     Pair ``k`` makes ``original_max_positions * theta ** (-2 k / D) / 2 pi`` rotations in a text of the
@@ -225,7 +225,7 @@ class YaRN:
 
 @checked
 @dataclass(frozen=True)
-class LongRope:
+class LongRope(RopeScaling):
     """Each pair's frequency divided by a factor of its own, which is larger in long texts (arXiv:2402.13753).
 
     The ``short`` factors hold for texts of up to ``original_max_positions`` tokens, the ``long`` ones for longer texts.

@@ -170,6 +170,11 @@ def _read(
 
 
 def read_call(tensors: Sequence[Tensor], numbers: Sequence[int], reals: Sequence[float], recipe: str) -> Call:
+    """The call that the arguments of the registered operator describe, checked again.
+
+    Raises:
+        NotImplementedError: the graph was recorded without derivatives and runs inside a forward-mode transform.
+    """
     if in_forward_mode():
         # PyTorch would silently make the tangent zero, and does not report whether there is one.
         raise NotImplementedError(

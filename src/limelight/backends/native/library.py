@@ -210,12 +210,14 @@ def _function(name: str) -> Callable[..., None]:
     if _library is None:
 
         def missing(*packed: bytes) -> None:
+            """Raise: the library is missing."""
             raise BackendError(f"backend 'native': {_missing}.")
 
         return missing
     entry = getattr(_library, name)
 
     def call(*packed: bytes) -> None:
+        """Call the function of ``native/include/limelight.h`` with the bytes of its structures."""
         if status := entry(*packed):
             check(status)
 

@@ -70,6 +70,11 @@ class MarianNames:
     rules: Callable[[Config], KeyRules]
 
 
+def _normal_weights(config: Config) -> Callable[[nn.Module], None]:
+    """Draws normal weights of deviation 0.02, whatever the configuration."""
+    return Normal()
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of published models: how configurations and checkpoints are read and written.
@@ -96,4 +101,4 @@ class Family:
     ctranslate2: CTranslate2Names | None = None
     marian: MarianNames | None = None
     float32_in_float16: tuple[str, ...] = ()
-    initialisation: Callable[[Config], Callable[[nn.Module], None]] = lambda config: Normal()
+    initialisation: Callable[[Config], Callable[[nn.Module], None]] = _normal_weights

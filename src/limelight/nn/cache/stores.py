@@ -99,7 +99,7 @@ class Store(Protocol):
         """All tensors that take memory."""
 
 
-class RecurrentState:
+class RecurrentState(Store):
     """One tensor ``(B, ...)`` that changes with every token; ``None`` before the first."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class RecurrentState:
         return [] if self.state is None else [self.state]
 
 
-class CrossStore:
+class CrossStore(Store):
     """Keys and values of the source of cross-attention, computed once.
 
     Args:
@@ -132,7 +132,7 @@ class CrossStore:
         return [self.key, self.value]
 
 
-class FullStore:
+class FullStore(Store):
     """The keys and values of every token: position ``p`` in column ``p``."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class FullStore:
         return self.buffers
 
 
-class WindowStore:
+class WindowStore(Store):
     """The last ``back`` tokens of each row and at most as many more: position ``start + c`` in column ``c``.
 
     When the columns are full, the last ``back`` move to the front, so each token is moved once for every ``back``
