@@ -8,6 +8,7 @@ import ast
 import importlib
 import inspect
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,23 @@ def test_imports_go_downwards():
         if part_of(target) != part_of(module) and FLOOR[part_of(target)] >= FLOOR[part_of(module)]
     }
     assert against == set()
+
+
+def test_the_design_shows_the_same_order():
+    text = (Path(__file__).parents[1] / "DESIGN.md").read_text(encoding="utf-8")
+    table = text.split("| package | contents |")[1].split("\n\n")[0].splitlines()[2:]
+    shown = [set(re.findall(r"`(\w+)`", row.split("|")[1])) for row in table]
+    named = [{part for part in parts if not part.startswith("_")} for parts in reversed(FLOORS)]
+    assert shown == [parts for parts in named if parts]
+
+
+def test_kinds_of_backends_do_not_import_each_other():
+    kinds = {"native", "gpu", "reference"}
+    for module, targets in IMPORTS.items():
+        own = module.split(".")[1:2] if module.startswith("backends.") else []
+        if own and own[0] in kinds:
+            others = {target.split(".")[1] for target in targets if target.startswith("backends.")} & kinds
+            assert others <= {own[0]}, module
 
 
 def circles():
