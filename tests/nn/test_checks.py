@@ -212,3 +212,10 @@ def test_checks_are_compiled_and_exported():
     layer = nn.MultiHead(**ATTENTION).eval()
     exported = torch.export.export(layer, (X,)).module()
     torch.testing.assert_close(exported(X), layer(X))
+
+
+def test_sizes_are_given_by_name():
+    with pytest.raises(
+        TypeError, match=r"too many .*MultiHead\(width, query_heads=, key_value_heads=, head_width=, \.\.\.\)"
+    ):
+        nn.MultiHead(16, 4, 2, 4)

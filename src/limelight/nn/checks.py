@@ -56,7 +56,10 @@ def checked(cls: Layer) -> Layer:
 
     @functools.wraps(make)
     def checking(self: Any, *args: Any, **settings: Any) -> None:
-        given = signature.bind(self, *args, **settings)  # a TypeError names what is missing
+        try:
+            given = signature.bind(self, *args, **settings)
+        except TypeError as error:
+            raise TypeError(f"{error}; the arguments are {cls.__name__}({_shown(signature)})") from None
         for name, value in given.arguments.items():
             if kinds().get(name, Any) is not Any:
                 check(name, value, kinds()[name])
@@ -139,6 +142,15 @@ def of_width(states: Any, width: int, weight: Tensor) -> bool:
         and (states.dtype is weight.dtype or _is_cast(states))
         and states.device == weight.device
     )
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """The arguments of a constructor: those that must be given, and by name what is given by name."""
+    parameters = list(signature.parameters.values())[1:]
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.KEYWORD_ONLY]
+    named = [f"{one.name}=" for one in parameters if one.default is one.empty and one.kind is one.KEYWORD_ONLY]
+    more = ["..."] if len(needed) + len(named) < len(parameters) else []
+    return ", ".join([*needed, *named, *more])
 
 
 def refuse_recorders(layer: nn.Module, states: Tensor, chooses: str) -> None:
