@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 
 LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
+PACKAGES = ("compat", "generation", "models", "nn")
 
 __all__ = [
     "ALiBi",
@@ -96,7 +97,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`load` and `Pretrained`, with the libraries of file formats behind them, are imported when first used."""
+    """The packages, and `load` and `Pretrained` with the libraries of file formats, are imported when first used."""
+    if name in PACKAGES:
+        return import_module(f".{name}", __name__)
     if name in LATE:
         globals()[name] = found = getattr(import_module(LATE[name], __name__), name)
         return found
@@ -104,4 +107,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *PACKAGES, *__all__})

@@ -1,5 +1,8 @@
 """Models from scratch, of every family."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -76,3 +79,8 @@ def test_texts_become_means_of_their_tokens(minilm):
     for texts in (None, 3, 2.5, object(), b"text", torch.tensor(3)):
         with pytest.raises(ArgumentError, match="`texts` must be a string or a sequence of strings"):
             model.embed(texts)
+
+
+def test_packages_are_there_once_limelight_is_imported():
+    program = "import limelight as l; l.models.new, l.nn.MultiHead, l.generation.Sample, l.compat.flash_attn_func"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import limelight
 from limelight.tensors import torch_internals as internals
+
+
+@internals.saved_by_export
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor | None
+
 
 x = torch.ones(3)
 
@@ -229,3 +237,15 @@ def test_a_graph_is_broken_with_the_reason():
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="the reason"):
         torch.compile(broken, backend="eager", fullgraph=True)(torch.ones(2))
+
+
+def test_a_named_tuple_is_saved_by_export(tmp_path):
+    class Part(torch.nn.Module):
+        def forward(self, x):
+            return Pair(x + 1, None)
+
+    torch.export.save(torch.export.export(Part(), (torch.ones(2),)), tmp_path / "part.pt2")
+    found = torch.export.load(tmp_path / "part.pt2").module()(torch.ones(2))
+    assert isinstance(found, Pair)
+    assert found.first.tolist() == [2, 2]
+    assert found.second is None

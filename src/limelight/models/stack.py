@@ -12,10 +12,12 @@ from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
 from ..nn.capture import decode_step
 from ..tensors.shapes import wrong
+from ..tensors.torch_internals import saved_by_export
 from ..tensors.tracing import readable
 from .config import Config, Recipe
 
 
+@saved_by_export
 class Encoded(NamedTuple):
     """A source that an encoder has read: its vectors ``(B, Lk, width)``, its layout, and on request every layer's."""
 
@@ -31,6 +33,7 @@ class Encoded(NamedTuple):
         return Encoded(self.states[rows], layout, hidden)
 
 
+@saved_by_export
 class Output(NamedTuple):
     """What a model returns.
 
@@ -38,6 +41,8 @@ class Output(NamedTuple):
     after each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
     ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or if not requested.
     States at padding positions are undefined. ``encoded`` is the encoded source, in a model with an encoder.
+
+    An exported model is loaded by `torch.export.load` where `limelight.models` has been imported.
     """
 
     states: Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -17,7 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.jit._trace import TracerWarning
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-from torch.utils import _python_dispatch
+from torch.utils import _python_dispatch, _pytree
 
 __all__ = [
     "DisableTorchFunctionSubclass",
@@ -47,6 +47,7 @@ __all__ = [
     "is_transform_tensor",
     "legacy_vmap_level",
     "remove_batch_dim",
+    "saved_by_export",
     "storage_references",
     "tracing_mode",
     "transforms",
@@ -207,3 +208,17 @@ def autograd_enabled_in_operator() -> AbstractContextManager[Any]:
     for key in (keys.AutogradCPU, keys.AutogradOther, keys.ADInplaceOrView):
         excluded = excluded.remove(key)
     return torch._C._ForceDispatchKeyGuard(included, excluded)
+
+
+# --- What an exported program can be saved with ----------------------------------------------------------------------
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def saved_by_export(kind: Kind) -> Kind:
+    """Register a named tuple, so that `torch.export.save` can write programs that take or return it.
+
+    `torch.export.load` makes it again, in a process that has imported the module of the class.
+    """
+    _pytree._register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    return kind
