@@ -67,12 +67,12 @@ def learn(settings, theirs=False):
     """One run: its losses, and the bits per character of the evaluated text after it."""
     made = make_data(settings)
     torch.manual_seed(settings.run.seed)
-    network = make_network(make_config(settings, made.tokenizer.size, made.marks), settings.task)
+    network = make_network(make_config(settings, made.tokenizer.size, made.special_token_ids), settings.task)
     model = Objective(network)
     if theirs:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
-            Pretrained("start", network, target, (), made.tokenizer, made.marks).save(target)
+            Pretrained("start", network, target, (), made.tokenizer, made.special_token_ids).save(target)
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 target, dtype=torch.float32, attn_implementation="sdpa"
             )

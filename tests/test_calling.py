@@ -58,7 +58,7 @@ def test_a_nested_tensor_is_refused_by_name(layout):
         limelight.Observe(features=nested)
 
 
-def test_settings_have_the_fields_that_type_checkers_are_told():
+def test_settings_have_the_fields_that_type_checkers_see():
     names = [field.name for field in dataclasses.fields(Settings)]
     parameters = inspect.signature(limelight.attention).parameters
     assert list(SettingsFields.__annotations__) == names

@@ -47,7 +47,7 @@ MADE = {
 
 
 class Inside(nn.Module):
-    """Makes the description anew in each call, of a tensor of its own."""
+    """Makes a new description in each call, from a tensor of its own."""
 
     def __init__(self, tensor, make):
         super().__init__()

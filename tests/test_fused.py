@@ -28,9 +28,9 @@ def isa(request):
     native.select_instruction_set(None)
 
 
-def rotation(shape, dtype, turned=None):
+def rotation(shape, dtype, rotated=None):
     *_, L, D = shape
-    found = Rotary(turned or D).at(torch.arange(7, 7 + L)[None], dtype)
+    found = Rotary(rotated or D).at(torch.arange(7, 7 + L)[None], dtype)
     return found.own, found.partners
 
 
@@ -142,8 +142,8 @@ def test_products_of_matrices(rows, inputs, outputs, dtype, isa, own_products):
     assert torch.equal(fused.product(states[1:, :rows], weight, bias), found[0][0][1:])
     torch.set_num_threads(2)
     # A weight that lies along its other side, and a sum that goes on.
-    turned = weight.T.contiguous().T
-    assert torch.equal(fused.product(states, turned, bias), found[0][0])
+    strided = weight.T.contiguous().T
+    assert torch.equal(fused.product(states, strided, bias), found[0][0])
     total = torch.ones(outputs, inputs + 1, dtype=dtype)[:, :inputs]
     left, right = grad.reshape(-1, outputs).T, states.reshape(-1, inputs)
     fused.matmul(left, right, out=total, add=True)
@@ -254,11 +254,11 @@ def test_what_the_library_is_not_given_is_computed_all_the_same(monkeypatch):
     assert counted.get_total_flops() == 2 * 3 * 70 * 90
     with torch.autocast("cpu", torch.bfloat16):
         assert fused.product(x, m).dtype == torch.bfloat16
-    turned = Rotary(70).at(torch.arange(3)[None], torch.float32)
-    assert isinstance(turned.pairing, SplitHalves)
+    rotation = Rotary(70).at(torch.arange(3)[None], torch.float32)
+    assert isinstance(rotation.pairing, SplitHalves)
     everything = lambda: (  # noqa: E731
         fused.product(x, m), fused.rms_norm(x, w, 1e-6), fused.gated(functional.silu, x, x),
-        turned.rotate(x[None, None]),
+        rotation.rotate(x[None, None]),
     )  # fmt: skip
     ours = everything()
     monkeypatch.setattr(native.library, "_library", None)

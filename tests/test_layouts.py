@@ -211,7 +211,7 @@ def test_where_offsets_are_needed_the_reason_is_given():
     scores = (ALiBi.standard(1),)
     reasons = limelight.explain(q, q, q, layout=Mirrored(), scores=scores).reasons
     for name in ("native", "flash2", "flash3"):
-        assert any("Mirrored() stand, for which ALiBi" in why for why in reasons[name])
+        assert any("Mirrored() gives no offsets, and positions are needed for ALiBi" in why for why in reasons[name])
     assert limelight.attention(q, q, q, layout=Mirrored(), scores=scores).shape == q.shape
     with pytest.raises(limelight.ArgumentError, match="rows can be chosen"):
         Mirrored().select(torch.tensor([0]))

@@ -47,7 +47,7 @@ def test_what_is_not_seen_changes_no_bit(example, poison, data):
         keep[j] = False
         for index in (2, 3):
             assert torch.equal(clean[index][b, g][keep], dirty[index][b, g][keep])
-            assert not dirty[index][b, g, j].any(), "a key that nobody sees has no gradient"
+            assert not dirty[index][b, g, j].any(), "a key that no query sees has no gradient"
 
 
 @given(examples(SMALL, dropout=False, strides=False), POISON, st.data())
@@ -207,7 +207,7 @@ def test_packed_documents_are_alone():
         torch.testing.assert_close(out[:, :, a:b], alone)
 
 
-def test_additive_sees_no_nan_where_nobody_looks():
+def test_additive_sees_no_nan_where_no_query_looks():
     q, k, v = (torch.randn(1, 2, 4, 3, dtype=torch.float64) for _ in range(3))
     vector = torch.randn(3, dtype=torch.float64)
     clean = limelight.attention(q, k, v, compare=Additive(vector), pattern=Causal())

@@ -162,12 +162,12 @@ class Layer(nn.Module):
         angles = torch.arange(x.shape[2]).double()[:, None] * 10_000.0 ** (-torch.arange(0, D, 2).double() / D)
         cos, sin = angles.cos(), angles.sin()
 
-        def turned(t):
+        def rotated(t):
             first, second = t.chunk(2, -1)
             return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
         q, k, v = (split(part(states)) for part in (layer.query, layer.key, layer.value))
-        q, k = turned(norm(q, layer.query_norm.weight)), turned(norm(k, layer.key_norm.weight))
+        q, k = rotated(norm(q, layer.query_norm.weight)), rotated(norm(k, layer.key_norm.weight))
         return layer.output(defined(q, k, v, distance(x) >= 0).transpose(1, 2).flatten(2))
 
 
@@ -518,13 +518,13 @@ def test_a_model_recorded_inside_sdpa_is_left_to_pytorch():
     layer = nn.MultiheadAttention(16, 4, batch_first=True).double()
     model = lambda x: layer(x, x, x, need_weights=False)[0]  # noqa: E731
     x, other = torch.randn(2, 2, 5, 16, dtype=torch.float64)
-    with sdpa() as told:
+    with sdpa() as calls:
         graph = make_fx(model)(x)
         with FakeTensorMode(allow_non_fake_inputs=True):
             assert model(torch.randn(2, 5, 16, dtype=torch.float64)).shape == x.shape
         functional = torch.func.functionalize(model)(other)
-    assert not told.taken
-    assert any("make_fx" in why for why in told.left)
+    assert not calls.taken
+    assert any("make_fx" in why for why in calls.left)
     for found in (graph(other), functional):
         torch.testing.assert_close(found, model(other))
 

@@ -107,7 +107,7 @@ def rounded_to(rounding: Callable[[Tensor], Tensor]) -> Any:
     return stack
 
 
-def eight_bits(weights: Tensor) -> Tensor:
+def to_float8(weights: Tensor) -> Tensor:
     """Round weights to float8 (e4m3), scaled so that the largest of each row is 448, the maximum."""
     scale = weights.amax(-1, keepdim=True).clamp(min=1e-30) / 448
     return (weights / scale).to(torch.float8_e4m3fn).to(weights.dtype) * scale

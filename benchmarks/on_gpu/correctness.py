@@ -19,7 +19,7 @@ from limelight.backends.gpu.hopper import flash3, flash3_float8
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-from .calls import SIZES, TINY, eight_bits, excess, forms, poison, rounded_to, run
+from .calls import SIZES, TINY, excess, forms, poison, rounded_to, run, to_float8
 from .selection import FLOAT8, by_name
 
 ROW_STATISTICS = ("logsumexp", "max_score", "max_weight", "entropy", "distance")
@@ -34,7 +34,7 @@ def correctness(device: torch.device, options: argparse.Namespace, failures: lis
         B, Hq, Hkv, Lq, Lk, D, Dv = sizes
         for name, settings in forms(device, B, Hq, Lq, Lk, D):
             kinds = [(dtype, False) for dtype in (dtypes[:1] if options.tiny else dtypes)]
-            if name != "dropout":  # of a row whose output is not a number, gradients may be numbers or not
+            if name != "dropout":  # gradients of a row with a non-finite output may be finite or not
                 kinds.append((dtypes[0] if options.tiny else dtypes[-1], True))
             for dtype, spoiled in kinds:
                 title = f"{'spoiled ' if spoiled else ''}{name} {str(dtype)[6:]} {sizes}"
@@ -100,7 +100,7 @@ def seen(device: torch.device, options: argparse.Namespace, failures: list[str])
     """Compare every observation with the definition in float64."""
     rows = []
     for B, Hq, Hkv, Lq, Lk, D, _ in TINY if options.tiny else SIZES[1:4]:
-        asked: dict[str, Any] = dict.fromkeys(ROW_STATISTICS, True) | {
+        observed: dict[str, Any] = dict.fromkeys(ROW_STATISTICS, True) | {
             "received": True, "features": torch.randn(Lk, 9, device=device), "rows": (Lq - 1, 0), "blocks": (4, 7),
             "pairs": ((Lq - 1, 0), (0, Lk - 1)),
         }  # fmt: skip
@@ -111,14 +111,14 @@ def seen(device: torch.device, options: argparse.Namespace, failures: list[str])
                 continue
             tensors = [torch.randn(B, h, n, D, device=device).to(dtype) for h, n in ((Hq, Lq), (Hkv, Lk), (Hkv, Lk))]
             for backend in options.backends:
-                call = prepare(*tensors, Settings(**settings, observe=Observe(**asked, top=5)))
+                call = prepare(*tensors, Settings(**settings, observe=Observe(**observed, top=5)))
                 if by_name(backend).reasons_against(call):
                     continue
                 poison(device)
                 with torch.no_grad():
                     ours, plain, truth = (
                         limelight.attention(
-                            *(t.to(kind) for t in tensors), **settings, observe=Observe(**asked, top=top), backend=by
+                            *(t.to(kind) for t in tensors), **settings, observe=Observe(**observed, top=top), backend=by
                         )[1].seen()
                         for by, kind, top in (
                             (backend, dtype, 5), ("reference", dtype, 5), ("reference", torch.float64, 6)
@@ -148,8 +148,8 @@ def same_keys(ours: Tensor, truth: Tensor, weights: Tensor) -> bool:
 
 
 def float8(device: torch.device, options: argparse.Namespace, failures: list[str]) -> list[dict[str, Any]]:
-    """The error of 8-bit products against float64, on normal numbers and where one in a thousand stands out, beside
-    that of one scale for each tensor (weights of 8 bits too, all else in float64) and of `flash3`.
+    """The error of 8-bit products against float64, on normal numbers and with one outlier in a thousand, beside that of
+    one scale for each tensor (weights of 8 bits too, all else in float64) and of `flash3`.
     """
     rows = []
     for length, D in ((160, 64),) if options.tiny else ((1000, 64), (4096, 128), (2000, 256)):
@@ -164,7 +164,7 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                 whole = [x.abs().max() / 448 for x in (q, k, v)]
                 rounded = [(x / s).to(torch.float8_e4m3fn).double() * s for x, s in zip((q, k, v), whole, strict=True)]
                 row: dict[str, Any] = {"length": length, "D": D, "inputs": name, "pattern": repr(pattern)}
-                with rounded_to(eight_bits):
+                with rounded_to(to_float8):
                     row["per tensor"] = error(limelight.attention(*rounded, pattern=pattern, backend="reference"))
                 half = [x.to(torch.bfloat16) for x in (q, k, v)]
                 for backend in (flash3, flash3_float8):
@@ -175,7 +175,7 @@ def float8(device: torch.device, options: argparse.Namespace, failures: list[str
                         poison(device)
                         row[backend.NAME] = error(backend.forward(call).output)
                 found = row[FLOAT8]
-                # Where no number stands out, scales by block win nothing, and may lose a twentieth.
+                # Without outliers, scales by block gain nothing, and may lose 5 %.
                 allowed = row["per tensor"] * (1.0 if name == "outliers" else 1.05)
                 if isinstance(found, float) and not found <= allowed:
                     failures.append(f"{FLOAT8} {row}: a larger error than with one scale for each tensor")

@@ -1,4 +1,4 @@
-"""Times of calls on the GPU, and the chip's own product of matrices."""
+"""Times of calls on the GPU, and of a matrix product as the reference speed of the chip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def host_time(way: Callable[[], Tensor]) -> float:
+def host_time(call: Callable[[], Tensor]) -> float:
     """Measure the microseconds until a call without gradients returns, while the GPU still computes."""
     times = []
     for _ in range(20):
@@ -19,17 +19,17 @@ def host_time(way: Callable[[], Tensor]) -> float:
             torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.no_grad():
-            way()
+            call()
         times.append(time.perf_counter() - start)
     return 1e6 * statistics.median(times)
 
 
-def milliseconds(way: Callable[[], Tensor], grad: Tensor | None, seconds: float) -> float:
+def milliseconds(call: Callable[[], Tensor], grad: Tensor | None, seconds: float) -> float:
     """Measure the median time of a call on the GPU in milliseconds, with caches flushed between calls."""
     if grad is None:
         with torch.no_grad():
-            return median_ms(way, seconds)
-    output = way()
+            return median_ms(call, seconds)
+    output = call()
     leaves = [t for t in _leaves(output) if t is not None]
 
     def backward() -> None:
@@ -65,7 +65,8 @@ def median_ms(call: Callable[[], Any], seconds: float) -> float:
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - start < seconds and len(times) < 200):
-        for _ in range(16):  # a millisecond, in which the call is made ready: what is measured is the GPU's time
+        # a millisecond of GPU work, during which the host launches the call: GPU time alone is measured
+        for _ in range(16):
             flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -19,7 +19,7 @@ const Isa* find_isa(const char* name);
 // is none of that name.
 const Isa* selected_isa();
 
-// Null, after an error message, where there are none.
+// The kernels of an instruction set for an element type; null, after an error message, if it has none.
 const Kernels* kernels_of(const Isa* isa, int64_t element);
 
 }  // namespace limelight

@@ -234,7 +234,7 @@ def flash_attn_func(
         window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
         alibi_slopes: ``(Hq,)`` or ``(B, Hq)``.
-        deterministic: results are deterministic whatever it says.
+        deterministic: ignored, since results are always deterministic.
         return_attn_probs: return ``(output, logsumexp, None)``, where ``logsumexp`` is ``(B, Hq, Lq)`` float32 and
             -inf where a query sees nothing. The third, in flash-attention weights for its own tests, is not given;
             `limelight.Observe` shows the weights.
@@ -282,7 +282,7 @@ def flash_attn_varlen_func(
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
         alibi_slopes: ``(Hq,)``, or ``(N, Hq)`` for slopes of each document, which are then computed as rows of a batch,
             padded to the longest.
-        deterministic: results are deterministic whatever it says.
+        deterministic: ignored, since results are always deterministic.
         return_attn_probs: return ``(output, logsumexp, None)`` with ``logsumexp`` ``(Hq, total queries)`` float32.
     """
     lengths = _lengths("cu_seqlens_q", cu_seqlens_q), _lengths("cu_seqlens_k", cu_seqlens_k)

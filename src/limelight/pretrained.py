@@ -96,7 +96,7 @@ class Pretrained:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Say where the module is when a method of it is looked for here."""
+            """Raise an `AttributeError` that points to ``model.network`` for methods of the module."""
             hint = f" (the torch.nn.Module is `model.network`: model.network.{name})" if hasattr(Stack, name) else ""
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
 

@@ -12,7 +12,7 @@ from limelight.backends.gpu import machine
 
 ROOT = Path(__file__).parents[2]
 TABLE = json.loads((ROOT / "tests" / "backends" / "ahead.json").read_text())
-# Compiled anew in every run; all others by `python benchmarks/ahead.py --write tests/backends/ahead.json`.
+# Compiled in every run; all others by `python benchmarks/ahead.py --write tests/backends/ahead.json`.
 AGAIN = (
     "forward causal 64, hopper",
     "forward causal 128, hopper",
@@ -66,16 +66,16 @@ def test_nothing_spills():
         assert kernel["rescue"] or kernel["spilled"] == 0, case
 
 
-def test_what_rescues_spill_is_told_and_bounded():
-    """They may, and the table says why; no more than is told there, and far less than a thread may have (512 KiB)."""
-    told = TABLE["rescues"]
-    assert "rows keep their bits" in told["why"]
+def test_spills_of_rescue_kernels_are_recorded_and_bounded():
+    """The table gives the reason and the bytes of each; all are far below a thread's limit (512 KiB)."""
+    recorded = TABLE["rescues"]
+    assert "rows keep their bits" in recorded["why"]
     most = {}
     for _, generation, kernel in kernels():
         if kernel["rescue"]:
             name = f"{kernel['kernel']}, {generation}"
             most[name] = max(most.get(name, 0), kernel["spilled"])
-    assert told["spilled"] == most
+    assert recorded["spilled"] == most
     assert max(most.values()) <= 2**15
 
 

@@ -134,8 +134,8 @@ def test_any_number_of_processors_gives_the_same_bits():
 
 def test_strides():
     tensors = tensors_of(D=72, Dv=72)
-    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors[:4]]
-    check([*turned, tensors[4]], pattern=Causal())
+    strided = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors[:4]]
+    check([*strided, tensors[4]], pattern=Causal())
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     check([*tensors[:3], one.expand(tensors[3].shape), tensors[4]], pattern=Causal())
 
@@ -154,7 +154,7 @@ def test_what_is_not_wanted_is_not_computed(monkeypatch):
 
 @pytest.mark.parametrize("where", ["query", "key", "value", "gradient"])
 def test_what_is_not_seen_changes_nothing(where):
-    """NaN in one token reaches the gradients of those that see it, or are seen by it, and of nobody else."""
+    """NaN in one token reaches the gradients of the tokens that see it or that it sees, and no others."""
     tensors = tensors_of(Hq=1, Lq=150, Lk=150)
     settings = {"pattern": Causal() & Window(9, 0)}
     before = run(tensors, settings)

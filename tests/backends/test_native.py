@@ -368,7 +368,7 @@ def test_distances_that_the_kernels_cannot_count(layout):
     for settings in (asked, biased):
         with pytest.raises(BackendError, match=r"distances up to 2\^30"):
             limelight.attention(q, q, q, backend="native", **settings)
-    assert limelight.explain(q, q, q, layout=layout).backend == "native"  # nobody asks for a distance
+    assert limelight.explain(q, q, q, layout=layout).backend == "native"  # no part of the call needs a distance
 
 
 def test_the_farthest_distance_that_the_kernels_count():

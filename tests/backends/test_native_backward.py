@@ -125,7 +125,7 @@ LONG = {
     "more keys than queries": {"layout": Packed((100, 1000), (700, 400)), "pattern": Causal()},
     "padding": {"layout": Padded(1000, 900, "left"), "pattern": Causal()},
     "key mask": {"layout": KeyMask(torch.rand(1, 1100, generator=torch.Generator().manual_seed(6)) < 0.5)},
-    "nobody sees anything": {"pattern": ~Keys(first=2**20)},
+    "no query sees a key": {"pattern": ~Keys(first=2**20)},
     "dropout": {"pattern": Causal(), "dropout": 0.3, "seed": 5},
     "rules": {
         "pattern": Causal(),
@@ -232,7 +232,7 @@ def test_a_bias_of_every_shape(shape):
     ],
     ids=str,
 )
-def test_a_bias_of_all_pairs_has_zeros_where_nobody_looks(kernel, pattern):
+def test_a_bias_of_all_pairs_has_zeros_where_no_query_looks(kernel, pattern):
     isa, dtype = kernel
     bias = torch.randn(B, H, LQ, LK, generator=torch.Generator().manual_seed(9)).to(dtype)
     example = made(Shapes(B, H, 2, LQ, LK, 12, 20), dtype, scores=(Bias(bias),), pattern=pattern)
@@ -301,7 +301,7 @@ def test_what_is_not_seen_changes_no_bit_of_a_gradient(kernel, data, poison):
     unchanged(before, after, seen, spoiled, s, written=(b, g, j))
     if not spoiled.any():
         for found in ("key", "value"):
-            assert not after[found][b, g, j].any(), "what nobody sees has no gradient"
+            assert not after[found][b, g, j].any(), "a key that no query sees has no gradient"
         rest = [n for n in before if n not in ("key", "value")]
         assert all(same_bits(before[n], after[n]) for n in rest), "the sink and the rules neither"
 

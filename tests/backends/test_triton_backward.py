@@ -150,7 +150,7 @@ def test_random_calls(example):
 
 @pytest.mark.parametrize("where", ["query", "key", "value", "gradient"])
 def test_what_is_not_seen_changes_no_bit(where):
-    """NaN in one token reaches the gradients of those that see it, or are seen by it, and of nobody else."""
+    """NaN in one token reaches the gradients of the tokens that see it or that it sees, and no others."""
     generator = torch.Generator().manual_seed(3)
     q, k, v, g = torch.randn(4, 1, 2, 40, 8, generator=generator).unbind()
 

@@ -24,7 +24,7 @@ FORMS = {
     "holes": {"layout": KeyMask(MASK[:, 0, 0])},
     "packed": {"layout": Packed((8, 0, 13), (7, 10, 20)), "scores": (ALiBi(torch.rand(4, generator=GENERATOR)),)},
     "padded": {"layout": Padded(torch.tensor([5, 20]), torch.tensor([37, 0])), "sink": torch.zeros(4)},
-    "nobody": {"pattern": ~Keys(first=99)},
+    "no visible key": {"pattern": ~Keys(first=99)},
 }
 
 

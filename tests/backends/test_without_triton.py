@@ -21,9 +21,9 @@ output.sum().backward()
 assert q.grad.isfinite().all() and seen.entropy.shape == (1, 2, 7)
 
 why = "Triton is not installed (pip install triton; it comes with PyTorch's CUDA builds)"
-told = str(limelight.explain(q, k, v, pattern=Causal()))
+explained = str(limelight.explain(q, k, v, pattern=Causal()))
 for name in ("flash1", "flash2", "flash3"):
-    assert any(name in line and why in line for line in told.splitlines()), told
+    assert any(name in line and why in line for line in explained.splitlines()), explained
 for backend in (flash1, flash2, flash3, flash3_float8):
     assert why in backend.status()
     try:

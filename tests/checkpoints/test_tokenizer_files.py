@@ -62,7 +62,7 @@ def test_special_tokens_are_those_of_transformers(folder, settings, decoder):
     assert tokenizer_in(where).special_tokens == other.special_tokens_map
 
 
-def test_without_settings_nothing_is_told(folder):
+def test_without_settings_nothing_is_set(folder):
     assert tokenizer_in(folder()).special_tokens is None
 
 
@@ -70,7 +70,7 @@ NAMED = [{"name": "default", "template": "D"}, {"name": "rag", "template": "R"}]
 
 
 @pytest.mark.parametrize(
-    ("told", "jinja", "more"),
+    ("configured", "jinja", "more"),
     [
         (None, None, {}),
         ("T", None, {}),
@@ -83,8 +83,11 @@ NAMED = [{"name": "default", "template": "D"}, {"name": "rag", "template": "R"}]
         (NAMED, None, {"rag": "R2"}),
     ],
 )
-def test_templates_are_those_of_transformers(folder, told, jinja, more):
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **({} if told is None else {"chat_template": told})}
+def test_templates_are_those_of_transformers(folder, configured, jinja, more):
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **({} if configured is None else {"chat_template": configured}),
+    }
     where = folder(tokenizer_config=settings, **({} if jinja is None else {"jinja": jinja}))
     for name, template in more.items():
         (where / "additional_chat_templates").mkdir(exist_ok=True)

@@ -57,7 +57,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal(look, columns):
     assert len(re.findall(r"\b[01]\.[0-9]{2}\b", cosines)) >= 4
 
 
-def test_unknown_tokens_are_told(look):
+def test_unknown_tokens_are_reported(look):
     code, out, _ = look("x" * 300 + " bank 🌊 river")
     assert code == 0
     assert "2 of 6 tokens are unknown ([UNK])" in " ".join(out.split())

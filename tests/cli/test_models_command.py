@@ -15,10 +15,10 @@ app.command()(models)
 def test_the_table_names_every_model(tmp_path, monkeypatch):
     monkeypatch.setenv("LIMELIGHT_CACHE", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "160")
-    said = CliRunner().invoke(app, [])
-    assert said.exit_code == 0, said.output
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 0, result.output
     for word in ("minilm", "smollm2", "Apache-2.0", "83.5 MB", "98.4 MB", "no", "bert, roberta"):
-        assert word in said.output
+        assert word in result.output
 
 
 def test_json(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""``limelight train`` on the command line: the examples run, an interruption is told, a mistake is a paragraph."""
+"""``limelight train`` on the command line: the examples run, an interruption is reported, an error is one paragraph."""
 
 import signal
 from pathlib import Path

@@ -174,14 +174,14 @@ def main(chosen: list[str]) -> int:
         common = loaded(fetched(Path(folder)))
         for name in chosen or FAMILIES:
             result = unittest.TestResult()
-            with account() as told:
+            with account() as calls:
                 suite(common, name).run(result)
             failures = [*result.failures, *result.errors]
             passed = result.testsRun - len(failures) - len(result.skipped)
-            bad += len(failures) + (not told.taken)
+            bad += len(failures) + (not calls.taken)
             print(
                 f"{name:10} {passed:3} passed, {len(failures)} failed, {len(result.skipped)} skipped, "
-                f"{told.taken.total():6,} calls computed by Limelight",
+                f"{calls.taken.total():6,} calls computed by Limelight",
                 flush=True,
             )
             for why, count in Counter(trace.strip().splitlines()[-1] for _, trace in failures).items():

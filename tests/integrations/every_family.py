@@ -120,14 +120,14 @@ def outcome(family, kind):
         return "unbuilt", f"{type(error).__name__}: {error}"
     model.set_attn_implementation("limelight")
     try:
-        with account() as told:
+        with account() as calls:
             ours = output(model)
     except BackendError as error:
         return "refused", str(error)
-    if not told.taken:
+    if not calls.taken:
         return "own", next(iter(report(model).own.values()), "no attention")
     error = ((eager - ours).abs().max() / eager.abs().max()).item()
-    details = [f"{told.taken.total()} calls", f"off by {error:.1e}", *told.notes]
+    details = [f"{calls.taken.total()} calls", f"off by {error:.1e}", *calls.notes]
     good = error < 3e-5
     if model.can_generate() and model.main_input_name == "input_ids":
         found = generated(model)

@@ -52,14 +52,14 @@ def test_agrees_with_eager(name):
         for implementation in ("eager", "limelight"):
             model.set_attn_implementation(implementation)
             exact.set_attn_implementation(implementation)
-            with account() as told:
+            with account() as calls:
                 found[implementation] = first_output(model, arguments, real)
             with float64_throughout():
                 found[implementation + "64"] = first_output(exact, arguments, real)
         truth = found["eager64"]
         assert (found["limelight64"] - truth).abs().max() <= 1e-12 * truth.abs().max()
         assert_no_worse(found["limelight"], found["eager"], truth)
-        assert told.taken.total() >= len(report(model).served) >= 1
+        assert calls.taken.total() >= len(report(model).served) >= 1
     assert bool(report(model).own) == (name in PARTLY)
 
 

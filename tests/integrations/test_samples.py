@@ -26,8 +26,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 samples = [((s.input, *s.args), s.kwargs) for s in op.sample_inputs("cpu", torch.float64, requires_grad=False)]
 torch.save(samples, sys.argv[1])
 """
-# A call under `sdpa` is Limelight's. While PyTorch records, nobody can tell which kernel will serve it: it is left, and
-# the reason names who records.
+# A call under `sdpa` is Limelight's. While PyTorch records it, the kernel that will serve it is unknown: it is left to
+# PyTorch, and the reason names the recorder.
 LEFT = {
     "compiled": "torch.compile",
     "recorded": "make_fx",
@@ -83,16 +83,16 @@ def everywhere(samples, transform, left=None):
         expected = transform(lambda *x, options=options: formula(*x, **options), tensors)
         direct, routed = doors(options)
         torch.testing.assert_close(transform(direct, tensors), expected)
-        with sdpa() as told:
+        with sdpa() as calls:
             found = transform(routed, tensors)
         torch.testing.assert_close(found, expected)
-        assert_told(told, left)
+        assert_calls(calls, left)
 
 
-def assert_told(told, left):
-    assert bool(told.taken) == (left is None), str(told)
-    assert bool(told.left) == (left is not None), str(told)
-    assert all(LEFT[left] in why for why in told.left), str(told)
+def assert_calls(calls, left):
+    assert bool(calls.taken) == (left is None), str(calls)
+    assert bool(calls.left) == (left is not None), str(calls)
+    assert all(LEFT[left] in why for why in calls.left), str(calls)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -102,12 +102,12 @@ def test_forward(samples, dtype):
         tensors = [x.to(dtype) for x in tensors]
         expected = formula(*(x.double() for x in tensors), **options)
         direct, routed = doors(options)
-        with sdpa() as told:
+        with sdpa() as calls:
             results = direct(*tensors), routed(*tensors)
         for found in results:
             assert found.dtype == dtype
             torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
-        assert told.taken.total() == 1
+        assert calls.taken.total() == 1
 
 
 def assert_dropped(call, tensors, options):
@@ -127,9 +127,9 @@ def test_dropout(samples):
     for tensors, options in samples[1]:
         direct, routed = doors(options)
         assert_dropped(direct, tensors, options)
-        with sdpa() as told:
+        with sdpa() as calls:
             assert_dropped(routed, tensors, options)
-        assert told.taken.total() == 2
+        assert calls.taken.total() == 2
 
 
 def test_gradients(samples):
@@ -137,10 +137,10 @@ def test_gradients(samples):
     for tensors, options in [*samples[0], *samples[1]]:
         leaves = [x.clone().requires_grad_() for x in tensors]
         for call in doors(options):
-            with sdpa() as told:
+            with sdpa() as calls:
                 assert torch.autograd.gradcheck(seeded(call), leaves, fast_mode=True)
                 assert torch.autograd.gradgradcheck(seeded(call), leaves, fast_mode=True)
-            assert not told.left
+            assert not calls.left
 
 
 def test_gradients_of_batches(samples):
@@ -192,9 +192,9 @@ def test_compiled(samples):
 def test_compiled_calls_are_left_by_sdpa(samples):
     tensors, options = samples[0][-1]
     call, leaves = compiled(doors(options)[1], tensors)
-    with sdpa() as told:
+    with sdpa() as calls:
         torch.testing.assert_close(call(*leaves), formula(*leaves, **options))
-    assert_told(told, "compiled")
+    assert_calls(calls, "compiled")
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -226,11 +226,11 @@ def test_recorded(samples, mode):
 def test_fake(samples):
     for tensors, options in samples[0]:
         expected = formula(*tensors, **options)
-        with FakeTensorMode() as mode, sdpa() as told:
+        with FakeTensorMode() as mode, sdpa() as calls:
             results = [call(*(mode.from_tensor(x) for x in tensors)) for call in doors(options)]
         for found in results:
             assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
-        assert_told(told, "fake")
+        assert_calls(calls, "fake")
 
 
 def test_functionalized(samples):

@@ -34,13 +34,13 @@ CALLS = {
 def test_takes_over_what_means_the_same(settings):
     query, key, value = heads(2, 4, 7, 8)
     expected = F.scaled_dot_product_attention(query, key, value, **settings)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = F.scaled_dot_product_attention(query, key, value, **settings)
         same = bound_before(query=query, key=key, value=value, **settings)
     torch.testing.assert_close(found, expected)
     assert torch.equal(found, same)
-    assert told.taken.total() == 2
-    assert not told.left
+    assert calls.taken.total() == 2
+    assert not calls.left
 
 
 @pytest.mark.parametrize("lengths", [(3, 7), (7, 3)])
@@ -48,9 +48,9 @@ def test_causal_is_top_left(lengths):
     query, key, value = heads(1, 2, 7, 8)
     query, (key, value) = query[:, :, : lengths[0]], (x[:, :, : lengths[1]] for x in (key, value))
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    with sdpa() as told:
+    with sdpa() as calls:
         torch.testing.assert_close(F.scaled_dot_product_attention(query, key, value, None, 0.0, True), expected)
-    assert told.taken == {"causal": 1}
+    assert calls.taken == {"causal": 1}
 
 
 def test_grouped_heads_and_gradients():
@@ -60,23 +60,23 @@ def test_grouped_heads_and_gradients():
     for routed in (False, True):
         leaves = [x.clone().requires_grad_() for x in (query, key, value)]
         if routed:
-            with sdpa() as told:
+            with sdpa() as calls:
                 output = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
         else:
             output = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=True)
         grads.append(torch.autograd.grad(output.sum(), leaves))
     for found, expected in zip(*grads, strict=True):
         torch.testing.assert_close(found, expected)
-    assert told.taken.total() + told.left.total() == 1
+    assert calls.taken.total() + calls.left.total() == 1
 
 
 def test_dropout_is_as_much():
     query, key, _ = heads(1, 1, 200, 8)
     value = torch.eye(200)[None, None]  # the output is the weights
     torch.manual_seed(3)
-    with sdpa() as told:
+    with sdpa() as calls:
         kept = F.scaled_dot_product_attention(query, key, value, dropout_p=0.25) != 0
-    assert told.taken == {"every key, dropout": 1}
+    assert calls.taken == {"every key, dropout": 1}
     assert abs(kept.float().mean() - 0.75) < 0.01
 
 
@@ -98,7 +98,7 @@ LEFT = {
 
 
 class Own(torch.Tensor):
-    """Somebody's subclass."""
+    """A subclass that a caller defined."""
 
 
 @pytest.mark.parametrize("why", LEFT)
@@ -109,62 +109,62 @@ def test_leaves_the_rest_and_says_why(why):
         expected = F.scaled_dot_product_attention(*tensors)
     except (RuntimeError, IndexError) as error:
         expected = error  # PyTorch has the last word on what it does not know either
-    with sdpa() as told:
+    with sdpa() as calls:
         if isinstance(expected, Exception):
             with pytest.raises(type(expected)):
                 F.scaled_dot_product_attention(*tensors)
         else:
             found = F.scaled_dot_product_attention(*tensors)
             assert all(torch.equal(a, b) for a, b in zip(found.unbind(), expected.unbind(), strict=True))
-    assert not told.taken
-    assert why in str(told)
+    assert not calls.taken
+    assert why in str(calls)
 
 
 def test_whatever_is_raised_before_a_kernel_runs_is_left_to_pytorch(monkeypatch):
     """With the reason, of whatever kind it is."""
     tensors = heads(1, 1, 7, 8)
     monkeypatch.setattr("limelight.compat.Causal", lambda: {}["key"])
-    with sdpa() as told:
+    with sdpa() as calls:
         found = F.scaled_dot_product_attention(*tensors, is_causal=True)
-    assert told.left == {"KeyError: 'key'": 1}
+    assert calls.left == {"KeyError: 'key'": 1}
     assert torch.equal(found, F.scaled_dot_product_attention(*tensors, is_causal=True))
 
 
 @pytest.mark.parametrize("shape", [(5, 8), (3, 5, 8), (2, 1, 2, 5, 8)], ids=str)
 def test_takes_over_other_numbers_of_dimensions(shape):
     tensors = heads(*shape)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = F.scaled_dot_product_attention(*tensors)
     torch.testing.assert_close(found, F.scaled_dot_product_attention(*tensors))
-    assert told.taken == {"every key": 1}
+    assert calls.taken == {"every key": 1}
 
 
 def test_takes_over_causal_biases():
     query, (key, value) = heads(1, 2, 3, 8)[0], heads(1, 2, 5, 8)[1:]
     for bias in (causal_upper_left(3, 5), causal_lower_right(3, 5)):
         expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        with sdpa() as told:
+        with sdpa() as calls:
             found = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         torch.testing.assert_close(found, expected)
-        assert told.taken == {"a CausalBias": 1}
+        assert calls.taken == {"a CausalBias": 1}
 
 
 def test_two_masks_are_left_to_pytorch():
     tensors = heads(1, 1, 7, 8)
     expected = F.scaled_dot_product_attention(*tensors, attn_mask=MASK[:1], is_causal=True)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = F.scaled_dot_product_attention(*tensors, attn_mask=MASK[:1], is_causal=True)
     assert torch.equal(found, expected)
-    assert told.left.total() == 1
+    assert calls.left.total() == 1
 
 
 def test_ends_with_its_context():
     tensors = heads(1, 1, 3, 8)
-    with sdpa() as told:
+    with sdpa() as calls:
         pass
     F.scaled_dot_product_attention(*tensors)
-    assert not told.taken
-    assert not told.left
+    assert not calls.taken
+    assert not calls.left
 
 
 def encoder():
@@ -178,11 +178,11 @@ def test_a_model_of_pytorch():
     model, states = encoder(), heads(2, 5, 16)[0]
     with torch.no_grad():
         expected = model(states)
-        with sdpa() as told, limelight.watching(Observe(entropy=True)) as seen:
+        with sdpa() as calls, limelight.watching(Observe(entropy=True)) as seen:
             found = model(states)
     torch.testing.assert_close(found, expected)
-    assert told.taken == {"every key": 2}
-    assert not told.left
+    assert calls.taken == {"every key": 2}
+    assert not calls.left
     assert list(seen) == ["layers.0.self_attn", "layers.1.self_attn"]
 
 
@@ -199,11 +199,11 @@ def test_a_model_of_transformers_on_sdpa(name):
     real = slice(None) if name != "llama" else arguments["attention_mask"].bool()
     with torch.no_grad():
         expected = model(**arguments)[0][real]
-        with sdpa() as told:
+        with sdpa() as calls:
             found = model(**arguments)[0][real]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert told.taken.total() == (6 if name == "t5" else 2)
-    assert not told.left
+    assert calls.taken.total() == (6 if name == "t5" else 2)
+    assert not calls.left
 
 
 # --- Whole weights ---------------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_a_layer_gives_its_weights(options, masks, average):
     found = []
     for routed in (False, True):
         if routed:
-            with sdpa() as told:
+            with sdpa() as calls:
                 results = layer(*inputs, **masks, average_attn_weights=average)
         else:
             results = layer(*inputs, **masks, average_attn_weights=average)
@@ -251,19 +251,19 @@ def test_a_layer_gives_its_weights(options, masks, average):
         gradients = torch.autograd.grad(loss, [*layer.parameters()])
         found.append((results, gradients))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
-    assert told.taken.total() == 1
-    assert not told.left
-    assert told.weights == 2 * 4 * 6 * (6 + 2 * ("add_bias_kv" in options)) * 4
-    assert "limelight.watching" in str(told)
+    assert calls.taken.total() == 1
+    assert not calls.left
+    assert calls.weights == 2 * 4 * 6 * (6 + 2 * ("add_bias_kv" in options)) * 4
+    assert "limelight.watching" in str(calls)
 
 
 def test_a_layer_without_a_batch_gives_its_weights():
     layer, states = torch.nn.MultiheadAttention(16, 4).eval(), torch.randn(6, 16)
     expected = layer(states, states, states, attn_mask=BAND)
-    with sdpa() as told, torch.no_grad():
+    with sdpa() as calls, torch.no_grad():
         found = layer(states, states, states, attn_mask=BAND)
     torch.testing.assert_close(found, expected)
-    assert told.taken.total() == 1
+    assert calls.taken.total() == 1
 
 
 @pytest.mark.parametrize("graded", [True, False], ids=["with gradients", "without"])
@@ -292,10 +292,10 @@ def test_a_query_that_sees_nothing_has_no_weights(graded):
         for need_weights in (True, False):
             arguments = {"key_padding_mask": padding, "need_weights": need_weights}
             expected = layer(states, states, states, **arguments)
-            with sdpa() as told:
+            with sdpa() as calls:
                 found = layer(states, states, states, **arguments)
             torch.testing.assert_close(found, expected, equal_nan=True)
-            assert told.taken.total() == 1
+            assert calls.taken.total() == 1
             assert found[0][1].isfinite().all()
             assert found[0][0].isfinite().all() != need_weights
 
@@ -304,11 +304,11 @@ def test_a_query_that_sees_nothing_has_no_weights(graded):
 def test_a_layer_that_is_compiled_is_left_to_pytorch(need_weights):
     layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
     expected = layer(states, states, states, need_weights=need_weights)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = torch.compile(layer, backend="eager", fullgraph=True)(states, states, states, need_weights=need_weights)
     torch.testing.assert_close(found, expected)
-    assert told.left.total() == 1
-    assert "the call is recorded by torch.compile" in str(told)
+    assert calls.left.total() == 1
+    assert "the call is recorded by torch.compile" in str(calls)
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -316,10 +316,10 @@ def test_a_layer_of_a_subclass_is_left_to_it(need_weights):
     layer = torch.nn.MultiheadAttention(16, 4, batch_first=True).train()
     states = torch.randn(2, 6, 16).as_subclass(Own)
     expected = layer(states, states, states, need_weights=need_weights)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = layer(states, states, states, need_weights=need_weights)
     torch.testing.assert_close(found, expected)
-    assert told.left == {"torch.nn.MultiheadAttention was given a Own": 1}
+    assert calls.left == {"torch.nn.MultiheadAttention was given a Own": 1}
 
 
 def test_weights_that_limelight_does_not_give_are_left_to_pytorch(monkeypatch):
@@ -329,24 +329,24 @@ def test_weights_that_limelight_does_not_give_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr("limelight.integrations.weights.attention", refuse)
     layer, states = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 6, 16)
     expected = layer(states, states, states, attn_mask=BAND)
-    with sdpa() as told:
+    with sdpa() as calls:
         found = layer(states, states, states, attn_mask=BAND)
     torch.testing.assert_close(found, expected)
-    assert told.left == {"for a reason": 1}
+    assert calls.left == {"for a reason": 1}
 
 
 def test_watching_sees_what_no_kernel_serves():
     tensors = heads(1, 1, 3, 8, dtype=torch.float64)
-    with sdpa() as told, limelight.watching(Observe(entropy=True)) as seen:
+    with sdpa() as calls, limelight.watching(Observe(entropy=True)) as seen:
         F.scaled_dot_product_attention(*tensors)
-    assert told.taken.total() == len(seen) == 1
+    assert calls.taken.total() == len(seen) == 1
 
 
 def test_belongs_to_its_thread():
     """Another thread's calls are neither taken over nor in the account."""
     tensors = heads(1, 1, 3, 8)
-    with sdpa() as told, ThreadPoolExecutor(1) as other:
+    with sdpa() as calls, ThreadPoolExecutor(1) as other:
         other.submit(F.scaled_dot_product_attention, *tensors).result()
-        assert not told.taken
+        assert not calls.taken
         F.scaled_dot_product_attention(*tensors)
-    assert told.taken.total() == 1
+    assert calls.taken.total() == 1

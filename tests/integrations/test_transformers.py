@@ -33,9 +33,9 @@ def both(model, **arguments):
 def test_from_pretrained(tmp_path):
     DECODERS["llama"].build().save_pretrained(tmp_path)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="limelight")
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         model(TOKENS)
-    assert told.taken == {"Causal() under Aligned": 2}
+    assert calls.taken == {"Causal() under Aligned": 2}
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
@@ -45,9 +45,9 @@ def test_a_copied_model_is_served_and_observed_as_the_first(name):
     arguments = {"decoder_input_ids": TOKENS[:, :5]} if name in ENCODER_DECODERS else {}
     found = []
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        with account() as told, limelight.watching(Observe(entropy=True)) as seen, torch.no_grad():
+        with account() as calls, limelight.watching(Observe(entropy=True)) as seen, torch.no_grad():
             logits = one(TOKENS, **arguments).logits
-        found.append((logits, told.taken, list(seen)))
+        found.append((logits, calls.taken, list(seen)))
     for logits, *others in found[1:]:
         assert torch.equal(logits, found[0][0])
         assert others == [*found[0][1:]]
@@ -73,11 +73,11 @@ def test_a_mask_with_four_dimensions(kind):
 def test_packed_position_ids():
     model = built("mistral, window 4")
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
-    with account() as told:
+    with account() as calls:
         eager, ours = both(model, input_ids=TOKENS[:1], position_ids=positions, use_cache=False)
     torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
-    assert list(told.taken) == ["Window(back=3, ahead=None) & Causal() under Packed"]
-    assert not told.notes
+    assert list(calls.taken) == ["Window(back=3, ahead=None) & Causal() under Packed"]
+    assert not calls.notes
 
 
 def test_a_decoder_made_bidirectional():
@@ -136,12 +136,12 @@ def test_a_static_cache_is_compiled_once(name, dynamic):
 
 
 def test_a_static_cache_that_is_not_compiled_is_read_as_a_description():
-    """Though its masks are numbers, for a graph; one that somebody changes is read as it is then."""
+    """Though its masks are numbers, for a graph; one that is modified is read as it is then."""
     model = built("llama")
-    with account() as told:
+    with account() as calls:
         found = model.generate(**GENERATE, cache_implementation="static")
     assert torch.equal(found, model.generate(**GENERATE))
-    assert "all its pairs are read" not in str(told)
+    assert "all its pairs are read" not in str(calls)
     layer, heads = model.model.layers[0].self_attn, torch.randn(1, 4, 8, 8)
     attend = transformers.AttentionInterface()["limelight"]
     mask = transformers.AttentionMaskInterface()["limelight"](1, 1, 8, torch.tensor(5))
@@ -157,11 +157,11 @@ def test_an_account_of_a_compiled_model_is_empty_and_says_why():
     model = built("llama")
     with torch.no_grad(), account() as eager:
         expected = model(TOKENS).logits
-    with torch.no_grad(), account() as told:
+    with torch.no_grad(), account() as calls:
         found = torch.compile(model, fullgraph=True, backend="eager")(TOKENS).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not told.taken
-    assert "torch.compile are not counted" in str(told)
+    assert not calls.taken
+    assert "torch.compile are not counted" in str(calls)
     assert "torch.compile" not in str(eager)
 
 
@@ -203,11 +203,11 @@ def test_reports_a_family_outside_the_registry():
     )
     model = transformers.DebertaV2Model(config)
     model.set_attn_implementation("limelight")
-    told = report(model)
-    assert not told.served
-    assert set(told.own) == {f"encoder.layer.{n}.attention.self" for n in range(2)}
-    assert "computes 0 of 2" in str(told)
-    assert "DisentangledSelfAttention has attention of its own" in str(told)
+    reported = report(model)
+    assert not reported.served
+    assert set(reported.own) == {f"encoder.layer.{n}.attention.self" for n in range(2)}
+    assert "computes 0 of 2" in str(reported)
+    assert "DisentangledSelfAttention has attention of its own" in str(reported)
 
 
 def test_reports_another_implementation():
@@ -226,35 +226,35 @@ def test_reports_on_models_alone():
 def test_an_account_has_one_line_for_what_is_asked_again():
     """However long the text has become meanwhile."""
     model = built("t5")
-    with account() as told:
+    with account() as calls:
         model.generate(TOKENS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    assert set(told.taken) == {
+    assert set(calls.taken) == {
         "Full() under Aligned, RelativeBias()", "Causal() under Aligned, RelativeBias()", "Full() under Aligned, Bias()"
     }  # fmt: skip
 
 
 def test_account_says_what_was_read_pair_by_pair():
     model = built("doge")  # adds to its mask what it computes from the values
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         model(TOKENS)
-    assert "a torch.float32 tensor instead of a description" in str(told)
-    assert list(told.taken) == ["Full() under Aligned, Bias()"]
+    assert "a torch.float32 tensor instead of a description" in str(calls)
+    assert list(calls.taken) == ["Full() under Aligned, Bias()"]
 
 
 def test_a_mask_of_two_numbers_is_read_as_one_of_two_values():
-    """Joined, cut or filled by a model, a mask still says no more than who sees whom: nobody's tiles are skipped."""
+    """Joined, cut or filled by a model, a mask still holds visibility alone: it becomes a pattern, not a bias."""
     model = built("deepseek_v32")
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         model(TOKENS)
-    assert list(told.taken) == ["Causal() & Explicit() under Aligned"]
+    assert list(calls.taken) == ["Causal() & Explicit() under Aligned"]
     lengths = torch.where(torch.arange(9) < torch.tensor([[9], [4]]), 0.0, -torch.inf)
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         built("bert")(TOKENS, attention_mask=lengths[:, None, None])
-    assert list(told.taken) == ["Full() under KeyMask"]
+    assert list(calls.taken) == ["Full() under KeyMask"]
     half = torch.where(torch.ones(9, 9).tril() == 1, 0.0, -torch.inf)
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         built("llama")(TOKENS, attention_mask=half[None, None])
-    assert list(told.taken) == ["Explicit() under Aligned"]
+    assert list(calls.taken) == ["Explicit() under Aligned"]
 
 
 # --- Observations ----------------------------------------------------------------------------------------------------
@@ -312,11 +312,11 @@ def test_observed_weights_are_those_of_eager():
 def test_position_bias_by_distance(name):
     """No table of all pairs: the encoder's and the decoder's own attention read one number for each distance."""
     model = built(name)
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         model(TOKENS, decoder_input_ids=TOKENS[:, :5])
-    by_distance = sum(n for what, n in told.taken.items() if "RelativeBias" in what)
+    by_distance = sum(n for what, n in calls.taken.items() if "RelativeBias" in what)
     assert by_distance == 4
-    assert told.taken.total() == 6
+    assert calls.taken.total() == 6
 
 
 def test_position_bias_of_a_long_text_is_not_written_out(monkeypatch):

@@ -39,7 +39,7 @@ def test_weights_are_those_of_eager(name):
     found = []
     for implementation in ("limelight", "eager"):
         model.set_attn_implementation(implementation)
-        with account() as told:
+        with account() as calls:
             output = model(**given, output_attentions=True)
         weights = weights_of(output)
         for one in weights.values():
@@ -47,7 +47,7 @@ def test_weights_are_those_of_eager(name):
         output[0][real].square().sum().backward()
         found.append(weights)
         if implementation == "limelight":
-            assert told.weights > 0
+            assert calls.weights > 0
     ours, eager = found
     assert ours.keys() == eager.keys()
     for layer, expected in eager.items():
@@ -130,11 +130,11 @@ def test_an_observed_model_gives_its_weights_too():
 def test_the_account_says_what_weights_cost_and_what_costs_less():
     model = TEXTS["llama"].build()
     model.set_attn_implementation("limelight")
-    with account() as told, torch.no_grad():
+    with account() as calls, torch.no_grad():
         weights = model(TOKENS, output_attentions=True).attentions
-    assert told.weights == sum(one.nbytes for one in weights)
-    assert "limelight.watching(Observe(" in str(told)
-    with account() as told, torch.no_grad():
+    assert calls.weights == sum(one.nbytes for one in weights)
+    assert "limelight.watching(Observe(" in str(calls)
+    with account() as calls, torch.no_grad():
         model(TOKENS)
-    assert told.weights == 0
-    assert "whole weights" not in str(told)
+    assert calls.weights == 0
+    assert "whole weights" not in str(calls)

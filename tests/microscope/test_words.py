@@ -14,14 +14,14 @@ def test_pieces_of_a_word_and_marks():
     tokens, words = join_words(text, pieces, spans, [True] + [False] * 7 + [True])
     assert [word.text for word in words] == ["The", "palace's", "door", "."]
     assert [token.word for token in tokens] == [-1, 0, 1, 1, 1, 1, 2, 3, -1]
-    assert [word.mark for word in words] == [False, False, False, True]
+    assert [word.is_punctuation for word in words] == [False, False, False, True]
     assert [word.content for word in words] == [False, True, True, False]
 
 
 def test_chinese_characters_are_words_and_emoji_are_marks():
     _, words = join_words("河边🌊银行", ["河", "边", "🌊", "银", "行"], [(i, i + 1) for i in range(5)], [False] * 5)
     assert [word.text for word in words] == ["河", "边", "🌊", "银", "行"]
-    assert words[2].mark
+    assert words[2].is_punctuation
 
 
 @pytest.mark.parametrize(

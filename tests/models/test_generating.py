@@ -62,7 +62,7 @@ def target_of(theirs):
 
 
 def step_by_step(model, prompt, target, tokens):
-    """The most likely tokens, the whole text read anew for each: no cache, no batch."""
+    """The most likely tokens, the whole text recomputed for each: no cache, no batch."""
     ids = torch.tensor([target[0] if target else prompt])
     begun, source = ids.shape[1], {"source": torch.tensor([prompt])} if target else {}
     with torch.no_grad():

@@ -85,11 +85,11 @@ def test_t5_beyond_the_range_of_float16(tmp_path, more):
     half, wide = large("T5ForConditionalGeneration", "T5Config", change, tmp_path, **(T5 | more))
     how = {"input_ids": IDS, "decoder_input_ids": WRITTEN}
     with torch.no_grad():
-        told = half(**how), wide(**how, output_hidden_states=True)
+        results = half(**how), wide(**how, output_hidden_states=True)
         ours = load(tmp_path, dtype=torch.float16)
         got = ours.network(WRITTEN, source=IDS).logits
-    assert max(states.abs().max() for states in told[1].encoder_hidden_states) > MOST
-    agree(got, told[0].logits, told[1].logits)
+    assert max(states.abs().max() for states in results[1].encoder_hidden_states) > MOST
+    agree(got, results[0].logits, results[1].logits)
     kept = {name for name, values in ours.network.named_parameters() if values.dtype is torch.float32}
     assert kept == {
         name for name, _ in ours.network.named_parameters() if name.endswith("feed_forward.inner.down.weight")

@@ -1,4 +1,4 @@
-"""A configuration that somebody wrote to do harm: a model or a clear error, at once, whatever it says."""
+"""A maliciously written configuration: a model or a clear error, at once, whatever it says."""
 
 import json
 import os

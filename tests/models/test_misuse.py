@@ -65,7 +65,7 @@ def test_the_command_that_converts_pickled_weights(folder):
     assert torch.equal(load(folder).network.embedding.tokens.weight, tensors["model.embed_tokens.weight"].float())
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a place where nobody can write")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which no process can write")
 def test_places_where_nothing_can_be_saved(folder):
     model = load(folder)
     for place in ("/proc/x", "~nobody_of_this_name/x", "a\0b", "/" + "x" * 300):

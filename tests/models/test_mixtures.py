@@ -49,7 +49,7 @@ def test_it_learns_and_writes(router):
         pull = sum(balance_loss(routing) + 0.1 * z_loss(routing) for _, routing in decided)
         gradients = torch.autograd.grad(loss + 0.01 * pull, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:  # an expert that nobody chose has none
+            if gradient is not None:  # an expert that no token was routed to has none
                 parameter.data -= 0.01 * gradient.sign()
     assert losses[-1] < 0.6 * losses[0]
     network.eval().to(torch.float64)

@@ -69,7 +69,7 @@ def compared(model, theirs, tokens, **how):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_minilm_is_transformers_bert(minilm, their_minilm, in_float64, side):
     tokens = minilm.read(TEXTS, side=side)
-    # BERT counts its positions from the first token; transformers wants to be told so when the padding is at the left
+    # BERT counts its positions from the first token; with left padding transformers needs position_ids for that
     positions = (real_tokens(tokens).long().cumsum(-1) - 1).clamp(min=0)
     ours, eager, mask = compared(minilm, their_minilm, tokens, position_ids=positions)
     in_float64(minilm, their_minilm)
@@ -301,7 +301,7 @@ def test_rxnmapper_follows_the_atoms_of_a_reaction(rxnmapper):
     before, after = [i for i in atoms if i < arrow], [i for i in atoms if i > arrow]
     with limelight.watching(limelight.Observe(rows=list(range(len(tokens))))) as seen:
         rxnmapper(REACTION)
-    assert tuple(seen) == rxnmapper.network.attention_names  # its layers share parameters, and are told apart
+    assert tuple(seen) == rxnmapper.network.attention_names  # its layers share parameters, and have names of their own
     weights = seen.calls("layers.10.attention")[0].rows[0, 5]  # (L, L)
     both = weights[after][:, before] + weights[before][:, after].T
 

@@ -99,9 +99,9 @@ def test_a_rotated_score_depends_on_the_distance_alone(start, distance):
 
 
 def test_a_rotation_turns_pairs_by_the_angle_of_the_paper():
-    turned = Rotary(4, theta=100.0).at(torch.tensor([[3]]), F64).rotate(torch.eye(4, dtype=F64)[:, None, None])
+    rotated = Rotary(4, theta=100.0).at(torch.tensor([[3]]), F64).rotate(torch.eye(4, dtype=F64)[:, None, None])
     for pair, angle in ((0, 3.0), (1, 3.0 / 10.0)):
-        a, b = turned[pair, 0, 0], turned[pair + 2, 0, 0]
+        a, b = rotated[pair, 0, 0], rotated[pair + 2, 0, 0]
         assert a[pair].item() == pytest.approx(math.cos(angle))
         assert a[pair + 2].item() == pytest.approx(math.sin(angle))
         assert b[pair].item() == pytest.approx(-math.sin(angle))

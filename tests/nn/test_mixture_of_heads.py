@@ -36,7 +36,7 @@ def at(L, layout=None, **more):
 
 
 def gates(layer, states):
-    """``(B, L, Hq)``: how much each head counts, after the published code, written anew."""
+    """``(B, L, Hq)``: how much each head counts, a reimplementation of the published code."""
     B, L, _ = states.shape
     shared, heads, k = layer.shared, layer.query_heads, layer.k
     result = torch.zeros(B, L, heads, dtype=F64)

@@ -103,7 +103,7 @@ def test_the_padding_of_a_source_may_be_anything():
     torch.testing.assert_close(layer(states, at(3, layout, source=source)), clean, rtol=0, atol=0)
 
 
-def test_keys_of_a_source_are_turned_by_their_own_positions():
+def test_keys_of_a_source_are_rotated_by_their_own_positions():
     layer = MultiHead(8, query_heads=2, key_value_heads=2, head_width=4, rotary=Rotary(4)).to(F64)
     states, source = torch.randn(1, 3, 8, dtype=F64), torch.randn(1, 5, 8, dtype=F64)
     moved = [
@@ -290,9 +290,9 @@ def test_without_places_texts_are_all_there(layer):
 def test_without_places_a_source_begins_at_0_too():
     layer = MultiHead(16, query_heads=2, key_value_heads=2, head_width=8, source_width=12, rotary=Rotary(8))
     states, source = torch.randn(2, 5, 16), torch.randn(2, 7, 12)
-    told = ForwardContext(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
+    explicit = ForwardContext(None, torch.arange(5)[None], source=source, source_positions=torch.arange(7)[None])
     with torch.no_grad():
-        assert torch.equal(layer(states, ForwardContext.of(states, source)), layer(states, told))
+        assert torch.equal(layer(states, ForwardContext.of(states, source)), layer(states, explicit))
 
 
 def test_states_without_a_batch():

@@ -111,13 +111,13 @@ def test_neighbours_are_the_pairs_of_gptj():
 
 
 @given(pairing=st.sampled_from([SplitHalves(), InterleavedPairs()]), width=st.integers(1, 6).map(lambda n: 2 * n))
-def test_a_part_of_a_head_is_turned_and_the_rest_kept(pairing, width):
+def test_a_part_of_a_head_is_rotated_and_the_rest_kept(pairing, width):
     heads = torch.randn(1, 2, 4, 12, dtype=F64)
     rotation = Rotary(width, pairing=pairing).at(torch.tensor([[3, 0, 7, 1]]), F64)
-    turned = rotation.rotate(heads)
-    torch.testing.assert_close(turned[..., width:], heads[..., width:], rtol=0, atol=0)
-    torch.testing.assert_close(turned[..., :width], rotation.rotate(heads[..., :width]))
-    torch.testing.assert_close(turned.norm(dim=-1), heads.norm(dim=-1))
+    rotated = rotation.rotate(heads)
+    torch.testing.assert_close(rotated[..., width:], heads[..., width:], rtol=0, atol=0)
+    torch.testing.assert_close(rotated[..., :width], rotation.rotate(heads[..., :width]))
+    torch.testing.assert_close(rotated.norm(dim=-1), heads.norm(dim=-1))
     first, second = pairing.split(heads)
     torch.testing.assert_close(pairing.join(first, second), heads, rtol=0, atol=0)
 

@@ -59,7 +59,7 @@ def float64_throughout(*models):
     """Some code of transformers rounds to float32 whatever its dtype (norms, angles, eager softmax): undo it.
 
     Unpatched, its own eager and sdpa attention differ by more than 1e-9 in float64, so neither could be the truth.
-    Inside, what is converted to float32 becomes float64, and the frequencies of the ``models`` are computed anew.
+    Inside, what is converted to float32 becomes float64, and the frequencies of the ``models`` are recomputed.
     """
     to, softmax, nothing = torch.Tensor.to, torch.nn.functional.softmax, torch.Tensor.float
 

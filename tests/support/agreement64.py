@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _NoFloat32(TorchFunctionMode):
-    """Whoever asks for float32 gets float64: norms, angles and softmaxes round to it whatever the model's dtype."""
+    """Conversions to float32 give float64: norms, angles and softmaxes use float32 whatever the model's dtype."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.float:

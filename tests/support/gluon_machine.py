@@ -30,7 +30,7 @@ SOURCES = (
     "gpu/hopper/kernels/forward.py",
     "gpu/hopper/kernels/backward.py",
 )
-PATIENCE = 20.0  # seconds until a barrier that nobody reaches is called a deadlock
+PATIENCE = 20.0  # seconds until a barrier without arrivals is reported as a deadlock
 COPYING = 0.0  # seconds that a copy takes
 HESITATION = 0.0  # seconds that others have after an arrival
 
@@ -100,7 +100,7 @@ class Barrier:
             return (self.ended & 1) != int(phase) or self.program.failed
 
         with self.program.news:
-            assert self.program.news.wait_for(passed, PATIENCE), "nobody ends the phase of a barrier: a deadlock"
+            assert self.program.news.wait_for(passed, PATIENCE), "the phase of a barrier never ends: a deadlock"
             assert not self.program.failed, "another partition has failed"
 
 

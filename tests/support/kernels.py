@@ -144,7 +144,7 @@ def terms(example: Example, upstream: Upstream) -> dict[str, float]:
         return dict.fromkeys(("output", *named), 0.0)
     seen = Settings(layout=settings["layout"], pattern=settings["pattern"])
     prepared = prepare(call.query, call.key, call.value, seen)
-    _, at, _ = reference._who_sees_whom(prepared)
+    _, at, _ = reference._visibility(prepared)
     with torch.no_grad():
         _, seen = limelight.attention(
             call.query, call.key, call.value, backend="reference",

@@ -21,7 +21,7 @@ def tensors(Lq, Lk, D=16, dtype=torch.float32):
 def scores_of(query, key, settings):
     """The scores after the rules in float32, and who sees whom."""
     call = prepare(query, key, key, Settings(layout=settings.get("layout"), pattern=settings.get("pattern")))
-    visible, at, _ = reference._who_sees_whom(call)
+    visible, at, _ = reference._visibility(call)
     scores = query.float() @ key.float().mT * settings.get("scale", query.shape[-1] ** -0.5)
     for rule in settings.get("scores", ()):
         scores = rule.apply(scores, at)

@@ -8,7 +8,7 @@ import transformers
 import limelight
 
 LENGTHS = [7, 1, 11]
-FIRST_WORD = 5  # ids below are marks, which some models of transformers treat as padding wherever they stand
+FIRST_WORD = 5  # ids below are special tokens, which some models of transformers treat as padding wherever they stand
 
 UNTIED = {"tie_word_embeddings": False}
 BERT = {
@@ -222,5 +222,5 @@ def first_position(model):
 
 
 def takes_positions(model):
-    """Whether the model can be told where tokens stand, so that padding may be at the left."""
+    """Whether the model takes ``position_ids``, so that padding may be at the left."""
     return "position_ids" in inspect.signature(model.forward).parameters

@@ -10,7 +10,7 @@ from limelight.models.families import FAMILIES, Published
 from limelight.tensors.shapes import ArgumentError
 from limelight.training import Objective, Pairs, Texts
 from limelight.training.data import documents_in, held_out, pairs_in
-from limelight.training.tokenizing import marks_of, trained
+from limelight.training.tokenizing import special_token_ids, trained
 
 
 def texts(lengths, length=5, tokens=8, seed=0):
@@ -153,13 +153,15 @@ def test_held_out():
 def test_tokenizers_give_the_text_back(kind, task):
     text = "The bank is near the river.\n\n  ¿Dónde está?\t“Aquí”, dijo.\n"
     tokenizer = trained(kind, 300, [text], task=task)
-    marks = marks_of(task=task)
+    special = special_token_ids(task=task)
     read = tokenizer.read(text)
     assert tokenizer.write(read.ids) == text
     assert sum(read.special) == 1
-    assert read.ids[0 if task == "language" else -1] == marks["bos_token_id" if task == "language" else "eos_token_id"]
+    assert (
+        read.ids[0 if task == "language" else -1] == special["bos_token_id" if task == "language" else "eos_token_id"]
+    )
     assert tokenizer.size <= 300
-    assert len(set(marks.values())) == 3
+    assert len(set(special.values())) == 3
     if kind == "characters":
         assert len(read) == len(text) + 1
         assert tokenizer.read("Ж").tokens[0 if task == "translation" else 1] == "<unk>"

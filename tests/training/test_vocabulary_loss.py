@@ -64,7 +64,7 @@ def test_nothing_asked():
     assert states.grad.abs().sum() == table.grad.abs().sum() == 0
 
 
-def test_states_that_nobody_asks_may_be_anything():
+def test_states_without_a_target_may_be_anything():
     states, table, _, targets = made()
     with torch.no_grad():
         states[targets == -100] = torch.nan

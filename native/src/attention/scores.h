@@ -16,6 +16,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
+// Sets the scores of keys outside the intervals of their query to -inf.
 inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
     for (int k = 0; k < visible.count; ++k)
@@ -43,6 +44,7 @@ inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const 
                    [&](Vec s, int j, int i) { return cut(s, first_end + j, i); });
 }
 
+// The 64 bits of the tile map that hold the visible keys of a query in a column of tiles.
 inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, int64_t column) {
     int32_t state = map_row(call, tile, query)[column];
     if (state < 0) return state == -2 ? ~(uint64_t)0 : 0;
@@ -50,6 +52,7 @@ inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, i
     return call.tiles.bits[state * rows + (rows == MAP_SIDE ? query % MAP_SIDE : 0)];
 }
 
+// Sets the scores of keys whose bit in the tile map is 0 to -inf.
 inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int words[2][QUERIES] = {};
     int64_t loaded = -1;
@@ -71,6 +74,7 @@ inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& bloc
     }
 }
 
+// peak[query]: the maximum score over the keys of the block.
 inline void max_of(const Tile& tile, const Block& block, const Float* scores, Float* peak) {
     for (int i = 0; i < tile.count; i += LANES) {
         Vec peak_here = broadcast(-INF);
@@ -79,7 +83,7 @@ inline void max_of(const Tile& tile, const Block& block, const Float* scores, Fl
     }
 }
 
-// The queries of a tile as score_block reads them, and how many factors that takes.
+// The number of factors of a tile of queries, packed for score_block.
 LL_INLINE int64_t packed_size(const ll_call& call) {
     return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Float) / sizeof(Factor))
                         : steps_along(call.width) * QUERIES;

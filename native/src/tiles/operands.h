@@ -17,9 +17,9 @@ namespace {
 LL_INLINE FactorVec fold(Vec even, Vec odd) {
 #if defined(LL_PAIRS)
     __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);  // 16 of even steps, then 16 of odd steps
-    const __m512i turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (UintVec)_mm512_permutexvar_epi16(turn, both);
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (UintVec)_mm512_permutexvar_epi16(interleave, both);
 #else
     (void)odd;
     return even;

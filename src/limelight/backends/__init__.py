@@ -1,4 +1,4 @@
-"""How attention is computed: one module for each backend, and the one place that chooses among them."""
+"""The backends of attention, one module each, and `choose`, which selects the one for a call."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
 # These round the inputs to 8 bits, so they run only when they are named.
 ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
 
-# Each with its own reasons to be passed over, where it has any.
+# Each with itself as `Yields` if it can be passed over in favour of a faster one.
 _CANDIDATES = tuple((backend, backend if isinstance(backend, Yields) else None) for backend in BACKENDS)
 
 
 def choose(call: Call, name: str | None) -> Backend:
-    """The backend of that name, or for ``None`` and ``"auto"`` the first that need not be passed over.
+    """The backend of that name; for ``None`` and ``"auto"`` the first that serves the call and yields to no other.
 
     Raises:
         ArgumentError: no backend has that name.

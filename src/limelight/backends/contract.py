@@ -1,4 +1,4 @@
-"""What a backend is given and what it gives back.
+"""The contract of backends: what a call contains, and what is returned.
 
 A backend is a module with a ``NAME``, a one-line ``ABOUT`` and these functions:
 
@@ -39,7 +39,7 @@ class BackendError(RuntimeError):
 
 
 def out_of_memory(what: str, error: object) -> torch.OutOfMemoryError:
-    """The one error of memory that the system does not give: what it was for, and what was said."""
+    """The error raised when memory cannot be allocated, with its purpose and the cause."""
     return torch.OutOfMemoryError(f"out of memory for {what}: {error}")
 
 
@@ -58,12 +58,12 @@ class Call(Settings):
         key: ``(B, Hkv, Lk, D)``.
         value: ``(B, Hkv, Lk, Dv)``.
         shapes: the sizes of the call.
-        logsumexp: the backend shall return the logsumexp, whatever is observed.
+        logsumexp: the backend must return the logsumexp, whatever is observed.
         part: tensors and score rules are those of this part of a larger call, which ``shapes``, ``layout`` and
             ``pattern`` describe. Only the reference is given parts.
         autograd_reason: why the call goes through `limelight.operator.derivatives`, in words: a derivative is wanted,
             or a transform of `torch.func` is active. Empty when it goes straight to its backend.
-        only_watched: only a watcher wants the observations. They keep nothing for a backward pass, so that a call
+        only_watched: only a watcher requested the observations. They keep nothing for a backward pass, so that a call
             repeated by activation checkpointing, watched or not, keeps the same tensors.
     """
 
@@ -125,17 +125,17 @@ def unknown_positions(call: Call) -> list[str]:
     """
     if call.layout is None or call.layout.has_offsets:
         return []
-    asks = ["dropout"] if call.dropout else []
-    asks += ["the observed distance"] if call.observe is not None and call.observe.distance else []
-    asks += [repr(rule) for rule in call.scores if rule.needs_positions]
-    if not asks:
+    users = ["dropout"] if call.dropout else []
+    users += ["the observed distance"] if call.observe is not None and call.observe.distance else []
+    users += [repr(rule) for rule in call.scores if rule.needs_positions]
+    if not users:
         return []
-    return [f"it does not know where the queries of {call.layout!r} stand, for which {', '.join(asks)} asks"]
+    return [f"{call.layout!r} gives no offsets, and positions are needed for {', '.join(users)}"]
 
 
 @dataclass(slots=True)
 class Result:
-    """What a backend gives back."""
+    """The results of a backend's forward pass."""
 
     output: Tensor  # (B, Hq, Lq, Dv), the dtype of the query
     logsumexp: Tensor | None = None  # (B, Hq, Lq)

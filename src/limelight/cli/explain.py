@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..operator.explanation import Explanation
 
 MAX_LENGTH = 2**24  # the lowering of a pattern holds some integers for each token: about a gigabyte
-OF_A_CALL = ("heads", "key_value_heads", "width", "pattern", "back", "gradients")  # options that a model decides
+OF_A_CALL = ("heads", "key_value_heads", "width", "pattern", "back", "gradients")  # options that --model replaces
 
 
 def explain(
@@ -45,10 +45,10 @@ def explain(
     pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
     back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
     dtype: Dtype = "float32",
-    gradients: Annotated[bool, typer.Option(help="The call wants gradients.")] = False,
+    gradients: Annotated[bool, typer.Option(help="Gradients of the call are needed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> None:
-    """Say which backend this machine would run a call with, why not another, and what the call costs.
+    """Report which backend this machine would run a call with, why not another, and what the call costs.
 
     With --model: which fast paths each kind of layer takes, over a prompt and over the next token, and why not where
     not: the backend of attention, fused steps of the native library, and capture, which runs all layers by one call for

@@ -17,7 +17,7 @@ class CheckpointError(ArgumentError):
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """The complaint about a file that cannot be what it claims to be."""
+    """The error for a file whose content is not of its format."""
     return CheckpointError(
         f"{path} is damaged or incomplete: {what}. Nothing was loaded from it. "
         "Fetch or copy the file again, and compare its size and sha256 with those of its source."
@@ -25,7 +25,7 @@ def damaged(path: Path, what: str) -> CheckpointError:
 
 
 def missing(path: Path, way_out: str) -> CheckpointError:
-    """The complaint about a file that should be there."""
+    """The error for a file that does not exist."""
     return CheckpointError(f"{path} does not exist. {way_out}")
 
 

@@ -4,8 +4,8 @@ The layout of such a file, all of it little-endian::
 
     version | count | for each: bytes of its name, type, dimensions, bytes of its data | names | sizes | gap | data
 
-An int8 matrix is stored column by column, but for the embedding, and the float after it is what its numbers were
-multiplied with. As in GGUF, every length is compared with the bytes that are left before anything is read.
+An int8 matrix is stored column by column, except the embedding; the float after it is the factor by which its
+values were multiplied. As in GGUF, every length is compared with the bytes that are left before anything is read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_TENSORS = 1 << 16
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies, and what it is."""
+    """The type, shape and byte range of a tensor in the file."""
 
     kind: int
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class MarianFile:
         path: the file.
 
     Attributes:
-        settings: what the file says of its model, as text by name.
+        settings: the model's settings in the file, as text by name.
 
     Raises:
         CheckpointError: no such file, another version, lengths that do not fit.

@@ -89,7 +89,7 @@ class Transposed:
 class OneMore:
     """A table without its last row, which is ``fill`` everywhere; a matrix of one row is a vector.
 
-    (Marian begins to write from a vector of zeros, which is no token's; here it is that of an added special token.)
+    Marian's decoder starts from a vector of zeros that is no token's; here it is the embedding of an added start token.
     """
 
     fill: float

@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based random numbers of dropout (Salmon et al., "Random numbers: as easy as 1, 2, 3").
 
 A weight is dropped or kept by a pure function of ``(seed, head, query position, key position, row)``, so every
-backend drops the same weights and a backward pass computes them anew instead of storing them.
+backend drops the same weights and a backward pass recomputes them instead of storing them.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class KeyRanges(NamedTuple):
 
     @classmethod
     def of_segments(cls, segments: bytes, Lq: int) -> KeyRanges:
-        """What ``segments`` say of each of ``Lq`` queries."""
+        """The key range of each of ``Lq`` queries, from packed ``segments``."""
         table = unpack(segments)
         rows = 1 if len(table) and (table[:, 0] == -1).all() else int(table[:, 0].max(initial=0)) + 1
         ranges = cls(*(np.zeros((rows, Lq), np.int64) for _ in cls._fields))
@@ -74,7 +74,7 @@ class KeyRanges(NamedTuple):
 
     @classmethod
     def of_coordinates(cls, coordinates: Coordinates) -> KeyRanges | None:
-        """What the definition of a layout gives; ``None`` when the keys of some document are not one range."""
+        """The key ranges of a layout's coordinates; ``None`` when the keys of some document are not contiguous."""
         each = [x.numpy(force=True) for x in coordinates]
         rows = max(len(x) for x in each)
         each = [np.broadcast_to(x, (rows, x.shape[1])) for x in each]

@@ -53,8 +53,8 @@ else:
 
 @frozen
 class Settings:
-    """What a call of `limelight.attention` is given beside query, key and value; the argument of the same name says
-    what each field means.
+    """The settings of a call of `limelight.attention`: all arguments but query, key and value. Each field is documented
+    at the argument of the same name.
 
     The order of the fields is the order in which their tensors are listed (`tensors`).
     """

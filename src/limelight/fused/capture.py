@@ -121,7 +121,7 @@ _UNINITIALISED = frozenset({"aten::empty", "aten::empty_like", "aten::empty_stri
 
 @functools.cache
 def _kind(operation: Any) -> str:
-    """What a capture does with an operation: ``composite`` of others, ``made`` as ever, or ``computed``."""
+    """The kind of an operation: ``composite`` of others, ``made`` (a view or empty memory), or ``computed``."""
     if is_composite(operation):
         return "composite"
     aliases = [returned.alias_info for returned in operation._schema.returns]

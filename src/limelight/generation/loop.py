@@ -1,4 +1,4 @@
-"""The loop: read what is there, choose a token for each row, read it, and so on until every row has ended."""
+"""The decoding loop: prefill the prompts, then choose and read a token for each row until every row has ended."""
 
 from __future__ import annotations
 

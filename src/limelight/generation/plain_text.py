@@ -69,7 +69,7 @@ class Escapes:
         return first + re.sub(self._any_token, rf"{self.begin}\g<0>{self.end}", value) + last
 
     def read(self, rendered: str) -> Text:
-        """What the template made of escaped messages, as tokens; its ``text`` is without the escapes.
+        """Tokenize a rendered template of escaped messages; the ``text`` returned is without the escapes.
 
         Raises:
             ArgumentError: the tokenizer makes a special token of plain text (its vocabulary holds it as a word).

@@ -122,7 +122,7 @@ def decoder_beginning(model: Writer) -> list[int]:
 
 
 def _targets(model: Writer, target: Prompt | None) -> list[list[int]]:
-    """What each text of the decoder begins with: tokens as they are, or a text behind `decoder_beginning`."""
+    """The first tokens of each text of the decoder: tokens as given, or a text after `decoder_beginning`."""
     if target is None:
         return [decoder_beginning(model)]
     texts = [target] if isinstance(target, str) else target

@@ -43,7 +43,7 @@ class Session:
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order, each as often as it is named."""
+        """Continue with these rows, in this order; a row may occur several times."""
         chosen = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self.cache.select(chosen)
         if self.source is not None:
@@ -91,7 +91,7 @@ class Session:
 
 
 def nothing_allowed(step: int) -> ArgumentError:
-    """The complaint that no token is left to choose from."""
+    """The error for a step in which every token is excluded."""
     return wrong(
         "model",
         "must be allowed some token",

@@ -73,7 +73,7 @@ class PlainDict:
 
 
 def raise_exception(message: str) -> NoReturn:
-    """What a template calls where messages do not fit it."""
+    """Raise an error; chat templates call this for messages that they do not support."""
     raise TemplateError(message)
 
 
@@ -106,7 +106,7 @@ def compiled(template: str) -> jinja2.Template:
 
 
 def answer(job: dict[str, Any], most: int) -> dict[str, str]:
-    """What one job comes to; a text of more than ``most`` characters is an error."""
+    """Render the template of one job; a text of more than ``most`` characters is an error."""
     try:
         text = compiled(job["template"]).render(**job["variables"])
         if len(text) > most:

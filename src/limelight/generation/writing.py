@@ -58,7 +58,7 @@ class Writing:
         return grown._cut(len(self.text))
 
     def finished(self) -> Writing:
-        """The text with what was kept back."""
+        """The text, with the withheld end."""
         return replace(self, text=self.text + self._piece(self.tokenizer.write(self.window)))._cut(len(self.text))
 
     @property
@@ -71,7 +71,7 @@ class Writing:
         return places[len(spelled) - kept]
 
     def _piece(self, whole: str) -> str:
-        """What ``whole``, the text of the window, has beyond the tokens that are done."""
+        """The part of ``whole``, the text of the window, that follows the tokens already written."""
         before = self.tokenizer.write(self.window[: self.done])
         # a character that `before` broke off in may be whole now
         same = (place for place, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b)

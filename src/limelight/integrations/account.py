@@ -13,7 +13,7 @@ import torch
 
 @dataclass(eq=False)
 class Account:
-    """What happened to the attention calls made inside a context; printed, it says so in words.
+    """A record of the attention calls made inside a context: taken over or left, and why; printed, a report in words.
 
     A graph of ``torch.compile`` runs without Python: its calls are in no account.
 

@@ -116,7 +116,7 @@ class _Routing(TorchFunctionMode):
         return output, weights if given["query"].dim() == 3 else weights.squeeze(0)
 
     def _attend(self, attend: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The output, or ``None`` where the call is left to PyTorch: it may know what the call means, or says so."""
+        """The output, or ``None`` where the call is left to PyTorch, which computes it or raises."""
         backends: tuple[str | None, ...] = _KERNELS
         name, why = None, ""
         if current_watcher() is not None:

@@ -77,7 +77,7 @@ def describe_mask(
     Called by transformers, whose arguments these are (``masking_utils.eager_mask``). Never ``None``, so that a layer
     without a mask is one for which no mask was described.
     """
-    # A graph wants tensors: a description would have to be read while it is traced. On accelerators, `generate` makes
+    # A traced graph needs tensors: a description cannot be read while it is traced. On accelerators, `generate` makes
     # the masks of a static cache (which counts in a tensor) in advance, for a forward pass that it compiles.
     if is_tracing(attention_mask) or (isinstance(q_offset, Tensor) and q_offset.device.type != "cpu"):
         return masking_utils.eager_mask(
@@ -149,7 +149,7 @@ def attend(
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
-    layout, pattern, scores, keys = _who_sees_whom(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
+    layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
     if keys < Lk:
         key, value = key[:, :, :keys], value[:, :, :keys]
     if position_bias is not None:
@@ -190,7 +190,7 @@ def attend(
     return output.transpose(1, 2).contiguous(), weights
 
 
-def _who_sees_whom(
+def _mask_parts(
     module: nn.Module,
     mask: Tensor | None,
     B: int,
@@ -199,7 +199,7 @@ def _who_sees_whom(
     is_causal: bool | None,
     sliding_window: int | None,
 ) -> tuple[Layout | None, Pattern | None, list[ScoreRule], int]:
-    """What a mask asks for: layout, pattern, what is added to the scores, and how many of the keys these are about."""
+    """Layout, pattern and score rules of a mask, and the number of keys that they cover."""
     sight = sight_of(mask)
     if sight is not None and sight.size == (B, Lq, Lk):
         return sight.layout, sight.pattern, [], sight.keys
@@ -212,7 +212,7 @@ def _who_sees_whom(
         return None, Explicit(numbers), [], Lk
     if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
         return None, None, [], Lk
-    # Nobody described a mask: the flag means what it means to PyTorch, the first query at the first key.
+    # Without a mask the flag has PyTorch's meaning: the first query is aligned with the first key.
     pattern: Pattern = Causal()
     if sliding_window is not None:
         pattern = pattern & Window(sliding_window - 1, None)
@@ -220,7 +220,7 @@ def _who_sees_whom(
 
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
-    """As a table of distances, where it is one and its positions are those of the layout."""
+    """The score rule of a position bias: by distance if its positions are those of the layout, else a bias of pairs."""
     if isinstance(bias, PositionBias) and bias.shape[2] == Lq:
         # By default the last query stands at the last key.
         first = layout.query_start if isinstance(layout, Aligned) and layout.key_start == 0 else None
@@ -249,12 +249,12 @@ def _written_out(mask: Tensor) -> Tensor:
 
 
 def _weights_wanted(others: dict[str, Any]) -> bool:
-    """Whether the model returns the weights: an argument of the call says so, or the outputs that a model collects."""
+    """Whether the model returns the weights, by an argument of the call or among the outputs that it collects."""
     collected = _collector.get() if _collector is not None else None
     return bool(others.get("output_attentions")) or any("attentions" in key for key in collected or ())
 
 
-# Where transformers notes which outputs a forward pass shall collect: some models ask for weights there alone.
+# Where transformers stores which outputs a forward pass collects: some models request weights only there.
 _collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_active_collector", None)
 
 # Arguments that change the result and that are not known, with what helps.
@@ -282,7 +282,7 @@ def _refuse(others: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Report:
-    """Which attention layers of a model Limelight computes; printed, it says so in words.
+    """The attention layers of a model that Limelight computes, and the others; printed, a report in words.
 
     Attributes:
         served: names of the layers that Limelight computes.
@@ -313,7 +313,7 @@ def report(model: nn.Module) -> Report:
     attentions = {
         name: module for name, module in model.named_modules() if "attention" in type(module).__name__.lower()
     }
-    registered = {name for name, module in model.named_modules() if _asks_the_registry(type(module))}
+    registered = {name for name, module in model.named_modules() if _uses_registry(type(module))}
     for name, module in model.named_modules():
         if name in registered:
             chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
@@ -331,8 +331,8 @@ def report(model: nn.Module) -> Report:
     return Report(tuple(served), own)
 
 
-def _asks_the_registry(kind: type) -> bool:
-    """Some method of a layer's class reads the table of attention functions."""
+def _uses_registry(kind: type) -> bool:
+    """Whether a method of a layer's class reads the table of attention functions."""
     if issubclass(kind, PreTrainedModel):
         return False
     methods = [method for cls in kind.__mro__ if cls is not nn.Module for method in vars(cls).values()]

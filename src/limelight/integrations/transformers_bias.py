@@ -54,7 +54,7 @@ class PositionBias(Tensor):
     def rule(self) -> RelativeBias:
         """The bias by distance: ``O(Lq + Lk)`` numbers for each head; the first query stands at the position ``past``.
 
-        Kept for the next layer, except where a gradient may be wanted: a checkpoint computes it anew.
+        Kept for the next layer, except where a gradient may be wanted: activation checkpointing recomputes it.
         """
         if torch.is_grad_enabled() or self.kept is None:
             _, _, Lq, Lk = self.shape
@@ -70,7 +70,7 @@ class PositionBias(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """What asks about its form is answered; anything else gets the numbers."""
+        """Attributes such as shape and dtype are read without computing the bias; other functions get its values."""
         if func not in _AS_IT_IS:
 
             def numbers(value: Any) -> Any:

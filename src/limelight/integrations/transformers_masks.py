@@ -35,7 +35,7 @@ MaskFunction = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """Who sees whom in one forward pass of a model.
+    """Which queries see which keys in one forward pass of a model.
 
     Args:
         size: ``(B, Lq, Lk)``, ``Lk`` as the model counts it, the unused end of a static cache included.
@@ -71,7 +71,7 @@ class Sight:
 class Mask(Tensor):
     """A `Sight` in the shape of the tensor that ``eager`` adds to the scores, written out when it is computed with.
 
-    It is a tensor because models treat it as one: they ask for its ``dtype``, ``shape`` and ``ndim``, move it to
+    It is a tensor because models treat it as one: they read its ``dtype``, ``shape`` and ``ndim``, move it to
     devices, cut it to the length of the keys, hand it through activation checkpointing, and return a mask with four
     dimensions that they are given as it is. It is float, 0 and the least number of its dtype, because that is what
     every model can add to, fill or join. `touched` names the operation that made the numbers appear.
@@ -148,7 +148,7 @@ def _still_described(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 def written(sight: Sight, dtype: torch.dtype) -> Tensor:
     """The numbers of a mask, whose description is kept beside them while they are unchanged."""
     numbers = Mask.of(sight, dtype).numbers
-    if not numbers.is_inference():  # which would not tell of a change
+    if not numbers.is_inference():  # inference tensors have no version counter, so a change would go unnoticed
         _described[numbers] = (sight, numbers._version)
     return numbers
 
@@ -180,7 +180,7 @@ def read(
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
 ) -> Sight:
-    """What transformers describes, as a layout and a pattern.
+    """Translate a mask function of transformers to a layout and a pattern.
 
     Args:
         mask_function: ``(batch, head, query index, key index) -> bool``, indices counted from the cache's beginning.
@@ -232,7 +232,7 @@ def _exists(padding: Tensor | None, kv_offset: int, keys: int) -> Tensor | None:
 
 @dataclass
 class _Reading:
-    """Translates mask functions for one size; remembers where chunks begin and what it had to evaluate."""
+    """Translates mask functions for one size; records where chunks begin and which functions were evaluated."""
 
     size: tuple[int, int, int]
     q_offset: int
@@ -286,7 +286,7 @@ def _window(back: int, ahead: int | None) -> Window:
 
 
 def _all(patterns: list[Pattern]) -> Pattern | None:
-    """What all of them allow; ``None`` when that is everything."""
+    """The intersection of patterns; ``None`` when it allows every pair."""
     limits = [pattern for pattern in patterns if pattern != Full()]
     return reduce(and_, limits) if limits else None
 
@@ -333,7 +333,7 @@ def _made_by(function: MaskFunction) -> str | None:
 
 
 def _cells(function: MaskFunction) -> dict[str, Any]:
-    """What a mask function closes over."""
+    """The closure variables of a mask function, by name."""
     closure = getattr(function, "__closure__", None) or ()
     return (
         {} if not closure else dict(zip(function.__code__.co_freevars, (c.cell_contents for c in closure), strict=True))

@@ -49,7 +49,7 @@ def shared_words(first: Reading, second: Reading) -> tuple[tuple[int, int], ...]
     pairs = []
     for number, word in enumerate(first.words):
         waiting = occurrences.get(word.text.casefold())
-        if waiting and not word.mark:
+        if waiting and not word.is_punctuation:
             pairs.append((number, waiting.pop(0)))
     return tuple(pairs)
 
@@ -74,8 +74,8 @@ def compare_readings(first: Reading, second: Reading) -> Comparison:
 
 
 def _baseline(first: Reading, second: Reading, left: Floats, right: Floats) -> tuple[Floats, int]:
-    ours = _sample([number for number, word in enumerate(first.words) if not word.mark])
-    theirs = _sample([number for number, word in enumerate(second.words) if not word.mark])
+    ours = _sample([number for number, word in enumerate(first.words) if not word.is_punctuation])
+    theirs = _sample([number for number, word in enumerate(second.words) if not word.is_punctuation])
     different = np.array(
         [[first.words[a].text.casefold() != second.words[b].text.casefold() for b in theirs] for a in ours],
         dtype=bool,

@@ -104,7 +104,9 @@ def _choose(
     if names:
         for name in names:
             if not any(reading.find(name) for reading in readings):
-                known = list(dict.fromkeys(w.text for reading in readings for w in reading.words if not w.mark))
+                known = list(
+                    dict.fromkeys(w.text for reading in readings for w in reading.words if not w.is_punctuation)
+                )
                 some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
                 raise wrong("word", "must be in the text", f"{name!r} is not", f"The words are: {some}.")
         found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)

@@ -116,8 +116,8 @@ class Reading:
     def aside(self) -> frozenset[int]:
         """Units left out of relations by default: special tokens, sinks and punctuation."""
         set_apart = {int(self.unit_of[position]) for position in self.apart}
-        marks = {number for number, word in enumerate(self.words) if word.mark}
-        return frozenset(set_apart | marks | set(range(len(self.words), len(self.unit_text))))
+        punctuation = {number for number, word in enumerate(self.words) if word.is_punctuation}
+        return frozenset(set_apart | punctuation | set(range(len(self.words), len(self.unit_text))))
 
     def kind(self, unit: int) -> str:
         """What a unit is: ``"special"``, ``"sink"``, ``"punctuation"``, ``"blank"`` or ``"word"``."""
@@ -128,7 +128,7 @@ class Reading:
             return "sink"
         if unit >= len(self.words):
             return "blank"
-        return "punctuation" if self.words[unit].mark else "word"
+        return "punctuation" if self.words[unit].is_punctuation else "word"
 
     def words_between(self, unit: int, other: int) -> int:
         """Return how many words after ``unit`` the ``other`` is in the text; negative: before."""

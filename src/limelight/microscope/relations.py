@@ -119,7 +119,7 @@ def words_that_matter(reading: Reading, most: int = 4) -> list[int]:
     """
     content = [number for number, word in enumerate(reading.words) if word.content]
     content = [number for number in content if number not in reading.aside]
-    candidates = content or [number for number, word in enumerate(reading.words) if not word.mark]
+    candidates = content or [number for number, word in enumerate(reading.words) if not word.is_punctuation]
     measure = -excess_attention(reading) if reading.causal else reading.path[-1]
     kept = sorted(candidates, key=lambda number: float(measure[number]))[:most]
     return sorted(kept)

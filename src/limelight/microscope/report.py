@@ -309,7 +309,7 @@ class Report:
 
 def mean_path(reading: Reading) -> Floats:
     """Return the mean over all words of the cosine with the embedding, by layer: the baseline of a word's path."""
-    words = [number for number, word in enumerate(reading.words) if not word.mark]
+    words = [number for number, word in enumerate(reading.words) if not word.is_punctuation]
     return np.asarray(reading.path[:, words or slice(None)].mean(axis=1), dtype=np.float32)
 
 

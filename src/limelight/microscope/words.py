@@ -57,14 +57,14 @@ class Word:
     tokens: tuple[int, ...]
 
     @property
-    def mark(self) -> bool:
+    def is_punctuation(self) -> bool:
         """Whether this is punctuation or a symbol and no word."""
         return not any(character.isalnum() for character in self.text)
 
     @property
     def content(self) -> bool:
         """Whether this is neither punctuation nor a function word."""
-        return not self.mark and not _IS_FUNCTION_WORD(self.text.lower())
+        return not self.is_punctuation and not _IS_FUNCTION_WORD(self.text.lower())
 
 
 def join_words(
@@ -124,7 +124,7 @@ def unknown_token(tokenizer: Tokenizer) -> str | None:
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where the words and marks of a text stand: runs of letters, digits and their accents, else single characters."""
+    """The spans of words and punctuation in a text: runs of letters, digits and accents, else single characters."""
     start = None
     for i, character in enumerate(text):
         if _in_word(text, i):
@@ -140,7 +140,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _in_word(text: str, i: int) -> bool:
-    """Whether a character is part of a word, and not a blank, a mark, or a word by itself."""
+    """Whether a character is part of a word, not a blank, punctuation, or a word by itself."""
     character = text[i]
     if _ALONE(character):
         return False
@@ -150,5 +150,5 @@ def _in_word(text: str, i: int) -> bool:
 
 
 def _letter(character: str) -> bool:
-    # Vowel signs of many scripts are marks to Unicode (category M), and letters to their readers.
+    # Unicode gives the vowel signs of many scripts the category M (mark); here they count as letters.
     return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"

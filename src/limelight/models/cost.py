@@ -175,12 +175,12 @@ def _stack(found: Cost, stack: Stack) -> None:
                 raise wrong("network", "must be made of attention and feed-forward", got, "Take another model.")
     head = stack.head
     if head is not None:
-        asked = tokens if isinstance(head, TokenHead) else found.batch  # a class belongs to a text, not to a token
-        _matrices(found, "head", head, asked)
+        rows = tokens if isinstance(head, TokenHead) else found.batch  # a class belongs to a text, not to a token
+        _matrices(found, "head", head, rows)
         if isinstance(head, TokenHead) and head.tied:
             table = stack.embedding.tokens
             assert isinstance(table, nn.Embedding)
-            _product(found, "head", asked, table.num_embeddings, table.embedding_dim)
+            _product(found, "head", rows, table.num_embeddings, table.embedding_dim)
 
 
 def _attention(found: Cost, layer: MultiHead) -> None:
@@ -216,7 +216,7 @@ def _kept(pattern: Pattern | None, length: int) -> int:
 
 
 def _feed_forward(found: Cost, layer: nn.Module, tokens: int) -> None:
-    """What each token does alone; of experts, those that work on it."""
+    """The cost of the feed-forward step; of experts, those that a token is routed to."""
     if not isinstance(layer, MixtureOfExperts):
         _matrices(found, "feed-forward", layer, tokens)
         return

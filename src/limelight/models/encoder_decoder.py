@@ -31,7 +31,7 @@ class EncoderDecoder(Stack):
 
     @property
     def cross_names(self) -> tuple[str, ...]:
-        """What `limelight.watching` calls the attention of each layer to the source, in order."""
+        """The names under which `limelight.watching` gathers each layer's cross-attention, in order."""
         return tuple(f"layers.{number}.cross" for number in range(self.config.layers))
 
     def encode(self, source: Tensor, *, layout: Layout | None = None, hidden: bool = False) -> Encoded:
@@ -98,7 +98,7 @@ class EncoderDecoder(Stack):
 
 
 def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
-    """Which tokens of the source a token may look at: all that exist, of its own document."""
+    """The layout of cross-attention: a token sees all existing source tokens of its own document."""
     if isinstance(source.layout, Packed) or isinstance(layout, Packed):
         if not (isinstance(source.layout, Packed) and isinstance(layout, Packed)):
             raise wrong(

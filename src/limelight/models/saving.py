@@ -47,7 +47,7 @@ TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 class Saved(Protocol):
-    """What is saved of a model; `limelight.Pretrained` has it."""
+    """The parts of a model that are saved; `limelight.Pretrained` satisfies this."""
 
     @property
     def network(self) -> Stack:
@@ -217,7 +217,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _write_companions(model: Saved, folder: Path) -> None:
-    """What stands beside the weights: copied from where the model came from, or made from its tokenizer."""
+    """Write the files beside the weights: copied from the model's source, or made from its tokenizer."""
     if model.source.is_dir():
         for name in COMPANIONS:
             if (model.source / name).is_file():

@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     hidden: tuple[Tensor, ...] | None = None
 
     def select(self, rows: Tensor) -> Encoded:
-        """These ``rows`` ``(N,)``, in this order, each as often as it is named."""
+        """These ``rows`` ``(N,)``, in this order; a row may occur several times."""
         layout = None if self.layout is None else self.layout.select(rows)
         rows = rows.to(self.states.device)
         hidden = None if self.hidden is None else tuple(states[rows] for states in self.hidden)
@@ -71,7 +71,7 @@ class Stack(nn.Module):
 
     @property
     def attention_names(self) -> tuple[str, ...]:
-        """What `limelight.watching` calls the attention of each layer to its own text, in order."""
+        """The names under which `limelight.watching` gathers each layer's self-attention, in order."""
         return tuple(f"{self.within}layers.{number}.attention" for number in range(self.config.layers))
 
     def forward(
@@ -156,7 +156,7 @@ class Stack(nn.Module):
         return positions
 
     def _sizes(self, tokens: Tensor) -> tuple[int, int]:
-        """Texts and tokens of what was given, after a look at it."""
+        """The checked texts and tokens of the arguments."""
         if isinstance(self.embedding, FrontEnd):
             return self.embedding.sizes(tokens)
         self._check(tokens)

@@ -86,7 +86,7 @@ class Alignment(nn.Module):
             name=self.name,
             **self.comparison(),
         )  # (B, heads, L, Dv)
-        assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
+        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return mixed.transpose(1, 2).flatten(2)
 
     def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,5 +190,5 @@ def dot_attention(
     """
     other = (states if source is None else source)[:, None]
     mixed = attention(states[:, None], other, other, layout=layout, pattern=pattern, scale=1.0)
-    assert isinstance(mixed, Tensor)  # no observation was asked for
+    assert isinstance(mixed, Tensor)  # no observation was requested
     return mixed[:, 0]

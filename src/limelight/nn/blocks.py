@@ -70,7 +70,7 @@ class PostNorm(ResidualStep):
     """
 
     def forward(self, states: Tensor, *context: Any) -> Tensor:
-        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is handed on to ``inner``."""
+        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is passed to ``inner``."""
         return self._limited(self.norm(states + self.dropout(self.inner(states, *context))))
 
 
@@ -88,7 +88,7 @@ class PreNorm(ResidualStep):
     capturable = ("clamp",)
 
     def forward(self, states: Tensor, *context: Any) -> Tensor:
-        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is handed on to ``inner``."""
+        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is passed to ``inner``."""
         return self._limited(states + self.dropout(self.inner(self.norm(states), *context)))
 
 
@@ -109,7 +109,7 @@ class Sandwich(nn.Module):
         self.inner, self.norm, self.after, self.dropout = inner, norm, deepcopy(norm), dropping(dropout)
 
     def forward(self, states: Tensor, *context: Any) -> Tensor:
-        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is handed on to ``inner``."""
+        """``(B, L, width)`` to ``(B, L, width)``; ``context`` is passed to ``inner``."""
         return states + self.dropout(self.after(self.inner(self.norm(states), *context)))  # type: ignore[no-any-return]
 
 

@@ -131,8 +131,8 @@ class Graph:
             facts += map(id, attributes["_modules"].values())
             for parameter in attributes["_parameters"].values():
                 if parameter is not None:
-                    asked = wanted and parameter.requires_grad
-                    facts += (parameter.data_ptr(), parameter.stride(), parameter.dtype, asked)
+                    differentiated = wanted and parameter.requires_grad
+                    facts += (parameter.data_ptr(), parameter.stride(), parameter.dtype, differentiated)
         facts += [id(attributes.get(name)) for attributes, name in self._settings]
         return facts
 

@@ -91,7 +91,7 @@ def _number(name: str, value: Any) -> None:
 
 
 def _broken(name: str, value: Any, kind: Any) -> str:
-    """What an argument must be and is not; empty where it is."""
+    """The rule that an argument violates, in words; empty if it is valid."""
     origin = typing.get_origin(kind)
     if kind is bool:
         return "" if isinstance(value, bool) else "True or False"

@@ -1,4 +1,4 @@
-"""What one forward pass hands from the model down to every layer."""
+"""The forward context: positions, layout, cache and source of one forward pass, passed to every layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ForwardContext:
     """The positions of the tokens of one forward pass, and what they attend to beside their own text.
 
     Args:
-        layout: which tokens exist, in which document; handed to the operator as it is. With a `source` it speaks of
+        layout: which tokens exist, in which document; passed to the operator unchanged. With a `source` it describes
             the tokens as queries and of the source as keys.
         positions: ``(B | 1, L)`` int64, the position of each token in its document.
         segments: ``(B, L)`` int64, the segment (token type) of each token; ``None`` for segment 0 everywhere.

@@ -164,7 +164,10 @@ class MixtureOfHeads(MultiHead):
         query = self.rotated_heads(projected, self.query_norm, context.rotation)
         key, value = context.cached(self) or self.keys_and_values(states, context)
         key, value, layout = context.extend(self, self.pattern, key, value)
-        key, value = key.contiguous(), value.contiguous()  # those of a head together, for each head is asked alone
+        key, value = (
+            key.contiguous(),
+            value.contiguous(),
+        )  # contiguous for each head, since heads are computed separately
         rules = self.score_rules(query, context)
 
         together = value.new_zeros(B, L + 1, self.query_heads, self.value_width)  # one more, for what does not exist
@@ -209,7 +212,7 @@ class MixtureOfHeads(MultiHead):
             dropout=self.dropout if self.training else 0.0,
             name=None if self.name is None else f"{self.name}.{name}",
         )
-        assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
+        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return mixed
 
 

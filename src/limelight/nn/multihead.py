@@ -135,7 +135,7 @@ class MultiHead(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             name=self.name,
         )  # (B, Hq, L, Dv)
-        assert isinstance(mixed, Tensor)  # no observation was asked for; a watcher keeps its own
+        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def keys_and_values(self, states: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,7 +164,7 @@ def _of_other_inputs(
 
 
 def _watched(own: Observe | None, watched: Observe) -> Observe:
-    """What the caller and the watcher want to see; the caller's own choice of anything comes first."""
+    """The observations of the caller and the watcher together; where both set a field, the caller's value is used."""
     if own is None or own == watched:
         return watched
     if own.heads != watched.heads:

@@ -149,7 +149,7 @@ def _chance(settings: Settings, query: Tensor) -> dict[str, float | int | Tensor
     if not dropout:
         return {"dropout": 0.0, "seed": 0}
     if seed is None:
-        # torch's generator, so that manual_seed and activation checkpointing mean what they say
+        # torch's generator, so that manual_seed and activation checkpointing have their usual effect
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device="cpu")
     return {"dropout": dropout, "seed": seed}
 

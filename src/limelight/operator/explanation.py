@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a call would be computed, and why; printed, it says so in words."""
+    """How a call would be computed, and why; printed, a report in words."""
 
     backend: str | None
     gradients: str  # how derivatives are taken, when any are wanted

@@ -1,7 +1,7 @@
 """What `torch.utils.flop_counter.FlopCounterMode` counts for the registered operators (`limelight.operator.compiled`).
 
 As PyTorch does for its own attention, every pair of query and key counts, whatever the pattern shows: a number by
-which calls can be compared, not what is computed. `limelight.explain` tells how many pairs are seen.
+which calls can be compared, not what is computed. `limelight.explain` reports how many pairs are visible.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ active = is_observed
 
 
 def seen_by(tensor: object = None) -> str:
-    """What sees an operation on a tensor before its kernel runs, in words; empty for nothing.
+    """Name what intercepts an operation on a tensor before its kernel runs; empty for nothing.
 
     `MODE` is a mode of the user: values are computed, and the mode may read them. Everything else records operations
     or computes the shapes of their results alone, and no value may be read. A transform of `torch.func` that computes
@@ -63,7 +63,7 @@ def seen_by(tensor: object = None) -> str:
 
 
 def recorder(tensor: object = None) -> str:
-    """What records an operation on a tensor, or computes its shape alone, in words; empty where values are computed."""
+    """Name what records an operation on a tensor, or computes only its shape; empty where values are computed."""
     found = seen_by(tensor)
     return "" if found is MODE else found
 

@@ -152,7 +152,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _characters(step: Mapping[str, Any]) -> bytes:
-    """What characters become, by a map of SentencePiece, behind a trie whose size in bytes comes first.
+    """The replacement strings of SentencePiece's normalisation map, stored after a trie and its size in bytes.
 
     Raises:
         ValueError: there is no such map; the library would reserve the memory that it claims.

@@ -52,7 +52,7 @@ def valid_text(text: object, name: str = "text") -> str:
 
     Args:
         text: what must be a text.
-        name: the argument that it is, for the complaint.
+        name: name of the argument, for the error message.
 
     Raises:
         ArgumentError: no ``str``, or half of a surrogate pair in it, which is no character: Python puts it in the place
@@ -113,7 +113,7 @@ class Text:
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What each token stands for, as it is written in the text; a special token by its name."""
+        """The part of the text that each token covers; for a special token its name."""
         written = (self.text[start:end] for start, end in self.spans)
         return tuple(piece or token for piece, token in zip(written, self.tokens, strict=True))
 
@@ -252,7 +252,7 @@ class Tokenizer:
         )
 
     def cut(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
-        """What the ``tokenizers`` library makes of a text, its errors in one paragraph."""
+        """Encode a text with the ``tokenizers`` library; its errors become `ArgumentError`."""
         return _cut(self.backend, self._growth, text, add_special_tokens)
 
     def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
@@ -332,13 +332,13 @@ class Tokenizer:
     def write(self, ids: Sequence[int] | Tensor, *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, by default without the special tokens among them."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        with _told("ids", "be token ids that the tokenizer of this model can write"):
+        with _library_errors("ids", "be token ids that the tokenizer of this model can write"):
             return self.backend.decode(numbers, skip_special_tokens=skip_special_tokens)
 
 
 @contextmanager
-def _told(name: str, rule: str) -> Iterator[None]:
-    """Errors of the ``tokenizers`` library in one paragraph: it raises plain `Exception`, and panics that are none."""
+def _library_errors(name: str, rule: str) -> Iterator[None]:
+    """Turn errors of the ``tokenizers`` library into `ArgumentError`: plain `Exception`, and Rust panics."""
     try:
         yield
     except BaseException as error:
@@ -351,7 +351,7 @@ def _told(name: str, rule: str) -> Iterator[None]:
 
 
 def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-    with _told("text", "be cut by the tokenizer of this model"):
+    with _library_errors("text", "be cut by the tokenizer of this model"):
         growth.check(text)
         return backend.encode(text, add_special_tokens=add_special_tokens)
 

@@ -179,7 +179,7 @@ class Pairs(Corpus):
     ``</s>``.
 
     Args:
-        sources, targets: the ids of each, marks included.
+        sources, targets: the token ids of each, special tokens included.
         tokens: mean number of target tokens of a batch; at least the length of the longest target.
         seed: seed of the order.
     """
@@ -289,7 +289,7 @@ def held_out(count: int, share: float) -> NDArray[np.bool_]:
 def texts_of(
     documents: Sequence[str], tokenizer: Tokenizer, *, start: int, end: int, length: int, tokens: int, seed: int
 ) -> Texts:
-    """Tokenize documents into `Texts`; ``start`` and ``end`` are the ids of the marks around them."""
+    """Tokenize documents into `Texts`; ``start`` and ``end`` are the ids of the tokens around each."""
     tokenized = [
         np.array([start, *one.ids, end], np.int32)
         for one in tokenizer.backend.encode_batch_fast(list(documents), add_special_tokens=False)

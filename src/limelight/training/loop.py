@@ -31,7 +31,7 @@ from .preparation import PreparedData, make_config, make_data, make_network
 from .processes import make_accelerator
 from .schedule import learning_rate
 from .settings import Settings, differences
-from .tokenizing import marks_of
+from .tokenizing import special_token_ids
 from .translation import bleu, check_bleu, translate
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
@@ -93,7 +93,9 @@ def train(
     accelerator = make_accelerator()
     main = accelerator.is_main_process
     check_output(output, resume)
-    make_config(settings, settings.tokenizer.vocab_size, marks_of(task=settings.task))  # fails before any data is read
+    make_config(
+        settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
+    )  # fails before any data is read
     if settings.run.bleu_samples:
         check_bleu()
     with locked(output) if main else nullcontext():
@@ -119,9 +121,9 @@ class _Trainer:
             "processes": self.accelerator.num_processes,
         }
         torch.manual_seed(settings.run.seed)
-        config = make_config(settings, data.tokenizer.size, data.marks)
+        config = make_config(settings, data.tokenizer.size, data.special_token_ids)
         network = make_network(config, settings.task)
-        self.model = Pretrained(str(output), network, output / SINGLE, (), data.tokenizer, data.marks)
+        self.model = Pretrained(str(output), network, output / SINGLE, (), data.tokenizer, data.special_token_ids)
         self.progress = Progress()
         state: dict[str, Tensor] = {}
         if last is not None:

@@ -18,7 +18,7 @@ from ..tensors.shapes import wrong
 from ..text import Tokenizer
 from .data import Corpus, documents_in, held_out, pairs_in, pairs_of, texts_of
 from .settings import Settings
-from .tokenizing import marks_of, trained
+from .tokenizing import special_token_ids, trained
 
 # Families that can be trained: those whose published loss is next-token prediction, and load balancing of routers.
 FAMILIES_OF = {
@@ -33,7 +33,7 @@ class PreparedData(NamedTuple):
 
     Args:
         tokenizer: the tokenizer, trained on the training data.
-        marks: ids of its marks.
+        special_token_ids: ids of its special tokens, by their published names.
         train: the training data.
         evaluation: the held-out data; ``None`` where nothing is held out.
         characters: number of characters of the held-out documents or targets.
@@ -41,7 +41,7 @@ class PreparedData(NamedTuple):
     """
 
     tokenizer: Tokenizer
-    marks: Mapping[str, int]
+    special_token_ids: Mapping[str, int]
     train: Corpus
     evaluation: Corpus | None
     characters: int
@@ -72,8 +72,8 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Prepare
         tokenizer = Tokenizer(tokenizers.Tokenizer.from_file(str(tokenizer_file)))
     else:
         tokenizer = trained(settings.tokenizer.kind, settings.tokenizer.vocab_size, _all_texts(training), task=task)
-    marks = marks_of(task=task)
-    start, end = marks["bos_token_id"], marks["eos_token_id"]
+    special = special_token_ids(task=task)
+    start, end = special["bos_token_id"], special["eos_token_id"]
     sizes = {"length": run.max_length, "tokens": run.batch_tokens, "seed": run.seed}
 
     def corpus(part: list[tuple[str, ...]]) -> tuple[Corpus, list[tuple[str, ...]]]:
@@ -85,7 +85,7 @@ def make_data(settings: Settings, tokenizer_file: Path | None = None) -> Prepare
     train, _ = corpus(training)
     evaluation, evaluated = corpus(evaluated) if evaluated else (None, [])
     characters = sum(len(one[-1]) for one in evaluated)
-    return PreparedData(tokenizer, marks, train, evaluation, characters, evaluated)
+    return PreparedData(tokenizer, special, train, evaluation, characters, evaluated)
 
 
 def _all_texts(training: list[tuple[str, ...]]) -> Iterator[str]:
@@ -120,13 +120,13 @@ class _ModelTable(Published):
         return CheckpointError(str(wrong(f"model.{key}", f"must be {rule}", f"it is {self.get(key)!r}", way_out)))
 
 
-def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -> Config:
+def make_config(settings: Settings, vocabulary: int, special: Mapping[str, int]) -> Config:
     """Build the configuration of the model.
 
     Args:
         settings: the settings of the run.
         vocabulary: the vocabulary size of the tokenizer.
-        marks: ids of its special tokens.
+        special: ids of its special tokens, by their published names.
 
     Raises:
         ArgumentError: the family cannot be trained for this task, a key is unknown to the family or a value invalid, or
@@ -140,7 +140,7 @@ def make_config(settings: Settings, vocabulary: int, marks: Mapping[str, int]) -
             f"it is {kind!r}",
             "Other families run, but cannot be trained.",
         )
-    values = RecordingDict({**settings.model, "vocab_size": vocabulary, **marks})
+    values = RecordingDict({**settings.model, "vocab_size": vocabulary, **special})
     config = FAMILIES[kind].configure(_ModelTable(Path("[model]"), values))
     unknown = sorted({*settings.model} - values.read - {"model_type"})
     follows = sorted({*settings.model} & {*DERIVED_KEYS})

@@ -11,14 +11,14 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from ..text import Tokenizer
 
 PAD, START, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
-MARKS = (PAD, START, END, UNKNOWN)
+SPECIAL_TOKENS = (PAD, START, END, UNKNOWN)
 
 
 def characters(texts: Iterable[str]) -> tokenizers.Tokenizer:
     """Build a tokenizer with one token for each character that occurs, the most frequent first."""
     counts = Counter(character for text in texts for character in text)
     ordered = sorted(counts, key=lambda character: (-counts[character], character))
-    vocabulary = {token: number for number, token in enumerate((*MARKS, *ordered))}
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL_TOKENS, *ordered))}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
@@ -32,7 +32,7 @@ def byte_pairs(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=list(MARKS),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -41,7 +41,7 @@ def byte_pairs(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
 
 
 def trained(kind: str, size: int, texts: Iterable[str], *, task: str) -> Tokenizer:
-    """A tokenizer with its marks: ``<s>`` before a text that is continued, ``</s>`` after one that is translated.
+    """A tokenizer that adds special tokens: ``<s>`` before a text to continue, ``</s>`` after one to translate.
 
     Args:
         kind: ``"characters"`` or ``"byte-pair"``.
@@ -50,16 +50,16 @@ def trained(kind: str, size: int, texts: Iterable[str], *, task: str) -> Tokeniz
         task: ``"language"`` or ``"translation"``.
     """
     backend = characters(texts) if kind == "characters" else byte_pairs(texts, size)
-    backend.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS])
-    mark, single = (START, f"{START} $A") if task == "language" else (END, f"$A {END}")
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    token, single = (START, f"{START} $A") if task == "language" else (END, f"$A {END}")
     backend.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[(mark, backend.token_to_id(mark))]
+        single=single, special_tokens=[(token, backend.token_to_id(token))]
     )
     return Tokenizer(backend)
 
 
-def marks_of(*, task: str) -> dict[str, int]:
-    """The ids of the marks, by their published names."""
-    pad, start, end = (MARKS.index(mark) for mark in (PAD, START, END))  # they are the first of the vocabulary
+def special_token_ids(*, task: str) -> dict[str, int]:
+    """Ids of the special tokens, by their published names."""
+    pad, start, end = (SPECIAL_TOKENS.index(token) for token in (PAD, START, END))  # they open the vocabulary
     named = {"pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
     return named | ({"decoder_start_token_id": start} if task == "translation" else {})

@@ -1,4 +1,4 @@
-// Sums to which several tasks add, one after the other.
+// Sums to which several tasks add in a fixed order, so that results do not depend on the threads.
 #pragma once
 
 #include <sched.h>
@@ -47,8 +47,8 @@ struct QueryGradient {
     }
 };
 
-// Adds dQ of a tile (null: zero). The first chunk stores instead of adding, also where it sees no key; the last one
-// rounds.
+// Adds dQ of a tile (null: zero); `room` is scratch for one row. The first chunk of keys stores instead of adding, even
+// if it has no visible key; the last one rounds to the element type.
 inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* room, bool first,
                           bool last) {
     const ll_call& call = pass.problem.call;

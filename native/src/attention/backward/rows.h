@@ -1,4 +1,4 @@
-// What a backward pass computes for each query and key, before it looks at pairs.
+// What a backward pass computes once for each query and key, before the tiles of pairs.
 #pragma once
 
 #include "../../library.h"

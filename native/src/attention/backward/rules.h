@@ -17,8 +17,8 @@ LL_INLINE Float* bias_gradient_at(const ll_tensor& to, const Tile& tile, int64_t
            j * to.strides[3];
 }
 
-// The gradient of a bias. Elements with a single contribution are written with non-temporal stores, and never read:
-// there are too many for the caches.
+// The gradient of a bias. Elements with a single contribution are stored with non-temporal stores, not accumulated:
+// they exceed the caches.
 inline void add_bias_gradient(const ll_call& call, const ll_tensor& to, const Tile& tile, const Block& block,
                               const Float* grads, Float* row_sums) {
     if (to.strides[3] == 0) {  // summed over keys, also of other chunks: added in the order of the chunks

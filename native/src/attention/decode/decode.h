@@ -1,5 +1,5 @@
 // Few queries over many keys, as in decoding, where reading the cache is the work: the query heads of a group read each
-// key and value together, as they lie in memory, and the head width lies along the lanes.
+// key and value together, as stored, and the vector lanes run along the head width.
 //
 // The visible keys of a group are divided into chunks, which threads take one by one; the partial softmax of each chunk
 // is merged with the others in order. Where chunks begin depends on what a row sees, not on threads or the batch.

@@ -1,4 +1,4 @@
-// The two products of short queries: the head width lies along the lanes.
+// The two matrix products of decoding, for a few queries: vector lanes run along the head width.
 #pragma once
 
 #include "../../simd/elements.h"
@@ -10,8 +10,8 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int MAX_QUERIES = 16;  // of a segment that decode computes
-constexpr int MAX_ROWS = 16;     // rows computed together: queries of the heads of a group
+constexpr int MAX_QUERIES = 16;  // maximum of a segment that decode() computes
+constexpr int MAX_ROWS = 16;     // rows computed together: the queries of all heads that share a key-value head
 constexpr int MAX_CHUNK = 1024;  // keys of a chunk, at most: see chunk_size
 constexpr int SCORE_ROW =
     MAX_CHUNK + LANES;  // stride of a row of scores; padded, so that rows map to different cache sets

@@ -38,7 +38,7 @@ inline void forward_task(void* context, int64_t n) {
     end_streams();
 }
 
-// A few maps (batch row, observed head) at a time, which bounds the memory for column sums.
+// Observes the maps (batch row, observed head) in waves, which bounds the memory for column sums.
 struct ObserveJob {
     const Problem& problem;
     const Tiles& tiles;
@@ -99,7 +99,7 @@ inline int observe_all(const Problem& problem, const Tiles& tiles, const Float* 
     return job.status;
 }
 
-// As many tiles in a group as leave each thread several groups.
+// The largest group of tiles that still leaves each thread several groups.
 inline int tiles_per_group(const ll_call& call) {
     int64_t tiles = call.batch * call.query_heads * ((call.queries + QUERIES - 1) / QUERIES);
     return (int)clamp<int64_t>(tiles / (4 * max<int64_t>(call.threads, 1)), 1, MAX_GROUP);

@@ -172,7 +172,7 @@ def peak(dtype: torch.dtype, threads: int, seconds: float, instruction_set: str 
 
 
 def error_message() -> str:
-    """What the last call of this thread that failed complained of."""
+    """The error message of this thread's last failed call."""
     message: bytes = _library.ll_error_message()
     return message.decode()
 

@@ -53,7 +53,7 @@ def _strided(tensor: Tensor, kept: list[Any]) -> tuple[int, ...]:
 
 
 def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
-    """As it lies when it has the dtype of the query: it may be as large as all scores."""
+    """A bias, without a copy if it has the dtype of the query: it may be as large as all scores."""
     tensor = rule.tensor.detach() if rule.tensor.requires_grad else rule.tensor
     stored = tensor.dtype is call.query.dtype
     if not stored:

@@ -72,7 +72,7 @@ class Layout(Description):
         return False
 
     def select(self, rows: Tensor) -> Layout:
-        """The layout of these batch ``rows`` ``(N,)`` int64, in this order, each as often as it is named.
+        """The layout of these batch ``rows`` ``(N,)`` int64, in this order, with repetitions.
 
         Raises:
             ArgumentError: the layout has no rows that can be chosen, as by default.

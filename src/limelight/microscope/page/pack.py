@@ -181,7 +181,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
         },
         "words": {
             "text": [word.text.translate(_VISIBLE) for word in words],
-            "mark": [index for index, word in enumerate(words) if word.mark],
+            "mark": [index for index, word in enumerate(words) if word.is_punctuation],
             "content": [index for index, word in enumerate(words) if word.content],
         },
         "chosen": chosen,

@@ -53,9 +53,9 @@ def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
     }
     # One pass, so that nothing which looks like a placeholder inside a part is ever replaced.
     page, rest = "", template
-    for mark, part in parts.items():
-        before, found, rest = rest.partition(mark)
-        assert found, f"template.html has no {mark}"
+    for placeholder, part in parts.items():
+        before, found, rest = rest.partition(placeholder)
+        assert found, f"template.html has no {placeholder}"
         page += before + part
     return page + rest
 

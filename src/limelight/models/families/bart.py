@@ -126,7 +126,7 @@ def publish(config: Config) -> dict[str, Any]:
 
 def shared_fields(config: Config) -> dict[str, Any]:
     """The fields that configurations of BART, Marian and Whisper share."""
-    assert config.encoder is not None  # `EncoderDecoder` sees to it
+    assert config.encoder is not None  # as `EncoderDecoder` checks
     sides = {"encoder": config.encoder, "decoder": config}
     return {
         **{f"{side}_layers": one.layers for side, one in sides.items()},

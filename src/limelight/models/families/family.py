@@ -26,7 +26,7 @@ class GGUFNames:
     Args:
         fields: GGUF's metadata names, without the architecture in front, and the published names of the same.
         embedding: the tensor that holds the token embedding; its rows are the vocabulary.
-        own_head: the tensor that is there when the output head is not tied to the embedding.
+        own_head: the name of a tensor that exists only when the output head is not tied to the embedding.
         rules: key rules from GGUF's tensors to ours.
         scaling: the published ``rope_scaling`` of a file.
         check: refuses a file whose other fields say that it is not the model of a configuration.

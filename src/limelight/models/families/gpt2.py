@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, a norm before each step, matrices stored as (in, out)."""
+"""GPT-2 (Radford et al. 2019): learned positions, pre-norm, matrices stored as (in, out)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def configure(published: Published) -> Config:
     norm = recipe(nn.LayerNorm, eps=published.number("layer_norm_epsilon", 1e-5))
     scale = head_width**-0.5 if published.flag("scale_attn_weights", True) else 1.0
     by_layer = published.flag("scale_attn_by_inverse_layer_idx", False)
-    seen = tuple(
+    attentions = tuple(
         recipe(
             MultiHead,
             pattern=Causal(),
@@ -48,7 +48,7 @@ def configure(published: Published) -> Config:
             positions=recipe(LearnedPositions, count=limit),
             dropout=published.probability("embd_pdrop", 0.1),
         ),
-        attention=seen if by_layer else seen[0],
+        attention=attentions if by_layer else attentions[0],
         feed_forward=recipe(
             FeedForward,
             inner=published.or_none("n_inner") or 4 * width,
@@ -101,8 +101,8 @@ def rules(config: Config) -> KeyRules:
         KeyRule(f"{layer}.mlp.c_proj.{{p}}", f"{feed_forward}.inner.down.{{p}}", Transposed()),
         KeyRule("transformer.ln_f.{p}", "norm.{p}"),
         head_rule(config, "lm_head.weight"),
-        Unused(f"{layer}.attn.bias", "a triangle of ones"),
-        Unused(f"{layer}.attn.masked_bias", "minus infinity, nearly"),
+        Unused(f"{layer}.attn.bias", "the causal mask"),
+        Unused(f"{layer}.attn.masked_bias", "the score of masked pairs"),
         prefix="transformer.",
         bare=config.head is None,
     )

@@ -66,7 +66,7 @@ def _renamed(rules: KeyRules, published: str) -> tuple[Renamed, ...]:
 
 
 def tables_tied(config: Config) -> bool:
-    """What ``tie_word_embeddings`` says of an encoder and decoder: false where embeddings and head are all apart."""
+    """``tie_word_embeddings`` of an encoder and decoder: false where embeddings and head share no weights."""
     return config.one_table or is_tied(config.head)
 
 
@@ -105,5 +105,5 @@ def head_rule(config: Config, published: str) -> KeyRule | Unused:
 
 
 def bias_name(config: Config) -> str:
-    """What we call the bias of a head that scores every token."""
+    """Our parameter name for the bias of a head that scores every token."""
     return "head.linear.bias" if config.head is not None and config.head.make is UntiedHead else "head.bias"

@@ -56,7 +56,7 @@ def gguf_rules(config: Config) -> KeyRules:
 
 
 def gguf_check(file: GGUFFile, config: Config) -> None:
-    """Refuse a file whose fields say that it is another model than ``config``."""
+    """Refuse a file whose fields contradict ``config``."""
     width = (config.head_width,)
     allowed = GGUF_NEUTRAL | {"rope.dimension_count": width, "attention.value_length": width}
     for key, values in allowed.items():
@@ -73,36 +73,37 @@ def gguf_scaling(file: GGUFFile) -> dict[str, Any]:
     found = {name: file.fields.get(f"llama.rope.{key}") for key, name in GGUF_SCALING.items()}
     published = Published(file.path, found)
     kind = published.one_of("rope_type", ("none", "linear", "yarn"), "none")
-    magnitude = published.number("attn_factor", 1.0)  # llama.cpp multiplies YaRN's own with it
-    if magnitude != 1.0 and (kind != "yarn" or GGUF_DIVISORS in file.tensors):
+    attention_factor = published.number("attn_factor", 1.0)  # llama.cpp multiplies YaRN's own with it
+    if attention_factor != 1.0 and (kind != "yarn" or GGUF_DIVISORS in file.tensors):
         raise published.refused("attn_factor", "1, but for YaRN")
     if GGUF_DIVISORS in file.tensors:
-        return _gguf_waves(file, published)
+        return _gguf_llama3(file, published)
     if kind == "none":
         return {"rope_type": "default"}
     fields = {name: value for name, value in found.items() if value is not None and name != "attn_factor"}
     if kind == "yarn":
-        fields["attention_factor"] = magnitude * yarn_factor(published.number("factor"), 1.0)
+        fields["attention_factor"] = attention_factor * yarn_factor(published.number("factor"), 1.0)
     return fields
 
 
-def _gguf_waves(file: GGUFFile, found: Published) -> dict[str, Any]:
-    """Llama 3.1's rule, of which GGUF has only what each pair's frequency is divided by. The rest is as published."""
+def _gguf_llama3(file: GGUFFile, found: Published) -> dict[str, Any]:
+    """Llama 3.1's scaling. GGUF stores only the divisor of each pair's frequency; other values are as published."""
     divisors = file.read(GGUF_DIVISORS).double().flatten()
     if not (divisors > 0).all() or not divisors.isfinite().all():
         raise damaged(file.path, f"{GGUF_DIVISORS} are not numbers above 0")
     trained = found.whole("original_max_position_embeddings", 8192)
-    waves = Llama3Scaling(divisors.max().item() if len(divisors) else 1.0, trained)
+    scaling = Llama3Scaling(divisors.max().item() if len(divisors) else 1.0, trained)
     pairs = torch.arange(len(divisors), dtype=torch.float64, device="cpu")
     plain = found.number("rope_theta", 10_000.0) ** -(pairs / max(1, len(divisors)))
-    stretched = waves.frequencies(plain, torch.tensor([[trained]], device="cpu"))
-    if not torch.allclose(stretched * divisors, plain, rtol=1e-4, atol=0):
+    scaled = scaling.frequencies(plain, torch.tensor([[trained]], device="cpu"))
+    if not torch.allclose(scaled * divisors, plain, rtol=1e-4, atol=0):
         raise CheckpointError(
-            f"{file.path}: {GGUF_DIVISORS} must follow Llama 3.1's rule (factor {waves.factor:g}, trained with "
-            f"{trained} tokens, waves from {waves.low:g} to {waves.high:g}), and does not. Take safetensors instead."
+            f"{file.path}: {GGUF_DIVISORS} must follow Llama 3.1's rule (factor {scaling.factor:g}, trained with "
+            f"{trained} tokens, waves from {scaling.low:g} to {scaling.high:g}), and does not. "
+            "Take safetensors instead."
         )
-    fields = {"rope_type": "llama3", "factor": waves.factor, "original_max_position_embeddings": trained}
-    return fields | {"low_freq_factor": waves.low, "high_freq_factor": waves.high}
+    fields = {"rope_type": "llama3", "factor": scaling.factor, "original_max_position_embeddings": trained}
+    return fields | {"low_freq_factor": scaling.low, "high_freq_factor": scaling.high}
 
 
 GGUF_DIVISORS = "rope_freqs.weight"
@@ -131,7 +132,7 @@ GGUF_FIELDS = {
     "vocab_size": "vocab_size",
 }
 
-# What other models have that share the architecture's name, each with the values that change nothing.
+# Fields that other models of the same architecture name use, with the values at which they have no effect.
 GGUF_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope.scale_linear": (1.0,),
     "rope.scaling.yarn_ext_factor": (1.0,),

@@ -1,4 +1,4 @@
-"""Marian's translators (Junczys-Dowmunt et al. 2018, arXiv:1804.00344): the first Transformer, waves as positions."""
+"""Marian's translators (Junczys-Dowmunt et al. 2018, arXiv:1804.00344): Transformer with sinusoids."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configure(published: Published) -> Config:
 
 def publish(config: Config) -> dict[str, Any]:
     """The published fields of our configuration of a Marian model."""
-    assert config.encoder is not None  # `EncoderDecoder` sees to it
+    assert config.encoder is not None  # as `EncoderDecoder` checks
     if config.attentions[0].make is SSRU:
         raise wrong(
             "model",

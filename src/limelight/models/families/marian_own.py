@@ -17,7 +17,7 @@ from . import marian
 from .family import MarianNames
 from .published import Published
 
-# What else a file may say would be another model.
+# Settings with one supported value each: any other would be another architecture.
 FIXED = {
     "type": "transformer",
     "transformer-decoder-autoreg": "rnn",
@@ -37,11 +37,11 @@ FIXED = {
     "output-omit-bias": "false",
 }
 NORM = recipe(nn.LayerNorm, eps=1e-6)  # Marian's, where transformers has 1e-5
-LIMIT = 1000  # tokens; Marian's positions have no end, and its texts are sentences
+LIMIT = 1000  # tokens; Marian's sinusoids have no limit, but its inputs are sentences
 
 
 def configure(file: MarianFile) -> Config:
-    """Our configuration of a Marian file: the embedding has one row more, the zeros that writing begins from."""
+    """Our configuration of a Marian file: the embedding has one more row, of zeros: the decoder's start token."""
     for name, wanted in FIXED.items():
         value = file.settings.get(name, wanted)
         if value not in (wanted, "none" if wanted == "" else wanted):
@@ -61,10 +61,10 @@ def configure(file: MarianFile) -> Config:
     values |= {"max_position_embeddings": LIMIT, "dropout": 0.0}
     config = marian.configure(Published(file.path, values, tensors=frozenset(file.keys())))
     assert config.encoder is not None
-    waves = recipe(Sinusoids, pairing=SplitHalves(), steps=width // 2 - 1)
-    embedding = recipe(SummedEmbedding, **(dict(config.embedding.settings) | {"positions": waves}))
-    same: dict[str, Any] = {"norm": NORM, "embedding": embedding}
-    return replace(config, attention=recipe(SSRU), encoder=replace(config.encoder, **same), **same)
+    positions = recipe(Sinusoids, pairing=SplitHalves(), steps=width // 2 - 1)
+    embedding = recipe(SummedEmbedding, **(dict(config.embedding.settings) | {"positions": positions}))
+    shared: dict[str, Any] = {"norm": NORM, "embedding": embedding}
+    return replace(config, attention=recipe(SSRU), encoder=replace(config.encoder, **shared), **shared)
 
 
 def _whole(value: str | None) -> int | None:
@@ -72,7 +72,7 @@ def _whole(value: str | None) -> int | None:
 
 
 def rules(config: Config) -> KeyRules:
-    """Marian's names, whose layers are counted from 1, and ours."""
+    """Key rules between Marian's files, whose layers are counted from 1, and our modules."""
     assert config.encoder is not None
     change = Transposed()
     found: list[KeyRule | Unused] = [
@@ -94,7 +94,7 @@ def rules(config: Config) -> KeyRules:
                 found.append(KeyRule(f"{block}_rnn_W", f"{layer}.attention.inner.inner.weight", change))
                 found.append(KeyRule(f"{block}_rnn_Wf", f"{layer}.attention.inner.forget.weight", change))
                 found.append(KeyRule(f"{block}_rnn_bf", f"{layer}.attention.inner.forget.bias", SingleRow()))
-    return KeyRules(*found, Unused("{any}_QuantMultA", "how vectors are rounded to int8; here they are not"))
+    return KeyRules(*found, Unused("{any}_QuantMultA", "the scales of int8 activations, which are not quantized here"))
 
 
 def _attention(published: str, ours: str) -> list[KeyRule | Unused]:

@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral with several feed-forward experts, two of them a token."""
+"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral with a mixture of experts, two for each token."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from ...formats.errors import CheckpointError, shortened
 from ...nn import ClassHead, MaskedHead
 from ..config import Recipe
 
-# The largest whole number that a configuration may hold: by name where it makes modules or memory, by default what the
-# sizes of a tensor can be multiplied with. Parameters cost nothing before they are read, but a billion layers would.
+# The maximum of each integer of a configuration that sets a number of modules: parameters take no memory before
+# they are read, but a billion modules would. `MOST_WHOLE` bounds all others: products of sizes then stay in range.
 MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 1000),
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 1000),
@@ -21,14 +21,14 @@ MOST = {
 }
 MOST_WHOLE = 2**31 - 1
 MOST_NUMBER = 1e15  # beyond, products of two numbers and a length leave what float64 counts exactly
-MOST_FACTOR = 1e6  # how much longer texts may become
+MOST_FACTOR = 1e6  # the largest `factor` of a RoPE scaling
 MOST_PARTS = 4096  # experts of all layers together
 
 # How the names of values end that are ids of special tokens.
 SPECIAL_TOKEN_KEYS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
-NONE = (-1, 2**32 - 1)  # what some files write for a token that there is not; the second is the first without its sign
+NONE = (-1, 2**32 - 1)  # "no such token" in some files: -1, and -1 read as an unsigned 32-bit integer
 
-# What classes are for that are not called ...For...: GPT-2's and Marian's.
+# The task of published classes without "For" in their names (GPT-2's and Marian's), by the end of the name.
 ENDINGS = {"LMHeadModel": "CausalLM", "MTModel": "ConditionalGeneration"}
 
 
@@ -40,19 +40,19 @@ class RecordingDict(dict[str, Any]):
         self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key, which is recorded."""
+        """Return the value of a key, and record that it was read."""
         self.read.add(key)
         return super().get(key, default)
 
 
 @dataclass(frozen=True)
 class Published:
-    """The values of a configuration and the file they stand in.
+    """The values of a configuration, with the path of their file for error messages.
 
     Args:
-        path: the file, named in complaints.
+        path: the file, named in error messages.
         values: its keys and values.
-        defaults: values of keys that the file does not have, before any other default.
+        defaults: values of keys that the file lacks; they precede the defaults of the methods.
         tensors: the names of the tensors beside it, or ``None``.
     """
 
@@ -66,7 +66,7 @@ class Published:
         return self.values.get(key)
 
     def with_defaults(self, **defaults: Any) -> Published:
-        """The configuration, read with these ``defaults`` where the file says nothing."""
+        """The configuration, read with these ``defaults`` where the file lacks a key."""
         return Published(self.path, self.values, {**self.defaults, **defaults}, self.tensors)
 
     def token(self, key: str, default: int) -> int:
@@ -77,7 +77,7 @@ class Published:
         return value  # type: ignore[no-any-return]
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1, and at most what `MOST` says."""
+        """A whole number of at least 1, at most `MOST[key]`, else `MOST_WHOLE`."""
         value, most = self._or(key, default), MOST.get(key, MOST_WHOLE)
         if not _is_whole(value) or value < 1:
             raise self.refused(key, "a whole number of at least 1")
@@ -86,13 +86,13 @@ class Published:
         return value  # type: ignore[no-any-return]
 
     def or_none(self, key: str, default: int | None = None) -> int | None:
-        """A whole number, ``None`` where the file says null, or ``default`` where it says nothing."""
+        """A whole number; ``None`` where the file has null, ``default`` where it lacks the key."""
         if self.values.get(key, default) is None:
             return None
         return self.whole(key, default)
 
     def pair(self, key: str, default: int) -> tuple[int, int]:
-        """A height and a width, which one number may stand for."""
+        """A height and a width; a single number is used for both."""
         value = self._or(key, default)
         both = list(value) if isinstance(value, (list, tuple)) else [value, value]
         if len(both) != 2 or not all(_is_whole(one) and 0 < one <= MOST_WHOLE for one in both):
@@ -109,7 +109,7 @@ class Published:
         return layers
 
     def parts(self, key: str, default: int, *, layers: int) -> int:
-        """A number of parts that each of the ``layers`` has (experts), with tensors of their own."""
+        """A number of submodules (experts) in each of the ``layers``, every one with tensors of its own."""
         parts = self.whole(key, default)
         most = MOST_PARTS if self.tensors is None else min(MOST_PARTS, len(self.tensors))
         if parts * layers > most:
@@ -117,7 +117,7 @@ class Published:
         return parts
 
     def object(self, key: str) -> Mapping[str, Any]:
-        """An object; an empty one where there is none."""
+        """A JSON object of plain values; empty where the file lacks the key."""
         value = self._or(key, {})
         if not isinstance(value, Mapping) or any(isinstance(inner, Mapping) for inner in value.values()):
             raise self.refused(key, "an object of plain values")
@@ -135,13 +135,13 @@ class Published:
         return self._number(key, default, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
     def coefficient(self, key: str, default: float) -> float:
-        """A number, 0 or above."""
+        """A number of at least 0."""
         return self._number(
             key, default, lambda value: 0 <= value <= MOST_NUMBER, f"a number from 0 to {MOST_NUMBER:g}"
         )
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0, and at most a million where it is the ``factor`` of longer texts."""
+        """A number above 0; the ``factor`` of a RoPE scaling is at most `MOST_FACTOR`."""
         most = MOST_FACTOR if key == "factor" else MOST_NUMBER
         return self._number(key, default, lambda value: 0 < value <= most, f"a number above 0, at most {most:g}")
 
@@ -154,7 +154,7 @@ class Published:
         return tuple(map(float, values))
 
     def number_or_none(self, key: str, default: float | None = None) -> float | None:
-        """A number above 0, ``None`` where the file says null, or ``default`` where it says nothing."""
+        """A number above 0; ``None`` where the file has null, ``default`` where it lacks the key."""
         if self.values.get(key, default) is None:
             return None
         return self.number(key, default)
@@ -193,10 +193,10 @@ class Published:
         return tuple(map(str, found))
 
     def special_token_ids(self) -> dict[str, Any]:
-        """Ids of special tokens, by their published names (``eos_token_id``); those that are none (-1) are left out.
+        """Ids of special tokens, by their published names (``eos_token_id``), without those that mean no token (-1).
 
         Raises:
-            CheckpointError: a value of another form: an id is a whole number of at least 0.
+            CheckpointError: a value is not an id (a whole number of at least 0) or a list of the expected form.
         """
         found = {}
         for key, value in self.values.items():
@@ -218,7 +218,7 @@ class Published:
         return self.whole(width) // self.whole(heads)
 
     def refused(self, key: str, rule: str) -> CheckpointError:
-        """The complaint about one value."""
+        """The error for the value of a key; ``rule`` is what the value must be."""
         return CheckpointError(
             f"{self.path} says {key} = {shortened(self.values.get(key))}, and Limelight reads there {rule}. "
             "Take another checkpoint, or correct the file if it was edited."
@@ -256,7 +256,7 @@ def _are_tokens(value: object) -> bool:
 
 
 def _are_forced(value: object) -> bool:
-    """Pairs of a place and a token, or of a place and nothing (Whisper's, which the language decides)."""
+    """Pairs ``(position, token)``; the token is ``None`` where the language decides it (Whisper)."""
     return isinstance(value, (list, tuple)) and all(
         isinstance(pair, (list, tuple))
         and len(pair) == 2
@@ -279,7 +279,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def class_suffix(head: Recipe | None) -> str:
-    """The end of the name of a published class, by the head of a model."""
+    """The suffix of the published class name of a model with this head, such as ``"ForCausalLM"``."""
     if head is None:
         return "Model"
     if head.make is ClassHead:

@@ -28,7 +28,7 @@ def configure(published: Published) -> Config:
 
 
 def _patterns(published: Published) -> list[Pattern]:
-    """What each layer sees: with windows switched on, those from ``max_window_layers`` on see one."""
+    """The pattern of each layer: causal, or a window from layer ``max_window_layers`` on if windows are enabled."""
     layers = published.layers("num_hidden_layers")
     length = published.or_none("sliding_window", 4096) if published.flag("use_sliding_window", False) else None
     first = published.token("max_window_layers", 28)

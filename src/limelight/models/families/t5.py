@@ -1,4 +1,4 @@
-"""T5, 1.0 and 1.1 (Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202): distances as biases."""
+"""T5, 1.0 and 1.1 (Raffel et al. 2020, arXiv:1910.10683; Shazeer 2020, arXiv:2002.05202): relative position biases."""
 
 from __future__ import annotations
 
@@ -89,21 +89,21 @@ def _feed_forward(published: Published, dropout: float) -> Recipe:
 
 
 def _head(published: Published) -> Recipe | None:
-    """1.0 scales the states and reads the embedding backwards; 1.1 has a head of its own.
+    """1.0 scales the states, and its head is tied to the token embedding; 1.1 has an untied head.
 
-    Files of 1.1 say so by ``tie_word_embeddings``, newer ones by ``scale_decoder_outputs``.
+    Files of 1.1 have ``tie_word_embeddings`` false, newer ones ``scale_decoder_outputs``.
     """
     if published.task("ConditionalGeneration") != "ConditionalGeneration":
         return None
     if published.flag("scale_decoder_outputs", published.flag("tie_word_embeddings", True)):
         return recipe(TiedHead, scale=published.whole("d_model") ** -0.5)
-    is_there = published.tensors is None or "lm_head.weight" in published.tensors
-    return recipe(UntiedHead) if is_there else recipe(TiedHead)
+    stored = published.tensors is None or "lm_head.weight" in published.tensors
+    return recipe(UntiedHead) if stored else recipe(TiedHead)
 
 
 def publish(config: Config) -> dict[str, Any]:
     """The published fields of our configuration of a T5."""
-    assert config.encoder is not None  # `EncoderDecoder` sees to it
+    assert config.encoder is not None  # as `EncoderDecoder` checks
     assert config.scores is not None
     feed_forward, buckets = config.feed_forward, config.scores["buckets"]
     activation = feed_forward["activation"]
@@ -145,7 +145,7 @@ def rules(config: Config) -> KeyRules:
         *_half_rules("decoder", "", 2, gated),
         *_attention_rules("decoder.block.{n}.layer.1.EncDecAttention", "layers.{n}.cross.inner"),
         KeyRule("decoder.block.{n}.layer.1.layer_norm.weight", "layers.{n}.cross.norm.weight"),
-        Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "of no use in any T5"),
+        Unused("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight", "not used by any T5"),
     )
 
 
@@ -170,7 +170,7 @@ def _attention_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
     return tuple(KeyRule(f"{published}.{their}.weight", f"{ours}.{our}.weight") for their, our in names.items())
 
 
-# In float16 the published models keep this matrix in float32, and with it the sum of all steps: it would overflow.
+# Float32 in float16 models, as in the published ones: this matrix and the residual stream would overflow in float16.
 WIDE = ("feed_forward.inner.down.weight",)
 
 T5 = Family(

@@ -49,7 +49,7 @@ def configure(published: Published) -> Config:
 
 def publish(config: Config) -> dict[str, Any]:
     """The published fields of our configuration of a Whisper."""
-    assert config.encoder is not None  # `EncoderDecoder` sees to it
+    assert config.encoder is not None  # as `EncoderDecoder` checks
     return {
         "architectures": ["WhisperModel" if config.head is None else "WhisperForConditionalGeneration"],
         "vocab_size": config.vocabulary,
@@ -133,7 +133,7 @@ def special_token_ids(tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[s
     """Ids of the special tokens, by their published names."""
     names = ("startoftranscript", "endoftext", "notimestamps")
     begin, end, no_times = (tokenizer.backend.token_to_id(f"<|{name}|>") for name in names)
-    english = tokenizer.size <= ENGLISH  # the others must be told a language and a task
+    english = tokenizer.size <= ENGLISH  # multilingual models need tokens for language and task
     forced = [[1, no_times]] if english else [[1, None], [2, None], [3, no_times]]
     found = {
         "decoder_start_token_id": begin,

@@ -209,7 +209,7 @@ class Cache:
         self.lengths = _same(step.after)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these ``rows`` ``(N,)``, in this order, each as often as it is named: beams, or texts not yet ended."""
+        """Keep these ``rows`` ``(N,)``, in this order, with repetitions: beams, or texts not yet ended."""
         if self._rows is None:
             return
         if isinstance(self.lengths, Tensor):

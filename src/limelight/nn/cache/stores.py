@@ -93,7 +93,7 @@ class Store(Protocol):
     """What one layer keeps between the steps of a text: keys and values, or another state."""
 
     def select(self, rows: Tensor) -> None:
-        """Keep these ``rows`` ``(N,)`` of the batch, in this order, each as often as it is named."""
+        """Keep these ``rows`` ``(N,)`` of the batch, in this order, with repetitions."""
 
     def tensors(self) -> list[Tensor]:
         """All tensors that take memory."""

@@ -107,7 +107,7 @@ class _Differentiated(torch.autograd.Function):
 
 
 def _folds(attention: Attention) -> bool:
-    """Whether several calls are one call with as many times the rows: nothing in them tells rows apart."""
+    """Whether several calls can be one call with a larger batch: no setting of them depends on the row."""
     return (
         attention.template.dropout == 0.0
         and not attention.observed

@@ -29,8 +29,8 @@ def names(observe: Observe) -> tuple[str, ...]:
 
 
 def in_order(observe: Observe) -> Observe | None:
-    """What is computed for ``observe``: all heads, chosen rows and pairs in the order of the queries; ``None`` where
-    nothing but the logsumexp is asked for.
+    """The observations to compute for ``observe``: all heads, chosen rows and pairs in the order of the queries;
+    ``None`` if only the logsumexp is requested.
     """
     rows, pairs = observe.rows, observe.pairs
     observe = dataclasses.replace(
