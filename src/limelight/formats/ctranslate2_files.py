@@ -11,7 +11,6 @@ the bytes that are left before anything is read.
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, damaged, missing
+from .errors import CheckpointError, damaged
+from .mapped_file import MappedFile
 
 VERSION = 6
 MOST_DIMENSIONS = 8
@@ -37,7 +37,7 @@ class Variable:
     size: int
 
 
-class CTranslate2File:
+class CTranslate2File(MappedFile):
     """The variables of a ``model.bin``, tensors read on demand.
 
     Args:
@@ -52,15 +52,7 @@ class CTranslate2File:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise missing(path, "Name the folder that holds it.")
-        with path.open("rb") as file:
-            try:
-                self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except ValueError as error:
-                raise damaged(path, "it is empty") from error
-        self._at = 0
+        super().__init__(path)
         version = self._number("I")
         if version != VERSION:
             raise CheckpointError(
@@ -128,12 +120,3 @@ class CTranslate2File:
         start = self._skip(size)
         value: int = struct.unpack_from("<" + code, self._data, start)[0]
         return value
-
-    def _skip(self, size: int) -> int:
-        """Where the next ``size`` bytes begin."""
-        if size > len(self._data) - self._at:
-            raise damaged(
-                self.path, f"it promises {size:,} more bytes at byte {self._at:,} of {len(self._data):,}, and they lack"
-            )
-        self._at += size
-        return self._at - size

@@ -11,7 +11,6 @@ values were multiplied. As in GGUF, every length is compared with the bytes that
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, damaged, missing
+from .errors import CheckpointError, damaged
+from .mapped_file import MappedFile
 
 VERSION = 1
 FLOAT32, INT8 = 0x404, 0x4101
@@ -38,7 +38,7 @@ class Stored:
     size: int
 
 
-class MarianFile:
+class MarianFile(MappedFile):
     """The tensors of a Marian model, each as Marian's own matrices ``(in, out)``, read on demand.
 
     Args:
@@ -52,15 +52,7 @@ class MarianFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise missing(path, "Name the folder that holds it.")
-        with path.open("rb") as file:
-            try:
-                self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except ValueError as error:
-                raise damaged(path, "it is empty") from error
-        self._at = 0
+        super().__init__(path)
         version, count = self._numbers(2)
         if version != VERSION:
             raise damaged(path, f"it has version {version} of Marian's format, and Limelight reads {VERSION}")
@@ -134,12 +126,3 @@ class MarianFile:
         if count > MOST_TENSORS or count * size > len(self._data) - self._at:
             raise damaged(self.path, f"it claims {count:,} tensors, more than it can hold")
         return count
-
-    def _skip(self, size: int) -> int:
-        """Where the next ``size`` bytes begin."""
-        if size > len(self._data) - self._at:
-            raise damaged(
-                self.path, f"it promises {size:,} more bytes at byte {self._at:,} of {len(self._data):,}, and they lack"
-            )
-        self._at += size
-        return self._at - size
