@@ -237,9 +237,10 @@ class _LayerCapture(Capture):  # type: ignore[no-untyped-call]
         calls: where native calls are recorded.
     """
 
+    calls: CapturedCalls[ForwardContext]
+
     def __init__(self, calls: CapturedCalls[ForwardContext]) -> None:
         super().__init__(calls)
-        self._graph = calls
         self._slots: dict[int, _CachedSlots] = {}  # by the id of the placeholder of the keys
         self._placeholders: set[int] = set()  # where they lie
 
@@ -247,7 +248,7 @@ class _LayerCapture(Capture):  # type: ignore[no-untyped-call]
         """Record that new keys and values are written to their ``slots``."""
         self._slots[id(slots.cached[0])] = slots
         self._placeholders |= {placeholder.untyped_storage().data_ptr() for placeholder in slots.cached}
-        self._graph.recompute(slots.write)
+        self.calls.recompute(slots.write)
 
     def check(self, *tensors: Tensor) -> None:
         super().check(*tensors)
@@ -282,5 +283,5 @@ class _LayerCapture(Capture):  # type: ignore[no-untyped-call]
             now_call = prepare(query, now.key, now.value, settings)
             calls.attention(now_call, output)
 
-        self._graph.recompute(attend)
+        self.calls.recompute(attend)
         return output, query.new_empty(B, Hq, L, dtype=torch.float32)
