@@ -93,7 +93,7 @@ def _pack(slabs: list[NDArray[np.bool_]], rows: int, Lk: int) -> Tiles:
         padded[:, :, :n, :Lk] = slab
         words = np.packbits(padded, axis=-1, bitorder="little").view(np.uint64)
         words = words.reshape(b, h, tiles, rows, columns).swapaxes(3, 4)  # (b, h, query tile, key tile, row)
-        # Nobody: no bit of a real query and key.
+        # Empty: no bit of an existing query and key is set.
         padded[:, :, n:] = False
         padded[..., Lk:] = False
         some = padded.reshape(b, h, tiles, rows, columns, TILE).any((3, 5))
