@@ -32,8 +32,9 @@ FLOORS = (
     ("generation",),
     ("pretrained",),
     ("checkpoints",),
-    ("microscope", "training", "compat", "benchmark"),
+    ("training", "compat", "benchmark"),
     ("integrations",),
+    ("microscope",),
     ("cli",),
     ("__init__", "__main__"),
 )

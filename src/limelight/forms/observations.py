@@ -183,7 +183,8 @@ class Seen(Mapping[str, Observations]):
         first, *others = seen.calls("layers.3.attention")  # of a layer that was called several times
 
     Names are in the order of the first calls; a call without one is named ``"attention.0"``, ``"attention.1"``, ... A
-    subclass may define `add` to use each call's observations at once, and to keep only what it needs of them.
+    subclass may define `request` to choose what is observed of each call, `add` to use each call's observations at
+    once and to keep only what it needs of them, and `replace` to read the operands and to change the output.
 
     Args:
         observe: what to observe of each call.
@@ -193,6 +194,31 @@ class Seen(Mapping[str, Observations]):
         self.observe = observe
         self.thread = threading.get_ident()
         self._calls: dict[str, list[Observations]] = {}
+
+    def request(self, name: str | None, query: Tensor, key: Tensor) -> Observe:
+        """What to observe of the call that begins; by default ``observe``, whatever the call.
+
+        Args:
+            name: of the layer that calls.
+            query: ``(B, Hq, Lq, D)``.
+            key: ``(B, Hkv, Lk, D)``.
+        """
+        return self.observe
+
+    def replace(self, name: str | None, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        """The output that the layer goes on with, ``(B, Hq, Lq, Dv)``; by default the ``output`` of the call.
+
+        A change of it is an intervention: ``output.index_fill(1, heads, 0.0)`` silences heads. The operands are to be
+        read, not written to.
+
+        Args:
+            name: of the layer that calls.
+            query: ``(B, Hq, Lq, D)``, positions included.
+            key: ``(B, Hkv, Lk, D)``, positions included.
+            value: ``(B, Hkv, Lk, Dv)``.
+            output: the result of the call.
+        """
+        return output
 
     def add(self, name: str | None, observations: Observations) -> None:
         """Keep the observations of one call of the layer ``name``."""

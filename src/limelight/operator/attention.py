@@ -136,18 +136,21 @@ def attention(
     if watcher is None:
         call = prepare(query, key, value, settings)
     else:
-        settings = settings.replace(observe=_watched(observe, watcher.observe))
+        settings = settings.replace(observe=_watched(observe, watcher.request(name, query, key)))
         call = prepare(query, key, value, settings).replace(only_watched=observe is None)
     if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
         result = compiled.forward(call, backend, seen_by)
     else:
         result = run(call, backend)
-    if watcher is not None and result.observations is not None:
-        watcher.add(name, result.observations)
+    output = result.output
+    if watcher is not None:
+        if result.observations is not None:
+            watcher.add(name, result.observations)
+        output = watcher.replace(name, query, key, value, output)
     if observe is None:
-        return result.output
+        return output
     assert result.observations is not None
-    return result.output, result.observations
+    return output, result.observations
 
 
 def _of_other_inputs(

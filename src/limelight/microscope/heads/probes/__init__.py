@@ -1,0 +1,1 @@
+"""Texts with known answers, for measures that need them."""

@@ -1,0 +1,104 @@
+"""The interface between the microscope and the models that it looks at."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ...text import Text
+
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of running a subject once.
+
+    Args:
+        hidden: the embedding and the states after each layer, ``layers + 1`` tensors ``(B, L, width)``, of which the
+            last has passed the model's last norm; empty unless requested.
+        logits: ``(B, L, vocabulary)``; ``None`` unless requested, or without an output embedding.
+        source_hidden: the same as ``hidden`` for the encoder of an encoder-decoder.
+    """
+
+    hidden: tuple[Tensor, ...] = ()
+    logits: Tensor | None = None
+    source_hidden: tuple[Tensor, ...] = ()
+
+
+class Subject(ABC):
+    """A model that the microscope can look at: its tokens, its attention layers by name, and how to run it.
+
+    Run it inside `limelight.watching` to observe its attention: the calls come under `attention_names`,
+    `encoder_names` and `cross_names`, ``(B, H, L, ...)`` each.
+
+    Attributes:
+        name: for titles and tables.
+        kind: ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``.
+        layers: number of layers of the main stack (the decoder of an encoder-decoder).
+        heads: number of query heads of each of them.
+        attention_names: the names under which `limelight.watching` gathers the self-attention of the main stack, one
+            for each layer, in order.
+        encoder_names: those of the encoder's layers; empty unless this is an encoder-decoder.
+        cross_names: those of the cross-attention; empty unless this is an encoder-decoder.
+        limit: the number of positions; ``None`` if there is no limit.
+        vocabulary: the number of token ids.
+    """
+
+    name: str
+    kind: Kind
+    layers: int
+    heads: int
+    attention_names: tuple[str, ...]
+    encoder_names: tuple[str, ...] = ()
+    cross_names: tuple[str, ...] = ()
+    limit: int | None = None
+    vocabulary: int
+
+    @property
+    def causal(self) -> bool:
+        """Whether a query of the main stack sees only keys that do not come after it."""
+        return self.kind != "encoder"
+
+    @abstractmethod
+    def tokenize(self, text: str) -> Text:
+        """The tokens of a text as the model reads it, special tokens included."""
+
+    @abstractmethod
+    def run(self, ids: Tensor, *, source: Tensor | None = None, hidden: bool = False, logits: bool = False) -> Run:
+        """Run the model, without gradients.
+
+        Args:
+            ids: ``(B, L)`` int64 token ids, all of which exist.
+            source: ``(B, Lk)`` token ids (or the numbers of a sound or picture) for the encoder of an encoder-decoder.
+            hidden: return the hidden states.
+            logits: return the logits.
+        """
+
+    @abstractmethod
+    def lens(self, states: Tensor, depth: int) -> Tensor | None:
+        """The logits that the output embedding gives to hidden states, ``(..., width)`` to ``(..., vocabulary)``.
+
+        The logit lens (nostalgebraist 2020): the last norm, then the output embedding. States of ``depth = layers``
+        have passed that norm already. ``None`` for a model without an output embedding.
+        """
+
+    @abstractmethod
+    def embeddings(self) -> Tensor:
+        """The table of input embeddings, ``(vocabulary, width)``, without positions."""
+
+    @abstractmethod
+    def output_weight(self, name: str) -> Tensor:
+        """The part of an attention layer's output projection that each head passes through, ``(H, Dv, width)``.
+
+        The contribution of head ``h`` to the residual stream is ``mixed_h @ output_weight(name)[h]``, with ``mixed_h``
+        the ``(L, Dv)`` output of the head (Kobayashi 2020).
+        """
+
+    @property
+    @abstractmethod
+    def unknown_token(self) -> str | None:
+        """The token that stands for text which the vocabulary does not have; ``None`` where every text has tokens."""

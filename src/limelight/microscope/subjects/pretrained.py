@@ -1,0 +1,86 @@
+"""Our own models as subjects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import DecoderOnly, EncoderDecoder
+from ...pretrained import Pretrained
+from ...tensors.shapes import wrong
+from ...text import Text
+from ..words import unknown_token
+from .base import Run, Subject
+
+
+class PretrainedSubject(Subject):
+    """A `limelight.Pretrained`, of which there is one for each of our model families.
+
+    Args:
+        model: what `limelight.load` returns.
+
+    Raises:
+        ArgumentError: the checkpoint has no tokenizer.
+    """
+
+    def __init__(self, model: Pretrained) -> None:
+        network, config = model.network, model.config
+        self.model = model
+        self.name = model.name
+        self.layers, self.heads = config.layers, config.query_heads
+        self.attention_names = network.attention_names
+        self.limit, self.vocabulary = config.limit, config.vocabulary
+        self.kind = "decoder" if isinstance(network, DecoderOnly) else "encoder"
+        if isinstance(network, EncoderDecoder):
+            self.kind = "encoder-decoder"
+            self.encoder_names, self.cross_names = network.encoder.attention_names, network.cross_names
+
+    def tokenize(self, text: str) -> Text:
+        return self.model.read(text).texts[0]
+
+    def run(self, ids: Tensor, *, source: Tensor | None = None, hidden: bool = False, logits: bool = False) -> Run:
+        ids = ids.to(self.model.device)
+        with torch.inference_mode():
+            if source is None:
+                output = self.model.network(ids, hidden=hidden, logits=logits)
+                return Run(output.hidden or (), output.logits)
+            network = self.model.network
+            assert isinstance(network, EncoderDecoder)
+            encoded = network.encode(source.to(self.model.device), hidden=hidden)
+            output = network(ids, source=encoded, hidden=hidden, logits=logits)
+            return Run(output.hidden or (), output.logits, encoded.hidden or ())
+
+    def lens(self, states: Tensor, depth: int) -> Tensor | None:
+        network = self.model.network
+        if network.head is None:
+            return None
+        with torch.inference_mode():
+            if depth < self.layers and network.norm is not None:
+                states = network.norm(states)
+            return network.head_on(states)
+
+    def embeddings(self) -> Tensor:
+        table = getattr(getattr(self.model.network.embedding, "tokens", None), "weight", None)
+        if not isinstance(table, Tensor):
+            raise wrong("model", "must have a table of token embeddings", f"{self.name} has none", "Use another model.")
+        return table.detach()
+
+    def output_weight(self, name: str) -> Tensor:
+        layer: Any = self._layers()[name]
+        weight: Tensor = layer.output.weight.detach()  # (width, H * Dv)
+        return weight.T.unflatten(0, (-1, layer.value_width)).float()
+
+    @property
+    def unknown_token(self) -> str | None:
+        return unknown_token(self.model.tokenizer)
+
+    def _layers(self) -> dict[str, nn.Module]:
+        """The attention layers by the name under which they are observed."""
+        found = {}
+        for module in self.model.network.modules():
+            name = getattr(module, "name", None)
+            if isinstance(name, str):
+                found[name] = module
+        return found
