@@ -47,8 +47,9 @@ class Union:
 
     def __init__(self, requests: list[Request]) -> None:
         self.requests = requests
+        flags: dict[str, Any] = {flag: any(flag in request.flags for request in requests) for flag in FLAGS}
         self.observe = Observe(
-            **{flag: any(flag in request.flags for request in requests) for flag in FLAGS},
+            **flags,
             top=max((request.top for request in requests), default=0),
             features=_joined([request.features for request in requests], 1),
             rows=_joined([request.rows for request in requests], 0),

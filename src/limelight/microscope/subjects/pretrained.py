@@ -70,7 +70,7 @@ class PretrainedSubject(Subject):
     def output_weight(self, name: str) -> Tensor:
         layer: Any = self._layers()[name]
         weight: Tensor = layer.output.weight.detach()  # (width, H * Dv)
-        return weight.T.unflatten(0, (-1, layer.value_width)).float()
+        return weight.T.reshape(-1, layer.value_width, weight.shape[0]).float()
 
     @property
     def unknown_token(self) -> str | None:
