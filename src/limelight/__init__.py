@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
+from . import outputs as outputs  # what `torch.export.load` makes of the results of an exported model
 from ._version import __version__ as __version__
 from .backends.contract import BackendError
 from .forms.coordinates import Where

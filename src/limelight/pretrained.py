@@ -20,7 +20,8 @@ from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
 from .models.pooling import embed
 from .models.saving import save
-from .models.stack import Output, Stack
+from .models.stack import Stack
+from .outputs import Output
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
 

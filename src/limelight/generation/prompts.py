@@ -11,8 +11,8 @@ from torch import Tensor
 from ..forms.layouts import Layout, Padded
 from ..models.decoder_only import DecoderOnly
 from ..models.encoder_decoder import EncoderDecoder
-from ..models.stack import Encoded
 from ..nn import FrontEnd
+from ..outputs import Encoded
 from ..tensors.shapes import describe, wrong
 from ..text import Tokens
 from .writer import Writer

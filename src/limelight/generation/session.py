@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Padded
-from ..models.stack import Encoded, Stack
+from ..models.stack import Stack
 from ..nn import Cache
+from ..outputs import Encoded
 from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
 

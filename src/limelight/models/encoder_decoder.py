@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..forms.layouts import KeyMask, Layout, Packed
 from ..nn import Cache, ForwardContext
+from ..outputs import Encoded, Output
 from ..tensors.shapes import wrong
 from .config import Config
-from .stack import Encoded, Output, Stack
+from .stack import Stack
 
 
 class EncoderDecoder(Stack):
