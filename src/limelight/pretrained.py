@@ -20,7 +20,8 @@ from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
 from .models.pooling import embed
 from .models.saving import save
-from .models.stack import Output, Stack
+from .models.stack import Stack
+from .outputs import Output
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
 
@@ -291,9 +292,10 @@ class Pretrained:
         ids = torch.cat((torch.full_like(ids[:, :1], self.decoder_start_token_id), ids), dim=1)
         if layout is None:
             return ids, None
-        if not isinstance(layout, Padded) or layout.side == "left":
+        ranges = layout.text_ranges(ids.shape[1] - 1)
+        if ranges is None or bool(torch.as_tensor(ranges[0]).any()):
             raise wrong("target", "must be padded at the right", f"it is {layout}", "Read it with side='right'.")
-        return ids, Padded(layout.query_lengths + 1)
+        return ids, Padded(ranges[1] + 1)
 
     @property
     def decoder_start_token_id(self) -> int:

@@ -138,7 +138,7 @@ def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:
         )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Observations:
     """The observations of one call, as `Observe` defines them; ``None`` where a field was not requested.
 

@@ -8,13 +8,15 @@ range of keys (`KeyRanges`); where the keys of a document are not one range, it 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .coordinates import Coordinates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Fields of a segment, eight int64. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
 #: document that dropout is a function of.

@@ -74,6 +74,9 @@ class KeyMask(Layout):
     def uniform_over_batch(self) -> bool:
         return self.mask.shape[0] == 1
 
+    def index_offset(self, Lq: int, Lk: int) -> int:
+        return Lk - Lq
+
     def select(self, rows: Tensor) -> KeyMask:
         return self if self.mask.shape[0] == 1 else KeyMask(self.mask[rows.to(self.mask.device)], self.fixed)
 

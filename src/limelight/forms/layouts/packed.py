@@ -120,5 +120,14 @@ class Packed(Layout):
     def uniform_over_batch(self) -> bool:
         return True
 
+    def text_ranges(self, L: int) -> tuple[int, int] | None:
+        return (0, L) if self.documents == 1 and self.key_lengths is None else None
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        return 0 if self.key_lengths is None else None
+
+    def cross(self, source: Layout) -> Layout:
+        return Packed(self.query_lengths, source.query_lengths) if isinstance(source, Packed) else super().cross(source)
+
     def select(self, rows: Tensor) -> Packed:
         return self

@@ -64,6 +64,16 @@ class Aligned(Layout):
     def uniform_over_batch(self) -> bool:
         return not self.tensors()
 
+    def text_ranges(self, L: int) -> tuple[int, int] | None:
+        return (0, L) if not self.tensors() and self.key_start == 0 and self.query_start in (None, 0) else None
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        if self.query_start is None:
+            return Lk - Lq
+        if isinstance(self.query_start, Tensor) or isinstance(self.key_start, Tensor):
+            return None
+        return self.query_start - self.key_start
+
     def select(self, rows: Tensor) -> Aligned:
         return Aligned(_of_rows(self.query_start, rows), _of_rows(self.key_start, rows))
 
@@ -134,6 +144,17 @@ class Padded(Layout):
     @property
     def uniform_over_batch(self) -> bool:
         return not self.tensors()
+
+    def text_ranges(self, L: int) -> tuple[int | Tensor, int | Tensor] | None:
+        if self.key_lengths is not None:
+            return None
+        return (0 if self.side == "right" else L - self.query_lengths), self.query_lengths
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        if self.side == "left":
+            return Lk - Lq
+        queries, keys = self.both
+        return 0 if keys is queries else None
 
     def select(self, rows: Tensor) -> Padded:
         return Padded(_of_rows(self.query_lengths, rows), _of_rows(self.key_lengths, rows), self.side)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..patterns import Pattern
 from ..segments import KeyRanges, unpack
 from ..spans import NEVER, Span, Spans, intersection
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 MOST_SPANS = 4  # intervals of a query, at most
 
-Intervals = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends, (K, B | 1, Lq)
+Intervals: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64]]"  # starts and ends, (K, B | 1, Lq)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Arrays:
     """Intervals in key index space, sorted and disjoint: ``starts[k, b, h, i] <= j < ends[k, b, h, i]``."""
 
