@@ -66,7 +66,7 @@ bool poll_signals() {
 }  // namespace
 
 bool interrupted() {
-    constexpr int EVERY = 4;
+    constexpr int EVERY = 16;  // blocks, of some microseconds each: the clock takes a quarter of one
     return signal_poll.in_call && !signal_poll.in_handler && ++signal_poll.skipped % EVERY == 0 && poll_signals();
 }
 
