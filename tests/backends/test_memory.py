@@ -16,7 +16,7 @@ MANY = (4, 2**17)  # float32: 2 MiB
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(memory, "_kept", type(memory._kept)())
-    monkeypatch.setattr(memory, "MOST", 2**24)
+    monkeypatch.setattr(memory, "MAX_POOL_BYTES", 2**24)
 
 
 def test_memory_serves_again_when_its_last_tensor_is_gone():

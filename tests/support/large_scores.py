@@ -10,7 +10,7 @@ from limelight.backends import reference
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-LEAST = torch.finfo(torch.float32).min
+FLOAT32_MIN = torch.finfo(torch.float32).min
 
 
 def tensors(Lq, Lk, D=16, dtype=torch.float32):

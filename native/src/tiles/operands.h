@@ -57,16 +57,16 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
 inline bool finite_row(const Stored* from, int64_t count) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
 #if defined(LL_OF_BFLOAT16)
-    constexpr uint16_t LARGEST = 0x7f80;  // the exponent of infinity and NaN
+    constexpr uint16_t EXPONENT = 0x7f80;  // the exponent of infinity and NaN
 #else
-    constexpr uint16_t LARGEST = 0x7c00;
+    constexpr uint16_t EXPONENT = 0x7c00;
 #endif
     typedef int16_t Flags __attribute__((vector_size(2 * LANES)));
     Flags bad{};
     int64_t d = 0;
-    for (; d + LANES <= count; d += LANES) bad |= (load<HalfVec>(from + d) & LARGEST) == LARGEST;
+    for (; d + LANES <= count; d += LANES) bad |= (load<HalfVec>(from + d) & EXPONENT) == EXPONENT;
     bool rest = false;
-    for (; d < count; ++d) rest |= (from[d] & LARGEST) == LARGEST;
+    for (; d < count; ++d) rest |= (from[d] & EXPONENT) == EXPONENT;
     return !rest && !any(__builtin_convertvector(bad, IntVec));
 #else
     Vec bad{};

@@ -3,7 +3,7 @@
 The system clears every page of new memory, and the C library returns blocks larger than 32 MiB to it as soon as they
 are freed: a fifth of the time of a windowed call over 16k tokens. So the pool refers to the storages of large results,
 and one that nothing else refers to is reused. They are PyTorch's own storages: a result may be resized, its storage
-freed, shared or moved. The pool holds at most ``MOST`` bytes (256 MiB, or what the environment variable
+freed, shared or moved. The pool holds at most ``MAX_POOL_BYTES`` bytes (256 MiB, or what the environment variable
 ``LIMELIGHT_KEEP_MIB`` gives; 0 switches it off).
 """
 
@@ -22,18 +22,18 @@ from torch import Tensor
 from ..tensors.torch_internals import storage_references
 from .contract import out_of_memory
 
-LEAST = 2**20  # bytes; smaller results are not kept
+MIN_POOLED_BYTES = 2**20  # bytes; smaller results are not kept
 
 
-def _most(mebibytes: str) -> int:
+def _pool_size(mebibytes: str) -> int:
     if not mebibytes.isdecimal():
         raise ValueError(f"LIMELIGHT_KEEP_MIB must be a whole number of MiB, 0 to keep nothing; it is {mebibytes!r}.")
     return int(mebibytes) * 2**20
 
 
-MOST = _most(os.environ.get("LIMELIGHT_KEEP_MIB", "256"))
+MAX_POOL_BYTES = _pool_size(os.environ.get("LIMELIGHT_KEEP_MIB", "256"))
 
-LOOKED_AT = 16  # storages of the pool that a call looks at before it allocates a new one
+MAX_CANDIDATES = 16  # storages of the pool that a call looks at before it allocates a new one
 
 # Every change is a single operation of a deque, which is atomic.
 _kept: deque[torch.UntypedStorage] = deque()
@@ -41,14 +41,14 @@ _kept: deque[torch.UntypedStorage] = deque()
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """`torch.empty` on the CPU, for a result."""
-    if math.prod(shape) * dtype.itemsize < LEAST:
+    if math.prod(shape) * dtype.itemsize < MIN_POOLED_BYTES:
         return torch.empty(shape, dtype=dtype, device="cpu")
     return _of(torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def empty_like(tensor: Tensor) -> Tensor:
     """`torch.empty_like` on the CPU, for a result, with the strides that it gives."""
-    if tensor.nbytes < LEAST:
+    if tensor.nbytes < MIN_POOLED_BYTES:
         return torch.empty_like(tensor)
     return _of(torch.empty_like(tensor, device="meta"))
 
@@ -58,7 +58,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     memory until they are written to.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size <= max(LEAST, MOST):
+    if size <= max(MIN_POOLED_BYTES, MAX_POOL_BYTES):
         return empty(shape, dtype).zero_()
     try:
         cleared = np.zeros(size + 64, dtype=np.uint8)
@@ -71,14 +71,14 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _of(like: Tensor) -> Tensor:
     size = like.numel() * like.itemsize
-    storage = _take(size) if size <= MOST else None
+    storage = _take(size) if size <= MAX_POOL_BYTES else None
     if storage is None:
         try:
             storage = torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
         except RuntimeError as error:
             raise out_of_memory(f"{size:,} bytes of a result", str(error).splitlines()[0]) from error
     made = _tensor(storage, like)
-    if size <= MOST:
+    if size <= MAX_POOL_BYTES:
         _keep(storage)
     return made
 
@@ -92,7 +92,7 @@ def _tensor(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
 
 def _take(size: int) -> torch.UntypedStorage | None:
     """A free storage of the pool, of at least ``size`` bytes and at most twice as many."""
-    for _ in range(min(LOOKED_AT, len(_kept))):
+    for _ in range(min(MAX_CANDIDATES, len(_kept))):
         try:
             storage = _kept.popleft()
         except IndexError:  # another thread took it
@@ -103,14 +103,14 @@ def _take(size: int) -> torch.UntypedStorage | None:
         elif storage.resizable() and not storage.is_shared():  # otherwise an array or another process may still read it
             if size <= storage.nbytes() <= 2 * size:
                 return storage
-            if storage.nbytes() >= LEAST:
+            if storage.nbytes() >= MIN_POOLED_BYTES:
                 _kept.append(storage)
     return None
 
 
 def _keep(storage: torch.UntypedStorage) -> None:
     _kept.append(storage)
-    while sum([kept.nbytes() for kept in _kept.copy()]) > MOST:
+    while sum([kept.nbytes() for kept in _kept.copy()]) > MAX_POOL_BYTES:
         try:
             _kept.popleft()  # the oldest; where it is in use, PyTorch frees it with its tensor
         except IndexError:

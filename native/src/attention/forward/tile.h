@@ -44,7 +44,7 @@ struct Scratch {
 
 // output += weights * values over visible pairs only: a row of V that is not finite counts as zero in the product,
 // which leaves the bits of other sums unchanged, and is added separately to the queries that see it.
-inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
+inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const VisiblePart& part,
                               const Factor* weights, Scratch& scratch, Float* output) {
     const ll_call& call = problem.call;
     int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
@@ -52,7 +52,7 @@ inline void add_values_masked(const Problem& problem, const Tile& tile, const Bl
     uint8_t nonfinite_keys[BLOCK_KEYS];
     for (int j = 0; j < block.count; ++j) nonfinite_keys[j] = !finite_row(value + j * stride, call.value_width);
     pack_rows(value, stride, block.count, call.value_width, columns, nonfinite_keys, scratch.values);
-    add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, cut.of_queries);
+    add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, part.of_queries);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; nonfinite_keys[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
@@ -98,8 +98,8 @@ struct TilePass {
     void step(Scratch& scratch) {
         alignas(64) Float peak[QUERIES];
         int64_t columns = problem.value_columns;
-        Cut cut(visible, tile, block);
-        score_block(problem, tile, visible, block, cut, packed, scratch.scores, peak);
+        VisiblePart part(visible, tile, block);
+        score_block(problem, tile, visible, block, part, packed, scratch.scores, peak);
         if (masked)
             for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
         const Factor* weights = scratch.weights;
@@ -112,10 +112,10 @@ struct TilePass {
             if (problem.dropout_threshold && masked) mark_kept(problem, tile, block, scratch.seen, keeps);
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
-        if (masked) add_values_masked(problem, tile, block, cut, weights, scratch, output);
+        if (masked) add_values_masked(problem, tile, block, part, weights, scratch, output);
         else
             add_over_keys(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count,
-                          output, columns, cut.of_queries);
+                          output, columns, part.of_queries);
         more = walk.next(block);
     }
 
