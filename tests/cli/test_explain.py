@@ -35,10 +35,10 @@ def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert "--dtype" in said
-    assert "bfloat16" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "--dtype" in message
+    assert "bfloat16" in message
+    assert "Traceback" not in message
 
 
 def test_without_a_gpu_its_backends_are_one_line(monkeypatch):
@@ -73,11 +73,11 @@ def test_options_that_cannot_be(option, value, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["limelight", "explain", option, value])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
+    message = capsys.readouterr()
     assert ended.value.code == 2
-    assert option in said.err
-    assert not said.out
-    assert "Traceback" not in said.err
+    assert option in message.err
+    assert not message.out
+    assert "Traceback" not in message.err
 
 
 def test_a_model_is_explained_by_kinds_of_layers():

@@ -94,18 +94,18 @@ struct BlockWalk {
 // large as what could be skipped.
 struct VisiblePart {
     const Reach* of_queries = nullptr;  // rows are queries, columns are keys
-    Reach room;
+    Reach reach;
 
     VisiblePart(const Visibility& visible, const Tile& tile, const Block& block) {
         if (!block.masked_by_intervals || BLOCK_STEP > 2) return;
-        of_queries = &room;
+        of_queries = &reach;
         for (int i = 0; i < tile.count; ++i) {
-            room.begin[i] = BLOCK_KEYS, room.end[i] = 0;
+            reach.begin[i] = BLOCK_KEYS, reach.end[i] = 0;
             for (int k = 0; k < visible.count; ++k) {
                 int64_t begin = max<int64_t>(visible.starts[k][i] - block.begin, 0);
                 int64_t end = min<int64_t>(visible.ends[k][i] - block.begin, block.count);
                 if (begin >= end) continue;
-                room.begin[i] = min(room.begin[i], (int)begin), room.end[i] = max(room.end[i], (int)end);
+                reach.begin[i] = min(reach.begin[i], (int)begin), reach.end[i] = max(reach.end[i], (int)end);
             }
         }
     }
@@ -116,7 +116,7 @@ struct VisiblePart {
         if (!of_queries) return nullptr;
         for (int j = 0; j < block.count; ++j) to.begin[j] = QUERIES, to.end[j] = 0;
         for (int i = tile.count - 1; i >= 0; --i)
-            for (int j = room.begin[i]; j < room.end[i]; ++j) to.begin[j] = i, to.end[j] = max(to.end[j], i + 1);
+            for (int j = reach.begin[i]; j < reach.end[i]; ++j) to.begin[j] = i, to.end[j] = max(to.end[j], i + 1);
         return &to;
     }
 };

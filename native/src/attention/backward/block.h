@@ -190,8 +190,8 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
                            DistanceSums* distances) {
     const ll_call& call = pass.problem.call;
     VisiblePart part(visible, tile, block);
-    Reach room;
-    const Reach* of_keys = part.of_keys(tile, block, room);
+    Reach reach_of_keys;
+    const Reach* of_keys = part.of_keys(tile, block, reach_of_keys);
     const uint8_t* nonfinite_keys =
         pass.nonfinite_keys + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool masked_keys = false;
