@@ -60,7 +60,7 @@ def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeyp
     monkeypatch.setattr(native.library, "_library", None)
     monkeypatch.setattr(native.library, "_missing", "the native library was not built: install a C++ compiler")
     result = run.invoke(app, ["explain", "--length", "512"])
-    assert "native: not there: the native library was not built: install a C++ compiler" in result.output
+    assert "native: not available: the native library was not built: install a C++ compiler" in result.output
     assert "backend: reference" in result.output
     assert "not native:" in result.output
 

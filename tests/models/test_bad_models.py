@@ -37,7 +37,7 @@ def test_a_text_longer_than_the_positions(bert, llama):
         model = load(folder)
         model(torch.zeros(1, limit, dtype=torch.int64))
         with pytest.raises(
-            ArgumentError, match=f"`tokens` must stand at the {limit} positions.*{limit + 1} tokens.*Cut it"
+            ArgumentError, match=f"`tokens` must fit the {limit} positions.*{limit + 1} tokens.*Split it"
         ):
             model(torch.zeros(1, limit + 1, dtype=torch.int64))
 
@@ -54,7 +54,7 @@ def test_padding_and_packing_do_not_count_as_length(bert):
 def test_the_query_and_the_key_of_a_token_have_one_position(bert):
     model = load(bert)
     for layout in (limelight.Aligned(query_start=2), limelight.Padded(2, 3)):
-        with pytest.raises(ArgumentError, match=r"`layout` must put .*place 0.*key_start"):
+        with pytest.raises(ArgumentError, match=r"`layout` must give .*place 0.*key_start"):
             model(torch.zeros(1, 4, dtype=torch.int64), layout=layout)
 
 

@@ -4,7 +4,7 @@
 (float64 for float64 inputs), in natural logarithms, before dropout; none has the size ``Lq * Lk``.
 
 With ``p_ij`` the weights, ``s_ij`` the scores and ``p_sink`` the share of the sink, a row of weights sums to
-``1 - p_sink``. An attention weight tells where a value was taken from; it is not an explanation of the output.
+``1 - p_sink``. An attention weight says where a value was taken from; it is not an explanation of the output.
 """
 
 from __future__ import annotations
