@@ -207,10 +207,10 @@ class Pretrained:
                 lengths, a ``(B, L)`` tensor), or what else an encoder reads (a sound).
             sampler: how a token is chosen: `limelight.generation.Greedy` (the default), ``Sample`` or ``Beam``.
             tokens: maximum number of new tokens; ``None`` for as many as the model has positions.
-            stop: strings and token ids that end a text beside the model's own; the text stands before them. A string
-                may be or hold a special token (``"<|im_end|>"``).
-            seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
-                the batch. By default it is drawn from torch's generator.
+            stop: strings and token ids that end a text, in addition to the model's own; the text ends before them. A
+                string may be or contain a special token (``"<|im_end|>"``).
+            seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever else is in the
+                batch. By default it is drawn from torch's generator.
             copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
             target: for a model with an encoder, what its decoder begins with: a text, behind the first tokens that the
                 checkpoint names, or token ids with these included; one, or one for each prompt. By default these tokens

@@ -203,7 +203,7 @@ inline void final_softmax(const Problem& problem, const Tile& tile, const Visibi
     alignas(64) Float peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block) && !should_stop(status);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), packed, scores, peak);
+        score_block(problem, tile, visible, block, VisiblePart(visible, tile, block), packed, scores, peak);
         update_softmax<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr, slack);
     }
 }

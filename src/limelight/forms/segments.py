@@ -54,7 +54,7 @@ def per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
 class KeyRanges(NamedTuple):
     """For each query its position and the range of keys, by index, that it may see at all: each ``(B | 1, Lq)`` int64.
 
-    Key ``j`` of the range stands at position ``j + key_offset``. The range of a query that does not exist is empty.
+    Key ``j`` of the range has position ``j + key_offset``. The range of a query that does not exist is empty.
     """
 
     position: NDArray[np.int64]

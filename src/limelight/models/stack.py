@@ -139,12 +139,12 @@ class Stack(nn.Module):
                 "tokens", "must be a (B, L) tensor of int64 token ids", f"it is {got}", "tokens[None] adds the batch."
             )
         if readable(tokens) and tokens.numel():
-            least, most = (int(end) for end in tokens.aminmax())
-            if least < 0 or most >= self.config.vocabulary:
+            smallest, largest = (int(end) for end in tokens.aminmax())
+            if smallest < 0 or largest >= self.config.vocabulary:
                 raise wrong(
                     "tokens",
                     f"must lie between 0 and {self.config.vocabulary - 1}, the last token of the vocabulary",
-                    f"they run from {least} to {most}",
+                    f"they range from {smallest} to {largest}",
                     "Use the tokenizer of the same model; padding may have any id, and `layout` says where it is.",
                 )
 
@@ -152,9 +152,9 @@ class Stack(nn.Module):
         if self.config.limit is not None and length > self.config.limit:
             raise wrong(
                 "tokens",
-                f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
+                f"must fit the {self.config.limit} positions of this model ({self.config.family})",
                 f"the longest text has {length} tokens",
-                f"Cut it into parts of at most {self.config.limit} tokens with special tokens, or take another model.",
+                f"Split it into parts of at most {self.config.limit} tokens with special tokens, or use another model.",
             )
 
 
@@ -166,9 +166,9 @@ def _check_together(query: Tensor, key: Tensor) -> None:
         row, place = apart[0].tolist()
         raise wrong(
             "layout",
-            "must put the query and the key of one token at one position",
-            f"at place {place} of row {row} they stand at {query[row, place].item()} and {key[row, place].item()}",
-            "Give Aligned query_start and key_start alike, and Padded or Packed one set of lengths.",
+            "must give the query and the key of a token the same position",
+            f"at place {place} of row {row} they have {query[row, place].item()} and {key[row, place].item()}",
+            "Give Aligned equal query_start and key_start, and Padded or Packed one set of lengths.",
         )
 
 

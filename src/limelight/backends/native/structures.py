@@ -1,6 +1,6 @@
 """The structures of ``native/include/limelight.h``, each declared once, in the header's own words.
 
-A call is handed over as bytes, packed field by field: an address or a size in the wrong place would be read as another.
+A call is passed as bytes, packed field by field: an address or a size in the wrong place would be read as another.
 So `mismatch` compares the declarations with what the library reports of itself, before anything is called.
 """
 

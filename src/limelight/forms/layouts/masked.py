@@ -85,7 +85,7 @@ class KeyMask(Layout):
 class Subset(Layout):
     """A subset of the queries of a larger call, at their original positions; the keys are those of the larger call.
 
-    Query ``c`` of row ``b`` stands where query ``index[b, c]`` of the larger call stands, so it gets the same output as
+    Query ``c`` of row ``b`` has the position of query ``index[b, c]`` of the larger call, so it gets the same output as
     there: a head that works for some tokens (`limelight.nn.MixtureOfHeads`) is computed for these alone. A pattern or a
     bias by index (`limelight.Explicit`, `limelight.Bias`) counts the queries of the subset.
 

@@ -19,7 +19,7 @@ from .base import Layout, all_exist
 class Packed(Layout):
     """Documents laid end to end in every batch row, as ``cu_seqlens`` does it; no document sees another.
 
-    Keys of a document have the positions ``0 .. key_length - 1``; its last query stands at its last key.
+    Keys of a document have the positions ``0 .. key_length - 1``; its last query has the position of its last key.
 
     Args:
         query_lengths: queries of each document, a sequence of ints or an ``(N,)`` integer tensor (the differences of

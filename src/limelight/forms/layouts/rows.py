@@ -18,7 +18,7 @@ from .base import Layout, all_exist, one_document
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Aligned(Layout):
-    """One document per batch row: query ``i`` stands at ``query_start + i``, key ``j`` at ``key_start + j``.
+    """One document per batch row: query ``i`` has position ``query_start + i``, key ``j`` ``key_start + j``.
 
     Args:
         query_start: position of the first query, an int or a ``(B,)`` tensor. ``None`` puts the last query at the
@@ -82,7 +82,7 @@ class Aligned(Layout):
 class Padded(Layout):
     """One document per batch row, of its own length; the rest of the row is padding and does not exist.
 
-    Existing keys have the positions ``0 .. key_length - 1``; the last existing query stands at the last existing key.
+    Existing keys have the positions ``0 .. key_length - 1``; the last existing query has that of the last existing key.
 
     Args:
         query_lengths: existing queries of each row, an int or a ``(B,)`` tensor of whole numbers.
@@ -184,7 +184,7 @@ def _check_per_row(name: str, values: Tensor, B: int) -> None:
             name,
             f"must be an int or a (B,) = ({B},) tensor of whole numbers",
             f"it is {describe(values)}",
-            "One number stands for each batch row.",
+            "Each batch row needs one number.",
         )
 
 

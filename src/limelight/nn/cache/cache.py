@@ -1,7 +1,7 @@
 """The keys and values of the tokens that a model has read, so that the next token costs one token.
 
 A `Cache` belongs to one run of one model over a batch of texts. Each forward pass opens a `Step`, every attention layer
-hands its new keys and values to it and gets back all that its queries attend to, and the pass closes the step::
+gives it its new keys and values and gets back all those that its queries attend to, and the pass closes the step::
 
     cache = Cache()
     for tokens in (prompt, next_token, ...):
