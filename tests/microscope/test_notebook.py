@@ -1,16 +1,12 @@
 """A report in a notebook: frames of their own, in which the page draws itself and from which nothing gets out."""
 
 import html.parser
-import re
 from functools import partial
 
-import pytest
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs
 
 from limelight.microscope.page import make_page
 from limelight.microscope.page.notebook import LIMIT, frame
-
-from .test_browser import BROWSER, drawn
 
 HOSTILE = "</iframe></script>'\"><img src=x onerror=alert(1)> & &amp; &#39; {page} river"
 
@@ -48,18 +44,23 @@ def test_what_does_not_fit_is_said(monkeypatch):
     assert text.startswith("<p>a &lt;b&gt;: the page must fit")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
-def test_several_reports_draw_themselves_in_one_document(tmp_path):
+def test_several_reports_draw_themselves_in_one_document(tmp_path, open_page):
     reports = [mock_report((text,), 3, 4) for text in (HOSTILE, SENTENCE, OTHER)]
-    # The sandboxed frames have no origin, so this document cannot look into them; without it, in a test, it can.
-    frames = "".join(report._repr_html_() for report in reports).replace("allow-scripts", "allow-scripts allow-same-origin")
-    (tmp_path / "notebook.html").write_text(
-        f"<!doctype html><meta charset=utf-8><body>{frames}<script>addEventListener('load', () => setTimeout(() => {{"
-        "for (const frame of document.querySelectorAll('iframe')) document.body.append(Object.assign(document."
-        "createElement('pre'), {textContent: frame.contentDocument.documentElement.outerHTML})) }, 3000))</script>",
-        encoding="utf-8",
-    )
-    elements = drawn(tmp_path / "notebook.html", tmp_path)
-    found = [html.unescape(text) for text in re.findall("<pre>(.*?)</pre>", elements, re.DOTALL)]
-    assert [text.count('role="option"') for text in found] == [report.readings[0].length for report in reports]
-    assert all('data-ready="yes"' in text and "<img" not in text for text in found)
+    cells = "".join(f"<div>{report._repr_html_()}</div>" for report in reports)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8><body>{cells}", encoding="utf-8")
+    page = open_page(tmp_path / "notebook.html", ready="iframe")
+    frames = page.locator("iframe")
+    assert frames.count() == len(reports)
+    for number, report in enumerate(reports):
+        inside = frames.nth(number).content_frame
+        inside.locator("html[data-ready=yes]").wait_for(state="attached")
+        assert inside.get_by_role("option").count() == report.readings[0].length
+        assert inside.locator("main img").count() == 0
+    chosen = "[role=option][aria-selected=true]"
+    first, second = frames.nth(0).content_frame, frames.nth(1).content_frame
+    before = second.locator(chosen).inner_text()
+    first.get_by_role("option").last.click()
+    assert first.locator(chosen).inner_text() == first.get_by_role("option").last.inner_text()
+    assert second.locator(chosen).inner_text() == before
+    look_out = "() => { try { return parent.document.title } catch (error) { return error.name } }"
+    assert page.frames[1].evaluate(look_out) == "SecurityError"
