@@ -1,1 +1,10 @@
-"""What every head of a model does, measured over a corpus."""
+"""What every head of a model does, measured over a corpus.
+
+`heads` runs the model over the texts of its probes (`run`), every measure counts (`measures`), claims are tested
+(`roles`), and what was found is an `Atlas`.
+"""
+
+from .atlas import Atlas, load_atlas
+from .measuring import heads
+
+__all__ = ["Atlas", "heads", "load_atlas"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...forms.observations import Observations, Observe
 from ..subjects import Run, Subject
 from .sample import Sample
-from .sums import Interval, Numbers, Offsets, Ratio, State
+from .sums import Interval, Numbers, Offsets, Ratio, Shares, State
 
 FLAGS = ("logsumexp", "max_score", "max_weight", "entropy", "distance", "received")
 
@@ -165,8 +165,8 @@ class Measure(ABC):
     """Something that is measured of every head in one pass over texts.
 
     For each text `request` is called once, then `add` for every layer in order, then `finish`. Sums live in `Ratio`,
-    `Offsets` and numpy arrays that are attributes of the measure: they do not grow with the corpus, and together they
-    are its state.
+    `Shares`, `Offsets` and numpy arrays that are attributes of the measure: they do not grow with the corpus, and
+    together they are its state.
 
     Args:
         subject: the model.
@@ -174,10 +174,12 @@ class Measure(ABC):
     Attributes:
         name: the name in tables.
         hidden: whether `finish` needs the hidden states.
+        controlled: whether it also counts in texts whose tokens are shuffled, as a control.
     """
 
     name: str
     hidden: bool = False
+    controlled: bool = True
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -203,7 +205,7 @@ class Measure(ABC):
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):
                 found[name] = value
-            elif isinstance(value, (Ratio, Offsets)):
+            elif isinstance(value, (Ratio, Shares, Offsets)):
                 found |= {f"{name}.{key}": array for key, array in value.state().items()}
         return found
 
@@ -211,6 +213,14 @@ class Measure(ABC):
         """Take over the sums of `state`."""
         for name, array in self.state().items():
             array[...] = state[name]
+
+    def share(self, shares: Shares, detail: str, column: int = 0, *, best: float = 0.0, **facts: Any) -> Result:
+        """The `Result` of one column of `Shares`: its baseline is an even spread, or the ``best`` fixed offset."""
+        even = shares.even.interval(None, column).score
+        if best > 0.0:
+            facts = {"baseline_name": "the larger of an even spread and the best fixed offset"} | facts
+        baseline = np.where(np.isfinite(even), np.maximum(even, best), np.nan)
+        return self.result(shares.ratio, detail, column, baseline=baseline, raw=shares.ratio.per_case(column), **facts)
 
     def result(self, ratio: Ratio, detail: str, column: int = 0, *, baseline: Numbers | float, **facts: Any) -> Result:
         """The `Result` of one column of a ratio; ``facts`` are its other fields."""

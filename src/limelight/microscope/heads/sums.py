@@ -60,7 +60,7 @@ class Ratio:
             number: of the text.
             layer: from 0.
             part: ``(H, C)``, or ``(H,)`` for one column.
-            whole: the same, or one number for all heads.
+            whole: the same, ``(1, C)``, or one number for all heads.
             cases: how many queries or labels of the text were counted: ``(C,)`` or one number.
             column: which one; -1 for all of them, or for the only one.
         """
@@ -87,7 +87,7 @@ class Ratio:
         return Interval(score, low, high, float(n), int(texts))
 
     def per_case(self, column: int = 0) -> Numbers:
-        """``sum of parts / number of cases``, ``(N, H)``: where the whole is ``1 - sink``, the share with the sink left in."""
+        """``sum of parts / cases``, ``(N, H)``: where the wholes are ``1 - sink``, the share with the sinks left in."""
         self._flush()
         return _quotient(self.parts[..., column].sum(0), self.cases[..., column].sum(0)[:, None])
 
@@ -117,6 +117,47 @@ class Ratio:
             self.whole_replicates[half] += np.multiply.outer(weights, self._whole.astype(np.float32))
         self._part[...], self._whole[...], self._cases[...] = 0.0, 0.0, 0.0
         self._number = None
+
+
+class Shares:
+    """Shares of the attention on chosen keys, the sinks taken out, beside those of an even spread over the other keys.
+
+    ``sum_i w_i / sum_i (1 - sink_i)`` over the queries that count, with ``w_i`` the weight on the chosen keys.
+
+    Args:
+        layers: ``N``.
+        heads: ``H``.
+        columns: ``C``, the sets of keys.
+    """
+
+    def __init__(self, layers: int, heads: int, columns: int = 1) -> None:
+        self.ratio = Ratio(layers, heads, columns)
+        self.even = Ratio(layers, heads, columns, replicates=0)
+
+    def add(self, number: int, layer: int, part: Numbers, left: Numbers, counted: Numbers, even: Numbers) -> None:
+        """Count one layer of one text.
+
+        Args:
+            number: of the text.
+            layer: from 0.
+            part: ``(H, C)``: the weight on the chosen keys, summed over the queries that count.
+            left: ``(H, L)``: what each query leaves the sinks, ``1 - sink``.
+            counted: ``(L, C)``: 1 for a query that counts.
+            even: ``(L, C)``: the share of the chosen keys among those that the query sees, without the sinks.
+        """
+        whole, cases = left @ counted, counted.sum(0)
+        self.ratio.add(number, layer, part, whole, cases)
+        self.even.add(number, layer, left @ (even * counted), whole, cases)
+
+    def state(self) -> State:
+        """The sums as arrays."""
+        parts = {"ratio": self.ratio, "even": self.even}
+        return {f"{name}.{key}": array for name, part in parts.items() for key, array in part.state().items()}
+
+    def restore(self, state: State) -> None:
+        """Take over the sums of `state`."""
+        for name, array in self.state().items():
+            array[...] = state[name]
 
 
 class Offsets:
