@@ -85,6 +85,21 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
     return _decoded(content, "--file", str(file))
 
 
+def writable(option: str, path: Path) -> None:
+    """Check that a file can be written, before a model is run for it.
+
+    Raises:
+        ArgumentError: ``path`` is a folder, or lies in none that exists.
+    """
+    from ..tensors.shapes import wrong
+
+    if path.is_dir():
+        raise wrong(option, "must name a file", f"{path} is a folder", f"Try {path / 'page.html'}.")
+    if not path.parent.is_dir():
+        way_out = f"Make it: mkdir -p {path.parent}"
+        raise wrong(option, "must lie in a folder that exists", f"{path.parent} does not", way_out)
+
+
 def _decoded(content: bytes, option: str, name: str) -> str:
     from ..tensors.shapes import wrong
 

@@ -4,7 +4,8 @@
 (`roles`), and what was found is an `Atlas`.
 """
 
+from .against import AtlasComparison
 from .atlas import Atlas, load_atlas
 from .measuring import heads
 
-__all__ = ["Atlas", "heads", "load_atlas"]
+__all__ = ["Atlas", "AtlasComparison", "heads", "load_atlas"]
