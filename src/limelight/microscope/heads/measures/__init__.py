@@ -5,8 +5,10 @@ from __future__ import annotations
 from ...subjects import Subject
 from ..measure import Measure
 from .classes import TokenClasses
+from .contextuality import Contextuality
 from .copies import Copies
 from .positions import Positions
+from .semantic import Semantic
 from .spread import Sinks, Spread
 
 __all__ = ["text_measures"]
@@ -21,4 +23,6 @@ def text_measures(subject: Subject) -> list[Measure]:
         TokenClasses(subject),
         Copies(subject, 0),
         Copies(subject, 1),
+        Semantic(subject),
+        Contextuality(subject),
     ]
