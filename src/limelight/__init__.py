@@ -47,6 +47,7 @@ from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load
+    from .microscope.heads import heads
     from .operator.explanation import Explanation, explain
     from .pretrained import Pretrained
 
@@ -55,6 +56,7 @@ LATE = {
     "Explanation": ".operator.explanation",
     "Pretrained": ".pretrained",
     "explain": ".operator.explanation",
+    "heads": ".microscope.heads",
     "load": ".checkpoints.load",
 }
 PACKAGES = ("compat", "generation", "models", "nn")
@@ -96,6 +98,7 @@ __all__ = [
     "Window",
     "attention",
     "explain",
+    "heads",
     "load",
     "merge",
     "watching",

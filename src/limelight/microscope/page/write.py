@@ -12,12 +12,11 @@ import base64
 import hashlib
 import html
 import os
-import tempfile
 from importlib.resources import files
-from pathlib import Path
 
 from ...text import printable
-from ..report import Report
+from ..files import write_atomically
+from .contents import Contents
 from .pack import pack
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
@@ -26,7 +25,7 @@ PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
-def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
+def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
@@ -60,24 +59,13 @@ def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
     return page + rest
 
 
-def write_page(report: Report, path: str | os.PathLike[str]) -> int:
+def write_page(report: Contents, path: str | os.PathLike[str]) -> int:
     """Write the page to ``path`` and return its size in bytes. The file is replaced atomically.
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
     """
-    target = Path(path)
-    page = make_page(report).encode()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return len(page)
+    return write_atomically(path, make_page(report).encode())
 
 
 def _hash(text: str) -> str:
