@@ -10,23 +10,20 @@ import torch
 from ..formats.progress import counted
 from ..forms.observations import watching
 from ..tensors.shapes import wrong
-from .comparison import Comparison, compare_readings, words_that_changed
+from .across import look_across
+from .choosing import about, checked, choose, facts
+from .comparison import compare_readings
 from .gathering import Gatherer, Watch
 from .reading import Reading
-from .relations import words_that_matter
-from .report import ModelFacts, Report
+from .report import Report
 from .subjects import Subject, subject_of
-
-NAMED = "named by the user"
-MOVED = "content words whose vector moves most between the embedding and the last layer"
-RECEIVED = "content words that receive most attention beyond an even spread"
-CHANGED = "words of both texts whose cosine falls most below that of their embeddings, content words first"
 
 
 def look(
     model: Any,
-    text: str,
+    text: Any,
     *,
+    target: str | None = None,
     compare: str | None = None,
     words: Sequence[str] = (),
     special: bool = False,
@@ -40,7 +37,11 @@ def look(
     Args:
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
-        text: the text.
+        text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
+            second).
+        target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
+            writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
+            each word belongs to.
         compare: a second text, run by itself and compared with the first word by word.
         words: the words to report on, in either text and any case; by default the most prominent ones.
         special: include special tokens, sinks, punctuation and the word itself in relations.
@@ -48,8 +49,8 @@ def look(
         processor: the same, for a model that has a processor.
 
     Raises:
-        ArgumentError: a text is empty or longer than the model's positions, a word is in no text, the model has an
-            encoder and a decoder, no attention layer of it can be observed, or its tokenizer does not fit it.
+        ArgumentError: a text is empty or longer than the model's positions, a word is in no text, no attention layer of
+            the model can be observed, or its tokenizer does not fit it.
 
     Example:
         >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -63,48 +64,22 @@ def look(
         raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
     subject = subject_of(model, tokenizer=tokenizer, processor=processor)
     if subject.kind == "encoder-decoder":
-        raise wrong(
-            "model",
-            "must be an encoder or a decoder",
-            f"{subject.name} has an encoder and a decoder",
-            "limelight.watching observes each of its layers: `network.attention_names`, `network.cross_names`.",
-        )
+        if compare is not None:
+            raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")
+        return look_across(subject, text, target, words, special)
+    if target is not None:
+        got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
+        raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
     texts = [text] if compare is None else [text, compare]
     readings = tuple(_read(subject, text, keep_vectors=compare is not None) for text in texts)
     comparison = compare_readings(*readings) if len(readings) == 2 else None
-    chosen, chosen_by = _choose(readings, comparison, words)
-    facts = ModelFacts(subject.name, subject.kind, subject.layers, subject.heads)
-    return Report(facts, readings, chosen, chosen_by, comparison, special)
-
-
-def _choose(
-    readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
-) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """Choose the words to report on for each text; return also the measure, in words."""
-    if names:
-        for name in names:
-            if not any(reading.find(name) for reading in readings):
-                known = list(
-                    dict.fromkeys(w.text for reading in readings for w in reading.words if not w.is_punctuation)
-                )
-                some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise wrong("word", "must be in the text", f"{name!r} is not", f"The words are: {some}.")
-        found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)
-        return tuple(tuple(numbers) for numbers in found), NAMED
-    if comparison is not None and comparison.pairs:
-        pairs = [comparison.pairs[number] for number in words_that_changed(comparison, readings[0])]
-        return tuple(tuple(pair[side] for pair in pairs) for side in (0, 1)), CHANGED
-    chosen = tuple(tuple(words_that_matter(reading)) for reading in readings)
-    return chosen, RECEIVED if readings[0].causal else MOVED
+    chosen, chosen_by = choose(readings, comparison, words)
+    return Report(facts(subject), readings, chosen, chosen_by, comparison, special, about(subject))
 
 
 def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
     """Run the model once over one text, and return its observations."""
-    if not isinstance(text, str) or not text.strip():
-        raise wrong(
-            "text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."'
-        )
-    tokens = subject.tokenize(text)
+    tokens = subject.tokenize(checked(text))
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
     with (
