@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...forms.layouts import Padded
 from ...models import DecoderOnly, EncoderDecoder
 from ...pretrained import Pretrained
 from ...tensors.shapes import wrong
 from ...text import Text
 from ..words import unknown_token
-from .base import Run, Subject
+from .base import Run, Subject, shown_name
 
 
 class PretrainedSubject(Subject):
@@ -28,9 +29,10 @@ class PretrainedSubject(Subject):
     def __init__(self, model: Pretrained) -> None:
         network, config = model.network, model.config
         self.model = model
-        self.name = model.name
+        self.name = shown_name(model.name)
         self.layers, self.heads = config.layers, config.query_heads
-        self.attention_names = network.attention_names
+        self.attention_names = tuple(name for name in network.attention_names if name in self._layers())
+        self.blocks = config.layers
         self.limit, self.vocabulary = config.limit, config.vocabulary
         self.kind = "decoder" if isinstance(network, DecoderOnly) else "encoder"
         if isinstance(network, EncoderDecoder):
@@ -40,16 +42,25 @@ class PretrainedSubject(Subject):
     def tokenize(self, text: str) -> Text:
         return self.model.read(text).texts[0]
 
-    def run(self, ids: Tensor, *, source: Tensor | None = None, hidden: bool = False, logits: bool = False) -> Run:
+    def run(
+        self,
+        ids: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        source: Tensor | None = None,
+        hidden: bool = False,
+        logits: bool = False,
+    ) -> Run:
         ids = ids.to(self.model.device)
+        layout = None if lengths is None else Padded(lengths)
         with torch.inference_mode():
             if source is None:
-                output = self.model.network(ids, hidden=hidden, logits=logits)
+                output = self.model.network(ids, layout=layout, hidden=hidden, logits=logits)
                 return Run(output.hidden or (), output.logits)
             network = self.model.network
             assert isinstance(network, EncoderDecoder)
             encoded = network.encode(source.to(self.model.device), hidden=hidden)
-            output = network(ids, source=encoded, hidden=hidden, logits=logits)
+            output = network(ids, source=encoded, layout=layout, hidden=hidden, logits=logits)
             return Run(output.hidden or (), output.logits, encoded.hidden or ())
 
     def lens(self, states: Tensor, depth: int) -> Tensor | None:
