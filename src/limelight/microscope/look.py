@@ -99,7 +99,7 @@ def look(
     comparison = compare_readings(*readings) if len(readings) == 2 else None
     chosen, chosen_by = _choose(readings, comparison, words)
     facts = ModelFacts(subject.name, subject.kind, subject.layers, subject.heads)
-    return Report(facts, readings, chosen, chosen_by, comparison, special, tuple(found for _, found in runs))
+    return Report(facts, readings, chosen, chosen_by, comparison, special, predictions=tuple(found for _, found in runs))
 
 
 def _choose(

@@ -130,11 +130,11 @@ def _of_layer(logits: Tensor, tokens: Tensor) -> dict[str, npt.NDArray[Any]]:
     score = logits.gather(-1, tokens.clamp(min=0)[:, None])
     rank = (logits > score).sum(-1) + 1
     probability = (score - whole).exp()[:, 0]
-    mean = (torch.softmax(logits, -1) * logits).sum(-1)
+    relative = logits - whole
     return {
         "probability": torch.where(there, probability, torch.nan).numpy(),
         "rank": torch.where(there, rank, 0).to(torch.int32).numpy(),
-        "entropy": (whole[:, 0] - mean).clamp(min=0.0).numpy(),
+        "entropy": -(relative.exp() * relative).sum(-1).numpy(),
         "candidates": candidates.to(torch.int32).numpy(),
         "shares": (best - whole).exp().numpy(),
     }
@@ -144,8 +144,8 @@ def _spelled(subject: Subject, ids: set[int]) -> dict[int, str]:
     """The text of each token as it stands behind another, with the blank before a word; else its spelling."""
     found = {}
     for token in sorted(ids):
-        alone = subject.write([token])
-        text = subject.write([token, token])[len(alone) :]
+        alone = subject.decode([token])
+        text = subject.decode([token, token])[len(alone) :]
         found[token] = text if text and "\ufffd" not in text else subject.spell(token)
     return found
 

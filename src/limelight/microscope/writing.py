@@ -68,11 +68,11 @@ def _joined(subject: Subject, text: Text, written: tuple[int, ...]) -> Text:
     special = [subject.is_special(token) for token in written]
     # Decoded behind the text's own last tokens, on which the blank before the first word depends.
     before = list(text.ids[-8:])
-    start = subject.write(before)
+    start = subject.decode(before)
     whole, spans = text.text, []
     for number in range(len(written)):
         begin = len(whole)
-        decoded = subject.write([*before, *written[: number + 1]])
+        decoded = subject.decode([*before, *written[: number + 1]])
         grown = decoded[len(start) :] if decoded.startswith(start) else ""
         if not grown.endswith(BROKEN) or number == len(written) - 1:
             whole = text.text + grown

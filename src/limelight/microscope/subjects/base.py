@@ -127,7 +127,7 @@ class Subject(ABC):
         """The spelling of a token id in the vocabulary, as in ``Text.tokens``."""
         raise NotImplementedError(f"{type(self).__name__} does not write text")
 
-    def write(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without the special tokens among them."""
         raise NotImplementedError(f"{type(self).__name__} does not write text")
 

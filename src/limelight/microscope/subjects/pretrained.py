@@ -92,7 +92,7 @@ class PretrainedSubject(Subject):
     def spell(self, token: int) -> str:
         return self.model.tokenizer.backend.id_to_token(token) or f"<{token}>"
 
-    def write(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return self.model.tokenizer.write(ids)
 
     def is_special(self, token: int) -> bool:

@@ -279,7 +279,7 @@ class TransformersSubject(Subject):
     def spell(self, token: int) -> str:
         return str(self._reader().convert_ids_to_tokens(token))
 
-    def write(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return str(self._reader().decode(list(ids), **how))
 
