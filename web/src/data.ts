@@ -1,6 +1,8 @@
 // What the page is given: `limelight.page` version 1, described in src/limelight/microscope/page/pack.py.
 // N layers, H heads, L tokens, U units (the words, then the tokens that belong to no word), T blocks per side.
 
+import type { WritingOf } from "./writing.ts";
+
 export interface Packed {
   shape: number[];
   bits: 8 | 16 | 32;
@@ -40,6 +42,7 @@ interface PageOf<Numbers> {
   notes: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
+  writing?: (WritingOf<Numbers> | null)[];
   comparison: { pairs: [number, number][]; cosine: Numbers; baseline: number[]; baselinePairs: number } | null;
 }
 

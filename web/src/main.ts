@@ -9,6 +9,7 @@ import { HeadPanel } from "./head.ts";
 import { pathPanel } from "./path.ts";
 import { RelationsPanel } from "./relations.ts";
 import { TextPanel } from "./text.ts";
+import { WritingPanel } from "./writing.ts";
 
 const requested = new URLSearchParams(location.search).get("theme");
 const preferred = (): Theme =>
@@ -70,6 +71,7 @@ async function open(): Promise<void> {
       header(app),
       lead,
       app.add(new TextPanel(app)),
+      ...(page.writing ? [app.add(new WritingPanel(app, page.writing))] : []),
       app.add(new RelationsPanel(app)),
       el(
         "div",

@@ -9,14 +9,18 @@ import torch
 
 from ..formats.progress import counted
 from ..forms.observations import watching
+from ..generation import Sampler
 from ..tensors.shapes import wrong
+from ..text import Text
 from .across import look_across
 from .choosing import about, checked, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .predictions import Predictions, predict
 from .reading import Reading
 from .report import Report
 from .subjects import Subject, subject_of
+from .writing import check_writer, continued
 
 
 def look(
@@ -27,6 +31,10 @@ def look(
     compare: str | None = None,
     words: Sequence[str] = (),
     special: bool = False,
+    generate: int | None = None,
+    sampler: Sampler | None = None,
+    seed: int | None = None,
+    lens: bool = False,
     tokenizer: Any = None,
     processor: Any = None,
 ) -> Report:
@@ -45,12 +53,19 @@ def look(
         compare: a second text, run by itself and compared with the first word by word.
         words: the words to report on, in either text and any case; by default the most prominent ones.
         special: include special tokens, sinks, punctuation and the word itself in relations.
+        generate: let a decoder continue each text by at most this many tokens, and report for each of them the
+            candidates and the logit lens. The whole text is read once then, with the same observations as while it
+            was written, since a token of a decoder sees those before it alone.
+        sampler: how these tokens are chosen: `limelight.generation.Greedy` (the default) or ``Sample``.
+        seed: of a ``Sample``.
+        lens: report candidates and the logit lens for every token of the text, and for the one that would come next.
         tokenizer: of a model of transformers (or in a pair with it: ``look((model, tokenizer), text)``).
         processor: the same, for a model that has a processor.
 
     Raises:
         ArgumentError: a text is empty or longer than the model's positions, a word is in no text, no attention layer of
-            the model can be observed, or its tokenizer does not fit it.
+            the model can be observed, its tokenizer does not fit it, or it is no decoder that can ``generate`` so many
+            tokens.
 
     Example:
         >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -59,6 +74,9 @@ def look(
         >>> first = report.tables["relations"][0]
         >>> first["direction"], first["other"], round(first["weight"], 2), (first["layer"], first["head"])
         ('looks at', 'river', 0.64, (0, 4))
+        >>> report = look("smollm2", "The capital of France is", generate=2)
+        >>> [(row["token"], row["rank"], round(row["probability"], 2)) for row in report.tables["predictions"]]
+        [('Paris', 1, 0.77), ('.', 1, 0.68)]
     """
     if isinstance(words, str):
         raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
@@ -66,20 +84,50 @@ def look(
     if subject.kind == "encoder-decoder":
         if compare is not None:
             raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")
+        if generate is not None or lens:
+            name = "generate" if generate is not None else "lens"
+            raise wrong(name, "is for a decoder", f"{subject.name} has an encoder, too", "Leave it out.")
         return look_across(subject, text, target, words, special)
     if target is not None:
         got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
         raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
-    texts = [text] if compare is None else [text, compare]
-    readings = tuple(_read(subject, text, keep_vectors=compare is not None) for text in texts)
+    if generate is not None or lens:
+        check_writer(subject, "generate" if generate is not None else "lens")
+    given = [subject.tokenize(checked(one)) for one in ([text] if compare is None else [text, compare])]
+    texts = given if generate is None else [continued(subject, one, generate, sampler, seed) for one in given]
+    runs = [
+        _read(subject, one, compare is not None, _predicted(len(before), len(one), lens), len(before))
+        for before, one in zip(given, texts, strict=True)
+    ]
+    readings = tuple(reading for reading, _ in runs)
     comparison = compare_readings(*readings) if len(readings) == 2 else None
     chosen, chosen_by = choose(readings, comparison, words)
-    return Report(facts(subject), readings, chosen, chosen_by, comparison, special, about(subject))
+    predictions = tuple(found for _, found in runs)
+    return Report(
+        facts(subject), readings, chosen, chosen_by, comparison, special, about(subject), predictions=predictions
+    )
 
 
-def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
-    """Run the model once over one text, and return its observations."""
-    tokens = subject.tokenize(checked(text))
+def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
+    """The first and last position to predict: all but the first token and the one that would come next, or those that
+    the model wrote."""
+    if every:
+        return 1, length
+    return (given, length - 1) if length > given else None
+
+
+def _read(
+    subject: Subject, tokens: Text, keep_vectors: bool, predicted: tuple[int, int] | None, written: int
+) -> tuple[Reading, Predictions | None]:
+    """Run the model once over one text, and return its observations.
+
+    Args:
+        subject: the model.
+        tokens: the text.
+        keep_vectors: whether vectors are kept for a comparison.
+        predicted: the first and last position whose tokens are predicted (`predict`), if any are.
+        written: the position from which on the model wrote the text.
+    """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
     with (
@@ -87,4 +135,5 @@ def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
         watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
     ):
         hidden = subject.run(ids, hidden=True).hidden
-    return gatherer.reading(hidden, keep_vectors, subject.unknown_token)
+    found = None if predicted is None else predict(subject, tokens.ids, hidden, *predicted, written)
+    return gatherer.reading(hidden, keep_vectors, subject.unknown_token), found

@@ -25,6 +25,12 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
+``predictions``  with ``generate`` or ``lens``: text, index, token (``None`` behind the text), written (by the model),
+               probability, rank (1: the most likely), decided (depth from which on the lens ranks it first), entropy
+               (nats), entropy_uniform, vocabulary
+``candidates`` text, index, token, rank, candidate, id, probability, chosen (it is the token)
+``lens``       the output embedding applied to the state of each layer: text, index, token, depth, probability, rank
+               (of the token), top, top_probability (lists of the most likely tokens)
 ``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
 ``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
 ``cross``,     tables are of the decoder
@@ -46,9 +52,11 @@ from .comparison import Comparison, changes
 from .cross import Cross
 from .page.notebook import frame
 from .page.write import make_page
+from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
 from .relations import strongest
 from .tables import TableRow, Tables
+from .tables import short as _short
 
 FORMAT, VERSION = "limelight.report", 1
 
@@ -91,6 +99,7 @@ class Report(Tables):
         special: whether relations count special tokens, sinks, punctuation and the word itself.
         about: notes about the model: what of it is not observed.
         cross: what an encoder-decoder looked at in its source.
+        predictions: for each text, what a decoder expected at its tokens, where that was asked for.
 
     Example:
         >>> from limelight.microscope import look
@@ -107,6 +116,7 @@ class Report(Tables):
     special: bool = False
     about: tuple[str, ...] = ()
     cross: Cross | None = None
+    predictions: tuple[Predictions | None, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -134,6 +144,7 @@ class Report(Tables):
         tables = {
             name: [row for text in range(len(self.readings)) for row in make(text)] for name, make in per_text.items()
         }
+        tables |= prediction_tables(self.predictions, self.readings)
         if self.comparison is not None:
             tables |= {"contexts": self._contexts(), "changes": self._changes()}
         if self.cross is not None:
@@ -328,8 +339,3 @@ class Report(Tables):
 
 def _clipped(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _short(number: float) -> float:
-    """Round to six significant digits, about the precision of float32."""
-    return float(f"{float(number):.6g}")

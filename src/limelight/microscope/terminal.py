@@ -13,6 +13,7 @@ from ..text import printable
 from .choosing import NAMED
 from .report import Report
 from .terminal_cross import print_alignment
+from .terminal_predictions import print_predictions
 
 # Widths in columns: of a terminal that shows every column of a table; of names in it, and of names in a narrower one.
 WIDE, WIDEST, NARROW = 72, 24, 14
@@ -37,6 +38,7 @@ def summarise(report: Report, console: Console) -> None:
         console.print(Text(printable(warning), style="yellow"))
     if report.chosen_by != NAMED:
         console.print(Text(f"Words: {report.chosen_by}.", style="dim"))
+    print_predictions(report, console)
     for text, chosen in enumerate(report.chosen):
         for index in chosen:
             _print_word(report, tables, text, index, console)

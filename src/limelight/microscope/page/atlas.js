@@ -1,1 +1,1 @@
-/* built from web/src 9ed19e73435d82b68e1e44e0cebbd951f26e248691290d925fa0029ff195c02f */
+/* built from web/src fa7d4dc38ceff9a3d525ba3e4b43f6d2348a721c01eb96a6c62e4691eaf9900e */

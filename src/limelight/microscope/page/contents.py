@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..comparison import Comparison
+from ..predictions import Predictions
 from ..reading import Reading
 
 
@@ -31,6 +32,10 @@ class Contents(Protocol):
     @property
     def comparison(self) -> Comparison | None:
         """The comparison of two texts."""
+
+    @property
+    def predictions(self) -> Sequence[Predictions | None]:
+        """For each text, what a decoder expected at its tokens; empty where that was not asked for."""
 
     @property
     def notes(self) -> list[str]:

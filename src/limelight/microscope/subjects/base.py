@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from ...generation import Sampler
+from ...generation.sampling import draws, penalised, tokens_in
 from ...text import Text, printable
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
@@ -152,6 +155,49 @@ class Subject(ABC):
     @abstractmethod
     def unknown_token(self) -> str | None:
         """The token that stands for text which the vocabulary does not have; ``None`` where every text has tokens."""
+
+    def spell(self, token: int) -> str:
+        """The spelling of a token id in the vocabulary, as in ``Text.tokens``."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without the special tokens among them."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token id is one of the model's special tokens."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids that end a text."""
+        return frozenset()
+
+    def generate(self, ids: Sequence[int], tokens: int, sampler: Sampler, seed: int) -> tuple[int, ...]:
+        """Continue a text of token ids with a decoder; return the new ones, with the one that ended the text.
+
+        This definition reads the whole text for every token; subjects with a cache have a faster one.
+
+        Args:
+            ids: the text.
+            tokens: maximum number of new tokens, which the model has positions for.
+            sampler: how a token is chosen.
+            seed: of a sampler that draws.
+        """
+        text = list(ids)
+        copy = torch.zeros(1, dtype=torch.int64, device="cpu")
+        for step in range(tokens):
+            row = torch.tensor([text], dtype=torch.int64, device="cpu")
+            scores = self.lens(self.run(row, hidden=True).hidden[-1][:, -1], self.layers)
+            assert scores is not None  # the caller has checked that there is an output embedding
+            scores = scores.float().cpu()
+            if sampler.repetition != 1:
+                scores = penalised(scores, tokens_in([text], scores), sampler.repetition)
+            chosen = sampler.choose(scores, lambda step=step: draws(seed, copy, step))  # type: ignore[misc]
+            text.append(int(chosen))
+            if text[-1] in self.ends:
+                break
+        return tuple(text[len(ids) :])
 
 
 def shown_name(name: str) -> str:

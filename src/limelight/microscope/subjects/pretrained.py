@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...forms.layouts import Padded
+from ...generation import Sampler
 from ...generation.prompts import decoder_beginning
 from ...models import DecoderOnly, EncoderDecoder
 from ...models.sound import spectrum
@@ -120,6 +122,18 @@ class PretrainedSubject(Subject):
     @property
     def unknown_token(self) -> str | None:
         return unknown_token(self.model.tokenizer)
+
+    def spell(self, token: int) -> str:
+        return self.model.tokenizer.backend.id_to_token(token) or f"<{token}>"
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.model.tokenizer.write(ids)
+
+    def is_special(self, token: int) -> bool:
+        return self.model.tokenizer.special_token(token) is not None
+
+    def generate(self, ids: Sequence[int], tokens: int, sampler: Sampler, seed: int) -> tuple[int, ...]:
+        return self.model.generate(list(ids), sampler, tokens=tokens, seed=seed)[0].ids
 
     def _layers(self) -> dict[str, nn.Module]:
         """The attention layers by the name under which they are observed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -347,3 +347,18 @@ class TransformersSubject(Subject):
     @property
     def unknown_token(self) -> str | None:
         return None if self.tokenizer is None else unknown_token_of(self.tokenizer)
+
+    def spell(self, token: int) -> str:
+        return str(self._reader().convert_ids_to_tokens(token))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self._reader().decode(list(ids), **how))
+
+    def is_special(self, token: int) -> bool:
+        return token in set(getattr(self._reader(), "all_special_ids", ()))
+
+    @property
+    def ends(self) -> frozenset[int]:
+        found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        return frozenset([found] if isinstance(found, int) else found or ())
