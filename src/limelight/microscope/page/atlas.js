@@ -1,0 +1,1 @@
+/* built from web/src 9ed19e73435d82b68e1e44e0cebbd951f26e248691290d925fa0029ff195c02f */
