@@ -1,0 +1,80 @@
+// What the page of an atlas is given: `limelight.atlas.page` version 1, described in
+// src/limelight/microscope/page/atlas_pack.py. N layers, H heads; a head's place is layer * H + head.
+
+import { type Packed, type Tensor, unpackTables } from "../data.ts";
+
+export interface PartOf<Numbers> {
+  score: Numbers;
+  low: Numbers;
+  high: Numbers;
+  n: number;
+  texts: number;
+}
+
+export interface Claim {
+  role: string;
+  threshold: number;
+  overBaseline: number;
+  source: string;
+}
+
+export interface MeasureOf<Numbers> {
+  id: string;
+  label: string;
+  group: string;
+  unit: string;
+  definition: string;
+  baselineName: string;
+  notes: string[];
+  claim: Claim | null;
+  chosen: PartOf<Numbers>;
+  scored: PartOf<Numbers>;
+  total: PartOf<Numbers>;
+  baseline: Numbers;
+  control: Numbers | null;
+  other: Numbers | null;
+}
+
+export interface Corpus {
+  name: string;
+  texts: number;
+  tokens: number;
+}
+
+interface AtlasDataOf<Numbers> {
+  format: string;
+  version: number;
+  model: { name: string; kind: string; layers: number; heads: number };
+  other: { name: string; corpus: Corpus } | null;
+  corpus: Corpus;
+  notes: string[];
+  sink: number | null;
+  measures: MeasureOf<Numbers>[];
+  roles: { head: number; role: string; measure: number; other: boolean }[];
+  profile: { offsets: number[]; share: Numbers; even: number[] | null } | null;
+  classes: { names: string[]; share: Numbers; even: number[] | null } | null;
+  examples: {
+    vocabulary: string[];
+    tokens: Numbers;
+    starts: Numbers;
+    window: Numbers;
+    head: Numbers;
+    text: Numbers;
+    query: Numbers;
+    key: Numbers;
+    weight: Numbers;
+    maps: { example: number[]; weights: Numbers };
+  } | null;
+}
+
+export type PackedAtlas = AtlasDataOf<Packed>;
+export type AtlasData = AtlasDataOf<Tensor>;
+export type Measure = MeasureOf<Tensor>;
+export type Part = PartOf<Tensor>;
+
+export async function unpackAtlas(text: string): Promise<AtlasData> {
+  const page = JSON.parse(text) as PackedAtlas;
+  if (page.format !== "limelight.atlas.page" || page.version !== 1)
+    throw new Error(`this view reads limelight.atlas.page 1, the data is ${page.format} ${page.version}`);
+  return (await unpackTables(page)) as AtlasData;
+}
