@@ -25,7 +25,7 @@ MEASURES: tuple[tuple[Any, ...], ...] = (
     ("class", "punctuation", "punctuation", "tokens", "share", 0.0, 0.7, 0.13, "even spread", ("punctuation", 0.6, 1.0)),
     ("induction", "", "induction", "copying", "share", 0.0, 1.0, 0.01, "best fixed offset", ("induction", 0.5, 1.0)),
     ("duplicate", "", "duplicate token", "copying", "share", 0.0, 0.8, 0.04, "even spread", ("duplicate token", 0.5, 1.0)),
-    ("retrieval", "", "needle found", "copying", "accuracy", 0.0, 1.0, 0.0, "shuffled", ("retrieval", 0.1, 1.0)),
+    ("retrieval", "", "needle found", "copying", "accuracy", 0.0, 1.0, 0.0, "best fixed offset", ("retrieval", 0.4, 1.0)),
     ("syntax", "obj", "verb to object", "syntax", "accuracy", 0.0, 0.75, 0.35, "best fixed offset", ("verb to object", 0.4, 1.1)),
     ("syntax", "det", "noun to determiner", "syntax", "accuracy", 0.1, 0.85, 0.52, "best fixed offset", ("determiner", 0.5, 1.1)),
     ("coreference", "gap", "pronoun to name", "coreference", "accuracy", 0.2, 0.83, 0.5, "nearest name", ("coreference", 0.6, 1.1)),
@@ -46,6 +46,7 @@ def mock_atlas(
     kind = random.integers(0, 3 * len(MEASURES), (layers, heads))
     sink = np.clip(depth**0.5 * random.beta(2, 1.2, (layers, heads)), 0, 0.98)
     measures = [_measure(number, row, kind, sink, random, texts) for number, row in enumerate(MEASURES)]
+    measures.append(_contextuality(layers, texts))
     offsets = [-64, -48, -32, -24, -16, -12, -8, *range(-6, 1)]
     return {
         "format": "limelight.atlas",
@@ -78,14 +79,14 @@ def _measure(
     number: int, row: tuple[Any, ...], kind: np.ndarray, sink: np.ndarray, random: np.random.Generator, texts: int
 ) -> dict[str, Any]:
     measure, detail, label, group, unit, low, high, baseline, baseline_name, claim = row
-    strength = random.beta(1.3, 7, kind.shape)
+    strength = random.beta(1.1, 12, kind.shape)
     strong = (kind == number) & (random.random(kind.shape) < 0.8)
     strength = np.where(strong, random.uniform(0.75, 1.0, kind.shape), strength)
     score = sink if measure == "sink" else low + (high - low) * strength
     if measure == "ablation":
         score = low + (high - low) * strength**3
     half = (high - low) * 0.015 * (1 + random.random(kind.shape))
-    held = np.clip(score + half * random.normal(0, 1, kind.shape), low, None)
+    held = np.clip(score + half * random.normal(0, 1, kind.shape), low, max(high, 1))
 
     def interval(score: np.ndarray, count: int) -> dict[str, Any]:
         values = {"score": score, "low": np.maximum(score - 2 * half, low), "high": np.minimum(score + 2 * half, max(high, 1))}
@@ -109,8 +110,34 @@ def _measure(
             "role": claim[0],
             "threshold": claim[1],
             "over_baseline": claim[2],
+            "margin": None if group == "position" else 0.1,
             "source": "Olsson et al. 2022" if measure == "induction" else "Clark et al. 2019",
         },
+        "raw": _rounded(score * (1 - sink)) if unit == "share" and measure != "sink" else None,
+        "notes": [],
+    }
+
+
+def _contextuality(layers: int, texts: int) -> dict[str, Any]:
+    """A property of the states between layers, not of heads."""
+    score = np.linspace(1.0, 0.4, layers + 1)[:, None]
+    part = {name: _rounded(score + shift) for name, shift in (("score", 0.0), ("low", -0.02), ("high", 0.02))}
+    part |= {"n": 900.0, "texts": texts}
+    return {
+        "measure": "contextuality",
+        "detail": "",
+        "label": "self-similarity of a word",
+        "group": "meaning",
+        "unit": "cosine",
+        "definition": "Mean cosine of a word with itself over contexts, less that of random words.",
+        "chosen": part,
+        "scored": part,
+        "total": part,
+        "baseline": _rounded(score * 0.3),
+        "baseline_name": "random words",
+        "control": None,
+        "claim": None,
+        "raw": None,
         "notes": [],
     }
 

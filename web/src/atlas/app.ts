@@ -9,7 +9,8 @@ import { type Scale, scaleOf } from "./scale.ts";
 export type Column = "head" | "role" | "score" | "low" | "chosen" | "baseline" | "control" | "n" | "sink" | "other";
 
 export interface State {
-  measure: number;
+  measure: number; // that the grid is coloured by
+  against: number; // the second one of the plot
   head: number;
   shown: Shown; // which of two atlases the grid is coloured by
   role: string; // whose heads stand out; "" for none
@@ -47,6 +48,10 @@ export class App {
     return this.atlas.data.measures[this.state.measure];
   }
 
+  get against(): Measure {
+    return this.atlas.data.measures[this.state.against];
+  }
+
   add(panel: Panel): HTMLElement {
     this.panels.push(panel);
     return panel.element;
@@ -66,13 +71,13 @@ export class App {
     this.set({ head, example: 0 });
   }
 
-  /** What stands on a head's cell: the letter of its first role, and a plus sign if it has more. */
+  /** What stands on a head's cell: the letter of its first role, and a plus sign if it has more and there is room. */
   letters(place: number): string {
     const { atlas, state } = this;
     const roles = state.letters ? atlas.rolesOf(place, state.shown) : [];
     if (!roles.length) return "";
     const first = roles.some(({ role }) => role === state.role) ? state.role : roles[0].role;
-    return atlas.letters.get(first)! + (roles.length > 1 ? "+" : "");
+    return atlas.letters.get(first)! + (roles.length > 1 && atlas.heads <= 20 ? "+" : "");
   }
 
   shown(): void {
@@ -104,6 +109,7 @@ export function opening(atlas: Atlas, theme: Theme): State {
   const best = own.sort((a, b) => worth(b) / atlas.holders(b.role) ** 0.5 - worth(a) / atlas.holders(a.role) ** 0.5)[0];
   return {
     measure: best?.measure ?? 0,
+    against: second(atlas, best?.measure ?? 0),
     head: best?.head ?? 0,
     shown: "here",
     role: "",
@@ -120,9 +126,13 @@ export function opening(atlas: Atlas, theme: Theme): State {
 
 const COLUMNS: Column[] = ["head", "role", "score", "low", "chosen", "baseline", "control", "n", "sink", "other"];
 
+/** The measure beside another one: the sink, which swamps so much else, or the next. */
+const second = ({ data: { sink, measures } }: Atlas, measure: number): number => (sink !== null && sink !== measure ? sink : (measure + 1) % measures.length);
+
 function entries(atlas: Atlas, state: State): [string, string][] {
   return [
     ["measure", atlas.data.measures[state.measure]?.id ?? ""],
+    ["against", atlas.data.measures[state.against]?.id ?? ""],
     ["head", atlas.name(state.head)],
     ["show", state.shown],
     ["role", state.role],
@@ -144,8 +154,10 @@ export function address(atlas: Atlas, state: State, opened: State): Record<strin
 /** The state that an address asks for; what it does not say, or says of something else, is as at the opening. */
 export function fromAddress(atlas: Atlas, hash: Map<string, string>, opened: State): State {
   const state = { ...opened };
-  const measure = atlas.data.measures.findIndex(({ id }) => id === hash.get("measure"));
-  if (measure >= 0) state.measure = measure;
+  for (const key of ["measure", "against"] as const) {
+    const found = atlas.data.measures.findIndex(({ id }) => id === hash.get(key));
+    if (found >= 0) state[key] = found;
+  }
   state.head = atlas.place(hash.get("head") ?? "") ?? opened.head;
   const shown = hash.get("show");
   if (shown === "here" || (atlas.data.other && (shown === "other" || shown === "difference"))) state.shown = shown;

@@ -54,14 +54,14 @@ const nice = (value: number): number => [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.
 
 const ROW = 21;
 
-export const classesHeight = (app: App): number => (app.atlas.data.classes?.names.length ?? 0) * ROW + 20;
+export const classesHeight = (app: App): number => (app.atlas.data.classes?.names.length ?? 0) * ROW + 4;
 
 /** Share of the attention on each class of tokens. */
 export function classesDrawing(app: App, place: number, width: number): SVGGElement {
   const { names, share, even } = app.atlas.data.classes!;
   const tone = toneOf(app);
   const values = share.values.subarray(place * names.length, (place + 1) * names.length);
-  const [left, right] = [Math.min(132, width * 0.36), width - 48];
+  const [left, right] = [Math.min(124, width * 0.36), width - 52];
   const x = (value: number) => left + (right - left) * Math.min(1, value);
   const group = svg("g", { "font-size": 12 });
   for (const i of range(names.length)) {
@@ -71,7 +71,7 @@ export function classesDrawing(app: App, place: number, width: number): SVGGElem
       write(left - 8, y + 14, clip(names[i], Math.floor(left / 7)), tone.ink, { "text-anchor": "end" }),
       box(left, y + 5, right - left, 10, tone.soft, { rx: 2 }),
       box(left, y + 5, Number.isFinite(value) ? x(value) - left : 0, 10, tone.line, { rx: 2 }),
-      write(width - 6, y + 14, show(value), tone.ink, { "text-anchor": "end" }),
+      write(width - 2, y + 14, show(value), tone.ink, { "text-anchor": "end" }),
     );
     if (even) group.append(box(x(even[i]) - 1, y + 2, 2, 16, tone.mark));
   }

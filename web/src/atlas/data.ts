@@ -15,10 +15,11 @@ export interface Claim {
   role: string;
   threshold: number;
   overBaseline: number;
+  margin: number | null; // above the control
   source: string;
 }
 
-export interface MeasureOf<Numbers> {
+export interface Named {
   id: string;
   label: string;
   group: string;
@@ -26,12 +27,25 @@ export interface MeasureOf<Numbers> {
   definition: string;
   baselineName: string;
   notes: string[];
+}
+
+/** A measure of whole layers, or of the N + 1 states between them. */
+export interface LayerMeasure extends Named {
+  score: (number | null)[];
+  low: (number | null)[];
+  high: (number | null)[];
+  baseline: (number | null)[];
+  other: (number | null)[] | null;
+}
+
+export interface MeasureOf<Numbers> extends Named {
   claim: Claim | null;
   chosen: PartOf<Numbers>;
   scored: PartOf<Numbers>;
   total: PartOf<Numbers>;
   baseline: Numbers;
   control: Numbers | null;
+  raw: Numbers | null;
   other: Numbers | null;
 }
 
@@ -50,6 +64,7 @@ interface AtlasDataOf<Numbers> {
   notes: string[];
   sink: number | null;
   measures: MeasureOf<Numbers>[];
+  layers: LayerMeasure[];
   roles: { head: number; role: string; measure: number; other: boolean }[];
   profile: { offsets: number[]; share: Numbers; even: number[] | null } | null;
   classes: { names: string[]; share: Numbers; even: number[] | null } | null;

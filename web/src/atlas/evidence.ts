@@ -4,7 +4,7 @@ import { svg } from "../dom.ts";
 import type { App } from "./app.ts";
 import type { Measure } from "./data.ts";
 import { box, line, toneOf, write } from "./draw.ts";
-import { show } from "./text.ts";
+import { brief, isShare } from "./text.ts";
 
 export interface Evidence {
   measure: Measure;
@@ -15,6 +15,7 @@ export interface Evidence {
   high: number;
   baseline: number;
   control: number; // NaN where there is none
+  raw: number; // with the sink left in; NaN where that is the score
   n: number;
   texts: number;
   holds: boolean;
@@ -22,7 +23,7 @@ export interface Evidence {
 
 export function evidenceOf(app: App, place: number, at: number): Evidence {
   const measure = app.atlas.data.measures[at];
-  const { scored, chosen, baseline, control, claim } = measure;
+  const { scored, chosen, baseline, control, raw, claim } = measure;
   return {
     measure,
     label: claim?.role ?? measure.label,
@@ -32,6 +33,7 @@ export function evidenceOf(app: App, place: number, at: number): Evidence {
     high: scored.high.values[place],
     baseline: baseline.values[place],
     control: control ? control.values[place] : NaN,
+    raw: raw ? raw.values[place] : NaN,
     n: scored.n,
     texts: scored.texts,
     holds: app.atlas.rolesOf(place).some((role) => role.measure === at),
@@ -39,9 +41,10 @@ export function evidenceOf(app: App, place: number, at: number): Evidence {
 }
 
 /** How near a claim comes to holding: the held-out score as a multiple of what the claim asks for. */
-export function nearness({ measure, held, baseline }: Evidence): number {
-  const { threshold, overBaseline } = measure.claim!;
-  const needed = Math.max(threshold, Number.isFinite(baseline) ? overBaseline * baseline : 0);
+export function nearness({ measure, held, baseline, control }: Evidence): number {
+  const { threshold, overBaseline, margin } = measure.claim!;
+  const above = margin === null || !Number.isFinite(control) ? 0 : control + margin;
+  const needed = Math.max(threshold, Number.isFinite(baseline) ? overBaseline * baseline : 0, above);
   return Number.isFinite(held) && needed > 0 ? held / needed : 0;
 }
 
@@ -60,8 +63,7 @@ export function evidenceDrawing(app: App, evidence: Evidence, width: number): SV
   const tone = toneOf(app);
   const { chosen, held, low, high, baseline, control, measure } = evidence;
   const numbers = [chosen, held, high, baseline, control, measure.claim?.threshold ?? 0].filter(Number.isFinite);
-  const whole = measure.unit === "share" || measure.unit === "accuracy";
-  const top = whole ? 1 : Math.max(...numbers) || 1;
+  const top = isShare(measure) ? 1 : Math.max(...numbers) || 1;
   const bottom = Math.min(0, ...[low, ...numbers].filter(Number.isFinite));
   const [left, right, middle] = [8, width - 8, 15];
   const at = (value: number) => left + ((right - left) * (value - bottom)) / (top - bottom);
@@ -71,7 +73,7 @@ export function evidenceDrawing(app: App, evidence: Evidence, width: number): SV
     const x = left + part * (right - left);
     const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
     group.append(line(`M${x.toFixed(1)} ${middle + 7}v4`, tone.faint, { "stroke-opacity": 0.6 }));
-    group.append(write(anchor === "start" ? x - 3 : anchor === "end" ? x + 3 : x, middle + 23, tick(bottom + part * (top - bottom)), tone.faint, { "text-anchor": anchor }));
+    group.append(write(anchor === "start" ? x - 3 : anchor === "end" ? x + 3 : x, middle + 23, brief(bottom + part * (top - bottom)), tone.faint, { "text-anchor": anchor }));
   }
   const threshold = measure.claim?.threshold;
   if (threshold !== undefined) group.append(line(`M${at(threshold).toFixed(1)} ${middle - 11}v22`, tone.ink, { "stroke-width": 1.5, "stroke-dasharray": "3 2" }));
@@ -82,8 +84,6 @@ export function evidenceDrawing(app: App, evidence: Evidence, width: number): SV
   if (Number.isFinite(held)) group.append(svg("circle", { cx: at(held).toFixed(1), cy: middle, r: 5, fill: tone.line }));
   return group;
 }
-
-const tick = (value: number): string => (value === 0 || value === 1 ? String(value) : show(value).replace(/(\.\d*?)0+$/, "$1"));
 
 export const diamond = (x: number, y: number, stroke: string, fill: string): SVGPathElement =>
   svg("path", { d: `M${x.toFixed(1)} ${y - 6}l5.5 6l-5.5 6l-5.5 -6z`, stroke, fill, "stroke-width": 1.75 });

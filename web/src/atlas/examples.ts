@@ -14,6 +14,7 @@ export class ExamplesPanel implements Panel {
   readonly element: HTMLElement;
   private readonly title = el("h2", { id: "h-examples" });
   private readonly body = el("div", {});
+  private readonly sample = el("span", { class: "as-key" }, "this one");
 
   constructor(private readonly app: App) {
     const saving = {
@@ -26,7 +27,7 @@ export class ExamplesPanel implements Panel {
       "section",
       { class: "panel", "aria-labelledby": "h-examples" },
       el("div", { class: "panel-head" }, this.title, saveBar(app, saving)),
-      el("p", { class: "caption" }, "Where its weight was largest, with sinks left out: ", el("span", { class: "as-query" }, "this token"), " looked at ", el("span", { class: "as-key" }, "this one"), ". The number is the weight."),
+      el("p", { class: "caption" }, "Where its weight was largest, with sinks left out: ", el("span", { class: "as-query" }, "this token"), " looked at ", this.sample, ". The number is the weight."),
       this.body,
     );
     this.draw();
@@ -39,6 +40,7 @@ export class ExamplesPanel implements Panel {
   private draw(): void {
     const { app } = this;
     const examples = app.atlas.examples(app.state.head);
+    this.sample.style.setProperty("--strength", strength(app, 0.8));
     this.title.textContent = `Head ${app.atlas.name(app.state.head)}: strongest examples`;
     if (!examples.length) {
       this.body.replaceChildren(el("p", { class: "quiet" }, "No examples of this head were kept."));
@@ -71,14 +73,18 @@ export class ExamplesPanel implements Panel {
 
 export const word = (example: Example, at: number): string => clip(example.tokens[at].trim() || "␣", 24);
 
+/** The background of a key: stronger for a larger weight, and light enough for the text on it. */
+const strength = (app: App, weight: number): string => css(shade(app.state.theme, 0.1 + 0.28 * weight));
+
 /** The tokens of an example as running text, query and key marked. */
 function context(app: App, { tokens, query, key, weight }: Example): (Node | string)[] {
-  return tokens.map((token, at) => {
+  return tokens.map((written, at) => {
+    const token = at ? written : written.trimStart();
     if (at !== query && at !== key) return token;
     const [, space, rest] = /^(\s*)([\s\S]*)$/.exec(token)!;
     const kind = at === query && at === key ? "as-query as-key" : at === query ? "as-query" : "as-key";
     const mark = el("mark", { class: kind }, rest || "␣");
-    if (at === key) mark.style.setProperty("--strength", css(shade(app.state.theme, 0.15 + 0.35 * weight)));
+    if (at === key) mark.style.setProperty("--strength", strength(app, weight));
     return el("span", {}, space, mark);
   });
 }

@@ -8,8 +8,10 @@ import { any, type App, type Changed, type Panel } from "./app.ts";
 import { canvas } from "./draw.ts";
 import { gridFigure, gridRows } from "./grid-figure.ts";
 import { LEGEND_HEIGHT, legend } from "./legend.ts";
+import { measureMenu } from "./menu.ts";
 import { saveBar } from "./save-bar.ts";
-import { show, signed } from "./text.ts";
+import type { Scale } from "./scale.ts";
+import { show, showAs, signed } from "./text.ts";
 
 export class GridPanel implements Panel {
   readonly element: HTMLElement;
@@ -19,6 +21,7 @@ export class GridPanel implements Panel {
   private readonly scale = el("div", { class: "atlas-legend" });
   private readonly roles = el("div", { class: "role-keys", role: "group", "aria-label": "Roles: press one to see its heads" });
   private readonly scroll: HTMLElement;
+  private width = 440; // of the legend
 
   constructor(
     private readonly app: App,
@@ -51,8 +54,17 @@ export class GridPanel implements Panel {
     if (any(changed, "head")) this.select();
   }
 
-  /** Scroll the selected head into view, without scrolling the page. */
   shown(): void {
+    new ResizeObserver(() => {
+      const width = Math.min(440, Math.round(this.element.clientWidth - 64));
+      if (width === this.width || width < 200) return;
+      this.width = width;
+      this.explain(this.app.coloured().scale);
+    }).observe(this.element);
+  }
+
+  /** Scroll the selected head into view, without scrolling the page. */
+  private scrollTo(): void {
     const { scroll } = this;
     const row = this.cells[this.app.state.head].parentElement!;
     const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
@@ -79,12 +91,17 @@ export class GridPanel implements Panel {
     });
     this.controls.replaceChildren(...this.controlled());
     this.caption.textContent = app.measure.definition;
-    const figure = canvas(app, 440, LEGEND_HEIGHT);
+    this.roles.replaceChildren(...this.keys());
+    this.explain(scale);
+  }
+
+  private explain(scale: Scale): void {
+    const width = this.width;
+    const figure = canvas(this.app, width, LEGEND_HEIGHT);
     figure.setAttribute("role", "img");
     figure.setAttribute("aria-label", `Colour scale from ${show(scale.low)} to ${show(scale.high)}`);
-    figure.append(legend(app, 438));
+    figure.append(legend(this.app, width));
     this.scale.replaceChildren(figure);
-    this.roles.replaceChildren(...this.keys());
   }
 
   private select(): void {
@@ -93,7 +110,7 @@ export class GridPanel implements Panel {
       cell.setAttribute("aria-selected", String(chosen));
       cell.tabIndex = chosen ? 0 : -1;
     });
-    this.shown();
+    this.scrollTo();
   }
 
   private controlled(): HTMLElement[] {
@@ -105,7 +122,7 @@ export class GridPanel implements Panel {
       input.addEventListener("change", () => app.set({ [key]: input.checked }));
       return el("label", { class: "check" }, input, name);
     };
-    const found = [measureMenu(app)];
+    const found = [measureMenu(app, "Colour by", state.measure, (measure) => app.set({ measure }))];
     if (atlas.data.other)
       found.push(
         choice("Which model", [["here", "This model"], ["other", "The other"], ["difference", "Difference"]], state.shown, (shown) => app.set({ shown })),
@@ -170,23 +187,6 @@ export class GridPanel implements Panel {
   }
 }
 
-/** The measures as a menu, in their groups. */
-function measureMenu(app: App): HTMLElement {
-  const groups = new Map<string, HTMLOptGroupElement>();
-  const menu = el("select", { "data-focus": "measure" });
-  app.atlas.data.measures.forEach((measure, at) => {
-    let group = groups.get(measure.group);
-    if (!group) {
-      groups.set(measure.group, (group = el("optgroup", { label: measure.group })));
-      menu.append(group);
-    }
-    group.append(el("option", { value: at }, measure.label));
-  });
-  menu.value = String(app.state.measure);
-  menu.addEventListener("change", () => app.set({ measure: Number(menu.value) }));
-  return el("label", { class: "menu" }, el("span", { class: "quiet" }, "Colour by"), menu);
-}
-
 function frame(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
   const names = range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head));
   const corner = el("span", { class: "corner", role: "columnheader" }, "layer \\ head");
@@ -201,6 +201,7 @@ function frame(layers: number, heads: number, cells: HTMLElement[]): HTMLElement
     ...rows,
   );
   grid.style.setProperty("--heads", String(heads));
+  grid.style.setProperty("--layers", String(layers));
   return grid;
 }
 
@@ -216,7 +217,7 @@ function lines(app: App, place: number, value: number): string[] {
   const sink = atlas.sinkMeasure();
   return [
     `head ${atlas.name(place)}`,
-    `${measure.label} ${state.shown === "difference" ? signed(value) : show(value)}`,
+    `${measure.label} ${state.shown === "difference" ? signed(value) : showAs(measure, value)}`,
     roles.length ? roles.join(", ") : "no role found",
     ...(sink && sink !== measure ? [`${sink.label} ${show(sink.total.score.values[place])}`] : []),
   ];

@@ -7,7 +7,7 @@ import { classesDrawing, classesHeight, PROFILE_HEIGHT, profileDrawing } from ".
 import { canvas, shift, title, toneOf, write } from "./draw.ts";
 import { claimsOf, type Evidence, EVIDENCE_HEIGHT, evidenceDrawing } from "./evidence.ts";
 import { saveBar } from "./save-bar.ts";
-import { count, plural, show, signed, unitOf } from "./text.ts";
+import { brief, conditions, count, plural, show, showAs, signed, unitOf } from "./text.ts";
 
 const NARROW = 300;
 const WIDE = 560;
@@ -103,12 +103,12 @@ function roles(app: App, claims: Evidence[], width: number): HTMLElement[] {
 
 /** The evidence of one claim: a drawing, and its numbers with the marks that stand for them. */
 function card(app: App, evidence: Evidence, width: number, before = ""): HTMLElement {
-  const { measure, holds, chosen, held, low, high, baseline, control, n, texts } = evidence;
+  const { measure, holds, chosen, held, low, high, baseline, control, raw, n, texts } = evidence;
+  const claim = measure.claim!;
   const inner = width - 26;
   const figure = canvas(app, inner, EVIDENCE_HEIGHT);
   figure.setAttribute("aria-hidden", "true");
   figure.append(evidenceDrawing(app, evidence, inner));
-  const needs = `role from ${show(measure.claim!.threshold)}${measure.claim!.overBaseline > 1 ? `, and ${measure.claim!.overBaseline} × the baseline` : ""}`;
   const stat = (mark: string, name: string, value: string, more = "") =>
     el("div", { class: `stat ${mark}` }, el("dt", {}, name), el("dd", {}, value, more && el("small", {}, ` ${more}`)));
   return el(
@@ -124,10 +124,11 @@ function card(app: App, evidence: Evidence, width: number, before = ""): HTMLEle
       stat("mark-chosen", "chosen half", show(chosen)),
       stat("mark-baseline", `baseline: ${measure.baselineName}`, show(baseline)),
       Number.isFinite(control) && stat("mark-control", "shuffled text", show(control)),
-      stat("mark-threshold", needs, show(measure.claim!.threshold)),
+      stat("mark-threshold", "needed at least", brief(claim.threshold), conditions(claim)),
       stat("mark-none", "cases", count(n), `in ${plural(texts, "text")}`),
+      Number.isFinite(raw) && stat("mark-none", "with the sink left in", show(raw)),
     ),
-    el("p", { class: "caption" }, `In ${unitOf(measure)}. Threshold: ${measure.claim!.source}.`),
+    el("p", { class: "caption" }, `In ${unitOf(measure)}. Source of the threshold: ${claim.source}.`),
   );
 }
 
@@ -148,7 +149,7 @@ function claimTable(claims: Evidence[]): HTMLElement {
             "tr",
             {},
             el("th", { scope: "row" }, el("bdi", {}, label)),
-            ...[show(held), `${show(low)} to ${show(high)}`, show(measure.claim!.threshold), show(baseline), show(control), count(n)].map((text) => el("td", {}, text)),
+            ...[show(held), `${show(low)} to ${show(high)}`, [brief(measure.claim!.threshold), conditions(measure.claim!)].filter(Boolean).join("; "), show(baseline), show(control), count(n)].map((text) => el("td", {}, text)),
           ),
         ),
       ),
@@ -190,8 +191,9 @@ function everyNumber(app: App, place: number): HTMLElement {
   const rows = measures.map((measure, at) => {
     const { score, low, high } = measure.total;
     const there = measure.other?.values[place] ?? NaN;
-    const numbers = [show(score.values[place]), `${show(low.values[place])} to ${show(high.values[place])}`, show(measure.baseline.values[place])];
-    if (other) numbers.push(show(there), signed(score.values[place] - there));
+    const as = (value: number) => showAs(measure, value);
+    const numbers = [as(score.values[place]), `${as(low.values[place])} to ${as(high.values[place])}`, as(measure.baseline.values[place])];
+    if (other) numbers.push(as(there), signed(score.values[place] - there, measure));
     const pick = { type: "button", class: "word-button", "data-focus": `number ${at}`, title: "Colour the grid by this", on: { click: () => app.set({ measure: at }) } };
     return el(
       "tr",

@@ -8,8 +8,10 @@ import { unpackAtlas } from "./data.ts";
 import { ExamplesPanel } from "./examples.ts";
 import { GridPanel } from "./grid.ts";
 import { HeadPanel } from "./head.ts";
+import { LayersPanel } from "./layers.ts";
 import { Atlas } from "./model.ts";
 import { notes } from "./notes.ts";
+import { ScatterPanel } from "./scatter.ts";
 import { TablePanel } from "./table.ts";
 import { count, plural } from "./text.ts";
 
@@ -31,7 +33,7 @@ function header(app: App): HTMLElement {
   const facts = `${plural(model.layers, "layer")} × ${plural(model.heads, "head")}`;
   return el(
     "header",
-    {},
+    { class: "atlas-page" },
     el("div", { class: "brand" }, el("span", { class: "lamp", "aria-hidden": "true" }), el("h1", {}, "Limelight"), el("p", {}, "Atlas of heads · ", el("b", {}, el("bdi", {}, model.name)), ` · ${facts}`)),
     el("div", { class: "controls" }, theme),
   );
@@ -66,15 +68,20 @@ export function mount(root: HTMLElement, atlas: Atlas, theme: Theme): App {
   onHash(() => app.set({ ...fromAddress(atlas, readHash(), opened), theme: app.state.theme }));
   const head = new HeadPanel(app);
   const grid = new GridPanel(app, () => head.focus());
-  root.replaceChildren(
+  const scatter = app.add(new ScatterPanel(app));
+  const beside = atlas.layers <= 14; // under a grid that is not tall
+  const parts: (Node | false)[] = [
     header(app),
     lead(app),
-    el("div", { class: "two atlas-two" }, app.add(grid), app.add(head)),
+    el("div", { class: "two atlas-two" }, el("div", { class: "left" }, app.add(grid), beside && scatter), app.add(head)),
     app.add(new ExamplesPanel(app)),
+    !beside && scatter,
     app.add(new TablePanel(app)),
+    atlas.data.layers.length > 0 && app.add(new LayersPanel(app)),
     notes(app),
     status,
-  );
+  ];
+  root.replaceChildren(...parts.filter((part) => part !== false));
   app.shown();
   return app;
 }

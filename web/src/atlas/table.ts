@@ -6,7 +6,7 @@ import { any, type App, type Changed, type Column, type Panel } from "./app.ts";
 import { box, canvas, clip, line, title, toneOf, write } from "./draw.ts";
 import { type Row, rowsOf } from "./rows.ts";
 import { saveBar } from "./save-bar.ts";
-import { count, plural, show, signed } from "./text.ts";
+import { count, isShare, plural, show, showAs, signed } from "./text.ts";
 
 interface Heading {
   column: Column;
@@ -82,7 +82,7 @@ export class TablePanel implements Panel {
       if (column === "head")
         return el("th", { scope: "row" }, el("button", { type: "button", class: "word-button", "data-focus": `row ${row.place} ${row.measure}` }, value(row)));
       if (column === "role") return el("td", { class: "role" }, row.role ? el("bdi", {}, row.role) : el("span", { class: "quiet" }, "no role found"));
-      if (column === "score") return el("td", { class: "score" }, bar(row), el("span", {}, value(row)));
+      if (column === "score") return el("td", { class: "score" }, isShare(app.atlas.data.measures[row.measure]) && bar(row), el("span", {}, value(row)));
       return el("td", { class: column }, value(row));
     });
     return el("tr", { on: { click: open } }, ...cells);
@@ -114,17 +114,18 @@ function headingsOf(app: App): Heading[] {
   const { state, atlas } = app;
   const roles = state.rows === "roles";
   const some = (has: (measure: (typeof atlas.data.measures)[number]) => unknown) => (roles ? atlas.data.measures.some(has) : has(app.measure));
+  const as = (row: Row, value: number) => showAs(atlas.data.measures[row.measure], value);
   const found: (Heading | false)[] = [
     { column: "head", name: "Head", about: "Layer and head, from 0", value: ({ place }) => atlas.name(place) },
     { column: "role", name: roles ? "Role" : "Roles", about: "What the head was found to do", value: ({ role }) => role },
-    { column: "score", name: roles ? "Held-out score" : "Score", about: roles ? "Over the texts that did not choose the head" : `${app.measure.label}, over all texts`, value: ({ score }) => show(score) },
-    { column: "low", name: "95 % interval", about: "Bootstrap over texts; sorted by its lower end", value: ({ low, high }) => `${show(low)} to ${show(high)}` },
-    roles && { column: "chosen", name: "Chosen half", about: "The score over the texts that chose the head", value: ({ chosen }) => show(chosen) },
-    { column: "baseline", name: "Baseline", about: "What an even spread, or the best fixed offset, would reach", value: ({ baseline }) => show(baseline) },
-    Boolean(some(({ control }) => control)) && { column: "control", name: "Shuffled", about: "The same head on shuffled text", value: ({ control }) => show(control) },
+    { column: "score", name: roles ? "Held-out score" : "Score", about: roles ? "Over the texts that did not choose the head" : `${app.measure.label}, over all texts`, value: (row) => as(row, row.score) },
+    { column: "low", name: "95 % interval", about: "Bootstrap over texts; sorted by its lower end", value: (row) => `${as(row, row.low)} to ${as(row, row.high)}` },
+    roles && { column: "chosen", name: "Chosen half", about: "The score over the texts that chose the head", value: (row) => as(row, row.chosen) },
+    { column: "baseline", name: "Baseline", about: "What an even spread, or the best fixed offset, would reach", value: (row) => as(row, row.baseline) },
+    Boolean(some(({ control }) => control)) && { column: "control", name: "Shuffled", about: "The same head on shuffled text", value: (row) => as(row, row.control) },
     { column: "n", name: "n", about: "Cases counted", value: ({ n }) => count(n) },
     atlas.data.sink !== null && { column: "sink", name: "Sink", about: "Share of the head’s attention on the sink", value: ({ sink }) => show(sink) },
-    atlas.data.other !== null && { column: "other", name: "The other", about: "The score in the other atlas, over all texts", value: ({ other, score }) => `${show(other)} (${signed(score - other)})` },
+    atlas.data.other !== null && { column: "other", name: "The other", about: "The score in the other atlas, over all texts", value: (row) => `${as(row, row.other)} (${signed(row.score - row.other, atlas.data.measures[row.measure])})` },
   ];
   return found.filter((heading): heading is Heading => heading !== false);
 }
@@ -134,8 +135,9 @@ function captionOf({ state, measure }: App, shown: number, of: number): string {
     state.rows === "roles"
       ? `${plural(of, "role")} that hold${of === 1 ? "s" : ""} on held-out texts.`
       : `Every head by ${measure.label}, over all texts.`;
+  const bars = state.rows === "roles" || isShare(measure) ? " Bar: score from 0 to 1; tick: baseline." : "";
   const found = shown === of ? "" : ` ${count(shown)} of ${count(of)} shown.`;
-  return `${what}${found} Bar: score from 0 to 1; tick: baseline. Press a heading to sort, a row to open its head.`;
+  return `${what}${found}${bars} Press a heading to sort, a row to open its head.`;
 }
 
 // --- Files ---

@@ -9,7 +9,10 @@ of ``pack.py``, here with ``"missing": true`` where its largest code stands for 
      "measures": [{"id", "label", "group", "unit", "definition", "baselineName", "notes", "claim" | null,
                    "chosen": Part, "scored": Part, "total": Part,
                    "baseline": Packed (N, H), "control": Packed (N, H) | null,
+                   "raw": Packed (N, H) | null (the share with the sink left in),
                    "other": Packed (N, H) | null (total score in the other atlas)}, ...],
+     "layers": [{"label", "unit", "definition", "baselineName", "score": [numbers], "low", "high", "baseline",
+                 "other": [numbers] | null}, ...] (measured of whole layers, or of the N + 1 states between them),
      "roles": [{"head": layer * H + head, "role", "measure": index, "other": boolean (in the other atlas)}, ...],
      "profile": {"offsets": [O numbers], "share": Packed (N, H, O), "even": [O numbers] | null} | null,
      "classes": {"names": [C], "share": Packed (N, H, C), "even": [C numbers] | null} | null,
@@ -92,8 +95,11 @@ def pack_atlas(atlas: Mapping[str, Any], other: Mapping[str, Any] | None, limit:
 
 def _fixed(atlas: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything but the examples."""
-    model, measures = atlas["model"], atlas["measures"]
+    model = atlas["model"]
     size = model["layers"], model["heads"]
+    of_heads = [np.shape(measure["total"]["score"]) == size for measure in atlas["measures"]]
+    measures = [measure for measure, own in zip(atlas["measures"], of_heads, strict=True) if own]
+    of_layers = [measure for measure, own in zip(atlas["measures"], of_heads, strict=True) if not own]
     index = {_key(measure): number for number, measure in enumerate(measures)}
     there = {_key(measure): measure for measure in other["measures"]} if other else {}
     return {
@@ -105,6 +111,7 @@ def _fixed(atlas: Mapping[str, Any], other: Mapping[str, Any] | None) -> dict[st
         "notes": [_safe(note) for note in atlas["notes"]],
         "sink": next((number for (measure, _), number in index.items() if measure == "sink"), None),
         "measures": [_measure(measure, there.get(_key(measure)), size) for measure in measures],
+        "layers": [_layers(measure, there.get(_key(measure))) for measure in of_layers],
         "roles": [
             {
                 "head": role["layer"] * size[1] + role["head"],
@@ -131,7 +138,43 @@ def _corpus(corpus: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measure(measure: Mapping[str, Any], there: Mapping[str, Any] | None, size: tuple[int, int]) -> dict[str, Any]:
-    control, claim = measure.get("control"), measure.get("claim")
+    control, raw, claim = (measure.get(name) for name in ("control", "raw", "claim"))
+    return {
+        **_named(measure),
+        "claim": claim
+        and {
+            "role": _safe(claim["role"]),
+            "threshold": claim["threshold"],
+            "overBaseline": claim["over_baseline"],
+            "margin": claim.get("margin"),
+            "source": _safe(claim["source"]),
+        },
+        **{part: _part(measure[part], size) for part in ("chosen", "scored", "total")},
+        "baseline": _packed(measure["baseline"], size),
+        "control": None if control is None else _packed(control, size),
+        "raw": None if raw is None else _packed(raw, size),
+        "other": None if there is None else _packed(there["total"]["score"], size),
+    }
+
+
+def _layers(measure: Mapping[str, Any], there: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A measure of layers: few numbers, written out."""
+    total, shape = measure["total"], np.shape(measure["total"]["score"])
+    return {
+        **_named(measure),
+        **{name: _listed(total[name], shape) for name in ("score", "low", "high")},
+        "baseline": _listed(measure["baseline"], shape),
+        "other": None if there is None else _listed(there["total"]["score"], shape),
+    }
+
+
+def _listed(values: Any, shape: tuple[int, ...]) -> list[float | None]:
+    array = np.broadcast_to(np.array(values, np.float64), shape).ravel()
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in array]
+
+
+def _named(measure: Mapping[str, Any]) -> dict[str, Any]:
+    """What a measure is called, and how it is defined."""
     label = " ".join(part for part in _key(measure) if part)
     return {
         "id": label,
@@ -141,17 +184,6 @@ def _measure(measure: Mapping[str, Any], there: Mapping[str, Any] | None, size: 
         "definition": _safe(measure.get("definition") or ""),
         "baselineName": _safe(measure["baseline_name"]),
         "notes": [_safe(note) for note in measure["notes"]],
-        "claim": claim
-        and {
-            "role": _safe(claim["role"]),
-            "threshold": claim["threshold"],
-            "overBaseline": claim["over_baseline"],
-            "source": _safe(claim["source"]),
-        },
-        **{part: _part(measure[part], size) for part in ("chosen", "scored", "total")},
-        "baseline": _packed(measure["baseline"], size),
-        "control": None if control is None else _packed(control, size),
-        "other": None if there is None else _packed(there["total"]["score"], size),
     }
 
 
