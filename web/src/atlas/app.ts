@@ -5,6 +5,7 @@ import { keepFocus } from "../dom.ts";
 import type { Measure } from "./data.ts";
 import type { Atlas, Shown } from "./model.ts";
 import { type Scale, scaleOf } from "./scale.ts";
+import { isShare } from "./text.ts";
 
 export type Column = "head" | "role" | "score" | "low" | "chosen" | "baseline" | "control" | "n" | "sink" | "other";
 
@@ -20,7 +21,6 @@ export interface State {
   find: string;
   sort: Column;
   down: boolean; // the largest first
-  example: number; // of the head, from 0
   theme: Theme;
 }
 
@@ -66,11 +66,6 @@ export class App {
     this.changed(this.state);
   }
 
-  /** Show a head, its strongest example first. */
-  open(head: number): void {
-    this.set({ head, example: 0 });
-  }
-
   /** What stands on a head's cell: the letter of its first role, and a plus sign if it has more and there is room. */
   letters(place: number): string {
     const { atlas, state } = this;
@@ -97,16 +92,16 @@ export class App {
   }
 }
 
-/** Where the page opens: the measure most heads have a role by, and the strongest of these heads. */
+/** Where the page opens: the head whose role is surest, by how far its interval lies above baseline and control. */
 export function opening(atlas: Atlas, theme: Theme): State {
   const { measures, roles } = atlas.data;
   const own = roles.filter((role) => !role.other);
-  const worth = (role: (typeof own)[number]) => {
-    const { scored, baseline } = measures[role.measure];
-    return scored.score.values[role.head] - baseline.values[role.head];
+  const worth = ({ measure, head }: (typeof own)[number]) => {
+    const { scored, baseline, control } = measures[measure];
+    const above = Math.max(baseline.values[head], control?.values[head] || 0);
+    return isShare(measures[measure]) ? scored.low.values[head] - above : -1; // other units have no common scale
   };
-  // What a head does with content says more than where it looks: of equally sure roles the rarer one.
-  const best = own.sort((a, b) => worth(b) / atlas.holders(b.role) ** 0.5 - worth(a) / atlas.holders(a.role) ** 0.5)[0];
+  const best = [...own].sort((a, b) => worth(b) - worth(a))[0];
   return {
     measure: best?.measure ?? 0,
     against: second(atlas, best?.measure ?? 0),
@@ -119,7 +114,6 @@ export function opening(atlas: Atlas, theme: Theme): State {
     find: "",
     sort: "score",
     down: true,
-    example: 0,
     theme,
   };
 }
@@ -127,7 +121,7 @@ export function opening(atlas: Atlas, theme: Theme): State {
 const COLUMNS: Column[] = ["head", "role", "score", "low", "chosen", "baseline", "control", "n", "sink", "other"];
 
 /** The measure beside another one: the sink, which swamps so much else, or the next. */
-const second = ({ data: { sink, measures } }: Atlas, measure: number): number => (sink !== null && sink !== measure ? sink : (measure + 1) % measures.length);
+const second = ({ data: { sink, measures } }: Atlas, measure: number): number => (sink && sink.measure !== measure ? sink.measure : (measure + 1) % measures.length);
 
 function entries(atlas: Atlas, state: State): [string, string][] {
   return [
@@ -141,7 +135,6 @@ function entries(atlas: Atlas, state: State): [string, string][] {
     ["rows", state.rows],
     ["find", state.find],
     ["sort", (state.down ? "-" : "") + state.sort],
-    ["example", String(state.example + 1)],
   ];
 }
 
@@ -170,7 +163,5 @@ export function fromAddress(atlas: Atlas, hash: Map<string, string>, opened: Sta
   state.find = hash.get("find") ?? opened.find;
   const sort = COLUMNS.find((column) => column === hash.get("sort")?.replace(/^-/, ""));
   if (sort) [state.sort, state.down] = [sort, hash.get("sort")!.startsWith("-")];
-  const example = Number(hash.get("example") ?? 1) - 1;
-  if (Number.isInteger(example) && example >= 0 && example < atlas.examples(state.head).length) state.example = example;
   return state;
 }

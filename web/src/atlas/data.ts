@@ -46,13 +46,15 @@ export interface MeasureOf<Numbers> extends Named {
   baseline: Numbers;
   control: Numbers | null;
   raw: Numbers | null;
-  other: Numbers | null;
+  other: PartOf<Numbers> | null;
 }
 
 export interface Corpus {
   name: string;
   texts: number;
   tokens: number;
+  complete: boolean;
+  probes: { name: string; texts: number; tokens: number }[];
 }
 
 interface AtlasDataOf<Numbers> {
@@ -62,12 +64,13 @@ interface AtlasDataOf<Numbers> {
   other: { name: string; corpus: Corpus } | null;
   corpus: Corpus;
   notes: string[];
-  sink: number | null;
+  sink: { measure: number; heads: number[] } | null;
   measures: MeasureOf<Numbers>[];
   layers: LayerMeasure[];
   roles: { head: number; role: string; measure: number; other: boolean }[];
-  profile: { offsets: number[]; share: Numbers; even: number[] | null } | null;
-  classes: { names: string[]; share: Numbers; even: number[] | null } | null;
+  profile: { bins: [number, number][]; share: Numbers; even: (number | null)[] } | null;
+  classes: { names: string[]; share: Numbers; even: Numbers } | null;
+  similar: { head: Numbers; other: Numbers; cosine: Numbers } | null;
   examples: {
     vocabulary: string[];
     tokens: Numbers;
@@ -78,8 +81,8 @@ interface AtlasDataOf<Numbers> {
     query: Numbers;
     key: Numbers;
     weight: Numbers;
-    maps: { example: number[]; weights: Numbers };
   } | null;
+  picture: { tokens: string[]; weights: Numbers } | null;
 }
 
 export type PackedAtlas = AtlasDataOf<Packed>;

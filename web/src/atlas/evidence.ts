@@ -18,12 +18,19 @@ export interface Evidence {
   raw: number; // with the sink left in; NaN where that is the score
   n: number;
   texts: number;
+  needed: number; // the least held-out score for the role: of threshold, baseline and control
   holds: boolean;
 }
 
 export function evidenceOf(app: App, place: number, at: number): Evidence {
   const measure = app.atlas.data.measures[at];
   const { scored, chosen, baseline, control, raw, claim } = measure;
+  const holds = app.atlas.data.sink?.measure === at ? app.atlas.isSink(place) : app.atlas.rolesOf(place).some((role) => role.measure === at);
+  const asked = claim && [
+    claim.threshold,
+    claim.overBaseline * baseline.values[place],
+    claim.margin !== null && control ? claim.margin + control.values[place] : NaN,
+  ];
   return {
     measure,
     label: claim?.role ?? measure.label,
@@ -36,24 +43,20 @@ export function evidenceOf(app: App, place: number, at: number): Evidence {
     raw: raw ? raw.values[place] : NaN,
     n: scored.n,
     texts: scored.texts,
-    holds: app.atlas.rolesOf(place).some((role) => role.measure === at),
+    needed: asked ? Math.max(...asked.filter(Number.isFinite)) : NaN,
+    holds,
   };
 }
 
 /** How near a claim comes to holding: the held-out score as a multiple of what the claim asks for. */
-export function nearness({ measure, held, baseline, control }: Evidence): number {
-  const { threshold, overBaseline, margin } = measure.claim!;
-  const above = margin === null || !Number.isFinite(control) ? 0 : control + margin;
-  const needed = Math.max(threshold, Number.isFinite(baseline) ? overBaseline * baseline : 0, above);
-  return Number.isFinite(held) && needed > 0 ? held / needed : 0;
-}
+const nearness = ({ held, needed }: Evidence): number => (Number.isFinite(held) && needed > 0 ? held / needed : 0);
 
-/** Every claim that was tested, the ones that hold first, then the nearest. The sink is no role, and left out. */
-export function claimsOf(app: App, place: number): Evidence[] {
+/** Every claim that was tested, the ones that hold first, then the nearest; the sink, which is no role, last. */
+export function claimsOf(app: App, place: number): { roles: Evidence[]; sink: Evidence | null } {
   const { measures, sink } = app.atlas.data;
-  return measures
-    .flatMap((measure, at) => (measure.claim && at !== sink ? [evidenceOf(app, place, at)] : []))
-    .sort((a, b) => Number(b.holds) - Number(a.holds) || nearness(b) - nearness(a));
+  const roles = measures.flatMap((measure, at) => (measure.claim && at !== sink?.measure ? [evidenceOf(app, place, at)] : []));
+  roles.sort((a, b) => Number(b.holds) - Number(a.holds) || nearness(b) - nearness(a));
+  return { roles, sink: sink && measures[sink.measure].claim ? evidenceOf(app, place, sink.measure) : null };
 }
 
 export const EVIDENCE_HEIGHT = 40;
@@ -61,9 +64,9 @@ export const EVIDENCE_HEIGHT = 40;
 /** The evidence on one axis: a mark for each number. */
 export function evidenceDrawing(app: App, evidence: Evidence, width: number): SVGGElement {
   const tone = toneOf(app);
-  const { chosen, held, low, high, baseline, control, measure } = evidence;
-  const numbers = [chosen, held, high, baseline, control, measure.claim?.threshold ?? 0].filter(Number.isFinite);
-  const top = isShare(measure) ? 1 : Math.max(...numbers) || 1;
+  const { chosen, held, low, high, baseline, control, needed, measure } = evidence;
+  const numbers = [chosen, held, high, baseline, control, needed].filter(Number.isFinite);
+  const top = isShare(measure) ? 1 : 1.05 * Math.max(...numbers) || 1;
   const bottom = Math.min(0, ...[low, ...numbers].filter(Number.isFinite));
   const [left, right, middle] = [8, width - 8, 15];
   const at = (value: number) => left + ((right - left) * (value - bottom)) / (top - bottom);
@@ -75,8 +78,7 @@ export function evidenceDrawing(app: App, evidence: Evidence, width: number): SV
     group.append(line(`M${x.toFixed(1)} ${middle + 7}v4`, tone.faint, { "stroke-opacity": 0.6 }));
     group.append(write(anchor === "start" ? x - 3 : anchor === "end" ? x + 3 : x, middle + 23, brief(bottom + part * (top - bottom)), tone.faint, { "text-anchor": anchor }));
   }
-  const threshold = measure.claim?.threshold;
-  if (threshold !== undefined) group.append(line(`M${at(threshold).toFixed(1)} ${middle - 11}v22`, tone.ink, { "stroke-width": 1.5, "stroke-dasharray": "3 2" }));
+  if (Number.isFinite(needed) && needed <= top) group.append(line(`M${at(needed).toFixed(1)} ${middle - 11}v22`, tone.ink, { "stroke-width": 1.5, "stroke-dasharray": "3 2" }));
   if (Number.isFinite(baseline)) group.append(line(`M${at(baseline).toFixed(1)} ${middle - 8}v16`, tone.mark, { "stroke-width": 2.5 }));
   if (Number.isFinite(control)) group.append(diamond(at(control), middle, tone.faint, tone.page));
   if (Number.isFinite(low)) group.append(line(`M${at(low).toFixed(1)} ${middle}H${at(high).toFixed(1)}`, tone.line, { "stroke-width": 3 }));

@@ -59,7 +59,7 @@ export function gridRows(app: App): Cell[][] {
       place % atlas.heads,
       ...[total.score, total.low, total.high, baseline].map((numbers) => numbers.values[place]),
       control ? control.values[place] : null,
-      ...(other ? [other.values[place]] : []),
+      ...(other ? [other.score.values[place]] : []),
       atlas.rolesOf(place).map(({ role }) => role).join("; "),
     ]),
   ];

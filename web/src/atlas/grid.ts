@@ -11,7 +11,7 @@ import { LEGEND_HEIGHT, legend } from "./legend.ts";
 import { measureMenu } from "./menu.ts";
 import { saveBar } from "./save-bar.ts";
 import type { Scale } from "./scale.ts";
-import { show, showAs, signed } from "./text.ts";
+import { about, show, showAs, signed } from "./text.ts";
 
 export class GridPanel implements Panel {
   readonly element: HTMLElement;
@@ -90,7 +90,7 @@ export class GridPanel implements Panel {
       cell.setAttribute("aria-label", lines(app, place, values[place]).join(", "));
     });
     this.controls.replaceChildren(...this.controlled());
-    this.caption.textContent = app.measure.definition;
+    this.caption.textContent = about(app.measure);
     this.roles.replaceChildren(...this.keys());
     this.explain(scale);
   }
@@ -160,7 +160,7 @@ export class GridPanel implements Panel {
     body.addEventListener("click", (event) => {
       const place = placeOf(event);
       if (place === null) return;
-      app.open(place);
+      app.set({ head: place });
       app.say(lines(app, place, app.coloured().values[place]).join(", "));
       if (matchMedia("(max-width: 900px)").matches) this.enter();
     });
@@ -168,13 +168,13 @@ export class GridPanel implements Panel {
       const place = placeOf(event);
       if (place === null) return;
       if (event.key === "Enter") {
-        app.open(place);
+        app.set({ head: place });
         this.enter();
         return event.preventDefault();
       }
       const next = arrowStep(event.key, place, this.cells.length, app.atlas.heads);
       if (next === place) return;
-      app.open(next);
+      app.set({ head: next });
       this.cells[next].focus();
       event.preventDefault();
     });

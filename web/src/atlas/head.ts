@@ -3,11 +3,11 @@
 import { el } from "../dom.ts";
 import type { Cell } from "../export.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
-import { classesDrawing, classesHeight, PROFILE_HEIGHT, profileDrawing } from "./charts.ts";
+import { binName, classesDrawing, classesHeight, PROFILE_HEIGHT, profileDrawing } from "./charts.ts";
 import { canvas, shift, title, toneOf, write } from "./draw.ts";
 import { claimsOf, type Evidence, EVIDENCE_HEIGHT, evidenceDrawing } from "./evidence.ts";
 import { saveBar } from "./save-bar.ts";
-import { brief, conditions, count, plural, show, showAs, signed, unitOf } from "./text.ts";
+import { conditions, count, plural, show, showAs, signed, unitOf } from "./text.ts";
 
 const NARROW = 300;
 const WIDE = 560;
@@ -57,14 +57,14 @@ export class HeadPanel implements Panel {
     const { app, width } = this;
     const { atlas, state } = app;
     const place = state.head;
-    const claims = claimsOf(app, place);
+    const { roles: claims, sink } = claimsOf(app, place);
     this.title.textContent = `Head ${atlas.name(place)}`;
     this.body.replaceChildren(
       el("p", { class: "head-summary" }, ...summary(app, place, claims)),
-      ...roles(app, claims, width),
-      ...(atlas.data.profile ? [chart("How far it looks", "mean weight", app, width, PROFILE_HEIGHT, profileDrawing)] : []),
+      ...roles(app, claims, sink, width),
+      ...(atlas.data.profile ? [chart("How far it looks", "share of attention", app, width, PROFILE_HEIGHT, profileDrawing)] : []),
       ...(atlas.data.classes ? [chart("What kind of token it looks at", "share of attention", app, width, classesHeight(app), classesDrawing)] : []),
-      similarHeads(app, place),
+      ...(atlas.data.similar ? [similarHeads(app, place)] : []),
       everyNumber(app, place),
     );
   }
@@ -80,30 +80,28 @@ function summary(app: App, place: number, claims: Evidence[]): (Node | string)[]
     ? ["Holds ", held.length === 1 ? "the role " : `${held.length} roles: `, ...held.flatMap(({ label }, i) => [i ? ", " : "", el("b", {}, el("bdi", {}, label))]), ". "]
     : [el("b", {}, "No role found"), claims.length ? `: none of the ${plural(claims.length, "claim")} tested holds on held-out texts. ` : ". "];
   const share = sink?.total.score.values[place];
-  const attention = share !== undefined && Number.isFinite(share) ? `${Math.round(100 * share)} % of its attention lies on the sink.` : "";
+  const attention = share !== undefined && Number.isFinite(share) ? `${Math.round(100 * share)} % of its attention lies on sinks.` : "";
   return [where, ...role, attention];
 }
 
-function roles(app: App, claims: Evidence[], width: number): HTMLElement[] {
+function roles(app: App, claims: Evidence[], sink: Evidence | null, width: number): HTMLElement[] {
   const held = claims.filter(({ holds }) => holds);
   const others = claims.filter(({ holds }) => !holds);
   const intro = "A role is a claim that can be wrong: heads are chosen on one half of the texts and scored on the other.";
   const nearest = held.length ? [] : others.slice(0, 1);
-  const rest = others.slice(nearest.length);
+  const rest = [...others.slice(nearest.length), ...(sink ? [sink] : [])];
   if (!claims.length) return [];
   return [
     el("p", { class: "caption" }, intro),
     ...held.map((evidence) => card(app, evidence, width)),
     ...nearest.map((evidence) => card(app, evidence, width, "Nearest: ")),
-    rest.length
-      ? el("details", {}, el("summary", {}, `${held.length || nearest.length ? "The other " : ""}${plural(rest.length, "claim")} tested`), claimTable(rest))
-      : el("span", {}),
+    ...(rest.length ? [el("details", {}, el("summary", {}, `The other ${plural(rest.length, "claim")} tested`), claimTable(rest))] : []),
   ];
 }
 
 /** The evidence of one claim: a drawing, and its numbers with the marks that stand for them. */
 function card(app: App, evidence: Evidence, width: number, before = ""): HTMLElement {
-  const { measure, holds, chosen, held, low, high, baseline, control, raw, n, texts } = evidence;
+  const { measure, holds, chosen, held, low, high, baseline, control, raw, needed, n, texts } = evidence;
   const claim = measure.claim!;
   const inner = width - 26;
   const figure = canvas(app, inner, EVIDENCE_HEIGHT);
@@ -115,25 +113,25 @@ function card(app: App, evidence: Evidence, width: number, before = ""): HTMLEle
     "div",
     { class: holds ? "claim holds" : "claim" },
     el("h3", {}, before && el("span", { class: "quiet" }, before), el("bdi", {}, evidence.label), " ", el("span", { class: "verdict" }, holds ? "holds" : "does not hold")),
-    el("p", { class: "caption" }, measure.definition),
+    measure.definition && el("p", { class: "caption" }, measure.definition),
     figure,
     el(
       "dl",
       { class: "stats" },
       stat("mark-held", "held-out half", show(held), `${show(low)} to ${show(high)}`),
       stat("mark-chosen", "chosen half", show(chosen)),
-      stat("mark-baseline", `baseline: ${measure.baselineName}`, show(baseline)),
+      stat("mark-baseline", "baseline", show(baseline)),
       Number.isFinite(control) && stat("mark-control", "shuffled text", show(control)),
-      stat("mark-threshold", "needed at least", brief(claim.threshold), conditions(claim)),
+      stat("mark-threshold", "needed at least", show(needed)),
       stat("mark-none", "cases", count(n), `in ${plural(texts, "text")}`),
       Number.isFinite(raw) && stat("mark-none", "with the sink left in", show(raw)),
     ),
-    el("p", { class: "caption" }, `In ${unitOf(measure)}. Source of the threshold: ${claim.source}.`),
+    el("p", { class: "caption" }, [`In ${unitOf(measure)}.`, `Baseline: ${measure.baselineName}.`, `Needed: ${conditions(claim)}. Source: ${claim.source}.`, ...measure.notes].join(" ")),
   );
 }
 
 function claimTable(claims: Evidence[]): HTMLElement {
-  const columns = ["claim", "held-out", "95 % interval", "needs", "baseline", "shuffled", "n"];
+  const columns = ["claim", "held-out", "95 % interval", "needed", "baseline", "shuffled", "n", ""];
   return el(
     "div",
     { class: "scroll-x" },
@@ -144,12 +142,12 @@ function claimTable(claims: Evidence[]): HTMLElement {
       el(
         "tbody",
         {},
-        ...claims.map(({ measure, label, held, low, high, baseline, control, n }) =>
+        ...claims.map(({ label, held, low, high, baseline, control, needed, n, holds }) =>
           el(
             "tr",
             {},
             el("th", { scope: "row" }, el("bdi", {}, label)),
-            ...[show(held), `${show(low)} to ${show(high)}`, [brief(measure.claim!.threshold), conditions(measure.claim!)].filter(Boolean).join("; "), show(baseline), show(control), count(n)].map((text) => el("td", {}, text)),
+            ...[show(held), `${show(low)} to ${show(high)}`, show(needed), show(baseline), show(control), count(n), holds ? "holds" : ""].map((text) => el("td", {}, text)),
           ),
         ),
       ),
@@ -171,7 +169,7 @@ function similarHeads(app: App, place: number): HTMLElement {
     const roles = atlas.rolesOf(other).map(({ role }) => role);
     return el(
       "button",
-      { type: "button", class: "plain chip", "data-focus": `similar ${other}`, on: { click: () => app.open(other) } },
+      { type: "button", class: "plain chip", "data-focus": `similar ${other}`, on: { click: () => app.set({ head: other }) } },
       el("b", {}, atlas.name(other)),
       ` ${cosine.toFixed(2)} `,
       roles.length ? el("bdi", { class: "quiet" }, roles[0] + (roles.length > 1 ? " +" : "")) : el("span", { class: "quiet" }, "no role"),
@@ -180,7 +178,7 @@ function similarHeads(app: App, place: number): HTMLElement {
   return el(
     "div",
     { class: "chart-block" },
-    el("h3", {}, "Most similar heads ", el("span", { class: "quiet" }, "cosine over all measures, each in standard deviations")),
+    el("h3", {}, "Most similar heads ", el("span", { class: "quiet" }, "cosine of their scores, each standardised over all heads")),
     el("div", { class: "chips" }, ...chips),
   );
 }
@@ -190,7 +188,7 @@ function everyNumber(app: App, place: number): HTMLElement {
   const columns = ["measure", "score", "95 % interval", "baseline", ...(other ? ["other", "difference"] : [])];
   const rows = measures.map((measure, at) => {
     const { score, low, high } = measure.total;
-    const there = measure.other?.values[place] ?? NaN;
+    const there = measure.other?.score.values[place] ?? NaN;
     const as = (value: number) => showAs(measure, value);
     const numbers = [as(score.values[place]), `${as(low.values[place])} to ${as(high.values[place])}`, as(measure.baseline.values[place])];
     if (other) numbers.push(as(there), signed(score.values[place] - there, measure));
@@ -216,7 +214,7 @@ function headFigure(app: App): SVGSVGElement {
   const { atlas, state } = app;
   const place = state.head;
   const tone = toneOf(app);
-  const claims = claimsOf(app, place);
+  const claims = claimsOf(app, place).roles;
   const held = claims.filter(({ holds }) => holds);
   const shownClaims = held.length ? held : claims.slice(0, 1);
   const parts: SVGElement[] = [];
@@ -232,7 +230,7 @@ function headFigure(app: App): SVGSVGElement {
     add(evidenceDrawing(app, evidence, WIDE - 32), EVIDENCE_HEIGHT);
   }
   if (atlas.data.profile) {
-    heading("Mean weight by distance");
+    heading("Share of attention by distance");
     add(profileDrawing(app, place, WIDE - 32), PROFILE_HEIGHT);
   }
   if (atlas.data.classes) {
@@ -255,10 +253,12 @@ function headRows(app: App): Cell[][] {
     const holds = atlas.rolesOf(place).some((role) => role.measure === at);
     rows.push(["measure", measure.id, measure.unit, ...numbers, control ? control.values[place] : null, total.n, total.texts, measure.claim && holds ? measure.claim.role : ""]);
   });
-  for (const [kind, names, table] of [["distance", profile?.offsets, profile], ["class", classes?.names, classes]] as const)
-    names?.forEach((name, i) => {
-      const score = table!.share.values[place * names.length + i];
-      rows.push([kind, String(name), "share", score, null, null, null, null, table!.even ? table!.even[i] : null, null, null, null, ""]);
-    });
+  const add = (kind: string, name: string, score: number, even: number | null) =>
+    rows.push([kind, name, "share", score, null, null, null, null, even, null, null, null, ""]);
+  profile?.bins.forEach((bin, i) => add("distance", binName(bin), profile.share.values[place * profile.bins.length + i], profile.even[i]));
+  classes?.names.forEach((name, i) => {
+    const at = place * classes.names.length + i;
+    add("kind of token", name, classes.share.values[at], classes.even.values[at]);
+  });
   return rows;
 }

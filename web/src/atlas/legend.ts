@@ -5,7 +5,7 @@ import { svg } from "../dom.ts";
 import { range } from "../reading.ts";
 import type { App } from "./app.ts";
 import { line, toneOf, write } from "./draw.ts";
-import { brief, median, show, unitOf } from "./text.ts";
+import { brief, median, showAs, unitOf } from "./text.ts";
 
 export const LEGEND_HEIGHT = 72;
 
@@ -37,10 +37,10 @@ export function legend(app: App, width: number): SVGGElement {
         line(`M${x.toFixed(1)} 20v12`, tone.mark, { "stroke-width": 2 }),
         svg("path", { d: `M${x.toFixed(1)} 33l4 6h-8z`, fill: tone.mark }),
         svg("path", { d: "M4 61l4 6h-8z", fill: tone.mark }),
-        write(13, 68, `baseline: ${measure.baselineName}, ${show(baseline)} in the median head`, tone.faint),
+        write(13, 68, `baseline, in the median head: ${showAs(measure, baseline)}`, tone.faint),
       );
     }
-    if (threshold !== undefined && threshold <= scale.high) {
+    if (threshold !== undefined && threshold > 0 && threshold <= scale.high) {
       const x = at(threshold);
       group.append(line(`M${x.toFixed(1)} 15v17`, tone.ink, { "stroke-width": 1.5, "stroke-dasharray": "3 2" }));
       group.append(write(Math.min(x, bar - 4), 11, `role from ${brief(threshold)}`, tone.faint, { "text-anchor": x > bar * 0.75 ? "end" : "middle" }));

@@ -9,13 +9,11 @@ export interface Held {
 }
 
 export interface Example {
-  index: number;
   tokens: string[];
   text: number;
   query: number;
   key: number;
   weight: number;
-  map: Float32Array | null; // (W, W), query then key
 }
 
 export type Shown = "here" | "other" | "difference";
@@ -27,9 +25,9 @@ export class Atlas {
   readonly roles: string[]; // that some head holds, the most frequent first
   readonly letters: Map<string, string>; // of each role, for the cells of the grid
   private readonly held: { here: Held[][]; other: Held[][] };
-  private readonly examplesOf = new Map<number, number[]>();
-  private readonly mapAt = new Map<number, number>();
-  private vectors: Float32Array[] | null = null;
+  private readonly sinkHeads: Set<number>;
+  private readonly examplesOf: Map<number, number[]>; // rows of the table, of each head
+  private readonly similarOf: Map<number, number[]>;
 
   constructor(readonly data: AtlasData) {
     ({ layers: this.layers, heads: this.heads } = data.model);
@@ -40,7 +38,9 @@ export class Atlas {
     for (const { role } of data.roles) frequency.set(role, (frequency.get(role) ?? 0) + 1);
     this.roles = [...frequency.keys()].sort((a, b) => frequency.get(b)! - frequency.get(a)! || (a < b ? -1 : 1));
     this.letters = abbreviate(this.roles);
-    this.findExamples();
+    this.sinkHeads = new Set(data.sink?.heads);
+    this.examplesOf = rowsByHead(data.examples?.head.values);
+    this.similarOf = rowsByHead(data.similar?.head.values);
   }
 
   /** The name of a head: its layer and its number in the layer, both from 0. */
@@ -64,85 +64,62 @@ export class Atlas {
     return this.held.here.filter((held) => held.some((one) => one.role === role)).length;
   }
 
-  /** The heads with a sink, by the threshold of its measure; null where it was not measured. */
+  /** How many heads have a sink; null where it was not measured. */
   sinks(): number | null {
-    const sink = this.sinkMeasure();
-    return sink && range(this.count).filter((place) => this.isSink(place)).length;
+    return this.data.sink && this.sinkHeads.size;
   }
 
   sinkMeasure(): Measure | null {
-    return this.data.sink === null ? null : this.data.measures[this.data.sink];
+    return this.data.sink && this.data.measures[this.data.sink.measure];
   }
 
   isSink(place: number): boolean {
-    const sink = this.sinkMeasure();
-    return sink !== null && sink.total.score.values[place] > (sink.claim?.threshold ?? 0.3);
+    return this.sinkHeads.has(place);
   }
 
   /** The scores of a measure over all texts, here, in the other atlas, or their difference (here less there). */
   scores(measure: Measure, shown: Shown): Float32Array {
-    const [here, there] = [measure.total.score.values, measure.other?.values];
+    const [here, there] = [measure.total.score.values, measure.other?.score.values];
     if (shown === "here" || !there) return here;
     return shown === "other" ? there : here.map((value, place) => value - there[place]);
   }
 
+  /** The strongest examples of a head, the strongest first. */
   examples(place: number): Example[] {
-    return (this.examplesOf.get(place) ?? []).map((index) => this.example(index));
+    return (this.examplesOf.get(place) ?? []).map((row) => this.example(row));
   }
 
-  /** The heads most like a head: cosine over all measures, each in standard deviations from its mean over heads. */
-  similar(place: number, most = 6): { place: number; cosine: number }[] {
-    const vectors = (this.vectors ??= this.standardised());
-    const own = vectors[place];
-    return range(this.count)
-      .filter((other) => other !== place)
-      .map((other) => ({ place: other, cosine: cosine(own, vectors[other]) }))
-      .sort((a, b) => b.cosine - a.cosine)
-      .slice(0, most);
-  }
-
-  private standardised(): Float32Array[] {
-    const { measures, profile, classes } = this.data;
-    const columns = measures.map((measure) => measure.total.score.values);
-    for (const [share, weight] of [[profile?.share, 0.5], [classes?.share, 0.5]] as const) {
-      const width = share?.shape[2] ?? 0;
-      for (const k of range(width)) columns.push(Float32Array.from(range(this.count), (place) => weight * share!.values[place * width + k]));
-    }
-    const scaled = columns.map(standard);
-    return range(this.count).map((place) => Float32Array.from(scaled, (column) => column[place]));
-  }
-
-  private findExamples(): void {
-    const { examples } = this.data;
-    examples?.head.values.forEach((place, index) => {
-      if (!this.examplesOf.has(place)) this.examplesOf.set(place, []);
-      this.examplesOf.get(place)!.push(index);
-    });
-    let at = 0;
-    for (const index of examples?.maps.example ?? []) {
-      this.mapAt.set(index, at);
-      at += this.width(index) ** 2;
-    }
-  }
-
-  private width(index: number): number {
-    const { starts, window } = this.data.examples!;
-    return starts.values[window.values[index] + 1] - starts.values[window.values[index]];
-  }
-
-  private example(index: number): Example {
-    const { vocabulary, tokens, starts, window, text, query, key, weight, maps } = this.data.examples!;
-    const [start, width, at] = [starts.values[window.values[index]], this.width(index), this.mapAt.get(index)];
+  private example(row: number): Example {
+    const { vocabulary, tokens, starts, window, text, query, key, weight } = this.data.examples!;
+    const [start, end] = [0, 1].map((next) => starts.values[window.values[row] + next]);
     return {
-      index,
-      tokens: Array.from(tokens.values.subarray(start, start + width), (id) => vocabulary[id]),
-      text: text.values[index],
-      query: query.values[index],
-      key: key.values[index],
-      weight: weight.values[index],
-      map: at === undefined ? null : maps.weights.values.subarray(at, at + width ** 2),
+      tokens: Array.from(tokens.values.subarray(start, end), (id) => vocabulary[id]),
+      text: text.values[row],
+      query: query.values[row],
+      key: key.values[row],
+      weight: weight.values[row],
     };
   }
+
+  /** The heads most like a head, the most similar first. */
+  similar(place: number): { place: number; cosine: number }[] {
+    const { other, cosine } = this.data.similar ?? {};
+    return (this.similarOf.get(place) ?? []).map((row) => ({ place: other!.values[row], cosine: cosine!.values[row] }));
+  }
+
+  /** All weights of a head in the short text, (L, L), query then key. */
+  picture(place: number): Float32Array {
+    const { tokens, weights } = this.data.picture!;
+    return weights.values.subarray(place * tokens.length ** 2, (place + 1) * tokens.length ** 2);
+  }
+}
+
+/** The rows of a table that belong to each head, in their order. */
+function rowsByHead(heads: Iterable<number> = []): Map<number, number[]> {
+  const found = new Map<number, number[]>();
+  let row = 0;
+  for (const place of heads) found.set(place, [...(found.get(place) ?? []), row++]);
+  return found;
 }
 
 /** One or two letters for each role, all different: the first letter of the role where it is free. */
@@ -159,21 +136,4 @@ export function abbreviate(roles: string[]): Map<string, string> {
     found.set(role, letter);
   }
   return found;
-}
-
-function standard(values: Float32Array): Float32Array {
-  const known = values.filter(Number.isFinite);
-  const mean = known.reduce((a, b) => a + b, 0) / Math.max(1, known.length);
-  const deviation = Math.sqrt(known.reduce((sum, value) => sum + (value - mean) ** 2, 0) / Math.max(1, known.length));
-  return values.map((value) => (Number.isFinite(value) && deviation > 1e-9 ? (value - mean) / deviation : 0));
-}
-
-function cosine(a: Float32Array, b: Float32Array): number {
-  let [product, own, other] = [0, 0, 0];
-  for (let i = 0; i < a.length; i++) {
-    product += a[i] * b[i];
-    own += a[i] ** 2;
-    other += b[i] ** 2;
-  }
-  return own && other ? product / Math.sqrt(own * other) : 0;
 }

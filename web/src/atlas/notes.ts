@@ -2,20 +2,22 @@
 
 import { el } from "../dom.ts";
 import type { App } from "./app.ts";
-import type { Claim, Named } from "./data.ts";
-import { brief, conditions, unitOf } from "./text.ts";
+import type { Claim, Corpus, Named } from "./data.ts";
+import { conditions, count, plural, unitOf } from "./text.ts";
 
 const READ = [
-  "An attention weight is not an explanation: it says where a head took its values from, not what the model makes of them.",
-  "A role is a claim that can be wrong. The heads of a role are chosen on one half of the texts and scored on the other; the score must reach the threshold, and lie above the baseline and the control, on texts that had no part in the choice.",
-  "“No role found” means that no claim tested here holds. The head may do something that was not measured.",
-  "The control, “shuffled”, is the same head at the same positions of the text with its tokens shuffled: what remains there does not come from what the text says. A role of position needs no margin over it.",
-  "The share of the sink, mostly the first token, is taken out before other shares are formed, and shown beside them.",
+  "“No role found” means that no claim tested here holds: the head may do something that was not measured.",
   "Intervals are 95 % bootstrap intervals over texts; n counts the cases, such as queries, repeated tokens or labelled words.",
 ];
 
+/** What was read, and whether all of it. */
+function reading({ complete, probes }: Corpus): string {
+  const parts = probes.map(({ name, texts, tokens }) => `${name} (${plural(texts, "text")}, ${count(tokens)} tokens)`);
+  return `Measured on ${parts.join("; ")}.${complete ? "" : " The run was stopped before the corpus ended."}`;
+}
+
 export function notes(app: App): HTMLElement {
-  const { measures, layers, notes } = app.atlas.data;
+  const { measures, layers, notes, corpus } = app.atlas.data;
   const cell = (text: string) => el("td", {}, el("bdi", {}, text));
   const row = (measure: Named, claim: Claim | null) =>
     el(
@@ -25,7 +27,7 @@ export function notes(app: App): HTMLElement {
       cell([measure.definition, ...measure.notes].join(" ")),
       cell(unitOf(measure)),
       cell(measure.baselineName),
-      cell(claim ? [brief(claim.threshold), conditions(claim)].filter(Boolean).join("; ") : "no claim"),
+      cell(claim ? conditions(claim) : "no claim"),
       cell(claim?.source ?? ""),
     );
   const rows = [...measures.map((measure) => row(measure, measure.claim)), ...layers.map((measure) => row(measure, null))];
@@ -33,7 +35,7 @@ export function notes(app: App): HTMLElement {
     "footer",
     { class: "panel notes" },
     el("h2", {}, "How to read this"),
-    el("ul", {}, ...[...READ, ...notes].map((note) => el("li", {}, note))),
+    el("ul", {}, ...[...notes, ...READ, reading(corpus)].map((note) => el("li", {}, note))),
     el(
       "details",
       {},

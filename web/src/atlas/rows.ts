@@ -35,7 +35,7 @@ function rowOf(atlas: Atlas, place: number, at: number, role: string, half: "sco
     n: part.n,
     texts: part.texts,
     sink: atlas.sinkMeasure()?.total.score.values[place] ?? NaN,
-    other: other ? other.values[place] : NaN,
+    other: other ? other.score.values[place] : NaN,
   };
 }
 

@@ -37,7 +37,7 @@ export class ScatterPanel implements Panel {
     this.body.addEventListener("pointerleave", hideTip);
     this.body.addEventListener("click", (event) => {
       const place = placeOf(event);
-      if (place !== null) app.open(place);
+      if (place !== null) app.set({ head: place });
     });
   }
 

@@ -77,7 +77,7 @@ export class TablePanel implements Panel {
 
   private line(row: Row, headings: Heading[]): HTMLElement {
     const { app } = this;
-    const open = () => app.open(row.place);
+    const open = () => app.set({ head: row.place });
     const cells = headings.map(({ column, value }) => {
       if (column === "head")
         return el("th", { scope: "row" }, el("button", { type: "button", class: "word-button", "data-focus": `row ${row.place} ${row.measure}` }, value(row)));

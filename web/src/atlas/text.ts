@@ -19,7 +19,7 @@ export function showAs({ unit }: Named, value: number): string {
 }
 
 /** Whether a score lies between 0 and 1. */
-export const isShare = ({ unit }: Named): boolean => unit === "share" || unit === "accuracy";
+export const isShare = ({ unit }: Named): boolean => unit.startsWith("share") || unit === "accuracy";
 
 /** A number on an axis: without zeros at its end. */
 export const brief = (value: number): string => String(Number(value.toPrecision(3))).replace("-", "−");
@@ -49,8 +49,16 @@ export function median(values: Float32Array): number {
   return known.length % 2 ? known[middle] : (known[middle - 1] + known[middle]) / 2;
 }
 
-/** What a claim asks for beside its threshold. */
-export function conditions({ overBaseline, margin }: Claim): string {
-  const parts = [overBaseline > 1 ? `${brief(overBaseline)} × baseline` : "", margin === null ? "" : `shuffled + ${brief(margin)}`];
+/** What a measure is, and what its baseline. */
+export const about = ({ label, definition, baselineName }: Named): string =>
+  `${definition || label.replace(/^./u, (first) => first.toUpperCase()) + "."} Baseline: ${baselineName}.`;
+
+/** What a claim asks for. */
+export function conditions({ threshold, overBaseline, margin }: Claim): string {
+  const parts = [
+    threshold > 0 ? brief(threshold) : "",
+    overBaseline > 1 ? `${brief(overBaseline)} × the baseline` : "the baseline",
+    margin === null ? "" : `${brief(margin)} above shuffled text`,
+  ];
   return parts.filter(Boolean).join(", ");
 }
