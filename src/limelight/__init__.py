@@ -47,10 +47,11 @@ from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load
+    from .microscope.heads import heads
     from .pretrained import Pretrained
 
 
-LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
+LATE = {"heads": ".microscope.heads", "load": ".checkpoints.load", "Pretrained": ".pretrained"}
 PACKAGES = ("compat", "generation", "models", "nn")
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "Window",
     "attention",
     "explain",
+    "heads",
     "load",
     "merge",
     "watching",
@@ -97,7 +99,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The packages, and `load` and `Pretrained` with the libraries of file formats, are imported when first used."""
+    """The packages, and what needs the libraries of file formats, are imported when first used."""
     if name in PACKAGES:
         return import_module(f".{name}", __name__)
     if name in LATE:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MODEL, echo_json, read_text
+from .options import MODEL, echo_json, read_text, writable
 
 
 def look(
@@ -34,7 +34,7 @@ def look(
     """
     text = read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
-        _writable(output)
+        writable("--output", output)
     from ..microscope import look as run
     from ..microscope import write_page
     from ..microscope.terminal import summarise
@@ -59,22 +59,3 @@ def look(
         )
     else:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
-
-
-def _writable(output: Path) -> None:
-    """Check that a page can be written, before a model is run for it.
-
-    Raises:
-        ArgumentError: ``output`` is a folder, or lies in none that exists.
-    """
-    from ..tensors.shapes import wrong
-
-    if output.is_dir():
-        raise wrong("--output", "must name a file", f"{output} is a folder", f"Try {output / 'page.html'}.")
-    if not output.parent.is_dir():
-        raise wrong(
-            "--output",
-            "must lie in a folder that exists",
-            f"{output.parent} does not",
-            f"Make it: mkdir -p {output.parent}",
-        )

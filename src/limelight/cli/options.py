@@ -20,8 +20,6 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.
 
 # Arguments of the library that an option sets under another name.
 _ALIASES = {"generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"}}
-# Control characters of terminals. In JSON they occur only inside strings, where an escape means the same.
-_CONTROLS = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Command(TyperCommand):
@@ -87,6 +85,21 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
     return _decoded(content, "--file", str(file))
 
 
+def writable(option: str, path: Path) -> None:
+    """Check that a file can be written, before a model is run for it.
+
+    Raises:
+        ArgumentError: ``path`` is a folder, or lies in none that exists.
+    """
+    from ..tensors.shapes import wrong
+
+    if path.is_dir():
+        raise wrong(option, "must name a file", f"{path} is a folder", f"Try {path / 'page.html'}.")
+    if not path.parent.is_dir():
+        way_out = f"Make it: mkdir -p {path.parent}"
+        raise wrong(option, "must lie in a folder that exists", f"{path.parent} does not", way_out)
+
+
 def _decoded(content: bytes, option: str, name: str) -> str:
     from ..tensors.shapes import wrong
 
@@ -125,4 +138,6 @@ def echo(text: str, *, nl: bool = True) -> None:
 
 def echo_json(text: str) -> None:
     """Print JSON with control characters as escapes, which JSON reads as the same text."""
-    typer.echo(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    from ..text import printable_json
+
+    typer.echo(printable_json(text))

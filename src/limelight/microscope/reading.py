@@ -150,6 +150,20 @@ def number_units(tokens: Sequence[Token], words: Sequence[Word]) -> Integers:
     return units
 
 
+def mean_path(reading: Reading) -> Floats:
+    """Return the mean over all words of the cosine with the embedding, by layer: the baseline of a word's path."""
+    words = [number for number, word in enumerate(reading.words) if not word.is_punctuation]
+    return np.asarray(reading.path[:, words or slice(None)].mean(axis=1), dtype=np.float32)
+
+
+def even_distance(reading: Reading) -> float:
+    """Return the mean absolute distance, in tokens, of attention spread evenly over the visible keys."""
+    length = reading.length
+    if reading.causal:
+        return (length - 1) / 4.0
+    return (length * length - 1) / (3.0 * length)
+
+
 def find_sinks(received: Floats, causal: bool, length: int) -> tuple[int, ...]:
     """Return the first token if it is a sink in a quarter of the heads or more: later queries give it `SINK_SHARE`.
 

@@ -34,17 +34,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from .comparison import Comparison, changes
-from .reading import Floats, Reading
+from .page.notebook import frame
+from .page.write import make_page
+from .reading import Reading, even_distance, mean_path
 from .relations import strongest
+from .tables import TableRow, Tables
 
 FORMAT, VERSION = "limelight.report", 1
-TableRow = dict[str, Any]
 
 _NOTES = (
     "A weight says where a head took its values from, not why the model answers as it does: "
@@ -73,7 +75,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Tables):
     """The observations of a model over one text, or over two that are compared.
 
     Args:
@@ -107,9 +109,13 @@ class Report:
         )
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
+    def _repr_html_(self) -> str:
+        """The page, as a notebook shows it (`page.notebook.frame`)."""
+        return frame(partial(make_page, self), repr(self))
+
     @cached_property
     def tables(self) -> dict[str, list[TableRow]]:
-        """Every table by name, as a list of flat rows: ``pandas.DataFrame(report.tables["heads"])``."""
+        """Every table by name, as a list of flat rows, which the top of this module describes."""
         per_text: dict[str, Callable[[int], list[TableRow]]] = {
             "tokens": self._tokens,
             "words": self._words,
@@ -305,20 +311,6 @@ class Report:
                     }
                 )
         return rows
-
-
-def mean_path(reading: Reading) -> Floats:
-    """Return the mean over all words of the cosine with the embedding, by layer: the baseline of a word's path."""
-    words = [number for number, word in enumerate(reading.words) if not word.is_punctuation]
-    return np.asarray(reading.path[:, words or slice(None)].mean(axis=1), dtype=np.float32)
-
-
-def even_distance(reading: Reading) -> float:
-    """Return the mean absolute distance, in tokens, of attention spread evenly over the visible keys."""
-    length = reading.length
-    if reading.causal:
-        return (length - 1) / 4.0
-    return (length * length - 1) / (3.0 * length)
 
 
 def _clipped(text: str, limit: int = 60) -> str:

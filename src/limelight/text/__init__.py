@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .tokenizer import SpecialToken, Text, Tokenizer, Tokens, printable, valid_text
+from .tokenizer import SpecialToken, Text, Tokenizer, Tokens, printable, printable_json, valid_text
 
-__all__ = ["SpecialToken", "Text", "Tokenizer", "Tokens", "printable", "valid_text"]
+__all__ = ["SpecialToken", "Text", "Tokenizer", "Tokens", "printable", "printable_json", "valid_text"]

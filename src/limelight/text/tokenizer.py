@@ -25,6 +25,7 @@ _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # a character beyond U+FFF
 _HALF = re.compile("[\ud800-\udfff]")
 
 CONTROLS = "[\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # beside C0: DEL, C1, and what reorders a line
+_ESCAPED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _PICTURES = {
     **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
     **{code: f"<U+{code:04X}>" for code in range(0x2070) if re.match(CONTROLS, chr(code))},
@@ -45,6 +46,17 @@ def printable(text: str) -> str:
     'a␛[2Jb<U+202E>'
     """
     return text.translate(_PICTURES)
+
+
+def printable_json(text: str) -> str:
+    """JSON with every control character as an escape, which a reader of JSON turns back into that character.
+
+    In JSON they occur only inside strings, where an escape means the same.
+
+    >>> printable_json('"a\\x9bb"')
+    '"a\\\\u009bb"'
+    """
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def valid_text(text: object, name: str = "text") -> str:

@@ -43,8 +43,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..reading import Floats, Integers, Reading
-from ..report import Report, even_distance, mean_path
+from ..reading import Floats, Integers, Reading, even_distance, mean_path
+from .contents import Contents
 
 FORMAT, VERSION = "limelight.page", 1
 Packed = dict[str, Any]
@@ -88,7 +88,7 @@ LADDER = (
 RELATION_BYTES = 4  # minimum bytes of a packed relation
 
 
-def pack(report: Report, limit: int) -> str:
+def pack(report: Contents, limit: int) -> str:
     """Pack a report into JSON of at most ``limit`` bytes, in the finest detail that fits.
 
     Raises:
@@ -142,7 +142,7 @@ def pack_numbers(
     }
 
 
-def _report(report: Report, detail: Detail) -> dict[str, Any]:
+def _report(report: Contents, detail: Detail) -> dict[str, Any]:
     comparison = report.comparison
     return {
         "format": FORMAT,

@@ -6,16 +6,16 @@ import os
 from functools import partial
 
 from ..files import write_atomically
-from ..report import Report
 from .atlas_pack import AtlasLike, pack_atlas
 from .compose import compose
+from .contents import Contents
 from .pack import pack
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
 ATLAS_LIMIT = 5_000_000  # bytes, for any number of heads
 
 
-def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
+def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
@@ -26,7 +26,7 @@ def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
     return compose("view", f"{short} · {report.model.name}", partial(pack, report), limit)
 
 
-def write_page(report: Report, path: str | os.PathLike[str]) -> int:
+def write_page(report: Contents, path: str | os.PathLike[str]) -> int:
     """Write the page to ``path`` and return its size in bytes. The file is replaced atomically.
 
     Raises:

@@ -1,0 +1,37 @@
+"""What a page is made from: `Contents`, which a `Report` has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ..comparison import Comparison
+from ..reading import Reading
+
+
+class Contents(Protocol):
+    """The parts of a `Report` that go into its page."""
+
+    @property
+    def model(self) -> Any:
+        """A dataclass of facts about the model, with its ``name``."""
+
+    @property
+    def readings(self) -> Sequence[Reading]:
+        """One reading of each text, in order."""
+
+    @property
+    def chosen(self) -> Sequence[Sequence[int]]:
+        """For each text, the words to begin with."""
+
+    @property
+    def chosen_by(self) -> str:
+        """The measure by which they were chosen, in words."""
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison of two texts."""
+
+    @property
+    def notes(self) -> list[str]:
+        """How to read the numbers."""
