@@ -1,4 +1,4 @@
-"""Shared by all tests: two profiles of hypothesis, Triton's interpreter."""
+"""Shared by all tests: two profiles of hypothesis, Triton's interpreter, a browser."""
 
 import importlib
 import os
@@ -8,6 +8,8 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["support.browser"]
 
 quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile("short", max_examples=100, deadline=None, derandomize=True, suppress_health_check=quiet)
