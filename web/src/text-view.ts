@@ -1,5 +1,6 @@
 // The text as elements: one for each token, in the text's own spacing.
 
+import { reorders } from "./bidi.ts";
 import { el } from "./dom.ts";
 import { type Reading, sliceText } from "./reading.ts";
 
@@ -16,6 +17,7 @@ export function lineOf(text: number, reading: Reading): Line {
   const list = el("div", {
     class: reading.length > 600 ? "tokens many" : "tokens",
     role: "listbox",
+    dir: reading.dir,
     "aria-label": "Tokens of the text. Arrow keys move, Enter selects, Escape clears.",
   });
   const spans: HTMLElement[] = [];
@@ -32,8 +34,16 @@ export function lineOf(text: number, reading: Reading): Line {
       list.append(slice(end, from) + whole.slice(0, whole.length - written.length));
       end = Math.max(end, tokens.end[token]);
     } else if (token > 0) list.append(" ");
-    const joins = token > 0 && tokens.word[token] >= 0 && tokens.word[token] === tokens.word[token - 1];
-    const classes = `token${placed ? "" : " special"}${joins ? " joins" : ""}${ofChosen.has(token) ? " chosen" : ""}`;
+    const pieceOf = (other: number) => tokens.word[token] >= 0 && tokens.word[token] === tokens.word[other];
+    const classes = [
+      "token",
+      !placed && "special",
+      pieceOf(token - 1) && "joins",
+      pieceOf(token + 1) && "joined",
+      ofChosen.has(token) && "chosen",
+      reading.unknown.has(token) && "unknown",
+      (!placed || reorders(written)) && "apart",
+    ].filter(Boolean).join(" ");
     const span = el("span", { class: classes, role: "option", tabindex: -1, "data-token": token }, visible(written));
     spans.push(span);
     list.append(span);
