@@ -12,11 +12,15 @@ export function directionOf(text: string): "ltr" | "rtl" {
 }
 
 /** Whether a piece of text may change the order of what stands beside it. */
-export const reorders = (text: string): boolean => CONTROLS.test(text);
+const reorders = (text: string): boolean => CONTROLS.test(text);
+
+/** A text whose bidirectional controls are written out, so that they act on nothing. */
+export const harmless = (text: string): string =>
+  reorders(text) ? text.replace(new RegExp(CONTROLS, "g"), (c) => `<U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}>`) : text;
 
 /** A name for plain text (labels, notes, figures): in an isolate where its direction could spread to its neighbours. */
 export function name(text: string): string {
-  const plain = reorders(text) ? text.replace(new RegExp(CONTROLS, "g"), (c) => `<U+${c.charCodeAt(0).toString(16).toUpperCase()}>`) : text;
+  const plain = harmless(text);
   return RIGHT_TO_LEFT.test(plain) ? `\u2068${plain}\u2069` : plain;
 }
 

@@ -14,7 +14,7 @@ import { saveControls } from "./save.ts";
 export class HeadPanel implements Panel {
   readonly element: HTMLElement;
   private readonly title = el("h2", { id: "h-head" });
-  private readonly shapes = el("div", {});
+  private readonly shapes = el("div", { class: "beside" });
   private readonly frames = el("div", { class: "figures" });
   private readonly caption = el("p", { class: "caption" });
   private readonly scale = el("div", { class: "legend-line" });

@@ -1,8 +1,10 @@
 // The text as elements: one for each token, in the text's own spacing.
 
-import { reorders } from "./bidi.ts";
+import { harmless } from "./bidi.ts";
 import { el } from "./dom.ts";
 import { type Reading, sliceText } from "./reading.ts";
+
+const LONGEST = 60; // characters of a token that are shown: one that is unknown may be any length
 
 /** One text on the page: its list and the element of each token. */
 export interface Line {
@@ -25,13 +27,13 @@ export function lineOf(text: number, reading: Reading): Line {
   const slice = sliceText(source);
   let end = 0;
   for (let token = 0; token < reading.length; token++) {
-    const placed = tokens.end[token] > tokens.start[token] && !reading.special.has(token);
+    const placed = tokens.end[token] > tokens.start[token] && (!reading.special.has(token) || reading.unknown.has(token));
     const from = Math.max(tokens.start[token], end);
     let written = tokens.text[token];
     if (placed) {
       const whole = slice(from, tokens.end[token]);
       written = whole.trimStart() || whole;
-      list.append(slice(end, from) + whole.slice(0, whole.length - written.length));
+      list.append(harmless(slice(end, from)) + whole.slice(0, whole.length - written.length));
       end = Math.max(end, tokens.end[token]);
     } else if (token > 0) list.append(" ");
     const pieceOf = (other: number) => tokens.word[token] >= 0 && tokens.word[token] === tokens.word[other];
@@ -42,9 +44,9 @@ export function lineOf(text: number, reading: Reading): Line {
       pieceOf(token + 1) && "joined",
       ofChosen.has(token) && "chosen",
       reading.unknown.has(token) && "unknown",
-      (!placed || reorders(written)) && "apart",
+      !placed && "apart",
     ].filter(Boolean).join(" ");
-    const span = el("span", { class: classes, role: "option", tabindex: -1, "data-token": token }, visible(written));
+    const span = el("span", { class: classes, role: "option", tabindex: -1, "data-token": token }, visible(harmless(written)));
     spans.push(span);
     list.append(span);
     if (placed && !written.trim() && /\n/.test(written)) list.append(written.replace(/[^\n]/g, ""));
@@ -55,6 +57,7 @@ export function lineOf(text: number, reading: Reading): Line {
 
 /** What a token shows: a sign for a line break, which follows it, or for a blank; a dot for a further piece. */
 function visible(written: string): string {
+  if (written.length > LONGEST) return `${written.slice(0, LONGEST)}…`;
   if (written.trim()) return written;
   return written === "" ? "·" : /\n/.test(written) ? "↵" : "␣";
 }

@@ -23,7 +23,7 @@ interface Strip extends Line {
 
 export class TextPanel implements Panel {
   readonly element: HTMLElement;
-  private readonly chips = el("div", { class: "chips", role: "group", "aria-label": "Words to begin with" });
+  private readonly chips = el("div", { class: "chips beside", role: "group", "aria-label": "Words to begin with" });
   private readonly controls = el("div", { class: "controls", "data-unsaved": true });
   private readonly caption = el("p", { class: "caption", "aria-live": "polite" });
   private readonly scale = el("div", { class: "legend-line" });
@@ -149,11 +149,14 @@ export class TextPanel implements Panel {
   private buttons(): void {
     const { app } = this;
     const { state, reading } = app;
-    const chosen = app.readings.flatMap((reading, text) => reading.data.chosen.map((word) => ({ text, word })));
+    const both = (text: number, word: number) => app.page.comparison?.pairs.find((pair) => pair[text] === word);
+    const chosen = app.readings
+      .flatMap((reading, text) => reading.data.chosen.map((word) => ({ text, word })))
+      .filter(({ text, word }) => !both(text, word) || text === state.text);
     this.chips.replaceChildren(
       ...chosen.map(({ text, word }) => {
         const pressed = text === state.text && state.token !== null && reading.unitOf[state.token] === word;
-        const several = app.readings.length > 1 && el("small", {}, ` ${text + 1}`);
+        const several = app.readings.length > 1 && !both(text, word) && el("small", {}, ` ${text + 1}`);
         const look = { type: "button", class: "chip", "aria-pressed": String(pressed), "data-focus": `chip ${text} ${word}` };
         return el("button", { ...look, title: app.page.chosenBy, on: { click: () => app.follow(text, word) } }, el("bdi", {}, app.readings[text].unitText[word]), several);
       }),
