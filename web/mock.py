@@ -3,6 +3,7 @@
 ``python web/mock.py --small`` writes what the view's own tests read.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 
+from limelight.microscope.comparison import compare_readings  # noqa: E402
 from limelight.microscope.page import write_page  # noqa: E402
 from limelight.microscope.page.pack import pack  # noqa: E402
 
@@ -23,9 +25,26 @@ PAGES = {
 
 
 def small() -> None:
-    """Write a tiny page beside the report it was made from."""
-    report = mock_report((SENTENCE, "Understandingly, the bank paid."), 2, 3)
-    both = {"page": json.loads(pack(report, 100_000)), "relations": report.tables["relations"]}
+    """Write two tiny pages beside the tables of the reports that they were made from."""
+    report = mock_report((SENTENCE, "Understandingly, the bank of the river paid."), 2, 3)
+    # Texts of one length have the same weights; one head changes for one word.
+    compared = mock_report(("The dog saw a river and was old.", "The dog saw a river and was new."), 2, 3)
+    first, second = compared.readings
+    shares = second.shares.copy()
+    shares[1, 0, 2] *= 0.3 / (1 - shares[1, 0, 2, 5])
+    shares[1, 0, 2, 5] = 0.7
+    second = dataclasses.replace(second, shares=shares)
+    chosen = (tuple(range(8)), tuple(range(8)))
+    compared = dataclasses.replace(
+        compared, readings=(first, second), chosen=chosen, comparison=compare_readings(first, second)
+    )
+    both = {
+        "page": json.loads(pack(report, 100_000)),
+        "relations": report.tables["relations"],
+        "compared": json.loads(pack(compared, 100_000)),
+        "changes": compared.tables["changes"],
+        "contrasts": compared.tables["contrasts"],
+    }
     target = ROOT / "web" / "tests" / "small.json"
     target.write_text(json.dumps(both, ensure_ascii=False, indent=1) + "\n", "utf-8")
 

@@ -23,13 +23,14 @@ type HeadName = "entropy" | "strongest" | "distance" | "previous" | "own" | "nex
 interface ReadingOf<Numbers> {
   text: string;
   causal: boolean;
-  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[] };
+  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
   map: { block: number; shares: Numbers; apart: Numbers | null };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };
+  offsets: { mean: Numbers; count: number[] };
   received: Numbers;
   path: Numbers;
   steps: Numbers;
@@ -41,6 +42,7 @@ interface PageOf<Numbers> {
   version: number;
   model: { name: string; kind: "encoder" | "decoder"; layers: number; heads: number };
   notes: string[];
+  warnings: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
   writing?: (WritingOf<Numbers> | null)[];

@@ -1,7 +1,8 @@
-// Save the head's figure as a drawing or a bitmap: made here, nothing is sent anywhere.
+// Save a view as a drawing, a bitmap or a table: made here, nothing is sent anywhere.
 
 import type { App } from "./app.ts";
-import { canDrawLines, drawFigure, drawLines } from "./figure.ts";
+import { type Sheet, toCsv } from "./csv.ts";
+import { el } from "./dom.ts";
 
 function offer(blob: Blob, name: string): void {
   const link = document.createElement("a");
@@ -11,30 +12,53 @@ function offer(blob: Blob, name: string): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-const fileName = (app: App, ending: string): string =>
-  `limelight-${app.page.model.name.replace(/[^\w.-]+/g, "-")}-head-${app.state.layer}.${app.state.head}.${ending}`;
+const SIGNS = new RegExp("[\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\ufffe\\uffff]", "g"); // not allowed in XML
 
-function picture(app: App): { source: string; width: number; height: number } {
-  const lines = app.state.shape === "lines" && canDrawLines(app);
-  const figure = lines ? drawLines(app, true) : drawFigure(app, true).figure;
+function source(figure: SVGSVGElement): { source: string; width: number; height: number } {
   const { width, height } = figure.viewBox.baseVal;
   figure.setAttribute("width", String(width));
   figure.setAttribute("height", String(height));
-  return { source: new XMLSerializer().serializeToString(figure), width, height };
+  return { source: new XMLSerializer().serializeToString(figure).replace(SIGNS, "\ufffd"), width, height };
 }
 
-export const saveSvg = (app: App): void =>
-  offer(new Blob([picture(app).source], { type: "image/svg+xml" }), fileName(app, "svg"));
+const saveSvg = (figure: SVGSVGElement, name: string): void =>
+  offer(new Blob([source(figure).source], { type: "image/svg+xml" }), `${name}.svg`);
 
-export async function savePng(app: App): Promise<void> {
-  const { source, width, height } = picture(app);
+async function savePng(figure: SVGSVGElement, name: string): Promise<void> {
+  const { source: drawing, width, height } = source(figure);
   const image = new Image();
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(source);
+  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(drawing);
   await image.decode();
   const canvas = document.createElement("canvas");
-  canvas.width = width * 2;
-  canvas.height = height * 2;
+  const scale = Math.min(2, 16_000 / Math.max(width, height));
+  canvas.width = width * scale;
+  canvas.height = height * scale;
   canvas.getContext("2d")!.drawImage(image, 0, 0, canvas.width, canvas.height);
   const blob = await new Promise<Blob | null>((done) => canvas.toBlob(done, "image/png"));
-  if (blob) offer(blob, fileName(app, "png"));
+  if (blob) offer(blob, `${name}.png`);
+}
+
+/** What a view can be saved as; `part` names it in the file's name. */
+export interface Saved {
+  what: string;
+  part: () => string;
+  figure: () => SVGSVGElement;
+  sheet: () => Sheet;
+}
+
+/** The buttons that save a view. */
+export function saveControls(app: App, { what, part, figure, sheet }: Saved): HTMLElement {
+  const name = () => `limelight-${app.page.model.name}-${part()}`.replace(/[^\p{L}\p{N}._-]+/gu, "-");
+  const ways: [string, string, () => void][] = [
+    ["SVG", "as a drawing", () => saveSvg(figure(), name())],
+    ["PNG", "as a picture", () => void savePng(figure(), name())],
+    ["CSV", "as a table", () => offer(new Blob([toCsv(sheet())], { type: "text/csv;charset=utf-8" }), `${name()}.csv`)],
+  ];
+  return el(
+    "div",
+    { class: "save", role: "group", "aria-label": `Save ${what}`, "data-unsaved": true },
+    ...ways.map(([label, how, click]) =>
+      el("button", { type: "button", class: "plain", title: `Save ${what} ${how}`, "aria-label": `Save ${what} as ${label}`, on: { click } }, label),
+    ),
+  );
 }
