@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 from ...text import printable
 from .atlas_words import words_of
-from .pack import Packed, pack_numbers
+from .numbers import Packed, pack_numbers
 
 FORMAT, VERSION = "limelight.atlas.page", 1
 Numbers = npt.NDArray[np.float64]
