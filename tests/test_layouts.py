@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.oracles import loops
-from support.strategies import LAYOUTS, examples, layouts, patterns, sizes, subclasses
+from support.strategies import LAYOUTS, examples, layouts, of_each_kind, patterns, sizes, subclasses
 
 import limelight
 from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window, models
@@ -42,6 +42,7 @@ def of_ranges(ranges, Lk):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_coordinates_are_its_definition(kind, data):
     s = data.draw(sizes())
@@ -60,6 +61,7 @@ def test_its_coordinates_are_its_definition(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_segments_and_holes_are_its_definition(kind, data):
     s = data.draw(sizes())
@@ -82,6 +84,7 @@ def test_its_segments_and_holes_are_its_definition(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_what_its_coordinates_give_by_default(kind, data):
     """The ranges that a class without `segments` gets: the same pairs, or none where they are no ranges."""
@@ -96,6 +99,7 @@ def test_what_its_coordinates_give_by_default(kind, data):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Subset"])
+@of_each_kind
 @given(st.data())
 def test_segments_that_it_has_are_stated(kind, data):
     """Else kernels cannot count distances. Where positions are indices plus an offset, there are segments."""
@@ -108,6 +112,7 @@ def test_segments_that_it_has_are_stated(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_near_means_that_no_distance_is_long(kind, data):
     s = data.draw(sizes())
@@ -119,6 +124,7 @@ def test_near_means_that_no_distance_is_long(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
     s = data.draw(sizes())._replace(B=3)
@@ -131,6 +137,7 @@ def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_chosen_rows_stand_where_they_stood(kind, data):
     s = data.draw(sizes())
@@ -143,6 +150,7 @@ def test_chosen_rows_stand_where_they_stood(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_texts_lie_where_it_states(kind, data):
     s = data.draw(sizes())
@@ -181,6 +189,7 @@ def test_layouts_of_one_text_a_row(layout, ranges):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_index_offset_gives_every_distance(kind, data):
     s = data.draw(sizes())
@@ -197,6 +206,7 @@ def test_its_index_offset_gives_every_distance(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_what_may_change_is_not_fixed(kind, data):
     layout = drawn(data, kind, data.draw(sizes()))
