@@ -16,6 +16,12 @@ def heads(
         Path | None,
         typer.Option(help="A text file or a folder of them (UTF-8); without it, four chapters of a novel."),
     ] = None,
+    conllu: Annotated[Path | None, typer.Option(help="A treebank in CoNLL-U: measure its relations.")] = None,
+    gap: Annotated[Path | None, typer.Option(help="A file of GAP: measure pronouns and their names.")] = None,
+    winogender: Annotated[Path | None, typer.Option(help="A file of Winogender sentences; for encoders.")] = None,
+    senses: Annotated[
+        Path | None, typer.Option(help="Word senses: lines of word, sense and sentence, separated by tabs.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
@@ -44,10 +50,11 @@ def heads(
     other = load_atlas(compare) if compare is not None and compare.lower().endswith(".json") else None
 
     state = paths[0].with_name(f"{paths[0].name}.state") if paths else None
-    atlas = run(model, corpus, tokens=tokens, context=context, state=state, resume=resume)
+    files = {"conllu": conllu, "gap": gap, "winogender": winogender, "senses": senses}
+    atlas = run(model, corpus, tokens=tokens, context=context, state=state, resume=resume, **files)
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
-        other = run(compare, corpus, tokens=tokens, context=context)
+        other = run(compare, corpus, tokens=tokens, context=context, **files)
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
             atlas.write(path, table)
