@@ -107,7 +107,7 @@ def heads(
     complete = _run(subject, progress, of, path)
     if complete and path is not None:
         path.unlink(missing_ok=True)
-    return make_atlas(subject, source.name, context, progress, picture(subject, text))
+    return atlas_of(subject, source.name, context, progress, picture(subject, text))
 
 
 def text_probe(subject: Subject, source: Corpus, tokens: int, context: int) -> Probe:
@@ -170,7 +170,7 @@ def picture(subject: Subject, text: Probe) -> dict[str, Any] | None:
     return {"tokens": tokens, "weights": base64.b64encode(weights.tobytes()).decode("ascii")}
 
 
-def make_atlas(
+def atlas_of(
     subject: Subject, corpus: str, context: int, progress: list[Progress], drawn: dict[str, Any] | None
 ) -> Atlas:
     """The atlas of what was counted so far.
