@@ -7,6 +7,7 @@ export interface Packed {
   low: number;
   high: number;
   root: boolean;
+  missing?: boolean; // the largest code stands for a number that is not known
   data: string;
 }
 
@@ -65,7 +66,8 @@ export async function unpack(packed: Packed): Promise<Tensor> {
     const code =
       width === 1 ? raw.getUint8(i) : width === 2 ? raw.getUint16(2 * i, true) : raw.getUint32(4 * i, true);
     const part = code / most;
-    values[i] = packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
+    const unknown = packed.missing && code === most;
+    values[i] = unknown ? NaN : packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
   }
   const expected = packed.shape.reduce((a, b) => a * b, 1);
   if (values.length !== expected) throw new Error(`a table of ${expected} numbers holds ${values.length}`);
@@ -75,17 +77,18 @@ export async function unpack(packed: Packed): Promise<Tensor> {
 const isPacked = (value: unknown): value is Packed =>
   typeof value === "object" && value !== null && "data" in value && "bits" in value;
 
-/** Unpack every table of the page, wherever it stands. */
+/** Unpack every table of a page's data, wherever it stands. */
+export async function unpackTables(value: unknown): Promise<unknown> {
+  if (isPacked(value)) return unpack(value);
+  if (Array.isArray(value)) return typeof value[0] === "object" ? Promise.all(value.map(unpackTables)) : value;
+  if (typeof value !== "object" || value === null) return value;
+  const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await unpackTables(v)] as const));
+  return Object.fromEntries(entries);
+}
+
 export async function unpackPage(text: string): Promise<Page> {
   const page = JSON.parse(text) as PackedPage;
   if (page.format !== "limelight.page" || page.version !== 1)
     throw new Error(`this view reads limelight.page 1, the data is ${page.format} ${page.version}`);
-  const walk = async (value: unknown): Promise<unknown> => {
-    if (isPacked(value)) return unpack(value);
-    if (Array.isArray(value)) return typeof value[0] === "object" ? Promise.all(value.map(walk)) : value;
-    if (typeof value !== "object" || value === null) return value;
-    const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await walk(v)] as const));
-    return Object.fromEntries(entries);
-  };
-  return (await walk(page)) as Page;
+  return (await unpackTables(page)) as Page;
 }

@@ -19,7 +19,10 @@ MODEL = "A name of `limelight models`, a folder, a .gguf file, or a Hugging Face
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 
 # Arguments of the library that an option sets under another name.
-_ALIASES = {"generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"}}
+_ALIASES = {
+    "generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"},
+    "heads": {"path": "--compare", "state": "--resume"},
+}
 
 
 class Command(TyperCommand):

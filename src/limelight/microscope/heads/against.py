@@ -71,10 +71,9 @@ class AtlasComparison(Tables):
                 continue
             with np.errstate(invalid="ignore"):
                 clear = (one.total.high < other.total.low) | (other.total.high < one.total.low)
-            columns = [
-                plain(each) for each in (one.total.score, other.total.score, other.total.score - one.total.score)
-            ]
-            known = np.isfinite(one.total.score) & np.isfinite(other.total.score)
+            by = other.total.score - one.total.score
+            columns = [plain(each) for each in (one.total.score, other.total.score, by)]
+            known = np.isfinite(by)
             single = one.total.score.shape[1] == 1
             for layer, head in np.argwhere(known).tolist():
                 first, second, change = (column[layer][head] for column in columns)

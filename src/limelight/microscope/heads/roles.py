@@ -39,12 +39,18 @@ def find_roles(results: list[Result], controls: dict[tuple[str, str], Result]) -
         shuffled = None if control is None else control.total.score
         for layer, head in np.argwhere(holds(result, result.claim, shuffled)).tolist():
             rows.append(_row(result, result.claim, shuffled, layer, head))
-    rows.sort(key=lambda row: (row["layer"], row["head"], row["role"] == "sink", -row["score"] / row["threshold"]))
+    rows.sort(key=lambda row: (row["layer"], row["head"], row["role"] == "sink", -_excess(row)))
     ranks: dict[tuple[int, int], int] = {}
     for row in rows:
         place = row["layer"], row["head"]
         row["rank"] = ranks[place] = ranks.get(place, 0) + 1
     return rows
+
+
+def _excess(row: dict[str, Any]) -> float:
+    """How far a score lies above its threshold, as a part of what could be."""
+    score, threshold = float(row["score"]), float(row["threshold"])
+    return (score - threshold) / (1.0 - threshold) if threshold < 1.0 else score / threshold - 1.0
 
 
 def chosen(result: Result, claim: Claim) -> npt.NDArray[np.bool_]:

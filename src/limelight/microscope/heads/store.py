@@ -53,7 +53,7 @@ def restore_state(path: Path, of: dict[str, Any], progress: list[Progress]) -> N
     if not path.is_file():
         raise wrong(_WHAT, "must be that of an interrupted run", f"{path} does not exist", way_out)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             meta = json.loads(file["meta"].tobytes())
             _check(path, meta, of)
             for one in progress:

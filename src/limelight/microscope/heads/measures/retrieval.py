@@ -84,7 +84,8 @@ def needles(subject: Subject) -> Iterator[Sample]:
         depth = depth + 2 if depth >= 0 else 0
         name, words = str(random.choice(NAMES)), " ".join(random.choice(WORDS, 5, replace=False))
         statement = f"The five secret words of {name} are"
-        head = f"{hay[:depth]}{statement} {words}. {hay[depth:]}\n\n{statement}"
+        question = f"Which five words did {name} keep secret? They were"
+        head = f"{hay[:depth]}{statement} {words}. {hay[depth:]}\n\n{question}"
         text = f"{head} {words}"
         read = subject.tokenize(text)
         keys = _covering(read.spans, depth + len(statement), depth + len(statement) + 1 + len(words))
