@@ -63,9 +63,8 @@ def check(atlas: Atlas) -> int:
         for (layer, head), weight in known.items():
             differs = abs(raw[layer, head] - weight) > TOLERANCE
             wrong += differs
-            print(
-                f"{name} {layer}.{head}: {raw[layer, head]:.2f}, known {weight:.2f}{'  <-- differs' if differs else ''}"
-            )
+            remark = "  <-- differs" if differs else ""
+            print(f"{name} {layer}.{head}: {raw[layer, head]:.2f}, known {weight:.2f}{remark}")
     sinks = int((atlas.finding("sink").result.total.score > 0.3).sum())
     differs = abs(sinks - SINKS) > SINKS_TOLERANCE
     print(f"sinks: {sinks} heads, known {SINKS}{'  <-- differs' if differs else ''}")

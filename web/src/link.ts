@@ -7,7 +7,7 @@ export function writeHash(state: Record<string, string>): void {
   const query = new URLSearchParams(Object.entries(state).filter(([, value]) => value !== "")).toString();
   if (query === location.hash.slice(1)) return;
   try {
-    history.replaceState(null, "", `#${query}`);
+    history.replaceState(null, "", query ? `#${query}` : location.pathname + location.search);
   } catch {
     // A page in a frame of its own origin (a notebook's output) has no address to write to.
   }

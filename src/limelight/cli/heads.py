@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,17 @@ def heads(
         Path | None,
         typer.Option(help="A text file or a folder of them (UTF-8); without it, four chapters of a novel."),
     ] = None,
+    conllu: Annotated[Path | None, typer.Option(help="A treebank in CoNLL-U: measure its relations.")] = None,
+    gap: Annotated[Path | None, typer.Option(help="A file of GAP: measure pronouns and their names.")] = None,
+    winogender: Annotated[Path | None, typer.Option(help="A file of Winogender sentences; for encoders.")] = None,
+    senses: Annotated[
+        Path | None, typer.Option(help="Word senses: lines of word, sense and sentence, separated by tabs.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
+    output: Annotated[
+        Path | None, typer.Option(help="Write a page: one HTML file that opens without a network.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every measure of every head as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write every measure of every head as Parquet.")] = None,
@@ -28,13 +38,13 @@ def heads(
 ) -> None:
     """Measure what every head of a model does over a corpus, and name the roles that hold on texts kept apart.
 
-    Example: limelight heads --model smollm2 --corpus novel.txt --json atlas.json
+    Example: limelight heads --model smollm2 --corpus novel.txt --output atlas.html
     """
-    written = {"--json": json, "--csv": csv, "--parquet": parquet}
+    written = {"--output": output, "--json": json, "--csv": csv, "--parquet": parquet}
     paths = _checked(written)
     from rich.console import Console
 
-    from ..microscope import AtlasComparison, load_atlas
+    from ..microscope import AtlasComparison, load_atlas, write_atlas
     from ..microscope.heads import heads as run
     from ..microscope.heads.terminal import summarise_atlas, summarise_comparison
     from ..tensors.shapes import wrong
@@ -44,13 +54,19 @@ def heads(
     other = load_atlas(compare) if compare is not None and compare.lower().endswith(".json") else None
 
     state = paths[0].with_name(f"{paths[0].name}.state") if paths else None
-    atlas = run(model, corpus, tokens=tokens, context=context, state=state, resume=resume)
+    measure = partial(
+        run, corpus=corpus, conllu=conllu, gap=gap, winogender=winogender, senses=senses, tokens=tokens, context=context
+    )
+    atlas = measure(model, state=state, resume=resume)
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
-        other = run(compare, corpus, tokens=tokens, context=context)
+        other = measure(compare)
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
             atlas.write(path, table)
+    if output is not None:
+        with Console(stderr=True).status("Writing the page"):
+            write_atlas(atlas, output, other)
     console = Console(highlight=False)
     summarise_atlas(atlas, console)
     if other is not None:

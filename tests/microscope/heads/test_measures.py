@@ -46,7 +46,7 @@ class Looped:
         return [j for j in range(len(sample)) if j not in self.sinks(sample) and (j <= i or not self.causal)]
 
     def shares(self, chosen, half=None):
-        """``(share, raw, even)`` on the keys that ``chosen(sample, i)`` lists, over the queries for which it is a list."""
+        """``(share, raw, even)`` on the keys of ``chosen(sample, i)``, over the queries for which there are any."""
         part, whole, cases, even = 0.0, 0.0, 0, 0.0
         for sample, weights in zip(self.samples, self.weights, strict=True):
             if half is not None and sample.number % 2 != half:

@@ -19,7 +19,7 @@ from ...tensors.shapes import whole_number, wrong
 from ..report import ModelFacts
 from ..subjects import Subject, subject_of
 from .atlas import Atlas, Finding, plain
-from .corpus import Corpus, corpus_of
+from .corpus import FEWEST, Corpus, corpus_of
 from .likeness import similar_heads
 from .measure import Measure, Probe, Result
 from .measures import text_measures
@@ -28,6 +28,7 @@ from .measures.examples import Examples, written
 from .measures.induction import induction_probe
 from .measures.profile import Profile
 from .measures.retrieval import retrieval_probe
+from .probes import labelled
 from .roles import RULES, find_roles
 from .run import Progress, run_probe
 from .sample import Sample
@@ -42,6 +43,10 @@ def heads(
     model: Any,
     corpus: str | Path | Iterable[str] | None = None,
     *,
+    conllu: str | Path | None = None,
+    gap: str | Path | None = None,
+    winogender: str | Path | None = None,
+    senses: str | Path | None = None,
     tokens: int = TOKENS,
     context: int = CONTEXT,
     state: str | Path | None = None,
@@ -50,15 +55,19 @@ def heads(
     """Measure what every head of a model does over a corpus.
 
     The model reads every text once, and all measures count what is observed of it, in memory that does not grow with
-    the corpus. Beside the corpus it reads repeated random tokens (for induction) and, if it is a decoder, texts with an
-    inserted sentence that it is asked for at the end (for retrieval). Every fourth pair of texts is read again with its
-    tokens shuffled, as a control. Ctrl-C ends the run after the text that is being read; the atlas is then marked
-    incomplete.
+    the corpus. Beside the corpus it reads repeated random tokens (for induction), sentences made by a grammar (for
+    syntax and pronouns) and, if it is a decoder, texts with an inserted sentence that it is asked for at the end (for
+    retrieval). Every fourth pair of texts is read again with its tokens shuffled, as a control. Ctrl-C ends the run
+    after the text that is being read; the atlas is then marked incomplete.
 
     Args:
         model: a name or path for `limelight.load`, or what the microscope can look at (`subject_of`).
         corpus: a text; the path of a file or folder of UTF-8 text; several texts; by default the first chapters of Jane
             Austen's *Persuasion*.
+        conllu: a treebank in CoNLL-U, for the relations of its parses.
+        gap: a file of GAP, for pronouns and their candidates.
+        winogender: a file of Winogender sentences, for the same; read by encoders alone.
+        senses: a file of examples of word senses.
         tokens: how many tokens of the corpus are read at most.
         context: how many tokens a text has at most; long texts are cut where a paragraph or a sentence ends.
         state: a file that the sums are written to once a minute and at the end of an interrupted run.
@@ -84,19 +93,21 @@ def heads(
         raise wrong("resume", "needs the file of an interrupted run", "state is not given", "Add state='atlas.npz'.")
     source = corpus_of(corpus)
     text = text_probe(subject, source, tokens, context)
-    progress = [Progress(probe) for probe in (*_own_probes(subject), text)]
+    if next(text.samples(), None) is None:
+        got = f"no text of {source.name} has {FEWEST} tokens"
+        raise wrong("corpus", "must hold a text of some length", got, "Give longer texts.")
+    files = {"conllu": conllu, "gap": gap, "winogender": winogender, "senses": senses}
+    probes = [*_own_probes(subject), *labelled(subject, **files), text]
+    progress = [Progress(probe) for probe in probes]
     of = {"model": subject.name, "layers": subject.layers, "heads": subject.heads, "corpus": source.name}
-    of |= {"characters": source.characters, "context": context}
+    of |= {"characters": source.characters, "context": context, "probes": [probe.name for probe in probes]}
     path = None if state is None else Path(state)
     if resume and path is not None:
         restore_state(path, of, progress)
     complete = _run(subject, progress, of, path)
     if complete and path is not None:
         path.unlink(missing_ok=True)
-    if not progress[-1].samples and complete:
-        got = f"no text of {source.name} has eight tokens"
-        raise wrong("corpus", "must hold text", got, "Give a longer text.")
-    return make_atlas(subject, source.name, context, progress, picture(subject, text))
+    return atlas_of(subject, source.name, context, progress, picture(subject, text))
 
 
 def text_probe(subject: Subject, source: Corpus, tokens: int, context: int) -> Probe:
@@ -119,7 +130,7 @@ def text_probe(subject: Subject, source: Corpus, tokens: int, context: int) -> P
 
 
 def _own_probes(subject: Subject) -> list[Probe]:
-    """The texts that are made up."""
+    """Texts made of tokens and of needles."""
     return [induction_probe(subject), *([retrieval_probe(subject)] if subject.causal else [])]
 
 
@@ -159,7 +170,7 @@ def picture(subject: Subject, text: Probe) -> dict[str, Any] | None:
     return {"tokens": tokens, "weights": base64.b64encode(weights.tobytes()).decode("ascii")}
 
 
-def make_atlas(
+def atlas_of(
     subject: Subject, corpus: str, context: int, progress: list[Progress], drawn: dict[str, Any] | None
 ) -> Atlas:
     """The atlas of what was counted so far.

@@ -106,7 +106,7 @@ def _sentence(lines: Lines, words: list[_Word], ranges: list[_Range]) -> Sentenc
     """The sentence that ended."""
     for number, word in enumerate(words, 1):
         if word.head > len(words) or word.head == number:
-            what = "itself" if word.head == number else f"a sentence of {len(words)} words"
+            what = "itself" if word.head == number else f"a sentence of length {len(words)}"
             raise lines.error(f"has the head {word.head}, in {what}", word.line)
     if ranges and ranges[-1].last >= len(words):
         raise lines.error(f"ends a sentence within the words {ranges[-1].first + 1}-{ranges[-1].last + 1}")

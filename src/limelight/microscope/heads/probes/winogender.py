@@ -46,6 +46,6 @@ def _only(lines: Lines, sentence: str, pattern: str) -> Span:
     """Where the one match of a whole word lies."""
     found = [match.span() for match in re.finditer(rf"\b(?:{pattern})\b", sentence, re.IGNORECASE)]
     if len(found) != 1:
-        what = "pronoun" if pattern is _PRONOUNS else pattern[:40]
-        raise lines.error(f"has the word {what!r} {len(found)} times in its sentence instead of once")
+        what = "a pronoun" if pattern == _PRONOUNS else f"the word {pattern[:40]!r}"
+        raise lines.error(f"has {what} {len(found)} times in its sentence instead of once")
     return found[0]
