@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ..formats.progress import counted
 from ..forms.observations import watching
 from ..tensors.shapes import wrong
 from .across import look_across
-from .choosing import about, checked, choose, facts
+from .choosing import about, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
 from .reading import Reading
@@ -38,7 +36,8 @@ def look(
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
         text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
-            second).
+            second). For an encoder of pictures a picture, with the processor, or the numbers that a processor makes of
+            it, ``(3, height, width)``; its tokens are patches, named by row and column (``r0c3``).
         target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
             writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
             each word belongs to.
@@ -77,11 +76,10 @@ def look(
     return Report(facts(subject), readings, chosen, chosen_by, comparison, special, about(subject))
 
 
-def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
+def _read(subject: Subject, text: Any, keep_vectors: bool) -> Reading:
     """Run the model once over one text, and return its observations."""
-    tokens = subject.tokenize(checked(text))
+    tokens, ids = subject.read(text)
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
-    ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
         watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
