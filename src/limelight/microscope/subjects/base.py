@@ -113,6 +113,9 @@ class Subject(ABC):
             way_out = 'For example: "The bank is near the river."'
             raise wrong("text", "must hold at least one word", f"it is {describe(given)}", way_out)
         text = self.tokenize(given)
+        if not text.ids:
+            got = f"the tokenizer of {self.name} makes none of {describe(given)}"
+            raise wrong("text", "must make at least one token", got, "Its vocabulary may lack these characters.")
         return text, torch.tensor([text.ids], dtype=torch.int64, device="cpu")
 
     def read_source(self, source: Any) -> Source:
