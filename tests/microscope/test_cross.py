@@ -118,6 +118,9 @@ def test_look_at_an_encoder_decoder_of_transformers(name, reader):
     }
     weights = torch.stack(eager(model, inputs, "cross_attentions"))[:, 0]
     torch.testing.assert_close(torch.from_numpy(report.cross.weights), weights, rtol=0, atol=1e-5)
+    assert report.warnings == []
+    unknown = look(model, "the shore.", target="a margem.", tokenizer=reader)
+    assert unknown.warnings == ["1 of 4 tokens of the source are unknown (<unk>)."]
     for bad in ({"target": " "}, {"target": "a", "compare": "b"}):
         with pytest.raises(ArgumentError, match=r"`target` must hold at least one word|`compare` is for"):
             look(model, "the bank.", tokenizer=reader, **bad)

@@ -178,7 +178,7 @@ class Report(Tables):
                     f"{which}{len(reading.unknown):,} of {reading.length:,} tokens are unknown ({names}): "
                     "the model sees that there is a token, but not which."
                 )
-        return found
+        return found if self.cross is None else [*found, *self.cross.warnings]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that the top of this module describes."""

@@ -61,7 +61,13 @@ def roles_of(subject, probes):
 def test_what_an_encoder_is_given(files):
     subject = MadeUp(random_scores(), causal=False)
     probes = labelled(subject, **files)
-    names = ["made sentences", "syntax (conllu.txt)", "GAP (gap.txt)", "Winogender (winogender.txt)", "senses (senses.txt)"]
+    names = [
+        "made sentences",
+        "syntax (conllu.txt)",
+        "GAP (gap.txt)",
+        "Winogender (winogender.txt)",
+        "senses (senses.txt)",
+    ]
     assert [probe.name for probe in probes] == names
     (syntax,) = probes[1].measures()
     assert isinstance(syntax, Syntax)

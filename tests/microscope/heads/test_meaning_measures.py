@@ -139,15 +139,15 @@ def contextuality_by_loops(subject, samples):
             name = word.text.casefold()
             first = not set(word.tokens) & set(sample.sinks) and not word.is_punctuation and name not in now
             if first and names.get(place, name) == name:
-                states = [subject.states(list(sample.text.ids), d)[list(word.tokens)].double().mean(0) for d in range(3)]
+                states = [
+                    subject.states(list(sample.text.ids), d)[list(word.tokens)].double().mean(0) for d in range(3)
+                ]
                 now[name] = (place, [state / state.norm() for state in states])
         order = sorted(half, key=lambda name: half[name][0])
         for name in now.keys() & half.keys():
             if len(half) > 1:
                 other = order[(order.index(name) + 1) % len(order)]
-                sums.append(
-                    [[float(now[name][1][d] @ half[known][1][d]) for known in (name, other)] for d in range(3)]
-                )
+                sums.append([[float(now[name][1][d] @ half[known][1][d]) for known in (name, other)] for d in range(3)])
         half.update(now)
     return np.mean(sums, axis=0).T, len(sums)
 

@@ -54,7 +54,12 @@ def test_accuracy_and_baseline_are_those_of_the_definition(causal):
     hits, offsets = scored_by_loops(subject, 24)
     results = measure.results()
     if causal:  # the heads of a subject, a determiner and an adjective lie behind them, that of an object before it
-        visible = ["nsubj, head to dependent", "obj, dependent to head", "det, head to dependent", "amod, head to dependent"]
+        visible = [
+            "nsubj, head to dependent",
+            "obj, dependent to head",
+            "det, head to dependent",
+            "amod, head to dependent",
+        ]
         assert [result.detail for result in results] == visible
     else:
         assert len(results) == 8

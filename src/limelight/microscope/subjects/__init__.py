@@ -68,8 +68,11 @@ def _of_transformers(model: object) -> bool:
 
 
 def _theirs(model: Any, reader: Any) -> Subject:
-    from .transformers import TransformersSubject  # an optional library
+    from .pictures import PictureSubject  # both need an optional library
+    from .transformers import TransformersSubject
 
+    if getattr(model, "main_input_name", None) == PictureSubject.reads:
+        return PictureSubject(model, reader)
     return TransformersSubject(model, reader)
 
 
