@@ -18,11 +18,20 @@ def look(
         str | None, typer.Argument(help="The text, in quotes; - for standard input.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")
+        Path | None,
+        typer.Option(help="Read the text from a file (UTF-8; for Whisper a WAV file) instead; - for standard input."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help=f"{MODEL} By default minilm, and smollm2 with --generate or --lens.", show_default=False),
+        typer.Option(
+            help=f"{MODEL} Other families are opened with transformers, if it is installed. By default minilm, and "
+            "smollm2 with --generate or --lens.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Of a model with an encoder and a decoder: a translation or transcript; else it writes one."),
     ] = None,
     compare: Annotated[str | None, typer.Option(help="A second text, to compare the words of both.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="A word to report on; may be given several times.")] = None,
@@ -55,21 +64,29 @@ def look(
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
 
+    Of a model that translates it shows the words aligned; of Whisper, when each word is said.
+
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
 
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
     sampler = _sampler(generate, temperature, top_p, seed)
-    text = read_text(text, file, 'limelight look "The bank is near the river."')
+    sound = text is None and file is not None and file.suffix.lower() == ".wav"
+    given = file if sound else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         _writable(output)
     from ..microscope import look as run
     from ..microscope import write_page
+    from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
+    from ..tensors.shapes import wrong
 
     settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
-    name = model or ("minilm" if generate is None and not lens else "smollm2")
-    report = run(name, text, compare=compare, words=word or (), special=special, **settings)
+    subject = subject_of(model or ("minilm" if generate is None and not lens else "smollm2"))
+    if output is not None and subject.kind == "encoder-decoder":
+        got = f"{subject.name} has an encoder and a decoder"
+        raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
+    report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
     from rich.console import Console
 
     size = None
@@ -87,7 +104,7 @@ def look(
             markup=False,
             soft_wrap=True,
         )
-    else:
+    elif report.cross is None:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
 

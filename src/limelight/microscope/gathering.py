@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,15 @@ STRONGEST = 8  # and every query's strongest keys are kept
 NOTHING = Observe()
 
 
+class Gathering(Protocol):
+    """Observes calls of layers, and keeps what it needs of each."""
+
+    observe: Observe
+
+    def add(self, observations: Observations) -> None:
+        """Keep what is needed of one call."""
+
+
 class Watch(Seen):
     """Hands the observations of each layer to what gathers them.
 
@@ -28,7 +37,7 @@ class Watch(Seen):
         progress: called with the number of layers that have run.
     """
 
-    def __init__(self, gatherers: Mapping[str, Gatherer], progress: Callable[[int], None]) -> None:
+    def __init__(self, gatherers: Mapping[str, Gathering], progress: Callable[[int], None]) -> None:
         super().__init__(NOTHING)
         self.gatherers, self.progress, self.done = gatherers, progress, 0
 
@@ -106,12 +115,12 @@ class Gatherer:
 
     def reading(self, hidden: Sequence[Tensor], keep_vectors: bool, unknown: str | None) -> Reading:
         """Everything together, after the run."""
-        parts = {key: np.stack(values) for key, values in self.parts.items()}
         text, length = self.text, self.length
+        parts = {key: np.stack(values) for key, values in self.parts.items()} or self._nothing()
         tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
         shares = parts["shares"]
         exact = self.block == 1
-        sinks = find_sinks(parts["received_first"], self.causal, length)
+        sinks = find_sinks(parts["received_first"], self.causal, length) if len(shares) else ()
         apart = tuple(sorted({*sinks, *self.special}))
         apart_shares = self._apart_shares(parts, shares, apart)
         neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)
@@ -146,6 +155,13 @@ class Gatherer:
             vectors=vectors,
             unknown=tuple(place for place, token in enumerate(text.tokens) if token == unknown),
         )
+
+    def _nothing(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Of a decoder whose layers have cross-attention alone."""
+        per_head, per_token = np.zeros((0, self.heads), np.float32), np.zeros((0, self.length), np.float32)
+        shares = np.zeros((0, self.heads, self.length, self.length), np.float32)
+        statistics = dict.fromkeys(("entropy", "max_weight", "distance", "received_first"), per_head)
+        return {**statistics, "received": per_token, "shares": shares}
 
     def _apart_shares(self, parts: dict[str, Any], shares: Floats, apart: tuple[int, ...]) -> Floats:
         """The part of every cell of the heat maps that falls on tokens set apart."""

@@ -12,25 +12,22 @@ from ..forms.observations import watching
 from ..generation import Sampler
 from ..tensors.shapes import wrong
 from ..text import Text
-from .comparison import Comparison, compare_readings, words_that_changed
+from .across import look_across
+from .choosing import about, checked, choose, facts
+from .comparison import compare_readings
 from .gathering import Gatherer, Watch
 from .predictions import Predictions, predict
 from .reading import Reading
-from .relations import words_that_matter
-from .report import ModelFacts, Report
+from .report import Report
 from .subjects import Subject, subject_of
 from .writing import check_writer, continued
-
-NAMED = "named by the user"
-MOVED = "content words whose vector moves most between the embedding and the last layer"
-RECEIVED = "content words that receive most attention beyond an even spread"
-CHANGED = "words of both texts whose cosine falls most below that of their embeddings, content words first"
 
 
 def look(
     model: Any,
-    text: str,
+    text: Any,
     *,
+    target: str | None = None,
     compare: str | None = None,
     words: Sequence[str] = (),
     special: bool = False,
@@ -48,7 +45,11 @@ def look(
     Args:
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
-        text: the text.
+        text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
+            second).
+        target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
+            writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
+            each word belongs to.
         compare: a second text, run by itself and compared with the first word by word.
         words: the words to report on, in either text and any case; by default the most prominent ones.
         special: include special tokens, sinks, punctuation and the word itself in relations.
@@ -62,9 +63,9 @@ def look(
         processor: the same, for a model that has a processor.
 
     Raises:
-        ArgumentError: a text is empty or longer than the model's positions, a word is in no text, the model has an
-            encoder and a decoder, no attention layer of it can be observed, its tokenizer does not fit it, or it is no
-            decoder that can ``generate`` so many tokens.
+        ArgumentError: a text is empty or longer than the model's positions, a word is in no text, no attention layer of
+            the model can be observed, its tokenizer does not fit it, or it is no decoder that can
+            ``generate`` so many tokens.
 
     Example:
         >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -80,16 +81,16 @@ def look(
     if isinstance(words, str):
         raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
     subject = subject_of(model, tokenizer=tokenizer, processor=processor)
-    if subject.kind == "encoder-decoder":
-        raise wrong(
-            "model",
-            "must be an encoder or a decoder",
-            f"{subject.name} has an encoder and a decoder",
-            "limelight.watching observes each of its layers: `network.attention_names`, `network.cross_names`.",
-        )
     if generate is not None or lens:
         check_writer(subject, "generate" if generate is not None else "lens")
-    given = [_tokens(subject, one) for one in ([text] if compare is None else [text, compare])]
+    if subject.kind == "encoder-decoder":
+        if compare is not None:
+            raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")
+        return look_across(subject, text, target, words, special)
+    if target is not None:
+        got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
+        raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
+    given = [subject.tokenize(checked(one)) for one in ([text] if compare is None else [text, compare])]
     texts = given if generate is None else [continued(subject, one, generate, sampler, seed) for one in given]
     runs = [
         _read(subject, one, compare is not None, _predicted(len(before), len(one), lens), len(before))
@@ -97,30 +98,9 @@ def look(
     ]
     readings = tuple(reading for reading, _ in runs)
     comparison = compare_readings(*readings) if len(readings) == 2 else None
-    chosen, chosen_by = _choose(readings, comparison, words)
-    facts = ModelFacts(subject.name, subject.kind, subject.layers, subject.heads)
-    return Report(facts, readings, chosen, chosen_by, comparison, special, predictions=tuple(found for _, found in runs))
-
-
-def _choose(
-    readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
-) -> tuple[tuple[tuple[int, ...], ...], str]:
-    """Choose the words to report on for each text; return also the measure, in words."""
-    if names:
-        for name in names:
-            if not any(reading.find(name) for reading in readings):
-                known = list(
-                    dict.fromkeys(w.text for reading in readings for w in reading.words if not w.is_punctuation)
-                )
-                some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise wrong("word", "must be in the text", f"{name!r} is not", f"The words are: {some}.")
-        found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)
-        return tuple(tuple(numbers) for numbers in found), NAMED
-    if comparison is not None and comparison.pairs:
-        pairs = [comparison.pairs[number] for number in words_that_changed(comparison, readings[0])]
-        return tuple(tuple(pair[side] for pair in pairs) for side in (0, 1)), CHANGED
-    chosen = tuple(tuple(words_that_matter(reading)) for reading in readings)
-    return chosen, RECEIVED if readings[0].causal else MOVED
+    chosen, chosen_by = choose(readings, comparison, words)
+    found = tuple(found for _, found in runs)
+    return Report(facts(subject), readings, chosen, chosen_by, comparison, special, about(subject), predictions=found)
 
 
 def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
@@ -129,15 +109,6 @@ def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
     if every:
         return 1, length
     return (given, length - 1) if length > given else None
-
-
-def _tokens(subject: Subject, text: str) -> Text:
-    """The tokens of a text, as the model reads them."""
-    if not isinstance(text, str) or not text.strip():
-        raise wrong(
-            "text", "must hold at least one word", f"it is {text!r}", 'For example: "The bank is near the river."'
-        )
-    return subject.tokenize(text)
 
 
 def _read(

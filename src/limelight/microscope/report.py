@@ -3,7 +3,7 @@
 The JSON form, ``limelight.report`` version 1::
 
     {"format": "limelight.report", "version": 1,
-     "model": {"name", "kind": "encoder" | "decoder", "layers", "heads"},
+     "model": {"name", "kind": "encoder" | "decoder" | "encoder-decoder", "layers", "heads"},
      "texts": [text, ...],              one, or two that are compared
      "notes": [sentence, ...],          how to read the numbers
      "tables": {name: [row, ...]}}
@@ -32,6 +32,9 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``lens``       the output embedding applied to the state of each layer: text, index, token, depth, probability, rank
                (of the token), top, top_probability (lists of the most likely tokens)
 ``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
+``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
+``cross``,     tables are of the decoder
+``alignment``
 =============  ==================================================================================================
 """
 
@@ -46,7 +49,8 @@ from typing import Any
 import numpy as np
 
 from .comparison import Comparison, changes
-from .page.notebook import frame
+from .cross import Cross
+from .page.notebook import frame, listed
 from .page.write import make_page
 from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
@@ -74,7 +78,7 @@ _LOWER_BOUND = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Name and sizes of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
+    """Name and sizes of the model; ``kind`` is ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``."""
 
     name: str
     kind: str
@@ -94,6 +98,8 @@ class Report(Tables):
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
+        about: notes about the model: what of it is not observed.
+        cross: what an encoder-decoder looked at in its source.
 
     Example:
         >>> from limelight.microscope import look
@@ -108,6 +114,8 @@ class Report(Tables):
     chosen_by: str
     comparison: Comparison | None = None
     special: bool = False
+    about: tuple[str, ...] = ()
+    cross: Cross | None = None
     predictions: tuple[Predictions | None, ...] = ()
 
     def __repr__(self) -> str:
@@ -120,7 +128,9 @@ class Report(Tables):
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     def _repr_html_(self) -> str:
-        """The page, as a notebook shows it (`page.notebook.frame`)."""
+        """The page, as a notebook shows it; the alignment of an encoder-decoder, which has no page."""
+        if self.cross is not None:
+            return listed(self.tables["alignment"], repr(self))
         return frame(partial(make_page, self), repr(self))
 
     @cached_property
@@ -139,6 +149,8 @@ class Report(Tables):
         tables |= prediction_tables(self.predictions, self.readings)
         if self.comparison is not None:
             tables |= {"contexts": self._contexts(), "changes": self._changes()}
+        if self.cross is not None:
+            tables |= self.cross.tables()
         return tables
 
     @property
@@ -146,7 +158,9 @@ class Report(Tables):
         """How to read the numbers."""
         exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
-        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND]), *self.warnings]
+        cross = [] if self.cross is None else self.cross.notes
+        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:
@@ -179,7 +193,8 @@ class Report(Tables):
 
     def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        received = reading.received.mean(axis=0) / reading.expected
+        some = len(reading.received) > 0  # a decoder may have cross-attention alone
+        received = reading.received.mean(axis=0) / reading.expected if some else None
         unknown = frozenset(reading.unknown)
         return [
             {
@@ -192,7 +207,7 @@ class Report(Tables):
                 "special": token.special,
                 "sink": index in reading.apart and not token.special,
                 "unknown": index in unknown,
-                "received": _short(received[index]),
+                "received": None if received is None else _short(received[index]),
             }
             for index, token in enumerate(reading.tokens)
         ]
@@ -236,14 +251,14 @@ class Report(Tables):
                 "uniform": _short(uniform["uniform"]),
                 "queries": reading.length,
             }
-            for layer in range(self.model.layers)
+            for layer in range(len(each.entropy))
             for head in range(self.model.heads)
         ]
 
     def _relations(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         rows = []
-        for word in self.chosen[text]:
+        for word in self.chosen[text] if len(reading.shares) else ():
             for received in (False, True):
                 for found in strongest(reading, word, received=received, special=self.special):
                     other = found.query if received else found.key

@@ -9,10 +9,10 @@ from ...checkpoints.load import load
 from ...formats.errors import FamilyError
 from ...pretrained import Pretrained
 from ...tensors.shapes import describe, wrong
-from .base import Run, Subject
+from .base import Run, Source, Subject
 from .pretrained import PretrainedSubject
 
-__all__ = ["PretrainedSubject", "Run", "Subject", "subject_of"]
+__all__ = ["PretrainedSubject", "Run", "Source", "Subject", "subject_of"]
 
 
 def subject_of(model: Any, *, tokenizer: Any = None, processor: Any = None) -> Subject:

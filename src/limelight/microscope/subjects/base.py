@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,23 @@ class Run:
     source_hidden: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the encoder of an encoder-decoder reads.
+
+    Args:
+        input: ``(1, Lk)`` token ids, or the numbers of a sound as the encoder takes them.
+        text: the tokens; ``None`` for a sound.
+        length: how many states of the encoder belong to it; the others are the silence that a sound is padded with.
+        seconds: from one state of the encoder to the next, for a sound.
+    """
+
+    input: Tensor
+    text: Text | None
+    length: int
+    seconds: float | None = None
+
+
 class Subject(ABC):
     """A model that the microscope can look at: its tokens, its attention layers by name, and how to run it.
 
@@ -55,6 +72,8 @@ class Subject(ABC):
         blocks: number of blocks of the main stack, with and without attention.
         limit: the number of positions; ``None`` if there is no limit.
         vocabulary: the number of token ids.
+        hears: whether the encoder reads sounds.
+        alignment_heads: ``(layer, head)`` of cross-attention that the checkpoint names as following the source.
     """
 
     name: str
@@ -68,6 +87,8 @@ class Subject(ABC):
     blocks: int
     limit: int | None = None
     vocabulary: int
+    hears: bool = False
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @property
     def causal(self) -> bool:
@@ -77,6 +98,18 @@ class Subject(ABC):
     @abstractmethod
     def tokenize(self, text: str) -> Text:
         """The tokens of a text as the model reads it, special tokens included."""
+
+    def read_source(self, source: Any) -> Source:
+        """What the encoder of an encoder-decoder reads: a text; or a WAV file or samples, for one that hears."""
+        raise NotImplementedError
+
+    def read_target(self, text: str) -> Text:
+        """The tokens that a decoder reads of a text it writes: its first tokens, and the text without an end."""
+        raise NotImplementedError
+
+    def write(self, source: Source) -> Text:
+        """What an encoder-decoder writes to a source, token by token the likeliest, as `read_target` has it."""
+        raise NotImplementedError
 
     @abstractmethod
     def run(

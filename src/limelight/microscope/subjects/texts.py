@@ -8,6 +8,7 @@ from typing import Any
 
 from ...text import Text, valid_text
 
+MOST_WRITTEN = 256  # tokens that a model writes to a source
 REACH = 64  # characters after the last token's in which the next one's are looked for
 BLANKS = str.maketrans("", "", "▁Ġ")  # what stands for a blank before a word
 
@@ -71,6 +72,24 @@ def text_of(ids: Sequence[int], tokens: Sequence[str], special: Sequence[bool], 
         spans.append((begin, begin) if own else (min(begin, len(text)), len(text)))
     spans = [_without_blank(text, *span) for span in spans]
     return Text(text, tuple(ids), tuple(tokens), tuple(spans), (None,) * len(ids), tuple(special))
+
+
+def after(ids: Sequence[int], tokens: Sequence[str], text: Text) -> Text:
+    """A text with special tokens before it."""
+    n = len(ids)
+    return Text(
+        text=text.text,
+        ids=(*ids, *text.ids),
+        tokens=(*tokens, *text.tokens),
+        spans=((0, 0),) * n + text.spans,
+        words=(None,) * n + text.words,
+        special=(True,) * n + text.special,
+    )
+
+
+def cut(text: Text, n: int) -> Text:
+    """A text without its tokens from the n-th on."""
+    return Text(text.text, text.ids[:n], text.tokens[:n], text.spans[:n], text.words[:n], text.special[:n])
 
 
 def unknown_token_of(tokenizer: Any) -> str | None:

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from ...backends.contract import BackendError
 from ...forms.observations import current_watcher, watching
 from ...integrations.transformers import NAME, enable, report
+from ...models.sound import RATE, spectrum
 from ...tensors.shapes import describe, wrong
 from ...text import Text
-from .base import Run, Subject, shown_name
+from .base import Run, Source, Subject, shown_name
 from .discovery import SOURCE, TARGET, Call, Discovery, Renamed, discover
-from .texts import read_text, unknown_token_of
+from .parts import Given, body_of, configs_of, giving, positions_of, states_in
+from .sound import FRAME_SECONDS, existing_heads, heard, states_of
+from .texts import MOST_WRITTEN, after, cut, read_text, text_of, unknown_token_of
 
 OUTSIDE = (
     "limelight.integrations.transformers.report(model) lists its layers; take a model whose attention goes through "
@@ -46,19 +48,31 @@ class TransformersSubject(Subject):
         enable()
         self.model = model
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        self.features = getattr(tokenizer, "feature_extractor", None)
         self.name = shown_name(getattr(model, "name_or_path", "") or type(model).__name__)
-        self.base = _body(model)
+        self.base = body_of(model)
         self._takes = frozenset(inspect.signature(self.base.forward).parameters)
         self._seq2seq = "decoder_input_ids" in self._takes
         self._decoder: Any = self.base.get_decoder() if self._seq2seq else self.base
+        self.hears = model.main_input_name == "input_features"
+        self._check_inputs()
         self.vocabulary = self.embeddings().shape[0]
-        self.limit = _positions(self._decoder)
+        self.limit = positions_of(self._decoder)
         self._check_layers()
         self._found, output = self._discover()
-        hidden = _states(output, self._seq2seq)
+        hidden = states_in(output, self._seq2seq)
         self._modules = tuple(call.module for call in self._found.calls)
-        self._name_layers(hidden)
+        encoded = getattr(output, "encoder_last_hidden_state", None)
+        self._name_layers(hidden, SOURCE if encoded is None else encoded.shape[1])
         self._find_norm(output, hidden)
+
+    def _check_inputs(self) -> None:
+        """Refuse what reads neither texts nor the sounds of Whisper."""
+        name = self.model.main_input_name
+        if name != "input_ids" and not (self.hears and self._seq2seq and self.model.config.model_type == "whisper"):
+            got = f"{self.name} reads {name}"
+            way_out = "limelight.watching observes its layers (limelight.integrations.transformers)."
+            raise wrong("model", "must read text, or sounds as Whisper does", got, way_out)
 
     def _check_layers(self) -> None:
         with self._observing():
@@ -72,7 +86,10 @@ class TransformersSubject(Subject):
         """Run the model on a few tokens; return what was found, and its output."""
         device = self.model.device
         ids = (torch.arange(SOURCE, device=device) + 1) % self.vocabulary
-        inputs = {"input_ids": ids[None]}
+        inputs: dict[str, Tensor] = {"input_ids": ids[None]}
+        if self.hears:
+            sizes = self.model.config.num_mel_bins, 2 * self.model.config.max_source_positions
+            inputs = {"input_features": torch.zeros(1, *sizes, dtype=self.model.dtype, device=device)}
         if self._seq2seq:
             inputs["decoder_input_ids"] = ids[None, :TARGET]
         try:
@@ -95,7 +112,7 @@ class TransformersSubject(Subject):
         self._norm = self._found.norm_before(last) if isinstance(last, Tensor) else None
         self._lacks_norm = bool(hidden) and isinstance(last, Tensor) and not torch.equal(hidden[-1], last)
 
-    def _name_layers(self, hidden: tuple[Tensor, ...]) -> None:
+    def _name_layers(self, hidden: tuple[Tensor, ...], states: int) -> None:
         """Give every call its place: encoder, main stack, or cross-attention."""
         decoder = {name for name, module in self.base.named_modules() if module in set(self._decoder.modules())}
         own: list[tuple[str, Call]] = []
@@ -106,7 +123,7 @@ class TransformersSubject(Subject):
                 encoder.append(name)
             elif (call.queries, call.keys) == (length, length):
                 own.append((name, call))
-            elif self._seq2seq and (call.queries, call.keys) == (TARGET, SOURCE):
+            elif self._seq2seq and (call.queries, call.keys) == (TARGET, states):
                 cross.append(name)
             else:
                 why = f"its {call.queries} queries and {call.keys} keys are not the {length} tokens of the text"
@@ -121,6 +138,8 @@ class TransformersSubject(Subject):
         self.heads = max(call.heads for call in main)
         causal = all(call.causal for call in main if call.keys == call.queries)
         self.kind = "encoder-decoder" if self._seq2seq else "decoder" if causal else "encoder"
+        named = getattr(getattr(self.model, "generation_config", None), "alignment_heads", None)
+        self.alignment_heads = existing_heads(named, self.layers, self.heads)
         self.blocks = max(len(hidden) - 1, self.layers)
         begins = [call.block for call in main] if len(hidden) - 1 != self.layers else list(range(self.layers))
         self._depths = (0, *(max(begin, 0) for begin in begins[1:]), len(hidden) - 1)
@@ -128,7 +147,7 @@ class TransformersSubject(Subject):
     @contextmanager
     def _observing(self) -> Iterator[None]:
         """Inside, the model computes its attention with Limelight, in evaluation mode and without gradients."""
-        before = {id(config): (config, config._attn_implementation) for config in _configs(self.model)}
+        before = {id(config): (config, config._attn_implementation) for config in configs_of(self.model)}
         training = [module for module in self.model.modules() if module.training]
         try:
             for module in training:
@@ -148,6 +167,57 @@ class TransformersSubject(Subject):
 
     def tokenize(self, text: str) -> Text:
         return self._checked(read_text(self._reader(), text))
+
+    def read_source(self, source: Any) -> Source:
+        if not self.hears:
+            text = self.tokenize(source)
+            return Source(torch.tensor([text.ids], dtype=torch.int64, device="cpu"), text, len(text))
+        samples = heard(source)
+        if self.features is None:
+            features = spectrum(samples, bands=self.model.config.num_mel_bins)
+        else:
+            features = self.features(samples.numpy(), sampling_rate=RATE, return_tensors="pt")["input_features"]
+        return Source(features, None, states_of(samples), FRAME_SECONDS)
+
+    def read_target(self, text: str) -> Text:
+        read = read_text(self._reader(), text, target=True)
+        read = self._checked(read, self._decoder.get_input_embeddings().weight.shape[0])
+        start = self._start()
+        if read.ids and read.special[-1] and read.ids[-1] != start:
+            read = cut(read, len(read) - 1)
+        return read if read.ids[:1] == (start,) else after([start], [self._spelled(start)], read)
+
+    def write(self, source: Source) -> Text:
+        if not self.model.can_generate():
+            got = f"{self.name} is a {type(self.model).__name__}"
+            raise wrong("target", "must be given for a model that does not write", got, "Pass target=.")
+        most = MOST_WRITTEN if self.limit is None else min(MOST_WRITTEN, self.limit // 2)  # what it begins with, beside
+        how = {"do_sample": False, "num_beams": 1, "max_new_tokens": most}
+        with self._observing():
+            ids = self.model.generate(**self._source(source.input), **how)[0].tolist()
+        reader, known = self._reader(), set(self.tokenizer.all_special_ids)
+        while len(ids) > 1 and ids[-1] in known:
+            ids.pop()
+        begin = [] if ids[:1] == [self._start()] else list(getattr(reader, "prefix_tokens", [self._start()]))
+        ids = [*begin, *ids]
+
+        def decode(some: list[int]) -> str:
+            return str(reader.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+        special = [place == 0 or number in known for place, number in enumerate(ids)]
+        return text_of(ids, [self._spelled(number) for number in ids], special, decode)
+
+    def _start(self) -> int:
+        """The token that a decoder begins with."""
+        for config in (getattr(self.model, "generation_config", None), self.model.config):
+            for name in ("decoder_start_token_id", "bos_token_id"):
+                if isinstance(start := getattr(config, name, None), int):
+                    return start
+        got = f"{self.name} names neither decoder_start_token_id nor bos_token_id"
+        raise wrong("target", "must begin with a token that the model names", got, "Set one in model.config.")
+
+    def _spelled(self, number: int) -> str:
+        return str(self._reader().convert_ids_to_tokens([number])[0])
 
     def _reader(self) -> Any:
         if self.tokenizer is None:
@@ -186,7 +256,7 @@ class TransformersSubject(Subject):
             else:
                 with watching(Renamed(watcher, self._modules, self._found.names)):
                     output = self._call(module, inputs, hidden)
-        states = _states(output, self._seq2seq) if hidden else ()
+        states = states_in(output, self._seq2seq) if hidden else ()
         if states and self._lacks_norm and self._norm is not None:
             with torch.no_grad():
                 states = (*states[:-1], self._norm(states[-1]))
@@ -214,10 +284,12 @@ class TransformersSubject(Subject):
         if lengths is not None:
             exists = torch.arange(longest, device=device) < lengths.to(device)[:, None]
             inputs[f"{prefix}attention_mask"] = exists.long()
-        if source is not None:
-            source = source.to(device)
-            inputs[self.model.main_input_name] = source.to(self.model.dtype) if source.is_floating_point() else source
-        return inputs
+        return inputs if source is None else inputs | self._source(source)
+
+    def _source(self, source: Tensor) -> dict[str, Any]:
+        """What an encoder reads, by the name of the model's argument."""
+        dtype = self.model.dtype if source.is_floating_point() else None
+        return {self.model.main_input_name: source.to(self.model.device, dtype)}
 
     def _head(self) -> Any:
         """The output embedding; ``None`` where there is none."""
@@ -237,8 +309,8 @@ class TransformersSubject(Subject):
         if depth < self.layers and self._norm is not None:
             with torch.no_grad():
                 rows = self._norm(rows)
-        given = _Given(last_hidden_state=rows)
-        with self._observing(), _giving(self._stacks(), given):
+        given = Given(last_hidden_state=rows)
+        with self._observing(), giving(self._stacks(), given):
             ids = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
             inputs: dict[str, Any] = {"input_ids": ids}
             if self._seq2seq:
@@ -290,69 +362,3 @@ class TransformersSubject(Subject):
     def ends(self) -> frozenset[int]:
         found = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         return frozenset([found] if isinstance(found, int) else found or ())
-
-
-def _body(model: Any) -> Any:
-    """The part of a model below its head."""
-    body = model.base_model
-    if body is model:  # some name none
-        parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
-        body = parts[0] if len(parts) == 1 else model
-    return body
-
-
-def _states(output: Any, seq2seq: bool) -> tuple[Tensor, ...]:
-    """The hidden states of the main stack."""
-    return tuple(getattr(output, "decoder_hidden_states" if seq2seq else "hidden_states", None) or ())
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
-    """Every configuration that says how a part of the model computes its attention."""
-    waiting = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
-    seen = set()
-    while waiting:
-        config = waiting.pop()
-        if id(config) in seen or not hasattr(config, "_attn_implementation_internal"):
-            continue
-        seen.add(id(config))
-        waiting += [inner for key in config.sub_configs if (inner := getattr(config, key, None)) is not None]
-        yield config
-
-
-def _positions(stack: nn.Module) -> int | None:
-    """The number of positions of a learned or stored table; ``None`` where positions are computed without an end."""
-    for name, module in stack.named_modules():
-        last = name.rpartition(".")[2]
-        if isinstance(module, nn.Embedding) and (last == "wpe" or "position" in last) and "relative" not in last:
-            config = getattr(stack, "config", None)
-            named = getattr(config, "max_position_embeddings", None)
-            rows = module.num_embeddings
-            if module.padding_idx is not None and rows == named:  # RoBERTa counts from behind the padding's id
-                return int(rows - module.padding_idx - 1)
-            return int(min(rows, named)) if isinstance(named, int) else int(rows)
-    return None
-
-
-@contextmanager
-def _giving(stacks: list[Any], given: Any) -> Iterator[None]:
-    """Inside, a call of one of the stacks returns what is given without computing, so that the head alone runs."""
-    unique = {id(stack): stack for stack in stacks}.values()
-    before = [(stack, stack.__dict__.get("forward")) for stack in unique]
-    try:
-        for stack in unique:
-            stack.forward = lambda *_, **__: given
-        yield
-    finally:
-        for stack, own in before:
-            stack.__dict__.pop("forward", None)
-            if own is not None:
-                stack.forward = own
-
-
-class _Given(BaseModelOutputWithPoolingAndCrossAttentions):
-    """The output of a stack that was not run: nothing but states."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
