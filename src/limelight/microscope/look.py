@@ -83,6 +83,8 @@ def look(
     if isinstance(words, str):
         raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
     subject = subject_of(model, tokenizer=tokenizer, processor=processor)
+    if generate is not None or lens:
+        check_writer(subject, "generate" if generate is not None else "lens")
     if subject.kind == "encoder-decoder":
         if compare is not None:
             raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")

@@ -54,7 +54,7 @@ import numpy as np
 
 from .comparison import Comparison, changes, contrasts
 from .cross import Cross
-from .page.notebook import frame
+from .page.notebook import frame, listed
 from .page.write import make_page
 from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
@@ -134,7 +134,9 @@ class Report(Tables):
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     def _repr_html_(self) -> str:
-        """The page, as a notebook shows it (`page.notebook.frame`)."""
+        """The page, as a notebook shows it; the alignment of an encoder-decoder, which has no page."""
+        if self.cross is not None:
+            return listed(self.tables["alignment"], repr(self))
         return frame(partial(make_page, self), repr(self))
 
     @cached_property
