@@ -33,7 +33,7 @@ def test_a_report_prints_itself_in_a_line(minilm):
 
 
 def test_a_model_of_another_library_is_refused_with_words():
-    with pytest.raises(ArgumentError, match=r"`model` must be .* it is a Linear of torch.*save_pretrained"):
+    with pytest.raises(ArgumentError, match=r"`model` must be .* it is a Linear of torch.*tokenizer=tokenizer"):
         look(torch.nn.Linear(2, 2), SENTENCE)
     with pytest.raises(ArgumentError, match=r"`words` must be a list"):
         look("minilm", SENTENCE, words="bank")
@@ -105,7 +105,7 @@ def test_a_long_text_agrees_with_exact_weights(minilm, monkeypatch):
     """The same text, kept as blocks and strongest keys, and kept exactly."""
     text = " ".join([SENTENCE, OTHER, DOG.format("excited"), DOG.format("open")] * 2)
     exact = look(minilm, text).readings[0]
-    module = sys.modules["limelight.microscope.look"]
+    module = sys.modules["limelight.microscope.gathering"]
     monkeypatch.setattr(module, "EXACT_WEIGHTS", 0)
     monkeypatch.setattr(module, "BLOCKS", 16)
     long = look(minilm, text).readings[0]

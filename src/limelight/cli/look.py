@@ -15,9 +15,16 @@ def look(
         str | None, typer.Argument(help="The text, in quotes; - for standard input.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")
+        Path | None,
+        typer.Option(help="Read the text from a file (UTF-8; for Whisper a WAV file) instead; - for standard input."),
     ] = None,
-    model: Annotated[str, typer.Option(help=MODEL)] = "minilm",
+    model: Annotated[
+        str, typer.Option(help=f"{MODEL} Other families are opened with transformers, if it is installed.")
+    ] = "minilm",
+    target: Annotated[
+        str | None,
+        typer.Option(help="Of a model with an encoder and a decoder: a translation or transcript; else it writes one."),
+    ] = None,
     compare: Annotated[str | None, typer.Option(help="A second text, to compare the words of both.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="A word to report on; may be given several times.")] = None,
     special: Annotated[
@@ -30,16 +37,25 @@ def look(
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
 
+    Of a model that translates it shows the words aligned; of Whisper, when each word is said.
+
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
     """
-    text = read_text(text, file, 'limelight look "The bank is near the river."')
+    sound = text is None and file is not None and file.suffix.lower() == ".wav"
+    given = file if sound else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         _writable(output)
     from ..microscope import look as run
     from ..microscope import write_page
+    from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
+    from ..tensors.shapes import wrong
 
-    report = run(model, text, compare=compare, words=word or (), special=special)
+    subject = subject_of(model)
+    if output is not None and subject.kind == "encoder-decoder":
+        got = f"{subject.name} has an encoder and a decoder"
+        raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
+    report = run(subject, given, target=target, compare=compare, words=word or (), special=special)
     from rich.console import Console
 
     size = None
@@ -57,7 +73,7 @@ def look(
             markup=False,
             soft_wrap=True,
         )
-    else:
+    elif report.cross is None:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
 

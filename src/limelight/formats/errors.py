@@ -16,6 +16,19 @@ class CheckpointError(ArgumentError):
     """A checkpoint is missing, damaged or of another make: what happened, with which values, what to do."""
 
 
+class FamilyError(CheckpointError):
+    """A checkpoint is of a family that is not built here.
+
+    Args:
+        message: what happened, with which values, what to do.
+        path: the file that names the family.
+    """
+
+    def __init__(self, message: str, path: Path = Path()) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 def damaged(path: Path, what: str) -> CheckpointError:
     """The error for a file whose content is not of its format."""
     return CheckpointError(

@@ -3,7 +3,7 @@
 The JSON form, ``limelight.report`` version 1::
 
     {"format": "limelight.report", "version": 1,
-     "model": {"name", "kind": "encoder" | "decoder", "layers", "heads"},
+     "model": {"name", "kind": "encoder" | "decoder" | "encoder-decoder", "layers", "heads"},
      "texts": [text, ...],              one, or two that are compared
      "notes": [sentence, ...],          how to read the numbers
      "tables": {name: [row, ...]}}
@@ -30,6 +30,9 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                change between all other shared words); only what exceeds 0.05 and three times the noise
 ``contrasts``  word, layer, head, first_other, second_other (the different words that the head takes its context from),
                first, second, first_at_offset, second_at_offset
+``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
+``cross``,     tables are of the decoder
+``alignment``
 =============  ==================================================================================================
 """
 
@@ -44,6 +47,7 @@ from typing import Any
 import numpy as np
 
 from .comparison import Comparison, changes, contrasts
+from .cross import Cross
 from .reading import Floats, Reading
 from .relations import strongest
 
@@ -70,7 +74,7 @@ _LOWER_BOUND = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Name and sizes of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
+    """Name and sizes of the model; ``kind`` is ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``."""
 
     name: str
     kind: str
@@ -89,6 +93,8 @@ class Report:
         chosen_by: the measure by which they were chosen, in words.
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
+        about: notes about the model: what of it is not observed.
+        cross: what an encoder-decoder looked at in its source.
 
     Example:
         >>> from limelight.microscope import look
@@ -103,6 +109,8 @@ class Report:
     chosen_by: str
     comparison: Comparison | None = None
     special: bool = False
+    about: tuple[str, ...] = ()
+    cross: Cross | None = None
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -128,6 +136,8 @@ class Report:
         }
         if self.comparison is not None:
             tables |= {"contexts": self._contexts(), "changes": self._changes(), "contrasts": self._contrasts()}
+        if self.cross is not None:
+            tables |= self.cross.tables()
         return tables
 
     @property
@@ -135,7 +145,9 @@ class Report:
         """How to read the numbers."""
         exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
-        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND]), *self.warnings]
+        cross = [] if self.cross is None else self.cross.notes
+        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:
@@ -168,7 +180,8 @@ class Report:
 
     def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        received = reading.received.mean(axis=0) / reading.expected
+        some = len(reading.received) > 0  # a decoder may have cross-attention alone
+        received = reading.received.mean(axis=0) / reading.expected if some else None
         unknown = frozenset(reading.unknown)
         return [
             {
@@ -181,7 +194,7 @@ class Report:
                 "special": token.special,
                 "sink": index in reading.apart and not token.special,
                 "unknown": index in unknown,
-                "received": _short(received[index]),
+                "received": None if received is None else _short(received[index]),
             }
             for index, token in enumerate(reading.tokens)
         ]
@@ -225,14 +238,14 @@ class Report:
                 "uniform": _short(uniform["uniform"]),
                 "queries": reading.length,
             }
-            for layer in range(self.model.layers)
+            for layer in range(len(each.entropy))
             for head in range(self.model.heads)
         ]
 
     def _relations(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         rows = []
-        for word in self.chosen[text]:
+        for word in self.chosen[text] if len(reading.shares) else ():
             for received in (False, True):
                 for found in strongest(reading, word, received=received, special=self.special):
                     other = found.query if received else found.key

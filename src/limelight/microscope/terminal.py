@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..text import printable
-from .look import NAMED
+from .choosing import NAMED
 from .report import Report
+from .terminal_cross import print_alignment
 
 # Widths in columns: of a terminal that shows every column of a table; of names in it, and of names in a narrower one.
 WIDE, WIDEST, NARROW = 72, 24, 14
@@ -22,7 +23,11 @@ SHORT, AROUND = 25, 4  # words of a text in which a word is found at a glance; w
 def summarise(report: Report, console: Console) -> None:
     """Print a report: relations and paths of the chosen words, and the comparison of two texts."""
     facts, tables = report.model, report.tables
-    sees = "each token sees itself and those before" if facts.kind == "decoder" else "each token sees every token"
+    sees = {
+        "encoder": "each token sees every token",
+        "decoder": "each token sees itself and those before",
+        "encoder-decoder": "a decoder that sees the source of an encoder",
+    }[facts.kind]
     console.print()
     console.print(Text.assemble((facts.name, "bold"), f": {facts.layers} layers x {facts.heads} heads, {sees}"))
     for number, reading in enumerate(report.readings):
@@ -38,6 +43,8 @@ def summarise(report: Report, console: Console) -> None:
             _print_word(report, tables, text, index, console)
     if report.comparison is not None:
         _print_comparison(tables, console)
+    if report.cross is not None:
+        print_alignment(report.cross, console)
     console.print()
     console.print(Text("\n".join(_footing(report, tables)), style="dim"))
 
