@@ -4,9 +4,8 @@ import { any, type App, type Changed, type Panel, show } from "./app.ts";
 import { colour } from "./colour.ts";
 import { arrowStep, choice, el } from "./dom.ts";
 import { arrow, name } from "./bidi.ts";
-import type { Sheet } from "./csv.ts";
 import { range } from "./reading.ts";
-import { saveControls } from "./save.ts";
+import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 import { hideTip, tip } from "./tip.ts";
 

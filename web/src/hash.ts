@@ -55,7 +55,11 @@ export function follow(app: App, themeChosen: () => boolean): void {
       clearTimeout(waiting);
       waiting = window.setTimeout(() => {
         written = toHash(app.state, themeChosen());
-        history.replaceState(null, "", written);
+        try {
+          history.replaceState(null, "", written);
+        } catch {
+          // A page in a frame of its own origin (a notebook's output) has no address to write to.
+        }
       }, 120); // browsers refuse more than a few of these a second
     },
   });

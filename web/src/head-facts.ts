@@ -1,11 +1,10 @@
 // The numbers of a head: what it does on this text beside an even spread, and what it gives by distance.
 
 import { type App, type Panel, show } from "./app.ts";
-import type { Cell, Sheet } from "./csv.ts";
 import { el, svg } from "./dom.ts";
 import { offsetBin } from "./ranking.ts";
 import { range } from "./reading.ts";
-import { saveControls } from "./save.ts";
+import { type Cell, type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 import { hideTip, tip } from "./tip.ts";
 

@@ -1,7 +1,6 @@
 // One head, large: its map or its lines over each text, with exact numbers under the pointer.
 
 import { type App, type Changed, type Panel } from "./app.ts";
-import type { Sheet } from "./csv.ts";
 import { choice, el, svg } from "./dom.ts";
 import { canDrawLines, drawFigure, drawLines } from "./figure.ts";
 import { kindOf } from "./grid.ts";
@@ -9,7 +8,7 @@ import { LinesView } from "./head-lines.ts";
 import { MapView } from "./head-map.ts";
 import { legend } from "./legend.ts";
 import { range, type Reading } from "./reading.ts";
-import { saveControls } from "./save.ts";
+import { type Sheet, saveControls } from "./save.ts";
 
 export class HeadPanel implements Panel {
   readonly element: HTMLElement;

@@ -4,10 +4,9 @@ import { any, type App, type Panel } from "./app.ts";
 import { name } from "./bidi.ts";
 import { changesTables } from "./changes.ts";
 import { chart } from "./chart.ts";
-import type { Sheet } from "./csv.ts";
 import { el } from "./dom.ts";
 import { range } from "./reading.ts";
-import { saveControls } from "./save.ts";
+import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 
 export function pathPanel(app: App): Panel {

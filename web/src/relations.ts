@@ -2,11 +2,10 @@
 
 import { any, type App, type Changed, type Panel, show, times } from "./app.ts";
 import { arrow, name } from "./bidi.ts";
-import type { Sheet } from "./csv.ts";
 import { choice, el, keepFocus } from "./dom.ts";
 import { type Ranked, type Relation, strongest } from "./ranking.ts";
 import type { Direction } from "./reading.ts";
-import { saveControls } from "./save.ts";
+import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 
 export class RelationsPanel implements Panel {

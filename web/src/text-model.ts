@@ -2,7 +2,7 @@
 
 import { type App, show, times } from "./app.ts";
 import { arrow, name } from "./bidi.ts";
-import type { Cell, Sheet } from "./csv.ts";
+import type { Cell, Sheet } from "./save.ts";
 import { el } from "./dom.ts";
 import { range, type Row } from "./reading.ts";
 

@@ -126,6 +126,8 @@ def strongest(
         most: maximum number; half as many of positional heads join them.
     """
     weights = taken(reading, unit) if received else given(reading, unit)  # (N, H, U)
+    if not len(weights):
+        return []  # no layer of the model has self-attention
     usual = at_offset(reading, unit, weights, received=received)
     by_position = reading.heads.positional[..., None]
     if not special:
