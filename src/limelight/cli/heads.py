@@ -18,6 +18,9 @@ def heads(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the page of the atlas: one HTML file, at most 5 MB.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every measure of every head as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write every measure of every head as Parquet.")] = None,
@@ -28,13 +31,13 @@ def heads(
 ) -> None:
     """Measure what every head of a model does over a corpus, and name the roles that hold on texts kept apart.
 
-    Example: limelight heads --model smollm2 --corpus novel.txt --json atlas.json
+    Example: limelight heads --model smollm2 --corpus novel.txt --output atlas.html
     """
-    written = {"--json": json, "--csv": csv, "--parquet": parquet}
+    written = {"--output": output, "--json": json, "--csv": csv, "--parquet": parquet}
     paths = _checked(written)
     from rich.console import Console
 
-    from ..microscope import AtlasComparison, load_atlas
+    from ..microscope import AtlasComparison, load_atlas, write_atlas
     from ..microscope.heads import heads as run
     from ..microscope.heads.terminal import summarise_atlas, summarise_comparison
     from ..tensors.shapes import wrong
@@ -48,13 +51,16 @@ def heads(
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
         other = run(compare, corpus, tokens=tokens, context=context)
+    comparison = None if other is None else AtlasComparison(atlas, other)
+    if output is not None:
+        write_atlas(atlas, output, other)
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
             atlas.write(path, table)
     console = Console(highlight=False)
     summarise_atlas(atlas, console)
-    if other is not None:
-        summarise_comparison(AtlasComparison(atlas, other), console)
+    if comparison is not None:
+        summarise_comparison(comparison, console)
     for path in paths:
         console.print(f"Written: {path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False, soft_wrap=True)
     if not complete:
