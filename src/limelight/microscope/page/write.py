@@ -44,7 +44,8 @@ def make_atlas(atlas: AtlasLike, other: AtlasLike | None = None, limit: int = AT
         limit: of the page in bytes; examples and heat maps are left out, the weakest first, until it fits.
 
     Raises:
-        ValueError: the page does not fit even without examples, or the two atlases differ in layers or heads.
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
     """
     described = atlas.to_dict()
     title = f"Atlas of heads · {described['model']['name']}"
@@ -62,6 +63,7 @@ def write_atlas(atlas: AtlasLike, path: str | os.PathLike[str], other: AtlasLike
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
-        ValueError: the page does not fit, or the two atlases differ in layers or heads.
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
     """
     return write_atomically(path, make_atlas(atlas, other).encode())
