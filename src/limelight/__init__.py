@@ -47,10 +47,11 @@ from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load
+    from .microscope.look import look
     from .pretrained import Pretrained
 
 
-LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
+LATE = {"load": ".checkpoints.load", "look": ".microscope.look", "Pretrained": ".pretrained"}
 PACKAGES = ("compat", "generation", "models", "nn")
 
 __all__ = [
@@ -91,13 +92,14 @@ __all__ = [
     "attention",
     "explain",
     "load",
+    "look",
     "merge",
     "watching",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The packages, and `load` and `Pretrained` with the libraries of file formats, are imported when first used."""
+    """The packages, and `load`, `look` and `Pretrained` with the libraries of files, are imported when first used."""
     if name in PACKAGES:
         return import_module(f".{name}", __name__)
     if name in LATE:

@@ -9,6 +9,8 @@ import typer
 
 from .options import MODEL, echo_json, read_text
 
+NOT_TEXT = (".wav", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # files that are no texts
+
 
 def look(
     text: Annotated[
@@ -16,7 +18,10 @@ def look(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Read the text from a file (UTF-8; for Whisper a WAV file) instead; - for standard input."),
+        typer.Option(
+            help="Read the text from a file (UTF-8); - for standard input. For Whisper a WAV file, for a vision model "
+            "a picture."
+        ),
     ] = None,
     model: Annotated[
         str, typer.Option(help=f"{MODEL} Other families are opened with transformers, if it is installed.")
@@ -41,8 +46,8 @@ def look(
 
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
     """
-    sound = text is None and file is not None and file.suffix.lower() == ".wav"
-    given = file if sound else read_text(text, file, 'limelight look "The bank is near the river."')
+    seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
+    given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         _writable(output)
     from ..microscope import look as run

@@ -16,6 +16,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from ...tensors.shapes import wrong
 from ...text import printable
 from ..report import Report
 from .pack import pack
@@ -30,8 +31,11 @@ def make_page(report: Report, limit: int = PAGE_LIMIT) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
-        ValueError: not even the coarsest form of the report fits.
+        ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
     """
+    if report.cross is not None:
+        got = f"this one is of {report.model.name}, which has an encoder and a decoder"
+        raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     here = files(__package__)
     template, view, style = (
         here.joinpath(name).read_text("utf-8") for name in ("template.html", "view.js", "view.css")
