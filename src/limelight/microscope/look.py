@@ -47,8 +47,9 @@ def look(
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
         text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
-            second). For an encoder of pictures a picture, with the processor, or the numbers that a processor makes of
-            it, ``(3, height, width)``; its tokens are patches, named by row and column (``r0c3``).
+            second). For an encoder of pictures a picture (of Pillow, or a file) where it has a processor, or the
+            numbers that a processor makes of it, ``(3, height, width)``; its tokens are patches, named by row and
+            column (``r0c3``).
         target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
             writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
             each word belongs to.
