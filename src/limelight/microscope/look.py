@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from .across import look_across
 from .choosing import about, checked, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .norms import ValueNorms
 from .reading import Reading
 from .report import Report
 from .subjects import Subject, subject_of
@@ -82,9 +84,11 @@ def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
     tokens = subject.tokenize(checked(text))
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
+    values = ValueNorms(subject) if gatherer.block == 1 else None
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
-        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
+        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress, values)),
     ):
         hidden = subject.run(ids, hidden=True).hidden
-    return gatherer.reading(hidden, keep_vectors, subject.unknown_token)
+    reading = gatherer.reading(hidden, keep_vectors, subject.unknown_token)
+    return dataclasses.replace(reading, value_norms=None if values is None else values.norms())
