@@ -14,13 +14,9 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 from support.atlas_made_up import MadeUpAtlas, mock_atlas  # noqa: E402
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 
-<<<<<<< HEAD
 from limelight.microscope.comparison import compare_readings  # noqa: E402
-from limelight.microscope.page import write_page  # noqa: E402
-=======
 from limelight.microscope.page import ATLAS_LIMIT, write_atlas, write_page  # noqa: E402
 from limelight.microscope.page.atlas_pack import pack_atlas  # noqa: E402
->>>>>>> atlaspage
 from limelight.microscope.page.pack import pack  # noqa: E402
 
 PAGES = {
@@ -37,8 +33,7 @@ ATLASES = {
 
 
 def small() -> None:
-<<<<<<< HEAD
-    """Write two tiny pages beside the tables of the reports that they were made from."""
+    """Write tiny pages beside the tables of the reports that they were made from, and a tiny atlas beside its values."""
     report = mock_report((SENTENCE, "Understandingly, the bank of the river paid."), 2, 3)
     # Texts of one length have the same weights; one head changes for one word.
     compared = mock_report(("The dog saw a river and was old.", "The dog saw a river and was new."), 2, 3)
@@ -58,19 +53,12 @@ def small() -> None:
         "changes": compared.tables["changes"],
         "contrasts": compared.tables["contrasts"],
     }
-    target = ROOT / "web" / "tests" / "small.json"
-    target.write_text(json.dumps(both, ensure_ascii=False, indent=1) + "\n", "utf-8")
-=======
-    """Write a tiny page beside the report it was made from, and a tiny atlas beside its own values."""
-    report = mock_report((SENTENCE, "Understandingly, the bank paid."), 2, 3)
-    both = {"page": json.loads(pack(report, 100_000)), "relations": report.tables["relations"]}
     atlas, other = mock_atlas(2, 3), mock_atlas(2, 3, seed=1)
     given = {name: atlas[name] for name in ("measures", "roles", "examples", "similar")}
     pair = {"page": json.loads(pack_atlas(atlas, other, ATLAS_LIMIT)), "atlas": given}
     for name, values, indent in (("small", both, 1), ("small-atlas", pair, None)):
         target = ROOT / "web" / "tests" / f"{name}.json"
         target.write_text(json.dumps(values, ensure_ascii=False, indent=indent) + "\n", "utf-8")
->>>>>>> atlaspage
 
 
 if __name__ == "__main__":

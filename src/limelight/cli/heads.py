@@ -26,11 +26,7 @@ def heads(
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
     output: Annotated[
-<<<<<<< HEAD
-        Path | None, typer.Option(help="Write a page: one HTML file that opens without a network.")
-=======
         Path | None, typer.Option(help="Write the page of the atlas: one HTML file, at most 5 MB.")
->>>>>>> atlaspage
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every measure of every head as CSV.")] = None,
@@ -64,14 +60,8 @@ def heads(
     atlas = measure(model, state=state, resume=resume)
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
-<<<<<<< HEAD
         other = measure(compare)
-=======
-        other = run(compare, corpus, tokens=tokens, context=context)
     comparison = None if other is None else AtlasComparison(atlas, other)
-    if output is not None:
-        write_atlas(atlas, output, other)
->>>>>>> atlaspage
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
             atlas.write(path, table)

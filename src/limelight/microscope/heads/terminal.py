@@ -39,11 +39,7 @@ def summarise_atlas(atlas: Atlas, console: Console) -> None:
         f"no role found for {every - len(some):,}."
     )
     notes = (
-<<<<<<< HEAD
         "head: layer.head, from 0. score: on the half of the texts that did not choose the head; 95 % interval.",
-=======
-        "head: layer.head, from 0. score: on the half of the texts that did not choose the head, with 95 % interval.",
->>>>>>> atlaspage
         f"Shares are those of what sinks leave (a head that leaves less than {LEFT:.0%} has no other role).",
         "even: what an even spread or the best fixed offset reaches. shuffled: the same positions, tokens shuffled.",
         "An attention weight is not an explanation.",
