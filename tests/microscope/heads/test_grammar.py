@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from limelight.microscope.heads.probes import grammar
-from limelight.microscope.heads.probes.grammar import make_sentence, made_sentences
+from limelight.microscope.heads.probes.grammar import made_sentences, make_sentence
 
 COUNT = 400
 KINDS = (grammar.WOMEN, grammar.MEN, grammar.THINGS, grammar.PLACES)

@@ -211,7 +211,9 @@ def test_what_are_no_senses(tmp_path, rows, said):
     assert said in str(error.value)
 
 
-@pytest.mark.skipif("LIMELIGHT_DATA" not in os.environ, reason="LIMELIGHT_DATA names no folder with UD, GAP, Winogender")
+@pytest.mark.skipif(
+    "LIMELIGHT_DATA" not in os.environ, reason="LIMELIGHT_DATA names no folder with UD, GAP, Winogender"
+)
 def test_the_published_files():
     folder = Path(os.environ["LIMELIGHT_DATA"])
     treebank = folder / "ud-english-ewt-dev.conllu"

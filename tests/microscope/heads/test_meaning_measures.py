@@ -1,6 +1,7 @@
 """Semantic similarity, contextuality and word senses, compared with loops over their definitions in float64."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from limelight.microscope.heads.probes.grammar import make_sentence
 from limelight.microscope.heads.run import measure_sample
 from limelight.microscope.heads.sample import Sample
 from limelight.microscope.subjects import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Wide(MadeUp):
@@ -129,8 +132,6 @@ def states_of(ids, depth):
 def contextuality_by_loops(subject, samples):
     """Mean cosines ``(N + 1,)`` of words with themselves and with the next one that is followed."""
     stored, sums = [{}, {}], []
-    import zlib
-
     for sample in samples:
         half, now = stored[sample.number % 2], {}
         for word in sample.joined[1]:
@@ -139,15 +140,15 @@ def contextuality_by_loops(subject, samples):
             name = word.text.casefold()
             first = not set(word.tokens) & set(sample.sinks) and not word.is_punctuation and name not in now
             if first and names.get(place, name) == name:
-                states = [subject.states(list(sample.text.ids), d)[list(word.tokens)].double().mean(0) for d in range(3)]
+                states = [
+                    subject.states(list(sample.text.ids), d)[list(word.tokens)].double().mean(0) for d in range(3)
+                ]
                 now[name] = (place, [state / state.norm() for state in states])
         order = sorted(half, key=lambda name: half[name][0])
         for name in now.keys() & half.keys():
             if len(half) > 1:
                 other = order[(order.index(name) + 1) % len(order)]
-                sums.append(
-                    [[float(now[name][1][d] @ half[known][1][d]) for known in (name, other)] for d in range(3)]
-                )
+                sums.append([[float(now[name][1][d] @ half[known][1][d]) for known in (name, other)] for d in range(3)])
         half.update(now)
     return np.mean(sums, axis=0).T, len(sums)
 
