@@ -137,3 +137,28 @@ def test_a_file_that_is_not_there(look):
     assert code == 2
     assert "`--file`" in said
     assert "nowhere.txt" in said
+
+
+def test_words_of_a_translation_are_aligned(look, tmp_path):
+    sentence = "The bank of the river was covered with flowers."
+    code, out, _ = look(sentence, "--model", "marian-en-pt", "--target", "A margem do rio estava coberta de flores.")
+    assert code == 0
+    assert re.search(r"rio +→ river +0\.\d+ +0\.091", out)
+    assert "1.0" in out
+    code, _, err = look(sentence, "--model", "marian-en-pt", "--output", str(tmp_path / "page.html"))
+    assert code == 2
+    assert "`--output` writes pages of encoders and decoders" in err
+    code, _, err = look(sentence, "--target", "A margem.")
+    assert code == 2
+    assert "`--target` is for an encoder-decoder, but minilm is an encoder" in err
+
+
+def test_the_terminal_is_not_steered_by_a_source_or_a_target(look):
+    odd = "The \x1b[2J<b>bank\u202e \x07"
+    code, out, _ = look(odd, "--model", "marian-en-pt", "--target", "A \x1b]0;owned\x07 [bold]margem\u202e")
+    assert code == 0
+    assert not {*out} & {*"\x1b\x07\u202e"}
+    assert "bold" in out
+    code, _, err = look("The bank.", "--model", "marian-en-pt", "--target", "\udcff")
+    assert code == 2
+    assert "half of a surrogate pair" in err

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from support.made_up import OTHER, SENTENCE, mock_report
+from support.real_models import fetched
 
 from limelight.checkpoints.load import load
 from limelight.formats.errors import CheckpointError
@@ -26,6 +27,21 @@ def minilm():
 @pytest.fixture(scope="session")
 def smollm2():
     return _load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def whisper():
+    return _load("whisper-tiny-en")
+
+
+@pytest.fixture(scope="session")
+def translator():
+    return _load("marian-en-pt")
+
+
+@pytest.fixture(scope="session")
+def beckett():
+    return fetched("beckett") / "beckett.wav"
 
 
 @pytest.fixture(scope="session")

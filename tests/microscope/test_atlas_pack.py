@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.atlas_made_up import MadeUpAtlas, mock_atlas
 
+from limelight.microscope import Atlas
 from limelight.microscope.page import ATLAS_LIMIT, make_atlas, write_atlas
 from limelight.microscope.page.atlas_pack import pack_atlas
 
@@ -61,6 +62,12 @@ def test_empty_bins_at_the_ends_are_left_out():
     np.testing.assert_allclose(
         unpack(page["profile"]["share"]), np.array(atlas["profile"]["share"])[..., 1:-1], atol=1e-5
     )
+
+
+def test_an_atlas_is_packed_as_its_plain_values_are():
+    """What is made up here has the format of an atlas."""
+    values = mock_atlas(2, 3)
+    assert packed(Atlas.from_dict(values).to_dict()) == packed(values)
 
 
 def test_unknown_numbers_stay_unknown():
@@ -169,7 +176,7 @@ def test_another_atlas_stands_beside():
         unpack(page["measures"][1]["other"]["score"]), there["measures"][0]["total"]["score"], atol=1e-5
     )
     assert {role["other"] for role in page["roles"]} == {False, True}
-    with pytest.raises(ValueError, match="3 x 4 here, 4 x 4 there"):
+    with pytest.raises(ValueError, match="the atlas has 3 x 4, other 4 x 4"):
         pack_atlas(here, mock_atlas(4, 4), ATLAS_LIMIT)
 
 

@@ -275,7 +275,7 @@ def test_two_atlases_are_compared_head_by_head(tmp_path, open_page):
     page = open_page(tmp_path / "both.html", hash="#measure=repeated+random+tokens+induction")
     assert "tuned" in page.locator(".atlas-lead").inner_text()
     page.get_by_role("button", name="Difference").click()
-    assert "this model less the other" in page.locator(".atlas-legend").inner_text()
+    assert "the other less this model" in page.locator(".atlas-legend").inner_text()
     assert re.search(r"induction \(random tokens\) [+−]?0\.\d+", cells(page).first.get_attribute("aria-label"))
     page.get_by_role("button", name="Every head").click()
     assert "The other" in page.locator(".head-table thead").inner_text()

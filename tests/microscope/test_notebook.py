@@ -6,7 +6,7 @@ from functools import partial
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs
 
 from limelight.microscope.page import make_page
-from limelight.microscope.page.notebook import LIMIT, frame
+from limelight.microscope.page.notebook import LIMIT, frame, listed
 
 HOSTILE = "</iframe></script>'\"><img src=x onerror=alert(1)> & &amp; &#39; {page} river"
 
@@ -36,6 +36,15 @@ def test_the_frame_holds_the_page_and_no_more_rights_than_it_needs():
 def test_the_frame_is_small_at_any_length():
     report = mock_report((paragraphs(3000),), 30, 9, causal=True)
     assert len(report._repr_html_().encode()) < 1.05 * LIMIT
+
+
+def test_a_table_stands_where_there_is_no_page():
+    text = listed([{"word": "<b>\x1b[2J", "weight": 1 / 3, "seconds": None}] * 61, "a & b")
+    assert Frames(text).tags.count("tr") == 61
+    assert "<p>a &amp; b</p>" in text
+    assert "<td>&lt;b&gt;␛[2J</td><td>0.3333</td><td>None</td>" in text
+    assert "and 1 more rows" in text
+    assert Frames(listed([], "none")).tags == ["p", "table", "thead", "tbody"]
 
 
 def test_what_does_not_fit_is_said(monkeypatch):

@@ -85,8 +85,8 @@ def mock_atlas(
 
 
 def _rounded(values: np.ndarray) -> Any:
-    found = np.round(values.astype(float), 5)
-    return np.where(np.isfinite(found), found, None).tolist()
+    """Nested lists of numbers with five significant digits."""
+    return [_rounded(value) for value in values] if values.ndim else float(f"{float(values):.5g}")
 
 
 def _measure(
@@ -155,13 +155,20 @@ def _held(measure: dict[str, Any]) -> list[dict[str, Any]]:
     passed = (score >= claim["threshold"]) & (score >= claim["over_baseline"] * baseline)
     if claim["margin"] is not None:
         passed &= score >= control + claim["margin"]
+    halves = {
+        "score_chosen": measure["chosen"]["score"],
+        **{key: measure["scored"][key] for key in ("score", "low", "high")},
+    }
+    tables = halves | {"baseline": measure["baseline"], "control": measure["control"]}
+    fixed = {"role": claim["role"], "measure": measure["measure"], "detail": measure["detail"], "rank": 1}
+    fixed |= {"baseline_name": measure["baseline_name"], "threshold": claim["threshold"], "raw": None}
+    fixed |= {key: measure["scored"][key] for key in ("n", "texts")}
     return [
         {
             "layer": int(layer),
             "head": int(head),
-            "role": claim["role"],
-            "measure": measure["measure"],
-            "detail": measure["detail"],
+            **fixed,
+            **{key: values[layer][head] for key, values in tables.items()},
         }
         for layer, head in np.argwhere(passed)
     ]

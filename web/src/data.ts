@@ -1,6 +1,8 @@
 // What the page is given: `limelight.page` version 1, described in src/limelight/microscope/page/pack.py.
 // N layers, H heads, L tokens, U units (the words, then the tokens that belong to no word), T blocks per side.
 
+import type { WritingOf } from "./writing.ts";
+
 export interface Packed {
   shape: number[];
   bits: 8 | 16 | 32;
@@ -21,13 +23,15 @@ type HeadName = "entropy" | "strongest" | "distance" | "previous" | "own" | "nex
 interface ReadingOf<Numbers> {
   text: string;
   causal: boolean;
-  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[] };
+  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
   map: { block: number; shares: Numbers; apart: Numbers | null };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };
+  norms: Numbers | null;
+  offsets: { mean: Numbers; count: number[] };
   received: Numbers;
   path: Numbers;
   steps: Numbers;
@@ -39,8 +43,10 @@ interface PageOf<Numbers> {
   version: number;
   model: { name: string; kind: "encoder" | "decoder"; layers: number; heads: number };
   notes: string[];
+  warnings: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
+  writing?: (WritingOf<Numbers> | null)[];
   comparison: { pairs: [number, number][]; cosine: Numbers; baseline: number[]; baselinePairs: number } | null;
 }
 

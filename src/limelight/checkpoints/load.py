@@ -17,6 +17,7 @@ from ..formats.ctranslate2_files import CTranslate2File
 from ..formats.errors import (
     PICKLED,
     CheckpointError,
+    FamilyError,
     damaged,
     guarded,
     listed,
@@ -338,7 +339,8 @@ def _filled(
 def _family(name: object, key: str, path: Path) -> Family:
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name]
-    raise CheckpointError(
+    raise FamilyError(
         f"{path} says {key} = {shortened(name)}, and Limelight builds the families {', '.join(FAMILIES)}. "
-        "Models of other families can be watched as they are, in transformers: see limelight.watching."
+        "`limelight look` opens others with transformers; limelight.watching observes them as they are.",
+        path,
     )

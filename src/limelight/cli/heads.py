@@ -26,7 +26,7 @@ def heads(
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
     output: Annotated[
-        Path | None, typer.Option(help="Write a page: one HTML file that opens without a network.")
+        Path | None, typer.Option(help="Write the page of the atlas: one HTML file, at most 5 MB.")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write everything as JSON.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write every measure of every head as CSV.")] = None,
@@ -61,6 +61,7 @@ def heads(
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
         other = measure(compare)
+    comparison = None if other is None else AtlasComparison(atlas, other)
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
             atlas.write(path, table)
@@ -69,8 +70,8 @@ def heads(
             write_atlas(atlas, output, other)
     console = Console(highlight=False)
     summarise_atlas(atlas, console)
-    if other is not None:
-        summarise_comparison(AtlasComparison(atlas, other), console)
+    if comparison is not None:
+        summarise_comparison(comparison, console)
     for path in paths:
         console.print(f"Written: {path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False, soft_wrap=True)
     if not complete:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import MODEL, echo_json, read_text, writable
+
+if TYPE_CHECKING:
+    from ..generation import Sampler
+
+NOT_TEXT = (".wav", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # files that are no texts
 
 
 def look(
@@ -15,13 +20,47 @@ def look(
         str | None, typer.Argument(help="The text, in quotes; - for standard input.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read the text from a file (UTF-8) instead; - for standard input.")
+        Path | None,
+        typer.Option(
+            help="Read the text from a file (UTF-8); - for standard input. For Whisper a WAV file, for a vision model "
+            "a picture."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help=MODEL)] = "minilm",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{MODEL} Other families are opened with transformers, if it is installed. By default minilm, and "
+            "smollm2 with --generate or --lens.",
+            show_default=False,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Of a model with an encoder and a decoder: a translation or transcript; else it writes one."),
+    ] = None,
     compare: Annotated[str | None, typer.Option(help="A second text, to compare the words of both.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="A word to report on; may be given several times.")] = None,
     special: Annotated[
         bool, typer.Option("--special", help="Include special tokens, sinks, punctuation and the word itself.")
+    ] = False,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            help="Let a decoder continue the text by at most this many tokens; show its candidates for each, and what "
+            "each layer's state alone would write.",
+            min=1,
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="With --generate: sampling temperature; without it decoding is greedy.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="With --generate: sample from the most likely tokens that together have this probability."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    lens: Annotated[
+        bool, typer.Option("--lens", help="Show candidates and the logit lens for every token of a decoder's text.")
     ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Write a page: one HTML file that opens without a network.")
@@ -30,16 +69,30 @@ def look(
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
 
+    Of a model that translates it shows the words aligned; of Whisper, when each word is said.
+
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
+
+    Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
-    text = read_text(text, file, 'limelight look "The bank is near the river."')
+    sampler = _sampler(generate, temperature, top_p, seed)
+    seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
+    given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         writable("--output", output)
     from ..microscope import look as run
     from ..microscope import write_page
+    from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
+    from ..tensors.shapes import wrong
 
-    report = run(model, text, compare=compare, words=word or (), special=special)
+    name = model or ("minilm" if generate is None and not lens else "smollm2")
+    subject = subject_of(name)
+    if output is not None and subject.kind == "encoder-decoder":
+        got = f"{subject.name} has an encoder and a decoder"
+        raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
+    settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
+    report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
     from rich.console import Console
 
     size = None
@@ -57,5 +110,24 @@ def look(
             markup=False,
             soft_wrap=True,
         )
-    else:
+    elif report.cross is None:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
+
+
+def _sampler(generate: int | None, temperature: float | None, top_p: float | None, seed: int | None) -> Sampler | None:
+    """Return the sampler of the options; ``None`` for greedy decoding.
+
+    Raises:
+        ArgumentError: an option without the one that it belongs to.
+    """
+    from ..generation import Sample
+    from ..tensors.shapes import wrong
+
+    sampling = {"temperature": temperature, "top_p": top_p}
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    if given and generate is None:
+        name = "--" + next(iter(given)).replace("_", "-")
+        raise wrong(name, "belongs to --generate", "nothing is written", "For example: --generate 40.")
+    if seed is not None and not given:
+        raise wrong("--seed", "belongs to sampling", "decoding is greedy", "For example: --temperature 0.8.")
+    return Sample(**given) if given else None

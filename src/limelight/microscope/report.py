@@ -3,7 +3,7 @@
 The JSON form, ``limelight.report`` version 1::
 
     {"format": "limelight.report", "version": 1,
-     "model": {"name", "kind": "encoder" | "decoder", "layers", "heads"},
+     "model": {"name", "kind": "encoder" | "decoder" | "encoder-decoder", "layers", "heads"},
      "texts": [text, ...],              one, or two that are compared
      "notes": [sentence, ...],          how to read the numbers
      "tables": {name: [row, ...]}}
@@ -19,32 +19,49 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
 ``relations``  text, word, index, direction ("looks at", "is looked at by"), other, other_kind (word,
-               itself, punctuation, special, sink, blank), offset, pieces (of the word
-               looked at), layer, head, positional (the head looks at a relative position;
-               such rows come last), weight, uniform, layer_mean (over its heads), lower_bound (true: a long text,
-               where only each query's strongest keys are known)
+               itself, punctuation, special, sink, blank), content (the other is a content word: such rows come first),
+               offset, pieces (of the word looked at), layer, head, positional (the head looks at a relative position;
+               such rows come last), weight, uniform, at_offset (what the head gives at this offset elsewhere in the
+               text), lift (weight / at_offset), layer_mean (over its heads), contribution (the share of the key in the
+               length of what the head writes: weights times norms of values, Kobayashi 2020; null for a long text),
+               lower_bound (true: a long text, where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
-``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
+``predictions``  with ``generate`` or ``lens``: text, index, token (``None`` behind the text), written (by the model),
+               probability, rank (1: the most likely), decided (depth from which on the lens ranks it first), entropy
+               (nats), entropy_uniform, vocabulary
+``candidates`` text, index, token, rank, candidate, id, probability, chosen (it is the token)
+``lens``       the output embedding applied to the state of each layer: text, index, token, depth, probability, rank
+               (of the token), top, top_probability (lists of the most likely tokens)
+``changes``    word, other, layer, head, first, second (the weight in each text), noise (the head's root mean square
+               change between all other shared words); only what exceeds 0.05 and three times the noise
+``contrasts``  word, layer, head, first_other, second_other (the different words that the head takes its context from),
+               first, second, first_at_offset, second_at_offset
+``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
+``cross``,     tables are of the decoder
+``alignment``
 =============  ==================================================================================================
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from .comparison import Comparison, changes
-from .page.notebook import frame
+from .comparison import Comparison, changes, contrasts
+from .cross import Cross
+from .page.notebook import frame, listed
 from .page.write import make_page
+from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
 from .relations import strongest
 from .tables import TableRow, Tables
+from .tables import short as _short
 
 FORMAT, VERSION = "limelight.report", 1
 
@@ -54,8 +71,10 @@ _NOTES = (
     "The even share is what attention spread evenly over the visible keys would give: compare every weight with it.",
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
+    "Relations are ranked by how much a weight exceeds what the same head gives at the same distance elsewhere in the "
+    "text; content words come first.",
     "A head is positional if more than half of its attention goes to the previous, own or next token, whatever it is: "
-    "its relations come after the others.",
+    "its relations come last.",
 )
 _LAST_NORM = "The last point of a path is behind the model's last norm, which rotates vectors like one more layer."
 _LOWER_BOUND = (
@@ -66,7 +85,7 @@ _LOWER_BOUND = (
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Name and sizes of the model; ``kind`` is ``"encoder"`` or ``"decoder"``."""
+    """Name and sizes of the model; ``kind`` is ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``."""
 
     name: str
     kind: str
@@ -85,6 +104,9 @@ class Report(Tables):
         chosen_by: the measure by which they were chosen, in words.
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
+        about: notes about the model: what of it is not observed.
+        cross: what an encoder-decoder looked at in its source.
+        predictions: for each text, what a decoder expected at its tokens, where that was asked for.
 
     Example:
         >>> from limelight.microscope import look
@@ -99,6 +121,9 @@ class Report(Tables):
     chosen_by: str
     comparison: Comparison | None = None
     special: bool = False
+    about: tuple[str, ...] = ()
+    cross: Cross | None = None
+    predictions: tuple[Predictions | None, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -110,7 +135,9 @@ class Report(Tables):
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     def _repr_html_(self) -> str:
-        """The page, as a notebook shows it (`page.notebook.frame`)."""
+        """The page, as a notebook shows it; the alignment of an encoder-decoder, which has no page."""
+        if self.cross is not None:
+            return listed(self.tables["alignment"], repr(self))
         return frame(partial(make_page, self), repr(self))
 
     @cached_property
@@ -126,8 +153,11 @@ class Report(Tables):
         tables = {
             name: [row for text in range(len(self.readings)) for row in make(text)] for name, make in per_text.items()
         }
+        tables |= prediction_tables(self.predictions, self.readings)
         if self.comparison is not None:
-            tables |= {"contexts": self._contexts(), "changes": self._changes()}
+            tables |= {"contexts": self._contexts(), "changes": self._changes(), "contrasts": self._contrasts()}
+        if self.cross is not None:
+            tables |= self.cross.tables()
         return tables
 
     @property
@@ -135,7 +165,9 @@ class Report(Tables):
         """How to read the numbers."""
         exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
-        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND]), *self.warnings]
+        cross = [] if self.cross is None else self.cross.notes
+        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:
@@ -149,7 +181,7 @@ class Report(Tables):
                     f"{which}{len(reading.unknown):,} of {reading.length:,} tokens are unknown ({names}): "
                     "the model sees that there is a token, but not which."
                 )
-        return found
+        return found if self.cross is None else [*found, *self.cross.warnings]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that the top of this module describes."""
@@ -168,7 +200,8 @@ class Report(Tables):
 
     def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        received = reading.received.mean(axis=0) / reading.expected
+        some = len(reading.received) > 0  # a decoder may have cross-attention alone
+        received = reading.received.mean(axis=0) / reading.expected if some else None
         unknown = frozenset(reading.unknown)
         return [
             {
@@ -181,7 +214,7 @@ class Report(Tables):
                 "special": token.special,
                 "sink": index in reading.apart and not token.special,
                 "unknown": index in unknown,
-                "received": _short(received[index]),
+                "received": None if received is None else _short(received[index]),
             }
             for index, token in enumerate(reading.tokens)
         ]
@@ -225,14 +258,14 @@ class Report(Tables):
                 "uniform": _short(uniform["uniform"]),
                 "queries": reading.length,
             }
-            for layer in range(self.model.layers)
+            for layer in range(len(each.entropy))
             for head in range(self.model.heads)
         ]
 
     def _relations(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
         rows = []
-        for word in self.chosen[text]:
+        for word in self.chosen[text] if len(reading.shares) else ():
             for received in (False, True):
                 for found in strongest(reading, word, received=received, special=self.special):
                     other = found.query if received else found.key
@@ -244,6 +277,7 @@ class Report(Tables):
                             "direction": "is looked at by" if received else "looks at",
                             "other": reading.unit_text[other],
                             "other_kind": "itself" if other == word else reading.kind(other),
+                            "content": other in reading.content,
                             "offset": reading.words_between(word, other),
                             "pieces": len(reading.unit_tokens[found.key]),
                             "layer": found.layer,
@@ -251,7 +285,10 @@ class Report(Tables):
                             "positional": found.positional,
                             "weight": _short(found.weight),
                             "uniform": _short(found.uniform),
+                            "at_offset": _short(found.at_offset),
+                            "lift": _short(found.lift),
                             "layer_mean": _short(found.mean),
+                            "contribution": None if found.contribution is None else _short(found.contribution),
                             "lower_bound": not reading.exact,
                         }
                     )
@@ -293,30 +330,47 @@ class Report(Tables):
         ]
 
     def _changes(self) -> list[TableRow]:
+        first, second = self.readings
+        return [
+            {
+                "word": first.unit_text[comparison.pairs[number][0]],
+                "other": first.unit_text[comparison.pairs[change.key][0]],
+                "layer": change.layer,
+                "head": change.head,
+                "first": _short(change.first),
+                "second": _short(change.second),
+                "noise": _short(change.noise),
+            }
+            for comparison, number in self._compared()
+            for change in changes(first, second, comparison, number)
+        ]
+
+    def _contrasts(self) -> list[TableRow]:
+        first, second = self.readings
+        return [
+            {
+                "word": first.unit_text[comparison.pairs[number][0]],
+                "layer": contrast.layer,
+                "head": contrast.head,
+                "first_other": first.unit_text[contrast.first_key],
+                "second_other": second.unit_text[contrast.second_key],
+                "first": _short(contrast.first),
+                "second": _short(contrast.second),
+                "first_at_offset": _short(contrast.first_at_offset),
+                "second_at_offset": _short(contrast.second_at_offset),
+            }
+            for comparison, number in self._compared()
+            for contrast in contrasts(first, second, comparison, number)
+        ]
+
+    def _compared(self) -> Iterator[tuple[Comparison, int]]:
+        """The chosen words that stand in both texts, as numbers of their pairs."""
         comparison = self.comparison
         assert comparison is not None
-        first, second = self.readings
-        rows = []
-        for number, (a, _) in enumerate(comparison.pairs):
-            if a not in self.chosen[0]:
-                continue
-            for change in changes(first, second, comparison, number):
-                rows.append(
-                    {
-                        "word": first.words[a].text,
-                        "other": first.words[comparison.pairs[change.key][0]].text,
-                        "layer": change.layer,
-                        "first": _short(change.first),
-                        "second": _short(change.second),
-                    }
-                )
-        return rows
+        for number, (word, _) in enumerate(comparison.pairs):
+            if word in self.chosen[0]:
+                yield comparison, number
 
 
 def _clipped(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _short(number: float) -> float:
-    """Round to six significant digits, about the precision of float32."""
-    return float(f"{float(number):.6g}")

@@ -124,6 +124,11 @@ class Tables(ABC):
         return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
+def short(number: float) -> float:
+    """Round to six significant digits, about the precision of float32."""
+    return float(f"{float(number):.6g}")
+
+
 def _needed(module: str, what: str) -> ModuleType:
     try:
         return import_module(module)

@@ -185,13 +185,13 @@ function similarHeads(app: App, place: number): HTMLElement {
 
 function everyNumber(app: App, place: number): HTMLElement {
   const { measures, other } = app.atlas.data;
-  const columns = ["measure", "score", "95 % interval", "baseline", ...(other ? ["other", "difference"] : [])];
+  const columns = ["measure", "score", "95 % interval", "baseline", ...(other ? ["the other", "change"] : [])];
   const rows = measures.map((measure, at) => {
     const { score, low, high } = measure.total;
     const there = measure.other?.score.values[place] ?? NaN;
     const as = (value: number) => showAs(measure, value);
     const numbers = [as(score.values[place]), `${as(low.values[place])} to ${as(high.values[place])}`, as(measure.baseline.values[place])];
-    if (other) numbers.push(as(there), signed(score.values[place] - there, measure));
+    if (other) numbers.push(as(there), signed(there - score.values[place], measure));
     const pick = { type: "button", class: "word-button", "data-focus": `number ${at}`, title: "Colour the grid by this", on: { click: () => app.set({ measure: at }) } };
     return el(
       "tr",

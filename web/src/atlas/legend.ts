@@ -26,7 +26,7 @@ export function legend(app: App, width: number): SVGGElement {
   group.append(svg("rect", { x: 0, y: 20, width: bar, height: 12, rx: 2, fill: "none", stroke: tone.faint, "stroke-opacity": 0.5 }));
   for (const [part, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]] as const)
     group.append(write(part * bar, 51, brief(scale.low + part * (scale.high - scale.low)), tone.faint, { "text-anchor": anchor }));
-  const unit = state.shown === "difference" ? `${unitOf(measure)}, this model less the other` : unitOf(measure);
+  const unit = state.shown === "difference" ? `${unitOf(measure)}: the other less this model` : unitOf(measure);
   group.append(write(0, 10, unit, tone.ink));
   const threshold = measure.claim?.threshold;
   if (state.shown !== "difference") {

@@ -77,11 +77,11 @@ export class Atlas {
     return this.sinkHeads.has(place);
   }
 
-  /** The scores of a measure over all texts, here, in the other atlas, or their difference (here less there). */
+  /** The scores of a measure over all texts, here, in the other atlas, or the change from here to there. */
   scores(measure: Measure, shown: Shown): Float32Array {
     const [here, there] = [measure.total.score.values, measure.other?.score.values];
     if (shown === "here" || !there) return here;
-    return shown === "other" ? there : here.map((value, place) => value - there[place]);
+    return shown === "other" ? there : here.map((value, place) => there[place] - value);
   }
 
   /** The strongest examples of a head, the strongest first. */

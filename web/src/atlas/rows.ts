@@ -17,11 +17,12 @@ export interface Row {
   n: number;
   texts: number;
   sink: number;
-  other: number;
+  other: number; // in the other atlas, over all texts
+  change: number; // from this atlas to the other, over all texts
 }
 
 function rowOf(atlas: Atlas, place: number, at: number, role: string, half: "scored" | "total"): Row {
-  const { [half]: part, chosen, baseline, control, other } = atlas.data.measures[at];
+  const { [half]: part, chosen, total, baseline, control, other } = atlas.data.measures[at];
   return {
     place,
     role,
@@ -36,6 +37,7 @@ function rowOf(atlas: Atlas, place: number, at: number, role: string, half: "sco
     texts: part.texts,
     sink: atlas.sinkMeasure()?.total.score.values[place] ?? NaN,
     other: other ? other.score.values[place] : NaN,
+    change: other ? other.score.values[place] - total.score.values[place] : NaN,
   };
 }
 

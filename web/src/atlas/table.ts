@@ -125,7 +125,7 @@ function headingsOf(app: App): Heading[] {
     Boolean(some(({ control }) => control)) && { column: "control", name: "Shuffled", about: "The same head on shuffled text", value: (row) => as(row, row.control) },
     { column: "n", name: "n", about: "Cases counted", value: ({ n }) => count(n) },
     atlas.data.sink !== null && { column: "sink", name: "Sink", about: "Share of the head’s attention on the sink", value: ({ sink }) => show(sink) },
-    atlas.data.other !== null && { column: "other", name: "The other", about: "The score in the other atlas, over all texts", value: (row) => `${as(row, row.other)} (${signed(row.score - row.other, atlas.data.measures[row.measure])})` },
+    atlas.data.other !== null && { column: "other", name: "The other", about: "The score in the other atlas over all texts, and the change", value: (row) => `${as(row, row.other)} (${signed(row.change, atlas.data.measures[row.measure])})` },
   ];
   return found.filter((heading): heading is Heading => heading !== false);
 }
@@ -167,14 +167,14 @@ function tableFigure(app: App): SVGSVGElement {
 
 function tableRows(app: App): Cell[][] {
   const { atlas, state } = app;
-  const head = ["layer", "head", state.rows === "roles" ? "role" : "roles", "measure", "unit", "score", "low", "high", "chosen half", "baseline", "shuffled text", "n", "texts", "sink", ...(atlas.data.other ? ["other"] : [])];
+  const head = ["layer", "head", state.rows === "roles" ? "role" : "roles", "measure", "unit", "score", "low", "high", "chosen half", "baseline", "shuffled text", "n", "texts", "sink", ...(atlas.data.other ? ["other", "change"] : [])];
   return [
     head,
     ...rowsOf(app).shown.map((row) => {
-      const { place, role, measure, score, low, high, chosen, baseline, control, n, texts, sink, other } = row;
+      const { place, role, measure, score, low, high, chosen, baseline, control, n, texts, sink, other, change } = row;
       const { id, unit } = atlas.data.measures[measure];
       const place2 = [Math.floor(place / atlas.heads), place % atlas.heads];
-      return [...place2, role, id, unit, score, low, high, chosen, baseline, control, n, texts, sink, ...(atlas.data.other ? [other] : [])];
+      return [...place2, role, id, unit, score, low, high, chosen, baseline, control, n, texts, sink, ...(atlas.data.other ? [other, change] : [])];
     }),
   ];
 }

@@ -39,9 +39,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...tensors.shapes import wrong
 from ...text import printable
 from .atlas_words import words_of
-from .pack import Packed, pack_numbers
+from .numbers import Packed, pack_numbers
 
 FORMAT, VERSION = "limelight.atlas.page", 1
 Numbers = npt.NDArray[np.float64]
@@ -76,16 +77,16 @@ def pack_atlas(atlas: Mapping[str, Any], other: Mapping[str, Any] | None, limit:
         limit: in bytes.
 
     Raises:
-        ValueError: the atlases differ in layers or heads, or the numbers alone need more than ``limit`` bytes.
+        ArgumentError: the atlases differ in layers or heads.
+        ValueError: the numbers alone need more than ``limit`` bytes.
     """
     model = atlas["model"]
     if other is not None:
         here, there = ((m["layers"], m["heads"]) for m in (model, other["model"]))
         if here != there:
-            raise ValueError(
-                f"other must have as many layers and heads as the atlas: {here[0]} x {here[1]} here, {there[0]} x "
-                f"{there[1]} there; compare two checkpoints of one architecture, or write two pages."
-            )
+            got = f"the atlas has {here[0]} x {here[1]}, other {there[0]} x {there[1]}"
+            way_out = "Heads correspond only between checkpoints of one architecture."
+            raise wrong("other", "must have as many layers and heads", got, way_out)
     fixed = _fixed(atlas, other)
     size = 0
     for detail in LADDER:

@@ -31,8 +31,8 @@ _KNOWN = {
     ),
     "distance": ("distance", "mean distance", f"Mean distance of the keys from the query, weighted by {_LEFT}."),
     "long range": ("distance", "long range", "Mean distance of the keys, as a multiple of that of an even spread."),
-    "sink": ("sinks", "sink {}", "Share of the attention on the sinks: the first token and special tokens."),
-    "entropy": ("spread", "entropy {}", "How evenly a query spreads its attention over the keys: 0 for a single key."),
+    "sink": ("sinks", "sink, {}", "Share of the attention on the sinks: the first token and special tokens."),
+    "entropy": ("spread", "entropy, {}", "How evenly a query spreads its attention over the keys: 0 for a single key."),
     "largest weight": ("spread", "largest weight", f"Mean of the largest weight of a query, of {_LEFT}."),
     "token class": ("kinds of token", "{}", f"Share, of {_LEFT}, on tokens of one kind."),
     "repeated random tokens": (
@@ -53,16 +53,16 @@ _KNOWN = {
     ),
     "semantic": (
         "meaning",
-        "similar words",
+        "similar words, {}",
         "Correlation, over the pairs of a sentence, of the weight with the similarity of the static embeddings.",
     ),
     "contextuality": (
         "meaning",
-        "contextuality {}",
+        "contextuality, {}",
         "Mean cosine of a word with itself over contexts, less that of random words.",
     ),
     "senses": ("meaning", "word senses", "How often the nearest centroid of contextual vectors is that of the sense."),
-    "ablation": ("importance", "ablation {}", "Change of the loss when the head is silenced."),
+    "ablation": ("importance", "ablation, {}", "Change of the loss when the head is silenced."),
 }
 
 
@@ -76,5 +76,5 @@ def words_of(measure: str, detail: str) -> Words:
     detail = detail.replace("-", "\u2212", 1) if detail[:1] == "-" else detail
     if measure in _KNOWN:
         group, label, definition = _KNOWN[measure]
-        return Words(label.format(detail).strip(), group, definition)
+        return Words(label.format(detail).rstrip(", "), group, definition)
     return Words(detail or measure, measure, "")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..comparison import Comparison
+from ..cross import Cross
+from ..predictions import Predictions
 from ..reading import Reading
 
 
@@ -33,5 +35,17 @@ class Contents(Protocol):
         """The comparison of two texts."""
 
     @property
+    def predictions(self) -> Sequence[Predictions | None]:
+        """For each text, what a decoder expected at its tokens; empty where that was not asked for."""
+
+    @property
     def notes(self) -> list[str]:
         """How to read the numbers."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the texts, such as unknown tokens."""
+
+    @property
+    def cross(self) -> Cross | None:
+        """What an encoder-decoder looked at in its source."""

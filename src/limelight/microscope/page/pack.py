@@ -4,11 +4,11 @@
 
     {"format": "limelight.page", "version": 1,
      "model": {"name", "kind", "layers": N, "heads": H},
-     "notes": [sentence, ...], "chosenBy": phrase,
+     "notes": [sentence, ...], "warnings": [sentence, ...], "chosenBy": phrase,
      "readings": [{
         "text", "causal",
         "tokens": {"text": [...], "start": [...], "end": [...], "word": [...], "special": [position, ...],
-                   "apart": [position, ...]},
+                   "apart": [position, ...], "unknown": [position, ...]},
         "words":  {"text": [...], "mark": [punctuation, ...], "content": [word, ...]},
         "chosen": [word, ...],
         "map":    {"block": tokens per block (1: exact weights), "shares": Packed (N, H, T, T),
@@ -18,8 +18,11 @@
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
+        "norms": Packed (N, H, L) | null (norm of what a head writes for a key; of exact weights only),
+        "offsets": {"mean": Packed (N, H, bins), "count": [bins numbers]},  (`OffsetProfile`: total / count)
         "received": Packed (N, L) log2(weight received / even weight),
         "path": Packed (N + 1, U), "steps": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
+     "writing": with predictions only; described in ``pack_writing.py``,
      "comparison": null or {"pairs": [[a, b], ...], "cosine": Packed (P, N + 1), "baseline": [N + 1 numbers],
                             "baselinePairs": count}}
 
@@ -34,9 +37,7 @@ A page must stay small at any length, so `pack` takes the first of a ladder of s
 
 from __future__ import annotations
 
-import base64
 import json
-import zlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,9 +46,11 @@ import numpy.typing as npt
 
 from ..reading import Floats, Integers, Reading, even_distance, mean_path
 from .contents import Contents
+from .numbers import numbers as _numbers
+from .numbers import pack_numbers
+from .pack_writing import pack_predictions
 
 FORMAT, VERSION = "limelight.page", 1
-Packed = dict[str, Any]
 
 # Characters that no figure may hold (XML 1.0), one for one, so that places in the text stay.
 _VISIBLE = {
@@ -95,11 +98,12 @@ def pack(report: Contents, limit: int) -> str:
         ValueError: nothing fits: the text has more tokens than a page can name in ``limit`` bytes.
     """
     size = 0
+    written = pack_predictions(report.predictions, limit // 3)
     tokens = sum(reading.length for reading in report.readings if not reading.exact)
     for detail in LADDER:
         if tokens * detail.relations * RELATION_BYTES > limit:
             continue  # cannot fit
-        text = json.dumps(_report(report, detail), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(_report(report, detail) | written, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
         if size <= limit:
             return text
@@ -110,38 +114,6 @@ def pack(report: Contents, limit: int) -> str:
     )
 
 
-def pack_numbers(
-    values: npt.NDArray[Any], bits: int, low: float = 0.0, high: float | None = None, root: bool = False
-) -> Packed:
-    """Quantise an array and pack it in the form that the top of this module describes.
-
-    Args:
-        values: any shape, finite; clipped to ``[low, high]``.
-        bits: 8, 16, or 32 (integers as they are).
-        low: the value of the smallest code.
-        high: the value of the largest code; by default the largest value.
-        root: quantise the square root, which spends more codes on small numbers.
-    """
-    most = 2**bits - 1
-    if bits == 32:
-        codes = values
-        top = float(most)
-    else:
-        top = float(values.max(initial=low)) if high is None else high
-        top = max(top, low + 1e-9)
-        scaled = np.clip((values.astype(np.float64) - low) / (top - low), 0.0, 1.0)
-        codes = np.rint((np.sqrt(scaled) if root else scaled) * most)
-    raw = codes.astype({8: "<u1", 16: "<u2", 32: "<u4"}[bits]).tobytes()
-    return {
-        "shape": list(values.shape),
-        "bits": bits,
-        "low": low,
-        "high": top,
-        "root": root,
-        "data": base64.b64encode(zlib.compress(raw)).decode(),
-    }
-
-
 def _report(report: Contents, detail: Detail) -> dict[str, Any]:
     comparison = report.comparison
     return {
@@ -149,6 +121,7 @@ def _report(report: Contents, detail: Detail) -> dict[str, Any]:
         "version": VERSION,
         "model": asdict(report.model),
         "notes": report.notes,
+        "warnings": report.warnings,
         "chosenBy": report.chosen_by,
         "readings": [
             _reading(reading, list(chosen), detail)
@@ -178,6 +151,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
             "word": [token.word for token in tokens],
             "special": [index for index, token in enumerate(tokens) if token.special],
             "apart": list(reading.apart),
+            "unknown": list(reading.unknown),
         },
         "words": {
             "text": [word.text.translate(_VISIBLE) for word in words],
@@ -192,6 +166,13 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
             "entropy": float(np.mean(np.log(reading.visible))),
             "distance": even_distance(reading),
             "share": float(np.mean(1.0 / reading.visible)),
+        },
+        "norms": pack_numbers(reading.value_norms, 16)
+        if reading.value_norms is not None and _whole(reading, detail)
+        else None,
+        "offsets": {
+            "mean": pack_numbers(reading.offsets.total / np.maximum(reading.offsets.count, 1.0), 16, 0.0, 1.0, True),
+            "count": reading.offsets.count.astype(int).tolist(),
         },
         "received": pack_numbers(ratio, 8, -8.0, 14.0),
         "path": pack_numbers(reading.path, 16 if fine else 8, -1.0, 1.0),
@@ -285,7 +266,3 @@ def _top(reading: Reading) -> tuple[Integers, Floats]:
     k = min(8, reading.length)
     keys = np.argpartition(-reading.shares, k - 1, axis=-1)[..., :k].astype(np.int32)
     return keys, np.take_along_axis(reading.shares, keys, -1)
-
-
-def _numbers(values: npt.NDArray[Any]) -> list[float]:
-    return [float(f"{float(value):.5g}") for value in values]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+from ...tensors.shapes import wrong
 from ..files import write_atomically
 from .atlas_pack import AtlasLike, pack_atlas
 from .compose import compose
@@ -19,8 +20,11 @@ def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
-        ValueError: not even the coarsest form of the report fits.
+        ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
     """
+    if report.cross is not None:
+        got = f"this one is of {report.model.name}, which has an encoder and a decoder"
+        raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     text = " ".join(report.readings[0].text.split())
     short = text if len(text) <= 60 else text[:59] + "…"
     return compose("view", f"{short} · {report.model.name}", partial(pack, report), limit)
@@ -44,7 +48,8 @@ def make_atlas(atlas: AtlasLike, other: AtlasLike | None = None, limit: int = AT
         limit: of the page in bytes; examples and heat maps are left out, the weakest first, until it fits.
 
     Raises:
-        ValueError: the page does not fit even without examples, or the two atlases differ in layers or heads.
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
     """
     described = atlas.to_dict()
     title = f"Atlas of heads · {described['model']['name']}"
@@ -62,6 +67,7 @@ def write_atlas(atlas: AtlasLike, path: str | os.PathLike[str], other: AtlasLike
 
     Raises:
         OSError: the folder does not exist or cannot be written to.
-        ValueError: the page does not fit, or the two atlases differ in layers or heads.
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
     """
     return write_atomically(path, make_atlas(atlas, other).encode())

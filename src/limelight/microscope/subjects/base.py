@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from ...text import Text
+from ...generation import Sampler
+from ...generation.sampling import draws, penalised, tokens_in
+from ...tensors.shapes import describe, wrong
+from ...text import Text, printable
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -19,7 +25,8 @@ class Run:
 
     Args:
         hidden: the embedding and the states after each layer, ``layers + 1`` tensors ``(B, L, width)``, of which the
-            last has passed the model's last norm; empty unless requested.
+            last has passed the model's last norm; empty unless requested. Blocks without observed attention count as
+            parts of the layer before them (of the first layer, where they come before it).
         logits: ``(B, L, vocabulary)``; ``None`` unless requested, or without an output embedding.
         source_hidden: the same as ``hidden`` for the encoder of an encoder-decoder.
     """
@@ -27,6 +34,23 @@ class Run:
     hidden: tuple[Tensor, ...] = ()
     logits: Tensor | None = None
     source_hidden: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the encoder of an encoder-decoder reads.
+
+    Args:
+        input: ``(1, Lk)`` token ids, or the numbers of a sound as the encoder takes them.
+        text: the tokens; ``None`` for a sound.
+        length: how many states of the encoder belong to it; the others are the silence that a sound is padded with.
+        seconds: from one state of the encoder to the next, for a sound.
+    """
+
+    input: Tensor
+    text: Text | None
+    length: int
+    seconds: float | None = None
 
 
 class Subject(ABC):
@@ -38,14 +62,20 @@ class Subject(ABC):
     Attributes:
         name: for titles and tables.
         kind: ``"encoder"``, ``"decoder"`` or ``"encoder-decoder"``.
-        layers: number of layers of the main stack (the decoder of an encoder-decoder).
-        heads: number of query heads of each of them.
+        layers: number of layers of the main stack (the decoder of an encoder-decoder) whose attention is observed.
+            Layers without attention, or with attention of their own, are not among them.
+        heads: number of query heads of each of them; the largest number where they differ.
         attention_names: the names under which `limelight.watching` gathers the self-attention of the main stack, one
-            for each layer, in order.
+            for each layer, in order, all different; empty for a decoder that has cross-attention alone.
         encoder_names: those of the encoder's layers; empty unless this is an encoder-decoder.
         cross_names: those of the cross-attention; empty unless this is an encoder-decoder.
+        unobserved: names of attention layers that cannot be observed, each with the reason.
+        blocks: number of blocks of the main stack, with and without attention.
         limit: the number of positions; ``None`` if there is no limit.
         vocabulary: the number of token ids.
+        hears: whether the encoder reads sounds.
+        grid: rows and columns of the patches, and the pixels along a side of one, of a model that reads pictures.
+        alignment_heads: ``(layer, head)`` of cross-attention that the checkpoint names as following the source.
     """
 
     name: str
@@ -55,8 +85,13 @@ class Subject(ABC):
     attention_names: tuple[str, ...]
     encoder_names: tuple[str, ...] = ()
     cross_names: tuple[str, ...] = ()
+    unobserved: Mapping[str, str] = MappingProxyType({})
+    blocks: int
     limit: int | None = None
     vocabulary: int
+    hears: bool = False
+    grid: tuple[int, int, int] | None = None
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @property
     def causal(self) -> bool:
@@ -67,12 +102,51 @@ class Subject(ABC):
     def tokenize(self, text: str) -> Text:
         """The tokens of a text as the model reads it, special tokens included."""
 
+    def read(self, given: Any) -> tuple[Text, Tensor]:
+        """What `run` takes of an input, ``(1, L)`` ids, and what its tokens are.
+
+        Args:
+            given: a text; for a model that reads pictures one of PIL's, or its numbers.
+
+        Raises:
+            ArgumentError: a text without a word, or no text.
+        """
+        if not isinstance(given, str) or not given.strip():
+            way_out = 'For example: "The bank is near the river."'
+            raise wrong("text", "must hold at least one word", f"it is {describe(given)}", way_out)
+        text = self.tokenize(given)
+        if not text.ids:
+            got = f"the tokenizer of {self.name} makes none of {describe(given)}"
+            raise wrong("text", "must make at least one token", got, "Its vocabulary may lack these characters.")
+        return text, torch.tensor([text.ids], dtype=torch.int64, device="cpu")
+
+    def read_source(self, source: Any) -> Source:
+        """What the encoder of an encoder-decoder reads: a text; or a WAV file or samples, for one that hears."""
+        raise NotImplementedError
+
+    def read_target(self, text: str) -> Text:
+        """The tokens that a decoder reads of a text it writes: its first tokens, and the text without an end."""
+        raise NotImplementedError
+
+    def write(self, source: Source) -> Text:
+        """What an encoder-decoder writes to a source, token by token the likeliest, as `read_target` has it."""
+        raise NotImplementedError
+
     @abstractmethod
-    def run(self, ids: Tensor, *, source: Tensor | None = None, hidden: bool = False, logits: bool = False) -> Run:
+    def run(
+        self,
+        ids: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        source: Tensor | None = None,
+        hidden: bool = False,
+        logits: bool = False,
+    ) -> Run:
         """Run the model, without gradients.
 
         Args:
-            ids: ``(B, L)`` int64 token ids, all of which exist.
+            ids: ``(B, L)`` int64 token ids, or the numbers of pictures as `read` gives them.
+            lengths: ``(B,)`` int64: how many tokens of each row exist, the rest is padding on the right; ``None``: all.
             source: ``(B, Lk)`` token ids (or the numbers of a sound or picture) for the encoder of an encoder-decoder.
             hidden: return the hidden states.
             logits: return the logits.
@@ -102,3 +176,51 @@ class Subject(ABC):
     @abstractmethod
     def unknown_token(self) -> str | None:
         """The token that stands for text which the vocabulary does not have; ``None`` where every text has tokens."""
+
+    def spell(self, token: int) -> str:
+        """The spelling of a token id in the vocabulary, as in ``Text.tokens``."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without the special tokens among them."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token id is one of the model's special tokens."""
+        raise NotImplementedError(f"{type(self).__name__} does not write text")
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids that end a text."""
+        return frozenset()
+
+    def generate(self, ids: Sequence[int], tokens: int, sampler: Sampler, seed: int) -> tuple[int, ...]:
+        """Continue a text of token ids with a decoder; return the new ones, with the one that ended the text.
+
+        This definition reads the whole text for every token; subjects with a cache have a faster one.
+
+        Args:
+            ids: the text.
+            tokens: maximum number of new tokens, which the model has positions for.
+            sampler: how a token is chosen.
+            seed: of a sampler that draws.
+        """
+        text = list(ids)
+        copy = torch.zeros(1, dtype=torch.int64, device="cpu")
+        for step in range(tokens):
+            row = torch.tensor([text], dtype=torch.int64, device="cpu")
+            scores = self.lens(self.run(row, hidden=True).hidden[-1][:, -1], self.layers)
+            assert scores is not None  # the caller has checked that there is an output embedding
+            scores = scores.float().cpu()
+            if sampler.repetition != 1:
+                scores = penalised(scores, tokens_in([text], scores), sampler.repetition)
+            chosen = sampler.choose(scores, lambda step=step: draws(seed, copy, step))  # type: ignore[misc]
+            text.append(int(chosen))
+            if text[-1] in self.ends:
+                break
+        return tuple(text[len(ids) :])
+
+
+def shown_name(name: str) -> str:
+    """The name of a model as titles and terminals may show it: one line, without control characters."""
+    return printable(" ".join(name.split()))

@@ -1,0 +1,53 @@
+"""Run an encoder-decoder over a source and a target under observation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..formats.progress import counted
+from ..forms.observations import watching
+from ..tensors.shapes import wrong
+from .choosing import about, checked, choose, facts
+from .cross import Cross, CrossGatherer
+from .gathering import Gatherer, Gathering, Watch
+from .report import Report
+from .subjects import Subject
+
+
+def look_across(subject: Subject, source: Any, target: str | None, words: Sequence[str], special: bool) -> Report:
+    """The report of an encoder-decoder: what each token of the target looked at in the target and in the source.
+
+    Args:
+        subject: the model.
+        source: a text, or a sound for a model that hears.
+        target: what the decoder reads; ``None``: what the model writes.
+        words: of the target, to report on.
+        special: include special tokens, sinks, punctuation and the word itself in relations.
+
+    Raises:
+        ArgumentError: a source or target without a word, or a model without cross-attention that can be observed.
+    """
+    if not subject.cross_names:
+        got = f"none of {subject.name} can be observed"
+        raise wrong("model", "must have cross-attention", got, "limelight.watching observes what there is.")
+    read = subject.read_source(source if subject.hears else checked(source))
+    written = subject.write(read) if target is None else subject.read_target(checked(target, "target"))
+    gatherer = Gatherer(written, True, len(subject.attention_names), subject.heads)
+    cross = CrossGatherer(len(written), read.length, subject.heads)
+    gatherers: dict[str, Gathering] = dict.fromkeys(subject.attention_names, gatherer)
+    gatherers |= dict.fromkeys(subject.cross_names, cross)
+    ids = torch.tensor([written.ids], dtype=torch.int64, device="cpu")
+    with (
+        counted(f"Reading {len(written):,} tokens", len(gatherers)) as progress,
+        watching(Watch(gatherers, progress)),
+    ):
+        hidden = subject.run(ids, source=read.input, hidden=True).hidden
+    reading = gatherer.reading(hidden, False, subject.unknown_token)
+    chosen, chosen_by = choose((reading,), None, words)
+    weights = np.stack(cross.layers)
+    across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)
+    return Report(facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across)
