@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from limelight.formats.progress import counted
+from limelight.microscope.heads.measure import Probe, Result
 from limelight.microscope.heads.probes import labelled
 from limelight.microscope.heads.run import Progress, run_probe
-from limelight.microscope.subjects import subject_of
+from limelight.microscope.heads.sums import Numbers
+from limelight.microscope.subjects import Subject, subject_of
 
 FILES = {"conllu": "ud-english-ewt-dev.conllu", "gap": "gap-development.tsv", "winogender": "winogender.tsv"}
 
@@ -29,19 +31,23 @@ def main() -> None:
     for model in options.models.split(","):
         subject = subject_of(model)
         for probe in labelled(subject, **files):
-            progress = Progress(probe)
-            with counted(f"{model}, {probe.name}", progress.expected) as report:
-                run_probe(subject, progress, threading.Event(), lambda: report(progress.read), lambda: None)
-            print(f"\n{model}, {probe.name}, {progress.samples:,} texts")
-            controls = {
-                (r.measure, r.detail): r.total.score for measure in progress.controls for r in measure.results()
-            }
-            for measure in progress.measures:
-                for result in measure.results():
-                    print(row(result, controls.get((result.measure, result.detail))))
+            show(subject, probe)
 
 
-def row(result, control) -> str:
+def show(subject: Subject, probe: Probe) -> None:
+    """Measure the texts of a probe and print a row for each result."""
+    progress = Progress(probe)
+    with counted(f"{subject.name}, {probe.name}", progress.expected) as report:
+        run_probe(subject, progress, threading.Event(), lambda: report(progress.read), lambda: None)
+    print(f"\n{subject.name}, {probe.name}, {progress.samples:,} texts")
+    shuffled = [result for measure in progress.controls for result in measure.results()]
+    controls = {(result.measure, result.detail): result.total.score for result in shuffled}
+    for measure in progress.measures:
+        for result in measure.results():
+            print(row(result, controls.get((result.measure, result.detail))))
+
+
+def row(result: Result, control: Numbers | None) -> str:
     """The head (or layer) that is best on the half that chooses, and its score on the other half."""
     chosen = np.where(np.isfinite(result.chosen.score), result.chosen.score, -np.inf)
     layer, head = np.unravel_index(int(chosen.argmax()), chosen.shape)
