@@ -18,7 +18,7 @@ import torch
 import limelight
 from limelight.microscope import Atlas
 
-# Weights on the key, sinks left in; heads are (layer, head).
+# Weights on the key in repeated random tokens, sinks left in; heads are (layer, head).
 INDUCTION = {(18, 6): 0.88, (17, 3): 0.77, (17, 4): 0.76}
 PREVIOUS = {(16, 0): 0.88, (11, 1): 0.84}
 SINKS = 145  # heads that give more than 0.3 to the first token
@@ -55,9 +55,9 @@ def check(atlas: Atlas) -> int:
     wrong = 0
     found = {
         "induction": atlas.finding("repeated random tokens", "induction"),
-        "previous": atlas.finding("offset", "-1"),
+        "previous token": atlas.finding("repeated random tokens", "previous token"),
     }
-    for name, known in (("induction", INDUCTION), ("previous", PREVIOUS)):
+    for name, known in (("induction", INDUCTION), ("previous token", PREVIOUS)):
         raw = found[name].result.raw
         assert raw is not None
         for (layer, head), weight in known.items():

@@ -33,7 +33,7 @@ ATLASES = {
 
 
 def small() -> None:
-    """Write tiny pages beside the tables of the reports that they were made from, and a tiny atlas beside its values."""
+    """Write tiny pages beside the tables of their reports, and a tiny atlas beside its values."""
     report = mock_report((SENTENCE, "Understandingly, the bank of the river paid."), 2, 3)
     # Texts of one length have the same weights; one head changes for one word.
     compared = mock_report(("The dog saw a river and was old.", "The dog saw a river and was new."), 2, 3)

@@ -48,6 +48,7 @@ from .tensors.shapes import ArgumentError
 if TYPE_CHECKING:
     from .checkpoints.load import load
     from .microscope.heads import heads
+    from .microscope.look import look
     from .operator.explanation import Explanation, explain
     from .pretrained import Pretrained
 
@@ -58,6 +59,7 @@ LATE = {
     "explain": ".operator.explanation",
     "heads": ".microscope.heads",
     "load": ".checkpoints.load",
+    "look": ".microscope.look",
 }
 PACKAGES = ("compat", "generation", "models", "nn")
 
@@ -100,6 +102,7 @@ __all__ = [
     "explain",
     "heads",
     "load",
+    "look",
     "merge",
     "watching",
 ]

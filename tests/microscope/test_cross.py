@@ -13,7 +13,7 @@ from support.observed import drawn, eager, largest_error, observed
 from transformers.models.whisper import generation_whisper
 
 from limelight import ArgumentError
-from limelight.microscope import look
+from limelight.microscope import look, make_page
 from limelight.microscope.subjects import subject_of
 from limelight.microscope.subjects.sound import existing_heads
 from limelight.microscope.timing import _median, first_states, warp
@@ -41,6 +41,8 @@ def test_marian_aligns_words(translator, target):
     assert report.tables["heads"] == report.tables["relations"] == []  # the decoder has no attention to itself
     assert any("1.0" in note for note in report.notes)
     assert json.loads(report.to_json())["model"]["kind"] == "encoder-decoder"
+    with pytest.raises(ArgumentError, match="`report` must be of an encoder or a decoder"):
+        make_page(report)
     assert look(translator, ENGLISH, target=PORTUGUESE, words=["rio"]).tables["path"][0]["word"] == "rio"
 
 

@@ -1,5 +1,8 @@
 """Encoders of pictures: patches as tokens."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from support.observed import eager, largest_error
 
 import limelight
 from limelight import ArgumentError, Observe
+from limelight.cli import main
 from limelight.microscope import look, make_page
 from limelight.microscope.subjects import subject_of
 
@@ -47,6 +51,38 @@ def test_a_picture_through_its_processor():
 
     picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
     assert look(IMAGES["vit"].build(), picture, processor=Processor()).readings[0].length == 17
+
+
+def test_a_file_and_a_folder(tmp_path, monkeypatch, capsys):
+    """As the command line takes them."""
+    Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow")
+    IMAGES["vit"].build().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("sys.argv", ["limelight", "look", "--model", str(tmp_path / "model"), "--json", "--file"])
+    settings = {"image_processor_type": "ViTImageProcessorPil", "size": {"height": 16, "width": 16}}
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(settings))
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "red.png")
+    report = look(tmp_path / "model", tmp_path / "red.png")
+    assert report.readings[0].length == 17
+    sys.argv.append(str(tmp_path / "red.png"))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert json.loads(capsys.readouterr().out)["tables"]["tokens"][1]["token"] == "r0c0"
+    (tmp_path / "red.png").write_bytes(b"no picture")
+    for bad in (tmp_path / "red.png", "a text"):
+        with pytest.raises(ArgumentError, match="`text` must name a picture file"):
+            look(tmp_path / "model", bad)
+
+
+def test_our_own_model_of_pictures(tmp_path):
+    theirs = IMAGES["vit"].build()
+    theirs.save_pretrained(tmp_path)
+    picture = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    ours, other = look(limelight.load(tmp_path), picture), look(theirs, picture)
+    np.testing.assert_allclose(ours.readings[0].shares, other.readings[0].shares, atol=1e-5)
+    assert [row["token"] for row in ours.tables["tokens"]] == [row["token"] for row in other.tables["tokens"]]
+    with pytest.raises(ArgumentError, match="where there is no processor"):
+        look(limelight.load(tmp_path), "a text")
 
 
 def test_what_is_no_picture():

@@ -11,6 +11,7 @@ export interface Relation {
   weight: number;
   even: number;
   usual: number;
+  contribution: number | null; // the key's share of the length of what the head writes (Kobayashi 2020)
   pieces: number; // of the word looked at; above 1 in a long text the weight is a lower bound
 }
 
@@ -86,6 +87,7 @@ export function strongest(
         weight,
         even: reading.even(query, key),
         usual: base,
+        contribution: null,
         pieces: reading.units[key].length,
       });
       if (only !== undefined || !isPositional(reading, place)) {
@@ -99,7 +101,25 @@ export function strongest(
   ranked.content = ranked.content.sort(excess).slice(0, most);
   ranked.others = ranked.others.sort(excess).slice(0, Math.max(2, most - ranked.content.length));
   ranked.positional = ranked.positional.sort((a, b) => b.weight - a.weight).slice(0, Math.ceil(most / 2));
+  for (const relation of [...ranked.content, ...ranked.others, ...ranked.positional]) {
+    const [query, key] = direction === "from" ? [unit, relation.other] : [relation.other, unit];
+    relation.contribution = contribution(reading, query, key, relation.layer, relation.head);
+  }
   return ranked;
+}
+
+/** A key's share of what a head writes for a query: weights times norms of values, summed to one. */
+function contribution(reading: Reading, query: number, key: number, layer: number, head: number): number | null {
+  const { norms } = reading.data;
+  if (!norms || !reading.exact) return null;
+  const from = (layer * reading.heads + head) * reading.length;
+  const written = (row: number, column: number) => reading.weight(layer, head, row, column) * norms.values[from + column];
+  let share = 0;
+  for (const row of reading.units[query]) {
+    const whole = range(reading.length).reduce((sum, column) => sum + written(row, column), 0);
+    share += reading.units[key].reduce((sum, column) => sum + written(row, column), 0) / Math.max(whole, 1e-30);
+  }
+  return share / reading.units[query].length;
 }
 
 type Weights = [place: number, weight: number][];

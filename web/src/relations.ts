@@ -54,14 +54,14 @@ export class RelationsPanel implements Panel {
 
   private sheet(): Sheet {
     const { state, reading } = this.app;
-    const header = ["word", "direction", "other", "index of the other", "offset in words", "group", "layer", "head", "weight", "even", "usual", "lift"];
+    const header = ["word", "direction", "other", "index of the other", "offset in words", "group", "layer", "head", "weight", "even", "usual", "lift", "contribution"];
     if (state.token === null) return { header, rows: [] };
     const unit = reading.unitOf[state.token];
     const rows = (["from", "to"] as const).flatMap((direction) =>
       Object.entries(this.ranked(unit, direction, 1000)).flatMap(([group, found]: [string, Relation[]]) =>
-        found.map(({ other, layer, head, weight, even, usual }) => [
+        found.map(({ other, layer, head, weight, even, usual, contribution }) => [
           this.word(), direction === "from" ? "looks at" : "is looked at by", reading.unitText[other], other, reading.wordsBetween(unit, other),
-          group === "content" ? "content word" : group === "others" ? "other word" : "positional head", layer, head, weight, even, usual, usual ? weight / usual : null,
+          group === "content" ? "content word" : group === "others" ? "other word" : "positional head", layer, head, weight, even, usual, usual ? weight / usual : null, contribution,
         ]),
       ),
     );
@@ -82,12 +82,13 @@ export class RelationsPanel implements Panel {
     const unit = reading.unitOf[state.token];
     this.title.replaceChildren("“", el("bdi", {}, reading.unitText[unit]), "”: its strongest relations");
     this.controls.append(this.headsChoice(), this.specialBox());
-    this.note.textContent = explanation(reading.units[unit].length, reading.exact);
+    this.note.textContent = explanation(reading.units[unit].length, reading.exact, reading.data.norms !== null);
     this.body.replaceChildren(this.list(unit, "from"), this.list(unit, "to"));
   }
 
   private list(unit: number, direction: Direction): HTMLElement {
     const { reading } = this.app;
+    const known = reading.data.norms !== null;
     const { content, others, positional } = this.ranked(unit, direction);
     const group = (title: string, found: Relation[]) =>
       found.length > 0 && [el("h4", {}, title), el("ol", { class: "bars" }, ...found.map((relation) => item(this.app, unit, direction, relation)))];
@@ -96,7 +97,7 @@ export class RelationsPanel implements Panel {
       "div",
       {},
       el("h3", {}, direction === "from" ? "Where it looks" : "Who looks at it"),
-      el("div", { class: "bar-line bar-names", "aria-hidden": "true" }, el("span", {}), el("span", {}), el("span", {}, "weight"), el("span", {}, "usual"), el("span", {}, "lift"), el("span", {}, "head")),
+      el("div", { class: known ? "bar-line bar-names norms" : "bar-line bar-names", "aria-hidden": "true" }, el("span", {}), el("span", {}), el("span", {}, "weight"), el("span", {}, "usual"), el("span", {}, "lift"), known && el("span", {}, "by norm"), el("span", {}, "head")),
       ...(free.length ? free : [el("p", { class: "quiet" }, reading.exact ? "Nothing else." : "Nothing among the relations kept.")]),
       positional.length > 0 && this.folded(group(`${positional.length} of heads that look at a fixed place`, positional) || []),
     );
@@ -146,7 +147,7 @@ function item(app: App, unit: number, direction: Direction, relation: Relation):
   const bound = !reading.exact && relation.pieces > 1 ? "≥ " : "";
   const button = {
     type: "button",
-    class: "bar-line",
+    class: relation.contribution === null ? "bar-line" : "bar-line norms",
     "aria-pressed": String(isPicked(app, direction, relation)),
     "data-focus": `relation ${direction} ${other} ${layer}.${head}`,
     "aria-label":
@@ -172,6 +173,7 @@ function item(app: App, unit: number, direction: Direction, relation: Relation):
       el("span", { class: "bar-value" }, bound + show(weight)),
       el("span", { class: "bar-quiet" }, usual < 0.001 ? "<0.001" : usual.toFixed(3)),
       el("span", { class: "bar-times" }, times(weight, usual)),
+      relation.contribution !== null && el("span", { class: "bar-quiet" }, show(relation.contribution)),
       el("span", { class: "bar-quiet" }, `${layer}.${head}`),
     ),
   );
@@ -184,10 +186,11 @@ function isPicked({ state, reading }: App, direction: Direction, { other, layer,
 }
 
 /** How to read the bars. */
-function explanation(pieces: number, exact: boolean): string {
+function explanation(pieces: number, exact: boolean, norms: boolean): string {
   return (
     "Bar: weight, in the head (layer.head) where it exceeds the usual most. Usual, the pale part: what this head gives to what stands as far away, " +
     "elsewhere in the text; lift is the ratio. Tick: an even share." +
+    (norms ? " By norm: the key’s share of the length of what the head writes, weight times norm of its value (Kobayashi 2020)." : "") +
     (pieces > 1 ? ` This word has ${pieces} pieces: summed to a word, averaged from it.` : "") +
     (exact ? "" : " Long text: only the strongest keys of each token are kept; ≥: a word of several pieces gets at least this much.")
   );

@@ -12,6 +12,8 @@ from .options import MODEL, echo_json, read_text, writable
 if TYPE_CHECKING:
     from ..generation import Sampler
 
+NOT_TEXT = (".wav", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # files that are no texts
+
 
 def look(
     text: Annotated[
@@ -19,7 +21,10 @@ def look(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Read the text from a file (UTF-8; for Whisper a WAV file) instead; - for standard input."),
+        typer.Option(
+            help="Read the text from a file (UTF-8); - for standard input. For Whisper a WAV file, for a vision model "
+            "a picture."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -71,8 +76,8 @@ def look(
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
     sampler = _sampler(generate, temperature, top_p, seed)
-    sound = text is None and file is not None and file.suffix.lower() == ".wav"
-    given = file if sound else read_text(text, file, 'limelight look "The bank is near the river."')
+    seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
+    given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         writable("--output", output)
     from ..microscope import look as run

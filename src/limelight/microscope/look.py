@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from .across import look_across
 from .choosing import about, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .norms import ValueNorms
 from .predictions import Predictions, predict
 from .reading import Reading
 from .report import Report
@@ -47,8 +49,9 @@ def look(
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
         text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
-            second). For an encoder of pictures a picture, with the processor, or the numbers that a processor makes of
-            it, ``(3, height, width)``; its tokens are patches, named by row and column (``r0c3``).
+            second). For an encoder of pictures a picture (of Pillow, or a file) where it has a processor, or the
+            numbers that a processor makes of it, ``(3, height, width)``; its tokens are patches, named by row and
+            column (``r0c3``).
         target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
             writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
             each word belongs to.
@@ -141,10 +144,12 @@ def _read(
         written: the position from which on the model wrote the text.
     """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
+    values = ValueNorms(subject) if gatherer.block == 1 else None
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
-        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
+        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress, values)),
     ):
         hidden = subject.run(ids, hidden=True).hidden
     found = None if predicted is None else predict(subject, tokens.ids, hidden, *predicted, written)
-    return gatherer.reading(hidden, keep_vectors, subject.unknown_token), found
+    reading = gatherer.reading(hidden, keep_vectors, subject.unknown_token)
+    return dataclasses.replace(reading, value_norms=None if values is None else values.norms()), found

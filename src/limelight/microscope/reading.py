@@ -70,6 +70,7 @@ class Reading:
     path: Floats  # (N + 1, U): cosine of a unit's vector after each layer with its vector before the first
     steps: Floats  # (N + 1, U): cosine with the layer before; 1 for the embedding
     vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
+    value_norms: Floats | None = None  # (N, H, L): norm of what a head writes for a key, of short texts (`norms.py`)
     unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property

@@ -16,7 +16,8 @@ class Relation:
     ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is its
     mean over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly;
     ``at_offset`` is what the same head gives on average, elsewhere in the text, at the same offset.
-    ``positional``: the head looks at a relative position (`HeadStatistics.positional`).
+    ``positional``: the head looks at a relative position (`HeadStatistics.positional`). ``contribution`` is the share
+    of ``key`` in the length of what the head writes for ``query`` (`contribution`); None where it is not known.
     """
 
     query: int
@@ -28,6 +29,7 @@ class Relation:
     uniform: float
     at_offset: float
     positional: bool = False
+    contribution: float | None = None
 
     @property
     def lift(self) -> float:
@@ -146,8 +148,22 @@ def strongest(
         query, key = (partner, unit) if received else (unit, partner)
         weight, mean = float(weights[layer, head, partner]), float(weights[layer, :, partner].mean())
         even, baseline = uniform(reading, query, key), float(usual[layer, head, partner])
-        found.append(Relation(query, key, layer, head, weight, mean, even, baseline, positional))
+        by_norm = contribution(reading, query, key, layer, head)
+        found.append(Relation(query, key, layer, head, weight, mean, even, baseline, positional, by_norm))
     return found
+
+
+def contribution(reading: Reading, query: int, key: int, layer: int, head: int) -> float | None:
+    """Return a key's share of what a head writes for a query: weights times norms of values, summed to one.
+
+    Like weights it is summed over the pieces of ``key`` and averaged over those of ``query``. None for a long text, and
+    for a model whose output projections are not known.
+    """
+    if not reading.exact or reading.value_norms is None:
+        return None
+    rows, columns = list(reading.unit_tokens[query]), list(reading.unit_tokens[key])
+    written = reading.shares[layer, head, rows] * reading.value_norms[layer, head]
+    return float((written[:, columns].sum(axis=1) / np.maximum(written.sum(axis=1), 1e-30)).mean())
 
 
 def _best(weights: Floats, usual: Floats) -> list[tuple[int, int, float]]:

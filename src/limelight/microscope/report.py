@@ -22,8 +22,9 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                itself, punctuation, special, sink, blank), content (the other is a content word: such rows come first),
                offset, pieces (of the word looked at), layer, head, positional (the head looks at a relative position;
                such rows come last), weight, uniform, at_offset (what the head gives at this offset elsewhere in the
-               text), lift (weight / at_offset), layer_mean (over its heads), lower_bound (true: a long text, where only
-               each query's strongest keys are known)
+               text), lift (weight / at_offset), layer_mean (over its heads), contribution (the share of the key in the
+               length of what the head writes: weights times norms of values, Kobayashi 2020; null for a long text),
+               lower_bound (true: a long text, where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``predictions``  with ``generate`` or ``lens``: text, index, token (``None`` behind the text), written (by the model),
@@ -287,6 +288,7 @@ class Report(Tables):
                             "at_offset": _short(found.at_offset),
                             "lift": _short(found.lift),
                             "layer_mean": _short(found.mean),
+                            "contribution": None if found.contribution is None else _short(found.contribution),
                             "lower_bound": not reading.exact,
                         }
                     )

@@ -253,7 +253,7 @@ def test_the_strongest_weights_with_their_text(looped):
 
 def test_induction_on_random_tokens(looped):
     measure = Induction(looped.subject)
-    part, left, cases = 0.0, 0.0, 0
+    part, left, before, cases = 0.0, 0.0, 0.0, 0
     for sample in list(repeats(looped.subject))[:4]:
         ids, labels = sample.text.ids, sample.labels
         first, second, length = labels["first"], labels["second"], labels["length"]
@@ -265,10 +265,12 @@ def test_induction_on_random_tokens(looped):
         for i in range(second, second + length - 1):
             part = part + weights[:, :, i, first + i - second + 1]
             left = left + 1.0 - weights[:, :, i, list(sample.sinks)].sum(-1)
+            before = before + weights[:, :, i, i - 1]
             cases += 1
-    result, same = measure.results()
+    result, same, previous = measure.results()
     np.testing.assert_allclose(result.total.score, part / left, atol=1e-6)
     np.testing.assert_allclose(result.raw, part / cases, atol=1e-6)
+    np.testing.assert_allclose(previous.raw, before / cases, atol=1e-6)
     assert (result.detail, same.detail, result.total.n) == ("induction", "duplicate token", cases)
 
 

@@ -79,9 +79,8 @@ def heads(
 
     Example:
         >>> import limelight
-        >>> atlas = limelight.heads("minilm", ["The bank is near the river. It was a cold morning in spring."] * 4)
-        >>> atlas.model.layers * atlas.model.heads
-        72
+        >>> atlas = limelight.heads("smollm2", "novel.txt", tokens=20_000)  # doctest: +SKIP
+        >>> atlas.write("atlas.json")  # doctest: +SKIP
     """
     subject = subject_of(model)
     if subject.kind == "encoder-decoder":

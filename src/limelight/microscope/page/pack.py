@@ -18,6 +18,7 @@
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
+        "norms": Packed (N, H, L) | null (norm of what a head writes for a key; of exact weights only),
         "offsets": {"mean": Packed (N, H, bins), "count": [bins numbers]},  (`OffsetProfile`: total / count)
         "received": Packed (N, L) log2(weight received / even weight),
         "path": Packed (N + 1, U), "steps": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
@@ -166,6 +167,9 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
             "distance": even_distance(reading),
             "share": float(np.mean(1.0 / reading.visible)),
         },
+        "norms": pack_numbers(reading.value_norms, 16)
+        if reading.value_norms is not None and _whole(reading, detail)
+        else None,
         "offsets": {
             "mean": pack_numbers(reading.offsets.total / np.maximum(reading.offsets.count, 1.0), 16, 0.0, 1.0, True),
             "count": reading.offsets.count.astype(int).tolist(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+from ...tensors.shapes import wrong
 from ..files import write_atomically
 from .atlas_pack import AtlasLike, pack_atlas
 from .compose import compose
@@ -19,8 +20,11 @@ def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
     Raises:
-        ValueError: not even the coarsest form of the report fits.
+        ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
     """
+    if report.cross is not None:
+        got = f"this one is of {report.model.name}, which has an encoder and a decoder"
+        raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     text = " ".join(report.readings[0].text.split())
     short = text if len(text) <= 60 else text[:59] + "…"
     return compose("view", f"{short} · {report.model.name}", partial(pack, report), limit)

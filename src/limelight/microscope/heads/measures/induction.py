@@ -16,7 +16,7 @@ from ..sums import Offsets, Shares
 TEXTS = 32
 SHORTEST, LONGEST = 30, 60  # tokens that are repeated
 APART = 24  # at most so many other tokens stand between the copies, so that no fixed offset leads to the first
-COLUMNS = ("induction", "duplicate token")
+COLUMNS = ("induction", "duplicate token", "previous token")
 SOURCE = "more than half of the attention is clear: Olsson et al. 2022 (offset +1 from the earlier copy)"
 
 
@@ -45,7 +45,10 @@ def repeats(subject: Subject) -> Iterator[Sample]:
 
 
 class Induction(Measure):
-    """The share that queries of the second copy give to the token after the first copy of theirs, and to that copy."""
+    """The share that queries of the second copy give to three tokens: what came after the first copy, and two others.
+
+    The others are the first copy itself and the token before the query.
+    """
 
     name = "repeated random tokens"
 
@@ -62,7 +65,7 @@ class Induction(Measure):
         self._counted[queries.numpy()] = 1.0
         visible = sample.visible(self.subject.causal).double().clamp(min=1.0).numpy()
         self._even = np.repeat((1.0 / visible)[:, None], len(COLUMNS), 1)
-        targets = (first + steps + 1, first + steps)
+        targets = (first + steps + 1, first + steps, queries - 1)
         return Request(frozenset({"sinks"}), pairs=torch.cat([torch.stack([queries, target], 1) for target in targets]))
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
@@ -77,11 +80,13 @@ class Induction(Measure):
             self.same.add([away] * cases, cases)
 
     def results(self) -> list[Result]:
-        claims = (Claim("induction", 0.5, SOURCE, 1.5), None)
+        best = (self.after.best()[1], self.same.best()[1], 0.0)
         return [
-            self.share(self.shares, name, column, best=offsets.best()[1], claim=claim)
-            for column, (name, claim, offsets) in enumerate(zip(COLUMNS, claims, (self.after, self.same), strict=True))
-            if offsets.cases[0]
+            self.share(
+                self.shares, name, column, best=best[column], claim=None if column else Claim(name, 0.5, SOURCE, 1.5)
+            )
+            for column, name in enumerate(COLUMNS)
+            if self.after.cases[0]
         ]
 
 
