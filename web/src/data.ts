@@ -46,6 +46,7 @@ interface PageOf<Numbers> {
   warnings: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
+  atlas?: { corpus: string; tokens: number; link: string | null; roles: [number, string[]][] }; // roles by layer * H + head
   writing?: (WritingOf<Numbers> | null)[];
   comparison: { pairs: [number, number][]; cosine: Numbers; baseline: number[]; baselinePairs: number } | null;
 }

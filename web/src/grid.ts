@@ -7,6 +7,7 @@ import { arrow, name } from "./bidi.ts";
 import { range } from "./reading.ts";
 import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
+import { rolesOf } from "./roles.ts";
 import { hideTip, tip } from "./tip.ts";
 
 const FINEST = 48; // a small map has no room for more rows; beyond, the strongest of each group is drawn
@@ -93,7 +94,8 @@ export class GridPanel implements Panel {
     }
     const strongest = `strongest key gets ${show(data.heads.strongest[place])} on average`;
     const kind = kindOf(data.heads, place, data.even.share);
-    return kind ? `${kind.long} ${show(kind.share)}` : strongest;
+    const roles = rolesOf(this.app, place).map((role) => `; in the atlas: ${role}`).join("");
+    return (kind ? `${kind.long} ${show(kind.share)}` : strongest) + roles;
   }
 
   private drawing(body: HTMLElement): SVGSVGElement {

@@ -8,6 +8,7 @@ import { LinesView } from "./head-lines.ts";
 import { MapView } from "./head-map.ts";
 import { legend } from "./legend.ts";
 import { range, type Reading } from "./reading.ts";
+import { rolesLine } from "./roles.ts";
 import { type Sheet, saveControls } from "./save.ts";
 
 export class HeadPanel implements Panel {
@@ -16,6 +17,7 @@ export class HeadPanel implements Panel {
   private readonly shapes = el("div", { class: "beside" });
   private readonly frames = el("div", { class: "figures" });
   private readonly caption = el("p", { class: "caption" });
+  private readonly roles = el("div", {});
   private readonly scale = el("div", { class: "legend-line" });
   private readonly views: { map: MapView; lines: LinesView; frame: HTMLElement }[];
 
@@ -38,6 +40,7 @@ export class HeadPanel implements Panel {
       { class: several ? "panel wide" : "panel", "aria-labelledby": "h-head" },
       el("div", { class: "panel-head" }, this.title, this.shapes, save),
       this.caption,
+      this.roles,
       this.frames,
       el("div", { class: "under" }, this.scale),
     );
@@ -80,6 +83,7 @@ export class HeadPanel implements Panel {
     this.title.textContent = `Head ${state.layer}.${state.head}`;
     const kind = kindOf(reading.data.heads, state.layer * page.model.heads + state.head, reading.data.even.share);
     this.caption.textContent = this.captionText(kind && `${kind.long} (${kind.share.toFixed(2)} of its attention)`);
+    this.roles.replaceChildren(rolesLine(this.app, state.layer, state.head) ?? "");
     const thickness = "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn.";
     this.scale.replaceChildren(
       this.asLines ? el("p", { class: "caption" }, thickness) : legend(state.theme, this.app.high(state.layer, state.head)),

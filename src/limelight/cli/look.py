@@ -65,6 +65,10 @@ def look(
     output: Annotated[
         Path | None, typer.Option(help="Write a page: one HTML file that opens without a network.")
     ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(help="With --output: the JSON of the model's atlas, whose roles then stand beside the heads."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON instead.")] = False,
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
@@ -80,8 +84,8 @@ def look(
     given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
         writable("--output", output)
+    from ..microscope import load_atlas, write_page
     from ..microscope import look as run
-    from ..microscope import write_page
     from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
     from ..tensors.shapes import wrong
@@ -91,6 +95,9 @@ def look(
     if output is not None and subject.kind == "encoder-decoder":
         got = f"{subject.name} has an encoder and a decoder"
         raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
+    if atlas is not None and output is None:
+        raise wrong("--atlas", "needs a page to stand in", "there is no --output", "Add --output page.html.")
+    roles = None if atlas is None else load_atlas(atlas)
     settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
     report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
     from rich.console import Console
@@ -98,7 +105,7 @@ def look(
     size = None
     if output is not None:
         with Console(stderr=True).status("Writing the page"):  # ten seconds for 8,000 tokens
-            size = write_page(report, output)
+            size = write_page(report, output, roles, None if atlas is None else _page_of(atlas))
     if as_json:
         echo_json(report.to_json(indent=2))
         return
@@ -131,3 +138,9 @@ def _sampler(generate: int | None, temperature: float | None, top_p: float | Non
     if seed is not None and not given:
         raise wrong("--seed", "belongs to sampling", "decoding is greedy", "For example: --temperature 0.8.")
     return Sample(**given) if given else None
+
+
+def _page_of(atlas: Path) -> Path | None:
+    """The page of an atlas, if it stands beside its JSON: ``atlas.html`` beside ``atlas.json``."""
+    page = atlas.with_suffix(".html")
+    return page if page.is_file() else None

@@ -22,7 +22,7 @@ export interface Evidence {
   holds: boolean;
 }
 
-export function evidenceOf(app: App, place: number, at: number): Evidence {
+function evidenceOf(app: App, place: number, at: number): Evidence {
   const measure = app.atlas.data.measures[at];
   const { scored, chosen, baseline, control, raw, claim } = measure;
   const holds = app.atlas.data.sink?.measure === at ? app.atlas.isSink(place) : app.atlas.rolesOf(place).some((role) => role.measure === at);

@@ -68,15 +68,18 @@ export function examplesFigure(app: App): SVGSVGElement {
 function wrapped({ tokens, query, key }: Example, ink: string, mark: string): SVGTextElement[] {
   const lines: SVGTextElement[] = [];
   let length = Infinity;
-  tokens.forEach((token, at) => {
+  tokens.forEach((written, at) => {
+    const token = (at ? written : written.trimStart()).replace(/\s+/gu, " ");
     if (length + token.length > 92) {
       lines.push(write(0, 16 + lines.length * 19, "", ink, { "font-size": 13, "xml:space": "preserve" }));
       length = 0;
     }
+    const line = lines.at(-1)!;
+    const text = length ? token : token.trimStart();
     length += token.length;
-    const strong = at === query || at === key;
-    const more = strong ? { fill: mark, "font-weight": at === key ? 700 : 400, "text-decoration": at === query ? "underline" : "none" } : {};
-    lines.at(-1)!.append(svg("tspan", more, token.replace(/\s+/gu, " ")));
+    if (at !== query && at !== key) return line.append(svg("tspan", {}, text));
+    const style = { fill: mark, "font-weight": at === key ? 700 : 400, "text-decoration": at === query ? "underline" : "none" };
+    line.append(svg("tspan", {}, text.startsWith(" ") ? " " : ""), svg("tspan", style, text.trim() || "␣"));
   });
   return lines;
 }

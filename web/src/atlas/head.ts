@@ -4,7 +4,7 @@ import { el } from "../dom.ts";
 import type { Cell } from "../export.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { binName, classesDrawing, classesHeight, PROFILE_HEIGHT, profileDrawing } from "./charts.ts";
-import { canvas, shift, title, toneOf, write } from "./draw.ts";
+import { canvas, clip, shift, title, toneOf, write } from "./draw.ts";
 import { claimsOf, type Evidence, EVIDENCE_HEIGHT, evidenceDrawing } from "./evidence.ts";
 import { saveBar } from "./save-bar.ts";
 import { conditions, count, plural, show, showAs, signed, unitOf } from "./text.ts";
@@ -210,6 +210,8 @@ function everyNumber(app: App, place: number): HTMLElement {
 
 // --- Files ---
 
+const MARKS = ["filled: held-out half with its interval; ring: chosen half; red line: baseline;", "diamond: shuffled text; dashed line: needed for the role"];
+
 function headFigure(app: App): SVGSVGElement {
   const { atlas, state } = app;
   const place = state.head;
@@ -225,10 +227,12 @@ function headFigure(app: App): SVGSVGElement {
     y += height + 12;
   };
   for (const evidence of shownClaims) {
-    const { label, held: score, low, high, baseline, measure, holds, n } = evidence;
-    heading(`${label}: ${holds ? "" : "does not hold, "}${show(score)} (${show(low)} to ${show(high)}), ${measure.baselineName} ${show(baseline)}, n ${count(n)}`);
+    const { label, held: score, low, high, baseline, holds, n } = evidence;
+    heading(`${clip(label, 30)}: ${holds ? "" : "does not hold, "}${show(score)} (${show(low)} to ${show(high)}), baseline ${show(baseline)}, n ${count(n)}`);
     add(evidenceDrawing(app, evidence, WIDE - 32), EVIDENCE_HEIGHT);
   }
+  if (shownClaims.length) for (const marks of MARKS) parts.push(write(16, (y += 14), marks, tone.faint, { "font-size": 11 }));
+  y += 12;
   if (atlas.data.profile) {
     heading("Share of attention by distance");
     add(profileDrawing(app, place, WIDE - 32), PROFILE_HEIGHT);

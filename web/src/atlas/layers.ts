@@ -48,7 +48,7 @@ export class LayersPanel implements Panel {
       figure.setAttribute("role", "img");
       figure.setAttribute("aria-label", `${measure.label} by layers passed`);
       figure.append(layerDrawing(app, measure, width));
-      const keys = el("p", { class: "keys" }, el("span", { class: "key" }, measure.label), el("span", { class: "key ground" }, measure.baselineName), measure.other && el("span", { class: "key second" }, "the other atlas"));
+      const keys = el("p", { class: "line-keys" }, el("span", { class: "line-key" }, measure.label), el("span", { class: "line-key ground" }, measure.baselineName), measure.other && el("span", { class: "line-key second" }, "the other atlas"));
       return el("div", {}, el("h3", {}, el("bdi", {}, measure.label)), el("p", { class: "caption" }, measure.definition), figure, keys);
     });
     this.body.replaceChildren(...charts);

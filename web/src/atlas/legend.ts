@@ -4,7 +4,7 @@ import { hex } from "../colour.ts";
 import { svg } from "../dom.ts";
 import { range } from "../reading.ts";
 import type { App } from "./app.ts";
-import { line, toneOf, write } from "./draw.ts";
+import { line, type Tone, toneOf, write } from "./draw.ts";
 import { brief, median, showAs, unitOf } from "./text.ts";
 
 export const LEGEND_HEIGHT = 72;
@@ -28,23 +28,34 @@ export function legend(app: App, width: number): SVGGElement {
     group.append(write(part * bar, 51, brief(scale.low + part * (scale.high - scale.low)), tone.faint, { "text-anchor": anchor }));
   const unit = state.shown === "difference" ? `${unitOf(measure)}: the other less this model` : unitOf(measure);
   group.append(write(0, 10, unit, tone.ink));
-  const threshold = measure.claim?.threshold;
-  if (state.shown !== "difference") {
-    const baseline = median(measure.baseline.values);
-    if (Number.isFinite(baseline)) {
-      const x = at(baseline);
-      group.append(
-        line(`M${x.toFixed(1)} 20v12`, tone.mark, { "stroke-width": 2 }),
-        svg("path", { d: `M${x.toFixed(1)} 33l4 6h-8z`, fill: tone.mark }),
-        svg("path", { d: "M4 61l4 6h-8z", fill: tone.mark }),
-        write(13, 68, `baseline, in the median head: ${showAs(measure, baseline)}`, tone.faint),
-      );
-    }
-    if (threshold !== undefined && threshold > 0 && threshold <= scale.high) {
-      const x = at(threshold);
-      group.append(line(`M${x.toFixed(1)} 15v17`, tone.ink, { "stroke-width": 1.5, "stroke-dasharray": "3 2" }));
-      group.append(write(Math.min(x, bar - 4), 11, `role from ${brief(threshold)}`, tone.faint, { "text-anchor": x > bar * 0.75 ? "end" : "middle" }));
-    }
-  }
+  if (state.shown !== "difference") group.append(...marks(app, at, tone));
   return group;
+}
+
+/** Where the baseline lies, and from where a score makes a role. */
+function marks({ measure }: App, at: (value: number) => number, tone: Tone): SVGElement[] {
+  const found: SVGElement[] = [];
+  const baseline = median(measure.baseline.values);
+  const threshold = measure.claim?.threshold ?? 0;
+  let next = 0; // where the words under the scale go on
+  if (Number.isFinite(baseline)) {
+    const x = at(baseline).toFixed(1);
+    const said = `baseline, median head: ${showAs(measure, baseline)}`;
+    found.push(
+      line(`M${x} 20v12`, tone.mark, { "stroke-width": 2 }),
+      svg("path", { d: `M${x} 33l4 6h-8z`, fill: tone.mark }),
+      svg("path", { d: "M4 61l4 6h-8z", fill: tone.mark }),
+      write(13, 68, said, tone.faint),
+    );
+    next = 13 + 6.3 * said.length + 12;
+  }
+  if (threshold > 0 && at(threshold) > 0) {
+    const dashed = { "stroke-width": 1.5, "stroke-dasharray": "3 2" };
+    found.push(
+      line(`M${at(threshold).toFixed(1)} 15v17`, tone.ink, dashed),
+      line(`M${next + 2} 59v10`, tone.ink, dashed),
+      write(next + 9, 68, `role from ${brief(threshold)}`, tone.faint),
+    );
+  }
+  return found;
 }

@@ -42,7 +42,17 @@ export class ScatterPanel implements Panel {
   }
 
   update(changed: Changed): void {
-    if (any(changed, "measure", "against", "head", "role", "letters", "theme")) this.draw();
+    if (any(changed, "measure", "against", "role", "letters", "theme")) this.draw();
+    else if (any(changed, "head")) this.select();
+  }
+
+  /** Move the ring to the selected head, without drawing all points again. */
+  private select(): void {
+    this.body.querySelector(".ring")?.remove();
+    const mark = this.body.querySelector<SVGGElement>(`[data-point="${this.app.state.head}"]`);
+    if (!mark) return;
+    mark.append(ring(toneOf(this.app)));
+    mark.parentElement!.append(mark);
   }
 
   shown(): void {
@@ -97,6 +107,8 @@ function scatterDrawing(app: App, width: number, height: number): SVGGElement {
   return group;
 }
 
+const ring = (tone: Tone): SVGCircleElement => svg("circle", { class: "ring", r: 10, fill: "none", stroke: tone.mark, "stroke-width": 2.5 });
+
 function point(app: App, place: number, x: number, y: number, tone: Tone): SVGGElement {
   const { atlas, state } = app;
   const letters = app.letters(place);
@@ -106,7 +118,7 @@ function point(app: App, place: number, x: number, y: number, tone: Tone): SVGGE
   const circle = svg("circle", { r: written ? 7.5 : role ? 4.5 : 3.5, fill: role ? tone.line : tone.faint, "fill-opacity": role ? 0.85 : 0.45, stroke: tone.page });
   const mark = shift(x, y, circle);
   if (written) mark.append(write(0, 3, letters.replace("+", ""), tone.page, { "text-anchor": "middle", "font-size": 8.5, "font-weight": 700 }));
-  if (place === state.head) mark.append(svg("circle", { r: written ? 10 : 8, fill: "none", stroke: tone.mark, "stroke-width": 2.5 }));
+  if (place === state.head) mark.append(ring(tone));
   mark.setAttribute("data-point", String(place));
   mark.setAttribute("cursor", "pointer");
   if (faded) mark.setAttribute("opacity", "0.25");

@@ -38,6 +38,7 @@ A page must stay small at any length, so `pack` takes the first of a ladder of s
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,19 +92,24 @@ LADDER = (
 RELATION_BYTES = 4  # minimum bytes of a packed relation
 
 
-def pack(report: Contents, limit: int) -> str:
+def pack(report: Contents, limit: int, beside: Mapping[str, Any] | None = None) -> str:
     """Pack a report into JSON of at most ``limit`` bytes, in the finest detail that fits.
+
+    Args:
+        report: what the page is made from.
+        limit: in bytes.
+        beside: further keys of the data, such as the roles of an atlas.
 
     Raises:
         ValueError: nothing fits: the text has more tokens than a page can name in ``limit`` bytes.
     """
     size = 0
-    written = pack_predictions(report.predictions, limit // 3)
+    added = {**pack_predictions(report.predictions, limit // 3), **(beside or {})}
     tokens = sum(reading.length for reading in report.readings if not reading.exact)
     for detail in LADDER:
         if tokens * detail.relations * RELATION_BYTES > limit:
             continue  # cannot fit
-        text = json.dumps(_report(report, detail) | written, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(_report(report, detail) | added, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
         if size <= limit:
             return text

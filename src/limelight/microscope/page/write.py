@@ -8,6 +8,7 @@ from functools import partial
 from ...tensors.shapes import wrong
 from ..files import write_atomically
 from .atlas_pack import AtlasLike, pack_atlas
+from .atlas_roles import pack_roles, relative_link
 from .compose import compose
 from .contents import Contents
 from .pack import pack
@@ -16,10 +17,19 @@ PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
 ATLAS_LIMIT = 5_000_000  # bytes, for any number of heads
 
 
-def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
+def make_page(
+    report: Contents, limit: int = PAGE_LIMIT, atlas: AtlasLike | None = None, atlas_link: str | None = None
+) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8.
 
+    Args:
+        report: of one text, or of two.
+        limit: of the page, in bytes; detail is reduced until it fits.
+        atlas: of the same model: the roles of its heads stand beside the heads of the page.
+        atlas_link: the address of the atlas's page, relative to this one.
+
     Raises:
+        ArgumentError: the atlas is of a model with other layers or heads.
         ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
     """
     if report.cross is not None:
@@ -27,16 +37,31 @@ def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
         raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     text = " ".join(report.readings[0].text.split())
     short = text if len(text) <= 60 else text[:59] + "…"
-    return compose("view", f"{short} · {report.model.name}", partial(pack, report), limit)
+    model = report.model
+    roles = None if atlas is None else pack_roles(atlas, model.layers, model.heads, atlas_link)
+    return compose("view", f"{short} · {model.name}", partial(pack, report, beside=roles), limit)
 
 
-def write_page(report: Contents, path: str | os.PathLike[str]) -> int:
+def write_page(
+    report: Contents,
+    path: str | os.PathLike[str],
+    atlas: AtlasLike | None = None,
+    atlas_page: str | os.PathLike[str] | None = None,
+) -> int:
     """Write the page to ``path`` and return its size in bytes. The file is replaced atomically.
 
+    Args:
+        report: of one text, or of two.
+        path: of the HTML file.
+        atlas: of the same model, as `limelight.heads` returns it: the roles of its heads stand beside the heads.
+        atlas_page: the file that `write_atlas` wrote: the page links to it, relative to ``path``.
+
     Raises:
+        ArgumentError: the atlas is of a model with other layers or heads.
         OSError: the folder does not exist or cannot be written to.
     """
-    return write_atomically(path, make_page(report).encode())
+    link = None if atlas_page is None else relative_link(path, atlas_page)
+    return write_atomically(path, make_page(report, atlas=atlas, atlas_link=link).encode())
 
 
 def make_atlas(atlas: AtlasLike, other: AtlasLike | None = None, limit: int = ATLAS_LIMIT) -> str:
