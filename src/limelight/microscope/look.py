@@ -15,6 +15,7 @@ from .across import look_across
 from .choosing import about, checked, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .nearest import nearest_units
 from .norms import ValueNorms
 from .reading import Reading
 from .report import Report
@@ -91,4 +92,7 @@ def _read(subject: Subject, text: str, keep_vectors: bool) -> Reading:
     ):
         hidden = subject.run(ids, hidden=True).hidden
     reading = gatherer.reading(hidden, keep_vectors, subject.unknown_token)
-    return dataclasses.replace(reading, value_norms=None if values is None else values.norms())
+    if values is None:
+        return reading
+    nearest = nearest_units(hidden, torch.from_numpy(reading.unit_of).long())
+    return dataclasses.replace(reading, value_norms=values.norms(), nearest=nearest)
