@@ -18,6 +18,7 @@ from .across import look_across
 from .choosing import about, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .nearest import nearest_units
 from .norms import ValueNorms
 from .predictions import Predictions, predict
 from .reading import Reading
@@ -152,4 +153,7 @@ def _read(
         hidden = subject.run(ids, hidden=True).hidden
     found = None if predicted is None else predict(subject, tokens.ids, hidden, *predicted, written)
     reading = gatherer.reading(hidden, keep_vectors, subject.unknown_token)
-    return dataclasses.replace(reading, value_norms=None if values is None else values.norms()), found
+    if values is None:
+        return reading, found
+    nearest = nearest_units(hidden, torch.from_numpy(reading.unit_of).long())
+    return dataclasses.replace(reading, value_norms=values.norms(), nearest=nearest), found

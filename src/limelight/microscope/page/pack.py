@@ -18,6 +18,7 @@
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
+        "nearest": null or {"units": Packed (N + 1, U, k), "cosine": Packed (N + 1, U, k), "mean": [N + 1 numbers]},
         "norms": Packed (N, H, L) | null (norm of what a head writes for a key; of exact weights only),
         "offsets": {"mean": Packed (N, H, bins), "count": [bins numbers]},  (`OffsetProfile`: total / count)
         "received": Packed (N, L) log2(weight received / even weight),
@@ -172,6 +173,12 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
             "entropy": float(np.mean(np.log(reading.visible))),
             "distance": even_distance(reading),
             "share": float(np.mean(1.0 / reading.visible)),
+        },
+        "nearest": reading.nearest
+        and {
+            "units": pack_numbers(reading.nearest.units, 16, 0.0, 65535.0),
+            "cosine": pack_numbers(reading.nearest.cosine, 16, -1.0, 1.0),
+            "mean": _numbers(reading.nearest.mean),
         },
         "norms": pack_numbers(reading.value_norms, 16)
         if reading.value_norms is not None and _whole(reading, detail)
