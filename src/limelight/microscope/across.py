@@ -46,7 +46,10 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
         watching(Watch(gatherers, progress)),
     ):
         hidden = subject.run(ids, source=read.input, hidden=True).hidden
-    reading = gatherer.reading(hidden, False, subject.unknown_token)
+    paths = gatherer.paths(keep_vectors=False)
+    for states in hidden:
+        paths.add(states)
+    reading = gatherer.reading(paths, subject.unknown_token)
     chosen, chosen_by = choose((reading,), None, words)
     across = Cross(read, reading, np.stack(cross.layers), cross.states, subject.alignment_heads)
     return Report(facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across)

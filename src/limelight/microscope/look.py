@@ -16,7 +16,7 @@ from .across import look_across
 from .choosing import about, checked, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
-from .predictions import Predictions, predict
+from .predictions import Expected, Predictions
 from .reading import Reading
 from .report import Report
 from .subjects import Subject, subject_of
@@ -120,15 +120,23 @@ def _read(
         subject: the model.
         tokens: the text.
         keep_vectors: whether vectors are kept for a comparison.
-        predicted: the first and last position whose tokens are predicted (`predict`), if any are.
+        predicted: the first and last position whose tokens are predicted (`Expected`), if any are.
         written: the position from which on the model wrote the text.
     """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
+    paths = gatherer.paths(keep_vectors)
+    expected = None if predicted is None else Expected(subject, tokens.ids, *predicted, written)
+
+    def visit(depth: int, states: torch.Tensor) -> None:
+        paths.add(states)
+        if expected is not None:
+            expected.add(depth, states)
+
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
         watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
     ):
-        hidden = subject.run(ids, hidden=True).hidden
-    found = None if predicted is None else predict(subject, tokens.ids, hidden, *predicted, written)
-    return gatherer.reading(hidden, keep_vectors, subject.unknown_token), found
+        subject.follow(ids, visit)
+    reading = gatherer.reading(paths, subject.unknown_token)
+    return reading, None if expected is None else expected.predictions()

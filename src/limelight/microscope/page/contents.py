@@ -40,3 +40,7 @@ class Contents(Protocol):
     @property
     def notes(self) -> list[str]:
         """How to read the numbers."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the texts and the model."""

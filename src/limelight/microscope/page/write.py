@@ -19,18 +19,21 @@ from ..files import write_atomically
 from .contents import Contents
 from .pack import pack
 
-PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
+PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB up to `LONG` tokens,
+LONG, LONG_LIMIT = 10_000, 8_000_000 - 1  # and under 8 MB beyond
 
 # In JSON these stand only inside strings, where an escape means the same.
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
-def make_page(report: Contents, limit: int = PAGE_LIMIT) -> str:
-    """Return the page as text, at most ``limit`` bytes of UTF-8.
+def make_page(report: Contents, limit: int | None = None) -> str:
+    """Return the page as text, at most ``limit`` bytes of UTF-8; by default 3 MB, and 8 MB beyond 10,000 tokens.
 
     Raises:
         ValueError: not even the coarsest form of the report fits.
     """
+    if limit is None:
+        limit = LONG_LIMIT if sum(reading.length for reading in report.readings) > LONG else PAGE_LIMIT
     here = files(__package__)
     template, view, style = (
         here.joinpath(name).read_text("utf-8") for name in ("template.html", "view.js", "view.css")
