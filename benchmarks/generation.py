@@ -1,9 +1,9 @@
-"""Reading a prompt and writing token by token, beside transformers with `sdpa`: the same random weights, interleaved.
+"""Time prefill and decoding, ours and transformers with `sdpa`, with the same random weights, interleaved.
 
 python benchmarks/generation.py [--dtypes float32,bfloat16] [--decode 2048] [--prefill 4096] [--output FILE]
 
-The shape is that of SmolLM2-135M; weights are random, so nothing is fetched. Decoding: one token after a text of
-`--decode` tokens, in a cache. Prefill: `--prefill` tokens at once, and the scores of what follows the last.
+The shape is that of SmolLM2-135M; weights are random, so nothing is downloaded. Decoding: one token after `--decode`
+tokens in a cache. Prefill: `--prefill` tokens at once, and the logits of the last one.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from limelight.generation.session import Session
 from limelight.models import Config, DecoderOnly, recipe
 from limelight.nn import GatedFeedForward, MultiHead, PreNorm, RMSNorm, Rotary, TiedHead, TokenEmbedding
 
-VOCABULARY, WIDTH, INNER, LAYERS, HEADS, KEY_HEADS, D = 49_152, 576, 1536, 30, 9, 3, 64
-STEPS = 12  # tokens that a round writes
+VOCABULARY, WIDTH, INNER, LAYERS, HEADS, KEY_VALUE_HEADS, D = 49_152, 576, 1536, 30, 9, 3, 64
+STEPS = 12  # tokens decoded in a round
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def models(dtype):
-    """Ours and theirs, with the same weights."""
+    """Our model and that of transformers, with the same weights."""
     torch.manual_seed(0)
     shared = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -67,7 +67,7 @@ def models(dtype):
         intermediate_size=INNER,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS,
+        num_key_value_heads=KEY_VALUE_HEADS,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
         attn_implementation="sdpa",
@@ -76,7 +76,7 @@ def models(dtype):
     plain = {"bias": False, "output_bias": False}
     config = Config(
         family="llama", vocabulary=VOCABULARY, width=WIDTH, layers=LAYERS, limit=8192,
-        query_heads=HEADS, key_value_heads=KEY_HEADS, head_width=D, embedding=recipe(TokenEmbedding),
+        query_heads=HEADS, key_value_heads=KEY_VALUE_HEADS, head_width=D, embedding=recipe(TokenEmbedding),
         attention=recipe(MultiHead, pattern=Causal(), rotary=Rotary(D), **plain),
         feed_forward=recipe(GatedFeedForward, inner=INNER, activation="silu"),
         norm=recipe(RMSNorm), final_norm=recipe(RMSNorm), residual=recipe(PreNorm), head=recipe(TiedHead),
@@ -89,7 +89,7 @@ def models(dtype):
 
 
 def published(name):
-    """Their name of one of our parameters."""
+    """The name in transformers of one of our parameters."""
     pairs = {
         "embedding.tokens": "model.embed_tokens",
         "attention.inner.query": "self_attn.q_proj",
@@ -111,7 +111,7 @@ def published(name):
 
 @torch.no_grad()
 def decode(ours, theirs, length, rounds):
-    """The median seconds of a token, of both."""
+    """The median seconds of a token, ours and theirs."""
     ids = torch.randint(VOCABULARY, (1, length))
     run, cache = Session(ours), transformers.DynamicCache(config=theirs.config)
     mine = run.read(ids.tolist())
@@ -132,7 +132,7 @@ def decode(ours, theirs, length, rounds):
 
 @torch.no_grad()
 def prefill(ours, theirs, length, rounds):
-    """The median seconds of a prompt, of both."""
+    """The median seconds of a prompt, ours and theirs."""
     ids = torch.randint(VOCABULARY, (1, length))
     times = [], []
     for number in range(rounds + 1):

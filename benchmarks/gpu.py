@@ -2,22 +2,22 @@
 
     python benchmarks/gpu.py                     # everything, about half an hour
     python benchmarks/gpu.py --part correctness  # or determinism, sanitizer, speed
-    python benchmarks/gpu.py --list              # what would be measured; needs no GPU
-    TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the script itself, without a GPU; its speeds mean nothing
+    python benchmarks/gpu.py --list              # the cases; needs no GPU
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # a test of the script without a GPU; its speeds mean nothing
 
-- correctness: fresh random calls (a new seed every run, printed) in float64 against ``reference``, by the rule of the
-  tests: at most 1.5 times the error of the plain computation that rounds where kernels round: output, logsumexp, the
-  gradients of query, key, value and of every learned operand, and every observation. Memory that the
-  caching allocator hands out is filled with NaN first, so an element that was never written shows.
-- float8: the error of `flash3-float8` against float64, beside that of one scale for each tensor.
+- correctness: random calls (a new seed every run, printed) against ``reference`` in float64, by the rule of the tests:
+  at most 1.5 times the error of the plain computation that rounds where kernels round. Compared are output, logsumexp,
+  the gradients of query, key, value and of every learned operand, and every observation. The caching allocator's memory
+  is filled with NaN first, so an element that was never written is found.
+- float8: the error of `flash3-float8` against float64, compared with one scale for each tensor.
 - determinism: the same call twenty times, forward and backward, bit for bit, while other kernels keep the GPU busy.
-- sanitizer: the small correctness calls under NVIDIA's ``compute-sanitizer`` (memory and races), if it is there.
+- sanitizer: the small correctness calls under NVIDIA's ``compute-sanitizer`` (memory and races), if it is installed.
 - speed: forward and backward in TFLOP/s (``4 pairs D`` forward, 2.5 times that backward), as a fraction of the chip's
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
   FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Our backward passes
-  take seven products where five are counted; their rate with all seven is given too. Decode is in GB/s of the measured
-  memory bandwidth. Then what observations cost, whether CUDA graphs capture a call, and the goals and predictions
-  (their log is ``benchmarks/predictions.md``) beside what was measured.
+  take seven products where five are counted; their rate counting all seven is given too. Decode is in GB/s, of the
+  measured memory bandwidth. Then the cost of observations, whether CUDA graphs capture a call, and the goals and
+  predictions (see ``benchmarks/predictions.md``) beside the measurements.
 
 Results are written to ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """
@@ -58,7 +58,7 @@ def main() -> int:
     device = torch.device("cpu" if machine.interpreted() else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         print(
-            "PyTorch sees no GPU, and this script checks and measures one. --list says what it would do; "
+            "PyTorch sees no GPU, and this script checks and measures one. --list prints its cases; "
             "TRITON_INTERPRET=1 and --tiny run its own logic on the CPU.",
             file=sys.stderr,
         )
@@ -96,18 +96,22 @@ def main() -> int:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", choices=("all", "correctness", "determinism", "sanitizer", "speed"), default="all")
-    parser.add_argument("--name", default="", help="of the result file; by default the chip's")
-    parser.add_argument("--seconds", type=float, default=0.5, help="spent on each measurement, roughly")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random calls; by default a new one")
+    parser.add_argument("--name", default="", help="name of the result file; by default that of the chip")
+    parser.add_argument("--seconds", type=float, default=0.5, help="approximate time of each measurement")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="seed of the random calls; a new one by default"
+    )
     parser.add_argument("--tiny", action="store_true", help="a few small calls and no result file")
-    parser.add_argument("--only", default="", help="a pattern (re) that the names of calls have; kept only with --name")
+    parser.add_argument(
+        "--only", default="", help="a regular expression that selects calls by name; results are kept only with --name"
+    )
     parser.add_argument(
         "--shard",
         default="0/1",
-        help="K/N: every N-th call from the K-th on. Compiling takes the time, so that N "
-        "processes side by side check N times as fast; kept only with --name",
+        help="K/N: every N-th call from the K-th on. Most of the time is compilation, so N processes in parallel "
+        "check N times as fast; results are kept only with --name",
     )
-    parser.add_argument("--backends", nargs="*", choices=GPU_BACKENDS, default=GPU_BACKENDS, help="that are checked")
+    parser.add_argument("--backends", nargs="*", choices=GPU_BACKENDS, default=GPU_BACKENDS, help="to check")
     parser.add_argument("--list", action="store_true", help="print what would run and end; needs no GPU")
     options = parser.parse_args()
     options.selection = Selection(options.only, *map(int, options.shard.split("/")))

@@ -1,62 +1,82 @@
-"""What a mixture of heads saves: the same layer with all heads, beside a share of them, interleaved.
+"""Measure the heads of SmolLM2 and check what is known of them; then those of the same model with shuffled weights.
 
-python benchmarks/heads.py [--lengths 1024,2048,4096]
+    python benchmarks/heads.py [--tokens 4000]
+
+Prints time, memory, the known findings beside what was measured, and ends with an error where they differ or where the
+shuffled model has a role.
 """
 
+from __future__ import annotations
+
 import argparse
-import statistics
+import resource
+import sys
 import time
 
 import torch
 
-from limelight import Causal
-from limelight.nn import ForwardContext, MixtureOfHeads, MultiHead, QueryNorm, Rotary, TwoStage
+import limelight
+from limelight.microscope import Atlas
 
-WIDTH, HEADS, D = 512, 8, 64
-SHARED = 2
+# Weights on the key in repeated random tokens, sinks left in; heads are (layer, head).
+INDUCTION = {(18, 6): 0.88, (17, 3): 0.77, (17, 4): 0.76}
+PREVIOUS = {(16, 0): 0.88, (11, 1): 0.84}
+SINKS = 145  # heads that give more than 0.3 to the first token
+TOLERANCE, SINKS_TOLERANCE = 0.12, 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lengths", default="1024,2048,4096")
-    lengths = [int(n) for n in parser.parse_args().lengths.split(",")]
-    torch.manual_seed(0)
-    print(f"width {WIDTH}, {HEADS} heads x {D}, {SHARED} shared, causal, float32, {torch.get_num_threads()} threads")
-    print(f"{'tokens':>6}  {'all heads':>10}  {'router':>9}  {'heads':>5}  {'time':>10}  {'of all':>6}")
-    for L in lengths:
-        settings = {"pattern": Causal(), "rotary": Rotary(D), "bias": False, "output_bias": False}
-        layers = {("all", HEADS): MultiHead(WIDTH, query_heads=HEADS, key_value_heads=HEADS, head_width=D, **settings)}
-        for router in (TwoStage, QueryNorm):
-            for k in (1, 2, 4):
-                layers[router.__name__, SHARED + k] = MixtureOfHeads(
-                    WIDTH,
-                    query_heads=HEADS,
-                    key_value_heads=HEADS,
-                    head_width=D,
-                    shared=SHARED,
-                    k=k,
-                    router=router,
-                    **settings,
-                )
-        states = torch.randn(1, L, WIDTH)
-        times = measure({name: layer.requires_grad_(False) for name, layer in layers.items()}, states)
-        whole = times.pop(("all", HEADS))
-        for (router, heads), each in times.items():
-            row = f"{L:>6}  {1e3 * whole:>7.1f} ms  {router:>9}  {heads}/{HEADS:<3}  {1e3 * each:>7.1f} ms"
-            print(f"{row}  {each / whole:>6.2f}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4000, help="of the packaged text")
+    parser.add_argument("--corpus", help="a text file instead of the packaged one")
+    options = parser.parse_args()
+    model = limelight.load("smollm2")
+    wrong = check(measure(model, options))
+    shuffle(model)
+    roles = measure(model, options).tables["roles"]
+    for row in roles:
+        print(f"shuffled weights: {row['layer']}.{row['head']} {row['role']} {row['score']:.2f}")
+    print(f"shuffled weights: {len(roles)} roles")
+    sys.exit(1 if wrong or roles else 0)
 
 
-def measure(layers, states, rounds=7):
-    """The median seconds of each layer, run in turn."""
-    times = {name: [] for name in layers}
-    places = ForwardContext(None, torch.arange(states.shape[1])[None])
-    for number in range(rounds + 1):
-        for name, layer in layers.items():
-            begin = time.perf_counter()
-            layer(states, places)
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) for name, each in times.items()}
+def measure(model: limelight.Pretrained, options: argparse.Namespace) -> Atlas:
+    began, cpu = time.perf_counter(), time.process_time()
+    atlas = limelight.heads(model, options.corpus, tokens=options.tokens)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    tokens = sum(probe["tokens"] for probe in atlas.corpus["probes"])
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(f"{atlas}: {tokens:,} tokens in all, {wall:.0f} s, {cpu:.0f} s of one core, {peak:.2f} GB")
+    return atlas
+
+
+def check(atlas: Atlas) -> int:
+    """Print known findings beside what was measured; return how many differ."""
+    wrong = 0
+    found = {
+        "induction": atlas.finding("repeated random tokens", "induction"),
+        "previous token": atlas.finding("repeated random tokens", "previous token"),
+    }
+    for name, known in (("induction", INDUCTION), ("previous token", PREVIOUS)):
+        raw = found[name].result.raw
+        assert raw is not None
+        for (layer, head), weight in known.items():
+            differs = abs(raw[layer, head] - weight) > TOLERANCE
+            wrong += differs
+            remark = "  <-- differs" if differs else ""
+            print(f"{name} {layer}.{head}: {raw[layer, head]:.2f}, known {weight:.2f}{remark}")
+    sinks = int((atlas.finding("sink").result.total.score > 0.3).sum())
+    differs = abs(sinks - SINKS) > SINKS_TOLERANCE
+    print(f"sinks: {sinks} heads, known {SINKS}{'  <-- differs' if differs else ''}")
+    return wrong + differs
+
+
+def shuffle(model: limelight.Pretrained) -> None:
+    """Permute the numbers of every parameter."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.network.parameters():
+        flat = parameter.data.reshape(-1)
+        parameter.data = flat[torch.randperm(len(flat), generator=generator)].reshape(parameter.shape)
 
 
 if __name__ == "__main__":

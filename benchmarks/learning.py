@@ -1,10 +1,10 @@
-"""Does a model learn as it should? The same Llama, ours beside transformers: weights, data, steps and optimizer alike.
+"""Compare training with transformers: the same Llama, with the same initial weights, data, steps and optimizer.
 
 python benchmarks/learning.py [CONFIG] [--set key=value ...]      examples/austen.toml by default
 
 Three runs: ours, transformers (sdpa, float32, the same pieces of documents as padded rows), and ours with another seed,
-which is the noise that the difference is to be compared with. The table gives the mean loss of the last tenth of the
-steps and the bits per character of the evaluated text; the same goes to benchmarks/results/learning.json.
+which shows how large a difference noise makes. The table gives the mean loss of the last tenth of the steps and the
+bits per character of the evaluation text; benchmarks/results/learning.json has the same and every loss.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from limelight.training.preparation import make_config, make_data, make_network
 
 
 class Theirs(torch.nn.Module):
-    """A model of transformers on one of our batches: the sum of its losses."""
+    """The summed loss of a model of transformers on one of our batches."""
 
     def __init__(self, model):
         super().__init__()
@@ -36,7 +36,9 @@ class Theirs(torch.nn.Module):
 
     def forward(self, batch):
         lengths = batch.layout.query_lengths
-        rows = pad_sequence(batch.tokens[0].split(lengths), batch_first=True)  # causal: padding behind is never seen
+        rows = pad_sequence(
+            batch.tokens[0].split(lengths), batch_first=True
+        )  # the padding comes last, so causal attention never sees it
         targets = pad_sequence(batch.targets[0].split(lengths), batch_first=True, padding_value=-100)
         logits = self.model(input_ids=rows).logits
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
@@ -64,15 +66,15 @@ def main() -> None:
 
 
 def learn(settings, theirs=False):
-    """One run: its losses, and the bits per character of the evaluated text after it."""
-    made = make_data(settings)
+    """Train once; return the losses, and the bits per character of the evaluation text afterwards."""
+    data = make_data(settings)
     torch.manual_seed(settings.run.seed)
-    network = make_network(make_config(settings, made.tokenizer.size, made.special_token_ids), settings.task)
+    network = make_network(make_config(settings, data.tokenizer.size, data.special_token_ids), settings.task)
     model = Objective(network)
     if theirs:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "model"
-            Pretrained("start", network, target, (), made.tokenizer, made.special_token_ids).save(target)
+            Pretrained("start", network, target, (), data.tokenizer, data.special_token_ids).save(target)
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 target, dtype=torch.float32, attn_implementation="sdpa"
             )
@@ -88,7 +90,7 @@ def learn(settings, theirs=False):
     losses = []
     begin = time.perf_counter()
     for step in range(1, steps + 1):
-        batch = made.train.batch(step - 1)
+        batch = data.train.batch(step - 1)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, schedule=learning.schedule, peak=learning.rate, warmup=learning.warmup, steps=steps,
@@ -101,11 +103,11 @@ def learn(settings, theirs=False):
         optimizer.zero_grad()
         losses.append(loss.item())
     seconds = time.perf_counter() - begin
-    nats = evaluate(model, made.evaluation, Accelerator())
+    nats = evaluate(model, data.evaluation, Accelerator())
     return {
         "losses": losses,
         "last_tenth": sum(losses[-max(1, steps // 10) :]) / max(1, steps // 10),
-        "bits_per_character": nats * made.evaluation.targets_in_order / math.log(2) / made.characters,
+        "bits_per_character": nats * data.evaluation.targets_in_order / math.log(2) / data.characters,
         "seconds": seconds,
         "limelight": limelight.__version__,
     }

@@ -1,10 +1,10 @@
-"""One step of training a Llama, ours beside transformers with sdpa, from the same weights, interleaved.
+"""Time one training step of a Llama, ours and transformers with sdpa, from the same weights, interleaved.
 
 python benchmarks/training.py [--shape small|smollm2] [--precision float32|bfloat16] [--tokens 2048] [--rounds 5]
 
 A step is the forward pass, the loss, the backward pass, clipping, and AdamW (PyTorch's fused one for both). The table
-gives the median seconds of each part and how many times as long transformers takes; the same goes to
-benchmarks/results/training-SHAPE-PRECISION.json.
+gives the median seconds of each part and their ratio, transformers over ours; benchmarks/results/ has the same in
+training-SHAPE-PRECISION.json.
 """
 
 import argparse
@@ -41,13 +41,13 @@ SHAPES = {
         "vocab_size": 49152,
     },
 }
-PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--precision", choices=PRODUCTS, default="float32")
+    parser.add_argument("--precision", choices=AUTOCAST_DTYPES, default="float32")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -55,15 +55,15 @@ def main() -> None:
     ids = torch.randint(SHAPES[options.shape]["vocab_size"], (1, options.tokens + 1))
     theirs = _theirs(options.shape)
     ours = _ours(theirs)
-    products = PRODUCTS[options.precision]
-    objective = Objective(ours, autocast=products)
+    autocast_dtype = AUTOCAST_DTYPES[options.precision]
+    objective = Objective(ours, autocast=autocast_dtype)
     batch = Batch(ids[:, :-1], ids[:, 1:], Packed((options.tokens,)))
 
     def our_loss():
         return objective(batch) / options.tokens
 
     def their_loss():
-        with torch.autocast("cpu", products, enabled=products is not None):
+        with torch.autocast("cpu", autocast_dtype, enabled=autocast_dtype is not None):
             return theirs(input_ids=batch.tokens, labels=batch.tokens, shift_labels=batch.targets).loss
 
     steps = {"ours": (ours, our_loss), "transformers": (theirs, their_loss)}
@@ -105,7 +105,7 @@ def _theirs(shape):
 
 
 def _ours(theirs):
-    """The same weights."""
+    """The same model in Limelight, with the same weights."""
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         network = limelight.load(folder).network
@@ -115,17 +115,22 @@ def _ours(theirs):
 
 
 def _step(model, loss, optimizer):
-    """One step: the seconds of its parts, and its loss."""
+    """Take one step; return the seconds of its parts, and its loss."""
     begin = time.perf_counter()
     found = loss()
-    middle = time.perf_counter()
+    after_forward = time.perf_counter()
     found.backward()
-    learned = time.perf_counter()
+    after_backward = time.perf_counter()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     end = time.perf_counter()
-    parts = {"forward": middle - begin, "backward": learned - middle, "update": end - learned, "step": end - begin}
+    parts = {
+        "forward": after_forward - begin,
+        "backward": after_backward - after_forward,
+        "update": end - after_backward,
+        "step": end - begin,
+    }
     return parts, found.item()
 
 

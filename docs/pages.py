@@ -1,8 +1,8 @@
-"""The examples of a page of Markdown, in their order, and what they must print.
+"""The examples of a Markdown page, in order, and the output that the page states for them.
 
-A ``python`` block is an example. So is each command in a ``sh`` block that begins with ``limelight``. A ``text`` block
-right behind an example is what it prints. There a line ``…`` stands for any lines, and a ``…`` at the end of a line for
-any rest of it.
+A ``python`` block is an example. So is a ``sh`` block, of which the commands that begin with ``limelight`` are run. A
+``text`` block directly after an example is its output: a line ``…`` there matches any lines, and a ``…`` at the end of
+a line matches the rest of it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Example:
         page: the file.
         line: where its block begins, from 0.
         language: ``"python"`` or ``"sh"``.
-        code: what stands in the block.
-        prints: what the page says that it prints; ``None`` where it says nothing.
+        code: the text of the block.
+        prints: the output that the page states; ``None`` where it states none.
     """
 
     page: Path
@@ -40,11 +40,11 @@ class Example:
     prints: str | None
 
     def run(self, names: dict[str, Any]) -> str:
-        """Run it, where ``names`` are what the examples before it left behind; what it printed."""
+        """Run the example with the variables ``names`` of the examples before it; return what it printed."""
         if self.language == "sh":
             return "".join(_command(line) for line in self.code.replace("\\\n", "").splitlines())
         out = io.StringIO()
-        with redirect_stdout(out):  # empty lines before it, so that an error names the line of the page
+        with redirect_stdout(out):  # empty lines first, so that an error names the line of the page
             exec(compile("\n" * (self.line + 1) + self.code, str(self.page), "exec"), names)
         return out.getvalue()
 
@@ -62,10 +62,10 @@ def examples(page: Path) -> list[Example]:
 
 
 def run(page: Path) -> dict[str, Any]:
-    """Run every example of a page in the current folder; the names that they leave behind.
+    """Run every example of a page in the current folder; return the variables that they define.
 
     Raises:
-        AssertionError: an example printed something else than the page says.
+        AssertionError: an example printed something else than the page states.
     """
     names: dict[str, Any] = {}
     for example in examples(page):
@@ -76,14 +76,14 @@ def run(page: Path) -> dict[str, Any]:
     return names
 
 
-def alike(said: str, found: str) -> bool:
-    """Whether two texts are the same, but for one unit in the last digit of a decimal fraction.
+def alike(expected: str, found: str) -> bool:
+    """Whether two texts are equal, up to one unit in the last digit of decimal fractions.
 
-    So much may differ between machines, whose sums are taken in another order.
+    Machines may differ by that much, because they add in another order.
     """
     lines = [line.rstrip() for line in found.splitlines()]
-    parts: list[list[str]] = [[]]  # of the lines between those that stand for any
-    for line in (line.rstrip() for line in said.splitlines()):
+    parts: list[list[str]] = [[]]  # the lines between two lines ``…``
+    for line in (line.rstrip() for line in expected.splitlines()):
         if line.strip() == _ANY:
             parts.append([])
         else:
@@ -103,34 +103,34 @@ def alike(said: str, found: str) -> bool:
     return _begins(end, last)
 
 
-def _begins(lines: list[str], said: list[str]) -> bool:
-    """Whether the first of these lines are those that were said."""
-    return len(lines) >= len(said) and all(map(_same_line, said, lines))
+def _begins(lines: list[str], expected: list[str]) -> bool:
+    """Whether ``lines`` begin with the ``expected`` ones."""
+    return len(lines) >= len(expected) and all(map(_same_line, expected, lines))
 
 
-def _same_line(said: str, found: str) -> bool:
-    if said.endswith(_ANY):
-        said = said[: -len(_ANY)].rstrip()
-        found = found[: len(said)]
-    if _NUMBER.sub("0", said) != _NUMBER.sub("0", found):
+def _same_line(expected: str, found: str) -> bool:
+    if expected.endswith(_ANY):
+        expected = expected[: -len(_ANY)].rstrip()
+        found = found[: len(expected)]
+    if _NUMBER.sub("0", expected) != _NUMBER.sub("0", found):
         return False
-    return all(_same_number(*pair) for pair in zip(_NUMBER.findall(said), _NUMBER.findall(found), strict=True))
+    return all(_same_number(*pair) for pair in zip(_NUMBER.findall(expected), _NUMBER.findall(found), strict=True))
 
 
-def _same_number(said: str, found: str) -> bool:
-    if said == found:
+def _same_number(expected: str, found: str) -> bool:
+    if expected == found:
         return True
-    digits = len(said.partition(".")[2])
-    return digits > 0 and digits == len(found.partition(".")[2]) and abs(_units(said) - _units(found)) <= 1
+    digits = len(expected.partition(".")[2])
+    return digits > 0 and digits == len(found.partition(".")[2]) and abs(_units(expected) - _units(found)) <= 1
 
 
 def _units(number: str) -> int:
-    """In units of its last digit."""
+    """The number in units of its last digit."""
     return int(re.sub(r"[,.]", "", number))
 
 
 def _command(line: str) -> str:
-    """What a command prints; one of another program is not run."""
+    """Run a ``limelight`` command and return its output; other programs are not run."""
     from typer.testing import CliRunner
 
     from limelight.cli import app

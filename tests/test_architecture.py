@@ -27,6 +27,7 @@ FLOORS = (
     ("fused",),
     ("text",),
     ("formats",),
+    ("outputs",),
     ("nn",),
     ("models",),
     ("generation",),

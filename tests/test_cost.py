@@ -1,4 +1,4 @@
-"""What a model is said to cost is what a run of it does: products counted by PyTorch, pairs and memory by us."""
+"""The predicted cost of a model is that of a run: products as counted by PyTorch, pairs and memory as counted here."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_the_cache_is_what_the_next_token_looks_at(networks, name):
         network(torch.randint(50, (B, 1)), cache=cache)
     keys = sum(int(call.received_by[0, 0].sum()) for call in seen.values())
     config = network.config
-    found = cost(network, N + 1, batch=B).cache_numbers
+    found = cost(network, N + 1, batch=B).cache_elements
     assert found["here"] == B * keys * config.key_value_heads * 2 * config.head_width
     share = next(heads for heads in (4, 3, 2, 1) if config.query_heads % heads == 0)
     assert found["MHA"] == config.query_heads * found["MQA"] == share * found["GQA"]

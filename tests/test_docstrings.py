@@ -15,7 +15,7 @@ SOURCES = {
     for path in ROOT.rglob("*.py")
 }
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-FEWEST = 5  # words; ruff sees to it that there is a docstring at all
+MIN_WORDS = 5  # words; ruff sees to it that there is a docstring at all
 POINTERS = ("See ", "The same", "And back")  # a tooltip shows what stands there, not what it points at
 
 
@@ -42,7 +42,7 @@ def public_docstrings(node, prefix=""):
 def incomplete(source):
     """Docstrings that say too little by themselves."""
     found = public_docstrings(ast.parse(source))
-    return [(name, text) for name, text in found if len(text.split()) < FEWEST or text.startswith(POINTERS)]
+    return [(name, text) for name, text in found if len(text.split()) < MIN_WORDS or text.startswith(POINTERS)]
 
 
 def test_what_is_incomplete():

@@ -34,7 +34,7 @@ def test_it_lists_what_it_would_do():
 def test_without_a_gpu_it_says_what_it_needs():
     ran = run(interpreted=False)
     assert ran.returncode == 1
-    assert ran.stderr.startswith("PyTorch sees no GPU, and this script checks and measures one. --list says")
+    assert ran.stderr.startswith("PyTorch sees no GPU, and this script checks and measures one. --list prints")
     ran = run(interpreted=True)
     assert ran.returncode == 1
     assert "only --tiny" in ran.stderr

@@ -128,7 +128,7 @@ def test_an_error_names_the_line_of_the_page(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "found", "same"),
+    ("message", "found", "same"),
     [
         ("a 0.12\nb", "a 0.13\nb\n", True),
         ("0.12", "0.14", False),
@@ -149,5 +149,5 @@ def test_an_error_names_the_line_of_the_page(tmp_path):
         ("a\n…\na", "a", False),
     ],
 )
-def test_what_counts_as_the_same(said, found, same):
-    assert pages.alike(said, found) is same
+def test_what_counts_as_the_same(message, found, same):
+    assert pages.alike(message, found) is same

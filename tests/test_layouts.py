@@ -11,15 +11,16 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.oracles import loops
-from support.strategies import LAYOUTS, examples, layouts, patterns, sizes, subclasses
+from support.strategies import LAYOUTS, examples, layouts, of_each_kind, patterns, sizes, subclasses
 
 import limelight
-from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window
+from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window, models
 from limelight.backends import BACKENDS, native
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import Pattern
 from limelight.forms.segments import KeyRanges
 from limelight.forms.settings import Settings
+from limelight.nn import Cache
 from limelight.operator.calling import prepare
 
 KINDS = subclasses(Layout)
@@ -41,6 +42,7 @@ def of_ranges(ranges, Lk):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_coordinates_are_its_definition(kind, data):
     s = data.draw(sizes())
@@ -59,6 +61,7 @@ def test_its_coordinates_are_its_definition(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_segments_and_holes_are_its_definition(kind, data):
     s = data.draw(sizes())
@@ -81,6 +84,7 @@ def test_its_segments_and_holes_are_its_definition(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_what_its_coordinates_give_by_default(kind, data):
     """The ranges that a class without `segments` gets: the same pairs, or none where they are no ranges."""
@@ -95,6 +99,7 @@ def test_what_its_coordinates_give_by_default(kind, data):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Subset"])
+@of_each_kind
 @given(st.data())
 def test_segments_that_it_has_are_stated(kind, data):
     """Else kernels cannot count distances. Where positions are indices plus an offset, there are segments."""
@@ -107,6 +112,7 @@ def test_segments_that_it_has_are_stated(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_near_means_that_no_distance_is_long(kind, data):
     s = data.draw(sizes())
@@ -118,6 +124,7 @@ def test_near_means_that_no_distance_is_long(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
     s = data.draw(sizes())._replace(B=3)
@@ -130,6 +137,7 @@ def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_chosen_rows_stand_where_they_stood(kind, data):
     s = data.draw(sizes())
@@ -142,6 +150,63 @@ def test_chosen_rows_stand_where_they_stood(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
+@given(st.data())
+def test_its_texts_lie_where_it_states(kind, data):
+    s = data.draw(sizes())
+    s = s._replace(Lq=s.Lk)
+    layout = drawn(data, kind, s)
+    ranges = layout.text_ranges(s.Lk)
+    if ranges is None:
+        return
+    first, length = (torch.as_tensor(x).expand(s.B)[:, None] for x in ranges)
+    number = torch.arange(s.Lk) - first
+    truth = (number >= 0) & (number < length)
+    found = coordinates(layout, s)
+    for position, document, exists in (found[0::2], found[1::2]):
+        assert (exists.expand(truth.shape) == truth).all()
+        assert (position.expand(truth.shape) == number)[truth].all()
+        assert not document.expand(truth.shape)[truth].any()
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranges"),
+    [
+        (limelight.Aligned(), (0, 9)),
+        (limelight.Aligned(0), (0, 9)),
+        (limelight.Aligned(1), None),
+        (limelight.Packed((9,)), (0, 9)),
+        (limelight.Packed((4, 5)), None),
+        (Padded(4), (0, 4)),
+        (Padded(4, side="left"), (5, 4)),
+        (Padded(4, 3), None),
+        (limelight.KeyMask(torch.ones(1, 9).bool()), None),
+    ],
+    ids=str,
+)
+def test_layouts_of_one_text_a_row(layout, ranges):
+    assert layout.text_ranges(9) == ranges
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
+@given(st.data())
+def test_its_index_offset_gives_every_distance(kind, data):
+    s = data.draw(sizes())
+    layout = drawn(data, kind, s)
+    offset = layout.index_offset(s.Lq, s.Lk)
+    if offset is None:
+        assert not (isinstance(layout, limelight.Aligned) and layout.uniform_over_batch)
+        return
+    found = coordinates(layout, s)
+    distance = (found.key_position[:, None] - found.query_position[:, :, None]).expand(s.B, -1, -1)
+    truth = torch.arange(s.Lk) - torch.arange(s.Lq)[:, None] - offset
+    together = found.together()[:, 0].expand(distance.shape)
+    assert (distance == truth)[together].all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_what_may_change_is_not_fixed(kind, data):
     layout = drawn(data, kind, data.draw(sizes()))
@@ -215,6 +280,17 @@ def test_where_offsets_are_needed_the_reason_is_given():
     assert limelight.attention(q, q, q, layout=Mirrored(), scores=scores).shape == q.shape
     with pytest.raises(limelight.ArgumentError, match="rows can be chosen"):
         Mirrored().select(torch.tensor([0]))
+
+
+def test_a_class_that_states_nothing_is_refused_by_name_where_more_is_needed():
+    model = models.new("t5", vocab_size=9, d_model=8, num_layers=1, num_heads=1, d_kv=8, d_ff=8).eval()
+    ids = torch.arange(8).reshape(2, 4)
+    for given_layout in ({"source_layout": Interleaved()}, {"layout": Interleaved()}):
+        with pytest.raises(limelight.ArgumentError, match=r"that of the (source|tokens) is Interleaved\(\)"):
+            model(ids, source=ids, **given_layout)
+    with torch.no_grad(), pytest.raises(limelight.ArgumentError, match=r"must be Padded.* it is Mirrored\(\)"):
+        model(ids, source=ids, layout=Mirrored(), cache=Cache())
+    assert Mirrored().index_offset(4, 4) is None
 
 
 # --- Subsets of queries ----------------------------------------------------------------------------------------------

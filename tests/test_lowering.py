@@ -12,7 +12,7 @@ from support.oracles import loops
 from support.strategies import layouts, patterns, sizes
 
 from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Predicate, Prefix, Window
-from limelight.forms.lowering import MOST_SPANS, lower
+from limelight.forms.lowering import MAX_SPANS, lower
 
 
 @given(st.data())
@@ -27,7 +27,7 @@ def test_lowering_equals_definition(data):
     assert lowered.pairs() == truth.sum()
     assert (np.broadcast_to(lowered.seen_by(), (s.B, s.Hq, s.Lk)) == truth.sum(2)).all()
     starts, ends = lowered.intervals()
-    assert len(starts) <= max(1, MOST_SPANS)
+    assert len(starts) <= max(1, MAX_SPANS)
     full = (starts < ends)[1:]
     assert (~full | (starts[1:] > ends[:-1])).all(), "intervals are sorted and do not touch"
 

@@ -1,6 +1,6 @@
-"""Observations: what is asked for, what is returned, and what a watcher gathers.
+"""Observations: what is requested, what is returned, and what `watching` collects.
 
-Their numbers are compared with the definition in tests/test_reference.py, and in the tests of each backend.
+Their values are compared with the definition in tests/test_reference.py, and in the tests of each backend.
 """
 
 import math
@@ -21,7 +21,7 @@ def test_ties_take_the_lowest_key():
     assert seen.top_keys.flatten().tolist() == [0, 1, 2]
 
 
-def test_heads_are_chosen_in_order():
+def test_observed_heads_keep_their_order():
     q = torch.randn(1, 4, 3, 2)
     _, all_heads = limelight.attention(q, q, q, observe=Observe(entropy=True, received=True))
     _, some = limelight.attention(q, q, q, observe=Observe(entropy=True, received=True, heads=(3, 1)))
@@ -30,18 +30,18 @@ def test_heads_are_chosen_in_order():
 
 
 @pytest.mark.parametrize("score", [-torch.finfo(torch.float32).max, -1e30, -1e10, 1e10, 1e30])
-def test_the_entropy_of_even_weights_is_the_logarithm_of_their_number_however_large_the_scores(score):
+def test_the_entropy_of_even_weights_is_the_logarithm_of_their_count_at_any_scores(score):
     query, key = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 600, 4)
     bias = torch.full((1, 600), score, requires_grad=True)
     _, seen = limelight.attention(
         query, key, key, scores=(limelight.forms.scores.Bias(bias),), observe=Observe(entropy=True), backend="reference"
     )
     torch.testing.assert_close(seen.entropy, torch.full((1, 1, 2), math.log(600)))
-    (gradient,) = torch.autograd.grad(seen.entropy.sum(), bias)  # the entropy is at its largest
+    (gradient,) = torch.autograd.grad(seen.entropy.sum(), bias)  # the entropy is at its maximum
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
 
 
-def test_what_was_seen_is_a_mapping_of_the_last_calls():
+def test_seen_is_a_mapping_of_the_last_calls():
     with limelight.watching(Observe(entropy=True)) as seen:
         for length in (2, 3):
             for name in ("b", "a", None):
@@ -81,7 +81,7 @@ def test_a_subclass_of_seen_takes_each_call_as_it_ends():
         pass
 
 
-def test_a_field_that_was_not_asked_for_is_none():
+def test_a_field_that_was_not_requested_is_none():
     _, seen = limelight.attention(q, k, k, observe=Observe(entropy=True, top=2))
     assert sorted(seen.seen()) == ["entropy", "top_keys", "top_weights"]
     assert seen.received is None
@@ -90,7 +90,7 @@ def test_a_field_that_was_not_asked_for_is_none():
     assert repr(seen) == "Observations(entropy: (2, 4, 5), top_weights: (2, 4, 5, 2), top_keys: (2, 4, 5, 2))"
 
 
-def test_watching_names_layers_and_gives_way():
+def test_watching_names_layers_and_leaves_explicit_observations_alone():
     with limelight.watching(Observe(entropy=True)) as seen:
         limelight.attention(q, k, k, name="first")
         _, own = limelight.attention(q, k, k, observe=Observe(top=2))

@@ -1,4 +1,4 @@
-"""No tensor that PyTorch makes crashes the process or is misread, in the place of any tensor that the library takes."""
+"""Unusual tensors (lazy, conjugated, shrunk, freed, ...) as every argument: no crash; the right result or an error."""
 
 import math
 import os
@@ -14,9 +14,9 @@ import limelight
 from limelight import ArgumentError, Bias, Causal, Observe, fused
 from limelight.tensors.shapes import check_tensor
 
-#: A storage that was shrunk to a part is not noticed where a short call would lose a tenth of its time by looking.
-QUICK = {"query", "key", "value", "all three", "query with a gradient", "gradient", "gradient of a plain call"}
-RIGHT = ("plain", "parameter", "negated", "lazily cloned")
+#: Arguments of which a shrunk storage is not detected: the check would take a tenth of the time of a short call.
+UNCHECKED = {"query", "key", "value", "all three", "query with a gradient", "gradient", "gradient of a plain call"}
+ALWAYS_RIGHT = ("plain", "parameter", "negated", "lazily cloned")
 
 
 def _reports(arguments):
@@ -41,15 +41,15 @@ def test_no_tensor_crashes_or_is_misread(part):
     assert list(reports) == names
     for name, report in reports.items():
         assert set(report) == set(odd_tensors.KINDS)
-        fast = name in QUICK or name in odd_tensors.STEPS
+        fast = name in UNCHECKED or name in odd_tensors.STEPS
         wrong = [kind for kind, line in report.items() if line == "WRONG" and not (fast and kind == "shrunk")]
         assert not wrong, f"{name}: {wrong}"
-        for kind in RIGHT:
+        for kind in ALWAYS_RIGHT:
             assert report[kind] in ("right", "cannot be made"), f"{name}, {kind}: {report[kind]}"
         assert report["freed"].startswith("ArgumentError"), f"{name}: {report['freed']}"
 
 
-def test_a_large_storage_that_was_shrunk_is_noticed():
+def test_a_shrunk_storage_of_a_large_tensor_is_an_error():
     query, key = torch.randn(2, 1, 8, 2048, 64).unbind()
     key = key.clone()
     key.untyped_storage().resize_(4096)
@@ -77,13 +77,13 @@ def test_views_within_their_storage_pass():
 
 
 @pytest.mark.parametrize("sizes", [(1, 0, 1, 5, 4), (0, 2, 1, 5, 4), (1, 2, 1, 0, 4), (1, 2, 1, 5, 0), (1, 0, 1, 0, 0)])
-def test_nothing_to_compute(sizes):
+def test_empty_calls(sizes):
     B, Hq, Hkv, Lq, Lk = sizes
     query, key, value = torch.ones(B, Hq, Lq, 3), torch.ones(B, Hkv, Lk, 3), torch.ones(B, Hkv, Lk, 2)
     leaves = [t.requires_grad_() for t in (query, key, value, torch.zeros(Hq, Lq, Lk), torch.zeros(Hq))]
-    see = Observe(logsumexp=True, entropy=True, received=True, top=2, blocks=(2, 2))
+    observe = Observe(logsumexp=True, entropy=True, received=True, top=2, blocks=(2, 2))
     output, seen = limelight.attention(
-        *leaves[:3], scores=(Bias(leaves[3]),), sink=leaves[4], observe=see, pattern=Causal()
+        *leaves[:3], scores=(Bias(leaves[3]),), sink=leaves[4], observe=observe, pattern=Causal()
     )
     assert output.shape == (B, Hq, Lq, 2)
     assert not output.any()
@@ -98,7 +98,7 @@ def test_nothing_to_compute(sizes):
                 assert not grad.any()
 
 
-WRONG = {
+WRONG_SHAPES = {
     "norm": lambda: fused.rms_norm(torch.randn(64, 5), torch.ones(64), 1e-6),
     "norm of few": lambda: fused.rms_norm(torch.randn(3, 5), torch.ones(64), 1e-6),
     "norm with a gradient": lambda: fused.rms_norm(torch.randn(64, 5, requires_grad=True), torch.ones(64), 1e-6),
@@ -132,7 +132,7 @@ WRONG = {
 
 @pytest.mark.parametrize("sizes", [(0, 6), (0, 0), (4, 0)])
 @pytest.mark.parametrize("leading", [(3,), (2, 20), (0,)])
-def test_products_of_nothing(leading, sizes):
+def test_empty_products(leading, sizes):
     outputs, inputs = sizes
     states, weight = torch.randn(*leading, inputs), torch.randn(sizes)
     bias = torch.randn(outputs)
@@ -149,8 +149,8 @@ def _rotate(heads, table):
     return fused.rotate_halves(torch.ones(heads), torch.ones(table), torch.ones(table))
 
 
-@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
-def test_steps_compare_shapes(call):
+@pytest.mark.parametrize("call", WRONG_SHAPES.values(), ids=WRONG_SHAPES)
+def test_fused_steps_check_shapes(call):
     with pytest.raises(ArgumentError):
         call()
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import loops
-from support.strategies import PATTERNS, layouts, patterns, sizes, subclasses
+from support.strategies import PATTERNS, layouts, of_each_kind, patterns, sizes, subclasses
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import limelight
@@ -71,6 +71,7 @@ def functions(description):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_it_allows_what_its_definition_says(kind, data):
     s = data.draw(sizes())
@@ -87,6 +88,7 @@ def test_it_allows_what_its_definition_says(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_a_part_of_a_call_sees_what_it_sees_in_the_whole(kind, data):
     s = data.draw(sizes())
@@ -99,6 +101,7 @@ def test_a_part_of_a_call_sees_what_it_sees_in_the_whole(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_spans_are_its_definition(kind, data):
     s = data.draw(sizes())
@@ -123,6 +126,7 @@ def test_its_spans_are_its_definition(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_its_conjuncts_are_it(kind, data):
     s = data.draw(sizes())
@@ -134,6 +138,7 @@ def test_its_conjuncts_are_it(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_no_key_lies_beyond_its_reach(kind, data):
     s = data.draw(sizes())
@@ -145,6 +150,7 @@ def test_no_key_lies_beyond_its_reach(kind, data):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*OPAQUE, *JOINED)])
+@of_each_kind
 @given(st.data())
 def test_a_reach_that_it_has_is_stated(kind, data):
     """Else a cache keeps every key. Where twice as many keys are not seen farther, there is a bound."""
@@ -163,6 +169,7 @@ def test_a_reach_that_it_has_is_stated(kind, data):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*OPAQUE, *JOINED)])
+@of_each_kind
 @given(st.data())
 def test_spans_that_it_has_are_stated(kind, data):
     """Else kernels read a map of tiles. Where the keys of every query are one interval, there is a span."""
@@ -175,6 +182,7 @@ def test_spans_that_it_has_are_stated(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
     s = Shapes(3, 2, 2, 12, 12, 1, 1)
@@ -187,6 +195,7 @@ def test_uniform_over_batch_means_that_rows_are_alike(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_what_may_change_is_not_fixed(kind, data):
     pattern = drawn(data, kind, data.draw(sizes()))
@@ -201,6 +210,7 @@ def test_a_promise_is_believed():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_it_is_the_same_as_data(kind, data):
     s = data.draw(sizes())
@@ -212,6 +222,7 @@ def test_it_is_the_same_as_data(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_it_is_a_value(kind, data):
     pattern = drawn(data, kind, data.draw(sizes()))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.oracles import loops
-from support.strategies import COMPARISONS, RULES, examples, layouts, sizes, subclasses
+from support.strategies import COMPARISONS, RULES, examples, layouts, of_each_kind, sizes, subclasses
 
 import limelight
 from limelight import (
@@ -60,6 +60,7 @@ def of_part(rule, part):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_it_makes_of_a_score_what_its_definition_says(kind, data):
     s = data.draw(sizes())
@@ -75,6 +76,7 @@ def test_it_makes_of_a_score_what_its_definition_says(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_a_part_of_a_call_is_a_part_of_the_scores(kind, data):
     """By the letters of its tensors: derivatives are taken a part at a time."""
@@ -87,6 +89,7 @@ def test_a_part_of_a_call_is_a_part_of_the_scores(kind, data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
 @given(st.data())
 def test_some_heads_have_their_part_of_the_rule(kind, data):
     s = data.draw(sizes())
@@ -104,6 +107,7 @@ def test_it_says_whether_it_needs_positions(kind):
     """One that does not is served for queries whose positions are not known; one that does, refused."""
     moved = False
 
+    @of_each_kind
     @given(st.data())
     def draw(data):
         nonlocal moved
@@ -123,6 +127,7 @@ def test_it_says_whether_it_needs_positions(kind):
 
 
 @pytest.mark.parametrize("kind", subclasses(Comparison))
+@of_each_kind
 @given(st.data())
 def test_a_comparison_agrees_with_its_definition(kind, data):
     """Output and logsumexp, beside rules, sinks and patterns."""

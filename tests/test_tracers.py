@@ -32,6 +32,7 @@ from limelight import (
     Window,
     compat,
     fused,
+    models,
 )
 from limelight.integrations.torch import sdpa
 from limelight.nn import MultiHead, RMSNorm, Rotary, SplitHalves
@@ -314,11 +315,19 @@ def test_a_traced_graph_is_loaded_by_a_new_process(tmp_path):
     sizes = ({2: torch.export.Dim("L", min=2, max=64)},)
     torch.export.save(torch.export.export(layer, (inputs(),), dynamic_shapes=sizes), tmp_path / "layer.pt2")
     torch.save((x, layer.definition(x)), tmp_path / "truth.pt")
+    model = models.new("t5", vocab_size=9, d_model=16, num_layers=1, num_heads=2, d_kv=8, d_ff=32).eval()
+    ids = torch.arange(7)[None]
+    torch.export.save(torch.export.export(model, (ids,), {"source": ids}), tmp_path / "model.pt2")
+    torch.save((ids, model(ids, source=ids).logits), tmp_path / "logits.pt")
     program = f"""
-import torch, limelight
+import sys, torch, limelight
 x, truth = torch.load({str(tmp_path / "truth.pt")!r})
 torch.testing.assert_close(torch.jit.load({str(tmp_path / "layer.jit")!r})(x), truth)
 torch.testing.assert_close(torch.export.load({str(tmp_path / "layer.pt2")!r}).module()(x), truth)
+ids, truth = torch.load({str(tmp_path / "logits.pt")!r})
+found = torch.export.load({str(tmp_path / "model.pt2")!r}).module()(ids, source=ids)
+assert found.encoded.states.shape == (1, 7, 16) and "limelight.models" not in sys.modules
+torch.testing.assert_close(found.logits, truth)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 

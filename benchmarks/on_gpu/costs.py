@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 import limelight
-from limelight import (
-    Causal,
-    Observe,
-)
+from limelight import Causal, Observe
 from limelight.backends import BACKENDS
 from limelight.backends.gpu import machine
 from limelight.forms.settings import Settings
@@ -33,8 +30,8 @@ def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, A
         for batch in (1,) if tiny else (1, 16):
             q = torch.randn(batch, 32, 1, 128, device=device, dtype=dtype)
             k, v = torch.randn(2, batch, 8, length, 128, device=device, dtype=dtype).unbind()
-            way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
-            ms = milliseconds(way, None, seconds)
+            attend = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend="flash2")
+            ms = milliseconds(attend, None, seconds)
             speed = (k.nbytes + v.nbytes) / ms * 1e-6
             rows.append({"length": length, "batch": batch, "ms": ms, "GB/s": speed, "of bandwidth": speed / bandwidth})
             print(f"decode {batch} x {length}: {speed:.0f} GB/s, {speed / bandwidth:.1%} of a copy", flush=True)
@@ -44,33 +41,33 @@ def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, A
 def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
     """Measure the time of a call with observations over one without, together and one by one."""
     rows = []
-    asked: dict[str, dict[str, Any]] = {
+    requested: dict[str, dict[str, Any]] = {
         "entropy": {"entropy": True}, "max_weight": {"max_weight": True}, "top": {"top": 8},
         "received": {"received": True}, "blocks": {"blocks": (64, 64)},
     }  # fmt: skip
-    asked["all"] = {name: value for settings in asked.values() for name, value in settings.items()}
+    requested["all"] = {name: value for settings in requested.values() for name, value in settings.items()}
     dtype = torch.float16 if machine.interpreted() else torch.bfloat16
     for length in (32,) if tiny else (2048, 8192):
         q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
-        call = prepare(q, k, v, Settings(pattern=Causal(), observe=Observe(**asked["all"])))
+        call = prepare(q, k, v, Settings(pattern=Causal(), observe=Observe(**requested["all"])))
         serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
         if not serving:
             rows.append({"length": length, "served by": "none of the GPU backends"})
             continue
-        way = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
-        plain = milliseconds(way, None, seconds)
+        attend = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
+        plain = milliseconds(attend, None, seconds)
         row: dict[str, Any] = {"length": length, "served by": serving[0], "plain ms": plain}
-        for name, settings in asked.items():
+        for name, settings in requested.items():
             observe = Observe(**settings)
-            row[name] = milliseconds(functools.partial(way, observe=observe), None, seconds) / plain
+            row[name] = milliseconds(functools.partial(attend, observe=observe), None, seconds) / plain
         rows.append(row)
-        words = ", ".join(f"{name} {row[name]:.2f}" for name in asked)
-        print(f"observations at {length}, times the plain forward pass: {words}", flush=True)
+        summary = ", ".join(f"{name} {row[name]:.2f}" for name in requested)
+        print(f"observations at {length}, times the plain forward pass: {summary}", flush=True)
     return rows
 
 
 def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
-    """Check that a call and its gradients are captured by a CUDA graph and replay on new numbers."""
+    """Check that a call and its gradients are captured by a CUDA graph that is right for new values too."""
     found: dict[str, bool] = {}
     for backend in GPU_BACKENDS if device.type == "cuda" else ():
         q, k, v, grad = torch.randn(4, 1, 4, 256, 64, device=device, dtype=torch.float16).unbind()
@@ -82,21 +79,21 @@ def graph(device: torch.device, failures: list[str]) -> dict[str, bool]:
         def backward() -> Tensor:
             return torch.cat(torch.autograd.grad(forward(), leaves, grad))  # noqa: B023
 
-        for name, way in (("forward", forward), ("backward", backward)):
+        for name, attend in (("forward", forward), ("backward", backward)):
             stream = torch.cuda.Stream()
             with torch.cuda.stream(stream):  # compiles and uploads its tables
-                way()
+                attend()
             torch.cuda.synchronize()
             captured = torch.cuda.CUDAGraph()
             with torch.cuda.graph(captured):
-                output = way()
+                output = attend()
             with torch.no_grad():
                 leaves[0].normal_()
             captured.replay()
             torch.cuda.synchronize()
-            same = torch.equal(output, way())
+            same = torch.equal(output, attend())
             found[f"{backend} {name}"] = same
-            print(f"CUDA graph, {backend} {name}: {'replays' if same else 'replays wrong numbers'}")
+            print(f"CUDA graph, {backend} {name}: {'right' if same else 'wrong results'}")
             if not same:
-                failures.append(f"{backend} {name}: a CUDA graph replays wrong numbers")
+                failures.append(f"{backend} {name}: a CUDA graph gives wrong results")
     return found

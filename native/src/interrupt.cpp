@@ -22,7 +22,7 @@ struct PythonFunctions {
 };
 PythonFunctions python;
 bool has_python = false;
-void* exception[3];  // of the main thread
+void* exception[3];  // type, value and traceback, raised by a handler in the main thread
 
 bool is_main_thread() {
 #if defined(__linux__)
@@ -48,11 +48,11 @@ double now() {
 
 // Runs Python's signal handlers when they are due; returns whether one has raised an exception.
 bool poll_signals() {
-    constexpr double FIRST = 0.2, AGAIN = 0.1;  // seconds
+    constexpr double FIRST_POLL = 0.2, POLL_INTERVAL = 0.1;  // seconds
     double time = now();
-    if (signal_poll.due == 0) signal_poll.due = time + FIRST;
+    if (signal_poll.due == 0) signal_poll.due = time + FIRST_POLL;
     if (time < signal_poll.due) return false;
-    signal_poll.due = time + AGAIN;
+    signal_poll.due = time + POLL_INTERVAL;
     if (!__atomic_load_n(&has_python, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
     signal_poll.in_handler = true;
     int state = python.acquire();
@@ -66,8 +66,9 @@ bool poll_signals() {
 }  // namespace
 
 bool interrupted() {
-    constexpr int EVERY = 4;
-    return signal_poll.in_call && !signal_poll.in_handler && ++signal_poll.skipped % EVERY == 0 && poll_signals();
+    constexpr int CALLS_PER_POLL = 16;  // a call comes every few microseconds, and the clock takes a quarter of one
+    return signal_poll.in_call && !signal_poll.in_handler && ++signal_poll.skipped % CALLS_PER_POLL == 0 &&
+           poll_signals();
 }
 
 }  // namespace limelight

@@ -5,10 +5,10 @@
 
 namespace limelight {
 
-// How this thread polls for signals.
+// The state of polling for signals in one thread.
 struct SignalPoll {
     bool in_call = false, in_handler = false;  // whether a call is running; whether it is running Python's handlers
-    int skipped = 0;                           // counts `interrupted`: only some of them read the clock
+    int skipped = 0;                           // calls of `interrupted`, of which only some read the clock
     double due = 0;                            // when handlers run next; 0: not set in this call
 };
 extern constinit thread_local SignalPoll signal_poll;

@@ -36,8 +36,8 @@ bool request_amx() {
 }
 #endif
 
-// Best first. `wide` has AVX-512's tile shapes, on AVX2: a test of that logic on machines without AVX-512; it is never
-// chosen automatically.
+// Best first. `wide` has AVX-512's tile shapes in AVX2 code, to test that logic on machines without AVX-512; it is
+// never chosen automatically.
 struct Isas {
     Isa list[8];
     int count = 0;
@@ -48,7 +48,7 @@ struct Isas {
         bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
         // Intel's cores multiply pairs of bfloat16 at half the rate of float32: slower than avx512 there.
-        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow = __builtin_cpu_is("intel");
+        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow_pairs = __builtin_cpu_is("intel");
         Isa bf16{"avx512bf16", pairs, LL_LIST(avx512)};
         bf16.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
 #if defined(LL_HAS_AMX)
@@ -56,9 +56,9 @@ struct Isas {
         amx.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
         list[count++] = amx;
 #endif
-        if (!slow) list[count++] = bf16;
+        if (!slow_pairs) list[count++] = bf16;
         list[count++] = {"avx512", avx512, LL_LIST(avx512)};
-        if (slow) list[count++] = bf16;
+        if (slow_pairs) list[count++] = bf16;
         list[count++] = {"avx2", avx2, LL_LIST(avx2)};
         list[count++] = {"generic", true, LL_LIST(generic)};
         list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};

@@ -11,7 +11,7 @@ struct Isa {
     const Kernels* kernels[LL_ELEMENTS];
 };
 
-// The instruction set of that name, the best one if `name` is null or empty; null, after an error message, if this
+// The instruction set with this name, or the best one if `name` is null or empty. Null, after an error message, if this
 // machine cannot run it.
 const Isa* find_isa(const char* name);
 

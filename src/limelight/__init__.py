@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import _interrupted as _interrupted  # first: it is for the seconds in which the others are imported
+from . import outputs as outputs  # what `torch.export.load` makes of the results of an exported model
 from ._version import __version__ as __version__
 from .backends.contract import BackendError
 from .forms.coordinates import Where
@@ -41,16 +42,25 @@ from .forms.scores import (
     T5Buckets,
 )
 from .operator.attention import attention
-from .operator.explanation import Explanation, explain
 from .operator.merging import merge
 from .tensors.shapes import ArgumentError
 
 if TYPE_CHECKING:
     from .checkpoints.load import load
+    from .microscope.heads import heads
+    from .microscope.look import look
+    from .operator.explanation import Explanation, explain
     from .pretrained import Pretrained
 
 
-LATE = {"load": ".checkpoints.load", "Pretrained": ".pretrained"}
+LATE = {
+    "Explanation": ".operator.explanation",
+    "Pretrained": ".pretrained",
+    "explain": ".operator.explanation",
+    "heads": ".microscope.heads",
+    "load": ".checkpoints.load",
+    "look": ".microscope.look",
+}
 PACKAGES = ("compat", "generation", "models", "nn")
 
 __all__ = [
@@ -90,14 +100,17 @@ __all__ = [
     "Window",
     "attention",
     "explain",
+    "heads",
     "load",
+    "look",
     "merge",
     "watching",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The packages, and `load` and `Pretrained` with the libraries of file formats, are imported when first used."""
+    """The packages, `explain` with the backends of GPUs, and `load` with the libraries of file formats are imported
+    when first used."""
     if name in PACKAGES:
         return import_module(f".{name}", __name__)
     if name in LATE:

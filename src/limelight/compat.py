@@ -230,7 +230,7 @@ def flash_attn_func(
         v: ``(B, Lk, Hkv, Dv)``.
         dropout_p: probability with which a weight is dropped.
         softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
-        causal: the last query stands at the last key, and sees no later one.
+        causal: the last query has the position of the last key, and sees no later one.
         window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
         alibi_slopes: ``(Hq,)`` or ``(B, Hq)``.
@@ -277,7 +277,7 @@ def flash_attn_varlen_func(
         max_seqlen_k: ignored, too.
         dropout_p: probability with which a weight is dropped.
         softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
-        causal: the last query of a document stands at its last key, and sees no later one.
+        causal: the last query of a document has the position of its last key, and sees no later one.
         window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
         alibi_slopes: ``(Hq,)``, or ``(N, Hq)`` for slopes of each document, which are then computed as rows of a batch,

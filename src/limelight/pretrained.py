@@ -20,7 +20,8 @@ from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
 from .models.pooling import embed
 from .models.saving import save
-from .models.stack import Output, Stack
+from .models.stack import Stack
+from .outputs import Output
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
 
@@ -206,10 +207,10 @@ class Pretrained:
                 lengths, a ``(B, L)`` tensor), or what else an encoder reads (a sound).
             sampler: how a token is chosen: `limelight.generation.Greedy` (the default), ``Sample`` or ``Beam``.
             tokens: maximum number of new tokens; ``None`` for as many as the model has positions.
-            stop: strings and token ids that end a text beside the model's own; the text stands before them. A string
-                may be or hold a special token (``"<|im_end|>"``).
-            seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever stands beside it in
-                the batch. By default it is drawn from torch's generator.
+            stop: strings and token ids that end a text, in addition to the model's own; the text ends before them. A
+                string may be or contain a special token (``"<|im_end|>"``).
+            seed: of a ``Sample``. The same seed gives the same text for the same prompt, whatever else is in the
+                batch. By default it is drawn from torch's generator.
             copies: continuations of each prompt: differently drawn, or the best of a ``Beam``.
             target: for a model with an encoder, what its decoder begins with: a text, behind the first tokens that the
                 checkpoint names, or token ids with these included; one, or one for each prompt. By default these tokens
@@ -291,9 +292,10 @@ class Pretrained:
         ids = torch.cat((torch.full_like(ids[:, :1], self.decoder_start_token_id), ids), dim=1)
         if layout is None:
             return ids, None
-        if not isinstance(layout, Padded) or layout.side == "left":
+        ranges = layout.text_ranges(ids.shape[1] - 1)
+        if ranges is None or bool(torch.as_tensor(ranges[0]).any()):
             raise wrong("target", "must be padded at the right", f"it is {layout}", "Read it with side='right'.")
-        return ids, Padded(layout.query_lengths + 1)
+        return ids, Padded(ranges[1] + 1)
 
     @property
     def decoder_start_token_id(self) -> int:

@@ -15,8 +15,8 @@ MANY = (4, 2**17)  # float32: 2 MiB
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(memory, "_kept", type(memory._kept)())
-    monkeypatch.setattr(memory, "MOST", 2**24)
+    monkeypatch.setattr(memory, "_pool", type(memory._pool)())
+    monkeypatch.setattr(memory, "MAX_POOL_BYTES", 2**24)
 
 
 def test_memory_serves_again_when_its_last_tensor_is_gone():
@@ -40,11 +40,11 @@ def test_no_more_is_kept_than_said():
     alive = [memory.empty(MANY, torch.float32) for _ in range(20)]
     del alive
     gc.collect()
-    assert 2**23 < sum(piece.nbytes() for piece in memory._kept) <= 2**24
+    assert 2**23 < sum(piece.nbytes() for piece in memory._pool) <= 2**24
     small, large = memory.empty((4,), torch.float32), memory.empty((2**23,), torch.float32)  # of which none is kept
     del small, large
     gc.collect()
-    assert all(2**20 < piece.nbytes() < 2**22 for piece in memory._kept)
+    assert all(2**20 < piece.nbytes() < 2**22 for piece in memory._pool)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.large_scores import LEAST, by_definition, close, tensors
+from support.large_scores import FLOAT32_MIN, by_definition, close, tensors
 
 import limelight
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, Observe, RelativeBias
@@ -30,9 +30,11 @@ def rows(number):
 
 
 CASES = {
-    **{f"{n:.3g} before the first keys": lambda n=n: {"scores": (Bias(keys(70, n)),)} for n in (-1e10, LEAST)},
+    **{f"{n:.3g} before the first keys": lambda n=n: {"scores": (Bias(keys(70, n)),)} for n in (-1e10, FLOAT32_MIN)},
     "-1e+30 before one key": lambda: {"scores": (Bias(keys(1, -1e30)),), "pattern": Causal()},
-    **{f"{n:.3g} before all keys of a row": lambda n=n: {"scores": (Bias(rows(n)),)} for n in (-1e9, LEAST, 3e38)},
+    **{
+        f"{n:.3g} before all keys of a row": lambda n=n: {"scores": (Bias(rows(n)),)} for n in (-1e9, FLOAT32_MIN, 3e38)
+    },
     **{f"a key raised by {n:.3g}": lambda n=n: {"scores": (Bias(keys(1, n)),)} for n in (1e10, 3e38)},
     "a sink among scores as large": lambda: {
         "scores": (Bias(rows(-1e10)),), "sink": torch.tensor([-1e10, 1e10]), "pattern": Causal(),

@@ -28,10 +28,10 @@ FORMS = {
 }
 
 
-def check(settings, dtype=torch.float32, B=2, Hq=4, Hkv=2, Lq=21, Lk=37, D=8, **asked):
+def check(settings, dtype=torch.float32, B=2, Hq=4, Hkv=2, Lq=21, Lk=37, D=8, **observed):
     make = lambda h, n: torch.randn(B, h, n, D, generator=torch.Generator().manual_seed(n)).to(dtype)  # noqa: E731
     q, k, v = make(Hq, Lq), make(Hkv, Lk), make(Hkv, Lk)
-    settings = settings | {"observe": Observe(**asked)}
+    settings = settings | {"observe": Observe(**observed)}
     ours, plain, truth = (
         limelight.attention(q.to(t), k.to(t), v.to(t), backend=b, **settings)[1].seen()
         for b, t in (("flash2", dtype), ("reference", dtype), ("reference", torch.float64))
@@ -71,7 +71,7 @@ def test_equals_the_definition(form):
     ids=str,
 )
 def test_other_widths_lengths_and_half_precision(dtype, D, Lq, Lk):
-    """One call of each: what a row has of its own, of a key, of blocks, of chosen rows and pairs, of features."""
+    """All observations at once: of rows, keys, blocks, chosen rows and pairs, and features."""
     few = {"features": torch.randn(Lk, 2, generator=torch.Generator().manual_seed(1)), "blocks": (2, 7)}
     chosen = {"rows": (Lq - 1,), "pairs": ((Lq - 1, 0), (0, Lk - 1))}
     settings = {"pattern": Causal() & (Window(9, 0) | Keys(first=2)), "scores": (SoftCap(3.0),)}
@@ -97,7 +97,7 @@ def test_entropy_has_its_gradient():
     assert torch.allclose(gradient("flash2"), gradient("reference"), atol=1e-6)
 
 
-def test_too_many_of_the_largest_are_refused():
+def test_too_many_top_weights_are_refused():
     q = torch.zeros(1, 1, 4, 8)
     assert "the 65 largest weights" in "".join(
         flash2.reasons_against(prepare(q, q, q, Settings(observe=Observe(top=65))))

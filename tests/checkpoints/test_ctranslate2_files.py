@@ -1,4 +1,4 @@
-"""CTranslate2's format: a Whisper in it is the same Whisper; anything damaged is an error and nothing worse."""
+"""CTranslate2's format: a Whisper loaded from it gives the original's results; damaged files are errors."""
 
 import json
 import struct
@@ -49,8 +49,8 @@ def converted(theirs):
         **{f"encoder/conv{n}/{p}": stored[f"encoder.conv{n}.{p}"] for n in (1, 2) for p in ("weight", "bias")},
     }
     for side in ("encoder", "decoder"):
-        number = {"num_heads": getattr(c, f"{side}_attention_heads")}
-        found |= {f"{side}/{name}": torch.tensor(value, dtype=torch.int16) for name, value in number.items()}
+        heads = getattr(c, f"{side}_attention_heads")
+        found[f"{side}/num_heads"] = torch.tensor(heads, dtype=torch.int16)
         choices = {"pre_norm": 1, "activation": 3}
         found |= {f"{side}/{name}": torch.tensor(value, dtype=torch.int8) for name, value in choices.items()}
         found[f"{side}/position_encodings/encodings"] = stored[f"{side}.embed_positions.weight"]
@@ -76,9 +76,9 @@ def converted(theirs):
                 }
             for name, parts in linears.items():
                 weights = [stored[f"{layer}.{part}.weight"] for part in parts]
-                nothing = torch.zeros(c.d_model).half()
+                zeros = torch.zeros(c.d_model).half()
                 found[f"{block}/{name}/weight"] = torch.cat(weights)
-                found[f"{block}/{name}/bias"] = torch.cat([stored.get(f"{layer}.{p}.bias", nothing) for p in parts])
+                found[f"{block}/{name}/bias"] = torch.cat([stored.get(f"{layer}.{p}.bias", zeros) for p in parts])
         for theirs_name, name in norms.items():
             found |= {f"{theirs_name}/gamma": stored[f"{name}.weight"], f"{theirs_name}/beta": stored[f"{name}.bias"]}
     return found
@@ -104,7 +104,7 @@ def folder(tmp_path, theirs):
     return tmp_path
 
 
-def test_a_whisper_is_the_same_whisper(folder, theirs, tmp_path):
+def test_a_converted_whisper_gives_the_same_logits(folder, theirs, tmp_path):
     ours = load(folder)
     assert ours.special_token_ids == {
         "decoder_start_token_id": 2, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1,
@@ -131,7 +131,7 @@ def test_variables_and_numbers(folder, theirs):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"decoder/activation": torch.tensor(0, dtype=torch.int8)}, "decoder/activation = 0, and Whisper has 3"),
         ({"encoder/alibi": torch.tensor(1, dtype=torch.int8)}, "encoder/alibi = 1"),
@@ -144,15 +144,15 @@ def test_variables_and_numbers(folder, theirs):
         ({"decoder/embeddings/weight": torch.ones(20).half()}, "lacks decoder/embeddings/weight, or not all"),
     ],
 )
-def test_another_model(folder, theirs, change, said):
+def test_weights_that_do_not_fit(folder, theirs, change, message):
     variables = {name: values for name, values in (converted(theirs) | change).items() if values is not None}
     (folder / "model.bin").write_bytes(file_of(variables))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(folder)
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "it is empty"),
         (b"\0\0", "promises 4 more bytes"),
@@ -166,23 +166,23 @@ def test_another_model(folder, theirs, change, said):
         (struct.pack("<I", 6) + struct.pack("<H", 2) + b"\xff\xfe" + bytes(12), "not UTF-8"),
     ],
 )
-def test_hostile_files(folder, data, said):
+def test_hostile_files(folder, data, message):
     (folder / "model.bin").write_bytes(data)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(folder)
 
 
 @settings(max_examples=100)
 @given(data=st.data())
-def test_a_byte_gone_wrong_is_an_error_or_other_numbers(tmp_path_factory, data):
+def test_a_damaged_byte_is_an_error_or_changes_values(tmp_path_factory, data):
     whole = bytearray(
         file_of({"a": torch.zeros(3), "b/c": torch.zeros(2, 2).half(), "d": torch.tensor(1).to(torch.int8)})
     )
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.sampled_from([0, 1, 9, 127, 128, 255]))
-    cut = data.draw(st.integers(1, len(whole)))
+    size = data.draw(st.integers(1, len(whole)))
     path = tmp_path_factory.mktemp("broken") / "model.bin"
-    path.write_bytes(whole[:cut])
+    path.write_bytes(whole[:size])
     try:
         file = CTranslate2File(path)
     except CheckpointError as error:

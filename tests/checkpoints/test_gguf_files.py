@@ -219,11 +219,11 @@ def test_the_tokenizer_of_a_file(tmp_path):
     assert tokenizer.write(read.ids) == "the theadded"
 
 
-@pytest.mark.parametrize(("field", "said"), [({"model": "llama"}, "kind 'llama'"), ({"pre": "viking"}, "'viking'")])
-def test_a_tokenizer_of_another_kind_is_no_obstacle_to_the_model(tmp_path, field, said):
+@pytest.mark.parametrize(("field", "message"), [({"model": "llama"}, "kind 'llama'"), ({"pre": "viking"}, "'viking'")])
+def test_a_tokenizer_of_another_kind_is_no_obstacle_to_the_model(tmp_path, field, message):
     model = load(write(tmp_path / "model.gguf", **field))
     assert model(torch.arange(4)[None]).states.shape == (1, 4, 32)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         model("text")
 
 
@@ -246,7 +246,7 @@ def test_a_file_cut_short_is_an_error(small, tmp_path_factory, data):
 
 @settings(max_examples=300)
 @given(data=st.data())
-def test_a_byte_gone_wrong_is_an_error_or_other_numbers(small, tmp_path_factory, data):
+def test_a_damaged_byte_is_an_error_or_changes_values(small, tmp_path_factory, data):
     """Whatever stands in the file: no crash, no endless loop, no memory beyond its size."""
     broken = bytearray(small.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
@@ -274,7 +274,7 @@ def entry(name, dimensions, kind, offset=0):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "it is empty"),
         (b"PK\x03\x04" + bytes(40), "begins with"),
@@ -300,18 +300,18 @@ def entry(name, dimensions, kind, offset=0):
         (header(fields=1) + text(b"general.alignment") + struct.pack("<II", 4, 3), "not a power of two"),
     ],
 )
-def test_hostile_files(tmp_path, data, said):
+def test_hostile_files(tmp_path, data, message):
     path = tmp_path / "hostile.gguf"
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         GGUFFile(path)
 
 
 def test_other_families(tmp_path):
     path = tmp_path / "other.gguf"
-    for architecture, said in ((b"mamba", "'mamba'.*bert,.* llama"), (b"bert", "safetensors only")):
+    for architecture, message in ((b"mamba", "'mamba'.*bert,.* llama"), (b"bert", "safetensors only")):
         path.write_bytes(header(fields=1) + text(b"general.architecture") + struct.pack("<I", 8) + text(architecture))
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             load(path)
     path.write_bytes(header())
     with pytest.raises(CheckpointError, match=r"general.architecture = None"):
@@ -358,8 +358,8 @@ def test_a_saved_tokenizer_names_its_special_tokens(tmp_path):
     more["tokenizer.chat_template"] = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
     model = load(write(tmp_path / "model.gguf", more=more))
     model.save(tmp_path / "saved")
-    said = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
-    assert (said["bos_token"], said["eos_token"]) == (LETTERS[27], "<end>")
+    message = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert (message["bos_token"], message["eos_token"]) == (LETTERS[27], "<end>")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert (theirs.bos_token, theirs.eos_token) == (LETTERS[27], "<end>")
     written = theirs.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False)
@@ -369,8 +369,8 @@ def test_a_saved_tokenizer_names_its_special_tokens(tmp_path):
 def split(folder, parts, **fields):
     """A model of 12 tensors in several files."""
     for number, tensors in enumerate(parts):
-        said = {"split.no": number, "split.count": len(parts), "split.tensors.count": 12} | fields
-        write(folder / f"m-{number + 1:05}-of-{len(parts):05}.gguf", only=tensors, more=said)
+        message = {"split.no": number, "split.count": len(parts), "split.tensors.count": 12} | fields
+        write(folder / f"m-{number + 1:05}-of-{len(parts):05}.gguf", only=tensors, more=message)
     return folder
 
 
@@ -389,7 +389,7 @@ def test_a_model_in_several_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parts", "change", "said"),
+    ("parts", "change", "message"),
     [
         ([range(5), range(5, 12)], lambda folder: (folder / "m-00002-of-00002.gguf").unlink(), "part 2 of 2.*copy it"),
         ([range(5), range(4, 12)], lambda folder: None, "is also in m-00001-of-00002"),
@@ -406,10 +406,12 @@ def test_a_model_in_several_files(tmp_path):
         ),
     ],
 )
-def test_parts_that_do_not_fit(tmp_path, parts, change, said):
+def test_parts_that_do_not_fit(tmp_path, parts, change, message):
     change(split(tmp_path, parts))
     for named in (tmp_path, *tmp_path.iterdir()):
-        with pytest.raises(CheckpointError, match=f"({said}|its name does not say which|it does not say that it is)"):
+        with pytest.raises(
+            CheckpointError, match=f"({message}|its name does not say which|it does not say that it is)"
+        ):
             load(named)
 
 
@@ -466,10 +468,10 @@ def test_any_value_of_any_field(small, tmp_path, field):
             shutil.rmtree(tmp_path / "saved")
             model.generate([1, 2], tokens=1)
         except ArgumentError as error:
-            said = str(error)
+            message = str(error)
         else:
-            said = ""
-        assert len(said) < 2000
+            message = ""
+        assert len(message) < 2000
         assert time.process_time() - begin < 2.0
 
 
@@ -496,7 +498,7 @@ def test_layers_that_the_file_does_not_hold(small, tmp_path):
     assert time.process_time() - begin < 2.0
 
 
-def test_tensors_of_no_numbers(tmp_path):
+def test_tensors_without_elements(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(header(tensors=1) + entry(b"w", (0, 4), 0) + bytes(64))
     assert GGUFFile(path).read("w").shape == (4, 0)

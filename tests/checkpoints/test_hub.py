@@ -1,4 +1,4 @@
-"""The hub: what is asked of it, and what is said when it does not answer."""
+"""The hub: the requests to it, and the errors when it does not answer."""
 
 import fnmatch
 import socket
@@ -69,18 +69,18 @@ def test_only_data_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (LocalEntryNotFoundError("no network"), "does not answer.*Check the network"),
         (OSError("401 Client Error."), "refused it: 401 Client Error.*hf auth login"),
     ],
 )
-def test_no_answer(monkeypatch, error, said):
+def test_no_answer(monkeypatch, error, message):
     def download(repository, allow_patterns, local_files_only):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load("somebody/model")
 
 

@@ -54,7 +54,7 @@ def test_tensors_and_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "it is empty"),
         (b"\0" * 8, "promises 16 more bytes"),
@@ -66,13 +66,13 @@ def test_tensors_and_settings(tmp_path):
         (file_of(ENTRIES | {"a": (FLOAT32, (-2,), b"")}), r"claims the shape \(-2,\)"),
     ],
 )
-def test_hostile_files(tmp_path, data, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_hostile_files(tmp_path, data, message):
+    with pytest.raises(CheckpointError, match=message):
         MarianFile(written(tmp_path, data))
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ((FLOAT32, (2, 3), bytes(20)), "has 20 bytes, not 24"),
         ((FLOAT32, (2**31 - 1, 2**31 - 1), bytes(20)), "has 20 bytes, not"),
@@ -80,32 +80,32 @@ def test_hostile_files(tmp_path, data, said):
         ((0x202, (2, 3), bytes(90)), "type 0x202"),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path, entry, said):
+def test_tensors_that_do_not_fit(tmp_path, entry, message):
     file = MarianFile(written(tmp_path, file_of(ENTRIES | {"a": entry})))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         file.read("a")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("dec-cell: ssru", "dec-cell = 'gru', and Limelight reads there 'ssru'"),
         ("type: transformer", "type = 's2s'"),
         ("transformer-heads: 2", "encoder_layers = None"),
     ],
 )
-def test_models_of_another_kind(tmp_path, change, said):
+def test_models_of_another_kind(tmp_path, change, message):
     other = YAML.replace("ssru", "gru") if change.startswith("dec") else YAML
     other = YAML.replace("transformer\n", "s2s\n") if change.startswith("type") else other
     entry = (0x101, (len(other),), other.encode())
     file = MarianFile(written(tmp_path, file_of(ENTRIES | {SETTINGS: entry})))
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         MARIAN.marian.configure(file)
 
 
 @settings(max_examples=100)
 @given(data=st.data())
-def test_a_byte_gone_wrong_is_an_error_or_other_numbers(tmp_path_factory, data):
+def test_a_damaged_byte_is_an_error_or_changes_values(tmp_path_factory, data):
     whole = bytearray(file_of(ENTRIES))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, 260))] = data.draw(st.sampled_from([0, 1, 9, 127, 128, 255]))
@@ -119,7 +119,7 @@ def test_a_byte_gone_wrong_is_an_error_or_other_numbers(tmp_path_factory, data):
         assert total < 1000
 
 
-def test_tensors_of_no_numbers(tmp_path):
+def test_tensors_without_elements(tmp_path):
     for kind, data in ((FLOAT32, b""), (INT8, struct.pack("<f", 1.0))):
         file = MarianFile(written(tmp_path, file_of(ENTRIES | {"empty": (kind, (0, 3), data)})))
         assert file.read("empty").shape == (0, 3)

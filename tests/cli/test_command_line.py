@@ -60,8 +60,8 @@ def test_a_ctrl_c_while_everything_is_imported(after):
     )
     time.sleep(after)  # Python has begun, PyTorch is being read
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert said == b"interrupted\n"
+    _, message = process.communicate(timeout=60)
+    assert message == b"interrupted\n"
     assert process.returncode == 130
 
 
@@ -69,9 +69,9 @@ def test_errors_never_steer_the_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["limelight", "look", "text", "--word", "\x1b]0;owned\x07\x9b31m\u202e"])
     with pytest.raises(SystemExit):
         main()
-    said = capsys.readouterr().err
-    assert "owned" in said
-    assert not {*"\x1b\x07\x9b\u202e"} & {*said}
+    message = capsys.readouterr().err
+    assert "owned" in message
+    assert not {*"\x1b\x07\x9b\u202e"} & {*message}
 
 
 def test_json_is_the_same_without_what_steers_a_terminal(capsys):

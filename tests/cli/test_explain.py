@@ -35,10 +35,10 @@ def test_a_wrong_option_is_one_paragraph(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert "--dtype" in said
-    assert "bfloat16" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "--dtype" in message
+    assert "bfloat16" in message
+    assert "Traceback" not in message
 
 
 def test_without_a_gpu_its_backends_are_one_line(monkeypatch):
@@ -60,7 +60,7 @@ def test_without_the_library_it_says_what_is_missing_and_what_that_costs(monkeyp
     monkeypatch.setattr(native.library, "_library", None)
     monkeypatch.setattr(native.library, "_missing", "the native library was not built: install a C++ compiler")
     result = run.invoke(app, ["explain", "--length", "512"])
-    assert "native: not there: the native library was not built: install a C++ compiler" in result.output
+    assert "native: not available: the native library was not built: install a C++ compiler" in result.output
     assert "backend: reference" in result.output
     assert "not native:" in result.output
 
@@ -73,11 +73,11 @@ def test_options_that_cannot_be(option, value, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["limelight", "explain", option, value])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
+    message = capsys.readouterr()
     assert ended.value.code == 2
-    assert option in said.err
-    assert not said.out
-    assert "Traceback" not in said.err
+    assert option in message.err
+    assert not message.out
+    assert "Traceback" not in message.err
 
 
 def test_a_model_is_explained_by_kinds_of_layers():

@@ -95,8 +95,8 @@ def piped(monkeypatch, content):
 def test_standard_input(generate, monkeypatch, arguments):
     piped(monkeypatch, b"The capital of France is\n")
     code, out, _ = generate(*arguments, "--tokens", "2", "--stop", "\n", "--json")
-    said = json.loads(out)
-    assert (code, said["text"], said["tokens"]) == (0, " Paris.", ["ĠParis", "."])
+    answer = json.loads(out)
+    assert (code, answer["text"], answer["tokens"]) == (0, " Paris.", ["ĠParis", "."])
 
 
 def test_standard_input_that_is_no_text(generate, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_recording_that_is_too_long(generate, tmp_path):
 
 
 def test_a_conversation(generate, monkeypatch):
-    """What was said before stands in the prompt of the next answer; Ctrl-D ends."""
+    """Earlier messages are part of the prompt of the next answer; Ctrl-D ends."""
     prompts, lines = [], iter(["Hello.", "", "And now?"])
 
     class Terminal(io.StringIO):

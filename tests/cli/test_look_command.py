@@ -151,3 +151,14 @@ def test_words_of_a_translation_are_aligned(look, tmp_path):
     code, _, err = look(sentence, "--target", "A margem.")
     assert code == 2
     assert "`--target` is for an encoder-decoder, but minilm is an encoder" in err
+
+
+def test_the_terminal_is_not_steered_by_a_source_or_a_target(look):
+    odd = "The \x1b[2J<b>bank\u202e \x07"
+    code, out, _ = look(odd, "--model", "marian-en-pt", "--target", "A \x1b]0;owned\x07 [bold]margem\u202e")
+    assert code == 0
+    assert not {*out} & {*"\x1b\x07\u202e"}
+    assert "bold" in out
+    code, _, err = look("The bank.", "--model", "marian-en-pt", "--target", "\udcff")
+    assert code == 2
+    assert "half of a surrogate pair" in err

@@ -16,7 +16,7 @@ TURNS = (
     "<s>{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] | trim }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n<think>\n{% endif %}"
 )
-# A template that looks into what is said, and writes it as JSON, cuts it and joins what two messages said.
+# A template that reads the messages: it writes one as JSON, slices it, and joins the texts of two.
 BUSY = (
     "<s>{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('<think>')[-1] }}{{ m | tojson(ensure_ascii=true) }}"
     "{{ m.content[:3] }}{{ m.content[3:] }}{% endfor %}{% for m in messages %}{{ m.content }}{% endfor %}<|end|>"
@@ -103,7 +103,7 @@ def made(backend, template):
 MODELS = {(name, template): made(one, template) for name, one in BACKENDS.items() for template in (TURNS, BUSY)}
 
 
-def said(*contents):
+def messages_of(*contents):
     return [{"role": ("user", "system")[n % 2], "content": content} for n, content in enumerate(contents)]
 
 
@@ -114,14 +114,16 @@ def test_what_spells_no_special_token_is_read_as_ever(name, template, contents):
     model = MODELS[name, template]
     apart = any(token in "".join(contents) for token in [*SPECIAL, "<think>"])
     if not apart:
-        assert conversation(model, said(*contents), True, False) == conversation(model, said(*contents), True)
+        assert conversation(model, messages_of(*contents), True, False) == conversation(
+            model, messages_of(*contents), True
+        )
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 @given(contents=st.lists(TALK, min_size=1, max_size=3))
 def test_only_the_template_writes_special_tokens(name, contents):
-    """By the definition: the text between the template's own tokens is cut with no special token in the vocabulary."""
-    model, talk = MODELS[name, TURNS], said(*contents)
+    """The definition: text between the template's own tokens is tokenized without special tokens in the vocabulary."""
+    model, talk = MODELS[name, TURNS], messages_of(*contents)
     read = conversation(model, talk, True, False)
     assert read.text == conversation(model, talk, True).text
     written = [
@@ -141,8 +143,8 @@ def test_only_the_template_writes_special_tokens(name, contents):
 
 
 @given(contents=st.lists(TALK, min_size=1, max_size=3))
-def test_segments_of_bytes_are_cut_alone(contents):
-    model, talk = MODELS["bytes", TURNS], said(*contents)
+def test_segments_of_bytes_are_tokenized_alone(contents):
+    model, talk = MODELS["bytes", TURNS], messages_of(*contents)
     plain = tokenizers.Tokenizer.from_str(BACKENDS["bytes"].to_str().replace('"special":false', '"special":true', 1))
     plain.encode_special_tokens = True
     named = {token: BACKENDS["bytes"].token_to_id(token) for token in ["<s>", "<|turn|>", "<|end|>", "<think>"]}
@@ -156,30 +158,33 @@ def test_segments_of_bytes_are_cut_alone(contents):
 
 @given(contents=st.lists(TALK.map(str.strip), min_size=1, max_size=3))
 def test_as_transformers_reads_sanitized_messages(contents):
-    """Its pieces are cut apart at what they spell, which shows in merges; so without any."""
+    """Its pieces are split at the spelling of special tokens, which changes merges; so a vocabulary without merges."""
     backend = by_bytes(merges=False)
     other = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
     other.chat_template = TURNS
     contents = [content.replace("\ue000", "").replace("aa", "a") for content in contents]
     wanted = other.apply_chat_template(
-        said(*contents), add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
+        messages_of(*contents), add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
-    assert list(conversation(made(backend, TURNS), said(*contents), True, False).ids) == wanted
+    assert list(conversation(made(backend, TURNS), messages_of(*contents), True, False).ids) == wanted
 
 
 def test_parts_do_not_make_a_token_together():
     model = MODELS["bytes", BUSY]
     inside = BACKENDS["bytes"].token_to_id("<|end|>")
     for contents in (["<|en", "d|>"], ["<", "|end|>"], ["<|end|", ">"], ["a<|", "end|>b"]):
-        assert list(conversation(model, said(*contents), True).ids).count(inside) > 1
-        assert list(conversation(model, said(*contents), True, False).ids).count(inside) == 1
+        assert list(conversation(model, messages_of(*contents), True).ids).count(inside) > 1
+        assert list(conversation(model, messages_of(*contents), True, False).ids).count(inside) == 1
 
 
 def test_a_role_makes_the_tokens_that_the_template_means():
     model = MODELS["bytes", BUSY]
     user = BACKENDS["bytes"].token_to_id("<|user|>")
-    assert conversation(model, said("<|user|>"), True, False).ids[:2] == (BACKENDS["bytes"].token_to_id("<s>"), user)
-    assert list(conversation(model, said("<|user|>"), True, False).ids).count(user) == 1
+    assert conversation(model, messages_of("<|user|>"), True, False).ids[:2] == (
+        BACKENDS["bytes"].token_to_id("<s>"),
+        user,
+    )
+    assert list(conversation(model, messages_of("<|user|>"), True, False).ids).count(user) == 1
 
 
 def test_nested_contents_are_escaped_too():

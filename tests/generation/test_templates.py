@@ -104,10 +104,10 @@ before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
 for template in json.load(sys.stdin):
     begin = time.perf_counter()
     try:
-        said = len(renderer.render(template, {"messages": []}))
+        outcome = len(renderer.render(template, {"messages": []}))
     except TemplateError as error:
-        said = f"{type(error).__name__}: {error}"
-    found.append((template[:60], time.perf_counter() - begin, said))
+        outcome = f"{type(error).__name__}: {error}"
+    found.append((template[:60], time.perf_counter() - begin, outcome))
     assert renderer.render("{{ x }} again", {"x": 1}) == "1 again"
 renderer.close()
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,7 +22,7 @@ from transformers.models.auto import modeling_auto as auto
 from limelight import BackendError
 from limelight.integrations.transformers import account, enable, report
 
-MOST_PARAMETERS, MOST_SECONDS = 40_000_000, 25
+MAX_PARAMETERS, MAX_SECONDS = 40_000_000, 25
 SMALL = {
     r"vocab_size$": 64,
     r"(^|_)(hidden_size|d_model|n_embd|embed_dim|dim|word_embed_proj_dim|embedding_size)$": 32,
@@ -70,7 +70,7 @@ def built(family, kind):
     config._attn_implementation = config._experts_implementation = "eager"
     with torch.device("meta"):
         size = sum(p.numel() for p in getattr(transformers, kind)(config).parameters())
-    if size > MOST_PARAMETERS:
+    if size > MAX_PARAMETERS:
         raise MemoryError(f"{size / 1e6:.0f} million parameters")
     torch.manual_seed(0)
     model = getattr(transformers, kind)(config).eval()
@@ -153,7 +153,7 @@ def families():
 
 
 def too_long(*_):
-    raise TimeoutError(f"more than {MOST_SECONDS} seconds")
+    raise TimeoutError(f"more than {MAX_SECONDS} seconds")
 
 
 def main(chosen):
@@ -166,7 +166,7 @@ def main(chosen):
     for family, kind in sorted(families().items()):
         if chosen and family not in chosen:
             continue
-        signal.alarm(MOST_SECONDS)
+        signal.alarm(MAX_SECONDS)
         try:
             verdict, details = outcome(family, kind)
         except Exception as error:

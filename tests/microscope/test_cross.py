@@ -13,7 +13,7 @@ from support.observed import drawn, eager, largest_error, observed
 from transformers.models.whisper import generation_whisper
 
 from limelight import ArgumentError
-from limelight.microscope import look
+from limelight.microscope import look, make_page
 from limelight.microscope.subjects import subject_of
 from limelight.microscope.subjects.sound import existing_heads
 from limelight.microscope.timing import _median, first_states, warp
@@ -41,6 +41,8 @@ def test_marian_aligns_words(translator, target):
     assert report.tables["heads"] == report.tables["relations"] == []  # the decoder has no attention to itself
     assert any("1.0" in note for note in report.notes)
     assert json.loads(report.to_json())["model"]["kind"] == "encoder-decoder"
+    with pytest.raises(ArgumentError, match="`report` must be of an encoder or a decoder"):
+        make_page(report)
     assert look(translator, ENGLISH, target=PORTUGUESE, words=["rio"]).tables["path"][0]["word"] == "rio"
 
 
@@ -118,6 +120,9 @@ def test_look_at_an_encoder_decoder_of_transformers(name, reader):
     }
     weights = torch.stack(eager(model, inputs, "cross_attentions"))[:, 0]
     torch.testing.assert_close(torch.from_numpy(report.cross.weights), weights, rtol=0, atol=1e-5)
+    assert report.warnings == []
+    unknown = look(model, "the shore.", target="a margem.", tokenizer=reader)
+    assert unknown.warnings == ["1 of 4 tokens of the source are unknown (<unk>)."]
     for bad in ({"target": " "}, {"target": "a", "compare": "b"}):
         with pytest.raises(ArgumentError, match=r"`target` must hold at least one word|`compare` is for"):
             look(model, "the bank.", tokenizer=reader, **bad)

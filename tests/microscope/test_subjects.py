@@ -1,7 +1,9 @@
 """Models of transformers as subjects: what is observed of them, beside what they say of themselves."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -14,6 +16,7 @@ from limelight import ArgumentError, Observe
 from limelight.microscope import look
 from limelight.microscope.subjects import PretrainedSubject, subject_of
 from limelight.microscope.subjects.transformers import TransformersSubject
+from limelight.text import Text
 
 TEXTS = DECODERS | ENCODERS
 COMPARED = [
@@ -308,3 +311,37 @@ def test_byte_level_tokenizers_have_no_unknown_token():
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "<s>": 2}, []))
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<s>")
     assert subject_of(DECODERS["llama"].build(), tokenizer=fast).unknown_token is None
+
+
+def test_layers_may_have_different_numbers_of_heads():
+    model = DECODERS["gpt2"].build()
+    config = copy.deepcopy(model.config)
+    config.n_head = 2
+    other = type(model.transformer.h[1].attn)(config, layer_idx=1)
+    other.load_state_dict(model.transformer.h[1].attn.state_dict())
+    other.config = model.config  # says which attention is computed
+    model.transformer.h[1].attn = other.eval()
+    subject = TransformersSubject(model)
+    assert (subject.layers, subject.heads) == (2, 4)
+    shapes = {name: tuple(subject.output_weight(name).shape) for name in subject.attention_names}
+    assert shapes == {"h.0.attn": (4, 8, 32), "h.1.attn": (2, 16, 32)}
+    text = Text("a b c d e", (3, 4, 5, 6, 7), tuple("abcde"), ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9)), (0, 1, 2, 3, 4),
+                (False,) * 5)  # fmt: skip
+    subject.tokenize = lambda _: text
+    shares = look(subject, "a b c d e").readings[0].shares
+    theirs = eager(model, {"input_ids": torch.tensor([text.ids])})
+    np.testing.assert_allclose(shares[0], theirs[0][0], atol=1e-5)
+    np.testing.assert_allclose(shares[1, :2], theirs[1][0], atol=1e-5)
+    assert not shares[1, 2:].any()
+
+
+def test_one_token():
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, []))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    report = look(DECODERS["llama"].build(), "a", tokenizer=fast)
+    assert [row["token"] for row in report.tables["tokens"]] == ["a"]
+    assert report.readings[0].shares.tolist() == [[[[1.0]]] * 4] * 2
+    with pytest.raises(ArgumentError, match="must hold at least one word"):
+        look(DECODERS["llama"].build(), "", tokenizer=fast)
+    with pytest.raises(ArgumentError, match="must make at least one token"):
+        look(DECODERS["llama"].build(), "xyz", tokenizer=fast)

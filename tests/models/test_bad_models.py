@@ -1,4 +1,4 @@
-"""What cannot be run says so: the argument, the rule, the values, the way out."""
+"""Models and inputs that cannot be run: the error names the argument, the rule, the values and the fix."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_a_text_longer_than_the_positions(bert, llama):
         model = load(folder)
         model(torch.zeros(1, limit, dtype=torch.int64))
         with pytest.raises(
-            ArgumentError, match=f"`tokens` must stand at the {limit} positions.*{limit + 1} tokens.*Cut it"
+            ArgumentError, match=f"`tokens` must fit the {limit} positions.*{limit + 1} tokens.*Split it"
         ):
             model(torch.zeros(1, limit + 1, dtype=torch.int64))
 
@@ -51,15 +51,15 @@ def test_padding_and_packing_do_not_count_as_length(bert):
         model(ids, layout=limelight.Packed([9, 3]))
 
 
-def test_queries_and_keys_of_one_token_stand_together(bert):
+def test_the_query_and_the_key_of_a_token_have_one_position(bert):
     model = load(bert)
     for layout in (limelight.Aligned(query_start=2), limelight.Padded(2, 3)):
-        with pytest.raises(ArgumentError, match=r"`layout` must put .*place 0.*key_start"):
+        with pytest.raises(ArgumentError, match=r"`layout` must give .*place 0.*key_start"):
             model(torch.zeros(1, 4, dtype=torch.int64), layout=layout)
 
 
 @pytest.mark.parametrize(
-    ("tokens", "said"),
+    ("tokens", "message"),
     [
         (torch.zeros(3, dtype=torch.int64), "shape \\(3,\\)"),
         (torch.zeros(1, 3), "torch.float32"),
@@ -67,35 +67,35 @@ def test_queries_and_keys_of_one_token_stand_together(bert):
         (torch.tensor([[-1, 3]]), "from -1 to 3"),
     ],
 )
-def test_tokens_that_are_none(bert, tokens, said):
-    with pytest.raises(ArgumentError, match=f"`tokens` must .*{said}"):
+def test_invalid_tokens(bert, tokens, message):
+    with pytest.raises(ArgumentError, match=f"`tokens` must .*{message}"):
         load(bert)(tokens)
 
 
-def test_nothing_to_read_is_no_error(bert):
+def test_empty_input_is_no_error(bert):
     model = load(bert)
     assert model(torch.zeros(0, 4, dtype=torch.int64)).states.shape == (0, 4, 24)
     assert model(torch.zeros(2, 0, dtype=torch.int64)).states.shape == (2, 0, 24)
 
 
-def test_no_head_no_logits(bert):
+def test_logits_need_a_head(bert):
     model = load(bert)
     with pytest.raises(ArgumentError, match="output head"):
         model.network.head_on(torch.zeros(1, 24))
 
 
-def test_no_tokenizer_no_text(bert):
+def test_text_needs_a_tokenizer(bert):
     with pytest.raises(ArgumentError, match=r"`tokenizer` must .*tokenizer.json does not exist.*token ids"):
         load(bert)("text")
 
 
-def test_layout_with_texts(minilm):
+def test_a_layout_cannot_be_given_with_texts(minilm):
     with pytest.raises(ArgumentError, match="`layout`"):
         minilm("text", layout=limelight.Padded(2))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "mamba"}, "model_type = 'mamba'.*bert,.* llama"),
         ({"model_type": None}, "model_type = None"),
@@ -115,13 +115,13 @@ def test_layout_with_texts(minilm):
         ({"architectures": ["BertForMaskedLM"]}, "lacks cls.predictions"),
     ],
 )
-def test_bert_configurations_that_do_not_fit(bert, changes, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_bert_configurations_that_do_not_fit(bert, changes, message):
+    with pytest.raises(CheckpointError, match=message):
         load(edit(bert, **changes))
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type = 'proportional'.*llama3"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "short_factor = None.*4 numbers above 0"),
@@ -135,26 +135,26 @@ def test_bert_configurations_that_do_not_fit(bert, changes, said):
         ({"rms_norm_eps": None, "num_hidden_layers": 0}, "num_hidden_layers = 0"),
     ],
 )
-def test_llama_configurations_that_do_not_fit(llama, changes, said):
-    with pytest.raises(ArgumentError, match=said):
+def test_llama_configurations_that_do_not_fit(llama, changes, message):
+    with pytest.raises(ArgumentError, match=message):
         load(edit(llama, **changes))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
-def test_a_configuration_that_is_no_object(bert, text):
+def test_a_configuration_that_is_not_a_json_object(bert, text):
     (bert / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config.json is damaged"):
         load(bert)
 
 
-def test_a_tokenizer_that_is_none(bert):
+def test_an_invalid_tokenizer_file(bert):
     (bert / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer.json is damaged"):
         load(bert)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("minilmm", "did you mean 'minilm'.*Packaged models: minilm, smollm2"),
         ("./nowhere", "nowhere does not exist"),
@@ -163,12 +163,12 @@ def test_a_tokenizer_that_is_none(bert):
         (__file__, "begins with"),
     ],
 )
-def test_names_of_nothing(name, said):
-    with pytest.raises(ArgumentError, match=said):
+def test_unknown_model_names(name, message):
+    with pytest.raises(ArgumentError, match=message):
         load(name)
 
 
-def test_weights_alone(bert):
+def test_weights_without_a_config(bert):
     with pytest.raises(CheckpointError, match="Name its folder"):
         load(bert / "model.safetensors")
 
@@ -183,6 +183,6 @@ def test_a_folder_without_a_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, "float32", None])
-def test_dtypes_that_are_none(dtype):
+def test_invalid_dtypes(dtype):
     with pytest.raises(ArgumentError, match="`dtype` must be one of"):
         load("minilm", dtype=dtype)

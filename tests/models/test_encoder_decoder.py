@@ -63,7 +63,7 @@ def test_packed_pairs_are_separate_pairs(model):
     pairs = zip(IDS[:1].split(targets, dim=1), SOURCE[:1].split(sources, dim=1), packed, strict=True)
     for written, read, logits in pairs:
         assert_equal(logits, network(written, source=read).logits)
-    with pytest.raises(ArgumentError, match="`layout` must be Packed for source and tokens, or for neither"):
+    with pytest.raises(ArgumentError, match="`layout` must be Packed for source and tokens, or of one document a row"):
         network(IDS, source=SOURCE, layout=Packed(targets))
 
 

@@ -173,9 +173,9 @@ def test_a_configuration_there_and_back(tmp_path, name):
     values = json.loads((tmp_path / "config.json").read_text()) | {"architectures": [shape.__name__]}
     family = FAMILIES[values["model_type"]]
     config = family.configure(Published("config.json", values))
-    said = json.loads(json.dumps(family.publish(config)))
-    assert family.configure(Published("config.json", said | family_special_tokens(values))) == config
-    assert said["architectures"] == [shape.__name__]
+    message = json.loads(json.dumps(family.publish(config)))
+    assert family.configure(Published("config.json", message | family_special_tokens(values))) == config
+    assert message["architectures"] == [shape.__name__]
 
 
 def family_special_tokens(values):

@@ -10,7 +10,7 @@ from limelight.checkpoints.load import load
 from limelight.nn import PostNorm, PreNorm, RMSNorm, TokenEmbedding
 from limelight.nn.blocks import clamped, clamped_if_infinite
 
-MOST = 65_504.0
+FLOAT16_MAX = 65_504.0
 END = 64_512.0  # of float16, the next to 65,504 - 1,000
 
 
@@ -26,7 +26,7 @@ class Given(torch.nn.Module):
 
 
 def test_clamped():
-    x = torch.tensor([[1.0, MOST, -MOST], [torch.inf, 2.0, torch.nan], [3.0, -torch.inf, MOST]])
+    x = torch.tensor([[1.0, FLOAT16_MAX, -FLOAT16_MAX], [torch.inf, 2.0, torch.nan], [3.0, -torch.inf, FLOAT16_MAX]])
     half = x.half()
     want = torch.tensor([[1.0, END, -END], [END, 2.0, torch.nan], [3.0, -END, END]])
     torch.testing.assert_close(clamped(half), want.half(), rtol=0, atol=0, equal_nan=True)
@@ -88,7 +88,7 @@ def test_t5_beyond_the_range_of_float16(tmp_path, more):
         results = half(**how), wide(**how, output_hidden_states=True)
         ours = load(tmp_path, dtype=torch.float16)
         got = ours.network(WRITTEN, source=IDS).logits
-    assert max(states.abs().max() for states in results[1].encoder_hidden_states) > MOST
+    assert max(states.abs().max() for states in results[1].encoder_hidden_states) > FLOAT16_MAX
     agree(got, results[0].logits, results[1].logits)
     kept = {name for name, values in ours.network.named_parameters() if values.dtype is torch.float32}
     assert kept == {

@@ -52,7 +52,7 @@ def outlined(path, values):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_value_of_any_field(tmp_path, family):
     whole = list(configurations(family))
-    cases = [(number, key, value) for number, said in enumerate(whole) for key in said for value in VALUES]
+    cases = [(number, key, value) for number, message in enumerate(whole) for key in message for value in VALUES]
     for number, key, value in random.Random(family).sample(cases, min(CASES, len(cases))):
         try:
             outlined(tmp_path / "config.json", whole[number] | {key: value})
@@ -82,10 +82,10 @@ CLASSIFYING = {"architectures": ["BertForSequenceClassification"]}
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_sizes_at_once(tmp_path, family, size):
     """Parameters have no memory before they are read, whatever their sizes; sizes whose product is none are refused."""
-    said = next(configurations(family))
-    large = {key: size for key in SIZES if key in said}
+    message = next(configurations(family))
+    large = {key: size for key in SIZES if key in message}
     with memory_below(100):
-        outlined(tmp_path / "config.json", said | large)
+        outlined(tmp_path / "config.json", message | large)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_special_tokens_that_are_none(key, value, rule):
 
 
 def test_special_tokens():
-    said = {
+    message = {
         "pad_token_id": -1,  # as some published files write that there is none
         "bos_token_id": None,
         "eos_token_id": [2, 3],
@@ -164,4 +164,6 @@ def test_special_tokens():
         "temperature": 0.6,
     }
     left_out = {"pad_token_id", "bos_token_id", "suppress_tokens", "temperature"}
-    assert Published("config.json", said).special_token_ids() == {key: said[key] for key in said.keys() - left_out}
+    assert Published("config.json", message).special_token_ids() == {
+        key: message[key] for key in message.keys() - left_out
+    }

@@ -36,7 +36,7 @@ def test_paths_that_cannot_be_looked_at(door, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("config.json", "config.json describes a model.*Name its folder"),
         ("model.safetensors", "model.safetensors holds weights alone. Name its folder"),
@@ -44,9 +44,9 @@ def test_paths_that_cannot_be_looked_at(door, name):
         ("model.pt", "looks like pickled weights"),
     ],
 )
-def test_a_file_in_place_of_its_folder(folder, name, said):
+def test_a_file_in_place_of_its_folder(folder, name, message):
     (folder / name).touch()
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load(folder / name)
 
 

@@ -5,8 +5,13 @@ import sys
 
 import pytest
 import torch
+import transformers
 
+import limelight
 from limelight import models
+from limelight.checkpoints.load import load
+from limelight.models.families import FAMILIES
+from limelight.models.families.published import SPECIAL_TOKEN_KEYS
 from limelight.tensors.shapes import ArgumentError
 
 DECODER = {
@@ -54,6 +59,32 @@ def test_every_family_runs(family):
     torch.manual_seed(0)
     again = models.new(family, **SIZES[family])
     assert all(torch.equal(x, y) for x, y in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_transformers_opens_what_is_saved_of_a_few_tokens(family, tmp_path):
+    """Its default ids of special tokens may lie beyond the vocabulary; those of the model are kept."""
+    vocabulary, eos = ({}, {}) if family == "vit" else ({"vocab_size": 3}, {"eos_token_id": 1})
+    network = models.new(family, **SIZES[family] | vocabulary)
+    limelight.Pretrained("new", network, tmp_path / "nowhere", (), "it has none", eos).save(tmp_path / "saved")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "saved")
+    tokens = {key: value for key, value in vars(config).items() if key.endswith(SPECIAL_TOKEN_KEYS)}
+    assert all(value is None or value < 3 for value in tokens.values()), tokens
+    assert tokens.get("eos_token_id") == eos.get("eos_token_id")
+    make = getattr(transformers, config.architectures[0])
+    _, report = make.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not report["unexpected_keys"]
+    assert load(tmp_path / "saved").special_token_ids == eos | ({"pad_token_id": 1} if family == "roberta" else {})
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_default_tokens_are_those_of_transformers(family):
+    theirs = vars(transformers.AutoConfig.for_model(family))
+    tokens = {key: x for key, x in theirs.items() if key.endswith(SPECIAL_TOKEN_KEYS) and x is not None}
+    ours = FAMILIES[family].default_tokens
+    assert {key: [*x] if isinstance(x, (list, tuple)) else x for key, x in tokens.items()} == {
+        key: [*x] if isinstance(x, tuple) else x for key, x in ours.items()
+    }
 
 
 def test_what_is_wrong_is_named():

@@ -392,9 +392,9 @@ def test_smollm2_answers(smollm2):
     assert asked.texts[0].text.endswith(whole)
     assert asked.texts[0].text.startswith("<|im_start|>system\n")
     pieces = smollm2.stream(asked, tokens=12)
-    said = "".join(pieces)
-    assert "Paris" in said
-    assert said == smollm2.generate(asked, tokens=12).text
+    message = "".join(pieces)
+    assert "Paris" in message
+    assert message == smollm2.generate(asked, tokens=12).text
 
 
 def test_whisper_generates(whisper, beckett):

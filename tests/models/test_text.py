@@ -191,7 +191,7 @@ def test_panics_of_the_tokenizers_library_are_errors():
 
     tokenizer = Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0}, [])))
     tokenizer.backend = Panicking()
-    with pytest.raises(ArgumentError, match=r"`text` must be cut .* says 'index out of bounds'"):
+    with pytest.raises(ArgumentError, match=r"`text` must be tokenized .* says 'index out of bounds'"):
         tokenizer.read("a")
     with pytest.raises(ArgumentError, match=r"`ids` must be token ids .* says 'index out of bounds'"):
         tokenizer.write([0])

@@ -55,7 +55,7 @@ TAKEN = {
     nn.Llama3Scaling: {"factor": 8.0, "original_max_positions": 128, "low": 1.0, "high": 4.0},
     nn.LongRope: {"short": (1.0,), "long": (2.0,), "original_max_positions": 128, "attention_factor": 1.0},
     nn.LinearScaling: {"factor": 2.0},
-    nn.Normal: {"deviation": 0.02, "layers": 4, "cut": 2.0},
+    nn.Normal: {"deviation": 0.02, "layers": 4, "truncation": 2.0},
     nn.FanIn: {"width": 16, "factor": 1.0},
 }  # fmt: skip
 FREE = ("scale", "offset")  # numbers of either sign

@@ -1,4 +1,4 @@
-"""Biases of distance against transformers' own."""
+"""The layers that make score rules of the distance, compared with transformers."""
 
 import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -13,7 +13,7 @@ def test_slopes_are_the_published_ones():
         torch.testing.assert_close(LinearBias(heads)(torch.zeros(1)).slopes, theirs)
 
 
-def test_a_table_is_the_parameter_itself():
+def test_the_rule_of_a_distance_bias_shares_its_parameter():
     bias = DistanceBias(3, limelight.T5Buckets(8, 20))
     rule = bias()
     assert rule.table.data_ptr() == bias.weight.data_ptr()

@@ -102,7 +102,7 @@ def test_xavier():
 
 def test_a_cut():
     layer = nn.Linear(200, 200)
-    Normal(0.1, cut=2.0)(layer)
+    Normal(0.1, truncation=2.0)(layer)
     assert 0.19 < layer.weight.abs().max().item() <= 0.2
     assert layer.bias.abs().max() == 0
 

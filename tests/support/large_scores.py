@@ -1,7 +1,7 @@
-"""Calls whose scores are finite and very large, of either sign, and what they must give.
+"""Calls whose scores are finite and very large, of either sign, and their expected results.
 
-What a row gives is worked out in float64 from the scores as float32 has them, since a score of -1e10 is that of a whole
-stretch of numbers: its differences are exact, and so is every weight.
+The results are computed in float64 from the scores rounded to float32: near -1e10, float32 numbers are 1024 apart, so
+the expected weights must come from the rounded scores. In float64 their differences, and so the weights, are exact.
 """
 
 import torch
@@ -10,7 +10,7 @@ from limelight.backends import reference
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-LEAST = torch.finfo(torch.float32).min
+FLOAT32_MIN = torch.finfo(torch.float32).min
 
 
 def tensors(Lq, Lk, D=16, dtype=torch.float32):
@@ -19,7 +19,7 @@ def tensors(Lq, Lk, D=16, dtype=torch.float32):
 
 
 def scores_of(query, key, settings):
-    """The scores after the rules in float32, and who sees whom."""
+    """The scores after the rules in float32, and which key each query sees."""
     call = prepare(query, key, key, Settings(layout=settings.get("layout"), pattern=settings.get("pattern")))
     visible, at, _ = reference._visibility(call)
     scores = query.float() @ key.float().mT * settings.get("scale", query.shape[-1] ** -0.5)
@@ -34,21 +34,21 @@ def by_definition(query, key, value, upstream, settings):
     scores = torch.where(visible, scores.double(), -torch.inf)
     q, k, v, g = (t.double() for t in (query, key, value, upstream))
     sink = settings.get("sink")
-    every = scores
+    with_sink = scores
     if sink is not None:
-        every = torch.cat([scores, sink.double()[None, :, None, None].expand_as(scores[..., :1])], -1)
-    most = every.amax(-1, keepdim=True)
-    total = torch.exp(every - most).sum(-1, keepdim=True)
-    weights = torch.exp(scores - most) / total
+        with_sink = torch.cat([scores, sink.double()[None, :, None, None].expand_as(scores[..., :1])], -1)
+    peak = with_sink.amax(-1, keepdim=True)
+    total = torch.exp(with_sink - peak).sum(-1, keepdim=True)
+    weights = torch.exp(scores - peak) / total
     scale = settings.get("scale", query.shape[-1] ** -0.5)
     output = weights @ v
     ds = weights * (g @ v.mT - (g * output).sum(-1, keepdim=True)) * scale
     found = {"output": output, "query": ds @ k, "key": ds.mT @ q, "value": weights.mT @ g}
     if sink is not None:
-        share = torch.exp(sink.double()[None, :, None, None] - most) / total
+        share = torch.exp(sink.double()[None, :, None, None] - peak) / total
         found["sink"] = -(share * (g * output).sum(-1, keepdim=True)).sum((0, 2, 3))
     seen = {
-        "logsumexp": (most + total.log()).squeeze(-1),
+        "logsumexp": (peak + total.log()).squeeze(-1),
         "entropy": -torch.xlogy(weights, weights).sum(-1),
         "max_weight": weights.amax(-1),
         "max_score": scores.amax(-1),
@@ -59,7 +59,7 @@ def by_definition(query, key, value, upstream, settings):
 
 
 def close(ours, truth, name, tolerance, terms=1.0):
-    """Finite, and within a tolerance of the truth, relative to the largest of it or of its ``terms``."""
+    """Check that values are finite and within a tolerance of the truth, relative to its maximum, at least ``terms``."""
     assert bool(ours.isfinite().all()), name
     error = (ours.double() - truth).abs().max().item()
     assert error <= tolerance * max(terms, truth.abs().max().item()), f"{name}: off by {error:.2g}"

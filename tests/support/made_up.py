@@ -72,7 +72,8 @@ def mock_reading(
             statistics["strongest"][layer, head] = weights.max(1).mean()
             statistics["distance"][layer, head] = (weights * abs(distance)).sum(1).mean()
             for name, offset in (("previous", -1), ("own", 0), ("next", 1)):
-                statistics[name][layer, head] = (weights * (distance == offset)).sum(1).mean()
+                there = (weights * (distance == offset)).sum()
+                statistics[name][layer, head] = there / max(1, len(rows) - abs(offset))
             statistics["apart"][layer, head] = weights[:, list(apart)].sum(1).mean()
             received[layer] += weights.sum(0) * (length / len(rows)) / heads
             if not exact:

@@ -1,7 +1,7 @@
-"""Every kind of tensor that PyTorch makes, in the place of every tensor that the library takes.
+"""Every kind of tensor that PyTorch can make, as every tensor argument of the library.
 
-``python tests/odd_tensors.py ARGUMENT`` prints, for each kind, what came of it: a line that is flushed before the next
-kind is tried, so that a crash shows which one it was. `tests/test_operands.py` runs it.
+``python -m support.odd_tensors ARGUMENT`` prints the outcome for each kind, and flushes each line before the next kind
+is tried, so that a crash shows which one it was. `tests/test_operands.py` runs it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ attend = limelight.attention
 
 
 def sixteen(*sizes: int) -> Tensor:
-    """Numbers of 16 bits, whose products of many rows are PyTorch's."""
+    """A tensor in bfloat16, for which the products of many rows are left to PyTorch."""
     return torch.randn(sizes).bfloat16()
 
 
@@ -51,7 +51,7 @@ def _plain_backward(grad: Tensor) -> Tensor:
     return torch.autograd.grad(attend(leaf, k, v), leaf, grad)[0]
 
 
-#: A good tensor, and the call with one in its place.
+#: For each argument a valid tensor, and a call that takes a tensor in its place.
 ARGUMENTS: dict[str, tuple[Tensor, Callable[[Tensor], object]]] = {
     "query": (q, lambda t: attend(t, k, v)),
     "query of the definition": (q, lambda t: attend(t, k, v, backend="reference")),

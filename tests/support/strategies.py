@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from limelight import (
@@ -208,6 +209,10 @@ COMPARISONS = {
 def score_rules(draw, s: Shapes, dtype=torch.float64):
     kinds = draw(st.lists(st.sampled_from([*RULES]), max_size=3))
     return tuple(RULES[kind](draw, s, dtype) for kind in kinds)
+
+
+#: The examples of a property that is tested for every class by itself.
+of_each_kind = settings(max_examples=settings().max_examples // 4)
 
 
 def subclasses(base):

@@ -49,9 +49,9 @@ def test_the_loss_is_that_of_transformers(tmp_path):
 def test_coefficients_are_settings_of_the_model(balance, z):
     values = {**SIZES, "router_aux_loss_coef": balance, "router_z_loss_coef": z}
     config = FAMILIES["mixtral"].configure(Published("test", values))
-    said = FAMILIES["mixtral"].publish(config)
-    assert said["router_aux_loss_coef"] == balance
-    assert said.get("router_z_loss_coef", 0.0) == z
+    message = FAMILIES["mixtral"].publish(config)
+    assert message["router_aux_loss_coef"] == balance
+    assert message.get("router_z_loss_coef", 0.0) == z
     torch.manual_seed(0)
     objective, read = Objective(FAMILIES["mixtral"].shape(config)), batch()
     plain = objective.eval()(read)

@@ -1,4 +1,4 @@
-"""A run: killed and resumed it gives the same losses bit for bit; what it leaves loads; what is wrong is said."""
+"""A run: killed and resumed it gives the same losses bit for bit; its model loads; what is wrong is reported."""
 
 import csv
 import json
@@ -68,8 +68,8 @@ def config(tmp_path_factory):
 def whole(config, tmp_path_factory):
     """A run that nothing disturbed."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    said = []
-    return output, train(read_settings(config), output, log=said.append), said
+    message = []
+    return output, train(read_settings(config), output, log=message.append), message
 
 
 def losses(output):
@@ -78,14 +78,14 @@ def losses(output):
 
 
 def test_it_learns_and_leaves_a_model(whole):
-    output, done, said = whole
+    output, done, message = whole
     rows = losses(output)
     assert [row[0] for row in rows[1:]] == [str(n) for n in range(1, 12)]
     assert float(rows[-1][1]) < float(rows[1][1])
     assert [row[0] for row in rows[1:] if row[2]] == ["4", "8", "11"]
     assert done.stopped == "finished"
     assert done.evaluation == min(float(row[2]) for row in rows[1:] if row[2])
-    assert any("bits per character" in line for line in said)
+    assert any("bits per character" in line for line in message)
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-00000009", "step-00000011"]
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
     assert (output / "curve.svg").read_text().startswith("<svg")
@@ -235,10 +235,10 @@ def test_resuming_wants_a_run(config, tmp_path):
     (tmp_path / "run" / "losses.csv").write_text(
         "step,loss,evaluation_loss,learning_rate,gradient_norm,seconds\n1,2.0,,0.1,0.1,0.1\n"
     )
-    said = []
-    done = train(read_settings(config, ["run.steps=1"]), tmp_path / "run", resume=True, log=said.append)
+    message = []
+    done = train(read_settings(config, ["run.steps=1"]), tmp_path / "run", resume=True, log=message.append)
     assert (done.steps, len(losses(tmp_path / "run"))) == (1, 2)
-    assert "starting again" in said[0]
+    assert "starting again" in message[0]
 
 
 def test_another_model_is_not_overwritten(config, whole, tmp_path):

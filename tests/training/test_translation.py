@@ -1,4 +1,4 @@
-"""Translation: the first Transformer learns a small code, loads in transformers, and is resumed bit for bit."""
+"""Translation: a Marian model learns a substitution of letters, loads in transformers, and resumes bit for bit."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_it_learns_to_translate(done):
     assert translate(model, ["a b c d e f"], max_tokens=2) == ["s t"]
 
 
-def test_transformers_translates_alike(done):
+def test_transformers_gives_the_same_translation(done):
     transformers = pytest.importorskip("transformers")
     ours = limelight.load(done.output)
     theirs = transformers.MarianMTModel.from_pretrained(done.output).eval()
@@ -90,10 +90,10 @@ def test_transformers_translates_alike(done):
     assert ours.tokenizer.write(written[0]) == translate(ours, ["a b c d e"], max_tokens=20)[0]
 
 
-def test_resumed_it_gives_the_same_losses(config, done, tmp_path):
-    over = ["run.evaluate_every=20", "run.bleu_samples=0"]
-    train(read_settings(config, [*over, "run.steps=7"]), tmp_path / "run")
-    train(read_settings(config, [*over, "run.steps=12"]), tmp_path / "run", resume=True)
+def test_a_resumed_run_has_the_same_losses(config, done, tmp_path):
+    changes = ["run.evaluate_every=20", "run.bleu_samples=0"]
+    train(read_settings(config, [*changes, "run.steps=7"]), tmp_path / "run")
+    train(read_settings(config, [*changes, "run.steps=12"]), tmp_path / "run", resume=True)
     ours, whole = ((run / "losses.csv").read_text().splitlines()[1:13] for run in (tmp_path / "run", done.output))
     assert [row.split(",")[:2] for row in ours] == [row.split(",")[:2] for row in whole]
 

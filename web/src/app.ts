@@ -3,6 +3,7 @@
 import type { Theme } from "./colour.ts";
 import type { Page } from "./data.ts";
 import { keepFocus } from "./dom.ts";
+import { leading } from "./ranking.ts";
 import { type Direction, Reading, type Scope } from "./reading.ts";
 
 export interface State {
@@ -74,29 +75,34 @@ export class App {
     this.status.textContent = text;
   }
 
-  /** The upper end of the colour scale of a head's map. */
-  high(layer: number, head: number, reading = this.reading): number {
+  /** The upper end of the colour scale: the whole attention, or the largest cell of a head that has its own scale. */
+  high(layer: number, head: number): number {
     const { hide, own } = this.state;
-    const key = `${this.readings.indexOf(reading)} ${hide} ${own ? `${layer}.${head}` : ""}`;
+    if (!own) return 1;
+    const key = `${hide} ${layer}.${head}`;
     const known = this.highs.get(key);
     if (known !== undefined) return known;
-    const high = reading.highest(hide, own ? [layer, head] : undefined);
+    const high = Math.max(...this.readings.map((reading) => reading.highest(hide, [layer, head])));
     this.highs.set(key, high);
     return high;
   }
 
-  /** Show another text: the shared word stays selected, if there is one. */
-  showText(text: number): void {
-    const { token } = this.state;
-    const unit = token === null ? null : this.reading.unitOf[token];
+  /** The unit that is followed in another text: the same word, if both texts have it. */
+  partner(unit: number, text: number): number | null {
+    if (text === this.state.text) return unit;
     const pair = this.page.comparison?.pairs.find((pair) => pair[this.state.text] === unit);
-    const next = this.readings[text];
-    const word = pair ? pair[text] : next.data.chosen[0];
-    this.set({ text, token: word === undefined ? null : next.units[word][0], other: null, grid: "maps" });
+    return pair ? pair[text] : null;
+  }
+
+  /** Select a word, with the partner and the head of its leading relation. */
+  follow(text: number, unit: number): void {
+    const found = leading(this.readings[text], unit);
+    const to = found && { layer: found.layer, head: found.head, other: this.readings[text].units[found.other][0] };
+    this.set({ text, token: this.readings[text].units[unit][0], other: null, direction: "from", scope: "head", grid: "maps", ...to });
   }
 }
 
-/** Where the page opens: the strongest relation of the first word that matters. */
+/** Where the page opens: the leading relation of the chosen word that has the most excess. */
 export function opening(page: Page, theme: Theme): State {
   const state: State = {
     text: 0,
@@ -112,17 +118,17 @@ export function opening(page: Page, theme: Theme): State {
     shape: "map",
     theme,
   };
-  const reading = Reading.all(page)[0];
-  let best = 0;
-  for (const word of reading.data.chosen)
-    for (const found of reading.strongest(word, "from", { special: false, most: 20 })) {
-      // Neighbours lead nearly every list, by heads that look at a fixed place: words with content say more.
-      const score = found.weight + (reading.content.has(found.other) ? 1 : 0);
-      if (score <= best) continue;
-      best = score;
-      Object.assign(state, { layer: found.layer, head: found.head, token: reading.units[word][0] });
-      state.other = reading.units[found.other][0];
-    }
+  const [reading] = Reading.all(page);
+  let best = -Infinity;
+  for (const word of reading.data.chosen) {
+    const found = leading(reading, word);
+    if (!found) continue;
+    const score = found.weight - found.usual + (reading.content.has(found.other) ? 1 : 0);
+    if (score <= best) continue;
+    best = score;
+    const { layer, head } = found;
+    Object.assign(state, { layer, head, token: reading.units[word][0], other: reading.units[found.other][0] });
+  }
   if (state.token === null && reading.length) state.token = reading.data.chosen.length ? reading.units[reading.data.chosen[0]][0] : 0;
   return state;
 }
@@ -134,5 +140,14 @@ export function show(value: number): string {
   return Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(3);
 }
 
-export const times = (value: number, even: number): string =>
-  even > 0 ? `${(value / even).toLocaleString("en", { maximumFractionDigits: value / even < 10 ? 1 : 0, minimumFractionDigits: value / even < 10 ? 1 : 0 })}×` : "";
+/** A share of attention in per cent. */
+export function percent(value: number): string {
+  const part = 100 * value;
+  return `${part >= 10 || part === 0 ? part.toFixed(0) : part >= 1 ? part.toFixed(1) : Number(part.toPrecision(2))}\u00a0%`;
+}
+
+export const times = (value: number, base: number): string => {
+  const ratio = value / base;
+  const digits = ratio < 10 ? 1 : 0;
+  return base > 0 ? `${ratio.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits })}×` : "";
+};

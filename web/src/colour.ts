@@ -2,7 +2,7 @@
 // from paper to deep blue on a light page, from the dark to limelight on a dark one.
 
 export type Theme = "light" | "dark";
-type Rgb = [number, number, number];
+export type Rgb = [number, number, number];
 
 const STOPS: Record<Theme, string[]> = {
   light: ["f6f4ec", "dfe6cf", "a9d0b8", "5aaeb0", "2b7fa3", "1f5186", "15264f"],
@@ -30,8 +30,11 @@ const tables = Object.fromEntries(
 export const position = (value: number, high: number): number =>
   high > 0 ? Math.sqrt(Math.min(Math.max(value / high, 0), 1)) : 0;
 
-export const colour = (theme: Theme, value: number, high: number): Rgb =>
-  tables[theme][Math.round(position(value, high) * (STEPS - 1))];
+/** The colour at a share of the scale, from 0 to 1. */
+export const shade = (theme: Theme, part: number): Rgb =>
+  tables[theme][Math.round(Math.min(Math.max(part, 0), 1) * (STEPS - 1))];
+
+export const colour = (theme: Theme, value: number, high: number): Rgb => shade(theme, position(value, high));
 
 export const css = ([r, g, b]: Rgb): string => `rgb(${r} ${g} ${b})`;
 

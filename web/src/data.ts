@@ -9,6 +9,7 @@ export interface Packed {
   low: number;
   high: number;
   root: boolean;
+  missing?: boolean; // the largest code stands for a number that is not known
   data: string;
 }
 
@@ -22,13 +23,15 @@ type HeadName = "entropy" | "strongest" | "distance" | "previous" | "own" | "nex
 interface ReadingOf<Numbers> {
   text: string;
   causal: boolean;
-  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[] };
+  tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
   map: { block: number; shares: Numbers; apart: Numbers | null };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };
+  norms: Numbers | null;
+  offsets: { mean: Numbers; count: number[] };
   received: Numbers;
   path: Numbers;
   steps: Numbers;
@@ -40,6 +43,7 @@ interface PageOf<Numbers> {
   version: number;
   model: { name: string; kind: "encoder" | "decoder"; layers: number; heads: number };
   notes: string[];
+  warnings: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
   writing?: (WritingOf<Numbers> | null)[];
@@ -68,7 +72,8 @@ export async function unpack(packed: Packed): Promise<Tensor> {
     const code =
       width === 1 ? raw.getUint8(i) : width === 2 ? raw.getUint16(2 * i, true) : raw.getUint32(4 * i, true);
     const part = code / most;
-    values[i] = packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
+    const unknown = packed.missing && code === most;
+    values[i] = unknown ? NaN : packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
   }
   const expected = packed.shape.reduce((a, b) => a * b, 1);
   if (values.length !== expected) throw new Error(`a table of ${expected} numbers holds ${values.length}`);
@@ -78,17 +83,18 @@ export async function unpack(packed: Packed): Promise<Tensor> {
 const isPacked = (value: unknown): value is Packed =>
   typeof value === "object" && value !== null && "data" in value && "bits" in value;
 
-/** Unpack every table of the page, wherever it stands. */
+/** Unpack every table of a page's data, wherever it stands. */
+export async function unpackTables(value: unknown): Promise<unknown> {
+  if (isPacked(value)) return unpack(value);
+  if (Array.isArray(value)) return typeof value[0] === "object" ? Promise.all(value.map(unpackTables)) : value;
+  if (typeof value !== "object" || value === null) return value;
+  const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await unpackTables(v)] as const));
+  return Object.fromEntries(entries);
+}
+
 export async function unpackPage(text: string): Promise<Page> {
   const page = JSON.parse(text) as PackedPage;
   if (page.format !== "limelight.page" || page.version !== 1)
     throw new Error(`this view reads limelight.page 1, the data is ${page.format} ${page.version}`);
-  const walk = async (value: unknown): Promise<unknown> => {
-    if (isPacked(value)) return unpack(value);
-    if (Array.isArray(value)) return typeof value[0] === "object" ? Promise.all(value.map(walk)) : value;
-    if (typeof value !== "object" || value === null) return value;
-    const entries = await Promise.all(Object.entries(value).map(async ([k, v]) => [k, await walk(v)] as const));
-    return Object.fromEntries(entries);
-  };
-  return (await walk(page)) as Page;
+  return (await unpackTables(page)) as Page;
 }

@@ -2,9 +2,12 @@
 
 import type { App } from "./app.ts";
 import { colour, hex, type Theme } from "./colour.ts";
+import { name } from "./bidi.ts";
 import { svg } from "./dom.ts";
 import { paint } from "./grid.ts";
+import { legendFigure } from "./legend.ts";
 import { range, type Reading } from "./reading.ts";
+import { followed, paired } from "./text-model.ts";
 
 export const SIDE = 520;
 const LABELLED = 40; // more tokens than this get positions instead of names
@@ -35,16 +38,17 @@ const INK: Record<Theme, { ink: string; faint: string; mark: string; page: strin
   dark: { ink: "#ecebe4", faint: "#a3a39d", mark: "#ff9d5c", page: "#17181d", line: "#e6dd6e" },
 };
 
-/** Draw the head that is shown. `vector`: rectangles and a title, for a file. */
-export function drawFigure(app: App, vector: boolean): { figure: SVGSVGElement; layout: Layout } {
-  const { reading, state } = app;
-  const layout = place(app);
+/** Draw the head that is shown, over one text. `vector`: rectangles, a title and the scale, for a file. */
+export function drawFigure(app: App, vector: boolean, text = app.state.text): { figure: SVGSVGElement; layout: Layout } {
+  const { state } = app;
+  const reading = app.readings[text];
+  const layout = place(app, reading);
   const { left, top, map, cell, font, shown } = layout;
   const tone = INK[state.theme];
   const high = app.high(state.layer, state.head);
   const values = reading.map(state.layer, state.head, state.hide);
   const tint = (value: number) => colour(state.theme, value, high);
-  const footer = vector ? 34 : 0;
+  const footer = vector ? 66 : 0;
   const figure = svg("svg", {
     viewBox: `0 0 ${SIDE} ${SIDE + footer}`,
     xmlns: "http://www.w3.org/2000/svg",
@@ -74,21 +78,26 @@ export function drawFigure(app: App, vector: boolean): { figure: SVGSVGElement; 
     );
   }
   figure.append(svg("rect", { x: left, y: top, width: map, height: map, fill: "none", stroke: tone.faint, "stroke-opacity": 0.45 }));
-  label(figure, reading, layout, tone, state.token, state.other, state.direction === "from");
+  label(figure, reading, layout, tone, followed(app, text), paired(app, text), state.direction === "from");
   figure.append(
     svg("text", { x: 4, y: 14, fill: tone.faint, "font-size": 11 }, "looks ↓"),
     svg("text", { x: 4, y: 28, fill: tone.faint, "font-size": 11 }, "at →"),
   );
   if (vector) {
-    const about = `${app.page.model.name} · head ${state.layer}.${state.head} · colour: share of attention, 0 to ${high.toPrecision(3)}, square root`;
-    figure.append(svg("text", { x: 8, y: SIDE + 20, fill: tone.faint, "font-size": 11 }, about));
+    const about = `${app.page.model.name} · head ${state.layer}.${state.head} · each row adds up to 1${shown.length < reading.side ? ", special tokens left out" : ""}`;
+    figure.append(
+      svg("text", { x: 8, y: SIDE + 20, fill: tone.faint, "font-size": 11 }, about),
+      legendFigure(state.theme, high, 8, SIDE + 32, tone.faint),
+    );
   }
   return { figure, layout };
 }
 
 /** The same head as lines from the tokens that look to the tokens looked at: thicker is more. */
-export function drawLines(app: App, vector: boolean): SVGSVGElement {
-  const { reading, state } = app;
+export function drawLines(app: App, vector: boolean, text = app.state.text): SVGSVGElement {
+  const { state } = app;
+  const reading = app.readings[text];
+  const token = followed(app, text);
   const tone = INK[state.theme];
   const shown = reading.shown(state.hide);
   const step = Math.min(26, Math.max(13, 620 / shown.length));
@@ -103,7 +112,7 @@ export function drawLines(app: App, vector: boolean): SVGSVGElement {
     "font-size": Math.min(13.5, step * 0.78),
   });
   if (vector) figure.append(svg("rect", { width: SIDE, height, fill: tone.page }));
-  const [query, key] = state.direction === "from" ? [state.token, null] : [null, state.token];
+  const [query, key] = state.direction === "from" ? [token, null] : [null, token];
   const lines: SVGElement[] = [];
   shown.forEach((row, i) =>
     shown.forEach((column, j) => {
@@ -116,8 +125,8 @@ export function drawLines(app: App, vector: boolean): SVGSVGElement {
         d: curve,
         fill: "none",
         stroke: followed ? tone.line : tone.faint,
-        "stroke-width": (0.5 + 5 * part).toFixed(2),
-        "stroke-opacity": ((followed ? 0.25 : 0.05) + (followed ? 0.7 : 0.13) * part).toFixed(2),
+        "stroke-width": (0.8 + 5 * part).toFixed(2),
+        "stroke-opacity": ((followed ? 0.45 : 0.16) + (followed ? 0.5 : 0.4) * part).toFixed(2),
         "data-pair": `${row} ${column}`,
       });
       if (followed) lines.push(line);
@@ -130,7 +139,7 @@ export function drawLines(app: App, vector: boolean): SVGSVGElement {
     ...lines,
   );
   shown.forEach((position, i) => {
-    const word = clip(reading.spelled(position), 18);
+    const word = name(clip(reading.spelled(position), 18));
     const text = (x: number, anchor: string, side: string, strong: boolean) =>
       svg(
         "text",
@@ -144,7 +153,7 @@ export function drawLines(app: App, vector: boolean): SVGSVGElement {
 }
 
 /** Lines are drawn for texts whose tokens fit below one another. */
-export const canDrawLines = (app: App): boolean => app.reading.exact && app.reading.length <= 64;
+export const canDrawLines = (app: App): boolean => app.readings.every((reading) => reading.exact && reading.length <= 64);
 
 function label(
   figure: SVGSVGElement,
@@ -157,15 +166,15 @@ function label(
 ): void {
   const named = reading.exact && shown.length <= LABELLED;
   const [query, key] = from ? [token, other] : [other, token];
-  const text = (x: number, y: number, written: string, strong: boolean, more: Record<string, unknown>) =>
+  const word = (x: number, y: number, written: string, strong: boolean, more: Record<string, unknown>) =>
     svg("text", { x, y, fill: strong ? tone.mark : tone.ink, "font-weight": strong ? 700 : 400, ...more }, written);
   if (named) {
     shown.forEach((position, i) => {
       const middle = (i + 0.5) * cell;
-      const word = clip(reading.spelled(position));
+      const label = name(clip(reading.spelled(position)));
       figure.append(
-        text(left - 6, top + middle + font * 0.35, word, position === query, { "text-anchor": "end" }),
-        text(0, 0, word, position === key, {
+        word(left - 6, top + middle + font * 0.35, label, position === query, { "text-anchor": "end" }),
+        word(0, 0, label, position === key, {
           transform: `translate(${(left + middle + font * 0.35).toFixed(1)} ${top - 6}) rotate(-90)`,
         }),
       );
@@ -178,8 +187,8 @@ function label(
     const at = (tick / scale) * map;
     figure.append(
       svg("path", { d: `M${left - 4} ${top + at}h4M${left + at} ${top - 4}v4`, stroke: tone.faint }),
-      text(left - 7, top + at + 4, String(tick), false, { "text-anchor": "end", fill: tone.faint }),
-      text(left + at, top - 8, String(tick), false, { "text-anchor": at > map - 12 ? "end" : "middle", fill: tone.faint }),
+      word(left - 7, top + at + 4, String(tick), false, { "text-anchor": "end", fill: tone.faint }),
+      word(left + at, top - 8, String(tick), false, { "text-anchor": at > map - 12 ? "end" : "middle", fill: tone.faint }),
     );
   }
 }
@@ -190,10 +199,11 @@ function nice(step: number): number {
 }
 
 /** Where the selected token's row (or column) lies, as a rectangle over the map. */
-export function band(app: App, layout: Layout): { x: number; y: number; width: number; height: number } | null {
-  const { token, direction } = app.state;
+export function band(app: App, layout: Layout, text: number): { x: number; y: number; width: number; height: number } | null {
+  const { direction } = app.state;
+  const token = followed(app, text);
   if (token === null) return null;
-  const at = layout.shown.indexOf(Math.floor(token / app.reading.data.map.block));
+  const at = layout.shown.indexOf(Math.floor(token / app.readings[text].data.map.block));
   if (at < 0) return null;
   const { left, top, map, cell } = layout;
   const thick = Math.max(cell, 2);

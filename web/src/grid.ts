@@ -3,8 +3,10 @@
 import { any, type App, type Changed, type Panel, show } from "./app.ts";
 import { colour } from "./colour.ts";
 import { arrowStep, choice, el } from "./dom.ts";
-import { legend } from "./legend.ts";
+import { arrow, name } from "./bidi.ts";
 import { range } from "./reading.ts";
+import { type Sheet, saveControls } from "./save.ts";
+import { snapshot } from "./snapshot.ts";
 import { hideTip, tip } from "./tip.ts";
 
 const FINEST = 48; // a small map has no room for more rows; beyond, the strongest of each group is drawn
@@ -15,7 +17,6 @@ export class GridPanel implements Panel {
   private readonly cells: HTMLElement[];
   private readonly controls = el("div", { class: "controls" });
   private readonly caption = el("p", { class: "caption" });
-  private readonly scale = el("div", { class: "legend-line" });
   private readonly scroll: HTMLElement;
 
   constructor(private readonly app: App) {
@@ -25,13 +26,18 @@ export class GridPanel implements Panel {
     const body = gridOf(layers, heads, this.cells);
     this.listen(body);
     this.scroll = el("div", { class: "grid-scroll" }, body);
+    const save = saveControls(app, {
+      what: "the heads",
+      part: () => "heads",
+      figure: () => this.drawing(body),
+      sheet: () => this.sheet(),
+    });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-grid" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), this.controls),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), this.controls, save),
       this.caption,
       this.scroll,
-      el("div", { class: "under" }, this.scale),
     );
     this.buttons();
     this.draw();
@@ -83,10 +89,37 @@ export class GridPanel implements Panel {
     const { unitText, data } = this.app.reading;
     if (pair) {
       const weight = this.app.reading.between(...pair, ...this.headAt(place));
-      return `${unitText[pair[0]]} → ${unitText[pair[1]]} ${show(weight)}`;
+      return `${arrow(unitText[pair[0]], unitText[pair[1]])} ${show(weight)}`;
     }
     const strongest = `strongest key gets ${show(data.heads.strongest[place])} on average`;
-    return headName(data.heads, place, data.even.share) ?? strongest;
+    const kind = kindOf(data.heads, place, data.even.share);
+    return kind ? `${kind.long} ${show(kind.share)}` : strongest;
+  }
+
+  private drawing(body: HTMLElement): SVGSVGElement {
+    const { app, scroll } = this;
+    const { theme, own, layer, head } = app.state;
+    const top = scroll.scrollTop;
+    scroll.scrollTop = 0; // else the names of the columns stand over the rows that are in view
+    const figure = snapshot(body, `${app.page.model.name}: all heads`, this.caption.textContent!, own ? undefined : { theme, high: app.high(layer, head) });
+    scroll.scrollTop = top;
+    return figure;
+  }
+
+  private sheet(): Sheet {
+    const { data, layers, heads } = this.app.reading;
+    const pair = this.pair();
+    const names = Object.keys(data.heads) as (keyof typeof data.heads)[];
+    const more = pair ? [`${this.app.reading.unitText[pair[0]]} → ${this.app.reading.unitText[pair[1]]}`] : [];
+    return {
+      header: ["layer", "head", "mostly on", ...names, ...more],
+      rows: range(layers * heads).map((place) => [
+        ...this.headAt(place),
+        kindOf(data.heads, place, data.even.share)?.long ?? "",
+        ...names.map((name) => data.heads[name][place]),
+        ...(pair ? [this.app.reading.between(...pair, ...this.headAt(place))] : []),
+      ]),
+    };
   }
 
   // --- View ---
@@ -96,37 +129,30 @@ export class GridPanel implements Panel {
     const { state, reading } = app;
     const pair = this.shownPair();
     const values = pair && cells.map((_, place) => reading.between(...pair, ...this.headAt(place)));
-    const high = values ? Math.max(...values) || 1 : 0;
     const shown = reading.shown(state.hide);
     cells.forEach((cell, place) => {
       const [layer, head] = this.headAt(place);
       const canvas = cell.firstElementChild as HTMLCanvasElement;
-      if (values) paint(canvas, new Float32Array([values[place]]), [0], 1, (v) => colour(state.theme, v, high));
-      else {
-        const top = app.high(layer, head);
-        paint(canvas, reading.map(layer, head, state.hide), shown, reading.side, (v) => colour(state.theme, v, top));
-      }
+      const tint = (value: number) => colour(state.theme, value, app.high(layer, head));
+      if (values) paint(canvas, new Float32Array([values[place]]), [0], 1, tint);
+      else paint(canvas, reading.map(layer, head, state.hide), shown, reading.side, tint);
       cell.setAttribute("aria-label", `head ${layer}.${head}: ${this.label(place)}`);
+      cell.lastElementChild!.textContent = values ? show(values[place]) : (kindOf(reading.data.heads, place, reading.data.even.share)?.short ?? "");
     });
-    this.explain(pair && pair.map((unit) => reading.unitText[unit]), high);
+    this.explain(pair && pair.map((unit) => name(reading.unitText[unit])));
   }
 
-  /** Write the caption and the legend, of a pair of words or of the maps. */
-  private explain(names: string[] | null, high: number): void {
+  /** Write the caption, of a pair of words or of the maps. */
+  private explain(names: string[] | null): void {
     const { state, reading } = this.app;
     const block = reading.data.map.block;
     this.caption.textContent = names
       ? `How much “${names[0]}” looks at “${names[1]}” in every head: one square per head.`
       : `Each square is one head: rows are the tokens that look, columns the tokens looked at, both in reading order${
           block > 1 ? `, in blocks of ${block} tokens` : ""
-        }. Click one to see it large.`;
-    const unit = !names && block > 1 ? "share of attention on a block" : "share of attention";
-    const own = "Every head has its own colour scale, from 0 to its largest cell.";
-    this.scale.replaceChildren(
-      !names && state.own
-        ? el("p", { class: "caption" }, own)
-        : legend(state.theme, names ? high : this.app.high(0, 0), unit),
-    );
+        }. Under it, what takes more than half of its attention: the previous token, the token itself, the next, or special tokens and sinks.${
+          state.own ? " Every head has its own colour scale, from 0 to its largest cell." : ""
+        }`;
   }
 
   private buttons(): void {
@@ -137,7 +163,7 @@ export class GridPanel implements Panel {
     if (pair) {
       const [query, key] = pair.map((unit) => app.reading.unitText[unit]);
       controls.append(
-        choice("What the squares show", [["maps", "Maps"], ["pair", `${query} → ${key}`]], grid, (grid) => app.set({ grid })),
+        choice("What the squares show", [["maps", "Maps"], ["pair", arrow(query, key)]], grid, (grid) => app.set({ grid })),
       );
     }
     if (!pair || grid === "maps")
@@ -180,7 +206,8 @@ export class GridPanel implements Panel {
 
 function cellOf(place: number): HTMLElement {
   const canvas = el("canvas", { "aria-hidden": "true" });
-  return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas);
+  const label = el("span", { class: "kind", "aria-hidden": "true" });
+  return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas, label);
 }
 
 function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
@@ -206,17 +233,25 @@ function placeOf(event: Event): number | null {
   return target ? Number(target.dataset.place) : null;
 }
 
-/** What a head mostly does on this text, with the number, if more than half of its attention does it. */
-export function headName(of: Record<string, number[]>, place: number, even: number): string | null {
-  const kinds: [string, string][] = [
-    ["previous", "previous token"],
-    ["own", "the token itself"],
-    ["next", "next token"],
-    ["apart", "special tokens and sinks"],
-  ];
-  for (const [key, text] of kinds) {
+/** What a head mostly does on this text, in short and in full, and the share of its attention that does it. */
+export interface Kind {
+  short: string;
+  long: string;
+  share: number;
+}
+
+const KINDS: [string, string, string][] = [
+  ["previous", "prev", "previous token"],
+  ["own", "self", "the token itself"],
+  ["next", "next", "next token"],
+  ["apart", "spec", "special tokens and sinks"],
+];
+
+/** The kind of a head, if more than half of its attention does one thing; `even` is one key's even share. */
+export function kindOf(of: Record<string, number[]>, place: number, even: number): Kind | null {
+  for (const [key, short, long] of KINDS) {
     const share = of[key][place];
-    if (share > 0.5 && share > 2 * even) return `${text} ${show(share)}`;
+    if (share > 0.5 && share > 2 * even) return { short, long, share };
   }
   return null;
 }

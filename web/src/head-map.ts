@@ -1,8 +1,10 @@
 // The heat map of a head: numbers under the pointer and the arrow keys, a click selects a pair.
 
 import { type App, show, times } from "./app.ts";
+import { arrow } from "./bidi.ts";
 import { svg } from "./dom.ts";
 import { band, drawFigure, type Layout, SIDE } from "./figure.ts";
+import type { Reading } from "./reading.ts";
 import { hideTip, tip } from "./tip.ts";
 
 type Cell = [number, number]; // row and column among the cells that are drawn
@@ -15,20 +17,27 @@ export class MapView {
   private cursor: Cell = [0, 0];
   private readonly outline = svg("rect", { class: "cursor", visibility: "hidden" });
 
-  constructor(private readonly app: App) {}
+  constructor(
+    private readonly app: App,
+    private readonly text: number,
+  ) {}
 
-  /** Draw the map of the selected head. */
+  private get reading(): Reading {
+    return this.app.readings[this.text];
+  }
+
+  /** Draw the map of the selected head over the text. */
   figure(): SVGSVGElement {
     const { layer, head } = this.app.state;
-    const { figure, layout } = drawFigure(this.app, false);
+    const { figure, layout } = drawFigure(this.app, false, this.text);
     this.layout = layout;
     this.element = figure;
-    const row = band(this.app, layout);
+    const row = band(this.app, layout, this.text);
     if (row) figure.append(svg("rect", { class: "band", ...row }));
     figure.append(this.outline);
     this.point(null);
     figure.setAttribute("tabindex", "0");
-    figure.setAttribute("data-focus", "figure");
+    figure.setAttribute("data-focus", `figure ${this.text}`);
     figure.setAttribute("role", "img");
     figure.setAttribute("aria-label", `Heat map of head ${layer}.${head}. Arrow keys read the cells, Enter selects.`);
     this.listen(figure);
@@ -88,12 +97,13 @@ export class MapView {
 
   /** Lines about a cell, for the tip and for screen readers. */
   private describe([i, j]: Cell): string[] {
-    const { reading, state } = this.app;
+    const { reading } = this;
+    const { state } = this.app;
     const [row, column] = [this.layout.shown[i], this.layout.shown[j]];
     const share = reading.map(state.layer, state.head, state.hide)[row * reading.side + column];
     if (reading.exact) {
       const even = 1 / reading.visible(row);
-      const first = `${reading.spelled(row)} → ${reading.spelled(column)}`;
+      const first = arrow(reading.spelled(row), reading.spelled(column));
       if (!reading.sees(row, column)) return [first, "not visible: the future"];
       return [first, `${show(share)}  (even ${show(even)}, ${times(share, even)})`, `tokens ${row} → ${column}`];
     }
@@ -106,23 +116,22 @@ export class MapView {
 
   /** Select the pair of a cell; of a block, its strongest relation that is kept. */
   private choose([i, j]: Cell): void {
-    const { reading, state } = this.app;
+    const { reading, text } = this;
+    const { state } = this.app;
     let [query, key] = [this.layout.shown[i], this.layout.shown[j]];
     if (!reading.exact) {
-      const found = strongestIn(this.app, query, key);
+      const found = strongestIn(reading, state.layer * reading.heads + state.head, query, key);
       if (!found) return this.app.say("No relation of this block is among those kept.");
       [query, key] = found;
     }
     const from = state.direction === "from";
-    this.app.set({ token: from ? query : key, other: from ? key : query, scope: "head" });
+    this.app.set({ text, token: from ? query : key, other: from ? key : query, scope: "head" });
   }
 }
 
 /** The strongest kept relation between two blocks, in this head if there is one, else in any. */
-function strongestIn(app: App, row: number, column: number): [number, number] | null {
-  const { reading, state } = app;
+function strongestIn(reading: Reading, here: number, row: number, column: number): [number, number] | null {
   const size = reading.data.map.block;
-  const here = state.layer * reading.heads + state.head;
   let best: [number, number] | null = null;
   let most = -1;
   for (let query = row * size; query < Math.min((row + 1) * size, reading.length); query++)

@@ -1,45 +1,46 @@
-// One head, large: its map or its lines, with exact numbers under the pointer, and what it does in numbers.
+// One head, large: its map or its lines over each text, with exact numbers under the pointer.
 
 import { type App, type Changed, type Panel } from "./app.ts";
-import { choice, el } from "./dom.ts";
-import { canDrawLines } from "./figure.ts";
-import { headName } from "./grid.ts";
-import { facts } from "./head-facts.ts";
+import { choice, el, svg } from "./dom.ts";
+import { canDrawLines, drawFigure, drawLines } from "./figure.ts";
+import { kindOf } from "./grid.ts";
 import { LinesView } from "./head-lines.ts";
 import { MapView } from "./head-map.ts";
 import { legend } from "./legend.ts";
-import { savePng, saveSvg } from "./save.ts";
+import { range, type Reading } from "./reading.ts";
+import { type Sheet, saveControls } from "./save.ts";
 
 export class HeadPanel implements Panel {
   readonly element: HTMLElement;
-  readonly numbers: HTMLElement; // a panel of its own for the numbers, empty unless `apart`
   private readonly title = el("h2", { id: "h-head" });
-  private readonly shapes = el("div", {});
-  private readonly frame = el("div", { class: "figure" });
-  private readonly facts = el("div", { class: "facts" });
+  private readonly shapes = el("div", { class: "beside" });
+  private readonly frames = el("div", { class: "figures" });
   private readonly caption = el("p", { class: "caption" });
   private readonly scale = el("div", { class: "legend-line" });
-  private readonly numbersTitle = el("h2", {});
-  private readonly map: MapView;
-  private readonly lines: LinesView;
+  private readonly views: { map: MapView; lines: LinesView; frame: HTMLElement }[];
 
-  /** `apart`: the numbers go into a panel of their own, `numbers`, for the page to place. */
-  constructor(
-    private readonly app: App,
-    apart: boolean,
-  ) {
-    this.map = new MapView(app);
-    this.lines = new LinesView(app);
+  constructor(private readonly app: App) {
+    this.views = app.readings.map((_, text) => ({
+      map: new MapView(app, text),
+      lines: new LinesView(app, text),
+      frame: el("div", { class: "figure" }),
+    }));
+    const several = app.readings.length > 1;
+    this.frames.append(...this.views.map(({ frame }, text) => el("div", {}, several && el("h3", {}, `Text ${text + 1}`), frame)));
+    const save = saveControls(app, {
+      what: "the head",
+      part: () => `head-${app.state.layer}.${app.state.head}`,
+      figure: () => beside(app.readings.map((_, text) => this.saved(text))),
+      sheet: () => this.sheet(),
+    });
     this.element = el(
       "section",
-      { class: "panel", "aria-labelledby": "h-head" },
-      el("div", { class: "panel-head" }, this.title, this.shapes, saveControls(app)),
+      { class: several ? "panel wide" : "panel", "aria-labelledby": "h-head" },
+      el("div", { class: "panel-head" }, this.title, this.shapes, save),
       this.caption,
-      this.frame,
+      this.frames,
       el("div", { class: "under" }, this.scale),
-      !apart && this.facts,
     );
-    this.numbers = el("section", { class: "panel" }, this.numbersTitle, apart && this.facts);
     this.draw();
   }
 
@@ -48,24 +49,41 @@ export class HeadPanel implements Panel {
     this.draw();
   }
 
+  private get asLines(): boolean {
+    return this.app.state.shape === "lines" && canDrawLines(this.app);
+  }
+
+  private saved(text: number): SVGSVGElement {
+    return this.asLines ? drawLines(this.app, true, text) : drawFigure(this.app, true, text).figure;
+  }
+
+  private sheet(): Sheet {
+    const { state, readings } = this.app;
+    const cell = (reading: Reading, at: number) => (reading.exact ? reading.spelled(at) : `block ${at}`);
+    const rows = readings.flatMap((reading, text) => {
+      const map = reading.map(state.layer, state.head, state.hide);
+      const shown = reading.shown(state.hide);
+      return shown.flatMap((row) =>
+        shown
+          .filter((column) => !reading.data.causal || column <= row)
+          .map((column) => [text, row, cell(reading, row), column, cell(reading, column), map[row * reading.side + column]]),
+      );
+    });
+    return { header: ["text", "query", "query token", "key", "key token", `weight in head ${state.layer}.${state.head}`], rows };
+  }
+
   private draw(): void {
     const { reading, state, page } = this.app;
-    const lines = state.shape === "lines" && canDrawLines(this.app);
-    const name = `Head ${state.layer}.${state.head}`;
     this.shapes.replaceChildren();
     if (canDrawLines(this.app)) this.shapes.append(this.shapeChoice());
-    this.frame.replaceChildren(lines ? this.lines.figure() : this.map.figure());
-    this.title.textContent = name;
-    this.numbersTitle.textContent = `${name} in numbers`;
-    const place = state.layer * page.model.heads + state.head;
-    this.caption.textContent = this.captionText(headName(reading.data.heads, place, reading.data.even.share));
+    for (const { map, lines, frame } of this.views) frame.replaceChildren(this.asLines ? lines.figure() : map.figure());
+    this.title.textContent = `Head ${state.layer}.${state.head}`;
+    const kind = kindOf(reading.data.heads, state.layer * page.model.heads + state.head, reading.data.even.share);
+    this.caption.textContent = this.captionText(kind && `${kind.long} (${kind.share.toFixed(2)} of its attention)`);
     const thickness = "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn.";
     this.scale.replaceChildren(
-      lines
-        ? el("p", { class: "caption" }, thickness)
-        : legend(state.theme, this.app.high(state.layer, state.head), "share of attention"),
+      this.asLines ? el("p", { class: "caption" }, thickness) : legend(state.theme, this.app.high(state.layer, state.head)),
     );
-    this.facts.replaceChildren(facts(this.app, place));
   }
 
   private shapeChoice(): HTMLElement {
@@ -77,19 +95,24 @@ export class HeadPanel implements Panel {
     const block = reading.data.map.block;
     return (
       `Layer ${state.layer}, head ${state.head}. ` +
-      (named ? `On this text it mostly looks at: ${named.replace(/ (\S+)$/, " ($1 of its attention)")}. ` : "") +
+      (named ? `On this text it mostly looks at: ${named}. ` : "") +
       (block > 1 ? `Each cell: the share of a block of ${block} tokens’ attention on another block; a row adds up to 1.` : "Each row adds up to 1.") +
       (state.hide ? " Special tokens and sinks are left out; the numbers stay as they are." : "")
     );
   }
 }
 
-function saveControls(app: App): HTMLElement {
-  return el(
-    "div",
-    { class: "controls" },
-    el("span", { class: "quiet" }, "Save figure"),
-    el("button", { type: "button", class: "plain", on: { click: () => saveSvg(app) } }, "SVG"),
-    el("button", { type: "button", class: "plain", on: { click: () => void savePng(app) } }, "PNG"),
-  );
+/** Drawings side by side in one. */
+function beside(figures: SVGSVGElement[]): SVGSVGElement {
+  if (figures.length === 1) return figures[0];
+  const boxes = figures.map((figure) => figure.viewBox.baseVal);
+  const height = Math.max(...boxes.map((box) => box.height));
+  const width = boxes.reduce((sum, box) => sum + box.width, 0);
+  const starts = range(boxes.length).map((n) => boxes.slice(0, n).reduce((sum, box) => sum + box.width, 0));
+  figures.forEach((figure, n) => {
+    figure.setAttribute("x", String(starts[n]));
+    figure.setAttribute("width", String(boxes[n].width));
+    figure.setAttribute("height", String(boxes[n].height));
+  });
+  return svg("svg", { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${width} ${height}` }, ...figures);
 }

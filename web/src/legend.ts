@@ -1,29 +1,41 @@
-// What the colours mean, with the unit.
+// What the colours mean: one scale for the whole page, on the page and in saved figures.
 
-import { colour, css, type Theme } from "./colour.ts";
-import { el } from "./dom.ts";
+import { colour, css, hex, type Theme } from "./colour.ts";
+import { el, svg } from "./dom.ts";
+import { range } from "./reading.ts";
 
-const digits = (value: number): string =>
-  value === 0 ? "0" : value >= 10 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(2) : value.toFixed(3);
+const digits = (value: number): string => String(Number(value.toPrecision(2)));
+const TICKS = [0, 0.25, 0.5, 0.75, 1]; // places on the bar; the value there is the square
 
-export function legend(theme: Theme, high: number, unit: string): HTMLElement {
+export const MEANING = "share of attention, square-root scale";
+
+export function legend(theme: Theme, high: number): HTMLElement {
   const steps = 24;
-  const stops = Array.from({ length: steps + 1 }, (_, i) => css(colour(theme, (i / steps) ** 2 * high, high)));
+  const stops = range(steps + 1).map((i) => css(colour(theme, (i / steps) ** 2 * high, high)));
   return el(
     "div",
-    { class: "legend", role: "img", "aria-label": `Colour scale: ${unit}, from 0 to ${digits(high)}; square root` },
-    el("span", { class: "legend-unit" }, unit),
+    { class: "legend", role: "img", "aria-label": `Colour scale: ${MEANING}, from 0 to ${digits(high)}` },
+    el("span", { class: "legend-unit" }, MEANING),
     el(
       "span",
       { class: "legend-body" },
       el("span", { class: "legend-bar", style: { background: `linear-gradient(90deg, ${stops.join(", ")})` } }),
-      el(
-        "span",
-        { class: "legend-ticks" },
-        ...[0, 0.25, 0.5, 0.75, 1].map((part) =>
-          el("span", { style: { left: `${part * 100}%` } }, part === 0.25 || part === 0.75 ? "" : digits(part * part * high)),
-        ),
-      ),
+      el("span", { class: "legend-ticks" }, ...TICKS.map((part) => el("span", { style: { left: `${part * 100}%` } }, digits(part * part * high)))),
     ),
+  );
+}
+
+/** The same as a part of a figure. */
+export function legendFigure(theme: Theme, high: number, x: number, y: number, ink: string): SVGElement {
+  const [width, steps] = [180, 60];
+  const step = width / steps;
+  return svg(
+    "g",
+    { "font-size": 11, fill: ink },
+    svg("text", { x, y: y + 9 }, MEANING),
+    ...range(steps).map((i) =>
+      svg("rect", { x: (x + 226 + i * step).toFixed(2), y, width: (step + 0.1).toFixed(2), height: 10, fill: hex(colour(theme, ((i + 0.5) / steps) ** 2 * high, high)) }),
+    ),
+    ...TICKS.map((part) => svg("text", { x: x + 226 + part * width, y: y + 23, "text-anchor": "middle" }, digits(part * part * high))),
   );
 }

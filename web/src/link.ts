@@ -5,7 +5,12 @@ export const readHash = (): Map<string, string> => new Map(new URLSearchParams(l
 /** Write the state into the address without a step in the history; what is empty is left out. */
 export function writeHash(state: Record<string, string>): void {
   const query = new URLSearchParams(Object.entries(state).filter(([, value]) => value !== "")).toString();
-  if (query !== location.hash.slice(1)) history.replaceState(null, "", query ? `#${query}` : location.pathname + location.search);
+  if (query === location.hash.slice(1)) return;
+  try {
+    history.replaceState(null, "", query ? `#${query}` : location.pathname + location.search);
+  } catch {
+    // A page in a frame of its own origin (a notebook's output) has no address to write to.
+  }
 }
 
 /** Call `restore` when the address changes by other means than `writeHash`: a link followed, a step back. */

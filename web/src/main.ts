@@ -6,38 +6,47 @@ import { unpackPage } from "./data.ts";
 import { el } from "./dom.ts";
 import { GridPanel } from "./grid.ts";
 import { HeadPanel } from "./head.ts";
+import { factsPanel } from "./head-facts.ts";
+import { follow, fromHash } from "./hash.ts";
+import { leadPanel } from "./lead.ts";
 import { pathPanel } from "./path.ts";
 import { RelationsPanel } from "./relations.ts";
 import { TextPanel } from "./text.ts";
 import { WritingPanel } from "./writing.ts";
 
-const requested = new URLSearchParams(location.search).get("theme");
-const preferred = (): Theme =>
-  requested === "dark" || requested === "light" ? requested : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+const given = new URLSearchParams(location.hash.slice(1)).get("theme") ?? new URLSearchParams(location.search).get("theme");
+let themeChosen = given === "dark" || given === "light";
+const preferred = (): Theme => {
+  if (given === "dark" || given === "light") return given;
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+};
 
 function header(app: App): HTMLElement {
   const { model, readings } = app.page;
-  const theme = el("button", { type: "button", class: "plain" });
   const hide = el("input", { type: "checkbox" });
-  const name = () => (theme.textContent = app.state.theme === "dark" ? "Light" : "Dark");
-  name();
-  theme.addEventListener("click", () => {
-    const next: Theme = app.state.theme === "dark" ? "light" : "dark";
-    document.documentElement.dataset.theme = next;
-    app.set({ theme: next });
-    name();
-  });
   hide.addEventListener("change", () => app.set({ hide: hide.checked }));
+  const change = () => {
+    themeChosen = true;
+    app.set({ theme: app.state.theme === "dark" ? "light" : "dark" });
+  };
+  const theme = el("button", { type: "button", class: "plain", on: { click: change } });
+  const draw = () => {
+    document.documentElement.dataset.theme = app.state.theme;
+    theme.textContent = app.state.theme === "dark" ? "Light" : "Dark";
+    hide.checked = app.state.hide;
+  };
+  draw();
   const sees = model.kind === "decoder" ? "each token sees itself and what came before" : "each token sees every token";
   const tokens = readings.map((reading) => reading.tokens.text.length.toLocaleString("en")).join(" and ");
   const anyApart = readings.some((reading) => reading.tokens.apart.length > 0);
-  return el(
+  const element = el(
     "header",
     {},
     el("div", { class: "brand" }, el("span", { class: "lamp", "aria-hidden": "true" }), el("h1", {}, "Limelight"),
       el("p", {}, el("b", {}, model.name), ` · ${model.layers} layers × ${model.heads} heads · ${tokens} tokens · ${sees}`)),
     el("div", { class: "controls" }, anyApart && el("label", { class: "check" }, hide, "Hide special tokens"), theme),
   );
+  return app.add({ element, update: draw });
 }
 
 function footer(app: App): HTMLElement {
@@ -49,6 +58,28 @@ function footer(app: App): HTMLElement {
   );
 }
 
+/** The panels in their places; the large head over two texts takes the whole width. */
+function panels(app: App): HTMLElement[] {
+  const compared = app.readings.length > 1;
+  const [lead, text, relations] = [leadPanel(app), new TextPanel(app), new RelationsPanel(app)].map((panel) => app.add(panel));
+  const [grid, head, facts, path] = [new GridPanel(app), new HeadPanel(app), factsPanel(app), pathPanel(app)].map((panel) => app.add(panel));
+  const two = (left: HTMLElement[], right: HTMLElement[]) =>
+    el("div", { class: "two" }, el("div", { class: "side" }, ...left), el("div", { class: "side" }, ...right));
+  const middle = compared ? [two([grid], [facts]), head, path] : [two([grid, path], [head, facts])];
+  const writing = app.page.writing ? [app.add(new WritingPanel(app, app.page.writing))] : [];
+  return [lead, text, ...writing, relations, ...middle];
+}
+
+/** Print in light colours, whatever is on the screen. */
+function onPrint(app: App): void {
+  let before: Theme = "light";
+  addEventListener("beforeprint", () => {
+    before = app.state.theme;
+    app.set({ theme: "light" });
+  });
+  addEventListener("afterprint", () => app.set({ theme: before }));
+}
+
 async function open(): Promise<void> {
   const root = document.getElementById("limelight")!;
   const theme = preferred();
@@ -56,33 +87,10 @@ async function open(): Promise<void> {
   try {
     const page = await unpackPage(document.getElementById("limelight-data")!.textContent!);
     const status = el("div", { class: "unseen", role: "status", "aria-live": "polite" });
-    const app = new App(page, opening(page, theme), status);
-    const lead = el(
-      "p",
-      { class: "lead" },
-      "What each token looked at while the model read this text. ",
-      el("span", { class: "quiet" }, "A weight says where a head took its values from; it is not an explanation of what the model does."),
-    );
-    const compared = page.comparison !== null; // three charts then, for which one column is too narrow
-    const path = pathPanel(app);
-    const apart = compared && page.model.layers <= 12; // beside a taller grid the numbers stay with the head
-    const head = new HeadPanel(app, apart);
-    root.replaceChildren(
-      header(app),
-      lead,
-      app.add(new TextPanel(app)),
-      ...(page.writing ? [app.add(new WritingPanel(app, page.writing))] : []),
-      app.add(new RelationsPanel(app)),
-      el(
-        "div",
-        { class: "two" },
-        el("div", { class: "left" }, app.add(new GridPanel(app)), compared ? apart && head.numbers : app.add(path)),
-        app.add(head),
-      ),
-      ...(compared ? [app.add(path)] : []),
-      footer(app),
-      status,
-    );
+    const app = new App(page, { ...opening(page, theme), ...fromHash(location.hash, page) }, status);
+    root.replaceChildren(header(app), ...panels(app), footer(app), status);
+    follow(app, () => themeChosen);
+    onPrint(app);
     app.shown();
     document.documentElement.dataset.ready = "yes";
   } catch (error) {

@@ -1,19 +1,11 @@
 // Questions about one text, answered from exact weights or, for a long text, from blocks and strongest relations.
 
+import { directionOf } from "./bidi.ts";
 import type { Page, ReadingData } from "./data.ts";
 
 export type Direction = "from" | "to";
 export const isDirection = (text: string | undefined): text is Direction => text === "from" || text === "to";
 export type Scope = "head" | "layer" | "all";
-
-/** A unit looks at another: in which head most, how much, and what an even spread would give. */
-export interface Relation {
-  other: number;
-  layer: number;
-  head: number;
-  weight: number;
-  even: number;
-}
 
 /** The weight between one token and every other; NaN: not kept (long texts). */
 export type Row = Float32Array;
@@ -27,9 +19,11 @@ export class Reading {
   readonly unitText: string[];
   readonly special: Set<number>;
   readonly apart: Set<number>;
+  readonly unknown: Set<number>;
   private readonly slice: (start: number, end: number) => string;
   readonly content: Set<number>;
   readonly aside: Set<number>;
+  readonly dir: "ltr" | "rtl";
   private incoming: { start: Uint32Array; at: Uint32Array } | null = null;
 
   constructor(
@@ -43,7 +37,8 @@ export class Reading {
     this.exact = data.map.block === 1;
     this.special = new Set(tokens.special);
     this.apart = new Set(tokens.apart);
-    this.content = new Set(words.content);
+    this.unknown = new Set(tokens.unknown);
+    this.dir = directionOf(data.text);
     this.unitOf = new Int32Array(this.length);
     this.slice = sliceText(data.text);
     this.unitText = [...words.text];
@@ -58,6 +53,7 @@ export class Reading {
     });
     this.aside = new Set([...words.mark, ...tokens.apart.map((position) => this.unitOf[position])]);
     for (let unit = words.text.length; unit < this.units.length; unit++) this.aside.add(unit);
+    this.content = new Set(words.content.filter((word) => !this.aside.has(word)));
   }
 
   static all(page: Page): Reading[] {
@@ -181,59 +177,6 @@ export class Reading {
     return sum / this.units[query].length;
   }
 
-  /** The same, mean over the heads of a layer. */
-  meanBetween(query: number, key: number, layer: number): number {
-    return range(this.heads).reduce((sum, head) => sum + this.between(query, key, layer, head), 0) / this.heads;
-  }
-
-  /** The strongest relations of a unit, one per partner (in the head where it is strongest), largest first. */
-  strongest(
-    unit: number,
-    direction: Direction,
-    { only, special, most }: { only?: [number, number]; special: boolean; most: number },
-  ): Relation[] {
-    const found = this.exact ? this.exactPartners(unit, direction, only) : this.keptPartners(unit, direction, only);
-    return found
-      .filter((r) => r.weight > 0 && (special || (r.other !== unit && !this.aside.has(r.other))))
-      .sort((a, b) => b.weight - a.weight)
-      .slice(0, most)
-      .map((r) => ({ ...r, even: direction === "from" ? this.even(unit, r.other) : this.even(r.other, unit) }));
-  }
-
-  private exactPartners(unit: number, direction: Direction, only?: [number, number]): Relation[] {
-    return this.units.map((_, other) => {
-      const best: Relation = { other, layer: 0, head: 0, weight: 0, even: 0 };
-      for (let layer = 0; layer < this.layers; layer++)
-        for (let head = 0; head < this.heads; head++) {
-          if (only && (only[0] !== layer || only[1] !== head)) continue;
-          const weight =
-            direction === "from" ? this.between(unit, other, layer, head) : this.between(other, unit, layer, head);
-          if (weight > best.weight) Object.assign(best, { layer, head, weight });
-        }
-      return best;
-    });
-  }
-
-  private keptPartners(unit: number, direction: Direction, only?: [number, number]): Relation[] {
-    const sums = new Map<number, number>(); // partner unit * N * H + head -> weight
-    const heads = this.layers * this.heads;
-    for (const piece of this.units[unit])
-      for (const [query, key, at, weight] of this.kept(piece, direction)) {
-        if (only && at !== only[0] * this.heads + only[1]) continue;
-        const other = this.unitOf[direction === "from" ? key : query];
-        const from = direction === "from" ? this.units[unit].length : this.units[other].length;
-        sums.set(other * heads + at, (sums.get(other * heads + at) ?? 0) + weight / from);
-      }
-    const best = new Map<number, Relation>();
-    for (const [place, weight] of sums) {
-      const other = Math.floor(place / heads);
-      const at = place % heads;
-      if (weight > (best.get(other)?.weight ?? 0))
-        best.set(other, { other, layer: Math.floor(at / this.heads), head: at % this.heads, weight, even: 0 });
-    }
-    return [...best.values()];
-  }
-
   /** Attention a token receives, as a multiple of what an even spread would give it, mean over all heads. */
   receivedTimesEven(token: number, layer?: number): number {
     const layers = layer === undefined ? range(this.layers) : [layer];
@@ -265,6 +208,20 @@ export class Reading {
       return low;
     };
     return before(other) - before(unit);
+  }
+
+  /** The number of a unit among the words of the text, from 1; null for what is no word. */
+  wordNumber(unit: number): number | null {
+    return unit < this.data.words.text.length ? unit + 1 : null;
+  }
+
+  /** The share of attention that special tokens and sinks would get if all attention were spread evenly. */
+  evenApart(): number {
+    const { apart } = this.data.tokens;
+    let sum = 0;
+    for (let query = 0; query < this.length; query++)
+      sum += apart.filter((key) => this.sees(query, key)).length / this.visible(query);
+    return sum / this.length;
   }
 
   /** A token as the text has it; a special token by its name. */

@@ -1,8 +1,12 @@
 // The selected word: where it looks most and who looks at it most, over all layers and heads.
 
 import { any, type App, type Changed, type Panel, show, times } from "./app.ts";
+import { arrow, name } from "./bidi.ts";
 import { choice, el, keepFocus } from "./dom.ts";
-import type { Direction, Relation } from "./reading.ts";
+import { type Ranked, type Relation, strongest } from "./ranking.ts";
+import type { Direction } from "./reading.ts";
+import { type Sheet, saveControls } from "./save.ts";
+import { snapshot } from "./snapshot.ts";
 
 export class RelationsPanel implements Panel {
   readonly element: HTMLElement;
@@ -12,12 +16,19 @@ export class RelationsPanel implements Panel {
   private readonly note = el("p", { class: "caption" });
   private only = false; // of the selected head alone
   private special = false; // special tokens, punctuation and the word itself too
+  private unfolded = false; // the relations of positional heads are shown
 
   constructor(private readonly app: App) {
+    const save = saveControls(app, {
+      what: "the relations",
+      part: () => `relations-${this.word()}`,
+      figure: () => snapshot(this.body, `${app.page.model.name}: ${this.title.textContent}`, this.note.textContent!),
+      sheet: () => this.sheet(),
+    });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-word" },
-      el("div", { class: "panel-head" }, this.title, this.controls),
+      el("div", { class: "panel-head" }, this.title, this.controls, save),
       this.note,
       this.body,
     );
@@ -28,6 +39,35 @@ export class RelationsPanel implements Panel {
     if (any(changed, "text", "token", "other", "layer", "head", "direction")) this.draw();
   }
 
+  // --- Model ---
+
+  private word(): string {
+    const { state, reading } = this.app;
+    return state.token === null ? "" : reading.unitText[reading.unitOf[state.token]];
+  }
+
+  private ranked(unit: number, direction: Direction, most = 8): Ranked {
+    const { reading, state } = this.app;
+    const only = this.only ? state.layer * reading.heads + state.head : undefined;
+    return strongest(reading, unit, direction, { only, special: this.special, most });
+  }
+
+  private sheet(): Sheet {
+    const { state, reading } = this.app;
+    const header = ["word", "direction", "other", "index of the other", "offset in words", "group", "layer", "head", "weight", "even", "usual", "lift", "contribution"];
+    if (state.token === null) return { header, rows: [] };
+    const unit = reading.unitOf[state.token];
+    const rows = (["from", "to"] as const).flatMap((direction) =>
+      Object.entries(this.ranked(unit, direction, 1000)).flatMap(([group, found]: [string, Relation[]]) =>
+        found.map(({ other, layer, head, weight, even, usual, contribution }) => [
+          this.word(), direction === "from" ? "looks at" : "is looked at by", reading.unitText[other], other, reading.wordsBetween(unit, other),
+          group === "content" ? "content word" : group === "others" ? "other word" : "positional head", layer, head, weight, even, usual, usual ? weight / usual : null, contribution,
+        ]),
+      ),
+    );
+    return { header, rows };
+  }
+
   // --- View ---
 
   private draw(): void {
@@ -35,29 +75,44 @@ export class RelationsPanel implements Panel {
     this.controls.replaceChildren();
     if (state.token === null) {
       this.title.textContent = "A word’s relations";
-      this.note.textContent = "Click a token of the text to see where it looks and who looks at it.";
+      this.note.textContent = "Click a word of the text to see where it looks and who looks at it.";
       this.body.replaceChildren();
       return;
     }
     const unit = reading.unitOf[state.token];
-    this.title.textContent = `“${reading.unitText[unit]}”: its strongest relations`;
+    this.title.replaceChildren("“", el("bdi", {}, reading.unitText[unit]), "”: its strongest relations");
     this.controls.append(this.headsChoice(), this.specialBox());
-    this.note.textContent = explanation(reading.units[unit].length, reading.exact);
+    this.note.textContent = explanation(reading.units[unit].length, reading.exact, reading.data.norms !== null);
     this.body.replaceChildren(this.list(unit, "from"), this.list(unit, "to"));
   }
 
   private list(unit: number, direction: Direction): HTMLElement {
-    const { reading, state } = this.app;
-    const only: [number, number] | undefined = this.only ? [state.layer, state.head] : undefined;
-    const found = reading.strongest(unit, direction, { only, special: this.special, most: 8 });
+    const { reading } = this.app;
+    const known = reading.data.norms !== null;
+    const { content, others, positional } = this.ranked(unit, direction);
+    const group = (title: string, found: Relation[]) =>
+      found.length > 0 && [el("h4", {}, title), el("ol", { class: "bars" }, ...found.map((relation) => item(this.app, unit, direction, relation)))];
+    const free = [group("Content words", content), group("Other words", others)].flatMap((part) => part || []);
     return el(
       "div",
       {},
       el("h3", {}, direction === "from" ? "Where it looks" : "Who looks at it"),
-      found.length
-        ? el("ol", { class: "bars" }, ...found.map((relation) => item(this.app, unit, direction, relation)))
-        : el("p", { class: "quiet" }, reading.exact ? "Nothing else." : "Nothing among the relations kept."),
+      el("div", { class: known ? "bar-line bar-names norms" : "bar-line bar-names", "aria-hidden": "true" }, el("span", {}), el("span", {}), el("span", {}, "weight"), el("span", {}, "usual"), el("span", {}, "lift"), known && el("span", {}, "by norm"), el("span", {}, "head")),
+      ...(free.length ? free : [el("p", { class: "quiet" }, reading.exact ? "Nothing else." : "Nothing among the relations kept.")]),
+      positional.length > 0 && this.folded(group(`${positional.length} of heads that look at a fixed place`, positional) || []),
     );
+  }
+
+  /** Relations of positional heads, which say nothing of the word: folded away. */
+  private folded([title, list]: HTMLElement[]): HTMLElement {
+    const fold = el("details", {}, el("summary", {}, title.textContent), list);
+    fold.open = this.unfolded;
+    fold.addEventListener("toggle", () => {
+      if (fold.open === this.unfolded) return;
+      this.unfolded = fold.open;
+      for (const other of this.body.querySelectorAll("details")) other.open = fold.open;
+    });
+    return fold;
   }
 
   // --- Controls ---
@@ -78,23 +133,27 @@ export class RelationsPanel implements Panel {
       this.special = box.checked;
       keepFocus(() => this.draw());
     });
-    return el("label", { class: "check" }, box, "also specials, marks, itself");
+    return el("label", { class: "check" }, box, "also special tokens, punctuation, the word itself");
   }
 }
 
-/** A relation as a button: its partner, weight, even share, head and ratio. */
+/** A relation as a button: its partner, weight, even and usual share, lift and head. */
 function item(app: App, unit: number, direction: Direction, relation: Relation): HTMLElement {
   const { reading } = app;
-  const { other, layer, head, weight, even } = relation;
-  const name = reading.unitText[other];
+  const { other, layer, head, weight, even, usual } = relation;
   const position = reading.units[other][0];
-  const [query, key] = direction === "from" ? [reading.unitText[unit], name] : [name, reading.unitText[unit]];
+  const [from, to] = direction === "from" ? [unit, other] : [other, unit];
+  const [query, key] = [reading.unitText[from], reading.unitText[to]];
+  const bound = !reading.exact && relation.pieces > 1 ? "≥ " : "";
   const button = {
     type: "button",
+    class: relation.contribution === null ? "bar-line" : "bar-line norms",
     "aria-pressed": String(isPicked(app, direction, relation)),
-    "data-focus": `relation ${direction} ${other}`,
-    "aria-label": `${query} looks at ${key}: ${show(weight)} in head ${layer}.${head}, an even spread would give ${show(even)}`,
-    title: `${query} → ${key} · token ${position}`,
+    "data-focus": `relation ${direction} ${other} ${layer}.${head}`,
+    "aria-label":
+      `${name(query)} looks at ${name(key)}: ${bound && "at least "}${show(weight)} in head ${layer}.${head}; ` +
+      `this head usually gives ${show(usual)} at that distance, an even spread ${show(even)}`,
+    title: `${arrow(query, key)} · token ${position.toLocaleString("en")} · even ${show(even)} (${times(weight, even)})`,
     on: { click: () => app.set({ layer, head, direction, other: position, scope: "head" }) },
   };
   return el(
@@ -103,16 +162,19 @@ function item(app: App, unit: number, direction: Direction, relation: Relation):
     el(
       "button",
       button,
-      el("span", { class: "bar-name" }, name, " ", el("small", {}, where(reading.wordsBetween(unit, other)))),
+      el("span", { class: "bar-name" }, el("bdi", {}, reading.unitText[other]), " ", el("small", {}, where(reading.wordsBetween(unit, other)))),
       el(
         "span",
         { class: "bar-track" },
         el("span", { class: "bar", style: { width: `${Math.max(0.5, 100 * Math.min(1, weight))}%` } }),
+        el("span", { class: "bar-usual", style: { width: `${100 * Math.min(1, usual, weight)}%` } }),
         el("span", { class: "bar-even", style: { left: `${100 * Math.min(1, even)}%` } }),
       ),
-      el("span", { class: "bar-value" }, show(weight)),
-      el("span", { class: "bar-head" }, `${layer}.${head}`),
-      el("span", { class: "bar-times" }, times(weight, even)),
+      el("span", { class: "bar-value" }, bound + show(weight)),
+      el("span", { class: "bar-quiet" }, usual < 0.001 ? "<0.001" : usual.toFixed(3)),
+      el("span", { class: "bar-times" }, times(weight, usual)),
+      relation.contribution !== null && el("span", { class: "bar-quiet" }, show(relation.contribution)),
+      el("span", { class: "bar-quiet" }, `${layer}.${head}`),
     ),
   );
 }
@@ -124,16 +186,18 @@ function isPicked({ state, reading }: App, direction: Direction, { other, layer,
 }
 
 /** How to read the bars. */
-function explanation(pieces: number, exact: boolean): string {
+function explanation(pieces: number, exact: boolean, norms: boolean): string {
   return (
-    `Bar: weight, in the head (layer.head) where it is largest. Tick: what an even spread would give; × is the ratio.` +
+    "Bar: weight, in the head (layer.head) where it exceeds the usual most. Usual, the pale part: what this head gives to what stands as far away, " +
+    "elsewhere in the text; lift is the ratio. Tick: an even share." +
+    (norms ? " By norm: the key’s share of the length of what the head writes, weight times norm of its value (Kobayashi 2020)." : "") +
     (pieces > 1 ? ` This word has ${pieces} pieces: summed to a word, averaged from it.` : "") +
-    (exact ? "" : " Long text: from the strongest relations of each token; a word of several pieces may get more than is shown.")
+    (exact ? "" : " Long text: only the strongest keys of each token are kept; ≥: a word of several pieces gets at least this much.")
   );
 }
 
 /** How far away the partner is, in words. */
-function where(offset: number): string {
+export function where(offset: number): string {
   if (offset === 0) return "";
   if (Math.abs(offset) === 1) return offset > 0 ? "next word" : "word before";
   return `${Math.abs(offset).toLocaleString("en")} ${offset > 0 ? "on" : "back"}`;

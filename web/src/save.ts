@@ -1,40 +1,43 @@
-// Save the head's figure as a drawing or a bitmap: made here, nothing is sent anywhere.
+// The buttons that save a view as a drawing, a picture or a table.
 
 import type { App } from "./app.ts";
-import { canDrawLines, drawFigure, drawLines } from "./figure.ts";
+import { el } from "./dom.ts";
+import { type Cell, fileName, saveCsv, savePng, saveSvg } from "./export.ts";
 
-function offer(blob: Blob, name: string): void {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+export type { Cell };
+
+export interface Sheet {
+  header: string[];
+  rows: Cell[][];
 }
 
-const fileName = (app: App, ending: string): string =>
-  `limelight-${app.page.model.name.replace(/[^\w.-]+/g, "-")}-head-${app.state.layer}.${app.state.head}.${ending}`;
-
-function picture(app: App): { source: string; width: number; height: number } {
-  const lines = app.state.shape === "lines" && canDrawLines(app);
-  const figure = lines ? drawLines(app, true) : drawFigure(app, true).figure;
-  const { width, height } = figure.viewBox.baseVal;
-  figure.setAttribute("width", String(width));
-  figure.setAttribute("height", String(height));
-  return { source: new XMLSerializer().serializeToString(figure), width, height };
+/** What a view can be saved as; `part` names it in the file's name. */
+export interface Saved {
+  what: string;
+  part: () => string;
+  figure: () => SVGSVGElement;
+  sheet: () => Sheet;
 }
 
-export const saveSvg = (app: App): void =>
-  offer(new Blob([picture(app).source], { type: "image/svg+xml" }), fileName(app, "svg"));
+/** A number with the digits that the page's data has. */
+const short = (cell: Cell): Cell => (typeof cell === "number" ? Number(cell.toPrecision(6)) : cell);
 
-export async function savePng(app: App): Promise<void> {
-  const { source, width, height } = picture(app);
-  const image = new Image();
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(source);
-  await image.decode();
-  const canvas = document.createElement("canvas");
-  canvas.width = width * 2;
-  canvas.height = height * 2;
-  canvas.getContext("2d")!.drawImage(image, 0, 0, canvas.width, canvas.height);
-  const blob = await new Promise<Blob | null>((done) => canvas.toBlob(done, "image/png"));
-  if (blob) offer(blob, fileName(app, "png"));
+export function saveControls(app: App, { what, part, figure, sheet }: Saved): HTMLElement {
+  const name = (ending: string) => fileName(ending, app.page.model.name, part());
+  const table = () => {
+    const { header, rows } = sheet();
+    return [header, ...rows.map((row) => row.map(short))];
+  };
+  const ways: [string, string, () => void][] = [
+    ["SVG", "as a drawing", () => saveSvg(figure(), name("svg"))],
+    ["PNG", "as a picture", () => void savePng(figure(), name("png"))],
+    ["CSV", "as a table", () => saveCsv(table(), name("csv"))],
+  ];
+  return el(
+    "div",
+    { class: "save", role: "group", "aria-label": `Save ${what}`, "data-unsaved": true },
+    ...ways.map(([label, how, click]) =>
+      el("button", { type: "button", class: "plain", title: `Save ${what} ${how}`, "aria-label": `Save ${what} as ${label}`, on: { click } }, label),
+    ),
+  );
 }

@@ -1,16 +1,27 @@
 // What the text panel says of the state: which token is followed, its weights, and sentences about them.
 
 import { type App, show, times } from "./app.ts";
+import { arrow, name } from "./bidi.ts";
+import type { Cell, Sheet } from "./save.ts";
 import { el } from "./dom.ts";
-import type { Row } from "./reading.ts";
+import { range, type Row } from "./reading.ts";
+
+export const MOST_RECEIVED = 4; // times an even share that fill the bar of a token
 
 /** The token that is followed in a text: the selected one, or in the other text the same word. */
 export function followed(app: App, text: number): number | null {
   const { token, text: active } = app.state;
   if (token === null || text === active) return token;
-  const unit = app.reading.unitOf[token];
-  const pair = app.page.comparison?.pairs.find((pair) => pair[active] === unit);
-  return pair ? app.readings[text].units[pair[text]][0] : null;
+  const unit = app.partner(app.reading.unitOf[token], text);
+  return unit === null ? null : app.readings[text].units[unit][0];
+}
+
+/** The partner that was picked, in a text: in the other text the same word. */
+export function paired(app: App, text: number): number | null {
+  const { other, text: active } = app.state;
+  if (other === null || text === active) return other;
+  const unit = app.partner(app.reading.unitOf[other], text);
+  return unit === null ? null : app.readings[text].units[unit][0];
 }
 
 /** The weights between the followed token of a text and its other tokens; null if none is followed. */
@@ -20,39 +31,20 @@ export function weightsOf(app: App, text: number): Row | null {
   return token === null ? null : app.readings[text].row(token, direction, scope, layer, head);
 }
 
-/** The values that shade a text: weights, or without a followed token what each token receives. */
-export function valuesOf(app: App, text: number): number[] {
-  const reading = app.readings[text];
-  const weights = weightsOf(app, text);
-  const received = app.state.token === null;
-  return Array.from({ length: reading.length }, (_, token) =>
-    weights ? weights[token] : received ? reading.receivedTimesEven(token) : NaN,
-  );
-}
-
 /** Whether a token is left out of the shading. */
 export const isBlank = (app: App, text: number, token: number): boolean =>
   app.state.hide && app.readings[text].apart.has(token);
 
-/** The upper end of the colour scale of some texts. */
-export function highOf(app: App, texts: number[], values: number[][]): number {
-  let high = 0;
-  texts.forEach((text, i) =>
-    values[i].forEach((value, token) => {
-      if (value > high && !isBlank(app, text, token)) high = value;
-    }),
-  );
-  return app.state.token === null ? Math.min(high, 4) : high || 1;
-}
-
 /** Lines about a token, for the tip and for screen readers. */
-export function describe(app: App, text: number, token: number): string[] {
+export function describe(app: App, text: number, token: number, weights = weightsOf(app, text)): string[] {
   const reading = app.readings[text];
   const from = followed(app, text);
-  const name = `${reading.spelled(token)} · token ${token}`;
   const piece = reading.data.tokens.text[token];
-  const lines = [piece === reading.spelled(token) ? name : `${name} · ${piece}`];
-  const weights = weightsOf(app, text);
+  const number = reading.wordNumber(reading.unitOf[token]);
+  const word = number === null ? "" : ` · word ${number.toLocaleString("en")}`;
+  const shown = piece === reading.spelled(token) ? "" : ` · ${name(piece)}`;
+  const lines = [`${name(reading.spelled(token))} · token ${token.toLocaleString("en")}${word}${shown}`];
+  if (reading.unknown.has(token)) lines.push("unknown: not in the model’s vocabulary");
   if (weights === null || from === null)
     return [...lines, `receives ${reading.receivedTimesEven(token).toFixed(2)}× an even share`];
   const [query, key] = app.state.direction === "from" ? [from, token] : [token, from];
@@ -61,7 +53,7 @@ export function describe(app: App, text: number, token: number): string[] {
   const value = weights[token];
   return [
     ...lines,
-    `${reading.spelled(query)} → ${reading.spelled(key)}`,
+    arrow(reading.spelled(query), reading.spelled(key)),
     Number.isNaN(value)
       ? "not among the strongest relations kept"
       : `${show(value)}  (even ${show(even)}, ${times(value, even)})`,
@@ -72,36 +64,57 @@ export function describe(app: App, text: number, token: number): string[] {
 export function sentence(app: App): (Node | string)[] {
   const { state, reading } = app;
   if (state.token === null)
-    return [
-      "Shaded by the attention each token receives over all layers and heads, as a multiple of what it would get " +
-        "if every token spread its attention evenly. Click a token to follow it.",
-    ];
-  const name = el("b", {}, reading.spelled(state.token));
-  const where = placeOf(app);
+    return [`Bar: attention the token receives over all layers and heads, up to ${MOST_RECEIVED} times an even share. Click a word to follow it.`];
+  const what = el("bdi", { class: "strong" }, reading.spelled(state.token));
   const kept = reading.exact ? "" : " Unshaded: not among the strongest relations kept for a text of this length.";
-  const parts: (Node | string)[] =
-    state.direction === "from"
-      ? ["Where ", name, ` looks: the share of its attention on each token, ${where}.`]
-      : ["Who looks at ", name, `: the share of each token’s attention on it, ${where}.`];
-  return [...parts, ...pairSentence(app, state.token), kept];
+  return state.direction === "from"
+    ? ["Where ", what, `${position(app)} looks: the share of its attention on each token, ${placeOf(app)}.${kept}`]
+    : ["Who looks at ", what, `${position(app)}: the share of each token’s attention on it, ${placeOf(app)}.${kept}`];
+}
+
+/** Where the selected word stands, in a text in which one has to look for it. */
+function position({ state, reading }: App): string {
+  const number = state.token === null ? null : reading.wordNumber(reading.unitOf[state.token]);
+  const count = reading.data.words.text.length;
+  return number === null || count < 30 ? "" : ` (word ${number.toLocaleString("en")} of ${count.toLocaleString("en")})`;
 }
 
 /** Which heads the weights are of. */
-function placeOf({ state, reading }: App): string {
+export function placeOf({ state, reading }: App): string {
   if (state.scope === "head") return `head ${state.layer}.${state.head}`;
   if (state.scope === "all") return "the strongest of all heads";
   return `layer ${state.layer}, ${reading.exact ? "mean over its heads" : "strongest of its heads"}`;
 }
 
-/** The weight between the selected token and its partner, if one was picked. */
-function pairSentence({ state, reading }: App, token: number): (Node | string)[] {
-  const { other, layer, head } = state;
-  if (other === null || !reading.exact) return [];
-  const [query, key] = state.direction === "from" ? [token, other] : [other, token];
-  const value = reading.weight(layer, head, query, key);
-  return [
-    " ",
-    el("b", {}, `${reading.spelled(query)} → ${reading.spelled(key)} ${show(value)}`),
-    ` in head ${layer}.${head} (even: ${show(1 / reading.visible(query))}).`,
-  ];
+/** The texts as a table: a row for each token. */
+export function sheet(app: App): Sheet {
+  const rows = app.readings.flatMap((reading, text): Cell[][] => {
+    const weights = weightsOf(app, text);
+    const from = followed(app, text);
+    return range(reading.length).map((token) => {
+      const query = app.state.direction === "from" ? from : token;
+      return [
+        text,
+        token,
+        reading.data.tokens.text[token],
+        reading.unitText[reading.unitOf[token]],
+        weights ? weights[token] : null,
+        query === null ? null : 1 / reading.visible(query),
+        reading.receivedTimesEven(token),
+      ];
+    });
+  });
+  const word = app.state.token === null ? "" : ` ${app.state.direction} ${app.reading.spelled(app.state.token)}, ${placeOf(app)}`;
+  return { header: ["text", "index", "token", "word", `weight${word}`, "even", "received (times even)"], rows };
+}
+
+/** The tokens of the words that match a search, by where they begin: words that follow one another, each by its start. */
+export function search(words: string[], units: number[][], wanted: string): number[] {
+  const parts = wanted.toLowerCase().split(/\s+/).filter(Boolean);
+  if (!parts.length) return [];
+  const lower = words.map((word) => word.toLowerCase());
+  const last = parts.length - 1;
+  return range(Math.max(0, words.length - last)).flatMap((at) =>
+    parts.every((part, n) => (n < last ? lower[at + n] === part : lower[at + n].startsWith(part))) ? [units[at][0]] : [],
+  );
 }

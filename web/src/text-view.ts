@@ -1,7 +1,10 @@
 // The text as elements: one for each token, in the text's own spacing.
 
+import { harmless } from "./bidi.ts";
 import { el } from "./dom.ts";
 import { type Reading, sliceText } from "./reading.ts";
+
+const LONGEST = 60; // characters of a token that are shown: one that is unknown may be any length
 
 /** One text on the page: its list and the element of each token. */
 export interface Line {
@@ -16,6 +19,7 @@ export function lineOf(text: number, reading: Reading): Line {
   const list = el("div", {
     class: reading.length > 600 ? "tokens many" : "tokens",
     role: "listbox",
+    dir: reading.dir,
     "aria-label": "Tokens of the text. Arrow keys move, Enter selects, Escape clears.",
   });
   const spans: HTMLElement[] = [];
@@ -23,18 +27,26 @@ export function lineOf(text: number, reading: Reading): Line {
   const slice = sliceText(source);
   let end = 0;
   for (let token = 0; token < reading.length; token++) {
-    const placed = tokens.end[token] > tokens.start[token] && !reading.special.has(token);
+    const placed = tokens.end[token] > tokens.start[token] && (!reading.special.has(token) || reading.unknown.has(token));
     const from = Math.max(tokens.start[token], end);
     let written = tokens.text[token];
     if (placed) {
       const whole = slice(from, tokens.end[token]);
       written = whole.trimStart() || whole;
-      list.append(slice(end, from) + whole.slice(0, whole.length - written.length));
+      list.append(harmless(slice(end, from)) + whole.slice(0, whole.length - written.length));
       end = Math.max(end, tokens.end[token]);
     } else if (token > 0) list.append(" ");
-    const joins = token > 0 && tokens.word[token] >= 0 && tokens.word[token] === tokens.word[token - 1];
-    const classes = `token${placed ? "" : " special"}${joins ? " joins" : ""}${ofChosen.has(token) ? " chosen" : ""}`;
-    const span = el("span", { class: classes, role: "option", tabindex: -1, "data-token": token }, visible(written));
+    const pieceOf = (other: number) => tokens.word[token] >= 0 && tokens.word[token] === tokens.word[other];
+    const classes = [
+      "token",
+      !placed && "special",
+      pieceOf(token - 1) && "joins",
+      pieceOf(token + 1) && "joined",
+      ofChosen.has(token) && "chosen",
+      reading.unknown.has(token) && "unknown",
+      !placed && "apart",
+    ].filter(Boolean).join(" ");
+    const span = el("span", { class: classes, role: "option", tabindex: -1, "data-token": token }, visible(harmless(written)));
     spans.push(span);
     list.append(span);
     if (placed && !written.trim() && /\n/.test(written)) list.append(written.replace(/[^\n]/g, ""));
@@ -45,6 +57,7 @@ export function lineOf(text: number, reading: Reading): Line {
 
 /** What a token shows: a sign for a line break, which follows it, or for a blank; a dot for a further piece. */
 function visible(written: string): string {
+  if (written.length > LONGEST) return `${written.slice(0, LONGEST)}…`;
   if (written.trim()) return written;
   return written === "" ? "·" : /\n/.test(written) ? "↵" : "␣";
 }

@@ -1,112 +1,167 @@
 // The text itself: click a token, and the others are shaded by how much it looks at them, or they at it.
-// Two texts that are compared stand below one another, and the same word of both is followed at once.
+// Two texts that are compared stand side by side, and the same word of both is followed at once.
 
 import { type App, type Changed, type Panel } from "./app.ts";
-import { colour, css, ink } from "./colour.ts";
+import { colour, css, ink, type Theme } from "./colour.ts";
 import { arrowStep, choice, el } from "./dom.ts";
 import { legend } from "./legend.ts";
-import { range } from "./reading.ts";
-import { describe, followed, highOf, isBlank, sentence, valuesOf } from "./text-model.ts";
+import { Minimap } from "./minimap.ts";
+import { saveControls } from "./save.ts";
+import { Search } from "./search.ts";
+import { snapshot } from "./snapshot.ts";
+import { describe, followed, isBlank, MOST_RECEIVED, search, sentence, sheet, weightsOf } from "./text-model.ts";
 import { type Line, lineLength, lineOf, reveal, tokenOf } from "./text-view.ts";
 import { hideTip, tip } from "./tip.ts";
 
-const TOGETHER = 400; // tokens of two texts that still fit below one another
+const LONG = 250; // tokens of a text that needs a search and a map
+
+interface Strip extends Line {
+  map: Minimap | null;
+  search: Search | null;
+  hit: number | null;
+}
 
 export class TextPanel implements Panel {
   readonly element: HTMLElement;
-  private readonly tabs = el("div", {});
-  private readonly controls = el("div", { class: "controls" });
+  private readonly chips = el("div", { class: "chips beside", role: "group", "aria-label": "Words to begin with" });
+  private readonly controls = el("div", { class: "controls", "data-unsaved": true });
   private readonly caption = el("p", { class: "caption", "aria-live": "polite" });
   private readonly scale = el("div", { class: "legend-line" });
-  private readonly box = el("div", { class: "texts" });
-  private readonly together: boolean;
-  private lines: Line[] = [];
+  private readonly box: HTMLElement;
+  private readonly strips: Strip[];
 
   constructor(private readonly app: App) {
     const several = app.readings.length > 1;
-    const title = el("h2", { id: "h-text" }, several ? "The texts" : "The text");
-    this.together = several && app.readings.reduce((sum, reading) => sum + reading.length, 0) <= TOGETHER;
+    this.strips = app.readings.map((_, text) => this.strip(text));
+    this.box = el("div", { class: several ? "texts several" : "texts" }, ...this.strips.map((strip) => this.column(strip)));
+    const save = saveControls(app, {
+      what: several ? "the texts" : "the text",
+      part: () => (app.state.token === null ? "text" : `text-${app.reading.spelled(app.state.token)}`),
+      figure: () => snapshot(this.box, several ? "The texts" : "The text", `${app.page.model.name} · ${this.caption.textContent}`, this.colours()),
+      sheet: () => sheet(app),
+    });
     this.element = el(
       "section",
-      { class: "panel", "aria-labelledby": "h-text" },
-      el("div", { class: "panel-head" }, title, this.tabs, this.controls),
-      this.box,
+      { class: "panel text-panel", "aria-labelledby": "h-text" },
+      el("div", { class: "panel-head" }, el("h2", { id: "h-text" }, several ? "The texts" : "The text"), this.chips, this.controls, save),
       el("div", { class: "under" }, this.caption, this.scale),
+      this.box,
     );
-    this.build();
     this.draw();
   }
 
   update(changed: Changed): void {
-    if (changed.has("text") && !this.together) this.build();
     this.draw();
-    if (changed.has("token")) this.shown();
+    if (changed.has("token") || changed.has("text")) this.reveal();
   }
 
-  /** Scroll to the selected token. */
   shown(): void {
-    const { text, token } = this.app.state;
-    const line = this.lines.find((line) => line.text === text)!;
-    if (token !== null) reveal(line, token);
+    this.reveal();
+    const stick = () => this.element.style.setProperty("--above", `${this.box.offsetTop - 6}px`);
+    new ResizeObserver(stick).observe(this.element);
+    stick();
   }
 
   // --- View ---
 
-  private build(): void {
-    const { readings, state } = this.app;
-    const texts = this.together ? range(readings.length) : [state.text];
-    this.lines = texts.map((text) => lineOf(text, readings[text]));
-    this.lines.forEach((line) => this.listen(line));
-    const numbered = ({ text, list }: Line) =>
-      el("div", { class: "text-line" }, el("span", { class: "text-number" }, text + 1), list);
-    this.box.replaceChildren(...this.lines.map((line) => (this.together ? numbered(line) : line.list)));
+  private strip(text: number): Strip {
+    const { app } = this;
+    const reading = app.readings[text];
+    const line = lineOf(text, reading);
+    const strip: Strip = { ...line, map: null, search: null, hit: null };
+    this.listen(strip);
+    if (reading.length < LONG) return strip;
+    strip.map = new Minimap(line.list, line.spans, (token) => reveal(line, token));
+    strip.search = new Search(
+      (wanted) => search(reading.data.words.text, reading.units, wanted),
+      (token) => {
+        if (strip.hit !== null) line.spans[strip.hit].classList.remove("hit");
+        strip.hit = token;
+        if (token !== null) {
+          line.spans[token].classList.add("hit");
+          reveal(line, token);
+        }
+        this.draw();
+      },
+    );
+    return strip;
   }
 
-  private draw(): void {
-    this.buttons();
-    this.shade();
-    for (const { text, spans } of this.lines) {
-      const stop = followed(this.app, text) ?? 0;
-      spans.forEach((span, token) => (span.tabIndex = token === stop ? 0 : -1));
+  private column({ text, list, map, search }: Strip): HTMLElement {
+    const several = this.app.readings.length > 1;
+    const head = (several || search) && el("div", { class: "text-head" }, several && el("h3", {}, `Text ${text + 1}`), search?.element);
+    return el("div", { class: "text-column" }, head, map?.element, list);
+  }
+
+  private reveal(): void {
+    for (const strip of this.strips) {
+      const token = followed(this.app, strip.text);
+      if (token !== null) reveal(strip, token);
     }
   }
 
-  private shade(): void {
-    const { app, lines } = this;
-    const texts = lines.map((line) => line.text);
-    const values = texts.map((text) => valuesOf(app, text));
-    const high = highOf(app, texts, values);
-    lines.forEach((line, i) => this.shadeLine(line, values[i], high));
-    const unit = app.state.token === null ? "× an even share" : "share of attention";
-    this.scale.replaceChildren(legend(app.state.theme, high, unit));
+  private draw(): void {
+    const { app } = this;
+    this.buttons();
+    for (const strip of this.strips) {
+      const stop = followed(app, strip.text) ?? 0;
+      strip.spans.forEach((span, token) => (span.tabIndex = token === stop ? 0 : -1));
+      this.shade(strip);
+    }
+    const colours = this.colours();
+    this.scale.replaceChildren(...(colours ? [legend(colours.theme, colours.high)] : []));
     this.caption.replaceChildren(...sentence(app));
   }
 
-  private shadeLine({ text, list, spans }: Line, values: number[], high: number): void {
-    const { state } = this.app;
-    const [main, active] = [followed(this.app, text), text === state.text];
+  private shade({ text, list, spans, map, search }: Strip): void {
+    const { app } = this;
+    const { state } = app;
+    const reading = app.readings[text];
+    const weights = weightsOf(app, text);
+    const high = app.high(state.layer, state.head);
+    const [main, active] = [followed(app, text), text === state.text];
     list.classList.toggle("inactive", !active);
-    spans.forEach((span, token) => {
-      const blank = isBlank(this.app, text, token);
-      const rgb = colour(state.theme, Number.isFinite(values[token]) ? values[token] : 0, high);
-      span.style.setProperty("background-color", blank ? "" : css(rgb));
-      span.style.setProperty("color", blank ? "" : ink(rgb));
+    list.classList.toggle("unselected", state.token === null);
+    const received = state.token === null ? (token: number) => Math.min(1, reading.receivedTimesEven(token) / MOST_RECEIVED) : null;
+    const value = (token: number) => received?.(token) ?? (weights && Number.isFinite(weights[token]) ? weights[token] : 0);
+    const colours = spans.map((span, token) => {
+      const blank = isBlank(app, text, token);
+      const rgb = colour(state.theme, value(token), received ? 1 : high);
+      const shaded = !blank && !received;
+      span.style.setProperty("background-color", shaded ? css(rgb) : "");
+      span.style.setProperty("color", shaded ? ink(rgb) : "");
+      if (received) span.style.setProperty("--received", value(token).toFixed(3));
       span.classList.toggle("hidden-token", blank);
       span.classList.toggle("selected", token === main);
       span.classList.toggle("partner", active && token === state.other);
       span.setAttribute("aria-selected", String(active && token === state.token));
+      return blank ? null : rgb;
     });
+    const style = getComputedStyle(document.documentElement);
+    const chosen = reading.data.chosen.map((word) => reading.units[word][0]);
+    map?.draw(colours, value, [
+      [chosen, style.getPropertyValue("--faint")],
+      [search?.hits ?? [], style.getPropertyValue("--second")],
+      [main === null ? [] : [main], style.getPropertyValue("--mark")],
+    ]);
   }
 
   private buttons(): void {
     const { app } = this;
-    const { state, page, reading } = app;
-    this.tabs.replaceChildren();
+    const { state, reading } = app;
+    const both = (text: number, word: number) => app.page.comparison?.pairs.find((pair) => pair[text] === word);
+    const chosen = app.readings
+      .flatMap((reading, text) => reading.data.chosen.map((word) => ({ text, word })))
+      .filter(({ text, word }) => !both(text, word) || text === state.text);
+    this.chips.replaceChildren(
+      ...chosen.map(({ text, word }) => {
+        const pressed = text === state.text && state.token !== null && reading.unitOf[state.token] === word;
+        const several = app.readings.length > 1 && !both(text, word) && el("small", {}, ` ${text + 1}`);
+        const look = { type: "button", class: "chip", "aria-pressed": String(pressed), "data-focus": `chip ${text} ${word}` };
+        return el("button", { ...look, title: app.page.chosenBy, on: { click: () => app.follow(text, word) } }, el("bdi", {}, app.readings[text].unitText[word]), several);
+      }),
+    );
     this.controls.replaceChildren();
-    if (page.readings.length > 1 && !this.together) {
-      const names = page.readings.map((_, i): [string, string] => [String(i), `Text ${i + 1}`]);
-      this.tabs.append(choice("Which text", names, String(state.text), (text) => app.showText(Number(text))));
-    }
     if (state.token === null) return;
     const layer = `Layer ${state.layer}, ${reading.exact ? "mean" : "strongest"}`;
     this.controls.append(
@@ -120,6 +175,11 @@ export class TextPanel implements Panel {
         (scope) => app.set({ scope }),
       ),
     );
+  }
+
+  private colours(): { theme: Theme; high: number } | undefined {
+    const { theme, token, layer, head } = this.app.state;
+    return token === null ? undefined : { theme, high: this.app.high(layer, head) };
   }
 
   // --- Events ---
@@ -139,13 +199,14 @@ export class TextPanel implements Panel {
     list.addEventListener("keydown", (event) => this.press(event, line));
   }
 
-  private press(event: KeyboardEvent, { text, spans }: Line): void {
+  private press(event: KeyboardEvent, { text, list, spans }: Line): void {
     const token = tokenOf(event);
-    if (token === null) return;
+    if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter" || event.key === " ") this.select(text, token);
     else if (event.key === "Escape") this.app.set({ token: null, other: null, grid: "maps" });
     else {
-      const next = arrowStep(event.key, token, spans.length, lineLength(spans, token));
+      const mirrored: Record<string, string> = list.dir === "rtl" ? { ArrowLeft: "ArrowRight", ArrowRight: "ArrowLeft" } : {};
+      const next = arrowStep(mirrored[event.key] ?? event.key, token, spans.length, lineLength(spans, token));
       if (next === token) return;
       spans[token].tabIndex = -1;
       spans[next].tabIndex = 0;

@@ -2,13 +2,26 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { State } from "../src/app.ts";
+import { arrow, directionOf, name } from "../src/bidi.ts";
 import { colour } from "../src/colour.ts";
+import { changes, contrasts } from "../src/compare.ts";
 import { unpackPage } from "../src/data.ts";
 import { arrowStep } from "../src/dom.ts";
+import { csv } from "../src/export.ts";
+import { fromHash, toHash } from "../src/hash.ts";
+import { offsetBin, strongest } from "../src/ranking.ts";
 import { Reading, sliceText } from "../src/reading.ts";
+import { search } from "../src/text-model.ts";
 import small from "./small.json";
 
 const read = async () => Reading.all(await unpackPage(JSON.stringify(small.page)));
+
+/** The two texts of small.json, which share words. */
+const compared = async () => {
+  const page = await unpackPage(JSON.stringify(small.compared));
+  return { page, readings: Reading.all(page) };
+};
 
 test("exact weights come back: every row adds up to one", async () => {
   for (const reading of await read()) {
@@ -25,13 +38,62 @@ test("strongest relations are those of the report", async () => {
   for (const row of small.relations) {
     const reading = readings[row.text];
     const direction = row.direction === "looks at" ? "from" : "to";
-    const found = reading.strongest(row.index, direction, { special: false, most: 9 });
-    const same = found.find((r) => r.layer === row.layer && r.head === row.head && reading.unitText[r.other] === row.other);
+    const { content, others, positional } = strongest(reading, row.index, direction, { most: 99 });
+    const group = row.positional ? positional : row.content ? content : others;
+    const same = group.find((r) => r.layer === row.layer && r.head === row.head && reading.unitText[r.other] === row.other && reading.wordsBetween(row.index, r.other) === row.offset);
     assert.ok(same, JSON.stringify(row));
     assert.ok(Math.abs(same.weight - row.weight) < 1e-4);
     assert.ok(Math.abs(same.even - row.uniform) < 1e-6);
-    assert.equal(reading.wordsBetween(row.index, same.other), row.offset);
+    assert.ok(Math.abs(same.usual - row.at_offset) < 1e-4, `${same.usual} ${row.at_offset}`);
   }
+});
+
+test("changes and contrasts are those of the report", async () => {
+  assert.ok(small.changes.length && small.contrasts.length);
+  const { page, readings } = await compared();
+  for (const [kind, found] of [["changes", changes], ["contrasts", contrasts]] as const)
+    for (const word of new Set(small[kind].map((row) => row.word))) {
+      const at = page.comparison!.pairs.findIndex(([a]) => readings[0].unitText[a] === word);
+      const ours = found === changes ? changes(readings, page.comparison!.pairs, at) : contrasts(readings, page.comparison!.pairs[at]);
+      const theirs = small[kind].filter((row) => row.word === word);
+      assert.deepEqual(ours.map(({ layer, head }) => `${layer}.${head}`), theirs.map(({ layer, head }) => `${layer}.${head}`));
+      ours.forEach(({ weights }, n) => assert.ok(Math.abs(weights[0] - theirs[n].first) + Math.abs(weights[1] - theirs[n].second) < 1e-3));
+    }
+});
+
+test("offsets fall into the bins of offsets.py", () => {
+  assert.deepEqual([0, -1, 1, -8, 8, -9, 9, -16, 16, 17, 32, 33, -64, 65].map(offsetBin), [0, 1, 2, 15, 16, 17, 18, 17, 18, 20, 20, 22, 21, 24]);
+});
+
+test("a link holds the whole state, and nonsense in it does no harm", async () => {
+  const { page } = await compared();
+  const state: State = {
+    text: 1, layer: 1, head: 2, token: 3, other: 1, direction: "to", scope: "layer", hide: true, own: true, grid: "pair", shape: "lines", theme: "dark",
+  };
+  assert.deepEqual(fromHash(toHash(state, true), page), state);
+  assert.deepEqual(fromHash("#elsewhere", page), {});
+  const odd = fromHash("#text=9&token=1e9&layer=-1&scope=%3Cb%3E&hide=yes", page);
+  assert.deepEqual(odd, { text: 0, token: null, other: null, hide: false, own: false });
+});
+
+test("a table is CSV that spreadsheets do not run", () => {
+  const rows = [["a", "b"], ["=1+1", 0.125], ['say "x", y', null], ["x", NaN]];
+  assert.equal(csv(rows), 'a,b\r\n\'=1+1,0.125\r\n"say ""x"", y",\r\nx,\r\n');
+});
+
+test("names keep their direction to themselves", () => {
+  assert.equal(directionOf("הבנק near"), "ltr");
+  assert.equal(directionOf("הבנק on הנהר"), "rtl");
+  assert.equal(arrow("הבנק", "river"), "\u2068הבנק\u2069 → river");
+  assert.equal(name("near\u202e"), "near<U+202E>");
+});
+
+test("words are found by their beginnings, and one after the other", () => {
+  const words = ["The", "old", "bank", "the", "older", "banker"];
+  const units = words.map((_, n) => [n]);
+  assert.deepEqual(search(words, units, "ban"), [2, 5]);
+  assert.deepEqual(search(words, units, "OLD bank"), [1]);
+  assert.deepEqual(search(words, units, "  "), []);
 });
 
 test("hiding special tokens takes their rows and columns away and changes no number", async () => {

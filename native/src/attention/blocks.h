@@ -10,7 +10,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Which queries of the tile may see a column of the mask's tile map: none, some or all of them.
+// Whether queries of the tile see a column of the mask's tile map: none, some or all of them.
 enum Column { NONE, SOME, ALL };
 
 LL_INLINE const int32_t* map_row(const ll_call& call, const Tile& tile, int64_t query) {
@@ -27,11 +27,11 @@ inline Column column_state(const ll_call& call, const Tile& tile, int64_t column
     return first == -2 && last == -2 ? ALL : SOME;
 }
 
-// At most BLOCK_KEYS consecutive keys, and which masks cut through them.
+// At most BLOCK_KEYS consecutive keys, and which masks hide some of its pairs.
 struct Block {
     int64_t begin;
     int count;
-    bool cut_by_intervals, cut_by_bits;
+    bool masked_by_intervals, masked_by_bits;
 };
 
 // How many keys some query of the tile sees.
@@ -63,14 +63,14 @@ struct BlockWalk {
                 ++range;
                 continue;
             }
-            // A block begins at a whole factor; the mask cuts a key that this adds, since no query sees it.
+            // A block begins at a whole factor; the mask hides a key that this adds, since no query sees it.
             cursor -= cursor % step;
             block = {cursor, (int)min<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
             cursor += block.count;
             bool skipped = call.tiles.state && column_state(call, tile, block.begin / MAP_SIDE) == NONE;
             if (skipped) continue;
-            block.cut_by_intervals = !all_see(visible, tile.count, block.begin, cursor);
+            block.masked_by_intervals = !all_see(visible, tile.count, block.begin, cursor);
             return true;
         }
         return false;
@@ -81,42 +81,42 @@ struct BlockWalk {
         int64_t column = block.begin / MAP_SIDE, edge = (column + 1) * MAP_SIDE;
         Column state = column_state(call, tile, column);
         block.count = (int)(min(edge, end) - block.begin);
-        block.cut_by_bits = state == SOME;
+        block.masked_by_bits = state == SOME;
         if (state == NONE || edge >= end) return;
         Column beside = column_state(call, tile, column + 1);
         if (beside == NONE) return;
         block.count = (int)(min(edge + MAP_SIDE, end) - block.begin);
-        block.cut_by_bits |= beside == SOME;
+        block.masked_by_bits |= beside == SOME;
     }
 };
 
-// How far the queries of a tile reach into a block that intervals cut; null for other blocks. Not used with AMX, whose
-// tiles are as large as what could be skipped.
-struct Cut {
+// The visible part of a block that intervals mask partly; null for other blocks. Not used with AMX, whose tiles are as
+// large as what could be skipped.
+struct VisiblePart {
     const Reach* of_queries = nullptr;  // rows are queries, columns are keys
-    Reach room;
+    Reach reach;
 
-    Cut(const Visibility& visible, const Tile& tile, const Block& block) {
-        if (!block.cut_by_intervals || BLOCK_STEP > 2) return;
-        of_queries = &room;
+    VisiblePart(const Visibility& visible, const Tile& tile, const Block& block) {
+        if (!block.masked_by_intervals || BLOCK_STEP > 2) return;
+        of_queries = &reach;
         for (int i = 0; i < tile.count; ++i) {
-            room.begin[i] = BLOCK_KEYS, room.end[i] = 0;
+            reach.begin[i] = BLOCK_KEYS, reach.end[i] = 0;
             for (int k = 0; k < visible.count; ++k) {
                 int64_t begin = max<int64_t>(visible.starts[k][i] - block.begin, 0);
                 int64_t end = min<int64_t>(visible.ends[k][i] - block.begin, block.count);
                 if (begin >= end) continue;
-                room.begin[i] = min(room.begin[i], (int)begin), room.end[i] = max(room.end[i], (int)end);
+                reach.begin[i] = min(reach.begin[i], (int)begin), reach.end[i] = max(reach.end[i], (int)end);
             }
         }
     }
-    Cut(const Cut&) = delete;
+    VisiblePart(const VisiblePart&) = delete;
 
     // Rows are keys, columns are queries; null where of_queries is.
     const Reach* of_keys(const Tile& tile, const Block& block, Reach& to) const {
         if (!of_queries) return nullptr;
         for (int j = 0; j < block.count; ++j) to.begin[j] = QUERIES, to.end[j] = 0;
         for (int i = tile.count - 1; i >= 0; --i)
-            for (int j = room.begin[i]; j < room.end[i]; ++j) to.begin[j] = i, to.end[j] = max(to.end[j], i + 1);
+            for (int j = reach.begin[i]; j < reach.end[i]; ++j) to.begin[j] = i, to.end[j] = max(to.end[j], i + 1);
         return &to;
     }
 };

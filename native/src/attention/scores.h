@@ -17,20 +17,20 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // Sets the scores of keys outside the intervals of their query to -inf.
-inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Float* scores) {
+inline void mask_by_intervals(const Visibility& visible, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int starts[LL_MAX_SPANS][QUERIES] = {}, ends[LL_MAX_SPANS][QUERIES] = {};
     for (int k = 0; k < visible.count; ++k)
         for (int i = 0; i < tile.count; ++i) {
             starts[k][i] = (Int)clamp<int64_t>(visible.starts[k][i] - block.begin, 0, BLOCK_KEYS);
             ends[k][i] = (Int)clamp<int64_t>(visible.ends[k][i] - block.begin, 0, BLOCK_KEYS);
         }
-    auto cut = [&](Vec s, int j, int i) {
+    auto mask = [&](Vec s, int j, int i) {
         IntVec inside{};
         for (int k = 0; k < visible.count; ++k)
             inside |= (load<IntVec>(starts[k] + i) <= j) & (load<IntVec>(ends[k] + i) > j);
         return inside ? s : broadcast(-INF);
     };
-    if (visible.count != 1) return for_each_score(scores, block.count, tile.count, cut);
+    if (visible.count != 1) return for_each_score(scores, block.count, tile.count, mask);
     // One interval for each query: only keys before the last start, or from the first end on, are masked for some
     // query.
     int last_start = 0, first_end = block.count;
@@ -39,9 +39,9 @@ inline void cut_by_intervals(const Visibility& visible, const Tile& tile, const 
         first_end = min(first_end, (int)ends[0][i]);
     }
     last_start = min(last_start, block.count), first_end = max(first_end, last_start);
-    for_each_score(scores, last_start, tile.count, cut);
+    for_each_score(scores, last_start, tile.count, mask);
     for_each_score(scores + first_end * QUERIES, block.count - first_end, tile.count,
-                   [&](Vec s, int j, int i) { return cut(s, first_end + j, i); });
+                   [&](Vec s, int j, int i) { return mask(s, first_end + j, i); });
 }
 
 // The 64 bits of the tile map that hold the visible keys of a query in a column of tiles.
@@ -53,7 +53,7 @@ inline uint64_t map_word(const ll_call& call, const Tile& tile, int64_t query, i
 }
 
 // Sets the scores of keys whose bit in the tile map is 0 to -inf.
-inline void cut_by_bits(const ll_call& call, const Tile& tile, const Block& block, Float* scores) {
+inline void mask_by_bits(const ll_call& call, const Tile& tile, const Block& block, Float* scores) {
     alignas(64) Int words[2][QUERIES] = {};
     int64_t loaded = -1;
     for (int j = 0; j < block.count; ++j) {
@@ -98,7 +98,7 @@ inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
 
 // scores[key][query]: -inf where masked. peak[query]: the maximum over the block, in which NaN may be lost.
 inline void score_block(const Problem& problem, const Tile& tile, const Visibility& visible, const Block& block,
-                        const Cut& cut, const Factor* packed, Float* scores, Float* peak,
+                        const VisiblePart& part, const Factor* packed, Float* scores, Float* peak,
                         Float* derivatives = nullptr) {
     const ll_call& call = problem.call;
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, broadcast(-INF));
@@ -108,12 +108,12 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
                         scores);
     else
         score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
-                      tile.count, problem.steps, scores, peak, cut.of_queries);
-    bool changed = call.compare || call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits;
+                      tile.count, problem.steps, scores, peak, part.of_queries);
+    bool changed = call.compare || call.rule_count > 0 || block.masked_by_intervals || block.masked_by_bits;
     if (!changed) return;
     if (call.rule_count > 0) apply_rules(problem, tile, block, scores, derivatives);
-    if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, scores);
-    if (block.cut_by_bits) cut_by_bits(call, tile, block, scores);
+    if (block.masked_by_intervals) mask_by_intervals(visible, tile, block, scores);
+    if (block.masked_by_bits) mask_by_bits(call, tile, block, scores);
     max_of(tile, block, scores, peak);
 }
 

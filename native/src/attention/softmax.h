@@ -66,20 +66,36 @@ LL_INLINE Float logsumexp_of(const Problem& problem, const Float* sink, Float pe
 // Where no key has been seen the peak is -inf: subtract 0 instead, so that weights become 0 and not NaN.
 LL_INLINE Vec finite_peak(Vec peak) { return peak == -INF ? Vec{} : peak; }
 
-// Replaces the scores of COUNT keys by weights 2^(exponent * (score - peak)), in place or, in the layout of fold_down,
-// in `factors`; returns their sum. The sum is pairwise: where most weights are alike, every addition to one long sum
-// would be rounded the same way. (The subtraction comes first: products of large finite scores would overflow. As
-// peak - score, times `negative` = -exponent, it is one instruction with the load.)
-template <int COUNT, bool FOLDED>
-LL_INLINE Vec exp_weights_of(Float* scores, Vec negative, Vec peak, Factor* factors) {
+// The power of 2 that is a weight, exponent * (score - peak). The subtraction comes first: products of large finite
+// scores would overflow. As peak - score, times -exponent, it is one instruction with the load.
+struct Power {
+    Vec negative, peak;  // -exponent
+
+    LL_INLINE Vec operator()(const Float* score) const { return (peak - load<Vec>(score)) * negative; }
+};
+
+// The same by one multiply-add, exponent * score + shift, within 2^-19 for |shift| <= MAX_SHIFT: enough for weights that
+// are rounded to 16 bits.
+struct FusedPower {
+    Vec exponent, shift;  // shift = -exponent * peak
+
+    LL_INLINE Vec operator()(const Float* score) const { return multiply_add(exponent, load<Vec>(score), shift); }
+};
+
+constexpr Float MAX_SHIFT = 64;
+
+// Replaces the scores of COUNT keys by weights 2^power(score), in place or, in the layout of fold_down, in `factors`;
+// returns their sum. The sum is pairwise: where most weights are alike, every addition to one long sum would be rounded
+// the same way.
+template <int COUNT, bool FOLDED, class PowerOf>
+LL_INLINE Vec exp_weights_of(Float* scores, const PowerOf& power, Factor* factors) {
     if constexpr (COUNT > (FOLDED ? 2 : 1)) {
         constexpr int HALF = COUNT / 2;
-        Vec sum = exp_weights_of<HALF, FOLDED>(scores, negative, peak, factors);
-        return sum +
-               exp_weights_of<HALF, FOLDED>(scores + HALF * QUERIES, negative, peak, factors + HALF / FOLD * QUERIES);
+        Vec sum = exp_weights_of<HALF, FOLDED>(scores, power, factors);
+        return sum + exp_weights_of<HALF, FOLDED>(scores + HALF * QUERIES, power, factors + HALF / FOLD * QUERIES);
     } else {
-        Vec first = exp2_weight((peak - load<Vec>(scores)) * negative), second{};
-        if constexpr (COUNT == 2) second = exp2_weight((peak - load<Vec>(scores + QUERIES)) * negative);
+        Vec first = exp2_weight(power(scores)), second{};
+        if constexpr (COUNT == 2) second = exp2_weight(power(scores + QUERIES));
         if constexpr (FOLDED) store(factors, fold(first, second));
         else store(scores, first);
         return COUNT == 2 ? first + second : first;
@@ -87,13 +103,13 @@ LL_INLINE Vec exp_weights_of(Float* scores, Vec negative, Vec peak, Factor* fact
 }
 
 // exp_weights_of for all keys of a block and one vector of queries.
-template <bool FOLDED>
-LL_INLINE Vec exp_weights(Float* scores, int keys, Vec negative, Vec peak, Factor* factors) {
+template <bool FOLDED, class PowerOf>
+LL_INLINE Vec exp_weights(Float* scores, int keys, const PowerOf& power, Factor* factors) {
     constexpr int MAX = FOLDED ? 8 : 16;  // keys at a time; with more pairs the compiler spills registers (2 % slower)
     Vec sum{};
     int j = 0;
     auto more = [&]<int COUNT>() __attribute__((always_inline)) {
-        sum += exp_weights_of<COUNT, FOLDED>(scores + j * QUERIES, negative, peak, factors + j / FOLD * QUERIES);
+        sum += exp_weights_of<COUNT, FOLDED>(scores + j * QUERIES, power, factors + j / FOLD * QUERIES);
         j += COUNT;
     };
     while (j + MAX <= keys) more.template operator()<MAX>();
@@ -130,8 +146,11 @@ inline void update_softmax(const Problem& problem, const Tile& tile, const Block
         store(decay + i, factor);
     }
     for (int i = 0; i < tile.count; i += LANES) {
-        Vec sum = exp_weights<FOLDED>(scores + i, block.count, broadcast(-problem.exponent),
-                                      finite_peak(load<Vec>(softmax.peak + i)), factors + i);
+        Vec highest = finite_peak(load<Vec>(softmax.peak + i)), exponent = broadcast(problem.exponent), sum;
+        FusedPower fused{exponent, -exponent * highest};
+        bool small = FOLDED && !any(max(fused.shift, -fused.shift) > MAX_SHIFT);
+        if (small) sum = exp_weights<FOLDED>(scores + i, block.count, fused, factors + i);
+        else sum = exp_weights<FOLDED>(scores + i, block.count, Power{-exponent, highest}, factors + i);
         store(softmax.total + i, multiply_add(load<Vec>(softmax.total + i), load<Vec>(decay + i), sum));
     }
     if (moved) scale_sums(output, decay, tile.count, columns);
@@ -184,7 +203,7 @@ inline void final_softmax(const Problem& problem, const Tile& tile, const Visibi
     alignas(64) Float peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block) && !should_stop(status);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), packed, scores, peak);
+        score_block(problem, tile, visible, block, VisiblePart(visible, tile, block), packed, scores, peak);
         update_softmax<false>(problem, tile, block, scores, peak, softmax, nullptr, 0, nullptr, slack);
     }
 }

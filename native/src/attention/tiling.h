@@ -60,16 +60,16 @@ struct Tiles {
         return count;
     }
 
-    // Tile `number` of a segment; `row` matters only for a segment that holds in every batch row.
+    // Tile `number` of a segment; `row` is used only for a segment of every batch row.
     Tile tile_of(int64_t s, int64_t row, int64_t head, int64_t number) const {
         const ll_segment& segment = call.segments[s];
-        bool everywhere = segment.row < 0;
+        bool in_every_row = segment.row < 0;
         Tile tile;
         tile.segment = &segment;
-        tile.row = everywhere ? row : segment.row;
+        tile.row = in_every_row ? row : segment.row;
         tile.head = head;
         tile.key_head = head / (call.query_heads / call.key_heads);
-        tile.dropout_row = everywhere ? row * call.segment_count + segment.dropout_row : segment.dropout_row;
+        tile.dropout_row = in_every_row ? row * call.segment_count + segment.dropout_row : segment.dropout_row;
         tile.first_query = segment.query_begin + number * QUERIES;
         tile.count = (int)min<int64_t>(QUERIES, segment.query_end - tile.first_query);
         return tile;
@@ -123,7 +123,7 @@ struct PreparedOperand {
     PreparedOperand(const PreparedOperand&) = delete;
     ~PreparedOperand() { give_back(owned, bytes); }
 
-    void as_it_lies(const ll_tensor& from) {
+    void use_in_place(const ll_tensor& from) {
         constexpr int64_t UNIT = (int64_t)(sizeof(Factor) / sizeof(Stored));
         operand = {(const Factor*)from.data, from.strides[0] / UNIT, from.strides[1] / UNIT, from.strides[2] / UNIT};
     }
@@ -131,8 +131,8 @@ struct PreparedOperand {
     // A batch that repeats one row (stride 0) is converted once.
     void prepare(const ll_call& call, const ll_tensor& from, int64_t width, int64_t columns, bool right) {
         int64_t rows = from.strides[0] == 0 ? min<int64_t>(1, call.batch) : call.batch;
-        int64_t one = right ? OperandJob::right_size(call.keys, columns) : call.keys * steps_along(width);
-        int64_t count = rows * call.key_heads * one;
+        int64_t map_size = right ? OperandJob::right_size(call.keys, columns) : call.keys * steps_along(width);
+        int64_t count = rows * call.key_heads * map_size;
         bytes = sizeof(Factor) * (size_t)(count + LANES);
         owned = (Factor*)borrow(bytes);
         failed = !owned;
@@ -140,7 +140,7 @@ struct PreparedOperand {
         OperandJob job{from, rows, call.key_heads, call.keys, width, columns, owned, right};
         parallel(count < 4096 ? 1 : call.threads, rows * call.key_heads * job.pieces(), prepare_task, &job,
                  rows * call.key_heads);
-        operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * one, one,
+        operand = {owned, from.strides[0] == 0 ? 0 : call.key_heads * map_size, map_size,
                    right ? packed_stride(columns) : steps_along(width)};
     }
 
@@ -148,14 +148,14 @@ struct PreparedOperand {
     void left(const ll_call& call, const ll_tensor& from, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
-        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even) as_it_lies(from);
+        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even) use_in_place(from);
         else prepare(call, from, width, 0, false);
     }
 
     // The right operand: its rows are read as vectors. Copied where rows are far apart, since they would map to the
     // same few cache sets, and where a last partial vector would be read beyond the row.
     void right(const ll_call& call, const ll_tensor& from, int64_t width) {
-        if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) as_it_lies(from);
+        if (FOLD == 1 && !CONVERTED && width % LANES == 0 && from.strides[2] == width) use_in_place(from);
         else prepare(call, from, width, round_up(width, LANES), true);
     }
 };
@@ -163,7 +163,7 @@ struct PreparedOperand {
 // The order in which the tiles of a call are computed.
 struct TileOrder {
     // Whether each thread starts with heads of its own (see `parallel`). The keys of a long text are read from the
-    // last-level cache, which threads may share: there all threads work on one head, and half as much must stay in it.
+    // last-level cache, which threads may share: then all threads work on one head, so that less has to stay in it.
     bool split_heads = false;
     // Whether a head's last tiles come first: under a causal pattern they take longest, and threads finish together.
     // Otherwise the first do, because hardware prefetchers follow ascending addresses: those of keys that a window has
@@ -171,7 +171,7 @@ struct TileOrder {
     bool last_first = false;
 
     TileOrder(const Problem& problem, const Tiles& tiles) {
-        constexpr int64_t NEAR = (int64_t)4 << 20;  // bytes of keys and values
+        constexpr int64_t MAX_BYTES = (int64_t)4 << 20;  // of keys and values that a tile sees
         const ll_call& call = problem.call;
         int64_t longest = 0;
         for (int64_t s = 1; s < call.segment_count; ++s)
@@ -186,7 +186,7 @@ struct TileOrder {
             return seen_keys(visible);
         };
         int64_t bytes = (int64_t)sizeof(Factor) * (problem.steps + problem.value_columns / FOLD), keys = seen(last);
-        split_heads = keys * bytes <= NEAR;
+        split_heads = keys * bytes <= MAX_BYTES;
         last_first = keys > seen(last / 2);
     }
 };

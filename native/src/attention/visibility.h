@@ -27,7 +27,7 @@ struct Visibility {
     Range ranges[LL_MAX_SPANS * QUERIES];  // the union over the queries, ascending
 };
 
-// Interval k of each query of the tile; it may be empty.
+// Interval k of each query of the tile, as key indices; it may be empty.
 LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, int64_t* starts, int64_t* ends) {
     const ll_segment& segment = *tile.segment;
     int64_t key_begin = segment.key_begin, key_end = segment.key_end;
@@ -52,14 +52,14 @@ LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, i
             begin = max(begin, base + span.chunk_start);
             end = min(end, base + span.chunk_end);
         }
-        bool guarded = position < span.query_from || position >= span.query_to;
-        starts[i] = guarded ? 0 : max(begin - offset, key_begin);
-        ends[i] = guarded ? 0 : min(end - offset, key_end);
+        bool excluded = position < span.query_from || position >= span.query_to;
+        starts[i] = excluded ? 0 : max(begin - offset, key_begin);
+        ends[i] = excluded ? 0 : min(end - offset, key_end);
     }
 }
 
-// Sorts ranges by their begin, drops empty ones, and joins those that touch after `begin` is rounded down to a multiple
-// of `step`; returns how many remain. Insertion sort: the input is nearly sorted.
+// Sorts ranges by begin, drops empty ones, and merges those that touch after `begin` is rounded down to a multiple of
+// `step`; returns how many remain. Insertion sort: the input is nearly sorted.
 inline int merge_ranges(Range* ranges, int count, int step = 1) {
     for (int i = 1; i < count; ++i) {
         Range moving = ranges[i];

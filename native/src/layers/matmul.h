@@ -40,12 +40,12 @@ struct MatrixScratch {
 
 struct MatrixJob {
     const ll_matmul& args;
-    int64_t panels, columns;  // panels of a task; tasks side by side
-    int64_t rows;             // of a task
+    int64_t panels, columns;  // panels of a task; tasks in a row of tasks
+    int64_t rows;             // rows of a task
     int status;
 };
 
-// Packs steps [first, first + steps) of `count` columns; zeros beyond them.
+// Packs steps [first, first + steps) of `count` columns of the right matrix; the other columns of the panel are zero.
 inline void pack_right(const ll_matmul& args, int64_t first, int64_t steps, int64_t column, int64_t count, Float* to) {
     const Float* from = (const Float*)args.right + first * args.right_step + column * args.right_column;
     if (args.right_column == 1) {
@@ -63,7 +63,7 @@ inline void pack_right(const ll_matmul& args, int64_t first, int64_t steps, int6
         }
 }
 
-// Packs steps [first, first + steps) of some rows.
+// Packs steps [first, first + steps) of `rows` rows of the left matrix.
 inline Left<Float> pack_left(const ll_matmul& args, int64_t first, int64_t steps, int64_t row, int64_t rows,
                              Float* to) {
     const Float* from = (const Float*)args.left + row * args.left_row + first * args.left_step;
@@ -79,8 +79,8 @@ inline Left<Float> pack_left(const ll_matmul& args, int64_t first, int64_t steps
 inline void multiply_block(const ll_matmul& args, int64_t row, int64_t rows, int64_t column, int64_t columns,
                            int64_t first, int64_t steps, const MatrixScratch& own) {
     Float* result = (Float*)args.result + row * args.result_row + column;
-    const Float* start = args.bias ? (const Float*)args.bias + column : nullptr;
-    bool on = first > 0 || args.add;
+    const Float* bias = args.bias ? (const Float*)args.bias + column : nullptr;
+    bool accumulate = first > 0 || args.add;
     auto each_row = [&](auto f) {  // f(row of the result, first column, columns, row of the block)
         for (int64_t c = 0; c < columns; c += PANEL_COLUMNS)
             for (int64_t r = 0; r < rows; ++r)
@@ -88,7 +88,7 @@ inline void multiply_block(const ll_matmul& args, int64_t row, int64_t rows, int
                   own.block + (c / PANEL_COLUMNS * BLOCK_ROWS + r) * PANEL_COLUMNS);
     };
     each_row([&](const Float* from, int64_t c, int64_t count, Float* to) {
-        if (on || start) read_row(on ? from : start + c, count, to, PANEL_COLUMNS);
+        if (accumulate || bias) read_row(accumulate ? from : bias + c, count, to, PANEL_COLUMNS);
         else
             for (int64_t x = 0; x < PANEL_COLUMNS; x += LANES) store(to + x, Vec{});
     });
@@ -121,16 +121,16 @@ inline void matrix_task(void* context, int64_t n) {
 
 inline int matmul(const ll_matmul& args) {
     if (args.rows == 0 || args.columns == 0) return DONE;
-    auto parts = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
-    // About ten tasks for each thread, so that none waits long for the last one: first fewer rows, then fewer columns.
-    // Packing the right matrix takes as long as computing a dozen rows.
+    auto ceil_div = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
+    // About ten tasks for each thread, so that threads finish at about the same time: first with fewer rows, then with
+    // fewer columns. Packing the right matrix takes as long as computing a dozen rows.
     int64_t tasks = args.threads > 1 ? 10 * args.threads : 1;
-    int64_t panels = parts(args.columns, PANEL_COLUMNS), blocks = parts(args.rows, BLOCK_ROWS);
+    int64_t panels = ceil_div(args.columns, PANEL_COLUMNS), blocks = ceil_div(args.rows, BLOCK_ROWS);
     MatrixJob job{args, clamp<int64_t>(panels * blocks / tasks, 1, MAX_PANELS), 0, 0, DONE};
-    job.columns = parts(panels, job.panels);
-    job.panels = parts(panels, job.columns);  // of equal size
-    job.rows = parts(blocks, clamp<int64_t>(parts(tasks, job.columns), 1, blocks)) * BLOCK_ROWS;
-    parallel(args.threads, parts(args.rows, job.rows) * job.columns, matrix_task, &job);
+    job.columns = ceil_div(panels, job.panels);
+    job.panels = ceil_div(panels, job.columns);  // of equal size
+    job.rows = ceil_div(blocks, clamp<int64_t>(ceil_div(tasks, job.columns), 1, blocks)) * BLOCK_ROWS;
+    parallel(args.threads, ceil_div(args.rows, job.rows) * job.columns, matrix_task, &job);
     return job.status;
 }
 

@@ -9,13 +9,13 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int64_t PARTS = 8;  // of the rows, each with its own sum for the weight's gradient
+constexpr int64_t PARTS = 8;  // the rows are divided into so many, each with its own sum of the weight's gradient
 
 struct NormJob {
     const ll_norm& norm;
     const Float* weight;  // offset included
     Float* sums;          // (PARTS, columns)
-    int64_t columns, piece;
+    int64_t columns, rows_per_task;
 };
 
 // The sum of f(first element of a vector) over a row, in four partial sums.
@@ -32,7 +32,7 @@ LL_INLINE Float sum_along(int64_t width, F f) {
 inline void norm_task(void* context, int64_t n) {
     const NormJob& job = *(const NormJob*)context;
     const ll_norm& norm = job.norm;
-    for (int64_t row = n * job.piece, stop = min(row + job.piece, norm.rows); row < stop; ++row) {
+    for (int64_t row = n * job.rows_per_task, stop = min(row + job.rows_per_task, norm.rows); row < stop; ++row) {
         const Stored* states = at(norm.states, row * norm.state_stride);
         Stored* result = at(norm.result, row * norm.width);
         Float squares = sum_along(norm.width, [&](int64_t d) {
@@ -53,26 +53,26 @@ inline void norm_backward_task(void* context, int64_t n) {
     const NormJob& job = *(const NormJob*)context;
     const ll_norm& norm = job.norm;
     Float* sums = job.sums + n * job.columns;
-    for (int64_t row = n * job.piece, stop = min(row + job.piece, norm.rows); row < stop; ++row) {
+    for (int64_t row = n * job.rows_per_task, stop = min(row + job.rows_per_task, norm.rows); row < stop; ++row) {
         const Stored *states = at(norm.states, row * norm.state_stride), *grad = at(norm.grad, row * norm.width);
         Float inverse = ((const Float*)norm.inverse)[row];
-        Float along = 0;
+        Float mean_term = 0;
         if (norm.grad_states)
-            along = inverse * inverse * inverse / (Float)norm.width * sum_along(norm.width, [&](int64_t d) {
-                        return read_partial(grad + d, norm.width - d) * load<Vec>(job.weight + d) *
-                               read_partial(states + d, norm.width - d);
-                    });
+            mean_term = inverse * inverse * inverse / (Float)norm.width * sum_along(norm.width, [&](int64_t d) {
+                            return read_partial(grad + d, norm.width - d) * load<Vec>(job.weight + d) *
+                                   read_partial(states + d, norm.width - d);
+                        });
         for (int64_t d = 0; d < norm.width; d += LANES) {
             Vec x = read_partial(states + d, norm.width - d), g = read_partial(grad + d, norm.width - d) * inverse;
             if (norm.grad_states)
-                write_partial(g * load<Vec>(job.weight + d) - x * along, norm.width - d,
+                write_partial(g * load<Vec>(job.weight + d) - x * mean_term, norm.width - d,
                               at(norm.grad_states, row * norm.width) + d);
             if (norm.grad_weight) store(sums + d, multiply_add(g, x, load<Vec>(sums + d)));
         }
     }
 }
 
-// Converts the weight to floats; behind it, zeros for the partial sums of its gradient.
+// Allocates the weight as floats and, after it, zeroed partial sums of its gradient.
 inline bool prepare(NormJob& job, int64_t parts) {
     Float* memory = (Float*)scratch(sizeof(Float) * (size_t)((1 + parts) * job.columns));
     if (!memory) return false;
@@ -87,14 +87,14 @@ inline bool prepare(NormJob& job, int64_t parts) {
 inline int norm(const ll_norm& norm) {
     NormJob job{norm, nullptr, nullptr, round_up(norm.width, LANES), max<int64_t>(1, TASK / norm.width)};
     if (!prepare(job, 0)) return OUT_OF_MEMORY;
-    parallel(norm.threads, (norm.rows + job.piece - 1) / job.piece, norm_task, &job, norm.threads);
+    parallel(norm.threads, (norm.rows + job.rows_per_task - 1) / job.rows_per_task, norm_task, &job, norm.threads);
     return DONE;
 }
 
 inline int norm_backward(const ll_norm& norm) {
     NormJob job{norm, nullptr, nullptr, round_up(norm.width, LANES), (norm.rows + PARTS - 1) / PARTS};
     if (!prepare(job, PARTS)) return OUT_OF_MEMORY;
-    int64_t parts = job.piece ? (norm.rows + job.piece - 1) / job.piece : 0;
+    int64_t parts = job.rows_per_task ? (norm.rows + job.rows_per_task - 1) / job.rows_per_task : 0;
     parallel(norm.rows * norm.width < TASK ? 1 : norm.threads, parts, norm_backward_task, &job);
     if (!norm.grad_weight) return DONE;
     for (int64_t part = 1; part < parts; ++part)

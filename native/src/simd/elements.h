@@ -85,8 +85,8 @@ LL_INLINE void copy_floats(const Float* from, int64_t count, Float* to) {
     for (; d < count; ++d) to[d] = from[d];
 }
 
-// Reads `count` elements; `room` floats are written, zeros beyond the elements.
-LL_INLINE void read_row(const Stored* from, int64_t count, Float* to, int64_t room) {
+// Reads `count` elements; `capacity` floats are written, zeros beyond the elements.
+LL_INLINE void read_row(const Stored* from, int64_t count, Float* to, int64_t capacity) {
     int64_t d = 0;
     if constexpr (CONVERTED) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
@@ -97,7 +97,7 @@ LL_INLINE void read_row(const Stored* from, int64_t count, Float* to, int64_t ro
         copy_floats((const Float*)from, count, to);
         d = count;
     }
-    for (; d < room; ++d) to[d] = 0;
+    for (; d < capacity; ++d) to[d] = 0;
 }
 
 // A vector of elements. read_partial: the first `count` of them, zeros beyond.

@@ -35,13 +35,13 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
         Factor* to = packed + first / PANEL_QUERIES * steps * PANEL_QUERIES + first % PANEL_QUERIES;
         for (int64_t d = folded(width); d < steps; ++d) store(to + d * PANEL_QUERIES, FactorVec{});
         for (int64_t d = 0; d < width; d += 64) {  // 64 elements of LANES rows, then transposed
-            int64_t length = min<int64_t>(64, width - d), room = round_up(length, LANES);
+            int64_t length = min<int64_t>(64, width - d), padded = round_up(length, LANES);
             for (int i = 0; i < LANES; ++i) {
-                if (first + i < count) read_row(from + (first + i) * stride + d, length, rows[i], room);
+                if (first + i < count) read_row(from + (first + i) * stride + d, length, rows[i], padded);
                 else
-                    for (int64_t x = 0; x < room; ++x) rows[i][x] = 0;
+                    for (int64_t x = 0; x < padded; ++x) rows[i][x] = 0;
             }
-            for (int64_t x = 0; x < room; x += LANES) {
+            for (int64_t x = 0; x < padded; x += LANES) {
                 Vec square[LANES];
                 for (int i = 0; i < LANES; ++i) square[i] = load<Vec>(rows[i] + x);
                 transpose(square);
@@ -57,16 +57,16 @@ inline void pack(const Stored* from, int64_t stride, int count, int64_t width, F
 inline bool finite_row(const Stored* from, int64_t count) {
 #if defined(LL_OF_BFLOAT16) || defined(LL_OF_FLOAT16)
 #if defined(LL_OF_BFLOAT16)
-    constexpr uint16_t LARGEST = 0x7f80;  // the exponent of infinity and NaN
+    constexpr uint16_t EXPONENT = 0x7f80;  // the exponent of infinity and NaN
 #else
-    constexpr uint16_t LARGEST = 0x7c00;
+    constexpr uint16_t EXPONENT = 0x7c00;
 #endif
     typedef int16_t Flags __attribute__((vector_size(2 * LANES)));
     Flags bad{};
     int64_t d = 0;
-    for (; d + LANES <= count; d += LANES) bad |= (load<HalfVec>(from + d) & LARGEST) == LARGEST;
+    for (; d + LANES <= count; d += LANES) bad |= (load<HalfVec>(from + d) & EXPONENT) == EXPONENT;
     bool rest = false;
-    for (; d < count; ++d) rest |= (from[d] & LARGEST) == LARGEST;
+    for (; d < count; ++d) rest |= (from[d] & EXPONENT) == EXPONENT;
     return !rest && !any(__builtin_convertvector(bad, IntVec));
 #else
     Vec bad{};
@@ -115,17 +115,17 @@ inline void left_row(const Stored* from, int64_t width, Factor* to) {
 
 // weights[key][query] as factors along the keys: [folded(keys)][QUERIES], zeros up to whole tiles. In place when
 // factors are floats.
-LL_INLINE const Factor* fold_down(const Float* weights, int keys, int queries, Factor* room) {
+LL_INLINE const Factor* fold_down(const Float* weights, int keys, int queries, Factor* to) {
 #if defined(LL_PAIRS)
     for (int j = 0; j < round_up(keys, BLOCK_STEP); j += 2)
         for (int i = 0; i < queries; i += LANES) {
             Vec even = j < keys ? load<Vec>(weights + j * QUERIES + i) : Vec{};
             Vec odd = j + 1 < keys ? load<Vec>(weights + (j + 1) * QUERIES + i) : Vec{};
-            store(room + j / 2 * QUERIES + i, fold(even, odd));
+            store(to + j / 2 * QUERIES + i, fold(even, odd));
         }
-    return room;
+    return to;
 #else
-    (void)keys, (void)queries, (void)room;
+    (void)keys, (void)queries, (void)to;
     return weights;
 #endif
 }

@@ -107,18 +107,18 @@ inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t co
 #endif
 
 // The sums of query i as a row, in place unless sums are stored transposed: then LANES rows are transposed at a time
-// into `room`. Queries must be read in ascending order from 0.
-LL_INLINE const Float* sum_row(const Float* sums, int i, int64_t columns, Float* room) {
+// into `scratch`. Queries must be read in ascending order from 0.
+LL_INLINE const Float* sum_row(const Float* sums, int i, int64_t columns, Float* scratch) {
 #if defined(LL_AMX)
     for (int64_t c = 0; c < columns && i % LANES == 0; c += LANES) {
         Vec rows[LANES];
         for (int x = 0; x < LANES; ++x) rows[x] = load<Vec>(sums + (c + x) * QUERIES + i);
         transpose(rows);
-        for (int x = 0; x < LANES; ++x) store(room + x * columns + c, rows[x]);
+        for (int x = 0; x < LANES; ++x) store(scratch + x * columns + c, rows[x]);
     }
-    return room + i % LANES * columns;
+    return scratch + i % LANES * columns;
 #else
-    (void)room;
+    (void)scratch;
     return sums + i * columns;
 #endif
 }

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
 from ..tensors.shapes import wrong
 from . import native, reference
 from .contract import Backend, BackendError, Call, Yields
-from .gpu import flash1, flash2
-from .gpu.hopper import flash3, flash3_float8
 
-# In the order in which they are tried; the last one serves every call.
-BACKENDS: tuple[Backend, ...] = (native, flash3, flash2, flash1, reference)
-# These round the inputs to 8 bits, so they run only when they are named.
-ONLY_NAMED: tuple[Backend, ...] = (flash3_float8,)
+if TYPE_CHECKING:
+    #: In the order in which they are tried; the last one serves every call.
+    BACKENDS: tuple[Backend, ...]
+    #: These round the inputs to 8 bits, so they run only when they are named.
+    ONLY_NAMED: tuple[Backend, ...]
 
-# Each with itself as `Yields` if it can be passed over in favour of a faster one.
-_CANDIDATES = tuple((backend, backend if isinstance(backend, Yields) else None) for backend in BACKENDS)
+
+@lru_cache(maxsize=1)
+def _found() -> dict[str, tuple[Backend, ...]]:
+    """`BACKENDS` and `ONLY_NAMED`, with the backends of GPUs, which only calls that `native` does not serve need."""
+    from .gpu import flash1, flash2
+    from .gpu.hopper import flash3, flash3_float8
+
+    return {"BACKENDS": (native, flash3, flash2, flash1, reference), "ONLY_NAMED": (flash3_float8,)}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("BACKENDS", "ONLY_NAMED"):
+        return _found()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "BACKENDS", "ONLY_NAMED"})
+
+
+@lru_cache(maxsize=1)
+def _after_native() -> tuple[tuple[Backend, Yields | None], ...]:
+    """Each with itself as `Yields` if it can be passed over in favour of a faster one."""
+    return tuple((backend, backend if isinstance(backend, Yields) else None) for backend in _found()["BACKENDS"][1:])
 
 
 def choose(call: Call, name: str | None) -> Backend:
@@ -25,16 +49,19 @@ def choose(call: Call, name: str | None) -> Backend:
         BackendError: the named one cannot serve the call; the message says why.
     """
     if name is None or name == "auto":
-        for candidate, yields in _CANDIDATES:
+        if not native.reasons_against(call):
+            return native
+        for candidate, yields in _after_native():
             if not (candidate.reasons_against(call) or (yields and yields.reasons_to_pass_over(call))):
                 return candidate
-    for backend in BACKENDS + ONLY_NAMED:
+    every = [backend for some in _found().values() for backend in some]
+    for backend in every:
         if name == backend.NAME:
             reasons = backend.reasons_against(call)
             if reasons:
                 raise BackendError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
             return backend
-    known = ", ".join(repr(backend.NAME) for backend in BACKENDS + ONLY_NAMED)
+    known = ", ".join(repr(backend.NAME) for backend in every)
     raise wrong("backend", f"must be None, 'auto' or one of {known}", f"it is {name!r}", "None chooses the fastest.")
 
 

@@ -133,7 +133,7 @@ def unknown_positions(call: Call) -> list[str]:
     return [f"{call.layout!r} gives no offsets, and positions are needed for {', '.join(users)}"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Result:
     """The results of a backend's forward pass."""
 

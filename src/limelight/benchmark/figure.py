@@ -1,4 +1,4 @@
-"""A figure of the measurements: bars of the fraction of the machine, ours and PyTorch's, as one SVG file."""
+"""A figure of the measurements: bars of the fraction of the machine's peak, ours and PyTorch's, as one SVG file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS, PEER, TEXT, FAINT = "#c2410c", "#94a3b8", "#1e293b", "#64748b"
 
 
 def figure_of(about: dict[str, Any], rows: Sequence[Measurement]) -> str:
-    """Draw the measurements that have a limit, as SVG."""
+    """Draw the measurements that have a measured peak, as SVG."""
     parts: list[str] = []
     y = 64
     measured = [row for row in rows if row.fraction is not None]
@@ -46,14 +46,14 @@ def figure_of(about: dict[str, Any], rows: Sequence[Measurement]) -> str:
 def _row(row: Measurement, y: int) -> str:
     assert row.fraction is not None
     parts = [_text(LEFT - 8, y + 13, row.case.name, anchor="end"), _bar(row.fraction, y, OURS)]
-    words = f"{row.fraction:.0%}" + ("" if row.steady else " (unsteady)")
+    label = f"{row.fraction:.0%}" + ("" if row.steady else " (unsteady)")
     if row.ratio is not None:
         parts.append(_bar(row.fraction / row.ratio, y + BAR, PEER))
-        words += f"   {row.ratio:.2f}x PyTorch"
+        label += f"   {row.ratio:.2f}x PyTorch"
     if row.beside_plain is not None:
-        words += f"   {row.beside_plain:.2f}x the time of the plain call"
+        label += f"   {row.beside_plain:.2f}x the time of the plain call"
     end = LEFT + SCALE * min(1.1, max(row.fraction, row.fraction / (row.ratio or 1.0)))
-    return "".join(parts) + _text(end + 8, y + 13, words, FAINT, 11)
+    return "".join(parts) + _text(end + 8, y + 13, label, FAINT, 11)
 
 
 def _bar(fraction: float, y: float, colour: str) -> str:

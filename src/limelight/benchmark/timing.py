@@ -1,9 +1,9 @@
-"""Times, each beside PyTorch's and the machine's own limits, all measured in the same run.
+"""Times of calls, compared with PyTorch and with the machine's own limits in the same run.
 
-The calls that are compared run interleaved, for about the same time each, so that a change of the clock rate or other
-load affects all of them, and medians are taken. Reading memory, the limit of decoding, is one of them. The other limit,
-multiply-adds in registers, is measured before and after each case; if the two differ by more than 5 % the case is
-measured again, and marked as unsteady if they still differ.
+The compared calls run interleaved, for about the same time each, so that a change of the clock rate or other load
+affects all of them; the medians are reported. The limit of decoding, reading memory, is measured in the same rounds.
+The limit of other cases, multiply-adds in registers, is measured before and after each case; if the two differ by more
+than 5 % the case is measured again, and marked as unsteady if they still differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..operator.attention import attention
 from ..operator.explanation import explain
 from .cases import EXTRAS, Case
 
-TOLERANCE = 0.05  # between the two measurements of the limit
+TOLERANCE = 0.05  # relative difference of the two measurements of the limit
 SLICE = 0.02  # seconds for which a short call is repeated in each round
 ATTEMPTS = 4
 MAX_CACHE_BYTES = 2 * 2**30
@@ -73,7 +73,7 @@ def last_level_cache() -> int:
 
 
 def peak(dtype: str, threads: int, seconds: float = 0.1) -> float:
-    """GFLOP/s of independent multiply-adds; the larger of two measurements, the first of which wakes the clock."""
+    """GFLOP/s of independent multiply-adds: the larger of two measurements, as the first one raises the clock rate."""
     return max(native.peak(getattr(torch, dtype), threads, seconds) for _ in range(2))
 
 
@@ -89,7 +89,7 @@ def _readers() -> list[Function]:
 
 
 def bandwidth() -> float:
-    """Measure GB/s of reading memory that no cache holds: the best of several runs."""
+    """Measure the GB/s of reading memory that is in no cache: the best of several runs."""
     return _large_array().nbytes / min(timed(function, 1) for _ in range(4) for function in _readers()) * 1e-9
 
 
@@ -110,12 +110,11 @@ def interleaved(functions: list[Function], seconds: float) -> list[list[float]]:
     A short call is repeated within its slice of a round: called once after another, it would measure the wake-up of
     threads and cold caches.
     """
-    once = [
-        min(timed(function, 1) for _ in range(2)) for function in functions
-    ]  # the first call includes one-time work
+    # The first call includes one-time work.
+    once = [min(timed(function, 1) for _ in range(2)) for function in functions]
     repeats = [max(1, int(SLICE / each)) for each in once]
-    a_round = sum(each * count for each, count in zip(once, repeats, strict=True))
-    rounds = min(201, max(3, int(seconds / a_round)))
+    round_seconds = sum(each * count for each, count in zip(once, repeats, strict=True))
+    rounds = min(201, max(3, int(seconds / round_seconds)))
     times = [[timed(f, count) for f, count in zip(functions, repeats, strict=True)] for _ in range(rounds)]
     return [list(each) for each in zip(*times, strict=True)]
 
@@ -132,7 +131,7 @@ class Prepared:
     ours: Function
     peer: Function | None
     plain: Function | None = None
-    flop: float = 0.0  # by the pairs that the pattern allows
+    flop: float = 0.0  # of the visible pairs
     bytes: float = 0.0  # of keys and values
 
 
@@ -202,7 +201,7 @@ def measure(case: Case, threads: int, seconds: float) -> Measurement:
 
 
 def prepare(case: Case) -> Prepared:
-    """Return the calls of a case, on the same random numbers every time."""
+    """Return the calls of a case, on the same random tensors every time."""
     torch.manual_seed(0)
     if case.per == "bandwidth":
         return _decoding(case)
@@ -241,11 +240,11 @@ def _training(call: Function, leaves: list[Tensor], grad: Tensor) -> Function:
     return lambda: torch.autograd.grad(call(), leaves, grad)
 
 
-def pattern_of(words: str) -> Pattern | None:
+def pattern_of(name: str) -> Pattern | None:
     """Return the pattern that a case names."""
-    if words.startswith("window "):
-        return Causal() & Window(int(words.split()[1]) - 1, 0)
-    return Causal() if words == "causal" else None
+    if name.startswith("window "):
+        return Causal() & Window(int(name.split()[1]) - 1, 0)
+    return Causal() if name == "causal" else None
 
 
 def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -253,7 +252,7 @@ def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | 
     H, L = case.heads, case.length
     causal: dict[str, Any] = {"is_causal": True} if case.pattern == "causal" else {}
     distance = torch.arange(L)[None] - torch.arange(L)[:, None]
-    unseen = torch.where(distance <= 0, 0.0, -torch.inf) if case.extra in ("ALiBi", "bias") else torch.zeros(())
+    hidden = torch.where(distance <= 0, 0.0, -torch.inf) if case.extra in ("ALiBi", "bias") else torch.zeros(())
     if case.pattern.startswith("window "):
         return {}, {"attn_mask": (distance <= 0) & (distance > -int(case.pattern.split()[1]))}
     match case.extra:
@@ -261,11 +260,11 @@ def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | 
             return {}, causal
         case "ALiBi":
             slopes = ALiBi.standard(H).slopes
-            dense = (unseen - slopes[:, None, None] * distance.abs())[None].to(query.dtype)
+            dense = (hidden - slopes[:, None, None] * distance.abs())[None].to(query.dtype)
             return {"scores": (ALiBi(slopes.requires_grad_(case.backward)),)}, {"attn_mask": dense}
         case "bias":
             bias = torch.randn(1, H, L, L)
-            dense = (bias + unseen).requires_grad_(case.backward)
+            dense = (bias + hidden).requires_grad_(case.backward)
             return {"scores": (Bias(bias.requires_grad_(case.backward)),)}, {"attn_mask": dense}
         case "soft cap":
             return {"scores": (SoftCap(30.0),)}, None
@@ -279,7 +278,7 @@ def _extra(case: Case, query: Tensor) -> tuple[dict[str, Any], dict[str, Any] | 
 
 
 def _documents(case: Case) -> Prepared:
-    """Packed, against PyTorch on the same documents padded to the longest: the forward pass and causal."""
+    """Packed documents, against PyTorch on the same documents padded to the longest; forward only, causal."""
     lengths, longest = case.documents, max(case.documents)
     query, key, value = _tensors(case, sum(lengths))
     pattern, layout = pattern_of(case.pattern), Packed(lengths)
@@ -296,7 +295,7 @@ def _documents(case: Case) -> Prepared:
 
 
 def _decoding(case: Case) -> Prepared:
-    """One query against caches that together hold eight times the last-level cache, one after the other."""
+    """One query over key-value caches in turn, which together are eight times the last-level cache."""
     first = _tensors(case, case.length)
     size = first[1].nbytes + first[2].nbytes
     count = max(2, -(-min(8 * last_level_cache(), MAX_CACHE_BYTES) // size))

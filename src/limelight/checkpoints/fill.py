@@ -56,7 +56,7 @@ def fill(
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in named_once(network).items()}
     stored_keys = files.keys()
-    if len(stored_keys) > MOST_KEYS * len(wanted) + 1000:  # far more than any model leaves unused
+    if len(stored_keys) > MAX_TENSOR_RATIO * len(wanted) + 1000:  # far more than any model leaves unused
         raise CheckpointError(
             f"{where} holds {len(stored_keys):,} tensors, and the model of its configuration has {len(wanted):,}. "
             "The weights are of another model than the configuration says."
@@ -102,7 +102,7 @@ def fill(
     return unused
 
 
-MOST_KEYS = 4  # stored tensors for each of a model's, at most
+MAX_TENSOR_RATIO = 4  # stored tensors for each of a model's, at most
 
 
 def differing(files: Files, rules: KeyRules) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from .bench import bench
 from .cost import cost
 from .explain import explain
 from .generate import generate
+from .heads import heads
 from .look import look
 from .models import models
 from .options import Command
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (look, generate, models, explain, bench, cost, train):
+for command in (look, heads, generate, models, explain, bench, cost, train):
     app.command(cls=Command)(command)
 
 

@@ -49,7 +49,13 @@ def cost(
     if as_json:
         typer.echo(
             json.dumps(
-                {"format": "limelight.cost", "version": 1, "model": model, "dtype": dtype, **_numbers(found, limits)},
+                {
+                    "format": "limelight.cost",
+                    "version": 1,
+                    "model": model,
+                    "dtype": dtype,
+                    **_json_values(found, limits),
+                },
                 indent=2,
             )
         )
@@ -57,7 +63,7 @@ def cost(
     _print(found, f"{model}, {batch} x {length:,} tokens, {dtype}", limits, native.why_missing())
 
 
-def _numbers(found: Cost, limits: tuple[float, float] | None) -> dict[str, Any]:
+def _json_values(found: Cost, limits: tuple[float, float] | None) -> dict[str, Any]:
     """Return the numbers as JSON values, with minimum times where the machine's limits are known."""
     values = found.as_json()
     if limits is not None:

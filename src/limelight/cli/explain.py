@@ -151,7 +151,7 @@ def _idle_backends() -> list[str]:
 
     if torch.cuda.is_available():
         return []
-    return [backend.NAME for backend in BACKENDS if re.search("; not (usable|there): ", backend.status())]
+    return [backend.NAME for backend in BACKENDS if re.search("; not (usable|available): ", backend.status())]
 
 
 # --- A model ----------------------------------------------------------------------------------------------------------

@@ -243,7 +243,8 @@ def _prompt(model: Pretrained, given: str | Path, chat: bool, system: str | None
     if isinstance(given, Path):
         sound = recording(given)
         if len(sound) > 30 * RATE:
-            got, way_out = f"{given} is {len(sound) / RATE:.1f} seconds long", "Cut it: ffmpeg -i IN.wav -t 30 OUT.wav."
+            got = f"{given} is {len(sound) / RATE:.1f} seconds long"
+            way_out = "Trim it: ffmpeg -i IN.wav -t 30 OUT.wav."
             raise wrong("--file", "must hold at most 30 seconds, the input of Whisper", got, way_out)
         return spectrum(sound)
     if not chat:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MODEL, echo_json, read_text
+from .options import MODEL, echo_json, read_text, writable
 
 if TYPE_CHECKING:
     from ..generation import Sampler
+
+NOT_TEXT = (".wav", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # files that are no texts
 
 
 def look(
@@ -19,7 +21,10 @@ def look(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="Read the text from a file (UTF-8; for Whisper a WAV file) instead; - for standard input."),
+        typer.Option(
+            help="Read the text from a file (UTF-8); - for standard input. For Whisper a WAV file, for a vision model "
+            "a picture."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -71,21 +76,22 @@ def look(
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
     sampler = _sampler(generate, temperature, top_p, seed)
-    sound = text is None and file is not None and file.suffix.lower() == ".wav"
-    given = file if sound else read_text(text, file, 'limelight look "The bank is near the river."')
+    seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
+    given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
-        _writable(output)
+        writable("--output", output)
     from ..microscope import look as run
     from ..microscope import write_page
     from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
     from ..tensors.shapes import wrong
 
-    settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
-    subject = subject_of(model or ("minilm" if generate is None and not lens else "smollm2"))
+    name = model or ("minilm" if generate is None and not lens else "smollm2")
+    subject = subject_of(name)
     if output is not None and subject.kind == "encoder-decoder":
         got = f"{subject.name} has an encoder and a decoder"
         raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
+    settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
     report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
     from rich.console import Console
 
@@ -125,22 +131,3 @@ def _sampler(generate: int | None, temperature: float | None, top_p: float | Non
     if seed is not None and not given:
         raise wrong("--seed", "belongs to sampling", "decoding is greedy", "For example: --temperature 0.8.")
     return Sample(**given) if given else None
-
-
-def _writable(output: Path) -> None:
-    """Check that a page can be written, before a model is run for it.
-
-    Raises:
-        ArgumentError: ``output`` is a folder, or lies in none that exists.
-    """
-    from ..tensors.shapes import wrong
-
-    if output.is_dir():
-        raise wrong("--output", "must name a file", f"{output} is a folder", f"Try {output / 'page.html'}.")
-    if not output.parent.is_dir():
-        raise wrong(
-            "--output",
-            "must lie in a folder that exists",
-            f"{output.parent} does not",
-            f"Make it: mkdir -p {output.parent}",
-        )

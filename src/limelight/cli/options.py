@@ -19,7 +19,10 @@ MODEL = "A name of `limelight models`, a folder, a .gguf file, or a Hugging Face
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 
 # Arguments of the library that an option sets under another name.
-_ALIASES = {"generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"}}
+_ALIASES = {
+    "generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"},
+    "heads": {"path": "--compare", "state": "--resume"},
+}
 
 
 class Command(TyperCommand):
@@ -83,6 +86,21 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
         way_out = "Check the path, or give the text itself."
         raise wrong("--file", "must name a readable text file", reason, way_out) from None
     return _decoded(content, "--file", str(file))
+
+
+def writable(option: str, path: Path) -> None:
+    """Check that a file can be written, before a model is run for it.
+
+    Raises:
+        ArgumentError: ``path`` is a folder, or lies in none that exists.
+    """
+    from ..tensors.shapes import wrong
+
+    if path.is_dir():
+        raise wrong(option, "must name a file", f"{path} is a folder", f"Try {path / 'page.html'}.")
+    if not path.parent.is_dir():
+        way_out = f"Make it: mkdir -p {path.parent}"
+        raise wrong(option, "must lie in a folder that exists", f"{path.parent} does not", way_out)
 
 
 def _decoded(content: bytes, option: str, name: str) -> str:

@@ -22,8 +22,8 @@ from .errors import CheckpointError, damaged
 from .mapped_file import MappedFile
 
 VERSION = 6
-MOST_DIMENSIONS = 8
-MOST_TENSORS = 1 << 16
+MAX_DIMENSIONS = 8
+MAX_TENSORS = 1 << 16
 TYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by their number
 
 
@@ -62,7 +62,7 @@ class CTranslate2File(MappedFile):
         self.specification, _revision = self._text(), self._number("I")
         self._variables: dict[str, Variable] = {}
         count = self._number("I")
-        if count > MOST_TENSORS:
+        if count > MAX_TENSORS:
             raise damaged(path, f"it claims {count:,} variables")
         for _ in range(count):
             name, variable = self._text(), self._variable()
@@ -70,7 +70,7 @@ class CTranslate2File(MappedFile):
                 raise damaged(path, f"two variables have the same name {name!r}")
             self._variables[name] = variable
         aliases = self._number("I")
-        if aliases > MOST_TENSORS:
+        if aliases > MAX_TENSORS:
             raise damaged(path, f"it claims {aliases:,} aliases")
         self.aliases = {self._text(): self._text() for _ in range(aliases)}
         if self._at != len(self._data):
@@ -96,7 +96,7 @@ class CTranslate2File(MappedFile):
 
     def _variable(self) -> Variable:
         rank = self._number("B")
-        if rank > MOST_DIMENSIONS:
+        if rank > MAX_DIMENSIONS:
             raise damaged(self.path, f"a variable claims {rank} dimensions")
         shape = tuple(self._number("I") for _ in range(rank))
         kind = self._number("B")

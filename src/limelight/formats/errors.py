@@ -64,7 +64,7 @@ def guarded(path: Path) -> Iterator[None]:
         ) from error
 
 
-MOST_JSON = 1 << 26  # bytes; an index of a hundred thousand tensors has a tenth of it
+MAX_JSON_BYTES = 1 << 26  # bytes; an index of a hundred thousand tensors has a tenth of it
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        if size > MOST_JSON:
-            raise damaged(path, f"it has {size:,} bytes, and a description of a model at most {MOST_JSON:,}")
+        if size > MAX_JSON_BYTES:
+            raise damaged(path, f"it has {size:,} bytes, and a description of a model at most {MAX_JSON_BYTES:,}")
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise missing(path, "A model folder holds it beside its weights.") from error

@@ -29,9 +29,9 @@ from .errors import CheckpointError, damaged, missing, shortened
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MOST_DIMENSIONS = 4  # the format's own limit
-MOST_TENSORS = 1 << 16  # and fields: the largest models have a few thousand
-MOST_ENTRIES = 1 << 22  # of an array: several times the largest vocabularies
+MAX_DIMENSIONS = 4  # the format's own limit
+MAX_TENSORS = 1 << 16  # and fields: the largest models have a few thousand
+MAX_ENTRIES = 1 << 22  # of an array: several times the largest vocabularies
 DEFAULT_ALIGNMENT = 32
 LONG_ROW = 1 << 16  # numbers
 
@@ -153,7 +153,7 @@ class _Part:
                 "Convert it with a current llama.cpp (big-endian files are not read)."
             )
         tensor_count, field_count = cursor.count(least_bytes=8), cursor.count(least_bytes=8)
-        if max(tensor_count, field_count) > MOST_TENSORS:
+        if max(tensor_count, field_count) > MAX_TENSORS:
             raise damaged(path, f"it claims {tensor_count:,} tensors and {field_count:,} fields")
         self.fields: dict[str, Any] = {}
         for _ in range(field_count):
@@ -279,15 +279,15 @@ class _Cursor:
     def _entries(self, least_bytes: int) -> int:
         """How many entries an array has. Each takes much more memory than its bytes in the file."""
         at, number = self.at, self.count(least_bytes)
-        if number > MOST_ENTRIES:
-            raise damaged(self.path, f"the array at byte {at:,} has {number:,} entries, and {MOST_ENTRIES:,} are read")
+        if number > MAX_ENTRIES:
+            raise damaged(self.path, f"the array at byte {at:,} has {number:,} entries, and {MAX_ENTRIES:,} are read")
         return number
 
 
 def _read_stored(cursor: _Cursor) -> tuple[str, tuple[int, ...], gguf.GGMLQuantizationType, int]:
     """One entry of the tensor table: name, shape, type, offset into the data."""
     name, dimensions = cursor.text(), cursor.scalar("I")
-    if dimensions > MOST_DIMENSIONS:
+    if dimensions > MAX_DIMENSIONS:
         raise damaged(cursor.path, f"tensor {name!r} claims {dimensions} dimensions")
     shape = tuple(int(cursor.scalar("Q")) for _ in range(dimensions))[::-1]  # stored fastest dimension first
     number = cursor.scalar("I")

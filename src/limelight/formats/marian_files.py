@@ -24,8 +24,8 @@ from .mapped_file import MappedFile
 VERSION = 1
 FLOAT32, INT8 = 0x404, 0x4101
 SETTINGS, EMBEDDING = "special:model.yml", "Wemb"
-MOST_DIMENSIONS = 8
-MOST_TENSORS = 1 << 16
+MAX_DIMENSIONS = 8
+MAX_TENSORS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class MarianFile(MappedFile):
         return struct.unpack_from(f"<{count}Q", self._data, self._skip(8 * count))
 
     def _shape(self, rank: int) -> tuple[int, ...]:
-        if rank > MOST_DIMENSIONS:
+        if rank > MAX_DIMENSIONS:
             raise damaged(self.path, f"a tensor claims {rank} dimensions")
         shape: tuple[int, ...] = struct.unpack_from(f"<{rank}i", self._data, self._skip(4 * rank))
         if any(size < 0 for size in shape) or (0 in shape and math.prod(max(1, size) for size in shape) >= 1 << 60):
@@ -123,6 +123,6 @@ class MarianFile(MappedFile):
         return bytes(self._data[start : start + length]).rstrip(b"\0").decode(errors="replace")
 
     def _checked(self, count: int, size: int) -> int:
-        if count > MOST_TENSORS or count * size > len(self._data) - self._at:
+        if count > MAX_TENSORS or count * size > len(self._data) - self._at:
             raise damaged(self.path, f"it claims {count:,} tensors, more than it can hold")
         return count

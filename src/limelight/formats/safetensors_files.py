@@ -25,7 +25,7 @@ class SafetensorsFolder:
         folder: a folder that holds ``model.safetensors``, or ``model.safetensors.index.json`` and its shards.
 
     Raises:
-        CheckpointError: no such file, a shard missing, a file cut short, an index that names what is not there.
+        CheckpointError: no such file, a missing shard, a truncated file, an index that names a missing tensor.
     """
 
     def __init__(self, folder: Path) -> None:

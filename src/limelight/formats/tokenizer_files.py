@@ -15,7 +15,7 @@ from .errors import CheckpointError, damaged
 from .gguf_files import GGUFFile
 
 CONTROL, USER_DEFINED = 3, 4  # GGUF's token types
-MOST_TOKENIZER, MOST_SETTINGS, MOST_TEMPLATE = 2**28, 2**26, 2**21  # bytes of a file
+MAX_TOKENIZER_BYTES, MAX_SETTINGS_BYTES, MAX_TEMPLATE_BYTES = 2**28, 2**26, 2**21
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -37,7 +37,7 @@ def tokenizer_in(folder: Path) -> Tokenizer | str:
 
 def _backend_in(path: Path) -> tokenizers.Tokenizer:
     """The tokenizer that a file describes, unless what it describes has no bounds."""
-    written = _text_in(path, MOST_TOKENIZER)
+    written = _text_in(path, MAX_TOKENIZER_BYTES)
     try:
         described = json.loads(written)
         reasons = list(reasons_against(described)) if isinstance(described, dict) else ["it is no JSON object"]
@@ -58,7 +58,7 @@ def _json_in(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(_text_in(path, MOST_SETTINGS))
+        values = json.loads(_text_in(path, MAX_SETTINGS_BYTES))
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"it is no JSON ({error})") from error
     if not isinstance(values, dict):
@@ -83,7 +83,7 @@ def _chat_templates(folder: Path, settings: dict[str, Any] | None) -> dict[str, 
     files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     for name, path in {"default": folder / "chat_template.jinja", **files}.items():
         if path.is_file():
-            found[name] = _text_in(path, MOST_TEMPLATE)
+            found[name] = _text_in(path, MAX_TEMPLATE_BYTES)
     if found:
         return found
     named = (settings or {}).get("chat_template")

@@ -14,8 +14,8 @@ from .layouts import Layout
 from .lowering import lower
 from .patterns import Pattern
 
-MOST_DRAWN = 2**24  # queries, and keys, of a picture
-MOST_CELLS = 48  # cells of a side; beyond, a cell stands for a block of pairs
+MAX_LENGTH = 2**24  # queries, and keys, of a picture
+MAX_CELLS = 48  # cells of a side; beyond, a cell stands for a block of pairs
 _SHADES = "·░▒▓█"
 
 
@@ -71,14 +71,14 @@ def draw(
     """The picture of a pattern under a layout, for the first batch row and one of ``heads`` query heads.
 
     Raises:
-        ArgumentError: a size is no whole number, or there are more queries or keys than `MOST_DRAWN`.
+        ArgumentError: a size is no whole number, or there are more queries or keys than `MAX_LENGTH`.
     """
     keys = queries if keys is None else keys
     for name, size in (("queries", queries), ("keys", keys)):
-        whole_number(name, size, at_least=0, at_most=MOST_DRAWN)
+        whole_number(name, size, at_least=0, at_most=MAX_LENGTH)
     whole_number("heads", heads, at_least=1)
     whole_number("head", head, at_least=0, at_most=heads - 1)
-    bq, bk = (max(1, -(-n // MOST_CELLS)) for n in (queries, keys))
+    bq, bk = (max(1, -(-n // MAX_CELLS)) for n in (queries, keys))
     rows = layout.tensors()[0].shape[0] if layout is not None and layout.tensors() and layout.documents == 1 else 1
     pairs = lower(pattern, layout, rows, heads, queries, keys).block_pairs(bq, bk)
     counts = pairs[0, head if pairs.shape[1] > 1 else 0]

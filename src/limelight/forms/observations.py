@@ -4,7 +4,7 @@
 (float64 for float64 inputs), in natural logarithms, before dropout; none has the size ``Lq * Lk``.
 
 With ``p_ij`` the weights, ``s_ij`` the scores and ``p_sink`` the share of the sink, a row of weights sums to
-``1 - p_sink``. An attention weight tells where a value was taken from; it is not an explanation of the output.
+``1 - p_sink``. An attention weight says where a value was taken from; it is not an explanation of the output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..tensors.torch_internals import backward_pass_id
 from ..tensors.tracing import readable
 from .descriptions import Description
 
-MOST_PADDED = 1024  # `top` may be so much, however few the keys are
+MAX_PADDED_TOP = 1024  # `top` may be so much, however few the keys are
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,8 +87,8 @@ class Observe(Description):
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when an index or a feature does not fit the call."""
-        if self.top > max(shapes.Lk, MOST_PADDED):
-            rule = f"must be at most {max(shapes.Lk, MOST_PADDED)} of Lk = {shapes.Lk} keys"
+        if self.top > max(shapes.Lk, MAX_PADDED_TOP):
+            rule = f"must be at most {max(shapes.Lk, MAX_PADDED_TOP)} of Lk = {shapes.Lk} keys"
             raise wrong("top", rule, f"it is {self.top}", "No query sees more keys than there are.")
         if self.features is not None and _check_features(self.features).shape[0] != shapes.Lk:
             got = tuple(self.features.shape)
@@ -138,7 +138,7 @@ def _check_indices(name: str, indices: Tensor, size: int, what: str) -> None:
         )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Observations:
     """The observations of one call, as `Observe` defines them; ``None`` where a field was not requested.
 

@@ -8,13 +8,15 @@ range of keys (`KeyRanges`); where the keys of a document are not one range, it 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .coordinates import Coordinates
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Fields of a segment, eight int64. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
 #: document that dropout is a function of.
@@ -52,7 +54,7 @@ def per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
 class KeyRanges(NamedTuple):
     """For each query its position and the range of keys, by index, that it may see at all: each ``(B | 1, Lq)`` int64.
 
-    Key ``j`` of the range stands at position ``j + key_offset``. The range of a query that does not exist is empty.
+    Key ``j`` of the range has position ``j + key_offset``. The range of a query that does not exist is empty.
     """
 
     position: NDArray[np.int64]

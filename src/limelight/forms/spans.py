@@ -13,7 +13,7 @@ from itertools import product
 from typing import NamedTuple
 
 NEVER = 2**60  # stands for infinity in a span; sums of two still fit 64 bits
-MOST_UNITED = 64  # spans from which on a union is no longer intersected or complemented
+MAX_UNITED_SPANS = 64  # spans from which on a union is no longer intersected or complemented
 
 
 class Span(NamedTuple):
@@ -82,7 +82,7 @@ def complement(spans: Spans) -> Spans | None:
     """The keys that none of the spans allows; ``None`` when they are no union of spans, or of too many."""
     result: Spans | None = EVERYTHING
     for span in spans:
-        if result is None or len(result) > MOST_UNITED:
+        if result is None or len(result) > MAX_UNITED_SPANS:
             return None
         result = intersection(result, tuple(_complement_of_one(span)))
     return result

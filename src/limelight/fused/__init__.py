@@ -12,12 +12,12 @@ from .capture import Capture, NotCapturable
 from .captured_calls import CapturedCalls
 from .dispatch import can_fuse, reasons_against
 from .gate import SIGMOID_FORMS, gated, gelu_tanh
-from .matrices import MOST_ROWS, matmul, matmul_is_faster, product, products
+from .matrices import MAX_ROWS, matmul, matmul_is_faster, product, products
 from .norm import rms_norm
 from .rotation import rotate_halves
 
 __all__ = [
-    "MOST_ROWS",
+    "MAX_ROWS",
     "SIGMOID_FORMS",
     "Capture",
     "CapturedCalls",

@@ -48,7 +48,7 @@ class CapturedCalls(Generic[Now]):
         return result
 
     def products(self, states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """`products`: ``states @ weight.T + bias`` of up to `MOST_ROWS` vectors with up to four matrices."""
+        """`products`: ``states @ weight.T + bias`` of up to `MAX_ROWS` vectors with up to four matrices."""
         for weight, bias in matrices:
             PRODUCT_SHAPES.check(states, weight, bias)
         found, packed = pack_products(states, matrices, self._kept)

@@ -80,7 +80,7 @@ def _has_memory(tensor: Tensor) -> bool:
     """Whether there is memory behind a tensor, or nothing in it.
 
     Raises:
-        ArgumentError: it was freed, and PyTorch's own operations would read what is not there.
+        ArgumentError: its memory was freed, and PyTorch's own operations would read it.
     """
     check_tensor("states", tensor)
     return address_or_zero(tensor) != 0 or not tensor.numel()

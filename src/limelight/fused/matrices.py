@@ -1,7 +1,7 @@
 """Products of a layer's matrices with few vectors, and of two matrices.
 
 A bfloat16 matrix that meets one vector is read by PyTorch at half of the memory's speed; the library reads it at the
-memory's speed, for up to `MOST_ROWS` vectors at once and several matrices in one call.
+memory's speed, for up to `MAX_ROWS` vectors at once and several matrices in one call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..tensors.torch_internals import is_any_autocast_enabled
 from .capture import capturing
 from .dispatch import check_memory, gradients_by_definition, is_gradient_served, is_served
 
-MOST_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
+MAX_ROWS = 16  # vectors up to which a product's time is that of reading its matrix
 
 PRODUCT_SHAPES = ShapeSpec(states="... n", weight="m n", bias="m")
 _MATMUL_SHAPES = ShapeSpec(left="m k", right="k n", out="m n")
@@ -39,7 +39,7 @@ _NO_MATRICES = (0,) * (MATRIX.size // 8 * MAX_MATRICES)
 def product(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``states @ weight.T + bias`` for states ``(..., n)``, a matrix ``(m, n)`` and a bias ``(m,)``.
 
-    Up to `MOST_ROWS` vectors without a gradient read the matrix once, at the memory's speed; their sums are accumulated
+    Up to `MAX_ROWS` vectors without a gradient read the matrix once, at the memory's speed; their sums are accumulated
     in float32 (float64 for float64) in an order that neither the number of vectors nor that of threads changes. More of
     them are multiplied by the library, with their gradients, where that is faster than PyTorch (`matmul`).
 
@@ -72,7 +72,7 @@ def products(states: Tensor, matrices: Sequence[tuple[Tensor, Tensor | None]]) -
         return None
     try:
         inputs, wanted = states.shape[-1], torch.is_grad_enabled()
-        if not 0 < states.numel() <= MOST_ROWS * inputs or (wanted and states.requires_grad):
+        if not 0 < states.numel() <= MAX_ROWS * inputs or (wanted and states.requires_grad):
             return None
         tensors = [states]
         for weight, bias in matrices:

@@ -25,7 +25,7 @@ class Beam:
     Args:
         width: number of beams.
         length_penalty: above 0 favours longer texts, 0 compares plain sums, below 0 favours shorter ones.
-        repetition: penalty on tokens that stand in the text already; 1 is off
+        repetition: penalty on tokens that are already in the text; 1 is off
             (`limelight.generation.sampling.penalised`, on log-probabilities).
     """
 

@@ -81,7 +81,7 @@ def _messages(spoken: object) -> list[dict[str, Any]]:
 
 
 def _with_reasoning(message: Message) -> Message:
-    """A message whose reasoning stands under the names that templates look for."""
+    """A message with its reasoning under the keys that templates read."""
     reasoning = next((message[key] for key in REASONING if message.get(key) is not None), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 

@@ -23,7 +23,7 @@ class Guide:
         never: tokens that are never written.
         never_first: tokens that are not written first.
         words: runs of two tokens or more that are never written: once all but the last stand there, the last is not.
-        first: the token that must be written first, where nothing but the beginning-of-text token stands before it.
+        first: the token that must be written first, where only the beginning-of-text token is before it.
         last: the token that must be written last, where a text reaches its limit.
     """
 
@@ -60,7 +60,7 @@ class Guide:
     def scores(self, scores: Tensor, rows: Sequence[Row], repetition: float) -> Tensor:
         """Scores ``(R, V)`` of the next token of each of the ``rows``, as tokens are chosen by them.
 
-        Tokens that stand in a row already are penalised (`limelight.generation.sampling.penalised`; ``repetition`` 1
+        Tokens that are already in a row are penalised (`limelight.generation.sampling.penalised`; ``repetition`` 1
         is off), and what must not be written gets minus infinity.
         """
         if repetition != 1:

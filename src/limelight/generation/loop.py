@@ -141,7 +141,7 @@ def begun(
 
 
 def write(session: Session, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:
-    """All rows, after each token. Copies of a row stand beside each other; what they begin with is read once."""
+    """All rows, after each token. Copies of a row are adjacent; their common prompt is read once."""
     rows = list(rows)
     firsts = [number for number, row in enumerate(rows) if not row.copy]
     scores = session.read([rows[number].begun for number in firsts])
@@ -225,7 +225,7 @@ def _room(model: Writer, beginning: list[list[int]], tokens: int | None) -> int:
             "prompt",
             f"must leave room in {positions}",
             f"the longest has {longest} tokens",
-            "Cut it, or take another model.",
+            "Shorten it, or use another model.",
         )
     if tokens is not None and longest + tokens > room:
         raise wrong(

@@ -1,10 +1,10 @@
-"""Messages in which special tokens are nothing but text, however they are spelled.
+"""Messages in which the spelling of a special token is plain text.
 
-A template puts messages among special tokens, and a tokenizer finds these by their spelling: a message that spells one
-would end its own turn and begin another. So before a template sees them, the texts of messages are escaped: what spells
-a special token is put between two characters that occur nowhere else. What the template makes of them is cut twice:
-once to find the special tokens that are the template's own, and once with a stand-in for each of those, and no special
-token beside. A text that spells none is cut as ever.
+A chat template puts messages between special tokens, and a tokenizer finds these by their spelling: a message that
+contains one would end its own turn and begin another. So the texts of messages are escaped before the template is
+rendered: the spelling of a special token is put between two characters that occur nowhere else. The rendered text is
+tokenized twice: once to find the special tokens of the template itself, and once with a stand-in for each of those and
+no other special token. A text without such spellings is tokenized as usual.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Escapes:
     """How the texts of one conversation are escaped.
 
     Args:
-        tokenizer: cuts the text.
+        tokenizer: tokenizes the rendered text.
         tokens: the spelling of each special token, and of each other added token that the template writes.
-        begin: a character that neither the template nor the messages hold; it stands before what spells a token.
-        end: another one; it stands behind that.
-        cut: another one; it stands where a text begins or ends with a part of a token, which the text or the template
-            beside it might complete.
+        begin: a character that neither the template nor the messages contain; put before the spelling of a token.
+        end: another one; put after it.
+        separator: another one; put where a text begins or ends with a part of a token's spelling, which the template
+            or text next to it might complete.
     """
 
     tokenizer: Tokenizer
     tokens: tuple[str, ...]
     begin: str
     end: str
-    cut: str
+    separator: str
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, template: str, messages: Any) -> Escapes:
@@ -56,7 +56,7 @@ class Escapes:
         return cls(tokenizer, tuple(sorted(tokens, key=lambda token: (-len(token), token))), *free[:3])
 
     def escaped(self, value: Any) -> Any:
-        """Messages with all texts escaped but their roles, which are the caller's own words and not those of others."""
+        """Messages with all texts escaped except the roles, which come from the caller and not from other people."""
         if isinstance(value, dict):
             return {key: one if key == "role" else self.escaped(one) for key, one in value.items()}
         if isinstance(value, list):
@@ -65,26 +65,26 @@ class Escapes:
             return value
         begins = tuple(token[:n] for token in self.tokens for n in range(1, len(token)))
         ends = tuple(token[n:] for token in self.tokens for n in range(1, len(token)))
-        first, last = (self.cut if there else "" for there in (value.startswith(ends), value.endswith(begins)))
+        first, last = (self.separator if there else "" for there in (value.startswith(ends), value.endswith(begins)))
         return first + re.sub(self._any_token, rf"{self.begin}\g<0>{self.end}", value) + last
 
     def read(self, rendered: str) -> Text:
         """Tokenize a rendered template of escaped messages; the ``text`` returned is without the escapes.
 
         Raises:
-            ArgumentError: the tokenizer makes a special token of plain text (its vocabulary holds it as a word).
+            ArgumentError: the tokenizer makes a special token of plain text (the vocabulary also has it as a word).
         """
-        for escape in (self.begin, self.end, self.cut):  # as `tojson` may write them
+        for escape in (self.begin, self.end, self.separator):  # as `tojson` may write them
             rendered = rendered.replace(json.dumps(escape)[1:-1], escape)
         text, hidden, places = self._parted(rendered)
         own, others = [], False
-        cut = self.tokenizer.cut(hidden)
-        for token, name, (start, end) in zip(cut.ids, cut.tokens, cut.offsets, strict=True):
+        found = self.tokenizer.encode(hidden)
+        for token, name, (start, end) in zip(found.ids, found.tokens, found.offsets, strict=True):
             spelled = self.tokenizer.backend.id_to_token(token)
             if spelled in self.tokens:
                 if hidden[start:end].strip() == spelled.strip():  # some tokens take the white space beside them
                     own.append(SpecialToken(token, name, places[start], places[end]))
-                else:  # a normalizer made it of something else, which no template writes
+                else:  # a normalizer made it of other characters, which no template writes
                     others = True
         if text == rendered and not others:
             return self.tokenizer.read(text, add_special_tokens=False)
@@ -95,13 +95,14 @@ class Escapes:
         return "|".join(map(re.escape, self.tokens))
 
     def _parted(self, rendered: str) -> tuple[str, str, list[int]]:
-        """The text; itself with what is escaped hidden, so that no token is found there; places of that in the text."""
-        escapes = f"{self.begin}{self.end}{self.cut}"
+        """The text; the same with escaped parts hidden, so that no token is found there; the place in the text of each
+        of its characters."""
+        escapes = f"{self.begin}{self.end}{self.separator}"
         text, hidden, places, done = list[str](), list[str](), list[int](), 0
         for part in re.finditer(f"{self.begin}({self._any_token}){self.end}|[{escapes}]|[^{escapes}]+", rendered):
             shown = part[1] if part[1] else ("" if part[0] in escapes else part[0])
             text.append(shown)
-            hidden.append(self.cut * max(1, len(shown)) if part[1] or not shown else shown)
+            hidden.append(self.separator * max(1, len(shown)) if part[1] or not shown else shown)
             places += range(done, done + len(shown)) if shown else [done]
             done += len(shown)
         return "".join(text), "".join(hidden), [*places, done]

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..forms.layouts import Layout, Padded
 from ..models.decoder_only import DecoderOnly
 from ..models.encoder_decoder import EncoderDecoder
-from ..models.stack import Encoded
 from ..nn import FrontEnd
+from ..outputs import Encoded
 from ..tensors.shapes import describe, wrong
 from ..text import Tokens
 from .writer import Writer
@@ -150,12 +150,13 @@ def _rows_of_tensor(name: str, ids: Tensor, layout: Layout | None) -> list[list[
     ids = ids if ids.dim() == 2 else ids[None]
     if layout is None:
         return ids.tolist()
-    if not isinstance(layout, Padded):
-        raise wrong("layout", "must be Padded, one text a row", f"it is {layout!r}", "Give the rows as lists of ids.")
     B, L = ids.shape
     layout.check(B, L, L)
-    exists = layout.coordinates(B, L, L, ids.device).query_exists.expand(B, L)
-    return [row[here].tolist() for row, here in zip(ids, exists, strict=True)]
+    ranges = layout.text_ranges(L)
+    if ranges is None:
+        raise wrong("layout", "must be Padded, one text a row", f"it is {layout!r}", "Give the rows as lists of ids.")
+    firsts, lengths = (torch.as_tensor(x, device="cpu").expand(B).tolist() for x in ranges)
+    return [row[first : first + n] for row, first, n in zip(ids.tolist(), firsts, lengths, strict=True)]
 
 
 def _are(values: object, kind: type[Kind]) -> TypeGuard[Sequence[Kind]]:

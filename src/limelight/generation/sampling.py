@@ -21,7 +21,7 @@ class Sampler(Protocol):
 
     @property
     def repetition(self) -> float:
-        """The penalty on tokens that stand in the text already (`penalised`); 1 is off."""
+        """The penalty on tokens that are already in the text (`penalised`); 1 is off."""
 
     def choose(self, scores: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """The tokens ``(R,)`` for scores ``(R, V)``; ``draw()`` gives ``(R,)`` random numbers from 0 to below 1."""
@@ -32,7 +32,7 @@ class Greedy:
     """The most likely token, always; of equals the one with the lowest id.
 
     Args:
-        repetition: penalty on tokens that stand in the text already (`penalised`); 1 is off.
+        repetition: penalty on tokens that are already in the text (`penalised`); 1 is off.
     """
 
     repetition: float = 1.0
@@ -57,7 +57,7 @@ class Sample:
             arXiv:1904.09751).
         min_p: only tokens stay that have at least this share of the probability of the most likely one (Nguyen et al.
             2024, arXiv:2407.01082).
-        repetition: penalty on tokens that stand in the text already (`penalised`), before the rest; 1 is off.
+        repetition: penalty on tokens that are already in the text (`penalised`), before the rest; 1 is off.
     """
 
     temperature: float = 1.0
@@ -138,7 +138,7 @@ def penalised(scores: Tensor, seen: Tensor, repetition: float) -> Tensor:
 
 
 def tokens_in(rows: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
-    """``(R, V)`` bool, like the ``scores``: which tokens stand in each of the ``rows``."""
+    """``(R, V)`` bool, like the ``scores``: which tokens are in each of the ``rows``."""
     seen = torch.zeros_like(scores, dtype=torch.bool)
     for text, row in zip(seen, rows, strict=True):
         text[torch.tensor(row, dtype=torch.int64, device=scores.device)] = True

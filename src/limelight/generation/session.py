@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..forms.layouts import Padded
-from ..models.stack import Encoded, Stack
+from ..models.stack import Stack
 from ..nn import Cache
+from ..outputs import Encoded
 from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
 
@@ -36,7 +36,7 @@ class Session:
         across = {} if self.source is None else {"source": self.source}
         states = self.network(ids, layout=layout, logits=False, cache=self.cache, **across).states
         last = states[:, -1]
-        if isinstance(layout, Padded):
+        if layout is not None:
             ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
             last = states[torch.arange(len(rows), device=self.device), ends]
         scores = self.network.head_on(last)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..text import Tokenizer
 
-BROKEN = "\ufffd"  # what stands for bytes that are no character, or not yet
+BROKEN = "\ufffd"  # replaces bytes that are not, or not yet, a character
 CONTEXT = 8  # tokens before the text, of which a decoder may look at the last
 
 
@@ -25,7 +25,7 @@ class Writing:
         window: the last tokens, from the beginning of a character.
         done: tokens of the window whose characters are written.
         special: special tokens written so far, where in the text and how they are spelled (not kept without stops).
-        stopped: whether one of the ``stops`` was reached; the text stands before it.
+        stopped: whether one of the ``stops`` was reached; the text ends before it.
     """
 
     tokenizer: Tokenizer

@@ -1,4 +1,4 @@
-"""Limelight underneath any model that calls ``torch.nn.functional.scaled_dot_product_attention``.
+"""Limelight in any model that calls ``torch.nn.functional.scaled_dot_product_attention``.
 
 ::
 
@@ -38,15 +38,16 @@ _KERNELS = tuple(backend.NAME for backend in BACKENDS if backend is not referenc
 
 @contextmanager
 def sdpa() -> Iterator[Account]:
-    """Inside, calls of this thread to ``scaled_dot_product_attention`` are computed by Limelight.
+    """Compute calls of this thread to ``scaled_dot_product_attention`` by Limelight, inside the ``with`` block.
 
-    Those that mean exactly the same and that a kernel of Limelight serves; every other one is left to PyTorch, and
-    the account says why. A call with dropout drops other weights than PyTorch would, as many and as independent. While
-    `limelight.watching` observes, the reference serves calls that no kernel does, so that they are seen.
+    Limelight takes the calls for which it has the same meaning and a kernel; all others are left to PyTorch, and the
+    account says why. With dropout, other weights are dropped than by PyTorch, with the same probability. While
+    `limelight.watching` observes, the reference computes calls for which there is no kernel, so that they are observed
+    too.
 
-    ``torch.nn.MultiheadAttention`` is among the callers, and its fused inference path rests meanwhile. With
-    ``need_weights=True`` it returns exact weights, in the memory that they take; as in PyTorch, a query that sees
-    nothing has NaN then, and zeros with ``need_weights=False``.
+    This includes the calls of ``torch.nn.MultiheadAttention``, whose fused inference path is not used inside the block.
+    With ``need_weights=True`` it returns exact weights, which take ``Lq x Lk`` memory; as in PyTorch, a query that sees
+    no key has NaN then, and zeros with ``need_weights=False``.
 
     Yields:
         the `Account` of the calls.
@@ -73,7 +74,7 @@ class _Routing(TorchFunctionMode):
             return self._called(*args, **kwargs)
         if func is _LAYER:
             for kind in types:
-                if kind not in (Tensor, torch.nn.Parameter):  # which decides for itself what the layer does
+                if kind not in (Tensor, torch.nn.Parameter):  # a subclass, which overrides what the layer does
                     self.calls.left[f"torch.nn.MultiheadAttention was given a {kind.__name__}"] += 1
                     return func(*args, **kwargs)
             given = _LAYER_SIGNATURE.bind(*args, **kwargs).arguments
@@ -87,7 +88,7 @@ class _Routing(TorchFunctionMode):
         return _SDPA(*args, **kwargs) if output is None else output
 
     def _layer_with_weights(self, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """PyTorch's layer as it is without weights, whose one call of attention leaves them to us."""
+        """Run PyTorch's layer without weights, and compute the weights in its one call of attention."""
         whole: list[Tensor] = []
 
         def attend(*args: Any, backend: str | None, name: str | None) -> Tensor:
@@ -104,7 +105,7 @@ class _Routing(TorchFunctionMode):
                 raise _Left
             return output
 
-        # Where weights are wanted PyTorch reads the mask, not the hint that it is causal.
+        # With need_weights, PyTorch uses the mask and ignores the hint `is_causal`.
         hint = given.get("is_causal", False) and given.get("attn_mask") is None
         try:
             output, _ = _layer(called)(**given | {"need_weights": False, "is_causal": hint})
@@ -140,7 +141,8 @@ class _Left(Exception):
 
 
 def _layer(attend: Callable[..., Tensor]) -> Callable[..., Any]:
-    """PyTorch's layer, a function of Python that hides the calls inside it: the same code, asking ``attend``."""
+    """A copy of PyTorch's Python function for the layer that calls ``attend`` instead of SDPA (a mode does not see
+    calls inside it)."""
     return FunctionType(
         _LAYER.__code__,
         {**_LAYER.__globals__, "scaled_dot_product_attention": attend},
@@ -150,7 +152,7 @@ def _layer(attend: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 def _what(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The call in the words of PyTorch."""
+    """A description of the call in PyTorch's terms."""
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
     mask = given.get("attn_mask")
     if given.get("is_causal"):

@@ -30,7 +30,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.utils.import_utils import is_tracing
 
 from ..backends.contract import BackendError
-from ..forms.layouts import Aligned, KeyMask, Layout, Packed
+from ..forms.layouts import Aligned, KeyMask, Layout
 from ..forms.observations import Observations, Observe, current_watcher
 from ..forms.patterns import Causal, Explicit, Full, Pattern, Window
 from ..forms.scores import Bias, ScoreRule, SoftCap
@@ -221,11 +221,9 @@ def _mask_parts(
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
     """The score rule of a position bias: by distance if its positions are those of the layout, else a bias of pairs."""
-    if isinstance(bias, PositionBias) and bias.shape[2] == Lq:
-        # By default the last query stands at the last key.
-        first = layout.query_start if isinstance(layout, Aligned) and layout.key_start == 0 else None
-        if bias.past == (keys - Lq if first is None else first) and not isinstance(layout, Packed):
-            return bias.rule()
+    offset = (layout or Aligned()).index_offset(Lq, keys)
+    if isinstance(bias, PositionBias) and bias.shape[2] == Lq and bias.past == offset:
+        return bias.rule()
     return Bias(bias[..., :keys])
 
 

@@ -1,4 +1,4 @@
-"""Whole attention weights, for callers that ask for them: ``output_attentions=True``, ``need_weights=True``.
+"""All attention weights, for callers that request them: ``output_attentions=True``, ``need_weights=True``.
 
 They are the rows of an observation, exact, and take the memory that was asked for, ``B * Hq * Lq * Lk`` numbers.
 """

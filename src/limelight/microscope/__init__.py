@@ -8,8 +8,20 @@
 """
 
 from .fast_paths import fast_paths
+from .heads import Atlas, AtlasComparison, load_atlas
 from .look import look
-from .page import make_page, write_page
+from .page import make_atlas, make_page, write_atlas, write_page
 from .report import Report
 
-__all__ = ["Report", "fast_paths", "look", "make_page", "write_page"]
+__all__ = [
+    "Atlas",
+    "AtlasComparison",
+    "Report",
+    "fast_paths",
+    "load_atlas",
+    "look",
+    "make_atlas",
+    "make_page",
+    "write_atlas",
+    "write_page",
+]

@@ -51,5 +51,6 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
         paths.add(states)
     reading = gatherer.reading(paths, subject.unknown_token)
     chosen, chosen_by = choose((reading,), None, words)
-    across = Cross(read, reading, np.stack(cross.layers), cross.states, subject.alignment_heads)
+    weights = np.stack(cross.layers)
+    across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)
     return Report(facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across)

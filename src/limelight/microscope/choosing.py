@@ -35,6 +35,12 @@ def facts(subject: Subject) -> ModelFacts:
 def about(subject: Subject) -> tuple[str, ...]:
     """What of a model is not observed, in sentences."""
     found = []
+    if subject.grid is not None:
+        rows, columns, side = subject.grid
+        found.append(
+            f"A token is a patch of {side} x {side} pixels of the picture as the model reads it, named by row and "
+            f"column from the top left: r0c0 to r{rows - 1}c{columns - 1}."
+        )
     if subject.blocks > subject.layers:
         found.append(
             f"{subject.layers} of {subject.blocks} blocks have attention that is observed; layers count these alone. "

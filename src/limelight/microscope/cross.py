@@ -73,6 +73,7 @@ class Cross:
         weights: ``(N, H, L, S)``: of each query of the decoder on each state of the encoder that belongs to the source.
         states: how many states the encoder has in all.
         named: heads that the checkpoint names as following the source.
+        unknown: the token that stands for text which the vocabulary does not have.
     """
 
     source: Source
@@ -80,6 +81,16 @@ class Cross:
     weights: Floats
     states: int
     named: tuple[tuple[int, int], ...] = ()
+    unknown: str | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the source: tokens that the vocabulary of the model does not have."""
+        tokens = () if self.source.text is None else self.source.text.tokens
+        count = sum(token == self.unknown for token in tokens)
+        if not count:
+            return []
+        return [f"{count:,} of {len(tokens):,} tokens of the source are unknown ({self.unknown})."]
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:

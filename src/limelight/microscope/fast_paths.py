@@ -164,7 +164,7 @@ def _alike(part: str, kind: Any, path: Path) -> PartPaths:
 
 def _whole(block: nn.Module, width: int, dtype: torch.dtype, shared: tuple[ScoreRule, ...], writes: bool) -> PartPaths:
     """Return whether a layer is called part by part or runs as captured."""
-    prompt = Path(CALLED, {CAPTURED: [f"at most {fused.MOST_ROWS} tokens are captured"]} if writes else {})
+    prompt = Path(CALLED, {CAPTURED: [f"at most {fused.MAX_ROWS} tokens are captured"]} if writes else {})
     token = _capture(block, width, dtype, shared) if writes else None
     return PartPaths("whole layer", type(block).__name__, 1, prompt, token)
 
@@ -237,7 +237,7 @@ def _rotation(pairing: Any, dtype: torch.dtype) -> Path:
 
 def _products(tokens: int, dtype: torch.dtype) -> Path:
     """Return what multiplies ``tokens`` vectors with a matrix."""
-    if tokens <= fused.MOST_ROWS:
+    if tokens <= fused.MAX_ROWS:
         return _fused(dtype)
     states = torch.empty(tokens, 2, dtype=dtype, device="cpu")
     if fused.matmul_is_faster(states, torch.empty(2, 2, dtype=dtype, device="cpu"), None):

@@ -35,11 +35,22 @@ class Watch(Seen):
     Args:
         gatherers: by the names of layers; calls of other layers are not observed.
         progress: called with the number of layers that have run.
+        on_values: called with the name and the values of each layer, if given.
     """
 
-    def __init__(self, gatherers: Mapping[str, Gathering], progress: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        gatherers: Mapping[str, Gathering],
+        progress: Callable[[int], None],
+        on_values: Callable[[str, Tensor], None] | None = None,
+    ) -> None:
         super().__init__(NOTHING)
-        self.gatherers, self.progress, self.done = gatherers, progress, 0
+        self.gatherers, self.progress, self.on_values, self.done = gatherers, progress, on_values, 0
+
+    def replace(self, name: str | None, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        if self.on_values is not None and name is not None:
+            self.on_values(name, value)
+        return output
 
     def request(self, name: str | None, query: Tensor, key: Tensor) -> Observe:
         gatherer = self.gatherers.get(name or "")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..formats.progress import counted
 from ..forms.observations import watching
@@ -13,9 +15,10 @@ from ..generation import Sampler
 from ..tensors.shapes import wrong
 from ..text import Text
 from .across import look_across
-from .choosing import about, checked, choose, facts
+from .choosing import about, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .norms import ValueNorms
 from .predictions import Expected, Predictions
 from .reading import Reading
 from .report import Report
@@ -46,7 +49,9 @@ def look(
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
             a `Pretrained`; or a model of transformers, unchanged by it.
         text: the text. For an encoder-decoder the source: a text, or for Whisper a WAV file (or its samples, 16,000 a
-            second).
+            second). For an encoder of pictures a picture (of Pillow, or a file) where it has a processor, or the
+            numbers that a processor makes of it, ``(3, height, width)``; its tokens are patches, named by row and
+            column (``r0c3``).
         target: of an encoder-decoder: what its decoder reads, a translation or transcript; by default what the model
             writes, each token the likeliest. The report is of the target, and ``tables["alignment"]`` says which source
             each word belongs to.
@@ -64,8 +69,8 @@ def look(
 
     Raises:
         ArgumentError: a text is empty or longer than the model's positions, a word is in no text, no attention layer of
-            the model can be observed, its tokenizer does not fit it, or it is no decoder that can
-            ``generate`` so many tokens.
+            the model can be observed, its tokenizer does not fit it, or it is no decoder that can ``generate`` so many
+            tokens.
 
     Example:
         >>> report = look("minilm", "The bank is near the river.", words=["bank"])
@@ -86,21 +91,30 @@ def look(
     if subject.kind == "encoder-decoder":
         if compare is not None:
             raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")
+        if generate is not None or lens:
+            name = "generate" if generate is not None else "lens"
+            raise wrong(name, "is for a decoder", f"{subject.name} has an encoder, too", "Leave it out.")
         return look_across(subject, text, target, words, special)
     if target is not None:
         got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
         raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
-    given = [subject.tokenize(checked(one)) for one in ([text] if compare is None else [text, compare])]
-    texts = given if generate is None else [continued(subject, one, generate, sampler, seed) for one in given]
-    runs = [
-        _read(subject, one, compare is not None, _predicted(len(before), len(one), lens), len(before))
-        for before, one in zip(given, texts, strict=True)
-    ]
+    if generate is not None or lens:
+        check_writer(subject, "generate" if generate is not None else "lens")
+    runs = []
+    for one in [text] if compare is None else [text, compare]:
+        tokens, ids = subject.read(one)
+        given = len(tokens)
+        if generate is not None:
+            tokens = continued(subject, tokens, generate, sampler, seed)
+            ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
+        runs.append(_read(subject, tokens, ids, compare is not None, _predicted(given, len(tokens), lens), given))
     readings = tuple(reading for reading, _ in runs)
     comparison = compare_readings(*readings) if len(readings) == 2 else None
     chosen, chosen_by = choose(readings, comparison, words)
-    found = tuple(found for _, found in runs)
-    return Report(facts(subject), readings, chosen, chosen_by, comparison, special, about(subject), predictions=found)
+    predictions = tuple(found for _, found in runs)
+    return Report(
+        facts(subject), readings, chosen, chosen_by, comparison, special, about(subject), predictions=predictions
+    )
 
 
 def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
@@ -112,19 +126,25 @@ def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
 
 
 def _read(
-    subject: Subject, tokens: Text, keep_vectors: bool, predicted: tuple[int, int] | None, written: int
+    subject: Subject,
+    tokens: Text,
+    ids: Tensor,
+    keep_vectors: bool,
+    predicted: tuple[int, int] | None,
+    written: int,
 ) -> tuple[Reading, Predictions | None]:
     """Run the model once over one text, and return its observations.
 
     Args:
         subject: the model.
         tokens: the text.
+        ids: what the model reads of it.
         keep_vectors: whether vectors are kept for a comparison.
         predicted: the first and last position whose tokens are predicted (`Expected`), if any are.
         written: the position from which on the model wrote the text.
     """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
-    ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
+    values = ValueNorms(subject) if gatherer.block == 1 else None
     paths = gatherer.paths(keep_vectors)
     expected = None if predicted is None else Expected(subject, tokens.ids, *predicted, written)
 
@@ -135,8 +155,9 @@ def _read(
 
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
-        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress)),
+        watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress, values)),
     ):
         subject.follow(ids, visit)
     reading = gatherer.reading(paths, subject.unknown_token)
+    reading = dataclasses.replace(reading, value_norms=None if values is None else values.norms())
     return reading, None if expected is None else expected.predictions()

@@ -14,10 +14,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .offsets import Floats as Floats
+from .offsets import Integers as Integers
+from .offsets import OffsetProfile, profile_of_strongest, profile_of_weights
 from .words import Token, Word
-
-Floats = npt.NDArray[np.float32]
-Integers = npt.NDArray[np.int32]
 
 # A head has a sink where a token gets more than this share of the attention of all later queries (Gu 2024);
 # a token is set apart when this part of the heads has its sink there.
@@ -70,6 +70,7 @@ class Reading:
     path: Floats  # (N + 1, U): cosine of a unit's vector after each layer with its vector before the first
     steps: Floats  # (N + 1, U): cosine with the layer before; 1 for the embedding
     vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
+    value_norms: Floats | None = None  # (N, H, L): norm of what a head writes for a key, of short texts (`norms.py`)
     unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property
@@ -95,6 +96,23 @@ class Reading:
         even = 1.0 / self.visible
         whole = np.cumsum(even[::-1])[::-1] if self.causal else np.full(self.length, even.sum())
         return whole.astype(np.float32)
+
+    @cached_property
+    def content(self) -> frozenset[int]:
+        """Units that are content words: neither function words nor punctuation, special tokens or sinks."""
+        return frozenset(number for number, word in enumerate(self.words) if word.content) - self.aside
+
+    @cached_property
+    def offsets(self) -> OffsetProfile:
+        """The attention of every head by offset; of a long text a lower bound, but for the own and the next tokens."""
+        if self.exact:
+            return profile_of_weights(self.shares, self.causal)
+        profile = profile_of_strongest(self.top_keys, self.top_weights, self.causal)
+        beside = self.length - 1
+        neighbours = (self.heads.own * self.length, self.heads.previous * beside, self.heads.next * beside)
+        for place, exact in enumerate(neighbours[: profile.total.shape[-1]]):
+            profile.total[..., place] = exact
+        return profile
 
     @cached_property
     def unit_of(self) -> Integers:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .reading import Floats, Reading
+from .reading import POSITIONAL_SHARE, Floats, Reading
 
 
 @dataclass(frozen=True)
@@ -15,8 +14,10 @@ class Relation:
     """One unit looks at another: the head that does it most, beside what even attention would give.
 
     ``weight`` is summed over the pieces of ``key`` and averaged over the pieces of ``query``; ``mean`` is its
-    mean over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly.
-    ``positional``: the head looks at a relative position (`HeadStatistics.positional`).
+    mean over all heads of that layer; ``uniform`` is the weight if each query spread its attention evenly;
+    ``at_offset`` is what the same head gives on average, elsewhere in the text, at the same offset.
+    ``positional``: the head looks at a relative position (`HeadStatistics.positional`). ``contribution`` is the share
+    of ``key`` in the length of what the head writes for ``query`` (`contribution`); None where it is not known.
     """
 
     query: int
@@ -26,7 +27,14 @@ class Relation:
     weight: float
     mean: float
     uniform: float
+    at_offset: float
     positional: bool = False
+    contribution: float | None = None
+
+    @property
+    def lift(self) -> float:
+        """The weight as a multiple of ``at_offset``: above 1 the head prefers this word to others in its place."""
+        return self.weight / max(self.at_offset, 1e-9)
 
 
 def given(reading: Reading, unit: int) -> Floats:
@@ -75,39 +83,95 @@ def uniform(reading: Reading, query: int, key: int) -> float:
     return float(np.mean(shares))
 
 
+def at_offset(reading: Reading, unit: int, weights: Floats, *, received: bool = False) -> Floats:
+    """Return what each head gives at the offsets between a unit and every other elsewhere in the text, ``(N, H, U)``.
+
+    The mean over all other pairs of tokens at the same offset, and one pair with an even share; summed and averaged
+    over pieces like the weights. Offsets of more than 8 tokens are taken in ranges of doubling width.
+
+    Args:
+        reading: the observations of the model over the text.
+        unit: a unit of the reading.
+        weights: of the unit, `given` or `taken`: they are taken out of the mean.
+        received: of the attention that the unit receives.
+    """
+    pieces = np.array(reading.unit_tokens[unit])[:, None]
+    others = np.arange(reading.length)[None]
+    query, key = (others, pieces) if received else (pieces, others)
+    seen = np.broadcast_to((key <= query) | (not reading.causal), (len(pieces), reading.length))
+    means = reading.offsets.expected(key - query, reading.visible[query]) * seen  # (N, H, pieces, L)
+    means = means.sum(axis=2) if received else means.mean(axis=2)
+    total = np.zeros((len(reading.unit_text), *means.shape[:2]), np.float32)
+    np.add.at(total, reading.unit_of, means.transpose(2, 0, 1))
+    count = np.bincount(reading.unit_of, minlength=len(total)).astype(np.float32)
+    if received:
+        total /= count[:, None, None]
+    first = np.array([tokens[0] for tokens in reading.unit_tokens])
+    own = np.array([reading.offsets.alone(int(place - pieces[0, 0]) * (-1 if received else 1)) for place in first])
+    return np.asarray(np.maximum(total.transpose(1, 2, 0) - weights * own, 0.0), dtype=np.float32)
+
+
 def strongest(
     reading: Reading, unit: int, *, received: bool = False, special: bool = False, most: int = 5
 ) -> list[Relation]:
-    """Return the strongest relations of a unit, one per partner (the head in which it is strongest).
+    """Return the strongest relations of a unit: content words first, then others, then those of positional heads.
 
-    Those of positional heads come last, since such a head looks at any word in that position; within both groups the
-    largest come first.
+    Within a group the largest excess comes first: the weight beyond what the same head gives at the same offset
+    elsewhere in the text (`at_offset`). There is one relation for each partner, in the head where the excess is
+    largest; and a second one, in the last group, where a positional head gives the partner more than half.
 
     Args:
         reading: the observations of the model over the text.
         unit: a unit of the reading (words come first, so a word's number is its unit).
         received: what looks at the unit, instead of what the unit looks at.
         special: include special tokens, sinks, punctuation, and the unit itself.
-        most: maximum number.
+        most: maximum number; half as many of positional heads join them.
     """
     weights = taken(reading, unit) if received else given(reading, unit)  # (N, H, U)
-    layers, heads, units = weights.shape
-    best = weights.reshape(layers * heads, units).argmax(axis=0)
-    peak = weights.reshape(layers * heads, units).max(axis=0)
-    left_out: Iterable[int] = () if special else reading.aside | {unit}
-    peak[list(left_out)] = 0.0
-    positional = reading.heads.positional.ravel()[best]
-    order = np.lexsort((-peak, positional))
-    order = order[peak[order] > 0.0][:most]
+    if not len(weights):
+        return []  # no layer of the model has self-attention
+    usual = at_offset(reading, unit, weights, received=received)
+    by_position = reading.heads.positional[..., None]
+    if not special:
+        weights[..., list(reading.aside | {unit})] = 0.0
+    content = np.isin(np.arange(weights.shape[-1]), list(reading.content))
+    free = _best(np.where(by_position, 0.0, weights), usual)
+    free.sort(key=lambda found: (not content[found[0]], -found[2]))
+    fixed = _best(np.where(by_position & (weights > POSITIONAL_SHARE), weights, 0.0), usual)
+    fixed.sort(key=lambda found: -weights[(*divmod(found[1], weights.shape[1]), found[0])])
     found = []
-    for partner in map(int, order):
-        layer, head = divmod(int(best[partner]), heads)
+    for (partner, place, _), positional in (
+        *((one, False) for one in free[:most]),
+        *((one, True) for one in fixed[: (most + 1) // 2]),
+    ):
+        layer, head = divmod(place, weights.shape[1])
         query, key = (partner, unit) if received else (unit, partner)
-        mean = float(weights[layer, :, partner].mean())
-        even = uniform(reading, query, key)
-        weight, by_position = float(peak[partner]), bool(positional[partner])
-        found.append(Relation(query, key, layer, head, weight, mean, even, by_position))
+        weight, mean = float(weights[layer, head, partner]), float(weights[layer, :, partner].mean())
+        even, baseline = uniform(reading, query, key), float(usual[layer, head, partner])
+        by_norm = contribution(reading, query, key, layer, head)
+        found.append(Relation(query, key, layer, head, weight, mean, even, baseline, positional, by_norm))
     return found
+
+
+def contribution(reading: Reading, query: int, key: int, layer: int, head: int) -> float | None:
+    """Return a key's share of what a head writes for a query: weights times norms of values, summed to one.
+
+    Like weights it is summed over the pieces of ``key`` and averaged over those of ``query``. None for a long text, and
+    for a model whose output projections are not known.
+    """
+    if not reading.exact or reading.value_norms is None:
+        return None
+    rows, columns = list(reading.unit_tokens[query]), list(reading.unit_tokens[key])
+    written = reading.shares[layer, head, rows] * reading.value_norms[layer, head]
+    return float((written[:, columns].sum(axis=1) / np.maximum(written.sum(axis=1), 1e-30)).mean())
+
+
+def _best(weights: Floats, usual: Floats) -> list[tuple[int, int, float]]:
+    """For each partner with any weight, the head with the largest excess: (partner, head counted over all, excess)."""
+    excess = np.where(weights > 0.0, weights - usual, -np.inf).reshape(-1, weights.shape[-1])
+    best = excess.argmax(axis=0)
+    peak = excess.max(axis=0)
+    return [(int(n), int(best[n]), float(peak[n])) for n in np.flatnonzero(np.isfinite(peak))]
 
 
 def words_that_matter(reading: Reading, most: int = 4) -> list[int]:

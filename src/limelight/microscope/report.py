@@ -19,10 +19,12 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
 ``relations``  text, word, index, direction ("looks at", "is looked at by"), other, other_kind (word,
-               itself, punctuation, special, sink, blank), offset, pieces (of the word
-               looked at), layer, head, positional (the head looks at a relative position;
-               such rows come last), weight, uniform, layer_mean (over its heads), lower_bound (true: a long text,
-               where only each query's strongest keys are known)
+               itself, punctuation, special, sink, blank), content (the other is a content word: such rows come first),
+               offset, pieces (of the word looked at), layer, head, positional (the head looks at a relative position;
+               such rows come last), weight, uniform, at_offset (what the head gives at this offset elsewhere in the
+               text), lift (weight / at_offset), layer_mean (over its heads), contribution (the share of the key in the
+               length of what the head writes: weights times norms of values, Kobayashi 2020; null for a long text),
+               lower_bound (true: a long text, where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``predictions``  with ``generate`` or ``lens``: text, index, token (``None`` behind the text), written (by the model),
@@ -31,7 +33,10 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 ``candidates`` text, index, token, rank, candidate, id, probability, chosen (it is the token)
 ``lens``       the output embedding applied to the state of each layer: text, index, token, depth, probability, rank
                (of the token), top, top_probability (lists of the most likely tokens)
-``changes``    word, other, layer, first, second (means over the heads of the layer where they differ most)
+``changes``    word, other, layer, head, first, second (the weight in each text), noise (the head's root mean square
+               change between all other shared words); only what exceeds 0.05 and three times the noise
+``contrasts``  word, layer, head, first_other, second_other (the different words that the head takes its context from),
+               first, second, first_at_offset, second_at_offset
 ``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
 ``cross``,     tables are of the decoder
 ``alignment``
@@ -41,14 +46,14 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from .comparison import Comparison, changes
+from .comparison import Comparison, changes, contrasts
 from .cross import Cross
 from .page.notebook import frame, listed
 from .page.write import make_page
@@ -66,8 +71,10 @@ _NOTES = (
     "The even share is what attention spread evenly over the visible keys would give: compare every weight with it.",
     "Heads are written layer.head, counted from 0. A vector that has passed 0 layers is the embedding.",
     "Relations leave out the word itself, punctuation, special tokens and sinks unless these were asked for.",
+    "Relations are ranked by how much a weight exceeds what the same head gives at the same distance elsewhere in the "
+    "text; content words come first.",
     "A head is positional if more than half of its attention goes to the previous, own or next token, whatever it is: "
-    "its relations come after the others.",
+    "its relations come last.",
 )
 _LAST_NORM = "The last point of a path is behind the model's last norm, which rotates vectors like one more layer."
 _LOWER_BOUND = (
@@ -97,9 +104,9 @@ class Report(Tables):
         chosen_by: the measure by which they were chosen, in words.
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
-        predictions: for each text, what a decoder expected at its tokens, where that was asked for.
         about: notes about the model: what of it is not observed.
         cross: what an encoder-decoder looked at in its source.
+        predictions: for each text, what a decoder expected at its tokens, where that was asked for.
 
     Example:
         >>> from limelight.microscope import look
@@ -148,7 +155,7 @@ class Report(Tables):
         }
         tables |= prediction_tables(self.predictions, self.readings)
         if self.comparison is not None:
-            tables |= {"contexts": self._contexts(), "changes": self._changes()}
+            tables |= {"contexts": self._contexts(), "changes": self._changes(), "contrasts": self._contrasts()}
         if self.cross is not None:
             tables |= self.cross.tables()
         return tables
@@ -174,7 +181,7 @@ class Report(Tables):
                     f"{which}{len(reading.unknown):,} of {reading.length:,} tokens are unknown ({names}): "
                     "the model sees that there is a token, but not which."
                 )
-        return found
+        return found if self.cross is None else [*found, *self.cross.warnings]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that the top of this module describes."""
@@ -270,6 +277,7 @@ class Report(Tables):
                             "direction": "is looked at by" if received else "looks at",
                             "other": reading.unit_text[other],
                             "other_kind": "itself" if other == word else reading.kind(other),
+                            "content": other in reading.content,
                             "offset": reading.words_between(word, other),
                             "pieces": len(reading.unit_tokens[found.key]),
                             "layer": found.layer,
@@ -277,7 +285,10 @@ class Report(Tables):
                             "positional": found.positional,
                             "weight": _short(found.weight),
                             "uniform": _short(found.uniform),
+                            "at_offset": _short(found.at_offset),
+                            "lift": _short(found.lift),
                             "layer_mean": _short(found.mean),
+                            "contribution": None if found.contribution is None else _short(found.contribution),
                             "lower_bound": not reading.exact,
                         }
                     )
@@ -319,24 +330,46 @@ class Report(Tables):
         ]
 
     def _changes(self) -> list[TableRow]:
+        first, second = self.readings
+        return [
+            {
+                "word": first.unit_text[comparison.pairs[number][0]],
+                "other": first.unit_text[comparison.pairs[change.key][0]],
+                "layer": change.layer,
+                "head": change.head,
+                "first": _short(change.first),
+                "second": _short(change.second),
+                "noise": _short(change.noise),
+            }
+            for comparison, number in self._compared()
+            for change in changes(first, second, comparison, number)
+        ]
+
+    def _contrasts(self) -> list[TableRow]:
+        first, second = self.readings
+        return [
+            {
+                "word": first.unit_text[comparison.pairs[number][0]],
+                "layer": contrast.layer,
+                "head": contrast.head,
+                "first_other": first.unit_text[contrast.first_key],
+                "second_other": second.unit_text[contrast.second_key],
+                "first": _short(contrast.first),
+                "second": _short(contrast.second),
+                "first_at_offset": _short(contrast.first_at_offset),
+                "second_at_offset": _short(contrast.second_at_offset),
+            }
+            for comparison, number in self._compared()
+            for contrast in contrasts(first, second, comparison, number)
+        ]
+
+    def _compared(self) -> Iterator[tuple[Comparison, int]]:
+        """The chosen words that stand in both texts, as numbers of their pairs."""
         comparison = self.comparison
         assert comparison is not None
-        first, second = self.readings
-        rows = []
-        for number, (a, _) in enumerate(comparison.pairs):
-            if a not in self.chosen[0]:
-                continue
-            for change in changes(first, second, comparison, number):
-                rows.append(
-                    {
-                        "word": first.words[a].text,
-                        "other": first.words[comparison.pairs[change.key][0]].text,
-                        "layer": change.layer,
-                        "first": _short(change.first),
-                        "second": _short(change.second),
-                    }
-                )
-        return rows
+        for number, (word, _) in enumerate(comparison.pairs):
+            if word in self.chosen[0]:
+                yield comparison, number
 
 
 def _clipped(text: str, limit: int = 60) -> str:

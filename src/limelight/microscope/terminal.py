@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from rich.cells import cell_len
@@ -52,7 +53,11 @@ def summarise(report: Report, console: Console) -> None:
 
 def _footing(report: Report, tables: dict[str, Any]) -> list[str]:
     """Explain the signs that occur in the tables."""
-    lines = ["head: layer.head, from 0. even: if attention were spread evenly. mean: over that layer's heads."]
+    lines = [
+        "head: layer.head, from 0. even: if attention were spread evenly. usual: what the head gives at that distance "
+        "elsewhere in the text; lift: the weight as its multiple. Content words first, then the others, by how much "
+        "they exceed the usual.",
+    ]
     if any(row["positional"] for row in tables["relations"]):
         lines.append("*: a head that mostly looks at the previous, own or next token, whatever it is.")
     if any(row["lower_bound"] and row["pieces"] > 1 for row in tables["relations"]):
@@ -61,9 +66,13 @@ def _footing(report: Report, tables: dict[str, Any]) -> list[str]:
 
 
 def _one_line(text: str, most: int) -> str:
-    """Put a text on one line, without control characters."""
+    """Put a text on one line, without control characters; one that is written from right to left in an isolate.
+
+    The isolate (U+2068 to U+2069) keeps its direction to itself: else the numbers of the row change their places.
+    """
     line = printable(" ".join(text.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
+    line = line if len(line) <= most else line[: most - 1] + "…"
+    return f"\u2068{line}\u2069" if any(unicodedata.bidirectional(c) in ("R", "AL") for c in line) else line
 
 
 def _print_word(report: Report, tables: dict[str, Any], text: int, index: int, console: Console) -> None:
@@ -91,8 +100,8 @@ def _print_word(report: Report, tables: dict[str, Any], text: int, index: int, c
 def _relations(rows: list[dict[str, Any]], width: int) -> Table:
     """Lay out relations as a table; a narrow terminal gets fewer columns, never shorter numbers."""
     wide = width >= WIDE
-    names = ("weight", "even", "", "head", "mean", "") if wide else ("weight", "even", "head", "")
-    cells = [(_cells(row) if wide else _cells(row)[:2] + _cells(row)[3::2]) for row in rows]
+    names = ("weight", "even", "usual", "lift", "head", "") if wide else ("weight", "even", "head", "")
+    cells = [(_cells(row) if wide else _cells(row)[:2] + _cells(row)[4:]) for row in rows]
     taken = sum(max(cell_len(str(cell)) for cell in column) + 2 for column in zip(names, *cells, strict=True))
     table = _table()
     table.add_column("", max_width=max(NARROW, min(WIDEST, width - taken)), overflow="ellipsis", no_wrap=True)
@@ -109,14 +118,14 @@ def _relations(rows: list[dict[str, Any]], width: int) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> tuple[Text | str, ...]:
-    """Format weight, even share, their ratio, head, mean of its layer, and place of the other word."""
-    ratio = row["weight"] / row["uniform"] if row["uniform"] else 0.0
+    """Format weight, even share, usual weight at this offset, their ratio, head, and place of the other word."""
+    ratio = row["lift"]
     return (
         ("≥ " if row["lower_bound"] and row["pieces"] > 1 else "") + f"{row['weight']:.3f}",
         Text(_number(row["uniform"]), style="dim"),
-        Text(f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x", style="dim"),
+        Text(_number(row["at_offset"]), style="dim"),
+        f"{ratio:,.1f}x" if ratio < 100 else f"{ratio:,.0f}x",
         f"{row['layer']}.{row['head']}{'*' if row['positional'] else ' '}",
-        Text(f"{row['layer_mean']:.3f}", style="dim"),
         Text(_where(row["offset"]) if row["other_kind"] == "word" else row["other_kind"], style="dim"),
     )
 
@@ -169,21 +178,47 @@ def _print_comparison(tables: dict[str, Any], console: Console) -> None:
     first = [row for row in chosen if row["index"] == chosen[0]["index"]]
     lines["mean of different words"] = [row["different_words"] for row in first]
     console.print(_layers([row["depth"] for row in first], lines, console.width))
-    if not tables["changes"]:
-        return
+    if tables["changes"]:
+        console.print(Text("\nWhat changed most between words of both texts, by head", style="bold"))
+        console.print(_changes(tables["changes"]))
+    if tables["contrasts"]:
+        console.print(Text("\nThe same head, different words", style="bold"))
+        console.print(_contrasts(tables["contrasts"]))
+    if not tables["changes"] and not tables["contrasts"]:
+        console.print(Text("\nNo relation to a content word changed beyond the noise.", style="dim"))
+
+
+def _changes(rows: list[dict[str, Any]]) -> Table:
+    """Lay out the weights on the same words in both texts."""
     table = _table()
-    for name in ("  looks at", "", "text 1", "text 2", "change", "layer"):
+    for name in ("  looks at", "", "text 1", "text 2", "change", "head"):
         text = name in ("  looks at", "")
         table.add_column(name, justify="left" if text else "right", no_wrap=True, max_width=NARROW if text else None)
-    for row in tables["changes"]:
-        change = row["second"] - row["first"]
+    for row in rows:
         table.add_row(
             Text(f"  {_one_line(row['word'], NARROW)}"),
             Text(f"→ {_one_line(row['other'], NARROW)}"),
             f"{row['first']:.3f}",
             f"{row['second']:.3f}",
-            f"{change:+.3f}",
-            str(row["layer"]),
+            f"{row['second'] - row['first']:+.3f}",
+            f"{row['layer']}.{row['head']}",
         )
-    console.print(Text("\nWhat changed most (mean over the heads of the layer)", style="bold"))
-    console.print(table)
+    return table
+
+
+def _contrasts(rows: list[dict[str, Any]]) -> Table:
+    """Lay out the different words that the same head takes a word's context from."""
+    table = _table()
+    for name in ("  looks at", "text 1", "", "text 2", "", "head"):
+        text = name.startswith(("  ", "text"))
+        table.add_column(name, justify="left" if text else "right", no_wrap=True, max_width=NARROW if text else None)
+    for row in rows:
+        table.add_row(
+            Text(f"  {_one_line(row['word'], NARROW)}"),
+            Text(_one_line(row["first_other"], NARROW)),
+            f"{row['first']:.3f}",
+            Text(_one_line(row["second_other"], NARROW)),
+            f"{row['second']:.3f}",
+            f"{row['layer']}.{row['head']}",
+        )
+    return table

@@ -1,18 +1,18 @@
 """The cost of a model, step by step, from its configuration alone: operations, bytes, and memory.
 
-With ``N`` tokens, width ``d``, ``H`` query heads of width ``D`` and ``P`` pairs of a query and a key that it sees
-(``N (N + 1) / 2`` of a causal text)::
+With ``N`` tokens, width ``d``, ``H`` query heads of width ``D`` and ``P`` visible pairs of a query and a key
+(``N (N + 1) / 2`` with a causal pattern)::
 
     projections    2 N * (weights of query, key, value and output)     O(N d^2)
     scores         2 P H D                                             O(N^2 d)
     softmax        5 P H: maximum, difference, exponential, sum, quotient    O(N^2)
     values         2 P H Dv                                            O(N^2 d)
-    feed-forward   2 N * (weights that work on a token)                O(N d^2)
+    feed-forward   2 N * (weights that a token uses)                   O(N d^2)
     head           2 N d V                                             O(N d V)
 
-A multiply-add counts as two operations, as a machine's peak does. Bytes are those that cannot be avoided: the weights,
-inputs and outputs of a step, once each; scores and weights of attention are never held. Norms, activations and
-additions are left out: they are ``O(N d)``.
+A multiply-add counts as two operations, as in a machine's peak. Bytes are the minimum: parameters, inputs and outputs
+of a step, once each; scores and weights of attention are never stored. Norms, activations and additions are not
+counted: they are ``O(N d)``.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class StepCost:
 
     @property
     def growth(self) -> str:
-        """How it grows with the length ``N`` and the width ``d``."""
+        """How its operations grow with the length ``N`` and the width ``d``."""
         return GROWTH[self.name]
 
     def seconds(self, peak: float, bandwidth: float) -> float:
-        """The least time of a machine of ``peak`` operations and ``bandwidth`` bytes a second."""
+        """The minimum time on a machine of ``peak`` operations and ``bandwidth`` bytes per second."""
         return max(self.flop / peak, self.bytes / bandwidth)
 
 
@@ -74,29 +74,29 @@ class Cost:
     """The cost of one forward pass.
 
     Args:
-        length, batch, itemsize: tokens of each text (of a source too), texts, bytes of an element.
-        parts: the kinds of steps, in the order in which they happen.
-        parameters: number of parameters, shared ones counted once.
-        pairs: (query, key) pairs that are seen, over all layers and query heads.
-        score_numbers: elements of the largest layer's score matrix.
-        all_score_numbers: of all layers' score matrices.
-        cache_numbers: elements of the key and value cache, by the kind of heads: ``"MHA"`` (every query
+        length, batch, itemsize: tokens of each text (and of each source), number of texts, bytes of an element.
+        parts: the kinds of steps, in execution order.
+        parameter_count: number of parameters; shared ones are counted once.
+        pairs: visible (query, key) pairs of all layers and query heads.
+        score_elements: elements of the largest layer's score matrix.
+        total_score_elements: elements of all layers' score matrices.
+        cache_elements: elements of the key and value cache, by the kind of heads: ``"MHA"`` (every query
             head has its own), ``"GQA"`` (four share one; three or two where four do not divide the heads), ``"MQA"``
-            (all share one), and ``"here"``.
+            (all share one), and ``"here"`` (as in this model).
     """
 
     length: int
     batch: int
     itemsize: int
     parts: list[StepCost] = field(default_factory=list)
-    parameters: int = 0
+    parameter_count: int = 0
     pairs: int = 0
-    score_numbers: int = 0
-    all_score_numbers: int = 0
-    cache_numbers: dict[str, int] = field(default_factory=dict)
+    score_elements: int = 0
+    total_score_elements: int = 0
+    cache_elements: dict[str, int] = field(default_factory=dict)
 
     def part(self, name: str) -> StepCost:
-        """The part of that name, which begins with nothing."""
+        """The step of this name; one that does not exist yet is added with zero cost."""
         found = next((part for part in self.parts if part.name == name), None)
         if found is None:
             found = StepCost(name)
@@ -114,38 +114,39 @@ class Cost:
         return sum(part.bytes for part in self.parts)
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the weights, of scores if they were kept, and of the cache."""
-        scores = {"scores of one layer": self.score_numbers, "scores of all layers": self.all_score_numbers}
-        cache = {f"cache, {kind}": numbers for kind, numbers in self.cache_numbers.items()}
-        numbers = {"weights": self.parameters, **scores, **cache}
-        return {name: self.itemsize * count for name, count in numbers.items()}
+        """Bytes of the parameters, of the scores if they were stored, and of the cache."""
+        scores = {"scores of one layer": self.score_elements, "scores of all layers": self.total_score_elements}
+        cache = {f"cache, {kind}": count for kind, count in self.cache_elements.items()}
+        elements = {"weights": self.parameter_count, **scores, **cache}
+        return {name: self.itemsize * count for name, count in elements.items()}
 
     def as_json(self) -> dict[str, Any]:
-        """All counts as plain values that JSON holds, with the sums and the memory."""
+        """All counts, their sums and the memory, as values for JSON."""
         return {**dataclasses.asdict(self), "flop": self.flop, "bytes": self.bytes, "memory": self.memory()}
 
 
 def cost(network: Stack, length: int, *, batch: int = 1, itemsize: int = 4) -> Cost:
-    """What a forward pass of a network over ``batch`` texts of ``length`` tokens costs; its weights are not looked at.
+    """The cost of a forward pass of a network over ``batch`` texts of ``length`` tokens; its parameters are not read.
 
     >>> from limelight.checkpoints.load import outline
     >>> cost(outline("smollm2"), 2048).part("scores").flop  # doctest: +SKIP
 
     Args:
-        network: any of our models that reads tokens; on the meta device it takes no memory.
-        length: tokens of each text; in a model with an encoder, of the source and of what is written.
-        batch: texts.
+        network: a model of Limelight that reads tokens; on the meta device it takes no memory.
+        length: tokens of each text; in an encoder-decoder, of the source and of the target.
+        batch: number of texts.
         itemsize: bytes of an element.
 
     Raises:
-        ArgumentError: a length that the model does not have, a model that reads something else than tokens.
+        ArgumentError: the length exceeds the positions of the model, or the model does not read tokens.
     """
     whole_number("length", length, at_least=1)
     whole_number("batch", batch, at_least=1)
     limit = network.config.limit
     if limit is not None and length > limit:
         raise wrong("length", f"must be at most the {limit} positions of the model", f"it is {length}", "Shorten it.")
-    found = Cost(length, batch, itemsize, parameters=sum(parameter.numel() for parameter in network.parameters()))
+    count = sum(parameter.numel() for parameter in network.parameters())
+    found = Cost(length, batch, itemsize, parameter_count=count)
     if isinstance(network, EncoderDecoder):
         _stack(found, network.encoder)
     _stack(found, network)
@@ -153,7 +154,7 @@ def cost(network: Stack, length: int, *, batch: int = 1, itemsize: int = 4) -> C
 
 
 def _stack(found: Cost, stack: Stack) -> None:
-    """An embedding, layers and a head."""
+    """Add an embedding, layers and a head."""
     if isinstance(stack.embedding, FrontEnd):
         got = f"{stack.config.family} reads a sound or a picture"
         raise wrong("network", "must read tokens, so that a length determines its cost", got, "Take another model.")
@@ -184,7 +185,7 @@ def _stack(found: Cost, stack: Stack) -> None:
 
 
 def _attention(found: Cost, layer: MultiHead) -> None:
-    """Projections, scores, softmax, values of one layer; its source, if it has one, is as long as its text."""
+    """Add projections, scores, softmax and values of one layer; a source has the length of the text."""
     B, N = found.batch, found.length
     _matrices(found, "projections", layer, B * N)
     D, Dv = layer.head_width, layer.value_width
@@ -192,25 +193,25 @@ def _attention(found: Cost, layer: MultiHead) -> None:
     pattern = Full() if layer.pattern is None else layer.pattern
     pairs = B * Hq * pattern.pairs(N, N, layout=Aligned())
     found.pairs += pairs
-    for name, operations, numbers in (
+    for name, operations, elements in (
         ("scores", 2 * D, B * N * D * (Hq + Hkv)),
         ("softmax", SOFTMAX, 0),
         ("values", 2 * Dv, B * N * Dv * (Hq + Hkv)),
     ):
         part = found.part(name)
         part.flop += operations * pairs
-        part.bytes += numbers * found.itemsize
+        part.bytes += elements * found.itemsize
     scores = B * Hq * N * N
-    found.score_numbers = max(found.score_numbers, scores)
-    found.all_score_numbers += scores
+    found.score_elements = max(found.score_elements, scores)
+    found.total_score_elements += scores
     kept = _kept(layer.pattern, N)
     share = next(heads for heads in (4, 3, 2, 1) if Hq % heads == 0)
     for kind, heads in {"MHA": Hq, "GQA": Hq // share, "MQA": 1, "here": Hkv}.items():
-        found.cache_numbers[kind] = found.cache_numbers.get(kind, 0) + B * kept * heads * (D + Dv)
+        found.cache_elements[kind] = found.cache_elements.get(kind, 0) + B * kept * heads * (D + Dv)
 
 
 def _kept(pattern: Pattern | None, length: int) -> int:
-    """How many tokens a later query may still see, itself included."""
+    """How many tokens the next query sees at most, itself included."""
     back, ahead = UNBOUNDED if pattern is None else pattern.reach()
     return min(length, back + 1) if back is not None and ahead == 0 else length
 

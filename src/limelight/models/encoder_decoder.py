@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..forms.layouts import KeyMask, Layout, Packed
+from ..forms.layouts import Aligned, KeyMask, Layout
 from ..nn import Cache, ForwardContext
+from ..outputs import Encoded, Output
 from ..tensors.shapes import wrong
 from .config import Config
-from .stack import Encoded, Output, Stack
+from .stack import Stack
 
 
 class EncoderDecoder(Stack):
@@ -99,15 +100,9 @@ class EncoderDecoder(Stack):
 
 def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
     """The layout of cross-attention: a token sees all existing source tokens of its own document."""
-    if isinstance(source.layout, Packed) or isinstance(layout, Packed):
-        if not (isinstance(source.layout, Packed) and isinstance(layout, Packed)):
-            raise wrong(
-                "layout",
-                "must be Packed for source and tokens, or for neither",
-                f"that of the source is {type(source.layout).__name__}, that of the tokens {type(layout).__name__}",
-                "Every document needs its source.",
-            )
-        return Packed(layout.query_lengths, source.layout.query_lengths)
+    written, read = layout or Aligned(), source.layout or Aligned()
+    if written.documents != 1 or read.documents != 1:
+        return written.cross(read)
     if source.layout is None:
         return None
     B, L, _ = source.states.shape

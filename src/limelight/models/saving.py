@@ -152,7 +152,8 @@ def write_model(
     published = family.publish(network.config)
     pieces = _pieces(named_once(network), family.rules(network.config))
     dtypes = {dtype or part.dtype for piece in pieces for part in piece.parts}
-    values = {"model_type": family.name, **model.special_token_ids, **published}
+    unset = family.unset_tokens(network.config.vocabulary)
+    values = {"model_type": family.name, **unset, **model.special_token_ids, **published}
     if len(dtypes) == 1:
         values["dtype"] = str(dtypes.pop()).removeprefix("torch.")
     with counted(f"writing {name or folder}", sum(piece.size(dtype) for piece in pieces)) as report:

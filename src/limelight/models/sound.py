@@ -66,7 +66,7 @@ def spectrum(samples: Tensor, *, bands: int = 80, seconds: int | None = 30) -> T
         wanted = whole_number("seconds", seconds, at_least=1) * RATE
         if samples.shape[1] > wanted:
             rule, got = f"must be no longer than {seconds} seconds", f"it is {samples.shape[1] / RATE:.2f} seconds long"
-            way_out = f"Cut it into parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
+            way_out = f"Split it into parts: samples.split({wanted}, dim=-1). Only `seconds=None` takes any length."
             raise wrong("samples", rule, got, way_out)
         samples = torch.nn.functional.pad(samples, (0, wanted - samples.shape[1]))
     samples = samples.to(torch.promote_types(samples.dtype, torch.float32))

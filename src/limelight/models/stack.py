@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,44 +10,10 @@ from torch import Tensor, nn
 from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
 from ..nn.capture import decode_step
+from ..outputs import Output
 from ..tensors.shapes import wrong
-from ..tensors.torch_internals import saved_by_export
 from ..tensors.tracing import readable
 from .config import Config, Recipe
-
-
-@saved_by_export
-class Encoded(NamedTuple):
-    """A source that an encoder has read: its vectors ``(B, Lk, width)``, its layout, and on request every layer's."""
-
-    states: Tensor
-    layout: Layout | None
-    hidden: tuple[Tensor, ...] | None = None
-
-    def select(self, rows: Tensor) -> Encoded:
-        """These ``rows`` ``(N,)``, in this order; a row may occur several times."""
-        layout = None if self.layout is None else self.layout.select(rows)
-        rows = rows.to(self.states.device)
-        hidden = None if self.hidden is None else tuple(states[rows] for states in self.hidden)
-        return Encoded(self.states[rows], layout, hidden)
-
-
-@saved_by_export
-class Output(NamedTuple):
-    """What a model returns.
-
-    ``states`` are the last hidden states ``(B, L, width)``. ``hidden``, on request, holds the embedding and the states
-    after each layer, ``layers + 1`` tensors of which the last are ``states``. ``logits`` are ``(B, L, vocabulary)``, or
-    ``(B, classes)`` of a model that classifies, or ``None`` for a model without them or if not requested.
-    States at padding positions are undefined. ``encoded`` is the encoded source, in a model with an encoder.
-
-    An exported model is loaded by `torch.export.load` where `limelight.models` has been imported.
-    """
-
-    states: Tensor
-    hidden: tuple[Tensor, ...] | None
-    logits: Tensor | None
-    encoded: Encoded | None = None
 
 
 class Stack(nn.Module):
@@ -174,12 +139,12 @@ class Stack(nn.Module):
                 "tokens", "must be a (B, L) tensor of int64 token ids", f"it is {got}", "tokens[None] adds the batch."
             )
         if readable(tokens) and tokens.numel():
-            least, most = (int(end) for end in tokens.aminmax())
-            if least < 0 or most >= self.config.vocabulary:
+            smallest, largest = (int(end) for end in tokens.aminmax())
+            if smallest < 0 or largest >= self.config.vocabulary:
                 raise wrong(
                     "tokens",
                     f"must lie between 0 and {self.config.vocabulary - 1}, the last token of the vocabulary",
-                    f"they run from {least} to {most}",
+                    f"they range from {smallest} to {largest}",
                     "Use the tokenizer of the same model; padding may have any id, and `layout` says where it is.",
                 )
 
@@ -187,9 +152,9 @@ class Stack(nn.Module):
         if self.config.limit is not None and length > self.config.limit:
             raise wrong(
                 "tokens",
-                f"must stand at the {self.config.limit} positions that this model ({self.config.family}) has",
+                f"must fit the {self.config.limit} positions of this model ({self.config.family})",
                 f"the longest text has {length} tokens",
-                f"Cut it into parts of at most {self.config.limit} tokens with special tokens, or take another model.",
+                f"Split it into parts of at most {self.config.limit} tokens with special tokens, or use another model.",
             )
 
 
@@ -201,9 +166,9 @@ def _check_together(query: Tensor, key: Tensor) -> None:
         row, place = apart[0].tolist()
         raise wrong(
             "layout",
-            "must put the query and the key of one token at one position",
-            f"at place {place} of row {row} they stand at {query[row, place].item()} and {key[row, place].item()}",
-            "Give Aligned query_start and key_start alike, and Padded or Packed one set of lengths.",
+            "must give the query and the key of a token the same position",
+            f"at place {place} of row {row} they have {query[row, place].item()} and {key[row, place].item()}",
+            "Give Aligned equal query_start and key_start, and Padded or Packed one set of lengths.",
         )
 
 

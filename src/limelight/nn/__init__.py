@@ -1,6 +1,6 @@
 """Layers of models, one idea per file: they call `limelight.attention` and the steps of `limelight.fused`.
 
-Names of published models stand in `limelight.models` alone.
+Names of published models appear only in `limelight.models`.
 """
 
 from .added_positions import LearnedPositions, Sinusoids

@@ -52,7 +52,7 @@ def decode_step(layers: nn.ModuleList, states: Tensor, context: ForwardContext) 
         torch.compiler.is_compiling()
         or step is None
         or not step.continues_unpadded
-        or not 0 < states.numel() <= fused.MOST_ROWS * states.shape[-1]
+        or not 0 < states.numel() <= fused.MAX_ROWS * states.shape[-1]
         or context.source is not None
         or context.cross is not None
         or context.scores  # made for each pass, of any kind

@@ -21,7 +21,7 @@ from ..tensors.tracing import recorder
 Layer = TypeVar("Layer", bound=type)
 
 # Whole numbers that may be less than 1, and the least they may be; all others are sizes.
-LEAST = {"segments": 0, "shared": 0, "offset": 0}
+MINIMUMS = {"segments": 0, "shared": 0, "offset": 0}
 # Numbers: what is said of them, and the test.
 PROBABILITY = ("must be a probability, at least 0 and less than 1", lambda x: 0 <= x < 1)
 POSITIVE = ("must be a finite number above 0", lambda x: 0 < x < math.inf)
@@ -30,7 +30,8 @@ FINITE = ("must be a finite number", math.isfinite)
 RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     **dict.fromkeys(("dropout", "jitter"), PROBABILITY),
     **dict.fromkeys(
-        ("theta", "factor", "cap", "base", "capacity", "fast", "slow", "low", "high", "cut", "deviation"), POSITIVE
+        ("theta", "factor", "cap", "base", "capacity", "fast", "slow", "low", "high", "truncation", "deviation"),
+        POSITIVE,
     ),
     **dict.fromkeys(("epsilon", "balance", "z"), NOT_NEGATIVE),
     "attention_factor": (
@@ -78,7 +79,7 @@ def check(name: str, value: Any, kind: Any) -> None:
     if float in options:
         _number(name, value)
     elif int in options:
-        whole_number(name, value, at_least=LEAST.get(name, 1))
+        whole_number(name, value, at_least=MINIMUMS.get(name, 1))
     elif len(options) == 1 and (rule := _broken(name, value, options[0])):
         others = " or None" if options != (kind,) else ""
         raise wrong(name, f"must be {rule}{others}", f"it is {_named(value)}", "Give one, already made.")

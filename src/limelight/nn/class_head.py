@@ -45,7 +45,7 @@ class ClassHead(nn.Module):
                 "layout",
                 "must hold one text a row for a model that classifies texts",
                 f"it holds {context.layout.documents}",
-                "Use Padded, or call the network without logits and hand the states of first tokens to `head_on`.",
+                "Use Padded, or call the network without logits and pass the states of first tokens to `head_on`.",
             )
         exists = context.layout.coordinates(B, L, L, states.device).query_exists.expand(B, L)
         return states[torch.arange(B, device=states.device), exists.int().argmax(-1)]

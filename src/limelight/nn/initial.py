@@ -36,12 +36,12 @@ class Normal:
         layers: the depth ``N`` of GPT-2's rule, by which the projections that end a residual step (attention's output,
             the feed-forward's ``down``) are ``1 / sqrt(2 N)`` times as large, so that the sum does not grow with the
             depth (Radford et al. 2019); ``None`` leaves them like the others.
-        cut: values beyond so many deviations are drawn again (BERT as first published: 2); ``None`` for no cut.
+        truncation: values beyond this many deviations are drawn again (BERT as first published: 2); ``None`` for none.
     """
 
     deviation: float = 0.02
     layers: int | None = None
-    cut: float | None = None
+    truncation: float | None = None
 
     def __call__(self, model: nn.Module) -> None:
         """Initialise the parameters of ``model``."""
@@ -49,10 +49,11 @@ class Normal:
 
         def draw(weight: Tensor) -> None:
             deviation = self.deviation / (2 * (self.layers or 0)) ** 0.5 if id(weight) in ends else self.deviation
-            if self.cut is None:
+            if self.truncation is None:
                 nn.init.normal_(weight, 0.0, deviation)
             else:
-                nn.init.trunc_normal_(weight, 0.0, deviation, -self.cut * deviation, self.cut * deviation)
+                bound = self.truncation * deviation
+                nn.init.trunc_normal_(weight, 0.0, deviation, -bound, bound)
 
         _begin(model, draw, draw)
 

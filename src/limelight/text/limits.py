@@ -1,11 +1,11 @@
-"""Limits on how much a tokenizer's file may lengthen a text.
+"""Limits on how much a tokenizer's file can lengthen a text.
 
-A ``tokenizer.json`` is a small program: a replacement of one letter by a thousand, or thirty by two in a row, takes all
-memory inside of a library that nothing interrupts. Each of its steps has a bound on the characters that it makes of
-``n``. A file whose steps together have no reasonable one is refused; where they may make much of a long text, the steps
-are tried one by one, on pieces, before the text is cut.
+A ``tokenizer.json`` is a small program. If it replaces one letter by a thousand, or doubles it thirty times in a row,
+it uses up all memory inside of a library that cannot be interrupted. So each of its steps has an upper bound on the
+characters that it makes of ``n``. A file whose steps together have no reasonable bound is refused. Where they may
+lengthen a long text much, they are applied one by one, to pieces of it, before the text is tokenized.
 
-Not bounded is the time of a regular expression: the library's engine gives up by itself after a number of steps.
+The time of a regular expression needs no limit here: the library's engine stops after a number of steps.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tokenizers import normalizers
 
 from ..tensors.shapes import wrong
 
-MOST = 2**19  # characters that are allowed without trying the steps; some take two microseconds for each
-STEPS = 100  # of a kind; published tokenizers have about ten
-GROWTH = 10**5  # times as many characters as a text has, at most, for a normalizer
-MODEST = 64  # times as many for the other steps; published tokenizers make at most three of one
-SPECIAL_TOKENS = 1000  # around a text
-LONGEST_WORD = 10_000  # characters that WordPiece looks for tokens in; published ones have 100
-LONGEST_AFFIX = 64  # characters of "##" and the like
+FREE_CHARACTERS = 2**19  # characters that need no such trial; some steps take two microseconds for each
+MAX_STEPS = 100  # of one kind (normalizer, decoder, ...); published tokenizers have about ten
+MAX_GROWTH = 10**5  # ratio of the characters after the normalizer to those before it
+MAX_STEP_GROWTH = 64  # the same ratio for other steps; published tokenizers make at most three of one
+MAX_SPECIAL_TOKENS = 1000  # around a text
+MAX_WORD = 10_000  # characters of a word that WordPiece splits; published tokenizers have 100
+MAX_AFFIX = 64  # characters of "##" and the like
 
-# Characters that one becomes at most: the longest decompositions of Unicode, white space around Chinese characters,
-# one for each byte.
+# The most characters that a step makes of one: the longest decompositions of Unicode, white space around Chinese
+# characters, one for each byte.
 _UNICODE = {"NFKC": 18, "NFKD": 18, "NFC": 4, "NFD": 4, "StripAccents": 4, "Lowercase": 3, "BertNormalizer": 36}
 _CHILDREN = ("normalizers", "pretokenizers", "decoders", "processors")
 
@@ -48,7 +48,7 @@ def bound(step: Any, n: int) -> int:
         literal = pattern.get("String") if isinstance(pattern, Mapping) else None
         if isinstance(literal, str) and literal:
             return max(n, n // len(literal) * content + n % len(literal))
-        return n + (n + 1) * content  # an expression may find something of no length between any two characters
+        return n + (n + 1) * content  # an expression may match the empty string between any two characters
     if kind == "Prepend":
         return n + len(str(step.get("prepend", "")))
     if kind == "Precompiled":
@@ -61,35 +61,36 @@ def bound(step: Any, n: int) -> int:
 
 
 def reasons_against(values: Mapping[str, Any]) -> Iterator[str]:
-    """Why a tokenizer file, read as JSON, is not handed on to the library; nothing for every published one."""
+    """Why a tokenizer file, read as JSON, is not passed to the library; empty for every published one."""
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-        if _count(values.get(name)) > STEPS:
-            yield f"its {name} has more than {STEPS} steps"
+        if _count(values.get(name)) > MAX_STEPS:
+            yield f"its {name} has more than {MAX_STEPS} steps"
             return
     normalizer = values.get("normalizer")
-    if bound(normalizer, 1000) > 1000 * GROWTH:
-        yield f"its normalizer may make more than {GROWTH:,} characters of one"
+    if bound(normalizer, 1000) > 1000 * MAX_GROWTH:
+        yield f"its normalizer may make more than {MAX_GROWTH:,} characters of one"
     added = [one for one in _list(values.get("added_tokens")) if isinstance(one, Mapping)]
     spelled = sum(len(str(one.get("content"))) for one in added)
-    if bound(normalizer, spelled) > MOST + MODEST * spelled:  # each is normalized while the file is read
+    # The library normalizes each of them while it reads the file.
+    if bound(normalizer, spelled) > FREE_CHARACTERS + MAX_STEP_GROWTH * spelled:
         yield "its normalizer may make too many characters of its added tokens"
     for name in ("pre_tokenizer", "decoder"):
-        if bound(values.get(name), 1000) > 1000 * MODEST:
-            yield f"its {name} may make more than {MODEST} characters of one"
-    if _special(values.get("post_processor")) > SPECIAL_TOKENS:
-        yield f"its post_processor writes more than {SPECIAL_TOKENS:,} tokens around a text, or the text again"
+        if bound(values.get(name), 1000) > 1000 * MAX_STEP_GROWTH:
+            yield f"its {name} may make more than {MAX_STEP_GROWTH} characters of one"
+    if _special(values.get("post_processor")) > MAX_SPECIAL_TOKENS:
+        yield f"its post_processor writes more than {MAX_SPECIAL_TOKENS:,} tokens around a text, or the text again"
     model = values.get("model")
     model = model if isinstance(model, Mapping) else {}
     longest = model.get("max_input_chars_per_word")
-    if isinstance(longest, int) and longest > LONGEST_WORD:
-        yield f"its max_input_chars_per_word is {longest}, more than {LONGEST_WORD:,}"
+    if isinstance(longest, int) and longest > MAX_WORD:
+        yield f"its max_input_chars_per_word is {longest}, more than {MAX_WORD:,}"
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if len(str(model.get(name) or "")) > LONGEST_AFFIX:
-            yield f"its {name} has more than {LONGEST_AFFIX} characters"
+        if len(str(model.get(name) or "")) > MAX_AFFIX:
+            yield f"its {name} has more than {MAX_AFFIX} characters"
 
 
 class Growth:
-    """How much a normalizer makes of a text.
+    """A limit on how much a normalizer may lengthen a text.
 
     Args:
         normalizer: that of a loaded tokenizer; ``None`` for none.
@@ -101,18 +102,18 @@ class Growth:
         for _, described in self._steps:
             thousand = bound(described, thousand)
         programmed = any(described["type"] in ("Replace", "Precompiled", "Prepend") for _, described in self._steps)
-        # Characters of a text that is let through as it is: Unicode's own rules alone do no harm.
-        self._unseen = MOST * 1000 // thousand if programmed or len(self._steps) > STEPS else math.inf
+        # Longer texts are checked. Steps that only follow Unicode's own rules are harmless at any length.
+        self._unchecked = FREE_CHARACTERS * 1000 // thousand if programmed or len(self._steps) > MAX_STEPS else math.inf
 
     def check(self, text: str) -> None:
-        """Raise an `ArgumentError` where the steps make far more of a text than it is."""
-        if len(text) <= self._unseen:
+        """Raise an `ArgumentError` where the steps make a text far longer."""
+        if len(text) <= self._unchecked:
             return
-        size, more = len(text), MOST + 4 * len(text)
+        size, more = len(text), FREE_CHARACTERS + 4 * len(text)
         for step, described in self._steps:
-            # A prefix is for the whole text; of other steps each piece may become so much that it is still harmless.
+            # A prefix is added to the whole text. Other steps get pieces so short that each result is harmless.
             prefix = described["type"] == "Prepend"
-            piece = len(text) if prefix else max(1, MOST * 1000 // bound(described, 1000))
+            piece = len(text) if prefix else max(1, FREE_CHARACTERS * 1000 // bound(described, 1000))
             made, length = [], 0
             for begin in range(0, len(text), piece):
                 made.append(step.normalize_str(text[begin : begin + piece]))
@@ -125,7 +126,7 @@ class Growth:
 
 
 def _described(step: normalizers.Normalizer) -> dict[str, Any]:
-    """A step as a file has it."""
+    """The description of a step, as in ``tokenizer.json``."""
     return json.loads(step.__getstate__())  # type: ignore[no-any-return]
 
 
@@ -175,4 +176,4 @@ def _special(processor: Any) -> int:
     texts = sum("Sequence" in one for one in parts)
     named = [one["SpecialToken"].get("id") for one in parts if isinstance(one.get("SpecialToken"), Mapping)]
     ids = {name: len(one.get("ids", ())) for name, one in special.items()} if isinstance(special, Mapping) else {}
-    return sum(ids.get(name, 0) for name in named) + (SPECIAL_TOKENS + 1 if texts > 1 else 0)
+    return sum(ids.get(name, 0) for name in named) + (MAX_SPECIAL_TOKENS + 1 if texts > 1 else 0)

@@ -173,7 +173,7 @@ class SpecialToken(NamedTuple):
 
 
 class Tokenizer:
-    """A model's own way to cut text, by the ``tokenizers`` library.
+    """The tokenizer of a model, by the ``tokenizers`` library.
 
     Args:
         backend: the loaded tokenizer. Padding and truncation written into its file are switched off: a text is read
@@ -251,24 +251,26 @@ class Tokenizer:
         return tuple(place for place, number in enumerate(text.ids) if number == self.unknown_token_id)
 
     def read(self, text: str, *, add_special_tokens: bool = True) -> Text:
-        """Cut one text into tokens, by default with the special tokens that the model expects around it."""
+        """Tokenize one text, by default with the special tokens that the model expects around it."""
         text = valid_text(text)
-        cut = self.cut(text, add_special_tokens=add_special_tokens)
+        found = self.encode(text, add_special_tokens=add_special_tokens)
         return Text(
             text=text,
-            ids=tuple(cut.ids),
-            tokens=tuple(cut.tokens),
-            spans=tuple(_without_blank(text, *span) for span in cut.offsets),
-            words=tuple(None if i in self._special else word for i, word in zip(cut.ids, cut.word_ids, strict=True)),
-            special=tuple(i in self._special for i in cut.ids),
+            ids=tuple(found.ids),
+            tokens=tuple(found.tokens),
+            spans=tuple(_without_blank(text, *span) for span in found.offsets),
+            words=tuple(
+                None if i in self._special else word for i, word in zip(found.ids, found.word_ids, strict=True)
+            ),
+            special=tuple(i in self._special for i in found.ids),
         )
 
-    def cut(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> tokenizers.Encoding:
         """Encode a text with the ``tokenizers`` library; its errors become `ArgumentError`."""
-        return _cut(self.backend, self._growth, text, add_special_tokens)
+        return _encode(self.backend, self._growth, text, add_special_tokens)
 
     def read_around(self, text: str, own: Sequence[SpecialToken], tokens: tuple[str, ...]) -> Text:
-        """Cut a text in which only the tokens named here are special, and all others nothing but text.
+        """Tokenize a text in which only the ``own`` tokens are special, and the spelling of any other is plain text.
 
         Args:
             text: the characters.
@@ -287,14 +289,16 @@ class Tokenizer:
             places += [*range(begin, start), *[start] * len(_STAND_IN)]
             begin = end
         places += range(begin, len(text) + 1)
-        cut = _cut(backend, self._growth, "".join((*pieces, text[begin:])), False)
-        found = iter(own)
+        found = _encode(backend, self._growth, "".join((*pieces, text[begin:])), False)
+        remaining = iter(own)
         plain = {self.backend.token_to_id(token) for token in tokens} - {self.unknown_token_id}
         ids, names, spans, words, special = [], [], [], [], []
-        for number, name, (start, end), word in zip(cut.ids, cut.tokens, cut.offsets, cut.word_ids, strict=True):
+        for number, name, (start, end), word in zip(
+            found.ids, found.tokens, found.offsets, found.word_ids, strict=True
+        ):
             span = _without_blank(text, places[start], places[end])
             if name == _STAND_IN:
-                number, name, start, end = next(found)
+                number, name, start, end = next(remaining)
                 span = _without_blank(text, start, end)
             elif number in plain:
                 got = f"the tokenizer of this model makes {name!r} of them"
@@ -307,7 +311,7 @@ class Tokenizer:
         return Text(text, tuple(ids), tuple(names), tuple(spans), tuple(words), tuple(special))
 
     def __call__(self, texts: str | Sequence[str], *, side: str = "right") -> Tokens:
-        """Cut one text or several, and lay them out as a batch.
+        """Tokenize one text or several, as one batch.
 
         Args:
             texts: a text, or a sequence of them.
@@ -362,8 +366,8 @@ def _library_errors(name: str, rule: str) -> Iterator[None]:
         raise wrong(name, f"must {rule}", got, "Check tokenizer.json.") from error
 
 
-def _cut(backend: tokenizers.Tokenizer, growth: Growth, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-    with _library_errors("text", "be cut by the tokenizer of this model"):
+def _encode(backend: tokenizers.Tokenizer, growth: Growth, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+    with _library_errors("text", "be tokenized by the tokenizer of this model"):
         growth.check(text)
         return backend.encode(text, add_special_tokens=add_special_tokens)
 

@@ -2,7 +2,7 @@
 
 `loop` is the training loop; its parts have one file each: `settings`, `data` (the batch of each step), `tokenizing`,
 `preparation`, `objective`, `loss` (over the vocabulary, in linear memory), `optimizer`, `schedule`, `checkpoint`,
-`curve`, `translation` (BLEU), `processes`, `folder`, `interruption`.
+`curve`, `translation` (BLEU), `processes`, `folder`.
 """
 
 from .data import Batch, Corpus, Pairs, Texts

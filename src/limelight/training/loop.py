@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.load import load
+from ..formats.interruption import stop_requested
 from ..formats.safetensors_files import SINGLE
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
@@ -24,7 +25,6 @@ from . import checkpoint, curve
 from .checkpoint import Progress
 from .data import Corpus
 from .folder import LOSSES, check_output, locked
-from .interruption import stop_requested
 from .objective import Objective
 from .optimizer import adamw, restore, state_of
 from .preparation import PreparedData, make_config, make_data, make_network

@@ -113,13 +113,14 @@ inline void product_gradients(const BackwardPass& pass, const Tile& tile, const 
 
 // Computes P of a block in scratch.scores, and dS in scratch.grads; `record_seen`: also which pairs are visible.
 inline void block_weights(const BackwardPass& pass, const Tile& tile, const Visibility& visible, const Block& block,
-                          const Cut& cut, const LoadedTile& loaded, bool record_seen, BackwardScratch& scratch) {
+                          const VisiblePart& part, const LoadedTile& loaded, bool record_seen,
+                          BackwardScratch& scratch) {
     const Problem& problem = pass.problem;
     alignas(64) Float unused[QUERIES] = {};
-    score_block(problem, tile, visible, block, cut, scratch.packed_query, scratch.scores, unused,
+    score_block(problem, tile, visible, block, part, scratch.packed_query, scratch.scores, unused,
                 problem.softcaps ? scratch.derivatives : nullptr);
     score_product(pass.value_rows.row(tile.row, tile.key_head, block.begin), pass.value_rows.stride, block.count,
-                  scratch.packed_grad, tile.count, pass.value_steps, scratch.grads, unused, cut.of_queries);
+                  scratch.packed_grad, tile.count, pass.value_steps, scratch.grads, unused, part.of_queries);
     for (int x = 0; record_seen && x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
     if (!problem.dropout_threshold) return weights_and_score_gradients<false>(problem, tile, block, loaded, scratch);
     Vec keep_scale = broadcast((Float)(1 / (1.0 - problem.call.dropout)));
@@ -142,7 +143,7 @@ inline void recompute_deltas(const BackwardPass& pass, const Tile& tile, const V
     alignas(64) Float sums[QUERIES] = {};
     BlockWalk walk(pass.problem.call, tile, visible);
     for (Block block; walk.next(block) && !should_stop(status);) {
-        block_weights(pass, tile, visible, block, Cut(visible, tile, block), loaded, false, scratch);
+        block_weights(pass, tile, visible, block, VisiblePart(visible, tile, block), loaded, false, scratch);
         for (int j = 0; j < block.count; ++j)
             for (int i = 0; i < tile.count; i += LANES)
                 store(sums + i, load<Vec>(sums + i) + load<Vec>(scratch.grads + j * QUERIES + i));
@@ -188,16 +189,16 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
                            int64_t chunk_begin, const LoadedTile& loaded, BackwardScratch& scratch,
                            DistanceSums* distances) {
     const ll_call& call = pass.problem.call;
-    Cut cut(visible, tile, block);
-    Reach room;
-    const Reach* of_keys = cut.of_keys(tile, block, room);
+    VisiblePart part(visible, tile, block);
+    Reach reach_of_keys;
+    const Reach* of_keys = part.of_keys(tile, block, reach_of_keys);
     const uint8_t* nonfinite_keys =
         pass.nonfinite_keys + (tile.row * call.key_heads + tile.key_head) * call.keys + block.begin;
     bool masked_keys = false;
     int64_t read = min(round_up(block.count, BLOCK_STEP),
                        call.keys - block.begin);  // whole factors: the key beyond has a weight of 0
     for (int64_t j = 0; j < read; ++j) masked_keys |= nonfinite_keys[j] != 0;
-    block_weights(pass, tile, visible, block, cut, loaded, masked_keys || loaded.any_nonfinite, scratch);
+    block_weights(pass, tile, visible, block, part, loaded, masked_keys || loaded.any_nonfinite, scratch);
     if (call.rule_count > 0) rules_backward(pass, tile, block, scratch, distances);
 
     int64_t key_columns = pass.key_columns, value_columns = pass.value_columns, own = block.begin - chunk_begin;
@@ -213,7 +214,7 @@ inline void backward_block(const BackwardPass& pass, const Tile& tile, const Vis
                               tile.count, compare_vector(call, tile.head), call.width, key_columns, scratch.query_sum,
                               key_sums + j * key_columns, scratch.vector_sums);
     } else
-        product_gradients(pass, tile, block, loaded, cut.of_queries, of_keys, masked_keys, nonfinite_keys, key_sums,
+        product_gradients(pass, tile, block, loaded, part.of_queries, of_keys, masked_keys, nonfinite_keys, key_sums,
                           scratch);
     if (loaded.any_nonfinite)
         add_nonfinite(

@@ -47,16 +47,16 @@ struct QueryGradient {
     }
 };
 
-// Adds dQ of a tile (null: zero); `room` is scratch for one row. The first chunk of keys stores instead of adding, even
-// if it has no visible key; the last one rounds to the element type.
-inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* room, bool first,
+// Adds dQ of a tile (null: zero); `scratch` holds one row. The first chunk of keys stores instead of adding, even if it
+// has no visible key; the last one rounds to the element type.
+inline void add_query_sum(const BackwardPass& pass, const Tile& tile, const Float* sum, Float* scratch, bool first,
                           bool last) {
     const ll_call& call = pass.problem.call;
     Float power = pass.problem.power, scale = pass.problem.scale;
     for (int i = 0; i < tile.count; ++i) {
         const Float* from = !sum           ? nullptr
                             : call.compare ? sum + i * pass.key_columns
-                                           : sum_row(sum, i, pass.key_columns, room);
+                                           : sum_row(sum, i, pass.key_columns, scratch);
         QueryGradient at(pass, tile, i);
         Float* to = at.sums;
         for (int64_t c = 0; c < call.width && (from || first); c += LANES) {

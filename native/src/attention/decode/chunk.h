@@ -185,15 +185,15 @@ struct DecodeChunk {
     }
 
     // Score rules and masks: as in every other tile, one head at a time.
-    void apply_rules_and_cuts(const Block& block, Float* scores) const {
+    void apply_rules_and_masks(const Block& block, Float* scores) const {
         for (int h = 0; h < group.heads; ++h) {
             Tile tile = group.head(h);
             Float* rows = scores + h * tile.count * SCORE_ROW;
             for (int j = 0; j < block.count; ++j)
                 for (int i = 0; i < tile.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
             if (call.rule_count > 0) apply_rules(problem, tile, block, own.transposed, nullptr);
-            if (block.cut_by_intervals) cut_by_intervals(visible, tile, block, own.transposed);
-            if (block.cut_by_bits) cut_by_bits(call, tile, block, own.transposed);
+            if (block.masked_by_intervals) mask_by_intervals(visible, tile, block, own.transposed);
+            if (block.masked_by_bits) mask_by_bits(call, tile, block, own.transposed);
             for (int i = 0; i < tile.count; ++i)
                 for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.transposed[j * QUERIES + i];
         }
@@ -208,8 +208,8 @@ struct DecodeChunk {
         });
         count = for_each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
-            if (call.rule_count > 0 || block.cut_by_intervals || block.cut_by_bits)
-                apply_rules_and_cuts(block, own.scores + at);
+            if (call.rule_count > 0 || block.masked_by_intervals || block.masked_by_bits)
+                apply_rules_and_masks(block, own.scores + at);
         });
         for (int r = 0; r < group.rows(); ++r)  // up to whole vectors
             for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INF;

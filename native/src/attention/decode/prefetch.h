@@ -15,8 +15,9 @@ struct StridedRows {
     const Stored* at(int j) const { return row + j * stride; }
 };
 
-// Whether a non-temporal prefetch is as fast. On AMD's processors it bypasses the L2 cache, which is 5 % faster where
-// memory is the bottleneck, and still hits the L3 cache; on Intel's, reads drop to a third of their speed.
+// Whether non-temporal prefetches are at least as fast as others. On AMD's processors they bypass the L2 cache, which
+// is 5 % faster where memory is the bottleneck, and still hit the L3 cache; on Intel's, reads drop to a third of their
+// speed.
 inline bool nontemporal_is_fast() {
 #if defined(__x86_64__)
     return __builtin_cpu_is("amd");
@@ -31,14 +32,14 @@ class PrefetchStream {
     const Stored *line = nullptr, *end = nullptr;  // of the current row
     const Stored* row = nullptr;
     int64_t stride = 0, rows = 0;  // rows left, this one included
-    int64_t unmatched = 0;         // elements read since the last prefetch
-    bool once = nontemporal_is_fast();
+    int64_t unmatched = 0;         // elements read without a matching prefetch
+    bool nontemporal = nontemporal_is_fast();
     StridedRows second, third;
 
     void start(const StridedRows& next) {
-        bool one = next.stride == next.width;  // contiguous rows are one long row
-        row = line = next.row, stride = next.stride, rows = one ? 1 : next.keys;
-        end = row + (one ? next.width * next.keys : next.width);
+        bool contiguous = next.stride == next.width;  // then they are one long row
+        row = line = next.row, stride = next.stride, rows = contiguous ? 1 : next.keys;
+        end = row + (contiguous ? next.width * next.keys : next.width);
     }
     void next_row() {
         int64_t width = end - row;
@@ -61,7 +62,7 @@ public:
         }
     }
     LL_INLINE void prefetch_line() {
-        if (once) __builtin_prefetch(line, 0, 0);
+        if (nontemporal) __builtin_prefetch(line, 0, 0);
         else __builtin_prefetch(line);
         line += LINE;
         if (line >= end) next_row();

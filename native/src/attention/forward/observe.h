@@ -296,8 +296,8 @@ inline void observe_tile(const Problem& problem, const Tile& tile, int64_t map, 
     alignas(64) Float peak[QUERIES];
     BlockWalk walk(call, tile, visible);
     for (Block block; walk.next(block) && !should_stop(status);) {
-        score_block(problem, tile, visible, block, Cut(visible, tile, block), own.base.packed[0], own.base.scores,
-                    peak);
+        score_block(problem, tile, visible, block, VisiblePart(visible, tile, block), own.base.packed[0],
+                    own.base.scores, peak);
         weights_and_statistics(problem, tile, block, own.base.scores, own.weights, rows);
         if (o.top > 0) update_top(block, tile, own.base.scores, own.weights, o.top, own.top_weights, own.top_keys);
         add_column_sums(call, tile, block, own.weights, sums);

@@ -18,7 +18,7 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-// Tiles of a head that are computed together, so that they read a block of keys and values from the L1 cache.
+// Tiles of one head that are computed together, so that they share reads of a block of keys and values from L1.
 constexpr int MAX_GROUP = 4;
 
 // Scratch memory of one thread, reused from tile to tile.
@@ -44,7 +44,7 @@ struct Scratch {
 
 // output += weights * values over visible pairs only: a row of V that is not finite counts as zero in the product,
 // which leaves the bits of other sums unchanged, and is added separately to the queries that see it.
-inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const Cut& cut,
+inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const VisiblePart& part,
                               const Factor* weights, Scratch& scratch, Float* output) {
     const ll_call& call = problem.call;
     int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
@@ -52,7 +52,7 @@ inline void add_values_masked(const Problem& problem, const Tile& tile, const Bl
     uint8_t nonfinite_keys[BLOCK_KEYS];
     for (int j = 0; j < block.count; ++j) nonfinite_keys[j] = !finite_row(value + j * stride, call.value_width);
     pack_rows(value, stride, block.count, call.value_width, columns, nonfinite_keys, scratch.values);
-    add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, cut.of_queries);
+    add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, part.of_queries);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; nonfinite_keys[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
@@ -80,7 +80,7 @@ struct TilePass {
         start();
     }
     TilePass(const TilePass&) = delete;
-    static void* operator new(size_t, void* room) { return room; }
+    static void* operator new(size_t, void* memory) { return memory; }
 
     void start() {
         __builtin_memset(output, 0, sizeof(Float) * (size_t)(QUERIES * problem.value_columns));
@@ -98,8 +98,8 @@ struct TilePass {
     void step(Scratch& scratch) {
         alignas(64) Float peak[QUERIES];
         int64_t columns = problem.value_columns;
-        Cut cut(visible, tile, block);
-        score_block(problem, tile, visible, block, cut, packed, scratch.scores, peak);
+        VisiblePart part(visible, tile, block);
+        score_block(problem, tile, visible, block, part, packed, scratch.scores, peak);
         if (masked)
             for (int x = 0; x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
         const Factor* weights = scratch.weights;
@@ -112,39 +112,39 @@ struct TilePass {
             if (problem.dropout_threshold && masked) mark_kept(problem, tile, block, scratch.seen, keeps);
             weights = fold_down(scratch.scores, block.count, tile.count, scratch.weights);
         }
-        if (masked) add_values_masked(problem, tile, block, cut, weights, scratch, output);
+        if (masked) add_values_masked(problem, tile, block, part, weights, scratch, output);
         else
             add_over_keys(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count,
-                          output, columns, cut.of_queries);
+                          output, columns, part.of_queries);
         more = walk.next(block);
     }
 
     // Divides the sums of each query by its total, in place; returns whether every result is finite.
     bool finish() {
-        Float kept = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
+        Float kept_share = problem.dropout_threshold ? (Float)(1.0 - problem.call.dropout) : 1;
         alignas(64) Float share[QUERIES] = {};
-        alignas(64) Int nothing[QUERIES] = {};
+        alignas(64) Int is_empty[QUERIES] = {};
         for (int i = 0; i < tile.count; ++i) {
             Float total =
-                total_with_sink(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept;
-            nothing[i] = -(Int)(total == 0);      // the output is zero then, even with a sink that is NaN
+                total_with_sink(problem, sink_of(problem.call, tile), softmax.peak[i], softmax.total[i]) * kept_share;
+            is_empty[i] = -(Int)(total == 0);     // the output is zero then, even with a sink that is NaN
             share[i] = keeps[i] ? 1 / total : 1;  // the sum is zero, whatever the total is
         }
         IntVec bad{};
         int64_t columns = problem.value_columns;
-        auto finished = [&](Float* at, Vec factor, IntVec none) {
-            Vec y = none ? Vec{} : load<Vec>(at) * factor;
+        auto divide = [&](Float* at, Vec factor, IntVec empty) {
+            Vec y = empty ? Vec{} : load<Vec>(at) * factor;
             bad |= (y - y) != 0;
             store(at, y);
         };
 #if defined(LL_AMX)
         for (int64_t c = 0; c < columns; ++c)
             for (int i = 0; i < tile.count; i += LANES)
-                finished(output + sum_index(i, c, columns), load<Vec>(share + i), load<IntVec>(nothing + i));
+                divide(output + sum_index(i, c, columns), load<Vec>(share + i), load<IntVec>(is_empty + i));
 #else
         for (int i = 0; i < tile.count; ++i)
             for (int64_t c = 0; c < columns; c += LANES)
-                finished(output + sum_index(i, c, columns), broadcast(share[i]), broadcast_int(nothing[i]));
+                divide(output + sum_index(i, c, columns), broadcast(share[i]), broadcast_int(is_empty[i]));
 #endif
         return !any(bad);
     }
@@ -169,11 +169,11 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
 // results.
 inline void forward_tiles(const Problem& problem, const Tile* tiles, int count, Scratch& scratch, Float* stats,
                           int& status) {
-    alignas(TilePass) char room[MAX_GROUP][sizeof(TilePass)];
+    alignas(TilePass) char memory[MAX_GROUP][sizeof(TilePass)];
     TilePass* passes[MAX_GROUP];
     for (int t = 0; t < count; ++t) {
         pack_queries(problem, tiles[t], scratch.packed[t]);
-        passes[t] = new (room[t]) TilePass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
+        passes[t] = new (memory[t]) TilePass(problem, tiles[t], scratch.packed[t], scratch.output[t]);
     }
     for (;;) {
         TilePass* next = nullptr;  // the one whose next block comes first

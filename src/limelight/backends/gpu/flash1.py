@@ -1,4 +1,4 @@
-"""The first FlashAttention (Dao et al. 2022) in Triton: what FlashAttention 2 is compared with.
+"""The first FlashAttention (Dao et al. 2022) in Triton, as a baseline for FlashAttention 2.
 
 Keys are the outer loop and queries the inner one, so output and statistics are read and written again for every block
 of keys, and one program computes all queries of a batch row and head. Forward only; no rules, sink or dropout.
@@ -70,7 +70,7 @@ def forward(call: Call) -> Result:
     if not output.numel():
         return Result(output.to(call.query.dtype), maxima)
     width = max(tuning.width(D), tuning.width(Dv))
-    tile = tuning.first_tile(machine.generation(device), call.query.dtype.itemsize, width)
+    tile = tuning.flash1_tile(machine.generation(device), call.query.dtype.itemsize, width)
     visible = visibility(call.lowered, tile.rows, device)
     rules = rule_arguments(call)
     const = arguments.constants(call, rules, visible, 1, 1, tile)

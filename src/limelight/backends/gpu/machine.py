@@ -33,7 +33,7 @@ def reasons_against(device: torch.device, dtype: torch.dtype) -> list[str]:
 def status() -> str:
     """Whether Triton and a GPU are available, in words."""
     if missing():
-        return f"not there: {missing()}"
+        return f"not available: {missing()}"
     have = "Triton {}.{}".format(*(version() or (0, 0)))
     if interpreted():
         return f"{have}, interpreted on the CPU"

@@ -1,7 +1,7 @@
 """Tile shapes, warps and pipeline stages for each generation of GPUs; there is no autotuning.
 
 The entries were chosen by compiling ahead of time (registers, shared memory, no spills; ``tests/backends/ahead.json``)
-and, where a comment gives a number, by measuring; ``benchmarks/gpu.py`` is to confirm the others on each chip.
+and, where a comment gives a number, by measuring; the others are to be confirmed on each chip by ``benchmarks/gpu.py``.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
-# The same for scores that need more registers: a tile map, a bias, dropout. All of them together, with every score
-# rule, still fit.
+# The same for scores that need more registers: a tile map, a bias, dropout. A call with all of these and every score
+# rule still fits.
 _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
         (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
@@ -130,7 +130,7 @@ def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile
     if generation == "interpreter":
         return _INTERPRETED, _INTERPRETED
     of_biases, of_distances = (
-        next(tile for most, tile in table.get((generation, itemsize)) or table["other", itemsize] if widest <= most)
+        next(tile for limit, tile in table.get((generation, itemsize)) or table["other", itemsize] if widest <= limit)
         for table in (_BIASES, _DISTANCES)
     )
     return of_biases, of_distances
@@ -142,7 +142,7 @@ def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool 
         return _INTERPRETED, _INTERPRETED
     kind = (generation, itemsize) if (generation, itemsize) in _BACKWARD else ("other", itemsize)
     table = (*(_DEMANDING.get(kind, ()) if demanding else ()), *_BACKWARD[kind])
-    return next((of_queries, of_keys) for most, of_queries, of_keys in table if widest <= most)
+    return next((of_queries, of_keys) for limit, of_queries, of_keys in table if widest <= limit)
 
 
 def forward_tile(
@@ -150,14 +150,14 @@ def forward_tile(
 ) -> Tile:
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
-    ``rows``: queries by heads that could share a tile; where they are few, the tile is smaller. With ``demanding``
-    scores (a tile map, rules) registers suffice for 32 keys on GPUs before Hopper, with ``random`` words (dropout) on
-    all but Hopper.
+    ``rows``: queries times heads that could share a tile; the tile is smaller where these are few. It has at most 32
+    keys, for lack of registers, with ``demanding`` scores (a tile map, rules) on GPUs before Hopper, and for ``random``
+    numbers (dropout) on all GPUs but Hopper.
     """
     if generation == "interpreter":
         return _INTERPRETED
     table = _FORWARD.get((generation, itemsize)) or _FORWARD[("other", itemsize)]
-    tile = next(tile for most, tile in table if widest <= most)
+    tile = next(tile for limit, tile in table if widest <= limit)
     before_hopper = generation not in ("hopper", "blackwell")
     if itemsize == 2 and ((demanding and before_hopper and widest > 64) or (random and generation != "hopper")):
         tile = tile._replace(keys=min(tile.keys, 32))
@@ -167,7 +167,7 @@ def forward_tile(
     return tile._replace(rows=few, warps=4 if few <= 64 else tile.warps)
 
 
-def first_tile(generation: str, itemsize: int, widest: int) -> Tile:
+def flash1_tile(generation: str, itemsize: int, widest: int) -> Tile:
     """The tile of `flash1`; its blocks of keys are long, since output is read and written for each."""
     if generation == "interpreter":
         return _INTERPRETED
@@ -189,8 +189,8 @@ def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
         return _INTERPRETED
     if widest > 256:
         return Tile(16, 16, 8, 1)
-    most = 64 if generation == "blackwell" else 128
-    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= most else Tile(32, 32, 8, 1)
+    limit = 64 if generation == "blackwell" else 128
+    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:

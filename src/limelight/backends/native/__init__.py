@@ -47,7 +47,7 @@ ABOUT = "C++ kernels on CPUs, memory linear in the length"
 def status() -> str:
     """Whether the backend is there, with which instruction set, or what is missing and what that costs."""
     if not available():
-        return f"not there: {why_missing()}"
+        return f"not available: {why_missing()}"
     isa = instruction_set()
     if not isa:
         return f"not usable: {library.error_message()}"

@@ -1,7 +1,7 @@
 """Tensors as the library reads and writes them: an address, and strides in elements of which the last is 1.
 
-A tensor is handed over as it lies in memory. Only one that cannot be read so is copied: lazily negated, of zeros
-without memory, or with a last stride other than 1.
+Tensors are passed without a copy, except those that the library cannot read in place: lazily negated ones, zeros
+without memory, and those with a last stride other than 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from ...tensors.shapes import check_tensor, extent
 from .. import memory
 
-#: Arrays beside query, key, value and output have the dtype of accumulation, on the CPU whatever torch's defaults are.
+#: Dtype and device of all arrays except query, key, value and output: the dtype of accumulation, on the CPU even if
+#: PyTorch's default device is another.
 NUMBERS: dict[torch.dtype, Any] = {
     dtype: {"dtype": torch.float64 if dtype is torch.float64 else torch.float32, "device": "cpu"}
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -27,11 +28,11 @@ _SHORT_STRIDE = 2**14  # elements
 def readable(name: str, tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """A ``(B, H, L, D)`` tensor, or a copy that the library can read, and its `row`.
 
-    A storage that was freed is always noticed. One that was shrunk to a part is noticed where a stride is 2^14 or more:
-    to compute the extent of every tensor would add a twentieth to a short call.
+    A freed storage is always detected. A storage that was shrunk is detected if a stride is 2^14 or more: computing the
+    extent of every tensor would make a short call a twentieth slower.
 
     Raises:
-        ArgumentError: it has no memory to be read.
+        ArgumentError: the tensor has no memory.
     """
     try:
         batch, head, token, step = tensor.stride()
@@ -56,7 +57,7 @@ def copy_of(name: str, tensor: Tensor) -> Tensor:
     """A contiguous copy by PyTorch, which reads lazy negations and tensors without memory.
 
     Raises:
-        ArgumentError: it has no memory to be read.
+        ArgumentError: the tensor has no memory.
     """
     check_tensor(name, tensor)
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
@@ -71,7 +72,7 @@ def plain(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def row(tensor: Tensor | None) -> tuple[int, ...]:
-    """``ll_tensor``: the address and the strides, the last one 1 also where there is a single element."""
+    """``ll_tensor``: the address and the strides, of which the last is 1 even for a single element."""
     return (0,) * 5 if tensor is None else (tensor.data_ptr(), *tensor.stride()[:3], 1)
 
 
@@ -99,7 +100,7 @@ def address_or_zero(tensor: Tensor) -> int:
 def empty_output(query: Tensor, shape: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
     """Memory for an output ``(B, H, L, D)``, and its `row`.
 
-    In the query's order of dimensions where that has this shape: ``(B, L, H, D)`` underneath when heads were split
+    If the query has this shape, the output has its order of dimensions in memory: ``(B, L, H, D)`` if heads were split
     without a copy.
     """
     if query.shape[3] == shape[3]:
@@ -112,7 +113,7 @@ def empty_output(query: Tensor, shape: Sequence[int]) -> tuple[Tensor, tuple[int
 
 
 def empty_gradient(tensor: Tensor, cleared: bool) -> Tensor:
-    """Memory for the gradient of a tensor, in its order of dimensions where features are adjacent there."""
+    """Memory for the gradient of a tensor, in the tensor's order of dimensions if its features are adjacent."""
     gradient = memory.empty_like(tensor)
     if gradient.stride(3) != 1 and tensor.shape[3] != 1:
         gradient = memory.empty(tensor.shape, tensor.dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 
 from ...forms.lowering import Lowered
 from ...tensors import tracing
@@ -15,6 +14,9 @@ from . import library, rules
 from .addresses import plain
 from .library import ELEMENTS
 from .structures import CALL, SEGMENT, SPAN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FARTHEST_DISTANCE = 2**30  # the kernels count distances in 32 bits
 MAX_DISTANCES = 2**24  # of a table of biases, unless queries and keys are more

@@ -118,7 +118,7 @@ def available() -> bool:
 
 
 def why_missing() -> str:
-    """Why the library is not there; empty where it is."""
+    """Why the library is not available; empty if it is."""
     return _missing
 
 

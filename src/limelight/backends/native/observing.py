@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...forms.lowering import Lowered
@@ -14,6 +13,9 @@ from ...forms.observations import Observations, Observe
 from ..contract import Call
 from .addresses import NUMBERS, plain, pointer
 from .structures import OBSERVATION
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def start(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observations, bytes]:

@@ -143,7 +143,7 @@ def _has_every_pair(gradient: list[int], call: Call) -> bool:
         call.layout is None
         and min(shape[2:]) > 1
         and gradient == list(shape)
-        and math.prod(shape) * NUMBERS[call.query.dtype]["dtype"].itemsize <= memory.MOST
+        and math.prod(shape) * NUMBERS[call.query.dtype]["dtype"].itemsize <= memory.MAX_POOL_BYTES
     )
 
 

@@ -1,6 +1,6 @@
 """The structures of ``native/include/limelight.h``, each declared once, in the header's own words.
 
-A call is handed over as bytes, packed field by field: an address or a size in the wrong place would be read as another.
+A call is passed as bytes, packed field by field: an address or a size in the wrong place would be read as another.
 So `mismatch` compares the declarations with what the library reports of itself, before anything is called.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 VERSION = 6  # LL_VERSION
@@ -55,13 +56,18 @@ class Structure:
         self._struct = struct.Struct("".join(codes))
         self.size = self._struct.size
         self._initial = self._initial_values(groups or {}, defaults or {})
-        #: The bytes of a structure, from its fields by name; those that are not given are zero, as in C. An array, or
-        #: a structure within, is given as a flat sequence of numbers.
-        self.pack: Callable[..., bytes] = self._compile(f"*, {', '.join(f'{name}={name}' for name in self._initial)}")
         _BY_NAME[name] = self
 
     def __repr__(self) -> str:
         return f"<structure {self.name} of {self.size} bytes>"
+
+    @cached_property
+    def pack(self) -> Callable[..., bytes]:
+        """The bytes of a structure, from its fields by name; those that are not given are zero, as in C.
+
+        An array, or a structure within, is given as a flat sequence of numbers.
+        """
+        return self._compile(f"*, {', '.join(f'{name}={name}' for name in self._initial)}")
 
     def unpack(self, packed: bytes) -> tuple[int | float, ...]:
         """All numbers in the bytes of a structure, in order."""

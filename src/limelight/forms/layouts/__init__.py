@@ -1,11 +1,11 @@
-"""Layouts: which token stands where, in which document, and which tokens exist at all.
+"""Layouts: the position and document of each token, and which tokens exist.
 
 A layout belongs to the call, not to the pattern: no ``~`` or ``|`` of a pattern brings a missing key or another
 document back. It gives every query and every key a document and a position; patterns, score rules, ``distance``
 and dropout are functions of these positions and of nothing else.
 
 =============  ==========================================================================================
-``Aligned``    one document per batch row; by default the last query stands at the last key
+``Aligned``    one document per batch row; by default the last query has the position of the last key
 ``Padded``     one document per batch row, of its own length, padded at its right or left
 ``Packed``     documents laid end to end in every batch row
 ``KeyMask``    one document per batch row, some of whose keys do not exist

@@ -71,6 +71,36 @@ class Layout(Description):
         """Whether every batch row has the same layout, so that calls can be joined to one of more rows."""
         return False
 
+    def text_ranges(self, L: int) -> tuple[int | Tensor, int | Tensor] | None:
+        """Where the one text of each row lies: ``(first, length)``, each an int or a ``(B,)`` tensor.
+
+        Of ``L`` queries and as many keys, the tokens ``first .. first + length - 1`` of a row exist, at the positions
+        from 0 on. ``None``, the default, where that does not hold: what continues texts (a cache, generation) refuses
+        the layout then.
+        """
+        return None
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        """The ``offset`` with ``key position - query position = j - i - offset`` for every query ``i`` and key ``j``
+        that belong together; ``None``, the default, where no one number is known to hold."""
+        return None
+
+    def cross(self, source: Layout) -> Layout:
+        """The layout of cross-attention: each of several documents in a row sees its own source.
+
+        Args:
+            source: the layout of the source alone, with as many documents.
+
+        Raises:
+            ArgumentError: it is not known which tokens belong together, as by default.
+        """
+        raise wrong(
+            "layout",
+            "must be Packed for source and tokens, or of one document a row for both",
+            f"that of the source is {source!r}, that of the tokens is {self!r}",
+            "Every document needs its source.",
+        )
+
     def select(self, rows: Tensor) -> Layout:
         """The layout of these batch ``rows`` ``(N,)`` int64, in this order, with repetitions.
 

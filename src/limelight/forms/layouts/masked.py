@@ -74,6 +74,9 @@ class KeyMask(Layout):
     def uniform_over_batch(self) -> bool:
         return self.mask.shape[0] == 1
 
+    def index_offset(self, Lq: int, Lk: int) -> int:
+        return Lk - Lq
+
     def select(self, rows: Tensor) -> KeyMask:
         return self if self.mask.shape[0] == 1 else KeyMask(self.mask[rows.to(self.mask.device)], self.fixed)
 
@@ -82,7 +85,7 @@ class KeyMask(Layout):
 class Subset(Layout):
     """A subset of the queries of a larger call, at their original positions; the keys are those of the larger call.
 
-    Query ``c`` of row ``b`` stands where query ``index[b, c]`` of the larger call stands, so it gets the same output as
+    Query ``c`` of row ``b`` has the position of query ``index[b, c]`` of the larger call, so it gets the same output as
     there: a head that works for some tokens (`limelight.nn.MixtureOfHeads`) is computed for these alone. A pattern or a
     bias by index (`limelight.Explicit`, `limelight.Bias`) counts the queries of the subset.
 

@@ -19,7 +19,7 @@ from .base import Layout, all_exist
 class Packed(Layout):
     """Documents laid end to end in every batch row, as ``cu_seqlens`` does it; no document sees another.
 
-    Keys of a document have the positions ``0 .. key_length - 1``; its last query stands at its last key.
+    Keys of a document have the positions ``0 .. key_length - 1``; its last query has the position of its last key.
 
     Args:
         query_lengths: queries of each document, a sequence of ints or an ``(N,)`` integer tensor (the differences of
@@ -119,6 +119,15 @@ class Packed(Layout):
     @property
     def uniform_over_batch(self) -> bool:
         return True
+
+    def text_ranges(self, L: int) -> tuple[int, int] | None:
+        return (0, L) if self.documents == 1 and self.key_lengths is None else None
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        return 0 if self.key_lengths is None else None
+
+    def cross(self, source: Layout) -> Layout:
+        return Packed(self.query_lengths, source.query_lengths) if isinstance(source, Packed) else super().cross(source)
 
     def select(self, rows: Tensor) -> Packed:
         return self

@@ -18,7 +18,7 @@ from .base import Layout, all_exist, one_document
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Aligned(Layout):
-    """One document per batch row: query ``i`` stands at ``query_start + i``, key ``j`` at ``key_start + j``.
+    """One document per batch row: query ``i`` has position ``query_start + i``, key ``j`` ``key_start + j``.
 
     Args:
         query_start: position of the first query, an int or a ``(B,)`` tensor. ``None`` puts the last query at the
@@ -64,6 +64,16 @@ class Aligned(Layout):
     def uniform_over_batch(self) -> bool:
         return not self.tensors()
 
+    def text_ranges(self, L: int) -> tuple[int, int] | None:
+        return (0, L) if not self.tensors() and self.key_start == 0 and self.query_start in (None, 0) else None
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        if self.query_start is None:
+            return Lk - Lq
+        if isinstance(self.query_start, Tensor) or isinstance(self.key_start, Tensor):
+            return None
+        return self.query_start - self.key_start
+
     def select(self, rows: Tensor) -> Aligned:
         return Aligned(_of_rows(self.query_start, rows), _of_rows(self.key_start, rows))
 
@@ -72,7 +82,7 @@ class Aligned(Layout):
 class Padded(Layout):
     """One document per batch row, of its own length; the rest of the row is padding and does not exist.
 
-    Existing keys have the positions ``0 .. key_length - 1``; the last existing query stands at the last existing key.
+    Existing keys have the positions ``0 .. key_length - 1``; the last existing query has that of the last existing key.
 
     Args:
         query_lengths: existing queries of each row, an int or a ``(B,)`` tensor of whole numbers.
@@ -135,6 +145,17 @@ class Padded(Layout):
     def uniform_over_batch(self) -> bool:
         return not self.tensors()
 
+    def text_ranges(self, L: int) -> tuple[int | Tensor, int | Tensor] | None:
+        if self.key_lengths is not None:
+            return None
+        return (0 if self.side == "right" else L - self.query_lengths), self.query_lengths
+
+    def index_offset(self, Lq: int, Lk: int) -> int | None:
+        if self.side == "left":
+            return Lk - Lq
+        queries, keys = self.both
+        return 0 if keys is queries else None
+
     def select(self, rows: Tensor) -> Padded:
         return Padded(_of_rows(self.query_lengths, rows), _of_rows(self.key_lengths, rows), self.side)
 
@@ -163,7 +184,7 @@ def _check_per_row(name: str, values: Tensor, B: int) -> None:
             name,
             f"must be an int or a (B,) = ({B},) tensor of whole numbers",
             f"it is {describe(values)}",
-            "One number stands for each batch row.",
+            "Each batch row needs one number.",
         )
 
 

@@ -5,7 +5,7 @@ see at all, and the offsets that turn indices into positions. A pattern becomes,
 keys, in the cheapest of three forms:
 
 1. **spans** (`limelight.forms.spans`), arithmetic in the query's position, evaluated inside the kernel. A query sees
-   the union of at most `MOST_SPANS` of them. A decode step builds nothing.
+   the union of at most `MAX_SPANS` of them. A decode step builds nothing.
 2. **arrays**: int32 starts and ends for each query, where the spans are too many but merge to few for each query, where
    a length differs from row to row, or where the layout is no list of segments.
 3. **tiles**: where the keys of a query are no intervals (`Explicit`, `Predicate`, arbitrary `Blocks`, a key mask with
@@ -17,9 +17,9 @@ What a pattern or a layout is in these forms is stated by its own class (`Patter
 ``key_ranges``, ``holes``); the lowering names no class.
 """
 
-from .arrays import MOST_SPANS, Arrays
+from .arrays import MAX_SPANS, Arrays
 from .lower import lower, pairs
 from .lowered import Lowered
 from .tiles import TILE, Tiles
 
-__all__ = ["MOST_SPANS", "TILE", "Arrays", "Lowered", "Tiles", "lower", "pairs"]
+__all__ = ["MAX_SPANS", "TILE", "Arrays", "Lowered", "Tiles", "lower", "pairs"]

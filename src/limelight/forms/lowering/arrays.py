@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..patterns import Pattern
 from ..segments import KeyRanges, unpack
 from ..spans import NEVER, Span, Spans, intersection
 
-MOST_SPANS = 4  # intervals of a query, at most
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Intervals = tuple[NDArray[np.int64], NDArray[np.int64]]  # starts and ends, (K, B | 1, Lq)
+MAX_SPANS = 4  # intervals of a query, at most
+
+Intervals: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64]]"  # starts and ends, (K, B | 1, Lq)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Arrays:
     """Intervals in key index space, sorted and disjoint: ``starts[k, b, h, i] <= j < ends[k, b, h, i]``."""
 
@@ -29,7 +32,7 @@ class Arrays:
 def arrays_of(
     easy: Spans, per_row: Sequence[Pattern], segments: bytes | None, ranges: KeyRanges | None, B: int, Lq: int
 ) -> Arrays | None:
-    """Merged intervals of every query; ``None`` when some query has more than `MOST_SPANS`.
+    """Merged intervals of every query; ``None`` when some query has more than `MAX_SPANS`.
 
     Args:
         easy: spans that hold in every batch row.
@@ -56,7 +59,7 @@ def arrays_of(
             np.concatenate([np.pad(row[which], ((0, most - len(row[which])), (0, 0), (0, 0))) for row in rows], axis=1)
             for which in (0, 1)
         )
-    if len(starts) > MOST_SPANS:
+    if len(starts) > MAX_SPANS:
         return None
     return Arrays(*(np.ascontiguousarray(x[:, :, None].astype(np.int32)) for x in (starts, ends)))
 

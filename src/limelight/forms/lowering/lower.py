@@ -10,9 +10,9 @@ from ..layouts import Aligned, Layout
 from ..patterns import Pattern
 from ..segments import one_segment
 from ..segments import pack as pack_segments
-from ..spans import EVERYTHING, MOST_UNITED, Spans, intersection
+from ..spans import EVERYTHING, MAX_UNITED_SPANS, Spans, intersection
 from ..spans import pack as pack_spans
-from .arrays import MOST_SPANS, Arrays, arrays_of
+from .arrays import MAX_SPANS, Arrays, arrays_of
 from .lowered import Lowered
 from .tiles import tiles_of
 
@@ -91,7 +91,7 @@ def _packed_spans(pattern: Pattern | None) -> bytes | None:
 @lru_cache(maxsize=1024)
 def _packed_spans_cached(pattern: Pattern) -> bytes | None:
     found = _spans(pattern)
-    return pack_spans(found) if found is not None and len(found) <= MOST_SPANS else None
+    return pack_spans(found) if found is not None and len(found) <= MAX_SPANS else None
 
 
 def _spans(pattern: Pattern) -> Spans | None:
@@ -115,7 +115,7 @@ def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, 
 
     packed: bytes | None = None
     arrays: Arrays | None = None
-    if segments is not None and len(easy) <= MOST_SPANS and not per_row:
+    if segments is not None and len(easy) <= MAX_SPANS and not per_row:
         packed = pack_spans(easy)
     elif placed:
         arrays = arrays_of(easy, per_row, segments, ranges, B, Lq)
@@ -145,7 +145,7 @@ def _divided(conjuncts: list[Pattern], B: int) -> tuple[Spans, list[Pattern], li
     for part in conjuncts:
         found = _spans(part)
         joined = None if found is None else intersection(easy, found)
-        if joined is not None and len(joined) <= MOST_UNITED:
+        if joined is not None and len(joined) <= MAX_UNITED_SPANS:
             easy = joined
         elif found is None and B and part.spans(0) is not None:
             per_row.append(part)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..segments import unpack as unpack_segments
 from ..spans import SPAN_BYTES
@@ -14,6 +14,9 @@ from ..spans import unpack as unpack_spans
 from .arrays import Arrays, Intervals, evaluate
 from .tiles import Tiles
 from .tiles import unpack as unpack_tiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 @dataclass(eq=False)

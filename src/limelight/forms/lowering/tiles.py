@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..coordinates import Part, Where
 from ..layouts import Layout
 from ..patterns import Pattern
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 TILE = 64  # queries and keys of a tile of the map
 _ALL = np.uint64(2**64 - 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tiles:
     """A bit for each pair of query and key, by index, in tiles of 64 keys by 64 queries or, shared, by all queries.
 

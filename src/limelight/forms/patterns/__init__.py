@@ -18,7 +18,7 @@ and says what it costs::
     18
 
 ``&`` allows what both allow, ``|`` what either allows, ``~`` what the pattern does not. Positions come from the
-layout (`limelight.forms.layouts`); by default the last query stands at the last key.
+layout (`limelight.forms.layouts`); by default the last query has the position of the last key.
 
 Here ``p`` is the position of the query and ``j`` that of the key:
 

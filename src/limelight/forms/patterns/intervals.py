@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...tensors.shapes import check_tensor, describe, position, wrong
 from ..coordinates import Where
-from ..spans import EVERYTHING, MOST_UNITED, NEVER, Reach, Span, Spans
+from ..spans import EVERYTHING, MAX_UNITED_SPANS, NEVER, Reach, Span, Spans
 from .base import Pattern
 
 
@@ -114,7 +114,7 @@ class DilatedWindow(Pattern):
         back, ahead, step = self.back, self.ahead, self.step
         if step == 1:
             return Window(back, ahead).spans(row)
-        if back is None or ahead is None or back + ahead >= MOST_UNITED:
+        if back is None or ahead is None or back + ahead >= MAX_UNITED_SPANS:
             return None
         return tuple(Span(start_offset=n * step, end_offset=n * step + 1) for n in range(-back, ahead + 1))
 

@@ -1,20 +1,20 @@
-"""The interface of a measure: what it observes, what it adds up, and what it says of every head."""
+"""The interface of a measure: what it observes, what it adds up, and what it reports of every head."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ...forms.observations import Observations, Observe
-from ..subjects import Subject
+from ..subjects import Run, Subject
 from .sample import Sample
-from .sums import Interval
+from .sums import Interval, Numbers, Offsets, Ratio, Shares, State
 
 FLAGS = ("logsumexp", "max_score", "max_weight", "entropy", "distance", "received")
 
@@ -24,7 +24,8 @@ class Request:
     """What a measure observes of one text, the same in every layer; fields as those of `limelight.Observe`.
 
     Args:
-        flags: names of the observations that are on or off: ``entropy``, ``distance``, ``max_weight``, ``received``.
+        flags: names of the observations that are on or off: ``entropy``, ``distance``, ``max_weight``, ``received`` of
+            `Observe`, and ``sinks`` for the weight on each sink of the sample.
         top: how many of the largest weights.
         features: ``(L, F)`` float32.
         rows: ``(R,)`` int64.
@@ -38,43 +39,62 @@ class Request:
     pairs: Tensor | None = None
 
 
+@dataclass(repr=False)
+class Part(Observations):
+    """The observations of one layer that a measure requested, ``(H, ...)`` each: there is no batch.
+
+    Args:
+        sinks: ``(H, L, S)``: the weight that each query gives to each of ``sample.sinks``.
+    """
+
+    sinks: Tensor | None = None
+
+    @property
+    def sink(self) -> Tensor:
+        """``(H, L)``: the weight that each query gives to all sinks."""
+        assert self.sinks is not None
+        return self.sinks.sum(-1)
+
+
 class Union:
     """One `Observe` that serves several requests, and the part of its observations that belongs to each.
 
     Args:
         requests: of the measures, in their order.
+        sample: the text.
     """
 
-    def __init__(self, requests: list[Request]) -> None:
+    def __init__(self, requests: list[Request], sample: Sample) -> None:
         self.requests = requests
         flags: dict[str, Any] = {flag: any(flag in request.flags for request in requests) for flag in FLAGS}
+        self.sinks = len(sample.sinks) if any("sinks" in request.flags for request in requests) else 0
+        sinks = torch.eye(len(sample), dtype=torch.float32, device="cpu")[:, list(sample.sinks)] if self.sinks else None
         self.observe = Observe(
             **flags,
             top=max((request.top for request in requests), default=0),
-            features=_joined([request.features for request in requests], 1),
+            features=_joined([sinks, *[request.features for request in requests]], 1),
             rows=_joined([request.rows for request in requests], 0),
             pairs=_joined([request.pairs for request in requests], 0),
         )
 
-    def parts(self, seen: Observations) -> list[Observations]:
+    def parts(self, seen: Observations) -> list[Part]:
         """For each request its observations of the first row of the batch, ``(H, ...)``."""
-        at = {"features": 0, "rows": 0, "pairs": 0}
+        seen = seen.map(lambda tensor: tensor[0].cpu())
+        at = {"features": self.sinks, "rows": 0, "pairs": 0}
         found = []
         for request in self.requests:
-            fields: dict[str, Any] = {flag: _first(getattr(seen, flag)) for flag in request.flags}
+            fields: dict[str, Any] = {flag: getattr(seen, flag) for flag in request.flags if flag in FLAGS}
+            if "sinks" in request.flags:
+                fields["sinks"] = _some(seen.features)[..., : self.sinks]
             if request.top:
-                fields["top_weights"] = _first(seen.top_weights)[..., : request.top]
-                fields["top_keys"] = _first(seen.top_keys)[..., : request.top]
-            if request.features is not None:
-                fields["features"] = _first(seen.features).narrow(-1, at["features"], request.features.shape[1])
-                at["features"] += request.features.shape[1]
-            if request.rows is not None:
-                fields["rows"] = _first(seen.rows).narrow(1, at["rows"], len(request.rows))
-                at["rows"] += len(request.rows)
-            if request.pairs is not None:
-                fields["pairs"] = _first(seen.pairs).narrow(1, at["pairs"], len(request.pairs))
-                at["pairs"] += len(request.pairs)
-            found.append(Observations(**fields))
+                fields["top_weights"] = _some(seen.top_weights)[..., : request.top]
+                fields["top_keys"] = _some(seen.top_keys)[..., : request.top]
+            for name, dim, size in (("features", -1, 1), ("rows", 1, 0), ("pairs", 1, 0)):
+                wanted = getattr(request, name)
+                if wanted is not None:
+                    fields[name] = _some(getattr(seen, name)).narrow(dim, at[name], wanted.shape[size])
+                    at[name] += wanted.shape[size]
+            found.append(Part(**fields))
         return found
 
 
@@ -83,9 +103,9 @@ def _joined(tensors: list[Tensor | None], dim: int) -> Tensor | None:
     return torch.cat(some, dim) if some else None
 
 
-def _first(tensor: Tensor | None) -> Tensor:
+def _some(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
-    return tensor[0].cpu()
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -95,19 +115,24 @@ class Claim:
     Args:
         role: the name of the role, ``"induction"``.
         threshold: the least score.
-        over_baseline: how far the score must lie above the baseline, as a factor of it (1.1 for ten per cent).
         source: where the threshold comes from.
+        over_baseline: how far the score must lie above the baseline, as a factor of it (1.1 for ten per cent).
+        margin: by how much the score must exceed that of the control, the same positions in a shuffled text; ``None``
+            for a role that is one of position, where the control is reported alone.
     """
 
     role: str
     threshold: float
     source: str
     over_baseline: float = 1.0
+    margin: float | None = 0.1
 
 
 @dataclass(frozen=True)
 class Result:
     """What a measure found.
+
+    Arrays are ``(N, H)``; ``(N, 1)`` for a property of layers, or ``(N + 1, 1)`` of the states between them.
 
     Args:
         measure: its name; with ``detail`` unique within an atlas.
@@ -119,6 +144,8 @@ class Result:
         baseline_name: which of them, in words.
         unit: ``"share"``, ``"nats"``, ``"tokens"``, ``"accuracy"``, ``"loss"`` ...
         claim: of which role this is the evidence; ``None`` for a description without a claim.
+        raw: the share with the sink left in, where ``total`` has it taken out.
+        notes: what a reader of the numbers has to know.
     """
 
     measure: str
@@ -126,24 +153,33 @@ class Result:
     chosen: Interval
     scored: Interval
     total: Interval
-    baseline: npt.NDArray[np.float64] | float
+    baseline: Numbers | float
     baseline_name: str
     unit: str
     claim: Claim | None = None
+    raw: Numbers | None = None
     notes: tuple[str, ...] = field(default=())
 
 
 class Measure(ABC):
     """Something that is measured of every head in one pass over texts.
 
-    For each text `request` is asked once, then `add` is called for every layer in order. Sums live in `Ratio`s, so
-    memory does not grow with the corpus.
+    For each text `request` is called once, then `add` for every layer in order, then `finish`. Sums live in `Ratio`,
+    `Shares`, `Offsets` and numpy arrays that are attributes of the measure: they do not grow with the corpus, and
+    together they are its state.
 
     Args:
         subject: the model.
+
+    Attributes:
+        name: the name in tables.
+        hidden: whether `finish` needs the hidden states.
+        controlled: whether it also counts in texts whose tokens are shuffled, as a control.
     """
 
     name: str
+    hidden: bool = False
+    controlled: bool = True
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -153,17 +189,65 @@ class Measure(ABC):
         """What to observe of a text; ``None`` where this measure has nothing to count in it."""
 
     @abstractmethod
-    def add(self, sample: Sample, layer: int, seen: Observations) -> None:
+    def add(self, sample: Sample, layer: int, seen: Part) -> None:
         """Count one layer of a text: ``seen`` holds what was requested, ``(H, ...)`` each, without a batch."""
+
+    def finish(self, sample: Sample, run: Run) -> None:  # noqa: B027 - most measures have nothing to do here
+        """Called after the last layer of a text; ``run.hidden`` holds the hidden states where `hidden` is true."""
 
     @abstractmethod
     def results(self) -> list[Result]:
         """What was found so far."""
 
-    def state(self) -> dict[str, npt.NDArray[np.generic]]:
+    def state(self) -> State:
         """The sums as arrays, from which a run goes on."""
-        raise NotImplementedError
+        found: State = {}
+        for name, value in vars(self).items():
+            if isinstance(value, np.ndarray):
+                found[name] = value
+            elif isinstance(value, (Ratio, Shares, Offsets)):
+                found |= {f"{name}.{key}": array for key, array in value.state().items()}
+        return found
 
-    def restore(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
+    def restore(self, state: State) -> None:
         """Take over the sums of `state`."""
-        raise NotImplementedError
+        for name, array in self.state().items():
+            array[...] = state[name]
+
+    def share(self, shares: Shares, detail: str, column: int = 0, *, best: float = 0.0, **facts: Any) -> Result:
+        """The `Result` of one column of `Shares`: its baseline is an even spread, or the ``best`` fixed offset."""
+        even = shares.even.interval(None, column).score
+        if best > 0.0:
+            facts = {"baseline_name": "the larger of an even spread and the best fixed offset"} | facts
+        baseline = np.where(np.isfinite(even), np.maximum(even, best), np.nan)
+        return self.result(shares.ratio, detail, column, baseline=baseline, raw=shares.ratio.per_case(column), **facts)
+
+    def result(self, ratio: Ratio, detail: str, column: int = 0, *, baseline: Numbers | float, **facts: Any) -> Result:
+        """The `Result` of one column of a ratio; ``facts`` are its other fields."""
+        chosen, scored, total = (ratio.interval(half, column) for half in (0, 1, None))
+        facts = {"measure": self.name, "unit": "share", "baseline_name": "even spread"} | facts
+        return Result(detail=detail, chosen=chosen, scored=scored, total=total, baseline=baseline, **facts)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A source of texts, and what is measured on them.
+
+    Args:
+        name: in tables and in the progress bar.
+        samples: the texts from the first on, the same at every call.
+        measures: new measures; called a second time for those of the control.
+        tokens: how many tokens there are about, for the progress bar.
+        control_every: of how many pairs of texts (one of each half) one is run a second time with its tokens shuffled;
+            0 for no control.
+    """
+
+    name: str
+    samples: Callable[[], Iterator[Sample]]
+    measures: Callable[[], list[Measure]]
+    tokens: int
+    control_every: int = 4
+
+    def controlled(self, sample: Sample) -> bool:
+        """Whether a text is also run with its tokens shuffled."""
+        return self.control_every > 0 and (sample.number // 2) % self.control_every == 0

@@ -45,6 +45,36 @@ class Sample:
         return torch.tensor([self.text.ids], dtype=torch.int64, device="cpu")
 
     @cached_property
+    def shuffled(self) -> Tensor:
+        """``(1, L)``: the ids with all tokens but the sinks in another order, a pure function of ``number``.
+
+        As a control the model runs on these, while the sample stays what it is: the same pairs of positions are
+        measured, so that a head which finds its keys by position alone scores as before.
+        """
+        generator = torch.Generator("cpu").manual_seed(self.number)
+        at = self.queries
+        ids = self.ids.clone()
+        ids[0, at] = ids[0, at[torch.randperm(len(at), generator=generator, device="cpu")]]
+        return ids
+
+    @cached_property
+    def sinks(self) -> tuple[int, ...]:
+        """The tokens that take left-over attention: the first one, and special tokens (Xiao 2023, Clark 2019)."""
+        return tuple(i for i, special in enumerate(self.text.special) if special or i == 0)
+
+    @cached_property
+    def queries(self) -> Tensor:
+        """``(Q,)`` int64: the tokens that are no sink, of which measures count the weights."""
+        kept = set(range(len(self))) - set(self.sinks)
+        return torch.tensor(sorted(kept), dtype=torch.int64, device="cpu")
+
+    def visible(self, causal: bool) -> Tensor:
+        """``(L,)`` float: how many keys that are no sink each query sees (in a model without windows)."""
+        present = torch.ones(len(self), dtype=torch.float32, device="cpu")
+        present[list(self.sinks)] = 0.0
+        return present.cumsum(0) if causal else present.sum().expand(len(self))
+
+    @cached_property
     def joined(self) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
         """The tokens with their words, and the words with their tokens."""
         return join_words(self.text.text, self.text.tokens, self.text.spans, self.text.special)

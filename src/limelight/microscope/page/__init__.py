@@ -4,6 +4,6 @@ The view is built from ``web/`` into ``view.js`` and ``view.css`` beside this fi
 and the report's data into ``template.html``. Users need neither Node nor a network.
 """
 
-from .write import PAGE_LIMIT, make_page, write_page
+from .write import ATLAS_LIMIT, PAGE_LIMIT, make_atlas, make_page, write_atlas, write_page
 
-__all__ = ["PAGE_LIMIT", "make_page", "write_page"]
+__all__ = ["ATLAS_LIMIT", "PAGE_LIMIT", "make_atlas", "make_page", "write_atlas", "write_page"]

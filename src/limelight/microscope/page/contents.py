@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..comparison import Comparison
+from ..cross import Cross
 from ..predictions import Predictions
 from ..reading import Reading
 
@@ -43,4 +44,8 @@ class Contents(Protocol):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the texts and the model."""
+        """Warnings about the texts, such as unknown tokens."""
+
+    @property
+    def cross(self) -> Cross | None:
+        """What an encoder-decoder looked at in its source."""

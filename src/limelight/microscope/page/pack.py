@@ -4,11 +4,11 @@
 
     {"format": "limelight.page", "version": 1,
      "model": {"name", "kind", "layers": N, "heads": H},
-     "notes": [sentence, ...], "chosenBy": phrase,
+     "notes": [sentence, ...], "warnings": [sentence, ...], "chosenBy": phrase,
      "readings": [{
         "text", "causal",
         "tokens": {"text": [...], "start": [...], "end": [...], "word": [...], "special": [position, ...],
-                   "apart": [position, ...]},
+                   "apart": [position, ...], "unknown": [position, ...]},
         "words":  {"text": [...], "mark": [punctuation, ...], "content": [word, ...]},
         "chosen": [word, ...],
         "map":    {"block": tokens per block (1: exact weights), "shares": Packed (N, H, T, T),
@@ -18,6 +18,8 @@
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
+        "norms": Packed (N, H, L) | null (norm of what a head writes for a key; of exact weights only),
+        "offsets": {"mean": Packed (N, H, bins), "count": [bins numbers]},  (`OffsetProfile`: total / count)
         "received": Packed (N, L) log2(weight received / even weight),
         "path": Packed (N + 1, U), "steps": Packed (N + 1, U), "pathOfAll": [N + 1 numbers]}, ...],
      "writing": with predictions only; described in ``pack_writing.py``,
@@ -127,6 +129,7 @@ def _report(report: Contents, detail: Detail, ranked: Sequence[Callable[[], Rela
         "version": VERSION,
         "model": asdict(report.model),
         "notes": report.notes,
+        "warnings": report.warnings,
         "chosenBy": report.chosen_by,
         "readings": [
             _reading(reading, list(chosen), detail, relations)
@@ -156,6 +159,7 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail, ranked: Callab
             "word": [token.word for token in tokens],
             "special": [index for index, token in enumerate(tokens) if token.special],
             "apart": list(reading.apart),
+            "unknown": list(reading.unknown),
         },
         "words": {
             "text": [word.text.translate(_VISIBLE) for word in words],
@@ -170,6 +174,13 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail, ranked: Callab
             "entropy": float(np.mean(np.log(reading.visible))),
             "distance": even_distance(reading),
             "share": float(np.mean(1.0 / reading.visible)),
+        },
+        "norms": pack_numbers(reading.value_norms, 16)
+        if reading.value_norms is not None and _whole(reading, detail)
+        else None,
+        "offsets": {
+            "mean": pack_numbers(reading.offsets.total / np.maximum(reading.offsets.count, 1.0), 16, 0.0, 1.0, True),
+            "count": reading.offsets.count.astype(int).tolist(),
         },
         "received": pack_numbers(ratio, 8, -8.0, 14.0),
         "path": pack_numbers(reading.path, 16 if fine else 8, -1.0, 1.0),

@@ -1,65 +1,36 @@
-"""Assemble template, view and data, and write the file atomically.
-
-A text may hold anything, ``</script><img src=x onerror=...>`` among it. Three measures keep it inert: the data stands
-in a block that browsers do not run, with every ``<``, ``>`` and ``&`` written as an escape, so no tag can begin or
-end in it; the view builds its elements with ``textContent`` only; and the content security policy lets nothing run
-but this view's own script, named by its hash, and nothing load at all.
-"""
+"""Write a page into a file, in one step."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import os
-from importlib.resources import files
+from functools import partial
 
-from ...text import printable
+from ...tensors.shapes import wrong
 from ..files import write_atomically
+from .atlas_pack import AtlasLike, pack_atlas
+from .compose import compose
 from .contents import Contents
 from .pack import pack
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB up to `LONG` tokens,
 LONG, LONG_LIMIT = 10_000, 8_000_000 - 1  # and under 8 MB beyond
-
-# In JSON these stand only inside strings, where an escape means the same.
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+ATLAS_LIMIT = 5_000_000  # bytes, for any number of heads
 
 
 def make_page(report: Contents, limit: int | None = None) -> str:
     """Return the page as text, at most ``limit`` bytes of UTF-8; by default 3 MB, and 8 MB beyond 10,000 tokens.
 
     Raises:
-        ValueError: not even the coarsest form of the report fits.
+        ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
     """
+    if report.cross is not None:
+        got = f"this one is of {report.model.name}, which has an encoder and a decoder"
+        raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     if limit is None:
         limit = LONG_LIMIT if sum(reading.length for reading in report.readings) > LONG else PAGE_LIMIT
-    here = files(__package__)
-    template, view, style = (
-        here.joinpath(name).read_text("utf-8") for name in ("template.html", "view.js", "view.css")
-    )
-    frame = len((template + view + style).encode()) + 2048  # hashes, title
-    title = html.escape(f"{_shorten(report.readings[0].text)} · {report.model.name}")
-    spare = limit - frame - len(title.encode())
-    # Escapes lengthen the data: measure again with what they cost taken off.
-    data = pack(report, spare).translate(_ESCAPES)
-    if (over := len(data.encode()) - spare) > 0:
-        data = pack(report, spare - over).translate(_ESCAPES)
-    parts = {
-        "{{title}}": title,
-        "{{style_hash}}": _hash(style),
-        "{{view_hash}}": _hash(view),
-        "{{style}}": style,
-        "{{data}}": data,
-        "{{view}}": view,
-    }
-    # One pass, so that nothing which looks like a placeholder inside a part is ever replaced.
-    page, rest = "", template
-    for placeholder, part in parts.items():
-        before, found, rest = rest.partition(placeholder)
-        assert found, f"template.html has no {placeholder}"
-        page += before + part
-    return page + rest
+    text = " ".join(report.readings[0].text.split())
+    short = text if len(text) <= 60 else text[:59] + "…"
+    return compose("view", f"{short} · {report.model.name}", partial(pack, report), limit)
 
 
 def write_page(report: Contents, path: str | os.PathLike[str]) -> int:
@@ -71,10 +42,35 @@ def write_page(report: Contents, path: str | os.PathLike[str]) -> int:
     return write_atomically(path, make_page(report).encode())
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def make_atlas(atlas: AtlasLike, other: AtlasLike | None = None, limit: int = ATLAS_LIMIT) -> str:
+    """Return the page of an atlas as text, at most ``limit`` bytes of UTF-8: all heads of a model over a corpus.
+
+    Args:
+        atlas: what was measured of every head, as `limelight.heads` returns it.
+        other: an atlas of a second model or checkpoint with as many layers and heads, shown head by head beside it.
+        limit: of the page in bytes; examples and heat maps are left out, the weakest first, until it fits.
+
+    Raises:
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
+    """
+    described = atlas.to_dict()
+    title = f"Atlas of heads · {described['model']['name']}"
+    against = None if other is None else other.to_dict()
+    return compose("atlas", title, partial(pack_atlas, described, against), limit)
 
 
-def _shorten(text: str, most: int = 60) -> str:
-    line = printable(" ".join(text.split()))
-    return line if len(line) <= most else line[: most - 1] + "…"
+def write_atlas(atlas: AtlasLike, path: str | os.PathLike[str], other: AtlasLike | None = None) -> int:
+    """Write the page of an atlas to ``path`` and return its size in bytes. The file is replaced atomically.
+
+    Args:
+        atlas: what was measured of every head, as `limelight.heads` returns it.
+        path: of the HTML file.
+        other: a second atlas to compare with, head by head.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written to.
+        ArgumentError: the two atlases differ in layers or heads.
+        ValueError: the page does not fit even without examples.
+    """
+    return write_atomically(path, make_atlas(atlas, other).encode())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from ...checkpoints.load import load
-from ...formats.errors import FamilyError
+from ...formats.errors import CheckpointError, FamilyError
+from ...nn import PatchEmbedding
 from ...pretrained import Pretrained
 from ...tensors.shapes import describe, wrong
 from .base import Run, Source, Subject
@@ -36,6 +38,7 @@ def subject_of(model: Any, *, tokenizer: Any = None, processor: Any = None) -> S
     if isinstance(model, tuple) and len(model) == 2 and tokenizer is None:
         model, tokenizer = model
     reader = tokenizer if processor is None else processor
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, which nothing sees into
     if _of_transformers(model):
         return _theirs(model, reader)
     if reader is not None:
@@ -48,6 +51,9 @@ def subject_of(model: Any, *, tokenizer: Any = None, processor: Any = None) -> S
             model = load(model)
         except FamilyError as error:
             return _opened(os.fspath(model), error)
+        if isinstance(model.network.embedding, PatchEmbedding) and model.source.is_dir():
+            with suppress(CheckpointError):  # transformers has processors of pictures
+                return _opened(model.name, FamilyError(f"{model.name} reads pictures.", model.source / "config.json"))
     if isinstance(model, Pretrained):
         return PretrainedSubject(model)
     what = f"it is a {type(model).__name__} of {type(model).__module__.partition('.')[0]}"
@@ -68,8 +74,11 @@ def _of_transformers(model: object) -> bool:
 
 
 def _theirs(model: Any, reader: Any) -> Subject:
-    from .transformers import TransformersSubject  # an optional library
+    from .pictures import PictureSubject  # both need an optional library
+    from .transformers import TransformersSubject
 
+    if getattr(model, "main_input_name", None) == PictureSubject.reads:
+        return PictureSubject(model, reader)
     return TransformersSubject(model, reader)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...generation import Sampler
 from ...generation.sampling import draws, penalised, tokens_in
+from ...tensors.shapes import describe, wrong
 from ...text import Text, printable
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
@@ -73,6 +74,7 @@ class Subject(ABC):
         limit: the number of positions; ``None`` if there is no limit.
         vocabulary: the number of token ids.
         hears: whether the encoder reads sounds.
+        grid: rows and columns of the patches, and the pixels along a side of one, of a model that reads pictures.
         alignment_heads: ``(layer, head)`` of cross-attention that the checkpoint names as following the source.
     """
 
@@ -88,6 +90,7 @@ class Subject(ABC):
     limit: int | None = None
     vocabulary: int
     hears: bool = False
+    grid: tuple[int, int, int] | None = None
     alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -98,6 +101,24 @@ class Subject(ABC):
     @abstractmethod
     def tokenize(self, text: str) -> Text:
         """The tokens of a text as the model reads it, special tokens included."""
+
+    def read(self, given: Any) -> tuple[Text, Tensor]:
+        """What `run` takes of an input, ``(1, L)`` ids, and what its tokens are.
+
+        Args:
+            given: a text; for a model that reads pictures one of PIL's, or its numbers.
+
+        Raises:
+            ArgumentError: a text without a word, or no text.
+        """
+        if not isinstance(given, str) or not given.strip():
+            way_out = 'For example: "The bank is near the river."'
+            raise wrong("text", "must hold at least one word", f"it is {describe(given)}", way_out)
+        text = self.tokenize(given)
+        if not text.ids:
+            got = f"the tokenizer of {self.name} makes none of {describe(given)}"
+            raise wrong("text", "must make at least one token", got, "Its vocabulary may lack these characters.")
+        return text, torch.tensor([text.ids], dtype=torch.int64, device="cpu")
 
     def read_source(self, source: Any) -> Source:
         """What the encoder of an encoder-decoder reads: a text; or a WAV file or samples, for one that hears."""
@@ -124,7 +145,7 @@ class Subject(ABC):
         """Run the model, without gradients.
 
         Args:
-            ids: ``(B, L)`` int64 token ids.
+            ids: ``(B, L)`` int64 token ids, or the numbers of pictures as `read` gives them.
             lengths: ``(B,)`` int64: how many tokens of each row exist, the rest is padding on the right; ``None``: all.
             source: ``(B, Lk)`` token ids (or the numbers of a sound or picture) for the encoder of an encoder-decoder.
             hidden: return the hidden states.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +15,30 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 def body_of(model: Any) -> Any:
     """The part of a model below its head."""
     body = model.base_model
-    if body is model:  # some name none
+    if body is model and head_of(model) is not None:  # some name none
         parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
         body = parts[0] if len(parts) == 1 else model
-    return body
+    return body if model.main_input_name in inspect.signature(body.forward).parameters else model
+
+
+def head_of(model: Any) -> Any:
+    """The output embedding of a model; ``None`` where there is none."""
+    try:
+        return model.get_output_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def table_of(*parts: Any) -> Tensor | None:
+    """The table of input embeddings, ``(vocabulary, width)``, of the first part that has one."""
+    for part in parts:
+        try:
+            table = getattr(part.get_input_embeddings(), "weight", None)
+        except (NotImplementedError, AttributeError):
+            continue
+        if isinstance(table, Tensor) and table.dim() == 2:
+            return table
+    return None
 
 
 def states_in(output: Any, seq2seq: bool) -> tuple[Tensor, ...]:

@@ -13,12 +13,13 @@ from ...generation import Sampler
 from ...generation.prompts import decoder_beginning
 from ...models import DecoderOnly, EncoderDecoder
 from ...models.sound import spectrum
-from ...nn import SpectrumEmbedding
+from ...nn import PatchEmbedding, SpectrumEmbedding
 from ...pretrained import Pretrained
 from ...tensors.shapes import wrong
 from ...text import Text, Tokens
 from ..words import unknown_token
 from .base import Run, Source, Subject, shown_name
+from .patches import Patches
 from .sound import FRAME_SECONDS, alignment_heads_in, heard, states_of
 from .texts import MOST_WRITTEN, after, text_of
 
@@ -42,11 +43,20 @@ class PretrainedSubject(Subject):
         self.blocks = config.layers
         self.limit, self.vocabulary = config.limit, config.vocabulary
         self.kind = "decoder" if isinstance(network, DecoderOnly) else "encoder"
+        self._patches = None
+        if isinstance(network.embedding, PatchEmbedding):
+            self._patches = _patches(network.embedding)
+            self.grid = self._patches.grid
         if isinstance(network, EncoderDecoder):
             self.kind = "encoder-decoder"
             self.encoder_names, self.cross_names = network.encoder.attention_names, network.cross_names
             self.hears = isinstance(network.encoder.embedding, SpectrumEmbedding)
             self.alignment_heads = alignment_heads_in(model.source, self.layers, self.heads)
+
+    def read(self, given: Any) -> tuple[Text, Tensor]:
+        if self._patches is None:
+            return super().read(given)
+        return self._patches.text, self._patches.numbers(given)
 
     def tokenize(self, text: str) -> Text:
         return self.model.read(text).texts[0]
@@ -60,7 +70,7 @@ class PretrainedSubject(Subject):
         hidden: bool = False,
         logits: bool = False,
     ) -> Run:
-        ids = ids.to(self.model.device)
+        ids = ids.to(self.model.device, self.model.dtype if ids.is_floating_point() else None)
         layout = None if lengths is None else Padded(lengths)
         with torch.inference_mode():
             if source is None:
@@ -105,10 +115,11 @@ class PretrainedSubject(Subject):
         def before(depth: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             return lambda _, given: visit(depth, given[0])
 
+        ids = ids.to(self.model.device, self.model.dtype if ids.is_floating_point() else None)
         hooks = [layer.register_forward_pre_hook(before(depth)) for depth, layer in enumerate(network.layers)]
         try:
             with torch.inference_mode():
-                visit(self.layers, network(ids.to(self.model.device), logits=False).states)
+                visit(self.layers, network(ids, logits=False).states)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -135,7 +146,7 @@ class PretrainedSubject(Subject):
 
     @property
     def unknown_token(self) -> str | None:
-        return unknown_token(self.model.tokenizer)
+        return None if self._patches is not None else unknown_token(self.model.tokenizer)
 
     def spell(self, token: int) -> str:
         return self.model.tokenizer.backend.id_to_token(token) or f"<{token}>"
@@ -157,3 +168,12 @@ class PretrainedSubject(Subject):
             if isinstance(name, str):
                 found[name] = module
         return found
+
+
+def _patches(embedding: PatchEmbedding) -> Patches:
+    """How our embedding of pictures cuts them."""
+    side, across = embedding.patches.kernel_size
+    if side != across:
+        got = f"its patches have {side} x {across} pixels"
+        raise wrong("model", "must read pictures in square patches", got, "Take another model.")
+    return Patches(embedding.channels, *embedding.size, side)

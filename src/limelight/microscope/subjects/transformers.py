@@ -15,11 +15,11 @@ from ...backends.contract import BackendError
 from ...forms.observations import current_watcher, watching
 from ...integrations.transformers import NAME, enable, report
 from ...models.sound import RATE, spectrum
-from ...tensors.shapes import describe, wrong
+from ...tensors.shapes import wrong
 from ...text import Text
 from .base import Run, Source, Subject, shown_name
 from .discovery import SOURCE, TARGET, Call, Discovery, Renamed, discover
-from .parts import Given, body_of, configs_of, giving, positions_of, states_in
+from .parts import Given, body_of, configs_of, giving, head_of, positions_of, states_in, table_of
 from .sound import FRAME_SECONDS, existing_heads, heard, states_of
 from .texts import MOST_WRITTEN, after, cut, read_text, text_of, unknown_token_of
 
@@ -44,6 +44,8 @@ class TransformersSubject(Subject):
             alone, or the tokenizer has ids that the model does not have.
     """
 
+    reads = "input_ids"
+
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
         enable()
         self.model = model
@@ -56,23 +58,30 @@ class TransformersSubject(Subject):
         self._decoder: Any = self.base.get_decoder() if self._seq2seq else self.base
         self.hears = model.main_input_name == "input_features"
         self._check_inputs()
-        self.vocabulary = self.embeddings().shape[0]
-        self.limit = positions_of(self._decoder)
+        self._measure()
         self._check_layers()
         self._found, output = self._discover()
         hidden = states_in(output, self._seq2seq)
         self._modules = tuple(call.module for call in self._found.calls)
         encoded = getattr(output, "encoder_last_hidden_state", None)
-        self._name_layers(hidden, SOURCE if encoded is None else encoded.shape[1])
+        self._name_layers(hidden, self._length(output), SOURCE if encoded is None else encoded.shape[1])
         self._find_norm(output, hidden)
 
     def _check_inputs(self) -> None:
         """Refuse what reads neither texts nor the sounds of Whisper."""
         name = self.model.main_input_name
-        if name != "input_ids" and not (self.hears and self._seq2seq and self.model.config.model_type == "whisper"):
+        if name != self.reads and not (self.hears and self._seq2seq and self.model.config.model_type == "whisper"):
             got = f"{self.name} reads {name}"
             way_out = "limelight.watching observes its layers (limelight.integrations.transformers)."
-            raise wrong("model", "must read text, or sounds as Whisper does", got, way_out)
+            raise wrong("model", "must read text, pictures, or sounds as Whisper does", got, way_out)
+
+    def _measure(self) -> None:
+        self.vocabulary = self.embeddings().shape[0]
+        self.limit = positions_of(self._decoder)
+
+    def _length(self, output: Any) -> int:
+        """The number of tokens of the run on a few."""
+        return TARGET if self._seq2seq else SOURCE
 
     def _check_layers(self) -> None:
         with self._observing():
@@ -82,8 +91,8 @@ class TransformersSubject(Subject):
             why = next(iter(layers.own.values()), "no layer of it is attention")
             raise wrong("model", "must have attention that can be observed", f"of {self.name} {why}", OUTSIDE)
 
-    def _discover(self) -> tuple[Discovery, Any]:
-        """Run the model on a few tokens; return what was found, and its output."""
+    def _few(self) -> dict[str, Tensor]:
+        """Inputs of a few tokens."""
         device = self.model.device
         ids = (torch.arange(SOURCE, device=device) + 1) % self.vocabulary
         inputs: dict[str, Tensor] = {"input_ids": ids[None]}
@@ -92,6 +101,11 @@ class TransformersSubject(Subject):
             inputs = {"input_features": torch.zeros(1, *sizes, dtype=self.model.dtype, device=device)}
         if self._seq2seq:
             inputs["decoder_input_ids"] = ids[None, :TARGET]
+        return inputs
+
+    def _discover(self) -> tuple[Discovery, Any]:
+        """Run the model on a few tokens; return what was found, and its output."""
+        inputs = self._few()
         try:
             with self._observing():
                 found, output = discover(self.base, lambda: self._call(self.base, inputs, hidden=True))
@@ -100,24 +114,25 @@ class TransformersSubject(Subject):
         except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             got = f"{self.name} raised {type(error).__name__}: {reason:.200}"
-            raise wrong(
-                "model", "must run on token ids alone", got, "Of a model of several parts, pass one part."
-            ) from error
+            rule = f"must run on {self.model.main_input_name} alone"
+            raise wrong("model", rule, got, "Of a model of several parts, pass one part.") from error
+        if not states_in(output, self._seq2seq):
+            raise wrong("model", "must return its hidden states", f"{self.name} returns none", "Pass one part of it.")
         return found, output
 
     def _find_norm(self, output: Any, hidden: tuple[Tensor, ...]) -> None:
         """Find the last norm, and whether the last of the hidden states lacks it."""
         last = getattr(output, "last_hidden_state", None)
-        last = hidden[-1] if last is None and hidden else last
-        self._norm = self._found.norm_before(last) if isinstance(last, Tensor) else None
-        self._lacks_norm = bool(hidden) and isinstance(last, Tensor) and not torch.equal(hidden[-1], last)
+        last = hidden[-1] if last is None else last
+        self._norm = self._found.norm_before(last)
+        self._lacks_norm = not torch.equal(hidden[-1], last)
 
-    def _name_layers(self, hidden: tuple[Tensor, ...], states: int) -> None:
+    def _name_layers(self, hidden: tuple[Tensor, ...], length: int, states: int) -> None:
         """Give every call its place: encoder, main stack, or cross-attention."""
-        decoder = {name for name, module in self.base.named_modules() if module in set(self._decoder.modules())}
+        inner = set(self._decoder.modules())
+        decoder = {name for name, module in self.base.named_modules() if module in inner}
         own: list[tuple[str, Call]] = []
         encoder, cross = [], []
-        length = TARGET if self._seq2seq else SOURCE
         for name, call in zip(self._found.names, self._found.calls, strict=True):
             if self._seq2seq and call.module not in decoder:
                 encoder.append(name)
@@ -166,7 +181,8 @@ class TransformersSubject(Subject):
         return module(**inputs, **extra, output_attentions=False, output_hidden_states=hidden, return_dict=True)
 
     def tokenize(self, text: str) -> Text:
-        return self._checked(read_text(self._reader(), text))
+        table = table_of(self.base, self.model, self._decoder)
+        return self._checked(read_text(self._reader(), text), self.vocabulary if table is None else len(table))
 
     def read_source(self, source: Any) -> Source:
         if not self.hears:
@@ -181,7 +197,7 @@ class TransformersSubject(Subject):
 
     def read_target(self, text: str) -> Text:
         read = read_text(self._reader(), text, target=True)
-        read = self._checked(read, self._decoder.get_input_embeddings().weight.shape[0])
+        read = self._checked(read, self.vocabulary)
         start = self._start()
         if read.ids and read.special[-1] and read.ids[-1] != start:
             read = cut(read, len(read) - 1)
@@ -225,9 +241,8 @@ class TransformersSubject(Subject):
             raise wrong("tokenizer", "must come with the model to read text", got, "Pass tokenizer=, or (model, it).")
         return self.tokenizer
 
-    def _checked(self, text: Text, vocabulary: int | None = None) -> Text:
+    def _checked(self, text: Text, vocabulary: int) -> Text:
         """The text, unless it holds an id that the model does not have."""
-        vocabulary = self.vocabulary if vocabulary is None else vocabulary
         for token, number in zip(text.tokens, text.ids, strict=True):
             if not 0 <= number < vocabulary:
                 raise wrong(
@@ -262,7 +277,7 @@ class TransformersSubject(Subject):
                 states = (*states[:-1], self._norm(states[-1]))
         return Run(
             tuple(states[depth] for depth in self._depths) if states else (),
-            output.logits if logits and self._head() is not None else None,
+            output.logits if logits and head_of(self.model) is not None else None,
             tuple(getattr(output, "encoder_hidden_states", None) or ()) if hidden else (),
         )
 
@@ -291,19 +306,12 @@ class TransformersSubject(Subject):
         dtype = self.model.dtype if source.is_floating_point() else None
         return {self.model.main_input_name: source.to(self.model.device, dtype)}
 
-    def _head(self) -> Any:
-        """The output embedding; ``None`` where there is none."""
-        try:
-            return self.model.get_output_embeddings()
-        except NotImplementedError:
-            return None
-
     def lens(self, states: Tensor, depth: int) -> Tensor | None:
         """The logits of hidden states: the last norm (unless they passed it), then all that the model's head does.
 
         The head is the model's own code after its last states, scalings and caps included.
         """
-        if self._head() is None:
+        if head_of(self.model) is None:
             return None
         rows = states.to(self.model.device, self.model.dtype).reshape(1, -1, states.shape[-1])
         if depth < self.layers and self._norm is not None:
@@ -327,10 +335,9 @@ class TransformersSubject(Subject):
         return [stack for stack in (self.base, inner) if isinstance(stack, PreTrainedModel) and stack is not self.model]
 
     def embeddings(self) -> Tensor:
-        table = getattr(self._decoder.get_input_embeddings(), "weight", None)
-        if not isinstance(table, Tensor) or table.dim() != 2:
-            got = f"{self.name} has {describe(table)}"
-            raise wrong("model", "must have a table of token embeddings", got, "Use another model.")
+        table = table_of(self._decoder, self.base, self.model)
+        if table is None:
+            raise wrong("model", "must have a table of token embeddings", f"{self.name} has none", "Use another model.")
         return table.detach()
 
     def output_weight(self, name: str) -> Tensor:

@@ -82,4 +82,11 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     )
 
 
-ALBERT = Family("albert", EncoderOnly, configure, publish, rules)
+ALBERT = Family(
+    "albert",
+    EncoderOnly,
+    configure,
+    publish,
+    rules,
+    default_tokens={"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+)

@@ -198,4 +198,16 @@ def half_rules(side: str, ours: str) -> tuple[KeyRule, ...]:
     )
 
 
-BART = Family("bart", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())
+BART = Family(
+    "bart",
+    EncoderDecoder,
+    configure,
+    publish,
+    rules,
+    initialisation=lambda config: Xavier(),
+    default_tokens={
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        **dict.fromkeys(("eos_token_id", "decoder_start_token_id", "forced_eos_token_id"), 2),
+    },
+)

@@ -186,4 +186,4 @@ def norm_rules(published: str, ours: str) -> tuple[KeyRule, ...]:
     )
 
 
-BERT = Family("bert", EncoderOnly, configure, publish, rules)
+BERT = Family("bert", EncoderOnly, configure, publish, rules, default_tokens={"pad_token_id": 0})

@@ -107,4 +107,4 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     )
 
 
-DISTILBERT = Family("distilbert", EncoderOnly, configure, publish, rules)
+DISTILBERT = Family("distilbert", EncoderOnly, configure, publish, rules, default_tokens={"pad_token_id": 0})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -90,6 +90,7 @@ class Family:
         marian: configuration and rules of Marian's own files, or ``None``.
         float32_in_float16: ends of the names of parameters that are float32 in a model loaded in float16.
         initialisation: draws the first weights of a model of a configuration, as published.
+        default_tokens: ids of special tokens that transformers assumes where a configuration has none, by their keys.
     """
 
     name: str
@@ -102,3 +103,17 @@ class Family:
     marian: MarianNames | None = None
     float32_in_float16: tuple[str, ...] = ()
     initialisation: Callable[[Config], Callable[[nn.Module], None]] = _normal_weights
+    default_tokens: Mapping[str, int | tuple[int, ...]] = field(default_factory=dict)
+
+    def unset_tokens(self, vocabulary: int) -> dict[str, int | None]:
+        """The published value that means no token, for each of the ``default_tokens`` beyond a vocabulary.
+
+        With an id beyond it transformers makes no model. It takes ``None`` for every token but that which a decoder
+        starts with, where -1 stands for none.
+
+        Args:
+            vocabulary: the number of tokens of a model.
+        """
+        most = {key: max(ids) if isinstance(ids, tuple) else ids for key, ids in self.default_tokens.items()}
+        beyond = [key for key, token in most.items() if token >= vocabulary]
+        return {key: -1 if key == "decoder_start_token_id" else None for key in beyond}

@@ -83,4 +83,11 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-GEMMA2 = Family("gemma2", DecoderOnly, configure, publish, rules)
+GEMMA2 = Family(
+    "gemma2",
+    DecoderOnly,
+    configure,
+    publish,
+    rules,
+    default_tokens={"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+)

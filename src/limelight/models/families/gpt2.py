@@ -115,4 +115,5 @@ GPT2 = Family(
     publish,
     rules,
     initialisation=lambda config: Normal(layers=config.layers),
+    default_tokens={"bos_token_id": 50256, "eos_token_id": 50256},
 )

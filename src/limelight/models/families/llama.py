@@ -154,4 +154,5 @@ LLAMA = Family(
     publish,
     decoder_rules,
     GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules, gguf_scaling, gguf_check),
+    default_tokens={"bos_token_id": 1, "eos_token_id": 2},
 )

@@ -80,4 +80,15 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-MARIAN = Family("marian", EncoderDecoder, configure, publish, rules, initialisation=lambda config: Xavier())
+MARIAN = Family(
+    "marian",
+    EncoderDecoder,
+    configure,
+    publish,
+    rules,
+    initialisation=lambda config: Xavier(),
+    default_tokens={
+        **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), 0),
+        **dict.fromkeys(("decoder_start_token_id", "pad_token_id"), 58100),
+    },
+)

@@ -29,4 +29,11 @@ def publish(config: Config) -> dict[str, Any]:
     }
 
 
-MISTRAL = Family("mistral", DecoderOnly, configure, publish, decoder_rules)
+MISTRAL = Family(
+    "mistral",
+    DecoderOnly,
+    configure,
+    publish,
+    decoder_rules,
+    default_tokens={"bos_token_id": 1, "eos_token_id": 2},
+)

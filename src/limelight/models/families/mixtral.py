@@ -82,4 +82,11 @@ def rules(config: Config) -> KeyRules:
     )
 
 
-MIXTRAL = Family("mixtral", DecoderOnly, configure, publish, rules)
+MIXTRAL = Family(
+    "mixtral",
+    DecoderOnly,
+    configure,
+    publish,
+    rules,
+    default_tokens={"bos_token_id": 1, "eos_token_id": 2},
+)

@@ -159,4 +159,5 @@ PHI3 = Family(
     publish,
     rules,
     GGUFNames(GGUF_FIELDS, "token_embd.weight", "output.weight", gguf_rules, gguf_scaling, gguf_check),
+    default_tokens={"bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000},
 )

@@ -12,17 +12,17 @@ from ...nn import ClassHead, MaskedHead
 from ..config import Recipe
 
 # The maximum of each integer of a configuration that sets a number of modules: parameters take no memory before
-# they are read, but a billion modules would. `MOST_WHOLE` bounds all others: products of sizes then stay in range.
-MOST = {
+# they are read, but a billion modules would. `MAX_INTEGER` bounds all others: products of sizes then stay in range.
+MAX_MODULES = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"), 1000),
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 1000),
     "num_local_experts": 1024,
     "num_labels": 1_000_000,
 }
-MOST_WHOLE = 2**31 - 1
-MOST_NUMBER = 1e15  # beyond, products of two numbers and a length leave what float64 counts exactly
-MOST_FACTOR = 1e6  # the largest `factor` of a RoPE scaling
-MOST_PARTS = 4096  # experts of all layers together
+MAX_INTEGER = 2**31 - 1
+MAX_NUMBER = 1e15  # beyond, products of two numbers and a length leave what float64 counts exactly
+MAX_ROPE_FACTOR = 1e6  # the largest `factor` of a RoPE scaling
+MAX_EXPERTS = 4096  # experts of all layers together
 
 # How the names of values end that are ids of special tokens.
 SPECIAL_TOKEN_KEYS = ("_token_id", "suppress_tokens", "forced_decoder_ids", "bad_words_ids")
@@ -77,8 +77,8 @@ class Published:
         return value  # type: ignore[no-any-return]
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1, at most `MOST[key]`, else `MOST_WHOLE`."""
-        value, most = self._or(key, default), MOST.get(key, MOST_WHOLE)
+        """A whole number of at least 1, at most `MAX_MODULES[key]`, else `MAX_INTEGER`."""
+        value, most = self._or(key, default), MAX_MODULES.get(key, MAX_INTEGER)
         if not _is_whole(value) or value < 1:
             raise self.refused(key, "a whole number of at least 1")
         if value > most:
@@ -95,7 +95,7 @@ class Published:
         """A height and a width; a single number is used for both."""
         value = self._or(key, default)
         both = list(value) if isinstance(value, (list, tuple)) else [value, value]
-        if len(both) != 2 or not all(_is_whole(one) and 0 < one <= MOST_WHOLE for one in both):
+        if len(both) != 2 or not all(_is_whole(one) and 0 < one <= MAX_INTEGER for one in both):
             raise self.refused(key, "a whole number of at least 1, or two of them")
         return both[0], both[1]
 
@@ -111,7 +111,7 @@ class Published:
     def parts(self, key: str, default: int, *, layers: int) -> int:
         """A number of submodules (experts) in each of the ``layers``, every one with tensors of its own."""
         parts = self.whole(key, default)
-        most = MOST_PARTS if self.tensors is None else min(MOST_PARTS, len(self.tensors))
+        most = MAX_EXPERTS if self.tensors is None else min(MAX_EXPERTS, len(self.tensors))
         if parts * layers > most:
             raise self.refused(key, f"a number that is at most {most} when it is multiplied with the {layers} layers")
         return parts
@@ -136,20 +136,18 @@ class Published:
 
     def coefficient(self, key: str, default: float) -> float:
         """A number of at least 0."""
-        return self._number(
-            key, default, lambda value: 0 <= value <= MOST_NUMBER, f"a number from 0 to {MOST_NUMBER:g}"
-        )
+        return self._number(key, default, lambda value: 0 <= value <= MAX_NUMBER, f"a number from 0 to {MAX_NUMBER:g}")
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number above 0; the ``factor`` of a RoPE scaling is at most `MOST_FACTOR`."""
-        most = MOST_FACTOR if key == "factor" else MOST_NUMBER
+        """A number above 0; the ``factor`` of a RoPE scaling is at most `MAX_ROPE_FACTOR`."""
+        most = MAX_ROPE_FACTOR if key == "factor" else MAX_NUMBER
         return self._number(key, default, lambda value: 0 < value <= most, f"a number above 0, at most {most:g}")
 
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """A list of ``count`` numbers above 0."""
         values = self.get(key)
         holds = isinstance(values, (list, tuple)) and len(values) == count
-        if not holds or not all(_is_number(value) and 0 < value <= MOST_NUMBER for value in values):
+        if not holds or not all(_is_number(value) and 0 < value <= MAX_NUMBER for value in values):
             raise self.refused(key, f"a list of {count} numbers above 0, one for each rotated pair")
         return tuple(map(float, values))
 
@@ -248,7 +246,7 @@ def _is_none(value: Any) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    return _is_whole(value) and 0 <= value <= MOST_WHOLE
+    return _is_whole(value) and 0 <= value <= MAX_INTEGER
 
 
 def _are_tokens(value: object) -> bool:

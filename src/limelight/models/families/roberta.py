@@ -49,4 +49,11 @@ def _head_rules(config: Config) -> tuple[KeyRule | Unused, ...]:
     )
 
 
-ROBERTA = Family("roberta", EncoderOnly, configure, publish, rules)
+ROBERTA = Family(
+    "roberta",
+    EncoderOnly,
+    configure,
+    publish,
+    rules,
+    default_tokens={"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2},
+)

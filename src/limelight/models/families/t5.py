@@ -181,4 +181,5 @@ T5 = Family(
     rules,
     float32_in_float16=WIDE,
     initialisation=lambda config: FanIn(config.width),
+    default_tokens={"pad_token_id": 0, "eos_token_id": 1},
 )

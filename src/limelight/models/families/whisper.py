@@ -193,4 +193,9 @@ WHISPER = Family(
     publish,
     rules,
     ctranslate2=CTranslate2Names("WhisperSpec", describe, special_token_ids, ctranslate2_rules),
+    default_tokens={
+        "decoder_start_token_id": 50257,
+        **{f"{name}_token_id": 50256 for name in ("bos", "eos", "pad")},
+        "begin_suppress_tokens": (220, 50256),
+    },
 )

@@ -1,7 +1,7 @@
 """The keys and values of the tokens that a model has read, so that the next token costs one token.
 
 A `Cache` belongs to one run of one model over a batch of texts. Each forward pass opens a `Step`, every attention layer
-hands its new keys and values to it and gets back all that its queries attend to, and the pass closes the step::
+gives it its new keys and values and gets back all those that its queries attend to, and the pass closes the step::
 
     cache = Cache()
     for tokens in (prompt, next_token, ...):
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...forms.layouts import Layout, Padded
+from ...forms.layouts import Layout
 from ...forms.patterns import Pattern
 from ...tensors.shapes import whole_number, wrong
 from .stores import (
@@ -182,16 +182,14 @@ class Cache:
         count: Lengths = L
         first: Lengths = 0
         if layout is not None:
-            count = _new_tokens(layout, B, L)
-            if isinstance(layout, Padded) and layout.side == "left":
-                first = L - count
-                if maximum(self.lengths) and maximum(first):
-                    raise wrong(
-                        "layout",
-                        "must have its padding at the right once a cache holds tokens",
-                        'it is Padded(..., side="left")',
-                        "Put the new tokens of every row first.",
-                    )
+            first, count = _new_tokens(layout, B, L)
+            if maximum(self.lengths) and maximum(first):
+                raise wrong(
+                    "layout",
+                    "must have its padding at the right once a cache holds tokens",
+                    f"it is {layout!r}",
+                    "Put the new tokens of every row first.",
+                )
         positions, exists = _positions(self.lengths, count, first, B, L, device)
         step = Step(layout, self.limit, self.lengths, count, positions, exists, self._stores, self._graphs)
         if self.limit is not None and step.longest > self.limit:
@@ -254,11 +252,13 @@ def _same(lengths: Lengths) -> Lengths:
     return lengths
 
 
-def _new_tokens(layout: Layout, B: int, L: int) -> Lengths:
+def _new_tokens(layout: Layout, B: int, L: int) -> tuple[Lengths, Lengths]:
+    """Index of the first, and number, of the new tokens of each row."""
     layout.check(B, L, L)
-    if isinstance(layout, Padded) and layout.key_lengths is None:
-        lengths = layout.query_lengths
-        return lengths if isinstance(lengths, int) else _same(lengths.long().cpu())
+    ranges = layout.text_ranges(L)
+    if ranges is not None:
+        first, count = (x if isinstance(x, int) else _same(x.long().cpu()) for x in ranges)
+        return first, count
     raise wrong(
         "layout",
         "must be Padded, with one set of lengths, or None for a model with a cache",

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...backends import reference
 from ...backends.contract import Call
 from ...forms.coordinates import Part
 from ...forms.observations import Observe
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Bytes of scores that a chunk may hold; about ten such arrays are alive while its gradient is computed.
 MAX_CHUNK_BYTES = 4 * 2**20

@@ -1,7 +1,7 @@
 """Which keys the queries of a tile see: intervals of each query, ranges of blocks of the tile, the tile map.
 
 The rows of a tile are queries, or queries by the heads of a group (row ``r`` is query ``first + r // PACK`` and head
-``r % PACK`` of its pack), so that few queries fill a tile together with the heads that share their keys.
+``r % PACK`` of its pack), so that a few queries fill a tile together with the heads that share their keys.
 """
 
 import triton
@@ -250,7 +250,7 @@ def covers(seen_by, low, high, const: tl.constexpr):
 def blocks(begin, end, exists, const: tl.constexpr):
     """``(first, whole_first, whole_last, last)``: blocks of keys that some row sees, and those that every row sees.
 
-    Blocks start at multiples of ``const.BLOCK``. The whole ones lie between the others, which an edge cuts.
+    Blocks start at multiples of ``const.BLOCK``. Those that every row sees are between the partly visible ones.
     """
     low = tl.min(begin, 0)
     high = tl.max(tl.where(begin < end, end, 0), 0)

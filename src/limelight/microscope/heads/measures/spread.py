@@ -1,0 +1,135 @@
+"""How much a head gives to sinks, how broadly it spreads the rest, and how far away."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ...subjects import Subject
+from ..measure import Claim, Measure, Part, Request, Result
+from ..sample import Sample
+from ..sums import Numbers, Ratio
+from .positions import strongest
+
+SINK = Claim("sink", 0.3, "a mean weight of more than 0.3: Gu et al. 2024, section 3", 1.5, None)
+LONG = Claim("long range", 1.25, "a quarter farther than an even spread; there is no agreed threshold", 1.0, None)
+
+
+class Sinks(Measure):
+    """The weight on the first token and on special tokens (Xiao et al. 2023; Gu et al. 2024)."""
+
+    name = "sink"
+    details = ("", "first token", "special tokens")
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.weight = Ratio(subject.layers, subject.heads, len(self.details))
+        self.even, self.queries = np.zeros(len(self.details)), np.zeros(1)
+
+    def request(self, sample: Sample) -> Request | None:
+        return Request(frozenset({"sinks"})) if len(sample.queries) else None
+
+    def add(self, sample: Sample, layer: int, seen: Part) -> None:
+        assert seen.sinks is not None
+        count, sinks = len(sample.queries), np.array(sample.sinks)
+        on = seen.sinks[:, sample.queries].double().sum(1).numpy()  # (H, S)
+        chosen = np.stack([sinks >= 0, sinks == 0, np.array(sample.text.special)[sinks]], 1).astype(np.float64)
+        self.weight.add(sample.number, layer, on @ chosen, count, count)
+        if layer == 0:
+            queries = sample.queries.numpy()
+            seen_sinks = sinks <= queries[:, None] if self.subject.causal else np.ones((count, len(sinks)))
+            keys = queries + 1.0 if self.subject.causal else np.full(count, float(len(sample)))
+            self.even += ((seen_sinks / keys[:, None]) @ chosen).sum(0)
+            self.queries += count
+
+    def results(self) -> list[Result]:
+        even = self.even / np.maximum(self.queries, 1.0)
+        return [
+            self.result(self.weight, name, column, baseline=float(even[column]), claim=None if name else SINK)
+            for column, name in enumerate(self.details)
+            if even[column] > 0
+        ]
+
+
+class Spread(Measure):
+    """Entropy, largest weight and distance of what the sinks leave, each beside that of an even spread.
+
+    With ``s`` the weight on the sinks, the other weights ``p`` of a query are read as ``p / (1 - s)``, and the query
+    counts ``1 - s`` times.
+    """
+
+    name = "spread"
+    columns = ("entropy", "largest weight", "distance", "long range")
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        size = subject.layers, subject.heads
+        self.left = Ratio(*size, len(self.columns))
+        self.even = Ratio(*size, len(self.columns), replicates=0)
+        self.whole = Ratio(*size)  # the entropy with the sinks left in
+        self.whole_even = np.zeros(2)  # sum, queries
+
+    def request(self, sample: Sample) -> Request | None:
+        queries = sample.queries
+        if not len(queries):
+            return None
+        visible = sample.visible(self.subject.causal)[queries].double().numpy()
+        distance = even_distance(sample, self.subject.causal)[queries.numpy()]
+        self._even = np.stack([np.log(visible), 1.0 / visible, distance, np.ones_like(distance)], 1)
+        return Request(frozenset({"sinks", "entropy", "distance"}), top=len(sample.sinks) + 1)
+
+    def add(self, sample: Sample, layer: int, seen: Part) -> None:
+        assert seen.sinks is not None
+        assert seen.entropy is not None
+        assert seen.distance is not None
+        at, number = sample.queries, sample.number
+        sinks = seen.sinks[:, at].double()
+        left = (1.0 - sinks.sum(-1)).clamp(min=0.0)
+        whole = seen.entropy[:, at].double()
+        entropy = (whole + torch.xlogy(sinks, sinks).sum(-1) + torch.xlogy(left, left)).clamp(min=0.0)
+        away = (at[:, None] - torch.tensor(sample.sinks, device="cpu")).abs().double()  # (Q, S)
+        distance = (seen.distance[:, at].double() - (sinks * away).sum(-1)).clamp(min=0.0)
+        largest = strongest(sample, seen)[0][:, at].double()
+        parts = [each.sum(1).numpy() for each in (entropy, largest, distance, distance)]
+        remaining, count = left.numpy(), len(at)
+        wholes = np.repeat(remaining.sum(1)[:, None], len(self.columns), 1)
+        even_far = remaining @ self._even[:, 2]
+        even = remaining @ self._even
+        self.left.add(number, layer, np.stack(parts, 1), np.concatenate([wholes[:, :3], even_far[:, None]], 1), count)
+        self.even.add(number, layer, even, wholes, count)
+        self.whole.add(number, layer, whole.sum(1).numpy(), count, count)
+        if layer == 0:
+            visible = at.double().numpy() + 1.0 if self.subject.causal else np.full(count, float(len(sample)))
+            self.whole_even += [np.log(visible).sum(), count]
+
+    def results(self) -> list[Result]:
+        units = ("nats", "share", "tokens", "times an even spread")
+        claims = (None, None, None, LONG)
+        found = [
+            self.result(
+                self.left,
+                "",
+                column,
+                baseline=self.even.interval(None, column).score,
+                measure=name,
+                unit=units[column],
+                claim=claims[column],
+            )
+            for column, name in enumerate(self.columns)
+        ]
+        even = float(self.whole_even[0] / max(self.whole_even[1], 1.0))
+        return [*found, self.result(self.whole, "sink included", baseline=even, measure="entropy", unit="nats")]
+
+
+def even_distance(sample: Sample, causal: bool) -> Numbers:
+    """``(L,)``: the mean distance of each query to the keys that it sees without the sinks; 0 where there are none."""
+    at = np.arange(len(sample), dtype=np.float64)
+    present = np.ones(len(sample))
+    present[list(sample.sinks)] = 0.0
+    before, places = present.cumsum(), (present * at).cumsum()
+    total = at * before - places
+    if not causal:
+        total = total + (places[-1] - places) - at * (before[-1] - before)
+    visible = sample.visible(causal).double().numpy()
+    mean: Numbers = np.divide(total, visible, out=np.zeros_like(total), where=visible > 0)
+    return mean
