@@ -51,7 +51,10 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
         watching(Watch(gatherers, progress)),
     ):
         hidden = subject.run(ids, source=read.input, hidden=True).hidden
-    reading = gatherer.reading(hidden, False, subject.unknown_token)
+    paths = gatherer.paths(keep_vectors=False)
+    for states in hidden:
+        paths.add(states)
+    reading = gatherer.reading(paths, subject.unknown_token)
     chosen, chosen_by = choose((reading,), None, words)
     weights = np.stack(cross.layers)
     across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)
