@@ -35,8 +35,8 @@ def designed():
 def few_made_up_texts():
     """As few as show what is tested: the suite is to be fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(induction, "TEXTS", 12)
-        patch.setattr(retrieval, "TEXTS", 6)
+        patch.setattr(induction, "TEXTS", 10)
+        patch.setattr(retrieval, "TEXTS", 2)
         patch.setattr(measuring, "labelled", lambda subject, **files: [])
         yield
 
@@ -89,7 +89,7 @@ def test_a_real_architecture_with_shuffled_weights_has_no_roles(minilm):
     for parameter in shuffled.network.parameters():
         flat = parameter.data.reshape(-1)
         parameter.data = flat[torch.randperm(len(flat), generator=generator)].reshape(parameter.shape)
-    assert limelight.heads(shuffled, tokens=1000, context=96).tables["roles"] == []
+    assert limelight.heads(shuffled, tokens=700, context=64).tables["roles"] == []
 
 
 def test_the_control_is_the_same_head_on_shuffled_tokens():
@@ -164,6 +164,9 @@ def test_unknown_measures_are_named(atlas):
         atlas.finding("offset", "-99")
 
 
+KEPT = ("windows", "vectors.", "places.")  # a bounded number of examples and of words, not always all of them
+
+
 def test_memory_does_not_grow_with_the_corpus():
     subject = designed()
     sizes = []
@@ -173,7 +176,7 @@ def test_memory_does_not_grow_with_the_corpus():
         for sample in probe.samples():
             measure_sample(subject, sample, progress.measures)
         sizes.append(
-            [array.nbytes for m in progress.measures for name, array in m.state().items() if name != "windows"]
+            [a.nbytes for m in progress.measures for name, a in m.state().items() if not name.startswith(KEPT)]
         )
     assert sizes[0] == sizes[1]
 
@@ -228,7 +231,7 @@ def test_a_layer_with_fewer_heads_has_scores_for_these_alone():
     whole = measured(MadeUp(random_scores()))
     found = measured(Uneven(random_scores()))
     for one, other in zip(found.findings, whole.findings, strict=True):
-        if one.result.total.score.shape == (2, 3) and one.result.measure != "semantic similarity":
+        if one.result.total.score.shape == (2, 3) and one.result.measure != "semantic":
             assert math.isnan(one.result.total.score[1, 2])
             expected = other.result.total.score.ravel()[:5]
             np.testing.assert_allclose(one.result.total.score.ravel()[:5], expected, rtol=1e-5, atol=1e-7)

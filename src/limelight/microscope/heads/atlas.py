@@ -62,7 +62,7 @@ class Finding:
         return f"{self.result.measure} {self.result.detail}".strip()
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """The finding as one entry of ``measures`` in the JSON form."""
         result = self.result
         return {
             "measure": result.measure,
@@ -79,7 +79,7 @@ class Finding:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> Finding:
-        """The finding of a JSON form."""
+        """The finding that an entry of ``measures`` in the JSON form holds."""
         baseline = data["baseline"]
         result = Result(
             measure=str(data["measure"]),
@@ -241,7 +241,7 @@ class Atlas(Tables):
 
     @staticmethod
     def from_dict(data: Any, name: str = "atlas") -> Atlas:
-        """The atlas of a JSON form.
+        """The atlas that a dictionary of the JSON form holds.
 
         Args:
             data: what `to_dict` returned.
@@ -316,7 +316,7 @@ def plain(values: Any) -> Any:
 
 
 def array(values: Any) -> Numbers:
-    """The reverse of `plain`."""
+    """A float64 array of nested lists, NaN for ``None``: the reverse of `plain`."""
     return np.array(values, np.float64)
 
 

@@ -163,7 +163,10 @@ def picture(subject: Subject, text: Probe) -> dict[str, Any] | None:
     for name in subject.attention_names:
         found = seen[name].rows
         assert found is not None
-        rows[name] = (found[0].float().cpu() * 255.0).round().clamp(0, 255).to(torch.uint8)
+        absent = (0, 0, 0, 0, 0, subject.heads - found.shape[1])  # heads, in a layer that has fewer of them
+        rows[name] = (
+            (torch.nn.functional.pad(found[0].float().cpu(), absent) * 255.0).round().clamp(0, 255).to(torch.uint8)
+        )
     weights = torch.stack([rows[name] for name in subject.attention_names]).numpy()
     tokens = [written(sample, i) for i in range(length)]
     return {"tokens": tokens, "weights": base64.b64encode(weights.tobytes()).decode("ascii")}

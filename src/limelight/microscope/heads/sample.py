@@ -41,7 +41,7 @@ class Sample:
 
     @cached_property
     def ids(self) -> Tensor:
-        """``(1, L)`` int64."""
+        """The token ids that the model reads, ``(1, L)`` int64."""
         return torch.tensor([self.text.ids], dtype=torch.int64, device="cpu")
 
     @cached_property

@@ -153,7 +153,7 @@ class Shares:
         self.even.add(number, layer, left @ (even * counted), whole, cases)
 
     def state(self) -> State:
-        """The sums as arrays."""
+        """The sums as arrays, for a file from which a run goes on."""
         parts = {"ratio": self.ratio, "even": self.even}
         return {f"{name}.{key}": array for name, part in parts.items() for key, array in part.state().items()}
 
@@ -190,7 +190,7 @@ class Offsets:
         return at - FARTHEST, float(self.counts[at] / self.cases[0])
 
     def state(self) -> State:
-        """The counts as arrays."""
+        """The counts as arrays, for a file from which a run goes on."""
         return {"counts": self.counts, "cases": self.cases}
 
     def restore(self, state: State) -> None:

@@ -70,9 +70,11 @@ class Positions(Measure):
         part.index_add_(1, self._columns, seen.pairs.double())
         left = 1.0 - seen.sink.double().numpy()
         self.shares.add(sample.number, layer, part.numpy(), left, self._counted, self._even)
-        keys = strongest(sample, seen)[1].numpy()
+        weights, places = strongest(sample, seen)
+        keys = places.numpy()
         away = np.where(keys >= 0, keys - np.arange(len(sample)), 2 * FARTHEST + len(sample))
         hits: Numbers = np.stack([((away == offset) @ self._counted[:, c]) for c, offset in enumerate(self.offsets)], 1)
+        hits[np.isnan(weights.numpy()).any(1)] = np.nan  # a head that the layer lacks
         counts = self._counted.sum(0)
         self.largest.add(sample.number, layer, hits, counts[None], counts)
 

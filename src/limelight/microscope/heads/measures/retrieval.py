@@ -123,7 +123,8 @@ class Retrieval(Measure):
         keys = torch.tensor(sample.labels["keys"], device="cpu")
         found = rows.argmax(-1) == keys
         found &= rows.gather(-1, keys.expand(rows.shape[0], -1)[..., None])[..., 0] > 0
-        self.hits.add(sample.number, layer, found.sum(-1).numpy(), len(keys), len(keys))
+        hits = found.sum(-1).double().masked_fill(rows.isnan().flatten(1).any(1), float("nan"))
+        self.hits.add(sample.number, layer, hits.numpy(), len(keys), len(keys))
         if layer == 0:
             away = np.array(sample.labels["keys"]) - np.array(sample.labels["queries"])
             self.offsets.add(away, len(away))
