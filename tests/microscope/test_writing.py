@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from support.families import DECODERS
 from support.made_up import SENTENCE, mock_report
+from support.observed import drawn
 from typer.testing import CliRunner
 
 from limelight import ArgumentError
@@ -17,6 +19,7 @@ from limelight.microscope.page.numbers import pack_numbers
 from limelight.microscope.page.pack_writing import pack_predictions
 from limelight.microscope.predictions import Predictions
 from limelight.microscope.subjects import Subject, subject_of
+from limelight.microscope.subjects.transformers import TransformersSubject
 
 PROMPT = "The capital of France is"
 
@@ -116,6 +119,30 @@ def test_reading_again_for_every_token_writes_the_same(smollm2):
     ids = subject.tokenize(PROMPT).ids
     for sampler in (Greedy(), Greedy(repetition=1.3), Sample(top_k=20)):
         assert Subject.generate(subject, ids, 4, sampler, 3) == subject.generate(ids, 4, sampler, 3)
+
+
+def test_a_model_of_transformers_continues_as_it_would_by_itself():
+    model = DECODERS["llama"].build()
+    subject = TransformersSubject(model)
+    ids = drawn(1, 7)
+    expected = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, 7:].tolist()
+    assert list(subject.generate(ids[0].tolist(), 5, Greedy(), 0)) == expected
+    seen = {}
+    subject.follow(ids, lambda depth, states: seen.update({depth: states}))
+    assert len(seen) == subject.layers + 1
+    assert torch.equal(seen[subject.layers], subject.run(ids, hidden=True).hidden[-1])
+
+
+def test_states_are_passed_on_layer_by_layer(smollm2):
+    """In order, those that a run keeps, and none is kept."""
+    subject = subject_of(smollm2)
+    ids = torch.tensor([subject.tokenize(PROMPT).ids])
+    seen = []
+    subject.follow(ids, lambda depth, states: seen.append((depth, states.clone())))
+    kept = subject.run(ids, hidden=True).hidden
+    assert [depth for depth, _ in seen] == list(range(31))
+    assert all(torch.equal(states, same) for (_, states), same in zip(seen, kept, strict=True))
+    assert not any(layer._forward_pre_hooks for layer in smollm2.network.layers)
 
 
 def test_characters_of_several_tokens_and_the_end_of_a_text(smollm2):
