@@ -48,3 +48,8 @@ def beckett():
 def made_up():
     """Two short texts, 3 layers x 4 heads."""
     return mock_report((SENTENCE, OTHER), 3, 4)
+
+
+@pytest.fixture(scope="session")
+def rxnmapper():
+    return _load("rxnmapper")

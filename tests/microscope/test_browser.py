@@ -174,6 +174,12 @@ def test_the_keyboard_is_enough(compared, open_page):
     assert "The → The" in page.locator("[role=status].unseen").inner_text()
     page.keyboard.press("Enter")
     assert "“The”" in page.locator("#h-word").inner_text()
+    page.get_by_role("button", name="Lines", exact=True).press("Enter")
+    page.locator(".figure [tabindex='0']").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("button", name="Who looks at it").get_attribute("aria-pressed") == "true"
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button, input, [role=img]')].filter("
         "e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label'))).map(e => e.outerHTML)"

@@ -128,6 +128,23 @@ def test_look_at_an_encoder_decoder_of_transformers(name, reader):
             look(model, "the bank.", tokenizer=reader, **bad)
     with pytest.raises(ArgumentError, match="`text` must hold at least one word"):
         look(model, "", target="a", tokenizer=reader)
+    if name == "bart":
+        for source, target, argument in (("the " * 70, "a", "text"), ("the", "a " * 70, "target")):
+            with pytest.raises(ArgumentError, match=f"`{argument}` must stand at the 64 positions"):
+                look(model, source, target=target, tokenizer=reader)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_our_own_models_say_the_same(name, reader, tmp_path):
+    theirs = ENCODER_DECODERS[name].build()
+    theirs.save_pretrained(tmp_path)
+    reader.save_pretrained(tmp_path)
+    ours = look(tmp_path, "the bank.", target="a margem.")
+    other = look(theirs, "the bank.", target="a margem.", tokenizer=reader)
+    assert [token.text for token in ours.readings[0].tokens] == [token.text for token in other.readings[0].tokens]
+    np.testing.assert_allclose(ours.cross.weights, other.cross.weights, atol=1e-5)
+    np.testing.assert_allclose(ours.readings[0].shares, other.readings[0].shares, atol=1e-5)
+    np.testing.assert_allclose(ours.readings[0].path, other.readings[0].path, atol=1e-4)
 
 
 def test_what_a_model_of_transformers_writes(reader, monkeypatch):

@@ -67,3 +67,20 @@ def test_a_long_text_has_none(minilm):
     report = look(minilm, " ".join([SENTENCE] * 30))
     assert report.readings[0].value_norms is None
     assert {row["contribution"] for row in report.tables["relations"]} == {None}
+
+
+def test_nearest_words_are_those_with_the_largest_cosine(minilm):
+    report = look(minilm, SENTENCE, words=["bank"])
+    reading = report.readings[0]
+    hidden = minilm(SENTENCE, hidden=True).hidden
+    bank = reading.find("bank")[0]
+    for depth, states in enumerate(hidden):
+        vectors = states[0].double()  # a token for each unit of this sentence
+        cosine = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=-1)
+        token = reading.unit_tokens[bank][0]
+        order = [at for at in cosine[token].argsort(descending=True).tolist() if at != token]
+        rows = [row for row in report.tables["nearest"] if row["depth"] == depth]
+        assert [row["other"] for row in rows] == [reading.unit_text[reading.unit_of[at]] for at in order[:3]]
+        assert [row["cosine"] for row in rows] == pytest.approx(cosine[token][order[:3]].tolist(), abs=1e-4)
+        pairs = cosine[~torch.eye(len(cosine), dtype=torch.bool)]
+        assert rows[0]["all_pairs"] == pytest.approx(float(pairs.mean()), abs=1e-4)

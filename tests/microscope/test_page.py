@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.made_up import mock_report, paragraphs
+from support.made_up import mock_reading, mock_report, paragraphs
 
 from limelight.microscope.page import PAGE_LIMIT, make_page, write_page
-from limelight.microscope.page.pack import _coarser, pack, pack_numbers
+from limelight.microscope.page.numbers import pack_numbers
+from limelight.microscope.page.pack import _coarser, pack
+from limelight.microscope.page.pack_relations import rank_relations
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- {{view}} {{data}} &lt; \u2028 ]]> river 'bank' \"quote\" \\u003c"
 
@@ -115,6 +117,46 @@ def test_exact_weights_of_a_wide_model_become_blocks():
     reading = json.loads(Elements(page).inside["script application/json"])["readings"][0]
     assert reading["map"]["block"] > 1
     assert reading["relations"]["each"] > 0
+
+
+def test_relations_are_ranked_once_for_every_size():
+    """By their weight, halved for every stronger relation to the same key."""
+    reading = mock_reading(paragraphs(600), 3, 4, causal=True, exact_pairs=0)
+    ranked = rank_relations(reading, 32)
+    for most in (32, 8, 1):
+        packed = ranked.pack(most)
+        keys, heads, weights = (unpack(packed[name]) for name in ("keys", "heads", "weights"))
+        assert (np.diff(weights, axis=1) <= 0).all()
+        for query in (5, 300, reading.length - 1):
+            all_keys, all_weights = (
+                part[:, :, query].reshape(12, -1) for part in (reading.top_keys, reading.top_weights)
+            )
+            kept = [
+                (float(weight), int(key), head)
+                for head in range(12)
+                for key, weight in zip(all_keys[head], all_weights[head], strict=True)
+                if weight > 0 and key not in reading.apart
+            ]
+            kept.sort(reverse=True)
+            earlier = [sum(key == other for _, other, _ in kept[:number]) for number, (_, key, _) in enumerate(kept)]
+            worth = [weight * 0.5**count for (weight, _, _), count in zip(kept, earlier, strict=True)]
+            expected = [row for _, row in sorted(zip(worth, kept, strict=True), reverse=True)[:most]]
+            found = zip(weights[query], keys[query], heads[query], strict=True)
+            found = {(int(key), int(head)): weight for weight, key, head in found if weight > 0}
+            assert set(found) == {(key, head) for _, key, head in expected}
+            assert all(abs(found[key, head] - weight) < 1e-4 for weight, key, head in expected)
+
+
+def test_a_long_text_has_a_larger_page(made_up, monkeypatch):
+    limits = []
+    monkeypatch.setattr("limelight.microscope.page.write.pack", lambda report, limit: limits.append(limit) or "{}")
+    make_page(made_up)
+    monkeypatch.setattr("limelight.microscope.page.write.LONG", 10)
+    make_page(made_up)
+    make_page(made_up, 500_000)
+    assert 7_800_000 < limits[1] < 8_000_000
+    assert 2_800_000 < limits[0] < PAGE_LIMIT
+    assert limits[2] < 500_000
 
 
 def test_detail_is_given_up_step_by_step():

@@ -35,6 +35,7 @@ FORMS = {
     "norms of heads": {"rotary": Rotary(8), "head_norm": RMSNorm},
     "sink and another width": {"rotary": Rotary(8), "sink": True, "value_width": 5},
     "rules": {"scores": (limelight.ALiBi(torch.tensor([0.5, 0.25, 0.1, 0.0])), limelight.SoftCap(2.0))},
+    "additive": {"compare": limelight.Additive(torch.tensor([0.5, -1.0, 0.2, 0.7, 1.0, -0.3, 0.4, 0.1]))},
 }
 
 
@@ -251,6 +252,7 @@ class Shared(torch.nn.Module):
     {"scores": lambda _: Shared(Own())},
     {"scores": lambda _: Shared(limelight.SoftCap(2.0))},
     {"attention": recipe(MultiHead, pattern=CAUSAL, scores=(Own(),))},
+    {"attention": recipe(MultiHead, pattern=CAUSAL, compare=limelight.CosineSimilarity(0.1))},
     {"feed_forward": recipe(GatedFeedForward, inner=24, activation="gelu")},
     {"residual": recipe(PostNorm)},
     {"feed_forward": recipe(MixtureOfExperts, inner=24, activation="silu", experts=3)},

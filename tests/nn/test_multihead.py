@@ -12,11 +12,12 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 import limelight
-from limelight import Causal
+from limelight import Causal, CosineSimilarity
 from limelight.nn import (
     SSRU,
     AdditiveAttention,
     Block,
+    Cache,
     DecoderBlock,
     DistanceBias,
     FeedForward,
@@ -116,6 +117,63 @@ def test_keys_of_a_source_are_rotated_by_their_own_positions():
     torch.testing.assert_close(*moved)
     with pytest.raises(limelight.ArgumentError, match="source_positions"):
         layer(states, at(3, source=source))
+
+
+class LearnedCosine(nn.Module):
+    """The scaled cosine attention of Swin Transformer V2: a temperature for each head."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.logarithm = nn.Parameter(torch.linspace(-2, 0, heads, dtype=F64))
+
+    def forward(self, query):
+        return CosineSimilarity(self.logarithm.exp())
+
+
+def cosine_layer(compare):
+    sizes = {"query_heads": 4, "key_value_heads": 2, "head_width": 4, "pattern": Causal(), "rotary": Rotary(4)}
+    return MultiHead(16, compare=compare, **sizes).double().eval()
+
+
+@pytest.mark.parametrize("compare", [CosineSimilarity(0.1), LearnedCosine(4)], ids=["number", "module"])
+def test_a_comparison_is_a_setting_of_the_layer(compare):
+    layer, states = cosine_layer(compare), torch.randn(2, 7, 16, dtype=F64)
+    query = layer.rotated_heads(layer.query(states), None, at(7).rotation)
+    key, value = layer.keys_and_values(states, at(7))
+    temperature = compare.logarithm.exp()[:, None, None] if isinstance(compare, nn.Module) else 0.1
+    query, key = (x / x.norm(dim=-1, keepdim=True) for x in (query, key))
+    scores = query @ key.repeat_interleave(2, dim=1).mT / temperature
+    weights = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), -torch.inf).softmax(-1)
+    truth = layer.output((weights @ value.repeat_interleave(2, dim=1)).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(states), truth)
+    layer(states).square().sum().backward()
+    assert all(bool(p.grad.any()) for name, p in layer.named_parameters() if name != "key.bias")
+    learned = {"compare.logarithm"} if isinstance(compare, nn.Module) else set()
+    assert {*layer.state_dict()} == {*cosine_layer(None).state_dict()} | learned
+
+
+@pytest.mark.parametrize("compare", [CosineSimilarity(0.1), LearnedCosine(4)], ids=["number", "module"])
+def test_a_comparison_writes_as_it_reads(compare):
+    """Token by token through a cache, after a prompt."""
+    layer, states, cache = cosine_layer(compare), torch.randn(2, 7, 16, dtype=F64), Cache()
+    with torch.no_grad():
+        parts = []
+        for part in states.split([4, 1, 1, 1], dim=1):
+            step = cache.step(2, part.shape[1])
+            parts.append(layer(part, ForwardContext(None, step.positions, cache=step)))
+            cache.close(step)
+        torch.testing.assert_close(torch.cat(parts, dim=1), layer(states))
+
+
+def test_what_a_comparison_excludes():
+    with pytest.raises(limelight.ArgumentError, match=r"`compare` must be a comparison, a module"):
+        cosine_layer("cosine")
+    with pytest.raises(limelight.ArgumentError, match=r"`scale` must be None where `compare` is given"):
+        MultiHead(16, query_heads=2, key_value_heads=2, head_width=4, compare=CosineSimilarity(), scale=0.5)
+    sizes = {"query_heads": 4, "key_value_heads": 2, "head_width": 4, "shared": 2, "k": 1}
+    with pytest.raises(limelight.ArgumentError, match=r"`compare` must be the same for every head"):
+        MixtureOfHeads(16, **sizes, compare=LearnedCosine(4))
+    assert MixtureOfHeads(16, **sizes, compare=CosineSimilarity(0.1))(torch.randn(1, 5, 16)).shape == (1, 5, 16)
 
 
 def test_score_rules_that_layers_share_come_last():

@@ -212,7 +212,7 @@ def score_rules(draw, s: Shapes, dtype=torch.float64):
 
 
 #: The examples of a property that is tested for every class by itself.
-of_each_kind = settings(max_examples=settings().max_examples // 4)
+of_each_kind = settings(max_examples=settings().max_examples // 2)
 
 
 def subclasses(base):

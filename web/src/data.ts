@@ -30,6 +30,7 @@ interface ReadingOf<Numbers> {
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };
+  nearest: { units: Numbers; cosine: Numbers; mean: number[] } | null;
   norms: Numbers | null;
   offsets: { mean: Numbers; count: number[] };
   received: Numbers;

@@ -139,7 +139,7 @@ export class GridPanel implements Panel {
       if (values) paint(canvas, new Float32Array([values[place]]), [0], 1, tint);
       else paint(canvas, reading.map(layer, head, state.hide), shown, reading.side, tint);
       cell.setAttribute("aria-label", `head ${layer}.${head}: ${this.label(place)}`);
-      cell.lastElementChild!.textContent = values ? show(values[place]) : (kindOf(reading.data.heads, place, reading.data.even.share)?.short ?? "");
+      cell.lastElementChild!.textContent = values ? values[place].toFixed(2) : (kindOf(reading.data.heads, place, reading.data.even.share)?.short ?? "");
     });
     this.explain(pair && pair.map((unit) => name(reading.unitText[unit])));
   }

@@ -12,7 +12,7 @@ const FARTHEST = 8; // tokens; beyond, distances are joined
 
 export function factsPanel(app: App): Panel {
   const title = el("h2", { id: "h-facts" });
-  const body = el("div", { class: app.readings.length > 1 || app.page.model.layers > 12 ? "facts stacked" : "facts" });
+  const body = el("div", { class: app.readings.length > 1 ? "facts stacked" : "facts" });
   const save = saveControls(app, {
     what: "the numbers",
     part: () => `numbers-${app.state.layer}.${app.state.head}`,

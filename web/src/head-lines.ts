@@ -2,6 +2,7 @@
 
 import { type App, show, times } from "./app.ts";
 import { arrow } from "./bidi.ts";
+import { arrowStep } from "./dom.ts";
 import { drawLines } from "./figure.ts";
 import { isDirection } from "./reading.ts";
 import { hideTip, tip } from "./tip.ts";
@@ -16,8 +17,16 @@ export class LinesView {
   figure(): SVGSVGElement {
     const { layer, head } = this.app.state;
     const figure = drawLines(this.app, false, this.text);
-    figure.setAttribute("role", "img");
-    figure.setAttribute("aria-label", `Lines of head ${layer}.${head}, from each token to those it looks at`);
+    figure.setAttribute("role", "group");
+    figure.setAttribute("aria-label", `Lines of head ${layer}.${head}, from each token to those it looks at. Arrow keys move, Enter selects.`);
+    const names = [...figure.querySelectorAll<SVGElement>("[data-token]")]; // of each token two: it looks, it is looked at
+    names.forEach((name, at) => {
+      name.setAttribute("role", "button");
+      name.setAttribute("tabindex", at ? "-1" : "0");
+      name.setAttribute("aria-label", `${name.textContent}, ${name.dataset.side === "from" ? "looks" : "is looked at"}`);
+      name.setAttribute("data-focus", `line ${this.text} ${at}`);
+    });
+    figure.addEventListener("keydown", (event) => this.press(event, names));
     figure.addEventListener("click", (event) => this.select(event));
     figure.addEventListener("pointermove", (event) => this.describe(event));
     figure.addEventListener("pointerleave", hideTip);
@@ -25,10 +34,29 @@ export class LinesView {
   }
 
   private select(event: MouseEvent): void {
-    const { token, side } = dataOf(event);
     const pair = pairOf(event);
-    if (token && isDirection(side)) this.app.set({ text: this.text, token: Number(token), other: null, direction: side, scope: "head" });
-    else if (pair) this.app.set({ text: this.text, token: pair[0], other: pair[1], direction: "from", scope: "head" });
+    if (!this.choose(dataOf(event)) && pair) this.app.set({ text: this.text, token: pair[0], other: pair[1], direction: "from", scope: "head" });
+  }
+
+  /** Select the token of a name, if it is one. */
+  private choose({ token, side }: DOMStringMap): boolean {
+    if (!token || !isDirection(side)) return false;
+    this.app.set({ text: this.text, token: Number(token), other: null, direction: side, scope: "head" });
+    return true;
+  }
+
+  private press(event: KeyboardEvent, names: SVGElement[]): void {
+    const at = names.indexOf(event.target as SVGElement);
+    if (at < 0) return;
+    if (event.key === "Enter" || event.key === " ") this.choose(names[at].dataset);
+    else {
+      const next = arrowStep(event.key, at, names.length, 2);
+      if (next === at) return;
+      names[at].setAttribute("tabindex", "-1");
+      names[next].setAttribute("tabindex", "0");
+      names[next].focus();
+    }
+    event.preventDefault();
   }
 
   private describe(event: PointerEvent): void {

@@ -65,9 +65,10 @@ function panels(app: App): HTMLElement[] {
   const [grid, head, facts, path] = [new GridPanel(app), new HeadPanel(app), factsPanel(app), pathPanel(app)].map((panel) => app.add(panel));
   const two = (left: HTMLElement[], right: HTMLElement[]) =>
     el("div", { class: "two" }, el("div", { class: "side" }, ...left), el("div", { class: "side" }, ...right));
-  const middle = compared ? [two([grid], [facts]), head, path] : [two([grid, path], [head, facts])];
+  const flat = app.page.model.layers <= 12;
+  const middle = compared ? [two([grid], [facts]), head] : [flat ? two([grid, facts], [head]) : two([grid], [head, facts])];
   const writing = app.page.writing ? [app.add(new WritingPanel(app, app.page.writing))] : [];
-  return [lead, text, ...writing, relations, ...middle];
+  return [lead, text, ...writing, relations, ...middle, path];
 }
 
 /** Print in light colours, whatever is on the screen. */

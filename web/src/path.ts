@@ -37,6 +37,8 @@ export function pathPanel(app: App): Panel {
         `How far “${word}” moves`,
       ),
     ];
+    const near = nearest(app, unit, word);
+    if (near) parts.push(near);
     if (page.comparison) parts.push(contexts(app, unit, word), ...changesTables(app, unit, word));
     body.replaceChildren(...parts);
   };
@@ -48,6 +50,39 @@ export function pathPanel(app: App): Panel {
       if (any(changed, "text", "token")) draw();
     },
   };
+}
+
+const ROWS = 13; // layers of the table; of a deeper model every second or third
+
+/** The words of the text whose vectors are nearest, by layers passed. */
+function nearest(app: App, unit: number, word: string): HTMLElement | null {
+  const found = app.reading.data.nearest;
+  if (!found) return null;
+  const [depths, , kept] = found.units.shape;
+  const step = Math.ceil((depths - 1) / (ROWS - 1)) || 1;
+  const rows = range(depths).filter((depth) => depth % step === 0 || depth === depths - 1);
+  const cell = (depth: number, rank: number) => {
+    const at = (depth * app.reading.units.length + unit) * kept + rank;
+    const other = found.units.values[at];
+    const click = () => app.set({ token: app.reading.units[other][0], other: null, grid: "maps" });
+    return [
+      el("td", { class: "near" }, el("button", { type: "button", class: "word-button", "data-focus": `near ${depth} ${rank}`, on: { click } }, el("bdi", {}, app.reading.unitText[other]))),
+      el("td", { class: "quiet" }, found.cosine.values[at].toFixed(2)),
+    ];
+  };
+  const head = ["layers passed", ...range(kept).flatMap((rank) => [["nearest", "second", "third"][rank], ""]), "all pairs"];
+  return el(
+    "div",
+    {},
+    el("h3", {}, `What “${word}” comes near to`),
+    el("p", { class: "caption" }, "The words of this text with the largest cosine to its vector in the same layer; last, the mean over all pairs."),
+    el("div", { class: "scroll-x" }, el(
+      "table",
+      { class: "nearest" },
+      el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, ...rows.map((depth) => el("tr", {}, el("th", { scope: "row" }, depth), ...range(kept).flatMap((rank) => cell(depth, rank)), el("td", { class: "quiet" }, found.mean[depth].toFixed(2))))),
+    )),
+  );
 }
 
 /** The unit whose path is shown. */

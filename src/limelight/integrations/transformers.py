@@ -221,8 +221,11 @@ def _mask_parts(
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
     """The score rule of a position bias: by distance if its positions are those of the layout, else a bias of pairs."""
-    offset = (layout or Aligned()).index_offset(Lq, keys)
-    if isinstance(bias, PositionBias) and bias.shape[2] == Lq and bias.past == offset:
+    if (
+        isinstance(bias, PositionBias)
+        and bias.shape[2] == Lq
+        and bias.past == (layout or Aligned()).index_offset(Lq, keys)
+    ):
         return bias.rule()
     return Bias(bias[..., :keys])
 

@@ -35,7 +35,12 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
         got = f"none of {subject.name} can be observed"
         raise wrong("model", "must have cross-attention", got, "limelight.watching observes what there is.")
     read = subject.read_source(source if subject.hears else checked(source))
-    written = subject.write(read) if target is None else subject.read_target(checked(target, "target"))
+    if target is None:
+        with counted("Writing the target", 1) as progress:
+            written = subject.write(read)
+            progress(1)
+    else:
+        written = subject.read_target(checked(target, "target"))
     gatherer = Gatherer(written, True, len(subject.attention_names), subject.heads)
     cross = CrossGatherer(len(written), read.length, subject.heads)
     gatherers: dict[str, Gathering] = dict.fromkeys(subject.attention_names, gatherer)
@@ -46,7 +51,10 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
         watching(Watch(gatherers, progress)),
     ):
         hidden = subject.run(ids, source=read.input, hidden=True).hidden
-    reading = gatherer.reading(hidden, False, subject.unknown_token)
+    paths = gatherer.paths(keep_vectors=False)
+    for states in hidden:
+        paths.add(states)
+    reading = gatherer.reading(paths, subject.unknown_token)
     chosen, chosen_by = choose((reading,), None, words)
     weights = np.stack(cross.layers)
     across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)

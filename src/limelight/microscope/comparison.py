@@ -138,7 +138,8 @@ def changes(first: Reading, second: Reading, comparison: Comparison, pair: int, 
 
     Reported is what differs by at least 0.05, and by three times the head's root mean square change between all other
     shared words: two texts differ a little everywhere. Function words are no partners: what a word gives to *the* says
-    little of either text. At most two heads for each partner, the largest change first.
+    little of either text. At most two heads for each partner, the largest change first. Of a long text, weights that
+    are not among a query's strongest count as 0.
     """
     pairs = comparison.pairs
     left, right = [a for a, _ in pairs], [b for _, b in pairs]

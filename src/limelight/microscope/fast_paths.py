@@ -176,7 +176,8 @@ def _attention_kind(layer: MultiHead, rules: tuple[ScoreRule, ...]) -> str:
     D = layer.head_width
     heads = f"{layer.query.out_features // D} / {layer.key.out_features // D} heads of {D}"
     parts = ["MultiHead", "Full()" if layer.pattern is None else repr(layer.pattern), heads]
-    parts += [type(rule).__name__ for rule in rules] + (["sink"] if layer.sink is not None else [])
+    parts += [type(rule).__name__ for rule in (layer.compare, *rules) if rule is not None]
+    parts += ["sink"] if layer.sink is not None else []
     return ", ".join(parts)
 
 
@@ -187,7 +188,12 @@ def _attention(layer: MultiHead, rules: tuple[ScoreRule, ...], queries: int, key
     one = torch.zeros((), dtype=dtype, device="cpu")  # seen at every place: nothing of this size is held
     query, key, value = one.expand(1, Hq, queries, D), one.expand(1, Hkv, keys, D), one.expand(1, Hkv, keys, Dv)
     sink = None if layer.sink is None else one.expand(Hq)
-    found = explain(query, key, value, pattern=layer.pattern, scores=rules, sink=sink, scale=layer.scale)
+    compare = layer.compare
+    if isinstance(compare, nn.Module):
+        compare = _on_cpu(compare, dtype)(one)
+    found = explain(
+        query, key, value, pattern=layer.pattern, scores=rules, compare=compare, sink=sink, scale=layer.scale
+    )
     return Path(found.backend or "none", {name: why for name, why in found.reasons.items() if why})
 
 

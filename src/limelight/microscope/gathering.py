@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..forms.observations import Observations, Observe, Seen
 from ..text import Text
-from .reading import Floats, HeadStatistics, Reading, find_sinks, number_units
+from .reading import Floats, HeadStatistics, Integers, Reading, find_sinks, number_units
 from .words import join_words
 
 EXACT_WEIGHTS = 1_200_000  # a text whose weights, over all layers and heads, are no more than this is kept exactly
@@ -76,13 +76,14 @@ class Gatherer:
 
     def __init__(self, text: Text, causal: bool, layers: int, heads: int) -> None:
         self.text, self.causal, self.heads = text, causal, heads
-        self.length = len(text)
+        self.length, self.layers, self.done = len(text), layers, 0
+        self.tokens, self.words = join_words(text.text, text.tokens, text.spans, text.special)
         exact = self.length <= BLOCKS or layers * heads * self.length**2 <= EXACT_WEIGHTS
         self.block = 1 if exact else -(-self.length // BLOCKS)
         self.special = tuple(i for i, special in enumerate(text.special) if special)
         self.candidates = tuple(dict.fromkeys((*((0,) if causal else ()), *self.special)))
         self.columns = _columns(self.candidates, self.causal, self.block)
-        self.parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+        self.parts: dict[str, np.ndarray[Any, Any]] = {}
         self.observe = self._observe(exact)
 
     def _observe(self, exact: bool) -> Observe:
@@ -111,43 +112,51 @@ class Gatherer:
         rows[-1] = self.length - self.block * (len(rows) - 1)
         self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
         if self.block > 1:
-            self._keep("neighbours", seen["pairs"].reshape(-1, 3, self.length))  # (H, 3, L)
+            beside = seen["pairs"].reshape(-1, 3, self.length)
+            self._keep(
+                "neighbours",
+                torch.stack([beside[:, 0, 1:].sum(-1), beside[:, 1].sum(-1), beside[:, 2, :-1].sum(-1)], 1),
+            )
             self._keep("features", _by_block(seen["features"], self.block))  # (H, T, F)
             self._keep("top_weights", seen["top_weights"])
             assert observations.top_keys is not None
             self._keep("top_keys", observations.top_keys[0].to(torch.int32))
+        self.done += 1
 
     def _keep(self, key: str, tensor: Tensor) -> None:
         """Keep a tensor of one layer, with zeros for the heads that other layers have more."""
         array = tensor.cpu().numpy()
-        if key != "received" and len(array) < self.heads:
-            array = np.concatenate([array, np.zeros((self.heads - len(array), *array.shape[1:]), array.dtype)])
-        self.parts.setdefault(key, []).append(array)
+        heads = () if key == "received" else (self.heads,)
+        if key not in self.parts:
+            self.parts[key] = np.zeros((self.layers, *heads, *array.shape[len(heads) :]), array.dtype)
+        kept = self.parts[key][self.done]
+        kept[: len(array) if heads else None] = array
 
-    def reading(self, hidden: Sequence[Tensor], keep_vectors: bool, unknown: str | None) -> Reading:
+    def paths(self, keep_vectors: bool) -> Paths:
+        """What the states of a run are to be given to."""
+        return Paths(number_units(self.tokens, self.words), keep_vectors)
+
+    def reading(self, paths: Paths, unknown: str | None) -> Reading:
         """Everything together, after the run."""
-        text, length = self.text, self.length
-        parts = {key: np.stack(values) for key, values in self.parts.items()} or self._nothing()
-        tokens, words = join_words(text.text, text.tokens, text.spans, text.special)
+        text, length, tokens, words = self.text, self.length, self.tokens, self.words
+        parts = {key: self.parts.pop(key) for key in tuple(self.parts)} or self._nothing()
         shares = parts["shares"]
         exact = self.block == 1
         sinks = find_sinks(parts["received_first"], self.causal, length) if len(shares) else ()
         apart = tuple(sorted({*sinks, *self.special}))
         apart_shares = self._apart_shares(parts, shares, apart)
-        neighbours = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3, L)
+        neighbours: Floats = _diagonals(shares) if exact else parts["neighbours"]  # (N, H, 3)
         beside = max(1, length - 1)
         statistics = HeadStatistics(
             entropy=parts["entropy"],
             strongest=parts["max_weight"],
             distance=parts["distance"],
-            previous=neighbours[:, :, 0, 1:].sum(-1) / beside,
-            own=neighbours[:, :, 1].mean(-1),
-            next=neighbours[:, :, 2, :-1].sum(-1) / beside,
+            previous=neighbours[:, :, 0] / np.float32(beside),
+            own=neighbours[:, :, 1] / np.float32(length),
+            next=neighbours[:, :, 2] / np.float32(beside),
             apart=_mean_rows(apart_shares.sum(-1), self.block, length),
         )
         none = (*shares.shape[:2], length, 0)
-        units = torch.from_numpy(number_units(tokens, words)).long()
-        path, steps, vectors = _paths(hidden, units, keep_vectors)
         return Reading(
             text=text.text,
             tokens=tokens,
@@ -161,9 +170,9 @@ class Gatherer:
             top_keys=parts.get("top_keys", np.zeros(none, np.int32)),
             heads=statistics,
             received=parts["received"],
-            path=path,
-            steps=steps,
-            vectors=vectors,
+            path=paths.path,
+            steps=paths.steps,
+            vectors=paths.vectors,
             unknown=tuple(place for place, token in enumerate(text.tokens) if token == unknown),
         )
 
@@ -208,28 +217,50 @@ def _mean_rows(by_block: Floats, block: int, length: int) -> Floats:
 
 
 def _diagonals(weights: Floats) -> Floats:
-    """Weights on the previous, own and next token of every query, ``(N, H, 3, L)``; 0 where there is none."""
-    rows = np.zeros((*weights.shape[:2], 3, weights.shape[-1]), np.float32)
-    rows[:, :, 0, 1:] = weights.diagonal(-1, 2, 3)
-    rows[:, :, 1] = weights.diagonal(0, 2, 3)
-    rows[:, :, 2, :-1] = weights.diagonal(1, 2, 3)
-    return rows
+    """The sums of the weights on the previous, own and next token over all queries, ``(N, H, 3)``."""
+    return np.stack([weights.diagonal(offset, 2, 3).sum(-1) for offset in (-1, 0, 1)], axis=-1)
 
 
-def _paths(hidden: Sequence[Tensor], units: Tensor, keep: bool) -> tuple[Floats, Floats, Floats | None]:
-    """Cosine of each unit's vector (the mean of its tokens') with the first one and with the one before, by layer."""
-    count = int(units.max()) + 1
-    pieces = torch.bincount(units, minlength=count).float()
-    path, steps, vectors = [], [], []
-    first = last = None
-    for states in hidden:
-        total = torch.zeros(count, states.shape[-1], dtype=torch.float32, device="cpu")
-        vector = total.index_add_(0, units, states[0].float().cpu()) / pieces[:, None]
+class Paths:
+    """Follows each unit's vector (the mean of its tokens') through the layers, one layer's states after another.
+
+    Args:
+        units: the unit of each token, ``(L,)``.
+        keep: whether the vectors are kept, for a comparison.
+    """
+
+    def __init__(self, units: Integers, keep: bool) -> None:
+        self._units, self._keep = torch.from_numpy(units).long(), keep
+        self._pieces = torch.bincount(self._units).float()
+        self._first: Tensor | None = None
+        self._last: Tensor | None = None
+        self._path: list[Floats] = []
+        self._steps: list[Floats] = []
+        self._vectors: list[Floats] = []
+
+    def add(self, states: Tensor) -> None:
+        """Follow the units through the states ``(1, L, width)`` of the next depth, the embedding's first."""
+        total = torch.zeros(len(self._pieces), states.shape[-1], dtype=torch.float32, device="cpu")
+        vector = total.index_add_(0, self._units, states[0].float().cpu()) / self._pieces[:, None]
         normal = torch.nn.functional.normalize(vector, dim=-1)
-        first = normal if first is None else first
-        path.append((normal * first).sum(-1).numpy())
-        steps.append((normal * (normal if last is None else last)).sum(-1).numpy())
-        last = normal
-        if keep:
-            vectors.append(normal.numpy())
-    return np.stack(path), np.stack(steps), np.stack(vectors) if keep else None
+        self._first = normal if self._first is None else self._first
+        self._path.append((normal * self._first).sum(-1).numpy())
+        self._steps.append((normal * (normal if self._last is None else self._last)).sum(-1).numpy())
+        self._last = normal
+        if self._keep:
+            self._vectors.append(normal.numpy())
+
+    @property
+    def path(self) -> Floats:
+        """Cosine with the embedding, ``(N + 1, U)``."""
+        return np.stack(self._path)
+
+    @property
+    def steps(self) -> Floats:
+        """Cosine with the depth before, ``(N + 1, U)``."""
+        return np.stack(self._steps)
+
+    @property
+    def vectors(self) -> Floats | None:
+        """The vectors, of length 1, ``(N + 1, U, width)``, if they are kept."""
+        return np.stack(self._vectors) if self._keep else None

@@ -18,8 +18,9 @@ from .across import look_across
 from .choosing import about, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
+from .nearest import nearest_units
 from .norms import ValueNorms
-from .predictions import Predictions, predict
+from .predictions import Expected, Predictions
 from .reading import Reading
 from .report import Report
 from .subjects import Subject, subject_of
@@ -140,16 +141,30 @@ def _read(
         tokens: the text.
         ids: what the model reads of it.
         keep_vectors: whether vectors are kept for a comparison.
-        predicted: the first and last position whose tokens are predicted (`predict`), if any are.
+        predicted: the first and last position whose tokens are predicted (`Expected`), if any are.
         written: the position from which on the model wrote the text.
     """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     values = ValueNorms(subject) if gatherer.block == 1 else None
+    paths = gatherer.paths(keep_vectors)
+    expected = None if predicted is None else Expected(subject, tokens.ids, *predicted, written)
+
+    kept: list[Tensor] = []  # the states of a short text
+
+    def visit(depth: int, states: Tensor) -> None:
+        paths.add(states)
+        if values is not None:
+            kept.append(states)
+        if expected is not None:
+            expected.add(depth, states)
+
     with (
         counted(f"Reading {len(tokens):,} tokens", subject.layers) as progress,
         watching(Watch(dict.fromkeys(subject.attention_names, gatherer), progress, values)),
     ):
-        hidden = subject.run(ids, hidden=True).hidden
-    found = None if predicted is None else predict(subject, tokens.ids, hidden, *predicted, written)
-    reading = gatherer.reading(hidden, keep_vectors, subject.unknown_token)
-    return dataclasses.replace(reading, value_norms=None if values is None else values.norms()), found
+        subject.follow(ids, visit)
+    reading = gatherer.reading(paths, subject.unknown_token)
+    if values is not None:
+        nearest = nearest_units(kept, torch.from_numpy(reading.unit_of).long())
+        reading = dataclasses.replace(reading, value_norms=values.norms(), nearest=nearest)
+    return reading, None if expected is None else expected.predictions()

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..formats.progress import counted
 from .reading import Floats, Integers, Reading
 from .subjects import Subject
 from .tables import TableRow, short
@@ -70,56 +69,56 @@ class Predictions:
         return depth if depth < self.layer_rank.shape[1] else None
 
 
-def predict(
-    subject: Subject, ids: Sequence[int], hidden: Sequence[Tensor], first: int, last: int, written: int
-) -> Predictions:
-    """Return what a decoder expected at the positions ``first`` to ``last``, from the states of one run.
+class Expected:
+    """Collects what a decoder expects at the positions ``first`` to ``last``, one layer's states after another.
 
     Memory does not grow with tokens times vocabulary: the logits of a few tokens are computed at once.
 
     Args:
         subject: the decoder.
         ids: the tokens of the text.
-        hidden: the states of a run over them, ``N + 1`` tensors ``(1, L, width)``.
         first: the first position, at least 1.
         last: the last one; ``len(ids)`` is the token that would come next.
         written: the position from which on the model wrote the text.
     """
-    positions = torch.arange(first, last + 1, device="cpu")
-    own = torch.tensor([*ids, -1], dtype=torch.int64, device="cpu")[positions]
-    size = max(1, CHUNK // subject.vocabulary)
-    chunks = list(zip(torch.split(positions, size), torch.split(own, size), strict=True))
-    parts: list[list[dict[str, npt.NDArray[Any]]]] = []
-    done = 0
-    with counted(f"Logit lens of {len(positions):,} tokens", len(chunks) * len(hidden)) as progress:
-        for places, tokens in chunks:
-            by_depth = []
-            for depth, states in enumerate(hidden):
-                logits = subject.lens(states[0, places.to(states.device) - 1], depth)
-                assert logits is not None  # `look` has checked
-                by_depth.append(_of_layer(logits.float().cpu(), tokens))
-                done += 1
-                progress(done)
-            parts.append(by_depth)
-    names = tuple(parts[0][0])
-    joined = {name: np.concatenate([np.stack([part[name] for part in rows], 1) for rows in parts]) for name in names}
-    few, many = LAYER_CANDIDATES, joined["candidates"]
-    return Predictions(
-        first=first,
-        written=written,
-        vocabulary=subject.vocabulary,
-        ids=own.to(torch.int32).numpy(),
-        probability=joined["probability"][:, -1],
-        rank=joined["rank"][:, -1],
-        entropy=joined["entropy"][:, -1],
-        candidates=many[:, -1],
-        shares=joined["shares"][:, -1],
-        layer_candidates=many[..., :few].copy(),
-        layer_shares=joined["shares"][..., :few].copy(),
-        layer_probability=joined["probability"],
-        layer_rank=joined["rank"],
-        spelled=_spelled(subject, {*many[..., :few].ravel().tolist(), *many[:, -1].ravel().tolist()}),
-    )
+
+    def __init__(self, subject: Subject, ids: Sequence[int], first: int, last: int, written: int) -> None:
+        self.subject, self.first, self.written = subject, first, written
+        self.positions = torch.arange(first, last + 1, device="cpu")
+        self.ids = torch.tensor([*ids, -1], dtype=torch.int64, device="cpu")[self.positions]
+        self.layers: list[dict[str, npt.NDArray[Any]]] = []
+
+    def add(self, depth: int, states: Tensor) -> None:
+        """Apply the logit lens to the states ``(1, L, width)`` of the next depth, the embedding's first."""
+        size = max(1, CHUNK // self.subject.vocabulary)
+        parts = []
+        for places, tokens in zip(torch.split(self.positions, size), torch.split(self.ids, size), strict=True):
+            logits = self.subject.lens(states[0, places.to(states.device) - 1], depth)
+            assert logits is not None  # `check_writer`
+            parts.append(_of_layer(logits.float().cpu(), tokens))
+        self.layers.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def predictions(self) -> Predictions:
+        """Everything together, after the states of the last layer."""
+        last, few = self.layers[-1], LAYER_CANDIDATES
+        layers = {name: np.stack([layer[name] for layer in self.layers], 1) for name in last}
+        tops = layers["candidates"][..., :few].copy()
+        return Predictions(
+            first=self.first,
+            written=self.written,
+            vocabulary=self.subject.vocabulary,
+            ids=self.ids.to(torch.int32).numpy(),
+            probability=last["probability"],
+            rank=last["rank"],
+            entropy=last["entropy"],
+            candidates=last["candidates"],
+            shares=last["shares"],
+            layer_candidates=tops,
+            layer_shares=layers["shares"][..., :few].copy(),
+            layer_probability=layers["probability"],
+            layer_rank=layers["rank"],
+            spelled=_spelled(self.subject, {*tops.ravel().tolist(), *last["candidates"].ravel().tolist()}),
+        )
 
 
 def _of_layer(logits: Tensor, tokens: Tensor) -> dict[str, npt.NDArray[Any]]:

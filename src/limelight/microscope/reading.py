@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .nearest import Nearest
 from .offsets import Floats as Floats
 from .offsets import Integers as Integers
 from .offsets import OffsetProfile, profile_of_strongest, profile_of_weights
@@ -71,6 +72,7 @@ class Reading:
     steps: Floats  # (N + 1, U): cosine with the layer before; 1 for the embedding
     vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
     value_norms: Floats | None = None  # (N, H, L): norm of what a head writes for a key, of short texts (`norms.py`)
+    nearest: Nearest | None = None  # of short texts: the nearest units of each unit after each layer
     unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property

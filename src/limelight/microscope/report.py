@@ -26,6 +26,8 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                length of what the head writes: weights times norms of values, Kobayashi 2020; null for a long text),
                lower_bound (true: a long text, where only each query's strongest keys are known)
 ``path``       text, word, index, depth, cosine (with the embedding), step (cosine with the depth before), all_words
+``nearest``    text, word, index, depth, rank, other, cosine (of the two vectors), all_pairs (its mean over all
+               different words and tokens); of short texts
 ``contexts``   word, index, other_index, chosen, depth, cosine, different_words (mean cosine of different words), pairs
 ``predictions``  with ``generate`` or ``lens``: text, index, token (``None`` behind the text), written (by the model),
                probability, rank (1: the most likely), decided (depth from which on the lens ranks it first), entropy
@@ -149,6 +151,7 @@ class Report(Tables):
             "heads": self._heads,
             "relations": self._relations,
             "path": self._path,
+            "nearest": self._nearest,
         }
         tables = {
             name: [row for text in range(len(self.readings)) for row in make(text)] for name, make in per_text.items()
@@ -309,6 +312,27 @@ class Report(Tables):
             }
             for word in self.chosen[text]
             for depth in range(self.model.layers + 1)
+        ]
+
+    def _nearest(self, text: int) -> list[TableRow]:
+        reading = self.readings[text]
+        nearest = reading.nearest
+        if nearest is None:
+            return []
+        return [
+            {
+                "text": text,
+                "word": reading.words[word].text,
+                "index": word,
+                "depth": depth,
+                "rank": rank,
+                "other": reading.unit_text[unit],
+                "cosine": _short(nearest.cosine[depth, word, rank]),
+                "all_pairs": _short(nearest.mean[depth]),
+            }
+            for word in self.chosen[text]
+            for depth in range(len(nearest.mean))
+            for rank, unit in enumerate(nearest.units[depth, word].tolist())
         ]
 
     def _contexts(self) -> list[TableRow]:

@@ -100,9 +100,8 @@ class EncoderDecoder(Stack):
 
 def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
     """The layout of cross-attention: a token sees all existing source tokens of its own document."""
-    written, read = layout or Aligned(), source.layout or Aligned()
-    if written.documents != 1 or read.documents != 1:
-        return written.cross(read)
+    if any(one is not None and one.documents != 1 for one in (layout, source.layout)):
+        return (layout or Aligned()).cross(source.layout or Aligned())
     if source.layout is None:
         return None
     B, L, _ = source.states.shape

@@ -146,6 +146,9 @@ class MixtureOfHeads(MultiHead):
                 f"it is {k}",
                 f"Use k <= {query_heads - shared}.",
             )
+        if isinstance(self.compare, nn.Module) or (self.compare is not None and self.compare.tensors()):
+            rule, got = "must be the same for every head of a MixtureOfHeads", f"it is {self.compare!r}"
+            raise wrong("compare", rule, got, "Use a comparison without tensors, such as CosineSimilarity(0.1).")
         self.router = router(width, shared=shared, routed=query_heads - shared, k=k)
 
     def forward(self, states: Tensor, context: ForwardContext | Layout | None = None) -> Tensor:
@@ -207,6 +210,7 @@ class MixtureOfHeads(MultiHead):
             layout=layout,
             pattern=self.pattern,
             scores=tuple(_of_heads(rule, heads) for rule in rules),
+            compare=self.comparison(query),
             sink=None if self.sink is None else self.sink[heads],
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,

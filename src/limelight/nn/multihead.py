@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
-from ..forms.scores import ScoreRule
+from ..forms.scores import Comparison, ScoreRule
 from ..operator.attention import attention
-from ..tensors.shapes import wrong
+from ..tensors.shapes import describe, wrong
 from .checks import checked
 from .context import ForwardContext
 from .positions import Rotary, Rotation
@@ -39,7 +39,9 @@ class MultiHead(nn.Module):
         head_norm: makes the norms of each query and each key from ``D`` (Qwen 3; Henry et al. 2020,
             arXiv:2010.04245), applied before the rotation; ``None`` for none.
         scores: score rules, in order; a module among them makes its rule when called (`limelight.nn.DistanceBias`).
-        scale: factor of the dot product; ``None`` for ``1 / sqrt(D)``.
+        compare: what a query and a key make a score by; ``None`` for the dot product. A module makes the comparison
+            when called, for instance one with a learned temperature.
+        scale: factor of the dot product; ``None`` for ``1 / sqrt(D)``. A comparison has none.
         sink: whether each head has a learned logit that takes weight and gives no value.
         bias: whether query, key and value projections have a bias.
         key_bias: whether the key projection has one; ``None`` for ``bias`` (it adds the same to
@@ -49,7 +51,7 @@ class MultiHead(nn.Module):
         name: of this layer in observations (`limelight.watching`).
     """
 
-    capturable = ("pattern", "rotary", "scores", "scale", "dropout")
+    capturable = ("pattern", "rotary", "scores", "compare", "scale", "dropout")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class MultiHead(nn.Module):
         rotary: Rotary | None = None,
         head_norm: Callable[[int], nn.Module] | None = None,
         scores: Sequence[ScoreRule | nn.Module] = (),
+        compare: Comparison | nn.Module | None = None,
         scale: float | None = None,
         sink: bool = False,
         bias: bool = True,
@@ -87,11 +90,18 @@ class MultiHead(nn.Module):
                 f"it rotates {rotary.width}",
                 f"Use Rotary({head_width}), or less to rotate a part of them.",
             )
+        if compare is not None and not isinstance(compare, (Comparison, nn.Module)):
+            rule = "must be a comparison, a module that makes one, or None"
+            raise wrong("compare", rule, f"it is {describe(compare)}", "For example CosineSimilarity(0.1).")
+        if compare is not None and scale is not None:
+            got = f"it is {scale}, beside {compare!r}"
+            raise wrong("scale", "must be None where `compare` is given", got, "Give the comparison a temperature.")
         value_width = head_width if value_width is None else value_width
         source_width = width if source_width is None else source_width
         self.head_width, self.value_width = head_width, value_width
         self.pattern, self.rotary, self.scale, self.dropout, self.name = pattern, rotary, scale, dropout, name
         self.scores = tuple(scores)
+        self.compare = compare
         self.score_modules = nn.ModuleList(rule for rule in self.scores if isinstance(rule, nn.Module))
         self.query = Projection(width, query_heads * head_width, bias)
         self.key = Projection(source_width, key_value_heads * head_width, bias if key_bias is None else key_bias)
@@ -130,6 +140,7 @@ class MultiHead(nn.Module):
             layout=layout,
             pattern=self.pattern,
             scores=self.score_rules(query, context),
+            compare=self.comparison(query),
             sink=self.sink,
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
@@ -162,6 +173,11 @@ class MultiHead(nn.Module):
     def score_rules(self, query: Tensor, context: ForwardContext) -> tuple[ScoreRule, ...]:
         """The rules of this layer, then those that all layers share (`ForwardContext.scores`)."""
         return (*(rule(query) if isinstance(rule, nn.Module) else rule for rule in self.scores), *context.scores)
+
+    def comparison(self, query: Tensor) -> Comparison | None:
+        """The comparison of this layer, made for ``query`` by its module where it has one."""
+        made: Comparison | None = self.compare(query) if isinstance(self.compare, nn.Module) else self.compare
+        return made
 
     def extra_repr(self) -> str:
         return f"head_width={self.head_width}, pattern={self.pattern}, rotary={self.rotary}, name={self.name!r}"

@@ -19,7 +19,7 @@ from limelight.microscope.heads import measuring
 from limelight.microscope.heads.measures import induction, retrieval
 from limelight.microscope.heads.roles import NO_ROLE
 from limelight.microscope.heads.run import measure_sample
-from limelight.microscope.subjects import subject_of
+from limelight.microscope.subjects import Run, subject_of
 
 TEXT = " ".join(
     f"Anne went to the {place} with {n} friends, and the {place} was cold; the friends of Anne were cold too."
@@ -201,6 +201,44 @@ def test_an_interrupted_run_keeps_what_it_read_and_goes_on(tmp_path, atlas):
     assert whole.corpus["complete"]
     assert not state.exists()
     assert whole.to_dict() == atlas.to_dict()
+
+
+def test_an_interruption_of_the_first_run_leaves_an_atlas_without_scores():
+    subject = Interrupted(designed_scores, layers=1, heads=6)
+    subject.after = 0
+    found = measured(subject)
+    assert found.tables["roles"] == []
+    assert {row["role"] for row in found.tables["heads"]} == {NO_ROLE}
+    assert json.loads(found.to_json())["corpus"]["texts"] == 0
+
+
+class Uneven(MadeUp):
+    """Its second layer has two of three heads."""
+
+    def run(self, ids, **options):
+        first, second = self.scores(ids[0].tolist()).float()
+        for name, layer in zip(self.attention_names, (first, second[:2]), strict=True):
+            nothing = torch.zeros(1, len(layer), ids.shape[1], 4)
+            bias = limelight.Bias(layer[None])
+            limelight.attention(nothing, nothing, nothing, pattern=limelight.Causal(), scores=[bias], name=name)
+        return Run((self.embeddings()[ids],) * 3)
+
+
+def test_a_layer_with_fewer_heads_has_scores_for_these_alone():
+    whole = measured(MadeUp(random_scores()))
+    found = measured(Uneven(random_scores()))
+    for one, other in zip(found.findings, whole.findings, strict=True):
+        if one.result.total.score.shape == (2, 3) and one.result.measure != "semantic similarity":
+            assert math.isnan(one.result.total.score[1, 2])
+            expected = other.result.total.score.ravel()[:5]
+            np.testing.assert_allclose(one.result.total.score.ravel()[:5], expected, rtol=1e-5, atol=1e-7)
+    assert not [row for row in found.tables["examples"] if (row["layer"], row["head"]) == (1, 2)]
+
+
+def test_few_texts_have_no_roles():
+    found = measured(designed(), tokens=200)
+    assert found.corpus["texts"] < 10
+    assert not [row for row in found.tables["roles"] if row["role"] == "previous token"]
 
 
 def test_a_state_of_another_run_is_refused_by_name(tmp_path):

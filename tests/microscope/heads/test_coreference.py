@@ -10,6 +10,8 @@ from limelight.microscope.heads.measures.coreference import Coreference
 from limelight.microscope.heads.probes.grammar import made_sentences
 from limelight.microscope.heads.run import measure_sample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def references(count):
     return [reference for _, reference in made_sentences(count) if reference is not None]

@@ -1,19 +1,21 @@
 """The probes with known answers: what they hold for which model, and that no role is found where there is none."""
 
+import itertools
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from support.made_up_subject import MadeUp, random_scores
 
 from limelight.checkpoints.load import load
-from limelight.microscope.heads.measures.contextuality import Contextuality
-from limelight.microscope.heads.measures.semantic import Semantic
 from limelight.microscope.heads.measures.syntax import Syntax
 from limelight.microscope.heads.probes import LabelError, labelled
 from limelight.microscope.heads.roles import find_roles
 from limelight.microscope.heads.run import Progress, run_probe
 from limelight.microscope.subjects import PretrainedSubject
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONLLU = """\
 1\tDogs\tdog\tNOUN\t_\t_\t2\tnsubj\t_\t_
@@ -23,9 +25,8 @@ CONLLU = """\
 5\t.\t.\tPUNCT\t_\t_\t2\tpunct\t_\t_
 
 """
-GAP = (
-    "Text\tPronoun\tPronoun-offset\tA\tA-offset\tA-coref\tB\tB-offset\tB-coref\n"
-    + "Ann met Mary when she left.\tshe\t18\tAnn\t0\tTRUE\tMary\t8\tFALSE\n"
+GAP = "Text\tPronoun\tPronoun-offset\tA\tA-offset\tA-coref\tB\tB-offset\tB-coref\n" + (
+    "Ann met Mary when she left.\tshe\t18\tAnn\t0\tTRUE\tMary\t8\tFALSE\n" * 4
 )
 WINOGENDER = "sentid\tsentence\n" + "".join(
     f"{who}.guest.{answer}.{gender}.txt\tThe {who} told the guest that {pronoun} could leave.\n"
@@ -39,17 +40,17 @@ SENSES = "word\tsense\tsentence\n" + "bank\triver\tThe bank was muddy.\nbank\tmo
 @pytest.fixture
 def files(tmp_path):
     found = {}
-    for name, text in {"conllu": CONLLU * 60, "gap": GAP * 4, "winogender": WINOGENDER, "senses": SENSES}.items():
+    for name, text in {"conllu": CONLLU * 60, "gap": GAP, "winogender": WINOGENDER, "senses": SENSES}.items():
         found[name] = tmp_path / f"{name}.txt"
         found[name].write_text(text, encoding="utf-8")
     return found
 
 
-def roles_of(subject, probes):
-    """The roles that hold after all probes are run, with their controls."""
+def roles_of(subject, probes, texts=120):
+    """The roles that hold after the first texts of all probes are run, with their controls."""
     results, controls = [], {}
     for probe in probes:
-        progress = Progress(probe)
+        progress = Progress(replace(probe, samples=lambda samples=probe.samples: itertools.islice(samples(), texts)))
         run_probe(subject, progress, threading.Event(), lambda: None, lambda: None)
         results += [result for measure in progress.measures for result in measure.results()]
         shuffled = [result for measure in progress.controls for result in measure.results()]
@@ -98,6 +99,9 @@ def test_errors_come_before_anything_runs(tmp_path):
     subject = MadeUp(random_scores())
     with pytest.raises(LabelError, match=r"novel\.txt is not CoNLL-U: line 1 has 1 column instead of 10"):
         labelled(subject, conllu=path)
+    path.write_text(CONLLU, encoding="utf-8")
+    with pytest.raises(LabelError, match=r"novel\.txt is too small: it holds no relation 20 times"):
+        labelled(subject, conllu=path)
     assert subject.runs == 0
 
 
@@ -115,7 +119,7 @@ def test_texts_beyond_the_positions_are_left_out(files):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_random_weights_have_no_role(causal):
-    subject = MadeUp(random_scores(4, 6), causal=causal, layers=4, heads=6)
+    subject = MadeUp(random_scores(2, 8), causal=causal, layers=2, heads=8)
     assert roles_of(subject, labelled(subject)) == []
 
 
@@ -126,19 +130,4 @@ def test_a_model_with_shuffled_weights_has_no_role(minilm):
         flat = parameter.data.flatten()
         parameter.data = flat[torch.randperm(len(flat), generator=generator)].view_as(parameter)
     subject = PretrainedSubject(model)
-    probes = labelled(subject)
-    (made,) = probes
-    some = made.samples
-    made = type(made)(made.name, lambda: (s for s in some() if s.number < 240), made.measures, made.tokens)
-    assert roles_of(subject, [made]) == []
-
-
-def test_the_measures_of_plain_text_find_nothing_in_random_weights():
-    subject = MadeUp(random_scores(4, 6), layers=4, heads=6)
-    from limelight.microscope.heads.run import measure_sample
-
-    semantic, context = Semantic(subject), Contextuality(subject)
-    for sample in next(iter(labelled(subject))).samples():
-        measure_sample(subject, sample, [semantic, context])
-    assert semantic.results() == []  # single sentences have too few pairs
-    assert len(context.results()) == 2
+    assert roles_of(subject, labelled(subject)) == []

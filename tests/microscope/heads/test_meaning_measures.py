@@ -1,6 +1,7 @@
 """Semantic similarity, contextuality and word senses, compared with loops over their definitions in float64."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from limelight.microscope.heads.probes.grammar import make_sentence
 from limelight.microscope.heads.run import measure_sample
 from limelight.microscope.heads.sample import Sample
 from limelight.microscope.subjects import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Wide(MadeUp):
@@ -129,8 +132,6 @@ def states_of(ids, depth):
 def contextuality_by_loops(subject, samples):
     """Mean cosines ``(N + 1,)`` of words with themselves and with the next one that is followed."""
     stored, sums = [{}, {}], []
-    import zlib
-
     for sample in samples:
         half, now = stored[sample.number % 2], {}
         for word in sample.joined[1]:

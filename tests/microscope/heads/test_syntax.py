@@ -12,6 +12,8 @@ from limelight.microscope.heads.measures.syntax import LEAST, Syntax
 from limelight.microscope.heads.probes.grammar import MEN, PLACES, THINGS, WOMEN, made_sentences
 from limelight.microscope.heads.run import measure_sample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RELATIONS = ("nsubj", "obj", "det", "amod")
 
 
@@ -102,7 +104,7 @@ def test_a_head_that_looks_at_the_next_noun_is_found():
         measure_sample(subject, sample, [control], sample.shuffled)
     result = next(r for r in measure.results() if r.detail == "det, dependent to head")
     shuffled = next(r for r in control.results() if r.detail == "det, dependent to head").total.score
-    assert result.scored.score[0, 0] > 0.95
+    assert result.scored.score[0, 0] > 0.75  # some adjectives end with the same piece as a noun
     assert shuffled[0, 0] < 0.6
     assert abs(result.scored.score[0, 1] - shuffled[0, 1]) < 0.05  # by position alone
     assert result.scored.score[0, 1] < 0.45

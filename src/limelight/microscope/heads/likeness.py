@@ -26,7 +26,10 @@ def similar_heads(results: list[Result], profile: Numbers | None) -> list[dict[s
     columns = [result.total.score.reshape(-1) for result in results if result.total.score.shape == (layers, heads)]
     if profile is not None:
         columns += list(profile.reshape(layers * heads, -1).T)
-    scores = np.stack([column for column in columns if np.isfinite(column).all()], 1)
+    known = [column for column in columns if np.isfinite(column).all()]
+    if not known or layers * heads < 2:
+        return []
+    scores = np.stack(known, 1)
     scores = scores[:, scores.std(0) > 1e-9]
     scores = (scores - scores.mean(0)) / scores.std(0)
     scores /= np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,20 @@ class Union:
             pairs=_joined([request.pairs for request in requests], 0),
         )
 
-    def parts(self, seen: Observations) -> list[Part]:
-        """For each request its observations of the first row of the batch, ``(H, ...)``."""
-        seen = seen.map(lambda tensor: tensor[0].cpu())
+    def on(self, device: torch.device) -> Observe:
+        """What to observe, with its tensors on the device of the model."""
+        if device.type == "cpu":
+            return self.observe
+        tensors = {name: getattr(self.observe, name) for name in ("features", "rows", "pairs")}
+        moved: dict[str, Any] = {name: each.to(device) for name, each in tensors.items() if each is not None}
+        return replace(self.observe, **moved)
+
+    def parts(self, seen: Observations, heads: int) -> list[Part]:
+        """For each request its observations of the first row of the batch, ``(H, ...)``.
+
+        A layer with fewer heads than ``heads`` has others that are not a number, so that they have no score.
+        """
+        seen = seen.map(lambda tensor: _filled(tensor[0].cpu(), heads))
         at = {"features": self.sinks, "rows": 0, "pairs": 0}
         found = []
         for request in self.requests:
@@ -96,6 +107,14 @@ class Union:
                     at[name] += wanted.shape[size]
             found.append(Part(**fields))
         return found
+
+
+def _filled(tensor: Tensor, heads: int) -> Tensor:
+    """``(H, ...)`` with as many heads as there should be."""
+    if tensor.shape[0] == heads:
+        return tensor
+    nothing = float("nan") if tensor.is_floating_point() else -1
+    return torch.cat([tensor, tensor.new_full((heads - tensor.shape[0], *tensor.shape[1:]), nothing)])
 
 
 def _joined(tensors: list[Tensor | None], dim: int) -> Tensor | None:

@@ -11,13 +11,15 @@ from .measure import Claim, Result
 from .sums import Numbers
 
 NO_ROLE = "no role found"
+FEWEST_TEXTS = 5  # of either half: fewer say little of other texts
 LEFT = 0.1  # a head that leaves less than this beside the sinks has no role but that of the sink
 
 RULES = (
     "A role is claimed for a head on the texts of even number, where its score must reach the threshold and lie above "
     "the baseline; it holds only if, on the texts of odd number, the score reaches the threshold again, its 95 % "
     "interval (bootstrap over texts) lies above the baseline, and it exceeds the control, the same positions in texts "
-    "with shuffled tokens, by the margin (a role of position is exempt from the last).",
+    "with shuffled tokens, by the margin (a role of position is exempt from the last). "
+    f"With fewer than {FEWEST_TEXTS} texts of either kind there are no roles.",
     "Shares are those of the attention that the sinks (the first token and special tokens) leave; a head that leaves "
     f"less than {LEFT:.0%} to other tokens has no role but that of the sink.",
     "An attention weight says where a head took its values from: it is not an explanation of what the model answers.",
@@ -55,6 +57,8 @@ def _excess(row: dict[str, Any]) -> float:
 
 def chosen(result: Result, claim: Claim) -> npt.NDArray[np.bool_]:
     """``(N, H)``: the heads for which the role is claimed, on the first half of the texts alone."""
+    if min(result.chosen.texts, result.scored.texts) < FEWEST_TEXTS:
+        return np.zeros(result.total.score.shape, np.bool_)
     with np.errstate(invalid="ignore"):
         found = (result.chosen.score >= claim.threshold) & (
             result.chosen.score > np.asarray(result.baseline) * claim.over_baseline

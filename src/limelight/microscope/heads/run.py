@@ -28,16 +28,16 @@ class _Watch(Seen):
         self.measures = [measure for measure, request in requests if request is not None]
         self.union = Union([request for _, request in requests if request is not None], sample)
         self.layers = {name: layer for layer, name in enumerate(subject.attention_names)}
-        self.sample = sample
+        self.sample, self.heads = sample, subject.heads
 
     def request(self, name: str | None, query: Tensor, key: Tensor) -> Observe:
-        return self.union.observe if name in self.layers else NOTHING
+        return self.union.on(query.device) if name in self.layers else NOTHING
 
     def add(self, name: str | None, observations: Observations) -> None:
         if name not in self.layers:
             return
         layer = self.layers[name]
-        for measure, part in zip(self.measures, self.union.parts(observations), strict=True):
+        for measure, part in zip(self.measures, self.union.parts(observations, self.heads), strict=True):
             measure.add(self.sample, layer, part)
 
 

@@ -73,17 +73,20 @@ class Ratio:
         self._cases[layer, at] += np.asarray(cases)
 
     def interval(self, half: int | None = None, column: int = 0) -> Interval:
-        """The score over one half of the texts, or over all of them; NaN where nothing was counted."""
+        """The score over one half of the texts, or over all of them; NaN where nothing was counted.
+
+        A single text has a score without an interval.
+        """
         self._flush()
         halves = [0, 1] if half is None else [half]
         score = _quotient(self.parts[halves, ..., column].sum(0), self.wholes[halves, ..., column].sum(0))
         low, high = np.full_like(score, np.nan), np.full_like(score, np.nan)
-        if self.replicates:
+        n, texts = self.cases[halves, :, column].sum(0).max(), self.texts[halves, :, column].sum(0).max()
+        if self.replicates and texts > 1:
             parts = self.part_replicates[halves, ..., column].sum(0)
             scores = _quotient(parts, self.whole_replicates[halves, ..., column].sum(0))
             scores = np.where(np.isfinite(scores), scores, score)  # a replicate in which no text counts
             low, high = np.percentile(scores, [2.5, 97.5], axis=0)
-        n, texts = self.cases[halves, :, column].sum(0).max(), self.texts[halves, :, column].sum(0).max()
         return Interval(score, low, high, float(n), int(texts))
 
     def per_case(self, column: int = 0) -> Numbers:

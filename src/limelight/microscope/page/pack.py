@@ -18,6 +18,7 @@
                    "weights": Packed (L, n), strongest first, 0: none; tokens set apart are left out},
         "heads":  {"entropy": [N * H numbers], "strongest", "distance", "previous", "own", "next", "apart"},
         "even":   {"entropy", "distance", "share"},
+        "nearest": null or {"units": Packed (N + 1, U, k), "cosine": Packed (N + 1, U, k), "mean": [N + 1 numbers]},
         "norms": Packed (N, H, L) | null (norm of what a head writes for a key; of exact weights only),
         "offsets": {"mean": Packed (N, H, bins), "count": [bins numbers]},  (`OffsetProfile`: total / count)
         "received": Packed (N, L) log2(weight received / even weight),
@@ -38,17 +39,18 @@ A page must stay small at any length, so `pack` takes the first of a ladder of s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..reading import Floats, Integers, Reading, even_distance, mean_path
+from ..reading import Floats, Reading, even_distance, mean_path
 from .contents import Contents
 from .numbers import numbers as _numbers
 from .numbers import pack_numbers
+from .pack_relations import Relations, rank_relations
 from .pack_writing import pack_predictions
 
 FORMAT, VERSION = "limelight.page", 1
@@ -105,11 +107,17 @@ def pack(report: Contents, limit: int, beside: Mapping[str, Any] | None = None) 
     """
     size = 0
     added = {**pack_predictions(report.predictions, limit // 3), **(beside or {})}
+    ranked = [
+        cache(partial(rank_relations, reading, max(detail.relations for detail in LADDER)))
+        for reading in report.readings
+    ]
     tokens = sum(reading.length for reading in report.readings if not reading.exact)
     for detail in LADDER:
         if tokens * detail.relations * RELATION_BYTES > limit:
             continue  # cannot fit
-        text = json.dumps(_report(report, detail) | added, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(
+            _report(report, detail, ranked) | added, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+        )
         size = len(text.encode())
         if size <= limit:
             return text
@@ -120,7 +128,7 @@ def pack(report: Contents, limit: int, beside: Mapping[str, Any] | None = None) 
     )
 
 
-def _report(report: Contents, detail: Detail) -> dict[str, Any]:
+def _report(report: Contents, detail: Detail, ranked: Sequence[Callable[[], Relations]]) -> dict[str, Any]:
     comparison = report.comparison
     return {
         "format": FORMAT,
@@ -130,8 +138,8 @@ def _report(report: Contents, detail: Detail) -> dict[str, Any]:
         "warnings": report.warnings,
         "chosenBy": report.chosen_by,
         "readings": [
-            _reading(reading, list(chosen), detail)
-            for reading, chosen in zip(report.readings, report.chosen, strict=True)
+            _reading(reading, list(chosen), detail, relations)
+            for reading, chosen, relations in zip(report.readings, report.chosen, ranked, strict=True)
         ],
         "comparison": comparison
         and {
@@ -143,7 +151,7 @@ def _report(report: Contents, detail: Detail) -> dict[str, Any]:
     }
 
 
-def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, Any]:
+def _reading(reading: Reading, chosen: list[int], detail: Detail, ranked: Callable[[], Relations]) -> dict[str, Any]:
     tokens, words, heads = reading.tokens, reading.words, reading.heads
     fine = reading.length <= 1024
     ratio = np.log2(np.maximum(reading.received, 1e-6) / reading.expected)
@@ -166,12 +174,18 @@ def _reading(reading: Reading, chosen: list[int], detail: Detail) -> dict[str, A
         },
         "chosen": chosen,
         "map": _map(reading, detail),
-        "relations": None if _whole(reading, detail) else _relations(reading, detail.relations),
+        "relations": None if _whole(reading, detail) else ranked().pack(detail.relations),
         "heads": {name: _numbers(getattr(heads, name).ravel()) for name in heads.__dataclass_fields__},
         "even": {
             "entropy": float(np.mean(np.log(reading.visible))),
             "distance": even_distance(reading),
             "share": float(np.mean(1.0 / reading.visible)),
+        },
+        "nearest": reading.nearest
+        and {
+            "units": pack_numbers(reading.nearest.units, 16, 0.0, 65535.0),
+            "cosine": pack_numbers(reading.nearest.cosine, 16, -1.0, 1.0),
+            "mean": _numbers(reading.nearest.mean),
         },
         "norms": pack_numbers(reading.value_norms, 16)
         if reading.value_norms is not None and _whole(reading, detail)
@@ -217,58 +231,3 @@ def _coarser(shares: Floats, block: int, length: int) -> Floats:
     joined = joined[..., 0::2] + joined[..., 1::2]
     pairs = np.pad(count, (0, side % 2))
     return np.asarray(joined / (pairs[0::2] + pairs[1::2])[:, None], dtype=np.float32)
-
-
-def _relations(reading: Reading, most: int) -> dict[str, Any]:
-    """Pack the ``most`` most informative relations of each token, the strongest first.
-
-    A key that many heads share would crowd out all others: each further head on the same key counts half as much as
-    the one before. Attention to tokens set apart is in the maps, and left out here.
-    """
-    top_keys, top_weights = _top(reading)
-    layers, heads, length, k = top_keys.shape
-    every = layers * heads * k
-    most = min(most, every)
-    keys, heads_of_keys, weights = [], [], []
-    for start in range(0, length, 512):
-        part = (slice(None), slice(None), slice(start, start + 512))
-        key = top_keys[part].transpose(2, 0, 1, 3).reshape(-1, every)
-        weight = top_weights[part].transpose(2, 0, 1, 3).reshape(-1, every)
-        weight = np.where(np.isin(key, reading.apart) | (key < 0), 0.0, weight)
-        worth = weight * np.exp2(-_rank(key, weight))
-        chosen = np.argpartition(-worth, most - 1, axis=1)[:, :most]
-        kept = np.take_along_axis(weight, chosen, 1)
-        order = np.argsort(-kept, axis=1, kind="stable")
-        chosen, kept = np.take_along_axis(chosen, order, 1), np.take_along_axis(kept, order, 1)
-        keys.append(np.take_along_axis(key, chosen, 1))
-        heads_of_keys.append(chosen // k)
-        weights.append(kept)
-    wide = (16, 0.0, 65535.0)
-    return {
-        "each": most,
-        "keys": pack_numbers(np.maximum(np.concatenate(keys), 0), *(wide if length < 65536 else (32,))),
-        "heads": pack_numbers(np.concatenate(heads_of_keys), *wide),
-        "weights": pack_numbers(np.concatenate(weights), 16, 0.0, 1.0),
-    }
-
-
-def _rank(key: Integers, weight: Floats) -> npt.NDArray[np.float32]:
-    """Return for each candidate of a row how many stronger candidates have the same key."""
-    order = np.argsort(-weight, axis=1, kind="stable")
-    order = np.take_along_axis(order, np.argsort(np.take_along_axis(key, order, 1), axis=1, kind="stable"), 1)
-    sorted_keys = np.take_along_axis(key, order, 1)
-    at = np.arange(key.shape[1])
-    fresh = np.concatenate([np.ones((len(key), 1), bool), sorted_keys[:, 1:] != sorted_keys[:, :-1]], 1)
-    first = np.maximum.accumulate(np.where(fresh, at, 0), axis=1)
-    rank = np.empty(key.shape, np.float32)
-    np.put_along_axis(rank, order, (at - first).astype(np.float32), 1)
-    return rank
-
-
-def _top(reading: Reading) -> tuple[Integers, Floats]:
-    """The strongest keys of every query; of exact weights that were too many for the page, found here."""
-    if not reading.exact:
-        return reading.top_keys, reading.top_weights
-    k = min(8, reading.length)
-    keys = np.argpartition(-reading.shares, k - 1, axis=-1)[..., :k].astype(np.int32)
-    return keys, np.take_along_axis(reading.shares, keys, -1)

@@ -13,14 +13,15 @@ from .compose import compose
 from .contents import Contents
 from .pack import pack
 
-PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB at any length
+PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB up to `LONG` tokens,
+LONG, LONG_LIMIT = 10_000, 8_000_000 - 1  # and under 8 MB beyond
 ATLAS_LIMIT = 5_000_000  # bytes, for any number of heads
 
 
 def make_page(
-    report: Contents, limit: int = PAGE_LIMIT, atlas: AtlasLike | None = None, atlas_link: str | None = None
+    report: Contents, limit: int | None = None, atlas: AtlasLike | None = None, atlas_link: str | None = None
 ) -> str:
-    """Return the page as text, at most ``limit`` bytes of UTF-8.
+    """Return the page as text, at most ``limit`` bytes of UTF-8; by default 3 MB, and 8 MB beyond 10,000 tokens.
 
     Args:
         report: of one text, or of two.
@@ -35,6 +36,8 @@ def make_page(
     if report.cross is not None:
         got = f"this one is of {report.model.name}, which has an encoder and a decoder"
         raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
+    if limit is None:
+        limit = LONG_LIMIT if sum(reading.length for reading in report.readings) > LONG else PAGE_LIMIT
     text = " ".join(report.readings[0].text.split())
     short = text if len(text) <= 60 else text[:59] + "…"
     model = report.model

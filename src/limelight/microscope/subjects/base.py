@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -151,6 +151,19 @@ class Subject(ABC):
             hidden: return the hidden states.
             logits: return the logits.
         """
+
+    def follow(self, ids: Tensor, visit: Callable[[int, Tensor], None]) -> None:
+        """Run the model, without gradients, and pass on the states at each depth: those of ``Run.hidden``, in order.
+
+        A subject that passes each on as soon as it is computed never holds those of all layers, which would take
+        ``(layers + 1) * L * width`` numbers.
+
+        Args:
+            ids: ``(B, L)`` int64 token ids.
+            visit: called with the depth, 0 for the embedding, and the states ``(B, L, width)``.
+        """
+        for depth, states in enumerate(self.run(ids, hidden=True).hidden):
+            visit(depth, states)
 
     @abstractmethod
     def lens(self, states: Tensor, depth: int) -> Tensor | None:

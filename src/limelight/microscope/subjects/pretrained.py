@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,21 @@ class PretrainedSubject(Subject):
     def _spelled(self, number: int) -> str:
         """How a token is written in the vocabulary; Marian's start token is in none."""
         return self.model.tokenizer.backend.id_to_token(number) or "[start]"
+
+    def follow(self, ids: Tensor, visit: Callable[[int, Tensor], None]) -> None:
+        network = self.model.network
+
+        def before(depth: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _, given: visit(depth, given[0])
+
+        ids = ids.to(self.model.device, self.model.dtype if ids.is_floating_point() else None)
+        hooks = [layer.register_forward_pre_hook(before(depth)) for depth, layer in enumerate(network.layers)]
+        try:
+            with torch.inference_mode():
+                visit(self.layers, network(ids, logits=False).states)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def lens(self, states: Tensor, depth: int) -> Tensor | None:
         network = self.model.network

@@ -68,7 +68,7 @@ class TransformersSubject(Subject):
         self._find_norm(output, hidden)
 
     def _check_inputs(self) -> None:
-        """Refuse what reads neither texts nor the sounds of Whisper."""
+        """Refuse what reads neither texts nor the sounds of Whisper (for pictures there is a class of its own)."""
         name = self.model.main_input_name
         if name != self.reads and not (self.hears and self._seq2seq and self.model.config.model_type == "whisper"):
             got = f"{self.name} reads {name}"
@@ -187,6 +187,7 @@ class TransformersSubject(Subject):
     def read_source(self, source: Any) -> Source:
         if not self.hears:
             text = self.tokenize(source)
+            self._check_fit("text", len(text), positions_of(self.base.get_encoder()))
             return Source(torch.tensor([text.ids], dtype=torch.int64, device="cpu"), text, len(text))
         samples = heard(source)
         if self.features is None:
@@ -199,8 +200,8 @@ class TransformersSubject(Subject):
         read = read_text(self._reader(), text, target=True)
         read = self._checked(read, self.vocabulary)
         start = self._start()
-        if read.ids and read.special[-1] and read.ids[-1] != start:
-            read = cut(read, len(read) - 1)
+        end = max((place + 1 for place, own in enumerate(read.special) if not own), default=0)
+        read = cut(read, end)  # without what ends a text
         return read if read.ids[:1] == (start,) else after([start], [self._spelled(start)], read)
 
     def write(self, source: Source) -> Text:
@@ -284,13 +285,7 @@ class TransformersSubject(Subject):
     def _inputs(self, ids: Tensor, lengths: Tensor | None, source: Tensor | None) -> dict[str, Any]:
         device = self.model.device
         longest = ids.shape[1]
-        if self.limit is not None and longest > self.limit:
-            raise wrong(
-                "text",
-                f"must stand at the {self.limit:,} positions that {self.name} has",
-                f"it has {longest:,} tokens",
-                "Cut it into parts, or take another model.",
-            )
+        self._check_fit("target" if self._seq2seq else "text", longest, self.limit)
         if (source is None) == self._seq2seq:
             rule = "must be given for an encoder-decoder, and for no other model"
             raise wrong("source", rule, f"{self.name} is one: {self._seq2seq}", "Give the source, or leave it out.")
@@ -300,6 +295,12 @@ class TransformersSubject(Subject):
             exists = torch.arange(longest, device=device) < lengths.to(device)[:, None]
             inputs[f"{prefix}attention_mask"] = exists.long()
         return inputs if source is None else inputs | self._source(source)
+
+    def _check_fit(self, name: str, length: int, limit: int | None) -> None:
+        """Raise `ArgumentError` for a text beyond the positions."""
+        if limit is not None and length > limit:
+            rule = f"must stand at the {limit:,} positions that {self.name} has"
+            raise wrong(name, rule, f"it has {length:,} tokens", "Cut it into parts, or take another model.")
 
     def _source(self, source: Tensor) -> dict[str, Any]:
         """What an encoder reads, by the name of the model's argument."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...subjects import Run, Subject
 from ..measure import Measure, Part, Request, Result
 from ..sample import Sample
-from ..sums import Ratio
+from ..sums import Ratio, State
 
 WORDS = 256  # so many words are followed
 
@@ -84,6 +84,21 @@ class Contextuality(Measure):
         same = torch.stack([earlier[place] for place in places])
         other = torch.stack([earlier[after[place]] for place in places])
         return (now * same).sum(-1), (now * other).sum(-1)
+
+    def state(self) -> State:
+        """The sums, and the vectors that later texts are compared with."""
+        found = super().state()
+        for half, vectors in enumerate(self._vectors):
+            found[f"places.{half}"] = np.array(list(vectors), np.int64)
+            found[f"vectors.{half}"] = np.stack([each.numpy() for each in vectors.values()] or [np.zeros((0, 0))])
+        return found
+
+    def restore(self, state: State) -> None:
+        """Take over the sums and vectors of `state`."""
+        for half in (0, 1):
+            places, vectors = state[f"places.{half}"].tolist(), torch.from_numpy(np.array(state[f"vectors.{half}"]))
+            self._vectors[half] = dict(zip(places, vectors, strict=False))
+        super().restore(state)
 
     def results(self) -> list[Result]:
         """The cosine beside that of different words, and the difference."""

@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 
 from ...subjects import Subject
-from ..labels import Label, Reference, Sentence, sample_of
+from ..labels import Label, Reference, sample_of
 from ..measure import Measure, Probe
-from ..measures.coreference import LEAST, Coreference
+from ..measures.coreference import Coreference
 from ..measures.senses import Senses
 from ..measures.syntax import Syntax
 from ..sample import Sample
@@ -36,6 +36,7 @@ __all__ = [
 FilePath = str | PathLike[str]
 Texts = Iterable[tuple[Label | None, ...]]
 
+FEWEST = 20  # cases of a relation that is counted; a claim needs more
 GRAMMAR_RELATIONS = ("nsubj", "obj", "det", "amod")
 LEFT_OUT = ("punct", "root", "dep", "orphan", "goeswith", "reparandum")  # no relation between two words of a sentence
 
@@ -62,7 +63,7 @@ def labelled(
         senses: examples of word senses.
 
     Raises:
-        LabelError: a file cannot be read or is not of its format.
+        LabelError: a file cannot be read, is not of its format, or is too small.
     """
     probes: list[Probe] = []
     if subject.kind == "encoder-decoder":
@@ -70,7 +71,7 @@ def labelled(
     if _writes_english(subject):
         probes.append(_probe(subject, "made sentences", made_sentences, _made_measures(subject)))
     if conllu is not None:
-        relations = _relations(read_conllu(conllu))
+        relations = _relations(conllu)
         name, texts = _named("syntax", conllu), _single(read_conllu, conllu)
         probes.append(_probe(subject, name, texts, lambda: [Syntax(subject, relations)]))
     if gap is not None:
@@ -130,10 +131,13 @@ def _samples(subject: Subject, texts: Texts) -> Iterator[Sample]:
             yield sample
 
 
-def _relations(sentences: Iterable[Sentence]) -> tuple[str, ...]:
-    """The relations of which there are enough cases for a claim, the most frequent first."""
-    counts = Counter(arc.relation for sentence in sentences for arc in sentence.arcs)
-    return tuple(name for name, count in counts.most_common() if count >= 2 * LEAST and name not in LEFT_OUT)
+def _relations(path: FilePath) -> tuple[str, ...]:
+    """The relations of a treebank of which there are cases enough to count, the most frequent first."""
+    counts = Counter(arc.relation for sentence in read_conllu(path) for arc in sentence.arcs)
+    found = tuple(name for name, count in counts.most_common() if count >= FEWEST and name not in LEFT_OUT)
+    if not found:
+        raise LabelError(f"{path} is too small: it holds no relation {FEWEST} times. Give more sentences.")
+    return found
 
 
 def _writes_english(subject: Subject) -> bool:
