@@ -6,8 +6,9 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from support.atlas_made_up import MadeUpAtlas
+from support.atlas_made_up import MadeUpAtlas, mock_atlas
 
+from limelight.microscope import Atlas, AtlasComparison
 from limelight.microscope.page import write_atlas
 
 VIEWS = ("the grid", "the head", "the examples", "the plot", "the table", "the layers")
@@ -285,6 +286,19 @@ def test_two_atlases_are_compared_head_by_head(tmp_path, open_page):
         next(m for m in v["measures"] if m["detail"] == "induction")["total"]["score"][0][0] for v in (here, there)
     ]
     assert f"induction (random tokens) {score[1]:.3f}" in cells(page).first.get_attribute("aria-label")
+
+
+def test_a_notebook_shows_the_page(tmp_path, open_page):
+    one, other = (Atlas.from_dict(mock_atlas(2, 3, name=name)) for name in ("base", "tuned"))
+    shown = one._repr_html_() + AtlasComparison(one, other)._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{shown}", "utf-8")
+    page = open_page(tmp_path / "notebook.html", ready="iframe >> nth=1")
+    for number, text in enumerate(("of 6 in base", "tuned")):
+        inside = page.frame_locator("iframe").nth(number)
+        inside.locator(".atlas-lead").wait_for()
+        assert text in inside.locator(".atlas-lead").inner_text()
+        inside.get_by_role("gridcell").nth(4).click()
+        assert inside.locator("#h-head").inner_text() == "Head 1.1"
 
 
 def test_views_without_data_are_absent(tmp_path, open_page):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from ...tensors.shapes import wrong
+from ..page.notebook import frame
+from ..page.write import make_atlas
 from ..tables import TableRow, Tables
 from .atlas import Atlas, plain
 
@@ -37,6 +39,10 @@ class AtlasComparison(Tables):
 
     def __repr__(self) -> str:
         return f"AtlasComparison({self.first!r}, {self.second!r})"
+
+    def _repr_html_(self) -> str:
+        """The page of both, as a notebook shows it."""
+        return frame(partial(make_atlas, self.first, self.second), repr(self))
 
     @property
     def notes(self) -> list[str]:

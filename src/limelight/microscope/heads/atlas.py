@@ -31,7 +31,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ import numpy as np
 
 from ...tensors.shapes import wrong
 from ..files import write_atomically
+from ..page.notebook import frame
+from ..page.write import make_atlas
 from ..report import ModelFacts
 from ..tables import TableRow, Tables
 from .measure import Claim, Result
@@ -169,6 +171,10 @@ class Atlas(Tables):
             f"Atlas({self.model.name!r}, {self.corpus['name']!r}, {self.corpus['tokens']:,} tokens{complete}, "
             f"{some:,} of {heads:,} heads with a role)"
         )
+
+    def _repr_html_(self) -> str:
+        """The page, as a notebook shows it."""
+        return frame(partial(make_atlas, self, None), repr(self))
 
     def finding(self, measure: str, detail: str = "") -> Finding:
         """The finding of a measure and its variant.
