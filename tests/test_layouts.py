@@ -5,6 +5,8 @@ in `support.oracles.loops.places`; then a fact that it states wrongly, or forget
 of queries gets what it gets among all, in every backend that takes the call.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,11 @@ KINDS = subclasses(Layout)
 def drawn(data, kind, s):
     assert KINDS[kind] in LAYOUTS, f"give support.strategies.LAYOUTS an entry that draws a {kind}"
     return LAYOUTS[KINDS[kind]](data.draw, s)
+
+
+def self_attention(layout):
+    """With as many keys as queries, where a layout has numbers of both."""
+    return dataclasses.replace(layout, key_lengths=None) if hasattr(layout, "key_lengths") else layout
 
 
 def coordinates(layout, s):
@@ -155,7 +162,7 @@ def test_chosen_rows_stand_where_they_stood(kind, data):
 def test_its_texts_lie_where_it_states(kind, data):
     s = data.draw(sizes())
     s = s._replace(Lq=s.Lk)
-    layout = drawn(data, kind, s)
+    layout = self_attention(drawn(data, kind, s))
     ranges = layout.text_ranges(s.Lk)
     if ranges is None:
         return
@@ -194,6 +201,9 @@ def test_layouts_of_one_text_a_row(layout, ranges):
 def test_its_index_offset_gives_every_distance(kind, data):
     s = data.draw(sizes())
     layout = drawn(data, kind, s)
+    if data.draw(st.booleans()):
+        s = s._replace(Lq=s.Lk)
+        layout = self_attention(drawn(data, kind, s))
     offset = layout.index_offset(s.Lq, s.Lk)
     if offset is None:
         assert not (isinstance(layout, limelight.Aligned) and layout.uniform_over_batch)

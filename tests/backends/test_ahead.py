@@ -15,7 +15,6 @@ TABLE = json.loads((ROOT / "tests" / "backends" / "ahead.json").read_text())
 # Compiled in every run; all others by `python benchmarks/ahead.py --write tests/backends/ahead.json`.
 AGAIN = (
     "forward causal 64, hopper",
-    "forward causal 128, hopper",
     "forward causal 128, ampere",
     "backward causal 64, hopper",
     "backward bias 64, ampere",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from unittest import mock
 
 import pytest
@@ -58,7 +59,7 @@ few = settings(max_examples=settings.default.max_examples // 10)
 
 
 def check(example, upstream, isa, slack=None):
-    """Every gradient by the rule of `accuracy`."""
+    """Every gradient by the rule of `accuracy`; returns those of the kernels."""
     dtype = example.query.dtype
     with selected(isa), mock.patch.object(native, "backward", wraps=native.backward) as called:
         ours = gradients(example, upstream)
@@ -70,6 +71,7 @@ def check(example, upstream, isa, slack=None):
         if name != "logsumexp":
             assert ours[name].dtype == (dtype if name == "output" else tensor_of(example, name).dtype)
             check_close(ours[name], plain[name], exact, name, slack, sizes[name], dtype)
+    return ours
 
 
 def tensor_of(example, name):
@@ -92,13 +94,9 @@ def made(s: Shapes, dtype, **settings) -> Example:
     return Example(s, q, k, v, {"layout": None, "pattern": None, "scores": (), "scale": None} | settings)
 
 
-@every_kernel
-@pytest.mark.parametrize("form", ["full", "causal", "rules"])
-def test_as_exact_as_the_plain_computation(kernel, form):
-    """One rounding step and no more, where there are numbers enough for the plain computation to show its error."""
-    isa, dtype = kernel
-    if dtype == torch.float64:
-        return  # there the plain computation is the truth: `test_every_gradient` and `test_gradcheck` judge it
+@lru_cache
+def judged(dtype, form):
+    """A call, its upstream gradients, and all gradients plainly and in float64: computed once for the kernels."""
     bias = torch.randn(6, 2, 1, 300, generator=torch.Generator().manual_seed(8))
     scores = (ALiBi(torch.tensor([0.5, 0.01]).to(dtype)), Bias(bias.to(dtype)), SoftCap(20.0))
     rules = {"pattern": Causal(), "scores": scores, "sink": torch.tensor([0.3, -1.0]).to(dtype)}
@@ -106,9 +104,19 @@ def test_as_exact_as_the_plain_computation(kernel, form):
         Shapes(6, 2, 1, 300, 300, 64, 72), dtype, **{"full": {}, "causal": {"pattern": Causal()}, "rules": rules}[form]
     )
     upstream = Upstream.of(example)
+    return example, upstream, gradients(example, upstream, "plain"), gradients(example, upstream, "truth")
+
+
+@every_kernel
+@pytest.mark.parametrize("form", ["full", "causal", "rules"])
+def test_as_exact_as_the_plain_computation(kernel, form):
+    """One rounding step and no more, where there are numbers enough for the plain computation to show its error."""
+    isa, dtype = kernel
+    if dtype == torch.float64:
+        return  # there the plain computation is the truth: `test_every_gradient` and `test_gradcheck` judge it
+    example, upstream, plain, truth = judged(dtype, form)
     with selected(isa):
         ours = gradients(example, upstream)
-    plain, truth = gradients(example, upstream, "plain"), gradients(example, upstream, "truth")
     for name in [name for name in truth if name in ("query", "key", "value") or name.startswith("Bias")]:
         check_on_average(ours[name], plain[name], truth[name], name, dtype)
 
@@ -149,8 +157,7 @@ def test_many_chunks_of_keys(dtype, name):
     example = kernels.with_tensors(example, named)
     upstream = Upstream.of(example)
     with kernels.threads(5):
-        check(example, upstream, kernels.AVAILABLE[0], slack=4.0)
-        several = gradients(example, upstream)
+        several = check(example, upstream, kernels.AVAILABLE[0], slack=4.0)
     with kernels.threads(1):
         one = gradients(example, upstream)
     for x in one:
