@@ -105,7 +105,8 @@ def test_errors_come_before_anything_runs(tmp_path):
     assert subject.runs == 0
 
 
-def test_a_model_of_molecules_is_given_no_english():
+def test_a_model_of_molecules_is_given_no_english(rxnmapper):
+    assert labelled(PretrainedSubject(rxnmapper)) == []  # its tokenizer drops most letters
     subject = MadeUp(random_scores())
     subject.unknown_token = "the"
     assert labelled(subject) == []
@@ -114,7 +115,7 @@ def test_a_model_of_molecules_is_given_no_english():
 def test_texts_beyond_the_positions_are_left_out(files):
     subject = MadeUp(random_scores(), causal=False)
     subject.limit = 6
-    assert [list(probe.samples()) for probe in labelled(subject, conllu=files["conllu"])] == [[], []]
+    assert [list(probe.samples()) for probe in labelled(subject, conllu=files["conllu"])] == [[]]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from ...subjects import Subject
-from ..labels import Label, Reference, sample_of
+from ..labels import Label, Reference, sample_of, tokens_of
 from ..measure import Measure, Probe
 from ..measures.coreference import Coreference
 from ..measures.senses import Senses
@@ -141,6 +141,9 @@ def _relations(path: FilePath) -> tuple[str, ...]:
 
 
 def _writes_english(subject: Subject) -> bool:
-    """Whether the tokenizer has tokens for all words of the first made sentences."""
-    unknown = subject.unknown_token
-    return all(unknown not in subject.tokenize(sentence.text).tokens for sentence, _ in islice(made_sentences(), 20))
+    """Whether the tokenizer has tokens for every word of the first made sentences, none of them unknown."""
+    for sentence, _ in islice(made_sentences(), 20):
+        sample = sample_of(subject, 0, sentence)
+        if sample is None or subject.unknown_token in sample.text.tokens or not all(tokens_of(sample, sentence.words)):
+            return False
+    return True
