@@ -142,6 +142,7 @@ export class GridPanel implements Panel {
         {
           type: "button",
           class: "role-key",
+          title: role,
           "aria-pressed": String(state.role === role),
           "data-focus": `role ${role}`,
           on: { click: () => app.set({ role: state.role === role ? "" : role }) },

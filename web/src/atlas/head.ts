@@ -11,6 +11,7 @@ import { conditions, count, plural, show, showAs, signed, unitOf } from "./text.
 
 const NARROW = 300;
 const WIDE = 560;
+const OPEN = 2; // roles whose evidence is shown at once
 
 export class HeadPanel implements Panel {
   readonly element: HTMLElement;
@@ -93,7 +94,10 @@ function roles(app: App, claims: Evidence[], sink: Evidence | null, width: numbe
   if (!claims.length) return [];
   return [
     el("p", { class: "caption" }, intro),
-    ...held.map((evidence) => card(app, evidence, width)),
+    ...held.slice(0, OPEN).map((evidence) => card(app, evidence, width)),
+    ...(held.length > OPEN
+      ? [el("details", {}, el("summary", {}, `${plural(held.length - OPEN, "more role")} of this head`), ...held.slice(OPEN).map((evidence) => card(app, evidence, width)))]
+      : []),
     ...nearest.map((evidence) => card(app, evidence, width, "Nearest: ")),
     ...(rest.length ? [el("details", {}, el("summary", {}, `The other ${plural(rest.length, "claim")} tested`), claimTable(rest))] : []),
   ];
