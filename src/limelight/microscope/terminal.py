@@ -183,7 +183,7 @@ def _print_comparison(tables: dict[str, Any], console: Console) -> None:
         console.print(_changes(tables["changes"]))
     if tables["contrasts"]:
         console.print(Text("\nThe same head, different words", style="bold"))
-        console.print(_contrasts(tables["contrasts"]))
+        console.print(_contrasts(tables["contrasts"], console.width))
     if not tables["changes"] and not tables["contrasts"]:
         console.print(Text("\nNo relation to a content word changed beyond the noise.", style="dim"))
 
@@ -206,18 +206,19 @@ def _changes(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _contrasts(rows: list[dict[str, Any]]) -> Table:
+def _contrasts(rows: list[dict[str, Any]], width: int) -> Table:
     """Lay out the different words that the same head takes a word's context from."""
     table = _table()
-    for name in ("  looks at", "text 1", "", "text 2", "", "head"):
-        text = name.startswith(("  ", "text"))
-        table.add_column(name, justify="left" if text else "right", no_wrap=True, max_width=NARROW if text else None)
+    names = max(6, min(NARROW, (width - 28) // 3))  # what the numbers leave
+    for name in ("  word", "text 1", "", "text 2", "", "head"):
+        number = name in ("", "head")
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(f"  {_one_line(row['word'], NARROW)}"),
-            Text(_one_line(row["first_other"], NARROW)),
+            Text(f"  {_one_line(row['word'], names)}"),
+            Text(_one_line(row["first_other"], names)),
             f"{row['first']:.3f}",
-            Text(_one_line(row["second_other"], NARROW)),
+            Text(_one_line(row["second_other"], names)),
             f"{row['second']:.3f}",
             f"{row['layer']}.{row['head']}",
         )
