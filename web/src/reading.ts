@@ -7,6 +7,12 @@ export type Direction = "from" | "to";
 export const isDirection = (text: string | undefined): text is Direction => text === "from" || text === "to";
 export type Scope = "head" | "layer" | "all";
 
+/** The sign by which a token of blanks is shown; null for any other. */
+export function signOf(written: string): string | null {
+  if (written === "" || written.trim()) return null;
+  return /\n/.test(written) ? "↵" : "␣";
+}
+
 /** The weight between one token and every other; NaN: not kept (long texts). */
 export type Row = Float32Array;
 
@@ -46,7 +52,7 @@ export class Reading {
     tokens.word.forEach((word, position) => {
       if (word < 0) {
         word = this.units.push([]) - 1;
-        this.unitText.push(tokens.text[position]);
+        this.unitText.push(signOf(this.slice(tokens.start[position], tokens.end[position])) ?? tokens.text[position]);
       }
       this.unitOf[position] = word;
       this.units[word].push(position);
@@ -228,7 +234,8 @@ export class Reading {
   spelled(token: number): string {
     const { start, end, text } = this.data.tokens;
     const written = this.slice(start[token], end[token]);
-    return written.trim() && !this.special.has(token) ? written : text[token];
+    if (this.special.has(token)) return text[token];
+    return signOf(written) ?? (written || text[token]);
   }
 }
 

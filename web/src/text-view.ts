@@ -2,7 +2,7 @@
 
 import { harmless } from "./bidi.ts";
 import { el } from "./dom.ts";
-import { type Reading, sliceText } from "./reading.ts";
+import { type Reading, signOf, sliceText } from "./reading.ts";
 
 const LONGEST = 60; // characters of a token that are shown: one that is unknown may be any length
 
@@ -58,8 +58,7 @@ export function lineOf(text: number, reading: Reading): Line {
 /** What a token shows: a sign for a line break, which follows it, or for a blank; a dot for a further piece. */
 function visible(written: string): string {
   if (written.length > LONGEST) return `${written.slice(0, LONGEST)}…`;
-  if (written.trim()) return written;
-  return written === "" ? "·" : /\n/.test(written) ? "↵" : "␣";
+  return written === "" ? "·" : (signOf(written) ?? written);
 }
 
 /** Scroll a long text so that a token is in view, without scrolling the page. */

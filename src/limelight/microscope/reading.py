@@ -130,7 +130,9 @@ class Reading:
     @cached_property
     def unit_text(self) -> tuple[str, ...]:
         """The text of each unit."""
-        return tuple(word.text for word in self.words) + tuple(token.text for token in self.tokens if token.word < 0)
+        return tuple(word.text for word in self.words) + tuple(
+            _sign(self.text[token.start : token.end]) or token.text for token in self.tokens if token.word < 0
+        )
 
     @cached_property
     def aside(self) -> frozenset[int]:
@@ -160,6 +162,11 @@ class Reading:
         """Return the words written as ``name``, in any case, in reading order."""
         wanted = name.casefold()
         return tuple(number for number, word in enumerate(self.words) if word.text.casefold() == wanted)
+
+
+def _sign(blank: str) -> str:
+    """The sign by which a token of blanks is shown, ``""`` for any other."""
+    return ("↵" if "\n" in blank else "␣") if blank.isspace() else ""
 
 
 def number_units(tokens: Sequence[Token], words: Sequence[Word]) -> Integers:
