@@ -87,8 +87,8 @@ def opened(path: str | os.PathLike[str]) -> Any:
     try:
         from PIL import Image  # image processors of transformers need it, too
     except ImportError as error:
-        got = "Pillow is not installed"
-        raise wrong("text", "must be a tensor where pictures cannot be read", got, "Try: pip install pillow.") from error
+        rule = "must be a tensor where pictures cannot be read"
+        raise wrong("text", rule, "Pillow is not installed", "Try: pip install pillow.") from error
     try:
         with Image.open(path) as picture:
             return picture.convert("RGB")
