@@ -259,6 +259,8 @@ class Probe:
         tokens: how many tokens there are about, for the progress bar.
         control_every: of how many pairs of texts (one of each half) one is run a second time with its tokens shuffled;
             0 for no control.
+        samples_per_text: how many samples in a row are of one text.
+        reads: how often the model reads each sample.
     """
 
     name: str
@@ -266,6 +268,8 @@ class Probe:
     measures: Callable[[], list[Measure]]
     tokens: int
     control_every: int = 4
+    samples_per_text: int = 1
+    reads: int = 1
 
     def controlled(self, sample: Sample) -> bool:
         """Whether a text is also run with its tokens shuffled."""

@@ -89,15 +89,21 @@ class Progress:
     @property
     def expected(self) -> int:
         """How many tokens the model reads in all for this probe, about; those of the control included."""
-        tokens = max(self.probe.tokens, self.tokens)
-        return tokens + (tokens // self.probe.control_every if self.probe.control_every else 0)
+        return self._with_control(max(self.probe.tokens, self.tokens))
 
     @property
     def read(self) -> int:
         """How many of them it has read, about."""
-        if self.ended:
-            return self.expected
-        return self.tokens + (self.tokens // self.probe.control_every if self.probe.control_every else 0)
+        return self.expected if self.ended else self._with_control(self.tokens)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How many ``texts`` were read, and how many ``tokens`` these have."""
+        each = self.probe.samples_per_text
+        return {"texts": -(-self.samples // each), "tokens": -(-self.tokens // each)}
+
+    def _with_control(self, tokens: int) -> int:
+        return tokens * self.probe.reads + (tokens // self.probe.control_every if self.probe.control_every else 0)
 
 
 def run_probe(
