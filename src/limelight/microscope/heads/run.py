@@ -29,16 +29,21 @@ class _Watch(Seen):
         self.union = Union([request for _, request in requests if request is not None], sample)
         self.layers = {name: layer for layer, name in enumerate(subject.attention_names)}
         self.sample, self.heads = sample, subject.heads
+        self.observed = Observations()  # of the call that is being made
 
     def request(self, name: str | None, query: Tensor, key: Tensor) -> Observe:
         return self.union.on(query.device) if name in self.layers else NOTHING
 
     def add(self, name: str | None, observations: Observations) -> None:
-        if name not in self.layers:
-            return
-        layer = self.layers[name]
-        for measure, part in zip(self.measures, self.union.parts(observations, self.heads), strict=True):
-            measure.add(self.sample, layer, part)
+        self.observed = observations
+
+    def replace(self, name: str | None, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        if name in self.layers and self.measures:
+            layer = self.layers[name]
+            parts = self.union.parts(self.observed, value, self.heads)
+            for measure, part in zip(self.measures, parts, strict=True):
+                measure.add(self.sample, layer, part)
+        return output
 
 
 def measure_sample(subject: Subject, sample: Sample, measures: list[Measure], ids: Tensor | None = None) -> None:

@@ -63,7 +63,7 @@ def _most_important(result: Result) -> Text:
         if np.isfinite(total.score[place])
     ]
     title = f"Change of the {result.detail} ({result.unit}) when a head is silenced, over {total.n:,.0f} tokens: "
-    return Text(f"{title}{', '.join(heads) or 'not measured yet'}.")
+    return Text(f"{title}{', '.join(heads)}.")
 
 
 def summarise_comparison(comparison: AtlasComparison, console: Console) -> None:

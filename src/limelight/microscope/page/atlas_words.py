@@ -62,6 +62,12 @@ _KNOWN = {
         "Mean cosine of a word with itself over contexts, less that of random words.",
     ),
     "senses": ("meaning", "word senses", "How often the nearest centroid of contextual vectors is that of the sense."),
+    "norm-weighted": (
+        "what is written",
+        "written from {}",
+        "Share, of what a head writes, that comes from one kind of key: the weight times the norm of the key's value "
+        "behind the output projection.",
+    ),
     "ablation": (
         "importance",
         "ablation, {}",

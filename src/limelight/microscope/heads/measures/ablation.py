@@ -97,15 +97,13 @@ class Ablation(Measure):
         if logits is None:
             return None
         scores = logits[0, :-1].float()
-        losses: Numbers = (
-            functional.cross_entropy(scores, sample.ids[0, 1:].to(scores.device), reduction="none")
-            .double()
-            .cpu()
-            .numpy()
-        )
-        return losses
+        losses = functional.cross_entropy(scores, sample.ids[0, 1:].to(scores.device), reduction="none")
+        found: Numbers = losses.double().cpu().numpy()
+        return found
 
     def results(self) -> list[Result]:
+        if not self.change.interval().n:
+            return []
         of_loss = self.whole[1] > 0
         notes = ["The output of the head is set to zero at every token, and nothing is trained anew."]
         if of_loss:
