@@ -62,7 +62,7 @@ def test_each_head_is_silenced_alone(causal, monkeypatch):
     for sample in probe.samples():
         measure_sample(subject, sample, [measure])
     (result,) = measure.results()
-    assert (result.detail, result.unit) == (("loss", "nats") if causal else ("last states", "1 - cosine"))
+    assert (result.detail, result.unit) == (("loss", "loss") if causal else ("last states", "1 - cosine"))
     for layer in range(2):
         for head in range(3):
             other = without(subject, layer, head)

@@ -57,12 +57,13 @@ def _most_important(result: Result) -> Text:
     total = result.total
     order = np.argsort(np.nan_to_num(-total.score, nan=np.inf), axis=None)[:PER_ROLE]
     places = [np.unravel_index(at, total.score.shape) for at in order]
-    heads = [
-        f"{place[0]}.{place[1]} {total.score[place]:+.3f} ({total.low[place]:+.3f} to {total.high[place]:+.3f})"
-        for place in places
-        if np.isfinite(total.score[place])
-    ]
-    title = f"Change of the {result.detail} ({result.unit}) when a head is silenced, over {total.n:,.0f} tokens: "
+    heads = []
+    for place in places:
+        if np.isfinite(total.score[place]):
+            interval = f" ({total.low[place]:+.3f} to {total.high[place]:+.3f})" if total.texts > 1 else ""
+            heads.append(f"{place[0]}.{place[1]} {total.score[place]:+.3f}{interval}")
+    unit = "nats" if result.unit == "loss" else result.unit
+    title = f"Change of the {result.detail} ({unit}) when a head is silenced, over {total.n:,.0f} tokens: "
     return Text(f"{title}{', '.join(heads)}.")
 
 

@@ -114,7 +114,7 @@ class Ablation(Measure):
                 "loss" if of_loss else "last states",
                 baseline=0.0,
                 baseline_name="no change",
-                unit="nats" if of_loss else "1 - cosine",
+                unit="loss" if of_loss else "1 - cosine",
                 notes=tuple(notes),
             )
         ]
