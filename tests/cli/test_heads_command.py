@@ -40,8 +40,9 @@ def test_roles_are_printed_and_everything_is_written(heads, tmp_path):
     paths = {option: tmp_path / f"atlas.{option}" for option in ("json", "csv", "parquet")}
     files = [word for option, path in paths.items() for word in (f"--{option}", str(path))]
     page = tmp_path / "atlas.html"
-    code, out, _ = heads("--corpus", "text.txt", "--context", "64", "--output", str(page), *files)
+    code, out, _ = heads("--corpus", "text.txt", "--context", "64", "--ablate", "64", "--output", str(page), *files)
     assert code == 0
+    assert "Change of the last states (1 - cosine) when a head is silenced, over 1" in " ".join(out.split())
     row = next(line for line in out.splitlines() if line.startswith("previous token"))
     assert row.split()[2] in ("0.2", "1.9", "2.11")
     assert "no role found for" in out
@@ -91,6 +92,7 @@ def test_an_interrupted_run_is_written_and_resumed(heads, tmp_path, monkeypatch)
         (["--corpus", "missing.txt"], "`--corpus` must be a file or folder that exists, but missing.txt does not"),
         (["--tokens", "0"], "`--tokens` must"),
         (["--context", "3"], "`--context` must"),
+        (["--ablate", "-1"], "`--ablate` must"),
         (["--json", "atlas.txt"], "`--json` must end in .json"),
         (["--output", "no/atlas.html"], "`--output` must lie in a folder that exists"),
         (["--resume"], "`--resume` needs the file"),

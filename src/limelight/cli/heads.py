@@ -25,6 +25,9 @@ def heads(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
+    ablate: Annotated[
+        int, typer.Option(help="Silence each head on so many tokens, such as 512; 0: none. One run for each head.")
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Write the page of the atlas: one HTML file, at most 5 MB.")
     ] = None,
@@ -54,9 +57,8 @@ def heads(
     other = load_atlas(compare) if compare is not None and compare.lower().endswith(".json") else None
 
     state = paths[0].with_name(f"{paths[0].name}.state") if paths else None
-    measure = partial(
-        run, corpus=corpus, conllu=conllu, gap=gap, winogender=winogender, senses=senses, tokens=tokens, context=context
-    )
+    measure = partial(run, corpus=corpus, conllu=conllu, gap=gap, winogender=winogender, senses=senses)
+    measure = partial(measure, tokens=tokens, context=context, ablate=ablate)
     atlas = measure(model, state=state, resume=resume)
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:

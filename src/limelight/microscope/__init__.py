@@ -12,16 +12,19 @@ from .heads import Atlas, AtlasComparison, load_atlas
 from .look import look
 from .page import make_atlas, make_page, write_atlas, write_page
 from .report import Report
+from .rollout import Rollout, rollout
 
 __all__ = [
     "Atlas",
     "AtlasComparison",
     "Report",
+    "Rollout",
     "fast_paths",
     "load_atlas",
     "look",
     "make_atlas",
     "make_page",
+    "rollout",
     "write_atlas",
     "write_page",
 ]

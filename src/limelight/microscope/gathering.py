@@ -42,7 +42,7 @@ class Watch(Seen):
         self,
         gatherers: Mapping[str, Gathering],
         progress: Callable[[int], None],
-        on_values: Callable[[str, Tensor], None] | None = None,
+        on_values: Callable[[str, Tensor], object] | None = None,
     ) -> None:
         super().__init__(NOTHING)
         self.gatherers, self.progress, self.on_values, self.done = gatherers, progress, on_values, 0

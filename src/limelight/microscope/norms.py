@@ -26,19 +26,34 @@ class ValueNorms:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.layers: dict[str, Floats] = {}
+        self._products: dict[str, Tensor | None] = {}
 
-    def __call__(self, name: str, value: Tensor) -> None:
-        """Keep the norms of one layer, of its values ``(1, Hkv, L, Dv)``."""
+    def __call__(self, name: str, value: Tensor) -> Floats | None:
+        """Keep and return the norms of one layer, ``(H, L)``, of its values ``(1, Hkv, L, Dv)``.
+
+        ``None`` for a layer of which no output projection is known.
+        """
         if name not in self.subject.attention_names:
-            return
-        try:
-            weight = self.subject.output_weight(name).to(value.device)  # (H, Dv, width)
-        except ArgumentError:
-            return  # no projection is known for this layer
+            return None
+        if name not in self._products:
+            self._products[name] = self._product(name)
+        product = self._products[name]
+        if product is None:
+            return None
         values = value[0].detach().float()
-        values = values.repeat_interleave(len(weight) // len(values), dim=0)  # (H, L, Dv)
-        square = torch.einsum("hld,hde,hle->hl", values, weight @ weight.mT, values)
+        product = product.to(values.device)
+        values = values.repeat_interleave(len(product) // len(values), dim=0)  # (H, L, Dv)
+        square = torch.einsum("hld,hde,hle->hl", values, product, values)
         self.layers[name] = square.clamp(min=0.0).sqrt().cpu().numpy()
+        return self.layers[name]
+
+    def _product(self, name: str) -> Tensor | None:
+        """``W W^T`` of every head, ``(H, Dv, Dv)``."""
+        try:
+            weight = self.subject.output_weight(name).float()  # (H, Dv, width)
+        except ArgumentError:
+            return None
+        return weight @ weight.mT
 
     def norms(self) -> Floats | None:
         """All layers, ``(N, H, L)``; ``None`` if one of them has no output projection that is known."""

@@ -25,7 +25,7 @@ class Request:
 
     Args:
         flags: names of the observations that are on or off: ``entropy``, ``distance``, ``max_weight``, ``received`` of
-            `Observe`, and ``sinks`` for the weight on each sink of the sample.
+            `Observe`, ``sinks`` for the weight on each sink of the sample, and ``values`` for the values of the call.
         top: how many of the largest weights.
         features: ``(L, F)`` float32.
         rows: ``(R,)`` int64.
@@ -45,9 +45,11 @@ class Part(Observations):
 
     Args:
         sinks: ``(H, L, S)``: the weight that each query gives to each of ``sample.sinks``.
+        values: ``(Hkv, L, Dv)``: what the weights are applied to.
     """
 
     sinks: Tensor | None = None
+    values: Tensor | None = None
 
     @property
     def sink(self) -> Tensor:
@@ -85,10 +87,15 @@ class Union:
         moved: dict[str, Any] = {name: each.to(device) for name, each in tensors.items() if each is not None}
         return replace(self.observe, **moved)
 
-    def parts(self, seen: Observations, heads: int) -> list[Part]:
+    def parts(self, seen: Observations, value: Tensor, heads: int) -> list[Part]:
         """For each request its observations of the first row of the batch, ``(H, ...)``.
 
         A layer with fewer heads than ``heads`` has others that are not a number, so that they have no score.
+
+        Args:
+            seen: the observations of a call.
+            value: the values of the call, ``(B, Hkv, L, Dv)``.
+            heads: ``H``.
         """
         seen = seen.map(lambda tensor: _filled(tensor[0].cpu(), heads))
         at = {"features": self.sinks, "rows": 0, "pairs": 0}
@@ -97,6 +104,8 @@ class Union:
             fields: dict[str, Any] = {flag: getattr(seen, flag) for flag in request.flags if flag in FLAGS}
             if "sinks" in request.flags:
                 fields["sinks"] = _some(seen.features)[..., : self.sinks]
+            if "values" in request.flags:
+                fields["values"] = value[0]
             if request.top:
                 fields["top_weights"] = _some(seen.top_weights)[..., : request.top]
                 fields["top_keys"] = _some(seen.top_keys)[..., : request.top]
@@ -259,6 +268,8 @@ class Probe:
         tokens: how many tokens there are about, for the progress bar.
         control_every: of how many pairs of texts (one of each half) one is run a second time with its tokens shuffled;
             0 for no control.
+        samples_per_text: how many samples in a row are of one text.
+        reads: how often the model reads each sample.
     """
 
     name: str
@@ -266,6 +277,8 @@ class Probe:
     measures: Callable[[], list[Measure]]
     tokens: int
     control_every: int = 4
+    samples_per_text: int = 1
+    reads: int = 1
 
     def controlled(self, sample: Sample) -> bool:
         """Whether a text is also run with its tokens shuffled."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from .corpus import FEWEST, Corpus, corpus_of
 from .likeness import similar_heads
 from .measure import Measure, Probe, Result
 from .measures import text_measures
+from .measures.ablation import CONTEXT as ABLATED
+from .measures.ablation import ablation_probe
 from .measures.classes import CLASSES, TokenClasses
 from .measures.examples import Examples, written
 from .measures.induction import induction_probe
@@ -36,6 +38,7 @@ from .store import restore_state, save_state
 from .sums import Numbers
 
 TOKENS, CONTEXT = 100_000, 256
+TEXT = "text"  # the probe of plain text
 PICTURE = 32  # tokens of the text of which all weights are kept
 
 
@@ -49,6 +52,7 @@ def heads(
     senses: str | Path | None = None,
     tokens: int = TOKENS,
     context: int = CONTEXT,
+    ablate: int = 0,
     state: str | Path | None = None,
     resume: bool = False,
 ) -> Atlas:
@@ -70,6 +74,9 @@ def heads(
         senses: a file of examples of word senses.
         tokens: how many tokens of the corpus are read at most.
         context: how many tokens a text has at most; long texts are cut where a paragraph or a sentence ends.
+        ablate: on how many tokens of the corpus each head is silenced, to measure what changes: the loss of a decoder,
+            the last states of an encoder. 0 for none: it takes as many runs as there are heads, and 512 tokens are
+            enough to tell important heads from others.
         state: a file that the sums are written to once a minute and at the end of an interrupted run.
         resume: go on from that file.
 
@@ -92,11 +99,14 @@ def heads(
         raise wrong("resume", "needs the file of an interrupted run", "state is not given", "Add state='atlas.npz'.")
     source = corpus_of(corpus)
     text = text_probe(subject, source, tokens, context)
+    ablate = whole_number("ablate", ablate, at_least=0)
     if next(text.samples(), None) is None:
         got = f"no text of {source.name} has {FEWEST} tokens"
         raise wrong("corpus", "must hold a text of some length", got, "Give longer texts.")
     files = {"conllu": conllu, "gap": gap, "winogender": winogender, "senses": senses}
     probes = [*_own_probes(subject), *labelled(subject, **files), text]
+    if ablate:
+        probes.append(ablation_probe(subject, _beginning(subject, source, ablate, min(context, ABLATED)), ablate))
     progress = [Progress(probe) for probe in probes]
     of = {"model": subject.name, "layers": subject.layers, "heads": subject.heads, "corpus": source.name}
     of |= {"characters": source.characters, "context": context, "probes": [probe.name for probe in probes]}
@@ -112,7 +122,17 @@ def heads(
 def text_probe(subject: Subject, source: Corpus, tokens: int, context: int) -> Probe:
     """Plain text with all measures of it, and with what the page shows of it."""
 
-    def samples() -> Any:
+    def measures() -> list[Measure]:
+        return [*text_measures(subject), Profile(subject), Examples(subject)]
+
+    samples = _beginning(subject, source, tokens, context)
+    return Probe(TEXT, samples, measures, min(tokens, source.tokens(subject) or tokens))
+
+
+def _beginning(subject: Subject, source: Corpus, tokens: int, context: int) -> Callable[[], Iterator[Sample]]:
+    """The first texts of a corpus, of ``tokens`` tokens or a few more."""
+
+    def samples() -> Iterator[Sample]:
         read = 0
 
         def within(sample: Sample) -> bool:
@@ -122,10 +142,7 @@ def text_probe(subject: Subject, source: Corpus, tokens: int, context: int) -> P
 
         return takewhile(within, source.samples(subject, context))
 
-    def measures() -> list[Measure]:
-        return [*text_measures(subject), Profile(subject), Examples(subject)]
-
-    return Probe("text", samples, measures, min(tokens, source.tokens(subject) or tokens))
+    return samples
 
 
 def _own_probes(subject: Subject) -> list[Probe]:
@@ -181,7 +198,7 @@ def atlas_of(
         subject: the model.
         corpus: the name of the corpus.
         context: tokens of a text.
-        progress: of all probes, the last of which is that of plain text.
+        progress: of all probes, among them that of plain text.
         drawn: what `picture` returned.
     """
     measures = [measure for one in progress for measure in one.measures]
@@ -192,12 +209,10 @@ def atlas_of(
     profile = next((measure for measure in measures if isinstance(measure, Profile)), None)
     classes = next((measure for measure in measures if isinstance(measure, TokenClasses)), None)
     examples = next((measure for measure in measures if isinstance(measure, Examples)), None)
-    text = progress[-1]
-    facts = {"name": corpus, "texts": text.samples, "tokens": text.tokens, "context": context}
+    text = next(one for one in progress if one.probe.name == TEXT)
+    facts = {"name": corpus, **text.size, "context": context}
     facts["complete"] = all(one.ended for one in progress)
-    facts["probes"] = [
-        {"name": one.probe.name, "texts": one.samples, "tokens": one.tokens, "complete": one.ended} for one in progress
-    ]
+    facts["probes"] = [{"name": one.probe.name, **one.size, "complete": one.ended} for one in progress]
     return Atlas(
         ModelFacts(subject.name, subject.kind, subject.layers, subject.heads),
         facts,

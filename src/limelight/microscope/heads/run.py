@@ -29,16 +29,21 @@ class _Watch(Seen):
         self.union = Union([request for _, request in requests if request is not None], sample)
         self.layers = {name: layer for layer, name in enumerate(subject.attention_names)}
         self.sample, self.heads = sample, subject.heads
+        self.observed = Observations()  # of the call that is being made
 
     def request(self, name: str | None, query: Tensor, key: Tensor) -> Observe:
         return self.union.on(query.device) if name in self.layers else NOTHING
 
     def add(self, name: str | None, observations: Observations) -> None:
-        if name not in self.layers:
-            return
-        layer = self.layers[name]
-        for measure, part in zip(self.measures, self.union.parts(observations, self.heads), strict=True):
-            measure.add(self.sample, layer, part)
+        self.observed = observations
+
+    def replace(self, name: str | None, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        if name in self.layers and self.measures:
+            layer = self.layers[name]
+            parts = self.union.parts(self.observed, value, self.heads)
+            for measure, part in zip(self.measures, parts, strict=True):
+                measure.add(self.sample, layer, part)
+        return output
 
 
 def measure_sample(subject: Subject, sample: Sample, measures: list[Measure], ids: Tensor | None = None) -> None:
@@ -89,15 +94,21 @@ class Progress:
     @property
     def expected(self) -> int:
         """How many tokens the model reads in all for this probe, about; those of the control included."""
-        tokens = max(self.probe.tokens, self.tokens)
-        return tokens + (tokens // self.probe.control_every if self.probe.control_every else 0)
+        return self._with_control(max(self.probe.tokens, self.tokens))
 
     @property
     def read(self) -> int:
         """How many of them it has read, about."""
-        if self.ended:
-            return self.expected
-        return self.tokens + (self.tokens // self.probe.control_every if self.probe.control_every else 0)
+        return self.expected if self.ended else self._with_control(self.tokens)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How many ``texts`` were read, and how many ``tokens`` these have."""
+        each = self.probe.samples_per_text
+        return {"texts": -(-self.samples // each), "tokens": -(-self.tokens // each)}
+
+    def _with_control(self, tokens: int) -> int:
+        return tokens * self.probe.reads + (tokens // self.probe.control_every if self.probe.control_every else 0)
 
 
 def run_probe(

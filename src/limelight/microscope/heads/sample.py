@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,12 @@ class Sample:
         """``(Q,)`` int64: the tokens that are no sink, of which measures count the weights."""
         kept = set(range(len(self))) - set(self.sinks)
         return torch.tensor(sorted(kept), dtype=torch.int64, device="cpu")
+
+    def some_queries(self, most: int) -> Tensor:
+        """At most so many of the queries, in order, drawn at random as a pure function of ``number``."""
+        random = np.random.Generator(np.random.Philox(key=self.number))
+        at = np.sort(random.choice(len(self.queries), min(most, len(self.queries)), replace=False))
+        return self.queries[torch.from_numpy(at)]
 
     def visible(self, causal: bool) -> Tensor:
         """``(L,)`` float: how many keys that are no sink each query sees (in a model without windows)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from ...text import printable
 from ..tables import TableRow
 from .against import AtlasComparison
 from .atlas import Atlas
+from .measure import Result
 from .roles import LEFT
 
 PER_ROLE = 6  # heads shown of each role
@@ -38,6 +40,9 @@ def summarise_atlas(atlas: Atlas, console: Console) -> None:
         f"{len(beside):,} of {every:,} heads have a role beside a sink, {len(some - beside):,} are sinks alone; "
         f"no role found for {every - len(some):,}."
     )
+    for found in atlas.findings:
+        if found.result.measure == "ablation":
+            console.print(_most_important(found.result))
     notes = (
         "head: layer.head, from 0. score: on the half of the texts that did not choose the head; 95 % interval.",
         f"Shares are those of what sinks leave (a head that leaves less than {LEFT:.0%} has no other role).",
@@ -45,6 +50,21 @@ def summarise_atlas(atlas: Atlas, console: Console) -> None:
         "An attention weight is not an explanation.",
     )
     console.print(Text("\n".join(notes), style="dim"))
+
+
+def _most_important(result: Result) -> Text:
+    """The heads whose ablation changes most, with their intervals."""
+    total = result.total
+    order = np.argsort(np.nan_to_num(-total.score, nan=np.inf), axis=None)[:PER_ROLE]
+    places = [np.unravel_index(at, total.score.shape) for at in order]
+    heads = []
+    for place in places:
+        if np.isfinite(total.score[place]):
+            interval = f" ({total.low[place]:+.3f} to {total.high[place]:+.3f})" if total.texts > 1 else ""
+            heads.append(f"{place[0]}.{place[1]} {total.score[place]:+.3f}{interval}")
+    unit = "nats" if result.unit == "loss" else result.unit
+    title = f"Change of the {result.detail} ({unit}) when a head is silenced, over {total.n:,.0f} tokens: "
+    return Text(f"{title}{', '.join(heads)}.")
 
 
 def summarise_comparison(comparison: AtlasComparison, console: Console) -> None:

@@ -62,7 +62,17 @@ _KNOWN = {
         "Mean cosine of a word with itself over contexts, less that of random words.",
     ),
     "senses": ("meaning", "word senses", "How often the nearest centroid of contextual vectors is that of the sense."),
-    "ablation": ("importance", "ablation, {}", "Change of the loss when the head is silenced."),
+    "norm-weighted": (
+        "what is written",
+        "written from {}",
+        "Share, of what a head writes, that comes from one kind of key: the weight times the norm of the key's value "
+        "behind the output projection.",
+    ),
+    "ablation": (
+        "importance",
+        "ablation, {}",
+        "Change when the head's output is set to zero: of the next-token loss, or of the last states (1 - cosine).",
+    ),
 }
 
 

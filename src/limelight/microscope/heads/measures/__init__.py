@@ -6,6 +6,7 @@ from ...subjects import Subject
 from ..measure import Measure
 from .classes import TokenClasses
 from .contextuality import Contextuality
+from .contributions import Contributions
 from .copies import Copies
 from .positions import Positions
 from .semantic import Semantic
@@ -23,6 +24,7 @@ def text_measures(subject: Subject) -> list[Measure]:
         TokenClasses(subject),
         Copies(subject, 0),
         Copies(subject, 1),
+        Contributions(subject),
         Semantic(subject),
         Contextuality(subject),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from ...subjects import Subject
 from ..measure import Measure, Part, Request, Result
@@ -34,12 +33,9 @@ class Profile(Measure):
         self.queries = np.zeros(1)
 
     def request(self, sample: Sample) -> Request | None:
-        queries = sample.queries
-        if len(queries) < 2:
+        if len(sample.queries) < 2:
             return None
-        random = np.random.Generator(np.random.Philox(key=sample.number))
-        at = np.sort(random.choice(len(queries), min(ROWS, len(queries)), replace=False))
-        self._rows = queries[torch.from_numpy(at)]
+        self._rows = sample.some_queries(ROWS)
         away = np.arange(len(sample)) - self._rows.numpy()[:, None]
         starts = np.array([first for first, _ in self.bins])
         self._bin = np.clip(np.searchsorted(starts, away, side="right") - 1, 0, len(self.bins) - 1)
