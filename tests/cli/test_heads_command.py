@@ -79,7 +79,7 @@ def test_an_interrupted_run_is_written_and_resumed(heads, tmp_path, monkeypatch)
     monkeypatch.setattr(measuring, "run_probe", original)
     code, _, err = heads(*command, "--model", "smollm2", "--resume")
     assert code == 2
-    assert "`--resume` must be of the same model" in err
+    assert "`--resume` needs a run of the same model" in err
     code, out, _ = heads(*command, "--resume")
     assert code == 0
     assert json.loads((tmp_path / "atlas.json").read_text())["corpus"]["complete"]
@@ -96,7 +96,10 @@ def test_an_interrupted_run_is_written_and_resumed(heads, tmp_path, monkeypatch)
         (["--json", "atlas.txt"], "`--json` must end in .json"),
         (["--output", "no/atlas.html"], "`--output` must lie in a folder that exists"),
         (["--resume"], "`--resume` needs the file"),
+        (["--resume", "--json", "atlas.json"], "`--resume` needs the file of an interrupted run, but"),
         (["--compare", "missing.json"], "`--compare` must name an atlas"),
+        (["--compare", "missing"], "`--compare` must be a packaged model"),
+        (["--model", "missing"], "`--model` must be a packaged model"),
         (["--model", "marian-en-pt"], "`--model` must be an encoder or a decoder"),
     ],
 )
@@ -104,6 +107,15 @@ def test_mistakes_are_named_by_their_options(heads, arguments, message):
     code, _, err = heads(*arguments)
     assert code == 2
     assert " ".join(message.split()) in " ".join(err.split())
+
+
+def test_models_that_differ_in_size_are_refused_before_anything_is_measured(heads, monkeypatch, tmp_path):
+    limelight.heads("rxnmapper", "C C O . C C N . " * 20, tokens=20).write(tmp_path / "atlas.json")
+    monkeypatch.setattr(measuring, "run_probe", None)  # fails where it is called
+    for other in ("rxnmapper", "atlas.json"):
+        code, _, err = heads("--compare", other)
+        assert code == 2
+        assert "`--compare` must have as many layers and heads" in " ".join(err.split())
 
 
 def test_files_of_labels_reach_the_probes(heads, monkeypatch):

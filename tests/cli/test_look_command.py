@@ -65,9 +65,9 @@ def test_unknown_tokens_are_reported(look):
 
 def test_the_terminal_is_not_steered_by_a_text(look, tmp_path):
     (tmp_path / "text.txt").write_text("the\x1b]0;owned\x07bank\x1b[31mred\x1b[0m \x9b31m \u202eriver\x7f \r", "utf-8")
-    for more in ((), ("--json",)):
+    for more in ((), ("--json",), ("--output", str(tmp_path / "a\x1b[31m.html"))):
         code, out, _ = look("--file", str(tmp_path / "text.txt"), *more)
-        assert code == 0
+        assert code == 0, more
         assert not {*"\x1b\x07\x9b\x7f\u202e\r"} & {*out}, more
 
 
@@ -113,9 +113,14 @@ def test_the_page_is_written_from_a_file(look, tmp_path):
         (["--file", "/nowhere/at/all.txt"], "No such file"),
         (["a text", "--output", "/nowhere/page.html"], "folder that exists"),
         (["a text", "--output", "/tmp"], "is a folder"),
-        (["a text", "--word", "shore"], "'shore' is not"),
+        (["a text", "--word", "shore"], "`--word` must be in the text, but 'shore' is not"),
         (["a text", "--model", "/nowhere"], "/nowhere"),
-        (["river " * 600], "512"),
+        (["river " * 600], "`TEXT` must fit the 512 positions of minilm"),
+        (["a text", "--compare", " "], "`--compare` must hold at least one word"),
+        (["a text", "--model", "missing"], "`--model` must be a packaged model"),
+        (["a text", "--output", "page.txt"], "`--output` must end in .html"),
+        (["a text", "--output", "page.html", "--atlas", "missing.json"], "`--atlas` must name an atlas"),
+        (["a text", "--model", "whisper-tiny-en"], "`TEXT` must name a WAV file"),
     ],
 )
 def test_mistakes_end_in_one_paragraph(look, arguments, message):

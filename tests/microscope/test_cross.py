@@ -17,6 +17,7 @@ from limelight.microscope import look, make_page
 from limelight.microscope.subjects import subject_of
 from limelight.microscope.subjects.sound import existing_heads
 from limelight.microscope.timing import _median, first_states, warp
+from limelight.models.sound import recording
 
 ENGLISH = "The bank of the river was covered with flowers."
 PORTUGUESE = "A margem do rio estava coberta de flores."
@@ -74,7 +75,9 @@ def test_whisper_says_when_each_word_is_said(whisper, beckett):
     assert 3.6 < sliced[matter["source_index"]]["start"] < 4.3
     assert matter["uniform"] == pytest.approx(5 / 1500, rel=1e-3)
     assert report.tables["heads"]
-    assert look(whisper, beckett, target="Ever tried.").readings[0].text == "Ever tried."
+    samples = recording(beckett)
+    for sound in (beckett, samples, samples.numpy()):
+        assert look(whisper, sound, target="Ever tried.").readings[0].text == "Ever tried."
 
 
 def test_the_path_is_that_of_transformers():
@@ -130,7 +133,7 @@ def test_look_at_an_encoder_decoder_of_transformers(name, reader):
         look(model, "", target="a", tokenizer=reader)
     if name == "bart":
         for source, target, argument in (("the " * 70, "a", "text"), ("the", "a " * 70, "target")):
-            with pytest.raises(ArgumentError, match=f"`{argument}` must stand at the 64 positions"):
+            with pytest.raises(ArgumentError, match=f"`{argument}` must fit the 64 positions"):
                 look(model, source, target=target, tokenizer=reader)
 
 
@@ -148,7 +151,7 @@ def test_our_own_models_say_the_same(name, reader, tmp_path):
 
 
 def test_what_a_model_of_transformers_writes(reader, monkeypatch):
-    monkeypatch.setattr("limelight.microscope.subjects.transformers.MOST_WRITTEN", 6)
+    monkeypatch.setattr("limelight.microscope.subjects.transformers.MAX_WRITTEN", 6)
     model = ENCODER_DECODERS["t5"].build()
     subject = subject_of(model, tokenizer=reader)
     written = subject.write(subject.read_source("the bank."))

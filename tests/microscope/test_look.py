@@ -9,7 +9,8 @@ import torch
 from support.made_up import OTHER, SENTENCE
 
 from limelight import ArgumentError
-from limelight.microscope import look, make_page
+from limelight.generation import Greedy
+from limelight.microscope import look, make_page, write_page
 from limelight.microscope.relations import given
 
 DOG = "The dog ran around the park because it was {}."
@@ -148,13 +149,32 @@ def test_an_empty_text_is_refused(minilm, text):
 
 
 def test_a_word_that_is_not_there(minilm):
-    with pytest.raises(ArgumentError, match=r"'shore' is not.*The, bank, is"):
+    with pytest.raises(ArgumentError, match=r"`words` must .* 'shore' is not.*The, bank, is"):
         look(minilm, SENTENCE, words=["shore"])
 
 
+def test_what_is_no_word_and_what_belongs_to_writing(minilm):
+    with pytest.raises(ArgumentError, match="`words` must be a list of words, but it holds 3"):
+        look(minilm, SENTENCE, words=[3])
+    for name, value in {"seed": 1, "sampler": Greedy()}.items():
+        with pytest.raises(ArgumentError, match=f"`{name}` belongs to generate"):
+            look(minilm, SENTENCE, **{name: value})
+    with pytest.raises(ArgumentError, match=r"`compare` must be characters that UTF-8 can write"):
+        look(minilm, SENTENCE, compare="half \ud83d")
+
+
+def test_a_folder_that_is_not_there_is_named(minilm, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder: '.*missing'$"):
+        write_page(look(minilm, "A bank."), tmp_path / "missing" / "page.html")
+
+
 def test_too_long_a_text_is_refused(minilm):
-    with pytest.raises(ArgumentError, match="512 positions"):
+    with pytest.raises(ArgumentError, match="`text` must fit the 512 positions of minilm, but it has 602 tokens"):
         look(minilm, "river " * 600)
+    with pytest.raises(ArgumentError, match="`compare` must fit the 512 positions"):
+        look(minilm, SENTENCE, compare="river " * 600)
+    with pytest.raises(ArgumentError, match="`compare` must hold at least one word"):
+        look(minilm, SENTENCE, compare=" ")
 
 
 @pytest.mark.parametrize("text", ["?", "🌊", "</script><b>[bold]", "a\tb\n\nc", "河边的银行", "x" * 200, "word"])

@@ -50,6 +50,21 @@ def test_a_picture_through_its_processor():
             return {"pixel_values": torch.from_numpy(images).float().permute(2, 0, 1)[None] / 255}
 
     picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    model = IMAGES["vit"].build()
+    assert look(model, picture, processor=Processor()).readings[0].length == 17
+    with pytest.raises(ArgumentError, match=r"`model` must read text, but .* reads pictures"):
+        limelight.heads((model, Processor()), "A text. " * 20)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_pictures_of_any_mode_are_read_in_colour(mode):
+    Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow")
+
+    class Processor:
+        def __call__(self, images, return_tensors):
+            return {"pixel_values": torch.tensor(np.asarray(images)).float().permute(2, 0, 1)[None] / 255}
+
+    picture = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
     assert look(IMAGES["vit"].build(), picture, processor=Processor()).readings[0].length == 17
 
 

@@ -245,6 +245,8 @@ def test_a_tokenizer_of_another_model_is_refused(bert_tokenizer):
         subject.tokenize("the river")
     with pytest.raises(ArgumentError, match="`tokenizer` must come with the model"):
         subject_of(small).tokenize("the river")
+    with pytest.raises(ArgumentError, match=r"`tokenizer` must come with the model .* came with 42"):
+        subject_of((small, 42)).tokenize("the river")
     with pytest.raises(ArgumentError, match="`tokenizer` belongs to a model of transformers"):
         subject_of("minilm", tokenizer=bert_tokenizer)
 
@@ -269,6 +271,15 @@ def test_look_at_a_model_of_transformers(bert_tokenizer):
     with pytest.raises(ArgumentError, match="64 positions"):
         look((model, bert_tokenizer), "river " * 80)
     assert look((model, bert_tokenizer), "🌊").warnings
+
+
+def test_heads_take_a_tokenizer_as_look_does(bert_tokenizer):
+    model = ENCODERS["bert"].build()
+    for how in ({"model": model, "tokenizer": bert_tokenizer}, {"model": (model, bert_tokenizer)}):
+        with pytest.raises(ArgumentError, match="no text of a text has 8 tokens"):
+            limelight.heads(corpus="the bank.", **how)
+    with pytest.raises(ArgumentError, match="`tokenizer` must come with the model"):
+        limelight.heads(model, "the bank.")
 
 
 def test_a_folder_of_another_family(tmp_path, bert_tokenizer):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import MODEL, writable
+from .options import MODEL, errors_of, writable
 
 
 def heads(
@@ -23,7 +23,9 @@ def heads(
     senses: Annotated[
         Path | None, typer.Option(help="Word senses: lines of word, sense and sentence, separated by tabs.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Read at most this many tokens of the corpus.")] = 100_000,
+    tokens: Annotated[
+        int, typer.Option(help="Stop reading the corpus after the text that reaches this many tokens.")
+    ] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
     ablate: Annotated[
         int, typer.Option(help="Silence each head on so many tokens, such as 512; 0: none. One run for each head.")
@@ -48,18 +50,26 @@ def heads(
     from rich.console import Console
 
     from ..microscope import AtlasComparison, load_atlas, write_atlas
+    from ..microscope.choosing import facts
     from ..microscope.heads import heads as run
+    from ..microscope.heads.against import check_comparable
     from ..microscope.heads.terminal import summarise_atlas, summarise_comparison
+    from ..microscope.subjects import subject_of
     from ..tensors.shapes import wrong
+    from ..text import printable
 
     if resume and not paths:
         raise wrong("--resume", "needs the file that the interrupted run was to write", "none is named", "Add --json.")
-    other = load_atlas(compare) if compare is not None and compare.lower().endswith(".json") else None
-
+    subject = subject_of(model)
+    other = None
+    if compare is not None:  # before a long run
+        with errors_of("--compare", "path", "name_or_path", "model"):
+            other = load_atlas(compare) if compare.lower().endswith(".json") else None
+            check_comparable(facts(subject), facts(subject_of(compare)) if other is None else other.model)
     state = paths[0].with_name(f"{paths[0].name}.state") if paths else None
     measure = partial(run, corpus=corpus, conllu=conllu, gap=gap, winogender=winogender, senses=senses)
     measure = partial(measure, tokens=tokens, context=context, ablate=ablate)
-    atlas = measure(model, state=state, resume=resume)
+    atlas = measure(subject, state=state, resume=resume)
     complete = atlas.corpus["complete"]
     if compare is not None and other is None and complete:
         other = measure(compare)
@@ -75,7 +85,8 @@ def heads(
     if comparison is not None:
         summarise_comparison(comparison, console)
     for path in paths:
-        console.print(f"Written: {path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False, soft_wrap=True)
+        name = printable(str(path))
+        console.print(f"Written: {name} ({path.stat().st_size / 1e6:.2f} MB)", markup=False, soft_wrap=True)
     if not complete:
         more = "Run the command again with --resume to continue." if paths else "With --json it could be resumed."
         console.print(more, style="yellow")
@@ -93,10 +104,7 @@ def _checked(written: dict[str, Path | None]) -> list[Path]:
     for option, path in written.items():
         if path is None:
             continue
-        writable(option, path)
-        suffix = {"--output": ".html"}.get(option, f".{option.removeprefix('--')}")
-        if path.suffix.lower() != suffix:
-            raise wrong(option, f"must end in {suffix}", f"it is {path}", f"Try {path.with_suffix(suffix)}.")
+        writable(option, path, ".html" if option == "--output" else f".{option.removeprefix('--')}")
     if written["--parquet"] is not None:
         from importlib.util import find_spec
 

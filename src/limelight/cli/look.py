@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MODEL, echo_json, read_text, writable
+from .options import MODEL, echo_json, errors_of, read_text, writable
 
 if TYPE_CHECKING:
     from ..generation import Sampler
@@ -83,12 +83,13 @@ def look(
     seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
     given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
     if output is not None:
-        writable("--output", output)
+        writable("--output", output, ".html")
     from ..microscope import load_atlas, write_page
     from ..microscope import look as run
     from ..microscope.subjects import subject_of
     from ..microscope.terminal import summarise
     from ..tensors.shapes import wrong
+    from ..text import printable
 
     name = model or ("minilm" if generate is None and not lens else "smollm2")
     subject = subject_of(name)
@@ -97,9 +98,11 @@ def look(
         raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
     if atlas is not None and output is None:
         raise wrong("--atlas", "needs a page to stand in", "there is no --output", "Add --output page.html.")
-    roles = None if atlas is None else load_atlas(atlas)
+    with errors_of("--atlas", "path"):
+        roles = None if atlas is None else load_atlas(atlas)
     settings: dict[str, Any] = {"generate": generate, "sampler": sampler, "seed": seed, "lens": lens}
-    report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
+    with errors_of("--file" if text is None else "TEXT", "text"):
+        report = run(subject, given, target=target, compare=compare, words=word or (), special=special, **settings)
     from rich.console import Console
 
     size = None
@@ -113,7 +116,7 @@ def look(
     summarise(report, console)
     if size is not None:
         console.print(
-            f"Page: {output} ({size / 1e6:.2f} MB), opens in any browser without a network.",
+            f"Page: {printable(str(output))} ({size / 1e6:.2f} MB), opens in any browser without a network.",
             markup=False,
             soft_wrap=True,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,14 +17,18 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..tensors.shapes import ArgumentError
+
 MODEL = "A name of `limelight models`, a folder, a .gguf file, or a Hugging Face hub name."
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")]
 
 # Arguments of the library that an option sets under another name.
 _ALIASES = {
     "generate": {"repetition": "--repetition-penalty", "width": "--beam", "prompt": "TEXT"},
-    "heads": {"path": "--compare", "state": "--resume"},
+    "heads": {"state": "--resume"},
+    "look": {"words": "--word"},
 }
+_MODEL = "name_or_path"  # of limelight.load
 
 
 class Command(TyperCommand):
@@ -40,11 +46,27 @@ class Command(TyperCommand):
                 for one in self.params
             }
             names |= _ALIASES.get(str(self.name), {})
-            message = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
-            raise type(error)(message) from error
+            raise _renamed(error, {_MODEL: names.get("model", _MODEL)} | names) from error
         except KeyboardInterrupt:  # Typer would print nothing
             typer.secho("interrupted", err=True)
             raise typer.Exit(130) from None
+
+
+def _renamed(error: ArgumentError, names: dict[str, str]) -> ArgumentError:
+    """The error with options in place of arguments."""
+    message = re.sub(r"`(\w+)`", lambda found: f"`{names.get(found[1], found[1])}`", str(error))
+    return type(error)(message)
+
+
+@contextmanager
+def errors_of(option: str, *arguments: str) -> Iterator[None]:
+    """Inside, errors of these arguments of the library name the option that they come from."""
+    from ..tensors.shapes import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        raise _renamed(error, dict.fromkeys(arguments, option)) from error
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -88,11 +110,11 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
     return _decoded(content, "--file", str(file))
 
 
-def writable(option: str, path: Path) -> None:
+def writable(option: str, path: Path, suffix: str | None = None) -> None:
     """Check that a file can be written, before a model is run for it.
 
     Raises:
-        ArgumentError: ``path`` is a folder, or lies in none that exists.
+        ArgumentError: ``path`` is a folder, lies in none that exists, or has another suffix.
     """
     from ..tensors.shapes import wrong
 
@@ -101,6 +123,8 @@ def writable(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         way_out = f"Make it: mkdir -p {path.parent}"
         raise wrong(option, "must lie in a folder that exists", f"{path.parent} does not", way_out)
+    if suffix is not None and path.suffix.lower() != suffix:
+        raise wrong(option, f"must end in {suffix}", f"it is {path}", f"Try {path.with_suffix(suffix)}.")
 
 
 def _decoded(content: bytes, option: str, name: str) -> str:

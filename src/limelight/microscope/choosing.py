@@ -64,12 +64,15 @@ def choose(
     """
     if names:
         for name in names:
+            if not isinstance(name, str):
+                raise wrong("words", "must be a list of words", f"it holds {describe(name)}", 'As in words=["bank"].')
             if not any(reading.find(name) for reading in readings):
                 known = list(
                     dict.fromkeys(w.text for reading in readings for w in reading.words if not w.is_punctuation)
                 )
                 some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-                raise wrong("word", "must be in the text", f"{name!r} is not", f"The words are: {some}.")
+                way_out = f"The words are: {some}." if some else "There is no word in it."
+                raise wrong("words", "must be in the text", f"{name!r} is not", way_out)
         found = (dict.fromkeys(number for name in names for number in reading.find(name)) for reading in readings)
         return tuple(tuple(numbers) for numbers in found), NAMED
     if comparison is not None and comparison.pairs:

@@ -21,7 +21,7 @@ from .timing import first_states
 from .words import join_words
 
 SLICE = 0.1  # seconds of a sound that are looked at together
-MOST_SOURCES = 8  # of a word in one head, in the table
+MAX_SOURCES = 8  # of a word in one head, in the table
 NEAR_BEST = 0.9  # heads that tell nearly as much of the source as the best one align together
 
 NAMED = "the heads that the checkpoint names"
@@ -159,7 +159,7 @@ class Cross:
         for number, word in enumerate(self.target.words):
             for layer, head in np.ndindex(*self.by_word.shape[:2]):
                 weights = self.by_word[layer, head, number]
-                for unit in np.argsort(-weights, kind="stable")[:MOST_SOURCES].tolist():
+                for unit in np.argsort(-weights, kind="stable")[:MAX_SOURCES].tolist():
                     if weights[unit] > even[unit]:
                         rows.append(
                             {

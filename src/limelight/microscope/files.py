@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> int:
         OSError: the folder does not exist or cannot be written to; an earlier file of that name is unchanged then.
     """
     target = Path(path)
+    if not target.parent.is_dir():  # else the error names the temporary file
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

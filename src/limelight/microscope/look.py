@@ -86,24 +86,22 @@ def look(
     """
     if isinstance(words, str):
         raise wrong("words", "must be a list of words", f"it is {words!r}", f"Write words=[{words!r}].")
+    if generate is None and (sampler is not None or seed is not None):
+        name = "sampler" if sampler is not None else "seed"
+        raise wrong(name, "belongs to generate", "nothing is written", "For example generate=40.")
     subject = subject_of(model, tokenizer=tokenizer, processor=processor)
     if generate is not None or lens:
         check_writer(subject, "generate" if generate is not None else "lens")
     if subject.kind == "encoder-decoder":
         if compare is not None:
             raise wrong("compare", "is for encoders and decoders", f"{subject.name} is both", "Leave it out.")
-        if generate is not None or lens:
-            name = "generate" if generate is not None else "lens"
-            raise wrong(name, "is for a decoder", f"{subject.name} has an encoder, too", "Leave it out.")
         return look_across(subject, text, target, words, special)
     if target is not None:
         got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
         raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
-    if generate is not None or lens:
-        check_writer(subject, "generate" if generate is not None else "lens")
     runs = []
-    for one in [text] if compare is None else [text, compare]:
-        tokens, ids = subject.read(one)
+    for name, one in [("text", text)] if compare is None else [("text", text), ("compare", compare)]:
+        tokens, ids = subject.read(one, name)
         given = len(tokens)
         if generate is not None:
             tokens = continued(subject, tokens, generate, sampler, seed)

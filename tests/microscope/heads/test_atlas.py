@@ -1,6 +1,7 @@
 """The whole run: roles, the atlas and its files, interruption and resuming."""
 
 import base64
+import io
 import json
 import math
 import os
@@ -10,15 +11,17 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from support.made_up_subject import MadeUp, designed_scores, random_scores
 
 import limelight
 from limelight import ArgumentError
-from limelight.microscope import AtlasComparison, load_atlas
+from limelight.microscope import Atlas, AtlasComparison, load_atlas
 from limelight.microscope.heads import measuring
 from limelight.microscope.heads.measures import induction, retrieval
 from limelight.microscope.heads.roles import NO_ROLE
 from limelight.microscope.heads.run import measure_sample
+from limelight.microscope.heads.terminal import summarise_atlas, summarise_comparison
 from limelight.microscope.subjects import Run, subject_of
 
 TEXT = " ".join(
@@ -291,6 +294,37 @@ def test_two_models_are_compared_head_by_head(atlas):
             assert row["change"] == pytest.approx(row["second"] - row["first"], abs=1e-3)
     with pytest.raises(ArgumentError, match="as many layers and heads"):
         AtlasComparison(atlas, measured(MadeUp(random_scores())))
+
+
+def test_the_terminal_is_not_steered_by_the_names_in_an_atlas(atlas):
+    def evil(text):
+        return f"{text}\x1b[31m\x9b2J\u202e"
+
+    loaded = json.loads(atlas.to_json())
+    loaded["model"]["name"] = evil("model")
+    loaded["corpus"] |= {"name": evil("corpus")}
+    loaded["roles"] = [row | {"role": evil(row["role"])} for row in loaded["roles"]]
+    for measure in loaded["measures"]:
+        measure["measure"] = evil(measure["measure"])
+    first = Atlas.from_dict(loaded)
+    loaded["corpus"] = loaded["corpus"] | {"name": evil("another corpus")}
+    for measure in loaded["measures"]:
+        total = measure["total"]
+        for name in ("score", "low", "high"):
+            total[name] = [[None if value is None else value + 100 for value in row] for row in total[name]]
+    console = Console(file=io.StringIO(), width=100)
+    summarise_atlas(first, console)
+    summarise_comparison(AtlasComparison(first, Atlas.from_dict(loaded)), console)
+    printed = console.file.getvalue()
+    assert "6 of 6 heads changed clearly" in printed
+    assert "another corpus" in printed
+    assert not {*"\x1b\x9b\u202e"} & {*printed}
+
+
+@pytest.mark.parametrize("state", ["", "missing/a.state"])
+def test_a_state_that_cannot_be_written_is_refused_before_the_run(tmp_path, state):
+    with pytest.raises(ArgumentError, match="`state` must be a file in a folder that exists"):
+        measured(designed(), state=tmp_path / state)
 
 
 def test_texts_that_are_too_short_are_refused():

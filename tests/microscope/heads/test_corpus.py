@@ -43,6 +43,15 @@ def test_texts_of_a_list_are_not_joined(subject):
     assert [s.text.text for s in corpus_of(text for text in texts).samples(subject, 64)] == found
 
 
+def test_an_iterator_gives_all_its_texts_at_every_pass(subject):
+    texts = [f"Text {number} is about the river, the bank and the boats." for number in range(5)]
+    made = corpus_of(iter(texts))
+    assert next(made.samples(subject, 64)).text.text == texts[0]
+    assert made.tokens(subject) is None
+    for _ in range(2):
+        assert [sample.text.text for sample in made.samples(subject, 64)] == texts
+
+
 def test_files_and_folders_are_read_piece_by_piece(subject, tmp_path, monkeypatch):
     (tmp_path / "b.txt").write_text(SENTENCES, encoding="utf-8")
     (tmp_path / "a.md").write_text("\ufeff" + PARAGRAPHS.replace("cold", "céld"), encoding="utf-8")

@@ -97,7 +97,7 @@ def test_errors_come_before_anything_runs(tmp_path):
     path = tmp_path / "novel.txt"
     path.write_text("Call me Ishmael.\n", encoding="utf-8")
     subject = MadeUp(random_scores())
-    with pytest.raises(LabelError, match=r"novel\.txt is not CoNLL-U: line 1 has 1 column instead of 10"):
+    with pytest.raises(LabelError, match=r"`conllu`: .*novel\.txt is not CoNLL-U: line 1 has 1 column instead of 10"):
         labelled(subject, conllu=path)
     path.write_text(CONLLU, encoding="utf-8")
     with pytest.raises(LabelError, match=r"novel\.txt is too small: it holds no relation 20 times"):

@@ -11,8 +11,21 @@ import numpy as np
 from ...tensors.shapes import wrong
 from ..page.notebook import frame
 from ..page.write import make_atlas
+from ..report import ModelFacts
 from ..tables import TableRow, Tables
 from .atlas import Atlas, plain
+
+
+def check_comparable(first: ModelFacts, second: ModelFacts) -> None:
+    """Check that two models have as many layers and heads.
+
+    Raises:
+        ArgumentError: they have not.
+    """
+    if (first.layers, first.heads) != (second.layers, second.heads):
+        got = " and ".join(f"{model.name} has {model.layers} x {model.heads}" for model in (first, second))
+        way_out = "Heads correspond only between checkpoints of one architecture."
+        raise wrong("compare", "must have as many layers and heads", got, way_out)
 
 
 @dataclass(frozen=True)
@@ -28,14 +41,7 @@ class AtlasComparison(Tables):
     second: Atlas
 
     def __post_init__(self) -> None:
-        sizes = [(atlas.model.layers, atlas.model.heads) for atlas in (self.first, self.second)]
-        if sizes[0] != sizes[1]:
-            got = " and ".join(
-                f"{atlas.model.name} has {layers} x {heads}"
-                for atlas, (layers, heads) in zip((self.first, self.second), sizes, strict=True)
-            )
-            way_out = "Heads correspond only between checkpoints of one architecture."
-            raise wrong("compare", "must have as many layers and heads", got, way_out)
+        check_comparable(self.first.model, self.second.model)
 
     def __repr__(self) -> str:
         return f"AtlasComparison({self.first!r}, {self.second!r})"

@@ -78,9 +78,25 @@ def corpus_of(corpus: str | Path | Iterable[str] | None) -> Corpus:
     if isinstance(corpus, Sequence) and not isinstance(corpus, (bytes, bytearray)):
         return _texts(f"{len(corpus):,} texts", corpus)
     if isinstance(corpus, Iterable) and not isinstance(corpus, (bytes, bytearray)):
-        texts = corpus
+        texts = _Repeated(corpus) if isinstance(corpus, Iterator) else corpus
         return Corpus("texts", lambda: (iter((_text(text, i),)) for i, text in enumerate(texts)), None)
     raise wrong("corpus", "must be a text, several texts, or a path", f"it is {describe(corpus)}", _EXAMPLE)
+
+
+class _Repeated(Iterable[str]):
+    """What an iterator yields, from its first item on at every pass; items that were read are kept."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self.texts, self.read = texts, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        for number in itertools.count():
+            if number == len(self.read):
+                try:
+                    self.read.append(next(self.texts))
+                except StopIteration:
+                    return
+            yield self.read[number]
 
 
 def _is_path(text: str) -> bool:
@@ -106,7 +122,7 @@ def _text(text: object, number: int) -> str:
 def _files(path: Path) -> Corpus:
     """A file, or all text files of a folder in the order of their names."""
     if not path.exists():
-        raise wrong("corpus", "must be a file or folder that exists", f"{path} does not", _EXAMPLE)
+        raise wrong("corpus", "must be a file or folder that exists", f"{path} does not", "Check the path.")
     paths = [path]
     if path.is_dir():
         inside = (each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
@@ -116,7 +132,7 @@ def _files(path: Path) -> Corpus:
             raise wrong("corpus", rule, f"{path} holds none", "Name a file, or rename the files.")
     size = sum(each.stat().st_size for each in paths)
     if not size:
-        raise wrong("corpus", "must hold text", f"{path} is empty", _EXAMPLE)
+        raise wrong("corpus", "must hold text", f"{path} is empty", "Name another file or folder.")
     return Corpus(path.name or str(path), lambda: (_pieces(each) for each in paths), size)
 
 

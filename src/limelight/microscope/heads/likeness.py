@@ -9,7 +9,7 @@ import numpy as np
 from .measure import Result
 from .sums import Numbers
 
-MOST_ALIKE = 5
+MAX_ALIKE = 5
 
 
 def similar_heads(results: list[Result], profile: Numbers | None) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def similar_heads(results: list[Result], profile: Numbers | None) -> list[dict[s
     scores /= np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-12)
     cosine = scores @ scores.T
     np.fill_diagonal(cosine, -np.inf)
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(MOST_ALIKE, layers * heads - 1)]
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(MAX_ALIKE, layers * heads - 1)]
     return [
         {
             "layer": head // heads,

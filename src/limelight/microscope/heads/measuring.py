@@ -50,6 +50,7 @@ def heads(
     gap: str | Path | None = None,
     winogender: str | Path | None = None,
     senses: str | Path | None = None,
+    tokenizer: Any = None,
     tokens: int = TOKENS,
     context: int = CONTEXT,
     ablate: int = 0,
@@ -65,14 +66,16 @@ def heads(
     after the text that is being read; the atlas is then marked incomplete.
 
     Args:
-        model: a name or path for `limelight.load`, or what the microscope can look at (`subject_of`).
+        model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
+            a `Pretrained`; or a model of transformers, unchanged by it.
         corpus: a text; the path of a file or folder of UTF-8 text; several texts; by default the first chapters of Jane
             Austen's *Persuasion*.
         conllu: a treebank in CoNLL-U, for the relations of its parses.
         gap: a file of GAP, for pronouns and their candidates.
         winogender: a file of Winogender sentences, for the same; read by encoders alone.
         senses: a file of examples of word senses.
-        tokens: how many tokens of the corpus are read at most.
+        tokenizer: of a model of transformers (or in a pair with it: ``heads((model, tokenizer))``).
+        tokens: reading of the corpus ends after the text that reaches this many tokens.
         context: how many tokens a text has at most; long texts are cut where a paragraph or a sentence ends.
         ablate: on how many tokens of the corpus each head is silenced, to measure what changes: the loss of a decoder,
             the last states of an encoder. 0 for none: it takes as many runs as there are heads, and 512 tokens are
@@ -89,14 +92,18 @@ def heads(
         >>> atlas = limelight.heads("smollm2", "novel.txt", tokens=20_000)  # doctest: +SKIP
         >>> atlas.write("atlas.json")  # doctest: +SKIP
     """
-    subject = subject_of(model)
+    subject = subject_of(model, tokenizer=tokenizer)
     if subject.kind == "encoder-decoder":
         got = f"{subject.name} has an encoder and a decoder"
         raise wrong("model", "must be an encoder or a decoder", got, "limelight.watching observes its layers.")
     tokens = whole_number("tokens", tokens, at_least=1)
     context = min(whole_number("context", context, at_least=16), subject.limit or context)
-    if resume and state is None:
+    path = None if state is None else Path(state)
+    if resume and path is None:
         raise wrong("resume", "needs the file of an interrupted run", "state is not given", "Add state='atlas.npz'.")
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        got = f"{path} is a folder" if path.is_dir() else f"{path.parent} does not exist"
+        raise wrong("state", "must be a file in a folder that exists", got, "For example state='atlas.npz'.")
     source = corpus_of(corpus)
     text = text_probe(subject, source, tokens, context)
     ablate = whole_number("ablate", ablate, at_least=0)
@@ -110,7 +117,6 @@ def heads(
     progress = [Progress(probe) for probe in probes]
     of = {"model": subject.name, "layers": subject.layers, "heads": subject.heads, "corpus": source.name}
     of |= {"characters": source.characters, "context": context, "probes": [probe.name for probe in probes]}
-    path = None if state is None else Path(state)
     if resume and path is not None:
         restore_state(path, of, progress)
     complete = _run(subject, progress, of, path)

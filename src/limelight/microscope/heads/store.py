@@ -51,7 +51,7 @@ def restore_state(path: Path, of: dict[str, Any], progress: list[Progress]) -> N
     """
     way_out = "Run without resume to begin again."
     if not path.is_file():
-        raise wrong(_WHAT, "must be that of an interrupted run", f"{path} does not exist", way_out)
+        raise wrong(_WHAT, "needs the file of an interrupted run", f"{path} does not exist", way_out)
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             meta = json.loads(file["meta"].tobytes())
@@ -68,7 +68,7 @@ def restore_state(path: Path, of: dict[str, Any], progress: list[Progress]) -> N
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         got = f"{path} is damaged, or of another version ({type(error).__name__}: {error})"
-        raise wrong(_WHAT, "must be that of an interrupted run", got, way_out) from None
+        raise wrong(_WHAT, "needs the file of an interrupted run", got, way_out) from None
 
 
 def _check(path: Path, meta: dict[str, Any], of: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def _check(path: Path, meta: dict[str, Any], of: dict[str, Any]) -> None:
     for name, value in {"version": VERSION, **of}.items():
         if found.get(name) != value:
             got = f"that of {path} is {found.get(name)!r}, and now it is {value!r}"
-            raise wrong(_WHAT, f"must be of the same {name}", got, "Run without resume to begin again.")
+            raise wrong(_WHAT, f"needs a run of the same {name}", got, "Run without resume to begin again.")
 
 
 def _measures(progress: Progress) -> list[tuple[str, Measure]]:

@@ -25,7 +25,8 @@ def summarise_atlas(atlas: Atlas, console: Console) -> None:
     model, corpus = atlas.model, atlas.corpus
     console.print()
     title = f": {model.layers} layers x {model.heads} heads, measured on {corpus['tokens']:,} tokens in "
-    end = f"{corpus['texts']:,} texts of {printable(corpus['name'])}"
+    texts = "1 text" if corpus["texts"] == 1 else f"{corpus['texts']:,} texts"
+    end = f"{texts} of {printable(corpus['name'])}"
     console.print(Text.assemble((printable(model.name), "bold"), title, end))
     if not corpus["complete"]:
         console.print(Text("Interrupted: this is what the texts read so far show.", style="yellow"))
@@ -43,12 +44,14 @@ def summarise_atlas(atlas: Atlas, console: Console) -> None:
     for found in atlas.findings:
         if found.result.measure == "ablation":
             console.print(_most_important(found.result))
-    notes = (
+    notes = [
         "head: layer.head, from 0. score: on the half of the texts that did not choose the head; 95 % interval.",
         f"Shares are those of what sinks leave (a head that leaves less than {LEFT:.0%} has no other role).",
         "even: what an even spread or the best fixed offset reaches. shuffled: the same positions, tokens shuffled.",
-        "An attention weight is not an explanation.",
-    )
+    ]
+    if any(row["measure"].startswith("syntax") for row in atlas.roles):
+        notes.append("dependent to head: from a word to the one that it depends on in the parse; the reverse likewise.")
+    notes.append("An attention weight is not an explanation.")
     console.print(Text("\n".join(notes), style="dim"))
 
 
@@ -77,14 +80,14 @@ def summarise_comparison(comparison: AtlasComparison, console: Console) -> None:
         table.add_column(name, justify="right" if name in ("first", "second") else "left")
     for row in changed[:CHANGES]:
         cells = (_place(row), row["changed"], _number(row["first"]), _number(row["second"]))
-        table.add_row(*map(Text, (*cells, row["role"], row["other_role"])))
+        table.add_row(*(Text(printable(cell)) for cell in (*cells, row["role"], row["other_role"])))
     console.print()
     console.print(Text.assemble((printable(first), "bold"), " against ", (printable(second), "bold")))
     if changed:
         console.print(table)
     same = sum(row["same"] for row in rows)
     console.print(f"{len(changed):,} of {len(rows):,} heads changed clearly; {same:,} have the same role in both.")
-    console.print(Text("\n".join(comparison.notes), style="dim"))
+    console.print(Text(printable("\n".join(comparison.notes)), style="dim"))
 
 
 def _roles(groups: list[list[TableRow]], wide: bool) -> Table:
@@ -95,7 +98,7 @@ def _roles(groups: list[list[TableRow]], wide: bool) -> Table:
         for place, row in enumerate(rows[:PER_ROLE]):
             interval = (f"{_number(row['low'])}-{_number(row['high'])}",) if wide else ()
             numbers = (_number(row["score"]), *interval, _number(row["baseline"]), _number(row["control"]))
-            role = row["role"] if not place else ""
+            role = printable(row["role"]) if not place else ""
             table.add_row(*map(Text, (role, _place(row), *numbers, f"{row['n']:,.0f}")))
         if len(rows) > PER_ROLE:
             table.add_row("", Text(f"and {len(rows) - PER_ROLE:,} more", style="dim"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...generation import Sampler
 from ...generation.sampling import draws, penalised, tokens_in
 from ...tensors.shapes import describe, wrong
-from ...text import Text, printable
+from ...text import Text, printable, valid_text
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -102,23 +102,38 @@ class Subject(ABC):
     def tokenize(self, text: str) -> Text:
         """The tokens of a text as the model reads it, special tokens included."""
 
-    def read(self, given: Any) -> tuple[Text, Tensor]:
+    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
         """What `run` takes of an input, ``(1, L)`` ids, and what its tokens are.
 
         Args:
             given: a text; for a model that reads pictures one of PIL's, or its numbers.
+            name: of the argument, for error messages.
 
         Raises:
-            ArgumentError: a text without a word, or no text.
+            ArgumentError: a text without a word, one that is longer than the positions of the model, or no text.
         """
         if not isinstance(given, str) or not given.strip():
             way_out = 'For example: "The bank is near the river."'
-            raise wrong("text", "must hold at least one word", f"it is {describe(given)}", way_out)
-        text = self.tokenize(given)
+            raise wrong(name, "must hold at least one word", f"it is {describe(given)}", way_out)
+        text = self.tokenize(valid_text(given, name))
         if not text.ids:
             got = f"the tokenizer of {self.name} makes none of {describe(given)}"
-            raise wrong("text", "must make at least one token", got, "Its vocabulary may lack these characters.")
+            raise wrong(name, "must make at least one token", got, "Its vocabulary may lack these characters.")
+        self.check_fit(name, len(text), self.limit)
         return text, torch.tensor([text.ids], dtype=torch.int64, device="cpu")
+
+    def check_fit(self, name: str, length: int, limit: int | None) -> None:
+        """Raise `ArgumentError` for a text of more tokens than there are positions.
+
+        Args:
+            name: of the argument, for the message.
+            length: number of tokens.
+            limit: number of positions; ``None`` if there is no limit.
+        """
+        if limit is not None and length > limit:
+            got = f"it has {length:,} tokens"
+            way_out = "Split it into parts, or use another model."
+            raise wrong(name, f"must fit the {limit:,} positions of {self.name}", got, way_out)
 
     def read_source(self, source: Any) -> Source:
         """What the encoder of an encoder-decoder reads: a text; or a WAV file or samples, for one that hears."""

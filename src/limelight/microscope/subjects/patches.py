@@ -57,12 +57,13 @@ class Patches:
             special=(True,) * self.before + (False,) * len(names),
         )
 
-    def numbers(self, given: Any, processor: Any = None) -> Tensor:
+    def numbers(self, given: Any, processor: Any = None, name: str = "text") -> Tensor:
         """A picture as the model reads it, ``(1, channels, height, width)``.
 
         Args:
             given: these numbers, with or without the first dimension; or a picture of Pillow or the path of one.
             processor: an image processor of transformers, which resizes and normalises pictures.
+            name: of the argument, for error messages.
 
         Raises:
             ArgumentError: something else, a picture without a processor, or a file that holds none.
@@ -72,17 +73,23 @@ class Patches:
             if processor is None:
                 rule = f"must be the numbers of a picture, {sizes}, where there is no processor"
                 way_out = "Pass processor=AutoImageProcessor.from_pretrained(...) with a model of transformers."
-                raise wrong("text", rule, f"it is {describe(given)}", way_out)
-            picture = opened(given) if isinstance(given, (str, os.PathLike)) else given
+                raise wrong(name, rule, f"it is {describe(given)}", way_out)
+            picture = opened(given, name) if isinstance(given, (str, os.PathLike)) else given
+            picture = in_colour(picture) if self.channels == 3 else picture
             given = processor(images=picture, return_tensors="pt")["pixel_values"]
         pixels: Tensor = given[None] if given.dim() == 3 else given
         if tuple(pixels.shape) != (1, self.channels, self.height, self.width) or not pixels.is_floating_point():
             way_out = "The model's processor makes it of a picture."
-            raise wrong("text", f"must be one picture of floats, {sizes}", f"it is {describe(given)}", way_out)
+            raise wrong(name, f"must be one picture of floats, {sizes}", f"it is {describe(given)}", way_out)
         return pixels
 
 
-def opened(path: str | os.PathLike[str]) -> Any:
+def in_colour(picture: Any) -> Any:
+    """A picture of Pillow with red, green and blue alone (of shades of grey, or with transparency); others as given."""
+    return picture.convert("RGB") if callable(getattr(picture, "convert", None)) else picture
+
+
+def opened(path: str | os.PathLike[str], name: str = "text") -> Any:
     """The picture in a file, by Pillow."""
     try:
         from PIL import Image  # image processors of transformers need it, too
@@ -94,4 +101,4 @@ def opened(path: str | os.PathLike[str]) -> Any:
             return picture.convert("RGB")
     except Exception as error:
         got = f"{os.fspath(path)!r:.80} is none ({type(error).__name__}: {error!s:.100})"
-        raise wrong("text", "must name a picture file", got, "Give a PNG or JPEG file.") from error
+        raise wrong(name, "must name a picture file", got, "Give a PNG or JPEG file.") from error

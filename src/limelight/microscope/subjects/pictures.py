@@ -55,8 +55,11 @@ class PictureSubject(TransformersSubject):
             raise wrong("model", "must have a state for each patch", got, "Take a ViT.")
         return length
 
-    def read(self, given: Any) -> tuple[Text, Tensor]:
-        return self.patches.text, self.patches.numbers(given, self.processor)
+    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
+        return self.patches.text, self.patches.numbers(given, self.processor, name)
+
+    def tokenize(self, text: str) -> Text:
+        raise wrong("model", "must read text", f"{self.name} reads pictures", "limelight.look takes a picture.")
 
     def _inputs(self, ids: Tensor, lengths: Tensor | None, source: Tensor | None) -> dict[str, Any]:
         if lengths is not None or source is not None:

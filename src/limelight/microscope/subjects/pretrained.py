@@ -21,7 +21,7 @@ from ..words import unknown_token
 from .base import Run, Source, Subject, shown_name
 from .patches import Patches
 from .sound import FRAME_SECONDS, alignment_heads_in, heard, states_of
-from .texts import MOST_WRITTEN, after, text_of
+from .texts import MAX_WRITTEN, after, text_of
 
 
 class PretrainedSubject(Subject):
@@ -53,12 +53,14 @@ class PretrainedSubject(Subject):
             self.hears = isinstance(network.encoder.embedding, SpectrumEmbedding)
             self.alignment_heads = alignment_heads_in(model.source, self.layers, self.heads)
 
-    def read(self, given: Any) -> tuple[Text, Tensor]:
+    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
         if self._patches is None:
-            return super().read(given)
-        return self._patches.text, self._patches.numbers(given)
+            return super().read(given, name)
+        return self._patches.text, self._patches.numbers(given, name=name)
 
     def tokenize(self, text: str) -> Text:
+        if self._patches is not None:
+            raise wrong("model", "must read text", f"{self.name} reads pictures", "limelight.look takes a picture.")
         return self.model.read(text).texts[0]
 
     def run(
@@ -88,17 +90,20 @@ class PretrainedSubject(Subject):
             samples = heard(source)
             return Source(spectrum(samples), None, states_of(samples), FRAME_SECONDS)
         text = self.tokenize(source)
+        network = self.model.network
+        self.check_fit("text", len(text), network.encoder.config.limit if isinstance(network, EncoderDecoder) else None)
         return Source(torch.tensor([text.ids], dtype=torch.int64, device="cpu"), text, len(text))
 
     def read_target(self, text: str) -> Text:
         begin = decoder_beginning(self.model)
         read = self.model.tokenizer.read(text, add_special_tokens=False)
+        self.check_fit("target", len(begin) + len(read), self.limit)
         return after(begin, [self._spelled(number) for number in begin], read)
 
     def write(self, source: Source) -> Text:
         begin = decoder_beginning(self.model)
         prompt: Any = source.input if source.text is None else Tokens((source.text,), source.input, None)
-        most = MOST_WRITTEN if self.limit is None else min(MOST_WRITTEN, self.limit - len(begin))
+        most = MAX_WRITTEN if self.limit is None else min(MAX_WRITTEN, self.limit - len(begin))
         written = self.model.generate(prompt, tokens=most)[0]
         ids = written.ids[:-1] if written.ended == "token" else written.ids
         special = [self.model.tokenizer.special_token(number) is not None for number in ids]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ...formats.errors import CheckpointError, read_json
@@ -22,7 +24,12 @@ def heard(source: Any) -> Tensor:
     Raises:
         ArgumentError: neither a file nor samples, or more than 30 seconds of sound.
     """
+    if isinstance(source, np.ndarray):
+        source = torch.tensor(source)
     if isinstance(source, (str, os.PathLike)):
+        if not Path(source).is_file():
+            got = f"{os.fspath(source)!r:.80} is none"
+            raise wrong("text", "must name a WAV file, for a model that hears", got, "Check the path.")
         samples = recording(source)
     elif isinstance(source, Tensor) and source.dim() == 1 and source.is_floating_point():
         samples = source

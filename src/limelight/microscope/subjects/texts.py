@@ -8,7 +8,7 @@ from typing import Any
 
 from ...text import Text, valid_text
 
-MOST_WRITTEN = 256  # tokens that a model writes to a source
+MAX_WRITTEN = 256  # tokens that a model writes to a source
 REACH = 64  # characters after the last token's in which the next one's are looked for
 BLANKS = str.maketrans("", "", "▁Ġ")  # what stands for a blank before a word
 

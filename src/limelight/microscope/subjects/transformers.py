@@ -15,13 +15,13 @@ from ...backends.contract import BackendError
 from ...forms.observations import current_watcher, watching
 from ...integrations.transformers import NAME, enable, report
 from ...models.sound import RATE, spectrum
-from ...tensors.shapes import wrong
+from ...tensors.shapes import describe, wrong
 from ...text import Text
 from .base import Run, Source, Subject, shown_name
 from .discovery import SOURCE, TARGET, Call, Discovery, Renamed, discover
 from .parts import Given, body_of, configs_of, giving, head_of, positions_of, states_in, table_of
 from .sound import FRAME_SECONDS, existing_heads, heard, states_of
-from .texts import MOST_WRITTEN, after, cut, read_text, text_of, unknown_token_of
+from .texts import MAX_WRITTEN, after, cut, read_text, text_of, unknown_token_of
 
 OUTSIDE = (
     "limelight.integrations.transformers.report(model) lists its layers; take a model whose attention goes through "
@@ -187,7 +187,7 @@ class TransformersSubject(Subject):
     def read_source(self, source: Any) -> Source:
         if not self.hears:
             text = self.tokenize(source)
-            self._check_fit("text", len(text), positions_of(self.base.get_encoder()))
+            self.check_fit("text", len(text), positions_of(self.base.get_encoder()))
             return Source(torch.tensor([text.ids], dtype=torch.int64, device="cpu"), text, len(text))
         samples = heard(source)
         if self.features is None:
@@ -208,7 +208,7 @@ class TransformersSubject(Subject):
         if not self.model.can_generate():
             got = f"{self.name} is a {type(self.model).__name__}"
             raise wrong("target", "must be given for a model that does not write", got, "Pass target=.")
-        most = MOST_WRITTEN if self.limit is None else min(MOST_WRITTEN, self.limit // 2)  # what it begins with, beside
+        most = MAX_WRITTEN if self.limit is None else min(MAX_WRITTEN, self.limit // 2)  # what it begins with, beside
         how = {"do_sample": False, "num_beams": 1, "max_new_tokens": most}
         with self._observing():
             ids = self.model.generate(**self._source(source.input), **how)[0].tolist()
@@ -237,9 +237,11 @@ class TransformersSubject(Subject):
         return str(self._reader().convert_ids_to_tokens([number])[0])
 
     def _reader(self) -> Any:
-        if self.tokenizer is None:
-            got = f"a {type(self.model).__name__} came alone"
-            raise wrong("tokenizer", "must come with the model to read text", got, "Pass tokenizer=, or (model, it).")
+        if not callable(self.tokenizer):
+            came = "alone" if self.tokenizer is None else f"with {describe(self.tokenizer)}"
+            got = f"a {type(self.model).__name__} came {came}"
+            way_out = "Pass tokenizer=AutoTokenizer.from_pretrained(...), or (model, tokenizer)."
+            raise wrong("tokenizer", "must come with the model to read text", got, way_out)
         return self.tokenizer
 
     def _checked(self, text: Text, vocabulary: int) -> Text:
@@ -285,7 +287,7 @@ class TransformersSubject(Subject):
     def _inputs(self, ids: Tensor, lengths: Tensor | None, source: Tensor | None) -> dict[str, Any]:
         device = self.model.device
         longest = ids.shape[1]
-        self._check_fit("target" if self._seq2seq else "text", longest, self.limit)
+        self.check_fit("target" if self._seq2seq else "text", longest, self.limit)
         if (source is None) == self._seq2seq:
             rule = "must be given for an encoder-decoder, and for no other model"
             raise wrong("source", rule, f"{self.name} is one: {self._seq2seq}", "Give the source, or leave it out.")
@@ -295,12 +297,6 @@ class TransformersSubject(Subject):
             exists = torch.arange(longest, device=device) < lengths.to(device)[:, None]
             inputs[f"{prefix}attention_mask"] = exists.long()
         return inputs if source is None else inputs | self._source(source)
-
-    def _check_fit(self, name: str, length: int, limit: int | None) -> None:
-        """Raise `ArgumentError` for a text beyond the positions."""
-        if limit is not None and length > limit:
-            rule = f"must stand at the {limit:,} positions that {self.name} has"
-            raise wrong(name, rule, f"it has {length:,} tokens", "Cut it into parts, or take another model.")
 
     def _source(self, source: Tensor) -> dict[str, Any]:
         """What an encoder reads, by the name of the model's argument."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -71,21 +72,34 @@ def labelled(
     if _writes_english(subject):
         probes.append(_probe(subject, "made sentences", made_sentences, _made_measures(subject)))
     if conllu is not None:
-        relations = _relations(conllu)
-        name, texts = _named("syntax", conllu), _single(read_conllu, conllu)
-        probes.append(_probe(subject, name, texts, lambda: [Syntax(subject, relations)]))
+        with _errors_of("conllu"):
+            relations = _relations(conllu)
+            name, texts = _named("syntax", conllu), _single(read_conllu, conllu)
+            probes.append(_probe(subject, name, texts, lambda: [Syntax(subject, relations)]))
     if gap is not None:
-        texts = _single(read_gap, gap)
-        probes.append(_probe(subject, _named("GAP", gap), texts, lambda: [Coreference(subject, "GAP")]))
+        with _errors_of("gap"):
+            texts = _single(read_gap, gap)
+            probes.append(_probe(subject, _named("GAP", gap), texts, lambda: [Coreference(subject, "GAP")]))
     if winogender is not None:
-        texts = _single(read_winogender, winogender)
-        probe = _probe(subject, _named("Winogender", winogender), texts, lambda: [Coreference(subject, "Winogender")])
+        with _errors_of("winogender"):
+            name, texts = _named("Winogender", winogender), _single(read_winogender, winogender)
+            probe = _probe(subject, name, texts, lambda: [Coreference(subject, "Winogender")])
         if not subject.causal:
             probes.append(probe)
     if senses is not None:
-        texts = _single(read_senses, senses)
-        probes.append(_probe(subject, _named("senses", senses), texts, lambda: [Senses(subject)]))
+        with _errors_of("senses"):
+            texts = _single(read_senses, senses)
+            probes.append(_probe(subject, _named("senses", senses), texts, lambda: [Senses(subject)]))
     return probes
+
+
+@contextmanager
+def _errors_of(argument: str) -> Iterator[None]:
+    """Inside, errors of a file begin with the argument that names it."""
+    try:
+        yield
+    except LabelError as error:
+        raise LabelError(f"`{argument}`: {error}") from error
 
 
 def _made_measures(subject: Subject) -> Callable[[], list[Measure]]:

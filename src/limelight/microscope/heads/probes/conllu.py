@@ -15,7 +15,7 @@ from ..labels import Arc, Sentence, Span
 from .files import Lines
 
 COLUMNS = 10
-MOST_WORDS = 10_000  # in a sentence
+MAX_WORDS = 10_000  # in a sentence
 WAY_OUT = "Pass a treebank of Universal Dependencies, such as en_ewt-ud-dev.conllu, or leave the file out."
 
 _NUMBER = re.compile(r"[1-9]\d{0,5}|0").fullmatch
@@ -93,8 +93,8 @@ def _read_line(lines: Lines, line: str, words: list[_Word], ranges: list[_Range]
         return
     if number != str(len(words) + 1):
         raise lines.error(f"has the number {number[:20]!r} where {len(words) + 1} is expected")
-    if len(words) == MOST_WORDS:
-        raise lines.error(f"is word {number} of its sentence; at most {MOST_WORDS:,} are read")
+    if len(words) == MAX_WORDS:
+        raise lines.error(f"is word {number} of its sentence; at most {MAX_WORDS:,} are read")
     if not _NUMBER(head):
         raise lines.error(f"has the head {head[:20]!r} (column 7), which is not the number of a word")
     if relation in ("", "_"):

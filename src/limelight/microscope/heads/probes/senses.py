@@ -10,7 +10,7 @@ from ..labels import SenseExample
 from .files import Lines
 from .tables import read_rows
 
-MOST_EXAMPLES = 20_000
+MAX_EXAMPLES = 20_000
 WAY_OUT = "Its columns are word, sense and sentence, as in: bank<TAB>river<TAB>They sat on the bank and fished."
 
 
@@ -30,8 +30,8 @@ def read_senses(path: str | PathLike[str]) -> Iterator[SenseExample]:
         word, sense = row["word"].strip().casefold(), row["sense"].strip()
         if not word or not sense:
             raise lines.error("has no word or no sense")
-        if count > MOST_EXAMPLES:
-            raise lines.error(f"is example {count:,}; at most {MOST_EXAMPLES:,} are read")
+        if count > MAX_EXAMPLES:
+            raise lines.error(f"is example {count:,}; at most {MAX_EXAMPLES:,} are read")
         if _find(word, row["sentence"]) is None:
             raise lines.error(f"has no word {word[:40]!r} in its sentence")
         words.setdefault(word, []).append((sense, row["sentence"]))
