@@ -149,7 +149,9 @@ def test_relations_are_ranked_once_for_every_size():
 
 def test_a_long_text_has_a_larger_page(made_up, monkeypatch):
     limits = []
-    monkeypatch.setattr("limelight.microscope.page.write.pack", lambda report, limit, beside: limits.append(limit) or "{}")
+    monkeypatch.setattr(
+        "limelight.microscope.page.write.pack", lambda report, limit, beside: limits.append(limit) or "{}"
+    )
     make_page(made_up)
     monkeypatch.setattr("limelight.microscope.page.write.LONG", 10)
     make_page(made_up)

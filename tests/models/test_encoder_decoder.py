@@ -12,7 +12,6 @@ from tokenizers import models, pre_tokenizers
 import limelight
 from limelight import ArgumentError, Packed, Padded
 from limelight.checkpoints.load import load
-from limelight.microscope import look
 from limelight.models import EncoderDecoder
 from limelight.text import Tokenizer
 
@@ -112,11 +111,6 @@ def test_what_cannot_be_meant(model, tmp_path):
     made("gpt2").save_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="`target` is for a model with an encoder and a decoder"):
         load(tmp_path)(IDS, target=IDS)
-
-
-def test_the_microscope_says_that_it_looks_at_one_text(model):
-    with pytest.raises(ArgumentError, match=r"`model` must be an encoder or a decoder.*cross_names"):
-        look(model, "d e f")
 
 
 def test_what_is_no_sound(tmp_path):
