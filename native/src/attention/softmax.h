@@ -74,8 +74,8 @@ struct Power {
     LL_INLINE Vec operator()(const Float* score) const { return (peak - load<Vec>(score)) * negative; }
 };
 
-// The same by one multiply-add, exponent * score + shift, within 2^-19 for |shift| <= MAX_SHIFT: enough for weights that
-// are rounded to 16 bits.
+// The same by one multiply-add, exponent * score + shift, within 2^-19 for |shift| <= MAX_SHIFT: enough for weights
+// that are rounded to 16 bits.
 struct FusedPower {
     Vec exponent, shift;  // shift = -exponent * peak
 
