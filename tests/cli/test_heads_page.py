@@ -1,5 +1,7 @@
 """`limelight heads --output`: the page of the atlas, alone or beside another one."""
 
+from types import SimpleNamespace
+
 import pytest
 from support.atlas_made_up import mock_atlas
 from typer.testing import CliRunner
@@ -13,9 +15,14 @@ def measured(monkeypatch):
     """Stands for the measuring of models: atlases made up from a formula, named as the model."""
 
     def heads(model, corpus, **settings):
-        return Atlas.from_dict(mock_atlas(4, 6, name=model, seed=len(model)))
+        name = getattr(model, "name", model)
+        return Atlas.from_dict(mock_atlas(4, 6, name=name, seed=len(name)))
 
     monkeypatch.setattr("limelight.microscope.heads.heads", heads)
+    monkeypatch.setattr(
+        "limelight.microscope.subjects.subject_of",
+        lambda name: SimpleNamespace(name=name, kind="encoder", layers=4, heads=6),
+    )
 
 
 def run(*arguments):
