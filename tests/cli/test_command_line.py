@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_training_keys():
 def test_a_library_leaves_ctrl_c_alone():
     code = "import signal, limelight.cli; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a job in the background does not inherit
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, preexec_fn=default)
 
 
 def reads_torch(process):
