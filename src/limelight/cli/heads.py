@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import MODEL, errors_of, writable
+
+if TYPE_CHECKING:
+    from ..microscope import Atlas
+    from ..microscope.subjects import Subject
 
 
 def heads(
@@ -61,18 +64,27 @@ def heads(
     if resume and not paths:
         raise wrong("--resume", "needs the file that the interrupted run was to write", "none is named", "Add --json.")
     subject = subject_of(model)
-    other = None
+    other = second = None
     if compare is not None:  # before a long run
         with errors_of("--compare", "path", "name_or_path", "model"):
-            other = load_atlas(compare) if compare.lower().endswith(".json") else None
-            check_comparable(facts(subject), facts(subject_of(compare)) if other is None else other.model)
+            if compare.lower().endswith(".json"):
+                other = load_atlas(compare)
+                compared = other.model
+            else:
+                second = subject_of(compare)
+                compared = facts(second)
+            check_comparable(facts(subject), compared)
     state = paths[0].with_name(f"{paths[0].name}.state") if paths else None
-    measure = partial(run, corpus=corpus, conllu=conllu, gap=gap, winogender=winogender, senses=senses)
-    measure = partial(measure, tokens=tokens, context=context, ablate=ablate)
+    labels: dict[str, Any] = {"conllu": conllu, "gap": gap, "winogender": winogender, "senses": senses}
+    settings: dict[str, Any] = {"tokens": tokens, "context": context, "ablate": ablate, **labels}
+
+    def measure(of: Subject, **resuming: Any) -> Atlas:
+        return run(of, corpus, **settings, **resuming)
+
     atlas = measure(subject, state=state, resume=resume)
     complete = atlas.corpus["complete"]
-    if compare is not None and other is None and complete:
-        other = measure(compare)
+    if second is not None and complete:
+        other = measure(second)
     comparison = None if other is None else AtlasComparison(atlas, other)
     for path, table in ((json, None), (csv, "measures"), (parquet, "measures")):
         if path is not None:
