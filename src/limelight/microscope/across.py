@@ -11,11 +11,12 @@ import torch
 from ..formats.progress import counted
 from ..forms.observations import watching
 from ..tensors.shapes import wrong
-from .choosing import about, checked, choose, facts
+from .choosing import about, choose, facts
 from .cross import Cross, CrossGatherer
 from .gathering import Gatherer, Gathering, Watch
 from .report import Report
 from .subjects import Subject
+from .subjects.base import checked
 
 
 def look_across(subject: Subject, source: Any, target: str | None, words: Sequence[str], special: bool) -> Report:

@@ -19,14 +19,6 @@ ALONE = "none, since no layer of the decoder looks at its own words"
 CHANGED = "words of both texts whose cosine falls most below that of their embeddings, content words first"
 
 
-def checked(text: object, name: str = "text") -> str:
-    """The text, which must hold at least one word."""
-    if not isinstance(text, str) or not text.strip():
-        got = f"it is {describe(text)}"
-        raise wrong(name, "must hold at least one word", got, 'For example: "The bank is near the river."')
-    return text
-
-
 def facts(subject: Subject) -> ModelFacts:
     """Name and sizes of a subject."""
     return ModelFacts(subject.name, subject.kind, subject.layers, subject.heads)

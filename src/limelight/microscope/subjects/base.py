@@ -112,10 +112,7 @@ class Subject(ABC):
         Raises:
             ArgumentError: a text without a word, one that is longer than the positions of the model, or no text.
         """
-        if not isinstance(given, str) or not given.strip():
-            way_out = 'For example: "The bank is near the river."'
-            raise wrong(name, "must hold at least one word", f"it is {describe(given)}", way_out)
-        text = self.tokenize(valid_text(given, name))
+        text = self.tokenize(valid_text(checked(given, name), name))
         if not text.ids:
             got = f"the tokenizer of {self.name} makes none of {describe(given)}"
             raise wrong(name, "must make at least one token", got, "Its vocabulary may lack these characters.")
@@ -247,6 +244,14 @@ class Subject(ABC):
             if text[-1] in self.ends:
                 break
         return tuple(text[len(ids) :])
+
+
+def checked(text: object, name: str = "text") -> str:
+    """The text, which must hold at least one word."""
+    if not isinstance(text, str) or not text.strip():
+        got = f"it is {describe(text)}"
+        raise wrong(name, "must hold at least one word", got, 'For example: "The bank is near the river."')
+    return text
 
 
 def shown_name(name: str) -> str:
