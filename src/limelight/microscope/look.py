@@ -144,15 +144,11 @@ def _read(
     """
     gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     values = ValueNorms(subject) if gatherer.block == 1 else None
-    paths = gatherer.paths(keep_vectors)
+    paths = gatherer.paths(keep_vectors or values is not None)
     expected = None if predicted is None else Expected(subject, tokens.ids, *predicted, written)
-
-    kept: list[Tensor] = []  # the states of a short text
 
     def visit(depth: int, states: Tensor) -> None:
         paths.add(states)
-        if values is not None:
-            kept.append(states)
         if expected is not None:
             expected.add(depth, states)
 
@@ -163,6 +159,8 @@ def _read(
         subject.follow(ids, visit)
     reading = gatherer.reading(paths, subject.unknown_token)
     if values is not None:
-        nearest = nearest_units(kept, torch.from_numpy(reading.unit_of).long())
-        reading = dataclasses.replace(reading, value_norms=values.norms(), nearest=nearest)
+        assert reading.vectors is not None
+        vectors = reading.vectors if keep_vectors else None
+        nearest = nearest_units(reading.vectors)
+        reading = dataclasses.replace(reading, vectors=vectors, value_norms=values.norms(), nearest=nearest)
     return reading, None if expected is None else expected.predictions()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .offsets import Floats, Integers
 
@@ -27,22 +25,19 @@ class Nearest:
     mean: Floats
 
 
-def nearest_units(hidden: Sequence[Tensor], units: Tensor) -> Nearest | None:
+def nearest_units(vectors: Floats) -> Nearest | None:
     """Return the nearest units of a text, in the same layer; ``None`` for a text of one unit.
 
     Args:
-        hidden: the embedding and the states after each layer, ``(1, L, width)`` each.
-        units: the unit of each token, ``(L,)`` int64; a unit's vector is the mean of its tokens'.
+        vectors: of the units at each depth, of length 1, ``(N + 1, U, width)`` (`Paths.vectors`).
     """
-    count = int(units.max()) + 1
-    if count < 2 or not hidden:
+    count = vectors.shape[1]
+    if count < 2:
         return None
     kept = min(NEAREST, count - 1)
     found = []
-    for states in hidden:
-        total = torch.zeros(count, states.shape[-1], dtype=torch.float32, device="cpu")
-        vectors = torch.nn.functional.normalize(total.index_add_(0, units, states[0].float().cpu()), dim=-1)
-        cosine = vectors @ vectors.T
+    for each in torch.from_numpy(vectors):
+        cosine = each @ each.T
         mean = (cosine.sum() - cosine.diagonal().sum()) / (count * (count - 1))
         best = cosine.fill_diagonal_(-2.0).topk(kept, dim=-1)
         found.append((best.indices.to(torch.int32).numpy(), best.values.numpy(), float(mean)))
