@@ -84,7 +84,8 @@ def forward(call: Call) -> Result:
     weights, logsumexp = _softmax(scores, seen, None if call.sink is None else call.sink.to(dtype))
     mixed = weights
     if call.dropout:
-        row = at.batch * (call.layout.documents if call.layout else 1) + document
+        documents = call.layout.documents if call.layout else 1
+        row = at.batch * documents + document % documents
         seed = torch.as_tensor(call.seed, device=query.device, dtype=torch.int64)
         keep = kept(call.dropout, seed, row, at.head, at.query_position, at.key_position)
         mixed = torch.where(keep, weights / (1.0 - call.dropout), 0.0)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ from ..tensors.shapes import (
 from ..tensors.tracing import is_transformed, readable
 from .coordinates import Where
 from .descriptions import Description
+
+
+_Rule = TypeVar("_Rule", bound="ScoreRule")
 
 
 class ScoreRule(Description):
@@ -71,6 +74,20 @@ class ScoreRule(Description):
             A tensor of the shape of ``scores``, differentiable in them and in the rule's tensors.
         """
         raise NotImplementedError
+
+    def select_keys(self: _Rule, index: Tensor) -> _Rule:
+        """The rule for a call of some of the keys: its tensors' dimensions of keys (`letters`) are cut.
+
+        Args:
+            index: ``(n,)`` int64, the keys of the call.
+        """
+        if "k" not in self.letters:
+            return self
+        dim = self.letters.index("k") - len(self.letters)
+        cut = [
+            t.index_select(dim, index) if t.dim() >= -dim and t.shape[dim] > 1 else t for t in self.tensors()
+        ]
+        return self.with_tensors(iter(cut))
 
     def for_heads(self, heads: slice) -> ScoreRule:
         """The rule for a call of these query heads alone.

@@ -8,7 +8,7 @@ attention are settings of it (*what*); a backend computes it (*how*); observatio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor
@@ -133,24 +133,29 @@ def attention(
         raise wrong("name", "must be a string", f"it is {describe(name)}", way_out)
     seen_by = tracing.seen_by(query)
     watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
-    if watcher is None:
-        call = prepare(query, key, value, settings)
-    else:
+    if watcher is not None:
         settings = settings.replace(observe=_watched(observe, watcher.request(name, query, key)))
-        call = prepare(query, key, value, settings).replace(only_watched=observe is None)
+    in_whole: Callable[[Observations], Observations] | None = None
+    if isinstance(layout, Layout) and layout.spread:
+        key, value, settings, in_whole = layout.localized(query, key, value, settings)
+    call = prepare(query, key, value, settings)
+    if watcher is not None:
+        call = call.replace(only_watched=observe is None)
     if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
         result = compiled.forward(call, backend, seen_by)
     else:
         result = run(call, backend)
-    output = result.output
+    output, observations = result.output, result.observations
+    if in_whole is not None and observations is not None:
+        observations = in_whole(observations)
     if watcher is not None:
-        if result.observations is not None:
-            watcher.add(name, result.observations)
+        if observations is not None:
+            watcher.add(name, observations)
         output = watcher.replace(name, query, key, value, output)
     if observe is None:
         return output
-    assert result.observations is not None
-    return output, result.observations
+    assert observations is not None
+    return output, observations
 
 
 def _of_other_inputs(

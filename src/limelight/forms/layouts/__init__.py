@@ -10,12 +10,14 @@ and dropout are functions of these positions and of nothing else.
 ``Packed``     documents laid end to end in every batch row
 ``KeyMask``    one document per batch row, some of whose keys do not exist
 ``Subset``     a subset of the queries of a larger call, at their original positions
+``Portion``    some queries and some keys of a larger call; ``ScatteredPortion`` where their keys have gaps
 =============  ==========================================================================================
 """
 
 from .base import Layout
 from .masked import KeyMask, Subset
 from .packed import Packed
+from .portion import Portion, ScatteredPortion
 from .rows import Aligned, Padded
 
-__all__ = ["Aligned", "KeyMask", "Layout", "Packed", "Padded", "Subset"]
+__all__ = ["Aligned", "KeyMask", "Layout", "Packed", "Padded", "Portion", "ScatteredPortion", "Subset"]

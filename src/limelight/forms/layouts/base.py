@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,9 @@ class Layout(Description):
     has_offsets: ClassVar[bool] = False
     #: Whether `segments` are all there is to it, without `holes`. Found when a class is made.
     only_segments: ClassVar[bool] = False
+
+    #: Whether the tokens lie on several processes, so that a call begins with `localized`.
+    spread: ClassVar[bool] = False
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -61,6 +65,14 @@ class Layout(Description):
         By default worked out from `coordinates`; ``None`` where the keys of a document are not one range.
         """
         return KeyRanges.of_coordinates(self.coordinates(B, Lq, Lk, torch.device("cpu")))
+
+    def key_pieces(self, B: int, Lq: int, Lk: int) -> bytes | None:
+        """For a layout without `segments` and `key_ranges`: segments, packed, of which a query may have several.
+
+        Each holds a range of the query's keys whose positions are indices plus an offset; the ranges do not overlap.
+        ``None``, the default, where no such list is known.
+        """
+        return None
 
     def holes(self) -> Tensor | None:
         """``(B | 1, Lk)`` bool on the CPU, which keys exist, where some within a range of `segments` do not."""
@@ -100,6 +112,22 @@ class Layout(Description):
             f"that of the source is {source!r}, that of the tokens is {self!r}",
             "Every document needs its source.",
         )
+
+    def localized(
+        self, query: Tensor, key: Tensor, value: Tensor, settings: Any
+    ) -> tuple[Tensor, Tensor, Any, Callable[[Any], Any]]:
+        """For a layout that is `spread`: this process's own call, after the keys it needs were sent.
+
+        Args:
+            query: ``(B, Hq, Lq, D)``, of this process.
+            key: ``(B, Hkv, Lk, D)``, of this process.
+            value: ``(B, Hkv, Lk, Dv)``, of this process.
+            settings: `limelight.forms.settings.Settings` of the whole call.
+
+        Returns:
+            Keys, values and settings of the own call, and what turns its `Observations` into those of the whole.
+        """
+        raise NotImplementedError
 
     def select(self, rows: Tensor) -> Layout:
         """The layout of these batch ``rows`` ``(N,)`` int64, in this order, with repetitions.

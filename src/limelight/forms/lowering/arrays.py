@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,7 +38,7 @@ def arrays_of(
     Args:
         easy: spans that hold in every batch row.
         per_row: patterns that are spans in each row, joined to ``easy`` by "and".
-        segments: of the layout; or else
+        segments: of the layout, or its key pieces; or else
         ranges: where each query stands and which keys it may see.
         B: batch rows.
         Lq: queries.
@@ -82,13 +83,18 @@ def _in_row(table: NDArray[np.int64], row: int | None) -> NDArray[np.int64]:
 
 
 def evaluate(spans: Spans, segments: NDArray[np.int64], Lq: int) -> Intervals:
-    """Merged intervals in key index space, for the queries of every segment."""
+    """Merged intervals in key index space, for the queries of every segment; a query may have several segments."""
     rows = 1 if len(segments) and (segments[:, 0] == -1).all() else int(segments[:, 0].max(initial=0)) + 1
-    starts = np.zeros((max(1, len(spans)), rows, Lq), np.int64)
+    before: Counter[tuple[int, int]] = Counter()  # segments of the same queries so far
+    places = []
+    for row, q0, *_ in segments.tolist():
+        places.append(before[row, q0] * len(spans))
+        before[row, q0] += 1
+    starts = np.zeros((max(1, max(before.values(), default=1) * len(spans)), rows, Lq), np.int64)
     ends = np.zeros_like(starts)
-    for row, q0, q1, k0, k1, query_offset, key_offset, _ in segments.tolist():
+    for place, (row, q0, q1, k0, k1, query_offset, key_offset, _) in zip(places, segments.tolist(), strict=True):
         p = np.arange(q0, q1) + query_offset
-        for n, span in enumerate(spans):
+        for n, span in enumerate(spans, place):
             start, end = _bounds(span, p)
             start, end = np.clip(start - key_offset, k0, k1), np.clip(end - key_offset, k0, k1)
             starts[n, max(row, 0), q0:q1], ends[n, max(row, 0), q0:q1] = start, np.maximum(start, end)

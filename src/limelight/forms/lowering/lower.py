@@ -110,21 +110,23 @@ def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, 
     conjuncts = [] if pattern is None else pattern.conjuncts()
     easy, per_row, rest = _divided(conjuncts, B)
     segments = layout.segments(B, Lq, Lk)
-    ranges = layout.key_ranges(B, Lq, Lk) if segments is None else None
-    placed = segments is not None or ranges is not None  # else the tiles say which documents belong together, too
+    pieces = layout.key_pieces(B, Lq, Lk) if segments is None else None
+    ranges = layout.key_ranges(B, Lq, Lk) if segments is None and pieces is None else None
+    placed = not (segments is None and pieces is None and ranges is None)
 
     packed: bytes | None = None
     arrays: Arrays | None = None
     if segments is not None and len(easy) <= MAX_SPANS and not per_row:
         packed = pack_spans(easy)
     elif placed:
-        arrays = arrays_of(easy, per_row, segments, ranges, B, Lq)
+        arrays = arrays_of(easy, per_row, segments or pieces, ranges, B, Lq)
     if packed is None and arrays is None:  # more than a few intervals for some query: all of it becomes tiles
         rest = conjuncts
-        if ranges is None:
-            packed = _EVERYTHING
-        else:
-            arrays = arrays_of(EVERYTHING, [], None, ranges, B, Lq)
+        if segments is None and placed:
+            arrays = arrays_of(EVERYTHING, [], pieces, ranges, B, Lq)
+        if arrays is None:
+            packed, placed = _EVERYTHING, segments is not None
+    # Where nothing says which keys belong to a query, the tiles do.
     holes = layout.holes() if placed else None
     tiles = None
     if rest or holes is not None or not placed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...tensors.shapes import wrong
 from ..coordinates import Where
 from ..descriptions import Description
 from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, union
@@ -78,6 +79,21 @@ class Pattern(Description):
         """
         return self
 
+    def select(self, queries: Tensor, keys: Tensor) -> Pattern:
+        """The pattern in a call of some of the queries and keys, which stand at their positions in the whole.
+
+        Args:
+            queries: ``(Lq,)`` int64, the index in the whole of each query of the call.
+            keys: ``(Lk,)`` int64, of each key.
+
+        Raises:
+            ArgumentError: it is not known whether positions alone decide, as by default where there are no `spans`.
+        """
+        if self.spans() is None:
+            way_out = "Define select(queries, keys): return self where `allows` reads positions alone."
+            raise wrong("pattern", "must be one of which queries and keys can be chosen", f"it is {self!r}", way_out)
+        return self
+
     def __and__(self, other: Pattern) -> Pattern:
         return And(self, other) if isinstance(other, Pattern) else NotImplemented
 
@@ -141,6 +157,9 @@ class _Joined(Pattern):
 
     def as_data(self, at: Callable[[], Where]) -> Pattern:
         return type(self)(self.left.as_data(at), self.right.as_data(at))
+
+    def select(self, queries: Tensor, keys: Tensor) -> Pattern:
+        return type(self)(self.left.select(queries, keys), self.right.select(queries, keys))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -206,6 +225,9 @@ class Not(Pattern):
 
     def as_data(self, at: Callable[[], Where]) -> Pattern:
         return Not(self.pattern.as_data(at))
+
+    def select(self, queries: Tensor, keys: Tensor) -> Pattern:
+        return Not(self.pattern.select(queries, keys))
 
     def __repr__(self) -> str:
         return f"~{_within(self.pattern, And, Or)}"

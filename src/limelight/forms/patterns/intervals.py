@@ -118,6 +118,9 @@ class DilatedWindow(Pattern):
             return None
         return tuple(Span(start_offset=n * step, end_offset=n * step + 1) for n in range(-back, ahead + 1))
 
+    def select(self, queries: Tensor, keys: Tensor) -> DilatedWindow:
+        return self
+
     def reach(self) -> Reach:
         return Reach(*(None if count is None else count * self.step for count in (self.back, self.ahead)))
 

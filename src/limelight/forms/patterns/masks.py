@@ -56,6 +56,9 @@ class Blocks(Pattern):
         head = at.head if table.shape[1] > 1 else 0 * at.head[:, :1]
         return inside & table[batch, head, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
 
+    def select(self, queries: Tensor, keys: Tensor) -> Blocks:
+        return self
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explicit(Pattern):
@@ -86,6 +89,13 @@ class Explicit(Pattern):
 
     def allows(self, at: Where) -> Tensor:
         return at.part.of(self.mask.to(at.query_position.device))
+
+    def select(self, queries: Tensor, keys: Tensor) -> Explicit:
+        mask = self.mask
+        for dim, index in ((-2, queries), (-1, keys)):
+            if mask.dim() >= -dim and mask.shape[dim] > 1:
+                mask = mask.index_select(dim, index.to(mask.device))
+        return Explicit(mask, self.fixed)
 
     @property
     def is_fixed(self) -> bool:
@@ -133,3 +143,19 @@ class Predicate(Pattern):
 
     def as_data(self, at: Callable[[], Where]) -> Pattern:
         return Explicit(self.allows(at()))
+
+    def select(self, queries: Tensor, keys: Tensor) -> Predicate:
+        return Predicate(_OfWhole(self.function, queries, keys), self.fixed)
+
+
+@dataclass(frozen=True, eq=False)
+class _OfWhole:
+    """A function of a `Where`, given the indices of the larger call to which queries and keys belong."""
+
+    function: Callable[[Where], Tensor]
+    queries: Tensor
+    keys: Tensor
+
+    def __call__(self, at: Where) -> Tensor:
+        queries, keys = self.queries.to(at.query_index.device), self.keys.to(at.key_index.device)
+        return self.function(at._replace(query_index=queries[at.query_index], key_index=keys[at.key_index]))

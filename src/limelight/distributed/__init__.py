@@ -1,0 +1,11 @@
+"""Attention over several processes, on `torch.distributed`.
+
+`ContextParallel` is a layout whose tokens lie on the ranks of a process group: ``attention(q, k, v, layout=...)``, a
+layer or a whole model computes with it what one process computes, for every pattern and setting.
+"""
+
+from .context import ContextParallel
+from .dealing import deal, imbalance, pairs_of_tokens
+from .plan import Plan, make_plan
+
+__all__ = ["ContextParallel", "Plan", "deal", "imbalance", "make_plan", "pairs_of_tokens"]

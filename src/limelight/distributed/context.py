@@ -1,0 +1,300 @@
+"""`ContextParallel`: a text whose tokens lie on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from ..forms.coordinates import Coordinates
+from ..forms.layouts import Aligned, Layout
+from ..forms.observations import Observations, Observe
+from ..forms.patterns import Pattern
+from ..forms.settings import Settings
+from ..tensors.shapes import describe, whole_number, wrong
+from .dealing import deal
+from .exchange import exchanged, returned
+from .plan import Plan, Runs, count, make_plan, united
+
+MAX_PLANS = 64  # plans kept of a layout
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ContextParallel(Layout):
+    """A layout whose tokens lie on the ranks of a process group: each rank holds runs of consecutive positions.
+
+    Query, key and value of a call hold a rank's own tokens, in the order of its runs. Every rank of the group makes the
+    same calls. In each call a rank gets the keys that its queries see, and no others, from the ranks that hold them,
+    by one uneven all-to-all (autograd included); then it makes an ordinary call. Which keys these are follows from
+    pattern and runs, on every rank, without communication. So every pattern, score rule, sink, dropout and derivative
+    means what it means in one process, and a row of the output is the same there, to the bit on CPUs where the runs are
+    those of `balanced`.
+
+    - ``pattern`` describes the whole text, tensors in it included. It must be the same on every rank.
+    - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
+    - The gradient of what all ranks share (a sink, slopes, a table, parameters) is each rank's part: add them up over
+      the ranks, as for parameters.
+    - Dropout drops the same weights as in one process where every rank gets the same seed.
+    - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
+      over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
+
+    ::
+
+        spread = ContextParallel.balanced(mesh["context"], length, patterns=[Causal()])
+        tokens = spread.mine(tokens)  # (B, L) -> (B, tokens of this rank)
+        states = network(tokens, layout=spread).states
+
+    Args:
+        group: a `torch.distributed.ProcessGroup`, or a `DeviceMesh` of one dimension; gloo or NCCL.
+        runs: for each rank the tokens that it holds, ``((first, last), ...)`` ascending, the last one excluded. All
+            ranks together hold each token of the text once.
+        of: documents and padding of the whole text: `Packed`, `Padded`, `Aligned`, `KeyMask`; ``None`` is
+            ``Aligned()``. Its tensors are not modified while the layout is used.
+        key_runs: the keys that each rank holds, where they are not the queries' (cross-attention).
+    """
+
+    group: Any
+    runs: tuple[Runs, ...]
+    of: Layout | None = None
+    key_runs: tuple[Runs, ...] | None = None
+    spread: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", _group_of(self.group))
+        size = dist.get_world_size(self.group)
+        if self.of is not None and not isinstance(self.of, Layout):
+            raise wrong("of", "must be a Layout", f"it is {describe(self.of)}", "See limelight.forms.layouts.")
+        for name in ("runs", "key_runs"):
+            runs = getattr(self, name)
+            if runs is not None:
+                object.__setattr__(self, name, _checked(name, runs, size))
+
+    @classmethod
+    def balanced(
+        cls, group: Any, length: int, *, patterns: Sequence[Pattern | None] = (None,), layout: Layout | None = None
+    ) -> ContextParallel:
+        """The layout of a text of ``length`` tokens, dealt so that all ranks have about as much to compute.
+
+        Args:
+            group: a process group, or a mesh of one dimension.
+            length: tokens of the whole text.
+            patterns: of all layers of the model (`limelight.distributed.patterns_of`), each as often as it occurs.
+            layout: documents and padding of the whole text.
+
+        Raises:
+            ArgumentError: the length is no whole number, or does not fit the layout.
+        """
+        whole_number("length", length, at_least=0)
+        group = _group_of(group)
+        return cls(group, deal(length, dist.get_world_size(group), patterns, layout), layout)
+
+    # --- A rank's tokens ----------------------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the group."""
+        return dist.get_rank(self.group)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole text."""
+        return sum(map(count, self.runs))
+
+    @property
+    def index(self) -> Tensor:
+        """``(n,)`` int64: the indices in the whole text of the tokens that this rank holds."""
+        return _index(self.runs[self.rank])
+
+    def mine(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """This rank's tokens of a tensor of the whole text.
+
+        Args:
+            tensor: of any shape, with the whole text along ``dim``.
+            dim: the dimension of the tokens.
+        """
+        if tensor.shape[dim] != self.length:
+            got = f"its shape is {tuple(tensor.shape)}, and the text has {self.length} tokens"
+            raise wrong("tensor", f"must hold the whole text along dimension {dim}", got, "Give the dimension as `dim`.")
+        return tensor.index_select(dim, self.index.to(tensor.device))
+
+    def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """The tensor of the whole text, on every rank, from each rank's own tokens. Every rank calls it.
+
+        The gradient of what every rank computes from it is summed over the ranks.
+
+        Args:
+            tensor: a rank's own tokens along ``dim``.
+            dim: the dimension of the tokens.
+        """
+        moved = tensor.movedim(dim, 0)
+        if moved.shape[0] != count(self.runs[self.rank]):
+            held = count(self.runs[self.rank])
+            got = f"its shape is {tuple(tensor.shape)}, and this rank holds {held} tokens"
+            raise wrong("tensor", f"must hold the rank's tokens along dimension {dim}", got, "Use `mine` before.")
+        everything = united([(0, self.length)])
+        needs, pieces = (everything,) * len(self.runs), tuple((*run, 0) for run in everything)
+        plan = Plan(self.rank, needs, self.runs, Aligned(), pieces, self.length)
+        flat = moved.reshape(1, 1, moved.shape[0], -1) if moved.numel() else moved.new_empty(1, 1, moved.shape[0], 0)
+        gathered, _ = exchanged(flat, flat[..., :0], plan, self.group)
+        return gathered.reshape(self.length, *moved.shape[1:]).movedim(0, dim)
+
+    # --- As a layout --------------------------------------------------------------------------------------------------
+
+    @property
+    def documents(self) -> int:
+        """The number of documents of each batch row."""
+        return 1 if self.of is None else self.of.documents
+
+    def check(self, B: int, Lq: int, Lk: int) -> None:
+        for name, runs, size in (("query", self.runs, Lq), ("key", self.key_runs or self.runs, Lk)):
+            held = count(runs[self.rank])
+            if size != held:
+                raise wrong(
+                    "layout",
+                    f"must fit the {name}: rank {self.rank} holds {held:,} of its {sum(map(count, runs)):,} tokens",
+                    f"the {name} has {size:,}",
+                    "Take them by `layout.mine(tensor)`.",
+                )
+        if self.of is not None:
+            self.of.check(B, self.length, sum(map(count, self.key_runs or self.runs)))
+
+    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
+        keys = self.key_runs or self.runs
+        whole = (self.of or Aligned()).coordinates(B, self.length, sum(map(count, keys)), device)
+        query, key = self.index.to(device), _index(keys[self.rank]).to(device)
+        return Coordinates(*[x.index_select(1, key if n % 2 else query) for n, x in enumerate(whole)])
+
+    def key_ranges(self, B: int, Lq: int, Lk: int) -> None:
+        return None
+
+    @property
+    def uniform_over_batch(self) -> bool:
+        return self.of is None or self.of.uniform_over_batch
+
+    def cross(self, source: Layout) -> Layout:
+        if not isinstance(source, ContextParallel) or source.group is not self.group:
+            got = f"that of the source is {source!r}"
+            raise wrong("layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both.")
+        of = (self.of or Aligned(0)).cross(source.of or Aligned(0)) if self.documents > 1 else source.of
+        return replace(self, of=of, key_runs=source.runs)
+
+    def select(self, rows: Tensor) -> ContextParallel:
+        return self if self.of is None else replace(self, of=self.of.select(rows))
+
+    # --- A call -------------------------------------------------------------------------------------------------------
+
+    def plan(self, pattern: Pattern | None, B: int, Hq: int = 1, *, contiguous: bool = False) -> Plan:
+        """Who needs which keys under a pattern; kept for the next call where the pattern cannot change.
+
+        Args:
+            pattern: of the call, in the whole text.
+            B: batch rows.
+            Hq: query heads.
+            contiguous: whether kernels must count positions (ALiBi, a relative bias, dropout): keys between those
+                that a run of queries sees are then sent, too.
+        """
+        keys = self.key_runs or self.runs
+        sizes = (B, Hq, self.length, sum(map(count, keys)))
+        kept: dict[Any, Plan] = self.__dict__.setdefault("_plans", {})
+        fixed = pattern is None or (pattern.is_fixed and not pattern.tensors())
+        if fixed and (found := kept.get((pattern, sizes, contiguous))) is not None:
+            return found
+        whole = self.of or Aligned()
+        if whole.segments(B, *sizes[2:]) is None:
+            raise wrong("of", "must be a layout with segments", f"it is {whole!r}", "Use Packed, Padded, Aligned, KeyMask.")
+        if pattern is not None:
+            pattern.check(*sizes)
+        made = make_plan(pattern, whole, sizes, self.runs, keys, self.rank, contiguous=contiguous)
+        if fixed:
+            if len(kept) >= MAX_PLANS:
+                kept.pop(next(iter(kept)))
+            kept[pattern, sizes, contiguous] = made
+        return made
+
+    def localized(
+        self, query: Tensor, key: Tensor, value: Tensor, settings: Any
+    ) -> tuple[Tensor, Tensor, Any, Callable[[Observations], Observations]]:
+        B, Hq, Lq, _ = query.shape
+        self.check(B, Lq, key.shape[2])
+        positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
+        positions |= settings.observe is not None and settings.observe.distance
+        plan = self.plan(settings.pattern, B, Hq, contiguous=positions)
+        key, value = exchanged(key, value, plan, self.group)
+        index = plan.key_index.clamp(min=0).to(key.device)
+        pattern = settings.pattern and settings.pattern.select(self.index, plan.key_index.clamp(min=0))
+        scores = tuple([rule.select_keys(index) for rule in settings.scores])
+        observe = self._observed(settings.observe, key, plan)
+        settings = settings.replace(layout=plan.layout, pattern=pattern, scores=scores, observe=observe)
+        return key, value, settings, lambda found: self._in_whole(found, plan)
+
+    def _observed(self, observe: Observe | None, key: Tensor, plan: Plan) -> Observe | None:
+        """What to observe of the rank's own call."""
+        if observe is None:
+            return None
+        for name in ("pairs", "blocks"):
+            if getattr(observe, name) is not None:
+                way_out = "Observe rows, or received, or the text in one process."
+                raise wrong("observe", f"must not hold `{name}` under ContextParallel", f"it is {observe!r}", way_out)
+        changes: dict[str, Any] = {}
+        if observe.top:
+            changes["top"] = min(observe.top, max(plan.gathered, 1))
+        if observe.features is not None:
+            own = observe.features[None, None]
+            changes["features"] = exchanged(own, own[..., :0], plan, self.group)[0][0, 0]
+        return replace(observe, **changes)
+
+    def _in_whole(self, found: Observations, plan: Plan) -> Observations:
+        """Observations of the rank's own call, with keys numbered in the whole text and sums over all ranks."""
+        changes: dict[str, Tensor] = {}
+        index = plan.key_index
+        if found.top_keys is not None and plan.gathered:
+            keys = found.top_keys
+            changes["top_keys"] = torch.where(keys < 0, keys, index.to(keys.device)[keys.clamp(min=0)])
+        if found.rows is not None:
+            there = index >= 0
+            rows = found.rows.new_zeros(*found.rows.shape[:3], sum(map(count, self.key_runs or self.runs)))
+            changes["rows"] = rows.index_add(3, index[there].to(rows.device), found.rows[..., there.to(rows.device)])
+        for name in ("received", "received_by"):
+            sums = getattr(found, name)
+            if sums is not None:
+                columns = sums[..., None]
+                changes[name] = returned(columns, columns[..., :0], plan, self.group)[0][..., 0]
+        return replace(found, **changes)
+
+
+def _group_of(group: Any) -> Any:
+    """A process group, also of a mesh of one dimension."""
+    if not dist.is_available() or not dist.is_initialized():
+        way_out = "Start the processes with torchrun and call torch.distributed.init_process_group()."
+        raise wrong("group", "needs an initialized process group", "there is none", way_out)
+    if not isinstance(group, DeviceMesh):
+        return group
+    if group.ndim != 1:
+        raise wrong("group", "must be a mesh of one dimension", f"it is {group}", 'Name one: mesh["context"].')
+    return group.get_group()
+
+
+def _checked(name: str, runs: Any, size: int) -> tuple[Runs, ...]:
+    """The runs of all ranks, each token in one of them."""
+    made = tuple(tuple((int(first), int(last)) for first, last in held if first < last) for held in runs)
+    if len(made) != size:
+        raise wrong(name, f"must hold the runs of {size} ranks", f"it holds {len(made)}", "One tuple for each rank.")
+    end = 0
+    for first, last in sorted(run for held in made for run in held):
+        if first != end:
+            way_out = "Cut the text at the same places for all ranks."
+            raise wrong(name, "must hold each token once", f"token {min(first, end)} is missing or repeated", way_out)
+        end = last
+    if any(list(held) != sorted(held) for held in made):
+        raise wrong(name, "must be ascending for each rank", f"they are {made}", "Sort the runs of a rank.")
+    return made
+
+
+def _index(runs: Runs) -> Tensor:
+    parts = [torch.arange(first, last) for first, last in runs]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

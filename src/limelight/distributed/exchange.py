@@ -1,0 +1,173 @@
+"""The exchange: each rank gets the keys and values that its queries see, by one uneven all-to-all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .plan import Plan
+
+
+def exchanged(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+    """The keys and values of a rank's own call, gathered from the ranks that hold them. Every rank calls it.
+
+    Linear in both. Its transpose, the backward pass, returns each gradient to the rank that holds the key and adds
+    those of all ranks in float32 (float64 for float64), in the order of the ranks, rounded once.
+
+    Args:
+        key: ``(B, H, L, D)``, the rank's own.
+        value: ``(B, H, L, Dv)``.
+        plan: who needs what.
+        group: the process group.
+
+    Returns:
+        ``(B, H, N, D)`` and ``(B, H, N, Dv)`` with ``N = plan.gathered``; zeros between pieces.
+    """
+    if plan.is_identity:
+        return key, value
+    return _Exchange.apply(key, value, plan, group)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def returned(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+    """The transpose of `exchanged`: numbers of gathered keys, added up at the ranks that hold the keys."""
+    if plan.is_identity:
+        return key, value
+    return _Return.apply(key, value, plan, group)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Exchange(torch.autograd.Function):
+    """Linear, and the transpose of `_Return`; so each is the other's derivative, of any order."""
+
+    @staticmethod
+    def forward(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+        tensors = (key, value)
+        outgoing = [[[x[:, :, a:b] for x in tensors] for a, b in ranges] for ranges in plan.sent]
+        lengths = [[length for length, _ in ranges] for ranges in plan.received]
+        incoming = _all_to_all(outgoing, lengths, tensors, plan, group)
+        made = [x.new_zeros(*x.shape[:2], plan.gathered, x.shape[3]) for x in tensors]
+        for ranges, parts in zip(plan.received, incoming, strict=True):
+            for (_, copies), part in zip(ranges, parts, strict=True):
+                for first, last, place in copies:
+                    for to, x in zip(made, part, strict=True):
+                        to[:, :, place : place + last - first] = x[:, :, first:last]
+        return made[0], made[1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, _, ctx.plan, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        return (*_Return.apply(*gradients, ctx.plan, ctx.group), None, None)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        return _Exchange.apply(*tangents[:2], ctx.plan, ctx.group)  # type: ignore[no-any-return, no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any) -> Any:
+        return _for_samples(_Exchange, info, in_dims, key, value, plan, group)
+
+
+class _Return(torch.autograd.Function):
+    """The transpose of `_Exchange`."""
+
+    @staticmethod
+    def forward(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+        tensors = (key, value)
+        outgoing = [[[_sum(x, *item) for x in tensors] for item in ranges] for ranges in plan.received]
+        lengths = [[last - first for first, last in ranges] for ranges in plan.sent]
+        incoming = _all_to_all(outgoing, lengths, tensors, plan, group)
+        held = sum(last - first for first, last in plan.held[plan.rank])
+        sums = [x.new_zeros(*x.shape[:2], held, x.shape[3], dtype=_dtype_of_sums(x.dtype)) for x in tensors]
+        for ranges, parts in zip(plan.sent, incoming, strict=True):
+            for (first, last), part in zip(ranges, parts, strict=True):
+                for to, x in zip(sums, part, strict=True):
+                    to[:, :, first:last] += x
+        return sums[0].to(key.dtype), sums[1].to(value.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, _, ctx.plan, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        return (*_Exchange.apply(*gradients, ctx.plan, ctx.group), None, None)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
+        return _Return.apply(*tangents[:2], ctx.plan, ctx.group)  # type: ignore[no-any-return, no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any) -> Any:
+        return _for_samples(_Return, info, in_dims, key, value, plan, group)
+
+
+def _dtype_of_sums(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _sum(gathered: Tensor, length: int, copies: tuple[tuple[int, int, int], ...]) -> Tensor:
+    """The sum over the copies of a range among the gathered keys; one that is whole is a view."""
+    if len(copies) == 1 and copies[0][:2] == (0, length):
+        return gathered[:, :, copies[0][2] : copies[0][2] + length]
+    shape = *gathered.shape[:2], length, gathered.shape[3]
+    total = gathered.new_zeros(shape, dtype=_dtype_of_sums(gathered.dtype))
+    for first, last, place in copies:
+        total[:, :, first:last] += gathered[:, :, place : place + last - first]
+    return total.to(gathered.dtype)
+
+
+def _all_to_all(
+    outgoing: list[list[list[Tensor]]],
+    lengths: list[list[int]],
+    tensors: tuple[Tensor, Tensor],
+    plan: Plan,
+    group: Any,
+) -> list[list[list[Tensor]]]:
+    """The ranges that came from each rank, as a part of each of two tensors; a rank's own are not copied.
+
+    Args:
+        outgoing: for each rank, for each range, the parts.
+        lengths: for each rank, tokens of each range that it sends.
+        tensors: two tensors whose batch rows, heads and widths the parts have.
+        plan: whose rank is this one.
+        group: the process group.
+    """
+    if not plan.sends:
+        return [ranges if rank == plan.rank else [] for rank, ranges in enumerate(outgoing)]
+    shapes = [(*x.shape[:2], x.shape[3]) for x in tensors]
+    per_token = sum(B * H * width for B, H, width in shapes)
+    others = [rank != plan.rank for rank in range(len(outgoing))]
+    sizes = [other * per_token * sum(some) for other, some in zip(others, lengths, strict=True)]
+    flat = [
+        torch.cat([x.reshape(-1) for parts in ranges for x in parts]) if other and ranges else None
+        for other, ranges in zip(others, outgoing, strict=True)
+    ]
+    like = tensors[0]
+    sending = torch.cat([like.new_empty(0), *(x for x in flat if x is not None)])
+    received = like.new_empty(sum(sizes))
+    dist.all_to_all_single(received, sending, sizes, [0 if x is None else len(x) for x in flat], group=group)
+    found = []
+    for rank, piece in enumerate(received.split(sizes)):
+        if rank == plan.rank:
+            found.append(outgoing[rank])
+            continue
+        parts = iter(piece.split([n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
+        found.append([[next(parts).view(B, H, n, width) for B, H, width in shapes] for n in lengths[rank]])
+    return found
+
+
+def _for_samples(
+    function: Any, info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any
+) -> Any:
+    """The samples of `torch.vmap` as batch rows."""
+    moved = [
+        x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip((key, value), in_dims, strict=False)
+    ]
+    made = function.apply(*[x.flatten(0, 1) for x in moved], plan, group)
+    return tuple([x.unflatten(0, (info.batch_size, -1)) for x in made]), (0, 0)
