@@ -15,7 +15,6 @@ from ..forms.coordinates import Coordinates
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Pattern
-from ..forms.settings import Settings
 from ..tensors.shapes import describe, whole_number, wrong
 from .dealing import deal
 from .exchange import exchanged, returned
@@ -119,7 +118,9 @@ class ContextParallel(Layout):
         """
         if tensor.shape[dim] != self.length:
             got = f"its shape is {tuple(tensor.shape)}, and the text has {self.length} tokens"
-            raise wrong("tensor", f"must hold the whole text along dimension {dim}", got, "Give the dimension as `dim`.")
+            raise wrong(
+                "tensor", f"must hold the whole text along dimension {dim}", got, "Give the dimension as `dim`."
+            )
         return tensor.index_select(dim, self.index.to(tensor.device))
 
     def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
@@ -179,7 +180,9 @@ class ContextParallel(Layout):
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:
             got = f"that of the source is {source!r}"
-            raise wrong("layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both.")
+            raise wrong(
+                "layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both."
+            )
         of = (self.of or Aligned(0)).cross(source.of or Aligned(0)) if self.documents > 1 else source.of
         return replace(self, of=of, key_runs=source.runs)
 
@@ -206,7 +209,9 @@ class ContextParallel(Layout):
             return found
         whole = self.of or Aligned()
         if whole.segments(B, *sizes[2:]) is None:
-            raise wrong("of", "must be a layout with segments", f"it is {whole!r}", "Use Packed, Padded, Aligned, KeyMask.")
+            raise wrong(
+                "of", "must be a layout with segments", f"it is {whole!r}", "Use Packed, Padded, Aligned, KeyMask."
+            )
         if pattern is not None:
             pattern.check(*sizes)
         made = make_plan(pattern, whole, sizes, self.runs, keys, self.rank, contiguous=contiguous)

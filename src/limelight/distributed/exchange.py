@@ -152,11 +152,11 @@ def _all_to_all(
     received = like.new_empty(sum(sizes))
     dist.all_to_all_single(received, sending, sizes, [0 if x is None else len(x) for x in flat], group=group)
     found = []
-    for rank, piece in enumerate(received.split(sizes)):
+    for rank, piece in enumerate(torch.split(received, sizes)):
         if rank == plan.rank:
             found.append(outgoing[rank])
             continue
-        parts = iter(piece.split([n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
+        parts = iter(torch.split(piece, [n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
         found.append([[next(parts).view(B, H, n, width) for B, H, width in shapes] for n in lengths[rank]])
     return found
 
