@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...tensors.shapes import Shapes, check_broadcast, check_tensor, number
+from ...tensors.shapes import Shapes, check_broadcast, check_tensor, number, wrong
 from ..descriptions import Description
 from .rules import check_float
 
