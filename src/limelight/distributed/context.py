@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,8 +16,8 @@ from ..forms.coordinates import Coordinates
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Pattern
-from ..tensors.shapes import describe, whole_number, wrong
-from .dealing import deal
+from ..tensors.shapes import describe, read_shapes, whole_number, wrong
+from .dealing import deal, rows_of
 from .exchange import exchanged, returned
 from .plan import Plan, Runs, count, make_plan, united
 
@@ -90,6 +91,8 @@ class ContextParallel(Layout):
         """
         whole_number("length", length, at_least=0)
         group = _group_of(group)
+        if layout is not None:
+            layout.check(rows_of(layout), length, length)
         return cls(group, deal(length, dist.get_world_size(group), patterns, layout), layout)
 
     # --- A rank's tokens ----------------------------------------------------------------------------------------------
@@ -140,7 +143,7 @@ class ContextParallel(Layout):
         everything = united([(0, self.length)])
         needs, pieces = (everything,) * len(self.runs), tuple((*run, 0) for run in everything)
         plan = Plan(self.rank, needs, self.runs, Aligned(), pieces, self.length)
-        flat = moved.reshape(1, 1, moved.shape[0], -1) if moved.numel() else moved.new_empty(1, 1, moved.shape[0], 0)
+        flat = moved.reshape(1, 1, moved.shape[0], math.prod(moved.shape[1:]))
         gathered, _ = exchanged(flat, flat[..., :0], plan, self.group)
         return gathered.reshape(self.length, *moved.shape[1:]).movedim(0, dim)
 
@@ -224,20 +227,21 @@ class ContextParallel(Layout):
     def localized(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
     ) -> tuple[Tensor, Tensor, Any, Callable[[Observations], Observations]]:
-        B, Hq, Lq, _ = query.shape
-        self.check(B, Lq, key.shape[2])
+        B, Hq, _, Lq, Lk, _, _ = read_shapes(query, key, value)
+        self.check(B, Lq, Lk)
         positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
         positions |= settings.observe is not None and settings.observe.distance
         plan = self.plan(settings.pattern, B, Hq, contiguous=positions)
-        key, value = exchanged(key, value, plan, self.group)
-        index = plan.key_index.clamp(min=0).to(key.device)
-        pattern = settings.pattern and settings.pattern.select(self.index, plan.key_index.clamp(min=0))
+        index = plan.key_index.clamp(min=0)
+        pattern = settings.pattern and settings.pattern.select(self.index, index)
+        index = index.to(key.device)
         scores = tuple([rule.select_keys(index) for rule in settings.scores])
-        observe = self._observed(settings.observe, key, plan)
+        observe = self._observed(settings.observe, plan)
+        key, value = exchanged(key, value, plan, self.group)
         settings = settings.replace(layout=plan.layout, pattern=pattern, scores=scores, observe=observe)
         return key, value, settings, lambda found: self._in_whole(found, plan)
 
-    def _observed(self, observe: Observe | None, key: Tensor, plan: Plan) -> Observe | None:
+    def _observed(self, observe: Observe | None, plan: Plan) -> Observe | None:
         """What to observe of the rank's own call."""
         if observe is None:
             return None
