@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heapreplace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,11 +126,15 @@ def _dealt(work: NDArray[np.float64], borders: NDArray[np.int64], ranks: int) ->
     sums = np.concatenate([[0.0], np.cumsum(work)])
     pieces = list(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True))
     each = len(pieces) // ranks
-    loads, held = [0.0] * ranks, [[] for _ in range(ranks)]  # type: list[float], list[list[tuple[int, int]]]
     if each == 1:
         return tuple(united([piece]) for piece in pieces)
+    held: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
+    loads = [(0.0, rank) for rank in range(ranks)]  # a heap of the ranks that get more
     for first, last in sorted(pieces, key=lambda piece: -float(sums[piece[1]] - sums[piece[0]])):
-        rank = min((r for r in range(ranks) if len(held[r]) < each), key=lambda r: loads[r])
+        load, rank = loads[0]
         held[rank].append((first, last))
-        loads[rank] += float(sums[last] - sums[first])
+        if len(held[rank]) < each:
+            heapreplace(loads, (load + float(sums[last] - sums[first]), rank))
+        else:
+            heappop(loads)
     return tuple(map(united, held))
