@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..forms.layouts import Aligned, Layout
-from ..forms.lowering import lower
+from ..forms.lowering import Lowered, lower
 from ..forms.patterns import Pattern
 from ..forms.segments import unpack
 from .plan import Runs, united
@@ -82,15 +82,21 @@ def pairs_of_tokens(
     for pattern in patterns:
         kinds[pattern] = kinds.get(pattern, 0) + 1
     for pattern, times in kinds.items():
-        lowered = lower(pattern, layout, _rows(layout), 1, length, length)
-        if lowered.tiles is None:
-            starts, ends = lowered.intervals()
-            total += times * np.maximum(ends - starts, 0).sum(0).mean(0)
-        else:
-            step = max(1, 2**24 // max(1, length))
-            for first in range(0, length, step):
-                last = min(first + step, length)
-                total[first:last] += times * lowered.rows(first, last).sum(-1).mean((0, 1))
+        total += times * pairs_of_queries(lower(pattern, layout, _rows(layout), 1, length, length))
+    return total
+
+
+def pairs_of_queries(lowered: Lowered) -> NDArray[np.float64]:
+    """``(Lq,)``: how many keys each query sees, averaged over batch rows and heads."""
+    if lowered.tiles is None:
+        starts, ends = lowered.intervals()
+        found: NDArray[np.float64] = np.maximum(ends - starts, 0).sum(0).mean(0)
+        return found
+    total = np.zeros(lowered.Lq)
+    step = max(1, 2**24 // max(1, lowered.Lk))
+    for first in range(0, lowered.Lq, step):
+        last = min(first + step, lowered.Lq)
+        total[first:last] = lowered.rows(first, last).sum(-1).mean((0, 1))
     return total
 
 
