@@ -9,7 +9,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import limelight
 from limelight import ALiBi, Causal, Full, Keys, Packed, Window
-from limelight.distributed import ContextParallel, deal, keys_moved, make_plan
+from limelight.distributed import ContextParallel, ContextReport, deal, keys_moved, make_plan
 from limelight.forms.layouts import Aligned
 
 PATTERNS = {
@@ -81,13 +81,8 @@ def test_an_empty_text_is_balanced(group):
 def test_many_ranks_are_reported_by_their_extremes(group):
     spread = ContextParallel.balanced(group, LENGTH, patterns=[Causal()])
     report = spread.explain(Causal())
-    many = limelight.distributed.ContextReport(
-        3,
-        *[column * 8 for column in (report.tokens, report.pairs, report.keys_held)],
-        (0,) * 31 + (5,),
-        (1,) * 32,
-        2**20,
-    )
+    columns = [column * 8 for column in (report.tokens, report.pairs, report.keys_held)]
+    many = ContextReport(3, *columns, (0,) * 31 + (5,), (1,) * 32, 2**20)
     text = str(many).splitlines()
     assert [line.split()[0] for line in text[2:]] == ["3", "smallest", "largest"]
     assert text[4].split()[3:5] == ["5.00", "1.00"]

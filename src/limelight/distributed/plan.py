@@ -29,7 +29,7 @@ GRID = 64
 
 
 def count(runs: Runs) -> int:
-    """Tokens of some runs."""
+    """The number of tokens in some runs."""
     return sum(last - first for first, last in runs)
 
 
