@@ -7,5 +7,15 @@ layer or a whole model computes with it what one process computes, for every pat
 from .context import ContextParallel
 from .dealing import deal, imbalance, pairs_of_tokens
 from .plan import Plan, make_plan
+from .report import ContextReport, keys_moved
 
-__all__ = ["ContextParallel", "Plan", "deal", "imbalance", "make_plan", "pairs_of_tokens"]
+__all__ = [
+    "ContextParallel",
+    "ContextReport",
+    "Plan",
+    "deal",
+    "imbalance",
+    "keys_moved",
+    "make_plan",
+    "pairs_of_tokens",
+]

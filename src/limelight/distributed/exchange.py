@@ -31,6 +31,12 @@ def exchanged(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tenso
     return _Exchange.apply(key, value, plan, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def unset(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+    """Tensors like those of `exchanged`, without the exchange: what they hold is not defined."""
+    made = [x.new_empty(*x.shape[:2], plan.gathered, x.shape[3]).requires_grad_(x.requires_grad) for x in (key, value)]
+    return (key, value) if plan.is_identity else (made[0], made[1])
+
+
 def returned(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
     """The transpose of `exchanged`: numbers of gathered keys, added up at the ranks that hold the keys."""
     if plan.is_identity:
