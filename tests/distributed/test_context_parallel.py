@@ -195,11 +195,11 @@ def test_the_forward_pass_has_the_same_bits():
 
 
 def sent():
-    """Keys that each rank sends each other one, for some patterns of 8,192 tokens."""
+    """Keys that each rank sends each other one, for some patterns of 12,288 tokens."""
     found = {}
     ranks = range(dist.get_world_size())
     for name, pattern in (("causal", Causal()), ("window", Window(255, 0)), ("streaming", Window(255, 0) | Keys(4))):
-        spread = ContextParallel.balanced(dist.group.WORLD, 8192, patterns=[pattern])
+        spread = ContextParallel.balanced(dist.group.WORLD, 12288, patterns=[pattern])
         plan = spread.plan(pattern, 1)
         found[name] = spread.runs, [[plan.tokens(a, b) for b in ranks] for a in ranks]
     return found
