@@ -253,6 +253,24 @@ def test_derivatives_and_transforms():
         assert max(found) < 1e-10
 
 
+def compiled():
+    """The largest difference of the gradients under `torch.compile`, as one graph."""
+    generator = torch.Generator().manual_seed(0)
+    spread = ContextParallel.balanced(dist.group.WORLD, 100, patterns=[Causal()])
+    mine = [spread.mine(x, 2).requires_grad_() for x in torch.randn(3, 1, 2, 100, 8, generator=generator)]
+
+    def loss(q, k, v):
+        return limelight.attention(2 * q, k, v, pattern=Causal(), layout=spread).square().sum()
+
+    recorded = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    found = [torch.autograd.grad(function(*mine), mine) for function in (loss, recorded)]
+    return max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+
+
+def test_compiled_as_one_graph():
+    assert max(run_processes(compiled, 2)) < 1e-5
+
+
 def observed():
     """The names of the observations that differ from those of one process."""
     generator = torch.Generator().manual_seed(0)
