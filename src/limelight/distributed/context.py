@@ -276,6 +276,7 @@ class ContextParallel(Layout):
             kept[pattern, sizes, contiguous] = made
         return made
 
+    @torch.compiler.disable(reason="who needs which keys is worked out outside of the graph")  # type: ignore[untyped-decorator]
     def localized(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
     ) -> tuple[Tensor, Tensor, Any, Callable[[Observations], Observations]]:
