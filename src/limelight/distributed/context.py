@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,12 +13,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..forms.coordinates import Coordinates
-from ..forms.layouts import Aligned, Layout
+from ..forms.layouts import Aligned, KeyMask, Layout
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Pattern
-from ..forms.settings import Settings
 from ..tensors.shapes import describe, whole_number, wrong
-from .dealing import deal
+from .dealing import deal, rows_of
 from .exchange import exchanged, returned
 from .plan import Plan, Runs, count, make_plan, united
 
@@ -110,6 +110,16 @@ class ContextParallel(Layout):
         """``(n,)`` int64: the indices in the whole text of the tokens that this rank holds."""
         return _index(self.runs[self.rank])
 
+    @property
+    def positions(self) -> Tensor:
+        """``(1 | B, n)`` int64: the positions of the tokens that this rank holds, each in its document; 0 for padding.
+
+        Models of transformers get them as ``position_ids``.
+        """
+        keys = sum(map(count, self.key_runs or self.runs))
+        at = (self.of or Aligned()).coordinates(rows_of(self.of), self.length, keys, torch.device("cpu"))
+        return at.query_position.where(at.query_exists, 0).index_select(1, self.index)
+
     def mine(self, tensor: Tensor, dim: int = 1) -> Tensor:
         """This rank's tokens of a tensor of the whole text.
 
@@ -119,7 +129,9 @@ class ContextParallel(Layout):
         """
         if tensor.shape[dim] != self.length:
             got = f"its shape is {tuple(tensor.shape)}, and the text has {self.length} tokens"
-            raise wrong("tensor", f"must hold the whole text along dimension {dim}", got, "Give the dimension as `dim`.")
+            raise wrong(
+                "tensor", f"must hold the whole text along dimension {dim}", got, "Give the dimension as `dim`."
+            )
         return tensor.index_select(dim, self.index.to(tensor.device))
 
     def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
@@ -139,7 +151,7 @@ class ContextParallel(Layout):
         everything = united([(0, self.length)])
         needs, pieces = (everything,) * len(self.runs), tuple((*run, 0) for run in everything)
         plan = Plan(self.rank, needs, self.runs, Aligned(), pieces, self.length)
-        flat = moved.reshape(1, 1, moved.shape[0], -1) if moved.numel() else moved.new_empty(1, 1, moved.shape[0], 0)
+        flat = moved.reshape(1, 1, moved.shape[0], math.prod(moved.shape[1:]))
         gathered, _ = exchanged(flat, flat[..., :0], plan, self.group)
         return gathered.reshape(self.length, *moved.shape[1:]).movedim(0, dim)
 
@@ -176,11 +188,24 @@ class ContextParallel(Layout):
     def uniform_over_batch(self) -> bool:
         return self.of is None or self.of.uniform_over_batch
 
+    def reach(self, positions: Tensor) -> Tensor:
+        whole = (self.of or Aligned()).coordinates(
+            max(1, len(positions)), self.length, sum(map(count, self.key_runs or self.runs)), positions.device
+        )
+        return super().reach(whole.query_position.where(whole.query_exists, 0))
+
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:
             got = f"that of the source is {source!r}"
-            raise wrong("layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both.")
-        of = (self.of or Aligned(0)).cross(source.of or Aligned(0)) if self.documents > 1 else source.of
+            raise wrong(
+                "layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both."
+            )
+        of: Layout | None
+        if self.documents > 1 or source.documents > 1:
+            of = (self.of or Aligned(0)).cross(source.of or Aligned(0))
+        elif (of := source.of) is not None:
+            at = of.coordinates(rows_of(of), source.length, source.length, torch.device("cpu"))
+            of = KeyMask(at.query_exists & at.key_exists)
         return replace(self, of=of, key_runs=source.runs)
 
     def select(self, rows: Tensor) -> ContextParallel:
@@ -206,7 +231,9 @@ class ContextParallel(Layout):
             return found
         whole = self.of or Aligned()
         if whole.segments(B, *sizes[2:]) is None:
-            raise wrong("of", "must be a layout with segments", f"it is {whole!r}", "Use Packed, Padded, Aligned, KeyMask.")
+            raise wrong(
+                "of", "must be a layout with segments", f"it is {whole!r}", "Use Packed, Padded, Aligned, KeyMask."
+            )
         if pattern is not None:
             pattern.check(*sizes)
         made = make_plan(pattern, whole, sizes, self.runs, keys, self.rank, contiguous=contiguous)

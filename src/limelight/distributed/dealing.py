@@ -81,7 +81,7 @@ def pairs_of_tokens(
     for pattern in patterns:
         kinds[pattern] = kinds.get(pattern, 0) + 1
     for pattern, times in kinds.items():
-        lowered = lower(pattern, layout, _rows(layout), 1, length, length)
+        lowered = lower(pattern, layout, rows_of(layout), 1, length, length)
         if lowered.tiles is None:
             starts, ends = lowered.intervals()
             total += times * np.maximum(ends - starts, 0).sum(0).mean(0)
@@ -93,7 +93,7 @@ def pairs_of_tokens(
     return total
 
 
-def _rows(layout: Layout | None) -> int:
+def rows_of(layout: Layout | None) -> int:
     """Batch rows of which a layout has numbers; 1 where it is the same for all."""
     if layout is None or layout.uniform_over_batch:
         return 1
@@ -102,7 +102,7 @@ def _rows(layout: Layout | None) -> int:
 
 def _cuts(length: int, layout: Layout | None) -> NDArray[np.int64]:
     """Where a run may begin: borders of documents that are those of all rows, and multiples of `TILES` from there."""
-    packed = (layout or Aligned()).segments(_rows(layout), length, length)
+    packed = (layout or Aligned()).segments(rows_of(layout), length, length)
     table = unpack(packed or b"")
     firsts = {0, length}
     for q0, q1 in table[:, 1:3].tolist() if (table[:, 0] < 0).all() else [(0, length)]:
