@@ -39,6 +39,7 @@ from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten
 from .transformers_context import active, check_call, context_parallel, read_spread
+from .transformers_documents import documents_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
@@ -118,6 +119,7 @@ def attend(
     sinks: Tensor | None = None,
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
+    position_ids: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """One attention call of a model: ``(B, Hq, Lq, D)`` and ``(B, Hkv, Lk, D)`` to ``(B, Lq, Hq, Dv)``.
@@ -141,6 +143,8 @@ def attend(
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         position_bias: added to the scores (T5).
         indices: ``(B, Lq, k)`` keys that a sparse indexer chose for each query.
+        position_ids: ``(B | 1, Lq)``, read only when no mask was described: where they begin again, a document does
+            (DeepSpeed's Ulysses hands on packed documents so).
         others: what the models pass beside; what would change the result and is not known raises.
 
     Raises:
@@ -152,7 +156,8 @@ def attend(
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
-    layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
+    documents = documents_of(position_ids, B, Lq, Lk) if attention_mask is None and Lq > 1 else None
+    layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window, documents)
     if keys < Lk:
         key, value = key[:, :, :keys], value[:, :, :keys]
     if position_bias is not None:
@@ -201,8 +206,9 @@ def _mask_parts(
     Lk: int,
     is_causal: bool | None,
     sliding_window: int | None,
+    documents: Layout | None,
 ) -> tuple[Layout | None, Pattern | None, list[ScoreRule], int]:
-    """Layout, pattern and score rules of a mask, and the number of keys that they cover."""
+    """Layout, pattern and score rules of a mask, or of documents without one; the number of keys that they cover."""
     sight = sight_of(mask)
     if sight is not None and sight.size == (B, Lq, Lk):
         return sight.layout, sight.pattern, [], sight.keys
@@ -214,12 +220,12 @@ def _mask_parts(
             return KeyMask(numbers[:, 0, 0]), None, [], Lk
         return None, Explicit(numbers), [], Lk
     if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
-        return None, None, [], Lk
+        return documents, None, [], Lk
     # Without a mask the flag has PyTorch's meaning: the first query is aligned with the first key.
     pattern: Pattern = Causal()
     if sliding_window is not None:
         pattern = pattern & Window(sliding_window - 1, None)
-    return Aligned(query_start=0), pattern, [], Lk
+    return Aligned(query_start=0) if documents is None else documents, pattern, [], Lk
 
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
