@@ -18,6 +18,7 @@ from support.strategies import LAYOUTS, examples, layouts, of_each_kind, pattern
 import limelight
 from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window, models
 from limelight.backends import BACKENDS, native
+from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.lowering import lower
 from limelight.forms.patterns import Pattern
 from limelight.forms.segments import KeyRanges
@@ -25,7 +26,9 @@ from limelight.forms.settings import Settings
 from limelight.nn import Cache
 from limelight.operator.calling import prepare
 
-KINDS = subclasses(Layout)
+PORTIONS = (Portion, ScatteredPortion)
+#: `limelight.distributed.ContextParallel` is tested where there are processes.
+KINDS = {name: kind for name, kind in subclasses(Layout).items() if not kind.spread}
 
 
 def drawn(data, kind, s):
@@ -64,7 +67,9 @@ def test_its_coordinates_are_its_definition(kind, data):
             )
             assert exists == [place is not None for place in stand]
             assert all(place in (None, (p, d)) for place, p, d in zip(stand, position, document, strict=True))
-            assert all(0 <= d < layout.documents for d, there in zip(document, exists, strict=True) if there)
+            portion = layout.of if isinstance(layout, Subset) else layout
+            parts = len(portion.table) if isinstance(portion, PORTIONS) else 1
+            assert all(0 <= d < parts * layout.documents for d, there in zip(document, exists, strict=True) if there)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,12 +105,12 @@ def test_what_its_coordinates_give_by_default(kind, data):
     ranges = Layout.key_ranges(layout, s.B, s.Lq, s.Lk)
     together = coordinates(layout, s).together()[:, 0].numpy()
     if ranges is None:
-        assert layout.holes() is not None
+        assert layout.holes() is not None or isinstance(layout, ScatteredPortion)
     else:
         assert (np.broadcast_to(of_ranges(ranges, s.Lk), together.shape) == together).all()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "Subset"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("Subset", "ScatteredPortion")])
 @of_each_kind
 @given(st.data())
 def test_segments_that_it_has_are_stated(kind, data):
@@ -220,7 +225,8 @@ def test_its_index_offset_gives_every_distance(kind, data):
 @given(st.data())
 def test_what_may_change_is_not_fixed(kind, data):
     layout = drawn(data, kind, data.draw(sizes()))
-    assert layout.is_fixed == (not layout.tensors())
+    # The table of a portion never changes.
+    assert layout.is_fixed == (not layout.tensors() or (isinstance(layout, PORTIONS) and layout.exists is None))
 
 
 # --- A class without a claim -----------------------------------------------------------------------------------------

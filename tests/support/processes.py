@@ -44,7 +44,9 @@ def _begin(rank, function, count, folder, timeout, arguments):
     store = dist.FileStore(os.path.join(folder, "store"), count)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=timeout))
     try:
+        dist.barrier()  # else one may end while another still connects
         result = function(*arguments)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
     torch.save(result, os.path.join(folder, f"{rank}.pt"))

@@ -37,6 +37,7 @@ from limelight import (
     T5Buckets,
     Window,
 )  # fmt: skip
+from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.patterns import And, Not, Or
 from limelight.tensors.shapes import Shapes
 
@@ -86,13 +87,49 @@ def _subset(draw, s):
     return Subset(torch.tensor(index, dtype=torch.int64).reshape(s.B, s.Lq), of, whole)
 
 
+def _portion(kind):
+    """Queries and keys cut into segments; each query of a `ScatteredPortion` may have several."""
+
+    def drawn(draw, s):
+        count, table = draw(st.integers(1, 3)), []
+        offsets = st.integers(-3, 20)
+        for row in range(s.B):
+            pieces = draw(st.integers(1, 3))
+            most = 1 if kind is Portion else 3
+            keys = iter(pairwise(_marks(draw, s.Lk, pieces * most - 1)))
+            queries = pairwise(_marks(draw, s.Lq, pieces - 1))
+            for q0, q1 in queries:
+                document, query_offset = draw(st.integers(0, count - 1)), draw(offsets)
+                for _ in range(most):
+                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document)
+                    table += [numbers] if q0 < q1 else []
+        exists = None
+        if draw(st.booleans()):
+            exists = torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=_generator(draw)) < 0.7
+        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 8), count, exists)
+
+    return drawn
+
+
+def _marks(draw, total: int, cuts: int) -> list[int]:
+    return [0, *sorted(draw(st.lists(st.integers(0, total), min_size=cuts, max_size=cuts))), total]
+
+
 #: How to draw a layout of each class, for a call of given sizes; tests/test_layouts.py asks for every class.
-LAYOUTS = {Aligned: _aligned, Padded: _padded, Packed: _packed, KeyMask: _key_mask, Subset: _subset}
+LAYOUTS = {
+    Aligned: _aligned,
+    Padded: _padded,
+    Packed: _packed,
+    KeyMask: _key_mask,
+    Subset: _subset,
+    Portion: _portion(Portion),
+    ScatteredPortion: _portion(ScatteredPortion),
+}
 
 
 @st.composite
 def layouts(draw, s: Shapes):
-    kind = draw(st.sampled_from([None, Aligned, Padded, Packed, KeyMask]))
+    kind = draw(st.sampled_from([None, Aligned, Padded, Packed, KeyMask, Portion, ScatteredPortion]))
     return None if kind is None else LAYOUTS[kind](draw, s)
 
 

@@ -8,5 +8,16 @@ from .context import ContextParallel
 from .dealing import deal, imbalance, pairs_of_tokens
 from .patterns import patterns_of
 from .plan import Plan, make_plan
+from .report import ContextReport, keys_moved
 
-__all__ = ["ContextParallel", "Plan", "deal", "imbalance", "make_plan", "pairs_of_tokens", "patterns_of"]
+__all__ = [
+    "ContextParallel",
+    "ContextReport",
+    "Plan",
+    "deal",
+    "imbalance",
+    "keys_moved",
+    "make_plan",
+    "pairs_of_tokens",
+    "patterns_of",
+]

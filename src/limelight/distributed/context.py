@@ -14,12 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..forms.coordinates import Coordinates
 from ..forms.layouts import Aligned, KeyMask, Layout
+from ..forms.lowering import lower
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Pattern
-from ..tensors.shapes import describe, whole_number, wrong
-from .dealing import deal, rows_of
-from .exchange import exchanged, returned
+from ..tensors.shapes import describe, read_shapes, whole_number, wrong
+from .dealing import deal, pairs_of_queries, rows_of
+from .exchange import exchanged, returned, unset
 from .plan import Plan, Runs, count, make_plan, united
+from .report import ContextReport, keys_moved
 
 MAX_PLANS = 64  # plans kept of a layout
 
@@ -91,6 +93,8 @@ class ContextParallel(Layout):
         """
         whole_number("length", length, at_least=0)
         group = _group_of(group)
+        if layout is not None:
+            layout.check(rows_of(layout), length, length)
         return cls(group, deal(length, dist.get_world_size(group), patterns, layout), layout)
 
     # --- A rank's tokens ----------------------------------------------------------------------------------------------
@@ -211,6 +215,56 @@ class ContextParallel(Layout):
     def select(self, rows: Tensor) -> ContextParallel:
         return self if self.of is None else replace(self, of=self.of.select(rows))
 
+    # --- Reports ------------------------------------------------------------------------------------------------------
+
+    def explain(
+        self,
+        pattern: Pattern | None = None,
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        key_value_heads: int | None = None,
+        width: int = 128,
+        value_width: int | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        contiguous: bool = False,
+    ) -> ContextReport:
+        """What each rank computes, sends and receives in a call of these sizes, by count, without communication.
+
+        `limelight.explain` with this layout shows the same for its tensors.
+
+        Args:
+            pattern: of the call; ``None`` is ``Full()``.
+            batch: batch rows.
+            heads: query heads.
+            key_value_heads: heads of keys and values; ``None`` for as many as query heads.
+            width: of a key.
+            value_width: of a value; ``None`` for that of a key.
+            dtype: of keys and values.
+            contiguous: whether the call has dropout, or score rules of the distance (`plan`).
+        """
+        plan = self.plan(pattern, batch, heads, contiguous=contiguous)
+        numbers = (key_value_heads or heads) * (width + (width if value_width is None else value_width))
+        return self._report(plan, pattern, batch, heads, batch * numbers * dtype.itemsize)
+
+    def explained(
+        self, query: Tensor, key: Tensor, value: Tensor, settings: Any
+    ) -> tuple[Tensor, Tensor, Any, ContextReport]:
+        plan = self._plan_of(query, key, value, settings)
+        B, Hkv, _, D = key.shape
+        size = B * (Hkv * D * key.dtype.itemsize + value.shape[1] * value.shape[3] * value.dtype.itemsize)
+        report = self._report(plan, settings.pattern, B, query.shape[1], size)
+        return (*self._own_call(key, value, settings, plan, unset), report)
+
+    def _report(self, plan: Plan, pattern: Pattern | None, B: int, Hq: int, key_bytes: int) -> ContextReport:
+        keys = self.key_runs or self.runs
+        lowered = lower(pattern, self.of, B, Hq, self.length, sum(map(count, keys)))
+        seen = pairs_of_queries(lowered).cumsum()
+        sums = [0.0, *(B * Hq * seen).tolist()]
+        pairs = tuple(round(sum(sums[last] - sums[first] for first, last in held)) for held in self.runs)
+        tokens, held = tuple(map(count, self.runs)), tuple(map(count, keys))
+        return ContextReport(self.rank, tokens, pairs, held, *keys_moved(plan.needs, keys), key_bytes)
+
     # --- A call -------------------------------------------------------------------------------------------------------
 
     def plan(self, pattern: Pattern | None, B: int, Hq: int = 1, *, contiguous: bool = False) -> Plan:
@@ -246,20 +300,33 @@ class ContextParallel(Layout):
     def localized(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
     ) -> tuple[Tensor, Tensor, Any, Callable[[Observations], Observations]]:
-        B, Hq, Lq, _ = query.shape
-        self.check(B, Lq, key.shape[2])
-        positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
-        positions |= settings.observe is not None and settings.observe.distance
-        plan = self.plan(settings.pattern, B, Hq, contiguous=positions)
-        key, value = exchanged(key, value, plan, self.group)
-        index = plan.key_index.clamp(min=0).to(key.device)
-        pattern = settings.pattern and settings.pattern.select(self.index, plan.key_index.clamp(min=0))
-        scores = tuple([rule.select_keys(index) for rule in settings.scores])
-        observe = self._observed(settings.observe, key, plan)
-        settings = settings.replace(layout=plan.layout, pattern=pattern, scores=scores, observe=observe)
+        plan = self._plan_of(query, key, value, settings)
+        key, value, settings = self._own_call(key, value, settings, plan, exchanged)
         return key, value, settings, lambda found: self._in_whole(found, plan)
 
-    def _observed(self, observe: Observe | None, key: Tensor, plan: Plan) -> Observe | None:
+    def _plan_of(self, query: Tensor, key: Tensor, value: Tensor, settings: Any) -> Plan:
+        """The plan of a call."""
+        B, Hq, _, Lq, Lk, _, _ = read_shapes(query, key, value)
+        self.check(B, Lq, Lk)
+        positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
+        positions |= settings.observe is not None and settings.observe.distance
+        return self.plan(settings.pattern, B, Hq, contiguous=positions)
+
+    def _own_call(
+        self, key: Tensor, value: Tensor, settings: Any, plan: Plan, exchange: Callable[..., tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Keys, values and settings of the rank's own call."""
+        index = plan.key_index.clamp(min=0)
+        pattern = settings.pattern and settings.pattern.select(self.index, index)
+        index = index.to(key.device)
+        scores = tuple([rule.select_keys(index) for rule in settings.scores])
+        observe = self._observed(settings.observe, plan, exchange)
+        key, value = exchange(key, value, plan, self.group)
+        return key, value, settings.replace(layout=plan.layout, pattern=pattern, scores=scores, observe=observe)
+
+    def _observed(
+        self, observe: Observe | None, plan: Plan, exchange: Callable[..., tuple[Tensor, Tensor]]
+    ) -> Observe | None:
         """What to observe of the rank's own call."""
         if observe is None:
             return None
@@ -272,7 +339,7 @@ class ContextParallel(Layout):
             changes["top"] = min(observe.top, max(plan.gathered, 1))
         if observe.features is not None:
             own = observe.features[None, None]
-            changes["features"] = exchanged(own, own[..., :0], plan, self.group)[0][0, 0]
+            changes["features"] = exchange(own, own[..., :0], plan, self.group)[0][0, 0]
         return replace(observe, **changes)
 
     def _in_whole(self, found: Observations, plan: Plan) -> Observations:

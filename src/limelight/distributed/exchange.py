@@ -31,6 +31,12 @@ def exchanged(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tenso
     return _Exchange.apply(key, value, plan, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def unset(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+    """Tensors like those of `exchanged`, without the exchange: what they hold is not defined."""
+    made = [x.new_empty(*x.shape[:2], plan.gathered, x.shape[3]).requires_grad_(x.requires_grad) for x in (key, value)]
+    return (key, value) if plan.is_identity else (made[0], made[1])
+
+
 def returned(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
     """The transpose of `exchanged`: numbers of gathered keys, added up at the ranks that hold the keys."""
     if plan.is_identity:
@@ -152,11 +158,11 @@ def _all_to_all(
     received = like.new_empty(sum(sizes))
     dist.all_to_all_single(received, sending, sizes, [0 if x is None else len(x) for x in flat], group=group)
     found = []
-    for rank, piece in enumerate(received.split(sizes)):
+    for rank, piece in enumerate(torch.split(received, sizes)):
         if rank == plan.rank:
             found.append(outgoing[rank])
             continue
-        parts = iter(piece.split([n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
+        parts = iter(torch.split(piece, [n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
         found.append([[next(parts).view(B, H, n, width) for B, H, width in shapes] for n in lengths[rank]])
     return found
 

@@ -29,7 +29,7 @@ GRID = 64
 
 
 def count(runs: Runs) -> int:
-    """Tokens of some runs."""
+    """The number of tokens in some runs."""
     return sum(last - first for first, last in runs)
 
 
@@ -283,7 +283,7 @@ def _segments(
     if not stretch.keys:
         return []
     row, _, _, _, _, query_offset, key_offset, number = segment
-    found = []
+    found: list[tuple[int, ...]] = []
     for begin, end, place in pieces:
         first, last = max(begin, stretch.keys[0][0]), min(end, stretch.keys[-1][1])
         if first < last:

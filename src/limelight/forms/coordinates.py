@@ -34,8 +34,8 @@ class Coordinates(NamedTuple):
     """Position, document and existence of every query and key: what a layout defines.
 
     Each is ``(B, L)``, or ``(1, L)`` where all batch rows have the same. Positions are int64, counted in tokens of the
-    document, and may be negative; documents are numbered from 0 in each row, int64, and numbers that differ by a multiple
-    of the layout's ``documents`` are separate parts of one document; existence is bool.
+    document, and may be negative; documents are numbered from 0 in each row, int64; existence is bool. Numbers that
+    differ by a multiple of the layout's ``documents`` are parts of one document that do not see each other.
     """
 
     query_position: Tensor

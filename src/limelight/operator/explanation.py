@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backends import BACKENDS, choose, passed_over
 from ..backends.contract import BackendError
+from ..forms.layouts import Layout
 from ..forms.settings import Settings, SettingsFields
 from . import derivatives
 from .calling import prepare, why_autograd, with_batch
@@ -30,6 +31,7 @@ class Explanation:
     form: str
     memory: int
     score_memory: int
+    over_ranks: object | None = None  # the report of a layout whose tokens lie on several processes
 
     def __str__(self) -> str:
         share = self.pairs / self.all_pairs if self.all_pairs else 0.0
@@ -41,6 +43,7 @@ class Explanation:
         ]
         lines += [f"derivatives: {self.gradients}"] if self.gradients else []
         lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
+        lines += [str(self.over_ranks)] if self.over_ranks is not None else []
         return "\n".join(lines)
 
 
@@ -48,6 +51,9 @@ def explain(
     query: Tensor, key: Tensor, value: Tensor, *, backend: str | None = None, **settings: Unpack[SettingsFields]
 ) -> Explanation:
     """Which backend would run a call of `attention`, why each other one would not, and what the call costs.
+
+    Under a layout whose tokens lie on several processes (`limelight.distributed.ContextParallel`), that is said of this
+    process's own call, and ``over_ranks`` reports pairs and bytes sent of all of them, without communication.
 
     Args:
         query: ``(B, Hq, Lq, D)``, or all three without ``B``.
@@ -64,7 +70,10 @@ def explain(
         query, key, value = with_batch(query, key, value)
     if settings.get("seed") is None:
         settings["seed"] = 0  # nothing is drawn
-    call = prepare(query, key, value, Settings(**settings))
+    whole, over_ranks = Settings(**settings), None
+    if isinstance(whole.layout, Layout) and whole.layout.spread:
+        key, value, whole, over_ranks = whole.layout.explained(query, key, value, whole)
+    call = prepare(query, key, value, whole)
     call = call.replace(autograd_reason=why_autograd(call))
     try:
         chosen = choose(call, backend)
@@ -81,4 +90,5 @@ def explain(
         form=call.lowered.form,
         memory=derivatives.memory(call, chosen) + call.lowered.bytes if chosen else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
+        over_ranks=over_ranks,
     )

@@ -33,6 +33,7 @@ from limelight import (
     Subset,
     Window,
 )  # fmt: skip
+from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.patterns import And, Not, Or
 
 
@@ -66,6 +67,19 @@ def places(layout, B, Lq, Lk):
                 queries, keys = real_queries + [None] * (Lq - nq), real_keys + [None] * (Lk - nk)
             else:
                 queries, keys = [None] * (Lq - nq) + real_queries, [None] * (Lk - nk) + real_keys
+        elif isinstance(layout, (Portion, ScatteredPortion)):
+            queries, keys, groups = [None] * Lq, [None] * Lk, []
+            for row, q0, q1, k0, k1, query_offset, key_offset, number in layout.table.tolist():
+                if row != b:
+                    continue
+                if q0 not in groups:
+                    groups.append(q0)
+                document = number - b * layout.count + layout.count * groups.index(q0)
+                exists = layout.exists if layout.exists is None else layout.exists[b % len(layout.exists)]
+                queries[q0:q1] = [(i + query_offset, document) for i in range(q0, q1)]
+                keys[k0:k1] = [
+                    (j + key_offset, document) if exists is None or exists[j] else None for j in range(k0, k1)
+                ]
         elif isinstance(layout, Packed):
             lengths_q = [int(n) for n in layout.query_lengths]
             lengths_k = lengths_q if layout.key_lengths is None else [int(n) for n in layout.key_lengths]
@@ -197,8 +211,8 @@ def attention(
                     p = math.exp(x - lse[b, h, i])
                     weights[b, h, i, j] = p
                     if dropout:
-                        document = queries[i][1]
-                        row = b * (layout.documents if layout is not None else 1) + document
+                        documents = 1 if layout is None else layout.documents
+                        row = b * documents + queries[i][1] % documents
                         if philox_word(seed, h, queries[i][0], keys[j][0], row) < int(dropout * 2.0**32):
                             continue
                         p /= 1 - dropout

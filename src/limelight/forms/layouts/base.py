@@ -137,6 +137,21 @@ class Layout(Description):
         """
         raise NotImplementedError
 
+    def explained(self, query: Tensor, key: Tensor, value: Tensor, settings: Any) -> tuple[Tensor, Tensor, Any, object]:
+        """For a layout that is `spread`: this process's own call as in `localized`, without communication.
+
+        Args:
+            query: ``(B, Hq, Lq, D)``, of this process.
+            key: ``(B, Hkv, Lk, D)``, of this process.
+            value: ``(B, Hkv, Lk, Dv)``, of this process.
+            settings: `limelight.forms.settings.Settings` of the whole call.
+
+        Returns:
+            Keys and values of the own call, whose numbers are not defined, its settings, and a report about all
+            processes, which `limelight.explain` prints.
+        """
+        raise NotImplementedError
+
     def select(self, rows: Tensor) -> Layout:
         """The layout of these batch ``rows`` ``(N,)`` int64, in this order, with repetitions.
 

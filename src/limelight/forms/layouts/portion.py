@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from ...tensors.shapes import check_tensor, describe, whole_number, wrong
 from ..coordinates import Coordinates
 from ..segments import FIELDS
 from .base import Layout
+
+_Self = TypeVar("_Self", bound="_Portion")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,10 +57,11 @@ class _Portion(Layout):
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
         query, key = (torch.zeros(3, B, L, dtype=torch.int64) for L in (Lq, Lk))
-        groups: dict[tuple[int, int], int] = {}  # segments of the same queries
+        groups: list[dict[int, int]] = [{} for _ in range(B)]  # of segments with the same queries, in each row
         for row, q0, q1, k0, k1, query_offset, key_offset, number in self.table.tolist():
             # Two groups of one document are told apart by multiples of the number of documents.
-            document = number - row * self.count + self.count * groups.setdefault((row, q0), len(groups))
+            group = groups[row].setdefault(q0, len(groups[row]))
+            document = number - row * self.count + group * self.count
             for found, first, last, offset in ((query, q0, q1, query_offset), (key, k0, k1, key_offset)):
                 found[0, row, first:last] = torch.arange(first + offset, last + offset)
                 found[1, row, first:last] = document
@@ -73,6 +77,18 @@ class _Portion(Layout):
     @property
     def is_fixed(self) -> bool:
         return self.exists is None
+
+    def select(self: _Self, rows: Tensor) -> _Self:
+        chosen = []
+        for n, row in enumerate(rows.tolist()):
+            table = self.table[self.table[:, 0] == row].clone()
+            table[:, 0], table[:, 7] = n, table[:, 7] + (n - row) * self.count
+            chosen.append(table)
+        table = torch.cat([self.table[:0], *chosen])
+        exists = self.exists
+        if exists is not None and len(exists) > 1:
+            exists = exists[rows.to(exists.device)]
+        return replace(self, table=table, exists=exists)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -119,7 +119,7 @@ def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, 
     if segments is not None and len(easy) <= MAX_SPANS and not per_row:
         packed = pack_spans(easy)
     elif placed:
-        arrays = arrays_of(easy, per_row, segments or pieces, ranges, B, Lq)
+        arrays = arrays_of(easy, per_row, pieces if segments is None else segments, ranges, B, Lq)
     if packed is None and arrays is None:  # more than a few intervals for some query: all of it becomes tiles
         rest = conjuncts
         if segments is None and placed:

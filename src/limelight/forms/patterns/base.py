@@ -89,7 +89,7 @@ class Pattern(Description):
         Raises:
             ArgumentError: it is not known whether positions alone decide, as by default where there are no `spans`.
         """
-        if self.spans() is None:
+        if self.spans() is None and self.spans(0) is None:
             way_out = "Define select(queries, keys): return self where `allows` reads positions alone."
             raise wrong("pattern", "must be one of which queries and keys can be chosen", f"it is {self!r}", way_out)
         return self

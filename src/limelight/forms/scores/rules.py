@@ -1,20 +1,4 @@
-"""Score rules: what changes a score before the softmax, in the order in which they are given.
-
-=============================  ===========================================================================
-``ALiBi(slopes)``              ``s - slope * |key position - query position|`` (Press et al. 2022)
-``RelativeBias(table, ...)``   ``s + table[head, bucket(key position - query position)]`` (Raffel et al. 2020)
-``Bias(tensor)``               ``s + tensor[b, h, i, j]``
-``SoftCap(limit)``             ``limit * tanh(s / limit)`` (Gemma 2)
-=============================  ===========================================================================
-
-and ``compare``: how a query and a key make a score in the first place. ``None`` is the dot product,
-``scale * q . k``; others are comparisons (`Comparison`):
-
-=============================  ===========================================================================
-``Additive(vector)``           ``v . tanh(q + k)`` (Bahdanau et al. 2015)
-``CosineSimilarity(t)``        ``q . k / (|q| |k| t)`` (Henry et al. 2020, Liu et al. 2022)
-=============================  ===========================================================================
-"""
+"""Score rules: what changes a score before the softmax."""
 
 from __future__ import annotations
 
@@ -26,7 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..tensors.shapes import (
+from ...tensors.shapes import (
     FLOATS,
     Shapes,
     check_broadcast,
@@ -38,10 +22,9 @@ from ..tensors.shapes import (
     whole_number,
     wrong,
 )
-from ..tensors.tracing import is_transformed, readable
-from .coordinates import Where
-from .descriptions import Description
-
+from ...tensors.tracing import is_transformed, readable
+from ..coordinates import Where
+from ..descriptions import Description
 
 _Rule = TypeVar("_Rule", bound="ScoreRule")
 
@@ -84,9 +67,7 @@ class ScoreRule(Description):
         if "k" not in self.letters:
             return self
         dim = self.letters.index("k") - len(self.letters)
-        cut = [
-            t.index_select(dim, index) if t.dim() >= -dim and t.shape[dim] > 1 else t for t in self.tensors()
-        ]
+        cut = [t.index_select(dim, index) if t.dim() >= -dim and t.shape[dim] > 1 else t for t in self.tensors()]
         return self.with_tensors(iter(cut))
 
     def for_heads(self, heads: slice) -> ScoreRule:
@@ -113,7 +94,7 @@ class ALiBi(ScoreRule):
     letters = "bh"
 
     def __post_init__(self) -> None:
-        _check_float("slopes", self.slopes, (1, 2))
+        check_float("slopes", self.slopes, (1, 2))
 
     @classmethod
     def standard(cls, heads: int, device: torch.device | None = None) -> ALiBi:
@@ -126,7 +107,7 @@ class ALiBi(ScoreRule):
 
     def check(self, shapes: Shapes) -> None:
         check_tensor("slopes", self.slopes)
-        _check_heads("slopes", self.slopes.shape, shapes)
+        check_heads("slopes", self.slopes.shape, shapes)
 
     def apply(self, scores: Tensor, at: Where) -> Tensor:
         slopes = self.slopes.to(scores.dtype)[..., None, None]
@@ -194,7 +175,7 @@ class RelativeBias(ScoreRule):
     letters = "h."
 
     def __post_init__(self) -> None:
-        _check_float("table", self.table, (2,))
+        check_float("table", self.table, (2,))
         if not callable(self.buckets):
             way_out = "Pass T5Buckets(...) or a function of a tensor of distances."
             raise wrong("buckets", "must be callable", f"it is {describe(self.buckets)}", way_out)
@@ -205,7 +186,7 @@ class RelativeBias(ScoreRule):
 
     def check(self, shapes: Shapes) -> None:
         check_tensor("table", self.table)
-        _check_heads("table", self.table.shape[:1], shapes)
+        check_heads("table", self.table.shape[:1], shapes)
 
     def over(self, low: int, high: int) -> Tensor:
         """``(Hq | 1, high - low + 1)``: the bias at each distance from ``low`` to ``high``, as kernels read it."""
@@ -256,7 +237,7 @@ class Bias(ScoreRule):
     needs_positions = False
 
     def __post_init__(self) -> None:
-        _check_float("tensor", self.tensor, (0, 1, 2, 3, 4))
+        check_float("tensor", self.tensor, (0, 1, 2, 3, 4))
 
     def check(self, shapes: Shapes) -> None:
         check_tensor("tensor", self.tensor)
@@ -293,101 +274,8 @@ class SoftCap(ScoreRule):
         return self
 
 
-class Comparison(Description):
-    """Base of the comparisons: how a query and a key make a score, before any rule.
-
-    A comparison replaces the dot product ``scale * q . k`` and has no ``scale``.
-    """
-
-    def check(self, shapes: Shapes) -> None:
-        """Raise `ArgumentError` when the comparison does not fit the call."""
-
-    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
-        """What backends compute: the comparison of some other query and key.
-
-        Args:
-            query: ``(B, Hq, Lq, D)``.
-            key: ``(B, Hkv, Lk, D)``.
-
-        Returns:
-            A query and a key of the same shapes and dtypes, the scale of their dot product, and ``None``; or a
-            comparison that kernels compute themselves in the place of ``None``.
-        """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Additive(Comparison):
-    """Additive attention: ``s = v . tanh(q + k)`` (Bahdanau et al. 2015, arXiv:1409.0473).
-
-    Args:
-        vector: ``v``, ``(D,)`` or ``(Hq, D)``, float, with gradient.
-    """
-
-    vector: Tensor
-    letters = "h."
-
-    def __post_init__(self) -> None:
-        _check_float("vector", self.vector, (1, 2))
-
-    def check(self, shapes: Shapes) -> None:
-        check_tensor("vector", self.vector)
-        check_broadcast("vector", self.vector.shape, (shapes.Hq, shapes.D))
-
-    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
-        return query, key, 1.0, self
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class CosineSimilarity(Comparison):
-    """Cosine similarity: ``s = q . k / (|q| |k| temperature)``, from ``-1 / temperature`` to ``1 / temperature``.
-
-    Scores cannot grow with the lengths of vectors, which keeps the training of large models stable: query-key
-    normalization (Henry et al. 2020, arXiv:2010.04245), the scaled cosine attention of Swin Transformer V2 (Liu et al.
-    2022, arXiv:2111.09883), which learns a temperature for each head. A zero vector has the score 0 with every other.
-
-    Lengths are computed in float32 (float64 for float64); the dot product of the normalized vectors is that of the
-    backend, so every kernel serves it.
-
-    Args:
-        temperature: a positive number, or a float tensor ``(Hq,)`` or ``(1,)`` with gradient.
-    """
-
-    temperature: float | Tensor = 1.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.temperature, Tensor):
-            _check_float("temperature", self.temperature, (1,))
-            return
-        rule, way_out = "must be a positive number or a float tensor (Hq,)", "Swin V2 begins with 0.1."
-        if number("temperature", self.temperature, rule, way_out) <= 0:
-            raise wrong("temperature", rule, f"it is {self.temperature!r}", way_out)
-
-    def check(self, shapes: Shapes) -> None:
-        if isinstance(self.temperature, Tensor):
-            check_broadcast("temperature", check_tensor("temperature", self.temperature).shape, (shapes.Hq,))
-
-    def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
-        directions, dtype = _normalized(query), query.dtype
-        if not isinstance(self.temperature, Tensor):
-            return directions.to(dtype), _normalized(key).to(dtype), 1.0 / self.temperature, None
-        directions = directions / self.temperature.to(directions.dtype)[:, None, None]
-        return directions.to(dtype), _normalized(key).to(dtype), 1.0, None
-
-
-def _normalized(vectors: Tensor) -> Tensor:
-    """Vectors of length 1, or 0 where they are zero, in float32 or float64."""
-    vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    if vectors.shape[-1] == 0:
-        return vectors
-    # First by the largest element, so that no square overflows; the result does not depend on it.
-    largest = vectors.detach().abs().amax(-1, keepdim=True)
-    vectors = vectors / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    square = (vectors * vectors).sum(-1, keepdim=True)
-    return vectors * torch.where(square > 0, square, 1.0).rsqrt()
-
-
-def _check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:
+def check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:
+    """Raise `ArgumentError` where ``value`` is no float tensor of one of these numbers of dimensions."""
     tensor = check_tensor(name, value)
     if tensor.dtype not in FLOATS or tensor.dim() not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
@@ -399,7 +287,8 @@ def _check_float(name: str, value: object, ranks: tuple[int, ...]) -> None:
         )
 
 
-def _check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
+def check_heads(name: str, shape: tuple[int, ...], shapes: Shapes) -> None:
+    """Raise `ArgumentError` where a tensor of this shape does not hold a number for each query head."""
     heads = fits(shape[-1], shapes.Hq)
     if len(shape) == 2 and heads and not fits(shape[0], shapes.B):
         raise wrong(
