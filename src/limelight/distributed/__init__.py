@@ -6,6 +6,7 @@ layer or a whole model computes with it what one process computes, for every pat
 
 from .context import ContextParallel
 from .dealing import deal, imbalance, pairs_of_tokens
+from .patterns import patterns_of
 from .plan import Plan, make_plan
 from .report import ContextReport, keys_moved
 
@@ -18,4 +19,5 @@ __all__ = [
     "keys_moved",
     "make_plan",
     "pairs_of_tokens",
+    "patterns_of",
 ]

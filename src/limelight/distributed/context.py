@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..forms.coordinates import Coordinates
-from ..forms.layouts import Aligned, Layout
+from ..forms.layouts import Aligned, KeyMask, Layout
 from ..forms.lowering import lower
 from ..forms.observations import Observations, Observe
 from ..forms.patterns import Pattern
@@ -114,6 +114,16 @@ class ContextParallel(Layout):
         """``(n,)`` int64: the indices in the whole text of the tokens that this rank holds."""
         return _index(self.runs[self.rank])
 
+    @property
+    def positions(self) -> Tensor:
+        """``(1 | B, n)`` int64: the positions of the tokens that this rank holds, each in its document; 0 for padding.
+
+        Models of transformers get them as ``position_ids``.
+        """
+        keys = sum(map(count, self.key_runs or self.runs))
+        at = (self.of or Aligned()).coordinates(rows_of(self.of), self.length, keys, torch.device("cpu"))
+        return at.query_position.where(at.query_exists, 0).index_select(1, self.index)
+
     def mine(self, tensor: Tensor, dim: int = 1) -> Tensor:
         """This rank's tokens of a tensor of the whole text.
 
@@ -182,13 +192,24 @@ class ContextParallel(Layout):
     def uniform_over_batch(self) -> bool:
         return self.of is None or self.of.uniform_over_batch
 
+    def reach(self, positions: Tensor) -> Tensor:
+        whole = (self.of or Aligned()).coordinates(
+            max(1, len(positions)), self.length, sum(map(count, self.key_runs or self.runs)), positions.device
+        )
+        return super().reach(whole.query_position.where(whole.query_exists, 0))
+
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:
             got = f"that of the source is {source!r}"
             raise wrong(
                 "layout", "must be ContextParallel over the same group for source and tokens", got, "Spread both."
             )
-        of = (self.of or Aligned(0)).cross(source.of or Aligned(0)) if self.documents > 1 else source.of
+        of: Layout | None
+        if self.documents > 1 or source.documents > 1:
+            of = (self.of or Aligned(0)).cross(source.of or Aligned(0))
+        elif (of := source.of) is not None:
+            at = of.coordinates(rows_of(of), source.length, source.length, torch.device("cpu"))
+            of = KeyMask(at.query_exists & at.key_exists)
         return replace(self, of=of, key_runs=source.runs)
 
     def select(self, rows: Tensor) -> ContextParallel:

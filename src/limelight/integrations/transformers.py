@@ -12,21 +12,19 @@ rows of padding, which see nothing, are zero where ``eager`` averages over every
 ``output_attentions=True`` returns, which take ``B * Hq * Lq * Lk`` numbers for each layer.
 
 `report` says which layers of a model go through the registry and which have attention of their own; `account` says
-how the masks of a run were read; `limelight.watching` observes every layer by its name.
+how the masks of a run were read; `limelight.watching` observes every layer by its name; `context_parallel` runs a model
+on texts whose tokens lie on several processes.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, masking_utils
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.utils.import_utils import is_tracing
 
 from ..backends.contract import BackendError
@@ -40,13 +38,14 @@ from ..tensors.shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten
+from .transformers_context import active, check_call, context_parallel, read_spread
+from .transformers_documents import documents_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
+from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
-__all__ = ["NAME", "Report", "account", "enable", "report"]
-
-NAME = "limelight"
+__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "report"]
 
 
 def enable() -> None:
@@ -77,6 +76,10 @@ def describe_mask(
     Called by transformers, whose arguments these are (``masking_utils.eager_mask``). Never ``None``, so that a layer
     without a mask is one for which no mask was described.
     """
+    spread = active()
+    if spread is not None:
+        size = (int(batch_size), int(q_length), int(kv_length))
+        return Mask.of(read_spread(spread, mask_function, size, (q_offset, kv_offset), attention_mask, device), dtype)
     # A traced graph needs tensors: a description cannot be read while it is traced. On accelerators, `generate` makes
     # the masks of a static cache (which counts in a tensor) in advance, for a forward pass that it compiles.
     if is_tracing(attention_mask) or (isinstance(q_offset, Tensor) and q_offset.device.type != "cpu"):
@@ -116,6 +119,7 @@ def attend(
     sinks: Tensor | None = None,
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
+    position_ids: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """One attention call of a model: ``(B, Hq, Lq, D)`` and ``(B, Hkv, Lk, D)`` to ``(B, Lq, Hq, Dv)``.
@@ -139,17 +143,21 @@ def attend(
         sinks: ``(B, Hq, Lq, 1)`` logits of sinks, one for each query.
         position_bias: added to the scores (T5).
         indices: ``(B, Lq, k)`` keys that a sparse indexer chose for each query.
+        position_ids: ``(B | 1, Lq)``, read only when no mask was described: where they begin again, a document does
+            (DeepSpeed's Ulysses hands on packed documents so).
         others: what the models pass beside; what would change the result and is not known raises.
 
     Raises:
         BackendError: something is asked for that fused attention cannot give.
     """
     _refuse(others)
+    check_call(module, attention_mask, position_bias, indices, _weights_wanted(others))
     B, Lq, Lk = query.shape[0], query.shape[2], key.shape[2]
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
-    layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window)
+    documents = documents_of(position_ids, B, Lq, Lk) if attention_mask is None and Lq > 1 else None
+    layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window, documents)
     if keys < Lk:
         key, value = key[:, :, :keys], value[:, :, :keys]
     if position_bias is not None:
@@ -198,8 +206,9 @@ def _mask_parts(
     Lk: int,
     is_causal: bool | None,
     sliding_window: int | None,
+    documents: Layout | None,
 ) -> tuple[Layout | None, Pattern | None, list[ScoreRule], int]:
-    """Layout, pattern and score rules of a mask, and the number of keys that they cover."""
+    """Layout, pattern and score rules of a mask, or of documents without one; the number of keys that they cover."""
     sight = sight_of(mask)
     if sight is not None and sight.size == (B, Lq, Lk):
         return sight.layout, sight.pattern, [], sight.keys
@@ -211,12 +220,12 @@ def _mask_parts(
             return KeyMask(numbers[:, 0, 0]), None, [], Lk
         return None, Explicit(numbers), [], Lk
     if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
-        return None, None, [], Lk
+        return documents, None, [], Lk
     # Without a mask the flag has PyTorch's meaning: the first query is aligned with the first key.
     pattern: Pattern = Causal()
     if sliding_window is not None:
         pattern = pattern & Window(sliding_window - 1, None)
-    return Aligned(query_start=0), pattern, [], Lk
+    return Aligned(query_start=0) if documents is None else documents, pattern, [], Lk
 
 
 def _position_bias(bias: Tensor, layout: Layout | None, Lq: int, keys: int) -> ScoreRule:
@@ -278,70 +287,7 @@ def _refuse(others: dict[str, Any]) -> None:
             raise BackendError(f"attn_implementation={NAME!r} cannot serve `{name}`: {why}.")
 
 
-# --- What is taken over ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """The attention layers of a model that Limelight computes, and the others; printed, a report in words.
-
-    Attributes:
-        served: names of the layers that Limelight computes.
-        own: names of the layers it does not compute, each with the reason.
-    """
-
-    served: tuple[str, ...]
-    own: dict[str, str]
-
-    def __str__(self) -> str:
-        lines = [f"Limelight computes {len(self.served)} of {len(self.served) + len(self.own)} attention layers."]
-        for why, count in Counter(self.own.values()).items():
-            first = next(name for name, reason in self.own.items() if reason == why)
-            lines.append(f"  not {first}{f' and {count - 1} more' if count > 1 else ''}: {why}")
-        return "\n".join(lines)
-
-
-def report(model: nn.Module) -> Report:
-    """Which attention layers of a model go through transformers' registry to Limelight, and why others do not.
-
-    transformers accepts ``attn_implementation="limelight"`` for models that have attention of their own (DeBERTa,
-    Falcon, BLOOM, MPT, GPT-J, XLNet, Longformer, among others) and goes on as before, with a line in its log at most;
-    this says so.
-    """
-    if not isinstance(model, nn.Module):
-        raise wrong("model", "must be a model, a torch.nn.Module", f"it is {model!r}", "Build or load it first.")
-    served, own = [], {}
-    attentions = {
-        name: module for name, module in model.named_modules() if "attention" in type(module).__name__.lower()
-    }
-    registered = {name for name, module in model.named_modules() if _uses_registry(type(module))}
-    for name, module in model.named_modules():
-        if name in registered:
-            chosen = getattr(getattr(module, "config", None), "_attn_implementation", None)
-            if chosen == NAME:
-                served.append(name)
-            else:
-                own[name] = (
-                    f"its config asks for {chosen!r}; load the model with attn_implementation={NAME!r}, or call "
-                    f"set_attn_implementation({NAME!r})"
-                )
-        elif name in attentions and not any(
-            inner != name and inner.startswith(f"{name}." if name else "") for inner in {*attentions, *registered}
-        ):
-            own[name] = f"{type(module).__name__} has attention of its own, outside transformers' registry"
-    return Report(tuple(served), own)
-
-
-def _uses_registry(kind: type) -> bool:
-    """Whether a method of a layer's class reads the table of attention functions."""
-    if issubclass(kind, PreTrainedModel):
-        return False
-    methods = [method for cls in kind.__mro__ if cls is not nn.Module for method in vars(cls).values()]
-    return any(
-        "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(method).__code__.co_names
-        for method in methods
-        if inspect.isfunction(method)
-    )
+# --- The account ---------------------------------------------------------------------------------------------------
 
 
 def _tell(

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import masking_utils
 
+from ..backends.contract import BackendError
 from ..forms.coordinates import Where
 from ..forms.layouts import Aligned, KeyMask, Layout, Packed
 from ..forms.patterns import Causal, Chunks, Explicit, Full, Keys, Pattern, Window
@@ -56,6 +57,11 @@ class Sight:
     @cached_property
     def seen(self) -> Tensor:
         """``(B, 1, Lq, Lk)`` bool, true where the query sees the key."""
+        if self.layout is not None and self.layout.spread:
+            raise BackendError(
+                "The model computes with its mask, whose columns lie on several processes under context_parallel. Run "
+                "it in one process."
+            )
         B, Lq, Lk = self.size
         coordinates = (self.layout or Aligned()).coordinates(B, Lq, self.keys, self.device)
         seen = coordinates.together()
@@ -191,10 +197,10 @@ def read(
         device: where the mask is wanted.
     """
     B, Lq, Lk = size
-    parts = _conjuncts(mask_function)
+    parts = conjuncts(mask_function)
     causal = any(_made_by(part) == "causal_mask_function" for part in parts)
     keys = max(0, min(Lk, q_offset + Lq - kv_offset)) if causal else Lk
-    reading = _Reading((B, Lq, keys), q_offset, kv_offset, use_vmap, torch.device(device))
+    reading = Reading((B, Lq, keys), q_offset, kv_offset, use_vmap, torch.device(device))
     documents, parts = _documents(parts)
     patterns = [reading.pattern(part) for part in parts]
     exists = _exists(padding, kv_offset, keys)
@@ -210,11 +216,11 @@ def read(
         if exists is not None:
             only_left = bool((exists.sum(1) == (kv_offset + keys - reading.left).clamp(0, keys)).all())
             patterns.append(~Keys(0) if only_left else Explicit(exists[:, None, None, :], fixed=True))
-    elif exists is not None and (default or _all(patterns) is None):
+    elif exists is not None and (default or intersection(patterns) is None):
         layout = KeyMask(exists, fixed=True)
     elif exists is not None:
         patterns.append(Explicit(exists[:, None, None, :], fixed=True))
-    return Sight(size, reading.device, keys, layout, _all(patterns), tuple(reading.notes))
+    return Sight(size, reading.device, keys, layout, intersection(patterns), tuple(reading.notes))
 
 
 def _exists(padding: Tensor | None, kv_offset: int, keys: int) -> Tensor | None:
@@ -231,7 +237,7 @@ def _exists(padding: Tensor | None, kv_offset: int, keys: int) -> Tensor | None:
 
 
 @dataclass
-class _Reading:
+class Reading:
     """Translates mask functions for one size; records where chunks begin and which functions were evaluated."""
 
     size: tuple[int, int, int]
@@ -260,7 +266,7 @@ class _Reading:
                 self.left = cells["left_padding"]
                 return Chunks(cells["chunk_size"])
             case "and_masks":
-                return _all([self.pattern(part) for part in cells["mask_functions"]]) or Full()
+                return intersection([self.pattern(part) for part in cells["mask_functions"]]) or Full()
             case "or_masks":
                 return reduce(or_, [self.pattern(part) for part in cells["mask_functions"]])
         self.notes.append(
@@ -285,17 +291,29 @@ def _window(back: int, ahead: int | None) -> Window:
     return Window(back, ahead)
 
 
-def _all(patterns: list[Pattern]) -> Pattern | None:
+def intersection(patterns: list[Pattern]) -> Pattern | None:
     """The intersection of patterns; ``None`` when it allows every pair."""
     limits = [pattern for pattern in patterns if pattern != Full()]
     return reduce(and_, limits) if limits else None
 
 
-def _conjuncts(function: MaskFunction) -> list[MaskFunction]:
+def conjuncts(function: MaskFunction) -> list[MaskFunction]:
     """The mask functions that must all agree."""
     if _made_by(function) != "and_masks":
         return [function]
-    return [part for inner in _cells(function)["mask_functions"] for part in _conjuncts(inner)]
+    return [part for inner in _cells(function)["mask_functions"] for part in conjuncts(inner)]
+
+
+def without_documents(parts: list[MaskFunction]) -> tuple[list[MaskFunction], list[MaskFunction]]:
+    """The parts that tell documents apart, and the others, as functions of positions within a document."""
+    packed = [part for part in parts if _made_by(part) == "packed_sequence_mask_function"]
+    inner = []
+    for part in parts:
+        if _made_by(part) == "remap_positions_for_packed_sequence":
+            inner += conjuncts(_cells(part)["mask_function"])
+        elif part not in packed:
+            inner.append(part)
+    return packed, inner
 
 
 def _documents(parts: list[MaskFunction]) -> tuple[Packed | None, list[MaskFunction]]:
@@ -304,13 +322,7 @@ def _documents(parts: list[MaskFunction]) -> tuple[Packed | None, list[MaskFunct
     Only where every batch row holds documents of the same lengths (nearly always there is one row), and no part
     counts from a document's first position.
     """
-    packed = [part for part in parts if _made_by(part) == "packed_sequence_mask_function"]
-    inner = []
-    for part in parts:
-        if _made_by(part) == "remap_positions_for_packed_sequence":
-            inner += _conjuncts(_cells(part)["mask_function"])
-        elif part not in packed:
-            inner.append(part)
+    packed, inner = without_documents(parts)
     if len(packed) != 1 or not all(_made_by(part) in _RELATIVE for part in inner):
         return None, parts
     numbers = _cells(packed[0])["packed_sequence_mask"]

@@ -78,6 +78,7 @@ class EncoderDecoder(Stack):
             ArgumentError: tokens of a wrong shape, a text longer than the model's positions; rows or layouts of source
                 and tokens that do not fit together.
         """
+        _check_processes(layout, source.layout if isinstance(source, Encoded) else source_layout)
         if not isinstance(source, Encoded):
             source = self.encode(source, layout=source_layout, hidden=hidden)
         elif source_layout is not None:
@@ -98,9 +99,23 @@ class EncoderDecoder(Stack):
         return written._replace(encoded=source)
 
 
+def _check_processes(layout: Layout | None, source_layout: Layout | None) -> None:
+    """Check that source and tokens lie on the same processes."""
+    spread = [one is not None and one.spread for one in (layout, source_layout)]
+    if spread[0] != spread[1]:
+        raise wrong(
+            "source_layout",
+            "must be over several processes if and only if `layout` is",
+            f"it is {source_layout!r}, and `layout` is {layout!r}",
+            "Give both a ContextParallel of the same group.",
+        )
+    if layout is not None and source_layout is not None and layout.spread:
+        layout.cross(source_layout)  # before anything is computed
+
+
 def _cross_layout(source: Encoded, layout: Layout | None) -> Layout | None:
     """The layout of cross-attention: a token sees all existing source tokens of its own document."""
-    if any(one is not None and one.documents != 1 for one in (layout, source.layout)):
+    if any(one is not None and (one.spread or one.documents != 1) for one in (layout, source.layout)):
         return (layout or Aligned()).cross(source.layout or Aligned())
     if source.layout is None:
         return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
 from ..nn.capture import decode_step
+from ..nn.checks import refuse_spread
 from ..outputs import Output
 from ..tensors.shapes import wrong
 from ..tensors.tracing import readable
@@ -63,8 +64,13 @@ class Stack(nn.Module):
             cross: the context of attention to an encoder, for layers that have it; see `EncoderDecoder`.
 
         Raises:
-            ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions.
+            ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions; a layout over
+                several processes where a layer reads the tokens of others by itself.
         """
+        if layout is not None and layout.spread:
+            for part in self.modules():
+                if logits or part is not self.head:
+                    refuse_spread(part, layout)
         if cache is None:
             context = ForwardContext(layout, self._positions(tokens, layout), segments)
         else:
@@ -115,9 +121,9 @@ class Stack(nn.Module):
         at = layout.coordinates(B, L, L, tokens.device)
         exists = at.query_exists & at.key_exists
         positions = at.query_position.where(exists, 0)
-        if readable(positions) and positions.numel():
+        if readable(positions) and (positions.numel() or (B and layout.spread)):
             _check_together(positions, at.key_position.where(exists, 0))
-            self._check_length(int(positions.max()) + 1)
+            self._check_length(int(layout.reach(positions).max()))
         return positions
 
     def _sizes(self, tokens: Tensor) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.contract import BackendError
+from ..forms.layouts import Layout
 from ..tensors.shapes import ArgumentError, describe, whole_number, wrong
 from ..tensors.torch_internals import break_graph
 from ..tensors.tracing import recorder
@@ -39,6 +40,23 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
         lambda x: 0 < x < math.inf or math.isnan(x),
     ),  # NaN: the published one
 }
+
+
+def refuse_spread(layer: nn.Module, layout: Layout | None) -> None:
+    """Raise `ArgumentError` if the tokens lie on several processes and a layer reads those of others by itself.
+
+    Args:
+        layer: says so by an attribute ``reads_other_tokens``, the reason in words.
+        layout: of the tokens.
+    """
+    why = getattr(layer, "reads_other_tokens", None)
+    if layout is not None and layout.spread and why is not None:
+        raise wrong(
+            "layout",
+            f"must be that of whole texts for {type(layer).__name__}",
+            f"it is {layout!r}, and {why}",
+            "Only attention reads tokens of other processes: compute this layer in one process.",
+        )
 
 
 def checked(cls: Layer) -> Layer:

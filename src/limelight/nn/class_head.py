@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tensors.shapes import wrong
-from .checks import activation_of, checked, of_width, unreadable
+from .checks import activation_of, checked, of_width, refuse_spread, unreadable
 from .context import ForwardContext
 from .feed_forward import ACTIVATIONS
 
@@ -24,6 +24,8 @@ class ClassHead(nn.Module):
         activation: a name of `limelight.nn.feed_forward.ACTIVATIONS`; ``None`` for ``output(x_first)`` alone.
     """
 
+    reads_other_tokens = "one process alone holds the first token of a text"
+
     def __init__(self, vocabulary: int, width: int, *, labels: Sequence[str], activation: str | None) -> None:
         super().__init__()
         self.width, self.labels = width, tuple(labels)
@@ -35,8 +37,9 @@ class ClassHead(nn.Module):
         """The states ``(B, width)`` of the first token of every text, of states ``(B, L, width)``.
 
         Raises:
-            ArgumentError: a layout with several texts in a row.
+            ArgumentError: a layout with several texts in a row, or over several processes.
         """
+        refuse_spread(self, context.layout)
         if context.layout is None:
             return states[:, 0]
         B, L, _ = states.shape

@@ -138,7 +138,10 @@ class ForwardContext:
                     "Give ForwardContext(source_positions=...), or make the layer without `rotary`.",
                 )
             self._check_cached_keys(rotary)
-            self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype)
+            lengths = None
+            if rotary.scaling is not None and self.layout is not None and self.layout.spread and not of_source:
+                lengths = self.layout.reach(positions)
+            self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype, lengths)
         return self._rotations[rotary, dtype, of_source]
 
     def _check_cached_keys(self, rotary: Rotary) -> None:

@@ -17,6 +17,8 @@ from .dropout import dropout as dropping
 class FrontEnd(nn.Module):
     """Base of embeddings whose input is not token ids."""
 
+    reads_other_tokens = "its input is no tensor of tokens that could be divided"
+
     def sizes(self, inputs: Tensor) -> tuple[int, int]:
         """Batch and length ``(B, L)`` of the states that an input becomes.
 

@@ -13,7 +13,7 @@ from ..forms.layouts import Layout, Subset
 from ..forms.scores import ScoreRule
 from ..operator.attention import attention
 from ..tensors.shapes import whole_number, wrong
-from .checks import check_texts, checked, refuse_recorders
+from .checks import check_texts, checked, refuse_recorders, refuse_spread
 from .context import ForwardContext
 from .multihead import MultiHead, split_heads
 from .routing import Routing, report, shares
@@ -115,6 +115,8 @@ class MixtureOfHeads(MultiHead):
         settings: further arguments of `MultiHead`.
     """
 
+    reads_other_tokens = "each of its heads has queries of its own"
+
     def __init__(
         self,
         width: int,
@@ -155,11 +157,13 @@ class MixtureOfHeads(MultiHead):
         """``(B, L, width)`` to ``(B, L, width)``.
 
         Raises:
+            ArgumentError: a layout over several processes.
             BackendError: PyTorch records the operations for other states, as ``torch.jit.trace`` does.
         """
         check_texts(states, self.query.in_features, self.query.weight)
         refuse_recorders(self, states, "which head works for which token")
         context = ForwardContext.given(context, states)
+        refuse_spread(self, context.layout)
         B, L, _ = states.shape
         projected = self.query(states)
         decided: HeadRouting = self.router(states, split_heads(projected, self.head_width).transpose(1, 2))

@@ -297,13 +297,21 @@ class Rotary:
             got, way_out = f"it is {self.width}", f"Use {max(self.width + self.width % 2, 2)}."
             raise wrong("width", "must be even: RoPE rotates pairs of features", got, way_out)
 
-    def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotation of tokens at ``positions`` ``(B | 1, L)``, in the ``dtype`` of the heads."""
+    def at(self, positions: Tensor, dtype: torch.dtype, lengths: Tensor | None = None) -> Rotation:
+        """The rotation of tokens at ``positions`` ``(B | 1, L)``, in the ``dtype`` of the heads.
+
+        Args:
+            positions: of the tokens.
+            dtype: of the heads.
+            lengths: ``(B | 1, 1)``, of the texts, for a scaling that depends on them; ``None`` for the last of the
+                ``positions`` plus 1.
+        """
         pairs = torch.arange(0, self.width, 2, dtype=torch.float64, device=positions.device)
         frequencies = self.theta ** (-pairs / self.width)
         attention_factor = 1.0
         if self.scaling is not None:
-            lengths = positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(1, 1)
+            if lengths is None:
+                lengths = positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(1, 1)
             frequencies = self.scaling.frequencies(frequencies, lengths)
             attention_factor = self.scaling.attention_factor
         angles = positions[..., None].double() * frequencies.reshape(-1, 1, self.width // 2)  # (B | 1, L, width / 2)

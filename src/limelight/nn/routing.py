@@ -145,6 +145,11 @@ class Switch(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, width))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
+    @property
+    def reads_other_tokens(self) -> str | None:
+        """Why the tokens of a text must lie in one process; ``None`` without a capacity."""
+        return None if self.capacity is None else "an expert is full after a number of tokens of the whole text"
+
     def forward(self, states: Tensor) -> Routing:
         """``(B, L, width)`` to its `Routing`.
 

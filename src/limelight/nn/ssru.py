@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Layout
-from .checks import check_texts, checked
+from .checks import check_texts, checked, refuse_spread
 from .context import ForwardContext
 
 
@@ -25,6 +25,8 @@ class SSRU(nn.Module):
         name: of this layer; it appears in no observation, for there is no attention.
     """
 
+    reads_other_tokens = "its state goes from each token to the next"
+
     def __init__(
         self, width: int, *, query_heads: int, key_value_heads: int, head_width: int, name: str | None = None
     ) -> None:
@@ -37,10 +39,11 @@ class SSRU(nn.Module):
         """``(B, L, width)`` to ``(B, L, width)``, in ``L`` steps one after the other.
 
         Raises:
-            ArgumentError: states of another width, dtype or device.
+            ArgumentError: states of another width, dtype or device; a layout over several processes.
         """
         check_texts(states, self.forget.in_features, self.forget.weight)
         context = ForwardContext.given(context, states)
+        refuse_spread(self, context.layout)
         if not states.shape[1]:
             return states
         keep = torch.sigmoid(self.forget(states))

@@ -92,6 +92,14 @@ class Layout(Description):
         """
         return None
 
+    def reach(self, positions: Tensor) -> Tensor:
+        """``(B | 1, 1)`` int64: the last position of each row plus 1, also where a process holds only some tokens.
+
+        Args:
+            positions: ``(B | 1, L)``, those of the queries that this process holds; 0 for those that do not exist.
+        """
+        return positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(len(positions), 1)
+
     def index_offset(self, Lq: int, Lk: int) -> int | None:
         """The ``offset`` with ``key position - query position = j - i - offset`` for every query ``i`` and key ``j``
         that belong together; ``None``, the default, where no one number is known to hold."""

@@ -108,6 +108,10 @@ class Subset(Layout):
             raise wrong(
                 "index", "must be a (B, Lq) int64 tensor of queries of the larger call", got, "Use mask.nonzero()."
             )
+        if self.of is not None and self.of.spread:
+            raise wrong(
+                "of", "must be a layout of one process", f"it is {self.of!r}", "Compute the call in one process."
+            )
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         check_tensor("index", self.index)

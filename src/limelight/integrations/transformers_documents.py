@@ -1,0 +1,74 @@
+"""Packed documents of a call without a mask, read from its ``position_ids``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..backends.contract import BackendError
+from ..forms.layouts import Layout, Packed, Portion
+from ..tensors.shapes import describe
+from ..tensors.tracing import readable
+
+
+def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layout | None:
+    """The documents of positions that begin again, as `Packed` or, where rows differ, as `Portion`; ``None`` for one.
+
+    A document begins where a position is not larger than the one before it. Padding whose positions repeat is thereby
+    apart from the text, as a mask would have it.
+
+    Args:
+        position_ids: ``(B | 1, Lq)``, given beside no mask; others have another meaning and are not read, nor is what
+            a graph records.
+        B: batch rows.
+        Lq: queries.
+        Lk: keys.
+
+    Raises:
+        BackendError: positions begin again, and they are not those of the keys.
+    """
+    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or not readable(position_ids):
+        return None
+    found = _read.get(position_ids)
+    if found is None or found[1] != _version(position_ids):
+        found = _layout_of(position_ids), _version(position_ids)
+        if not position_ids.is_inference():  # inference tensors have no version counter
+            _read[position_ids] = found
+    layout = found[0]
+    if layout is None:
+        return None
+    if Lq != Lk or position_ids.shape[1] != Lq or position_ids.shape[0] not in (1, B):
+        raise BackendError(
+            f"The position_ids, {describe(position_ids)}, begin again, so they hold several documents, but there are "
+            f"{B} rows of {Lq} queries and {Lk} keys and no mask, so it is not known which keys belong to which "
+            "document. Give an attention_mask."
+        )
+    return layout
+
+
+_read = WeakIdKeyDictionary()  # (layout, version of the positions) by the positions: all layers get the same tensor
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _layout_of(positions: Tensor) -> Layout | None:
+    """`documents_of`, by the positions alone."""
+    begins = positions.diff(dim=1) <= 0
+    if not bool(begins.any()):
+        return None
+    rows = [torch.nonzero(row)[:, 0].add(1).tolist() for row in begins.cpu()]
+    edges = [[0, *row, positions.shape[1]] for row in rows]
+    if all(row == edges[0] for row in edges):
+        return Packed(tuple(last - first for first, last in zip(edges[0], edges[0][1:], strict=False)))
+    count = max(map(len, edges)) - 1
+    table = [
+        (row, first, last, first, last, -first, -first, row * count + number)
+        for row, found in enumerate(edges)
+        for number, (first, last) in enumerate(pairwise(found))
+    ]
+    return Portion(torch.tensor(table), count)
