@@ -33,6 +33,7 @@ FLOORS = (
     ("generation",),
     ("pretrained",),
     ("checkpoints",),
+    ("distributed",),
     ("training", "compat", "benchmark"),
     ("integrations",),
     ("microscope",),
