@@ -66,7 +66,7 @@ def test_two_shards_have_the_bits_of_one_process():
         # what the layers of a decoder add to the gradient of an encoder's states, autograd adds in another order
         assert gradient < 1e-6 if name == "t5" else bits, (name, gradient)
         assert norm < 1e-6, name
-        assert moved < 1e-6, name
+        assert moved < 1e-5, name  # a thousandth of the step; AdamW divides small gradients by themselves
 
 
 def on_four_ranks():
