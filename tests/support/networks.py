@@ -39,6 +39,7 @@ MODELS = {
     "qwen3": lambda: new("qwen3", **GROUPED, head_dim=8),
     "gemma2": lambda: new("gemma2", **GROUPED, head_dim=8, query_pre_attn_scalar=8),
     "mixtral": lambda: new("mixtral", **GROUPED, num_local_experts=4),
+    "experts": lambda: new("mixtral", **GROUPED, num_local_experts=24),
     "bart": lambda: new("bart", **BART),
     "alibi": lambda: decoder(scores=recipe(LinearBias)),
     "sinks": lambda: decoder(attention={"sink": True}),

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..nn import Block, DecoderBlock
+from ..nn import Block, DecoderBlock, MixtureOfExperts
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
@@ -21,7 +21,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
     A layer is gathered when it is computed, forward and backward, and freed after it; its gradients are averaged over
     the ranks, and each rank keeps the part of its parameters (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054; Zhao et
     al. 2023, FSDP, arXiv:2304.11277). Embedding, last norm and head belong to the network as a whole. Layers
-    that share parameters (ALBERT) are one group.
+    that share parameters (ALBERT) are one group. In a mixture of experts an expert that no token of a rank has chosen
+    runs with no tokens, since ranks exchange the gradients of all parameters: its gradient is 0 instead of ``None``.
 
     Call it after ``parallelize_module`` and before the optimizer is made: parameters are replaced. A loss that reads
     parameters of the network, as `limelight.training.Objective` does, is sharded in its place.
@@ -34,6 +35,9 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
         The same module, whose parameters are ``DTensor``.
     """
     layers = [part for part in network.modules() if isinstance(part, (Block, DecoderBlock))]
+    for part in network.modules():
+        if isinstance(part, MixtureOfExperts):
+            part.runs_all = True
     for group in _groups(layers):
         fully_shard(group[0] if len(group) == 1 else group, mesh=mesh)
     fully_shard(network, mesh=mesh)
