@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -92,6 +95,7 @@ def on_four_ranks(folder):
     """A run of four processes, one of them interrupted and resumed, and the same on shards and replicas alone."""
     config = folder / "llama" / "tiny.toml"
     run(config, folder / "whole", "run.shard=2", "run.tensor=2")
+    run(config, folder / "killed", "run.shard=2", "run.tensor=2", resume=True)
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", "run.steps=4", "run.evaluate_every=2")
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", resume=True)
     with pytest.raises(ArgumentError, match=r"`run.shard = 3` must divide the number of processes, but 3 does not"):
@@ -110,6 +114,45 @@ def on_two_ranks(folder):
         run(config, folder / "other", "run.tensor=2", "run.accumulation_steps=1", resume=True)
 
 
+#: The command line, in which one rank fails when it reads a batch of its fourth step.
+FAILING = """
+import os, signal
+import torch
+from limelight.cli import main
+from limelight.training.data import Texts
+
+read, (rank, how) = Texts.batch, os.environ["FAILS"].split()
+
+def batch(self, number):
+    if os.environ["RANK"] == rank and number >= 6:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise torch.OutOfMemoryError("1 GiB could not be allocated.")
+    return read(self, number)
+
+Texts.batch = batch
+main()
+"""
+
+
+def failing_run(folder, processes, rank, how, *over):
+    """Start a run by torchrun, of which a rank fails in its fourth step: its messages and how long it took to end."""
+    script = folder / "failing.py"
+    script.write_text(FAILING)
+    config = str(folder / "llama" / "tiny.toml")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        + [str(script), "train", config, "--output", str(folder / how)]
+        + [part for one in over for part in ("--set", one)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "FAILS": f"{rank} {how}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    return [line for line in done.stderr.splitlines() if line.startswith("error: ")], done.stderr
+
+
 def copy_at(folder, source, target, step):
     """A run as it was after a step."""
     shutil.copytree(folder / source, folder / target)
@@ -123,7 +166,11 @@ def test_divided_runs(config):
     folder = config
     one = folder / "llama" / "tiny.toml"
     run(one, folder / "one", "run.accumulation_steps=2")
+    reported, stderr = failing_run(folder, 4, 2, "killed", "run.shard=2", "run.tensor=2")
+    assert len(reported) == 1, stderr
+    assert "rank 2 of 4 ended without a message" in reported[0]
     run_processes(on_four_ranks, 4, folder)
+    assert losses(folder / "killed") == losses(folder / "whole")
     assert losses(folder / "stopped") == losses(folder / "whole")
     assert len([*(folder / "whole" / "checkpoints").iterdir()]) == 3
     copy_at(folder, "whole", "fewer", 4)
@@ -140,6 +187,13 @@ def test_divided_runs(config):
         published = limelight.load(folder / name).network.state_dict()
         for key, values in limelight.load(other).network.state_dict().items():
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rank_without_memory_is_reported(config):
+    reported, stderr = failing_run(config, 2, 1, "memory")
+    assert len(reported) == 1, stderr
+    assert "rank 1 of 2 failed with OutOfMemoryError: 1 GiB could not be allocated. Lower run.batch_t" in reported[0]
+    assert not any(line.startswith("Traceback") and "train" in line for line in stderr.splitlines())
 
 
 def test_sizes_need_processes(config, tmp_path):

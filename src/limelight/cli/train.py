@@ -53,13 +53,16 @@ def train(
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
     import shlex
+    import traceback
 
     import torch.distributed as dist
 
     from ..tensors.shapes import wrong
+    from ..text import printable
     from ..training import read_settings
 
     try:
+        from ..distributed.failures import RankError
         from ..training.loop import train as run
     except ModuleNotFoundError as error:
         way_out = 'In the folder of Limelight: pip install -c constraints.txt ".[train]"'
@@ -68,7 +71,14 @@ def train(
         raise wrong("CONFIG", "must be a TOML file", f"{config} does not exist", "See examples/.")
     folder = output or Path("runs") / config.stem
     settings = read_settings(config, change or ())
-    done = run(settings, folder, resume=resume, log=typer.echo)
+    try:
+        done = run(settings, folder, resume=resume, log=typer.echo)
+    except RankError as error:
+        if error.reports:
+            if error.unexpected is not None:
+                traceback.print_exception(error.unexpected)
+            typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+        raise typer.Exit(1) from error
     processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.load import load
+from ..distributed.failures import failures_by_rank
 from ..formats.interruption import stop_requested
 from ..formats.safetensors_files import SINGLE
 from ..pretrained import Pretrained
@@ -86,16 +87,18 @@ def train(
     Raises:
         ArgumentError: settings, data and model do not fit; ``output`` holds another run, or none to resume, or is being
             written by another run; processes do not find each other.
+        RankError: one of several processes failed or was killed; raised in all of them.
     """
     ranks = connect(settings.run)
-    check_output(output, resume)
-    make_config(
-        settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
-    )  # fails before any data is read
-    if settings.run.bleu_samples:
-        check_bleu()
-    with locked(output) if ranks.main else nullcontext():
-        return _Trainer(settings, output, ranks, log if ranks.main else lambda line: None).run()
+    with failures_by_rank():
+        check_output(output, resume)
+        make_config(
+            settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
+        )  # fails before any data is read
+        if settings.run.bleu_samples:
+            check_bleu()
+        with locked(output) if ranks.main else nullcontext():
+            return _Trainer(settings, output, ranks, log if ranks.main else lambda line: None).run()
 
 
 class _Trainer:
