@@ -7,6 +7,7 @@ it ended, and one of them reports the cause; a rank that writes nothing was kill
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -99,8 +100,9 @@ def failures_by_rank() -> Iterator[None]:
         yield
         return
     over = threading.Event()
-    threading.Thread(target=_connect().watch, args=(over,), daemon=True).start()
-    board = _connect()
+    number = next(_guards)
+    board, watched = _connect(number), _connect(number)
+    threading.Thread(target=watched.watch, args=(over,), daemon=True).start()
     try:
         yield
     except Exception as error:
@@ -159,10 +161,13 @@ def _is_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "memory" in str(error).lower()
 
 
-def _connect() -> _Board:
-    """Connect to the store; each start of the processes by torchrun has its own part of it."""
+_guards = itertools.count()  # all ranks guard the same steps in the same order
+
+
+def _connect(number: int) -> _Board:
+    """Connect to the store; each guarded step of each start of the processes by torchrun has its own part of it."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     host, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ["MASTER_PORT"])
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return _Board(PrefixStore(f"limelight/{start}", store), rank, ranks)
+    return _Board(PrefixStore(f"limelight/{start}/{number}", store), rank, ranks)

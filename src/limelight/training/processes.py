@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor.parallel import parallelize_module
 
 from ..distributed import make_mesh, shard, tensor_plan
+from ..distributed.failures import failures_by_rank
 from ..distributed.saving import whole_state
 from ..distributed.sharded import clip_gradients
 from ..models.families import FAMILIES
@@ -233,4 +234,5 @@ def _mesh_ranks(device: torch.device | None, run: RunSettings) -> MeshRanks:
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     if not dist.is_initialized():
         dist.init_process_group(timeout=timedelta(seconds=run.timeout))
-    return MeshRanks(device, run)
+    with failures_by_rank():
+        return MeshRanks(device, run)
