@@ -48,18 +48,21 @@ def train(
 
     A run that is killed at any moment and started again with --resume has the losses of one that was not. Ctrl-C saves
     a checkpoint first. Several processes, each with its own GPU or all on CPUs: torchrun --nproc_per_node 2 -m
-    limelight train CONFIG.
+    limelight train CONFIG; run.shard and run.tensor divide the model among them.
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """
     import shlex
+    import traceback
+
+    import torch.distributed as dist
 
     from ..tensors.shapes import wrong
+    from ..text import printable
     from ..training import read_settings
 
     try:
-        from accelerate import PartialState
-
+        from ..distributed.failures import RankError
         from ..training.loop import train as run
     except ModuleNotFoundError as error:
         way_out = 'In the folder of Limelight: pip install -c constraints.txt ".[train]"'
@@ -68,18 +71,25 @@ def train(
         raise wrong("CONFIG", "must be a TOML file", f"{config} does not exist", "See examples/.")
     folder = output or Path("runs") / config.stem
     settings = read_settings(config, change or ())
-    done = run(settings, folder, resume=resume, log=typer.echo)
-    processes = PartialState()
-    main = processes.is_main_process
-    processes.destroy_process_group()
-    if not main:
+    try:
+        done = run(settings, folder, resume=resume, log=typer.echo)
+    except RankError as error:
+        if error.reports:
+            if error.unexpected is not None:
+                traceback.print_exception(error.unexpected)
+            typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+        raise typer.Exit(1) from error
+    processes, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if rank:
         raise typer.Exit(130 if done.stopped == "interrupted" else 0)
     if done.evaluation is not None:
         bits = "" if done.bits_per_character is None else f", {done.bits_per_character:.4f} bits per character"
         typer.echo(f"Best after step {done.best_step}: {done.evaluation:.4f} nats per token{bits}.")
     if done.stopped == "interrupted":
-        several = ["torchrun", "--nproc_per_node", str(processes.num_processes), "-m"]
-        command = several if processes.num_processes > 1 else []
+        several = ["torchrun", "--nproc_per_node", str(processes), "-m"]
+        command = several if processes > 1 else []
         command += ["limelight", "train", str(config), *(part for one in change or () for part in ("--set", one))]
         again = shlex.join([*command, "--output", str(folder), "--resume"])
         typer.echo(f"Interrupted after step {done.steps}; saved. Resume with: {again}")

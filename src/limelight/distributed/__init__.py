@@ -1,14 +1,21 @@
-"""Attention over several processes, on `torch.distributed`.
+"""Texts and models over several processes, on `torch.distributed`.
 
 `ContextParallel` is a layout whose tokens lie on the ranks of a process group: ``attention(q, k, v, layout=...)``, a
 layer or a whole model computes with it what one process computes, for every pattern and setting.
+
+`tensor_plan` divides the heads, features and vocabulary of a network (tensor parallelism), `shard` its parameters,
+gradients and optimizer state (FSDP2), `make_mesh` the processes: PyTorch's own `DeviceMesh`, DTensor, FSDP2 and
+``torch.distributed.checkpoint``.
 """
 
 from .context import ContextParallel
 from .dealing import deal, imbalance, pairs_of_tokens
+from .mesh import make_mesh
 from .patterns import patterns_of
 from .plan import Plan, make_plan
 from .report import ContextReport, keys_moved
+from .sharded import shard
+from .tensor import tensor_plan
 
 __all__ = [
     "ContextParallel",
@@ -17,7 +24,10 @@ __all__ = [
     "deal",
     "imbalance",
     "keys_moved",
+    "make_mesh",
     "make_plan",
     "pairs_of_tokens",
     "patterns_of",
+    "shard",
+    "tensor_plan",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.scores import ALiBi, RelativeBias, T5Buckets
+from ..tensors.distributed import local_part
 from .checks import checked
 
 
@@ -31,7 +32,7 @@ class DistanceBias(nn.Module):
 
     def forward(self, heads: Tensor | None = None) -> RelativeBias:
         """The score rule, whose table ``(Hq, buckets)`` is a view of the parameter, so gradients reach it."""
-        return RelativeBias(self.weight.T, self.buckets)
+        return RelativeBias(local_part(self.weight).T, self.buckets)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.buckets}"

@@ -35,6 +35,9 @@ class MixtureOfExperts(nn.Module):
         name: of this layer in `limelight.nn.routings`.
     """
 
+    #: Whether experts without tokens run too, so that each process of several has a gradient of every expert.
+    runs_all = False
+
     def __init__(
         self,
         width: int,
@@ -71,7 +74,8 @@ class MixtureOfExperts(nn.Module):
         counts = torch.bincount(chosen + 1, minlength=len(self.experts) + 1).tolist()
         tokens = torch.split(flat[order // k], counts)
         results = [torch.zeros_like(tokens[0])]
-        results += [expert(mine) for expert, mine in zip(self.experts, tokens[1:], strict=True) if len(mine)]
+        chosen_by = zip(self.experts, tokens[1:], strict=True)
+        results += [expert(mine) for expert, mine in chosen_by if len(mine) or self.runs_all]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         each = torch.cat(results)[back].view(len(flat), k, flat.shape[-1])
         mixed = (each * routing.weights.reshape(-1, k, 1).to(each.dtype)).sum(-2).view_as(states)

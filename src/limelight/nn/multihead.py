@@ -11,6 +11,7 @@ from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import Comparison, ScoreRule
 from ..operator.attention import attention
+from ..tensors.distributed import local_part
 from ..tensors.shapes import describe, wrong
 from .checks import checked
 from .context import ForwardContext
@@ -141,7 +142,7 @@ class MultiHead(nn.Module):
             pattern=self.pattern,
             scores=self.score_rules(query, context),
             compare=self.comparison(query),
-            sink=self.sink,
+            sink=None if self.sink is None else local_part(self.sink),
             scale=self.scale,
             dropout=self.dropout if self.training else 0.0,
             name=self.name,

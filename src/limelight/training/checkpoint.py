@@ -8,6 +8,9 @@
       checkpoints/step-00000500/                        a model too, with
         optimizer.safetensors  training.json            the state to resume from
         SHA256SUMS                                      of each of these files, as `sha256sum --check` reads it
+    checkpoints/step-00000500/                          of a model that is divided among processes:
+        shard-00001-model-00001-of-00001.safetensors    what a process holds of weights and optimizer state
+        training.json  SHA256SUMS
 
 A folder or file is written under a temporary name in the same folder, flushed to the disk, and renamed.
 """
@@ -23,12 +26,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..distributed.saving import write_parts
 from ..formats.errors import CheckpointError, damaged
 from ..formats.safetensors_files import SINGLE
 from ..models.saving import in_one_step, to_disk, write_model
@@ -36,6 +40,17 @@ from ..pretrained import Pretrained
 from ..tensors.shapes import ArgumentError
 
 OPTIMIZER, TRAINING, CHECKPOINTS, SUMS = "optimizer.safetensors", "training.json", "checkpoints", "SHA256SUMS"
+
+
+class Waiting(Protocol):
+    """The processes of a run, as far as files are concerned (`limelight.training.processes.Ranks`)."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes what one process writes."""
+
+    def wait(self) -> None:
+        """Wait for all processes."""
 
 
 @dataclass
@@ -70,16 +85,64 @@ def write_checkpoint(
     Returns:
         The folder of the checkpoint.
     """
-    folder = output / CHECKPOINTS / f"step-{progress.step:08}"
+    folder = folder_of(output, progress.step)
     if folder.exists():
         return folder
     with _written(folder), in_one_step(folder) as staging:
         write_model(model, staging)
         save_file({name: values.contiguous() for name, values in optimizer.items()}, staging / OPTIMIZER)
-        values = {**metadata, "progress": asdict(progress)}
-        (staging / TRAINING).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-        (staging / SUMS).write_text("".join(_sums(staging)), "utf-8")
+        _describe(staging, progress, metadata)
     return folder
+
+
+def folder_of(output: Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
+    return output / CHECKPOINTS / f"step-{step:08}"
+
+
+def write_divided(
+    output: Path, state: Mapping[str, Tensor], progress: Progress, metadata: Mapping[str, Any], ranks: Waiting
+) -> None:
+    """Write the checkpoint of a step of a divided model, unless it exists; all processes call it.
+
+    Args:
+        output: the folder of the run.
+        state: weights and optimizer state (`divided_state`).
+        progress: the progress of the run.
+        metadata: further JSON values: the settings, the fingerprint of the data.
+        ranks: the processes.
+    """
+    folder = folder_of(output, progress.step)
+    staging = folder.with_name(f".{folder.name}.part")
+    ranks.wait()  # all see whether it exists before it appears
+    if folder.exists():
+        return
+    with _written(folder):
+        if ranks.main:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        ranks.wait()
+        write_parts(staging, state)
+        ranks.wait()
+        if ranks.main:
+            _describe(staging, progress, metadata)
+            for path in staging.iterdir():
+                to_disk(path)
+            to_disk(staging)
+            os.replace(staging, folder)
+            to_disk(folder.parent)
+
+
+def is_divided(folder: Path) -> bool:
+    """Whether a checkpoint holds the parts of a divided model."""
+    return not (folder / OPTIMIZER).exists()
+
+
+def _describe(folder: Path, progress: Progress, metadata: Mapping[str, Any]) -> None:
+    """Write the progress, the metadata and the checksums of a checkpoint."""
+    values = {**metadata, "progress": asdict(progress)}
+    (folder / TRAINING).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    (folder / SUMS).write_text("".join(_sums(folder)), "utf-8")
 
 
 def newest(output: Path) -> Path | None:
@@ -88,7 +151,7 @@ def newest(output: Path) -> Path | None:
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
-    """Read the optimizer's state, the progress and the metadata of a checkpoint.
+    """Read the optimizer's state, the progress and the metadata of a checkpoint; no state of a divided model.
 
     Raises:
         CheckpointError: a file is damaged; the message names an older checkpoint where there is one.
@@ -110,6 +173,8 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress, dict[st
             raise ValueError(f"it says {progress}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(folder / TRAINING, str(error)) from error
+    if is_divided(folder):
+        return {}, progress, metadata
     try:
         return load_file(folder / OPTIMIZER), progress, metadata
     except SafetensorError as error:
@@ -127,7 +192,7 @@ def _check_sums(folder: Path) -> None:
         if line not in written:
             name = Path(line[64:].strip()).name
             raise damaged(folder / name, f"its checksum is not that of {SUMS}")
-    for name in (OPTIMIZER, TRAINING):
+    for name in (TRAINING,) if any(" shard-" in line for line in kept) else (OPTIMIZER, TRAINING):
         if not any(line.endswith(f" {name}\n") for line in kept):
             raise damaged(folder / SUMS, f"it does not name {name}")
 

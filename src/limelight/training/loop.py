@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoints.load import load
+from ..distributed.failures import failures_by_rank
 from ..formats.interruption import stop_requested
 from ..formats.safetensors_files import SINGLE
 from ..pretrained import Pretrained
@@ -26,19 +26,16 @@ from .checkpoint import Progress
 from .data import Corpus
 from .folder import LOSSES, check_output, locked
 from .objective import Objective
-from .optimizer import adamw, restore, state_of
+from .optimizer import adamw, state_of
 from .preparation import PreparedData, make_config, make_data, make_network
-from .processes import make_accelerator
+from .processes import Ranks, connect
+from .resuming import check_same_run, restore_from, weights_of
 from .schedule import learning_rate
-from .settings import Settings, differences
+from .settings import Settings
 from .tokenizing import special_token_ids
 from .translation import bleu, check_bleu, translate
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
-# Settings that may change when a run is resumed: its length and what is kept, not what it computes.
-CHANGEABLE = tuple(
-    f"run.{key}" for key in ("steps", "evaluate_every", "save_every", "keep_checkpoints", "patience", "bleu_samples")
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def train(
     resumed has the losses of one that was not, bit for bit, on the same machine with as many threads and processes.
     Several processes (started by ``torchrun``; each with its own accelerator, or all on CPUs) take different batches
     and average gradients over the tokens of all: ``n`` processes make the steps of one process with ``n`` gradient
-    accumulation steps, up to rounding.
+    accumulation steps, up to rounding. ``run.shard`` and ``run.tensor`` divide the model among them; such a run may be
+    resumed with another number of processes if a step takes as many batches, with the same losses up to rounding.
 
     Args:
         settings: see `limelight.training.settings`.
@@ -89,25 +87,25 @@ def train(
     Raises:
         ArgumentError: settings, data and model do not fit; ``output`` holds another run, or none to resume, or is being
             written by another run; processes do not find each other.
+        RankError: one of several processes failed or was killed; raised in all of them.
     """
-    accelerator = make_accelerator()
-    main = accelerator.is_main_process
-    check_output(output, resume)
-    make_config(
-        settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
-    )  # fails before any data is read
-    if settings.run.bleu_samples:
-        check_bleu()
-    with locked(output) if main else nullcontext():
-        return _Trainer(settings, output, accelerator, log if main else lambda line: None).run()
+    ranks = connect(settings.run)
+    with failures_by_rank():
+        check_output(output, resume)
+        make_config(
+            settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
+        )  # fails before any data is read
+        if settings.run.bleu_samples:
+            check_bleu()
+        with locked(output) if ranks.main else nullcontext():
+            return _Trainer(settings, output, ranks, log if ranks.main else lambda line: None).run()
 
 
 class _Trainer:
     """A run: model, optimizer, data and progress."""
 
-    def __init__(self, settings: Settings, output: Path, accelerator: Accelerator, log: Callable[[str], None]) -> None:
-        self.settings, self.output, self.accelerator, self.log = settings, output, accelerator, log
-        self.main = accelerator.is_main_process
+    def __init__(self, settings: Settings, output: Path, ranks: Ranks, log: Callable[[str], None]) -> None:
+        self.settings, self.output, self.ranks, self.log = settings, output, ranks, log
         last = checkpoint.newest(output)
         if last is None and (output / LOSSES).is_file():
             self.log(f"{output} has no checkpoint yet: starting again.")
@@ -118,7 +116,7 @@ class _Trainer:
             "settings": settings.as_json(),
             "train": data.train.fingerprint,
             "evaluation": None if data.evaluation is None else data.evaluation.fingerprint,
-            "processes": self.accelerator.num_processes,
+            "processes": ranks.replicas,
         }
         torch.manual_seed(settings.run.seed)
         config = make_config(settings, data.tokenizer.size, data.special_token_ids)
@@ -128,13 +126,16 @@ class _Trainer:
         state: dict[str, Tensor] = {}
         if last is not None:
             state, self.progress, metadata = checkpoint.read_checkpoint(last)
-            self._compare(metadata, last)
-            network.load_state_dict(load(last).network.state_dict())
+            check_same_run(metadata, self.metadata, last, divided=ranks.divided)
+            if not checkpoint.is_divided(last):
+                network.load_state_dict(load(last).network.state_dict())
             self.log(f"Resuming from {last}.")
-        network.to(self.accelerator.device)
+        network.to(ranks.device)
         self.objective = Objective(network, settings.learning.label_smoothing, AUTOCAST[settings.run.precision])
+        summary = _summary(self.model, data, settings, ranks)
+        ranks.divide(self.objective)
         learning = settings.learning
-        optimizer = adamw(
+        self.optimizer = adamw(
             network,
             rate=learning.rate,
             weight_decay=learning.weight_decay,
@@ -142,39 +143,25 @@ class _Trainer:
             epsilon=learning.epsilon,
         )
         if last is not None:
-            restore(optimizer, network, state)
-        self.optimizer = optimizer
-        self.wrapped, self.wrapped_optimizer = self.accelerator.prepare(self.objective, optimizer)
-        self.log(_summary(self.model, data, settings, self.accelerator))
+            restore_from(last, self.optimizer, network, state, divided=ranks.divided)
+        self.wrapped, self.wrapped_optimizer = ranks.prepare(self.objective, self.optimizer)
+        self.log(summary)
 
     def _prepare(self, last: Path | None) -> PreparedData:
         """Prepare the data; one process trains the tokenizer, the others read its file."""
         kept = self.output / "tokenizer.json"
-        if self.main:
+        if self.ranks.main:
             checkpoint.prune(self.output, self.settings.run.keep_checkpoints)
             if last is None:
                 data = make_data(self.settings)
                 with checkpoint.replacing(kept) as part:
                     data.tokenizer.backend.save(str(part))
-        self.accelerator.wait_for_everyone()
-        return data if self.main and last is None else make_data(self.settings, kept)
-
-    def _compare(self, metadata: dict[str, Any], last: Path) -> None:
-        """Check that a checkpoint belongs to this run."""
-        found = [key for key in differences(metadata, self.metadata) if key.removeprefix("settings.") not in CHANGEABLE]
-        if found:
-            names = ", ".join(key.removeprefix("settings.") for key in found)
-            way_out = f"Name another --output, or correct them; {', '.join(CHANGEABLE)} may change."
-            raise wrong(
-                "--resume",
-                "must keep the settings and data of the run",
-                f"{last} was written with other {names}",
-                way_out,
-            )
+        self.ranks.wait()
+        return data if self.ranks.main and last is None else make_data(self.settings, kept)
 
     def run(self) -> Trained:
         """Run the remaining steps."""
-        losses = curve.LossLog(self.output / LOSSES, self.progress.step) if self.main else None
+        losses = curve.LossLog(self.output / LOSSES, self.progress.step) if self.ranks.main else None
         try:
             return self._steps(losses)
         finally:
@@ -185,7 +172,11 @@ class _Trainer:
         steps, progress = self.settings.run.steps, self.progress
         loss, stopped = math.nan, "finished"
         bar = tqdm(
-            total=steps, initial=progress.step, disable=None if self.main else True, unit="step", dynamic_ncols=True
+            total=steps,
+            initial=progress.step,
+            disable=None if self.ranks.main else True,
+            unit="step",
+            dynamic_ncols=True,
         )
         with bar, stop_requested() as requested:
             speed = None
@@ -205,7 +196,7 @@ class _Trainer:
                 patience = self.settings.run.patience
                 if patience and progress.evaluations_since_best >= patience:
                     stopped = "patience"
-                if self._any(requested.is_set()):
+                if self.ranks.any(requested.is_set()):
                     stopped = "interrupted"
                 due = progress.step % self.settings.run.save_every == 0 or progress.step == steps
                 if due or stopped != "finished":
@@ -221,16 +212,12 @@ class _Trainer:
             stopped,
         )
 
-    def _any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process: a signal may reach some of them a step later than others."""
-        return bool(self.accelerator.reduce(torch.tensor(flag, device=self.accelerator.device).int(), "sum"))
-
     def _step(self, step: int) -> tuple[float, float, int, float]:
         """Make one optimizer step; return its loss, gradient norm, tokens and learning rate."""
-        settings, train, processes = self.settings, self.data.train, self.accelerator.num_processes
+        settings, train, ranks = self.settings, self.data.train, self.ranks
         parts = settings.run.accumulation_steps
-        first = (step - 1) * parts * processes
-        total = sum(train.targets_of(first + number) for number in range(parts * processes))
+        first = (step - 1) * parts * ranks.replicas
+        total = sum(train.targets_of(first + number) for number in range(parts * ranks.replicas))
         learning = settings.learning
         now = learning_rate(
             step,
@@ -243,21 +230,21 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = now
         self.wrapped.train()
-        summed = torch.zeros((), dtype=torch.float32, device=self.accelerator.device)
+        summed = torch.zeros((), dtype=torch.float32, device=ranks.device)
         for part in range(parts):
-            number = first + part * processes + self.accelerator.process_index
-            batch = train.batch(number).to(self.accelerator.device)
+            number = first + part * ranks.replicas + ranks.replica
+            batch = train.batch(number).to(ranks.device)
             torch.manual_seed(_seed(settings.run.seed, number))  # of dropout
             last = part == parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with nullcontext() if last else ranks.accumulating(self.wrapped):
                 loss = self.wrapped(batch)
-                # DDP averages gradients over processes; the mean over all tokens is wanted
-                self.accelerator.backward(loss * (processes / total))
+                # gradients are averaged over data-parallel ranks; the mean over all tokens is wanted
+                ranks.backward(loss * (ranks.replicas / total))
             summed += loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), learning.clip or math.inf)
+        norm = ranks.clip(self.objective, learning.clip or math.inf)
         self.wrapped_optimizer.step()
         self.wrapped_optimizer.zero_grad()
-        mean = float(self.accelerator.reduce(summed, "sum")) / total
+        mean = float(ranks.sum(summed)) / total
         if not math.isfinite(mean):
             raise wrong(
                 "learning.rate",
@@ -265,19 +252,18 @@ class _Trainer:
                 f"after {step - 1} steps it is {mean}",
                 "Lower learning.rate, raise learning.warmup, or lower learning.clip; the last checkpoint is untouched.",
             )
-        return mean, float(norm), total, now
+        return mean, norm, total, now
 
     def _evaluate(self, bar: Any) -> float | None:
         """Return the loss on the held-out data, and save the model if it is the best so far."""
         progress, evaluation = self.progress, self.data.evaluation
         if evaluation is None:
             return None
-        loss = evaluate(self.objective, evaluation, self.accelerator)
+        loss = evaluate(self.objective, evaluation, self.ranks)
         better = progress.best is None or loss < progress.best
         if better:
             progress.best, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
-            if self.main:
-                checkpoint.write_best(self.output, self.model)
+            self._publish()
         else:
             progress.evaluations_since_best += 1
         bits = self._bits(loss)
@@ -298,10 +284,10 @@ class _Trainer:
         held_out = self.data.held_out
         step = max(1, len(held_out) // run.bleu_samples) if run.bleu_samples else 1
         pairs = held_out[::step][: run.bleu_samples]
-        if not pairs or not self.main:
+        if not pairs or not self.ranks.main:
             return None
         sources, targets = zip(*pairs, strict=True)
-        best = load(self.output).to(self.accelerator.device)
+        best = load(self.output).to(self.ranks.device)
         limit = 2 * run.max_length
         translations = translate(best, sources, max_tokens=min(limit, best.config.limit or limit))
         for source, target, ours in list(zip(sources, targets, translations, strict=True))[:3]:
@@ -310,29 +296,44 @@ class _Trainer:
         self.log(f"\nBLEU {found:.2f} on {len(pairs)} translations, greedy.")
         return found
 
+    def _publish(self) -> None:
+        """Write the best model."""
+        whole = self.ranks.whole(self.model)
+        if whole is not None:
+            checkpoint.write_best(self.output, whole)
+
     def _save(self, losses: curve.LossLog | None) -> None:
         """Write a checkpoint, and the best model too where nothing is evaluated."""
         if losses is not None:
             losses.to_disk()
-            if self.data.evaluation is None:
-                checkpoint.write_best(self.output, self.model)
-            state = state_of(self.optimizer, self.model.network)
+        if self.data.evaluation is None:
+            self._publish()
+        state = state_of(self.optimizer, self.model.network)
+        if self.ranks.divided:
+            state |= weights_of(self.model.network)
+            checkpoint.write_divided(self.output, state, self.progress, self.metadata, self.ranks)
+        elif self.ranks.main:
             checkpoint.write_checkpoint(self.output, self.model, state, self.progress, self.metadata)
+        if losses is not None:
             checkpoint.prune(self.output, self.settings.run.keep_checkpoints)
             with checkpoint.replacing(self.output / "curve.svg") as part:
                 part.write_text(curve.plot(losses.rows, str(self.output)), "utf-8")
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
 
 @torch.no_grad()
-def evaluate(objective: Objective, corpus: Corpus, accelerator: Accelerator) -> float:
+def evaluate(objective: Objective, corpus: Corpus, ranks: Ranks) -> float:
     """Return the mean loss over a corpus, in nats per token, without label smoothing; each process takes its share."""
     objective.eval()
     batches = corpus.in_order()
-    summed = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-    for batch in batches[accelerator.process_index :: accelerator.num_processes]:
-        summed += objective(batch.to(accelerator.device))
-    return float(accelerator.reduce(summed, "sum")) / corpus.targets_in_order
+    summed = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for first in range(0, len(batches), ranks.replicas):
+        number = first + ranks.replica
+        if number < len(batches):
+            summed += objective(batches[number].to(ranks.device))
+        elif ranks.divided:  # a rank without a batch takes part in gathering parameters
+            objective(batches[0].to(ranks.device))
+    return float(ranks.sum(summed)) / corpus.targets_in_order
 
 
 def _seed(seed: int, number: int) -> int:
@@ -340,9 +341,9 @@ def _seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _summary(model: Pretrained, data: PreparedData, settings: Settings, accelerator: Accelerator) -> str:
+def _summary(model: Pretrained, data: PreparedData, settings: Settings, ranks: Ranks) -> str:
     count = sum(parameter.numel() for parameter in model.network.parameters())
-    parts = settings.run.accumulation_steps * accelerator.num_processes
+    parts = settings.run.accumulation_steps * ranks.replicas
     held = "nothing is evaluated" if data.evaluation is None else f"{data.characters:,} characters are evaluated"
     return (
         f"{model.config.family}, {count:,} parameters, {data.tokenizer.size:,} tokens in the vocabulary; "

@@ -14,14 +14,16 @@ arXiv:2411.09009, recompute the logits instead. Label smoothing: Szegedy et al. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import fused
+from ..tensors.distributed import local_part
 from ..tensors.shapes import describe, wrong
+from .vocabulary import Rows, rows_of
 
 IGNORED = -100  # the ignore_index of torch.nn.functional.cross_entropy
 CHUNK_BYTES = 3 * 2**25  # of logits in memory at a time
@@ -52,7 +54,8 @@ def vocabulary_loss(
 
     Args:
         states: ``(..., width)``, the last hidden states of a model.
-        table: ``(V, width)``, the output embedding.
+        table: ``(V, width)``, the output embedding; or a ``DTensor`` of it, of which each rank has some rows (tensor
+            parallelism): every rank then returns the same loss and the same gradient of the states.
         targets: ``(...)`` int64 token ids; -100 is ignored, and the state there may be anything, even NaN.
         bias: ``(V,)``, added to the logits.
         scale: factor of the logits before the bias.
@@ -72,13 +75,26 @@ def vocabulary_loss(
     if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < len(table)):
         got = f"they run from {int(targets.min())} to {int(targets.max())}"
         raise wrong("targets", f"must lie between 0 and {len(table) - 1}, or be {IGNORED}", got, "Check the tokenizer.")
+    vocabulary, rows, table = len(table), rows_of(table), local_part(table)
+    bias = None if bias is None else local_part(bias)
     if torch.is_autocast_enabled(states.device.type) and states.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(states.device.type)
         states, table = states.to(dtype), table.to(dtype)
     if chunk is None:
         chunk = max(1, CHUNK_BYTES // (4 * len(table)))
+    settings = _Settings(scale, cap, label_smoothing, vocabulary, rows)
     with torch.autocast(states.device.type, enabled=False):
-        return _Chunked.apply(states, table, bias, targets, scale, cap, label_smoothing, chunk)  # type: ignore[no-any-return,no-untyped-call]
+        return _Chunked.apply(states, table, bias, targets, settings, chunk)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Settings(NamedTuple):
+    """What the loss depends on beside tensors."""
+
+    scale: float
+    cap: float | None
+    smoothing: float
+    vocabulary: int
+    rows: Rows
 
 
 @dataclass
@@ -112,41 +128,41 @@ class _Chunked(torch.autograd.Function):
         table: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        scale: float,
-        cap: float | None,
-        smoothing: float,
+        settings: _Settings,
         chunk: int,
     ) -> Tensor:
+        scale, cap, smoothing, vocabulary, rows = settings
         head, wide = _Head(table, bias, scale, cap), torch.promote_types(states.dtype, torch.float32)
         gradients = _Gradients.of(ctx.needs_input_grad, states, head, wide)
         total = torch.zeros((), dtype=wide, device=states.device)
         # Memory for one chunk, allocated once: fresh pages for every chunk take as long as a product.
-        rows = min(chunk, len(states))
-        products = states.new_empty(rows, len(table))
+        products = states.new_empty(min(chunk, len(states)), len(table))
         logits = products if products.dtype == wide else torch.empty_like(products, dtype=wide)
         logs = torch.empty_like(logits)
         for start in range(0, len(states), chunk):
             x, t = states[start : start + chunk], targets[start : start + chunk, None]
             products, logits, logs = products[: len(x)], logits[: len(x)], logs[: len(x)]
-            torch.log_softmax(head.logits(x, products, logits), 1, out=logs)
-            total -= (1 - smoothing) * logs.gather(1, t).sum()
+            rows.log_softmax(head.logits(x, products, logits), out=logs)
+            total -= (1 - smoothing) * rows.picked(logs, t)
             if smoothing:
-                total -= smoothing / len(table) * logs.sum()
+                total -= smoothing / vocabulary * logs.sum()
             if gradients is None:
                 continue
             d_logits = logs.exp_()
             if smoothing:
-                d_logits -= smoothing / len(table)
-            d_logits.scatter_add_(1, t, d_logits.new_full(t.shape, smoothing - 1))
+                d_logits -= smoothing / vocabulary
+            rows.add_at(d_logits, t, smoothing - 1)
             gradients.add(d_logits, logits, products, x, start)
+        if gradients is not None and gradients.states is not None:
+            gradients.states = rows.total(gradients.states)
         ctx.save_for_backward(*(gradients.saved() if gradients is not None else (None, None, None)))
-        return total
+        return rows.total(total)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = (None if one is None else one * gradient.to(one.dtype) for one in ctx.saved_tensors)
-        return *saved, None, None, None, None, None
+        return *saved, None, None, None
 
 
 @dataclass

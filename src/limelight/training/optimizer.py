@@ -77,6 +77,17 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[s
         }
 
 
+@torch.no_grad()
+def empty_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Give an optimizer that has made no step the state of each parameter, to be filled with what was saved."""
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
 def _fits(kept: Mapping[str, Tensor | None], parameter: Tensor) -> bool:
     step, *averages = (kept[what] for what in STATE)
     return step is not None and all(one is not None and one.shape == parameter.shape for one in averages)

@@ -1,23 +1,199 @@
-"""The devices of a run: one process, or several started by ``torchrun``, on accelerators or on CPUs."""
+"""The processes of a run: one, or several started by ``torchrun``, on accelerators or on CPUs.
+
+`Replicas` hold the whole model each; accelerate connects them. `MeshRanks` divide it (`limelight.distributed`).
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from torch import Tensor
+from torch.distributed.tensor.parallel import parallelize_module
 
+from ..distributed import make_mesh, shard, tensor_plan
+from ..distributed.failures import failures_by_rank
+from ..distributed.saving import whole_state
+from ..distributed.sharded import clip_gradients
+from ..models.families import FAMILIES
+from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
+from .objective import Objective
+from .settings import RunSettings
 
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
 
 
-def make_accelerator() -> Accelerator:
+class Ranks(ABC):
+    """The processes of a run, as one of them sees them.
+
+    Attributes:
+        device: of this process.
+        rank: its number; 0 writes files.
+        replicas: the number of data-parallel ranks, which read different batches.
+        replica: which of them this process belongs to.
+        divided: whether parameters are divided among ranks.
+    """
+
+    device: torch.device
+    rank: int
+    replicas: int
+    replica: int
+    divided: bool
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.rank == 0
+
+    @abstractmethod
+    def divide(self, objective: Objective) -> None:
+        """Divide the parameters of an objective, before its optimizer is made."""
+
+    @abstractmethod
+    def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        """Return what is called in place of the objective and of the optimizer."""
+
+    @abstractmethod
+    def accumulating(self, wrapped: Any) -> AbstractContextManager[Any]:
+        """A context in which gradients stay on their ranks, for all but the last batch of a step."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients; they are averaged over the data-parallel ranks."""
+
+    @abstractmethod
+    def clip(self, objective: Objective, maximum: float) -> float:
+        """Scale gradients so that their norm is at most ``maximum``, and return what it was."""
+
+    @abstractmethod
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a number over the data-parallel ranks."""
+
+    @abstractmethod
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in any process."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait for all processes."""
+
+    @abstractmethod
+    def whole(self, model: Pretrained) -> Pretrained | None:
+        """Return the model with all of its parameters, to be written by the main process; ``None`` on others."""
+
+
+class Replicas(Ranks):
+    """Processes that hold the whole model each, connected by accelerate."""
+
+    divided = False
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.rank = self.replica = accelerator.process_index
+        self.replicas = accelerator.num_processes
+
+    def divide(self, objective: Objective) -> None:
+        pass
+
+    def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        return self.accelerator.prepare(objective, optimizer)  # type: ignore[no-any-return]
+
+    def accumulating(self, wrapped: Any) -> AbstractContextManager[Any]:
+        return self.accelerator.no_sync(wrapped)  # type: ignore[no-any-return]
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def clip(self, objective: Objective, maximum: float) -> float:
+        return float(self.accelerator.clip_grad_norm_(objective.parameters(), maximum))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, "sum")  # type: ignore[no-any-return]
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor(flag, device=self.device).int()))
+
+    def wait(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+    def whole(self, model: Pretrained) -> Pretrained | None:
+        return model if self.main else None
+
+
+class MeshRanks(Ranks):
+    """Processes of a mesh, among which the model is divided by ``run.shard`` and ``run.tensor``.
+
+    Gradients are exchanged for each batch of a step, so that none is held whole.
+    """
+
+    divided = True
+
+    def __init__(self, device: torch.device, run: RunSettings) -> None:
+        self.device, self.rank = device, dist.get_rank()
+        self.mesh = make_mesh(device.type, shard=run.shard, tensor=run.tensor)
+        data, shards = self.mesh["data"], self.mesh["shard"]
+        self.replicas = data.size() * shards.size()
+        self.replica = data.get_local_rank() * shards.size() + shards.get_local_rank()
+
+    def divide(self, objective: Objective) -> None:
+        tensor = self.mesh["tensor"]
+        if tensor.size() > 1:
+            plan = tensor_plan(objective.network, tensor.size())
+            parallelize_module(objective.network, tensor, plan, src_data_rank=None)  # all ranks drew the same weights
+        shard(objective, self.mesh["data", "shard"])
+
+    def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+        return objective, optimizer
+
+    def accumulating(self, wrapped: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def clip(self, objective: Objective, maximum: float) -> float:
+        return clip_gradients(objective.parameters(), maximum)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        for name in ("data", "shard"):  # ranks of one context or tensor dimension have computed the same
+            dist.all_reduce(total, group=self.mesh.get_group(name))
+        return total
+
+    def any(self, flag: bool) -> bool:
+        found = torch.tensor(flag, device=self.device).int()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found)
+
+    def wait(self) -> None:
+        dist.barrier()
+
+    def whole(self, model: Pretrained) -> Pretrained | None:
+        state = whole_state(model.network)
+        if not self.main:
+            return None
+        with torch.device("meta"):
+            network = FAMILIES[model.config.family].shape(model.config)
+        network.to_empty(device="cpu").load_state_dict(state)
+        return replace(model, network=network)
+
+
+def connect(run: RunSettings) -> Ranks:
     """Connect the processes of a run, each on a device of its own.
 
     Raises:
-        ArgumentError: more processes were started than find each other, or more than there are accelerators.
+        ArgumentError: more processes were started than find each other, or more than there are accelerators;
+            ``run.shard`` and ``run.tensor`` do not divide their number.
     """
     sizes = {name: os.environ[name] for name in SIZES if os.environ.get(name, "").isdecimal()}
     processes, here = max(map(int, sizes.values()), default=1), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -29,10 +205,34 @@ def make_accelerator() -> Accelerator:
         way_out = "Start fewer processes, or set ACCELERATE_USE_CPU=true to train on CPUs."
         raise wrong("--nproc_per_node", "must leave each process an accelerator of its own", got, way_out)
     alone = "WORLD_SIZE" in sizes and "RANK" not in os.environ  # other processes, if any, cannot be found
-    accelerator = None if alone and processes > 1 else Accelerator(cpu=on_cpus)
-    together = 1 if accelerator is None else accelerator.num_processes
-    if accelerator is None or together != processes:
+    together = 1
+    if not (alone and processes > 1):
+        if run.shard * run.tensor > 1 and processes > 1:
+            return _mesh_ranks(None if on_cpus else device, run)
+        handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout))]
+        accelerator = Accelerator(cpu=on_cpus, kwargs_handlers=handlers)
+        together = accelerator.num_processes
+    if together != processes:
         named = ", ".join(f"{name}={size}" for name, size in sizes.items())
         way_out = "Unset it to train in one process, or start all with torchrun --nproc_per_node N."
         raise wrong(named, "says how many processes train together", f"this one sees {together}", way_out)
-    return accelerator
+    wanted = run.shard * run.tensor
+    if wanted > 1:
+        got = f"their product is {wanted}, and there is 1 process"
+        way_out = f"Start it with: torchrun --nproc_per_node {wanted} -m limelight train CONFIG."
+        raise wrong("run.shard * run.tensor", "must divide the number of processes", got, way_out)
+    return Replicas(accelerator)
+
+
+def _mesh_ranks(device: torch.device | None, run: RunSettings) -> MeshRanks:
+    if device is None:
+        device = torch.device("cpu")
+    else:
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
+        torch.accelerator.set_device_index(device.index)
+    # DTensor warns of norms and gathers over two dimensions, one after the other, which are small or rare here.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    if not dist.is_initialized():
+        dist.init_process_group(timeout=timedelta(seconds=run.timeout))
+    with failures_by_rank():
+        return MeshRanks(device, run)

@@ -92,7 +92,7 @@ class RunSettings:
     Args:
         steps: Optimizer steps.
         batch_tokens: Tokens of a batch in each process; an optimizer step takes
-            ``batch_tokens * accumulation_steps * processes``.
+            ``batch_tokens * accumulation_steps * processes / tensor``.
         max_length: Maximum tokens of a piece of a document (longer documents are cut), or of each side of a pair
             (longer pairs are left out).
         accumulation_steps: Gradient accumulation steps.
@@ -103,6 +103,10 @@ class RunSettings:
         keep_checkpoints: Number of the newest checkpoints that are kept.
         patience: Stop after this many evaluations in a row without an improvement; 0 never stops early.
         bleu_samples: Number of held-out sources that are translated at the end to measure BLEU; 0 measures none.
+        shard: Number of processes among which parameters, gradients and optimizer state are divided (FSDP).
+        tensor: Number of processes among which the heads, features and vocabulary of each layer are divided (tensor
+            parallelism); they take the same batch.
+        timeout: Seconds that processes wait for one another before the run ends.
     """
 
     steps: int = 1000
@@ -116,6 +120,9 @@ class RunSettings:
     keep_checkpoints: int = 2
     patience: int = 0
     bleu_samples: int = 0
+    shard: int = 1
+    tensor: int = 1
+    timeout: int = 600
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "run.keep_checkpoints": (1, 2**63),
     "run.patience": (0, 2**63),
     "run.bleu_samples": (0, 2**63),
+    "run.shard": (1, 2**31),
+    "run.tensor": (1, 2**31),
+    "run.timeout": (1, 2**31),
 }
 
 
