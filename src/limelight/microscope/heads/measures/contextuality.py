@@ -47,7 +47,7 @@ class Contextuality(OfStates):
         for depth in range(len(run.hidden) if len(same) else 0):
             parts = [[float(same[:, depth].sum()), float(other[:, depth].sum()), float((same - other)[:, depth].sum())]]
             self.cosines.add(sample.number, depth, parts, float(len(same)), float(len(same)))
-        vectors.update(current)
+        vectors.update({place: vector.clone() for place, vector in current.items()})  # not views of the whole text
 
     @staticmethod
     def _followed(sample: Sample, known: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, tuple[int, ...]]:
