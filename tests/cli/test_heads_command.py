@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import limelight
+from limelight import ArgumentError
 from limelight.cli import main
 from limelight.microscope import load_atlas
 from limelight.microscope.heads import measuring
@@ -58,6 +59,22 @@ def test_roles_are_printed_and_everything_is_written(heads, tmp_path):
     code, out, _ = heads("--corpus", "text.txt", "--context", "64", "--compare", str(paths["json"]))
     assert code == 0
     assert "0 of 72 heads changed clearly; 72 have the same role in both." in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "ablate"),
+    [([], 0), (["--ablate"], 512), (["--ablate", "64"], 64), (["--ablate", "0"], 0), (["--ablate", "--csv"], 512)],
+)
+def test_ablate_has_a_number_of_its_own(heads, monkeypatch, typed, ablate):
+    given = []
+
+    def measured(*_, **settings):
+        given.append(settings["ablate"])
+        raise ArgumentError("enough")
+
+    monkeypatch.setattr("limelight.microscope.heads.heads", measured)
+    heads(*typed, *(["atlas.csv"] if typed[-1:] == ["--csv"] else []))
+    assert given == [ablate]
 
 
 def test_an_interrupted_run_is_written_and_resumed(heads, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def heads(
     ] = 100_000,
     context: Annotated[int, typer.Option(help="Tokens per text, at most; longer ones are cut at sentences.")] = 256,
     ablate: Annotated[
-        int, typer.Option(help="Silence each head on so many tokens, such as 512; 0: none. One run for each head.")
+        int, typer.Option(help="Silence each head on so many tokens (512 without a number); one run for each head.")
     ] = 0,
     output: Annotated[
         Path | None, typer.Option(help="Write the page of the atlas: one HTML file, at most 5 MB.")

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,9 +31,17 @@ _ALIASES = {
 }
 _MODEL = "name_or_path"  # of limelight.load
 
+# What an option stands for that is given without its value.
+_IMPLIED = {"heads": {"--ablate": "512"}}
+
 
 class Command(TyperCommand):
     """A command whose errors name its options as they are typed, not the arguments of the library behind them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what was typed, with the values that some options stand for when they are given without one."""
+        parsed: list[str] = super().parse_args(ctx, with_implied(args, _IMPLIED.get(str(self.name), {})))
+        return parsed
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors of arguments name the options as typed."""
@@ -50,6 +59,20 @@ class Command(TyperCommand):
         except KeyboardInterrupt:  # Typer would print nothing
             typer.secho("interrupted", err=True)
             raise typer.Exit(130) from None
+
+
+def with_implied(args: Sequence[str], implied: dict[str, str]) -> list[str]:
+    """Return what was typed, with the value of each option of ``implied`` that stands without one.
+
+    >>> with_implied(["--ablate", "--json", "a.json"], {"--ablate": "512"})
+    ['--ablate', '512', '--json', 'a.json']
+    """
+    found = []
+    for arg, behind in pairwise([*args, "-"]):
+        found.append(arg)
+        if arg in implied and behind.startswith("-") and not behind[1:].isdigit():
+            found.append(implied[arg])
+    return found
 
 
 def _renamed(error: ArgumentError, names: dict[str, str]) -> ArgumentError:

@@ -114,6 +114,16 @@ def test_tables_have_a_row_for_everything(atlas):
     assert {row["head"] for row in tables["examples"]} == set(range(6))
 
 
+def test_the_dictionary_of_an_atlas_is_a_copy(atlas):
+    before = atlas.to_json()
+    found = atlas.to_dict()
+    for name in ("notes", "roles", "examples", "similar"):
+        found[name].clear()
+    found["corpus"]["probes"].clear()
+    found["profile"]["share"].clear()
+    assert atlas.to_json() == before
+
+
 def test_the_atlas_survives_json(atlas, tmp_path):
     path = tmp_path / "atlas.json"
     assert atlas.write(path) == path.stat().st_size

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 from support.made_up_subject import MadeUp, random_scores
 
 from limelight.microscope.heads.corpus import corpus_of
@@ -279,21 +280,46 @@ def test_no_fixed_offset_leads_to_the_first_copy():
     assert max(offsets.count(offset) for offset in offsets) <= len(offsets) // 6
 
 
-def test_retrieval():
-    subject = MadeUp(random_scores(sharpness=1.0))
+def copying_scores(ids):
+    """In the first layer a head that copies weakly, and one (the last) that copies below its sink."""
+    token = torch.tensor(ids)
+    same = (token[:, None] == token[None]) & (torch.arange(len(ids))[:, None] > torch.arange(len(ids))[None])
+    scores = random_scores(2, 3, 1.0)(ids)
+    scores[0, 0, :, 1:] += 2.0 * same[:, :-1]
+    scores[0, 2, :, 1:] += 6.0 * same[:, :-1]
+    scores[0, 2, :, 0] += 12.0
+    return scores
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_retrieval(writes):
+    """Wu et al. 2024, section 2: the largest weight of all, sinks included, while the model writes the token."""
+    subject = MadeUp(copying_scores)
     subject.limit = 200
-    measure, hits, cases = Retrieval(subject), 0.0, 0
+    predicted = {}
+
+    def lens(states, depth):
+        return predicted["logits"] if writes else None
+
+    subject.lens = lens
+    measure, hits, written, cases = Retrieval(subject), 0.0, 0, 0
     samples = list(needles(subject))[:3]
     assert len(samples) == 3
     for sample in samples:
         ids, queries, keys = sample.text.ids, sample.labels["queries"], sample.labels["keys"]
         assert [ids[i + 1] for i in queries] == [ids[j] for j in keys]
         assert len(sample) <= 200
+        likeliest = [ids[i + 1] if ids[i + 1] % 3 else 0 for i in queries]  # not every token is written
+        predicted["logits"] = torch.nn.functional.one_hot(torch.tensor(likeliest), 500)[None].float()
         measure_sample(subject, sample, [measure])
         weights = subject.weights(list(ids)).numpy()
-        weights[..., 0] = 0.0
         for i, j in zip(queries, keys, strict=True):
-            hits, cases = hits + (weights[:, :, i].argmax(-1) == j), cases + 1
+            counts = not writes or ids[i + 1] % 3 != 0
+            hits, written, cases = hits + counts * (weights[:, :, i].argmax(-1) == j), written + counts, cases + 1
     (result,) = measure.results()
+    assert 0 < (hits / cases)[0, 0] < 1
+    assert (hits / cases)[0, 2] == 0  # its sink has more than the needle
+    assert (written < cases) == writes
     np.testing.assert_allclose(result.total.score, hits / cases)
     assert result.total.n == cases
+    assert f"writes {written / cases:.2f} of" in result.notes[0]

@@ -49,6 +49,20 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 85 <= covered <= 100
 
 
+def test_wholes_that_all_heads_share_are_kept_once():
+    data = texts()
+    ratio, common = Ratio(2, 3, 2), Ratio(2, 3, 2, common_whole=True)
+    for number, (part, whole) in enumerate(data):
+        for layer in range(2):
+            for each in (ratio, common):
+                each.add(number, layer, part[layer], whole[layer, :1], [1, 2])
+    assert common.whole_replicates.size * 3 == ratio.whole_replicates.size
+    for field in ("score", "low", "high"):
+        one, other = (getattr(each.interval(1, 1), field) for each in (ratio, common))
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(common.per_case(1), ratio.per_case(1))
+
+
 def test_what_nothing_was_counted_for_is_not_a_number():
     interval = Ratio(1, 2).interval(0)
     assert np.isnan(interval.score).all()

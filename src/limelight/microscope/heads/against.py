@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -72,7 +73,7 @@ class AtlasComparison(Tables):
     def to_dict(self) -> dict[str, Any]:
         """Both atlases and the tables as plain values."""
         atlases = {"first": self.first.to_dict(), "second": self.second.to_dict()}
-        return {"format": "limelight.atlas.comparison", "version": 1, **atlases, "tables": self.tables}
+        return {"format": "limelight.atlas.comparison", "version": 1, **atlases, "tables": deepcopy(self.tables)}
 
     def _measures(self) -> list[TableRow]:
         there = {(found.result.measure, found.result.detail): found.result for found in self.second.findings}

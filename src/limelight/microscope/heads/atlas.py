@@ -30,6 +30,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -230,15 +231,13 @@ class Atlas(Tables):
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form that the top of this module describes."""
+        """The JSON form that the top of this module describes, a copy that may be changed."""
         return {
             "format": FORMAT,
             "version": VERSION,
             "model": asdict(self.model),
-            "corpus": self.corpus,
-            "notes": self.notes,
             "measures": [found.to_dict() for found in self.findings],
-            **{name: getattr(self, name) for name in _AS_THEY_ARE},
+            **{name: deepcopy(getattr(self, name)) for name in _AS_THEY_ARE},
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -262,9 +261,7 @@ class Atlas(Tables):
         try:
             return Atlas(
                 ModelFacts(**data["model"]),
-                data["corpus"],
-                data["notes"],
-                tuple(Finding.from_dict(each) for each in data["measures"]),
+                findings=tuple(Finding.from_dict(each) for each in data["measures"]),
                 **{field: data[field] for field in _AS_THEY_ARE},
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -289,9 +286,7 @@ class Atlas(Tables):
         return super().write(path, table or "measures")
 
 
-_AS_THEY_ARE = tuple(
-    field.name for field in fields(Atlas) if field.name not in ("model", "corpus", "notes", "findings")
-)
+_AS_THEY_ARE = tuple(field.name for field in fields(Atlas) if field.name not in ("model", "findings"))
 
 
 def load_atlas(path: str | Path) -> Atlas:

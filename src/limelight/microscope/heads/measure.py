@@ -227,6 +227,14 @@ class Measure(ABC):
     def results(self) -> list[Result]:
         """What was found so far."""
 
+    def without_intervals(self) -> Measure:
+        """This measure, with nothing counted yet, as a control: of its scores the totals alone are of interest."""
+        for value in vars(self).values():
+            for ratio in (value, *vars(value).values()) if isinstance(value, Shares) else (value,):
+                if isinstance(ratio, Ratio):
+                    ratio.without_intervals()
+        return self
+
     def state(self) -> State:
         """The sums as arrays, from which a run goes on."""
         found: State = {}

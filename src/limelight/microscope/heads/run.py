@@ -89,7 +89,7 @@ class Progress:
     def __post_init__(self) -> None:
         self.measures = self.measures or self.probe.measures()
         if self.probe.control_every and not self.controls:
-            self.controls = [measure for measure in self.probe.measures() if measure.controlled]
+            self.controls = [one.without_intervals() for one in self.probe.measures() if one.controlled]
 
     @property
     def expected(self) -> int:

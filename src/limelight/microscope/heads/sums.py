@@ -37,18 +37,21 @@ class Ratio:
         heads: ``H``.
         columns: ``C``: so many ratios are kept side by side.
         replicates: of the bootstrap; 0 for a ratio without an interval.
+        common_whole: whether the wholes are the same for all heads, as numbers of cases are; they are then kept once.
     """
 
-    def __init__(self, layers: int, heads: int, columns: int = 1, *, replicates: int = REPLICATES) -> None:
-        shape = (layers, heads, columns)
+    def __init__(
+        self, layers: int, heads: int, columns: int = 1, *, replicates: int = REPLICATES, common_whole: bool = False
+    ) -> None:
+        shape, of_wholes = (layers, heads, columns), (layers, 1 if common_whole else heads, columns)
         self.replicates = replicates
-        self.parts, self.wholes = np.zeros((2, *shape)), np.zeros((2, *shape))
+        self.parts, self.wholes = np.zeros((2, *shape)), np.zeros((2, *of_wholes))
         self.part_replicates = np.zeros((2, replicates, *shape), np.float32)
-        self.whole_replicates = np.zeros((2, replicates, *shape), np.float32)
+        self.whole_replicates = np.zeros((2, replicates, *of_wholes), np.float32)
         self.cases = np.zeros((2, layers, columns))
         self.texts = np.zeros((2, layers, columns), np.int64)
         self._number: int | None = None  # of the text that is being added
-        self._part, self._whole = np.zeros(shape), np.zeros(shape)
+        self._part, self._whole = np.zeros(shape), np.zeros(of_wholes)
         self._cases = np.zeros((layers, columns))
 
     def add(
@@ -71,6 +74,11 @@ class Ratio:
         self._part[layer, :, at] += _columns(part)
         self._whole[layer, :, at] += _columns(whole)
         self._cases[layer, at] += np.asarray(cases)
+
+    def without_intervals(self) -> None:
+        """Keep no replicates from now on; nothing may have been added before."""
+        self.replicates = 0
+        self.part_replicates, self.whole_replicates = self.part_replicates[:, :0], self.whole_replicates[:, :0]
 
     def interval(self, half: int | None = None, column: int = 0) -> Interval:
         """The score over one half of the texts, or over all of them; NaN where nothing was counted.

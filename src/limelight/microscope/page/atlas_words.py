@@ -49,7 +49,8 @@ _KNOWN = {
     "needle": (
         "copying",
         "needle in a haystack",
-        "How often the largest weight, of the query that predicts a token of an inserted sentence, lies on that token.",
+        "How often the model writes a token of an inserted sentence, and the largest weight of the query that predicts "
+        "it lies on that token.",
     ),
     "semantic": (
         "meaning",

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from ....forms.observations import Observe, Seen, watching
 from ...subjects import Run, Subject
-from ..measure import Measure, Part, Probe, Request, Result
+from ..measure import Probe, Result
 from ..sample import Sample
 from ..sums import Numbers, Ratio
+from .states import OfStates
 
 CONTEXT = 128  # tokens of a text, at most: few tokens in more texts, over which the interval is taken
 ROWS = 16  # heads silenced in one run, each in a row of its own
@@ -44,7 +45,7 @@ class Silenced(Seen):
         return output.index_put((rows, heads[rows]), output.new_zeros(()))
 
 
-class Ablation(Measure):
+class Ablation(OfStates):
     """The change when a head is silenced: of a decoder's mean next-token loss, or of the last states of other models.
 
     The change of the states is ``1 - cosine`` of the states with and without the head, over all tokens of a text.
@@ -52,19 +53,11 @@ class Ablation(Measure):
     """
 
     name = "ablation"
-    hidden = True
-    controlled = False
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.change = Ratio(subject.layers, subject.heads)
+        self.change = Ratio(subject.layers, subject.heads, common_whole=True)
         self.whole = np.zeros(2)  # the loss of the whole model and its tokens, each as often as there are layers
-
-    def request(self, sample: Sample) -> Request | None:
-        return None
-
-    def add(self, sample: Sample, layer: int, seen: Part) -> None:
-        raise NotImplementedError("nothing of the weights is observed")
 
     def finish(self, sample: Sample, run: Run) -> None:
         states, layer = run.hidden[-1], int(sample.labels["layer"])

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ...subjects import Run, Subject
-from ..measure import Measure, Part, Request, Result
+from ..measure import Result
 from ..sample import Sample
 from ..sums import Ratio, State
+from .states import OfStates, word_vectors
 
 WORDS = 256  # so many words are followed
 
 
-class Contextuality(Measure):
+class Contextuality(OfStates):
     """The mean cosine of a word with itself in another text, minus that of two different words.
 
     The first occurrence of each word in a text is compared with its occurrence in an earlier text of the same half, and
@@ -30,8 +31,6 @@ class Contextuality(Measure):
     """
 
     name = "contextuality"
-    hidden = True
-    controlled = False
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -39,24 +38,16 @@ class Contextuality(Measure):
         self._words = np.zeros((2, WORDS), np.int64)  # the checksum of the word in each place, 0 for none
         self._vectors: list[dict[int, Tensor]] = [{}, {}]  # (N + 1, width) by place, of length 1
 
-    def request(self, sample: Sample) -> Request | None:
-        """Nothing of the attention: the hidden states."""
-        return Request()
-
-    def add(self, sample: Sample, layer: int, seen: Part) -> None:
-        """Nothing is counted of single layers."""
-
     def finish(self, sample: Sample, run: Run) -> None:
         """Compare the words of a text with those of earlier texts, then keep them for the next ones."""
         known, vectors = self._words[sample.half], self._vectors[sample.half]
         tokens = self._followed(sample, known)
-        states = _means(run.hidden, list(tokens.values()))
-        current = dict(zip(tokens, torch.nn.functional.normalize(states, dim=-1), strict=True))
+        current = dict(zip(tokens, word_vectors(run.hidden, list(tokens.values())), strict=True))
         same, other = self._compared(current, vectors)
         for depth in range(len(run.hidden) if len(same) else 0):
             parts = [[float(same[:, depth].sum()), float(other[:, depth].sum()), float((same - other)[:, depth].sum())]]
             self.cosines.add(sample.number, depth, parts, float(len(same)), float(len(same)))
-        vectors.update(current)
+        vectors.update({place: vector.clone() for place, vector in current.items()})  # not views of the whole text
 
     @staticmethod
     def _followed(sample: Sample, known: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[int, tuple[int, ...]]:
@@ -123,11 +114,3 @@ class Contextuality(Measure):
                 unit="cosine",
             ),
         ]
-
-
-def _means(hidden: tuple[Tensor, ...], groups: list[tuple[int, ...]]) -> Tensor:
-    """``(K, N + 1, width)``: the mean of each state over the tokens of each group."""
-    mean = torch.zeros(len(groups), hidden[0].shape[1], dtype=torch.float32, device="cpu")
-    for number, tokens in enumerate(groups):
-        mean[number, list(tokens)] = 1 / len(tokens)
-    return torch.stack([mean @ states[0].float().cpu() for states in hidden], 1)

@@ -14,6 +14,10 @@ from .positions import NAMES
 
 ROWS = 32  # queries of each text whose weights are read whole
 SINKS = ("sinks", "first token", "special tokens")
+NOTES = (
+    f"Mean over at most {ROWS} queries of each text, drawn at random; the other measures count every query.",
+    "Sinks are left in.",
+)
 
 
 class Contributions(Measure):
@@ -31,8 +35,8 @@ class Contributions(Measure):
         super().__init__(subject)
         self.offsets = tuple(offset for offset in NAMES if offset <= 0 or not subject.causal)
         self.kinds = (*SINKS, *CLASSES, *(NAMES[offset] for offset in self.offsets))
-        self.written = Ratio(subject.layers, subject.heads, len(self.kinds))
-        self.weights = Ratio(subject.layers, subject.heads, len(self.kinds), replicates=0)
+        self.written = Ratio(subject.layers, subject.heads, len(self.kinds), common_whole=True)
+        self.weights = Ratio(subject.layers, subject.heads, len(self.kinds), replicates=0, common_whole=True)
         self.present = np.zeros(len(self.kinds))  # keys of each kind that there were
         self.norms = ValueNorms(subject)
 
@@ -80,7 +84,8 @@ class Contributions(Measure):
         for column, kind in enumerate(self.kinds):
             weight = self.weights.interval(None, column).score
             name, unit = "mean weight, without the norms", "share of what is written"
-            result = self.result(self.written, kind, column, baseline=weight, baseline_name=name, unit=unit)
+            facts = {"baseline_name": name, "unit": unit, "notes": NOTES}
+            result = self.result(self.written, kind, column, baseline=weight, **facts)
             if self.present[column] and np.isfinite(result.total.score).any():
                 found.append(result)
         return found

@@ -36,7 +36,7 @@ class Coreference(Measure):
     def __init__(self, subject: Subject, name: str = "coreference", role: str = "coreference") -> None:
         super().__init__(subject)
         self.name, self.role = name, role
-        self.hits = Ratio(subject.layers, subject.heads)
+        self.hits = Ratio(subject.layers, subject.heads, common_whole=True)
         self.nearer = np.zeros((2, 2))  # half; the nearest candidate is the antecedent: no, yes
         self._last: tuple[Sample, list[tuple[int, ...]] | None] | None = None
 

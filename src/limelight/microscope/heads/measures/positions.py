@@ -41,7 +41,7 @@ class Positions(Measure):
         super().__init__(subject)
         self.offsets = tuple(range(-FARTHEST, 1 if subject.causal else FARTHEST + 1))
         self.shares = Shares(subject.layers, subject.heads, len(self.offsets))
-        self.largest = Ratio(subject.layers, subject.heads, len(self.offsets))
+        self.largest = Ratio(subject.layers, subject.heads, len(self.offsets), common_whole=True)
 
     def request(self, sample: Sample) -> Request | None:
         length, queries = len(sample), sample.queries

@@ -7,8 +7,9 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ...subjects import Subject
+from ...subjects import Run, Subject
 from ..measure import Claim, Measure, Part, Probe, Request, Result
 from ..sample import Sample
 from ..sums import Offsets, Ratio
@@ -61,7 +62,7 @@ WORDS = [
     "falcon",
     "glacier",
 ]
-SOURCE = "more than 0.1: Wu et al. 2024, section 2; here the answer is given, not generated"
+SOURCE = "at least 0.1: Wu et al. 2024, section 2"
 
 
 def needles(subject: Subject) -> Iterator[Sample]:
@@ -102,37 +103,56 @@ def _covering(spans: tuple[tuple[int, int], ...], start: int, end: int) -> list[
 
 
 class Retrieval(Measure):
-    """How often the largest weight of the query that predicts a token lies on that token in the inserted sentence.
+    """The share of a needle's tokens that a head copies while the model writes them (Wu et al. 2024, section 2).
 
-    The sinks are left out of the comparison. The answer is part of the text (teacher forcing).
+    A token is copied if the model writes it, and the largest weight of the query that predicts it, among those on all
+    keys, lies on that token in the inserted sentence. Sinks stay in the comparison, as in the paper: a head that gives
+    most to the first token retrieves nothing. The answer is part of the text (teacher forcing), and the model writes a
+    token if it is the likeliest after those before it; without an output embedding every token counts as written.
     """
 
     name = "needle"
+    hidden = True
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.hits, self.offsets = Ratio(subject.layers, subject.heads), Offsets()
+        self.hits, self.offsets = Ratio(subject.layers, subject.heads, common_whole=True), Offsets()
+        self.written = np.zeros(2)  # tokens of the needles that the model writes, and all of them
 
     def request(self, sample: Sample) -> Request | None:
+        self._found: list[Tensor] = []  # (H, K) of each layer: whether the largest weight is on the token
         return Request(rows=torch.tensor(sample.labels["queries"], dtype=torch.int64, device="cpu"))
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
         assert seen.rows is not None
-        rows = seen.rows.clone()
-        rows[..., list(sample.sinks)] = 0.0
         keys = torch.tensor(sample.labels["keys"], device="cpu")
-        found = rows.argmax(-1) == keys
-        found &= rows.gather(-1, keys.expand(rows.shape[0], -1)[..., None])[..., 0] > 0
-        hits = found.sum(-1).double().masked_fill(rows.isnan().flatten(1).any(1), float("nan"))
-        self.hits.add(sample.number, layer, hits.numpy(), len(keys), len(keys))
-        if layer == 0:
-            away = np.array(sample.labels["keys"]) - np.array(sample.labels["queries"])
-            self.offsets.add(away, len(away))
+        found = (seen.rows.argmax(-1) == keys).double()
+        self._found.append(found.masked_fill(seen.rows.isnan().any(-1), float("nan")))
+
+    def finish(self, sample: Sample, run: Run) -> None:
+        queries, keys = sample.labels["queries"], sample.labels["keys"]
+        written = self._written(sample, run)
+        for layer, found in enumerate(self._found):
+            hits = (found * written).sum(-1).numpy()
+            self.hits.add(sample.number, layer, hits, len(keys), len(keys))
+        self.written += [float(written.sum()), len(keys)]
+        away = np.array(keys) - np.array(queries)
+        self.offsets.add(away, len(away))
+
+    def _written(self, sample: Sample, run: Run) -> Tensor:
+        """``(K,)``: 1 for a token of the needle that the model predicts."""
+        queries = sample.labels["queries"]
+        logits = self.subject.lens(run.hidden[-1][:, queries], self.subject.layers)
+        if logits is None:
+            return torch.ones(len(queries), dtype=torch.float64, device="cpu")
+        answer = sample.ids[0, [query + 1 for query in queries]]
+        return (logits[0].argmax(-1).cpu() == answer).double()
 
     def results(self) -> list[Result]:
         offset, best = self.offsets.best()
         if not np.isfinite(best):
             return []
+        written = self.written[0] / self.written[1]
         return [
             self.result(
                 self.hits,
@@ -141,6 +161,7 @@ class Retrieval(Measure):
                 baseline_name=f"best fixed offset ({offset:+d})",
                 unit="share of needle tokens",
                 claim=Claim("retrieval", 0.1, SOURCE, 1.5),
+                notes=(f"The model writes {written:.2f} of the needles' tokens; no head can have more.",),
             )
         ]
 

@@ -61,7 +61,9 @@ class Semantic(Measure):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.correlations = Ratio(subject.layers, subject.heads, 2)  # at equal distances; with the distance left in
+        self.correlations = Ratio(
+            subject.layers, subject.heads, 2, common_whole=True
+        )  # at equal distances; with the distance left in
         self._last: tuple[Sample, _Cases | None] | None = None
 
     def request(self, sample: Sample) -> Request | None:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ...subjects import Run, Subject
 from ..labels import SenseExample, label_of, tokens_of
-from ..measure import Measure, Part, Request, Result
+from ..measure import Result
 from ..sample import Sample
 from ..sums import Ratio
+from .states import OfStates, word_vectors
 
 
-class Senses(Measure):
+class Senses(OfStates):
     """The share of examples whose sense is that of the nearest centroid, for the embedding and after each layer.
 
     The vector of a word is the mean over its tokens, scaled to length 1. The centroid of a sense is the mean over its
@@ -28,8 +29,6 @@ class Senses(Measure):
     """
 
     name = "senses"
-    hidden = True
-    controlled = False
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -38,13 +37,6 @@ class Senses(Measure):
         self._vectors: list[Tensor] = []  # (N + 1, width) of each example of the word at hand
         self._examples: list[tuple[int, str]] = []  # its number and its sense
 
-    def request(self, sample: Sample) -> Request | None:
-        """Nothing of the attention: the hidden states."""
-        return None if label_of(sample, SenseExample) is None else Request()
-
-    def add(self, sample: Sample, layer: int, seen: Part) -> None:
-        """Nothing is counted of single layers."""
-
     def finish(self, sample: Sample, run: Run) -> None:
         """Keep the vectors of the word; after its last example, classify all of them."""
         example = label_of(sample, SenseExample)
@@ -52,8 +44,7 @@ class Senses(Measure):
             return
         (tokens,) = tokens_of(sample, [example.word])
         if tokens:
-            states = torch.stack([states[0, list(tokens)].float().mean(0).cpu() for states in run.hidden])
-            self._vectors.append(torch.nn.functional.normalize(states, dim=-1))
+            self._vectors.append(word_vectors(run.hidden, [tokens])[0])
             self._examples.append((sample.number, example.sense))
         if example.last:
             self._classify()

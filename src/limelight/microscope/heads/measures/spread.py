@@ -23,7 +23,7 @@ class Sinks(Measure):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self.weight = Ratio(subject.layers, subject.heads, len(self.details))
+        self.weight = Ratio(subject.layers, subject.heads, len(self.details), common_whole=True)
         self.even, self.queries = np.zeros(len(self.details)), np.zeros(1)
 
     def request(self, sample: Sample) -> Request | None:
@@ -66,7 +66,7 @@ class Spread(Measure):
         size = subject.layers, subject.heads
         self.left = Ratio(*size, len(self.columns))
         self.even = Ratio(*size, len(self.columns), replicates=0)
-        self.whole = Ratio(*size)  # the entropy with the sinks left in
+        self.whole = Ratio(*size, common_whole=True)  # the entropy with the sinks left in
         self.whole_even = np.zeros(2)  # sum, queries
 
     def request(self, sample: Sample) -> Request | None:

@@ -67,7 +67,7 @@ class Syntax(Measure):
         self.name = name
         self.relations = {relation: number for number, relation in enumerate(relations)}
         columns = len(DIRECTIONS) * len(self.relations)
-        self.hits = Ratio(subject.layers, subject.heads, columns)
+        self.hits = Ratio(subject.layers, subject.heads, columns, common_whole=True)
         self.offsets = np.zeros((2, columns, 2 * FARTHEST + 1))
         self.cases = np.zeros((2, columns))
         self._last: tuple[Sample, _Cases | None] | None = None
