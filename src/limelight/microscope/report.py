@@ -107,6 +107,7 @@ class Report(Tables):
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
         about: notes about the model: what of it is not observed.
+        cautions: warnings about the run, such as positions beyond those of the training.
         cross: what an encoder-decoder looked at in its source.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
 
@@ -126,6 +127,7 @@ class Report(Tables):
     about: tuple[str, ...] = ()
     cross: Cross | None = None
     predictions: tuple[Predictions | None, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -174,8 +176,8 @@ class Report(Tables):
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the texts: tokens that the vocabulary of the model does not have."""
-        found = []
+        """Warnings: positions beyond those of the training, tokens that the vocabulary of the model does not have."""
+        found = list(self.cautions)
         for number, reading in enumerate(self.readings):
             if reading.unknown:
                 which = "" if len(self.readings) == 1 else f"Text {number + 1}: "
