@@ -4,8 +4,9 @@
 
 Each length runs in a process of its own, which loads the model, and reports how far its memory rises above that:
 `limelight.look`, then the page; and transformers' model with ``attn_implementation="eager"`` and
-``output_attentions=True``, where its weights (layers x heads x tokens^2 x 4 bytes) take less than half of the memory that
-is free, else their size alone. The text is chapters of *Persuasion* (Austen 1818), repeated where they are too short.
+``output_attentions=True``, where its weights (layers x heads x tokens^2 x 4 bytes) take less than half of the memory
+that is free, else their size alone. The text is chapters of *Persuasion* (Austen 1818), repeated where they are too
+short.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from limelight.microscope import heads as packaged
 from limelight.microscope import look, write_page
 
 LENGTHS = (1024, 4096, 8192, 16_384, 32_768)
-EAGER_BATCH = 1
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
             theirs = measured("eager", tokens, Path(folder)) if fits else {"memory": weights}
             row = [tokens, ours["memory"] / 1e9, ours["seconds"], ours["page_memory"] / 1e9, ours["page_seconds"]]
             row += [ours["page"] / 1e6, theirs["memory"] / 1e9, theirs.get("seconds", "computed")]
-            print(" | ".join(f"{n:,.2f}" if isinstance(n, float) else f"{n:,}" if isinstance(n, int) else n for n in row), flush=True)
+            print(" | ".join(written(n) for n in row), flush=True)
 
 
 def measured(what: str, tokens: int, folder: Path) -> dict[str, Any]:
@@ -71,8 +71,14 @@ def looked(tokens: int, folder: Path) -> dict[str, Any]:
     page = write_page(report, folder / f"{tokens}.html")
     page_seconds, page_memory = time.perf_counter() - began, peak() - before
     found = len(report.readings[0].tokens)
-    return {"tokens": found, "seconds": seconds, "memory": memory, "page": page,
-            "page_seconds": page_seconds, "page_memory": page_memory}
+    return {
+        "tokens": found,
+        "seconds": seconds,
+        "memory": memory,
+        "page": page,
+        "page_seconds": page_seconds,
+        "page_memory": page_memory,
+    }
 
 
 def eager(tokens: int, folder: Path) -> dict[str, Any]:
@@ -96,7 +102,12 @@ def text_of(model: limelight.Pretrained, tokens: int) -> str:
     chapters = (Path(packaged.__file__).parent / "data" / "persuasion.txt").read_text("utf-8")
     read = model.read(chapters).texts[0]
     times, rest = divmod(tokens, len(read))
-    return "\n\n".join([chapters] * times + [chapters[: read.spans[rest][1]]]) if rest else "\n\n".join([chapters] * times)
+    return "\n\n".join([chapters] * times + ([chapters[: read.spans[rest - 1][1]]] if rest else []))
+
+
+def written(cell: float | str) -> str:
+    """A cell of the table."""
+    return cell if isinstance(cell, str) else f"{cell:,}" if isinstance(cell, int) else f"{cell:,.2f}"
 
 
 def eager_bytes(tokens: int) -> int:

@@ -26,7 +26,13 @@ interface ReadingOf<Numbers> {
   tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
-  map: { block: number; shares: Numbers; apart: Numbers | null };
+  map: {
+    block: number;
+    shares: Numbers;
+    apart: Numbers | null;
+    fine: { block: number; count: number[]; cells: Numbers; shares: Numbers; apart: Numbers } | null;
+    rows: { tokens: number[]; keys: Numbers; weights: Numbers } | null;
+  };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };

@@ -50,8 +50,8 @@ def cautions(subject: Subject, lengths: Sequence[int]) -> tuple[str, ...]:
     if trained is None or max(lengths) <= trained:
         return ()
     return (
-        f"The text has {max(lengths):,} tokens, but {subject.name} was trained on at most {trained:,} positions: beyond "
-        "them these are the weights that it computes, not those of a model which has learned to read so far.",
+        f"The text has {max(lengths):,} tokens, but {subject.name} was trained on at most {trained:,} positions. "
+        "The weights are those that it computes; beyond these positions it has not learned to read.",
     )
 
 

@@ -101,4 +101,3 @@ def _cells(blocks: Tensor, factor: int) -> Tensor:
     short = side * factor - blocks.shape[-1]
     padded = torch.nn.functional.pad(blocks, (0, short, 0, short))
     return padded.reshape(-1, side, factor, side, factor).transpose(2, 3)
-

@@ -168,10 +168,10 @@ class Report(Tables):
     @property
     def notes(self) -> list[str]:
         """How to read the numbers."""
-        exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
         cross = [] if self.cross is None else self.cross.notes
-        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        bound = [] if all(reading.exact for reading in self.readings) else [_LOWER_BOUND]
+        words = [f"Words: {self.chosen_by}.", *bound]
         return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
 
     @property
@@ -239,8 +239,7 @@ class Report(Tables):
         ]
 
     def _heads(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        each = reading.heads
+        reading, each = self.readings[text], self.readings[text].heads
         uniform = {
             "uniform": float(np.mean(1.0 / reading.visible)),
             "entropy_uniform": float(np.mean(np.log(reading.visible))),
@@ -300,8 +299,7 @@ class Report(Tables):
         return rows
 
     def _path(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        background = mean_path(reading)
+        reading, background = self.readings[text], mean_path(self.readings[text])
         return [
             {
                 "text": text,
