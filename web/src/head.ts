@@ -24,7 +24,7 @@ export class HeadPanel implements Panel {
 
   constructor(private readonly app: App) {
     this.views = app.readings.map((reading, text) => ({
-      map: reading.exact ? new MapView(app, text) : new ZoomMap(app, text),
+      map: reading.exact ? new MapView(app, text) : new ZoomMap(app, text, (high) => this.legendOf(high)),
       lines: new LinesView(app, text),
       frame: el("div", { class: "figure" }),
     }));
@@ -99,9 +99,17 @@ export class HeadPanel implements Panel {
     this.caption.textContent = this.captionText(kind && `${kind.long} (${kind.share.toFixed(2)} of its attention)`);
     this.roles.replaceChildren(rolesLine(this.app, state.layer, state.head) ?? "");
     const thickness = "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn.";
-    this.scale.replaceChildren(
+    if (reading.exact) this.scale.replaceChildren(
       this.asLines ? el("p", { class: "caption" }, thickness) : legend(state.theme, this.app.high(state.layer, state.head)),
     );
+  }
+
+  /** The scale of a long text's map, which changes with the part in view. */
+  private legendOf(high: number): void {
+    const key = `${this.app.state.theme} ${high}`;
+    if (this.scale.dataset.scale === key) return;
+    this.scale.dataset.scale = key;
+    this.scale.replaceChildren(legend(this.app.state.theme, high));
   }
 
   private shapeChoice(): HTMLElement {

@@ -125,12 +125,11 @@ function nice(step: number): number {
 }
 
 /** A part of the map as a drawing for a file, with the scale and a sentence about its cells. */
-export function zoomFigure(app: App, text: number, part: Part, grid: Grid, note: string): SVGSVGElement {
+export function zoomFigure(app: App, text: number, part: Part, grid: Grid, note: string, high: number): SVGSVGElement {
   const { theme, layer, head } = app.state;
   const reading = app.readings[text];
   const frame = frameOf(part, reading);
   const tone = INK[theme];
-  const high = app.high(layer, head);
   const lines = [`${app.page.model.name} · head ${layer}.${head}`, ...note.split(/(?<=[:;.]) /)];
   const height = frame.side + 16 * lines.length + 48;
   const { left, top, map, side } = frame;

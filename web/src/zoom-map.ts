@@ -41,6 +41,7 @@ export class ZoomMap {
   constructor(
     private readonly app: App,
     private readonly text: number,
+    private readonly scaled: (high: number) => void,
   ) {
     this.levels = new Levels(this.reading);
     this.part = { query: 0, key: 0, span: this.levels.whole };
@@ -76,7 +77,8 @@ export class ZoomMap {
 
   /** The part that is in view, as a drawing of its own. */
   saved(): SVGSVGElement {
-    return zoomFigure(this.app, this.text, this.part, this.gridNow(), this.noteText());
+    const grid = this.gridNow();
+    return zoomFigure(this.app, this.text, this.part, grid, this.noteText(), this.high(grid));
   }
 
   /** The cells that are in view: first and last query and key, and the share. */
@@ -102,6 +104,12 @@ export class ZoomMap {
   private gridNow(): Grid {
     const { layer, head, hide } = this.app.state;
     return this.levels.grid(this.part, layer, head, hide);
+  }
+
+  /** The upper end of the colour scale: with a scale of its own the largest share in view. */
+  private high(grid: Grid): number {
+    const { own, layer, head } = this.app.state;
+    return own ? grid.values.reduce((most, value) => Math.max(most, value), 0) || 1 : this.app.high(layer, head);
   }
 
   private sees(query: number, key: number, size: number): boolean {
@@ -162,10 +170,12 @@ export class ZoomMap {
 
   private draw(): void {
     const { app } = this;
-    const { layer, head, theme } = app.state;
+    const { theme } = app.state;
     this.frame = frameOf(this.part, this.reading);
     this.grid = this.gridNow();
-    paintGrid(this.canvas, this.frame, this.grid, this.part, this.plot.clientWidth, theme, app.high(layer, head));
+    const high = this.high(this.grid);
+    paintGrid(this.canvas, this.frame, this.grid, this.part, this.plot.clientWidth, theme, high);
+    this.scaled(high);
     this.over.setAttribute("viewBox", `0 0 ${this.frame.side} ${this.frame.side}`);
     this.over.replaceChildren(...axes(app, this.text, this.part, this.frame), this.outline);
     this.outline.setAttribute("visibility", "hidden");
