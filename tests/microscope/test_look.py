@@ -114,19 +114,41 @@ def test_a_long_text_agrees_with_exact_weights(minilm, monkeypatch):
     assert exact.exact
     assert not long.exact
     size = long.block
-    for i in range(long.shares.shape[-1]):
-        rows = exact.shares[:, :, i * size : (i + 1) * size].mean(2)
-        for j in range(long.shares.shape[-1]):
-            expected = rows[..., j * size : (j + 1) * size].sum(-1)
-            np.testing.assert_allclose(long.shares[:, :, i, j], expected, atol=2e-5)
+    np.testing.assert_allclose(long.shares, joined(exact.shares, size), atol=2e-5)
     for name in exact.heads.__dataclass_fields__:
         np.testing.assert_allclose(getattr(long.heads, name), getattr(exact.heads, name), atol=2e-4, err_msg=name)
     best = exact.shares.max(-1)
     np.testing.assert_allclose(long.top_weights[..., 0], best, atol=2e-5)
-    only = exact.shares[..., list(exact.apart)].sum()
-    assert long.apart_shares.sum() * size == pytest.approx(only, rel=0.05)  # the last block is smaller
+    only = np.zeros_like(exact.shares)
+    only[..., list(exact.apart)] = exact.shares[..., list(exact.apart)]
+    np.testing.assert_allclose(long.apart_shares, joined(only, size), atol=2e-5)
+    assert_refined(long, exact.shares, only)
     np.testing.assert_allclose(long.path, exact.path, atol=1e-5)
     assert len(make_page(look(minilm, text)).encode()) < 3_000_000
+
+
+def joined(weights, size):
+    """Blocks of single weights: the sum over their keys, the mean over their queries."""
+    starts = np.arange(0, weights.shape[-1], size)
+    rows = np.add.reduceat(np.add.reduceat(weights, starts, -1), starts, -2)
+    return rows / np.minimum(size, weights.shape[-1] - starts)[:, None]
+
+
+def assert_refined(long, weights, apart):
+    """Every fine block that is kept is that of the exact weights, and those of one cell add up to it."""
+    fine, side = long.refinement, long.shares.shape[-1]
+    factor = long.block // fine.block
+    assert factor > 1
+    short = side * factor - -(-long.length // fine.block)
+    wholes = [np.pad(joined(each, fine.block), ((0, 0), (0, 0), (0, short), (0, short))) for each in (weights, apart)]
+    assert (fine.cells >= 0).any(-1).all()
+    for layer, head, place in zip(*np.nonzero(fine.cells >= 0), strict=True):
+        row, column = divmod(int(fine.cells[layer, head, place]), side)
+        at = (layer, head, slice(row * factor, (row + 1) * factor), slice(column * factor, (column + 1) * factor))
+        for found, whole in zip((fine.shares, fine.apart), wholes, strict=True):
+            np.testing.assert_allclose(found[layer, head, place], whole[at], atol=2e-5)
+    for cells in fine.cells.reshape(-1, fine.cells.shape[-1]):
+        assert len({*cells.tolist()} - {-1}) == (cells >= 0).sum()
 
 
 def test_a_decoder_has_a_sink(smollm2):

@@ -15,7 +15,8 @@ from support.made_up import mock_reading, mock_report, paragraphs
 
 from limelight.microscope.page import PAGE_LIMIT, make_page, write_page
 from limelight.microscope.page.numbers import pack_numbers
-from limelight.microscope.page.pack import _coarser, pack
+from limelight.microscope.page.pack import pack
+from limelight.microscope.page.pack_reading import _coarser
 from limelight.microscope.page.pack_relations import rank_relations
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- {{view}} {{data}} &lt; \u2028 ]]> river 'bank' \"quote\" \\u003c"

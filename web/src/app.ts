@@ -18,6 +18,7 @@ export interface State {
   own: boolean; // each head has its own colour scale
   grid: "maps" | "pair";
   shape: "map" | "lines"; // how the large head is drawn
+  zoom: string | null; // the part of a long text's map that is in view: first query, first key, tokens along a side
   theme: Theme;
 }
 
@@ -26,6 +27,7 @@ export type Changed = ReadonlySet<keyof State>;
 export interface Panel {
   element: HTMLElement;
   update(changed: Changed): void;
+  zooms?: boolean; // whether the part of a map that is in view matters to it
   shown?(): void; // called once, when the panel is on the page and has a size
 }
 
@@ -62,7 +64,9 @@ export class App {
       if (this.state[key] !== patch[key]) changed.add(key);
     if (!changed.size) return;
     this.state = { ...this.state, ...patch };
-    keepFocus(() => this.panels.forEach((panel) => panel.update(changed)));
+    const zoomed = changed.size === 1 && changed.has("zoom");
+    const panels = zoomed ? this.panels.filter((panel) => panel.zooms) : this.panels;
+    keepFocus(() => panels.forEach((panel) => panel.update(changed)));
   }
 
   /** Call the panels' `shown`, once they are on the page. */
@@ -116,6 +120,7 @@ export function opening(page: Page, theme: Theme): State {
     own: false,
     grid: "maps",
     shape: "map",
+    zoom: null,
     theme,
   };
   const [reading] = Reading.all(page);

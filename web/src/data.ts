@@ -26,7 +26,13 @@ interface ReadingOf<Numbers> {
   tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];
-  map: { block: number; shares: Numbers; apart: Numbers | null };
+  map: {
+    block: number;
+    shares: Numbers;
+    apart: Numbers | null;
+    fine: { block: number; count: number[]; cells: Numbers; shares: Numbers; apart: Numbers } | null;
+    rows: { tokens: number[]; keys: Numbers; weights: Numbers } | null;
+  };
   relations: { each: number; keys: Numbers; heads: Numbers; weights: Numbers } | null;
   heads: Record<HeadName, number[]>;
   even: { entropy: number; distance: number; share: number };
@@ -61,22 +67,28 @@ async function inflate(bytes: Uint8Array): Promise<ArrayBuffer> {
   return new Response(stream).arrayBuffer();
 }
 
-/** Undo `pack_numbers` of pack.py. */
-export async function unpack(packed: Packed): Promise<Tensor> {
-  const text = atob(packed.data);
+function fromBase64(data: string): Uint8Array {
+  const text = atob(data);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  const raw = new DataView(await inflate(bytes));
-  const width = packed.bits / 8;
+  return bytes;
+}
+
+/** Undo `pack_numbers` of pack.py. Its integers are little-endian, as those of every machine that runs browsers. */
+export async function unpack(packed: Packed): Promise<Tensor> {
+  const raw = await inflate(fromBase64(packed.data));
+  const codes = packed.bits === 8 ? new Uint8Array(raw) : packed.bits === 16 ? new Uint16Array(raw) : new Uint32Array(raw);
   const most = 2 ** packed.bits - 1;
-  const values = new Float32Array(raw.byteLength / width);
-  for (let i = 0; i < values.length; i++) {
-    const code =
-      width === 1 ? raw.getUint8(i) : width === 2 ? raw.getUint16(2 * i, true) : raw.getUint32(4 * i, true);
+  const valueOf = (code: number): number => {
+    if (packed.missing && code === most) return NaN;
     const part = code / most;
-    const unknown = packed.missing && code === most;
-    values[i] = unknown ? NaN : packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
-  }
+    return packed.low + (packed.high - packed.low) * (packed.root ? part * part : part);
+  };
+  const values = new Float32Array(codes.length);
+  if (packed.bits === 8) {
+    const table = Float32Array.from({ length: 256 }, (_, code) => valueOf(code));
+    for (let i = 0; i < values.length; i++) values[i] = table[codes[i]];
+  } else for (let i = 0; i < values.length; i++) values[i] = valueOf(codes[i]);
   const expected = packed.shape.reduce((a, b) => a * b, 1);
   if (values.length !== expected) throw new Error(`a table of ${expected} numbers holds ${values.length}`);
   return { shape: packed.shape, values };

@@ -33,7 +33,7 @@ export function place(app: App, reading = app.reading): Layout {
   return { left: margin, top: margin, map, shown, cell: map / shown.length, font };
 }
 
-const INK: Record<Theme, { ink: string; faint: string; mark: string; page: string; line: string }> = {
+export const INK: Record<Theme, { ink: string; faint: string; mark: string; page: string; line: string }> = {
   light: { ink: "#1d1e22", faint: "#66676e", mark: "#c2410c", page: "#ffffff", line: "#1f5186" },
   dark: { ink: "#ecebe4", faint: "#a3a39d", mark: "#ff9d5c", page: "#17181d", line: "#e6dd6e" },
 };

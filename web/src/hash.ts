@@ -3,7 +3,7 @@
 import type { App, State } from "./app.ts";
 import type { Page } from "./data.ts";
 
-const KEYS = ["text", "token", "other", "layer", "head", "direction", "scope", "hide", "own", "grid", "shape", "theme"] as const;
+const KEYS = ["text", "token", "other", "layer", "head", "direction", "scope", "hide", "own", "grid", "shape", "zoom", "theme"] as const;
 const WORDS: Partial<Record<keyof State, readonly string[]>> = {
   direction: ["from", "to"],
   scope: ["head", "layer", "all"],
@@ -39,6 +39,8 @@ export function fromHash(hash: string, page: Page): Partial<State> {
     hide: given.get("hide") === "1",
     own: given.get("own") === "1",
   };
+  const zoom = given.get("zoom");
+  patch.zoom = zoom !== null && /^\d+\.\d+\.\d+$/.test(zoom) ? zoom : null;
   for (const [key, count] of [["layer", page.model.layers], ["head", page.model.heads]] as const)
     if (number(key, count) !== null) patch[key] = number(key, count);
   for (const [key, words] of Object.entries(WORDS)) if (words.includes(given.get(key) ?? "")) patch[key] = given.get(key);
@@ -51,6 +53,7 @@ export function follow(app: App, themeChosen: () => boolean): void {
   let waiting = 0;
   app.add({
     element: document.createElement("span"),
+    zooms: true,
     update() {
       clearTimeout(waiting);
       waiting = window.setTimeout(() => {

@@ -10,6 +10,7 @@ import { legend } from "./legend.ts";
 import { range, type Reading } from "./reading.ts";
 import { rolesLine } from "./roles.ts";
 import { type Sheet, saveControls } from "./save.ts";
+import { ZoomMap } from "./zoom-map.ts";
 
 export class HeadPanel implements Panel {
   readonly element: HTMLElement;
@@ -19,11 +20,11 @@ export class HeadPanel implements Panel {
   private readonly caption = el("p", { class: "caption" });
   private readonly roles = el("div", {});
   private readonly scale = el("div", { class: "legend-line" });
-  private readonly views: { map: MapView; lines: LinesView; frame: HTMLElement }[];
+  private readonly views: { map: MapView | ZoomMap; lines: LinesView; frame: HTMLElement }[];
 
   constructor(private readonly app: App) {
-    this.views = app.readings.map((_, text) => ({
-      map: new MapView(app, text),
+    this.views = app.readings.map((reading, text) => ({
+      map: reading.exact ? new MapView(app, text) : new ZoomMap(app, text, (high) => this.legendOf(high)),
       lines: new LinesView(app, text),
       frame: el("div", { class: "figure" }),
     }));
@@ -57,12 +58,15 @@ export class HeadPanel implements Panel {
   }
 
   private saved(text: number): SVGSVGElement {
+    const { map } = this.views[text];
+    if (map instanceof ZoomMap) return map.saved();
     return this.asLines ? drawLines(this.app, true, text) : drawFigure(this.app, true, text).figure;
   }
 
   private sheet(): Sheet {
     const { state, readings } = this.app;
-    const cell = (reading: Reading, at: number) => (reading.exact ? reading.spelled(at) : `block ${at}`);
+    if (readings.some((reading) => !reading.exact)) return this.cells();
+    const cell = (reading: Reading, at: number) => reading.spelled(at);
     const rows = readings.flatMap((reading, text) => {
       const map = reading.map(state.layer, state.head, state.hide);
       const shown = reading.shown(state.hide);
@@ -75,19 +79,37 @@ export class HeadPanel implements Panel {
     return { header: ["text", "query", "query token", "key", "key token", `weight in head ${state.layer}.${state.head}`], rows };
   }
 
+  /** The cells in view of the maps of long texts. */
+  private cells(): Sheet {
+    const { layer, head } = this.app.state;
+    const rows = this.views.flatMap(({ map }, text) => (map instanceof ZoomMap ? map.cells().map((cell) => [text, ...cell]) : []));
+    return { header: ["text", "first query", "last query", "first key", "last key", `share of attention in head ${layer}.${head}`], rows };
+  }
+
   private draw(): void {
     const { reading, state, page } = this.app;
     this.shapes.replaceChildren();
     if (canDrawLines(this.app)) this.shapes.append(this.shapeChoice());
-    for (const { map, lines, frame } of this.views) frame.replaceChildren(this.asLines ? lines.figure() : map.figure());
+    for (const { map, lines, frame } of this.views) {
+      const figure = this.asLines ? lines.figure() : map.figure();
+      if (frame.firstChild !== figure) frame.replaceChildren(figure);
+    }
     this.title.textContent = `Head ${state.layer}.${state.head}`;
     const kind = kindOf(reading.data.heads, state.layer * page.model.heads + state.head, reading.data.even.share);
     this.caption.textContent = this.captionText(kind && `${kind.long} (${kind.share.toFixed(2)} of its attention)`);
     this.roles.replaceChildren(rolesLine(this.app, state.layer, state.head) ?? "");
     const thickness = "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn.";
-    this.scale.replaceChildren(
+    if (reading.exact) this.scale.replaceChildren(
       this.asLines ? el("p", { class: "caption" }, thickness) : legend(state.theme, this.app.high(state.layer, state.head)),
     );
+  }
+
+  /** The scale of a long text's map, which changes with the part in view. */
+  private legendOf(high: number): void {
+    const key = `${this.app.state.theme} ${high}`;
+    if (this.scale.dataset.scale === key) return;
+    this.scale.dataset.scale = key;
+    this.scale.replaceChildren(legend(this.app.state.theme, high));
   }
 
   private shapeChoice(): HTMLElement {
@@ -100,7 +122,7 @@ export class HeadPanel implements Panel {
     return (
       `Layer ${state.layer}, head ${state.head}. ` +
       (named ? `On this text it mostly looks at: ${named}. ` : "") +
-      (block > 1 ? `Each cell: the share of a block of ${block} tokens’ attention on another block; a row adds up to 1.` : "Each row adds up to 1.") +
+      (block > 1 ? "Each cell: the share of some tokens’ attention that falls on others; a row of the whole map adds up to 1." : "Each row adds up to 1.") +
       (state.hide ? " Special tokens and sinks are left out; the numbers stay as they are." : "")
     );
   }

@@ -16,6 +16,8 @@ export function signOf(written: string): string | null {
 /** The weight between one token and every other; NaN: not kept (long texts). */
 export type Row = Float32Array;
 
+const known = new WeakMap<Page, Reading[]>();
+
 export class Reading {
   readonly length: number;
   readonly side: number;
@@ -30,6 +32,7 @@ export class Reading {
   readonly content: Set<number>;
   readonly aside: Set<number>;
   readonly dir: "ltr" | "rtl";
+  private receivedMean: Float32Array | null = null;
   private incoming: { start: Uint32Array; at: Uint32Array } | null = null;
 
   constructor(
@@ -62,8 +65,11 @@ export class Reading {
     this.content = new Set(words.content.filter((word) => !this.aside.has(word)));
   }
 
+  /** The readings of a page, the same ones in every call. */
   static all(page: Page): Reading[] {
-    return page.readings.map((data) => new Reading(data, page.model.layers, page.model.heads));
+    const made = known.get(page) ?? page.readings.map((data) => new Reading(data, page.model.layers, page.model.heads));
+    known.set(page, made);
+    return made;
   }
 
   /** How many keys a query sees. */
@@ -185,10 +191,13 @@ export class Reading {
 
   /** Attention a token receives, as a multiple of what an even spread would give it, mean over all heads. */
   receivedTimesEven(token: number, layer?: number): number {
-    const layers = layer === undefined ? range(this.layers) : [layer];
-    let sum = 0;
-    for (const l of layers) sum += 2 ** this.data.received.values[l * this.length + token];
-    return sum / layers.length;
+    const { values } = this.data.received;
+    if (layer !== undefined) return 2 ** values[layer * this.length + token];
+    if (!this.receivedMean) {
+      this.receivedMean = new Float32Array(this.length);
+      for (let at = 0; at < values.length; at++) this.receivedMean[at % this.length] += 2 ** values[at] / this.layers;
+    }
+    return this.receivedMean[token];
   }
 
   /** Cosine of a unit's vector with its embedding, by layers passed. */

@@ -10,12 +10,16 @@ import { saveControls } from "./save.ts";
 import { Search } from "./search.ts";
 import { snapshot } from "./snapshot.ts";
 import { describe, followed, isBlank, MOST_RECEIVED, search, sentence, sheet, weightsOf } from "./text-model.ts";
-import { type Line, lineLength, lineOf, reveal, tokenOf } from "./text-view.ts";
+import { Line, tokenOf } from "./text-view.ts";
 import { hideTip, tip } from "./tip.ts";
 
 const LONG = 250; // tokens of a text that needs a search and a map
 
-interface Strip extends Line {
+/** One text on the page, and what stands above it. */
+interface Strip {
+  text: number;
+  line: Line;
+  dress: (span: HTMLElement, token: number) => void;
   map: Minimap | null;
   search: Search | null;
   hit: number | null;
@@ -56,6 +60,8 @@ export class TextPanel implements Panel {
   }
 
   shown(): void {
+    for (const { line } of this.strips) line.shown();
+    this.draw();
     this.reveal();
     const stick = () => this.element.style.setProperty("--above", `${this.box.offsetTop - 6}px`);
     new ResizeObserver(stick).observe(this.element);
@@ -67,66 +73,61 @@ export class TextPanel implements Panel {
   private strip(text: number): Strip {
     const { app } = this;
     const reading = app.readings[text];
-    const line = lineOf(text, reading);
-    const strip: Strip = { ...line, map: null, search: null, hit: null };
+    const line = new Line(reading, (span, token) => strip.dress(span, token));
+    const strip: Strip = { text, line, dress: () => {}, map: null, search: null, hit: null };
     this.listen(strip);
     if (reading.length < LONG) return strip;
-    strip.map = new Minimap(line.list, line.spans, (token) => reveal(line, token));
+    strip.map = new Minimap(line, reading.length, (token) => line.reveal(token));
     strip.search = new Search(
       (wanted) => search(reading.data.words.text, reading.units, wanted),
       (token) => {
-        if (strip.hit !== null) line.spans[strip.hit].classList.remove("hit");
         strip.hit = token;
-        if (token !== null) {
-          line.spans[token].classList.add("hit");
-          reveal(line, token);
-        }
+        if (token !== null) line.reveal(token);
         this.draw();
       },
     );
     return strip;
   }
 
-  private column({ text, list, map, search }: Strip): HTMLElement {
+  private column({ text, line, map, search }: Strip): HTMLElement {
     const several = this.app.readings.length > 1;
     const head = (several || search) && el("div", { class: "text-head" }, several && el("h3", {}, `Text ${text + 1}`), search?.element);
-    return el("div", { class: "text-column" }, head, map?.element, list);
+    return el("div", { class: "text-column" }, head, map?.element, line.list);
   }
 
   private reveal(): void {
     for (const strip of this.strips) {
       const token = followed(this.app, strip.text);
-      if (token !== null) reveal(strip, token);
+      if (token !== null) strip.line.reveal(token);
     }
   }
 
   private draw(): void {
     const { app } = this;
     this.buttons();
-    for (const strip of this.strips) {
-      const stop = followed(app, strip.text) ?? 0;
-      strip.spans.forEach((span, token) => (span.tabIndex = token === stop ? 0 : -1));
-      this.shade(strip);
-    }
+    for (const strip of this.strips) this.shade(strip);
     const colours = this.colours();
     this.scale.replaceChildren(...(colours ? [legend(colours.theme, colours.high)] : []));
     this.caption.replaceChildren(...sentence(app));
   }
 
-  private shade({ text, list, spans, map, search }: Strip): void {
+  private shade(strip: Strip): void {
     const { app } = this;
+    const { text, line, map, search } = strip;
     const { state } = app;
     const reading = app.readings[text];
     const weights = weightsOf(app, text);
     const high = app.high(state.layer, state.head);
     const [main, active] = [followed(app, text), text === state.text];
-    list.classList.toggle("inactive", !active);
-    list.classList.toggle("unselected", state.token === null);
+    line.list.classList.toggle("inactive", !active);
+    line.list.classList.toggle("unselected", state.token === null);
     const received = state.token === null ? (token: number) => Math.min(1, reading.receivedTimesEven(token) / MOST_RECEIVED) : null;
     const value = (token: number) => received?.(token) ?? (weights && Number.isFinite(weights[token]) ? weights[token] : 0);
-    const colours = spans.map((span, token) => {
+    const tint = (value: number) => colour(state.theme, value, received ? 1 : high);
+    const stop = main ?? 0;
+    strip.dress = (span, token) => {
       const blank = isBlank(app, text, token);
-      const rgb = colour(state.theme, value(token), received ? 1 : high);
+      const rgb = tint(value(token));
       const shaded = !blank && !received;
       span.style.setProperty("background-color", shaded ? css(rgb) : "");
       span.style.setProperty("color", shaded ? ink(rgb) : "");
@@ -134,12 +135,14 @@ export class TextPanel implements Panel {
       span.classList.toggle("hidden-token", blank);
       span.classList.toggle("selected", token === main);
       span.classList.toggle("partner", active && token === state.other);
+      span.classList.toggle("hit", token === strip.hit);
       span.setAttribute("aria-selected", String(active && token === state.token));
-      return blank ? null : rgb;
-    });
+      span.tabIndex = token === stop ? 0 : -1;
+    };
+    line.redress(stop);
     const style = getComputedStyle(document.documentElement);
     const chosen = reading.data.chosen.map((word) => reading.units[word][0]);
-    map?.draw(colours, value, [
+    map?.draw((token) => (isBlank(app, text, token) ? null : value(token)), tint, [
       [chosen, style.getPropertyValue("--faint")],
       [search?.hits ?? [], style.getPropertyValue("--second")],
       [main === null ? [] : [main], style.getPropertyValue("--mark")],
@@ -184,8 +187,8 @@ export class TextPanel implements Panel {
 
   // --- Events ---
 
-  private listen(line: Line): void {
-    const { text, list } = line;
+  private listen({ text, line }: Strip): void {
+    const { list } = line;
     list.addEventListener("click", (event) => {
       const token = tokenOf(event);
       if (token !== null) this.select(text, token);
@@ -196,21 +199,21 @@ export class TextPanel implements Panel {
       else tip(event.clientX, event.clientY, describe(this.app, text, token));
     });
     list.addEventListener("pointerleave", hideTip);
-    list.addEventListener("keydown", (event) => this.press(event, line));
+    list.addEventListener("keydown", (event) => this.press(event, text, line));
   }
 
-  private press(event: KeyboardEvent, { text, list, spans }: Line): void {
+  private press(event: KeyboardEvent, text: number, line: Line): void {
     const token = tokenOf(event);
     if (token === null || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter" || event.key === " ") this.select(text, token);
     else if (event.key === "Escape") this.app.set({ token: null, other: null, grid: "maps" });
     else {
-      const mirrored: Record<string, string> = list.dir === "rtl" ? { ArrowLeft: "ArrowRight", ArrowRight: "ArrowLeft" } : {};
-      const next = arrowStep(mirrored[event.key] ?? event.key, token, spans.length, lineLength(spans, token));
+      const mirrored: Record<string, string> = line.list.dir === "rtl" ? { ArrowLeft: "ArrowRight", ArrowRight: "ArrowLeft" } : {};
+      const next = arrowStep(mirrored[event.key] ?? event.key, token, this.app.readings[text].length, line.lineLength(token));
       if (next === token) return;
-      spans[token].tabIndex = -1;
-      spans[next].tabIndex = 0;
-      spans[next].focus();
+      line.span(token).tabIndex = -1;
+      line.span(next).tabIndex = 0;
+      line.span(next).focus();
       this.app.say(describe(this.app, text, next).join(", "));
     }
     event.preventDefault();

@@ -6,12 +6,13 @@ import type { State } from "../src/app.ts";
 import { arrow, directionOf, name } from "../src/bidi.ts";
 import { colour } from "../src/colour.ts";
 import { changes, contrasts } from "../src/compare.ts";
-import { unpackPage } from "../src/data.ts";
+import { type ReadingData, unpackPage } from "../src/data.ts";
 import { arrowStep } from "../src/dom.ts";
 import { csv } from "../src/export.ts";
 import { fromHash, toHash } from "../src/hash.ts";
 import { offsetBin, strongest } from "../src/ranking.ts";
-import { Reading, sliceText } from "../src/reading.ts";
+import { Levels } from "../src/levels.ts";
+import { range, Reading, sliceText } from "../src/reading.ts";
 import { search } from "../src/text-model.ts";
 import small from "./small.json";
 
@@ -68,12 +69,63 @@ test("offsets fall into the bins of offsets.py", () => {
 test("a link holds the whole state, and nonsense in it does no harm", async () => {
   const { page } = await compared();
   const state: State = {
-    text: 1, layer: 1, head: 2, token: 3, other: 1, direction: "to", scope: "layer", hide: true, own: true, grid: "pair", shape: "lines", theme: "dark",
+    text: 1, layer: 1, head: 2, token: 3, other: 1, direction: "to", scope: "layer", hide: true, own: true, grid: "pair", shape: "lines", zoom: "12.3.48", theme: "dark",
   };
   assert.deepEqual(fromHash(toHash(state, true), page), state);
   assert.deepEqual(fromHash("#elsewhere", page), {});
-  const odd = fromHash("#text=9&token=1e9&layer=-1&scope=%3Cb%3E&hide=yes", page);
-  assert.deepEqual(odd, { text: 0, token: null, other: null, hide: false, own: false });
+  const odd = fromHash("#zoom=1.b&text=9&token=1e9&layer=-1&scope=%3Cb%3E&hide=yes", page);
+  assert.deepEqual(odd, { text: 0, token: null, other: null, hide: false, own: false, zoom: null });
+});
+
+/** A long text of 16 tokens in coarse blocks of 8, of which one is refined in blocks of 2; row 9 has single keys. */
+function long(): Reading {
+  const { page } = { page: structuredClone(small.page.readings[0]) as never as ReadingData };
+  const tensor = (shape: number[], values: number[]) => ({ shape, values: Float32Array.from(values) });
+  const names = range(16).map((n) => `t${n}`);
+  const fine = [0, 0.2, 0, 0, 0.1, 0.1, 0, 0, 0, 0.3, 0, 0.1, 0, 0, 0, 0.4];
+  Object.assign(page, {
+    text: names.join(" "), causal: true, chosen: [],
+    tokens: { text: names, start: range(16).map(() => 0), end: range(16).map(() => 0), word: range(16).map(() => -1), special: [], apart: [0], unknown: [] },
+    words: { text: [], mark: [], content: [] },
+    map: {
+      block: 8, shares: tensor([1, 1, 2, 2], [1, 0, 0.6, 0.4]), apart: tensor([1, 1, 2, 2], [0.5, 0, 0.1, 0]),
+      fine: { block: 2, count: [1], cells: tensor([1], [2]), shares: tensor([1, 4, 4], fine), apart: tensor([1, 4, 4], fine.map(() => 0)) },
+      rows: { tokens: [9], keys: tensor([1, 1, 1, 2], [3, 0]), weights: tensor([1, 1, 1, 2], [0.25, 0.5]) },
+    },
+    relations: { each: 1, keys: tensor([16, 1], range(16).map(() => 2)), heads: tensor([16, 1], range(16).map(() => 0)), weights: tensor([16, 1], range(16).map((n) => (n === 12 ? 0.125 : 0))) },
+  });
+  return new Reading(page, 1, 1);
+}
+
+test("a part of a long text's map is drawn from the finest blocks that are kept", () => {
+  const levels = new Levels(long());
+  assert.deepEqual(levels.sizes, [8, 2, 1]);
+  assert.equal(levels.whole, 16);
+  const near = (found: number, expected: number) => assert.ok(Math.abs(found - expected) < 1e-6, `${found}, not ${expected}`);
+  const whole = levels.grid({ query: 0, key: 0, span: 16 }, 0, 0, false);
+  assert.equal(whole.size, 1); // sixteen tokens fit into a map one by one
+  const at = (query: number, key: number) => whole.values[query * whole.side + key];
+  near(at(9, 3), 0.25); // a single key that is kept
+  near(at(9, 2), 0.1); // its block of two keys, spread evenly
+  near(at(12, 2), 0.125); // of the relations
+  near(at(7, 0), 0.5 / 8 + 0.5); // what falls on a token set apart is where it is
+  near(at(7, 1), 0.5 / 8);
+  near(at(2, 1), 0.5 / 3); // a query sees the keys before it alone
+  assert.equal(at(3, 5), 0);
+  assert.equal(levels.weight(9, 3), 0.25);
+  assert.equal(levels.weight(9, 4), null);
+  near(levels.share(8, 2, 2, false)[0], 0.2);
+  assert.equal(levels.share(8, 2, 2, false)[1], 2);
+  assert.deepEqual(levels.share(8, 8, 2, false)[1], 8);
+  near(levels.grid({ query: 0, key: 0, span: 16 }, 0, 0, true).values[7 * whole.side], 0.5 / 8);
+  for (let query = 0; query < 8; query++) near(range(16).reduce((sum, key) => sum + at(query, key), 0), 1);
+});
+
+test("a part of a map stays inside it", () => {
+  const levels = new Levels(long());
+  assert.deepEqual(levels.inside({ query: -5, key: 9, span: 12 }), { query: 0, key: 4, span: 12 });
+  assert.deepEqual(levels.inside({ query: 3, key: 3, span: 99 }), { query: 0, key: 0, span: 16 });
+  assert.equal(levels.inside({ query: 3, key: 3, span: 1 }).span, 12);
 });
 
 test("a table is CSV that spreadsheets do not run", () => {

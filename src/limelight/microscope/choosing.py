@@ -44,6 +44,17 @@ def about(subject: Subject) -> tuple[str, ...]:
     return tuple(found)
 
 
+def cautions(subject: Subject, lengths: Sequence[int]) -> tuple[str, ...]:
+    """Warnings about texts of these numbers of tokens: positions beyond those of the model's training."""
+    trained = subject.trained_positions
+    if trained is None or max(lengths) <= trained:
+        return ()
+    return (
+        f"The text has {max(lengths):,} tokens, but {subject.name} was trained on at most {trained:,} positions. "
+        "The weights are those that it computes; beyond these positions it has not learned to read.",
+    )
+
+
 def choose(
     readings: Sequence[Reading], comparison: Comparison | None, names: Sequence[str]
 ) -> tuple[tuple[tuple[int, ...], ...], str]:

@@ -12,11 +12,12 @@ from torch import Tensor
 from ..forms.observations import Observations, Observe, Seen
 from ..text import Text
 from .reading import Floats, HeadStatistics, Integers, Reading, find_sinks, number_units
+from .refinement import BLOCKS, Refinement, block_sizes, coarsened, most_uneven, on_column
 from .words import join_words
 
 EXACT_WEIGHTS = 1_200_000  # a text whose weights, over all layers and heads, are no more than this is kept exactly
-BLOCKS = 64  # otherwise a heat map has this many blocks along a side,
-STRONGEST = 8  # and every query's strongest keys are kept
+STRONGEST = 8  # otherwise blocks are kept, and every query's strongest keys
+COLUMNS = 64  # columns in which what falls on tokens set apart is counted
 NOTHING = Observe()
 
 
@@ -79,16 +80,18 @@ class Gatherer:
         self.length, self.layers, self.done = len(text), layers, 0
         self.tokens, self.words = join_words(text.text, text.tokens, text.spans, text.special)
         exact = self.length <= BLOCKS or layers * heads * self.length**2 <= EXACT_WEIGHTS
-        self.block = 1 if exact else -(-self.length // BLOCKS)
+        self.block, self.fine = (1, 1) if exact else block_sizes(self.length, BLOCKS)
         self.special = tuple(i for i, special in enumerate(text.special) if special)
         self.candidates = tuple(dict.fromkeys((*((0,) if causal else ()), *self.special)))
-        self.columns = _columns(self.candidates, self.causal, self.block)
+        self.columns = _columns(self.candidates, self.causal, self.fine)
+        if len(self.columns) > COLUMNS:
+            self.columns = _columns(self.candidates, self.causal, self.block)
         self.parts: dict[str, np.ndarray[Any, Any]] = {}
         self.observe = self._observe(exact)
 
     def _observe(self, exact: bool) -> Observe:
         common: dict[str, Any] = dict.fromkeys(("entropy", "max_weight", "distance", "received"), True)
-        common["blocks"] = (self.block, self.block)
+        common["blocks"] = (self.fine, self.fine)
         if exact:
             return Observe(**common)
         at = torch.arange(self.length, device="cpu")
@@ -108,20 +111,40 @@ class Gatherer:
             self._keep(key, seen[key].mean(-1))
         self._keep("received", seen["received"].mean(0))
         self._keep("received_first", seen["received"][:, 0])  # (H,)
-        rows = torch.full((seen["blocks"].shape[-2],), float(self.block), dtype=torch.float32, device="cpu")
-        rows[-1] = self.length - self.block * (len(rows) - 1)
-        self._keep("shares", seen["blocks"] / rows.to(seen["blocks"])[:, None])
+        blocks = seen["blocks"]  # (H, t, t), summed over queries and keys
+        coarse = coarsened(blocks, self.block // self.fine)
+        self._keep("shares", coarse / self._rows(coarse, self.block))
         if self.block > 1:
+            self._keep_fine(blocks / self._rows(blocks, self.fine), seen["features"])
             beside = seen["pairs"].reshape(-1, 3, self.length)
             self._keep(
                 "neighbours",
                 torch.stack([beside[:, 0, 1:].sum(-1), beside[:, 1].sum(-1), beside[:, 2, :-1].sum(-1)], 1),
             )
-            self._keep("features", _by_block(seen["features"], self.block))  # (H, T, F)
             self._keep("top_weights", seen["top_weights"])
             assert observations.top_keys is not None
             self._keep("top_keys", observations.top_keys[0].to(torch.int32))
         self.done += 1
+
+    def _rows(self, blocks: Tensor, size: int) -> Tensor:
+        """The number of queries of each row of blocks of this size, ``(T, 1)``."""
+        first = size * torch.arange(blocks.shape[-2], dtype=blocks.dtype, device=blocks.device)
+        return (self.length - first).clamp(max=size)[:, None]
+
+    def _keep_fine(self, shares: Tensor, features: Tensor) -> None:
+        """Keep the most uneven fine blocks ``(H, t, t)``, and what tokens that may be set apart get of each row."""
+        given = _by_block(features, self.fine)  # (H, t, F)
+        rest = shares.clone()
+        for column, members in enumerate(self.columns.values()):
+            at = self._fine_columns(members)
+            rest[..., at] -= given[..., column, None] / len(at)
+        cells, kept = most_uneven(shares, rest, self.block // self.fine)
+        self._keep("features", given)
+        self._keep("cells", cells + 1)  # 0: none, as for the heads that other layers have more
+        self._keep("fine", kept)
+
+    def _fine_columns(self, members: tuple[int, ...]) -> list[int]:
+        return sorted({position // self.fine for position in members})
 
     def _keep(self, key: str, tensor: Tensor) -> None:
         """Keep a tensor of one layer, with zeros for the heads that other layers have more."""
@@ -156,6 +179,7 @@ class Gatherer:
             next=neighbours[:, :, 2] / np.float32(beside),
             apart=_mean_rows(apart_shares.sum(-1), self.block, length),
         )
+        refinement = None if exact else self._refinement(parts, shares.shape[-1], apart)
         none = (*shares.shape[:2], length, 0)
         return Reading(
             text=text.text,
@@ -166,6 +190,7 @@ class Gatherer:
             shares=shares,
             apart=apart,
             apart_shares=apart_shares,
+            refinement=refinement,
             top_weights=parts.get("top_weights", np.zeros(none, np.float32)),
             top_keys=parts.get("top_keys", np.zeros(none, np.int32)),
             heads=statistics,
@@ -189,10 +214,28 @@ class Gatherer:
         if self.block == 1:
             only[..., list(apart)] = shares[..., list(apart)]
             return only
-        for column, (block, members) in enumerate(self.columns.items()):
+        for column, members in enumerate(self.columns.values()):
             if members[0] in apart:
-                only[..., max(block, 0)] += parts["features"][..., column]
+                only[..., members[0] // self.block] += self._by_coarse_row(parts["features"][..., column])
         return only
+
+    def _by_coarse_row(self, given: Floats) -> Floats:
+        """The mean over each coarse block's queries of what is a mean over a fine one's, ``(N, H, t)``."""
+        factor = self.block // self.fine
+        count = np.minimum(self.fine, self.length - self.fine * np.arange(given.shape[-1])).astype(np.float32)
+        starts = np.arange(0, given.shape[-1], factor)
+        total = np.add.reduceat(given * count, starts, axis=-1) / np.add.reduceat(count, starts)
+        return np.asarray(total, dtype=np.float32)
+
+    def _refinement(self, parts: dict[str, Any], side: int, apart: tuple[int, ...]) -> Refinement:
+        cells = parts["cells"] - 1
+        only = np.zeros_like(parts["fine"])
+        for column, members in enumerate(self.columns.values()):
+            at = self._fine_columns(members)
+            for place in at if members[0] in apart else ():
+                rows = parts["features"][..., column] / np.float32(len(at))
+                only += on_column(cells, rows, place, side, self.block // self.fine)
+        return Refinement(self.fine, cells, parts["fine"], only)
 
 
 def _columns(candidates: tuple[int, ...], causal: bool, block: int) -> dict[int, tuple[int, ...]]:

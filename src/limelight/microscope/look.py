@@ -15,7 +15,7 @@ from ..generation import Sampler
 from ..tensors.shapes import wrong
 from ..text import Text
 from .across import look_across
-from .choosing import about, choose, facts
+from .choosing import about, cautions, choose, facts
 from .comparison import compare_readings
 from .gathering import Gatherer, Watch
 from .nearest import nearest_units
@@ -44,7 +44,9 @@ def look(
 ) -> Report:
     """Run a model over a text and report what each token looked at.
 
-    Memory grows with the length of the text: a long one is observed as blocks and strongest keys.
+    Memory grows with the length of the text: a long one is observed as blocks and strongest keys. A text may be longer
+    than the positions that a model was trained on, with a warning in the report, where positions are computed
+    (rotations, sinusoids, biases of the distance); a learned table of positions has none beyond its end.
 
     Args:
         model: a name or path for `limelight.load`, or a folder or hub name of another family, which transformers opens;
@@ -101,7 +103,7 @@ def look(
         raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
     runs = []
     for name, one in [("text", text)] if compare is None else [("text", text), ("compare", compare)]:
-        tokens, ids = subject.read(one, name)
+        tokens, ids = subject.read(one, name, extrapolate=True)
         given = len(tokens)
         if generate is not None:
             tokens = continued(subject, tokens, generate, sampler, seed)
@@ -112,7 +114,15 @@ def look(
     chosen, chosen_by = choose(readings, comparison, words)
     predictions = tuple(found for _, found in runs)
     return Report(
-        facts(subject), readings, chosen, chosen_by, comparison, special, about(subject), predictions=predictions
+        facts(subject),
+        readings,
+        chosen,
+        chosen_by,
+        comparison,
+        special,
+        about(subject),
+        predictions=predictions,
+        cautions=cautions(subject, [reading.length for reading in readings]),
     )
 
 

@@ -18,6 +18,7 @@ from .nearest import Nearest
 from .offsets import Floats as Floats
 from .offsets import Integers as Integers
 from .offsets import OffsetProfile, profile_of_strongest, profile_of_weights
+from .refinement import Refinement
 from .words import Token, Word
 
 # A head has a sink where a token gets more than this share of the attention of all later queries (Gu 2024);
@@ -73,6 +74,7 @@ class Reading:
     vectors: Floats | None = None  # (N + 1, U, width), kept only for a comparison
     value_norms: Floats | None = None  # (N, H, L): norm of what a head writes for a key, of short texts (`norms.py`)
     nearest: Nearest | None = None  # of short texts: the nearest units of each unit after each layer
+    refinement: Refinement | None = None  # of a long text: finer blocks of some cells of `shares`
     unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property

@@ -107,6 +107,7 @@ class Report(Tables):
         comparison: of the two texts, if there are two.
         special: whether relations count special tokens, sinks, punctuation and the word itself.
         about: notes about the model: what of it is not observed.
+        cautions: warnings about the run, such as positions beyond those of the training.
         cross: what an encoder-decoder looked at in its source.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
 
@@ -126,6 +127,7 @@ class Report(Tables):
     about: tuple[str, ...] = ()
     cross: Cross | None = None
     predictions: tuple[Predictions | None, ...] = ()
+    cautions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -166,16 +168,16 @@ class Report(Tables):
     @property
     def notes(self) -> list[str]:
         """How to read the numbers."""
-        exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
         cross = [] if self.cross is None else self.cross.notes
-        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
+        bound = [] if all(reading.exact for reading in self.readings) else [_LOWER_BOUND]
+        words = [f"Words: {self.chosen_by}.", *bound]
         return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the texts: tokens that the vocabulary of the model does not have."""
-        found = []
+        """Warnings: positions beyond those of the training, tokens that the vocabulary of the model does not have."""
+        found = list(self.cautions)
         for number, reading in enumerate(self.readings):
             if reading.unknown:
                 which = "" if len(self.readings) == 1 else f"Text {number + 1}: "
@@ -237,8 +239,7 @@ class Report(Tables):
         ]
 
     def _heads(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        each = reading.heads
+        reading, each = self.readings[text], self.readings[text].heads
         uniform = {
             "uniform": float(np.mean(1.0 / reading.visible)),
             "entropy_uniform": float(np.mean(np.log(reading.visible))),
@@ -298,8 +299,7 @@ class Report(Tables):
         return rows
 
     def _path(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        background = mean_path(reading)
+        reading, background = self.readings[text], mean_path(self.readings[text])
         return [
             {
                 "text": text,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..forms.layouts import Layout
-from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd
+from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd, LearnedPositions
 from ..nn.capture import decode_step
 from ..nn.checks import refuse_spread
 from ..outputs import Output
@@ -40,6 +40,14 @@ class Stack(nn.Module):
         """The names under which `limelight.watching` gathers each layer's self-attention, in order."""
         return tuple(f"{self.within}layers.{number}.attention" for number in range(self.config.layers))
 
+    @property
+    def learned_positions(self) -> bool:
+        """Whether positions are rows of a learned table, which has none beyond ``config.limit``.
+
+        Rotations, sinusoids and biases of the distance are computed instead, for any position.
+        """
+        return any(isinstance(part, (FrontEnd, LearnedPositions)) for part in self.embedding.modules())
+
     def forward(
         self,
         tokens: Tensor,
@@ -50,6 +58,7 @@ class Stack(nn.Module):
         logits: bool = True,
         cache: Cache | None = None,
         cross: ForwardContext | None = None,
+        extrapolate: bool = False,
     ) -> Output:
         """Run the model.
 
@@ -62,6 +71,8 @@ class Stack(nn.Module):
                 computes them for chosen vectors.
             cache: what was read before; ``tokens`` are the next ones, and are added to it.
             cross: the context of attention to an encoder, for layers that have it; see `EncoderDecoder`.
+            extrapolate: let a text be longer than the positions that the model was trained on, where positions are
+                computed and not looked up (`learned_positions`). Quality beyond them is not to be expected.
 
         Raises:
             ArgumentError: tokens of a wrong shape or number, a text longer than the model's positions; a layout over
@@ -72,11 +83,11 @@ class Stack(nn.Module):
                 if logits or part is not self.head:
                     refuse_spread(part, layout)
         if cache is None:
-            context = ForwardContext(layout, self._positions(tokens, layout), segments)
+            context = ForwardContext(layout, self._positions(tokens, layout, extrapolate), segments)
         else:
             B, L = self._sizes(tokens)
             step = cache.step(B, L, layout, tokens.device)
-            self._check_length(step.longest)
+            self._check_length(step.longest, extrapolate)
             context = ForwardContext(layout, step.positions, segments, cache=step)
             cross = None if cross is None else replace(cross, cache=step)
         context.cross = cross
@@ -111,11 +122,11 @@ class Stack(nn.Module):
         table = getattr(getattr(self.embedding, "tokens", None), "weight", None)
         return self.head(states, table)  # type: ignore[no-any-return]
 
-    def _positions(self, tokens: Tensor, layout: Layout | None) -> Tensor:
+    def _positions(self, tokens: Tensor, layout: Layout | None, extrapolate: bool) -> Tensor:
         """Position of every token ``(B | 1, L)``; 0 for tokens that do not exist."""
         B, L = self._sizes(tokens)
         if layout is None:
-            self._check_length(L)
+            self._check_length(L, extrapolate)
             return torch.arange(L, device=tokens.device)[None]
         layout.check(B, L, L)
         at = layout.coordinates(B, L, L, tokens.device)
@@ -123,7 +134,7 @@ class Stack(nn.Module):
         positions = at.query_position.where(exists, 0)
         if readable(positions) and (positions.numel() or (B and layout.spread)):
             _check_together(positions, at.key_position.where(exists, 0))
-            self._check_length(int(layout.reach(positions).max()))
+            self._check_length(int(layout.reach(positions).max()), extrapolate)
         return positions
 
     def _sizes(self, tokens: Tensor) -> tuple[int, int]:
@@ -154,8 +165,10 @@ class Stack(nn.Module):
                     "Use the tokenizer of the same model; padding may have any id, and `layout` says where it is.",
                 )
 
-    def _check_length(self, length: int) -> None:
+    def _check_length(self, length: int, extrapolate: bool) -> None:
         if self.config.limit is not None and length > self.config.limit:
+            if extrapolate and not self.learned_positions:
+                return
             raise wrong(
                 "tokens",
                 f"must fit the {self.config.limit} positions of this model ({self.config.family})",

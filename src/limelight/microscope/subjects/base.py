@@ -72,6 +72,8 @@ class Subject(ABC):
         unobserved: names of attention layers that cannot be observed, each with the reason.
         blocks: number of blocks of the main stack, with and without attention.
         limit: the number of positions; ``None`` if there is no limit.
+        trained_positions: the number of positions that the model was trained on, where that is known.
+        extrapolates: whether a text may be longer than ``limit``, because positions are computed and not looked up.
         vocabulary: the number of token ids.
         hears: whether the encoder reads sounds.
         grid: rows and columns of the patches, and the pixels along a side of one, of a model that reads pictures.
@@ -88,6 +90,8 @@ class Subject(ABC):
     unobserved: Mapping[str, str] = MappingProxyType({})
     blocks: int
     limit: int | None = None
+    trained_positions: int | None = None
+    extrapolates: bool = False
     vocabulary: int
     hears: bool = False
     grid: tuple[int, int, int] | None = None
@@ -102,12 +106,13 @@ class Subject(ABC):
     def tokenize(self, text: str) -> Text:
         """The tokens of a text as the model reads it, special tokens included."""
 
-    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
+    def read(self, given: Any, name: str = "text", *, extrapolate: bool = False) -> tuple[Text, Tensor]:
         """What `run` takes of an input, ``(1, L)`` ids, and what its tokens are.
 
         Args:
             given: a text; for a model that reads pictures one of PIL's, or its numbers.
             name: of the argument, for error messages.
+            extrapolate: let a text be longer than the positions of a model that `extrapolates`.
 
         Raises:
             ArgumentError: a text without a word, one that is longer than the positions of the model, or no text.
@@ -116,7 +121,7 @@ class Subject(ABC):
         if not text.ids:
             got = f"the tokenizer of {self.name} makes none of {describe(given)}"
             raise wrong(name, "must make at least one token", got, "Its vocabulary may lack these characters.")
-        self.check_fit(name, len(text), self.limit)
+        self.check_fit(name, len(text), None if extrapolate and self.extrapolates else self.limit)
         return text, torch.tensor([text.ids], dtype=torch.int64, device="cpu")
 
     def check_fit(self, name: str, length: int, limit: int | None) -> None:

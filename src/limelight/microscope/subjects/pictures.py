@@ -55,7 +55,7 @@ class PictureSubject(TransformersSubject):
             raise wrong("model", "must have a state for each patch", got, "Take a ViT.")
         return length
 
-    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
+    def read(self, given: Any, name: str = "text", *, extrapolate: bool = False) -> tuple[Text, Tensor]:
         return self.patches.text, self.patches.numbers(given, self.processor, name)
 
     def tokenize(self, text: str) -> Text:

@@ -42,6 +42,7 @@ class PretrainedSubject(Subject):
         self.attention_names = tuple(name for name in network.attention_names if name in self._layers())
         self.blocks = config.layers
         self.limit, self.vocabulary = config.limit, config.vocabulary
+        self.trained_positions, self.extrapolates = config.limit, not network.learned_positions
         self.kind = "decoder" if isinstance(network, DecoderOnly) else "encoder"
         self._patches = None
         if isinstance(network.embedding, PatchEmbedding):
@@ -53,9 +54,9 @@ class PretrainedSubject(Subject):
             self.hears = isinstance(network.encoder.embedding, SpectrumEmbedding)
             self.alignment_heads = alignment_heads_in(model.source, self.layers, self.heads)
 
-    def read(self, given: Any, name: str = "text") -> tuple[Text, Tensor]:
+    def read(self, given: Any, name: str = "text", *, extrapolate: bool = False) -> tuple[Text, Tensor]:
         if self._patches is None:
-            return super().read(given, name)
+            return super().read(given, name, extrapolate=extrapolate)
         return self._patches.text, self._patches.numbers(given, name=name)
 
     def tokenize(self, text: str) -> Text:
@@ -76,7 +77,8 @@ class PretrainedSubject(Subject):
         layout = None if lengths is None else Padded(lengths)
         with torch.inference_mode():
             if source is None:
-                output = self.model.network(ids, layout=layout, hidden=hidden, logits=logits)
+                extrapolate = self.extrapolates  # `read` has checked the length
+                output = self.model.network(ids, layout=layout, hidden=hidden, logits=logits, extrapolate=extrapolate)
                 return Run(output.hidden or (), output.logits)
             network = self.model.network
             assert isinstance(network, EncoderDecoder)
@@ -124,7 +126,7 @@ class PretrainedSubject(Subject):
         hooks = [layer.register_forward_pre_hook(before(depth)) for depth, layer in enumerate(network.layers)]
         try:
             with torch.inference_mode():
-                visit(self.layers, network(ids, logits=False).states)
+                visit(self.layers, network(ids, logits=False, extrapolate=self.extrapolates).states)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -78,6 +78,8 @@ class TransformersSubject(Subject):
     def _measure(self) -> None:
         self.vocabulary = self.embeddings().shape[0]
         self.limit = positions_of(self._decoder)
+        trained = getattr(getattr(self._decoder, "config", None), "max_position_embeddings", None)
+        self.trained_positions = trained if self.limit is None and isinstance(trained, int) else self.limit
 
     def _length(self, output: Any) -> int:
         """The number of tokens of the run on a few."""
