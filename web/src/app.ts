@@ -18,8 +18,12 @@ export interface State {
   own: boolean; // each head has its own colour scale
   grid: "maps" | "pair";
   shape: "map" | "lines"; // how the large head is drawn
+  veil: Veil; // how weights are shown over a picture
   theme: Theme;
 }
+
+/** Weights over a picture: it is lit where they are large, tinted by them, or bare. */
+export type Veil = "light" | "colours" | "none";
 
 export type Changed = ReadonlySet<keyof State>;
 
@@ -116,9 +120,11 @@ export function opening(page: Page, theme: Theme): State {
     own: false,
     grid: "maps",
     shape: "map",
+    veil: "light",
     theme,
   };
   const [reading] = Reading.all(page);
+  if (page.pictures?.[0].before) return { ...state, token: 0, layer: page.model.layers - 1, scope: "layer" }; // the class token
   let best = -Infinity;
   for (const word of reading.data.chosen) {
     const found = leading(reading, word);

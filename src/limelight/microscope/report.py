@@ -14,7 +14,7 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 
 =============  ==================================================================================================
 ``tokens``     text, index, token, start, end, word, special, sink, unknown (the vocabulary has no token for it),
-               received (times what an even spread would give)
+               received (times what an even spread would give; null for a decoder with cross-attention alone)
 ``words``      text, index, word, start, end, tokens, chosen
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
@@ -57,8 +57,9 @@ import numpy as np
 
 from .comparison import Comparison, changes, contrasts
 from .cross import Cross
-from .page.notebook import frame, listed
+from .page.notebook import frame
 from .page.write import make_page
+from .pictures import Picture
 from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
 from .relations import strongest
@@ -109,6 +110,8 @@ class Report(Tables):
         about: notes about the model: what of it is not observed.
         cross: what an encoder-decoder looked at in its source.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
+        source: of an encoder-decoder that reads text: the report of the encoder's self-attention over it.
+        pictures: of a model that reads pictures: each of them, with where its patches looked.
 
     Example:
         >>> from limelight.microscope import look
@@ -126,6 +129,8 @@ class Report(Tables):
     about: tuple[str, ...] = ()
     cross: Cross | None = None
     predictions: tuple[Predictions | None, ...] = ()
+    source: Report | None = None
+    pictures: tuple[Picture, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -137,9 +142,7 @@ class Report(Tables):
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     def _repr_html_(self) -> str:
-        """The page, as a notebook shows it; the alignment of an encoder-decoder, which has no page."""
-        if self.cross is not None:
-            return listed(self.tables["alignment"], repr(self))
+        """The page, as a notebook shows it."""
         return frame(partial(make_page, self), repr(self))
 
     @cached_property
@@ -166,11 +169,10 @@ class Report(Tables):
     @property
     def notes(self) -> list[str]:
         """How to read the numbers."""
-        exact = all(reading.exact for reading in self.readings)
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
         cross = [] if self.cross is None else self.cross.notes
-        words = [f"Words: {self.chosen_by}.", *([] if exact else [_LOWER_BOUND])]
-        return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
+        bound = [] if all(reading.exact for reading in self.readings) else [_LOWER_BOUND]
+        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *bound, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:
@@ -203,8 +205,7 @@ class Report(Tables):
 
     def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        some = len(reading.received) > 0  # a decoder may have cross-attention alone
-        received = reading.received.mean(axis=0) / reading.expected if some else None
+        received = reading.received.mean(axis=0) / reading.expected if len(reading.received) else None
         unknown = frozenset(reading.unknown)
         return [
             {
@@ -315,8 +316,7 @@ class Report(Tables):
         ]
 
     def _nearest(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        nearest = reading.nearest
+        reading, nearest = self.readings[text], self.readings[text].nearest
         if nearest is None:
             return []
         return [
