@@ -150,9 +150,10 @@ def test_words_of_a_translation_are_aligned(look, tmp_path):
     assert code == 0
     assert re.search(r"rio +→ river +0\.\d+ +0\.091", out)
     assert "1.0" in out
-    code, _, err = look(sentence, "--model", "marian-en-pt", "--output", str(tmp_path / "page.html"))
-    assert code == 2
-    assert "`--output` writes pages of encoders and decoders" in err
+    code, out, _ = look(sentence, "--model", "marian-en-pt", "--output", str(tmp_path / "page.html"))
+    assert code == 0
+    assert "opens in any browser" in out
+    assert '"aligning":[8]' in (tmp_path / "page.html").read_text("utf-8")
     code, _, err = look(sentence, "--target", "A margem.")
     assert code == 2
     assert "`--target` is for an encoder-decoder, but minilm is an encoder" in err

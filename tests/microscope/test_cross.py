@@ -13,7 +13,7 @@ from support.observed import drawn, eager, largest_error, observed
 from transformers.models.whisper import generation_whisper
 
 from limelight import ArgumentError
-from limelight.microscope import look, make_page
+from limelight.microscope import look
 from limelight.microscope.subjects import subject_of
 from limelight.microscope.subjects.sound import existing_heads
 from limelight.microscope.timing import _median, first_states, warp
@@ -42,8 +42,8 @@ def test_marian_aligns_words(translator, target):
     assert report.tables["heads"] == report.tables["relations"] == []  # the decoder has no attention to itself
     assert any("1.0" in note for note in report.notes)
     assert json.loads(report.to_json())["model"]["kind"] == "encoder-decoder"
-    with pytest.raises(ArgumentError, match="`report` must be of an encoder or a decoder"):
-        make_page(report)
+    assert report.source.tables["heads"][-1]["layer"] == 5  # the encoder's self-attention
+    assert report.source.readings[0].text == ENGLISH
     assert look(translator, ENGLISH, target=PORTUGUESE, words=["rio"]).tables["path"][0]["word"] == "rio"
 
 
@@ -117,6 +117,8 @@ def test_look_at_an_encoder_decoder_of_transformers(name, reader):
     assert tokens[1:] == ["a", "margem", "."]
     assert [row["part"] for row in report.tables["source"]] == ["the", "bank", ".", "</s>"]
     assert {row["layer"] for row in report.tables["cross"]} == {0, 1}
+    encoder = torch.stack(eager(model.get_encoder(), {"input_ids": torch.tensor([[4, 5, 10, 2]])}))[:, 0]
+    torch.testing.assert_close(torch.from_numpy(report.source.readings[0].shares), encoder, rtol=0, atol=1e-5)
     inputs = {
         "input_ids": torch.tensor([[4, 5, 10, 2]]),
         "decoder_input_ids": torch.tensor([[model.config.decoder_start_token_id, 7, 8, 10]]),

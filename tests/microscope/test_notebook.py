@@ -4,9 +4,10 @@ import html.parser
 from functools import partial
 
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs
+from support.made_up_sources import mock_picture, mock_speech, mock_translation
 
 from limelight.microscope.page import make_page
-from limelight.microscope.page.notebook import LIMIT, frame, listed
+from limelight.microscope.page.notebook import LIMIT, frame
 
 HOSTILE = "</iframe></script>'\"><img src=x onerror=alert(1)> & &amp; &#39; {page} river"
 
@@ -38,13 +39,16 @@ def test_the_frame_is_small_at_any_length():
     assert len(report._repr_html_().encode()) < 1.05 * LIMIT
 
 
-def test_a_table_stands_where_there_is_no_page():
-    text = listed([{"word": "<b>\x1b[2J", "weight": 1 / 3, "seconds": None}] * 61, "a & b")
-    assert Frames(text).tags.count("tr") == 61
-    assert "<p>a &amp; b</p>" in text
-    assert "<td>&lt;b&gt;␛[2J</td><td>0.3333</td><td>None</td>" in text
-    assert "and 1 more rows" in text
-    assert Frames(listed([], "none")).tags == ["p", "table", "thead", "tbody"]
+def test_translations_sounds_and_pictures_have_frames_too(tmp_path, open_page):
+    reports = [mock_translation(HOSTILE, SENTENCE), mock_speech(SENTENCE), mock_picture()]
+    cells = "".join(f"<div>{report._repr_html_()}</div>" for report in reports)
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8><body>{cells}", encoding="utf-8")
+    page = open_page(tmp_path / "notebook.html", ready="iframe")
+    for number, title in enumerate(("Source and target", "Words over the sound", "The picture")):
+        inside = page.locator("iframe").nth(number).content_frame
+        inside.locator("html[data-ready=yes]").wait_for(state="attached")
+        assert inside.get_by_role("heading", name=title, exact=True).count() == 1
+    assert all(len(report._repr_html_().encode()) < 1.05 * LIMIT for report in reports)
 
 
 def test_what_does_not_fit_is_said(monkeypatch):

@@ -19,8 +19,12 @@ export interface State {
   grid: "maps" | "pair";
   shape: "map" | "lines"; // how the large head is drawn
   zoom: string | null; // the part of a long text's map that is in view: first query, first key, tokens along a side
+  veil: Veil; // how weights are shown over a picture
   theme: Theme;
 }
+
+/** Weights over a picture: it is lit where they are large, tinted by them, or bare. */
+export type Veil = "light" | "colours" | "none";
 
 export type Changed = ReadonlySet<keyof State>;
 
@@ -121,9 +125,11 @@ export function opening(page: Page, theme: Theme): State {
     grid: "maps",
     shape: "map",
     zoom: null,
+    veil: "light",
     theme,
   };
   const [reading] = Reading.all(page);
+  if (page.pictures?.[0].before) return { ...state, token: 0, layer: page.model.layers - 1, scope: "layer" }; // the class token
   let best = -Infinity;
   for (const word of reading.data.chosen) {
     const found = leading(reading, word);

@@ -1,6 +1,8 @@
 // What the page is given: `limelight.page` version 1, described in src/limelight/microscope/page/pack.py.
 // N layers, H heads, L tokens, U units (the words, then the tokens that belong to no word), T blocks per side.
 
+import type { PictureOf } from "./pictures/data.ts";
+import type { CrossOf } from "./sources/data.ts";
 import type { WritingOf } from "./writing.ts";
 
 export interface Packed {
@@ -48,13 +50,15 @@ interface ReadingOf<Numbers> {
 interface PageOf<Numbers> {
   format: string;
   version: number;
-  model: { name: string; kind: "encoder" | "decoder"; layers: number; heads: number };
+  model: { name: string; kind: "encoder" | "decoder" | "encoder-decoder"; layers: number; heads: number };
   notes: string[];
   warnings: string[];
   chosenBy: string;
   readings: ReadingOf<Numbers>[];
   atlas?: { corpus: string; tokens: number; link: string | null; roles: [number, string[]][] }; // roles by layer * H + head
   writing?: (WritingOf<Numbers> | null)[];
+  cross?: CrossOf<Numbers, PageOf<Numbers>>; // of an encoder-decoder
+  pictures?: PictureOf<Numbers>[]; // of a model that reads pictures, one for each reading
   comparison: { pairs: [number, number][]; cosine: Numbers; baseline: number[]; baselinePairs: number } | null;
 }
 

@@ -206,13 +206,13 @@ export class GridPanel implements Panel {
   }
 }
 
-function cellOf(place: number): HTMLElement {
+export function cellOf(place: number): HTMLElement {
   const canvas = el("canvas", { "aria-hidden": "true" });
   const label = el("span", { class: "kind", "aria-hidden": "true" });
   return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas, label);
 }
 
-function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
+export function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
   const names = range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head));
   const corner = el("span", { class: "corner", role: "columnheader" }, "layer \\ head");
   const rows = range(layers).map((layer) => {
@@ -230,7 +230,7 @@ function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElemen
 }
 
 /** The cell that an event happened on, if any. */
-function placeOf(event: Event): number | null {
+export function placeOf(event: Event): number | null {
   const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-place]");
   return target ? Number(target.dataset.place) : null;
 }

@@ -3,12 +3,13 @@
 import type { App, State } from "./app.ts";
 import type { Page } from "./data.ts";
 
-const KEYS = ["text", "token", "other", "layer", "head", "direction", "scope", "hide", "own", "grid", "shape", "zoom", "theme"] as const;
+const KEYS = ["text", "token", "other", "layer", "head", "direction", "scope", "hide", "own", "grid", "shape", "zoom", "veil", "theme"] as const;
 const WORDS: Partial<Record<keyof State, readonly string[]>> = {
   direction: ["from", "to"],
   scope: ["head", "layer", "all"],
   grid: ["maps", "pair"],
   shape: ["map", "lines"],
+  veil: ["light", "colours", "none"],
   theme: ["light", "dark"],
 };
 

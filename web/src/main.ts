@@ -10,7 +10,9 @@ import { factsPanel } from "./head-facts.ts";
 import { follow, fromHash } from "./hash.ts";
 import { leadPanel } from "./lead.ts";
 import { pathPanel } from "./path.ts";
+import { picturePanels } from "./pictures/mount.ts";
 import { RelationsPanel } from "./relations.ts";
+import { SourcePage } from "./sources/mount.ts";
 import { TextPanel } from "./text.ts";
 import { WritingPanel } from "./writing.ts";
 
@@ -36,7 +38,8 @@ function header(app: App): HTMLElement {
     hide.checked = app.state.hide;
   };
   draw();
-  const sees = model.kind === "decoder" ? "each token sees itself and what came before" : "each token sees every token";
+  const part = app.page.pictures ? "patch" : "token";
+  const sees = model.kind === "decoder" ? "each token sees itself and what came before" : `each ${part} sees every ${part}`;
   const tokens = readings.map((reading) => reading.tokens.text.length.toLocaleString("en")).join(" and ");
   const anyApart = readings.some((reading) => reading.tokens.apart.length > 0);
   const element = el(
@@ -60,6 +63,7 @@ function footer(app: App): HTMLElement {
 
 /** The panels in their places; the large head over two texts takes the whole width. */
 function panels(app: App): HTMLElement[] {
+  if (app.page.pictures) return picturePanels(app, app.page.pictures);
   const compared = app.readings.length > 1;
   const [lead, text, relations] = [leadPanel(app), new TextPanel(app), new RelationsPanel(app)].map((panel) => app.add(panel));
   const [grid, head, facts, path] = [new GridPanel(app), new HeadPanel(app), factsPanel(app), pathPanel(app)].map((panel) => app.add(panel));
@@ -72,13 +76,13 @@ function panels(app: App): HTMLElement[] {
 }
 
 /** Print in light colours, whatever is on the screen. */
-function onPrint(app: App): void {
+function onPrint(get: () => Theme, set: (theme: Theme) => void): void {
   let before: Theme = "light";
   addEventListener("beforeprint", () => {
-    before = app.state.theme;
-    app.set({ theme: "light" });
+    before = get();
+    set("light");
   });
-  addEventListener("afterprint", () => app.set({ theme: before }));
+  addEventListener("afterprint", () => set(before));
 }
 
 async function open(): Promise<void> {
@@ -88,10 +92,17 @@ async function open(): Promise<void> {
   try {
     const page = await unpackPage(document.getElementById("limelight-data")!.textContent!);
     const status = el("div", { class: "unseen", role: "status", "aria-live": "polite" });
+    if (page.cross) {
+      const whole = new SourcePage(page, page.cross, theme, themeChosen, panels, status);
+      whole.mount(root);
+      onPrint(() => whole.theme, (theme) => (whole.theme = theme));
+      document.documentElement.dataset.ready = "yes";
+      return;
+    }
     const app = new App(page, { ...opening(page, theme), ...fromHash(location.hash, page) }, status);
     root.replaceChildren(header(app), ...panels(app), footer(app), status);
     follow(app, () => themeChosen);
-    onPrint(app);
+    onPrint(() => app.state.theme, (theme) => app.set({ theme }));
     app.shown();
     document.documentElement.dataset.ready = "yes";
   } catch (error) {

@@ -1,6 +1,5 @@
 // The buttons that save a view as a drawing, a picture or a table.
 
-import type { App } from "./app.ts";
 import { el } from "./dom.ts";
 import { type Cell, fileName, saveCsv, savePng, saveSvg } from "./export.ts";
 
@@ -22,7 +21,7 @@ export interface Saved {
 /** A number with the digits that the page's data has. */
 const short = (cell: Cell): Cell => (typeof cell === "number" ? Number(cell.toPrecision(6)) : cell);
 
-export function saveControls(app: App, { what, part, figure, sheet }: Saved): HTMLElement {
+export function saveControls(app: { page: { model: { name: string } } }, { what, part, figure, sheet }: Saved): HTMLElement {
   const name = (ending: string) => fileName(ending, app.page.model.name, part());
   const table = () => {
     const { header, rows } = sheet();

@@ -73,7 +73,8 @@ def look(
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
 
-    Of a model that translates it shows the words aligned; of Whisper, when each word is said.
+    Of a model that translates it shows the words aligned; of Whisper, when each word is said; of a vision model, where
+    each patch of the picture looks.
 
     Example: limelight look "The bank is near the river." --compare "She deposited money at the bank." --word bank
 
@@ -93,9 +94,6 @@ def look(
 
     name = model or ("minilm" if generate is None and not lens else "smollm2")
     subject = subject_of(name)
-    if output is not None and subject.kind == "encoder-decoder":
-        got = f"{subject.name} has an encoder and a decoder"
-        raise wrong("--output", "writes pages of encoders and decoders", got, "--json prints every table.")
     if atlas is not None and output is None:
         raise wrong("--atlas", "needs a page to stand in", "there is no --output", "Add --output page.html.")
     with errors_of("--atlas", "path"):
@@ -120,7 +118,7 @@ def look(
             markup=False,
             soft_wrap=True,
         )
-    elif report.cross is None:
+    else:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
 

@@ -45,8 +45,8 @@ def deal(
         layout: documents and padding of the whole text.
 
     Returns:
-        For each rank its runs ``((first, last), ...)``, ascending. They are cut at multiples of `TILES` in each document
-        where the text is long enough for each rank to hold so many, and anywhere in a shorter text.
+        For each rank its runs ``((first, last), ...)``, ascending. They are cut at multiples of `TILES` in each
+        document where the text is long enough for each rank to hold so many, and anywhere in a shorter text.
     """
     work = pairs_of_tokens(length, patterns, layout)
     cuts = _cuts(length, layout, TILES if length >= ranks * TILES else 1)

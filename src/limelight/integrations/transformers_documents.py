@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
         found = _layout_of(position_ids), _version(position_ids)
         if not position_ids.is_inference():  # inference tensors have no version counter
             _read[position_ids] = found
-    layout = found[0]
+    layout: Layout | None = found[0]
     if layout is None:
         return None
     if Lq != Lk or position_ids.shape[1] != Lq or position_ids.shape[0] not in (1, B):
@@ -49,7 +50,8 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
     return layout
 
 
-_read = WeakIdKeyDictionary()  # (layout, version of the positions) by the positions: all layers get the same tensor
+# (layout, version of the positions) by the positions: all layers get the same tensor
+_read: Any = WeakIdKeyDictionary()
 
 
 def _version(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..formats.progress import counted
 from ..forms.observations import watching
@@ -14,7 +15,8 @@ from ..tensors.shapes import wrong
 from .choosing import about, choose, facts
 from .cross import Cross, CrossGatherer
 from .gathering import Gatherer, Gathering, Watch
-from .report import Report
+from .reading import Reading
+from .report import ModelFacts, Report
 from .subjects import Subject
 from .subjects.base import checked
 
@@ -45,18 +47,38 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
     gatherer = Gatherer(written, True, len(subject.attention_names), subject.heads)
     cross = CrossGatherer(len(written), read.length, subject.heads)
     gatherers: dict[str, Gathering] = dict.fromkeys(subject.attention_names, gatherer)
+    encoder = None
+    if read.text is not None:
+        encoder = Gatherer(read.text, False, len(subject.encoder_names), subject.encoder_heads)
+        gatherers |= dict.fromkeys(subject.encoder_names, encoder)
     gatherers |= dict.fromkeys(subject.cross_names, cross)
     ids = torch.tensor([written.ids], dtype=torch.int64, device="cpu")
     with (
         counted(f"Reading {len(written):,} tokens", len(gatherers)) as progress,
         watching(Watch(gatherers, progress)),
     ):
-        hidden = subject.run(ids, source=read.input, hidden=True).hidden
-    paths = gatherer.paths(keep_vectors=False)
-    for states in hidden:
-        paths.add(states)
-    reading = gatherer.reading(paths, subject.unknown_token)
+        run = subject.run(ids, source=read.input, hidden=True)
+    reading = _reading(subject, gatherer, run.hidden)
     chosen, chosen_by = choose((reading,), None, words)
     weights = np.stack(cross.layers)
     across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)
-    return Report(facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across)
+    source_report = None if encoder is None else _of_source(subject, encoder, run.source_hidden, special)
+    return Report(
+        facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across, source=source_report
+    )
+
+
+def _reading(subject: Subject, gatherer: Gatherer, hidden: Sequence[Tensor]) -> Reading:
+    paths = gatherer.paths(keep_vectors=False)
+    for states in hidden:
+        paths.add(states)
+    return gatherer.reading(paths, subject.unknown_token)
+
+
+def _of_source(subject: Subject, gatherer: Gatherer, hidden: Sequence[Tensor], special: bool) -> Report | None:
+    """The report of the encoder's self-attention over a source text; ``None`` where not every layer is observed."""
+    if not subject.encoder_names or len(hidden) != len(subject.encoder_names) + 1:
+        return None
+    reading = _reading(subject, gatherer, hidden)
+    model = ModelFacts(subject.name, "encoder", len(subject.encoder_names), subject.encoder_heads)
+    return Report(model, (reading,), *choose((reading,), None, ()), None, special)

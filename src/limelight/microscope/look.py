@@ -20,6 +20,7 @@ from .comparison import compare_readings
 from .gathering import Gatherer, Watch
 from .nearest import nearest_units
 from .norms import ValueNorms
+from .pictures import PatchGatherer
 from .predictions import Expected, Predictions
 from .reading import Reading
 from .report import Report
@@ -101,14 +102,18 @@ def look(
     if target is not None:
         got = f"{subject.name} is {'a decoder' if subject.causal else 'an encoder'}"
         raise wrong("target", "is for an encoder-decoder", got, "Leave it out.")
-    runs = []
+    runs, pictures = [], []
     for name, one in [("text", text)] if compare is None else [("text", text), ("compare", compare)]:
         tokens, ids = subject.read(one, name, extrapolate=True)
         given = len(tokens)
         if generate is not None:
             tokens = continued(subject, tokens, generate, sampler, seed)
             ids = torch.tensor([tokens.ids], dtype=torch.int64, device="cpu")
-        runs.append(_read(subject, tokens, ids, compare is not None, _predicted(given, len(tokens), lens), given))
+        gatherer = _gatherer(subject, tokens)
+        predicted = _predicted(given, len(tokens), lens)
+        runs.append(_read(subject, tokens, ids, gatherer, compare is not None, predicted, given))
+        if isinstance(gatherer, PatchGatherer):
+            pictures.append(gatherer.picture(ids))
     readings = tuple(reading for reading, _ in runs)
     comparison = compare_readings(*readings) if len(readings) == 2 else None
     chosen, chosen_by = choose(readings, comparison, words)
@@ -122,8 +127,16 @@ def look(
         special,
         about(subject),
         predictions=predictions,
+        pictures=tuple(pictures),
         cautions=cautions(subject, [reading.length for reading in readings]),
     )
+
+
+def _gatherer(subject: Subject, tokens: Text) -> Gatherer:
+    """What gathers the self-attention of a run over a text or a picture."""
+    if subject.patches is not None:
+        return PatchGatherer(subject.patches, subject.layers, subject.heads)
+    return Gatherer(tokens, subject.causal, subject.layers, subject.heads)
 
 
 def _predicted(given: int, length: int, every: bool) -> tuple[int, int] | None:
@@ -138,6 +151,7 @@ def _read(
     subject: Subject,
     tokens: Text,
     ids: Tensor,
+    gatherer: Gatherer,
     keep_vectors: bool,
     predicted: tuple[int, int] | None,
     written: int,
@@ -148,11 +162,11 @@ def _read(
         subject: the model.
         tokens: the text.
         ids: what the model reads of it.
+        gatherer: keeps the observations of each layer.
         keep_vectors: whether vectors are kept for a comparison.
         predicted: the first and last position whose tokens are predicted (`Expected`), if any are.
         written: the position from which on the model wrote the text.
     """
-    gatherer = Gatherer(tokens, subject.causal, subject.layers, subject.heads)
     values = ValueNorms(subject) if gatherer.block == 1 else None
     paths = gatherer.paths(keep_vectors or values is not None)
     expected = None if predicted is None else Expected(subject, tokens.ids, *predicted, written)

@@ -63,7 +63,7 @@ def profile_of_weights(weights: Floats, causal: bool) -> OffsetProfile:
     bins = offset_bins(position[None, :] - position[:, None]).ravel()
     order = np.argsort(bins, kind="stable")
     starts = np.searchsorted(bins[order], np.arange(bins.max() + 2))
-    sums = np.cumsum(weights.reshape(*weights.shape[:2], -1)[..., order], axis=-1, dtype=np.float64)
+    sums = np.cumsum(weights.reshape(*weights.shape[:2], length * length)[..., order], axis=-1, dtype=np.float64)
     sums = np.concatenate([np.zeros((*sums.shape[:2], 1)), sums], axis=-1)
     return OffsetProfile(np.diff(sums[..., starts]).astype(np.float32), _count(length, causal))
 

@@ -14,7 +14,7 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
 
 =============  ==================================================================================================
 ``tokens``     text, index, token, start, end, word, special, sink, unknown (the vocabulary has no token for it),
-               received (times what an even spread would give)
+               received (times what an even spread would give; null for a decoder with cross-attention alone)
 ``words``      text, index, word, start, end, tokens, chosen
 ``heads``      text, layer, head, entropy (nats), entropy_uniform, strongest, distance (tokens), distance_uniform,
                previous, own, next, apart, uniform (one key's even share, mean over the queries), queries
@@ -57,8 +57,9 @@ import numpy as np
 
 from .comparison import Comparison, changes, contrasts
 from .cross import Cross
-from .page.notebook import frame, listed
+from .page.notebook import frame
 from .page.write import make_page
+from .pictures import Picture
 from .predictions import Predictions, prediction_tables
 from .reading import Reading, even_distance, mean_path
 from .relations import strongest
@@ -110,6 +111,8 @@ class Report(Tables):
         cautions: warnings about the run, such as positions beyond those of the training.
         cross: what an encoder-decoder looked at in its source.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
+        source: of an encoder-decoder that reads text: the report of the encoder's self-attention over it.
+        pictures: of a model that reads pictures: each of them, with where its patches looked.
 
     Example:
         >>> from limelight.microscope import look
@@ -128,6 +131,8 @@ class Report(Tables):
     cross: Cross | None = None
     predictions: tuple[Predictions | None, ...] = ()
     cautions: tuple[str, ...] = ()
+    source: Report | None = None
+    pictures: tuple[Picture, ...] = ()
 
     def __repr__(self) -> str:
         texts = [repr(_clipped(reading.text)) for reading in self.readings]
@@ -139,9 +144,7 @@ class Report(Tables):
         return f"Report({self.model.name!r}, {', '.join(texts)}, words={_clipped(', '.join(words))!r})"
 
     def _repr_html_(self) -> str:
-        """The page, as a notebook shows it; the alignment of an encoder-decoder, which has no page."""
-        if self.cross is not None:
-            return listed(self.tables["alignment"], repr(self))
+        """The page, as a notebook shows it."""
         return frame(partial(make_page, self), repr(self))
 
     @cached_property
@@ -205,8 +208,7 @@ class Report(Tables):
 
     def _tokens(self, text: int) -> list[TableRow]:
         reading = self.readings[text]
-        some = len(reading.received) > 0  # a decoder may have cross-attention alone
-        received = reading.received.mean(axis=0) / reading.expected if some else None
+        received = reading.received.mean(axis=0) / reading.expected if len(reading.received) else None
         unknown = frozenset(reading.unknown)
         return [
             {
@@ -315,8 +317,7 @@ class Report(Tables):
         ]
 
     def _nearest(self, text: int) -> list[TableRow]:
-        reading = self.readings[text]
-        nearest = reading.nearest
+        reading, nearest = self.readings[text], self.readings[text].nearest
         if nearest is None:
             return []
         return [

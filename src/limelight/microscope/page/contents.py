@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..comparison import Comparison
 from ..cross import Cross
+from ..pictures import Picture
 from ..predictions import Predictions
 from ..reading import Reading
 
@@ -49,3 +50,11 @@ class Contents(Protocol):
     @property
     def cross(self) -> Cross | None:
         """What an encoder-decoder looked at in its source."""
+
+    @property
+    def source(self) -> Contents | None:
+        """The self-attention of an encoder-decoder's encoder over a source text."""
+
+    @property
+    def pictures(self) -> Sequence[Picture]:
+        """The pictures that were read, with where their patches looked; empty for texts."""

@@ -1,16 +1,12 @@
-"""A page inside a notebook, `frame`, or a table where there is no page, `listed`."""
+"""A page inside a notebook."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from ...text import printable
+from collections.abc import Callable
 
 LIMIT = 1_500_000  # bytes: a notebook keeps every output in its file
 HEIGHT = 760  # pixels
-ROWS = 60  # of a table
 
 # A document of its own, without an origin: it neither sees the notebook and its other outputs nor is seen by them.
 _FRAME = (
@@ -39,21 +35,3 @@ def frame(page: Callable[[int], str], title: str) -> str:
     # In single quotes, since the page's data holds many double ones.
     inside = whole.replace("&", "&amp;").replace("'", "&#39;")
     return _FRAME.format(page=inside, title=html.escape(title), height=HEIGHT)
-
-
-def listed(rows: Sequence[dict[str, Any]], title: str) -> str:
-    """Return a table as HTML for a notebook: a title, the names of the columns, and its first rows.
-
-    Args:
-        rows: the rows, which have the same columns.
-        title: what stands above them.
-    """
-
-    def cells(values: Sequence[Any], tag: str) -> str:
-        texts = (f"{value:.4g}" if isinstance(value, float) else printable(str(value)) for value in values)
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    names = cells(list(rows[0]), "th") if rows else ""
-    body = "".join(cells(list(row.values()), "td") for row in rows[:ROWS])
-    more = f"<p>and {len(rows) - ROWS:,} more rows</p>" if len(rows) > ROWS else ""
-    return f"<p>{html.escape(title)}</p><table><thead>{names}</thead><tbody>{body}</tbody></table>{more}"

@@ -44,6 +44,23 @@ def pack_numbers(
     }
 
 
+def pack_rows(weights: npt.NDArray[Any], levels: int) -> dict[str, Packed]:
+    """Pack rows of weights, each relative to its own largest one, with ``levels`` steps of the square root.
+
+    A weight is ``top * (code / levels)^2``: ``{"codes": Packed (..., S), "top": Packed (...)}``. Few levels compress
+    well, and are spent where a row has its weights.
+
+    Args:
+        weights: ``(..., S)``, between 0 and 1.
+        levels: the largest code, at most 65535.
+    """
+    top = weights.max(-1, initial=0.0)
+    scaled = np.sqrt(weights / np.maximum(top, 1e-30)[..., None], dtype=np.float32)
+    bits = 8 if levels < 256 else 16
+    codes = np.rint(scaled * levels)
+    return {"codes": pack_numbers(codes, bits, 0.0, 2.0**bits - 1), "top": pack_numbers(top, 16, 0.0, 1.0, root=True)}
+
+
 def numbers(values: npt.NDArray[Any]) -> list[float]:
     """The values of an array as plain numbers of five significant digits."""
     return [float(f"{float(value):.5g}") for value in values]

@@ -14,7 +14,7 @@ from .pack_refinement import pack_blocks, pack_rows
 from .pack_relations import rank_relations
 
 # Characters that no figure may hold (XML 1.0), one for one, so that places in the text stay.
-_VISIBLE = {
+VISIBLE = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"},
     0xFFFE: 0xFFFD,
     0xFFFF: 0xFFFD,
@@ -84,10 +84,10 @@ class PackedReading:
         fine = reading.length <= 1024
         ratio = np.log2(np.maximum(reading.received, 1e-6) / reading.expected)
         return {
-            "text": reading.text.translate(_VISIBLE),
+            "text": reading.text.translate(VISIBLE),
             "causal": reading.causal,
             "tokens": {
-                "text": [token.text.translate(_VISIBLE) for token in tokens],
+                "text": [token.text.translate(VISIBLE) for token in tokens],
                 "start": [token.start for token in tokens],
                 "end": [token.end for token in tokens],
                 "word": [token.word for token in tokens],
@@ -96,7 +96,7 @@ class PackedReading:
                 "unknown": list(reading.unknown),
             },
             "words": {
-                "text": [word.text.translate(_VISIBLE) for word in words],
+                "text": [word.text.translate(VISIBLE) for word in words],
                 "mark": [index for index, word in enumerate(words) if word.is_punctuation],
                 "content": [index for index, word in enumerate(words) if word.content],
             },

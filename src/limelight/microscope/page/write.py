@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
-from ...tensors.shapes import wrong
 from ..files import write_atomically
 from .atlas_pack import AtlasLike, pack_atlas
 from .atlas_roles import pack_roles, relative_link
 from .compose import compose
 from .contents import Contents
 from .pack import pack
+from .pack_sources import pack_cross, pack_pictures
 
 PAGE_LIMIT = 3_000_000 - 1  # bytes: under 3 MB up to `LONG` tokens,
 LONG, LONG_LIMIT = 10_000, 8_000_000 - 1  # and under 8 MB beyond
@@ -31,18 +32,25 @@ def make_page(
 
     Raises:
         ArgumentError: the atlas is of a model with other layers or heads.
-        ValueError: not even the coarsest form of the report fits, or it is of an encoder-decoder.
+        ValueError: not even the coarsest form of the report fits.
     """
-    if report.cross is not None:
-        got = f"this one is of {report.model.name}, which has an encoder and a decoder"
-        raise wrong("report", "must be of an encoder or a decoder", got, "Its tables hold everything: report.tables.")
     if limit is None:
         limit = LONG_LIMIT if sum(reading.length for reading in report.readings) > LONG else PAGE_LIMIT
-    text = " ".join(report.readings[0].text.split())
-    short = text if len(text) <= 60 else text[:59] + "…"
     model = report.model
-    roles = None if atlas is None else pack_roles(atlas, model.layers, model.heads, atlas_link)
-    return compose("view", f"{short} · {model.name}", partial(pack, report, beside=roles), limit)
+    roles = {} if atlas is None else pack_roles(atlas, model.layers, model.heads, atlas_link)
+    return compose("view", f"{_title(report)} · {model.name}", partial(_pack, report, roles), limit)
+
+
+def _pack(report: Contents, roles: dict[str, Any], limit: int) -> str:
+    """The data of the page; of an encoder-decoder or a picture it holds more than that of a text."""
+    part = limit * 3 // 5
+    return pack(report, limit, beside={**roles, **pack_cross(report, part), **pack_pictures(report.pictures, part)})
+
+
+def _title(report: Contents) -> str:
+    """What the report is about, in at most 60 characters."""
+    text = "A picture" if report.pictures else " ".join(report.readings[0].text.split())
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def write_page(

@@ -15,6 +15,7 @@ from ...generation import Sampler
 from ...generation.sampling import draws, penalised, tokens_in
 from ...tensors.shapes import describe, wrong
 from ...text import Text, printable, valid_text
+from .patches import Patches
 
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
@@ -68,6 +69,7 @@ class Subject(ABC):
         attention_names: the names under which `limelight.watching` gathers the self-attention of the main stack, one
             for each layer, in order, all different; empty for a decoder that has cross-attention alone.
         encoder_names: those of the encoder's layers; empty unless this is an encoder-decoder.
+        encoder_heads: the largest number of query heads of the encoder's layers.
         cross_names: those of the cross-attention; empty unless this is an encoder-decoder.
         unobserved: names of attention layers that cannot be observed, each with the reason.
         blocks: number of blocks of the main stack, with and without attention.
@@ -77,6 +79,7 @@ class Subject(ABC):
         vocabulary: the number of token ids.
         hears: whether the encoder reads sounds.
         grid: rows and columns of the patches, and the pixels along a side of one, of a model that reads pictures.
+        patches: how a model that reads pictures cuts them.
         alignment_heads: ``(layer, head)`` of cross-attention that the checkpoint names as following the source.
     """
 
@@ -86,6 +89,7 @@ class Subject(ABC):
     heads: int
     attention_names: tuple[str, ...]
     encoder_names: tuple[str, ...] = ()
+    encoder_heads: int = 0
     cross_names: tuple[str, ...] = ()
     unobserved: Mapping[str, str] = MappingProxyType({})
     blocks: int
@@ -95,6 +99,7 @@ class Subject(ABC):
     vocabulary: int
     hears: bool = False
     grid: tuple[int, int, int] | None = None
+    patches: Patches | None = None
     alignment_heads: tuple[tuple[int, int], ...] = ()
 
     @property

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from ...tensors.shapes import describe, wrong
@@ -25,6 +27,8 @@ class Patches:
         width: in pixels.
         side: of a patch, in pixels.
         before: number of tokens before the patches.
+        mean: by channel, that a processor subtracts from values between 0 and 1; empty if it is not known.
+        deviation: by channel, that it then divides by.
     """
 
     channels: int
@@ -32,6 +36,8 @@ class Patches:
     width: int
     side: int
     before: int = 1
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -82,6 +88,25 @@ class Patches:
             way_out = "The model's processor makes it of a picture."
             raise wrong(name, f"must be one picture of floats, {sizes}", f"it is {describe(given)}", way_out)
         return pixels
+
+    def pixels(self, numbers: Tensor) -> npt.NDArray[np.uint8]:
+        """The picture that the model reads, ``(height, width, 3)``: resized and cut to the model's size.
+
+        Without the processor's mean and deviation, numbers between 0 and 1 are taken as they are, and others are
+        stretched from the smallest to the largest.
+
+        Args:
+            numbers: ``(1, channels, height, width)``, as `numbers` returns them.
+        """
+        values = np.nan_to_num(numbers[0].detach().float().cpu().numpy())
+        if self.mean:
+            shape = (self.channels, 1, 1)
+            values = values * np.reshape(self.deviation, shape) + np.reshape(self.mean, shape)
+        elif values.min() < 0 or values.max() > 1:
+            values = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
+        if self.channels != 3:
+            values = np.repeat(values[:1], 3, axis=0)
+        return np.asarray(np.rint(values.clip(0, 1) * 255).transpose(1, 2, 0), dtype=np.uint8)
 
 
 def in_colour(picture: Any) -> Any:

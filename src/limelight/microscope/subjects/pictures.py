@@ -26,6 +26,7 @@ class PictureSubject(TransformersSubject):
     """
 
     reads = "pixel_values"
+    patches: Patches
 
     def __init__(self, model: Any, tokenizer: Any = None) -> None:
         self.processor = getattr(tokenizer, "image_processor", tokenizer)
@@ -40,7 +41,8 @@ class PictureSubject(TransformersSubject):
             got = f"the configuration of {self.name} names {height} x {width} pixels and patches of {side} x {across}"
             raise wrong("model", "must read pictures in square patches", got, "Take a ViT.")
         self.vocabulary = 0
-        self.patches = Patches(config.num_channels, height, width, side)
+        channels = config.num_channels
+        self.patches = Patches(channels, height, width, side, 1, *_normalisation(self.processor, channels))
 
     def _few(self) -> dict[str, Tensor]:
         sizes = self.patches.channels, self.patches.height, self.patches.width
@@ -65,6 +67,17 @@ class PictureSubject(TransformersSubject):
         if lengths is not None or source is not None:
             raise wrong("lengths", "are for texts", f"{self.name} reads pictures", "Leave them out.")
         return self._source(ids)
+
+
+def _normalisation(processor: Any, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation by which a processor normalises each channel; empty where it names none."""
+    found = []
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name, None)
+        if not isinstance(values, (list, tuple)) or len(values) != channels:
+            return (), ()
+        found.append(tuple(float(value) for value in values))
+    return (found[0], found[1]) if getattr(processor, "do_normalize", True) else ((0.0,) * channels, (1.0,) * channels)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -44,23 +44,23 @@ class PretrainedSubject(Subject):
         self.limit, self.vocabulary = config.limit, config.vocabulary
         self.trained_positions, self.extrapolates = config.limit, not network.learned_positions
         self.kind = "decoder" if isinstance(network, DecoderOnly) else "encoder"
-        self._patches = None
         if isinstance(network.embedding, PatchEmbedding):
-            self._patches = _patches(network.embedding)
-            self.grid = self._patches.grid
+            self.patches = _patches(network.embedding)
+            self.grid = self.patches.grid
         if isinstance(network, EncoderDecoder):
             self.kind = "encoder-decoder"
             self.encoder_names, self.cross_names = network.encoder.attention_names, network.cross_names
+            self.encoder_heads = network.encoder.config.query_heads
             self.hears = isinstance(network.encoder.embedding, SpectrumEmbedding)
             self.alignment_heads = alignment_heads_in(model.source, self.layers, self.heads)
 
     def read(self, given: Any, name: str = "text", *, extrapolate: bool = False) -> tuple[Text, Tensor]:
-        if self._patches is None:
+        if self.patches is None:
             return super().read(given, name, extrapolate=extrapolate)
-        return self._patches.text, self._patches.numbers(given, name=name)
+        return self.patches.text, self.patches.numbers(given, name=name)
 
     def tokenize(self, text: str) -> Text:
-        if self._patches is not None:
+        if self.patches is not None:
             raise wrong("model", "must read text", f"{self.name} reads pictures", "limelight.look takes a picture.")
         return self.model.read(text).texts[0]
 
@@ -153,7 +153,7 @@ class PretrainedSubject(Subject):
 
     @property
     def unknown_token(self) -> str | None:
-        return None if self._patches is not None else unknown_token(self.model.tokenizer)
+        return None if self.patches is not None else unknown_token(self.model.tokenizer)
 
     def spell(self, token: int) -> str:
         return self.model.tokenizer.backend.id_to_token(token) or f"<{token}>"

@@ -138,6 +138,7 @@ class TransformersSubject(Subject):
         for name, call in zip(self._found.names, self._found.calls, strict=True):
             if self._seq2seq and call.module not in decoder:
                 encoder.append(name)
+                self.encoder_heads = max(self.encoder_heads, call.heads)
             elif (call.queries, call.keys) == (length, length):
                 own.append((name, call))
             elif self._seq2seq and (call.queries, call.keys) == (TARGET, states):
