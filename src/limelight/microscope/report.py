@@ -174,8 +174,7 @@ class Report(Tables):
         last = [_LAST_NORM] if self.model.kind == "decoder" else []
         cross = [] if self.cross is None else self.cross.notes
         bound = [] if all(reading.exact for reading in self.readings) else [_LOWER_BOUND]
-        words = [f"Words: {self.chosen_by}.", *bound]
-        return [*_NOTES, *last, *words, *cross, *self.about, *self.warnings]
+        return [*_NOTES, *last, f"Words: {self.chosen_by}.", *bound, *cross, *self.about, *self.warnings]
 
     @property
     def warnings(self) -> list[str]:

@@ -50,7 +50,7 @@ class Waiting(Protocol):
         """Whether this process writes what one process writes."""
 
     def wait(self) -> None:
-        """Wait for all processes."""
+        """Wait until every process of the run has called it."""
 
 
 @dataclass

@@ -85,7 +85,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait for all processes."""
+        """Wait until every process of the run has called it."""
 
     @abstractmethod
     def whole(self, model: Pretrained) -> Pretrained | None:
