@@ -14,7 +14,13 @@ from support import real_models
 import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
-REFERENCE = ("atlas", "environment", "extending", "glossary")  # without a picture, and outside of the reading order
+REFERENCE = (
+    "atlas",
+    "distributed",
+    "environment",
+    "extending",
+    "glossary",
+)  # without a picture, and outside of the reading order
 PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -72,8 +78,9 @@ def test_every_picture_stands_on_its_page():
 
 
 @pytest.mark.parametrize("page", REFERENCE)
-def test_reference_page(page):
+def test_reference_page(page, tmp_path, monkeypatch):
     """Its Python examples run and print what it says; its commands are for a checkout with the test extra."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for example in pages.examples(DOCS / f"{page}.md"):
         if example.language == "python":
