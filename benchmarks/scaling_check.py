@@ -48,8 +48,8 @@ def measured_and_predicted() -> list[str]:
     forward, backward = one["forward"].processor, one["both"].processor - one["forward"].processor
     flops = 4 * SHAPE.width * SHAPE.heads * Causal().pairs(LENGTH) / 1e9
     lines = [
-        f"{cores} cores, of which others took {os.getloadavg()[0]:.1f} in the minute before (load average); the clock's"
-        " seconds mean little where they took many.",
+        f"{cores} cores, with a load average of {os.getloadavg()[0]:.1f} before the first run: where that is more than"
+        " none, the clock's seconds are those of a busy machine.",
         "",
         f"One process computes attention at {flops / forward:,.0f} GFLOP/s forward,"
         f" {2.5 * flops / backward:,.0f} backward, and all else of a step in {rest:.3f} s.",
