@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,10 +48,13 @@ def measured_and_predicted() -> list[str]:
     forward, backward = one["forward"].processor, one["both"].processor - one["forward"].processor
     flops = 4 * SHAPE.width * SHAPE.heads * Causal().pairs(LENGTH) / 1e9
     lines = [
-        f"{cores} cores; one process computes attention at {flops / forward:,.0f} GFLOP/s forward,"
+        f"{cores} cores, with a load average of {os.getloadavg()[0]:.1f} before the first run: where that is more than"
+        " none, the clock's seconds are those of a busy machine.",
+        "",
+        f"One process computes attention at {flops / forward:,.0f} GFLOP/s forward,"
         f" {2.5 * flops / backward:,.0f} backward, and all else of a step in {rest:.3f} s.",
         "",
-        "| processes | layers | processor, s: measured | predicted | ratio | clock, s: measured | predicted, exchange |",
+        "| processes | layers | processor, s: measured | predicted | ratio | clock, s: measured | predicted |",
         "|---|---|---|---|---|---|---|",
     ]
     for processes in (1, 2, 4):
@@ -65,12 +68,12 @@ def measured_and_predicted() -> list[str]:
             lines.append(
                 f"| {processes} | {name} | {seconds.processor:.3f} | {predicted:.3f} |"
                 f" {seconds.processor / predicted:.2f} | {seconds.clock:.3f} |"
-                f" {predicted * max(1.0, processes / cores) + exchange.clock:.3f}, {exchange.clock:.3f} |"
+                f" {predicted * max(1.0, processes / cores) + exchange.clock:.3f} |"
             )
     return lines
 
 
-def run(processes: int) -> dict:
+def run(processes: int) -> dict[Any, Any]:
     """What was measured, of the slowest rank each."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(_measure, (processes, folder), processes, start_method="spawn")
@@ -81,7 +84,7 @@ def _measure(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    found: dict = {}
+    found: dict[Any, Any] = {}
     machines = _links(processes)
     torch.manual_seed(0)
     text = torch.randint(SHAPE.vocabulary, (1, LENGTH))
@@ -118,17 +121,17 @@ def _attention() -> dict[str, float]:
 
 def _links(processes: int) -> list[Machine]:
     """Latency and bandwidth of an all-to-all, by the processor's seconds and by the clock's."""
-    short, long = [
-        _seconds(
-            lambda to=torch.empty(size * processes), x=torch.zeros(size * processes): dist.all_to_all_single(to, x)
-        )
-        for size in (1, BLOCK)
-    ]
+    short, long = [_seconds(_all_to_all(size * processes)) for size in (1, BLOCK)]
     peers = max(1, processes - 1)
     return [
         Machine(node_bandwidth=peers * BLOCK * 4 / max(b - a, 1e-9) / 1e9, latency=a / peers * 1e6)
         for a, b in zip(short, long, strict=True)
     ]
+
+
+def _all_to_all(size: int) -> Callable[[], object]:
+    sent, received = torch.zeros(size), torch.empty(size)
+    return lambda: dist.all_to_all_single(received, sent)
 
 
 def _network(window: int | None) -> torch.nn.Module:

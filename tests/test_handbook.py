@@ -78,8 +78,9 @@ def test_every_picture_stands_on_its_page():
 
 
 @pytest.mark.parametrize("page", REFERENCE)
-def test_reference_page(page):
+def test_reference_page(page, tmp_path, monkeypatch):
     """Its Python examples run and print what it says; its commands are for a checkout with the test extra."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for example in pages.examples(DOCS / f"{page}.md"):
         if example.language == "python":
