@@ -16,6 +16,7 @@ from support.processes import run_processes
 
 import limelight
 from limelight.distributed.failures import RankError
+from limelight.formats.errors import CheckpointError
 from limelight.tensors.shapes import ArgumentError
 from limelight.training import read_settings
 from limelight.training.data import Texts
@@ -182,6 +183,12 @@ def test_divided_runs(config):
         published = limelight.load(folder / name).network.state_dict()
         for key, values in limelight.load(other).network.state_dict().items():
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
+
+
+    damaged = next((folder / "killed" / "checkpoints" / "step-00000006").glob("shard-00002-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match=r"shard-00002-.* Remove .*step-00000006 to resume from .*step-00000004"):
+        run(one, folder / "killed", "run.accumulation_steps=2", resume=True)
 
 
 def test_torchrun_reports_a_rank_without_memory_once(config, tmp_path):
