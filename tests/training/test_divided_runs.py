@@ -184,7 +184,6 @@ def test_divided_runs(config):
         for key, values in limelight.load(other).network.state_dict().items():
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
 
-
     damaged = next((folder / "killed" / "checkpoints" / "step-00000006").glob("shard-00002-*"))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match=r"shard-00002-.* Remove .*step-00000006 to resume from .*step-00000004"):
