@@ -107,9 +107,9 @@ def on_four_ranks(folder):
     run(config, folder / "killed", "run.shard=2", "run.tensor=2", resume=True)
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", "run.steps=4", "run.evaluate_every=2")
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", resume=True)
-    with pytest.raises(IN_ALL, match=r"`run.shard = 3` must divide the number of processes, but 3 does not divide 4"):
+    with pytest.raises(IN_ALL, match=r"`run.shard` must divide the number of processes, but 3 does not divide 4"):
         run(config, folder / "odd", "run.shard=3")
-    with pytest.raises(IN_ALL, match=r"`tensor` must divide the key-value heads .* but 4 does not divide the 2"):
+    with pytest.raises(IN_ALL, match=r"`run.tensor` must divide the key-value heads .* but 4 does not divide the 2"):
         run(config, folder / "heads", "run.tensor=4")
 
 
@@ -185,7 +185,8 @@ def test_divided_runs(config):
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
 
     damaged = next((folder / "killed" / "checkpoints" / "step-00000006").glob("shard-00002-*"))
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"shard-00002-.* Remove .*step-00000006 to resume from .*step-00000004"):
         run(one, folder / "killed", "run.accumulation_steps=2", resume=True)
 

@@ -109,7 +109,7 @@ def write_divided(
 
     Args:
         output: the folder of the run.
-        state: weights and optimizer state (`divided_state`).
+        state: weights and optimizer state (`limelight.training.resuming.weights_of`, `state_of`).
         progress: the progress of the run.
         metadata: further JSON values: the settings, the fingerprint of the data.
         ranks: the processes.
