@@ -14,13 +14,8 @@ from support import real_models
 import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
-REFERENCE = (
-    "atlas",
-    "distributed",
-    "environment",
-    "extending",
-    "glossary",
-)  # without a picture, and outside of the reading order
+# Without a picture, and outside of the reading order.
+REFERENCE = ("atlas", "distributed", "environment", "extending", "glossary")
 PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

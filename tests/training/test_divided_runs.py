@@ -16,6 +16,7 @@ from support.processes import run_processes
 
 import limelight
 from limelight.distributed.failures import RankError
+from limelight.formats.errors import CheckpointError
 from limelight.tensors.shapes import ArgumentError
 from limelight.training import read_settings
 from limelight.training.data import Texts
@@ -106,9 +107,9 @@ def on_four_ranks(folder):
     run(config, folder / "killed", "run.shard=2", "run.tensor=2", resume=True)
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", "run.steps=4", "run.evaluate_every=2")
     run(config, folder / "stopped", "run.shard=2", "run.tensor=2", resume=True)
-    with pytest.raises(IN_ALL, match=r"`run.shard = 3` must divide the number of processes, but 3 does not divide 4"):
+    with pytest.raises(IN_ALL, match=r"`run.shard` must divide the number of processes, but 3 does not divide 4"):
         run(config, folder / "odd", "run.shard=3")
-    with pytest.raises(IN_ALL, match=r"`tensor` must divide the key-value heads .* but 4 does not divide the 2"):
+    with pytest.raises(IN_ALL, match=r"`run.tensor` must divide the key-value heads .* but 4 does not divide the 2"):
         run(config, folder / "heads", "run.tensor=4")
 
 
@@ -182,6 +183,12 @@ def test_divided_runs(config):
         published = limelight.load(folder / name).network.state_dict()
         for key, values in limelight.load(other).network.state_dict().items():
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
+
+    damaged = next((folder / "killed" / "checkpoints" / "step-00000006").glob("shard-00002-*"))
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"shard-00002-.* Remove .*step-00000006 to resume from .*step-00000004"):
+        run(one, folder / "killed", "run.accumulation_steps=2", resume=True)
 
 
 def test_torchrun_reports_a_rank_without_memory_once(config, tmp_path):

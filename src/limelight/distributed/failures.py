@@ -96,12 +96,12 @@ def failures_by_rank() -> Iterator[None]:
     Raises:
         RankError: this process or another one failed.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1 or "MASTER_PORT" not in os.environ:
+    boards = _connected()
+    if boards is None:
         yield
         return
+    board, watched = boards
     over = threading.Event()
-    number = next(_guards)
-    board, watched = _connect(number), _connect(number)
     threading.Thread(target=watched.watch, args=(over,), daemon=True).start()
     try:
         yield
@@ -164,10 +164,18 @@ def _is_memory(error: BaseException) -> bool:
 _guards = itertools.count()  # all ranks guard the same steps in the same order
 
 
-def _connect(number: int) -> _Board:
-    """Connect to the store; each guarded step of each start of the processes by torchrun has its own part of it."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+def _connected() -> tuple[_Board, _Board] | None:
+    """Connect to the store twice, for two threads; ``None`` where there is one process, or no address of a store.
+
+    Each guarded step of each start of the processes by torchrun has its own part of the store.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1 or "MASTER_PORT" not in os.environ:
+        return None
     host, port = os.environ.get("MASTER_ADDR", "localhost"), int(os.environ["MASTER_PORT"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return _Board(PrefixStore(f"limelight/{start}/{number}", store), rank, ranks)
+    part = f"limelight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_guards)}"
+    try:
+        first, second = (TCPStore(host, port, is_master=False, timeout=timedelta(seconds=10)) for _ in range(2))
+    except (RuntimeError, OSError):  # the processes found each other in another way
+        return None
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    return _Board(PrefixStore(part, first), rank, ranks), _Board(PrefixStore(part, second), rank, ranks)

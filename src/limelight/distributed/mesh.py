@@ -39,7 +39,9 @@ def make_mesh(device: str, *, shard: int = 1, context: int = 1, tensor: int = 1)
         whole_number(name, size, at_least=1)
     processes, wanted = dist.get_world_size(), shard * context * tensor
     if processes % wanted:
-        product = " * ".join(f"run.{name} = {size}" for name, size in sizes.items() if size > 1)
-        rule, got = "must divide the number of processes", f"{wanted} does not divide {processes}"
-        raise wrong(product, rule, got, f"Start a multiple of {wanted} processes, or lower a size.")
+        named = " * ".join(f"run.{name}" for name, size in sizes.items() if size > 1)
+        product = " * ".join(str(size) for size in sizes.values() if size > 1)
+        got = f"{product}{f' = {wanted}' if '*' in product else ''} does not divide {processes}"
+        way_out = f"Start a multiple of {wanted} processes, or lower a size."
+        raise wrong(named, "must divide the number of processes", got, way_out)
     return init_device_mesh(device, (processes // wanted, shard, context, tensor), mesh_dim_names=DIMENSIONS)

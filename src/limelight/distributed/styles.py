@@ -26,7 +26,7 @@ def uneven(name: str, what: str, count: int, size: int) -> ArgumentError:
     """The error of a number of heads or features that ranks cannot share evenly."""
     fits = [n for n in range(1, count + 1) if count % n == 0]
     got = f"{size} does not divide the {count} {what} of {name}"
-    return wrong("tensor", f"must divide the {what} of every layer", got, f"Use {', '.join(map(str, fits[:12]))}.")
+    return wrong("run.tensor", f"must divide the {what} of every layer", got, f"Use {', '.join(map(str, fits[:12]))}.")
 
 
 class Divided(ParallelStyle):

@@ -45,6 +45,8 @@ OPTIMIZER, TRAINING, CHECKPOINTS, SUMS = "optimizer.safetensors", "training.json
 class Waiting(Protocol):
     """The processes of a run, as far as files are concerned (`limelight.training.processes.Ranks`)."""
 
+    rank: int
+
     @property
     def main(self) -> bool:
         """Whether this process writes what one process writes."""
@@ -107,7 +109,7 @@ def write_divided(
 
     Args:
         output: the folder of the run.
-        state: weights and optimizer state (`divided_state`).
+        state: weights and optimizer state (`limelight.training.resuming.weights_of`, `state_of`).
         progress: the progress of the run.
         metadata: further JSON values: the settings, the fingerprint of the data.
         ranks: the processes.
@@ -123,6 +125,8 @@ def write_divided(
             staging.mkdir(parents=True)
         ranks.wait()
         write_parts(staging, state)
+        own = sorted(staging.glob(f"shard-{ranks.rank + 1:05}-*"))  # each rank reads what it wrote, which is cached
+        (staging / f"{SUMS}.{ranks.rank}").write_text("".join(map(_sum, own)), "utf-8")
         ranks.wait()
         if ranks.main:
             _describe(staging, progress, metadata)
@@ -142,7 +146,13 @@ def _describe(folder: Path, progress: Progress, metadata: Mapping[str, Any]) -> 
     """Write the progress, the metadata and the checksums of a checkpoint."""
     values = {**metadata, "progress": asdict(progress)}
     (folder / TRAINING).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
-    (folder / SUMS).write_text("".join(_sums(folder)), "utf-8")
+    computed = sorted(folder.glob(f"{SUMS}.*"))
+    lines = [line for path in computed for line in path.read_text("utf-8").splitlines(keepends=True)]
+    for path in computed:
+        path.unlink()
+    names = {_name(line) for line in lines}
+    lines += [_sum(path) for path in sorted(folder.iterdir()) if path.name not in names]
+    (folder / SUMS).write_text("".join(lines), "utf-8")
 
 
 def newest(output: Path) -> Path | None:
@@ -150,14 +160,19 @@ def newest(output: Path) -> Path | None:
     return next(reversed(_checkpoints(output)), None)
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
+def read_checkpoint(folder: Path, rank: int = 0, ranks: int = 1) -> tuple[dict[str, Tensor], Progress, dict[str, Any]]:
     """Read the optimizer's state, the progress and the metadata of a checkpoint; no state of a divided model.
+
+    Args:
+        folder: the checkpoint.
+        rank: which of several processes this is; each compares some of the files with their checksums.
+        ranks: the number of these processes.
 
     Raises:
         CheckpointError: a file is damaged; the message names an older checkpoint where there is one.
     """
     try:
-        _check_sums(folder)
+        _check_sums(folder, rank, ranks)
         return _read_checkpoint(folder)
     except CheckpointError as error:
         older = [other for other in _checkpoints(folder.parent.parent) if other != folder]
@@ -181,25 +196,29 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress, dict[st
         raise damaged(folder / OPTIMIZER, str(error)) from error
 
 
-def _check_sums(folder: Path) -> None:
-    """Compare every file of a checkpoint with its checksum."""
+def _check_sums(folder: Path, rank: int, ranks: int) -> None:
+    """Compare the files of a checkpoint with their checksums; each of several ranks some of them."""
     try:
         kept = (folder / SUMS).read_text("utf-8").splitlines(keepends=True)
     except (OSError, ValueError) as error:
         raise damaged(folder / SUMS, str(error)) from error
-    written = set(_sums(folder))
-    for line in kept:
-        if line not in written:
-            name = Path(line[64:].strip()).name
-            raise damaged(folder / name, f"its checksum is not that of {SUMS}")
+    for line in kept[rank::ranks]:
+        path = folder / _name(line)
+        if not path.is_file() or line != _sum(path):
+            raise damaged(path, f"its checksum is not that of {SUMS}")
     for name in (TRAINING,) if any(" shard-" in line for line in kept) else (OPTIMIZER, TRAINING):
         if not any(line.endswith(f" {name}\n") for line in kept):
             raise damaged(folder / SUMS, f"it does not name {name}")
 
 
-def _sums(folder: Path) -> list[str]:
-    """Return a line of `SUMS` for each file of a checkpoint."""
-    return [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir()) if path.name != SUMS]
+def _sum(path: Path) -> str:
+    """Return the line of `SUMS` for a file."""
+    return f"{_sha256(path)}  {path.name}\n"
+
+
+def _name(line: str) -> str:
+    """Return the name of the file of a line of `SUMS`."""
+    return Path(line[64:].strip()).name
 
 
 def _sha256(path: Path) -> str:

@@ -125,7 +125,7 @@ class _Trainer:
         self.progress = Progress()
         state: dict[str, Tensor] = {}
         if last is not None:
-            state, self.progress, metadata = checkpoint.read_checkpoint(last)
+            state, self.progress, metadata = checkpoint.read_checkpoint(last, *ranks.sharing)
             check_same_run(metadata, self.metadata, last, divided=ranks.divided)
             if not checkpoint.is_divided(last):
                 network.load_state_dict(load(last).network.state_dict())

@@ -55,6 +55,11 @@ class Ranks(ABC):
         """Whether this process writes files and messages."""
         return self.rank == 0
 
+    @property
+    def sharing(self) -> tuple[int, int]:
+        """This process and the number of processes where they share the reading of a checkpoint; else 0 and 1."""
+        return (self.rank, dist.get_world_size()) if self.divided else (0, 1)
+
     @abstractmethod
     def divide(self, objective: Objective) -> None:
         """Divide the parameters of an objective, before its optimizer is made."""

@@ -39,8 +39,9 @@ def check_same_run(metadata: Mapping[str, Any], now: Mapping[str, Any], last: Pa
     Raises:
         ArgumentError: settings or data differ that a resumed run must keep.
     """
-    defaults = {"run": {**asdict(RunSettings()), **metadata["settings"]["run"]}}  # of settings that are newer
-    metadata = {**metadata, "settings": {**metadata["settings"], **defaults}}
+    settings = metadata.get("settings")
+    if isinstance(settings, Mapping) and isinstance(settings.get("run"), Mapping):  # a newer setting has its default
+        metadata = {**metadata, "settings": {**settings, "run": {**asdict(RunSettings()), **settings["run"]}}}
     divided = divided or is_divided(last)
     changeable = (*CHANGEABLE, *DIVISION) if divided else CHANGEABLE
     found = [key for key in differences(metadata, now) if key.removeprefix("settings.") not in changeable]
