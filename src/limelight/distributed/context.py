@@ -45,6 +45,9 @@ class ContextParallel(Layout):
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
       over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
 
+    - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
+      experts that may be full, a cache) refuses the layout. Losses that balance experts are those of own tokens.
+
     ::
 
         spread = ContextParallel.balanced(mesh["context"], length, patterns=[Causal()])
@@ -69,8 +72,9 @@ class ContextParallel(Layout):
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", _group_of(self.group))
         size = dist.get_world_size(self.group)
-        if self.of is not None and not isinstance(self.of, Layout):
-            raise wrong("of", "must be a Layout", f"it is {describe(self.of)}", "See limelight.forms.layouts.")
+        if self.of is not None and (not isinstance(self.of, Layout) or self.of.spread):
+            got = f"it is {describe(self.of)}"
+            raise wrong("of", "must be a Layout of the whole text", got, "See limelight.forms.layouts.")
         for name in ("runs", "key_runs"):
             runs = getattr(self, name)
             if runs is not None:
@@ -192,11 +196,11 @@ class ContextParallel(Layout):
     def uniform_over_batch(self) -> bool:
         return self.of is None or self.of.uniform_over_batch
 
-    def reach(self, positions: Tensor) -> Tensor:
+    def text_lengths(self, positions: Tensor) -> Tensor:
         whole = (self.of or Aligned()).coordinates(
             max(1, len(positions)), self.length, sum(map(count, self.key_runs or self.runs)), positions.device
         )
-        return super().reach(whole.query_position.where(whole.query_exists, 0))
+        return super().text_lengths(whole.query_position.where(whole.query_exists, 0))
 
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:

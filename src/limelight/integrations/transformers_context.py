@@ -111,7 +111,7 @@ def _reason_in(model: PreTrainedModel, spread: ContextParallel) -> str | None:
     for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if one.get("rope_type") in ("dynamic", "longrope"):
             original = one.get("original_max_position_embeddings") or config.max_position_embeddings
-            if int(spread.reach(spread.positions).max()) > original:
+            if int(spread.text_lengths(spread.positions).max()) > original:
                 return f"{kind}, whose rotary positions ({one['rope_type']}) depend on the length beyond {original}"
     return None
 

@@ -33,7 +33,7 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
     """
     if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or not readable(position_ids):
         return None
-    found = _read.get(position_ids)
+    found: tuple[Layout | None, int] | None = _read[position_ids] if position_ids in _read else None
     if found is None or found[1] != _version(position_ids):
         found = _layout_of(position_ids), _version(position_ids)
         if not position_ids.is_inference():  # inference tensors have no version counter

@@ -134,7 +134,7 @@ class Stack(nn.Module):
         positions = at.query_position.where(exists, 0)
         if readable(positions) and (positions.numel() or (B and layout.spread)):
             _check_together(positions, at.key_position.where(exists, 0))
-            self._check_length(int(layout.reach(positions).max()), extrapolate)
+            self._check_length(int(layout.text_lengths(positions).max()), extrapolate)
         return positions
 
     def _sizes(self, tokens: Tensor) -> tuple[int, int]:

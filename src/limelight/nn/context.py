@@ -140,7 +140,7 @@ class ForwardContext:
             self._check_cached_keys(rotary)
             lengths = None
             if rotary.scaling is not None and self.layout is not None and self.layout.spread and not of_source:
-                lengths = self.layout.reach(positions)
+                lengths = self.layout.text_lengths(positions)
             self._rotations[rotary, dtype, of_source] = rotary.at(positions, dtype, lengths)
         return self._rotations[rotary, dtype, of_source]
 

@@ -92,7 +92,7 @@ class Layout(Description):
         """
         return None
 
-    def reach(self, positions: Tensor) -> Tensor:
+    def text_lengths(self, positions: Tensor) -> Tensor:
         """``(B | 1, 1)`` int64: the last position of each row plus 1, also where a process holds only some tokens.
 
         Args:
