@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 import limelight
-from limelight import Bias, Causal, Full
+from limelight import Bias, Causal, Full, Window
 from limelight.microscope.subjects import Run, Subject
 from limelight.text import Text
 
@@ -23,13 +23,25 @@ class MadeUp(Subject):
         scores: from token ids to ``(N, H, L, L)``, before the causal pattern.
         causal: whether this is a decoder.
         width: of the hidden states, which are random but for the token.
+        window: of the last layer.
     """
 
     name = "made up"
     unknown_token = None
 
-    def __init__(self, scores: Scores, *, causal: bool = True, layers: int = 2, heads: int = 3, width: int = 4) -> None:
+    def __init__(
+        self,
+        scores: Scores,
+        *,
+        causal: bool = True,
+        layers: int = 2,
+        heads: int = 3,
+        width: int = 4,
+        window: Window | None = None,
+    ) -> None:
         self.scores, self.kind = scores, "decoder" if causal else "encoder"
+        pattern = Causal() if causal else Full()
+        self.patterns = [pattern] * (layers - 1) + [pattern if window is None else pattern & window]
         self.layers, self.heads, self.width = layers, heads, width
         self.attention_names = tuple(f"layers.{i}.attention" for i in range(layers))
         self.vocabulary, self.limit = 500, 256
@@ -48,8 +60,7 @@ class MadeUp(Subject):
         self.runs += 1
         scores = self.scores(ids[0].tolist()).float()
         nothing = torch.zeros(1, self.heads, ids.shape[1], self.width)
-        for name, layer in zip(self.attention_names, scores, strict=True):
-            pattern = Causal() if self.causal else Full()
+        for name, layer, pattern in zip(self.attention_names, scores, self.patterns, strict=True):
             limelight.attention(nothing, nothing, nothing, pattern=pattern, scores=[Bias(layer[None])], name=name)
         states = self.embeddings()[ids]
         return Run((states,) * (self.layers + 1) if hidden else ())

@@ -1,5 +1,6 @@
 """Every measure of plain text against loops over whole weights in float64."""
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from support.made_up_subject import MadeUp, random_scores
 
+from limelight import Window
 from limelight.microscope.heads.corpus import corpus_of
 from limelight.microscope.heads.measures.classes import CLASSES, TokenClasses, classes_of
 from limelight.microscope.heads.measures.copies import NEAREST, Copies
@@ -17,7 +19,9 @@ from limelight.microscope.heads.measures.positions import FARTHEST, Positions
 from limelight.microscope.heads.measures.profile import Profile
 from limelight.microscope.heads.measures.retrieval import Retrieval, needles
 from limelight.microscope.heads.measures.spread import Sinks, Spread
+from limelight.microscope.heads.reach import ANY, Reach, reaches_of
 from limelight.microscope.heads.run import measure_sample
+from limelight.microscope.heads.sums import Shares
 
 TEXT = (
     "Anne went to Bath in 1814, and Anne was cold there. The rooms in Bath were small; the rooms were very cold!\n\n"
@@ -278,6 +282,34 @@ def test_induction_on_random_tokens(looped):
 def test_no_fixed_offset_leads_to_the_first_copy():
     offsets = [s.labels["first"] - s.labels["second"] for s in repeats(MadeUp(random_scores()))]
     assert max(offsets.count(offset) for offset in offsets) <= len(offsets) // 6
+
+
+@pytest.mark.parametrize(
+    ("causal", "window"), [(True, Window(6, 0)), (False, Window(5, 3)), (True, None), (False, None)]
+)
+def test_with_equal_scores_every_share_is_that_of_an_even_spread(causal, window):
+    """Also in a layer with a window, where an even spread is one over the keys inside it."""
+    subject = MadeUp(random_scores(sharpness=0.0), causal=causal, window=window)
+    reaches = reaches_of(subject, 24)
+    assert reaches[0] == Reach(ANY, 0 if causal else ANY)
+    assert reaches[1] == (reaches[0] if window is None else Reach(window.back, window.ahead))
+    kinds = [Positions, Sinks, Spread, TokenClasses, lambda subject: Copies(subject, 0), Induction, Profile]
+    measures = [kind(subject) for kind in kinds]
+    texts = list(corpus_of(TEXT).samples(subject, 24))
+    for measure in measures:
+        for sample in itertools.islice(repeats(subject), 3) if isinstance(measure, Induction) else texts:
+            measure_sample(subject, sample, [measure])
+        shares = getattr(measure, "shares", None)
+        if isinstance(shares, Shares):
+            for column in range(shares.ratio.parts.shape[-1]):
+                found, even = (each.interval(None, column).score for each in (shares.ratio, shares.even))
+                np.testing.assert_allclose(found, even, atol=1e-6)
+        if isinstance(measure, (Sinks, Spread)):
+            for result in measure.results():
+                expected = np.broadcast_to(result.baseline, result.total.score.shape)
+                np.testing.assert_allclose(result.total.score, expected, rtol=1e-5)
+    even = measures[-1].weights / measures[-1].weights.sum(-1, keepdims=True)
+    assert (measures[-1].even[even.max((0, 1)) > 0] > 0).all()
 
 
 def copying_scores(ids):

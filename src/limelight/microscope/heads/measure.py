@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from ...forms.observations import Observations, Observe
 from ..subjects import Run, Subject
+from .reach import Reach, reaches_of
 from .sample import Sample
 from .sums import Interval, Numbers, Offsets, Ratio, Shares, State
+
+Made = TypeVar("Made")
 
 FLAGS = ("logsumexp", "max_score", "max_weight", "entropy", "distance", "received")
 
@@ -249,6 +252,12 @@ class Measure(ABC):
         """Take over the sums of `state`."""
         for name, array in self.state().items():
             array[...] = state[name]
+
+    def by_layer(self, sample: Sample, make: Callable[[Reach], Made]) -> list[Made]:
+        """What follows for each layer from how far its queries see in a text; layers of one reach share it."""
+        reaches = reaches_of(self.subject, len(sample))
+        made = {reach: make(reach) for reach in dict.fromkeys(reaches)}
+        return [made[reach] for reach in reaches]
 
     def share(self, shares: Shares, detail: str, column: int = 0, *, best: float = 0.0, **facts: Any) -> Result:
         """The `Result` of one column of `Shares`: its baseline is an even spread, or the ``best`` fixed offset."""

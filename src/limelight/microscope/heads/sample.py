@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...text import Text
 from ..words import Token, Word, join_words
+from .sums import Numbers
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,12 @@ class Sample:
         at = np.sort(random.choice(len(self.queries), min(most, len(self.queries)), replace=False))
         return self.queries[torch.from_numpy(at)]
 
-    def visible(self, causal: bool) -> Tensor:
-        """``(L,)`` float: how many keys that are no sink each query sees (in a model without windows)."""
-        present = torch.ones(len(self), dtype=torch.float32, device="cpu")
-        present[list(self.sinks)] = 0.0
-        return present.cumsum(0) if causal else present.sum().expand(len(self))
+    @cached_property
+    def present(self) -> Numbers:
+        """``(L,)``: 1 for a key that is no sink."""
+        found = np.ones(len(self))
+        found[list(self.sinks)] = 0.0
+        return found
 
     @cached_property
     def joined(self) -> tuple[tuple[Token, ...], tuple[Word, ...]]:

@@ -7,7 +7,7 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ...tensors.shapes import ArgumentError, wrong
 from .measure import Measure
 from .run import Progress
 
-VERSION = 1
+VERSION = 2
 _WHAT = "state"
 
 
@@ -36,11 +36,19 @@ def save_state(path: Path, of: dict[str, Any], progress: list[Progress]) -> None
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, meta=np.frombuffer(meta, np.uint8), **arrays)
+            _write({"meta": np.frombuffer(meta, np.uint8)} | arrays, file)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _write(arrays: dict[str, Any], file: IO[bytes]) -> None:
+    """Write a NumPy archive, compressed at the fastest level: halves the sums of the bootstrap."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
 def restore_state(path: Path, of: dict[str, Any], progress: list[Progress]) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from ...subjects import Subject
 from ..measure import Claim, Measure, Part, Request, Result
+from ..reach import Reach
 from ..sample import Sample
 from ..sums import Numbers, Shares
 
@@ -71,9 +72,11 @@ class TokenClasses(Measure):
         classes[list(sample.sinks)] = 0.0
         self._counted = np.zeros((length, len(CLASSES)))
         self._counted[queries] = 1.0
-        present = classes.cumsum(0) if self.subject.causal else np.broadcast_to(classes.sum(0), classes.shape)
-        visible = sample.visible(self.subject.causal).double().clamp(min=1.0).numpy()
-        self._even = present / visible[:, None]
+
+        def even(reach: Reach) -> Numbers:
+            return reach.total(classes) / np.maximum(reach.total(sample.present), 1.0)[:, None]
+
+        self._even = self.by_layer(sample, even)
         self._near = np.zeros_like(self.at_offset), np.zeros_like(self.queries)
         for row, offset in enumerate(NEAR):
             keys = queries + offset
@@ -85,7 +88,7 @@ class TokenClasses(Measure):
         assert seen.features is not None
         part = seen.features[:, sample.queries].double().sum(1).numpy()
         left = 1.0 - seen.sink.double().numpy()
-        self.shares.add(sample.number, layer, part, left, self._counted, self._even)
+        self.shares.add(sample.number, layer, part, left, self._counted, self._even[layer])
         if layer == 0:
             self.at_offset += self._near[0]
             self.queries += self._near[1]

@@ -9,8 +9,9 @@ import torch
 
 from ...subjects import Subject
 from ..measure import Claim, Measure, Part, Request, Result
+from ..reach import Reach
 from ..sample import Sample
-from ..sums import Offsets, Shares
+from ..sums import Numbers, Offsets, Shares
 
 NEAREST = 16  # copies of a token beyond so many are not counted
 DUPLICATE = Claim("duplicate token", 0.3, "three tenths of the attention; there is no agreed threshold", 2.0)
@@ -39,9 +40,14 @@ class Copies(Measure):
         chosen = torch.tensor(pairs, dtype=torch.int64, device="cpu")
         found = torch.bincount(chosen[:, 0], minlength=len(sample)).double().numpy()
         self._counted = (found > 0).astype(np.float64)[:, None]
-        visible = sample.visible(self.subject.causal).double().clamp(min=1.0).numpy()
-        self._even = (found / visible)[:, None]
         self._away = (chosen[:, 1] - chosen[:, 0]).numpy()
+        queries = chosen[:, 0].numpy()
+
+        def even(reach: Reach) -> Numbers:
+            seen = np.bincount(queries[reach.sees(self._away)], minlength=len(sample))
+            return np.asarray((seen / np.maximum(reach.total(sample.present), 1.0))[:, None])
+
+        self._even = self.by_layer(sample, even)
         return Request(frozenset({"sinks"}), pairs=chosen)
 
     def _pairs(self, sample: Sample) -> list[tuple[int, int]]:
@@ -59,7 +65,7 @@ class Copies(Measure):
         assert seen.pairs is not None
         part = seen.pairs.double().sum(1).numpy()[:, None]
         left = 1.0 - seen.sink.double().numpy()
-        self.shares.add(sample.number, layer, part, left, self._counted, self._even)
+        self.shares.add(sample.number, layer, part, left, self._counted, self._even[layer])
         if layer == 0:
             self.offsets.add(self._away, float(self._counted.sum()))
 

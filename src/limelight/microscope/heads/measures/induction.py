@@ -63,8 +63,8 @@ class Induction(Measure):
         queries = second + steps
         self._counted = np.zeros((len(sample), len(COLUMNS)))
         self._counted[queries.numpy()] = 1.0
-        visible = sample.visible(self.subject.causal).double().clamp(min=1.0).numpy()
-        self._even = np.repeat((1.0 / visible)[:, None], len(COLUMNS), 1)
+        offsets = (first - second + 1, first - second, -1)
+        self._even = self.by_layer(sample, lambda reach: reach.even(sample.present, offsets))
         targets = (first + steps + 1, first + steps, queries - 1)
         return Request(frozenset({"sinks"}), pairs=torch.cat([torch.stack([queries, target], 1) for target in targets]))
 
@@ -73,7 +73,7 @@ class Induction(Measure):
         heads = seen.pairs.shape[0]
         part = seen.pairs.double().reshape(heads, len(COLUMNS), -1).sum(-1).numpy()
         left = 1.0 - seen.sink.double().numpy()
-        self.shares.add(sample.number, layer, part, left, self._counted, self._even)
+        self.shares.add(sample.number, layer, part, left, self._counted, self._even[layer])
         if layer == 0:
             away, cases = sample.labels["first"] - sample.labels["second"], sample.labels["length"] - 1
             self.after.add([away + 1] * cases, cases)

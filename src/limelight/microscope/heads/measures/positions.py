@@ -59,8 +59,7 @@ class Positions(Measure):
             pairs.append(torch.stack([queries[inside], keys[inside]], 1))
             columns.append(torch.full((len(pairs[-1]),), column, dtype=torch.int64, device="cpu"))
         self._columns, self._counted = torch.cat(columns), counted.numpy()
-        visible = sample.visible(self.subject.causal).double().clamp(min=1.0)
-        self._even = (1.0 / visible).numpy()[:, None]
+        self._even = self.by_layer(sample, lambda reach: reach.even(sample.present, self.offsets))
         return Request(frozenset({"sinks"}), top=len(sample.sinks) + 1, pairs=torch.cat(pairs))
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
@@ -69,7 +68,7 @@ class Positions(Measure):
         part = torch.zeros(heads, len(self.offsets), dtype=torch.float64, device="cpu")
         part.index_add_(1, self._columns, seen.pairs.double())
         left = 1.0 - seen.sink.double().numpy()
-        self.shares.add(sample.number, layer, part.numpy(), left, self._counted, self._even)
+        self.shares.add(sample.number, layer, part.numpy(), left, self._counted, self._even[layer])
         weights, places = strongest(sample, seen)
         keys = places.numpy()
         away = np.where(keys >= 0, keys - np.arange(len(sample)), 2 * FARTHEST + len(sample))

@@ -39,20 +39,17 @@ class Profile(Measure):
         away = np.arange(len(sample)) - self._rows.numpy()[:, None]
         starts = np.array([first for first, _ in self.bins])
         self._bin = np.clip(np.searchsorted(starts, away, side="right") - 1, 0, len(self.bins) - 1)
-        seen = np.ones(away.shape) if not self.subject.causal else (away <= 0).astype(np.float64)
-        seen[:, list(sample.sinks)] = 0.0
-        self._seen = seen
+        self._seen = self.by_layer(sample, lambda reach: reach.sees(away) * sample.present)
         return Request(rows=self._rows)
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
         assert seen.rows is not None
-        weights = seen.rows.double().numpy() * self._seen  # (H, R, L)
+        weights = seen.rows.double().numpy() * self._seen[layer]  # (H, R, L)
         for head, each in enumerate(weights):
             self.weights[layer, head] += np.bincount(self._bin.ravel(), each.ravel(), len(self.bins))
-        if layer == 0:
-            even = self._seen / np.maximum(self._seen.sum(1, keepdims=True), 1.0)
-            self.even += np.bincount(self._bin.ravel(), even.ravel(), len(self.bins))
-            self.queries += len(self._rows)
+        even = self._seen[layer] / np.maximum(self._seen[layer].sum(1, keepdims=True), 1.0)
+        self.even += np.bincount(self._bin.ravel(), even.ravel(), len(self.bins))  # the mean over the layers
+        self.queries += len(self._rows)
 
     def results(self) -> list[Result]:
         return []

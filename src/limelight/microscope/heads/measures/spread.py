@@ -7,6 +7,7 @@ import torch
 
 from ...subjects import Subject
 from ..measure import Claim, Measure, Part, Request, Result
+from ..reach import Reach
 from ..sample import Sample
 from ..sums import Numbers, Ratio
 from .positions import strongest
@@ -24,30 +25,40 @@ class Sinks(Measure):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.weight = Ratio(subject.layers, subject.heads, len(self.details), common_whole=True)
-        self.even, self.queries = np.zeros(len(self.details)), np.zeros(1)
+        self.even, self.queries = np.zeros((subject.layers, len(self.details))), np.zeros(1)
 
     def request(self, sample: Sample) -> Request | None:
-        return Request(frozenset({"sinks"})) if len(sample.queries) else None
+        if not len(sample.queries):
+            return None
+        sinks, queries = np.array(sample.sinks), sample.queries.numpy()
+        of_kinds = np.stack([sinks >= 0, sinks == 0, np.array(sample.text.special)[sinks]], 1).astype(np.float64)
+        self._kinds = of_kinds
+
+        def even(reach: Reach) -> Numbers:
+            seen = reach.sees(sinks - queries[:, None]) / reach.total(np.ones(len(sample)))[queries, None]
+            return np.asarray((seen @ of_kinds).sum(0))
+
+        self._even = self.by_layer(sample, even)
+        return Request(frozenset({"sinks"}))
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
         assert seen.sinks is not None
-        count, sinks = len(sample.queries), np.array(sample.sinks)
+        count = len(sample.queries)
         on = seen.sinks[:, sample.queries].double().sum(1).numpy()  # (H, S)
-        chosen = np.stack([sinks >= 0, sinks == 0, np.array(sample.text.special)[sinks]], 1).astype(np.float64)
-        self.weight.add(sample.number, layer, on @ chosen, count, count)
+        self.weight.add(sample.number, layer, on @ self._kinds, count, count)
+        self.even[layer] += self._even[layer]
         if layer == 0:
-            queries = sample.queries.numpy()
-            seen_sinks = sinks <= queries[:, None] if self.subject.causal else np.ones((count, len(sinks)))
-            keys = queries + 1.0 if self.subject.causal else np.full(count, float(len(sample)))
-            self.even += ((seen_sinks / keys[:, None]) @ chosen).sum(0)
             self.queries += count
 
     def results(self) -> list[Result]:
         even = self.even / np.maximum(self.queries, 1.0)
+        heads = self.subject.heads
         return [
-            self.result(self.weight, name, column, baseline=float(even[column]), claim=None if name else SINK)
+            self.result(
+                self.weight, name, column, baseline=_beside(even[:, column], heads), claim=None if name else SINK
+            )
             for column, name in enumerate(self.details)
-            if even[column] > 0
+            if even[:, column].any()
         ]
 
 
@@ -67,15 +78,20 @@ class Spread(Measure):
         self.left = Ratio(*size, len(self.columns))
         self.even = Ratio(*size, len(self.columns), replicates=0)
         self.whole = Ratio(*size, common_whole=True)  # the entropy with the sinks left in
-        self.whole_even = np.zeros(2)  # sum, queries
+        self.whole_even, self.queries = np.zeros(subject.layers), np.zeros(1)
 
     def request(self, sample: Sample) -> Request | None:
         queries = sample.queries
         if not len(queries):
             return None
-        visible = sample.visible(self.subject.causal)[queries].double().numpy()
-        distance = even_distance(sample, self.subject.causal)[queries.numpy()]
-        self._even = np.stack([np.log(visible), 1.0 / visible, distance, np.ones_like(distance)], 1)
+
+        def even(reach: Reach) -> tuple[Numbers, float]:
+            at = queries.numpy()
+            visible, distance = reach.total(sample.present)[at], reach.distance(sample.present)[at]
+            whole = np.log(reach.total(np.ones(len(sample)))[at]).sum()
+            return np.stack([np.log(visible), 1.0 / visible, distance, np.ones_like(distance)], 1), float(whole)
+
+        self._even = self.by_layer(sample, even)
         return Request(frozenset({"sinks", "entropy", "distance"}), top=len(sample.sinks) + 1)
 
     def add(self, sample: Sample, layer: int, seen: Part) -> None:
@@ -93,14 +109,15 @@ class Spread(Measure):
         parts = [each.sum(1).numpy() for each in (entropy, largest, distance, distance)]
         remaining, count = left.numpy(), len(at)
         wholes = np.repeat(remaining.sum(1)[:, None], len(self.columns), 1)
-        even_far = remaining @ self._even[:, 2]
-        even = remaining @ self._even
+        spread, whole_even = self._even[layer]
+        even = remaining @ spread
+        even_far = even[:, 2]
         self.left.add(number, layer, np.stack(parts, 1), np.concatenate([wholes[:, :3], even_far[:, None]], 1), count)
         self.even.add(number, layer, even, wholes, count)
         self.whole.add(number, layer, whole.sum(1).numpy(), count, count)
+        self.whole_even[layer] += whole_even
         if layer == 0:
-            visible = at.double().numpy() + 1.0 if self.subject.causal else np.full(count, float(len(sample)))
-            self.whole_even += [np.log(visible).sum(), count]
+            self.queries += count
 
     def results(self) -> list[Result]:
         units = ("nats", "share", "tokens", "times an even spread")
@@ -117,19 +134,10 @@ class Spread(Measure):
             )
             for column, name in enumerate(self.columns)
         ]
-        even = float(self.whole_even[0] / max(self.whole_even[1], 1.0))
+        even = _beside(self.whole_even / max(float(self.queries[0]), 1.0), self.subject.heads)
         return [*found, self.result(self.whole, "sink included", baseline=even, measure="entropy", unit="nats")]
 
 
-def even_distance(sample: Sample, causal: bool) -> Numbers:
-    """``(L,)``: the mean distance of each query to the keys that it sees without the sinks; 0 where there are none."""
-    at = np.arange(len(sample), dtype=np.float64)
-    present = np.ones(len(sample))
-    present[list(sample.sinks)] = 0.0
-    before, places = present.cumsum(), (present * at).cumsum()
-    total = at * before - places
-    if not causal:
-        total = total + (places[-1] - places) - at * (before[-1] - before)
-    visible = sample.visible(causal).double().numpy()
-    mean: Numbers = np.divide(total, visible, out=np.zeros_like(total), where=visible > 0)
-    return mean
+def _beside(even: Numbers, heads: int) -> Numbers | float:
+    """``(N,)`` of each layer as a baseline: one number where all layers see as far, else ``(N, H)``."""
+    return float(even[0]) if (even == even[0]).all() else np.repeat(even[:, None], heads, 1)
