@@ -30,7 +30,7 @@ class MadeUp(Subject):
 
     def __init__(self, scores: Scores, *, causal: bool = True, layers: int = 2, heads: int = 3, width: int = 4) -> None:
         self.scores, self.kind = scores, "decoder" if causal else "encoder"
-        self.layers, self.heads, self.width = layers, heads, width
+        self.layers, self.heads, self.width, self.blocks = layers, heads, width, layers
         self.attention_names = tuple(f"layers.{i}.attention" for i in range(layers))
         self.vocabulary, self.limit = 500, 256
         self.runs = 0
