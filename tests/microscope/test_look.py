@@ -1,6 +1,8 @@
 """The microscope on real models, by the facts that are known of them."""
 
+import dataclasses
 import json
+import re
 import sys
 
 import numpy as np
@@ -197,6 +199,32 @@ def test_too_long_a_text_is_refused(minilm):
         look(minilm, SENTENCE, compare="river " * 600)
     with pytest.raises(ArgumentError, match="`compare` must hold at least one word"):
         look(minilm, SENTENCE, compare=" ")
+
+
+def test_computed_positions_go_beyond_those_of_the_training(smollm2, monkeypatch):
+    """The weights are those of a model without a limit; a plain run and generation keep theirs."""
+    text = "The bank of the river was covered with flowers, and the boat stood on the shore."
+    free = look(smollm2, text)
+    assert free.warnings == []
+    monkeypatch.setattr(smollm2.network, "config", dataclasses.replace(smollm2.network.config, limit=8))
+    report = look(smollm2, text)
+    np.testing.assert_array_equal(report.readings[0].shares, free.readings[0].shares)
+    (warning,) = report.warnings
+    assert re.match(r"The text has 18 tokens, but smollm2 was trained on at most 8 positions", warning)
+    assert warning in report.to_dict()["notes"]
+    ids = torch.tensor([[token + 5 for token in range(9)]])
+    with pytest.raises(ArgumentError, match="must fit the 8 positions"):
+        smollm2.network(ids)
+    assert smollm2.network(ids, extrapolate=True).states.shape[1] == 9
+    for call in (lambda: smollm2.generate(text, tokens=2), lambda: look(smollm2, text, generate=2)):
+        with pytest.raises(ArgumentError, match="positions"):
+            call()
+
+
+def test_a_table_of_positions_has_no_more_than_its_rows(minilm):
+    assert minilm.network.learned_positions
+    with pytest.raises(ArgumentError, match="must fit the 512 positions"):
+        minilm.network(torch.zeros(1, 513, dtype=torch.int64), extrapolate=True)
 
 
 @pytest.mark.parametrize("text", ["?", "🌊", "</script><b>[bold]", "a\tb\n\nc", "河边的银行", "x" * 200, "word"])

@@ -42,7 +42,7 @@ class MadeUp(Subject):
         self.scores, self.kind = scores, "decoder" if causal else "encoder"
         pattern = Causal() if causal else Full()
         self.patterns = [pattern] * (layers - 1) + [pattern if window is None else pattern & window]
-        self.layers, self.heads, self.width = layers, heads, width
+        self.layers, self.heads, self.width, self.blocks = layers, heads, width, layers
         self.attention_names = tuple(f"layers.{i}.attention" for i in range(layers))
         self.vocabulary, self.limit = 500, 256
         self.runs = 0

@@ -123,7 +123,8 @@ class Gatherer:
             )
             self._keep("top_weights", seen["top_weights"])
             assert observations.top_keys is not None
-            self._keep("top_keys", observations.top_keys[0].to(torch.int32))
+            small = self.length <= 1 << 15  # 16 bits hold every position, and -1
+            self._keep("top_keys", observations.top_keys[0].to(torch.int16 if small else torch.int32))
         self.done += 1
 
     def _rows(self, blocks: Tensor, size: int) -> Tensor:
@@ -264,6 +265,12 @@ def _diagonals(weights: Floats) -> Floats:
     return np.stack([weights.diagonal(offset, 2, 3).sum(-1) for offset in (-1, 0, 1)], axis=-1)
 
 
+def _cosine(a: Tensor, b: Tensor) -> Floats:
+    """The products of vectors of length 1, row by row."""
+    found: Floats = torch.bmm(a[:, None], b[..., None])[:, 0, 0].numpy()
+    return found
+
+
 class Paths:
     """Follows each unit's vector (the mean of its tokens') through the layers, one layer's states after another.
 
@@ -283,12 +290,13 @@ class Paths:
 
     def add(self, states: Tensor) -> None:
         """Follow the units through the states ``(1, L, width)`` of the next depth, the embedding's first."""
-        total = torch.zeros(len(self._pieces), states.shape[-1], dtype=torch.float32, device="cpu")
-        vector = total.index_add_(0, self._units, states[0].float().cpu()) / self._pieces[:, None]
-        normal = torch.nn.functional.normalize(vector, dim=-1)
+        # In place, since there are as many numbers as in the states: 75 MB of 32,768 tokens.
+        normal = torch.zeros(len(self._pieces), states.shape[-1], dtype=torch.float32, device="cpu")
+        normal.index_add_(0, self._units, states[0].float().cpu()).div_(self._pieces[:, None])
+        normal.div_(normal.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
         self._first = normal if self._first is None else self._first
-        self._path.append((normal * self._first).sum(-1).numpy())
-        self._steps.append((normal * (normal if self._last is None else self._last)).sum(-1).numpy())
+        self._path.append(_cosine(normal, self._first))
+        self._steps.append(_cosine(normal, normal if self._last is None else self._last))
         self._last = normal
         if self._keep:
             self._vectors.append(normal.numpy())

@@ -66,7 +66,7 @@ class Reading:
     apart: tuple[int, ...]  # positions of special tokens and sinks
     apart_shares: Floats  # (N, H, T, T): the part of `shares` that falls on tokens set apart
     top_weights: Floats  # (N, H, L, k), largest first
-    top_keys: Integers  # (N, H, L, k), -1: no such key
+    top_keys: Integers  # (N, H, L, k), -1: no such key; 16 bits in texts of at most 32,768 tokens
     heads: HeadStatistics
     received: Floats  # (N, L): weight received, mean over the heads, summed over the queries
     path: Floats  # (N + 1, U): cosine of a unit's vector after each layer with its vector before the first
