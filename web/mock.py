@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from support.atlas_made_up import MadeUpAtlas, mock_atlas  # noqa: E402
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
+from support.made_up_sources import mock_picture, mock_speech, mock_translation  # noqa: E402
 
 from limelight.microscope.comparison import compare_readings  # noqa: E402
 from limelight.microscope.page import ATLAS_LIMIT, write_atlas, write_page  # noqa: E402
@@ -23,6 +24,9 @@ PAGES = {
     "short": lambda: mock_report((SENTENCE, OTHER), 6, 12),
     "middle": lambda: mock_report((paragraphs(260),), 6, 12),
     "long": lambda: mock_report((paragraphs(7000),), 30, 9, causal=True),
+    "translation": lambda: mock_translation(SENTENCE, OTHER, 6, 8),
+    "speech": lambda: mock_speech(SENTENCE, 4.0, 4, 6),
+    "picture": lambda: mock_picture(14, 14, 6, 8),
 }
 ATLASES = {
     "atlas": lambda: (MadeUpAtlas(6, 12),),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.families import IMAGES
 from support.made_up import OTHER, SENTENCE
-from support.made_up_sources import mock_picture, mock_speech, mock_translation
+from support.made_up_sources import mock_picture, mock_speech, mock_translation, without_words
 
 from limelight.microscope import look, write_page
 
@@ -42,6 +42,13 @@ def saved(page, button):
 def table(page, name):
     with open(saved(page, f"Save the {name} as CSV").path(), encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_nothing_was_written(tmp_path, open_page):
+    for report in (mock_translation("x", "..."), mock_speech("...")):
+        page = open_page(written(tmp_path, without_words(report)))
+        assert "Click a word" in page.locator(".said").inner_text()
+        assert page.get_by_role("gridcell").count() == 6
 
 
 def narrow(page):

@@ -64,6 +64,16 @@ def mock_speech(target: str, seconds: float = 4.0, layers: int = 2, heads: int =
     return Report(facts, (reading,), ((0,),), "the first", cross=cross)
 
 
+def without_words(report: Report) -> Report:
+    """The same report of a target that has special tokens alone, so that no head aligns."""
+    (reading,) = report.readings
+    assert report.cross is not None
+    tokens = tuple(dataclasses.replace(token, word=-1) for token in reading.tokens)
+    reading = dataclasses.replace(reading, words=(), tokens=tokens)
+    cross = dataclasses.replace(report.cross, target=reading, named=())
+    return dataclasses.replace(report, readings=(reading,), cross=cross, chosen=((),))
+
+
 def mock_picture(rows: int = 4, columns: int = 5, layers: int = 2, heads: int = 3, before: int = 1) -> Report:
     """A picture of colours that change from left to right and from top to bottom."""
     patches = Patches(3, rows * 8, columns * 8, 8, before)

@@ -5,14 +5,14 @@ import { svg } from "./dom.ts";
 import { legendFigure } from "./legend.ts";
 
 const FAMILY = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif";
-const SEEN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "font-size", "font-weight", "text-anchor", "visibility"];
+const SEEN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "font-size", "font-weight", "text-anchor", "visibility", "vector-effect"];
 
 /** Draw an element, without its controls. `title` stands above it, `note` below, and the colour scale, if it has one. */
 export function snapshot(element: HTMLElement, title: string, note: string, scale?: { theme: Theme; high: number }): SVGSVGElement {
   const frame = element.getBoundingClientRect();
   const style = getComputedStyle(element);
   const [margin, above] = [16, 34];
-  const width = Math.ceil(frame.width + 2 * margin);
+  const width = Math.max(Math.ceil(frame.width + 2 * margin), scale ? 440 : 0); // room for the scale
   const lines = wrap(note, (width - 2 * margin) / 5.9);
   const end = Math.ceil(element.scrollHeight + above + 12);
   const height = end + 15 * lines.length + 8 + (scale ? 32 : 0);
@@ -66,7 +66,7 @@ function box(element: Element, style: CSSStyleDeclaration, into: SVGElement): vo
   for (const { left, top, width, height } of element.getClientRects())
     into.append(
       svg("rect", {
-        x: round(left), y: round(top), width: round(width), height: round(height), rx: parseFloat(style.borderTopLeftRadius) || null,
+        x: round(left), y: round(top), width: round(width), height: round(height), rx: Math.min(parseFloat(style.borderTopLeftRadius), height / 2) || null,
         fill: filled ? style.backgroundColor : "none", opacity: style.opacity === "1" ? null : style.opacity,
         stroke: ring && ring[1], "stroke-width": ring && ring[2],
       }),

@@ -11,7 +11,7 @@ import { hideTip, tip } from "../tip.ts";
 import type { Picture } from "./data.ts";
 import { drawPicture } from "./draw.ts";
 
-const SMALL = 72; // pixels of a small picture
+const SMALL = 96; // pixels of a small picture
 
 export class PictureHeadsPanel implements Panel {
   readonly element: HTMLElement;

@@ -77,8 +77,8 @@ export class SourcePage {
     const two = (left: HTMLElement[], right: HTMLElement[]) => el("div", { class: "two" }, el("div", { class: "side" }, ...left), el("div", { class: "side" }, ...right));
     const text = app.cross.source !== null;
     const [strongest, heads, map, table] = [new StrongestPanel(app), new CrossHeadsPanel(app), new CrossMapPanel(app), new AlignmentTable(app)].map((panel) => app.add(panel));
-    if (text) return [this.lead(), two([app.add(new TranslationPanel(app))], [strongest, table]), two([heads], [map])];
-    return [this.lead(), app.add(new SpeechPanel(app)), two([heads], [map]), two([strongest], [table])];
+    if (text) return [this.lead(), two([app.add(new TranslationPanel(app)), heads], [strongest, map]), table];
+    return [this.lead(), app.add(new SpeechPanel(app)), two([heads, strongest], [map, table])];
   }
 
   private lead(): HTMLElement {
