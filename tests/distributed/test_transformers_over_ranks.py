@@ -12,7 +12,7 @@ from support.processes import run_processes
 from limelight import Causal, Packed, Padded, Window
 from limelight.backends.contract import BackendError
 from limelight.distributed import ContextParallel
-from limelight.integrations.transformers import context_parallel, enable
+from limelight.integrations.transformers import context_parallel, enable, patterns_of
 from limelight.tensors.shapes import ArgumentError
 
 LENGTH, STEPS = 900, 5
@@ -70,8 +70,8 @@ def made(name, implementation="limelight"):
     return network
 
 
-def runs_of(layout=None, length=LENGTH):
-    return ContextParallel.balanced(dist.group.WORLD, length, patterns=[Window(99, 0), Causal()], layout=layout)
+def runs_of(layout=None, patterns=(None,)):
+    return ContextParallel.balanced(dist.group.WORLD, LENGTH, patterns=patterns, layout=layout)
 
 
 def step(network, logits, targets):
@@ -114,7 +114,7 @@ def compare():
     dist.all_gather_object(known, {name: trained(name) for name in names[dist.get_rank() :: len(known)]})
     found = {}
     for name, (logits, losses, parameters) in ((name, one[name]) for one in known for name in one):
-        spread = runs_of(CASES[name][1])
+        spread = runs_of(CASES[name][1], patterns_of(made(CASES[name][0])))
         assert 0 < len(spread.index) < LENGTH / 2
         ours = trained(name, spread)
         apart = (ours[0] - spread.mine(logits)).abs().max().item()
@@ -256,3 +256,10 @@ def test_what_cannot_be_served_is_refused_on_every_rank_alike(results, name):
 @pytest.mark.parametrize("name", ["loss", "thread", "checkpoints", "padding"])
 def test_what_else_is_served(results, name):
     assert max(found[name] for _, _, found in results) < 1e-5
+
+
+def test_patterns_of_a_configuration():
+    assert patterns_of(made("gpt_oss")) == [Causal() & Window(99, None), Causal()]
+    assert patterns_of(made("mistral")) == [Causal() & Window(63, None)] * 2
+    assert patterns_of(made("llama")) == [Causal()] * 2
+    assert patterns_of(made("bert")) == [None] * 2

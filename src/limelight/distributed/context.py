@@ -44,7 +44,6 @@ class ContextParallel(Layout):
     - Dropout drops the same weights as in one process where every rank gets the same seed.
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
       over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
-
     - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
       experts that may be full, a cache) refuses the layout. Losses that balance experts are those of own tokens.
 

@@ -38,14 +38,14 @@ from ..tensors.shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
 from .transformers_bias import PositionBias, leave_unwritten
-from .transformers_context import active, check_call, context_parallel, read_spread
+from .transformers_context import active, check_call, context_parallel, patterns_of, read_spread
 from .transformers_documents import documents_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
-__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "report"]
+__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "patterns_of", "report"]
 
 
 def enable() -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..backends.contract import BackendError
 from ..distributed import ContextParallel
+from ..forms.patterns import Causal, Chunks, Pattern, Window
 from ..tensors.shapes import describe, wrong
 from ..tensors.tracing import readable
 from .transformers_masks import MaskFunction, Reading, Sight, conjuncts, intersection, sight_of, without_documents
@@ -27,7 +28,7 @@ def context_parallel(model: nn.Module, spread: ContextParallel) -> Iterator[None
 
     Each process gives its own tokens and their positions::
 
-        spread = ContextParallel.balanced(group, length, patterns=[Causal()], layout=Packed(lengths))
+        spread = ContextParallel.balanced(group, length, patterns=patterns_of(model), layout=Packed(lengths))
         with context_parallel(model, spread):
             logits = model(input_ids=spread.mine(ids), position_ids=spread.positions, use_cache=False).logits
 
@@ -60,6 +61,35 @@ def context_parallel(model: nn.Module, spread: ContextParallel) -> Iterator[None
     finally:
         del _entered[threading.get_ident()]
         hook.remove()
+
+
+def patterns_of(model: PreTrainedModel) -> list[Pattern | None]:
+    """The patterns of a decoder's attention layers by its configuration, for `ContextParallel.balanced`.
+
+    They are used to count pairs of query and key; what a layer computes is decided by its own mask.
+
+    Args:
+        model: a decoder; or an encoder, whose layers see everything but for their windows.
+
+    Raises:
+        ArgumentError: the configuration names no layers.
+    """
+    config = model.config.get_text_config()
+    layers, window = getattr(config, "num_hidden_layers", None), getattr(config, "sliding_window", None)
+    if not layers:
+        got = f"{type(model).__name__} has none"
+        raise wrong("model", "must have a configuration with num_hidden_layers", got, "Name the patterns yourself.")
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    found: list[Pattern | None] = []
+    for kind in kinds:
+        parts: list[Pattern] = [Causal()] if causal else []
+        if kind == "sliding_attention" and window:
+            parts.append(Window(window - 1, None if causal else window - 1))
+        if kind == "chunked_attention":
+            parts.append(Chunks(config.attention_chunk_size))
+        found.append(intersection(parts))
+    return found
 
 
 def active() -> ContextParallel | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
     """
     if not isinstance(position_ids, Tensor) or position_ids.dim() != 2 or not readable(position_ids):
         return None
-    found: tuple[Layout | None, int] | None = _read[position_ids] if position_ids in _read else None
+    found = _read.get(position_ids)
     if found is None or found[1] != _version(position_ids):
         found = _layout_of(position_ids), _version(position_ids)
         if not position_ids.is_inference():  # inference tensors have no version counter
@@ -50,8 +50,8 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
     return layout
 
 
-# (layout, version of the positions) by the positions: all layers get the same tensor
-_read: Any = WeakIdKeyDictionary()
+# The layout and the version of the positions, by the positions: all layers get the same tensor.
+_read: MutableMapping[Tensor, tuple[Layout | None, int]] = WeakIdKeyDictionary()
 
 
 def _version(tensor: Tensor) -> int:
