@@ -90,7 +90,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait for all processes."""
+        """Return when all processes have called it."""
 
     @abstractmethod
     def whole(self, model: Pretrained) -> Pretrained | None:
