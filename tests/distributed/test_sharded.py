@@ -80,7 +80,7 @@ def on_four_ranks():
     with pytest.raises(ArgumentError, match=r"`run.shard \* run.tensor` must .*2 \* 4 = 8 does not divide 4"):
         make_mesh("cpu", shard=2, tensor=4)
     cases = {}
-    for name in ("llama", "t5", "qwen3"):
+    for name in ("t5", "qwen3"):
         cases[name, "shard, tensor"] = compare(name, shard=2, tensor=2)
     return cases | {
         ("sinks", "data, tensor"): compare("sinks", tensor=2),

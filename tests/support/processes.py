@@ -19,7 +19,7 @@ PRELOADED = [
 ]
 
 
-def run_processes(function, count, *arguments, timeout=120, killed=()):
+def run_processes(function, count, *arguments, timeout=120, ended=()):
     """Call ``function(*arguments)`` on each of ``count`` gloo processes; the results that they return, by rank.
 
     Args:
@@ -27,7 +27,7 @@ def run_processes(function, count, *arguments, timeout=120, killed=()):
         count: the number of processes.
         arguments: of the function.
         timeout: seconds after which all are ended.
-        killed: ranks that are expected to be killed; their result is ``None``.
+        ended: ranks that are expected to be killed, or to end themselves; their result is ``None``.
 
     Raises:
         AssertionError: the processes had not ended in time.
@@ -42,13 +42,9 @@ def run_processes(function, count, *arguments, timeout=120, killed=()):
         )
         end = time.monotonic() + timeout
         try:
-            for rank in killed:
-                started.processes[rank].join(timeout)
-                assert started.processes[rank].exitcode == -9
-            others = [process for rank, process in enumerate(started.processes) if rank not in killed]
-            while any(process.is_alive() for process in others) if killed else not started.join(timeout=1):
+            while any(process.is_alive() for process in started.processes) if ended else not started.join(timeout=1):
                 assert time.monotonic() < end, f"{function.__name__} on {count} processes took more than {timeout} s"
-                time.sleep(0.1 if killed else 0)
+                time.sleep(0.1 if ended else 0)
         finally:
             for process in started.processes:
                 if process.is_alive():

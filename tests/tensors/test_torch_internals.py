@@ -3,11 +3,13 @@
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
@@ -178,6 +180,16 @@ def test_dynamo_is_imported_by_the_first_compilation():
     torch.compile(lambda x: x, backend="eager")(torch.ones(1))
     print(internals.is_dynamo_imported())"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\nTrue\n"
+
+
+def test_the_timeout_of_a_process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        internals.set_group_timeout(dist.group.WORLD, timedelta(seconds=7))
+        backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(seconds=7)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_every_name_has_a_test():

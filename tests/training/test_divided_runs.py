@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,8 @@ def failing(how):
         if number >= 6:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if how == "hangs":
+                time.sleep(600)
             raise torch.OutOfMemoryError("1 GiB could not be allocated.")
         return read(self, number)
 
@@ -147,6 +150,16 @@ def killed_on_four_ranks(folder):
         return str(error), error.rank, error.reports, error.unexpected
 
 
+def hanging_on_two_ranks(folder):
+    """A run of which rank 1 stops in the fourth step: what the other raises after the timeout."""
+    if os.environ["RANK"] == "1":
+        failing("hangs")
+    try:
+        run(folder / "llama" / "tiny.toml", folder / "hanging", "run.shard=2", "run.timeout=8")
+    except RankError as error:
+        return str(error), error.reports
+
+
 def copy_at(folder, source, target, step):
     """A run as it was after a step."""
     shutil.copytree(folder / source, folder / target)
@@ -161,7 +174,7 @@ def test_divided_runs(config):
     one = folder / "llama" / "tiny.toml"
     run(one, folder / "one", "run.accumulation_steps=2")
     # a rank whose connection to rank 2 is open still may be ended while it waits, without a result
-    ended = [one for one in run_processes(killed_on_four_ranks, 4, folder, killed=(2,)) if one is not None]
+    ended = [one for one in run_processes(killed_on_four_ranks, 4, folder, ended=(2,)) if one is not None]
     assert all(message.startswith("rank 2 of 4 ended without a message") for message, *_ in ended)
     assert sorted(reports for _, _, reports, _ in ended)[-2:] in ([True], [False, True])
     assert {(rank, unexpected) for _, rank, _, unexpected in ended} == {(2, None)}
@@ -189,6 +202,12 @@ def test_divided_runs(config):
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=r"shard-00002-.* Remove .*step-00000006 to resume from .*step-00000004"):
         run(one, folder / "killed", "run.accumulation_steps=2", resume=True)
+
+
+def test_a_rank_that_hangs_is_named_after_the_timeout(config):
+    (message, reports), _ = run_processes(hanging_on_two_ranks, 2, config, ended=(1,))
+    assert message.startswith("rank 1 of 2 did not answer the others within run.timeout")
+    assert reports
 
 
 def test_torchrun_reports_a_rank_without_memory_once(config, tmp_path):

@@ -140,11 +140,12 @@ def _cause(rank: int, ranks: int, found: dict[int, str], causes: dict[int, str])
         return RankError(f"rank {first} of {ranks} {why}", first, reports=rank == first)
     lost = [one for one, why in found.items() if why == LOST]
     silent = [one for one in range(ranks) if one not in found]
-    first = silent[0] if silent else rank
+    waiting = [one for one, why in found.items() if why == WAITS]
     why = "ended without a message (was it killed, for example for want of memory?) or does not respond"
-    if not silent:
-        why = "lost its connection to the others: within run.timeout no rank answered"
-    more = f", and so did ranks {', '.join(map(str, silent[1:]))}" if silent[1:] else ""
+    if not silent:  # all run
+        why = "did not answer the others within run.timeout, or the network between them failed"
+    first, *others = silent or waiting or [rank]
+    more = f", and so did ranks {', '.join(map(str, others))}" if others else ""
     return RankError(f"rank {first} of {ranks} {why}{more}.", first, reports=rank == min(lost))
 
 

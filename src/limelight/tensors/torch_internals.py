@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -48,6 +49,7 @@ __all__ = [
     "legacy_vmap_level",
     "remove_batch_dim",
     "saved_by_export",
+    "set_group_timeout",
     "storage_references",
     "tracing_mode",
     "transforms",
@@ -222,3 +224,13 @@ def saved_by_export(kind: Kind) -> Kind:
     """
     _pytree._register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
     return kind
+
+
+# --- How long processes wait for one another -------------------------------------------------------------------------
+
+
+def set_group_timeout(group: Any, timeout: timedelta) -> None:
+    """Set how long the collective operations of a process group wait; those of a mesh have PyTorch's default else."""
+    from torch.distributed.distributed_c10d import _set_pg_timeout  # which some builds of PyTorch leave out
+
+    _set_pg_timeout(timeout, group)

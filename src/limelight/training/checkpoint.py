@@ -52,7 +52,7 @@ class Waiting(Protocol):
         """Whether this process writes what one process writes."""
 
     def wait(self) -> None:
-        """Wait until every process of the run has called it."""
+        """Return when all processes have called it."""
 
 
 @dataclass

@@ -27,6 +27,7 @@ from ..distributed.sharded import clip_gradients
 from ..models.families import FAMILIES
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
+from ..tensors.torch_internals import set_group_timeout
 from .objective import Objective
 from .settings import RunSettings
 
@@ -90,7 +91,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def wait(self) -> None:
-        """Wait until every process of the run has called it."""
+        """Return when all processes have called it."""
 
     @abstractmethod
     def whole(self, model: Pretrained) -> Pretrained | None:
@@ -146,6 +147,8 @@ class MeshRanks(Ranks):
     def __init__(self, device: torch.device, run: RunSettings) -> None:
         self.device, self.rank = device, dist.get_rank()
         self.mesh = make_mesh(device.type, shard=run.shard, tensor=run.tensor)
+        for group in self.mesh.get_all_groups():
+            set_group_timeout(group, timedelta(seconds=run.timeout))
         data, shards = self.mesh["data"], self.mesh["shard"]
         self.replicas = data.size() * shards.size()
         self.replica = data.get_local_rank() * shards.size() + shards.get_local_rank()
