@@ -4,6 +4,9 @@
 
 Prints time, memory, the known findings beside what was measured, and ends with an error where they differ or where the
 shuffled model has a role.
+
+At full size: `limelight heads --model smollm2 --corpus persuasion.txt --output atlas.html` (270 heads, 100,000 tokens;
+`docs/atlas.md` shows what it finds and gives time, memory and the size of the page).
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4000, help="of the packaged text")
     parser.add_argument("--corpus", help="a text file instead of the packaged one")
+    parser.add_argument("--conllu", help="a treebank: measure its relations, too")
+    parser.add_argument("--gap", help="a file of GAP: measure its pronouns, too")
     options = parser.parse_args()
     model = limelight.load("smollm2")
     wrong = check(measure(model, options))
@@ -42,7 +47,8 @@ def main() -> None:
 
 def measure(model: limelight.Pretrained, options: argparse.Namespace) -> Atlas:
     began, cpu = time.perf_counter(), time.process_time()
-    atlas = limelight.heads(model, options.corpus, tokens=options.tokens)
+    files = {"conllu": options.conllu, "gap": options.gap}
+    atlas = limelight.heads(model, options.corpus, tokens=options.tokens, **files)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     tokens = sum(probe["tokens"] for probe in atlas.corpus["probes"])
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
