@@ -1,4 +1,4 @@
-// The heat map of a head: numbers under the pointer and the arrow keys, a click selects a pair.
+// The heat map of a head over a short text: numbers under the pointer and the arrow keys, a click selects a pair.
 
 import { type App, show, times } from "./app.ts";
 import { arrow } from "./bidi.ts";
@@ -101,43 +101,16 @@ export class MapView {
     const { state } = this.app;
     const [row, column] = [this.layout.shown[i], this.layout.shown[j]];
     const share = reading.map(state.layer, state.head, state.hide)[row * reading.side + column];
-    if (reading.exact) {
-      const even = 1 / reading.visible(row);
-      const first = arrow(reading.spelled(row), reading.spelled(column));
-      if (!reading.sees(row, column)) return [first, "not visible: the future"];
-      return [first, `${show(share)}  (even ${show(even)}, ${times(share, even)})`, `tokens ${row} → ${column}`];
-    }
-    const size = reading.data.map.block;
-    const span = (block: number) => `${block * size}–${Math.min((block + 1) * size, reading.length) - 1}`;
-    const first = `tokens ${span(row)} → ${span(column)}`;
-    if (reading.data.causal && column > row) return [first, "not visible: the future"];
-    return [first, `${show(share)} of these tokens’ attention`, "click: its strongest relation"];
+    const even = 1 / reading.visible(row);
+    const first = arrow(reading.spelled(row), reading.spelled(column));
+    if (!reading.sees(row, column)) return [first, "not visible: the future"];
+    return [first, `${show(share)}  (even ${show(even)}, ${times(share, even)})`, `tokens ${row} → ${column}`];
   }
 
-  /** Select the pair of a cell; of a block, its strongest relation that is kept. */
+  /** Select the pair of a cell. */
   private choose([i, j]: Cell): void {
-    const { reading, text } = this;
-    const { state } = this.app;
-    let [query, key] = [this.layout.shown[i], this.layout.shown[j]];
-    if (!reading.exact) {
-      const found = strongestIn(reading, state.layer * reading.heads + state.head, query, key);
-      if (!found) return this.app.say("No relation of this block is among those kept.");
-      [query, key] = found;
-    }
-    const from = state.direction === "from";
-    this.app.set({ text, token: from ? query : key, other: from ? key : query, scope: "head" });
+    const [query, key] = [this.layout.shown[i], this.layout.shown[j]];
+    const from = this.app.state.direction === "from";
+    this.app.set({ text: this.text, token: from ? query : key, other: from ? key : query, scope: "head" });
   }
-}
-
-/** The strongest kept relation between two blocks, in this head if there is one, else in any. */
-function strongestIn(reading: Reading, here: number, row: number, column: number): [number, number] | null {
-  const size = reading.data.map.block;
-  let best: [number, number] | null = null;
-  let most = -1;
-  for (let query = row * size; query < Math.min((row + 1) * size, reading.length); query++)
-    for (const [, key, head, weight] of reading.kept(query, "from")) {
-      const score = weight + (head === here ? 1 : 0);
-      if (Math.floor(key / size) === column && score > most) [most, best] = [score, [query, key]];
-    }
-  return best;
 }

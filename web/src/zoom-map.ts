@@ -12,7 +12,7 @@ import { axes, type Frame, frameOf, paintGrid, zoomFigure } from "./zoom-figure.
 const STEP = 2; // of the buttons and keys
 const WHEEL = 0.0022; // per pixel that a wheel turns
 const MOVED = 4; // pixels from which a press is a drag and no click
-const NEAR = 48; // tokens along a side, around a word
+const NEAR = 36; // tokens along a side, around a word
 const STEPS: Record<string, [number, number]> = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 interface Place {
