@@ -148,7 +148,7 @@ class Cross:
             {"index": i, "part": unit.text, "start": unit.start, "end": unit.end, "special": unit.special}
             for i, unit in enumerate(self.units)
         ]
-        return {"source": source, "cross": self._cross(), "alignment": self._alignment()}
+        return {"source": source, "cross": self._cross(), "alignment": self.alignment()}
 
     def _uniform(self, unit: int) -> float:
         return len(self.units[unit].members) / self.states
@@ -175,7 +175,8 @@ class Cross:
                         )
         return rows
 
-    def _alignment(self) -> list[dict[str, Any]]:
+    def alignment(self) -> list[dict[str, Any]]:
+        """The table ``alignment`` by itself; empty where no head aligns, or the target has no word."""
         if not self.heads or not self.target.words:
             return []
         mean = np.mean([self.by_word[layer, head] for layer, head in self.heads], axis=0)  # (W, U)

@@ -47,7 +47,7 @@ class Picture:
         cells = cells_of(self.before, rows, columns, join)
         layers, heads = self.weights.shape[:2]
         joined = [joined_cells(torch.from_numpy(layer), cells).numpy() for layer in self.weights]
-        # A cell at the edge stands for fewer patches than others: its share of a mean is a little too large.
+        # A smaller cell at an edge counts as much in a mean as the others.
         weights = np.stack(joined) if layers else np.zeros((0, heads, *[int(cells.max()) + 1] * 2), np.float32)
         return replace(self, join=self.join * join, weights=weights)
 

@@ -65,7 +65,7 @@ def pack_cross(report: Contents, limit: int) -> dict[str, Any]:
         "sound": None,
         "encoder": _encoder(report.source, limit // 3),
     }
-    rows = cross.tables()["alignment"]
+    rows = cross.alignment()
     if cross.source.text is None:
         fixed["sound"] = _sound(cross, [[row["start"], row["end"]] for row in rows])
     else:
