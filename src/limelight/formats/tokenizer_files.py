@@ -21,9 +21,16 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How text is cut before the merges, by GGUF's name for it; ``None`` is GPT-2's own expression. "smollm" was trained
-# with digits cut one by one; Limelight follows ``transformers``, whose ids differ only for digits after several blanks.
-CUTS = {"gpt-2": None, "smollm": None, "default": None, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3}
+# Expressions that split text before the merges, by GGUF's name; ``None`` is GPT-2's own. "smollm" was trained with
+# digits split one by one; Limelight follows ``transformers``, whose ids differ only for digits after several blanks.
+PRE_TOKENIZERS = {
+    "gpt-2": None,
+    "smollm": None,
+    "default": None,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+}
 
 
 def tokenizer_in(folder: Path) -> Tokenizer | str:
@@ -160,16 +167,16 @@ LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 def tokenizer_of(file: GGUFFile) -> Tokenizer | str:
     """The byte-level BPE tokenizer that a GGUF file describes (the ids of ``transformers``), or why there is none."""
     fields = file.fields
-    kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
+    kind, name = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         return f"{file.path} has a tokenizer of the kind {kind!r}, and Limelight builds byte-level BPE ('gpt2')"
-    if cut not in CUTS:
-        return f"{file.path} cuts text as {cut!r}, and Limelight has {', '.join(CUTS)}"
+    if name not in PRE_TOKENIZERS:
+        return f"{file.path} has the pre-tokenizer {name!r}, and Limelight has {', '.join(PRE_TOKENIZERS)}"
     tokens, merges = fields.get("tokenizer.ggml.tokens"), fields.get("tokenizer.ggml.merges")
     if not (_are_texts(tokens) and _are_texts(merges)):
         raise damaged(file.path, "its tokenizer has no vocabulary or no merges")
     backend = tokenizers.Tokenizer(_bpe(file, tokens, merges))
-    backend.pre_tokenizer = _cutter(CUTS[cut])
+    backend.pre_tokenizer = _pre_tokenizer(PRE_TOKENIZERS[name])
     backend.decoder = decoders.ByteLevel()
     _add_special(backend, tokens, fields.get("tokenizer.ggml.token_type") or [])
     _add_ends(backend, fields, tokens)
@@ -194,7 +201,7 @@ def _in_bytes(token: str) -> str:
     )
 
 
-def _cutter(expression: str | None) -> pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(expression: str | None) -> pre_tokenizers.PreTokenizer:
     if expression is None:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backends.native import library
-from ..backends.native.addresses import NUMBERS
+from ..backends.native.addresses import SUM_OPTIONS
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import NORM
 from ..tensors.shape_spec import ShapeSpec
@@ -91,7 +91,7 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
         _SHAPES.check(states, weight)
         ctx.epsilon, ctx.offset = epsilon, offset
-        inverse = torch.empty(states.numel() // weight.shape[0], **NUMBERS[states.dtype])
+        inverse = torch.empty(states.numel() // weight.shape[0], **SUM_OPTIONS[states.dtype])
         ctx.save_for_backward(states, weight, inverse)
         return _forward(states, weight, epsilon, offset, inverse)
 

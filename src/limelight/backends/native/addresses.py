@@ -17,7 +17,7 @@ from .. import memory
 
 #: Dtype and device of all arrays except query, key, value and output: the dtype of accumulation, on the CPU even if
 #: PyTorch's default device is another.
-NUMBERS: dict[torch.dtype, Any] = {
+SUM_OPTIONS: dict[torch.dtype, Any] = {
     dtype: {"dtype": torch.float64 if dtype is torch.float64 else torch.float32, "device": "cpu"}
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
@@ -65,7 +65,7 @@ def copy_of(name: str, tensor: Tensor) -> Tensor:
 
 def plain(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A small operand, contiguous, in the dtype of accumulation for a query of ``dtype``."""
-    numbers, made = NUMBERS[dtype], tensor
+    numbers, made = SUM_OPTIONS[dtype], tensor
     if tensor.requires_grad or tensor.dtype is not numbers["dtype"] or not tensor.is_cpu or not tensor.is_contiguous():
         made = tensor.detach().to(**numbers).contiguous()
     return made if made.data_ptr() and not made.is_neg() else copy_of(name, made)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..contract import BackendError, Call, Result
 from . import library, observing, rules
 from .addresses import (
-    NUMBERS,
+    SUM_OPTIONS,
     empty_gradient,
     empty_output,
     plain,
@@ -74,7 +74,7 @@ def captured(call: Call, output: Tensor, kept: list[Any]) -> bytes:
 def _logsumexp(call: Call, covered: bool) -> Tensor:
     """``(B, Hq, Lq)`` for the library to fill, initialised as for a query that belongs to no document."""
     B, Hq, _, Lq, _, _, _ = call.shapes
-    numbers = NUMBERS[call.query.dtype]
+    numbers = SUM_OPTIONS[call.query.dtype]
     if covered:
         return torch.empty((B, Hq, Lq), **numbers)
     none = torch.full((B, Hq, Lq), -torch.inf, **numbers)
@@ -96,7 +96,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, value, sink and the tensors of the score rules (`contract.Differentiable`)."""
     dtype = call.query.dtype
-    numbers = NUMBERS[dtype]
+    numbers = SUM_OPTIONS[dtype]
     query, query_row = readable("query", call.query)
     key, key_row = readable("key", call.key)
     value, value_row = readable("value", call.value)

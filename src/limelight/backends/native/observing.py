@@ -11,7 +11,7 @@ from torch import Tensor
 from ...forms.lowering import Lowered
 from ...forms.observations import Observations, Observe
 from ..contract import Call
-from .addresses import NUMBERS, plain, pointer
+from .addresses import SUM_OPTIONS, plain, pointer
 from .structures import OBSERVATION
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def start(observe: Observe, call: Call, kept: list[Any]) -> tuple[Observations, 
     heads = list(range(Hq)) if observe.heads is None else list(observe.heads)
     H = len(heads)
     seen = Observations()
-    numbers = NUMBERS[call.query.dtype]
+    numbers = SUM_OPTIONS[call.query.dtype]
     if observe.logsumexp:
         seen.logsumexp = torch.full((B, H, Lq), -torch.inf, **numbers)
         if call.sink is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...forms.scores import ALiBi, Bias, RelativeBias, ScoreRule, SoftCap
 from .. import memory
 from ..contract import Call
-from .addresses import NUMBERS, address_or_zero, copy_of, plain, summed
+from .addresses import SUM_OPTIONS, address_or_zero, copy_of, plain, summed
 from .structures import MAX_RULES, RULE, SEGMENT
 
 _BIAS, _ALIBI, _DISTANCE_TABLE, _SOFTCAP = range(4)  # ll_rule_kind
@@ -57,7 +57,7 @@ def _bias(rule: Bias, call: Call, kept: list[Any]) -> bytes:
     tensor = rule.tensor.detach() if rule.tensor.requires_grad else rule.tensor
     stored = tensor.dtype is call.query.dtype
     if not stored:
-        tensor = tensor.to(**NUMBERS[call.query.dtype])
+        tensor = tensor.to(**SUM_OPTIONS[call.query.dtype])
     if tensor.is_neg() or not address_or_zero(tensor):
         tensor = copy_of("tensor", tensor)
     return RULE.pack(kind=_BIAS, tensor=_strided(tensor.expand(call.shapes.scores), kept), stored=stored)
@@ -104,10 +104,10 @@ class Gradients:
                 continue
             shape = _RULES[type(rule)].gradient(rule, call)
             if _has_every_pair(shape, call):
-                self._sums.append(memory.empty(call.shapes.scores, NUMBERS[call.query.dtype]["dtype"]))
+                self._sums.append(memory.empty(call.shapes.scores, SUM_OPTIONS[call.query.dtype]["dtype"]))
                 self.uncleared |= 1 << number
             else:
-                self._sums.append(memory.zeros(shape, NUMBERS[call.query.dtype]["dtype"]))
+                self._sums.append(memory.zeros(shape, SUM_OPTIONS[call.query.dtype]["dtype"]))
 
     def packed(self) -> tuple[int, ...]:
         """The bytes of ``ll_gradients.rules``, one tensor for each rule."""
@@ -143,7 +143,7 @@ def _has_every_pair(gradient: list[int], call: Call) -> bool:
         call.layout is None
         and min(shape[2:]) > 1
         and gradient == list(shape)
-        and math.prod(shape) * NUMBERS[call.query.dtype]["dtype"].itemsize <= memory.MAX_POOL_BYTES
+        and math.prod(shape) * SUM_OPTIONS[call.query.dtype]["dtype"].itemsize <= memory.MAX_POOL_BYTES
     )
 
 

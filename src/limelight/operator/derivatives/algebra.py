@@ -47,7 +47,7 @@ class ChunkedFunction:
         totals: list[Tensor | None] = [None] * len(specs)
         for chunk in chunks(call):
             parts = tuple(
-                chunk.cut(t.detach(), axes).to(accumulator) if t.is_floating_point() else t
+                chunk.part_of(t.detach(), axes).to(accumulator) if t.is_floating_point() else t
                 for t, axes in zip(tensors, self.input_axes, strict=True)
             )
             for n, piece in enumerate(self.compute(chunk, parts, range(len(specs)))):
@@ -55,7 +55,7 @@ class ChunkedFunction:
                     total = totals[n]
                     if total is None:
                         total = totals[n] = torch.zeros(tuple(specs[n][0]), dtype=piece.dtype, device=piece.device)
-                    chunk.cut(total, self.output_axes[n]).add_(piece)
+                    chunk.part_of(total, self.output_axes[n]).add_(piece)
         self.attention.keep_lowered(call)
         return tuple(
             torch.zeros(tuple(shape), dtype=dtype, device=call.query.device) if total is None else total.to(dtype)

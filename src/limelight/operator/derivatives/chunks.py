@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     part: Part
     slices: dict[str, slice]  # of each axis
 
-    def cut(self, tensor: Tensor, axes: str) -> Tensor:
+    def part_of(self, tensor: Tensor, axes: str) -> Tensor:
         """This chunk's part of a tensor, a view; a dimension of size 1, which is shared, stays whole."""
         index = [slice(None)] * tensor.dim()
         for back, axis in zip(range(1, tensor.dim() + 1), reversed(axes), strict=False):
