@@ -129,7 +129,7 @@ LAYOUTS = {
 
 @st.composite
 def layouts(draw, s: Shapes):
-    kind = draw(st.sampled_from([None, Aligned, Padded, Packed, KeyMask, Portion, ScatteredPortion]))
+    kind = draw(st.sampled_from([None, Aligned, Padded, Packed, KeyMask, Portion]))
     return None if kind is None else LAYOUTS[kind](draw, s)
 
 
