@@ -183,6 +183,11 @@ def same_bits(dtype):
         mine = limelight.attention(*(spread.mine(x, 2) for x in (q, k, v)), **theirs)
         if not torch.equal(mine, spread.mine(whole, 2)):
             failed.append(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        spread = ContextParallel.balanced(dist.group.WORLD, LENGTH)
+        mine = limelight.attention(*(spread.mine(x.float(), 2) for x in (q, k, v)), layout=spread)
+        if not torch.equal(mine, spread.mine(limelight.attention(q.float(), k.float(), v.float()), 2)):
+            failed.append("autocast")
     return failed
 
 

@@ -22,7 +22,7 @@ from ..forms.settings import Settings, SettingsButObserve
 from ..tensors import tracing
 from ..tensors.shapes import describe, wrong
 from . import compiled
-from .calling import prepare, run, with_batch
+from .calling import autocast, prepare, run, with_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,6 +137,7 @@ def attention(
         settings = settings.replace(observe=_watched(observe, watcher.request(name, query, key)))
     in_whole: Callable[[Observations], Observations] | None = None
     if isinstance(layout, Layout) and layout.spread:
+        query, key, value = autocast(query, key, value)  # before they are sent
         key, value, settings, in_whole = layout.localized(query, key, value, settings)
     call = prepare(query, key, value, settings)
     if watcher is not None:

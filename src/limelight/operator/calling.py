@@ -58,6 +58,14 @@ def with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query[None], key[None], value[None]
 
 
+def autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The operands in the dtype of the autocast around the call, if there is one; float64 stays."""
+    if query.dtype == torch.float64 or not torch.is_autocast_enabled(query.device.type):
+        return query, key, value
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
 def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEFAULTS) -> Call:
     """The call of three ``(B, H, L, D)`` tensors, every argument checked and the defaults filled in.
 
@@ -66,10 +74,8 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
     Raises:
         ArgumentError: an argument breaks a rule.
     """
-    if is_any_autocast_enabled() and torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        if query.dtype != torch.float64:
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if is_any_autocast_enabled():
+        query, key, value = autocast(query, key, value)
     shapes = read_shapes(query, key, value)
     scale, dropout = settings.scale, settings.dropout
     if scale is None:
