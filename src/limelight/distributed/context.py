@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from ..forms.patterns import Pattern
 from ..tensors.shapes import describe, read_shapes, whole_number, wrong
 from .dealing import deal, pairs_of_queries, rows_of
 from .exchange import exchanged, returned, unset
-from .plan import Plan, Runs, count, make_plan, united
+from .plan import Plan, Runs, checked_runs, count, make_plan, united
 from .report import ContextReport, keys_moved
 
 MAX_PLANS = 64  # plans kept of a layout
@@ -77,7 +78,7 @@ class ContextParallel(Layout):
         for name in ("runs", "key_runs"):
             runs = getattr(self, name)
             if runs is not None:
-                object.__setattr__(self, name, _checked(name, runs, size))
+                object.__setattr__(self, name, checked_runs(name, runs, size))
 
     @classmethod
     def balanced(
@@ -113,6 +114,16 @@ class ContextParallel(Layout):
         return sum(map(count, self.runs))
 
     @property
+    def source_runs(self) -> tuple[Runs, ...]:
+        """For each rank the keys that it holds: ``key_runs``, or the ``runs`` where these are left out."""
+        return self.key_runs or self.runs
+
+    @property
+    def source_length(self) -> int:
+        """The number of keys of the whole text."""
+        return sum(map(count, self.source_runs))
+
+    @cached_property
     def index(self) -> Tensor:
         """``(n,)`` int64: the indices in the whole text of the tokens that this rank holds."""
         return _index(self.runs[self.rank])
@@ -123,8 +134,8 @@ class ContextParallel(Layout):
 
         Models of transformers get them as ``position_ids``.
         """
-        keys = sum(map(count, self.key_runs or self.runs))
-        at = (self.of or Aligned()).coordinates(rows_of(self.of), self.length, keys, torch.device("cpu"))
+        sizes = rows_of(self.of), self.length, self.source_length
+        at = (self.of or Aligned()).coordinates(*sizes, torch.device("cpu"))
         return at.query_position.where(at.query_exists, 0).index_select(1, self.index)
 
     def mine(self, tensor: Tensor, dim: int = 1) -> Tensor:
@@ -170,7 +181,7 @@ class ContextParallel(Layout):
         return 1 if self.of is None else self.of.documents
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
-        for name, runs, size in (("query", self.runs, Lq), ("key", self.key_runs or self.runs, Lk)):
+        for name, runs, size in (("query", self.runs, Lq), ("key", self.source_runs, Lk)):
             held = count(runs[self.rank])
             if size != held:
                 raise wrong(
@@ -180,12 +191,11 @@ class ContextParallel(Layout):
                     "Take them by `layout.mine(tensor)`.",
                 )
         if self.of is not None:
-            self.of.check(B, self.length, sum(map(count, self.key_runs or self.runs)))
+            self.of.check(B, self.length, self.source_length)
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
-        keys = self.key_runs or self.runs
-        whole = (self.of or Aligned()).coordinates(B, self.length, sum(map(count, keys)), device)
-        query, key = self.index.to(device), _index(keys[self.rank]).to(device)
+        whole = (self.of or Aligned()).coordinates(B, self.length, self.source_length, device)
+        query, key = self.index.to(device), _index(self.source_runs[self.rank]).to(device)
         return Coordinates(*[x.index_select(1, key if n % 2 else query) for n, x in enumerate(whole)])
 
     def key_ranges(self, B: int, Lq: int, Lk: int) -> None:
@@ -197,7 +207,7 @@ class ContextParallel(Layout):
 
     def text_lengths(self, positions: Tensor) -> Tensor:
         whole = (self.of or Aligned()).coordinates(
-            max(1, len(positions)), self.length, sum(map(count, self.key_runs or self.runs)), positions.device
+            max(1, len(positions)), self.length, self.source_length, positions.device
         )
         return super().text_lengths(whole.query_position.where(whole.query_exists, 0))
 
@@ -260,13 +270,12 @@ class ContextParallel(Layout):
         return (*self._own_call(key, value, settings, plan, unset), report)
 
     def _report(self, plan: Plan, pattern: Pattern | None, B: int, Hq: int, key_bytes: int) -> ContextReport:
-        keys = self.key_runs or self.runs
-        lowered = lower(pattern, self.of, B, Hq, self.length, sum(map(count, keys)))
+        lowered = lower(pattern, self.of, B, Hq, self.length, self.source_length)
         seen = pairs_of_queries(lowered).cumsum()
         sums = [0.0, *(B * Hq * seen).tolist()]
         pairs = tuple(round(sum(sums[last] - sums[first] for first, last in held)) for held in self.runs)
-        tokens, held = tuple(map(count, self.runs)), tuple(map(count, keys))
-        return ContextReport(self.rank, tokens, pairs, held, *keys_moved(plan.needs, keys), key_bytes)
+        tokens, held = tuple(map(count, self.runs)), tuple(map(count, self.source_runs))
+        return ContextReport(self.rank, tokens, pairs, held, *keys_moved(plan.needs, self.source_runs), key_bytes)
 
     # --- A call -------------------------------------------------------------------------------------------------------
 
@@ -280,8 +289,7 @@ class ContextParallel(Layout):
             contiguous: whether kernels must count positions (ALiBi, a relative bias, dropout): keys between those
                 that a run of queries sees are then sent, too.
         """
-        keys = self.key_runs or self.runs
-        sizes = (B, Hq, self.length, sum(map(count, keys)))
+        sizes = (B, Hq, self.length, self.source_length)
         kept: dict[Any, Plan] = self.__dict__.setdefault("_plans", {})
         fixed = pattern is None or (pattern.is_fixed and not pattern.tensors())
         if fixed and (found := kept.get((pattern, sizes, contiguous))) is not None:
@@ -293,7 +301,7 @@ class ContextParallel(Layout):
             )
         if pattern is not None:
             pattern.check(*sizes)
-        made = make_plan(pattern, whole, sizes, self.runs, keys, self.rank, contiguous=contiguous)
+        made = make_plan(pattern, whole, sizes, self.runs, self.source_runs, self.rank, contiguous=contiguous)
         if fixed:
             if len(kept) >= MAX_PLANS:
                 kept.pop(next(iter(kept)))
@@ -320,9 +328,8 @@ class ContextParallel(Layout):
         self, key: Tensor, value: Tensor, settings: Any, plan: Plan, exchange: Callable[..., tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Any]:
         """Keys, values and settings of the rank's own call."""
-        index = plan.key_index.clamp(min=0)
-        pattern = settings.pattern and settings.pattern.select(self.index, index)
-        index = index.to(key.device)
+        pattern = settings.pattern and settings.pattern.select(self.index, plan.columns)
+        index = plan.columns.to(key.device)
         scores = tuple([rule.select_keys(index) for rule in settings.scores])
         observe = self._observed(settings.observe, plan, exchange)
         key, value = exchange(key, value, plan, self.group)
@@ -355,7 +362,7 @@ class ContextParallel(Layout):
             changes["top_keys"] = torch.where(keys < 0, keys, index.to(keys.device)[keys.clamp(min=0)])
         if found.rows is not None:
             there = index >= 0
-            rows = found.rows.new_zeros(*found.rows.shape[:3], sum(map(count, self.key_runs or self.runs)))
+            rows = found.rows.new_zeros(*found.rows.shape[:3], self.source_length)
             changes["rows"] = rows.index_add(3, index[there].to(rows.device), found.rows[..., there.to(rows.device)])
         for name in ("received", "received_by"):
             sums = getattr(found, name)
@@ -375,22 +382,6 @@ def _group_of(group: Any) -> Any:
     if group.ndim != 1:
         raise wrong("group", "must be a mesh of one dimension", f"it is {group}", 'Name one: mesh["context"].')
     return group.get_group()
-
-
-def _checked(name: str, runs: Any, size: int) -> tuple[Runs, ...]:
-    """The runs of all ranks, each token in one of them."""
-    made = tuple(tuple((int(first), int(last)) for first, last in held if first < last) for held in runs)
-    if len(made) != size:
-        raise wrong(name, f"must hold the runs of {size} ranks", f"it holds {len(made)}", "One tuple for each rank.")
-    end = 0
-    for first, last in sorted(run for held in made for run in held):
-        if first != end:
-            way_out = "Cut the text at the same places for all ranks."
-            raise wrong(name, "must hold each token once", f"token {min(first, end)} is missing or repeated", way_out)
-        end = last
-    if any(list(held) != sorted(held) for held in made):
-        raise wrong(name, "must be ascending for each rank", f"they are {made}", "Sort the runs of a rank.")
-    return made
 
 
 def _index(runs: Runs) -> Tensor:

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..forms.layouts import Layout, Portion, ScatteredPortion
 from ..forms.lowering import Lowered, lower
 from ..forms.patterns import Pattern
 from ..forms.segments import FIELDS, unpack
+from ..tensors.shapes import wrong
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,6 +54,31 @@ def common(one: Runs, other: Runs) -> Runs:
             found.append((first, last))
         n, m = (n + 1, m) if one[n][1] <= other[m][1] else (n, m + 1)
     return tuple(found)
+
+
+def checked_runs(name: str, runs: Any, size: int) -> tuple[Runs, ...]:
+    """The runs of all ranks as tuples of ints, empty ones left out.
+
+    Args:
+        name: of the argument that holds them.
+        runs: of each rank.
+        size: number of ranks.
+
+    Raises:
+        ArgumentError: not each token is held once, or the runs of a rank are not ascending.
+    """
+    made = tuple(tuple((int(first), int(last)) for first, last in held if first < last) for held in runs)
+    if len(made) != size:
+        raise wrong(name, f"must hold the runs of {size} ranks", f"it holds {len(made)}", "One tuple for each rank.")
+    end = 0
+    for first, last in sorted(run for held in made for run in held):
+        if first != end:
+            way_out = "Cut the text at the same places for all ranks."
+            raise wrong(name, "must hold each token once", f"token {min(first, end)} is missing or repeated", way_out)
+        end = last
+    if any(list(held) != sorted(held) for held in made):
+        raise wrong(name, "must be ascending for each rank", f"they are {made}", "Sort the runs of a rank.")
+    return made
 
 
 @dataclass(frozen=True)
@@ -189,6 +215,11 @@ class Plan:
         for first, last, place in self.pieces:
             index[place : place + last - first] = torch.arange(first, last)
         return index
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """``(gathered,)`` int64: `key_index` with 0 between pieces, to choose columns of what the whole has."""
+        return self.key_index.clamp(min=0)
 
     def tokens(self, sender: int, receiver: int) -> int:
         """How many keys one rank sends another."""
