@@ -1,7 +1,8 @@
 """The order of the parts, read from the imports of every module, and the size of files and functions.
 
-An import goes to the same part or to one on a floor below. Imports inside functions and under
-``TYPE_CHECKING`` count. Exceptions stand in the tables at the top, with their reasons; one that is not needed fails.
+An import goes to the same part or to one on a floor below, and what a package holds has an order. Imports inside
+functions and under ``TYPE_CHECKING`` count. Exceptions stand in the tables at the top, with their reasons; one that is
+not needed fails.
 """
 
 import ast
@@ -132,16 +133,14 @@ def test_kinds_of_backends_do_not_import_each_other():
             assert others <= {own[0]}, module
 
 
-def circles():
-    """The strongly connected sets of more than one module (Tarjan)."""
+def circles(graph):
+    """The strongly connected sets of more than one module or package (Tarjan)."""
     index, low, stack, found, numbers = {}, {}, [], [], itertools.count()
 
     def visit(module):
         index[module] = low[module] = next(numbers)
         stack.append(module)
-        for target in sorted(IMPORTS[module]):
-            if (module, target) in FACADES:
-                continue
+        for target in sorted(graph[module]):
             if target not in index:
                 visit(target)
             if target in stack:
@@ -153,14 +152,32 @@ def circles():
             if len(members) > 1:
                 found.append(frozenset(members))
 
-    for module in sorted(MODULES):
+    for module in sorted(graph):
         if module not in index:
             visit(module)
     return set(found)
 
 
+#: What modules import, without the exceptions.
+ORDERLY = {module: {target for target in IMPORTS[module] if (module, target) not in FACADES} for module in MODULES}
+
+
 def test_no_modules_import_each_other():
-    assert circles() == set()
+    assert circles(ORDERLY) == set()
+
+
+PACKAGES = sorted(name for name, path in MODULES.items() if path.name == "__init__.py" and name != "__init__")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_a_package_holds_has_an_order(package):
+    """Its modules and the packages in it, each package as a whole, form no circle."""
+    depth = package.count(".") + 2
+    inside = {name: ".".join(name.split(".")[:depth]) for name in MODULES if name.startswith(f"{package}.")}
+    graph = {member: set() for member in inside.values()}
+    for module, member in inside.items():
+        graph[member] |= {inside[target] for target in ORDERLY[module] if target in inside} - {member}
+    assert circles(graph) == set()
 
 
 def test_every_exception_is_needed():

@@ -15,10 +15,10 @@ from support.atlas_made_up import MadeUpAtlas, mock_atlas  # noqa: E402
 from support.made_up import OTHER, SENTENCE, mock_report, paragraphs  # noqa: E402
 from support.made_up_sources import mock_picture, mock_speech, mock_translation  # noqa: E402
 
-from limelight.microscope.comparison import compare_readings  # noqa: E402
 from limelight.microscope.page import ATLAS_LIMIT, write_atlas, write_page  # noqa: E402
 from limelight.microscope.page.atlas_pack import pack_atlas  # noqa: E402
 from limelight.microscope.page.pack import pack  # noqa: E402
+from limelight.microscope.reading.comparison import compare_readings  # noqa: E402
 
 PAGES = {
     "short": lambda: mock_report((SENTENCE, OTHER), 6, 12),

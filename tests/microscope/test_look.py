@@ -13,7 +13,7 @@ from support.made_up import OTHER, SENTENCE
 from limelight import ArgumentError
 from limelight.generation import Greedy
 from limelight.microscope import look, make_page, write_page
-from limelight.microscope.relations import given
+from limelight.microscope.reading.relations import given
 
 DOG = "The dog ran around the park because it was {}."
 
@@ -109,7 +109,7 @@ def test_a_long_text_agrees_with_exact_weights(minilm, monkeypatch):
     """The same text, kept as blocks and strongest keys, and kept exactly."""
     text = " ".join([SENTENCE, OTHER, DOG.format("excited"), DOG.format("open")] * 2)
     exact = look(minilm, text).readings[0]
-    module = sys.modules["limelight.microscope.gathering"]
+    module = sys.modules["limelight.microscope.reading.gathering"]
     monkeypatch.setattr(module, "EXACT_WEIGHTS", 0)
     monkeypatch.setattr(module, "BLOCKS", 16)
     long = look(minilm, text).readings[0]

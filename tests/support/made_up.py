@@ -6,11 +6,11 @@ import re
 
 import numpy as np
 
-from limelight.microscope.comparison import compare_readings
-from limelight.microscope.reading import HeadStatistics, Reading
-from limelight.microscope.relations import words_that_matter
+from limelight.microscope.reading.comparison import compare_readings
+from limelight.microscope.reading.record import HeadStatistics, Reading
+from limelight.microscope.reading.relations import words_that_matter
+from limelight.microscope.reading.words import join_words
 from limelight.microscope.report import ModelFacts, Report
-from limelight.microscope.words import join_words
 
 
 def split(text: str, special: bool) -> tuple[list[str], list[tuple[int, int]], list[bool]]:

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from limelight.microscope.cross import Cross
-from limelight.microscope.pictures import Picture
+from limelight.microscope.reading.pictures import Picture
 from limelight.microscope.report import ModelFacts, Report
+from limelight.microscope.sources.cross import Cross
 from limelight.microscope.subjects import Source
 from limelight.microscope.subjects.patches import Patches
 from limelight.text import Text

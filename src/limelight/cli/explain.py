@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from ..microscope.fast_paths import PartPaths, Path
     from ..models import Stack
+    from ..models.fast_paths import PartPaths, Path
     from ..operator.explanation import Explanation
 
 MAX_LENGTH = 2**24  # the lowering of a pattern holds some integers for each token: about a gigabyte
@@ -162,7 +162,7 @@ def _explain_model(name: str, length: int | None, dtype: torch.dtype, as_json: b
     from rich.console import Console
 
     from ..checkpoints.load import outline
-    from ..microscope.fast_paths import fast_paths
+    from ..models.fast_paths import fast_paths
 
     network = outline(name)
     if length is None:

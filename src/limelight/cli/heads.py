@@ -56,8 +56,8 @@ def heads(
     from ..microscope.choosing import facts
     from ..microscope.heads import heads as run
     from ..microscope.heads.against import check_comparable
-    from ..microscope.heads.terminal import summarise_atlas, summarise_comparison
     from ..microscope.subjects import subject_of
+    from ..microscope.terminal.atlas import summarise_atlas, summarise_comparison
     from ..tensors.shapes import wrong
     from ..text import printable
 

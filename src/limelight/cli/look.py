@@ -88,7 +88,7 @@ def look(
     from ..microscope import load_atlas, write_page
     from ..microscope import look as run
     from ..microscope.subjects import subject_of
-    from ..microscope.terminal import summarise
+    from ..microscope.terminal.report import summarise
     from ..tensors.shapes import wrong
     from ..text import printable
 

@@ -5,9 +5,14 @@
 >>> report.tables["relations"][0]["other"]
 'river'
 >>> size = write_page(report, "bank.html")  # doctest: +SKIP
+
+`look` (with `across` for encoder-decoders) runs a model of `subjects` and makes a `Report`. What a report holds has a
+package each: `reading` (the self-attention over a text or picture), `sources` (cross-attention), `writing` (what a
+decoder writes). `page` and `terminal` show it. `heads` measures all heads over many texts; `rollout` follows one word
+through all layers.
 """
 
-from .fast_paths import fast_paths
+from ..models.fast_paths import fast_paths
 from .heads import Atlas, AtlasComparison, load_atlas
 from .look import look
 from .page import make_atlas, make_page, write_atlas, write_page

@@ -13,10 +13,10 @@ from ..formats.progress import counted
 from ..forms.observations import watching
 from ..tensors.shapes import wrong
 from .choosing import about, choose, facts
-from .cross import Cross, CrossGatherer
-from .gathering import Gatherer, Gathering, Watch
-from .reading import Reading
+from .reading.gathering import Gatherer, Gathering, Watch
+from .reading.record import Reading
 from .report import ModelFacts, Report
+from .sources.cross import Cross, CrossGatherer
 from .subjects import Subject
 from .subjects.base import checked
 

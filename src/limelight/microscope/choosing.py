@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..tensors.shapes import describe, wrong
-from .comparison import Comparison, words_that_changed
-from .reading import Reading
-from .relations import words_that_matter
+from .reading.comparison import Comparison, words_that_changed
+from .reading.record import Reading
+from .reading.relations import words_that_matter
 from .report import ModelFacts
 from .subjects import Subject
 

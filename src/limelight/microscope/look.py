@@ -16,16 +16,16 @@ from ..tensors.shapes import wrong
 from ..text import Text
 from .across import look_across
 from .choosing import about, cautions, choose, facts
-from .comparison import compare_readings
-from .gathering import Gatherer, Watch
-from .nearest import nearest_units
-from .norms import ValueNorms
-from .pictures import PatchGatherer
-from .predictions import Expected, Predictions
-from .reading import Reading
+from .reading.comparison import compare_readings
+from .reading.gathering import Gatherer, Watch
+from .reading.nearest import nearest_units
+from .reading.norms import ValueNorms
+from .reading.pictures import PatchGatherer
+from .reading.record import Reading
 from .report import Report
 from .subjects import Subject, subject_of
-from .writing import check_writer, continued
+from .writing.continuing import check_writer, continued
+from .writing.predictions import Expected, Predictions
 
 
 def look(

@@ -39,7 +39,7 @@ vector has passed, 0 for the embedding (positions included). Weights are shares 
                change between all other shared words); only what exceeds 0.05 and three times the noise
 ``contrasts``  word, layer, head, first_other, second_other (the different words that the head takes its context from),
                first, second, first_at_offset, second_at_offset
-``source``,    of an encoder-decoder: see `limelight.microscope.cross.Cross.tables`; texts, tokens and the other
+``source``,    of an encoder-decoder: see `limelight.microscope.sources.cross.Cross.tables`; texts, tokens and the other
 ``cross``,     tables are of the decoder
 ``alignment``
 =============  ==================================================================================================
@@ -55,16 +55,16 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import Comparison, changes, contrasts
-from .cross import Cross
 from .page.notebook import frame
 from .page.write import make_page
-from .pictures import Picture
-from .predictions import Predictions, prediction_tables
-from .reading import Reading, even_distance, mean_path
-from .relations import strongest
+from .reading.comparison import Comparison, changes, contrasts
+from .reading.pictures import Picture
+from .reading.record import Reading, even_distance, mean_path
+from .reading.relations import strongest
+from .sources.cross import Cross
 from .tables import TableRow, Tables
 from .tables import short as _short
+from .writing.predictions import Predictions, prediction_tables
 
 FORMAT, VERSION = "limelight.report", 1
 

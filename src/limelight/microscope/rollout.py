@@ -20,10 +20,10 @@ from ..formats.progress import counted
 from ..forms.observations import Observations, Observe, Seen, watching
 from ..tensors.shapes import describe, whole_number, wrong
 from ..text import Text
-from .reading import Floats
+from .reading.record import Floats
+from .reading.words import join_words
 from .subjects import Subject, subject_of
 from .tables import TableRow, Tables, short
-from .words import join_words
 
 COLUMNS = 256  # of the product, in one run
 NUMBERS = 1 << 24  # that the features of a layer hold at most, where the text is long

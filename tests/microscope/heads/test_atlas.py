@@ -21,8 +21,8 @@ from limelight.microscope.heads import measuring
 from limelight.microscope.heads.measures import induction, retrieval
 from limelight.microscope.heads.roles import NO_ROLE
 from limelight.microscope.heads.run import measure_sample
-from limelight.microscope.heads.terminal import summarise_atlas, summarise_comparison
 from limelight.microscope.subjects import Run, subject_of
+from limelight.microscope.terminal.atlas import summarise_atlas, summarise_comparison
 
 TEXT = " ".join(
     f"Anne went to the {place} with {n} friends, and the {place} was cold; the friends of Anne were cold too."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...text import Text
-from ..words import Token, Word, join_words
+from ..reading.words import Token, Word, join_words
 from .sums import Numbers
 
 

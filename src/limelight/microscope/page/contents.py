@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ..comparison import Comparison
-from ..cross import Cross
-from ..pictures import Picture
-from ..predictions import Predictions
-from ..reading import Reading
+from ..reading.comparison import Comparison
+from ..reading.pictures import Picture
+from ..reading.record import Reading
+from ..sources.cross import Cross
+from ..writing.predictions import Predictions
 
 
 class Contents(Protocol):

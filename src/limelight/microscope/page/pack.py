@@ -1,6 +1,6 @@
 """The data of the page: a `Report` packed into compact JSON.
 
-``limelight.page`` version 1; its TypeScript twin is ``web/src/data.ts``. Sizes as in ``reading.py``::
+``limelight.page`` version 1; its TypeScript twin is ``web/src/data.ts``. Sizes as in ``reading/record.py``::
 
     {"format": "limelight.page", "version": 1,
      "model": {"name", "kind", "layers": N, "heads": H},

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reading import Floats, Reading, even_distance, mean_path
+from ..reading.record import Floats, Reading, even_distance, mean_path
 from .numbers import numbers, pack_numbers
 from .pack_refinement import pack_blocks, pack_rows
 from .pack_relations import rank_relations

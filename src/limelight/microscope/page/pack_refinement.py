@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reading import Reading
+from ..reading.record import Reading
 from .numbers import pack_numbers
 
 

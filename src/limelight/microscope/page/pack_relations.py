@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..reading import Floats, Integers, Reading
+from ..reading.record import Floats, Integers, Reading
 from .numbers import pack_numbers
 
 ROWS = 512  # tokens ranked at once

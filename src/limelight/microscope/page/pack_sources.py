@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ..cross import Cross
-from ..pictures import Picture
-from ..reading import Floats
+from ..reading.pictures import Picture
+from ..reading.record import Floats
+from ..sources.cross import Cross
 from .contents import Contents
 from .numbers import pack_numbers, pack_rows
 from .pack import pack

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...text import printable
-from ..predictions import LAYER_CANDIDATES, Predictions
+from ..writing.predictions import LAYER_CANDIDATES, Predictions
 from .numbers import numbers, pack_numbers
 
 

@@ -17,11 +17,10 @@ from ...nn import PatchEmbedding, SpectrumEmbedding
 from ...pretrained import Pretrained
 from ...tensors.shapes import wrong
 from ...text import Text, Tokens
-from ..words import unknown_token
 from .base import Run, Source, Subject, shown_name
 from .patches import Patches
 from .sound import FRAME_SECONDS, alignment_heads_in, heard, states_of
-from .texts import MAX_WRITTEN, after, text_of
+from .texts import MAX_WRITTEN, after, text_of, unknown_token
 
 
 class PretrainedSubject(Subject):

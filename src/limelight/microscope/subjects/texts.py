@@ -1,4 +1,4 @@
-"""Texts as the tokenizers of transformers read them."""
+"""Texts as tokenizers read them, of ours and of transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...text import Text, valid_text
+from ...text import Text, Tokenizer, valid_text
 
 MAX_WRITTEN = 256  # tokens that a model writes to a source
 REACH = 64  # characters after the last token's in which the next one's are looked for
@@ -90,6 +90,20 @@ def after(ids: Sequence[int], tokens: Sequence[str], text: Text) -> Text:
 def cut(text: Text, n: int) -> Text:
     """A text without its tokens from the n-th on."""
     return Text(text.text, text.ids[:n], text.tokens[:n], text.spans[:n], text.words[:n], text.special[:n])
+
+
+def unknown_token(tokenizer: Tokenizer) -> str | None:
+    """The token that stands for text which the vocabulary does not have; ``None`` where every text has tokens.
+
+    Example:
+        >>> from limelight import load
+        >>> unknown_token(load("minilm").tokenizer)
+        '[UNK]'
+    """
+    model = json.loads(tokenizer.backend.to_str())["model"]
+    number = model.get("unk_id")
+    name = model.get("unk_token") if number is None else model["vocab"][number][0]
+    return name if isinstance(name, str) else None
 
 
 def unknown_token_of(tokenizer: Any) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...norms import ValueNorms
+from ...reading.norms import ValueNorms
 from ...subjects import Subject
 from ..measure import Measure, Part, Request, Result
 from ..sample import Sample

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...reading.words import Word
 from ...subjects import Subject
-from ...words import Word
 from ..measure import Claim, Measure, Part, Request, Result
 from ..sample import Sample
 from ..sums import Ratio

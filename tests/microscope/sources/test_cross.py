@@ -14,9 +14,9 @@ from transformers.models.whisper import generation_whisper
 
 from limelight import ArgumentError
 from limelight.microscope import look
+from limelight.microscope.sources.timing import _median, first_states, warp
 from limelight.microscope.subjects import subject_of
 from limelight.microscope.subjects.sound import existing_heads
-from limelight.microscope.timing import _median, first_states, warp
 from limelight.models.sound import recording
 
 ENGLISH = "The bank of the river was covered with flowers."

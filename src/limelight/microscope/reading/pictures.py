@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..forms.observations import Observations
+from ...forms.observations import Observations
+from ..subjects.patches import Patches
 from .gathering import Gatherer
-from .reading import Floats
-from .subjects.patches import Patches
+from .record import Floats
 
 CELLS = 8_000_000  # weights that are kept of all heads; beyond, neighbouring patches are joined into one cell
 

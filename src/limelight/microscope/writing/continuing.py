@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..generation import Beam, Greedy, Sampler
-from ..tensors.shapes import describe, whole_number, wrong
-from ..text import Text
-from .subjects import Subject
+from ...generation import Beam, Greedy, Sampler
+from ...tensors.shapes import describe, whole_number, wrong
+from ...text import Text
+from ..subjects import Subject
 
 BROKEN = "\ufffd"  # what stands for bytes that are no character, or not yet
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .reading import Floats, Integers, Reading
-from .subjects import Subject
-from .tables import TableRow, short
+from ..reading.record import Floats, Integers, Reading
+from ..subjects import Subject
+from ..tables import TableRow, short
 
 CANDIDATES, LAYER_CANDIDATES = 8, 3  # of the model, and of each layer's state
 CHUNK = 2**22  # logits at once: 16 MiB of float32, whatever the length of the text

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..forms.observations import Observations, Observe
-from ..text import Text
-from .reading import Floats, Reading
-from .subjects import Source
+from ...forms.observations import Observations, Observe
+from ...text import Text
+from ..reading.record import Floats, Reading
+from ..reading.words import join_words
+from ..subjects import Source
 from .timing import first_states
-from .words import join_words
 
 SLICE = 0.1  # seconds of a sound that are looked at together
 MAX_SOURCES = 8  # of a word in one head, in the table

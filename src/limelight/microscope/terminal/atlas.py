@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ...text import printable
+from ..heads.against import AtlasComparison
+from ..heads.atlas import Atlas
+from ..heads.measure import Result
+from ..heads.roles import LEFT
 from ..tables import TableRow
-from .against import AtlasComparison
-from .atlas import Atlas
-from .measure import Result
-from .roles import LEFT
 
 PER_ROLE = 6  # heads shown of each role
 CHANGES = 15  # heads shown of a comparison

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..text import printable
-from .report import Report
+from ...text import printable
+from ..report import Report
 
 MOST = 60  # tokens shown; the page and the tables hold all
 WIDE = 84  # columns of a terminal that shows three candidates beside each token

@@ -17,9 +17,9 @@ from limelight.generation import Beam, Greedy, Sample
 from limelight.microscope import look, write_page
 from limelight.microscope.page.numbers import pack_numbers
 from limelight.microscope.page.pack_writing import pack_predictions
-from limelight.microscope.predictions import Predictions
 from limelight.microscope.subjects import Subject, subject_of
 from limelight.microscope.subjects.transformers import TransformersSubject
+from limelight.microscope.writing.predictions import Predictions
 
 PROMPT = "The capital of France is"
 
@@ -73,7 +73,7 @@ def test_candidates_and_lens_equal_a_plain_computation(smollm2, france):
 
 
 def test_every_token_of_a_text(smollm2, monkeypatch):
-    monkeypatch.setattr("limelight.microscope.predictions.CHUNK", 3 * 49152)  # three tokens at once
+    monkeypatch.setattr("limelight.microscope.writing.predictions.CHUNK", 3 * 49152)  # three tokens at once
     text = "The bank of the river was covered with flowers."
     report = look(smollm2, text, lens=True)
     ids = smollm2.read(text).texts[0].ids

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tensors.shapes import ArgumentError
-from .reading import Floats
-from .subjects import Subject
+from ...tensors.shapes import ArgumentError
+from ..subjects import Subject
+from .record import Floats
 
 
 class ValueNorms:

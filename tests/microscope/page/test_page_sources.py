@@ -19,7 +19,7 @@ from support.made_up_sources import mock_picture, mock_speech, mock_translation,
 from limelight.microscope import look, make_page
 from limelight.microscope.page.numbers import pack_rows
 from limelight.microscope.page.pack_sources import PIXELS, pack_cross, pack_pictures
-from limelight.microscope.pictures import Picture, cells_of, joined_cells
+from limelight.microscope.reading.pictures import Picture, cells_of, joined_cells
 from limelight.microscope.subjects.patches import Patches
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .reading import POSITIONAL_SHARE, Floats, Reading
+from .record import POSITIONAL_SHARE, Floats, Reading
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from limelight import models
 from limelight.backends import native
 from limelight.fused import CapturedCalls
-from limelight.microscope.fast_paths import CALLED, CAPTURED, PYTORCH, fast_paths
+from limelight.models.fast_paths import CALLED, CAPTURED, PYTORCH, fast_paths
 from limelight.nn import Cache
 from limelight.tensors.shapes import ArgumentError
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..forms.observations import Observations, Observe, Seen
-from ..text import Text
-from .reading import Floats, HeadStatistics, Integers, Reading, find_sinks, number_units
+from ...forms.observations import Observations, Observe, Seen
+from ...text import Text
+from .record import Floats, HeadStatistics, Integers, Reading, find_sinks, number_units
 from .refinement import BLOCKS, Refinement, block_sizes, coarsened, most_uneven, on_column
 from .words import join_words
 

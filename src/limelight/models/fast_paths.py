@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from .. import fused
 from ..backends import native
 from ..forms.scores import ScoreRule
-from ..models import DecoderOnly, EncoderDecoder, Stack
 from ..nn import SSRU, FeedForward, GatedFeedForward, MultiHead, Projection, RMSNorm
 from ..nn.capture import Graph
 from ..nn.positions import SplitHalves
 from ..operator.explanation import explain
 from ..tensors.shapes import whole_number, wrong
+from . import DecoderOnly, EncoderDecoder, Stack
 
 NATIVE, PYTORCH = "native", "PyTorch"
 CAPTURED, CALLED = "captured", "called one by one"

@@ -251,7 +251,7 @@ def test_a_patch_is_chosen_by_keys_and_links(tmp_path, open_page):
 
 
 def test_patches_that_are_joined(tmp_path, open_page, monkeypatch):
-    monkeypatch.setattr("limelight.microscope.pictures.CELLS", 400)
+    monkeypatch.setattr("limelight.microscope.reading.pictures.CELLS", 400)
     _, report = drawing("vit")
     assert report.pictures[0].join == 2
     page = open_page(written(tmp_path, report))

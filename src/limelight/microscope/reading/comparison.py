@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tensors.shapes import ArgumentError
-from .reading import Floats, Reading
+from ...tensors.shapes import ArgumentError
+from .record import Floats, Reading
 from .relations import at_offset, given
 
 # Beyond this the baseline is an average over a sample: 200 * 200 pairs of words settle it to the third digit.

@@ -6,13 +6,10 @@ the sum over the pieces *to* a word, the mean over the pieces *from* it (Clark e
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-from ..text import Tokenizer
 
 # Chinese, Japanese and Korean syllables stand alone: a run of them is a sentence, not a word.
 _ALONE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]").match
@@ -107,20 +104,6 @@ def join_words(
         for index, number in kept.items()
     )
     return tokens, words
-
-
-def unknown_token(tokenizer: Tokenizer) -> str | None:
-    """The token that stands for text which the vocabulary does not have; ``None`` where every text has tokens.
-
-    Example:
-        >>> from limelight import load
-        >>> unknown_token(load("minilm").tokenizer)
-        '[UNK]'
-    """
-    model = json.loads(tokenizer.backend.to_str())["model"]
-    number = model.get("unk_id")
-    name = model.get("unk_token") if number is None else model["vocab"][number][0]
-    return name if isinstance(name, str) else None
 
 
 def _spans(text: str) -> Iterator[tuple[int, int]]:

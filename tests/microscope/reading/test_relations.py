@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from support.made_up import OTHER, SENTENCE, mock_reading, paragraphs
 
-from limelight.microscope.comparison import changes, compare_readings, contrasts, shared_words
-from limelight.microscope.offsets import offset_bins
-from limelight.microscope.reading import find_sinks
-from limelight.microscope.relations import (
+from limelight.microscope.reading.comparison import changes, compare_readings, contrasts, shared_words
+from limelight.microscope.reading.offsets import offset_bins
+from limelight.microscope.reading.record import find_sinks
+from limelight.microscope.reading.relations import (
     at_offset,
     excess_attention,
     given,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limelight.microscope.words import join_words
+from limelight.microscope.reading.words import join_words
 
 
 def test_pieces_of_a_word_and_marks():

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..text import printable
-from .choosing import NAMED
-from .report import Report
-from .terminal_cross import print_alignment
-from .terminal_predictions import print_predictions
+from ...text import printable
+from ..choosing import NAMED
+from ..report import Report
+from .cross import print_alignment
+from .predictions import print_predictions
 
 # Widths in columns: of a terminal that shows every column of a table; of names in it, and of names in a narrower one.
 WIDE, WIDEST, NARROW = 72, 24, 14

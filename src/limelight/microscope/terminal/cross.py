@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..text import printable
-from .cross import Cross
+from ...text import printable
+from ..sources.cross import Cross
 
 WIDEST = 24
 

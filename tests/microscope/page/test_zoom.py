@@ -20,7 +20,7 @@ SIZES = re.compile(r"Cells of (\d+) × \d+ tokens|(Single) tokens")
 @pytest.fixture
 def long_text(tmp_path, monkeypatch):
     """The page of a text that is kept in blocks of 24 tokens and of 3, its report, and the exact weights."""
-    module = sys.modules["limelight.microscope.gathering"]
+    module = sys.modules["limelight.microscope.reading.gathering"]
     monkeypatch.setattr(module, "EXACT_WEIGHTS", 0)
     monkeypatch.setattr(module, "BLOCKS", 10)
     subject = MadeUp(random_scores(sharpness=3.0))

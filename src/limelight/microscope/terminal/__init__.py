@@ -1,0 +1,1 @@
+"""Reports and atlases in a terminal."""
