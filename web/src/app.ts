@@ -1,10 +1,12 @@
-// The state of the page, and the panels that are updated when it changes.
+// The state of the page of a text or a picture.
 
 import type { Theme } from "./colour.ts";
 import type { Page } from "./data.ts";
-import { keepFocus } from "./dom.ts";
 import { leading } from "./ranking.ts";
 import { type Direction, Reading, type Scope } from "./reading.ts";
+import { type ChangedOf, type PanelOf, Store } from "./store.ts";
+
+export { any } from "./store.ts";
 
 export interface State {
   text: number;
@@ -26,61 +28,37 @@ export interface State {
 /** Weights over a picture: it is lit where they are large, tinted by them, or bare. */
 export type Veil = "light" | "colours" | "none";
 
-export type Changed = ReadonlySet<keyof State>;
+export type Changed = ChangedOf<keyof State>;
 
-export interface Panel {
-  element: HTMLElement;
-  update(changed: Changed): void;
+export interface Panel extends PanelOf<keyof State> {
   zooms?: boolean; // whether the part of a map that is in view matters to it
-  shown?(): void; // called once, when the panel is on the page and has a size
 }
 
-/** Whether any of these parts of the state changed. */
-export const any = (changed: Changed, ...keys: (keyof State)[]): boolean => keys.some((key) => changed.has(key));
-
-export class App {
+export class App extends Store<State> {
   readonly readings: Reading[];
-  private panels: Panel[] = [];
-  private readonly status: HTMLElement;
   private highs = new Map<string, number>();
 
   constructor(
     readonly page: Page,
-    public state: State,
+    state: State,
     status: HTMLElement,
+    changed: (state: State) => void,
   ) {
+    super(state, status, changed);
     this.readings = Reading.all(page);
-    this.status = status;
+  }
+
+  get modelName(): string {
+    return this.page.model.name;
   }
 
   get reading(): Reading {
     return this.readings[this.state.text];
   }
 
-  add(panel: Panel): HTMLElement {
-    this.panels.push(panel);
-    return panel.element;
-  }
-
-  set(patch: Partial<State>): void {
-    const changed = new Set<keyof State>();
-    for (const key of Object.keys(patch) as (keyof State)[])
-      if (this.state[key] !== patch[key]) changed.add(key);
-    if (!changed.size) return;
-    this.state = { ...this.state, ...patch };
-    const zoomed = changed.size === 1 && changed.has("zoom");
-    const panels = zoomed ? this.panels.filter((panel) => panel.zooms) : this.panels;
-    keepFocus(() => panels.forEach((panel) => panel.update(changed)));
-  }
-
-  /** Call the panels' `shown`, once they are on the page. */
-  shown(): void {
-    for (const panel of this.panels) panel.shown?.();
-  }
-
-  /** Announce a text to screen readers. */
-  say(text: string): void {
-    this.status.textContent = text;
+  protected override following(changed: Changed): Panel[] {
+    const panels: Panel[] = this.panels;
+    return changed.size === 1 && changed.has("zoom") ? panels.filter((panel) => panel.zooms) : panels;
   }
 
   /** The upper end of the colour scale: the whole attention, or the largest cell of a head that has its own scale. */

@@ -2,13 +2,13 @@
 
 import { any, type App, type Changed, type Panel, show } from "./app.ts";
 import { colour } from "./colour.ts";
-import { arrowStep, choice, el } from "./dom.ts";
+import { choice, el } from "./dom.ts";
 import { arrow, name } from "./bidi.ts";
+import { cellOf, gridOf, listen, selectCell } from "./head-cells.ts";
 import { range } from "./reading.ts";
 import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 import { rolesOf } from "./roles.ts";
-import { hideTip, tip } from "./tip.ts";
 
 const FINEST = 48; // a small map has no room for more rows; beyond, the strongest of each group is drawn
 
@@ -25,7 +25,7 @@ export class GridPanel implements Panel {
     this.heads = heads;
     this.cells = range(layers * heads).map(cellOf);
     const body = gridOf(layers, heads, this.cells);
-    this.listen(body);
+    listen(body, this.cells, heads, { pick: (place) => this.pick(place), lines: (place) => [`head ${this.headAt(place).join(".")}`, this.label(place)] });
     this.scroll = el("div", { class: "grid-scroll" }, body);
     const save = saveControls(app, {
       what: "the heads",
@@ -54,16 +54,8 @@ export class GridPanel implements Panel {
 
   /** Show which head is selected, and scroll it into view without scrolling the page. */
   shown(): void {
-    const { cells, scroll } = this;
-    const at = this.app.state.layer * this.heads + this.app.state.head;
-    cells.forEach((cell, place) => {
-      cell.setAttribute("aria-selected", String(place === at));
-      cell.tabIndex = place === at ? 0 : -1;
-    });
-    const row = cells[at].parentElement!;
-    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
-    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight)
-      scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
+    const { layer, head } = this.app.state;
+    selectCell(this.cells, layer * this.heads + head, this.scroll);
   }
 
   // --- Model ---
@@ -178,61 +170,10 @@ export class GridPanel implements Panel {
 
   // --- Events ---
 
-  private listen(body: HTMLElement): void {
-    body.addEventListener("click", (event) => {
-      const place = placeOf(event);
-      if (place !== null) this.pick(place);
-    });
-    body.addEventListener("keydown", (event) => {
-      const place = placeOf(event);
-      if (place === null) return;
-      const next = arrowStep(event.key, place, this.cells.length, this.heads);
-      if (next === place) return;
-      this.pick(next);
-      this.cells[next].focus();
-      event.preventDefault();
-    });
-    body.addEventListener("pointermove", (event) => {
-      const place = placeOf(event);
-      if (place === null || event.pointerType === "touch") return hideTip();
-      tip(event.clientX, event.clientY, [`head ${this.headAt(place).join(".")}`, this.label(place)]);
-    });
-    body.addEventListener("pointerleave", hideTip);
-  }
-
   private pick(place: number): void {
     const [layer, head] = this.headAt(place);
     this.app.set({ layer, head, scope: "head" });
   }
-}
-
-export function cellOf(place: number): HTMLElement {
-  const canvas = el("canvas", { "aria-hidden": "true" });
-  const label = el("span", { class: "kind", "aria-hidden": "true" });
-  return el("button", { type: "button", class: "cell", role: "gridcell", tabindex: -1, "data-place": place }, canvas, label);
-}
-
-export function gridOf(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
-  const names = range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head));
-  const corner = el("span", { class: "corner", role: "columnheader" }, "layer \\ head");
-  const rows = range(layers).map((layer) => {
-    const name = el("span", { class: "line", role: "rowheader" }, layer);
-    return el("div", { class: "grid-row", role: "row" }, name, ...cells.slice(layer * heads, (layer + 1) * heads));
-  });
-  const grid = el(
-    "div",
-    { class: "grid", role: "grid", "aria-label": "Heads. Arrow keys move, Enter shows a head." },
-    el("div", { class: "grid-row", role: "row" }, corner, ...names),
-    ...rows,
-  );
-  grid.style.setProperty("--heads", String(heads));
-  return grid;
-}
-
-/** The cell that an event happened on, if any. */
-export function placeOf(event: Event): number | null {
-  const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-place]");
-  return target ? Number(target.dataset.place) : null;
 }
 
 /** What a head mostly does on this text, in short and in full, and the share of its attention that does it. */

@@ -21,8 +21,8 @@ export interface Saved {
 /** A number with the digits that the page's data has. */
 const short = (cell: Cell): Cell => (typeof cell === "number" ? Number(cell.toPrecision(6)) : cell);
 
-export function saveControls(app: { page: { model: { name: string } } }, { what, part, figure, sheet }: Saved): HTMLElement {
-  const name = (ending: string) => fileName(ending, app.page.model.name, part());
+export function saveControls(app: { modelName: string }, { what, part, figure, sheet }: Saved): HTMLElement {
+  const name = (ending: string) => fileName(ending, app.modelName, part());
   const table = () => {
     const { header, rows } = sheet();
     return [header, ...rows.map((row) => row.map(short))];

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { address, fromAddress } from "../src/address.ts";
 import type { State } from "../src/app.ts";
 import { arrow, directionOf, name } from "../src/bidi.ts";
 import { colour } from "../src/colour.ts";
@@ -9,7 +10,6 @@ import { changes, contrasts } from "../src/compare.ts";
 import { type ReadingData, unpackPage } from "../src/data.ts";
 import { arrowStep } from "../src/dom.ts";
 import { csv } from "../src/export.ts";
-import { fromHash, toHash } from "../src/hash.ts";
 import { offsetBin, strongest } from "../src/ranking.ts";
 import { Levels } from "../src/levels.ts";
 import { range, Reading, sliceText } from "../src/reading.ts";
@@ -71,9 +71,9 @@ test("a link holds the whole state, and nonsense in it does no harm", async () =
   const state: State = {
     text: 1, layer: 1, head: 2, token: 3, other: 1, direction: "to", scope: "layer", hide: true, own: true, grid: "pair", shape: "lines", zoom: "12.3.48", theme: "dark",
   };
-  assert.deepEqual(fromHash(toHash(state, true), page), state);
-  assert.deepEqual(fromHash("#elsewhere", page), {});
-  const odd = fromHash("#zoom=1.b&text=9&token=1e9&layer=-1&scope=%3Cb%3E&hide=yes", page);
+  assert.deepEqual(fromAddress(new Map(Object.entries({ ...address(state), theme: "dark" })), page), state);
+  assert.deepEqual(fromAddress(new Map([["elsewhere", ""]]), page), {});
+  const odd = fromAddress(new Map(Object.entries({ zoom: "1.b", text: "9", token: "1e9", layer: "-1", scope: "<b>", hide: "yes" })), page);
   assert.deepEqual(odd, { text: 0, token: null, other: null, hide: false, own: false, zoom: null });
 });
 

@@ -157,6 +157,7 @@ def test_a_link_restores_the_state(written, open_page):
     page.get_by_role("button", name="Every head").click()
     page.get_by_role("button", name="Sink", exact=True).click()
     page.get_by_label("Filter the table").fill("no role")
+    page.wait_for_url(re.compile("find=no"))  # written a moment later
     link = page.url
     assert "head=3.4" in link
     shown = ("select", "#h-head", ".head-table", ".examples", ".atlas-legend")

@@ -1,11 +1,13 @@
-// The state of the atlas's page, the part of it that stands in the address, and the panels that follow it.
+// The state of the atlas's page, and its form in the address.
 
 import type { Theme } from "../colour.ts";
-import { keepFocus } from "../dom.ts";
+import { type ChangedOf, type PanelOf, Store } from "../store.ts";
 import type { Measure } from "./data.ts";
 import type { Atlas, Shown } from "./model.ts";
 import { type Scale, scaleOf } from "./scale.ts";
 import { isShare } from "./text.ts";
+
+export { any } from "../store.ts";
 
 export type Column = "head" | "role" | "score" | "low" | "chosen" | "baseline" | "control" | "n" | "sink" | "other";
 
@@ -24,25 +26,22 @@ export interface State {
   theme: Theme;
 }
 
-export type Changed = ReadonlySet<keyof State>;
+export type Changed = ChangedOf<keyof State>;
+export type Panel = PanelOf<keyof State>;
 
-export interface Panel {
-  element: HTMLElement;
-  update(changed: Changed): void;
-  shown?(): void; // called once, when the panel is on the page and has a size
-}
-
-export const any = (changed: Changed, ...keys: (keyof State)[]): boolean => keys.some((key) => changed.has(key));
-
-export class App {
-  private panels: Panel[] = [];
-
+export class App extends Store<State> {
   constructor(
     readonly atlas: Atlas,
-    public state: State,
-    private readonly status: HTMLElement,
-    private readonly changed: (state: State) => void,
-  ) {}
+    state: State,
+    status: HTMLElement,
+    changed: (state: State) => void,
+  ) {
+    super(state, status, changed);
+  }
+
+  get modelName(): string {
+    return this.atlas.data.model.name;
+  }
 
   get measure(): Measure {
     return this.atlas.data.measures[this.state.measure];
@@ -52,20 +51,6 @@ export class App {
     return this.atlas.data.measures[this.state.against];
   }
 
-  add(panel: Panel): HTMLElement {
-    this.panels.push(panel);
-    return panel.element;
-  }
-
-  set(patch: Partial<State>): void {
-    const changed = new Set<keyof State>();
-    for (const key of Object.keys(patch) as (keyof State)[]) if (this.state[key] !== patch[key]) changed.add(key);
-    if (!changed.size) return;
-    this.state = { ...this.state, ...patch };
-    keepFocus(() => this.panels.forEach((panel) => panel.update(changed)));
-    this.changed(this.state);
-  }
-
   /** What stands on a head's cell: the letter of its first role, and a plus sign if it has more and there is room. */
   letters(place: number): string {
     const { atlas, state } = this;
@@ -73,15 +58,6 @@ export class App {
     if (!roles.length) return "";
     const first = roles.some(({ role }) => role === state.role) ? state.role : roles[0].role;
     return atlas.letters.get(first)! + (roles.length > 1 && atlas.heads <= 20 ? "+" : "");
-  }
-
-  shown(): void {
-    for (const panel of this.panels) panel.shown?.();
-  }
-
-  /** Announce a text to screen readers. */
-  say(text: string): void {
-    this.status.textContent = text;
   }
 
   /** The numbers that the grid shows, and their colours. */

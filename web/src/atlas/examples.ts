@@ -2,12 +2,11 @@
 
 import { css, shade } from "../colour.ts";
 import { el } from "../dom.ts";
-import type { Cell } from "../export.ts";
+import { type Cell, saveControls, type Sheet } from "../save.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { clip } from "./draw.ts";
 import { examplesFigure, pictureFigure } from "./example-figure.ts";
 import type { Example } from "./model.ts";
-import { saveBar } from "./save-bar.ts";
 import { show } from "./text.ts";
 
 export class ExamplesPanel implements Panel {
@@ -16,16 +15,16 @@ export class ExamplesPanel implements Panel {
   private readonly body = el("div", {});
 
   constructor(private readonly app: App) {
-    const saving = {
-      name: "the examples",
-      file: () => ["head", app.atlas.name(app.state.head), "examples"],
+    const save = saveControls(app, {
+      what: "the examples",
+      part: () => `atlas-head-${app.atlas.name(app.state.head)}-examples`,
       figure: () => examplesFigure(app),
-      rows: () => exampleRows(app),
-    };
+      sheet: () => examplesSheet(app),
+    });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-examples" },
-      el("div", { class: "panel-head" }, this.title, saveBar(app, saving)),
+      el("div", { class: "panel-head" }, this.title, save),
       this.body,
     );
     this.draw();
@@ -95,10 +94,10 @@ function pictured(app: App, tokens: number): HTMLElement {
 
 export const word = (token: string): string => clip(token.trim() || "␣", 24);
 
-function exampleRows(app: App): Cell[][] {
+function examplesSheet(app: App): Sheet {
   const name = app.atlas.name(app.state.head);
   const rows = app.atlas.examples(app.state.head).map(({ text, weight, tokens, query, key }): Cell[] => [
     name, text, weight, word(tokens[query]), word(tokens[key]), key - query, tokens.join(""),
   ]);
-  return [["head", "text", "weight", "query", "key", "offset in the context", "context"], ...rows];
+  return { header: ["head", "text", "weight", "query", "key", "offset in the context", "context"], rows };
 }

@@ -2,8 +2,8 @@
 
 import { hex, ink } from "../colour.ts";
 import { svg } from "../dom.ts";
-import type { Cell } from "../export.ts";
 import { range } from "../reading.ts";
+import type { Sheet } from "../save.ts";
 import type { App } from "./app.ts";
 import { box, canvas, title, toneOf, write } from "./draw.ts";
 import { LEGEND_HEIGHT, legend } from "./legend.ts";
@@ -48,13 +48,13 @@ export function gridFigure(app: App): SVGSVGElement {
   return figure;
 }
 
-export function gridRows(app: App): Cell[][] {
+export function gridSheet(app: App): Sheet {
   const { atlas, measure } = app;
   const { baseline, control, other, total } = measure;
-  const head = ["layer", "head", measure.id, "low", "high", "baseline", "shuffled text", ...(other ? ["other"] : []), "roles"];
-  return [
-    head,
-    ...range(atlas.count).map((place) => [
+  const header = ["layer", "head", measure.id, "low", "high", "baseline", "shuffled text", ...(other ? ["other"] : []), "roles"];
+  return {
+    header,
+    rows: range(atlas.count).map((place) => [
       Math.floor(place / atlas.heads),
       place % atlas.heads,
       ...[total.score, total.low, total.high, baseline].map((numbers) => numbers.values[place]),
@@ -62,5 +62,5 @@ export function gridRows(app: App): Cell[][] {
       ...(other ? [other.score.values[place]] : []),
       atlas.rolesOf(place).map(({ role }) => role).join("; "),
     ]),
-  ];
+  };
 }

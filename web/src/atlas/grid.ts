@@ -1,15 +1,15 @@
 // All heads, layers down and heads across, each coloured by a measure.
 
 import { css, ink } from "../colour.ts";
-import { arrowStep, choice, el } from "../dom.ts";
+import { choice, el } from "../dom.ts";
+import { gridOf, listen, selectCell } from "../head-cells.ts";
 import { range } from "../reading.ts";
-import { hideTip, tip } from "../tip.ts";
+import { saveControls } from "../save.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { canvas } from "./draw.ts";
-import { gridFigure, gridRows } from "./grid-figure.ts";
+import { gridFigure, gridSheet } from "./grid-figure.ts";
 import { LEGEND_HEIGHT, legend } from "./legend.ts";
 import { measureMenu } from "./menu.ts";
-import { saveBar } from "./save-bar.ts";
 import type { Scale } from "./scale.ts";
 import { about, show, showAs, signed } from "./text.ts";
 
@@ -25,20 +25,29 @@ export class GridPanel implements Panel {
 
   constructor(
     private readonly app: App,
-    private readonly enter: () => void, // shows the head's panel
+    enter: () => void, // shows the head's panel
   ) {
     const { layers, heads } = app.atlas;
     this.cells = range(app.atlas.count).map((place) =>
       el("button", { type: "button", class: "head-cell", role: "gridcell", tabindex: -1, "data-place": place }),
     );
-    const body = frame(layers, heads, this.cells);
-    this.listen(body);
+    const body = gridOf(layers, heads, this.cells, { grid: "head", label: "Heads, one row per layer. Arrow keys move, Enter opens a head." });
+    const described = (place: number) => lines(app, place, app.coloured().values[place]);
+    listen(body, this.cells, heads, {
+      pick: (place) => app.set({ head: place }),
+      lines: described,
+      clicked: (place) => {
+        app.say(described(place).join(", "));
+        if (matchMedia("(max-width: 900px)").matches) enter();
+      },
+      enter,
+    });
     this.scroll = el("div", { class: "grid-scroll" }, body);
-    const saving = { name: "the grid", file: () => [app.measure.id], figure: () => gridFigure(app), rows: () => gridRows(app) };
+    const save = saveControls(app, { what: "the grid", part: () => `atlas-${app.measure.id}`, figure: () => gridFigure(app), sheet: () => gridSheet(app) });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-grid" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), saveBar(app, saving)),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-grid" }, "All heads"), save),
       this.controls,
       this.caption,
       this.scroll,
@@ -61,15 +70,6 @@ export class GridPanel implements Panel {
       this.width = width;
       this.explain(this.app.coloured().scale);
     }).observe(this.element);
-  }
-
-  /** Scroll the selected head into view, without scrolling the page. */
-  private scrollTo(): void {
-    const { scroll } = this;
-    const row = this.cells[this.app.state.head].parentElement!;
-    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
-    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight)
-      scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
   }
 
   // --- View ---
@@ -105,12 +105,7 @@ export class GridPanel implements Panel {
   }
 
   private select(): void {
-    this.cells.forEach((cell, place) => {
-      const chosen = place === this.app.state.head;
-      cell.setAttribute("aria-selected", String(chosen));
-      cell.tabIndex = chosen ? 0 : -1;
-    });
-    this.scrollTo();
+    selectCell(this.cells, this.app.state.head, this.scroll);
   }
 
   private controlled(): HTMLElement[] {
@@ -153,62 +148,6 @@ export class GridPanel implements Panel {
       ),
     );
   }
-
-  // --- Events ---
-
-  private listen(body: HTMLElement): void {
-    const { app } = this;
-    body.addEventListener("click", (event) => {
-      const place = placeOf(event);
-      if (place === null) return;
-      app.set({ head: place });
-      app.say(lines(app, place, app.coloured().values[place]).join(", "));
-      if (matchMedia("(max-width: 900px)").matches) this.enter();
-    });
-    body.addEventListener("keydown", (event) => {
-      const place = placeOf(event);
-      if (place === null) return;
-      if (event.key === "Enter") {
-        app.set({ head: place });
-        this.enter();
-        return event.preventDefault();
-      }
-      const next = arrowStep(event.key, place, this.cells.length, app.atlas.heads);
-      if (next === place) return;
-      app.set({ head: next });
-      this.cells[next].focus();
-      event.preventDefault();
-    });
-    body.addEventListener("pointermove", (event) => {
-      const place = placeOf(event);
-      if (place === null || event.pointerType === "touch") return hideTip();
-      tip(event.clientX, event.clientY, lines(app, place, app.coloured().values[place]));
-    });
-    body.addEventListener("pointerleave", hideTip);
-  }
-}
-
-function frame(layers: number, heads: number, cells: HTMLElement[]): HTMLElement {
-  const names = range(heads).map((head) => el("span", { class: "column", role: "columnheader" }, head));
-  const corner = el("span", { class: "corner", role: "columnheader" }, "layer \\ head");
-  const rows = range(layers).map((layer) => {
-    const name = el("span", { class: "line", role: "rowheader" }, layer);
-    return el("div", { class: "head-row", role: "row" }, name, ...cells.slice(layer * heads, (layer + 1) * heads));
-  });
-  const grid = el(
-    "div",
-    { class: "head-grid", role: "grid", "aria-label": "Heads, one row per layer. Arrow keys move, Enter opens a head.", "aria-rowcount": layers + 1, "aria-colcount": heads + 1 },
-    el("div", { class: "head-row", role: "row" }, corner, ...names),
-    ...rows,
-  );
-  grid.style.setProperty("--heads", String(heads));
-  grid.style.setProperty("--layers", String(layers));
-  return grid;
-}
-
-function placeOf(event: Event): number | null {
-  const target = (event.target as HTMLElement).closest?.<HTMLElement>("[data-place]");
-  return target ? Number(target.dataset.place) : null;
 }
 
 /** A head in words: its name, its score, its roles, its sink. */

@@ -1,12 +1,11 @@
 // One head: its roles with their evidence, where it looks, the heads most like it, and every number.
 
 import { el } from "../dom.ts";
-import type { Cell } from "../export.ts";
+import { type Cell, saveControls, type Sheet } from "../save.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { binName, classesDrawing, classesHeight, PROFILE_HEIGHT, profileDrawing } from "./charts.ts";
 import { canvas, clip, shift, title, toneOf, write } from "./draw.ts";
 import { claimsOf, type Evidence, EVIDENCE_HEIGHT, evidenceDrawing } from "./evidence.ts";
-import { saveBar } from "./save-bar.ts";
 import { conditions, count, plural, show, showAs, signed, unitOf } from "./text.ts";
 
 const NARROW = 300;
@@ -20,16 +19,16 @@ export class HeadPanel implements Panel {
   private width = WIDE;
 
   constructor(private readonly app: App) {
-    const saving = {
-      name: "the head",
-      file: () => ["head", app.atlas.name(app.state.head)],
+    const save = saveControls(app, {
+      what: "the head",
+      part: () => `atlas-head-${app.atlas.name(app.state.head)}`,
       figure: () => headFigure(app),
-      rows: () => headRows(app),
-    };
+      sheet: () => headSheet(app),
+    });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-head" },
-      el("div", { class: "panel-head" }, this.title, saveBar(app, saving)),
+      el("div", { class: "panel-head" }, this.title, save),
       this.body,
     );
     this.draw();
@@ -250,11 +249,12 @@ function headFigure(app: App): SVGSVGElement {
   return figure;
 }
 
-function headRows(app: App): Cell[][] {
+function headSheet(app: App): Sheet {
   const { atlas, state } = app;
   const { measures, profile, classes } = atlas.data;
   const place = state.head;
-  const rows: Cell[][] = [["kind", "name", "unit", "score", "low", "high", "chosen half", "held-out half", "baseline", "shuffled text", "n", "texts", "role held"]];
+  const rows: Cell[][] = [];
+  const header = ["kind", "name", "unit", "score", "low", "high", "chosen half", "held-out half", "baseline", "shuffled text", "n", "texts", "role held"];
   measures.forEach((measure, at) => {
     const { total, chosen, scored, baseline, control } = measure;
     const numbers = [total.score, total.low, total.high, chosen.score, scored.score, baseline].map((tensor) => tensor.values[place]);
@@ -268,5 +268,5 @@ function headRows(app: App): Cell[][] {
     const at = place * classes.names.length + i;
     add("kind of token", name, classes.share.values[at], classes.even.values[at]);
   });
-  return rows;
+  return { header, rows };
 }

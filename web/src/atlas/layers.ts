@@ -1,12 +1,11 @@
 // What was measured of whole layers: one line per measure, from the embedding to the last layer.
 
 import { el, svg } from "../dom.ts";
-import type { Cell } from "../export.ts";
+import { type Cell, saveControls, type Sheet } from "../save.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { canvas, line, shift, title, toneOf, write } from "./draw.ts";
 import type { LayerMeasure } from "./data.ts";
 import { axis, frame } from "./plot.ts";
-import { saveBar } from "./save-bar.ts";
 import { unitOf } from "./text.ts";
 
 const [WIDE, HIGH] = [560, 220];
@@ -17,11 +16,11 @@ export class LayersPanel implements Panel {
   private width = WIDE;
 
   constructor(private readonly app: App) {
-    const saving = { name: "the layers", file: () => ["layers"], figure: () => layersFigure(app), rows: () => layerRows(app) };
+    const save = saveControls(app, { what: "the layers", part: () => "atlas-layers", figure: () => layersFigure(app), sheet: () => layersSheet(app) });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-layers" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-layers" }, "Layer by layer"), saveBar(app, saving)),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-layers" }, "Layer by layer"), save),
       this.body,
     );
     this.draw();
@@ -87,9 +86,9 @@ function layersFigure(app: App): SVGSVGElement {
   return figure;
 }
 
-function layerRows({ atlas }: App): Cell[][] {
-  const rows: Cell[][] = [["measure", "unit", "layer", "score", "low", "high", "baseline", "other"]];
+function layersSheet({ atlas }: App): Sheet {
+  const rows: Cell[][] = [];
   for (const { id, unit, score, low, high, baseline, other } of atlas.data.layers)
     score.forEach((value, i) => rows.push([id, unit, i, value, low[i], high[i], baseline[i], other ? other[i] : null]));
-  return rows;
+  return { header: ["measure", "unit", "layer", "score", "low", "high", "baseline", "other"], rows };
 }

@@ -1,14 +1,13 @@
 // Every head as a point between two measures, so that heads that stand apart are seen.
 
 import { el, svg } from "../dom.ts";
-import type { Cell } from "../export.ts";
 import { range } from "../reading.ts";
+import { type Cell, saveControls, type Sheet } from "../save.ts";
 import { hideTip, tip } from "../tip.ts";
 import { any, type App, type Changed, type Panel } from "./app.ts";
 import { canvas, shift, title, type Tone, toneOf, write } from "./draw.ts";
 import { measureMenu } from "./menu.ts";
 import { axis, frame } from "./plot.ts";
-import { saveBar } from "./save-bar.ts";
 import { show, unitOf } from "./text.ts";
 
 const LETTERED = 400; // with more heads than this, points alone
@@ -20,12 +19,16 @@ export class ScatterPanel implements Panel {
   private width = 0;
 
   constructor(private readonly app: App) {
-    const file = () => [app.measure.id, "against", app.against.id];
-    const saving = { name: "the plot", file, figure: () => scatterFigure(app), rows: () => scatterRows(app) };
+    const save = saveControls(app, {
+      what: "the plot",
+      part: () => `atlas-${app.measure.id}-against-${app.against.id}`,
+      figure: () => scatterFigure(app),
+      sheet: () => scatterSheet(app),
+    });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-scatter" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-scatter" }, "Two measures"), saveBar(app, saving)),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-scatter" }, "Two measures"), save),
       this.controls,
       this.body,
     );
@@ -135,7 +138,7 @@ function scatterFigure(app: App): SVGSVGElement {
   return figure;
 }
 
-function scatterRows({ atlas, measure, against }: App): Cell[][] {
+function scatterSheet({ atlas, measure, against }: App): Sheet {
   const rows = range(atlas.count).map((place): Cell[] => [
     Math.floor(place / atlas.heads),
     place % atlas.heads,
@@ -143,5 +146,5 @@ function scatterRows({ atlas, measure, against }: App): Cell[][] {
     against.total.score.values[place],
     atlas.rolesOf(place).map(({ role }) => role).join("; "),
   ]);
-  return [["layer", "head", measure.id, against.id, "roles"], ...rows];
+  return { header: ["layer", "head", measure.id, against.id, "roles"], rows };
 }

@@ -1,11 +1,10 @@
 // Heads and roles as a table that is filtered and sorted.
 
 import { choice, el, keepFocus } from "../dom.ts";
-import type { Cell } from "../export.ts";
+import { saveControls, type Sheet } from "../save.ts";
 import { any, type App, type Changed, type Column, type Panel } from "./app.ts";
 import { box, canvas, clip, line, title, toneOf, write } from "./draw.ts";
 import { type Row, rowsOf } from "./rows.ts";
-import { saveBar } from "./save-bar.ts";
 import { count, isShare, plural, show, showAs, signed } from "./text.ts";
 
 interface Heading {
@@ -23,11 +22,11 @@ export class TablePanel implements Panel {
   private lines: [Row, HTMLElement][] = [];
 
   constructor(private readonly app: App) {
-    const saving = { name: "the table", file: () => ["table", app.state.rows], figure: () => tableFigure(app), rows: () => tableRows(app) };
+    const save = saveControls(app, { what: "the table", part: () => `atlas-table-${app.state.rows}`, figure: () => tableFigure(app), sheet: () => tableSheet(app) });
     this.element = el(
       "section",
       { class: "panel", "aria-labelledby": "h-table" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-table" }, "Table"), this.controls, saveBar(app, saving)),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-table" }, "Table"), this.controls, save),
       this.caption,
       el("div", { class: "table-scroll", role: "region", "aria-labelledby": "h-table", tabindex: 0 }, this.table),
     );
@@ -165,16 +164,16 @@ function tableFigure(app: App): SVGSVGElement {
   return figure;
 }
 
-function tableRows(app: App): Cell[][] {
+function tableSheet(app: App): Sheet {
   const { atlas, state } = app;
-  const head = ["layer", "head", state.rows === "roles" ? "role" : "roles", "measure", "unit", "score", "low", "high", "chosen half", "baseline", "shuffled text", "n", "texts", "sink", ...(atlas.data.other ? ["other", "change"] : [])];
-  return [
-    head,
-    ...rowsOf(app).shown.map((row) => {
+  const header = ["layer", "head", state.rows === "roles" ? "role" : "roles", "measure", "unit", "score", "low", "high", "chosen half", "baseline", "shuffled text", "n", "texts", "sink", ...(atlas.data.other ? ["other", "change"] : [])];
+  return {
+    header,
+    rows: rowsOf(app).shown.map((row) => {
       const { place, role, measure, score, low, high, chosen, baseline, control, n, texts, sink, other, change } = row;
       const { id, unit } = atlas.data.measures[measure];
       const place2 = [Math.floor(place / atlas.heads), place % atlas.heads];
       return [...place2, role, id, unit, score, low, high, chosen, baseline, control, n, texts, sink, ...(atlas.data.other ? [other, change] : [])];
     }),
-  ];
+  };
 }

@@ -1,13 +1,13 @@
 // Every head over the picture: where the selected patch looks in each of them.
 
 import { any, type App, type Changed, type Panel, percent, show } from "../app.ts";
-import { arrowStep, el } from "../dom.ts";
-import { cellOf, gridOf, kindOf, placeOf } from "../grid.ts";
+import { el } from "../dom.ts";
+import { kindOf } from "../grid.ts";
+import { cellOf, gridOf, listen, selectCell } from "../head-cells.ts";
 import { range } from "../reading.ts";
 import { rolesOf } from "../roles.ts";
 import { type Cell, saveControls, type Sheet } from "../save.ts";
 import { snapshot } from "../snapshot.ts";
-import { hideTip, tip } from "../tip.ts";
 import type { Picture } from "./data.ts";
 import { drawPicture } from "./draw.ts";
 
@@ -29,7 +29,7 @@ export class PictureHeadsPanel implements Panel {
     this.cells = range(layers * heads).map(cellOf);
     const body = gridOf(layers, heads, this.cells);
     body.classList.add("of-pictures");
-    this.listen(body);
+    listen(body, this.cells, heads, { pick: (place) => this.pick(place), lines: (place) => [`head ${this.headAt(place).join(".")}`, ...this.describe(place)] });
     this.scroll = el("div", { class: "grid-scroll" }, body);
     const save = saveControls(app, {
       what: "the heads",
@@ -104,41 +104,13 @@ export class PictureHeadsPanel implements Panel {
     return { header: ["layer", "head", ...names], rows: places.map((place): Cell[] => [...this.headAt(place), ...(this.row(place) ?? names.map(() => null))]) };
   }
 
-  private mark(): void {
-    const { cells, scroll } = this;
-    const at = this.app.state.layer * this.heads + this.app.state.head;
-    cells.forEach((cell, place) => {
-      cell.setAttribute("aria-selected", String(place === at));
-      cell.tabIndex = place === at ? 0 : -1;
-    });
-    const row = cells[at].parentElement!;
-    const [top, bottom] = [row.offsetTop - 30, row.offsetTop + row.offsetHeight + 4];
-    if (top < scroll.scrollTop || bottom > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = (top + bottom - scroll.clientHeight) / 2;
+  private pick(place: number): void {
+    const [layer, head] = this.headAt(place);
+    this.app.set({ layer, head, scope: "head" });
   }
 
-  private listen(body: HTMLElement): void {
-    const pick = (place: number) => {
-      const [layer, head] = this.headAt(place);
-      this.app.set({ layer, head, scope: "head" });
-    };
-    body.addEventListener("click", (event) => {
-      const place = placeOf(event);
-      if (place !== null) pick(place);
-    });
-    body.addEventListener("keydown", (event) => {
-      const place = placeOf(event);
-      if (place === null) return;
-      const next = arrowStep(event.key, place, this.cells.length, this.heads);
-      if (next === place) return;
-      pick(next);
-      this.cells[next].focus();
-      event.preventDefault();
-    });
-    body.addEventListener("pointermove", (event) => {
-      const place = placeOf(event);
-      if (place === null || event.pointerType === "touch") return hideTip();
-      tip(event.clientX, event.clientY, [`head ${this.headAt(place).join(".")}`, ...this.describe(place)]);
-    });
-    body.addEventListener("pointerleave", hideTip);
+  private mark(): void {
+    const { layer, head } = this.app.state;
+    selectCell(this.cells, layer * this.heads + head, this.scroll);
   }
 }

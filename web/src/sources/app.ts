@@ -1,8 +1,8 @@
-// The state of the page of an encoder-decoder, the panels that follow it, and its form in the address.
+// The state of the page of an encoder-decoder, and its form in the address.
 
 import type { Theme } from "../colour.ts";
 import type { Page } from "../data.ts";
-import { keepFocus } from "../dom.ts";
+import { type ChangedOf, type PanelOf, Store } from "../store.ts";
 import type { Cross, Over } from "./data.ts";
 
 export type View = "cross" | "decoder" | "encoder";
@@ -18,39 +18,29 @@ export interface State {
   theme: Theme;
 }
 
-export type Changed = ReadonlySet<keyof State | "hover">;
+export type Changed = ChangedOf<keyof State | "hover">;
+export type Panel = PanelOf<keyof State | "hover">;
 
-export interface Panel {
-  element: HTMLElement;
-  update(changed: Changed): void;
-  shown?(): void;
-}
-
-export class SourceApp {
-  private panels: Panel[] = [];
+export class SourceApp extends Store<State, "hover"> {
   hover: { word: number | null; part: number | null } = { word: null, part: null };
 
   constructor(
     readonly page: Page,
     readonly cross: Cross,
-    public state: State,
-    private readonly status: HTMLElement,
-    private readonly changed: () => void,
-  ) {}
-
-  add(panel: Panel): HTMLElement {
-    this.panels.push(panel);
-    return panel.element;
+    state: State,
+    status: HTMLElement,
+    changed: () => void,
+  ) {
+    super(state, status, changed);
   }
 
-  set(patch: Partial<State>): void {
-    const changed = new Set<keyof State | "hover">();
-    for (const key of Object.keys(patch) as (keyof State)[]) if (this.state[key] !== patch[key]) changed.add(key);
-    if (!changed.size) return;
-    if (changed.has("word") && !("piece" in patch)) patch = { ...patch, piece: null };
-    this.state = { ...this.state, ...patch };
-    keepFocus(() => this.panels.forEach((panel) => panel.update(changed)));
-    this.changed();
+  get modelName(): string {
+    return this.page.model.name;
+  }
+
+  override set(patch: Partial<State>): void {
+    const word = patch.word === undefined ? this.state.word : patch.word;
+    super.set(word !== this.state.word && !("piece" in patch) ? { ...patch, piece: null } : patch);
   }
 
   /** Show a word or a part of the source while the pointer or the focus is on it. */
@@ -100,15 +90,6 @@ export class SourceApp {
   selectPart(part: number | null): void {
     this.set({ part, word: null, piece: null });
   }
-
-  shown(): void {
-    for (const panel of this.panels) panel.shown?.();
-  }
-
-  /** Announce a text to screen readers. */
-  say(text: string): void {
-    this.status.textContent = text;
-  }
 }
 
 /** Where the page opens: the word that the source explains most, through the heads that align. */
@@ -127,8 +108,8 @@ export function opening(cross: Cross, theme: Theme): State {
   return state;
 }
 
-/** The state as the address has it. */
-export function address(state: State, theme: boolean): Record<string, string> {
+/** The state as the address has it, without the theme. */
+export function address(state: State): Record<string, string> {
   const text = (value: number | null) => (value === null ? "" : String(value));
   return {
     view: state.view === "cross" ? "" : state.view,
@@ -137,7 +118,6 @@ export function address(state: State, theme: boolean): Record<string, string> {
     part: text(state.part),
     over: state.over,
     cross: `${state.layer}.${state.head}`,
-    theme: theme ? state.theme : "",
   };
 }
 

@@ -2,12 +2,11 @@
 
 import { show } from "../app.ts";
 import { colour } from "../colour.ts";
-import { arrowStep, choice, el } from "../dom.ts";
-import { cellOf, gridOf, placeOf } from "../grid.ts";
+import { choice, el } from "../dom.ts";
+import { cellOf, gridOf, listen, selectCell } from "../head-cells.ts";
 import { range } from "../reading.ts";
 import { saveControls, type Sheet } from "../save.ts";
 import { snapshot } from "../snapshot.ts";
-import { hideTip, tip } from "../tip.ts";
 import type { Changed, Panel, SourceApp } from "./app.ts";
 import { paintMap } from "./map.ts";
 
@@ -29,7 +28,10 @@ export class CrossHeadsPanel implements Panel {
     this.cells.forEach((cell, place) => {
       if (!app.cross.has(place)) cell.setAttribute("disabled", "");
     });
-    this.listen(body);
+    listen(body, this.cells, heads, {
+      pick: (place) => app.set({ layer: Math.floor(place / heads), head: place % heads, over: "head" }),
+      lines: (place) => [`head ${app.nameOf(place)}`, this.describe(place)],
+    });
     const save = saveControls(app, {
       what: "the heads",
       part: () => "cross-heads",
@@ -118,36 +120,7 @@ export class CrossHeadsPanel implements Panel {
   }
 
   private mark(): void {
-    const at = this.app.state.layer * this.app.cross.data.heads + this.app.state.head;
-    this.cells.forEach((cell, place) => {
-      cell.setAttribute("aria-selected", String(place === at));
-      cell.tabIndex = place === at ? 0 : -1;
-    });
-  }
-
-  private listen(body: HTMLElement): void {
-    const { heads } = this.app.cross.data;
-    const pick = (place: number) => {
-      if (this.app.cross.has(place)) this.app.set({ layer: Math.floor(place / heads), head: place % heads, over: "head" });
-    };
-    body.addEventListener("click", (event) => {
-      const place = placeOf(event);
-      if (place !== null) pick(place);
-    });
-    body.addEventListener("keydown", (event) => {
-      const place = placeOf(event);
-      if (place === null) return;
-      const next = arrowStep(event.key, place, this.cells.length, heads);
-      if (next === place || !this.app.cross.has(next)) return;
-      pick(next);
-      this.cells[next].focus();
-      event.preventDefault();
-    });
-    body.addEventListener("pointermove", (event) => {
-      const place = placeOf(event);
-      if (place === null || event.pointerType === "touch") return hideTip();
-      tip(event.clientX, event.clientY, [`head ${this.app.nameOf(place)}`, this.describe(place)]);
-    });
-    body.addEventListener("pointerleave", hideTip);
+    const { layer, head } = this.app.state;
+    selectCell(this.cells, layer * this.app.cross.data.heads + head);
   }
 }

@@ -1,12 +1,13 @@
 // The page of an encoder-decoder: its panels, and those of a text for the self-attention of either side.
 
+import { address as addressOfText, fromAddress as fromAddressOfText } from "../address.ts";
 import { App, opening as openingOfText } from "../app.ts";
 import type { Theme } from "../colour.ts";
 import type { Page } from "../data.ts";
 import { choice, el } from "../dom.ts";
-import { fromHash, toHash } from "../hash.ts";
+import { footer, header, themeOf } from "../frame.ts";
 import { onHash, readHash, writeHash } from "../link.ts";
-import { address, fromAddress, hasDecoder, opening, SourceApp, type View } from "./app.ts";
+import { address, type Changed, fromAddress, hasDecoder, opening, SourceApp, type View } from "./app.ts";
 import { saying } from "./controls.ts";
 import { Cross, type CrossData } from "./data.ts";
 import { CrossHeadsPanel } from "./heads.ts";
@@ -32,20 +33,16 @@ export class SourcePage {
   private readonly body = el("div", {});
   private readonly tabs = el("div", { class: "cross-tabs" });
   private readonly main: HTMLElement;
-  private waiting = 0;
-  private themeChosen: boolean;
 
   constructor(
     private readonly page: Page,
     private readonly data: CrossData,
     theme: Theme,
-    chosen: boolean,
     private readonly panels: Panels,
     private readonly status: HTMLElement,
   ) {
     const cross = new Cross(page, data);
     const opened = opening(cross, theme);
-    this.themeChosen = chosen;
     this.app = new SourceApp(page, cross, fromAddress(cross, readHash(), opened), status, () => this.write());
     this.main = el("div", {}, ...this.crossPanels());
     onHash(() => this.restore(fromAddress(cross, readHash(), { ...opened, theme: this.app.state.theme })));
@@ -53,21 +50,16 @@ export class SourcePage {
 
   /** Lay the page out in an element. */
   mount(root: HTMLElement): void {
-    root.replaceChildren(this.header(), this.tabs, this.body, this.footer(), this.status);
-    this.app.add({ element: this.body, update: (changed) => changed.has("view") && this.show() });
+    root.replaceChildren(this.header(), this.tabs, this.body, footer(this.page.notes), this.status);
+    this.app.add({ element: this.body, update: (changed) => this.update(changed) });
     this.show();
     this.app.shown();
   }
 
-  /** Print in these colours, or show them again. */
-  set theme(theme: Theme) {
-    document.documentElement.dataset.theme = theme;
-    this.app.set({ theme });
-    for (const { app } of this.inner.values()) app.set({ theme });
-  }
-
-  get theme(): Theme {
-    return this.app.state.theme;
+  private update(changed: Changed): void {
+    const { theme } = this.app.state;
+    if (changed.has("theme")) for (const { app } of this.inner.values()) app.set({ theme });
+    if (changed.has("view")) this.show();
   }
 
   // --- View ---
@@ -97,27 +89,10 @@ export class SourcePage {
 
   private header(): HTMLElement {
     const { page, data } = this;
-    const theme = el("button", { type: "button", class: "plain" });
-    const name = () => (theme.textContent = this.theme === "dark" ? "Light" : "Dark");
-    theme.addEventListener("click", () => {
-      this.themeChosen = true;
-      this.theme = this.theme === "dark" ? "light" : "dark";
-      name();
-    });
-    name();
     const tokens = page.readings[0].tokens.text.length.toLocaleString("en");
     const facts = ` · cross-attention of ${data.layers} layers × ${data.heads} heads · ${tokens} tokens written`;
     const length = data.sound ? ` · ${this.app.cross.duration.toFixed(1)} s of sound` : "";
-    return el(
-      "header",
-      {},
-      el("div", { class: "brand" }, el("span", { class: "lamp", "aria-hidden": "true" }), el("h1", {}, "Limelight"), el("p", {}, el("b", {}, page.model.name), facts + length)),
-      el("div", { class: "controls" }, theme),
-    );
-  }
-
-  private footer(): HTMLElement {
-    return el("footer", {}, el("h2", {}, "How to read this"), el("ul", {}, ...this.page.notes.map((note) => el("li", {}, note))));
+    return header(this.app, [el("b", {}, page.model.name), facts + length]);
   }
 
   private get views(): View[] {
@@ -145,9 +120,8 @@ export class SourcePage {
     const hash = readHash();
     const mine = hash.get("view") === view;
     hash.delete("theme");
-    const app = new App(page, { ...openingOfText(page, this.theme), ...(mine ? fromHash(new URLSearchParams([...hash]).toString(), page) : {}) }, this.status);
+    const app = new App(page, { ...openingOfText(page, this.app.state.theme), ...(mine ? fromAddressOfText(hash, page) : {}) }, this.status, () => this.write());
     const element = el("div", {}, ...this.panels(app));
-    app.add({ element, update: () => this.write() });
     const inner = { app, element, isShown: false };
     this.inner.set(view, inner);
     return inner;
@@ -158,16 +132,14 @@ export class SourcePage {
   private restore(state: ReturnType<typeof fromAddress>): void {
     this.app.set(state);
     const inner = this.inner.get(state.view);
-    if (inner) inner.app.set(fromHash(location.hash, inner.app.page));
+    if (inner) inner.app.set(fromAddressOfText(readHash(), inner.app.page));
   }
 
   private write(): void {
-    clearTimeout(this.waiting);
-    this.waiting = window.setTimeout(() => {
-      const state = address(this.app.state, this.themeChosen);
-      const inner = this.inner.get(this.app.state.view);
-      const more = inner ? Object.fromEntries(new URLSearchParams(toHash(inner.app.state, false).slice(1))) : {};
-      writeHash({ ...state, ...more });
-    }, 120); // browsers refuse more than a few of these a second
+    writeHash(() => {
+      const { state } = this.app;
+      const inner = this.inner.get(state.view);
+      return { ...address(state), ...(inner && addressOfText(inner.app.state)), ...themeOf(state) };
+    });
   }
 }
