@@ -1,5 +1,6 @@
 """What a decoder wrote: probabilities, candidates and the logit lens, against a plain computation in float64."""
 
+import inspect
 import json
 import re
 
@@ -114,11 +115,68 @@ def test_sampling_is_reproducible(smollm2):
 
 
 def test_reading_again_for_every_token_writes_the_same(smollm2):
-    """The definition of `Subject.generate`, which subjects without a cache have."""
+    """The definition of `Subject.generate`, over a whole text for every token."""
     subject = subject_of(smollm2)
     ids = subject.tokenize(PROMPT).ids
     for sampler in (Greedy(), Greedy(repetition=1.3), Sample(top_k=20)):
         assert Subject.generate(subject, ids, 4, sampler, 3) == subject.generate(ids, 4, sampler, 3)
+
+
+def lengths_read(subject, monkeypatch):
+    """The number of tokens of each run of a subject of transformers, as they are added."""
+    lengths = []
+    run = subject._observed
+
+    def observed(module, inputs, hidden):
+        lengths.append(inputs["input_ids"].shape[1])
+        return run(module, inputs, hidden)
+
+    monkeypatch.setattr(subject, "_observed", observed)
+    return lengths
+
+
+CACHES = (
+    "gpt2",
+    "mistral, window 4",
+    "gemma3",
+    "gpt_oss, sinks",
+    "llama4, chunks of 4",
+    "deepseek_v3",
+    "jamba",
+    "lfm2",
+)
+
+
+@pytest.mark.parametrize("family", CACHES)
+def test_a_model_of_transformers_reads_each_token_once(family, monkeypatch):
+    subject = TransformersSubject(DECODERS[family].build())
+    lengths = lengths_read(subject, monkeypatch)
+    ids = drawn(1, 9)[0].tolist()
+    for sampler in (Greedy(), Sample(top_k=20)):
+        lengths.clear()
+        written = subject.generate(ids, 4, sampler, 3)
+        assert lengths == [9, 1, 1, 1]
+        with monkeypatch.context() as patch:
+            patch.setattr(subject, "scorer", lambda: Subject.scorer(subject))
+            assert written == subject.generate(ids, 4, sampler, 3)
+        assert lengths[4:] == [9, 10, 11, 12]
+
+
+def test_the_whole_text_is_read_where_there_is_no_cache(monkeypatch):
+    model = DECODERS["llama"].build()
+    subject = TransformersSubject(model)
+    expected = subject.generate([3, 4, 5], 3, Greedy(), 0)
+    lengths = lengths_read(subject, monkeypatch)
+    with monkeypatch.context() as patch:
+        forward = subject.base.forward
+        patch.setattr(subject.base, "forward", lambda **inputs: forward(**inputs | {"use_cache": False}))
+        subject.base.forward.__signature__ = inspect.signature(forward)
+        assert subject.generate([3, 4, 5], 3, Greedy(), 0) == expected
+        assert lengths == [3, 4, 5]
+    lengths.clear()
+    monkeypatch.setattr(model.config, "rope_parameters", {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    assert subject.generate([3, 4, 5], 3, Greedy(), 0) == expected
+    assert lengths == [3, 4, 5]
 
 
 def test_a_model_of_transformers_continues_as_it_would_by_itself():

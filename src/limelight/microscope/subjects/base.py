@@ -232,21 +232,16 @@ class Subject(ABC):
     def generate(self, ids: Sequence[int], tokens: int, sampler: Sampler, seed: int) -> tuple[int, ...]:
         """Continue a text of token ids with a decoder; return the new ones, with the one that ended the text.
 
-        This definition reads the whole text for every token; subjects with a cache have a faster one.
-
         Args:
             ids: the text.
             tokens: maximum number of new tokens, which the model has positions for.
             sampler: how a token is chosen.
             seed: of a sampler that draws.
         """
-        text = list(ids)
+        text, score = list(ids), self.scorer()
         copy = torch.zeros(1, dtype=torch.int64, device="cpu")
         for step in range(tokens):
-            row = torch.tensor([text], dtype=torch.int64, device="cpu")
-            scores = self.lens(self.run(row, hidden=True).hidden[-1][:, -1], self.layers)
-            assert scores is not None  # the caller has checked that there is an output embedding
-            scores = scores.float().cpu()
+            scores = score(text).float().cpu()
             if sampler.repetition != 1:
                 scores = penalised(scores, tokens_in([text], scores), sampler.repetition)
             chosen = sampler.choose(scores, lambda step=step: draws(seed, copy, step))  # type: ignore[misc]
@@ -254,6 +249,25 @@ class Subject(ABC):
             if text[-1] in self.ends:
                 break
         return tuple(text[len(ids) :])
+
+    def scorer(self) -> Callable[[Sequence[int]], Tensor]:
+        """A function of a text of token ids that gives the logits of its next token, ``(1, vocabulary)``.
+
+        It is called with a text that grows at its end. This definition reads the whole text in every call; a subject
+        with a cache reads the new tokens alone.
+        """
+
+        def score(ids: Sequence[int]) -> Tensor:
+            row = torch.tensor([list(ids)], dtype=torch.int64, device="cpu")
+            return self._logits(self.run(row, hidden=True).hidden[-1])
+
+        return score
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The logits of the token behind the last of these states ``(1, L, width)`` of the last layer."""
+        scores = self.lens(states[:, -1], self.layers)
+        assert scores is not None  # the caller has checked that there is an output embedding
+        return scores
 
 
 def checked(text: object, name: str = "text") -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +59,16 @@ def configs_of(model: nn.Module) -> Iterator[Any]:
         seen.add(id(config))
         waiting += [inner for key in config.sub_configs if (inner := getattr(config, key, None)) is not None]
         yield config
+
+
+def can_cache(stack: Any) -> bool:
+    """Whether keys and values of earlier tokens can be kept, as if the whole text were read for every token.
+
+    Not where the positions of earlier tokens are computed anew for a longer text (dynamic NTK, LongRoPE).
+    """
+    named = json.dumps(getattr(stack.config, "rope_parameters", None), default=str)
+    takes = inspect.signature(stack.forward).parameters
+    return "past_key_values" in takes and "use_cache" in takes and not re.search("dynamic|longrope", named)
 
 
 def positions_of(stack: nn.Module) -> int | None:

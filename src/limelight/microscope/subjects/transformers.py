@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...tensors.shapes import describe, wrong
 from ...text import Text
 from .base import Run, Source, Subject, shown_name
 from .discovery import SOURCE, TARGET, Call, Discovery, Renamed, discover
-from .parts import Given, body_of, configs_of, giving, head_of, positions_of, states_in, table_of
+from .parts import Given, body_of, can_cache, configs_of, giving, head_of, positions_of, states_in, table_of
 from .sound import FRAME_SECONDS, existing_heads, heard, states_of
 from .texts import MAX_WRITTEN, after, cut, read_text, text_of, unknown_token_of
 
@@ -181,7 +181,7 @@ class TransformersSubject(Subject):
 
     def _call(self, module: Any, inputs: dict[str, Any], hidden: bool = False) -> Any:
         extra: dict[str, Any] = {"use_cache": False} if "use_cache" in self._takes else {}
-        return module(**inputs, **extra, output_attentions=False, output_hidden_states=hidden, return_dict=True)
+        return module(**extra | inputs, output_attentions=False, output_hidden_states=hidden, return_dict=True)
 
     def tokenize(self, text: str) -> Text:
         table = table_of(self.base, self.model, self._decoder)
@@ -269,23 +269,46 @@ class TransformersSubject(Subject):
         logits: bool = False,
     ) -> Run:
         inputs = self._inputs(ids, lengths, source)
-        module = self.model if logits else self.base
-        watcher = current_watcher()
-        with self._observing():
-            if watcher is None:
-                output = self._call(module, inputs, hidden)
-            else:
-                with watching(Renamed(watcher, self._modules, self._found.names)):
-                    output = self._call(module, inputs, hidden)
-        states = states_in(output, self._seq2seq) if hidden else ()
-        if states and self._lacks_norm and self._norm is not None:
-            with torch.no_grad():
-                states = (*states[:-1], self._norm(states[-1]))
+        output = self._observed(self.model if logits else self.base, inputs, hidden)
+        states = self._states(output) if hidden else ()
         return Run(
             tuple(states[depth] for depth in self._depths) if states else (),
             output.logits if logits and head_of(self.model) is not None else None,
             tuple(getattr(output, "encoder_hidden_states", None) or ()) if hidden else (),
         )
+
+    def _observed(self, module: Any, inputs: dict[str, Any], hidden: bool) -> Any:
+        """Call the model or its body, for a watcher under the names of its layers."""
+        watcher = current_watcher()
+        with self._observing():
+            if watcher is None:
+                return self._call(module, inputs, hidden)
+            with watching(Renamed(watcher, self._modules, self._found.names)):
+                return self._call(module, inputs, hidden)
+
+    def _states(self, output: Any) -> tuple[Tensor, ...]:
+        """The hidden states of the main stack, the last behind the last norm."""
+        states = states_in(output, self._seq2seq)
+        if states and self._lacks_norm and self._norm is not None:
+            with torch.no_grad():
+                states = (*states[:-1], self._norm(states[-1]))
+        return states
+
+    def scorer(self) -> Callable[[Sequence[int]], Tensor]:
+        if not can_cache(self.base):
+            return super().scorer()
+        read, cache = 0, None
+
+        def score(ids: Sequence[int]) -> Tensor:
+            nonlocal read, cache
+            row = torch.tensor([list(ids[read:])], dtype=torch.int64, device="cpu")
+            inputs = {**self._inputs(row, None, None), "use_cache": True, "past_key_values": cache}
+            output = self._observed(self.base, inputs, hidden=True)
+            cache = getattr(output, "past_key_values", None)
+            read = 0 if cache is None else len(ids)  # else the next call reads the whole text
+            return self._logits(self._states(output)[-1])
+
+        return score
 
     def _inputs(self, ids: Tensor, lengths: Tensor | None, source: Tensor | None) -> dict[str, Any]:
         device = self.model.device
