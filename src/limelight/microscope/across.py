@@ -15,10 +15,13 @@ from ..tensors.shapes import wrong
 from .choosing import about, choose, facts
 from .reading.gathering import Gatherer, Gathering, Watch
 from .reading.record import Reading
+from .reading.sound import SoundGatherer
 from .report import ModelFacts, Report
 from .sources.cross import Cross, CrossGatherer
-from .subjects import Subject
+from .subjects import Source, Subject
 from .subjects.base import checked
+
+HEARD = "parts of the sound whose vector moves most between the embedding and the last layer"
 
 
 def look_across(subject: Subject, source: Any, target: str | None, words: Sequence[str], special: bool) -> Report:
@@ -47,10 +50,8 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
     gatherer = Gatherer(written, True, len(subject.attention_names), subject.heads)
     cross = CrossGatherer(len(written), read.length, subject.heads)
     gatherers: dict[str, Gathering] = dict.fromkeys(subject.attention_names, gatherer)
-    encoder = None
-    if read.text is not None:
-        encoder = Gatherer(read.text, False, len(subject.encoder_names), subject.encoder_heads)
-        gatherers |= dict.fromkeys(subject.encoder_names, encoder)
+    encoder = _of_encoder(subject, read)
+    gatherers |= dict.fromkeys(subject.encoder_names, encoder)
     gatherers |= dict.fromkeys(subject.cross_names, cross)
     ids = torch.tensor([written.ids], dtype=torch.int64, device="cpu")
     with (
@@ -62,10 +63,19 @@ def look_across(subject: Subject, source: Any, target: str | None, words: Sequen
     chosen, chosen_by = choose((reading,), None, words)
     weights = np.stack(cross.layers)
     across = Cross(read, reading, weights, cross.states, subject.alignment_heads, subject.unknown_token)
-    source_report = None if encoder is None else _of_source(subject, encoder, run.source_hidden, special)
+    source_report = _of_source(subject, encoder, run.source_hidden, special)
     return Report(
         facts(subject), (reading,), chosen, chosen_by, None, special, about(subject), across, source=source_report
     )
+
+
+def _of_encoder(subject: Subject, source: Source) -> Gatherer:
+    """What gathers the encoder's self-attention over a source."""
+    layers, heads = len(subject.encoder_names), subject.encoder_heads
+    if source.text is not None:
+        return Gatherer(source.text, False, layers, heads)
+    assert source.seconds is not None
+    return SoundGatherer(source.length, source.seconds, layers, heads)
 
 
 def _reading(subject: Subject, gatherer: Gatherer, hidden: Sequence[Tensor]) -> Reading:
@@ -76,9 +86,12 @@ def _reading(subject: Subject, gatherer: Gatherer, hidden: Sequence[Tensor]) -> 
 
 
 def _of_source(subject: Subject, gatherer: Gatherer, hidden: Sequence[Tensor], special: bool) -> Report | None:
-    """The report of the encoder's self-attention over a source text; ``None`` where not every layer is observed."""
+    """The report of the encoder's self-attention over a source; ``None`` where not every layer is observed."""
     if not subject.encoder_names or len(hidden) != len(subject.encoder_names) + 1:
         return None
     reading = _reading(subject, gatherer, hidden)
     model = ModelFacts(subject.name, "encoder", len(subject.encoder_names), subject.encoder_heads)
-    return Report(model, (reading,), *choose((reading,), None, ()), None, special)
+    chosen, chosen_by = choose((reading,), None, ())
+    if not isinstance(gatherer, SoundGatherer):
+        return Report(model, (reading,), chosen, chosen_by, None, special)
+    return Report(model, (reading,), chosen, HEARD, None, special, gatherer.notes)

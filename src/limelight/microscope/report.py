@@ -6,7 +6,8 @@ The JSON form, ``limelight.report`` version 1::
      "model": {"name", "kind": "encoder" | "decoder" | "encoder-decoder", "layers", "heads"},
      "texts": [text, ...],              one, or two that are compared
      "notes": [sentence, ...],          how to read the numbers
-     "tables": {name: [row, ...]}}
+     "tables": {name: [row, ...]},
+     "encoder": {"model", "texts", "notes", "tables"}}   of an encoder-decoder: its encoder's self-attention
 
 Every row is a flat object. ``text`` is 0 or 1; layers and heads count from 0; ``depth`` is the number of layers a
 vector has passed, 0 for the embedding (positions included). Weights are shares of attention between 0 and 1.
@@ -111,7 +112,8 @@ class Report(Tables):
         cautions: warnings about the run, such as positions beyond those of the training.
         cross: what an encoder-decoder looked at in its source.
         predictions: for each text, what a decoder expected at its tokens, where that was asked for.
-        source: of an encoder-decoder that reads text: the report of the encoder's self-attention over it.
+        source: of an encoder-decoder: the report of the encoder's self-attention over what it reads; of a sound the
+            tokens are parts of it, named by the second when they begin.
         pictures: of a model that reads pictures: each of them, with where its patches looked.
 
     Example:
@@ -192,14 +194,12 @@ class Report(Tables):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form that the top of this module describes."""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": asdict(self.model),
-            "texts": [reading.text for reading in self.readings],
-            "notes": self.notes,
-            "tables": self.tables,
-        }
+        source = {} if self.source is None else {"encoder": self.source._parts()}
+        return {"format": FORMAT, "version": VERSION, **self._parts(), **source}
+
+    def _parts(self) -> dict[str, Any]:
+        texts = [reading.text for reading in self.readings]
+        return {"model": asdict(self.model), "texts": texts, "notes": self.notes, "tables": self.tables}
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the JSON form as text."""

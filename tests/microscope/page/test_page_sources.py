@@ -177,6 +177,9 @@ def test_whisper_of_transformers_has_a_page(tmp_path):
     assert (cross["states"], cross["sound"]["length"], len(cross["sound"]["times"])) == (50, 30, 2)
     np.testing.assert_allclose(weights_in(cross).reshape(report.cross.weights.shape), report.cross.weights, atol=2e-5)
     assert cross["sound"]["spectrum"]["shape"] == [8, 60]
+    (encoder,) = cross["encoder"]["readings"]
+    assert (len(encoder["tokens"]["text"]), encoder["keys"], encoder["map"]["block"]) == (30, 50, 1)
+    assert report.to_dict()["encoder"]["tables"]["tokens"][29]["token"] == "0.58 s"
 
 
 def test_titles_and_reports_without_words():

@@ -6,7 +6,7 @@
      "model": {"name", "kind", "layers": N, "heads": H},
      "notes": [sentence, ...], "warnings": [sentence, ...], "chosenBy": phrase,
      "readings": [{
-        "text", "causal",
+        "text", "causal", "keys": null or how many each query sees, where there are more than tokens (silence),
         "tokens": {"text": [...], "start": [...], "end": [...], "word": [...], "special": [position, ...],
                    "apart": [position, ...], "unknown": [position, ...]},
         "words":  {"text": [...], "mark": [punctuation, ...], "content": [word, ...]},

@@ -86,6 +86,7 @@ class PackedReading:
         return {
             "text": reading.text.translate(VISIBLE),
             "causal": reading.causal,
+            "keys": reading.keys,
             "tokens": {
                 "text": [token.text.translate(VISIBLE) for token in tokens],
                 "start": [token.start for token in tokens],

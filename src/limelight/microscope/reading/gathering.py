@@ -13,7 +13,9 @@ from ...forms.observations import Observations, Observe, Seen
 from ...text import Text
 from .record import Floats, HeadStatistics, Integers, Reading, find_sinks, number_units
 from .refinement import BLOCKS, Refinement, block_sizes, coarsened, most_uneven, on_column
-from .words import join_words
+from .words import Token, Word, join_words
+
+JoinedWords = tuple[tuple[Token, ...], tuple[Word, ...]]
 
 EXACT_WEIGHTS = 1_200_000  # a text whose weights, over all layers and heads, are no more than this is kept exactly
 STRONGEST = 8  # otherwise blocks are kept, and every query's strongest keys
@@ -73,12 +75,15 @@ class Gatherer:
         causal: whether a token sees those before it alone.
         layers: number of layers.
         heads: the largest number of heads of a layer; layers with fewer have zeros for the others.
+        join: groups the tokens into words.
     """
 
-    def __init__(self, text: Text, causal: bool, layers: int, heads: int) -> None:
+    def __init__(
+        self, text: Text, causal: bool, layers: int, heads: int, join: Callable[..., JoinedWords] = join_words
+    ) -> None:
         self.text, self.causal, self.heads = text, causal, heads
         self.length, self.layers, self.done = len(text), layers, 0
-        self.tokens, self.words = join_words(text.text, text.tokens, text.spans, text.special)
+        self.tokens, self.words = join(text.text, text.tokens, text.spans, text.special)
         exact = self.length <= BLOCKS or layers * heads * self.length**2 <= EXACT_WEIGHTS
         self.block, self.fine = (1, 1) if exact else block_sizes(self.length, BLOCKS)
         self.special = tuple(i for i, special in enumerate(text.special) if special)
@@ -289,10 +294,13 @@ class Paths:
         self._vectors: list[Floats] = []
 
     def add(self, states: Tensor) -> None:
-        """Follow the units through the states ``(1, L, width)`` of the next depth, the embedding's first."""
+        """Follow the units through the states ``(1, L, width)`` of the next depth, the embedding's first.
+
+        States behind those of the units are left out: the silence behind a sound.
+        """
         # In place, since there are as many numbers as in the states: 75 MB of 32,768 tokens.
         normal = torch.zeros(len(self._pieces), states.shape[-1], dtype=torch.float32, device="cpu")
-        normal.index_add_(0, self._units, states[0].float().cpu()).div_(self._pieces[:, None])
+        normal.index_add_(0, self._units, states[0, : len(self._units)].float().cpu()).div_(self._pieces[:, None])
         normal.div_(normal.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
         self._first = normal if self._first is None else self._first
         self._path.append(_cosine(normal, self._first))

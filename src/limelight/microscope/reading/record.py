@@ -75,6 +75,7 @@ class Reading:
     value_norms: Floats | None = None  # (N, H, L): norm of what a head writes for a key, of short texts (`norms.py`)
     nearest: Nearest | None = None  # of short texts: the nearest units of each unit after each layer
     refinement: Refinement | None = None  # of a long text: finer blocks of some cells of `shares`
+    keys: int | None = None  # that each query sees, where there are more than tokens: the silence behind a sound
     unknown: tuple[int, ...] = ()  # positions of tokens that stand for text which the vocabulary does not have
 
     @property
@@ -92,7 +93,7 @@ class Reading:
         """Number of keys that each query sees, ``(L,)``."""
         if self.causal:
             return np.arange(1, self.length + 1, dtype=np.int32)
-        return np.full(self.length, self.length, dtype=np.int32)
+        return np.full(self.length, self.keys or self.length, dtype=np.int32)
 
     @cached_property
     def expected(self) -> Floats:
@@ -190,6 +191,8 @@ def even_distance(reading: Reading) -> float:
     length = reading.length
     if reading.causal:
         return (length - 1) / 4.0
+    if reading.keys is not None:
+        return float(np.abs(np.arange(length)[:, None] - np.arange(reading.keys)).mean())
     return (length * length - 1) / (3.0 * length)
 
 

@@ -106,6 +106,22 @@ def join_words(
     return tokens, words
 
 
+def one_each(
+    text: str, pieces: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[bool]
+) -> tuple[tuple[Token, ...], tuple[Word, ...]]:
+    """The tokens of what has no words, such as a sound: each token is a word.
+
+    Example:
+        >>> tokens, words = one_each("0.0 s 0.1 s", ["0.0 s", "0.1 s"], [(0, 5), (6, 11)], [False] * 2)
+        >>> [word.text for word in words]
+        ['0.0 s', '0.1 s']
+    """
+    assert not any(special)
+    found = list(zip(pieces, offsets, strict=True))
+    tokens = tuple(Token(piece, start, end, False, place) for place, (piece, (start, end)) in enumerate(found))
+    return tokens, tuple(Word(text[start:end], start, end, (place,)) for place, (_, (start, end)) in enumerate(found))
+
+
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """The spans of words and punctuation in a text: runs of letters, digits and accents, else single characters."""
     start = None
