@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 
+from limelight.forms.observations import Observations
 from limelight.microscope.reading.pictures import Picture
+from limelight.microscope.reading.sound import SoundGatherer
 from limelight.microscope.report import ModelFacts, Report
 from limelight.microscope.sources.cross import Cross
 from limelight.microscope.subjects import Source
@@ -49,7 +51,23 @@ def mock_translation(source: str, target: str, layers: int = 2, heads: int = 3, 
     return Report(facts, (reading,), chosen, "the first", cross=cross, source=own)
 
 
-def mock_speech(target: str, seconds: float = 4.0, layers: int = 2, heads: int = 3) -> Report:
+def mock_listening(seconds: float = 4.0, layers: int = 2, heads: int = 3) -> Report:
+    """The self-attention of an encoder over a sound, whose head 1.0 looks back a little."""
+    length = round(seconds / FRAME)
+    gatherer = SoundGatherer(length, FRAME, layers, heads)
+    for layer in 0.8 * _weights(layers, heads, length, length, 1.0):  # the rest is on the silence
+        rows = np.concatenate([layer, np.full((heads, length, STATES - length), 0.2 / (STATES - length))], -1)
+        gatherer.add(Observations(rows=torch.from_numpy(rows[None].astype(np.float32))))
+    paths = gatherer.paths(False)
+    for states in torch.randn(layers + 1, 1, STATES, 8, generator=torch.Generator().manual_seed(0)):
+        paths.add(states)
+    facts = ModelFacts("made-up", "encoder", layers, heads)
+    return Report(facts, (gatherer.reading(paths, None),), ((0, 1),), "the first", about=gatherer.notes)
+
+
+def mock_speech(
+    target: str, seconds: float = 4.0, layers: int = 2, heads: int = 3, encoder: Report | None = None
+) -> Report:
     """A sound whose words follow one another evenly."""
     reading = mock_reading(target, layers, heads)
     length = round(seconds / FRAME)
@@ -61,7 +79,7 @@ def mock_speech(target: str, seconds: float = 4.0, layers: int = 2, heads: int =
     sound = Source(torch.from_numpy(spectrum[None].astype(np.float32)), None, length, FRAME)
     cross = Cross(sound, reading, weights, STATES, ((min(1, layers - 1), 0),))
     facts = ModelFacts("made-up", "encoder-decoder", layers, heads)
-    return Report(facts, (reading,), ((0,),), "the first", cross=cross)
+    return Report(facts, (reading,), ((0,),), "the first", cross=cross, source=encoder)
 
 
 def without_words(report: Report) -> Report:

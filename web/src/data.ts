@@ -25,6 +25,7 @@ type HeadName = "entropy" | "strongest" | "distance" | "previous" | "own" | "nex
 interface ReadingOf<Numbers> {
   text: string;
   causal: boolean;
+  keys: number | null; // that each query sees, where there are more than tokens: the silence behind a sound
   tokens: { text: string[]; start: number[]; end: number[]; word: number[]; special: number[]; apart: number[]; unknown: number[] };
   words: { text: string[]; mark: number[]; content: number[] };
   chosen: number[];

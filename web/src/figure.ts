@@ -84,7 +84,7 @@ export function drawFigure(app: App, vector: boolean, text = app.state.text): { 
     svg("text", { x: 4, y: 28, fill: tone.faint, "font-size": 11 }, "at →"),
   );
   if (vector) {
-    const about = `${app.page.model.name} · head ${state.layer}.${state.head} · each row adds up to 1${shown.length < reading.side ? ", special tokens left out" : ""}`;
+    const about = `${app.page.model.name} · head ${state.layer}.${state.head} · ${reading.whole}${shown.length < reading.side ? ", special tokens left out" : ""}`;
     figure.append(
       svg("text", { x: 8, y: SIDE + 20, fill: tone.faint, "font-size": 11 }, about),
       legendFigure(state.theme, high, 8, SIDE + 32, tone.faint),

@@ -5,7 +5,7 @@ import { colour } from "./colour.ts";
 import { choice, el } from "./dom.ts";
 import { arrow, name } from "./bidi.ts";
 import { cellOf, gridOf, listen, selectCell } from "./head-cells.ts";
-import { range } from "./reading.ts";
+import { range, type Reading } from "./reading.ts";
 import { type Sheet, saveControls } from "./save.ts";
 import { snapshot } from "./snapshot.ts";
 import { rolesOf } from "./roles.ts";
@@ -85,7 +85,7 @@ export class GridPanel implements Panel {
       return `${arrow(unitText[pair[0]], unitText[pair[1]])} ${show(weight)}`;
     }
     const strongest = `strongest key gets ${show(data.heads.strongest[place])} on average`;
-    const kind = kindOf(data.heads, place, data.even.share);
+    const kind = kindOf(this.app.reading, place);
     const roles = rolesOf(this.app, place).map((role) => `; in the atlas: ${role}`).join("");
     return (kind ? `${kind.long} ${show(kind.share)}` : strongest) + roles;
   }
@@ -109,7 +109,7 @@ export class GridPanel implements Panel {
       header: ["layer", "head", "mostly on", ...names, ...more],
       rows: range(layers * heads).map((place) => [
         ...this.headAt(place),
-        kindOf(data.heads, place, data.even.share)?.long ?? "",
+        kindOf(this.app.reading, place)?.long ?? "",
         ...names.map((name) => data.heads[name][place]),
         ...(pair ? [this.app.reading.between(...pair, ...this.headAt(place))] : []),
       ]),
@@ -131,7 +131,7 @@ export class GridPanel implements Panel {
       if (values) paint(canvas, new Float32Array([values[place]]), [0], 1, tint);
       else paint(canvas, reading.map(layer, head, state.hide), shown, reading.side, tint);
       cell.setAttribute("aria-label", `head ${layer}.${head}: ${this.label(place)}`);
-      cell.lastElementChild!.textContent = values ? values[place].toFixed(2) : (kindOf(reading.data.heads, place, reading.data.even.share)?.short ?? "");
+      cell.lastElementChild!.textContent = values ? values[place].toFixed(2) : (kindOf(reading, place)?.short ?? "");
     });
     this.explain(pair && pair.map((unit) => name(reading.unitText[unit])));
   }
@@ -144,7 +144,7 @@ export class GridPanel implements Panel {
       ? `How much “${names[0]}” looks at “${names[1]}” in every head: one square per head.`
       : `Each square is one head: rows are the tokens that look, columns the tokens looked at, both in reading order${
           block > 1 ? `, in blocks of ${block} tokens` : ""
-        }. Under it, what takes more than half of its attention: the previous token, the token itself, the next, or special tokens and sinks.${
+        }. Under it, what takes more than half of its attention: the previous token, the token itself, the next, or ${reading.setApart}.${
           state.own ? " Every head has its own colour scale, from 0 to its largest cell." : ""
         }`;
   }
@@ -183,20 +183,17 @@ export interface Kind {
   share: number;
 }
 
-const KINDS: [string, string, string][] = [
-  ["previous", "prev", "previous token"],
-  ["own", "self", "the token itself"],
-  ["next", "next", "next token"],
-  ["apart", "spec", "special tokens and sinks"],
-];
-
-/** The kind of a head, if more than half of its attention does one thing; `even` is one key's even share. */
-export function kindOf(of: Record<string, number[]>, place: number, even: number): Kind | null {
-  for (const [key, short, long] of KINDS) {
-    const share = of[key][place];
-    if (share > 0.5 && share > 2 * even) return { short, long, share };
-  }
-  return null;
+/** The kind of a head, if more than half of its attention does one thing, and twice one key's even share. */
+export function kindOf({ data, setApart }: Reading, place: number): Kind | null {
+  const { heads, even, keys } = data;
+  const kinds: [string, string, number[]][] = [
+    ["prev", "previous token", heads.previous],
+    ["self", "the token itself", heads.own],
+    ["next", "next token", heads.next],
+    [keys === null ? "spec" : "quiet", setApart, heads.apart],
+  ];
+  const found = kinds.find(([, , shares]) => shares[place] > Math.max(0.5, 2 * even.share));
+  return found ? { short: found[0], long: found[1], share: found[2][place] } : null;
 }
 
 /** Draw a map into a canvas, one pixel per cell, or per group of cells when there are many. */

@@ -45,7 +45,7 @@ function rowsOf(app: App): Row[] {
     ["on the previous token", heads.previous[at], even.share],
     ["on the token itself", heads.own[at], even.share],
     ...(causal ? [] : ([["on the next token", heads.next[at], even.share]] as Row[])),
-    ["on special tokens and sinks", heads.apart[at], app.reading.evenApart()],
+    [`on ${app.reading.setApart}`, heads.apart[at], app.reading.evenApart()],
     ["distance, tokens", heads.distance[at], even.distance],
     ["entropy, nats", heads.entropy[at], even.entropy],
   ];

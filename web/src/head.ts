@@ -95,7 +95,7 @@ export class HeadPanel implements Panel {
       if (frame.firstChild !== figure) frame.replaceChildren(figure);
     }
     this.title.textContent = `Head ${state.layer}.${state.head}`;
-    const kind = kindOf(reading.data.heads, state.layer * page.model.heads + state.head, reading.data.even.share);
+    const kind = kindOf(reading, state.layer * page.model.heads + state.head);
     this.caption.textContent = this.captionText(kind && `${kind.long} (${kind.share.toFixed(2)} of its attention)`);
     this.roles.replaceChildren(rolesLine(this.app, state.layer, state.head) ?? "");
     const thickness = "Thicker and stronger: a larger share. Below 2 % of the largest: not drawn.";
@@ -122,7 +122,7 @@ export class HeadPanel implements Panel {
     return (
       `Layer ${state.layer}, head ${state.head}. ` +
       (named ? `On this text it mostly looks at: ${named}. ` : "") +
-      (block > 1 ? "Each cell: the share of some tokens’ attention that falls on others; a row of the whole map adds up to 1." : "Each row adds up to 1.") +
+      (block > 1 ? "Each cell: the share of some tokens’ attention that falls on others; a row of the whole map adds up to 1." : `E${reading.whole.slice(1)}.`) +
       (state.hide ? " Special tokens and sinks are left out; the numbers stay as they are." : "")
     );
   }

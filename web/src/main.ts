@@ -1,7 +1,7 @@
 // The page of a text, a picture, or an encoder-decoder: its panels in their places.
 
 import { address, fromAddress } from "./address.ts";
-import { App, opening } from "./app.ts";
+import { App, opening, type Panel } from "./app.ts";
 import { unpackPage } from "./data.ts";
 import { el } from "./dom.ts";
 import { footer, header, open, themeOf } from "./frame.ts";
@@ -35,8 +35,8 @@ function hideBox(app: App): HTMLElement {
   return app.add({ element: el("label", { class: "check" }, box, "Hide special tokens"), update });
 }
 
-/** The panels in their places; the large head over two texts takes the whole width. */
-function panels(app: App): HTMLElement[] {
+/** The panels in their places, with one `above` the text; the large head over two texts takes the whole width. */
+function panels(app: App, above?: Panel): HTMLElement[] {
   if (app.page.pictures) return picturePanels(app, app.page.pictures);
   const compared = app.readings.length > 1;
   const [lead, text, relations] = [leadPanel(app), new TextPanel(app), new RelationsPanel(app)].map((panel) => app.add(panel));
@@ -46,7 +46,7 @@ function panels(app: App): HTMLElement[] {
   const flat = app.page.model.layers <= 12;
   const middle = compared ? [two([grid], [facts]), head] : [flat ? two([grid, facts], [head]) : two([grid], [head, facts])];
   const writing = app.page.writing ? [app.add(new WritingPanel(app, app.page.writing))] : [];
-  return [lead, text, ...writing, relations, ...middle, path];
+  return [lead, ...(above ? [app.add(above)] : []), text, ...writing, relations, ...middle, path];
 }
 
 void open(unpackPage, (root, page, theme, status) => {

@@ -74,7 +74,7 @@ export class Reading {
 
   /** How many keys a query sees. */
   visible(query: number): number {
-    return this.data.causal ? query + 1 : this.length;
+    return this.data.causal ? query + 1 : (this.data.keys ?? this.length);
   }
 
   sees(query: number, key: number): boolean {
@@ -230,9 +230,20 @@ export class Reading {
     return unit < this.data.words.text.length ? unit + 1 : null;
   }
 
-  /** The share of attention that special tokens and sinks would get if all attention were spread evenly. */
+  /** What is set apart: the share of a head's attention that falls on it is one of the head's numbers. */
+  get setApart(): string {
+    return this.data.keys === null ? "special tokens and sinks" : "the silence behind the sound";
+  }
+
+  /** What adds up to 1. */
+  get whole(): string {
+    return this.data.keys === null ? "each row adds up to 1" : "each row adds up to 1 with the silence behind the sound";
+  }
+
+  /** The share of attention that falls on what is set apart if all attention is spread evenly. */
   evenApart(): number {
-    const { apart } = this.data.tokens;
+    const { keys, tokens: { apart } } = this.data;
+    if (keys !== null) return (keys - this.length) / keys;
     let sum = 0;
     for (let query = 0; query < this.length; query++)
       sum += apart.filter((key) => this.sees(query, key)).length / this.visible(query);

@@ -7,7 +7,10 @@ import { legendFigure } from "./legend.ts";
 const FAMILY = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif";
 const SEEN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "font-size", "font-weight", "text-anchor", "visibility", "vector-effect"];
 
-/** Draw an element, without its controls. `title` stands above it, `note` below, and the colour scale, if it has one. */
+/**
+ * Draw an element, without its controls: whole, but of what scrolls within it the lines that are in view. `title` stands
+ * above it, `note` below, and the colour scale, if it has one.
+ */
 export function snapshot(element: HTMLElement, title: string, note: string, scale?: { theme: Theme; high: number }): SVGSVGElement {
   const frame = element.getBoundingClientRect();
   const style = getComputedStyle(element);
@@ -20,13 +23,15 @@ export function snapshot(element: HTMLElement, title: string, note: string, scal
   const page = getComputedStyle(document.documentElement);
   const ink = (name: string) => page.getPropertyValue(name).trim();
   drawing.append(
+    svg("title", {}, title),
     svg("rect", { width, height, fill: ink("--card") }),
     svg("text", { x: margin, y: 22, "font-size": 14, "font-weight": 650, fill: style.color }, title),
     ...lines.map((line, n) => svg("text", { x: margin, y: end + 12 + 15 * n, "font-size": 11, fill: ink("--faint") }, line)),
   );
   if (scale) drawing.append(legendFigure(scale.theme, scale.high, margin, height - 30, ink("--faint")));
-  const inside = svg("g", { transform: `translate(${margin - frame.left} ${above - frame.top})` });
-  draw(element, inside);
+  const inside = svg("g", { transform: `translate(${margin - frame.left + element.scrollLeft} ${above - frame.top + element.scrollTop})` });
+  box(element, style, inside, null);
+  drawWithin(element, style, inside, null);
   drawing.append(inside);
   return drawing;
 }
@@ -42,29 +47,41 @@ function wrap(text: string, most: number): string[] {
   return lines;
 }
 
-function draw(element: Element, into: SVGElement): void {
+type View = DOMRect | null; // the part of the page that is in view, of something that scrolls
+
+const isIn = (view: View, { top, bottom }: { top: number; bottom: number }): boolean =>
+  !view || (top + bottom >= 2 * view.top && top + bottom <= 2 * view.bottom);
+
+function draw(element: Element, into: SVGElement, view: View): void {
   const style = getComputedStyle(element);
   if (style.display === "none" || style.visibility === "hidden" || element.matches("[data-unsaved]")) return;
-  if (element instanceof SVGSVGElement) return void into.append(copyDrawing(element));
-  if (element instanceof HTMLCanvasElement) return void into.append(copyCanvas(element, style));
-  box(element, style, into);
+  if (element instanceof SVGSVGElement || element instanceof HTMLCanvasElement) {
+    if (!isIn(view, element.getBoundingClientRect())) return;
+    return into.append(element instanceof SVGSVGElement ? copyDrawing(element) : copyCanvas(element, style));
+  }
+  box(element, style, into, view);
+  const scrolls = /auto|scroll/.test(style.overflowY) && element.scrollHeight > element.clientHeight;
+  drawWithin(element, style, into, scrolls ? element.getBoundingClientRect() : view);
+}
+
+function drawWithin(element: Element, style: CSSStyleDeclaration, into: SVGElement, view: View): void {
   const closed = element instanceof HTMLDetailsElement && !element.open;
   for (const child of element.childNodes) {
     if (closed && !(child instanceof Element && child.matches("summary"))) continue;
-    if (child instanceof Element) draw(child, into);
-    else if (child instanceof Text && child.data.trim()) write(child, style, into);
+    if (child instanceof Element) draw(child, into, view);
+    else if (child instanceof Text && child.data.trim()) write(child, style, into, view);
   }
 }
 
 const clear = (colour: string): boolean => colour === "transparent" || /^rgba\(.*, 0\)$/.test(colour);
 
 /** Background and outline of an element, one rectangle for each line that it stands on. */
-function box(element: Element, style: CSSStyleDeclaration, into: SVGElement): void {
+function box(element: Element, style: CSSStyleDeclaration, into: SVGElement, view: View): void {
   const ring = /^(rgb\([^)]*\)|color\([^)]*\)) 0px 0px 0px ([\d.]+)px/.exec(style.boxShadow);
   const filled = !clear(style.backgroundColor);
   if (!filled && !ring) return;
-  for (const { left, top, width, height } of element.getClientRects())
-    into.append(
+  for (const { left, top, bottom, width, height } of element.getClientRects())
+    if (isIn(view, { top, bottom })) into.append(
       svg("rect", {
         x: round(left), y: round(top), width: round(width), height: round(height), rx: Math.min(parseFloat(style.borderTopLeftRadius), height / 2) || null,
         fill: filled ? style.backgroundColor : "none", opacity: style.opacity === "1" ? null : style.opacity,
@@ -74,7 +91,7 @@ function box(element: Element, style: CSSStyleDeclaration, into: SVGElement): vo
 }
 
 /** A text node, one element for each line. */
-function write(node: Text, style: CSSStyleDeclaration, into: SVGElement): void {
+function write(node: Text, style: CSSStyleDeclaration, into: SVGElement, view: View): void {
   const range = document.createRange();
   const size = parseFloat(style.fontSize);
   for (const [from, to] of linesOf(node, range)) {
@@ -82,7 +99,7 @@ function write(node: Text, style: CSSStyleDeclaration, into: SVGElement): void {
     range.setEnd(node, to);
     const { left, right, top, bottom } = range.getBoundingClientRect();
     const written = node.data.slice(from, to).trim();
-    if (!written || right === left) continue;
+    if (!written || right === left || !isIn(view, { top, bottom })) continue;
     const rtl = style.direction === "rtl";
     const look = { "font-size": size, "font-weight": style.fontWeight === "400" ? null : style.fontWeight, fill: style.color };
     const place = { x: round(rtl ? right : left), y: round((top + bottom) / 2 + size * 0.35), direction: rtl ? "rtl" : null };

@@ -123,6 +123,15 @@ export class Line {
     return single ? 0 : Math.min(last, first + Math.round(((last - first) * (top - element.offsetTop)) / Math.max(1, element.offsetHeight)));
   }
 
+  /** The first and last token in view, if the list does not show all of them. */
+  get inView(): [number, number] | null {
+    const { list, reading } = this;
+    if (list.scrollHeight <= list.clientHeight) return null;
+    const half = this.span(this.tokenAt(list.scrollTop)).offsetHeight / 2;
+    const [top, bottom] = [list.scrollTop - half, list.scrollTop + list.clientHeight - half];
+    return [this.tokenAt(top), Math.min(reading.length, this.tokenAt(bottom)) - 1];
+  }
+
   private partOf(token: number): Part {
     let [low, high] = [0, this.parts.length - 1];
     while (low < high) {

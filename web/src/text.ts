@@ -39,15 +39,15 @@ export class TextPanel implements Panel {
     this.strips = app.readings.map((_, text) => this.strip(text));
     this.box = el("div", { class: several ? "texts several" : "texts" }, ...this.strips.map((strip) => this.column(strip)));
     const save = saveControls(app, {
-      what: several ? "the texts" : "the text",
+      what: this.title.toLowerCase(),
       part: () => (app.state.token === null ? "text" : `text-${app.reading.spelled(app.state.token)}`),
-      figure: () => snapshot(this.box, several ? "The texts" : "The text", `${app.page.model.name} · ${this.caption.textContent}`, this.colours()),
+      figure: () => snapshot(this.box, this.named(), `${app.page.model.name} · ${this.caption.textContent}`, this.colours()),
       sheet: () => sheet(app),
     });
     this.element = el(
       "section",
       { class: "panel text-panel", "aria-labelledby": "h-text" },
-      el("div", { class: "panel-head" }, el("h2", { id: "h-text" }, several ? "The texts" : "The text"), this.chips, this.controls, save),
+      el("div", { class: "panel-head" }, el("h2", { id: "h-text" }, this.title), this.chips, this.controls, save),
       el("div", { class: "under" }, this.caption, this.scale),
       this.box,
     );
@@ -93,6 +93,23 @@ export class TextPanel implements Panel {
     const several = this.app.readings.length > 1;
     const head = (several || search) && el("div", { class: "text-head" }, several && el("h3", {}, `Text ${text + 1}`), search?.element);
     return el("div", { class: "text-column" }, head, map?.element, line.list);
+  }
+
+  private get title(): string {
+    const { readings } = this.app;
+    return readings[0].data.keys !== null ? "The parts of the sound" : readings.length > 1 ? "The texts" : "The text";
+  }
+
+  /** What a drawing of the panel shows: of a text that is scrolled, the tokens in view. */
+  private named(): string {
+    const count = (token: number) => token.toLocaleString("en");
+    const parts = this.strips.map(({ line, text }) => {
+      const { inView } = line;
+      return inView && `tokens ${count(inView[0] + 1)} to ${count(inView[1] + 1)} of ${count(this.app.readings[text].length)}`;
+    });
+    const several = parts.length > 1;
+    const seen = parts.flatMap((part, text) => (part ? [several ? `${part} in text ${text + 1}` : part] : []));
+    return [this.title, ...seen].join(", ");
   }
 
   private reveal(): void {

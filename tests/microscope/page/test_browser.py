@@ -133,6 +133,41 @@ def test_a_hostile_text_is_saved_as_text(tmp_path, open_page):
         assert "\x1b" not in saved(page, f"Save the {view} as CSV").path().read_text("utf-8-sig")
 
 
+SEEN = """list => {
+    const { top, bottom } = list.getBoundingClientRect();
+    const inside = ({ top: above, bottom: below }) => above + below >= 2 * top && above + below <= 2 * bottom;
+    const seen = [...list.querySelectorAll("[data-token]")].filter((token) => inside(token.getBoundingClientRect()));
+    return seen.map((token) => [Number(token.dataset.token), token.textContent]);
+}"""
+
+
+@pytest.mark.parametrize("words", [600, 3000])
+def test_a_scrolled_text_is_saved_as_it_is_seen(words, tmp_path, open_page):
+    where, report = written(tmp_path, paragraphs(words), layers=1, heads=1)
+    page = open_page(where)
+    tokens = page.get_by_role("listbox")
+    for part in (0.0, 0.41, 1.0):
+        tokens.evaluate(f"list => list.scrollTop = {part} * list.scrollHeight")
+        page.wait_for_timeout(200)
+        seen = tokens.evaluate(SEEN)
+        assert 40 < len(seen) < 400
+        root = xml.parse(saved(page, "Save the text as SVG").path()).getroot()
+        title = root.find("{*}title").text
+        length = report.readings[0].length
+        assert title == f"The text, tokens {seen[0][0] + 1:,} to {seen[-1][0] + 1:,} of {length:,}"
+        group = root.findall("{*}g")[-1]
+        assert [text.text for text in group.iterfind(".//{*}text")] == [text.strip() for _, text in seen]
+        down = float(group.get("transform").split()[1].rstrip(")"))
+        height = float(root.get("viewBox").split()[3])
+        heights = [float(text.get("y")) + down for text in group.iterfind(".//{*}text")]
+        assert 34 < min(heights) < max(heights) < height - 40
+
+
+def test_a_text_that_does_not_scroll_is_saved_whole(compared, open_page):
+    root = xml.parse(saved(open_page(compared), "Save the texts as SVG").path()).getroot()
+    assert root.find("{*}title").text == "The texts"
+
+
 def test_a_link_restores_the_state(compared, open_page):
     page = open_page(compared)
     page.get_by_role("option", name="money", exact=True).click()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.families import IMAGES
 from support.made_up import OTHER, SENTENCE
-from support.made_up_sources import mock_picture, mock_speech, mock_translation, without_words
+from support.made_up_sources import mock_listening, mock_picture, mock_speech, mock_translation, without_words
 
 from limelight.microscope import look, write_page
 
@@ -188,6 +188,36 @@ def test_a_time_selects_the_word_that_is_said(tmp_path, open_page):
     assert [float(row["end"]) for row in times] == pytest.approx([row["end"] for row in rows])
     page.locator(".sound-curve").hover()
     assert page.locator(".tip").inner_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (400, "dark")])
+def test_the_encoder_is_shown_over_the_sound(width, theme, tmp_path, open_page):
+    encoder = mock_listening(4.0)
+    (reading,) = encoder.readings
+    assert (reading.length, reading.keys) == (100, 750)
+    page = open_page(written(tmp_path, mock_speech(SENTENCE, encoder=encoder)), width=width, theme=theme)
+    page.get_by_role("button", name="Encoder self-attention").click()
+    assert narrow(page)
+    assert page.get_by_role("option").count() == 100
+    assert "A token is a part of the sound of 0.04 seconds (2 states" in page.locator("footer").inner_text()
+    picture = page.locator(".sound-picture")
+    at = picture.bounding_box()["width"] * 2.09 / 4.0
+    picture.click(position={"x": at, "y": 40})
+    assert page.locator("[role=option][aria-selected=true]").inner_text() == "2.08 s"
+    band = page.locator(".sound-band")
+    assert abs(band.bounding_box()["x"] - picture.bounding_box()["x"] - at) < 20
+    page.locator("[data-place='3']").click()
+    page.get_by_role("button", name="Where it looks").click()
+    rows = table(page, "sound")
+    weights = [float(row[next(key for key in row if key.startswith("weight"))]) for row in rows]
+    np.testing.assert_allclose(weights, reading.shares[1, 0, 52], atol=2e-5)
+    assert [float(row["even"]) for row in rows] == pytest.approx([1 / 750] * 100, rel=1e-5)
+    assert page.get_by_role("rowheader", name="on the silence behind the sound").count() == 1
+    page.wait_for_url(lambda address: "view=encoder" in address and "token=52" in address)
+    again = open_page(page.url, width=width)
+    assert again.locator("[role=option][aria-selected=true]").inner_text() == "2.08 s"
+    root = xml.parse(saved(again, "Save the sound as SVG").path()).getroot()
+    assert "2.08 s" in " ".join(root.itertext())
 
 
 # --- Pictures --------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ export class PictureHeadsPanel implements Panel {
     const veil = state.veil === "none" ? "light" : state.veil;
     this.cells.forEach((cell, place) => {
       drawPicture(cell.firstElementChild as HTMLCanvasElement, picture, SMALL, this.row(place), veil, state.theme);
-      const kind = kindOf(reading.data.heads, place, reading.data.even.share);
+      const kind = kindOf(reading, place);
       cell.lastElementChild!.textContent = kind && (kind.short === "self" || kind.short === "spec") ? kind.short : "";
       cell.setAttribute("aria-label", `head ${this.headAt(place).join(".")}: ${this.describe(place).join(", ")}`);
     });

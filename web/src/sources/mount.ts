@@ -1,7 +1,7 @@
 // The page of an encoder-decoder: its panels, and those of a text for the self-attention of either side.
 
 import { address as addressOfText, fromAddress as fromAddressOfText } from "../address.ts";
-import { App, opening as openingOfText } from "../app.ts";
+import { App, opening as openingOfText, type Panel } from "../app.ts";
 import type { Theme } from "../colour.ts";
 import type { Page } from "../data.ts";
 import { choice, el } from "../dom.ts";
@@ -11,12 +11,13 @@ import { address, type Changed, fromAddress, hasDecoder, opening, SourceApp, typ
 import { saying } from "./controls.ts";
 import { Cross, type CrossData } from "./data.ts";
 import { CrossHeadsPanel } from "./heads.ts";
+import { ListeningPanel } from "./listening.ts";
 import { CrossMapPanel } from "./map.ts";
 import { SpeechPanel } from "./speech.ts";
 import { AlignmentTable, StrongestPanel } from "./table.ts";
 import { TranslationPanel } from "./translation.ts";
 
-type Panels = (app: App) => HTMLElement[];
+type Panels = (app: App, above?: Panel) => HTMLElement[];
 
 /** The part of a page that is laid out as that of one text. */
 interface Inner {
@@ -44,13 +45,13 @@ export class SourcePage {
     const cross = new Cross(page, data);
     const opened = opening(cross, theme);
     this.app = new SourceApp(page, cross, fromAddress(cross, readHash(), opened), status, () => this.write());
-    this.main = el("div", {}, ...this.crossPanels());
+    this.main = el("div", {}, ...this.crossPanels(), footer(page.notes));
     onHash(() => this.restore(fromAddress(cross, readHash(), { ...opened, theme: this.app.state.theme })));
   }
 
   /** Lay the page out in an element. */
   mount(root: HTMLElement): void {
-    root.replaceChildren(this.header(), this.tabs, this.body, footer(this.page.notes), this.status);
+    root.replaceChildren(this.header(), this.tabs, this.body, this.status);
     this.app.add({ element: this.body, update: (changed) => this.update(changed) });
     this.show();
     this.app.shown();
@@ -121,7 +122,8 @@ export class SourcePage {
     const mine = hash.get("view") === view;
     hash.delete("theme");
     const app = new App(page, { ...openingOfText(page, this.app.state.theme), ...(mine ? fromAddressOfText(hash, page) : {}) }, this.status, () => this.write());
-    const element = el("div", {}, ...this.panels(app));
+    const heard = view === "encoder" && this.data.sound ? new ListeningPanel(app, this.data) : undefined;
+    const element = el("div", {}, ...this.panels(app, heard), footer(page.notes));
     const inner = { app, element, isShown: false };
     this.inner.set(view, inner);
     return inner;
