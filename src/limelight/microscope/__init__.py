@@ -7,9 +7,9 @@
 >>> size = write_page(report, "bank.html")  # doctest: +SKIP
 
 `look` (with `across` for encoder-decoders) runs a model of `subjects` and makes a `Report`. What a report holds has a
-package each: `reading` (the self-attention over a text or picture), `sources` (cross-attention), `writing` (what a
-decoder writes). `page` and `terminal` show it. `heads` measures all heads over many texts; `rollout` follows one word
-through all layers.
+package each: `reading` (the self-attention over a text, picture or sound), `sources` (cross-attention), `writing`
+(what a decoder writes). `page` and `terminal` show it. `heads` measures all heads over many texts; `rollout` follows
+one word through all layers.
 """
 
 from ..models.fast_paths import fast_paths

@@ -1,1 +1,1 @@
-"""What one run over one text or picture shows: a `Reading`, how it is gathered, and what follows from it."""
+"""What one run over a text, picture or sound shows: a `Reading`, how it is gathered, and what follows from it."""

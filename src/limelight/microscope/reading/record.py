@@ -36,7 +36,8 @@ class HeadStatistics:
     """Means over the queries of a text, one number per layer and head, each ``(N, H)``.
 
     ``entropy`` is in nats, ``distance`` in tokens, the others are shares of attention: the strongest key's, the
-    previous, own and next token's, and that of the tokens set apart (special tokens and sinks).
+    previous, own and next token's, and that of the tokens set apart (special tokens and sinks; of a sound the silence
+    behind it).
     """
 
     entropy: Floats

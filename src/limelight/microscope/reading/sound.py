@@ -49,7 +49,8 @@ class SoundGatherer(Gatherer):
         weights = self._by_part(observations.rows[0].detach().float().cpu())  # (H, parts, keys)
         _, length, self.keys = weights.shape
         heard = weights[..., :length]
-        away = (torch.arange(self.keys)[None] - torch.arange(length)[:, None]).abs().to(weights)
+        at = torch.arange(self.keys, device="cpu")
+        away = (at - at[:length, None]).abs().to(weights)
         found = {
             "entropy": torch.special.entr(weights).sum(-1),
             "max_weight": weights.amax(-1),

@@ -301,6 +301,7 @@ class TransformersSubject(Subject):
 
         def score(ids: Sequence[int]) -> Tensor:
             nonlocal read, cache
+            self.check_fit("text", len(ids), self.limit)
             row = torch.tensor([list(ids[read:])], dtype=torch.int64, device="cpu")
             inputs = {**self._inputs(row, None, None), "use_cache": True, "past_key_values": cache}
             output = self._observed(self.base, inputs, hidden=True)
