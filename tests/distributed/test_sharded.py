@@ -52,7 +52,7 @@ def compare(name, **sizes):
     bits = all(torch.equal(g, gradients(whole)[n]) for n, g in gradients(cut).items() if g is not None)
     worst = worst_of(gradients(cut), gradients(whole))
     optimizers = [adamw(network, **ADAMW) for network in (whole, cut)]
-    norms = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5).item(), clip_gradients(cut.parameters(), 0.5)
+    norms = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5).item(), clip_gradients(cut, 0.5)
     for optimizer in optimizers:
         optimizer.step()
     theirs = dict(whole.named_parameters())
