@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.networks import GROUPED
 from support.processes import run_processes
-from support.runs import numbers, run, write_configs
+from support.runs import IN_ALL, numbers, run, write_configs
 
 import limelight
 from limelight.models import DecoderOnly, recipe
@@ -35,8 +35,16 @@ CASES = {
     "experts, context, tensor": ("mixtral", ("experts=2", "context=2", "tensor=2"), ROUTING, 1),
 }
 FULL = recipe(MixtureOfExperts, inner=8, activation="silu", experts=4, router=Switch)
-#: How a run is divided when it is resumed.
-RESUMED = {"context, shard": ("run.shard=2", "run.tensor=2")}
+#: A run that is resumed after two steps, and how it is divided then.
+RESUMED = {
+    "context, shard": ("run.shard=2", "run.tensor=2"),
+    "experts": ("run.experts=2", "run.context=2", "run.shard=2", "run.accumulation_steps=2"),
+    "experts, one process": ("run.experts=2", "run.tensor=2", "run.accumulation_steps=2"),
+}
+REFUSED = {
+    "run.experts=3": r"`run.experts` must divide the number of processes, but 3 does not divide 4",
+    "run.context=3": r"`run.context` must divide the number of processes, but 3 does not divide 4",
+}
 
 
 def settings_of(case):
@@ -44,38 +52,52 @@ def settings_of(case):
     return *(f"run.{one}" for one in divided), *STEPS, *others
 
 
+def config_of(folder, name):
+    return folder / CASES[name.removesuffix(", one process")][0] / "tiny.toml"
+
+
+def copy_after_two(folder, name, target):
+    shutil.copytree(folder / name, folder / target)
+    shutil.rmtree(folder / target / "checkpoints" / "step-00000004")
+
+
 def on_four_ranks(folder):
-    for name, (model, *_) in CASES.items():
-        run(folder / model / "tiny.toml", folder / name, *settings_of(name))
-    for name, divided in RESUMED.items():  # after two of four steps, with another division
-        model, _, others, _ = CASES[name]
-        resumed = folder / f"{name}, resumed"
+    for name in CASES:
+        run(config_of(folder, name), folder / name, *settings_of(name))
+    for name, divided in RESUMED.items():
         if torch.distributed.get_rank() == 0:
-            shutil.copytree(folder / name, resumed)
-            shutil.rmtree(resumed / "checkpoints" / "step-00000004")
+            copy_after_two(folder, name, f"{name}, resumed")
         torch.distributed.barrier()
-        run(folder / model / "tiny.toml", resumed, *divided, *STEPS, *others, resume=True)
+        others = CASES[name.removesuffix(", one process")][2]
+        run(config_of(folder, name), folder / f"{name}, resumed", *divided, *STEPS, *others, resume=True)
+    for over, why in REFUSED.items():
+        with pytest.raises(IN_ALL, match=why):
+            run(folder / "mixtral" / "tiny.toml", folder / "refused", over)
+    with pytest.raises(IN_ALL, match=r"`run.experts` must be 1 for a model without mixtures of experts, but it is 2"):
+        run(folder / "llama" / "tiny.toml", folder / "refused", "run.experts=2")
 
 
 def test_losses_are_those_of_one_process(tmp_path):
     """One test, since processes take seconds to start.
 
     Sums over ranks are rounded in another order, and AdamW divides small gradients by themselves: after four steps
-    losses differ by less than 1e-5 of themselves.
+    losses and norms of gradients differ by less than 1e-5 of themselves.
     """
     folder = write_configs(tmp_path)
+    alone = {}
+    for name, (_, _, others, batches) in CASES.items():
+        alone[name] = (*STEPS, *others, f"run.accumulation_steps={batches}")
+        run(config_of(folder, name), folder / f"{name}, one process", *alone[name])
     run_processes(on_four_ranks, 4, folder)
-    for name, (model, _, others, batches) in CASES.items():
-        one = folder / f"{name}, one process"
-        run(folder / model / "tiny.toml", one, *STEPS, *others, f"run.accumulation_steps={batches}")
+    copy_after_two(folder, "experts", "experts, resumed on one")
+    run(config_of(folder, "experts"), folder / "experts, resumed on one", *alone["experts"], resume=True)
+    for name in (*CASES, *(f"{name}, resumed" for name in RESUMED), "experts, resumed on one"):
+        one = folder / f"{name.partition(', resumed')[0].removesuffix(', one process')}, one process"
         for ours, theirs in zip(numbers(folder / name), numbers(one), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True), name
         published = limelight.load(folder / name).network.state_dict()
         for key, values in limelight.load(one).network.state_dict().items():
             torch.testing.assert_close(published[key], values, rtol=1e-4, atol=1e-4)
-    for name in RESUMED:
-        for ours, theirs in zip(numbers(folder / f"{name}, resumed"), numbers(folder / name), strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize(
