@@ -47,7 +47,7 @@ class ContextParallel(Layout):
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
       over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
     - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
-      experts that may be full, a cache) refuses the layout. Losses that balance experts are those of own tokens.
+      experts that may be full, a cache) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
 
     ::
 
