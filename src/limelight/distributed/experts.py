@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -103,15 +103,17 @@ class RanksOfExperts(ExpertRanks):
         self.group, self.each = mesh.get_group(), each
         self.rank, self.size = mesh.get_local_rank(), mesh.size()
 
-    def computed(self, run: Callable[[Sequence[Tensor]], list[Tensor]], tokens: Sequence[Tensor]) -> list[Tensor]:
-        rows = torch.cat(list(tokens))[None, None]
-        counts = self._counts([len(mine) for mine in tokens], rows.device)
-        plan = self._plan(counts)
+    def computed(
+        self, run: Callable[[Tensor, list[int]], list[Tensor]], tokens: Tensor, counts: list[int]
+    ) -> list[Tensor]:
+        everywhere = self._counts(counts, tokens.device)
+        plan = self._plan(everywhere)
+        rows = tokens[None, None]
         here, _ = exchanged(rows, rows[..., :0], plan, self.group)
+        here = _scaled(here, 1 / self.gradient_factor)
         own = range(self.rank * self.each, (self.rank + 1) * self.each)
-        sizes = [sum(some[expert] for some in counts) for expert in own]
-        parts = torch.split(_scaled(here, 1 / self.gradient_factor)[0, 0], sizes)
-        results = _scaled(torch.cat(run(parts))[None, None], self.gradient_factor)
+        results = torch.cat(run(here[0, 0], [sum(some[expert] for some in everywhere) for expert in own]))[None, None]
+        results = _scaled(results, self.gradient_factor)
         back, _ = returned(results, results[..., :0], plan, self.group)
         return [back[0, 0]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -18,12 +18,15 @@ from .routing import Routing, TopK, report
 class ExpertRanks(Protocol):
     """The processes among which the experts of a mixture are divided (`limelight.distributed.divide_experts`)."""
 
-    def computed(self, run: Callable[[Sequence[Tensor]], list[Tensor]], tokens: Sequence[Tensor]) -> list[Tensor]:
+    def computed(
+        self, run: Callable[[Tensor, list[int]], list[Tensor]], tokens: Tensor, counts: list[int]
+    ) -> list[Tensor]:
         """Send tokens to the processes of their experts, compute there, and bring the results back.
 
         Args:
-            run: computes the tokens of each expert of this process.
-            tokens: ``(n, width)`` of this process, for each expert of all processes.
+            run: computes the tokens of the experts of this process, given as these are.
+            tokens: ``(n, width)`` of this process, sorted by expert.
+            counts: how many of them each expert gets.
 
         Returns:
             The results, which end to end are in the order of ``tokens``.
@@ -104,15 +107,16 @@ class MixtureOfExperts(nn.Module):
         chosen = routing.chosen.reshape(-1)  # (N * k)
         order = chosen.argsort(stable=True)  # the choices of full experts, -1, first; then by expert, then by token
         counts = torch.bincount(chosen + 1, minlength=len(self.experts) + 1).tolist()
-        tokens = torch.split(flat[order // k], counts)
+        unread, tokens = torch.split(flat[order // k], [counts[0], len(order) - counts[0]])
         compute = self._results if self.ranks is None else partial(self.ranks.computed, self._results)
-        results = [torch.zeros_like(tokens[0]), *compute(tokens[1:])]
+        results = [torch.zeros_like(unread), *compute(tokens, counts[1:])]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         each = torch.cat(results)[back].view(len(flat), k, flat.shape[-1])
         mixed = (each * routing.weights.reshape(-1, k, 1).to(each.dtype)).sum(-2).view_as(states)
         return mixed if self.shared is None else mixed + self.shared(states)
 
-    def _results(self, tokens: Sequence[Tensor]) -> list[Tensor]:
-        """The results of the experts of this process, each for its tokens ``(n, width)``."""
+    def _results(self, tokens: Tensor, counts: list[int]) -> list[Tensor]:
+        """The results of the experts of this process for their tokens ``(n, width)``."""
         own = [expert for expert in self.experts if not isinstance(expert, ExpertElsewhere)]
-        return [expert(mine) for expert, mine in zip(own, tokens, strict=True) if len(mine) or self.runs_all]
+        chosen_by = zip(own, torch.split(tokens, counts), strict=True)
+        return [expert(mine) for expert, mine in chosen_by if len(mine) or self.runs_all]

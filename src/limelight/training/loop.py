@@ -19,7 +19,6 @@ from ..checkpoints.load import load
 from ..distributed.failures import failures_by_rank
 from ..formats.interruption import stop_requested
 from ..formats.safetensors_files import SINGLE
-from ..models.families import FAMILIES
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 from . import checkpoint, curve
@@ -95,8 +94,7 @@ def train(
     with failures_by_rank():
         check_output(output, resume)
         config = make_config(settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task))
-        with torch.device("meta"):
-            ranks.check(FAMILIES[config.family].shape(config))  # fails before any data is read
+        ranks.check(config)  # fails before any data is read
         if settings.run.bleu_samples:
             check_bleu()
         with locked(output) if ranks.main else nullcontext():

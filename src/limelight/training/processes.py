@@ -26,7 +26,7 @@ from ..distributed.failures import failures_by_rank
 from ..distributed.mesh import indivisible
 from ..distributed.saving import whole_state
 from ..distributed.sharded import clip_gradients
-from ..models import Stack
+from ..models import Config
 from ..models.families import FAMILIES
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
@@ -71,11 +71,8 @@ class Ranks(ABC):
         return (self.rank, dist.get_world_size()) if self.divided else (0, 1)
 
     @abstractmethod
-    def check(self, network: Stack) -> None:
-        """Check that a network can be divided.
-
-        Args:
-            network: may be on the meta device.
+    def check(self, config: Config) -> None:
+        """Check that a model can be divided, before it is made.
 
         Raises:
             ArgumentError: it cannot; the setting is named.
@@ -132,7 +129,7 @@ class Replicas(Ranks):
         self.rank = self.replica = accelerator.process_index
         self.replicas = self.averaged = accelerator.num_processes
 
-    def check(self, network: Stack) -> None:
+    def check(self, config: Config) -> None:
         pass
 
     def divide(self, objective: Objective) -> None:
@@ -188,7 +185,9 @@ class MeshRanks(Ranks):
         self.averaged = self.replicas * context.size()
         self.division: BatchDivision | None = None
 
-    def check(self, network: Stack) -> None:
+    def check(self, config: Config) -> None:
+        with torch.device("meta"):
+            network = FAMILIES[config.family].shape(config)
         if self.mesh["context"].size() > 1:
             check_divisible(network)
         if self.experts is not None:
