@@ -7,7 +7,7 @@ from support.processes import run_processes
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 
-from limelight.distributed import make_mesh, shard, tensor_plan
+from limelight.distributed import expert_mesh, make_mesh, parameter_mesh, shard, tensor_plan
 from limelight.distributed.sharded import clip_gradients
 from limelight.tensors.shapes import ArgumentError
 from limelight.training import Objective, adamw
@@ -52,7 +52,7 @@ def compare(name, **sizes):
     bits = all(torch.equal(g, gradients(whole)[n]) for n, g in gradients(cut).items() if g is not None)
     worst = worst_of(gradients(cut), gradients(whole))
     optimizers = [adamw(network, **ADAMW) for network in (whole, cut)]
-    norms = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5).item(), clip_gradients(cut.parameters(), 0.5)
+    norms = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5).item(), clip_gradients(cut, 0.5)
     for optimizer in optimizers:
         optimizer.step()
     theirs = dict(whole.named_parameters())
@@ -79,6 +79,12 @@ def on_four_ranks():
         make_mesh("cpu", shard=3)
     with pytest.raises(ArgumentError, match=r"`run.shard \* run.tensor` must .*2 \* 4 = 8 does not divide 4"):
         make_mesh("cpu", shard=2, tensor=4)
+    mesh = make_mesh("cpu", shard=2, context=2)
+    assert parameter_mesh(mesh)["data", "shard"].mesh.tolist() == [[0, 1, 2, 3]]
+    assert expert_mesh(mesh, 2).mesh.flatten(-2).tolist() == [[[0, 1], [2, 3]]]  # data, shard, experts
+    mesh = make_mesh("cpu", tensor=2)
+    assert parameter_mesh(mesh) is mesh
+    assert expert_mesh(mesh, 2).mesh.tolist() == [[[[0, 1], [2, 3]]]]
     cases = {}
     for name in ("t5", "qwen3"):
         cases[name, "shard, tensor"] = compare(name, shard=2, tensor=2)

@@ -1,9 +1,6 @@
 """Runs whose model is divided among processes: the losses of one process, saved and resumed on any number of them."""
 
-import csv
-import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,91 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 from support.processes import run_processes
+from support.runs import IN_ALL, losses, numbers, run, write_configs
 
 import limelight
 from limelight.distributed.failures import RankError
 from limelight.formats.errors import CheckpointError
 from limelight.tensors.shapes import ArgumentError
-from limelight.training import read_settings
 from limelight.training.data import Texts
-from limelight.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-LLAMA = """
-task = "language"
-[model]
-model_type = "llama"
-hidden_size = 16
-intermediate_size = 24
-num_hidden_layers = 2
-num_attention_heads = 4
-num_key_value_heads = 2
-tie_word_embeddings = true
-"""
-T5 = """
-task = "translation"
-[model]
-model_type = "t5"
-d_model = 16
-d_kv = 4
-d_ff = 24
-num_layers = 1
-num_heads = 4
-dropout_rate = 0.0
-"""
-RUN = """
-[data]
-train = "text.txt"
-held_out = 0.2
-separator = SEPARATOR
-[tokenizer]
-kind = "characters"
-[learning]
-schedule = "constant"
-warmup = 2
-[run]
-steps = 6
-batch_tokens = 64
-max_length = 24
-accumulation_steps = 1
-evaluate_every = 2
-save_every = 2
-keep_checkpoints = 5
-"""
-
-
-#: What an error of settings is in several processes: itself on rank 0, which alone reports it.
-IN_ALL = (ArgumentError, RankError)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """The settings of a language model; of a translator in a file beside it."""
-    folder = tmp_path_factory.mktemp("divided")
-    words = random.Random(0)
-    lines = ["".join(words.choice("abcdefgh ") for _ in range(40)) for _ in range(40)]
-    for name, model, text, separator in (
-        ("llama", LLAMA, "\n\n".join(lines), "\n\n"),
-        ("t5", T5, "\n".join(f"{line[:12]}\t{line[11::-1]}" for line in lines), ""),
-    ):
-        (folder / name).mkdir()
-        (folder / name / "text.txt").write_text(text)
-        (folder / name / "tiny.toml").write_text(model + RUN.replace("SEPARATOR", json.dumps(separator)))
-    return folder
-
-
-def losses(output):
-    """Step, loss, evaluation, rate and gradient of each step, as written."""
-    return [row[:-1] for row in csv.reader((output / "losses.csv").read_text().splitlines())][1:]
-
-
-def numbers(output):
-    return [[float(cell or "nan") for cell in row] for row in losses(output)]
-
-
-def run(config, output, *over, resume=False):
-    return train(read_settings(config, over), output, resume=resume)
+    """The folder of the settings of each model."""
+    return write_configs(tmp_path_factory.mktemp("divided"))
 
 
 def on_four_ranks(folder):
@@ -228,6 +155,14 @@ def test_torchrun_reports_a_rank_without_memory_once(config, tmp_path):
     assert "in batch\n" not in done.stderr  # no traceback
 
 
-def test_sizes_need_processes(config, tmp_path):
-    with pytest.raises(ArgumentError, match=r"their product is 2, and there is 1 process.*torchrun --nproc_per_node 2"):
-        run(config / "llama" / "tiny.toml", tmp_path / "run", "run.shard=2")
+@pytest.mark.parametrize(
+    ("over", "why"),
+    [
+        (("run.shard=2",), r"`run.shard` must .* it is 2, and there is 1 process.*torchrun --nproc_per_node 2"),
+        (("run.experts=2",), r"`run.experts` must .* it is 2, and there is 1 process"),
+        (("run.shard=2", "run.context=3"), r"`run.shard \* run.context` .* their product is 6.*--nproc_per_node 6"),
+    ],
+)
+def test_sizes_need_processes(config, tmp_path, over, why):
+    with pytest.raises(ArgumentError, match=why):
+        run(config / "llama" / "tiny.toml", tmp_path / "run", *over)

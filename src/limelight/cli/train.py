@@ -48,7 +48,8 @@ def train(
 
     A run that is killed at any moment and started again with --resume has the losses of one that was not. Ctrl-C saves
     a checkpoint first. Several processes, each with its own GPU or all on CPUs: torchrun --nproc_per_node 2 -m
-    limelight train CONFIG; run.shard and run.tensor divide the model among them.
+    limelight train CONFIG; run.shard, run.context, run.experts and run.tensor divide the model and its batches among
+    them.
 
     Example: limelight train examples/austen.toml --set data.train=novels.txt --set run.steps=500
     """

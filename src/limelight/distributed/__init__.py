@@ -3,14 +3,15 @@
 `ContextParallel` is a layout whose tokens lie on the ranks of a process group: ``attention(q, k, v, layout=...)``, a
 layer or a whole model computes with it what one process computes, for every pattern and setting.
 
-`tensor_plan` divides the heads, features and vocabulary of a network (tensor parallelism), `shard` its parameters,
-gradients and optimizer state (FSDP2), `make_mesh` the processes: PyTorch's own `DeviceMesh`, DTensor, FSDP2 and
-``torch.distributed.checkpoint``.
+`tensor_plan` divides the heads, features and vocabulary of a network (tensor parallelism), `divide_experts` the experts
+of its mixtures, `shard` its parameters, gradients and optimizer state (FSDP2), `make_mesh` the processes: PyTorch's own
+`DeviceMesh`, DTensor, FSDP2 and ``torch.distributed.checkpoint``.
 """
 
 from .context import ContextParallel
 from .dealing import deal, imbalance, pairs_of_tokens
-from .mesh import make_mesh
+from .experts import divide_experts
+from .mesh import expert_mesh, make_mesh, parameter_mesh
 from .patterns import patterns_of
 from .plan import Plan, make_plan
 from .report import ContextReport, keys_moved
@@ -22,11 +23,14 @@ __all__ = [
     "ContextReport",
     "Plan",
     "deal",
+    "divide_experts",
+    "expert_mesh",
     "imbalance",
     "keys_moved",
     "make_mesh",
     "make_plan",
     "pairs_of_tokens",
+    "parameter_mesh",
     "patterns_of",
     "shard",
     "tensor_plan",

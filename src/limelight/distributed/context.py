@@ -42,11 +42,12 @@ class ContextParallel(Layout):
     - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
     - The gradient of what all ranks share (a sink, slopes, a table, parameters) is each rank's part: add them up over
       the ranks, as for parameters.
-    - Dropout drops the same weights as in one process where every rank gets the same seed.
+    - Dropout drops the same weights and, in a model, the same features as in one process where every rank gets the same
+      seed, but for features in compiled layers. Each rank draws the numbers of all features of the text.
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
       over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
     - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
-      experts that may be full, a cache) refuses the layout. Losses that balance experts are those of own tokens.
+      experts that may be full, a cache) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
 
     ::
 
@@ -173,6 +174,12 @@ class ContextParallel(Layout):
         gathered, _ = exchanged(flat, flat[..., :0], plan, self.group)
         return gathered.reshape(self.length, *moved.shape[1:]).movedim(0, dim)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on every rank, without a gradient. Every rank calls it."""
+        summed = tensor.detach().clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
+
     # --- As a layout --------------------------------------------------------------------------------------------------
 
     @property
@@ -210,6 +217,9 @@ class ContextParallel(Layout):
             max(1, len(positions)), self.length, self.source_length, positions.device
         )
         return super().text_lengths(whole.query_position.where(whole.query_exists, 0))
+
+    def own_tokens(self, make: Callable[[int], Tensor], length: int) -> Tensor:
+        return self.mine(make(self.length))
 
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:

@@ -136,7 +136,7 @@ def _cause(rank: int, ranks: int, found: dict[int, str], causes: dict[int, str])
         first = min(causes)
         why = f"failed with {causes[first].rstrip('.')}."
         if "memory" in why.lower():
-            why += " Lower run.batch_tokens, or divide the model among more processes by run.shard or run.tensor."
+            why += " Lower run.batch_tokens, or raise run.shard, run.context or run.tensor with more processes."
         return RankError(f"rank {first} of {ranks} {why}", first, reports=rank == first)
     lost = [one for one, why in found.items() if why == LOST]
     silent = [one for one in range(ranks) if one not in found]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from ..tensors.shapes import whole_number, wrong
+from ..tensors.shapes import ArgumentError, whole_number, wrong
 
 DIMENSIONS = ("data", "shard", "context", "tensor")
 
@@ -16,14 +19,14 @@ def make_mesh(device: str, *, shard: int = 1, context: int = 1, tensor: int = 1)
     Ranks that differ in ``tensor`` alone are neighbours, so they lie in one machine where they fit; then those of a
     context, then those of a shard. What is left over is ``data``: whole replicas.
 
-    ===========  ==========================================  =================
-    dimension    its ranks hold                              its ranks read
-    ===========  ==========================================  =================
-    ``data``     the same parameters                         different batches
-    ``shard``    different parts of each parameter           different batches
-    ``context``  the same parameters                         parts of a batch
-    ``tensor``   different heads, features and token rows    the same batch
-    ===========  ==========================================  =================
+    ===========  ==============================================  =================
+    dimension    its ranks hold                                  its ranks read
+    ===========  ==============================================  =================
+    ``data``     the same parameters                             different batches
+    ``shard``    different parts of each parameter               different batches
+    ``context``  different parts too, in `parameter_mesh`        parts of a batch
+    ``tensor``   different heads, features and token rows        the same batch
+    ===========  ==============================================  =================
 
     Args:
         device: the type of the devices, such as ``"cuda"`` or ``"cpu"``.
@@ -37,11 +40,62 @@ def make_mesh(device: str, *, shard: int = 1, context: int = 1, tensor: int = 1)
     sizes = {"shard": shard, "context": context, "tensor": tensor}
     for name, size in sizes.items():
         whole_number(name, size, at_least=1)
-    processes, wanted = dist.get_world_size(), shard * context * tensor
+    processes, wanted = dist.get_world_size(), math.prod(sizes.values())
     if processes % wanted:
-        named = " * ".join(f"run.{name}" for name, size in sizes.items() if size > 1)
-        product = " * ".join(str(size) for size in sizes.values() if size > 1)
-        got = f"{product}{f' = {wanted}' if '*' in product else ''} does not divide {processes}"
-        way_out = f"Start a multiple of {wanted} processes, or lower a size."
-        raise wrong(named, "must divide the number of processes", got, way_out)
+        raise indivisible(sizes, processes)
     return init_device_mesh(device, (processes // wanted, shard, context, tensor), mesh_dim_names=DIMENSIONS)
+
+
+def indivisible(sizes: Mapping[str, int], processes: int) -> ArgumentError:
+    """The error of sizes whose product does not divide the number of processes, by the names of their settings."""
+    given = {name: size for name, size in sizes.items() if size > 1}
+    wanted, several = math.prod(given.values()), len(given) > 1
+    product = " * ".join(map(str, given.values()))
+    got = f"{product}{f' = {wanted}' if several else ''} does not divide {processes}"
+    way_out = f"Start a multiple of {wanted} processes, or lower a size."
+    if processes == 1:
+        got = f"{f'their product is {wanted}' if several else f'it is {wanted}'}, and there is 1 process"
+        way_out = f"Start it with: torchrun --nproc_per_node {wanted} -m limelight train CONFIG."
+    return wrong(" * ".join(f"run.{name}" for name in given), "must divide the number of processes", got, way_out)
+
+
+def parameter_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """Return the processes of `make_mesh` as ``data``, ``shard`` and ``tensor``, for what divides parameters.
+
+    Ranks of a context compute gradients from different tokens with the same parameters, as ranks of ``shard`` do. So
+    they are ranks of ``shard`` here, and parameters, gradients and optimizer state are divided among all of them.
+    Without a context it is the mesh itself.
+
+    Args:
+        mesh: of `make_mesh`.
+    """
+    if mesh["context"].size() == 1:
+        return mesh
+    return DeviceMesh(mesh.device_type, mesh.mesh.flatten(1, 2), mesh_dim_names=("data", "shard", "tensor"))
+
+
+def expert_mesh(mesh: DeviceMesh, experts: int) -> DeviceMesh:
+    """Return the processes of `make_mesh` as ``data``, ``shard``, ``experts`` and ``tensor``, for mixtures of experts.
+
+    The ranks of ``experts`` are neighbours among those that read different tokens: ranks of a context, of a shard, or
+    replicas. So attention is computed once for each token, and each rank sends its tokens to the ranks of their
+    experts. Ranks that hold the same experts are ``data`` and ``shard``; their parameters are divided among as many as
+    the parameters of other layers where their number permits (by the greatest common divisor).
+
+    Args:
+        mesh: of `make_mesh`.
+        experts: ranks among which the experts of each mixture are divided.
+
+    Raises:
+        ArgumentError: ``experts`` does not divide the number of ranks that read different tokens.
+    """
+    data, shard, context, tensor = mesh.mesh.shape
+    ranks = data * shard * context
+    if ranks % whole_number("experts", experts, at_least=1):
+        got = f"{experts} does not divide {ranks}"
+        rule = "must divide the number of processes" + (" / run.tensor" if tensor > 1 else "")
+        fits = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        raise wrong("run.experts", rule, got, f"Use {', '.join(map(str, fits[:12]))}.")
+    parts = math.gcd(ranks // experts, shard * context)
+    processes = mesh.mesh.reshape(ranks // experts // parts, parts, experts, tensor)
+    return DeviceMesh(mesh.device_type, processes, mesh_dim_names=("data", "shard", "experts", "tensor"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from ..forms.layouts import Layout
 from ..nn import Block, Cache, DecoderBlock, ForwardContext, FrontEnd, LearnedPositions
 from ..nn.capture import decode_step
 from ..nn.checks import refuse_spread
+from ..nn.dropout import drawn_for
 from ..outputs import Output
 from ..tensors.shapes import wrong
 from ..tensors.tracing import readable
@@ -91,16 +93,9 @@ class Stack(nn.Module):
             context = ForwardContext(layout, step.positions, segments, cache=step)
             cross = None if cross is None else replace(cross, cache=step)
         context.cross = cross
-        states = self.embedding(tokens, context)
-        if self.scores is not None:
-            context.scores = (self.scores(states),)
         before: list[Tensor] = []
-        found = None if hidden else decode_step(self.layers, states, context)
-        for layer in self.layers if found is None else ():
-            if hidden:
-                before.append(states)
-            states = layer(states, context)
-        states = states if found is None else found
+        with nullcontext() if layout is None or torch.compiler.is_compiling() else drawn_for(layout):
+            states = self._states(tokens, context, before if hidden else None)
         if context.cache is not None and cache is not None:
             cache.close(context.cache)
         if self.norm is not None:
@@ -109,6 +104,20 @@ class Stack(nn.Module):
         if logits and self.head is not None:
             scores = self.head_on(self.head.chosen(states, context))  # type: ignore[operator]
         return Output(states, (*before, states) if hidden else None, scores)
+
+    def _states(self, tokens: Tensor, context: ForwardContext, before: list[Tensor] | None) -> Tensor:
+        """The states after the last layer; those before each are appended to ``before``."""
+        states: Tensor = self.embedding(tokens, context)
+        if self.scores is not None:
+            context.scores = (self.scores(states),)
+        found = None if before is not None else decode_step(self.layers, states, context)
+        if found is not None:
+            return found
+        for layer in self.layers:
+            if before is not None:
+                before.append(states)
+            states = layer(states, context)
+        return states
 
     def head_on(self, states: Tensor) -> Tensor:
         """The logits ``(..., vocabulary)`` of chosen last vectors ``(..., width)``."""

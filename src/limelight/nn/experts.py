@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,37 @@ from ..tensors.shapes import whole_number
 from .checks import checked, refuse_recorders
 from .feed_forward import GatedFeedForward
 from .routing import Routing, TopK, report
+
+
+class ExpertRanks(Protocol):
+    """The processes among which the experts of a mixture are divided (`limelight.distributed.divide_experts`)."""
+
+    def computed(
+        self, run: Callable[[Tensor, list[int]], list[Tensor]], tokens: Tensor, counts: list[int]
+    ) -> list[Tensor]:
+        """Send tokens to the processes of their experts, compute there, and bring the results back.
+
+        Args:
+            run: computes the tokens of the experts of this process, given as these are.
+            tokens: ``(n, width)`` of this process, sorted by expert.
+            counts: how many of them each expert gets.
+
+        Returns:
+            The results, which end to end are in the order of ``tokens``.
+        """
+
+
+class ExpertElsewhere(nn.Module):
+    """An expert whose parameters another process holds.
+
+    Args:
+        owner: the rank of that process among those of the experts.
+        shapes: shape and dtype of each of its parameters.
+    """
+
+    def __init__(self, owner: int, shapes: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
+        super().__init__()
+        self.owner, self.shapes = owner, shapes
 
 
 @checked
@@ -37,6 +70,8 @@ class MixtureOfExperts(nn.Module):
 
     #: Whether experts without tokens run too, so that each process of several has a gradient of every expert.
     runs_all = False
+    #: The processes among which the experts are divided; ``None`` where this one holds all.
+    ranks: ExpertRanks | None = None
 
     def __init__(
         self,
@@ -72,11 +107,16 @@ class MixtureOfExperts(nn.Module):
         chosen = routing.chosen.reshape(-1)  # (N * k)
         order = chosen.argsort(stable=True)  # the choices of full experts, -1, first; then by expert, then by token
         counts = torch.bincount(chosen + 1, minlength=len(self.experts) + 1).tolist()
-        tokens = torch.split(flat[order // k], counts)
-        results = [torch.zeros_like(tokens[0])]
-        chosen_by = zip(self.experts, tokens[1:], strict=True)
-        results += [expert(mine) for expert, mine in chosen_by if len(mine) or self.runs_all]
+        unread, tokens = torch.split(flat[order // k], [counts[0], len(order) - counts[0]])
+        compute = self._results if self.ranks is None else partial(self.ranks.computed, self._results)
+        results = [torch.zeros_like(unread), *compute(tokens, counts[1:])]
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         each = torch.cat(results)[back].view(len(flat), k, flat.shape[-1])
         mixed = (each * routing.weights.reshape(-1, k, 1).to(each.dtype)).sum(-2).view_as(states)
         return mixed if self.shared is None else mixed + self.shared(states)
+
+    def _results(self, tokens: Tensor, counts: list[int]) -> list[Tensor]:
+        """The results of the experts of this process for their tokens ``(n, width)``."""
+        own = [expert for expert in self.experts if not isinstance(expert, ExpertElsewhere)]
+        chosen_by = zip(own, torch.split(tokens, counts), strict=True)
+        return [expert(mine) for expert, mine in chosen_by if len(mine) or self.runs_all]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..tensors.shapes import describe, whole_number, wrong
 from .checks import checked, of_width, unreadable
+from .dropout import drawn
+
+#: Adds up a tensor over processes, without a gradient.
+Total: TypeAlias = "Callable[[Tensor], Tensor]"
 
 
 def shares(logits: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ def report(name: str | None, routing: Routing) -> None:
         found.append((name, routing))
 
 
-def balance_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
+def balance_loss(routing: Routing, exists: Tensor | None = None, total: Total | None = None) -> Tensor:
     """``E * sum_e f_e P_e`` (Fedus et al. 2021, arXiv:2101.03961, eqs. 4 to 6; for heads arXiv:2410.11842, eq. 6).
 
     ``f_e`` is how often expert ``e`` is among the ``k`` choices of a token, ``P_e`` its share of the softmax, both as
@@ -66,24 +70,30 @@ def balance_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
     Args:
         routing: of one layer.
         exists: ``(B, L)`` bool, which tokens count; ``None`` for all.
+        total: adds up a tensor over the processes among which the tokens of a text are divided. The loss is then the
+            part of this process: the sum over the processes is the loss of the whole text.
     """
     share, k = shares(routing.logits), routing.chosen.shape[-1]
     first = torch.zeros_like(share).scatter(-1, share.topk(k).indices, 1.0)
     if exists is not None:
         share, first = share[exists], first[exists]
-    over = tuple(range(share.dim() - 1))
-    return share.shape[-1] * (first.mean(over) * share.mean(over)).sum()
+    share, first = share.flatten(0, -2), first.flatten(0, -2)
+    often, tokens = first.sum(0), len(share) if total is None else total(first.new_tensor(len(first)))
+    often = often if total is None else total(often)
+    return share.shape[-1] * (often / tokens * (share.sum(0) / tokens)).sum()
 
 
-def z_loss(routing: Routing, exists: Tensor | None = None) -> Tensor:
+def z_loss(routing: Routing, exists: Tensor | None = None, total: Total | None = None) -> Tensor:
     """``mean(logsumexp(logits) ** 2)``: keeps logits small (Zoph et al. 2022, arXiv:2202.08906, eq. 5).
 
     Args:
         routing: of one layer.
         exists: ``(B, L)`` bool, which tokens count; ``None`` for all.
+        total: as in `balance_loss`.
     """
     logits = routing.logits if exists is None else routing.logits[exists]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square().mean()
+    squares = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(-1).square()
+    return squares.mean() if total is None else squares.sum() / total(squares.new_tensor(squares.numel()))
 
 
 @checked
@@ -178,5 +188,5 @@ def _logits(states: Tensor, router: TopK | Switch) -> Tensor:
         got = f"they are {describe(states)}"
         raise wrong("states", "must be (B, L, width)", got, "One token is a text of one: states[None, None].")
     if router.training and router.jitter:
-        states = states * torch.empty_like(states).uniform_(1 - router.jitter, 1 + router.jitter)
+        states = states * drawn(states, lambda whole: whole.uniform_(1 - router.jitter, 1 + router.jitter))
     return nn.functional.linear(states, router.weight)

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..forms.layouts import Packed
+from ..forms.layouts import Layout, Packed
 from ..tensors.shapes import wrong
 from ..text import Tokenizer
 
@@ -32,16 +32,17 @@ class Batch(NamedTuple):
     Args:
         tokens: ``(1, T)`` int64 token ids.
         targets: ``(1, T)``, the next token of each.
-        layout: the lengths of the documents.
+        layout: the lengths of the documents; where the tokens are those of one of several processes, a
+            `limelight.distributed.ContextParallel` of them.
         source: ``(1, S)``, the packed sources, one for each document; ``None`` for a language model.
-        source_layout: the lengths of the sources.
+        source_layout: the lengths of the sources, or a `limelight.distributed.ContextParallel` of them.
     """
 
     tokens: Tensor
     targets: Tensor
-    layout: Packed
+    layout: Layout
     source: Tensor | None = None
-    source_layout: Packed | None = None
+    source_layout: Layout | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on ``device``."""

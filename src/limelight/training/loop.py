@@ -72,8 +72,9 @@ def train(
     resumed has the losses of one that was not, bit for bit, on the same machine with as many threads and processes.
     Several processes (started by ``torchrun``; each with its own accelerator, or all on CPUs) take different batches
     and average gradients over the tokens of all: ``n`` processes make the steps of one process with ``n`` gradient
-    accumulation steps, up to rounding. ``run.shard`` and ``run.tensor`` divide the model among them; such a run may be
-    resumed with another number of processes if a step takes as many batches, with the same losses up to rounding.
+    accumulation steps, up to rounding. ``run.shard``, ``run.context``, ``run.experts`` and ``run.tensor`` divide the
+    model and its batches among them; such a run may be resumed with another number of processes if a step takes as many
+    batches, with the same losses up to rounding.
 
     Args:
         settings: see `limelight.training.settings`.
@@ -92,9 +93,8 @@ def train(
     ranks = connect(settings.run)
     with failures_by_rank():
         check_output(output, resume)
-        make_config(
-            settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task)
-        )  # fails before any data is read
+        config = make_config(settings, settings.tokenizer.vocab_size, special_token_ids(task=settings.task))
+        ranks.check(config)  # fails before any data is read
         if settings.run.bleu_samples:
             check_bleu()
         with locked(output) if ranks.main else nullcontext():
@@ -233,13 +233,13 @@ class _Trainer:
         summed = torch.zeros((), dtype=torch.float32, device=ranks.device)
         for part in range(parts):
             number = first + part * ranks.replicas + ranks.replica
-            batch = train.batch(number).to(ranks.device)
+            batch = ranks.own(train.batch(number)).to(ranks.device)
             torch.manual_seed(_seed(settings.run.seed, number))  # of dropout
             last = part == parts - 1
             with nullcontext() if last else ranks.accumulating(self.wrapped):
                 loss = self.wrapped(batch)
-                # gradients are averaged over data-parallel ranks; the mean over all tokens is wanted
-                ranks.backward(loss * (ranks.replicas / total))
+                # gradients are averaged over ranks; the mean over all tokens is wanted
+                ranks.backward(loss * (ranks.averaged / total))
             summed += loss.detach()
         norm = ranks.clip(self.objective, learning.clip or math.inf)
         self.wrapped_optimizer.step()
@@ -330,9 +330,9 @@ def evaluate(objective: Objective, corpus: Corpus, ranks: Ranks) -> float:
     for first in range(0, len(batches), ranks.replicas):
         number = first + ranks.replica
         if number < len(batches):
-            summed += objective(batches[number].to(ranks.device))
+            summed += objective(ranks.own(batches[number]).to(ranks.device))
         elif ranks.divided:  # a rank without a batch takes part in gathering parameters
-            objective(batches[0].to(ranks.device))
+            objective(ranks.own(batches[0]).to(ranks.device))
     return float(ranks.sum(summed)) / corpus.targets_in_order
 
 

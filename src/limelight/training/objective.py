@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from ..distributed import ContextParallel
 from ..models import EncoderDecoder, Stack
 from ..nn import MixtureOfExperts, SummedEmbedding, TiedHead, TokenEmbedding, UntiedHead, balance_loss, routings, z_loss
 from ..nn.routing import Routing, report
@@ -42,7 +45,8 @@ class Objective(nn.Module):
         """Return the sum of the losses over the tokens of a batch, in nats, without ever holding all logits.
 
         In training mode the load-balancing losses of routers are added, times the number of predicted tokens, so that
-        a mean over tokens weighs them by their coefficients.
+        a mean over tokens weighs them by their coefficients. Where the tokens of the batch are divided over several
+        processes, it is the part of this process: the sum over them is the loss of the batch.
         """
         with torch.autocast(batch.tokens.device.type, self.autocast, enabled=self.autocast is not None):
             if not (self.training and self.mixtures):
@@ -52,14 +56,16 @@ class Objective(nn.Module):
             for name, routing in decided:
                 report(name, routing)  # to an enclosing `routings()` of the caller
             loss = self._loss(states, batch.targets)
+            total = None if not isinstance(batch.layout, ContextParallel) else batch.layout.total
             predicted = (batch.targets != IGNORED).sum()
-            return loss + predicted * self._router_loss([routing for _, routing in decided])
+            predicted = predicted if total is None else total(predicted)
+            return loss + predicted * self._router_loss([routing for _, routing in decided], total)
 
-    def _router_loss(self, decided: list[Routing]) -> Tensor:
+    def _router_loss(self, decided: list[Routing], total: Callable[[Tensor], Tensor] | None) -> Tensor:
         """``balance * balance_loss + z * z_loss``, over the tokens of all layers together, as in Mixtral."""
         first = self.mixtures[0]
         whole = Routing(*[torch.stack(parts) for parts in zip(*decided, strict=True)])
-        return first.balance * balance_loss(whole) + first.z * z_loss(whole)
+        return first.balance * balance_loss(whole, total=total) + first.z * z_loss(whole, total=total)
 
     def _states(self, batch: Batch) -> Tensor:
         if not isinstance(self.network, EncoderDecoder):

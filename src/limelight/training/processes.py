@@ -20,18 +20,25 @@ from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor
 from torch.distributed.tensor.parallel import parallelize_module
 
-from ..distributed import make_mesh, shard, tensor_plan
+from ..distributed import divide_experts, expert_mesh, make_mesh, parameter_mesh, shard, tensor_plan
+from ..distributed.experts import check_experts, is_of_expert
 from ..distributed.failures import failures_by_rank
+from ..distributed.mesh import indivisible
 from ..distributed.saving import whole_state
 from ..distributed.sharded import clip_gradients
+from ..models import Config
 from ..models.families import FAMILIES
 from ..pretrained import Pretrained
 from ..tensors.shapes import wrong
 from ..tensors.torch_internals import set_group_timeout
+from .data import Batch
+from .dividing import BatchDivision, check_divisible
 from .objective import Objective
 from .settings import RunSettings
 
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
+
+PRODUCT = ("shard", "context", "tensor")  # settings whose product divides the number of processes
 
 
 class Ranks(ABC):
@@ -42,6 +49,7 @@ class Ranks(ABC):
         rank: its number; 0 writes files.
         replicas: the number of data-parallel ranks, which read different batches.
         replica: which of them this process belongs to.
+        averaged: the number of ranks over which gradients are averaged; those of a context compute parts of a batch.
         divided: whether parameters are divided among ranks.
     """
 
@@ -49,6 +57,7 @@ class Ranks(ABC):
     rank: int
     replicas: int
     replica: int
+    averaged: int
     divided: bool
 
     @property
@@ -62,8 +71,20 @@ class Ranks(ABC):
         return (self.rank, dist.get_world_size()) if self.divided else (0, 1)
 
     @abstractmethod
+    def check(self, config: Config) -> None:
+        """Check that a model can be divided, before it is made.
+
+        Raises:
+            ArgumentError: it cannot; the setting is named.
+        """
+
+    @abstractmethod
     def divide(self, objective: Objective) -> None:
         """Divide the parameters of an objective, before its optimizer is made."""
+
+    @abstractmethod
+    def own(self, batch: Batch) -> Batch:
+        """Return the part of a batch of this `replica` that this process computes."""
 
     @abstractmethod
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
@@ -83,7 +104,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of a number over the data-parallel ranks."""
+        """Return the sum of a number over the ranks that have computed different tokens."""
 
     @abstractmethod
     def any(self, flag: bool) -> bool:
@@ -106,10 +127,16 @@ class Replicas(Ranks):
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank = self.replica = accelerator.process_index
-        self.replicas = accelerator.num_processes
+        self.replicas = self.averaged = accelerator.num_processes
+
+    def check(self, config: Config) -> None:
+        pass
 
     def divide(self, objective: Objective) -> None:
         pass
+
+    def own(self, batch: Batch) -> Batch:
+        return batch
 
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         return self.accelerator.prepare(objective, optimizer)  # type: ignore[no-any-return]
@@ -137,7 +164,7 @@ class Replicas(Ranks):
 
 
 class MeshRanks(Ranks):
-    """Processes of a mesh, among which the model is divided by ``run.shard`` and ``run.tensor``.
+    """Processes of a mesh, among which ``run.shard`` and its like divide the model and its batches.
 
     Gradients are exchanged for each batch of a step, so that none is held whole.
     """
@@ -146,19 +173,48 @@ class MeshRanks(Ranks):
 
     def __init__(self, device: torch.device, run: RunSettings) -> None:
         self.device, self.rank = device, dist.get_rank()
-        self.mesh = make_mesh(device.type, shard=run.shard, tensor=run.tensor)
-        for group in self.mesh.get_all_groups():
+        self.mesh = make_mesh(device.type, shard=run.shard, context=run.context, tensor=run.tensor)
+        self.parameters = parameter_mesh(self.mesh)
+        self.experts = expert_mesh(self.mesh, run.experts) if run.experts > 1 else None
+        meshes = [mesh for mesh in (self.mesh, self.parameters, self.experts) if mesh is not None]
+        for group in {group for mesh in meshes for group in mesh.get_all_groups()}:
             set_group_timeout(group, timedelta(seconds=run.timeout))
-        data, shards = self.mesh["data"], self.mesh["shard"]
+        data, shards, context = self.mesh["data"], self.mesh["shard"], self.mesh["context"]
         self.replicas = data.size() * shards.size()
         self.replica = data.get_local_rank() * shards.size() + shards.get_local_rank()
+        self.averaged = self.replicas * context.size()
+        self.division: BatchDivision | None = None
+
+    def check(self, config: Config) -> None:
+        with torch.device("meta"):
+            network = FAMILIES[config.family].shape(config)
+        if self.mesh["context"].size() > 1:
+            check_divisible(network)
+        if self.experts is not None:
+            check_experts(network, self.experts["experts"].size())
+        if (size := self.mesh["tensor"].size()) > 1:
+            tensor_plan(network, size)
 
     def divide(self, objective: Objective) -> None:
-        tensor = self.mesh["tensor"]
+        network, tensor, context = objective.network, self.parameters["tensor"], self.mesh["context"]
+        if context.size() > 1:
+            self.division = BatchDivision(network, context)
+        experts = self.experts
+        if experts is not None:
+            divide_experts(network, experts["experts"])
         if tensor.size() > 1:
-            plan = tensor_plan(objective.network, tensor.size())
-            parallelize_module(objective.network, tensor, plan, src_data_rank=None)  # all ranks drew the same weights
-        shard(objective, self.mesh["data", "shard"])
+            plan = tensor_plan(network, tensor.size())
+            of_experts = {name: plan.pop(name) for name in list(plan) if experts and is_of_expert(name, network)}
+            # all ranks drew the same weights
+            parallelize_module(network, tensor, plan, src_data_rank=None)
+            if experts is not None:
+                parallelize_module(network, experts["tensor"], of_experts, src_data_rank=None)
+        shard(
+            objective, self.parameters["data", "shard"], experts=None if experts is None else experts["data", "shard"]
+        )
+
+    def own(self, batch: Batch) -> Batch:
+        return batch if self.division is None else self.division.own(batch)
 
     def prepare(self, objective: Objective, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         return objective, optimizer
@@ -170,11 +226,11 @@ class MeshRanks(Ranks):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def clip(self, objective: Objective, maximum: float) -> float:
-        return clip_gradients(objective.parameters(), maximum)
+        return clip_gradients(objective, maximum)
 
     def sum(self, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        for name in ("data", "shard"):  # ranks of one context or tensor dimension have computed the same
+        for name in ("data", "shard", "context"):  # ranks of one tensor dimension have computed the same
             dist.all_reduce(total, group=self.mesh.get_group(name))
         return total
 
@@ -201,7 +257,7 @@ def connect(run: RunSettings) -> Ranks:
 
     Raises:
         ArgumentError: more processes were started than find each other, or more than there are accelerators;
-            ``run.shard`` and ``run.tensor`` do not divide their number.
+            ``run.shard``, ``run.context``, ``run.experts`` and ``run.tensor`` do not divide their number.
     """
     sizes = {name: os.environ[name] for name in SIZES if os.environ.get(name, "").isdecimal()}
     processes, here = max(map(int, sizes.values()), default=1), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -215,7 +271,7 @@ def connect(run: RunSettings) -> Ranks:
     alone = "WORLD_SIZE" in sizes and "RANK" not in os.environ  # other processes, if any, cannot be found
     together = 1
     if not (alone and processes > 1):
-        if run.shard * run.tensor > 1 and processes > 1:
+        if divides(run) and processes > 1:
             return _mesh_ranks(None if on_cpus else device, run)
         handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=run.timeout))]
         accelerator = Accelerator(cpu=on_cpus, kwargs_handlers=handlers)
@@ -224,12 +280,15 @@ def connect(run: RunSettings) -> Ranks:
         named = ", ".join(f"{name}={size}" for name, size in sizes.items())
         way_out = "Unset it to train in one process, or start all with torchrun --nproc_per_node N."
         raise wrong(named, "says how many processes train together", f"this one sees {together}", way_out)
-    wanted = run.shard * run.tensor
-    if wanted > 1:
-        got = f"their product is {wanted}, and there is 1 process"
-        way_out = f"Start it with: torchrun --nproc_per_node {wanted} -m limelight train CONFIG."
-        raise wrong("run.shard * run.tensor", "must divide the number of processes", got, way_out)
+    if divides(run):
+        sizes_wanted = {name: getattr(run, name) for name in PRODUCT if getattr(run, name) > 1}
+        raise indivisible(sizes_wanted or {"experts": run.experts}, 1)
     return Replicas(accelerator)
+
+
+def divides(run: RunSettings) -> bool:
+    """Whether settings divide the model or its batches among processes."""
+    return any(getattr(run, name) > 1 for name in (*PRODUCT, "experts"))
 
 
 def _mesh_ranks(device: torch.device | None, run: RunSettings) -> MeshRanks:

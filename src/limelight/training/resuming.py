@@ -24,7 +24,7 @@ CHANGEABLE = tuple(
     for key in ("steps", "evaluate_every", "save_every", "keep_checkpoints", "patience", "bleu_samples", "timeout")
 )
 # Those that divide the work of a divided model; the batches of a step stay the same.
-DIVISION = ("processes", "run.accumulation_steps", "run.shard", "run.tensor")
+DIVISION = ("processes", "run.accumulation_steps", "run.shard", "run.context", "run.experts", "run.tensor")
 
 
 def check_same_run(metadata: Mapping[str, Any], now: Mapping[str, Any], last: Path, *, divided: bool) -> None:

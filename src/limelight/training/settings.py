@@ -92,7 +92,7 @@ class RunSettings:
     Args:
         steps: Optimizer steps.
         batch_tokens: Tokens of a batch in each process; an optimizer step takes
-            ``batch_tokens * accumulation_steps * processes / tensor``.
+            ``batch_tokens * accumulation_steps * processes / (context * tensor)``.
         max_length: Maximum tokens of a piece of a document (longer documents are cut), or of each side of a pair
             (longer pairs are left out).
         accumulation_steps: Gradient accumulation steps.
@@ -104,6 +104,10 @@ class RunSettings:
         patience: Stop after this many evaluations in a row without an improvement; 0 never stops early.
         bleu_samples: Number of held-out sources that are translated at the end to measure BLEU; 0 measures none.
         shard: Number of processes among which parameters, gradients and optimizer state are divided (FSDP).
+        context: Number of processes among which the tokens of each batch are divided (context parallelism); they also
+            divide parameters, gradients and optimizer state, as those of ``shard`` do.
+        experts: Number of processes among which the experts of each mixture are divided (expert parallelism); they are
+            among those that read different tokens.
         tensor: Number of processes among which the heads, features and vocabulary of each layer are divided (tensor
             parallelism); they take the same batch.
         timeout: Seconds that processes wait for one another before the run ends.
@@ -121,6 +125,8 @@ class RunSettings:
     patience: int = 0
     bleu_samples: int = 0
     shard: int = 1
+    context: int = 1
+    experts: int = 1
     tensor: int = 1
     timeout: int = 600
 
@@ -197,6 +203,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "run.patience": (0, 2**63),
     "run.bleu_samples": (0, 2**63),
     "run.shard": (1, 2**31),
+    "run.context": (1, 2**31),
+    "run.experts": (1, 2**31),
     "run.tensor": (1, 2**31),
     "run.timeout": (1, 2**31),
 }

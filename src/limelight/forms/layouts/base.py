@@ -100,6 +100,15 @@ class Layout(Description):
         """
         return positions.amax(-1, keepdim=True) + 1 if positions.shape[-1] else positions.new_zeros(len(positions), 1)
 
+    def own_tokens(self, make: Callable[[int], Tensor], length: int) -> Tensor:
+        """The tokens that this process holds of a tensor ``(B, length of the whole text, ...)``.
+
+        Args:
+            make: makes the tensor for a length.
+            length: tokens that this process holds.
+        """
+        return make(length)
+
     def index_offset(self, Lq: int, Lk: int) -> int | None:
         """The ``offset`` with ``key position - query position = j - i - offset`` for every query ``i`` and key ``j``
         that belong together; ``None``, the default, where no one number is known to hold."""
