@@ -101,12 +101,12 @@ def _portion(kind):
             for q0, q1 in queries:
                 document, query_offset = draw(st.integers(0, count - 1)), draw(offsets)
                 for _ in range(most):
-                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document)
+                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document, 0, 0)
                     table += [numbers] if q0 < q1 else []
         exists = None
         if draw(st.booleans()):
             exists = torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=_generator(draw)) < 0.7
-        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 8), count, exists)
+        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 10), count, exists)
 
     return drawn
 
