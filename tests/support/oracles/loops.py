@@ -69,7 +69,7 @@ def places(layout, B, Lq, Lk):
                 queries, keys = [None] * (Lq - nq) + real_queries, [None] * (Lk - nk) + real_keys
         elif isinstance(layout, (Portion, ScatteredPortion)):
             queries, keys, groups = [None] * Lq, [None] * Lk, []
-            for row, q0, q1, k0, k1, query_offset, key_offset, number in layout.table.tolist():
+            for row, q0, q1, k0, k1, query_offset, key_offset, number in layout.table[:, :8].tolist():
                 if row != b:
                     continue
                 if q0 not in groups:

@@ -71,7 +71,7 @@ def visibility(lowered: Lowered, queries: int, device: torch.device) -> Visibili
     """The lowering on the device, cut into tiles of ``queries`` queries."""
     table = lowered.segment_table
     if len(table) == 1 and table[0, 0] == -1:
-        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table[0].tolist()
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = table[0].tolist()
         segment = (query_begin, query_end, key_begin, key_end, query_offset, key_offset)
         work, segments, tiles = None, None, -(-(query_end - query_begin) // queries)
         rows, longest = lowered.B, key_end - key_begin
