@@ -198,6 +198,15 @@ def test_gradients_of_a_page_that_texts_share_are_added():
     assert torch.autograd.gradcheck(lambda *x: limelight.attention(*x, layout=layout), (q, k, v))
 
 
+def test_gradients_after_a_call_in_inference_mode():
+    layout, key = Paged((1, 5), (20, 5), [[2, 0], [3]]), K.clone().requires_grad_()
+    with torch.inference_mode():
+        limelight.attention(Q, K, V, layout=layout, backend="reference")
+    (found,) = torch.autograd.grad(limelight.attention(Q, key, V, layout=layout).sum(), key)
+    (truth,) = torch.autograd.grad(packed(k=key).sum(), key)
+    torch.testing.assert_close(found, truth)
+
+
 def test_transforms():
     def call(q, k, v):
         return limelight.attention(q, k, v, layout=LAYOUT, pattern=Causal())

@@ -101,17 +101,18 @@ class Pages:
         return tensor[page, :, slot].transpose(0, 1)[None]
 
     def _index(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``(total,)`` int64 each: page and slot of every key."""
+        """``(total,)`` int64 each: page and slot of every key; kept where they are not recorded."""
         found = self._indices.get(device)
-        if found is None:
-            lengths, table = self.lengths.to(device), self.table.to(device, torch.int64)
-            texts = torch.arange(len(lengths), device=device)
-            text = torch.repeat_interleave(texts, lengths, output_size=self.total)
-            key = torch.arange(self.total, device=device) - (lengths.cumsum(0) - lengths)[text]
-            column = torch.div(key, self.size, rounding_mode="floor")
-            # What is recorded is not checked: an index below zero, which counts from the end, must fail too.
-            page = table[text, column]
-            found = torch.where(page < 0, torch.iinfo(torch.int64).max, page), key - column * self.size
-            if readable(self.table):
-                self._indices[device] = found
-        return found
+        if found is None and readable(self.table):
+            with torch.inference_mode(False):  # a later call may save them for its gradients
+                found = self._indices[device] = self._new_index(device)
+        return self._new_index(device) if found is None else found
+
+    def _new_index(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        lengths, table = self.lengths.to(device), self.table.to(device, torch.int64)
+        text = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths, output_size=self.total)
+        key = torch.arange(self.total, device=device) - (lengths.cumsum(0) - lengths)[text]
+        column = torch.div(key, self.size, rounding_mode="floor")
+        page = table[text, column]
+        # What is recorded is not checked: an index below zero, which counts from the end, must fail too.
+        return torch.where(page < 0, torch.iinfo(torch.int64).max, page), key - column * self.size

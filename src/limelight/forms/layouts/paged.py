@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...tensors.shapes import check_dense, describe, position, sequence, whole_number, wrong
+from ...tensors.torch_internals import break_graph
 from ...tensors.tracing import readable
 from ..coordinates import Coordinates
 from ..pages import Pages
@@ -150,8 +151,7 @@ def _lengths(name: str, lengths: object) -> Tensor:
             f"it is {describe(lengths)}",
             "Pass a sequence of ints or an (R,) integer tensor of lengths (differences of cu_seqlens).",
         )
-    copied: Tensor = _copied(name, lengths, torch.int64)
-    return copied
+    return _copied(name, lengths, torch.int64)
 
 
 def _table(pages: object) -> Tensor:
@@ -167,17 +167,17 @@ def _table(pages: object) -> Tensor:
         raise wrong("pages", rule, f"it is {describe(pages)}", way_out)
     if pages.dtype == torch.int64:  # a number beyond int32 must not become that of a page
         pages = pages.clamp(_INT32.min, _INT32.max)
-    copied: Tensor = _copied("pages", pages, torch.int32)
-    return copied
+    return _copied("pages", pages, torch.int32)
 
 
 def _is_whole(tensor: Tensor) -> bool:
     return not (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool)
 
 
-@torch.compiler.disable(reason="numbers of pages are read outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
 def _copied(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not readable(tensor):
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        break_graph("the numbers of a page table are read: make Paged outside of the graph")
+    elif not readable(tensor):
         raise wrong(
             name,
             "must hold numbers that can be read",
