@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 import limelight
-from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, RelativeBias, SoftCap, Window
+from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
 from limelight.backends.gpu import flash1, flash2, machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
@@ -64,6 +64,13 @@ def decode(D: int) -> Call:
     return prepare(query, key, value, Settings(pattern=Causal()))
 
 
+def paged(D: int, queries: tuple[int, ...], **settings: Any) -> Call:
+    query, _, _ = tensors(sum(queries), D, heads=(32, 8))
+    pages = torch.zeros(2, 8, 64, D, dtype=query.dtype)
+    layout = Paged(queries, (100,) * len(queries), [[0, 1]] * len(queries))
+    return prepare(query, pages, pages, Settings(pattern=Causal(), layout=layout, **settings))
+
+
 EVERYTHING = Observe(
     entropy=True, top=8, received=True, blocks=(64, 64), rows=(0, 5), features=torch.zeros(512, 8), pairs=((1, 0),)
 )
@@ -76,6 +83,9 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "observed 128": plain(128, L=512, pattern=Causal(), observe=EVERYTHING),
     "observed 512": plain(512, L=512, pattern=Causal(), observe=EVERYTHING),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
+    "paged 128": lambda: paged(128, (100, 100)),
+    "paged decode 128": lambda: paged(128, (1, 1)),
+    "paged observed 128": lambda: paged(128, (100, 100), observe=Observe(entropy=True, received=True)),
     **{f"tiles {D}": plain(D, L=256, pattern=Explicit(torch.eye(256, dtype=torch.bool))) for D in (80, 96, 128)},
     "table 64": plain(64, L=512, pattern=Causal(), scores=(RelativeBias(torch.zeros(16, 32)),)),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from ...forms.pages import Pages
 from ..contract import Call
 from .constants import KernelConstants
 from .machine import interpreted
@@ -34,6 +36,33 @@ def with_unit_stride(tensor: Tensor) -> Tensor:
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def reasons_against_pages(call: Call) -> list[str]:
+    """Why keys and values that lie in pages must be gathered; empty where Triton's kernels read them in place."""
+    if all(tensor.stride(-1) == 1 and not tensor.is_neg() for tensor in (call.key, call.value)):
+        return []
+    return ["key or value would be copied: its last stride is not 1, or it is lazily negated"]
+
+
+def stored_strides(call: Call, tensor: Tensor) -> tuple[Any, ...]:
+    """Strides of batch row (or page), head and key of keys or values; and of pages the page table on the device, with
+    the number of its columns."""
+    strides = tensor.stride()[:3]
+    return strides if call.pages is None else (*strides, *_table(call.pages, tensor.device))
+
+
+_tables: WeakKeyDictionary[Pages, dict[torch.device, Tensor]] = WeakKeyDictionary()
+
+
+def _table(pages: Pages, device: torch.device) -> tuple[Tensor, int]:
+    """The page table on the device, cached as long as it exists, and the number of its columns: a multiple of 16, so
+    that one compiled kernel serves any number of them."""
+    copies = _tables.setdefault(pages, {})
+    if device not in copies:
+        added = -pages.table.shape[1] % 16
+        copies[device] = torch.nn.functional.pad(pages.table, (0, added)).to(device)
+    return copies[device], copies[device].shape[1]
 
 
 def constants(
@@ -67,6 +96,7 @@ def constants(
         SPLITS=splits,
         ROWS=tile.rows,
         BLOCK=tile.keys,
+        PAGE=0 if call.pages is None else call.pages.size,
     )
 
 

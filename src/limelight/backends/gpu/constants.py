@@ -28,6 +28,7 @@ class KernelConstants:
     SPLITS: int  # parts of the keys
     ROWS: int  # of a tile: queries, or queries by the heads of a pack
     BLOCK: int  # keys of a tile
+    PAGE: int = 0  # keys of a page; 0 where they lie in rows
     REST: int = 0  # the second part of D where it lies in two parts, in `flash2`'s forward pass alone
     VALUE_REST: int = 0
 

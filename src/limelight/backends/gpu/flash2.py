@@ -10,6 +10,7 @@ from torch import Tensor
 from ...forms.lowering import Lowered
 from ..contract import Call, Result, unknown_positions
 from . import arguments, machine, observing, tuning
+from .arguments import reasons_against_pages
 from .gradients import backward, reasons_against_backward
 from .score_rules import kernel_rules, rule_arguments, unsupported_rules
 from .visibility import beyond_32_bits, nothing_visible, visibility
@@ -17,7 +18,10 @@ from .visibility import beyond_32_bits, nothing_visible, visibility
 NAME = "flash2"
 ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
 
-__all__ = ["ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward", "status"]
+__all__ = [
+    "ABOUT", "NAME", "backward", "forward", "memory", "reasons_against", "reasons_against_backward",
+    "reasons_against_pages", "status",
+]  # fmt: skip
 
 WIDEST = 512
 
@@ -83,6 +87,7 @@ def forward(call: Call) -> Result:
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
     sink = arguments.sink(call)
     rules = rule_arguments(call)
+    stored = arguments.stored_strides(call, key), arguments.stored_strides(call, value)
     whole = arguments.constants(call, rules, visible, pack, splits, tile)
     whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `width_parts`
     const = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
@@ -93,7 +98,7 @@ def forward(call: Call) -> Result:
     for rescue in (False, True):
         kernels.forward[grid](
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
-            query.stride()[:3], key.stride()[:3], value.stride()[:3], strides, B, Hq, group, Lq,
+            query.stride()[:3], *stored, strides, B, Hq, group, Lq,
             *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
             const=rescued if rescue else const, RESCUE=rescue,
             num_warps=tile.warps, num_stages=1 if rescue else tile.stages,

@@ -54,7 +54,8 @@ def normalizers(call: Call, logsumexp: Tensor, nothing_visible: bool) -> Normali
         rules = rule_arguments(call)
         kernels.normalizers[visible.tiles, Hq, visible.rows](
             query, key, logsumexp, arguments.sink(call), *found,
-            query.stride()[:3], key.stride()[:3], Hq, Hq // Hkv, Lq, *visible.of_tile, *arguments.scoring(call, rules),
+            query.stride()[:3], arguments.stored_strides(call, key), Hq, Hq // Hkv, Lq, *visible.of_tile,
+            *arguments.scoring(call, rules),
             const=arguments.constants(call, rules, visible, 1, 1, tile), num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
     return found

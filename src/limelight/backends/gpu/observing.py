@@ -87,7 +87,7 @@ class _Passes:
         const = arguments.constants(call, rules, self.visible, 1, 1, self.tile)
         self.scoring = arguments.scoring(call, rules)
         self.normalizer = tuple(normalizers(call, logsumexp, nothing_visible)[1:])
-        self.strides = (self.query.stride()[:3], self.key.stride()[:3])
+        self.strides = (self.query.stride()[:3], arguments.stored_strides(call, self.key))
         self.options: dict[str, Any] = {"const": const, "num_warps": self.tile.warps, "num_stages": 1}
 
     def new(self, *shape: int, value: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -13,6 +13,7 @@ from .scores import (
     load_rows,
     raw_scores,
     reference_point,
+    strides_of_text,
     with_a_sink,
 )
 from .visibility import any_visible, blocks, in_tiles, interval_of, intervals, program
@@ -82,10 +83,10 @@ def _block(
     D: tl.constexpr = const.D
     WIDTH: tl.constexpr = const.WIDTH
     b, key_head, h, i, _, _ = rows
-    k = load_rows(keys[1], keys[2], b, key_head, j, columns, D, WIDTH, MASKED)
+    k = load_rows(keys[1], keys[2], b, key_head, j, columns, D, WIDTH, MASKED, const.PAGE)
     if const.REST > 0:
         REST: tl.constexpr = const.REST
-        more = load_rows(keys[1] + WIDTH, keys[2], b, key_head, j, columns, D - WIDTH, REST, MASKED)
+        more = load_rows(keys[1] + WIDTH, keys[2], b, key_head, j, columns, D - WIDTH, REST, MASKED, const.PAGE)
         s = tl.dot(q[0], tl.trans(k), input_precision=PRECISION)
         s = tl.dot(q[1], tl.trans(more), s, input_precision=PRECISION)
         if const.SCALE_FIRST:
@@ -121,13 +122,13 @@ def _block(
         p = tl.where(kept(threshold, seed, random_row, h, i + query_offset, j[None, :] + key_offset), p, 0.0)
     VALUE_D: tl.constexpr = const.VALUE_D
     VALUE_WIDTH: tl.constexpr = const.VALUE_WIDTH
-    v = load_rows(values[0], values[1], b, key_head, j, columns, VALUE_D, VALUE_WIDTH, MASKED)
+    v = load_rows(values[0], values[1], b, key_head, j, columns, VALUE_D, VALUE_WIDTH, MASKED, const.PAGE)
     # A score of minus infinity counts as unseen.
     main = add_product(p, v, s != -float("inf"), main, MODE)
     if const.VALUE_REST > 0:
         VALUE_REST: tl.constexpr = const.VALUE_REST
         behind = values[0] + VALUE_WIDTH
-        v = load_rows(behind, values[1], b, key_head, j, columns, VALUE_D - VALUE_WIDTH, VALUE_REST, MASKED)
+        v = load_rows(behind, values[1], b, key_head, j, columns, VALUE_D - VALUE_WIDTH, VALUE_REST, MASKED, const.PAGE)
         rest = add_product(p, v, s != -float("inf"), rest, MODE)
     return m_new, total, (main, rest)
 
@@ -225,8 +226,8 @@ def forward(
     key_head = tl.program_id(1) * const.PACK // group
     rows = (b, key_head, h[:, None], i[:, None], query_at[:, None], exists[:, None])
     limits = (key_begin, key_end, query_offset, key_offset)
-    keys = (query, key, key_strides)
-    values = (value, value_strides)
+    keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
+    values = (value, strides_of_text(value_strides, document, key_begin, const))
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
     dropout = (threshold, seed_of(seed), b * documents + document)

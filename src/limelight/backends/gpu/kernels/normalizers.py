@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .scores import LOG2_E, load_rows
+from .scores import LOG2_E, load_rows, strides_of_text
 from .second_pass import block_scores, rows_of
 from .visibility import blocks, interval_of, intervals, program
 
@@ -39,7 +39,7 @@ def normalizers(
 ):  # fmt: skip
     """The normalizers of a tile of queries (grid: tiles, heads, batch rows), each float32 ``(B, Hq, Lq)``. They follow
     from the logsumexp where it is precise enough; for other rows the scores are computed again."""
-    row, first, query_end, key_begin, key_end, query_offset, key_offset, _document = program(
+    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
         work, segments, segment, const
     )
     b = tl.where(row < 0, tl.program_id(2), row)
@@ -59,7 +59,7 @@ def normalizers(
         )
         rows = rows_of(b, h1, i, exists, group, query_strides)
         limits = (key_begin, key_end, query_offset, key_offset)
-        keys = (query, key, key_strides)
+        keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
         scoring = (scale, factor, compare, operands, numbers)
         D: tl.constexpr = const.D
         WIDTH: tl.constexpr = const.WIDTH

@@ -6,7 +6,7 @@ Each sum is accumulated by one program in a fixed order.
 import triton
 import triton.language as tl
 
-from .scores import LOG2_E, after_rules, load_rows, raw_scores
+from .scores import LOG2_E, after_rules, load_rows, raw_scores, strides_of_text
 from .second_pass import block_scores, rows_and_visibility, rows_of
 from .visibility import blocks, contains, interval_of, intervals, program, segment_at
 
@@ -43,7 +43,7 @@ def _tile(
     j = j1[None, :]
     normalizer = _normalizer(normalizer, (b.to(tl.int64) * heads + h) * queries + i1, exists)
     q = load_rows(query, query_strides, b, h, i1, exists, D, WIDTH, True)
-    k = load_rows(key, key_strides, b, key_head, j1, in_segment, D, WIDTH, True)
+    k = load_rows(key, key_strides, b, key_head, j1, in_segment, D, WIDTH, True, const.PAGE)
     s = raw_scores(q, k, rows, j, in_segment[None, :], (query, key, key_strides), scoring, const)
     s, _ = after_rules(s, rows, j, in_segment[None, :], key_offset - query_offset, scoring, const, 0)
     _power, w = _weights(tl.where(seen, s, -float("inf")), normalizer, scoring)
@@ -58,7 +58,7 @@ def row_statistics(
     const: tl.constexpr, TOP: tl.constexpr, FEATURES: tl.constexpr,
 ):  # fmt: skip
     """Statistics of the weights of each query of a tile (grid: tiles, heads, batch rows)."""
-    row, first, query_end, key_begin, key_end, query_offset, key_offset, _document = program(
+    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
         work, segments, segment, const
     )
     b = tl.where(row < 0, tl.program_id(2), row)
@@ -70,7 +70,7 @@ def row_statistics(
     )
     rows = rows_of(b, h1, i, exists, group, query_strides)
     limits = (key_begin, key_end, query_offset, key_offset)
-    keys = (query, key, key_strides)
+    keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
     D: tl.constexpr = const.D
@@ -152,7 +152,6 @@ def block_sums(
     h = tl.program_id(1)
     b = tl.program_id(2)
     tensors = (query, key, normalizer)
-    strides = (query_strides, key_strides)
     interval_tables = (spans, begins, ends, interval_strides)
     tile_map = (states, bits, map_strides)
     scoring = (scale, factor, compare, operands, numbers)
@@ -160,7 +159,7 @@ def block_sums(
     tiles_i = tl.cdiv(high, const.ROWS)
     tiles_j = tl.cdiv(wide, const.BLOCK)
     for number in range(count):
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _document = segment_at(
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = segment_at(
             number, segments, segment, const
         )
         i_end = tl.minimum(tl.minimum((block_i + 1) * high, queries), query_end)
@@ -177,6 +176,7 @@ def block_sums(
             )  # fmt: skip
             seen = contains(seen_by, j[None, :], const) & in_segment[None, :]
             if tl.max(tl.max(seen.to(tl.int32), 1), 0) > 0:
+                strides = (query_strides, strides_of_text(key_strides, document, key_begin, const))
                 acc += _tile(
                     b, h, group, i, exists, j, in_segment, (key_begin, key_end, query_offset, key_offset), heads,
                     queries, tensors, strides, interval_tables, tile_map, scoring, const,
@@ -203,18 +203,18 @@ def whole_rows(
     b = tl.program_id(2)
     i = tl.load(chosen_rows + r, mask=r < number_of_rows, other=-1).to(tl.int32)
     tensors = (query, key, normalizer)
-    strides = (query_strides, key_strides)
     interval_tables = (spans, begins, ends, interval_strides)
     tile_map = (states, bits, map_strides)
     scoring = (scale, factor, compare, operands, numbers)
     acc = tl.full((const.ROWS, const.BLOCK), 0.0, tl.float32)
     for number in range(count):
-        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _document = segment_at(
+        row, query_begin, query_end, key_begin, key_end, query_offset, key_offset, document = segment_at(
             number, segments, segment, const
         )
         exists = (i >= query_begin) & (i < query_end)
         in_segment = (j >= key_begin) & (j < key_end)
         if ((row < 0) | (row == b)) & (tl.max(exists.to(tl.int32), 0) * tl.max(in_segment.to(tl.int32), 0) > 0):
+            strides = (query_strides, strides_of_text(key_strides, document, key_begin, const))
             acc += _tile(
                 b, h, group, i, exists, j, in_segment, (key_begin, key_end, query_offset, key_offset), heads, queries,
                 tensors, strides, interval_tables, tile_map, scoring, const,

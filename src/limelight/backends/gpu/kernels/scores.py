@@ -70,11 +70,33 @@ def apply_rule(s, rows, j, columns, shift, operand, number, const: tl.constexpr,
 
 
 @triton.jit
-def load_rows(tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """``(rows, WIDTH)``: rows ``j`` of a head; ``MASKED`` reads only those in ``columns``; others are zeros."""
+def strides_of_text(strides, document, key_begin, const: tl.constexpr):
+    """Strides of keys or values for `load_rows`; of pages, with the document's row of the page table and the first of
+    its keys in the place of the whole table and its number of columns."""
+    if const.PAGE > 0:
+        page, head, slot, table, columns = strides
+        found = (page, head, slot, table + document * columns, key_begin)
+    else:
+        found = strides
+    return found
+
+
+@triton.jit
+def load_rows(
+    tensor, strides, b, head, j, columns, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    PAGE: tl.constexpr = 0,
+):  # fmt: skip
+    """``(rows, WIDTH)``: rows ``j`` of a head; ``MASKED`` reads only those in ``columns``; others are zeros. With
+    ``PAGE``, they lie in pages of as many keys, and ``strides`` are those of `strides_of_text`."""
     d = tl.arange(0, WIDTH)
-    base = tensor + b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
-    where = base + j.to(tl.int64)[:, None] * strides[2] + d[None, :]
+    if PAGE > 0:
+        key = j - strides[4]
+        page = tl.load(strides[3] + key // PAGE, mask=columns, other=0).to(tl.int64)
+        place = page * strides[0] + head.to(tl.int64) * strides[1] + (key % PAGE).to(tl.int64) * strides[2]
+        where = tensor + place[:, None] + d[None, :]
+    else:
+        base = tensor + b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+        where = base + j.to(tl.int64)[:, None] * strides[2] + d[None, :]
     if MASKED:
         found = tl.load(where, mask=columns[:, None] & (d[None, :] < D), other=0.0)
     elif D < WIDTH:

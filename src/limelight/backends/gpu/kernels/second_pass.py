@@ -46,7 +46,7 @@ def block_scores(q, n, begin, end, rows, limits, keys, scoring, tile_map, const:
     seen = (j >= begin[:, None]) & (j < end[:, None])
     if const.MAP_ROWS > 0:
         seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
-    k = load_rows(keys[1], keys[2], rows[0], rows[1], j1, in_segment, D, WIDTH, True)
+    k = load_rows(keys[1], keys[2], rows[0], rows[1], j1, in_segment, D, WIDTH, True, const.PAGE)
     s = raw_scores(q, k, rows, j, in_segment[None, :], keys, scoring, const)
     s, _slope = after_rules(s, rows, j, in_segment[None, :], key_offset - query_offset, scoring, const, 0)
     return j1, in_segment, tl.where(seen, s, -float("inf"))
