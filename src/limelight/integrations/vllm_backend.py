@@ -1,0 +1,327 @@
+"""vLLM's attention backend over `limelight.attention`: every batch, prompts and next tokens together, is one call.
+
+vLLM's scheduler decides which tokens of which texts are computed, and in which pages of the cache their keys and
+values lie. `Builder` describes that once for each step, as a `Paged` layout; `Impl` is one layer of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, AttentionType, MultipleOf
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, KVCacheLayout
+
+from ..forms.layouts import Layout, Packed
+from ..forms.observations import Observations, Observe
+from ..operator.attention import attention
+from . import vllm_watch
+from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, refuse
+from .serving_observe import Record, Wanted, split
+
+#: Sizes of pages that the kernels read in place are multiples of this.
+PAGE_MULTIPLE = 16
+
+
+class Backend(CPUAttentionBackend):  # type: ignore[misc]
+    """Limelight in the place of vLLM's ``CPU_ATTN``."""
+
+    supported_kv_cache_dtypes: ClassVar[list[str]] = list(CACHE_DTYPES)
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:
+        """Page sizes that the kernels read in place."""
+        return [MultipleOf(PAGE_MULTIPLE)]
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        """An empty list, which means that every head width is served."""
+        return []
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Pages in which a head's keys lie in one piece, and its values behind them."""
+        return (KVCacheLayout.LBHNC,)
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Sinks are served: ``True`` for every layer."""
+        return True
+
+    @staticmethod
+    def get_impl_cls() -> type[Impl]:
+        """The class of a layer's attention, `Impl`."""
+        return Impl
+
+    @staticmethod
+    def get_builder_cls() -> type[Builder]:
+        """The class that describes a step, `Builder`."""
+        return Builder
+
+
+class CustomBackend(Backend):
+    """Limelight as vLLM's ``CUSTOM`` backend, which ``--attention-backend CUSTOM`` chooses on GPUs."""
+
+    @staticmethod
+    def get_name() -> str:
+        """The name under which vLLM finds the backend."""
+        return "CUSTOM"
+
+
+@dataclass
+class Step:
+    """The tokens that a group of layers computes in one step.
+
+    Attributes:
+        starts: where the queries of each text begin among the ``starts[-1]`` queries of the step.
+        key_lengths: keys of each text, those of this step included.
+        pages: ``(R, M)`` int32 page table; ``None`` where keys come with the queries (encoders).
+        causal: whether a token sees only those before it and itself.
+        layout: all of it as a layout.
+        slot_mapping: where the cache takes each token's key and value; vLLM's cross-attention sets it.
+    """
+
+    starts: list[int]
+    key_lengths: list[int]
+    pages: np.ndarray[Any, Any] | None
+    causal: bool
+    layout: Layout
+    slot_mapping: Tensor | None
+    parts: dict[tuple[int, ...], Part] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, starts: list[int], key_lengths: list[int], pages: np.ndarray[Any, Any] | None, causal: bool, slots: Any
+    ) -> Step:
+        """A step of these texts, with its layout."""
+        return cls(starts, key_lengths, pages, causal, _layout(starts, key_lengths, pages), slots)
+
+    def part(self, rows: Sequence[int]) -> Part:
+        """The texts of some ``rows`` alone; made once for all layers."""
+        found = self.parts.get(tuple(rows))
+        if found is None:
+            tokens = torch.cat([torch.arange(self.starts[row], self.starts[row + 1]) for row in rows])
+            starts = [0]
+            for row in rows:
+                starts.append(starts[-1] + self.starts[row + 1] - self.starts[row])
+            keys = [self.key_lengths[row] for row in rows]
+            pages = None if self.pages is None else self.pages[list(rows)]
+            found = self.parts[tuple(rows)] = Part(tokens, starts, keys, _layout(starts, keys, pages))
+        return found
+
+
+@dataclass
+class Part:
+    """Some of the texts of a `Step`.
+
+    Attributes:
+        tokens: indices of their queries in the step.
+        starts: where the queries of each text begin among those of the part.
+        key_lengths: keys of each text.
+        layout: all of it as a layout.
+    """
+
+    tokens: Tensor
+    starts: list[int]
+    key_lengths: list[int]
+    layout: Layout
+
+
+def _layout(starts: list[int], key_lengths: list[int], pages: np.ndarray[Any, Any] | None) -> Layout:
+    queries = tuple(last - first for first, last in pairwise(starts))
+    return Packed(queries) if pages is None else Packed(queries, tuple(key_lengths))
+
+
+class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
+    """Describes each step of the scheduler to the layers of one group of the cache."""
+
+    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.encoder_only = isinstance(kv_cache_spec, EncoderOnlyAttentionSpec)
+        layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names)
+        refuse("this model", reasons_against_model(vllm_config, layers.values()))
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Step:
+        """The step that ``common_attn_metadata`` describes; the other arguments are not read."""
+        common = common_attn_metadata
+        if isinstance(common.causal, Tensor):
+            refuse("this batch", ["some of its texts are causal and others are not"])
+        starts = common.query_start_loc_cpu.tolist()
+        queries = [last - first for first, last in pairwise(starts)]
+        if self.encoder_only:
+            return Step.of(starts, queries, None, common.causal, None)
+        pages = common.block_table_tensor.cpu().numpy()
+        return Step.of(starts, common.seq_lens.tolist(), pages, common.causal, common.slot_mapping)
+
+
+def reasons_against_model(config: Any, layers: Any) -> list[str]:
+    """Why a model cannot be served under a configuration of vLLM; an empty list when it can."""
+    reasons, model, parallel = [], config.model_config, config.parallel_config
+    if model.is_mm_prefix_lm and not getattr(model.multimodal_config, "language_model_only", False):
+        reasons.append(
+            "its images attend to themselves in both directions, which is not served; --language-model-only serves "
+            "its texts"
+        )
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        reasons.append("texts divided over several processes (context parallelism) are not served")
+    for layer in layers:
+        width, value_width = getattr(layer, "head_size", None), getattr(layer, "head_size_v", None)
+        if value_width is not None and width != value_width:
+            reasons.append(f"its values are {value_width} wide and its keys {width}, which its cache does not hold")
+            break
+    if vllm_watch.installed():
+        if config.speculative_config is not None:
+            reasons.append(
+                "speculative decoding computes tokens that are thrown away, which LIMELIGHT_OBSERVE cannot tell"
+            )
+        if config.use_v2_model_runner:
+            reasons.append("LIMELIGHT_OBSERVE reads vLLM's model runner V1; set VLLM_USE_V2_MODEL_RUNNER=0")
+    return reasons
+
+
+class Impl(AttentionImpl):  # type: ignore[misc]
+    """The attention of one layer; vLLM makes it with the layer, and calls it in every step."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: Tensor | None = None,
+    ) -> None:
+        refuse(
+            "a layer of this model",
+            reasons_against_layer(
+                attn_type, kv_cache_dtype, torch.get_default_dtype(), kv_sharing_target_layer_name, sliding_window
+            ),
+        )
+        self.num_heads, self.head_size, self.scale = num_heads, head_size, float(scale)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.kv_cache_dtype, self.attn_type = kv_cache_dtype, attn_type
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.sliding_window = -1 if sliding_window is None else sliding_window
+        self.sinks = sinks
+        self.settings = LayerSettings.read(scale, sliding_window, logits_soft_cap, alibi_slopes)
+        self.patterns = {causal: self.settings.pattern(causal) for causal in (False, True)}
+        self.observable = attn_type != AttentionType.ENCODER_DECODER  # its queries have other positions than its keys
+        self.keeps = attn_type not in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+
+    def do_kv_cache_update(
+        self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        """Write the keys and values of a step's tokens, ``(T, Hkv, D)``, to their slots."""
+        if not self.keeps:
+            return
+        keys, values = halves(kv_cache)
+        size, count = keys.shape[2], len(slot_mapping)
+        if count and int(slot_mapping[-1]) < 0:  # padding, behind the tokens
+            count = int((slot_mapping >= 0).sum())
+        slots = slot_mapping[:count]
+        page, slot = slots // size, slots % size
+        keys[page, :, slot] = key[:count].to(keys.dtype)
+        values[page, :, slot] = value[:count].to(values.dtype)
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Step | None,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of a step's queries ``(T, Hq, D)``, written to ``output`` ``(T, Hq, D)``, which is returned."""
+        if output_scale is not None or output_block_scale is not None:
+            refuse("this layer", ["outputs that are quantized in the same pass are not written"])
+        if attn_metadata is None:  # vLLM runs the model once without a step, to measure its memory
+            return output.zero_()
+        step, count = attn_metadata, attn_metadata.starts[-1]
+        if self.keeps:
+            keys, values = halves(kv_cache)
+        else:
+            keys, values = (x[:count].transpose(0, 1)[None] for x in (key, value))
+        queries = query[:count].transpose(0, 1)[None]
+        watched = vllm_watch.chosen(layer.layer_name, len(step.key_lengths)) if self.observable else None
+        if not watched:
+            if step.pages is not None:
+                keys, values = (gathered(cache, step.pages, step.key_lengths) for cache in (keys, values))
+            output[:count] = self._attend(queries, keys, values, step.layout, step.causal)
+        else:
+            self._observe(layer.layer_name, queries, keys, values, step, watched, output)
+        return output
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool) -> Tensor:
+        result = attention(
+            query, key, value, layout=layout, pattern=self.patterns[causal], scores=self.settings.scores,
+            sink=self.sinks, scale=self.settings.scale,
+        )  # fmt: skip
+        return result[0].transpose(0, 1)
+
+    def _observe(
+        self, name: str, query: Tensor, key: Tensor, value: Tensor, step: Step, watched: dict[int, Record],
+        output: Tensor,
+    ) -> None:  # fmt: skip
+        """Attention in a call for each kind of observation, and in one for the texts that are not observed."""
+        groups: dict[Wanted | None, list[int]] = {}
+        for row in range(len(step.key_lengths)):
+            groups.setdefault(watched[row].wanted if row in watched else None, []).append(row)
+        for wanted, rows in groups.items():
+            part = step.part(rows)
+            queries, keys, values = query[:, :, part.tokens], key, value
+            if step.pages is None:
+                keys, values = key[:, :, part.tokens], value[:, :, part.tokens]
+            else:
+                keys, values = (gathered(cache, step.pages[rows], part.key_lengths) for cache in (key, value))
+            if wanted is None:
+                output[part.tokens] = self._attend(queries, keys, values, part.layout, step.causal)
+                continue
+            result, seen = self._seen(queries, keys, values, part.layout, step.causal, wanted.observe())
+            output[part.tokens] = result
+            lengths = [last - first for first, last in pairwise(part.starts)]
+            for row, queried, keyed, fields in zip(
+                rows, lengths, part.key_lengths, split(seen, lengths, part.key_lengths), strict=True
+            ):
+                watched[row].add(name, keyed - queried, fields)
+
+    def _seen(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, observe: Observe
+    ) -> tuple[Tensor, Observations]:
+        result, seen = attention(
+            query, key, value, layout=layout, pattern=self.patterns[causal], scores=self.settings.scores,
+            sink=self.sinks, scale=self.settings.scale, observe=observe,
+        )  # fmt: skip
+        return result[0].transpose(0, 1), seen
+
+
+def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, ``(pages, Hkv, size, D)``, of a cache ``(pages, Hkv, size, 2 D)``, as `Impl` fills it."""
+    pages, heads, size, width = kv_cache.shape
+    both = kv_cache.view(pages, heads, 2 * size, width // 2)
+    return both[:, :, :size], both[:, :, size:]
+
+
+def gathered(cache: Tensor, pages: np.ndarray[Any, Any], key_lengths: Sequence[int]) -> Tensor:
+    """Keys or values ``(1, Hkv, sum(key_lengths), D)`` of the texts whose ``pages`` of a cache are given."""
+    size, parts = cache.shape[2], []
+    for row, length in zip(pages, key_lengths, strict=True):
+        used = torch.as_tensor(row[: -(-length // size)].astype(np.int64))
+        parts.append(cache[used].transpose(0, 1).flatten(1, 2)[:, :length])
+    return torch.cat(parts, 1)[None]
