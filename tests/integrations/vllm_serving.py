@@ -430,12 +430,41 @@ def serving(folder: Path, *options: str) -> None:
         check("tokens of the prefix cache are named", kept, again["notes"])
         names = [one["request"] for one in fetched(f"{address}/v1/limelight/requests")["requests"]]
         check("only what was asked for was observed", len(names) == 2, len(names))
+        from limelight.microscope.served import look_at_server
+
+        served = look_at_server(address, " ".join(f"w{token}" for token in texts[3][:20]), generate=5)
+        want = [f"w{token}" for token in texts[3][:20] + continued(model, texts[3][:20], 5)]
+        check("limelight look --server", [token.strip() for token in served.tokens] == want, len(served.rows))
         check("an unknown request", fetched(f"{address}/v1/limelight/requests/nothing", 404) is None)
 
 
 def tensor_parallel(folder: Path) -> None:
     """The same from two processes, each with half of the heads."""
     serving(folder, "--tensor-parallel-size", "2")
+
+
+def compiled(folder: Path) -> None:
+    """The same tokens where vLLM compiles the model around attention, as it does by default (needs a C++ compiler)."""
+    path, texts = write_model(folder, "mistral"), prompts(40, 150, 17)
+    llm, model = engine(path, enforce_eager=False), eager(path)
+    check("compiled: eager's tokens", generated(llm, texts) == [continued(model, text, 12) for text in texts])
+
+
+def custom(folder: Path) -> None:
+    """The backend for GPUs can be imported, and takes what vLLM asks of it; no GPU is needed, and none is used."""
+    import torch
+    from vllm.platforms.interface import DeviceCapability
+    from vllm.plugins import load_general_plugins
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    load_general_plugins()
+    found = AttentionBackendEnum.CUSTOM.get_class()
+    reasons = found.validate_configuration(
+        head_size=96, dtype=torch.bfloat16, kv_cache_dtype="auto", block_size=64, use_mla=False, has_sink=True,
+        use_sparse=False, use_mm_prefix=False, use_per_head_quant_scales=False,
+        device_capability=DeviceCapability(9, 0), attn_type="decoder", has_sliding_window=True,
+    )  # fmt: skip
+    check("the backend for GPUs", found.__module__ == "limelight.integrations.vllm_backend" and not reasons, reasons)
 
 
 def refusals(folder: Path) -> None:
@@ -458,6 +487,8 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "aborts": (aborts, ()),
     "observations": (observations, ()),
     "refusals": (refusals, ()),
+    "compiled": (compiled, ()),
+    "custom": (custom, ()),
     "serving": (serving, ()),
     "tensor_parallel": (tensor_parallel, ()),
 }

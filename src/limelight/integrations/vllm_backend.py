@@ -165,7 +165,7 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
 def reasons_against_model(config: Any, layers: Any) -> list[str]:
     """Why a model cannot be served under a configuration of vLLM; an empty list when it can."""
     reasons, model, parallel = [], config.model_config, config.parallel_config
-    if model.is_mm_prefix_lm and not getattr(model.multimodal_config, "language_model_only", False):
+    if model.is_mm_prefix_lm:
         reasons.append(
             "its images attend to themselves in both directions, which is not served; --language-model-only serves "
             "its texts"
