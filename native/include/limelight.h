@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 6
+#define LL_VERSION 7
 #define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4) /* no bound; adding a position to it does not overflow */
@@ -45,8 +45,18 @@ typedef struct ll_segment {
     int64_t query_begin, query_end;
     int64_t key_begin, key_end;
     int64_t query_offset, key_offset;
-    int64_t dropout_row; /* row id of the dropout counter; with row = -1: batch index * segment_count + dropout_row */
+    int64_t dropout_row;   /* row id of the dropout counter; with row = -1: batch index * segment_count + dropout_row */
+    int64_t page_offset;   /* see ll_pages */
+    int64_t whole_queries; /* queries of the document, where these are a part of it; 0: these are all of it */
 } ll_segment;
+
+/* Keys and values in pages: key and value are (pages, Hkv, size, D), and the batch size is 1. Key index k of a segment
+ * lies in slot (k + page_offset) % size of page table[(k + page_offset) / size]. */
+typedef struct ll_pages {
+    const int32_t* table; /* null: not in pages */
+    int64_t length;       /* of the table */
+    int64_t count, size;  /* pages, and keys of each */
+} ll_pages;
 
 /* Key positions [start, end) seen by a query at position p, while query_from <= p < query_to:
  *   from  max(start, p + start_offset, floor(p / chunk) * chunk + chunk_start)
@@ -137,6 +147,7 @@ typedef struct ll_call {
     int64_t span_count;
     ll_intervals intervals;
     ll_tile_map tiles;
+    ll_pages pages;
     const ll_rule* rules;
     int64_t rule_count;
     const ll_observation* observation;

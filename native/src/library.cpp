@@ -32,6 +32,26 @@ int check_segment(const ll_call& call, int64_t s) {
     return DONE;
 }
 
+// Whether every key of the segment lies in a page.
+int check_pages(const ll_call& call, int64_t s) {
+    const ll_segment& g = call.segments[s];
+    const ll_pages& pages = call.pages;
+    if (g.key_begin == g.key_end) return DONE;
+    int64_t first, last;
+    bool outside = __builtin_add_overflow(g.key_begin, g.page_offset, &first) ||
+                   __builtin_add_overflow(g.key_end - 1, g.page_offset, &last) || first < 0 ||
+                   last / pages.size >= pages.length;
+    if (outside)
+        return fail("segment %lld: keys [%lld, %lld) with page offset %lld lie outside the table of %lld pages",
+                    (long long)s, (long long)g.key_begin, (long long)g.key_end, (long long)g.page_offset,
+                    (long long)pages.length);
+    for (int64_t n = first / pages.size; n <= last / pages.size; ++n)
+        if (pages.table[n] < 0 || pages.table[n] >= pages.count)
+            return fail("entry %lld of the page table is %lld; there are %lld pages", (long long)n,
+                        (long long)pages.table[n], (long long)pages.count);
+    return DONE;
+}
+
 // Whether a product of sizes, in bytes with a margin, overflows.
 bool overflows(std::initializer_list<int64_t> sizes) {
     int64_t product = 1024;
@@ -74,8 +94,13 @@ int check(const ll_call& call) {
     if (call.observation && call.observation->top > 0 && call.keys > MAX_KEYS)
         return fail("the largest weights are kept of at most %lld keys; there are %lld", (long long)MAX_KEYS,
                     (long long)call.keys);
-    for (int64_t s = 0; s < call.segment_count; ++s)
+    if (call.pages.table && (call.batch != 1 || call.pages.size < 1))
+        return fail("keys in pages need a batch of 1 and pages of at least one key; they are %lld and %lld",
+                    (long long)call.batch, (long long)call.pages.size);
+    for (int64_t s = 0; s < call.segment_count; ++s) {
         if (int status = check_segment(call, s)) return status;
+        if (int status = call.pages.table ? check_pages(call, s) : DONE) return status;
+    }
     return DONE;
 }
 
@@ -139,6 +164,7 @@ int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
         (gradients->key.data && gradients->key.strides[3] != 1) ||
         (gradients->value.data && gradients->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
+    if (call.pages.table) return fail("there is no backward pass for keys in pages");
     ActiveCall active;
     return finished(found->backward(call, *gradients));
 }

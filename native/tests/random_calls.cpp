@@ -144,17 +144,17 @@ struct RandomCall {
 
     void choose_segments() {
         switch (among(0, 2)) {
-            case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0}); break;
+            case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0}); break;
             case 1:  // padding: a segment for each row
                 for (int64_t b = 0; b < B; ++b) {
                     int64_t q = among(0, Lq), k = among(0, Lk);
-                    segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b});
+                    segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b, 0, 0});
                 }
                 break;
             default:  // documents
                 for (int64_t d = 0, q = 0, k = 0; d < 3; ++d) {
                     int64_t more_q = d == 2 ? Lq : among(q, Lq), more_k = d == 2 ? Lk : among(k, Lk);
-                    segments.push_back({-1, q, more_q, k, more_k, more_k - more_q, -k, d});
+                    segments.push_back({-1, q, more_q, k, more_k, more_k - more_q, -k, d, 0, 0});
                     q = more_q, k = more_k;
                 }
         }

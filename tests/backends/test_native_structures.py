@@ -34,16 +34,17 @@ GROUPS = {
 def test_a_field_is_packed_where_the_library_reads_it(structure, field, by_position):
     (reported,) = [f for f in library.layout() if (f.structure, f.name) == (structure.name, field.name)]
     count = reported.size // 8
-    name, value = field.name, (7,) * count if count > 1 else 7
+    mark = structures.VERSION + 1  # no default
+    name, value = field.name, (mark,) * count if count > 1 else mark
     for group, members in GROUPS.items():
         if group in structure._initial and name in members:
-            name, value = group, tuple(7 if member == name else 0 for member in members)
+            name, value = group, tuple(mark if member == name else 0 for member in members)
     packed = structure.packer(name)(value) if by_position else structure.pack(**{name: value})
     numbers = struct.unpack(f"{structure.size // 8}q", packed)
-    seven = struct.unpack("q", struct.pack("d", 7.0))[0] if field.type == "d" else 7
+    packed_mark = struct.unpack("q", struct.pack("d", mark))[0] if field.type == "d" else mark
     changed = [n for n, number in enumerate(numbers) if number not in (0, structures.VERSION)]
     assert changed == list(range(reported.offset // 8, (reported.offset + reported.size) // 8))
-    assert field.type == "T" or all(numbers[n] == seven for n in changed)
+    assert field.type == "T" or all(numbers[n] == packed_mark for n in changed)
 
 
 def shifted(structure):
@@ -69,7 +70,7 @@ def test_a_shifted_field_is_noticed(structure):
             lambda rows: [r._replace(type="q") if r.name == "epsilon" else r for r in rows],
             "`ll_norm.epsilon` .* type q",
         ),
-        (lambda rows: [r._replace(size=72) if r == ("ll_segment", "", 0, 64, "T") else r for r in rows], "72 bytes"),
+        (lambda rows: [r._replace(size=72) if r[:2] == ("ll_segment", "") else r for r in rows], "72 bytes"),
     ],
 )
 def test_every_difference_is_named(change, words):

@@ -29,6 +29,7 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Paged,
     Predicate,
     Prefix,
     RelativeBias,
@@ -74,6 +75,13 @@ def _packed(draw, s):
     return Packed(*lengths)
 
 
+def _paged(draw, s):
+    cuts = draw(st.integers(0, 3))
+    lengths = [_cut(draw, total, cuts) for total in (s.Lq, s.Lk)]
+    pages = torch.arange((cuts + 1) * s.Lk).reshape(cuts + 1, s.Lk)  # enough for pages of a single key
+    return Paged(*([torch.tensor(n) for n in lengths] if draw(st.booleans()) else lengths), pages)
+
+
 def _key_mask(draw, s):
     share = draw(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -101,12 +109,12 @@ def _portion(kind):
             for q0, q1 in queries:
                 document, query_offset = draw(st.integers(0, count - 1)), draw(offsets)
                 for _ in range(most):
-                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document)
+                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document, 0, 0)
                     table += [numbers] if q0 < q1 else []
         exists = None
         if draw(st.booleans()):
             exists = torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=_generator(draw)) < 0.7
-        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 8), count, exists)
+        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 10), count, exists)
 
     return drawn
 
@@ -120,6 +128,7 @@ LAYOUTS = {
     Aligned: _aligned,
     Padded: _padded,
     Packed: _packed,
+    Paged: _paged,
     KeyMask: _key_mask,
     Subset: _subset,
     Portion: _portion(Portion),

@@ -9,6 +9,7 @@
 #include "../tiles/shapes.h"
 #include "additive.h"
 #include "blocks.h"
+#include "pages.h"
 #include "problem.h"
 #include "rules.h"
 #include "visibility.h"
@@ -103,9 +104,11 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
     const ll_call& call = problem.call;
     for (int i = 0; i < QUERIES; i += LANES) store(peak + i, broadcast(-INF));
     if (call.compare)
-        additive_scores(row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin), call.key.strides[2],
-                        block.count, (const Float*)packed, tile.count, compare_vector(call, tile.head), call.width,
-                        scores);
+        for_each_page(call, *tile.segment, keys_read(call, tile, block), [&](int64_t key, int64_t count) {
+            additive_scores(key_row(call, call.key, tile, key), call.key.strides[2], (int)count, (const Float*)packed,
+                            tile.count, compare_vector(call, tile.head), call.width,
+                            scores + (key - block.begin) * QUERIES);
+        });
     else
         score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
                       tile.count, problem.steps, scores, peak, part.of_queries);

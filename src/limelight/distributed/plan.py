@@ -107,7 +107,7 @@ def stretches(
 
     Args:
         lowered: the pattern in the whole.
-        segments: ``(n, 8)``, the layout of the whole.
+        segments: ``(n, 10)``, the layout of the whole.
         runs: the queries that each rank holds.
         contiguous: whether the keys of a stretch must be one range; keys between those that are seen are then added.
     """
@@ -313,14 +313,15 @@ def _segments(
     """
     if not stretch.keys:
         return []
-    row, _, _, _, _, query_offset, key_offset, number = segment
+    row, q0, q1, _, _, query_offset, key_offset, number, _, _ = segment
     found: list[tuple[int, ...]] = []
     for begin, end, place in pieces:
         first, last = max(begin, stretch.keys[0][0]), min(end, stretch.keys[-1][1])
         if first < last:
             k0 = place + first - begin
             queries = stretch.first + shift, stretch.last + shift
-            found.append((row, *queries, k0, k0 + last - first, query_offset - shift, key_offset + first - k0, number))
+            offsets = query_offset - shift, key_offset + first - k0
+            found.append((row, *queries, k0, k0 + last - first, *offsets, number, 0, q1 - q0))
     return found
 
 

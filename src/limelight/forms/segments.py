@@ -18,16 +18,22 @@ from .coordinates import Coordinates
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Fields of a segment, eight int64. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
-#: document that dropout is a function of.
-FIELDS = ("row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row")
-SEGMENT_BYTES = 64
-_PACK = struct.Struct("8q")
+#: Fields of a segment, int64 each. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
+#: document that dropout is a function of. Where keys lie in pages, key ``k`` is entry ``k + page_offset`` of all
+#: entries of the page table, ``size`` to a page. ``whole_queries``: how many queries the document has, where these are
+#: a part of it; 0 where these are all of it. A kernel for few queries over many keys is chosen by it, so that a part
+#: of a document is computed like the whole.
+FIELDS = (
+    "row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row",
+    "page_offset", "whole_queries",
+)  # fmt: skip
+SEGMENT_BYTES = 8 * len(FIELDS)
+_PACK = struct.Struct(f"{len(FIELDS)}q")
 
 
 def one_segment(Lq: int, key_begin: int, key_end: int, query_offset: int, key_offset: int) -> bytes:
     """The only segment of a layout that is the same for every batch row: all ``Lq`` queries, one range of keys."""
-    return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0)
+    return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0, 0, 0)
 
 
 def pack(count: int, **columns: int | NDArray[np.int64]) -> bytes:
@@ -40,7 +46,7 @@ def pack(count: int, **columns: int | NDArray[np.int64]) -> bytes:
 
 
 def unpack(segments: bytes) -> NDArray[np.int64]:
-    """``(n, 8)``: the segments, by `FIELDS`."""
+    """``(n, 10)``: the segments, by `FIELDS`."""
     return np.frombuffer(segments, np.int64).reshape(-1, len(FIELDS))
 
 
@@ -68,7 +74,7 @@ class KeyRanges(NamedTuple):
         table = unpack(segments)
         rows = 1 if len(table) and (table[:, 0] == -1).all() else int(table[:, 0].max(initial=0)) + 1
         ranges = cls(*(np.zeros((rows, Lq), np.int64) for _ in cls._fields))
-        for row, q0, q1, k0, k1, query_offset, key_offset, _ in table.tolist():
+        for row, q0, q1, k0, k1, query_offset, key_offset in table[:, :7].tolist():
             queries = max(row, 0), slice(q0, q1)
             ranges.position[queries] = np.arange(q0, q1) + query_offset
             ranges.key_begin[queries], ranges.key_end[queries], ranges.key_offset[queries] = k0, k1, key_offset

@@ -111,7 +111,7 @@ def _layout_of(positions: Tensor) -> Layout | None:
         return Packed(tuple(last - first for first, last in zip(edges[0], edges[0][1:], strict=False)))
     count = max(map(len, edges)) - 1
     table = [
-        (row, first, last, first, last, -first, -first, row * count + number)
+        (row, first, last, first, last, -first, -first, row * count + number, 0, 0)
         for row, found in enumerate(edges)
         for number, (first, last) in enumerate(pairwise(found))
     ]

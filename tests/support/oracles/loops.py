@@ -26,6 +26,7 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Paged,
     Predicate,
     Prefix,
     RelativeBias,
@@ -69,7 +70,7 @@ def places(layout, B, Lq, Lk):
                 queries, keys = [None] * (Lq - nq) + real_queries, [None] * (Lk - nk) + real_keys
         elif isinstance(layout, (Portion, ScatteredPortion)):
             queries, keys, groups = [None] * Lq, [None] * Lk, []
-            for row, q0, q1, k0, k1, query_offset, key_offset, number in layout.table.tolist():
+            for row, q0, q1, k0, k1, query_offset, key_offset, number in layout.table[:, :8].tolist():
                 if row != b:
                     continue
                 if q0 not in groups:
@@ -80,7 +81,7 @@ def places(layout, B, Lq, Lk):
                 keys[k0:k1] = [
                     (j + key_offset, document) if exists is None or exists[j] else None for j in range(k0, k1)
                 ]
-        elif isinstance(layout, Packed):
+        elif isinstance(layout, (Packed, Paged)):
             lengths_q = [int(n) for n in layout.query_lengths]
             lengths_k = lengths_q if layout.key_lengths is None else [int(n) for n in layout.key_lengths]
             for document, (nq, nk) in enumerate(zip(lengths_q, lengths_k, strict=True)):

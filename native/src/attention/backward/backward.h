@@ -83,12 +83,13 @@ struct BackwardMemory {
 };
 
 inline int backward(const ll_call& call, const ll_gradients& gradients) {
-    Tiles tiles(call, 1);
+    Tiles tiles(call, 1, true);
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
     PreparedOperand keys, value_rows, key_rows;
-    if (!call.compare) keys.left(call, call.key, call.width), key_rows.right(call, call.key, call.width);
-    value_rows.left(call, call.value, call.value_width);
+    Pieces all(call);
+    if (!call.compare) keys.left(call, call.key, all, call.width), key_rows.right(call, call.key, all, call.width);
+    value_rows.left(call, call.value, all, call.value_width);
     if (keys.failed || value_rows.failed || key_rows.failed) return OUT_OF_MEMORY;
     problem.keys = keys.operand;
 

@@ -11,6 +11,7 @@
 #include "../../tiles/shapes.h"
 #include "../additive.h"
 #include "../blocks.h"
+#include "../pages.h"
 #include "../problem.h"
 #include "../rules.h"
 #include "../scores.h"
@@ -65,6 +66,7 @@ struct DecodeScratch {
     Float* merged;      // [MAX_QUERIES][columns]
     Stored* values;     // [MAX_CHUNK][value width]; masked passes only
     uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes, and with dropout
+    StridedRows* sets;  // [2 * MAX_CHUNK + 1]: see DecodeChunk::list_sets
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
         queries = arena.take<Float>(MAX_ROWS * query_columns);
@@ -74,6 +76,7 @@ struct DecodeScratch {
         merged = arena.take<Float>(MAX_QUERIES * output_columns(problem));
         values = arena.take<Stored>(MAX_CHUNK * problem.call.value_width);
         seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
+        sets = arena.take<StridedRows>(2 * MAX_CHUNK + 1);
     }
 };
 
@@ -109,12 +112,13 @@ struct DecodeChunk {
     Range keys;
     DecodeScratch& own;
     PartialSoftmax part;
-    const Stored* next_key;  // where this thread will probably read next
-    int count = 0;           // keys of the chunk that some query sees
+    StridedRows next_keys;  // that this thread will probably read next
+    int set_count = 0;      // of rows at equal distances that the keys form, and the values
+    int count = 0;          // keys of the chunk that some query sees
     PrefetchStream prefetch;
 
     DecodeChunk(const Problem& p, const HeadGroup& g, const Visibility& v, int64_t number, DecodeScratch& scratch,
-                PartialSoftmax to, const Stored* next_keys)
+                PartialSoftmax to, const StridedRows& next)
         : problem(p),
           call(p.call),
           group(g),
@@ -122,7 +126,7 @@ struct DecodeChunk {
           keys(chunk_range(v, number)),
           own(scratch),
           part(to),
-          next_key(next_keys) {}
+          next_keys(next) {}
 
     // f(block, index of its first key in the rows of scores); returns the number of keys.
     template <class F>
@@ -134,28 +138,45 @@ struct DecodeChunk {
         return at;
     }
 
-    // f(first key, number of keys, index of the first in the rows of scores); consecutive blocks are joined.
+    // f(first key, number of keys); consecutive blocks are joined.
     template <class F>
     LL_INLINE void for_each_range(F f) const {
         int64_t begin = 0;
-        int keys = 0, first = 0;
-        for_each_block([&](const Block& block, int at) {
+        int keys = 0;
+        for_each_block([&](const Block& block, int) {
             if (begin + keys != block.begin) {
-                if (keys > 0) f(begin, keys, first);
-                begin = block.begin, keys = 0, first = at;
+                if (keys > 0) f(begin, keys);
+                begin = block.begin, keys = 0;
             }
             keys += block.count;
         });
-        if (keys > 0) f(begin, keys, first);
+        if (keys > 0) f(begin, keys);
     }
 
-    const Stored* row_of(const ll_tensor& tensor, int64_t key) const {
-        return row_at<const Stored>(tensor, group.tile.row, group.tile.key_head, key);
+    // Lists the chunk's keys as sets of rows at equal distances, in the order in which they are read; then its values;
+    // then the keys that are read after them.
+    void list_sets() {
+        auto list = [&](const ll_tensor& tensor, int64_t width, StridedRows* to) {
+            for_each_range([&](int64_t begin, int keys_of_range) {
+                for_each_page(call, *group.tile.segment, {begin, begin + keys_of_range},
+                              [&](int64_t key, int64_t keys) {
+                                  *to++ = {row_of(tensor, key), tensor.strides[2], width, (int)keys};
+                              });
+            });
+            return to;
+        };
+        set_count = (int)(list(call.key, call.width, own.sets) - own.sets);
+        *list(call.value, call.value_width, own.sets + set_count) = next_keys;
     }
-    StridedRows values_at(int64_t begin, int keys) const {
-        return {row_of(call.value, begin), call.value.strides[2], call.value_width, keys};
+
+    // f(keys, values, index of the first in the rows of scores) for each set.
+    template <class F>
+    LL_INLINE void for_each_set(F f) const {
+        int at = 0;
+        for (int n = 0; n < set_count; at += own.sets[n++].keys) f(own.sets[n], own.sets[set_count + n], at);
     }
-    StridedRows next_keys() const { return {next_key, call.key.strides[2], call.width, MAX_CHUNK}; }
+
+    const Stored* row_of(const ll_tensor& tensor, int64_t key) const { return key_row(call, tensor, group.tile, key); }
 
     void load_queries() const {
         for (int r = 0; r < group.rows(); ++r) {
@@ -200,9 +221,8 @@ struct DecodeChunk {
     }
 
     void score() {
-        for_each_range([&](int64_t begin, int keys, int at) {
-            StridedRows key{row_of(call.key, begin), call.key.strides[2], call.width, keys};
-            prefetch = PrefetchStream(key, values_at(begin, keys), next_keys());
+        if (set_count > 0) prefetch = PrefetchStream(own.sets, 2 * set_count + 1);
+        for_each_set([&](const StridedRows& key, const StridedRows&, int at) {
             if (call.compare) return;
             dot_product(key, (const KeyFloat*)own.queries, group.rows(), own.query_columns, prefetch, own.scores + at);
         });
@@ -265,21 +285,20 @@ struct DecodeChunk {
 
     // Visible pairs only: a row of V that is not finite counts as zero, and is added separately to the rows that see
     // it.
-    void add_values_masked(int64_t begin, int keys, int at) {
-        int64_t stride = call.value.strides[2], width = call.value_width, columns = output_columns(problem);
-        const Stored* value = row_of(call.value, begin);
-        for (int j = 0; j < keys; ++j) {
+    void add_values_masked(const StridedRows& value, int at) {
+        int64_t width = call.value_width, columns = output_columns(problem);
+        for (int j = 0; j < value.keys; ++j) {
             Stored* to = own.values + j * width;
-            bool nonfinite = !finite_row(value + j * stride, width);
+            bool nonfinite = !finite_row(value.at(j), width);
             if (nonfinite) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
-            else __builtin_memcpy(to, value + j * stride, sizeof(Stored) * (size_t)width);
+            else __builtin_memcpy(to, value.at(j), sizeof(Stored) * (size_t)width);
             for (int r = 0; nonfinite && r < group.rows(); ++r)
                 if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
-                        part.output[r * columns + c] +=
-                            own.scores[r * SCORE_ROW + at + j] * read(value + j * stride + c);
+                        part.output[r * columns + c] += own.scores[r * SCORE_ROW + at + j] * read(value.at(j) + c);
         }
-        value_product(own.scores + at, {own.values, width, width, keys}, group.rows(), prefetch, part.output, columns);
+        value_product(own.scores + at, {own.values, width, width, value.keys}, group.rows(), prefetch, part.output,
+                      columns);
     }
 
     template <bool masked>
@@ -291,10 +310,8 @@ struct DecodeChunk {
         for (int r = 0; problem.dropout_threshold && r < group.rows(); ++r) part.kept[r] = 0;
         if (problem.dropout_threshold) for_each_block([&](const Block& block, int at) { apply_dropout(block, at); });
         __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
-        for_each_range([&](int64_t begin, int keys, int at) {
-            if (masked) return add_values_masked(begin, keys, at);
-            StridedRows value = values_at(begin, keys);
-            if (keys < count) prefetch = PrefetchStream(value, next_keys(), next_keys());  // one of several ranges
+        for_each_set([&](const StridedRows&, const StridedRows& value, int at) {
+            if (masked) return add_values_masked(value, at);
             value_product(own.scores + at, value, group.rows(), prefetch, part.output, output_columns(problem));
         });
     }
@@ -310,6 +327,7 @@ struct DecodeChunk {
 
     void run() {
         load_queries();
+        list_sets();
         compute<false>();
         if (!finite()) compute<true>();
     }

@@ -13,6 +13,7 @@
 #include "../../task.h"
 #include "../../tiles/reach.h"
 #include "../forward/tile.h"
+#include "../pages.h"
 #include "../problem.h"
 #include "../softmax.h"
 #include "../tiling.h"
@@ -49,13 +50,14 @@ struct DecodeJob {
         return same ? clamp<int64_t>(MAX_ROWS / queries, 1, group) : 1;
     }
 
-    bool list_groups() {
+    // Lists the groups of all short segments; `behind`: whether other tasks come before theirs. False without memory.
+    bool list_groups(int64_t threads, bool behind) {
         const ll_call& call = problem.call;
         int64_t count = 0, max_rows = 1;
         for (int64_t s = 0; s < call.segment_count; ++s) {
             const ll_segment& segment = call.segments[s];
             int64_t queries = segment.query_end - segment.query_begin, group = call.query_heads / call.key_heads;
-            if (queries == 0) continue;
+            if (queries == 0 || !is_short(segment)) continue;
             int64_t heads = heads_together(call, queries);
             max_rows = max(max_rows, heads * queries);
             count += (segment.row < 0 ? call.batch : 1) * call.key_heads * ((group + heads - 1) / heads);
@@ -65,7 +67,10 @@ struct DecodeJob {
                      : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
         if (!groups) return false;
         for (int64_t s = 0; s < call.segment_count; ++s)
-            if (call.segments[s].query_end > call.segments[s].query_begin) list_segment(s);
+            if (call.segments[s].query_end > call.segments[s].query_begin && is_short(call.segments[s]))
+                list_segment(s);
+        int64_t ranges = behind ? 1 : min(threads, group_count);
+        task_stride = ranges > 0 ? threads / ranges : 1;
         part_bytes = PartialSoftmax::bytes(max_rows, output_columns(problem));
         if (tasks == group_count) return true;
         memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
@@ -135,14 +140,16 @@ struct DecodeJob {
         }
     }
 
-    // The first key that a task reads.
-    const Stored* keys_of(int64_t task) const {
+    // The first keys that a task reads.
+    StridedRows keys_of(int64_t task) const {
+        const ll_call& call = problem.call;
         const HeadGroup& group = group_of(min(task, tasks - 1));
         Visibility visible;
-        find_visible(problem.call, group.tile, visible);
-        Range keys = chunk_range(visible, task - group.first);
-        return row_at<const Stored>(problem.call.key, group.tile.row, group.tile.key_head,
-                                    keys.begin == LL_HIGHEST ? 0 : keys.begin);
+        find_visible(call, group.tile, visible);
+        int64_t first = chunk_range(visible, min(task, tasks - 1) - group.first).begin;
+        if (first == LL_HIGHEST) return {(const Stored*)call.key.data, call.key.strides[2], call.width, 1};
+        int64_t keys = in_pages(call) ? keys_together(call, *group.tile.segment, first, first + MAX_CHUNK) : MAX_CHUNK;
+        return {key_row(call, call.key, group.tile, first), call.key.strides[2], call.width, (int)keys};
     }
 
     void run(int64_t task, DecodeScratch& own) {
@@ -158,28 +165,12 @@ struct DecodeJob {
     }
 };
 
-inline void decode_task(void* context, int64_t n) {
-    DecodeJob& job = *(DecodeJob*)context;
+inline void decode_task(DecodeJob& job, int64_t n) {
     if (should_stop(job.status)) return;
     Arena arena{thread_scratch<DecodeScratch>(job.status, job.problem)};
     if (!arena.memory) return;
     DecodeScratch own(arena, job.problem);
     job.run(n, own);
-}
-
-inline bool all_short(const ll_call& call) {
-    for (int64_t s = 0; s < call.segment_count; ++s)
-        if (call.segments[s].query_end - call.segments[s].query_begin > MAX_QUERIES) return false;
-    return true;
-}
-
-inline int decode(const Problem& problem, const Tiles& tiles) {
-    DecodeJob job(problem, tiles);
-    if (!job.list_groups()) return OUT_OF_MEMORY;
-    int64_t threads = worthwhile_threads(problem.call), ranges = min(threads, job.group_count);
-    job.task_stride = ranges > 0 ? threads / ranges : 1;
-    parallel(threads, job.tasks, decode_task, &job, ranges);
-    return job.status;
 }
 
 }  // namespace

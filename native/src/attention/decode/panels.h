@@ -10,7 +10,6 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int MAX_QUERIES = 16;  // maximum of a segment that decode() computes
 constexpr int MAX_ROWS = 16;     // rows computed together: the queries of all heads that share a key-value head
 constexpr int MAX_CHUNK = 1024;  // keys of a chunk, at most: see chunk_size
 constexpr int SCORE_ROW =

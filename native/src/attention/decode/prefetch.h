@@ -2,18 +2,11 @@
 #pragma once
 
 #include "../../simd/vector.h"
+#include "../pages.h"
 #include "pieces.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
-// Rows of memory at equal distances.
-struct StridedRows {
-    const Stored* row;
-    int64_t stride, width;
-    int keys;
-    const Stored* at(int j) const { return row + j * stride; }
-};
 
 // Whether non-temporal prefetches are at least as fast as others. On AMD's processors they bypass the L2 cache, which
 // is 5 % faster where memory is the bottleneck, and still hit the L3 cache; on Intel's, reads drop to a third of their
@@ -26,35 +19,35 @@ inline bool nontemporal_is_fast() {
 #endif
 }
 
-// Prefetches one line for each line that is read, LEAD lines in advance, through three consecutive sets of rows.
-// Hardware prefetchers follow a single ascending stream, but neither several rows at once nor the step to other memory.
+// Prefetches one line for each line that is read, LEAD lines in advance, through consecutive sets of rows. Hardware
+// prefetchers follow a single ascending stream, but neither several rows at once nor the step to other memory.
 class PrefetchStream {
     const Stored *line = nullptr, *end = nullptr;  // of the current row
     const Stored* row = nullptr;
     int64_t stride = 0, rows = 0;  // rows left, this one included
     int64_t unmatched = 0;         // elements read without a matching prefetch
     bool nontemporal = nontemporal_is_fast();
-    StridedRows second, third;
+    const StridedRows *next = nullptr, *last = nullptr;  // sets that follow the current one; the last is repeated
 
-    void start(const StridedRows& next) {
-        bool contiguous = next.stride == next.width;  // then they are one long row
-        row = line = next.row, stride = next.stride, rows = contiguous ? 1 : next.keys;
-        end = row + (contiguous ? next.width * next.keys : next.width);
+    void start(const StridedRows& set) {
+        bool contiguous = set.stride == set.width;  // then they are one long row
+        row = line = set.row, stride = set.stride, rows = contiguous ? 1 : set.keys;
+        end = row + (contiguous ? set.width * set.keys : set.width);
     }
     void next_row() {
         int64_t width = end - row;
         unmatched += line - end;  // the last line of a row counts as a whole line
         if (--rows > 0) row += stride, line = row, end = row + width;
-        else start(second), second = third;
+        else start(*next), next += next != last;
     }
 
 public:
     static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), LEAD = 192;
 
     PrefetchStream() = default;
-    PrefetchStream(const StridedRows& first, const StridedRows& second_rows, const StridedRows& third_rows)
-        : second(second_rows), third(third_rows) {
-        start(first);
+    // `count` sets, at least one; none is empty.
+    PrefetchStream(const StridedRows* sets, int64_t count) : next(sets + (count > 1)), last(sets + count - 1) {
+        start(*sets);
         for (int64_t left = LEAD * LINE; left > 0;) {
             int64_t step = min<int64_t>(left, end - line);
             line += step, left -= step;

@@ -18,15 +18,18 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
+// Groups of tiles, then the chunks of short segments.
 struct ForwardJob {
     const Problem& problem;
     const Tiles& tiles;
+    DecodeJob& decoding;
     Float* stats;
     int status;
 };
 
 inline void forward_task(void* context, int64_t n) {
     ForwardJob& job = *(ForwardJob*)context;
+    if (n >= job.tiles.count()) return decode_task(job.decoding, n - job.tiles.count());
     const ll_call& call = job.problem.call;
     Arena arena{thread_scratch<Scratch>(job.status, call, job.problem.value_columns, job.tiles.group_size)};
     if (!arena.memory) return;
@@ -63,8 +66,8 @@ inline void observe_task(void* context, int64_t n) {
         if (call.segments[s].row >= 0 && call.segments[s].row != row) continue;
         for (int64_t number = 0; number < job.tiles.in_segment(s); ++number, ++counted)
             if (counted % CHUNKS == chunk)
-                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map, job.stats, own, sums,
-                             job.status);
+                observe_tile(job.problem, job.tiles.tile_of(s, row, head, number), map,
+                             is_short(call.segments[s]) ? nullptr : job.stats, own, sums, job.status);
     }
 }
 
@@ -106,31 +109,34 @@ inline int tiles_per_group(const ll_call& call) {
 }
 
 inline int forward(const ll_call& call) {
-    Tiles tiles(call, tiles_per_group(call));
+    Tiles tiles(call, tiles_per_group(call), false);
     if (!tiles.first) return OUT_OF_MEMORY;
     Problem problem(call);
-    bool decoding = all_short(call);
     PreparedOperand keys, values;
-    if (!call.compare && (!decoding || call.observation)) keys.left(call, call.key, call.width);
-    if (!decoding) values.right(call, call.value, call.value_width);
-    if (keys.failed || values.failed) return OUT_OF_MEMORY;
-    problem.keys = keys.operand, problem.values = values.operand;
+    bool tiled = tiles.count() > 0;
+    if (tiled || call.observation) {
+        if (!call.compare) keys.left(call, call.key, Pieces(call, tiles, call.observation != nullptr), call.width);
+        if (tiled) values.right(call, call.value, Pieces(call, tiles, false), call.value_width);
+        if (keys.failed || values.failed) return OUT_OF_MEMORY;
+        problem.keys = keys.operand, problem.values = values.operand;
+    }
     Float* stats = nullptr;
-    if (call.observation && !decoding) {
+    if (call.observation && tiled) {
         stats = (Float*)malloc((size_t)(call.batch * call.query_heads * call.queries) * 2 * sizeof(Float) + 8);
         if (!stats) return OUT_OF_MEMORY;
     }
-    ForwardJob job{problem, tiles, stats, DONE};
-    bool split_heads = false;
-    if (!decoding || call.observation) {
-        TileOrder order(problem, tiles);
-        tiles.last_first = order.last_first, split_heads = order.split_heads;
-    }
-    if (decoding) job.status = decode(problem, tiles);
-    else
-        parallel(worthwhile_threads(call), tiles.count(), forward_task, &job,
-                 split_heads ? call.batch * call.query_heads : 1);
-    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, split_heads);
+    TileOrder order(problem, tiles);
+    tiles.last_first = order.last_first;
+    int64_t threads = worthwhile_threads(call);
+    DecodeJob decoding(problem, tiles);
+    ForwardJob job{problem, tiles, decoding, stats, DONE};
+    if (decoding.list_groups(threads, tiled)) {
+        int64_t ranges = tiled ? (order.split_heads ? call.batch * call.query_heads : 1) : decoding.group_count;
+        bool both = tiled && decoding.tasks > 0;
+        parallel(threads, tiles.count() + decoding.tasks, forward_task, &job, both ? 1 : ranges);
+        job.status = job.status != DONE ? job.status : decoding.status;
+    } else job.status = OUT_OF_MEMORY;
+    if (job.status == DONE && call.observation) job.status = observe_all(problem, tiles, stats, order.split_heads);
     free(stats);
     return job.status;
 }

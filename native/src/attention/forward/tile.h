@@ -10,6 +10,7 @@
 #include "../../tiles/shapes.h"
 #include "../../tiles/sums.h"
 #include "../blocks.h"
+#include "../pages.h"
 #include "../problem.h"
 #include "../scores.h"
 #include "../softmax.h"
@@ -27,6 +28,7 @@ struct Scratch {
     Factor* weights;            // the weights as factors, where these are not floats
     Factor* values;             // [BLOCK_KEYS / FOLD][columns]; masked passes only
     uint8_t* seen;              // [BLOCK_KEYS][QUERIES]; masked passes only
+    Stored* rows;               // [BLOCK_KEYS][value width]; masked passes only, where values lie in pages
     Factor* packed[MAX_GROUP];  // of each tile: its packed queries
     Float* output[MAX_GROUP];   // of each tile: sums over keys (tiles/sums.h)
 
@@ -35,6 +37,7 @@ struct Scratch {
         weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
+        rows = arena.take<Stored>(in_pages(call) ? BLOCK_KEYS * call.value_width : 0);
         for (int t = 0; t < group_size; ++t) {
             packed[t] = arena.take<Factor>(packed_size(call));
             output[t] = arena.take<Float>(QUERIES * columns);
@@ -47,17 +50,17 @@ struct Scratch {
 inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const VisiblePart& part,
                               const Factor* weights, Scratch& scratch, Float* output) {
     const ll_call& call = problem.call;
-    int64_t begin = block.begin, stride = call.value.strides[2], columns = problem.value_columns;
-    const Stored* value = row_at<const Stored>(call.value, tile.row, tile.key_head, begin);
+    int64_t columns = problem.value_columns;
+    StridedRows value = rows_of(call, call.value, call.value_width, tile, block, scratch.rows);
     uint8_t nonfinite_keys[BLOCK_KEYS];
-    for (int j = 0; j < block.count; ++j) nonfinite_keys[j] = !finite_row(value + j * stride, call.value_width);
-    pack_rows(value, stride, block.count, call.value_width, columns, nonfinite_keys, scratch.values);
+    for (int j = 0; j < block.count; ++j) nonfinite_keys[j] = !finite_row(value.at(j), call.value_width);
+    pack_rows(value.row, value.stride, block.count, call.value_width, columns, nonfinite_keys, scratch.values);
     add_over_keys(weights, scratch.values, block.count, tile.count, output, columns, part.of_queries);
     for (int j = 0; j < block.count; ++j)
         for (int i = 0; nonfinite_keys[j] && i < tile.count; ++i)
             if (scratch.seen[j * QUERIES + i])
                 for (int64_t c = 0; c < call.value_width; ++c)
-                    output[sum_index(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value + j * stride + c);
+                    output[sum_index(i, c, columns)] += scratch.scores[j * QUERIES + i] * read(value.at(j) + c);
 }
 
 // One tile during its pass over the keys.

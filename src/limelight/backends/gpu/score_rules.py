@@ -48,7 +48,7 @@ def distance_range(lowered: Lowered) -> tuple[int, int]:
     table = lowered.segment_table
     if not len(table):
         return 0, 0
-    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
+    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = table.T
     low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
     return low, max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
 

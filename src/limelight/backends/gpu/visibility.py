@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...forms.lowering import Lowered
+from ...forms.segments import unpack
 
 POSITION_LIMIT = 2**30  # positions are 32-bit integers in the kernels
 
@@ -21,7 +22,7 @@ class Visibility(NamedTuple):
     """A lowering on the device, cut into tiles of queries or of keys."""
 
     work: Tensor | None  # (n, 2) int32: segment and first row of each tile; None when one segment is the whole call
-    segments: Tensor | None  # (n, 8) int64
+    segments: Tensor | None  # (n, 10) int64
     segment: tuple[int, ...]  # query begin and end, key begin and end, offsets of queries and keys
     tiles: int  # the number of tiles
     rows: int  # batch rows of the grid: B, or 1 where each segment names its own
@@ -70,7 +71,7 @@ def visibility(lowered: Lowered, queries: int, device: torch.device) -> Visibili
     """The lowering on the device, cut into tiles of ``queries`` queries."""
     table = lowered.segment_table
     if len(table) == 1 and table[0, 0] == -1:
-        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table[0].tolist()
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = table[0].tolist()
         segment = (query_begin, query_end, key_begin, key_end, query_offset, key_offset)
         work, segments, tiles = None, None, -(-(query_end - query_begin) // queries)
         rows, longest = lowered.B, key_end - key_begin
@@ -119,7 +120,7 @@ def _query_tiles(segments: bytes, queries: int, device: torch.device) -> tuple[T
 
     Tiles that are far into their segment come last; those of a causal pattern see the most keys.
     """
-    table = np.frombuffer(segments, np.int64).reshape(-1, 8)
+    table = unpack(segments)
     counts = -(-(table[:, 2] - table[:, 1]) // queries)
     number = np.repeat(np.arange(len(table)), counts)
     within = np.arange(len(number)) - np.repeat(counts.cumsum() - counts, counts)
@@ -134,7 +135,7 @@ def _key_tiles(segments: bytes, keys: int, device: torch.device) -> Tensor:
 
     Tiles at the beginning of their segment come first; those of a causal pattern are seen by the most queries.
     """
-    table = np.frombuffer(segments, np.int64).reshape(-1, 8)
+    table = unpack(segments)
     begin, end = table[:, 3] // keys, -(-table[:, 4] // keys)
     counts = np.where(table[:, 3] < table[:, 4], end - begin, 0)
     number = np.repeat(np.arange(len(table)), counts)

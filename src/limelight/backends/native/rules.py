@@ -35,13 +35,13 @@ def distances(call: Call) -> tuple[int, int]:
     """The smallest and the largest distance from a query to a key."""
     if len(call.lowered.segments) == SEGMENT.size:  # the common one, without numpy
         segment: Any = SEGMENT.unpack(call.lowered.segments)
-        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = segment
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = segment
         low = key_begin + key_offset - query_end + 1 - query_offset
         return low, max(low, key_end - 1 + key_offset - query_begin - query_offset)
     table = call.lowered.segment_table
     if not len(table):
         return 0, 0
-    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, _ = table.T
+    _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = table.T
     low = int((key_begin + key_offset - query_end + 1 - query_offset).min())
     return low, max(low, int((key_end - 1 + key_offset - query_begin - query_offset).max()))
 

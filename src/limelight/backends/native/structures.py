@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-VERSION = 6  # LL_VERSION
+VERSION = 7  # LL_VERSION
 MAX_RULES = 8  # LL_MAX_RULES
 MAX_MATRICES = 4  # LL_MAX_MATRICES
 
@@ -142,8 +142,11 @@ SEGMENT = Structure(
     int64_t query_begin, query_end;
     int64_t key_begin, key_end;
     int64_t query_offset, key_offset;
-    int64_t dropout_row""",
+    int64_t dropout_row;
+    int64_t page_offset;
+    int64_t whole_queries""",
 )
+PAGES = Structure("ll_pages", "const int32_t* table; int64_t length; int64_t count, size")
 SPAN = Structure(
     "ll_span",
     """int64_t query_from, query_to;
@@ -209,6 +212,7 @@ CALL = Structure(
     int64_t span_count;
     ll_intervals intervals;
     ll_tile_map tiles;
+    ll_pages pages;
     const ll_rule* rules;
     int64_t rule_count;
     const ll_observation* observation""",

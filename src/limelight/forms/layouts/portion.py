@@ -21,7 +21,7 @@ class _Portion(Layout):
     """Some queries and keys of a larger call, given as segments.
 
     Args:
-        table: ``(n, 8)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.
@@ -58,7 +58,7 @@ class _Portion(Layout):
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
         query, key = (torch.zeros(3, B, L, dtype=torch.int64) for L in (Lq, Lk))
         groups: list[dict[int, int]] = [{} for _ in range(B)]  # of segments with the same queries, in each row
-        for row, q0, q1, k0, k1, query_offset, key_offset, number in self.table.tolist():
+        for row, q0, q1, k0, k1, query_offset, key_offset, number in self.table[:, :8].tolist():
             # Two groups of one document are told apart by multiples of the number of documents.
             group = groups[row].setdefault(q0, len(groups[row]))
             document = number - row * self.count + group * self.count
@@ -99,7 +99,7 @@ class Portion(_Portion):
     computes a rank's share of a call with it.
 
     Args:
-        table: ``(n, 8)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.
@@ -117,7 +117,7 @@ class ScatteredPortion(_Portion):
     kernels serve what depends on positions (ALiBi, a relative bias, dropout) under `Portion` alone.
 
     Args:
-        table: ``(n, 8)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.

@@ -92,7 +92,7 @@ def evaluate(spans: Spans, segments: NDArray[np.int64], Lq: int) -> Intervals:
         before[row, q0] += 1
     starts = np.zeros((max(1, max(before.values(), default=1) * len(spans)), rows, Lq), np.int64)
     ends = np.zeros_like(starts)
-    for place, (row, q0, q1, k0, k1, query_offset, key_offset, _) in zip(places, segments.tolist(), strict=True):
+    for place, (row, q0, q1, k0, k1, query_offset, key_offset, *_) in zip(places, segments.tolist(), strict=True):
         p = np.arange(q0, q1) + query_offset
         for n, span in enumerate(spans, place):
             start, end = _bounds(span, p)

@@ -9,12 +9,13 @@ import triton.language as tl
 
 SIDE = tl.constexpr(64)  # keys (and queries) of a tile of the tile map
 NO_KEY = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no key, and sorts last
+FIELDS = tl.constexpr(10)  # of a segment
 
 
 @triton.jit
 def load_segment(segments, number):
     """The first seven fields of a segment (`limelight.forms.segments`)."""
-    at = segments + number * 8
+    at = segments + number * FIELDS
     row = tl.load(at).to(tl.int32)
     query_begin = tl.load(at + 1).to(tl.int32)
     query_end = tl.load(at + 2).to(tl.int32)
