@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import get_layers_from_vllm_config
@@ -20,7 +19,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, A
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, KVCacheLayout
 
-from ..forms.layouts import Layout, Packed
+from ..forms.layouts import Layout, Packed, Paged
 from ..forms.observations import Observations, Observe
 from ..operator.attention import attention
 from . import vllm_watch
@@ -83,7 +82,7 @@ class Step:
     Attributes:
         starts: where the queries of each text begin among the ``starts[-1]`` queries of the step.
         key_lengths: keys of each text, those of this step included.
-        pages: ``(R, M)`` int32 page table; ``None`` where keys come with the queries (encoders).
+        pages: ``(R, M)`` page table; ``None`` where keys come with the queries (encoders).
         causal: whether a token sees only those before it and itself.
         layout: all of it as a layout.
         slot_mapping: where the cache takes each token's key and value; vLLM's cross-attention sets it.
@@ -91,16 +90,14 @@ class Step:
 
     starts: list[int]
     key_lengths: list[int]
-    pages: np.ndarray[Any, Any] | None
+    pages: Tensor | None
     causal: bool
     layout: Layout
     slot_mapping: Tensor | None
     parts: dict[tuple[int, ...], Part] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, starts: list[int], key_lengths: list[int], pages: np.ndarray[Any, Any] | None, causal: bool, slots: Any
-    ) -> Step:
+    def of(cls, starts: list[int], key_lengths: list[int], pages: Tensor | None, causal: bool, slots: Any) -> Step:
         """A step of these texts, with its layout."""
         return cls(starts, key_lengths, pages, causal, _layout(starts, key_lengths, pages), slots)
 
@@ -135,9 +132,9 @@ class Part:
     layout: Layout
 
 
-def _layout(starts: list[int], key_lengths: list[int], pages: np.ndarray[Any, Any] | None) -> Layout:
+def _layout(starts: list[int], key_lengths: list[int], pages: Tensor | None) -> Layout:
     queries = tuple(last - first for first, last in pairwise(starts))
-    return Packed(queries) if pages is None else Packed(queries, tuple(key_lengths))
+    return Packed(queries) if pages is None else Paged(queries, tuple(key_lengths), pages)
 
 
 class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
@@ -158,7 +155,7 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
         queries = [last - first for first, last in pairwise(starts)]
         if self.encoder_only:
             return Step.of(starts, queries, None, common.causal, None)
-        pages = common.block_table_tensor.cpu().numpy()
+        pages = common.block_table_tensor.cpu()
         return Step.of(starts, common.seq_lens.tolist(), pages, common.causal, common.slot_mapping)
 
 
@@ -261,8 +258,6 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         queries = query[:count].transpose(0, 1)[None]
         watched = vllm_watch.chosen(layer.layer_name, len(step.key_lengths)) if self.observable else None
         if not watched:
-            if step.pages is not None:
-                keys, values = (gathered(cache, step.pages, step.key_lengths) for cache in (keys, values))
             output[:count] = self._attend(queries, keys, values, step.layout, step.causal)
         else:
             self._observe(layer.layer_name, queries, keys, values, step, watched, output)
@@ -286,10 +281,8 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         for wanted, rows in groups.items():
             part = step.part(rows)
             queries, keys, values = query[:, :, part.tokens], key, value
-            if step.pages is None:
+            if not self.keeps:
                 keys, values = key[:, :, part.tokens], value[:, :, part.tokens]
-            else:
-                keys, values = (gathered(cache, step.pages[rows], part.key_lengths) for cache in (key, value))
             if wanted is None:
                 output[part.tokens] = self._attend(queries, keys, values, part.layout, step.causal)
                 continue
@@ -316,12 +309,3 @@ def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     pages, heads, size, width = kv_cache.shape
     both = kv_cache.view(pages, heads, 2 * size, width // 2)
     return both[:, :, :size], both[:, :, size:]
-
-
-def gathered(cache: Tensor, pages: np.ndarray[Any, Any], key_lengths: Sequence[int]) -> Tensor:
-    """Keys or values ``(1, Hkv, sum(key_lengths), D)`` of the texts whose ``pages`` of a cache are given."""
-    size, parts = cache.shape[2], []
-    for row, length in zip(pages, key_lengths, strict=True):
-        used = torch.as_tensor(row[: -(-length // size)].astype(np.int64))
-        parts.append(cache[used].transpose(0, 1).flatten(1, 2)[:, :length])
-    return torch.cat(parts, 1)[None]
