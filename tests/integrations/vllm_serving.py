@@ -494,14 +494,25 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 }
 
 
+def generate_batch(folder: Path) -> int:
+    """transformers' own continuous batching, with the version that takes other implementations; pytest's status."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--no-deps"]
+    subprocess.run([*pip, "--target", str(folder), "transformers>=5.24,<5.25"], check=True)
+    paths = os.pathsep.join([str(folder), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "pytest", "-q", "tests/integrations/test_transformers_batching.py"]
+    return subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, cwd=ROOT, timeout=600, check=False
+    ).returncode
+
+
 def main() -> int:
     """Run the checks that the command line names, or all of them; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checks", nargs="*", metavar="check", help=f"of {', '.join(CHECKS)}")
+    parser.add_argument("checks", nargs="*", metavar="check", help=f"of {', '.join(CHECKS)}, generate_batch")
     parser.add_argument("--environment", type=Path, default=ROOT / "build" / "vllm")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if unknown := set(arguments.checks) - set(CHECKS):
+    if unknown := set(arguments.checks) - set(CHECKS) - {"generate_batch"}:
         parser.error(f"no such check: {', '.join(sorted(unknown))}")
     if arguments.inside:
         (name,) = arguments.checks
@@ -513,13 +524,16 @@ def main() -> int:
         plugins = Path(folder) / "plugins"
         plugins.mkdir()
         entry_points(plugins)
-        for name in arguments.checks or CHECKS:
+        for name in arguments.checks or [*CHECKS, "generate_batch"]:
             begun = time.monotonic()
             paths = os.pathsep.join([str(ROOT / "src"), str(plugins), os.environ.get("PYTHONPATH", "")])
             one = "1" if name in ("serving", "tensor_parallel") else "0"
             variables = os.environ | QUIET | {"PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": one}
             command = [str(python), "-P", __file__, name, "--inside", folder]
-            status = subprocess.run(command, env=variables, timeout=1200, check=False).returncode
+            if name == "generate_batch":
+                status = generate_batch(Path(folder) / "transformers")
+            else:
+                status = subprocess.run(command, env=variables, timeout=1200, check=False).returncode
             failed += [name] if status else []
             print(f"{'FAIL' if status else 'ok  '} {name} ({time.monotonic() - begun:.0f} s)", flush=True)
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "All is well.")

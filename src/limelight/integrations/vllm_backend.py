@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -84,57 +84,39 @@ class Step:
         key_lengths: keys of each text, those of this step included.
         pages: ``(R, M)`` page table; ``None`` where keys come with the queries (encoders).
         causal: whether a token sees only those before it and itself.
-        layout: all of it as a layout.
         slot_mapping: where the cache takes each token's key and value; vLLM's cross-attention sets it.
+        layout: all of it as a layout.
+        parts: what `part` made.
     """
 
     starts: list[int]
     key_lengths: list[int]
     pages: Tensor | None
     causal: bool
-    layout: Layout
-    slot_mapping: Tensor | None
-    parts: dict[tuple[int, ...], Part] = field(default_factory=dict)
+    slot_mapping: Tensor | None = None
+    layout: Layout = field(init=False)
+    parts: dict[tuple[int, ...], tuple[Tensor, Step]] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, starts: list[int], key_lengths: list[int], pages: Tensor | None, causal: bool, slots: Any) -> Step:
-        """A step of these texts, with its layout."""
-        return cls(starts, key_lengths, pages, causal, _layout(starts, key_lengths, pages), slots)
+    def __post_init__(self) -> None:
+        queries = self.query_lengths
+        self.layout = Packed(queries) if self.pages is None else Paged(queries, tuple(self.key_lengths), self.pages)
 
-    def part(self, rows: Sequence[int]) -> Part:
-        """The texts of some ``rows`` alone; made once for all layers."""
+    @property
+    def query_lengths(self) -> tuple[int, ...]:
+        """The number of queries of each text."""
+        return tuple(last - first for first, last in pairwise(self.starts))
+
+    def part(self, rows: Sequence[int]) -> tuple[Tensor, Step]:
+        """The indices of the queries of some ``rows``, and these texts as a step; made once for all layers."""
         found = self.parts.get(tuple(rows))
         if found is None:
             tokens = torch.cat([torch.arange(self.starts[row], self.starts[row + 1]) for row in rows])
-            starts = [0]
-            for row in rows:
-                starts.append(starts[-1] + self.starts[row + 1] - self.starts[row])
-            keys = [self.key_lengths[row] for row in rows]
+            lengths = self.query_lengths
+            starts = [0, *accumulate(lengths[row] for row in rows)]
             pages = None if self.pages is None else self.pages[list(rows)]
-            found = self.parts[tuple(rows)] = Part(tokens, starts, keys, _layout(starts, keys, pages))
+            found = tokens, Step(starts, [self.key_lengths[row] for row in rows], pages, self.causal)
+            self.parts[tuple(rows)] = found
         return found
-
-
-@dataclass
-class Part:
-    """Some of the texts of a `Step`.
-
-    Attributes:
-        tokens: indices of their queries in the step.
-        starts: where the queries of each text begin among those of the part.
-        key_lengths: keys of each text.
-        layout: all of it as a layout.
-    """
-
-    tokens: Tensor
-    starts: list[int]
-    key_lengths: list[int]
-    layout: Layout
-
-
-def _layout(starts: list[int], key_lengths: list[int], pages: Tensor | None) -> Layout:
-    queries = tuple(last - first for first, last in pairwise(starts))
-    return Packed(queries) if pages is None else Paged(queries, tuple(key_lengths), pages)
 
 
 class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
@@ -151,12 +133,9 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
         common = common_attn_metadata
         if isinstance(common.causal, Tensor):
             refuse("this batch", ["some of its texts are causal and others are not"])
-        starts = common.query_start_loc_cpu.tolist()
-        queries = [last - first for first, last in pairwise(starts)]
-        if self.encoder_only:
-            return Step.of(starts, queries, None, common.causal, None)
-        pages = common.block_table_tensor.cpu()
-        return Step.of(starts, common.seq_lens.tolist(), pages, common.causal, common.slot_mapping)
+        pages = None if self.encoder_only else common.block_table_tensor.cpu()
+        starts, keys = common.query_start_loc_cpu.tolist(), common.seq_lens.tolist()
+        return Step(starts, keys, pages, common.causal, common.slot_mapping)
 
 
 def reasons_against_model(config: Any, layers: Any) -> list[str]:
@@ -257,18 +236,22 @@ class Impl(AttentionImpl):  # type: ignore[misc]
             keys, values = (x[:count].transpose(0, 1)[None] for x in (key, value))
         queries = query[:count].transpose(0, 1)[None]
         watched = vllm_watch.chosen(layer.layer_name, len(step.key_lengths)) if self.observable else None
-        if not watched:
-            output[:count] = self._attend(queries, keys, values, step.layout, step.causal)
-        else:
+        if watched:
             self._observe(layer.layer_name, queries, keys, values, step, watched, output)
+        else:
+            output[:count], _ = self._attend(queries, keys, values, step)
         return output
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool) -> Tensor:
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, step: Step, observe: Observe | None = None
+    ) -> tuple[Tensor, Observations | None]:
+        """The output ``(T, Hq, D)`` of a step's queries, and what is observed."""
         result = attention(
-            query, key, value, layout=layout, pattern=self.patterns[causal], scores=self.settings.scores,
-            sink=self.sinks, scale=self.settings.scale,
+            query, key, value, layout=step.layout, pattern=self.patterns[step.causal], scores=self.settings.scores,
+            sink=self.sinks, scale=self.settings.scale, observe=observe,
         )  # fmt: skip
-        return result[0].transpose(0, 1)
+        output, seen = (result, None) if isinstance(result, Tensor) else result
+        return output[0].transpose(0, 1), seen
 
     def _observe(
         self, name: str, query: Tensor, key: Tensor, value: Tensor, step: Step, watched: dict[int, Record],
@@ -279,29 +262,14 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         for row in range(len(step.key_lengths)):
             groups.setdefault(watched[row].wanted if row in watched else None, []).append(row)
         for wanted, rows in groups.items():
-            part = step.part(rows)
-            queries, keys, values = query[:, :, part.tokens], key, value
-            if not self.keeps:
-                keys, values = key[:, :, part.tokens], value[:, :, part.tokens]
-            if wanted is None:
-                output[part.tokens] = self._attend(queries, keys, values, part.layout, step.causal)
-                continue
-            result, seen = self._seen(queries, keys, values, part.layout, step.causal, wanted.observe())
-            output[part.tokens] = result
-            lengths = [last - first for first, last in pairwise(part.starts)]
-            for row, queried, keyed, fields in zip(
-                rows, lengths, part.key_lengths, split(seen, lengths, part.key_lengths), strict=True
-            ):
-                watched[row].add(name, keyed - queried, fields)
-
-    def _seen(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, causal: bool, observe: Observe
-    ) -> tuple[Tensor, Observations]:
-        result, seen = attention(
-            query, key, value, layout=layout, pattern=self.patterns[causal], scores=self.settings.scores,
-            sink=self.sinks, scale=self.settings.scale, observe=observe,
-        )  # fmt: skip
-        return result[0].transpose(0, 1), seen
+            tokens, part = step.part(rows)
+            keys, values = (key, value) if self.keeps else (key[:, :, tokens], value[:, :, tokens])
+            observe = None if wanted is None else wanted.observe()
+            output[tokens], seen = self._attend(query[:, :, tokens], keys, values, part, observe)
+            if seen is not None:
+                fields = split(seen, part.query_lengths, part.key_lengths)
+                for row, queries, length, found in zip(rows, part.query_lengths, part.key_lengths, fields, strict=True):
+                    watched[row].add(name, length - queries, found)
 
 
 def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
