@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FARTHEST_DISTANCE = 2**30  # the kernels count distances in 32 bits
-READS_PAGES = False  # whether the kernels read keys and values in pages
+READS_PAGES = True  # whether the kernels read keys and values in pages
 PAGE_SIZE = 16  # keys of a page are a multiple of it
 MAX_DISTANCES = 2**24  # of a table of biases, unless queries and keys are more
 
