@@ -1,6 +1,7 @@
 """What a serving engine says, as settings of a call; what is observed of its requests. No engine is needed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from limelight.integrations.serving import (
     ENCODER_ONLY,
     LayerSettings,
     reasons_against_layer,
+    reasons_against_model,
     refuse,
 )
 from limelight.integrations.serving_observe import MAX_TOP, Record, Records, Wanted, joined, number_of, split
@@ -70,6 +72,39 @@ def test_what_is_served():
         for name in ("auto", "bfloat16"):
             refuse("this", reasons_against_layer(kind, name, torch.bfloat16, None, None))
     refuse("this", reasons_against_layer(DECODER, "auto", torch.float16, "layers.0", 4))
+
+
+def configured(*, images=False, parts=1, draft=None, second_runner=False):
+    """As much of vLLM's configuration as is read."""
+    return SimpleNamespace(
+        model_config=SimpleNamespace(is_mm_prefix_lm=images),
+        parallel_config=SimpleNamespace(decode_context_parallel_size=parts, prefill_context_parallel_size=1),
+        speculative_config=draft,
+        use_v2_model_runner=second_runner,
+    )
+
+
+LAYERS = [SimpleNamespace(head_size=64, head_size_v=64), SimpleNamespace()]
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "observed", "reason"),
+    [
+        (configured(images=True), LAYERS, False, "images attend to themselves"),
+        (configured(parts=2), LAYERS, False, "context parallelism"),
+        (configured(), [SimpleNamespace(head_size=64, head_size_v=32)], False, "values are 32 wide and its keys 64"),
+        (configured(draft="a draft"), LAYERS, True, "speculative decoding"),
+        (configured(second_runner=True), LAYERS, True, "VLLM_USE_V2_MODEL_RUNNER=0"),
+    ],
+)
+def test_models_that_are_refused(config, layers, observed, reason):
+    (found,) = reasons_against_model(config, layers, observed)
+    assert reason in found
+
+
+def test_models_that_are_served():
+    for config, observed in ((configured(), True), (configured(draft="a draft", second_runner=True), False)):
+        assert reasons_against_model(config, LAYERS, observed) == []
 
 
 def test_reading_what_is_wanted():

@@ -251,6 +251,39 @@ def encoder(folder: Path) -> None:
         check(f"encoder: {len(text)} tokens", far < 1e-5, f"{far:.1e}")
 
 
+def whisper(folder: Path) -> None:
+    """An encoder-decoder that hears: its tokens equal those of eager, for sounds of two lengths in one batch."""
+    import numpy
+    import torch
+    import transformers
+    from vllm import SamplingParams
+
+    import limelight
+
+    path, draw = folder / "whisper", numpy.random.RandomState(0)
+    limelight.load("whisper-tiny-en").save(path)
+    transformers.WhisperFeatureExtractor().save_pretrained(path)
+    ears = transformers.WhisperFeatureExtractor.from_pretrained(path)
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
+    sounds = [(draw.randn(16000 * seconds) * 0.1).astype(numpy.float32) for seconds in (1, 4)]
+    expected = []
+    for sound in sounds:
+        ids = [model.config.decoder_start_token_id]
+        with torch.no_grad():
+            heard = model.model.encoder(ears(sound, sampling_rate=16000, return_tensors="pt").input_features)
+            for _ in range(16):
+                logits = model(encoder_outputs=heard, decoder_input_ids=torch.tensor([ids])).logits
+                ids.append(int(logits[0, -1].argmax()))
+        expected.append(ids[1:])
+    inputs = [{"prompt": "<|startoftranscript|>", "multi_modal_data": {"audio": (sound, 16000)}} for sound in sounds]
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    llm = engine(path, max_model_len=400, max_num_batched_tokens=2048)
+    outputs = llm.generate(inputs, params, use_tqdm=False)
+    check("whisper: eager's tokens", [list(output.outputs[0].token_ids) for output in outputs] == expected)
+
+
 def batches(folder: Path) -> None:
     """64 requests of mixed lengths at once, and preempted, and by cached prefixes: each as if it were alone."""
     path, draw = write_model(folder, "llama"), random.Random(2)
@@ -483,6 +516,7 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "smollm2": (smollm2, ()),
     "precisions": (precisions, ()),
     "encoder": (encoder, ()),
+    "whisper": (whisper, ()),
     "batches": (batches, ()),
     "aborts": (aborts, ()),
     "observations": (observations, ()),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,37 @@ def reasons_against_layer(
         reasons.append("cross-attention with a window is not defined")
     if shared_with is not None and kind != DECODER:
         reasons.append(f"only decoder layers can share keys and values, here those of {shared_with}")
+    return reasons
+
+
+def reasons_against_model(config: Any, layers: Iterable[Any], observed: bool) -> list[str]:
+    """Why a model cannot be served under a configuration of vLLM; an empty list when it can.
+
+    Args:
+        config: vLLM's configuration.
+        layers: its attention layers.
+        observed: whether requests are observed.
+    """
+    reasons, model, parallel = [], config.model_config, config.parallel_config
+    if model.is_mm_prefix_lm:
+        reasons.append(
+            "its images attend to themselves in both directions, which is not served; --language-model-only serves "
+            "its texts"
+        )
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        reasons.append("texts divided over several processes (context parallelism) are not served")
+    for layer in layers:
+        width, value_width = getattr(layer, "head_size", None), getattr(layer, "head_size_v", None)
+        if value_width is not None and width != value_width:
+            reasons.append(f"its values are {value_width} wide and its keys {width}, which its cache does not hold")
+            break
+    if observed:
+        if config.speculative_config is not None:
+            reasons.append(
+                "speculative decoding computes tokens that are thrown away, which LIMELIGHT_OBSERVE cannot tell"
+            )
+        if config.use_v2_model_runner:
+            reasons.append("LIMELIGHT_OBSERVE reads vLLM's model runner V1; set VLLM_USE_V2_MODEL_RUNNER=0")
     return reasons
 
 

@@ -23,7 +23,7 @@ from ..forms.layouts import Layout, Packed, Paged
 from ..forms.observations import Observations, Observe
 from ..operator.attention import attention
 from . import vllm_watch
-from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, refuse
+from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, reasons_against_model, refuse
 from .serving_observe import Record, Wanted, split
 
 #: Sizes of pages that the kernels read in place are multiples of this.
@@ -126,7 +126,7 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.encoder_only = isinstance(kv_cache_spec, EncoderOnlyAttentionSpec)
         layers = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layer_names)
-        refuse("this model", reasons_against_model(vllm_config, layers.values()))
+        refuse("this model", reasons_against_model(vllm_config, layers.values(), vllm_watch.installed()))
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Step:
         """The step that ``common_attn_metadata`` describes; the other arguments are not read."""
@@ -136,31 +136,6 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
         pages = None if self.encoder_only else common.block_table_tensor.cpu()
         starts, keys = common.query_start_loc_cpu.tolist(), common.seq_lens.tolist()
         return Step(starts, keys, pages, common.causal, common.slot_mapping)
-
-
-def reasons_against_model(config: Any, layers: Any) -> list[str]:
-    """Why a model cannot be served under a configuration of vLLM; an empty list when it can."""
-    reasons, model, parallel = [], config.model_config, config.parallel_config
-    if model.is_mm_prefix_lm:
-        reasons.append(
-            "its images attend to themselves in both directions, which is not served; --language-model-only serves "
-            "its texts"
-        )
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        reasons.append("texts divided over several processes (context parallelism) are not served")
-    for layer in layers:
-        width, value_width = getattr(layer, "head_size", None), getattr(layer, "head_size_v", None)
-        if value_width is not None and width != value_width:
-            reasons.append(f"its values are {value_width} wide and its keys {width}, which its cache does not hold")
-            break
-    if vllm_watch.installed():
-        if config.speculative_config is not None:
-            reasons.append(
-                "speculative decoding computes tokens that are thrown away, which LIMELIGHT_OBSERVE cannot tell"
-            )
-        if config.use_v2_model_runner:
-            reasons.append("LIMELIGHT_OBSERVE reads vLLM's model runner V1; set VLLM_USE_V2_MODEL_RUNNER=0")
-    return reasons
 
 
 class Impl(AttentionImpl):  # type: ignore[misc]
