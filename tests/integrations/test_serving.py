@@ -180,7 +180,7 @@ def test_a_request_in_pieces_is_observed_as_a_whole():
 
 
 def test_keys_of_the_prefix_cache_are_named():
-    record = Record("a", (1, 2, 3), 2, Wanted(("entropy",)), 1000)
+    record = Record("a", (1, 2, 3), 2, Wanted(("entropy",)))
     record.add("layers.0", 2, {"entropy": torch.zeros(2, 1)})
     data = record.data()
     assert (data["cached"], data["layers"]["layers.0"]["first"]) == (2, 2)
@@ -188,7 +188,7 @@ def test_keys_of_the_prefix_cache_are_named():
 
 
 def test_a_preempted_request_begins_anew():
-    record = Record("a", (1, 2, 3), 0, Wanted(("received",)), 1000)
+    record = Record("a", (1, 2, 3), 0, Wanted(("received",)))
     for start, count in ((0, 3), (3, 1), (0, 4)):
         record.add("layers.0", start, {"received": torch.ones(1, start + count), "entropy": torch.ones(1, count)})
     layer = record.data()["layers"]["layers.0"]
@@ -197,16 +197,22 @@ def test_a_preempted_request_begins_anew():
     assert "preempted" in record.notes[0]
 
 
-def test_observations_are_bounded():
-    records = Records(Wanted(("entropy",)), limit=100)
-    records.names = lambda: ["a"]
+def test_observations_of_running_requests_are_bounded():
+    records = Records(Wanted(("entropy",)), limit=1000)
+    records.names = lambda: ["a", "b"]
     records.begin("a", (), 0)
-    for start in range(40):
-        for record in records.chosen("layers.0", 1).values():
-            record.add("layers.0", start, {"entropy": torch.zeros(1, 1)})
-    (record,) = records.running.values()
-    assert record.size == 104
-    assert "LIMELIGHT_OBSERVE_MIB" in record.notes[0]
+    records.begin("b", (), 0)
+    for start in range(400):
+        for row, record in records.chosen("layers.0", 2).items():
+            record.add("layers.0", start, {"entropy": torch.full((1 + row, 1), float(start))})
+    first, second = records.running.values()
+    assert (first.size + second.size) <= 1000 + 12
+    assert second.size > first.size / 2  # the larger one was left first
+    for record in (first, second):
+        assert "LIMELIGHT_OBSERVE_MIB" in record.notes[0]
+        layer = record.layers["layers.0"]
+        assert len(layer.parts["entropy"]) < 64
+        assert layer.numbers()["entropy"][0] == list(range(layer.end))
     records.finish("a")
     for number in range(1100):
         records.begin(f"b{number}", (), 0)

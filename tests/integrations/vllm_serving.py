@@ -97,6 +97,11 @@ def entry_points(folder: Path) -> None:
 # --- Models and comparisons ------------------------------------------------------------------------------------------
 
 
+def word(token: int) -> str:
+    """The text of a token of the small models."""
+    return {0: "<pad>", 1: "</s>"}.get(token, f"w{token}")
+
+
 def write_model(folder: Path, name: str) -> Path:
     """A model of random weights with a tokenizer of words: ``"w5 w7"`` is the tokens 5 and 7."""
     import torch
@@ -114,9 +119,11 @@ def write_model(folder: Path, name: str) -> Path:
         if parameter.dim() > 1 or parameter.shape == (8,):  # (8,): GPT-OSS's sinks
             torch.nn.init.normal_(parameter, std=0.1 if parameter.dim() > 1 else 1.0)
     model.save_pretrained(path)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(512)}, unk_token="w3"))
+    words = Tokenizer(models.WordLevel({word(token): token for token in range(512)}, unk_token="w3"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0").save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token=word(1), pad_token=word(0)).save_pretrained(
+        path
+    )
     return path
 
 
@@ -430,7 +437,7 @@ def serving(folder: Path, *options: str) -> None:
 
     path, draw = write_model(folder, "llama"), random.Random(4)
     model, texts = eager(path), prompts(*(draw.randint(1, 200) for _ in range(32)), seed=5)
-    expected = [" ".join(f"w{token}" for token in continued(model, text, 12)) for text in texts]
+    expected = [" ".join(map(word, continued(model, text, 12))) for text in texts]
     with server(path, *options, LIMELIGHT_OBSERVE="requests") as address:
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
@@ -465,8 +472,8 @@ def serving(folder: Path, *options: str) -> None:
         check("only what was asked for was observed", len(names) == 2, len(names))
         from limelight.microscope.served import look_at_server
 
-        served = look_at_server(address, " ".join(f"w{token}" for token in texts[3][:20]), generate=5)
-        want = [f"w{token}" for token in texts[3][:20] + continued(model, texts[3][:20], 5)]
+        served = look_at_server(address, " ".join(map(word, texts[3][:20])), generate=5)
+        want = [word(token) for token in texts[3][:20] + continued(model, texts[3][:20], 5)]
         check("limelight look --server", [token.strip() for token in served.tokens] == want, len(served.rows))
         check("an unknown request", fetched(f"{address}/v1/limelight/requests/nothing", 404) is None)
 

@@ -24,6 +24,8 @@ FIELD = "limelight_observe"
 #: The value of ``LIMELIGHT_OBSERVE`` under which only requests with `FIELD` are observed.
 ON_REQUEST = "requests"
 MAX_TOP = 64
+MAX_DONE = 1000  # finished requests that are kept, however small
+MAX_PARTS = 64
 _FLAGS = ("entropy", "max_weight", "received")
 _EXAMPLE = 'Write for example "entropy,received,top=8; layers=0-3,7".'
 
@@ -110,7 +112,11 @@ class LayerRecord:
                     size -= self.received.nbytes
                 self.received = whole
             else:
-                self.parts.setdefault(name, []).append(tensor.to(torch.int32) if name == "top_keys" else tensor.clone())
+                tensor = tensor.to(torch.int32) if name == "top_keys" else tensor.clone()
+                parts = self.parts.setdefault(name, [])
+                parts.append(tensor)
+                if len(parts) == MAX_PARTS:  # a tensor of its own for each token would be mostly overhead
+                    parts[:] = [torch.cat(parts, 1)]
                 queries = tensor.shape[1]
             size += tensor.nbytes
         self.end = start + queries
@@ -135,8 +141,7 @@ class Record:
         name: the engine's name of the request.
         prompt: its token ids.
         cached: tokens whose keys came from the prefix cache when the request began.
-        wanted: what is observed; ``None`` if nothing.
-        limit: bytes that its observations may take.
+        wanted: what is observed from now on; ``None`` if nothing.
         tokens: the token ids that were generated.
         finished: whether the request has ended.
         layers: observations, by the names of the layers.
@@ -147,7 +152,6 @@ class Record:
     prompt: tuple[int, ...]
     cached: int
     wanted: Wanted | None
-    limit: int
     tokens: tuple[int, ...] = ()
     finished: bool = False
     layers: dict[str, LayerRecord] = field(default_factory=dict)
@@ -182,12 +186,14 @@ class Record:
                 self.size -= 0 if found.received is None else found.received.nbytes
             found = self.layers[layer] = LayerRecord(start, start)
         self.size += found.add(start, seen)
-        if self.size > self.limit:
-            self.wanted = None
-            self.note(
-                f"The observations would take more than {self.limit / 2**20:g} MiB (LIMELIGHT_OBSERVE_MIB), so those "
-                f"behind position {found.end - 1} were left out. Choose fewer layers or fields."
-            )
+
+    def stop(self, limit: int) -> None:
+        """Observe no more of this request, since all of them together take more than ``limit`` bytes."""
+        self.wanted = None
+        self.note(
+            f"Observations took more than {limit / 2**20:g} MiB (LIMELIGHT_OBSERVE_MIB), so the later queries of this "
+            "request were left out. Choose fewer layers or fields."
+        )
 
     def data(self) -> dict[str, Any]:
         """The record as JSON has it."""
@@ -207,7 +213,7 @@ class Records:
 
     Args:
         default: what to observe of a request that does not say; ``None`` for nothing.
-        limit: bytes that the observations of one request, and those of all finished ones, may take.
+        limit: bytes that the observations of all running requests, and those of all finished ones, may take.
         file: where each finished request adds a line of JSON; ``None`` for nowhere.
         file_limit: bytes at which the file is renamed to ``file.1``, in the place of an earlier one, and begun anew.
     """
@@ -249,7 +255,7 @@ class Records:
         except ArgumentError as wrong_text:
             wanted, error = None, str(wrong_text)
         if wanted is not None or error is not None:
-            self.running[name] = record = Record(name, tuple(prompt), cached, wanted, self.limit)
+            self.running[name] = record = Record(name, tuple(prompt), cached, wanted)
             if error is not None:
                 record.note(error)
 
@@ -260,12 +266,14 @@ class Records:
             return
         record.tokens, record.finished = tuple(self.generated(name)), True
         self.done[name] = record
-        while len(self.done) > 1 and sum(one.size for one in self.done.values()) > self.limit:
-            del self.done[next(iter(self.done))]
-        while len(self.done) > 1000:
+        while len(self.done) > MAX_DONE or (len(self.done) > 1 and self._size(self.done) > self.limit):
             del self.done[next(iter(self.done))]
         if self.file is not None:
             self._write(record)
+
+    @staticmethod
+    def _size(records: Mapping[str, Record]) -> int:
+        return sum(record.size for record in records.values())
 
     def close(self) -> None:
         """End all requests: of the last ones, an engine that stops does not say that they have ended."""
@@ -291,6 +299,9 @@ class Records:
         """The rows of a batch of ``rows`` texts whose requests are observed in the layer, with their records."""
         if not self.running:
             return {}
+        wanted = [record for record in self.running.values() if record.wanted is not None]
+        if wanted and self._size(self.running) > self.limit:
+            max(wanted, key=lambda record: record.size).stop(self.limit)
         names, number = self.names(), number_of(layer)
         found = {
             row: record
