@@ -221,7 +221,14 @@ def test_calls_are_never_written_to():
 
 
 #: Packages whose optional libraries may be missing, and kernels that a compiler reads.
-UNREAD = ("integrations.transformers", "training", "cli", "backends.gpu.kernels", "backends.gpu.hopper")
+UNREAD = (
+    "integrations.transformers",
+    "integrations.vllm",
+    "training",
+    "cli",
+    "backends.gpu.kernels",
+    "backends.gpu.hopper",
+)
 
 
 @pytest.mark.parametrize("part", sorted(set(FLOOR) - {"__init__", "__main__"}))

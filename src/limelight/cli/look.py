@@ -69,6 +69,14 @@ def look(
         Path | None,
         typer.Option(help="With --output: the JSON of the model's atlas, whose roles then stand beside the heads."),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Look at what a vLLM server attends to while it continues the text, by default by 16 tokens; such as "
+            "http://127.0.0.1:8000.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every table as JSON instead.")] = False,
 ) -> None:
     """Run a model over a text, and show what each word looked at and how its vector moved through the layers.
@@ -80,6 +88,10 @@ def look(
 
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
+    if server is not None:
+        others = {"--target": target, "--compare": compare, "--word": word, "--output": output, "--model": model}
+        _look_at_server(server, read_text(text, file, 'limelight look "Once" --server URL'), generate, others, as_json)
+        return
     sampler = _sampler(generate, temperature, top_p, seed)
     seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
     given = file if seen_or_heard else read_text(text, file, 'limelight look "The bank is near the river."')
@@ -120,6 +132,31 @@ def look(
         )
     else:
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
+
+
+def _look_at_server(server: str, text: str, generate: int | None, others: dict[str, Any], as_json: bool) -> None:
+    """Print what a server attended to.
+
+    Raises:
+        ArgumentError: there is no such server, or an option that does not belong to one is given.
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from ..microscope.served import look_at_server, summarise_served
+    from ..tensors.shapes import wrong
+
+    for name, value in others.items():
+        if value:
+            raise wrong(name, "belongs to a model that is run here", "--server is given", "Leave one of them out.")
+    with Console(stderr=True).status("Waiting for the server"):
+        served = look_at_server(server, text, generate=generate or 16)
+    if as_json:
+        echo_json(json.dumps(asdict(served), indent=2))
+    else:
+        summarise_served(served, Console(highlight=False))
 
 
 def _sampler(generate: int | None, temperature: float | None, top_p: float | None, seed: int | None) -> Sampler | None:

@@ -13,7 +13,7 @@ rows of padding, which see nothing, are zero where ``eager`` averages over every
 
 `report` says which layers of a model go through the registry and which have attention of their own; `account` says
 how the masks of a run were read; `limelight.watching` observes every layer by its name; `context_parallel` runs a model
-on texts whose tokens lie on several processes.
+on texts whose tokens lie on several processes; `enable_batching` lets ``model.generate_batch`` use Limelight.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ from ..tensors import tracing
 from ..tensors.shapes import describe, wrong
 from .account import Account, account, current
 from .names import of_layer
+from .transformers_batching import enable_batching
 from .transformers_bias import PositionBias, leave_unwritten
 from .transformers_context import active, check_call, context_parallel, patterns_of, read_spread
-from .transformers_documents import documents_of
+from .transformers_documents import documents_of, packed_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
-__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "patterns_of", "report"]
+__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "enable_batching", "patterns_of", "report"]
 
 
 def enable() -> None:
@@ -120,6 +121,8 @@ def attend(
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
     position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """One attention call of a model: ``(B, Hq, Lq, D)`` and ``(B, Hkv, Lk, D)`` to ``(B, Lq, Hq, Dv)``.
@@ -145,6 +148,9 @@ def attend(
         indices: ``(B, Lq, k)`` keys that a sparse indexer chose for each query.
         position_ids: ``(B | 1, Lq)``, read only when no mask was described: where they begin again, a document does
             (DeepSpeed's Ulysses hands on packed documents so).
+        cu_seq_lens_q: ``(N + 1,)``, read only when no mask was described: where the queries of each document begin and
+            the last one's end (continuous batching).
+        cu_seq_lens_k: ``(N + 1,)``, the same of its keys; its last query stands at its last key.
         others: what the models pass beside; what would change the result and is not known raises.
 
     Raises:
@@ -156,7 +162,10 @@ def attend(
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
-    documents = documents_of(position_ids, B, Lq, Lk) if attention_mask is None and Lq > 1 else None
+    documents = None
+    if attention_mask is None:
+        starts = (cu_seq_lens_q, cu_seq_lens_k)
+        documents = packed_of(*starts, Lq, Lk) or (documents_of(position_ids, B, Lq, Lk) if Lq > 1 else None)
     layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window, documents)
     if keys < Lk:
         key, value = key[:, :, :keys], value[:, :, :keys]
@@ -219,7 +228,7 @@ def _mask_parts(
         if numbers.dim() == 4 and numbers.shape[1:3] == (1, 1):
             return KeyMask(numbers[:, 0, 0]), None, [], Lk
         return None, Explicit(numbers), [], Lk
-    if Lq == 1 or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
+    if (Lq == 1 and documents is None) or not (getattr(module, "is_causal", False) if is_causal is None else is_causal):
         return documents, None, [], Lk
     # Without a mask the flag has PyTorch's meaning: the first query is aligned with the first key.
     pattern: Pattern = Causal()
@@ -269,7 +278,7 @@ _collector = getattr(sys.modules.get("transformers.utils.output_capturing"), "_a
 
 # Arguments that change the result and that are not known, with what helps.
 _REFUSED = {
-    "cache": "paged caches of continuous batching are not read. Use model.generate, or another implementation",
+    "cache": "paged caches of continuous batching are read from transformers 5.24 on, after enable_batching()",
     "block_indices": "block-sparse selections are not read yet. Use another implementation for this model",
     "head_mask": "single heads cannot be switched off. Multiply the output projection's columns instead",
 }

@@ -1,4 +1,4 @@
-"""Packed documents of a call without a mask, read from its ``position_ids``."""
+"""Packed documents of a call without a mask, read from its ``position_ids`` or its ``cu_seq_lens``."""
 
 from __future__ import annotations
 
@@ -49,6 +49,48 @@ def documents_of(position_ids: Tensor | None, B: int, Lq: int, Lk: int) -> Layou
         )
     return layout
 
+
+def packed_of(cu_seq_lens_q: object, cu_seq_lens_k: object, Lq: int, Lk: int) -> Layout | None:
+    """The documents that begin where ``cu_seq_lens`` say, as `Packed`; ``None`` where they say nothing.
+
+    Queries and keys behind the last document are padding: such a query sees nothing.
+
+    Args:
+        cu_seq_lens_q: ``(N + 1,)``, where the queries of each document begin, and where the last ones end.
+        cu_seq_lens_k: ``(N + 1,)``, the same of its keys.
+        Lq: queries.
+        Lk: keys.
+
+    Raises:
+        BackendError: they are not two tensors, or go beyond the queries or keys.
+    """
+    if cu_seq_lens_q is None and cu_seq_lens_k is None:
+        return None
+    if not isinstance(cu_seq_lens_q, Tensor) or not isinstance(cu_seq_lens_k, Tensor):
+        raise BackendError(
+            f"cu_seq_lens_q is {describe(cu_seq_lens_q)} and cu_seq_lens_k {describe(cu_seq_lens_k)}, but each layer "
+            "needs both as tensors. Continuous batching gives them from transformers 5.24 on."
+        )
+    found = _packed.get(cu_seq_lens_q)
+    known = (_version(cu_seq_lens_q), id(cu_seq_lens_k), _version(cu_seq_lens_k), Lq, Lk)
+    if found is None or found[1] != known:
+        found = _packed[cu_seq_lens_q] = _packed_layout(cu_seq_lens_q, cu_seq_lens_k, Lq, Lk), known, cu_seq_lens_k
+    return found[0]
+
+
+def _packed_layout(starts_q: Tensor, starts_k: Tensor, Lq: int, Lk: int) -> Layout:
+    queries, keys = starts_q.diff().tolist(), starts_k.diff().tolist()
+    more = Lq - sum(queries), Lk - sum(keys)
+    if min(more) < 0 or len(queries) != len(keys):
+        raise BackendError(
+            f"cu_seq_lens_q and cu_seq_lens_k name {len(queries)} and {len(keys)} documents of {sum(queries)} queries "
+            f"and {sum(keys)} keys, but there are {Lq} queries and {Lk} keys. Check both."
+        )
+    return Packed((*queries, more[0], 0), (*keys, 0, more[1])) if any(more) else Packed(tuple(queries), tuple(keys))
+
+
+# The layout by the queries' starts, what it was made for, and the keys' starts, so that their id is not used again.
+_packed: MutableMapping[Tensor, tuple[Layout, tuple[int, ...], Tensor]] = WeakIdKeyDictionary()
 
 # The layout and the version of the positions, by the positions: all layers get the same tensor.
 _read: MutableMapping[Tensor, tuple[Layout | None, int]] = WeakIdKeyDictionary()

@@ -1,0 +1,112 @@
+"""What a server attended to, read from one that answers as vLLM does."""
+
+import json
+import math
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from limelight import ArgumentError, cli
+from limelight.microscope.served import look_at_server
+
+TOKENS = ["The", " bank", " \x1b[31m", " river"]
+LAYER = {
+    "first": 0, "end": 3,
+    "entropy": [[0.0, 0.5, 1.0], [0.0, 0.3, 0.8]],
+    "top_keys": [[[0, -1], [1, 0], [0, 1]], [[0, -1], [0, 1], [2, 1]]],
+    "top_weights": [[[1.0, 0.0], [0.9, 0.1], [0.6, 0.4]], [[1.0, 0.0], [0.5, 0.5], [0.3, 0.2]]],
+}  # fmt: skip
+RECORD = {"request": "cmpl-1-0", "finished": True, "prompt": [5, 6, 7], "tokens": [8], "notes": ["Some are missing."],
+          "layers": {"model.layers.4.attn": LAYER}}  # fmt: skip
+
+
+class Server(BaseHTTPRequestHandler):
+    asked: dict = {}  # noqa: RUF012
+
+    def answer(self, data, status=200):
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/v1/models":
+            self.answer({"data": [{"id": "small"}]})
+        elif self.path == "/v1/limelight/requests/cmpl-1":
+            self.answer(RECORD)
+        else:
+            self.answer({"detail": "no such thing"}, 404)
+
+    def do_POST(self):
+        Server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = "cmpl-1" if Server.asked["prompt"] == "The bank" else "cmpl-2"
+        self.answer({"id": name, "choices": [{"logprobs": {"tokens": TOKENS}}]})
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_rows(address):
+    served = look_at_server(address, "The bank", generate=1, layers="4")
+    assert Server.asked["vllm_xargs"] == {"limelight_observe": "entropy,top=4; layers=4"}
+    assert (Server.asked["max_tokens"], Server.asked["echo"], Server.asked["model"]) == (1, True, "small")
+    assert (served.model, served.given, served.notes) == ("small", 3, ("Some are missing.",))
+    assert [row["token"] for row in served.rows] == TOKENS[:3]
+    first, second, third = served.rows
+    assert (first["entropy"], first["other"]) == (0.0, None)
+    assert (second["entropy"], second["entropy_uniform"]) == (0.4, math.log(2))
+    assert second["other"] is None  # it looked at itself and at the first token alone
+    assert (third["other"], third["weight"], third["layer"], third["head"]) == (" bank", 0.4, 4, 0)
+
+
+def test_an_answer_without_observations(address):
+    with pytest.raises(ArgumentError, match=r"answers 404 at .*cmpl-2: .*no such thing.*LIMELIGHT_OBSERVE=requests"):
+        look_at_server(address, "another")
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:8000", "file:///etc/passwd", "http://", 8000])
+def test_what_is_no_address(server):
+    with pytest.raises(ArgumentError, match="`server` must be an address"):
+        look_at_server(server, "The bank")
+
+
+def test_a_server_that_is_not_there():
+    with pytest.raises(ArgumentError, match=r"http://127\.0\.0\.1:9/v1/models cannot be read"):
+        look_at_server("http://127.0.0.1:9", "The bank")
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "argv", ["limelight", "look", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return (ended.value.code or 0, *capsys.readouterr())
+
+
+def test_the_command(address, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "The bank", "--server", address)
+    assert code == 0
+    assert "small: as it was served" in out
+    assert "Some are missing." in out
+    assert next(line.split() for line in out.splitlines() if "4.0" in line)[-3:] == ["bank", "0.40", "4.0"]
+    assert "\x1b[31m" not in out  # a token of a text does not steer the terminal
+    code, out, _ = run(monkeypatch, capsys, "The bank", "--server", address, "--json")
+    assert json.loads(out)["rows"][2]["other"] == " bank"
+
+
+def test_options_of_a_model_that_runs_here(address, monkeypatch, capsys):
+    code, _, error = run(monkeypatch, capsys, "The bank", "--server", address, "--model", "minilm")
+    assert code != 0
+    assert "--model" in error
