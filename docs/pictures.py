@@ -359,6 +359,24 @@ def generation(names: Names) -> Figure:
     return figure
 
 
+@of("long-contexts", "long-contexts")
+def long_contexts(names: Names) -> Figure:
+    """Which positions the heads of a layer keep under each policy."""
+    figure = Figure(700, 250, "The tokens of a prompt whose keys the heads of a layer keep, by policy")
+    length = names["ids"].shape[1]
+    figure.text(40, 30, f"layer 20 of SmolLM2: kept positions of {length} tokens, a line for each key head", size=13)
+    policies = ("first and recent", "received weight", "last queries", "by layer and head")
+    for line, (policy, colour) in enumerate(zip(policies, COLOURS, strict=False)):
+        figure.text(40, 62 + 48 * line, policy, colour)
+        for head, positions in enumerate(names["caches"][policy].kept(20).positions[0]):
+            y = 50 + 48 * line + 11 * head
+            figure.rectangle(190, y, 480, 9, GRID, 0.5)
+            kept = positions[positions < length]
+            for part in kept.tensor_split((kept.diff() > 1).nonzero()[:, 0] + 1):  # consecutive positions
+                figure.rectangle(190 + 480 * int(part[0]) / length, y, 480 * len(part) / length, 9, colour)
+    return figure
+
+
 @of("training", "training")
 def training(names: Names) -> Figure:
     """Three schedules, and the losses of a run."""

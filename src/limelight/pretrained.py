@@ -21,6 +21,7 @@ from .models.encoder_decoder import EncoderDecoder
 from .models.pooling import embed
 from .models.saving import save
 from .models.stack import Stack
+from .nn import Keep
 from .outputs import Output
 from .tensors.shapes import FLOATS, describe, wrong
 from .text import Tokenizer, Tokens
@@ -189,6 +190,7 @@ class Pretrained:
         target: Prompt | None = None,
         layout: Layout | None = None,
         logprobs: bool = False,
+        keep: Keep | None = None,
     ) -> Generation:
         """Continue texts, until each one ends.
 
@@ -217,12 +219,14 @@ class Pretrained:
                 alone.
             layout: where the padding of a tensor of ids stands (`limelight.Padded`).
             logprobs: also give the log-probability of each token.
+            keep: how many keys and values of a text are kept, and which (`limelight.nn.Keep`), so that a long text
+                fits into little memory; ``None`` keeps all that a later token can see.
 
         Raises:
             ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has
                 positions, a bad setting, or a model whose scores are not finite.
         """
-        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies}
+        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies, "keep": keep}
         return generate(self, prompt, sampler, **settings, target=target, layout=layout, logprobs=logprobs)
 
     def stream(
@@ -235,6 +239,7 @@ class Pretrained:
         seed: int | None = None,
         target: Prompt | None = None,
         layout: Layout | None = None,
+        keep: Keep | None = None,
     ) -> Stream:
         """Continue one text as `generate` does, and yield its pieces as they come.
 
@@ -244,8 +249,8 @@ class Pretrained:
         >>> for piece in model.stream("Once upon a time", tokens=20):  # doctest: +SKIP
         ...     print(piece, end="", flush=True)
         """
-        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "layout": layout}
-        return stream(self, prompt, sampler, **settings)
+        settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "keep": keep}
+        return stream(self, prompt, sampler, **settings, layout=layout)
 
     def conversation(self, *spoken: Conversation, reply: bool = True, parse_special_tokens: bool = True) -> Tokens:
         """Conversations as the model was trained to read them, by the chat template of its checkpoint.

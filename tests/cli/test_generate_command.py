@@ -32,6 +32,14 @@ def test_a_text_and_its_speed(generate):
     assert "tokens/s" in err
 
 
+@pytest.mark.parametrize("keep", [("40",), ("0.5", "--keep-by", "received"), ("68", "--keep-by", "last-queries")])
+def test_a_cache_that_keeps_some_keys(generate, keep):
+    names = " ".join(f"Item {n} is red." for n in range(30))
+    code, out, _ = generate(f"{names} The capital of France is", "--tokens", "4", "--stop", "\n", "--keep", *keep)
+    assert code == 0
+    assert out == " Paris.\n"
+
+
 def test_a_translation_from_a_file_by_a_beam(generate, tmp_path):
     source = tmp_path / "text.txt"
     source.write_text("The bank of the river was covered with flowers.", "utf-8")
@@ -77,6 +85,14 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
         (["a", "--model", "marian-en-pt", "--tokens", "5000"], "1000 positions"),
         (["a", "--model", "whisper-tiny-en"], "must hold a sound"),
         (["--file", "a.wav", "--model", "marian-en-pt"], "is a sound"),
+        (["a", "--keep", "many"], "`--keep` must be a number of tokens or a share, but it is 'many'"),
+        (["a", "--keep", "20"], "`--keep` must be at least the first and the recent tokens"),
+        (
+            ["a", "--keep", "1.5"],
+            "a share above 0 and up to 1.0, but it is 1.5. 0.25 keeps",
+        ),
+        (["a", "--keep-by", "received"], "belongs to --keep"),
+        (["a", "--keep", "90", "--keep-by", "h2o"], "must be one of recency, received, last-queries"),
     ],
 )
 def test_mistakes_end_in_one_paragraph(generate, arguments, message):

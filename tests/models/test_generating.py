@@ -15,6 +15,7 @@ from limelight import ArgumentError, Padded
 from limelight.checkpoints.load import load
 from limelight.generation import Beam, Greedy, Sample
 from limelight.generation.session import Session
+from limelight.nn import Adaptive, Keep, LastQueries, Pyramid, Received, Recency
 from limelight.text import Tokenizer
 
 TOKENS = 9
@@ -70,6 +71,45 @@ def step_by_step(model, prompt, target, tokens):
             best = model.network(ids, **source).logits[:, -1:].argmax(-1)
             ids = torch.cat((ids, best), dim=1)
     return tuple(ids[0, begun:].tolist())
+
+
+KEPT = {
+    "recency": Keep(12, 2, 4, interval=1),
+    "received": Keep(12, 2, 4, Received(), heads=Adaptive(), interval=2),
+    "last queries": Keep(0.5, 1, 2, LastQueries(4, 3), Pyramid(3.0), Adaptive(), interval=3),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_budget_above_the_length_changes_nothing(pair, name):
+    model, expected = pair(name)[0], None
+    for by in (Received(), *((Recency(), LastQueries(8)) if name == "llama" else ())):
+        keep = Keep(100, 2, 4, by)
+        expected = expected or model.generate(PROMPTS, tokens=TOKENS).ids
+        assert model.generate(PROMPTS, tokens=TOKENS, keep=keep).ids == expected
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_texts_of_a_batch_do_not_depend_on_each_other_under_a_policy(pair, kept):
+    model, how = pair("llama")[0], {"tokens": 20, "keep": KEPT[kept]}
+    together = model.generate(PROMPTS, **how).ids
+    assert together == tuple(model.generate(prompt, **how)[0].ids for prompt in PROMPTS)
+    assert together != model.generate(PROMPTS, tokens=20).ids
+    longest = max(PROMPTS, key=len)
+    one = model.generate(longest, Sample(temperature=2.0), seed=3, copies=3, **how).ids
+    assert len(set(one)) == 3
+    beams = model.generate([longest, PROMPTS[0]], Beam(3), **how).ids
+    assert beams[0] == model.generate(longest, Beam(3), **how)[0].ids
+
+
+def test_a_policy_holds_for_the_text_that_a_decoder_writes(pair):
+    model, theirs, _ = pair("bart")
+    how = {"tokens": 16, "target": target_of(theirs)}
+    keep = Keep(6, 1, 2, Received(), interval=1)
+    together = model.generate(PROMPTS, keep=keep, **how).ids
+    assert together == tuple(model.generate(prompt, keep=keep, **how)[0].ids for prompt in PROMPTS)
+    with pytest.raises(ArgumentError, match="RelativeBias"):
+        pair("t5-1.1")[0].generate(PROMPTS, tokens=3, target=[[0]], keep=Keep(8, 1, 3))
 
 
 @pytest.mark.parametrize("name", [*DECODERS, *TRANSLATORS])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import MODEL, Dtype, dtype_of, echo, echo_json, read_text, shown
+from .options import MODEL, Dtype, dtype_of, echo, echo_json, errors_of, read_text, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..generation import Beam, Continuation, Sampler
+    from ..nn import Keep
     from ..pretrained import Pretrained
 
 
@@ -54,6 +55,16 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling; the same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; may be given several times.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep this many keys and values per head, or this share of them (0.25), so that a long text fits "
+            "into little memory."
+        ),
+    ] = None,
+    keep_by: Annotated[
+        str | None, typer.Option(help="With --keep: which are kept: recency (the default), received or last-queries.")
+    ] = None,
     dtype: Dtype = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print text, tokens and probabilities as JSON.")] = False,
 ) -> None:
@@ -63,7 +74,13 @@ def generate(
     (--beam). With --chat and no prompt, on a terminal, you chat with the model: Ctrl-C interrupts an answer, Ctrl-D
     ends the chat.
 
+    --keep evicts keys and values from the cache: with --keep-by recency all but the first and the last tokens, with
+    received those that received the least weight so far (H2O), with last-queries those that the last 64 tokens look at
+    the least (SnapKV).
+
     Example: limelight generate "Once upon a time" --temperature 0.8 --top-p 0.9 --seed 1
+
+    Example: limelight generate --file book.txt --tokens 200 --keep 1024 --keep-by received
     """
     import torch
 
@@ -76,7 +93,7 @@ def generate(
     if sampling and seed is None:
         seed = int(torch.randint(2**31, (), dtype=torch.int64, device="cpu"))
     number = dtype_of(dtype)
-    settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed}
+    settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed, "keep": _keep(keep, keep_by)}
     if chat and text is None and file is None and sys.stdin.isatty() and not as_json:
         _talk(load(model, dtype=number), system, parse_special_tokens, sampler, **settings)
         return
@@ -112,6 +129,31 @@ def _check(
         raise wrong("--no-parse-special-tokens", "belongs to --chat", got, "Add --chat, or leave it out.")
     if "" in stop:
         raise wrong("--stop", "must be a string that is not empty", "it is ''", "For example: --stop END.")
+
+
+def _keep(tokens: str | None, by: str | None) -> Keep | None:
+    """Return the policy of the cache.
+
+    Raises:
+        ArgumentError: no such ranking, or one without ``--keep``; a budget that is no number, or too small.
+    """
+    from ..nn import Keep, LastQueries, Received, Recency
+    from ..tensors.shapes import wrong
+
+    kinds = {"recency": Recency, "received": Received, "last-queries": LastQueries}
+    if by is not None and by not in kinds:
+        raise wrong("--keep-by", f"must be one of {', '.join(kinds)}", f"it is {by!r}", "Leave it out for recency.")
+    if tokens is None:
+        if by is not None:
+            raise wrong("--keep-by", "belongs to --keep", "there is none", "For example: --keep 1024.")
+        return None
+    try:
+        number = int(tokens) if tokens.isdecimal() else float(tokens)
+    except ValueError:
+        way_out = "For example: --keep 1024 or --keep 0.25."
+        raise wrong("--keep", "must be a number of tokens or a share", f"it is {tokens!r}", way_out) from None
+    with errors_of("--keep", "tokens"):
+        return Keep(number, by=kinds[by or "recency"]())
 
 
 def _write(

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ..forms.layouts import Layout
+from ..nn import Keep
 from ..tensors.shapes import whole_number, wrong
 from ..text import valid_text
 from .beam import Beam, search
@@ -34,6 +35,7 @@ def generate(
     target: Prompt | None = None,
     layout: Layout | None = None,
     logprobs: bool = False,
+    keep: Keep | None = None,
 ) -> Generation:
     """Continue texts until each one ends: what `limelight.Pretrained.generate` does, with the same arguments.
 
@@ -45,7 +47,7 @@ def generate(
     if not isinstance(logprobs, bool):
         raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
     how, seed = _checked(sampler), _seed(seed)
-    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep)
     if isinstance(how, Beam):
         if copies > how.width:
             raise wrong("copies", f"must be at most the beam's {how.width}", f"it is {copies}", "Widen the beam.")
@@ -93,6 +95,7 @@ def stream(
     seed: int | None = None,
     target: Prompt | None = None,
     layout: Layout | None = None,
+    keep: Keep | None = None,
 ) -> Stream:
     """Continue one text, piece by piece: what `limelight.Pretrained.stream` does, with the same arguments.
 
@@ -105,7 +108,7 @@ def stream(
             "sampler", "must choose one token at a time to stream", f"it is {how}", "Use generate() for a beam."
         )
     _ = model.tokenizer  # pieces are characters
-    session, rows, guide = begun(model, prompt, tokens, stop, target, layout)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep)
     if len(rows) != 1:
         raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Use generate() for several.")
     return Stream(write(session, rows, how, guide, seed), rows[0])
@@ -118,6 +121,7 @@ def begun(
     stop: str | int | Sequence[str | int],
     target: Prompt | None,
     layout: Layout | None,
+    keep: Keep | None = None,
 ) -> tuple[Session, list[Row], Guide]:
     """A session with nothing read yet, a row for each prompt, and the constraints of the configuration."""
     stops = _stops(stop, model.config.vocabulary)
@@ -137,7 +141,7 @@ def begun(
         )
         for ids in beginning
     ]
-    return Session(model.network, encoded), rows, guide
+    return Session(model.network, encoded, keep), rows, guide
 
 
 def write(session: Session, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:

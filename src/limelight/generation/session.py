@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.stack import Stack
-from ..nn import Cache
+from ..nn import Cache, Keep
 from ..outputs import Encoded
 from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
@@ -21,10 +21,11 @@ class Session:
     Args:
         network: a decoder, or an encoder with a decoder.
         source: the encoded source of each row; ``None`` for a model without an encoder.
+        keep: which keys the cache keeps; ``None`` for all that a later token can see.
     """
 
-    def __init__(self, network: Stack, source: Encoded | None = None) -> None:
-        self.network, self.source, self.cache = network, source, Cache()
+    def __init__(self, network: Stack, source: Encoded | None = None, keep: Keep | None = None) -> None:
+        self.network, self.source, self.cache = network, source, Cache(keep=keep)
         self.device = next(network.parameters()).device
         self._read: Sequence[Sequence[int]] = ()  # what the last scores follow
 

@@ -13,7 +13,8 @@ rows of padding, which see nothing, are zero where ``eager`` averages over every
 
 `report` says which layers of a model go through the registry and which have attention of their own; `account` says
 how the masks of a run were read; `limelight.watching` observes every layer by its name; `context_parallel` runs a model
-on texts whose tokens lie on several processes; `enable_batching` lets ``model.generate_batch`` use Limelight.
+on texts whose tokens lie on several processes; `enable_batching` lets ``model.generate_batch`` use Limelight;
+`KeptCache` is a cache that keeps the keys that a policy chooses.
 """
 
 from __future__ import annotations
@@ -41,12 +42,15 @@ from .transformers_batching import enable_batching
 from .transformers_bias import PositionBias, leave_unwritten
 from .transformers_context import active, check_call, context_parallel, patterns_of, read_spread
 from .transformers_documents import documents_of, packed_of
+from .transformers_kept import KeptCache, layer_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
-__all__ = ["NAME", "Report", "account", "context_parallel", "enable", "enable_batching", "patterns_of", "report"]
+__all__ = [
+    "NAME", "KeptCache", "Report", "account", "context_parallel", "enable", "enable_batching", "patterns_of", "report",
+]  # fmt: skip
 
 
 def enable() -> None:
@@ -158,7 +162,8 @@ def attend(
     """
     _refuse(others)
     check_call(module, attention_mask, position_bias, indices, _weights_wanted(others))
-    B, Lq, Lk = query.shape[0], query.shape[2], key.shape[2]
+    kept = layer_of(key)
+    B, Lq, Lk = query.shape[0], query.shape[2], key.shape[2] if kept is None else kept.seen
     if key.shape[0] != B:  # learned queries of one row, shared by the batch
         B = max(B, key.shape[0])
         query, key, value = (x.expand(B, -1, -1, -1) for x in (query, key, value))
@@ -167,7 +172,7 @@ def attend(
         starts = (cu_seq_lens_q, cu_seq_lens_k)
         documents = packed_of(*starts, Lq, Lk) or (documents_of(position_ids, B, Lq, Lk) if Lq > 1 else None)
     layout, pattern, scores, keys = _mask_parts(module, attention_mask, B, Lq, Lk, is_causal, sliding_window, documents)
-    if keys < Lk:
+    if keys < Lk and kept is None:
         key, value = key[:, :, :keys], value[:, :, :keys]
     if position_bias is not None:
         scores.insert(0, _position_bias(position_bias, layout, Lq, keys))
@@ -193,7 +198,13 @@ def attend(
         "dropout": dropout if module.training else 0.0, "name": of_layer(module) if watched else None,
     }  # fmt: skip
     weights = None
-    if _weights_wanted(others):
+    if kept is not None:
+        refused = {"output_attentions": _weights_wanted(others), "sinks": sinks is not None}
+        for name in (name for name, wanted in refused.items() if wanted):
+            raise BackendError(f"A KeptCache cannot serve `{name}` of {type(module).__name__}. Use a DynamicCache.")
+        del arguments["layout"]
+        output = kept.attend(query, key, value, layout, arguments)
+    elif _weights_wanted(others):
         output, weights = attend_whole(query, key, value, calls=calls, sinks=sinks, **arguments)
         if keys < Lk:
             weights = nn.functional.pad(weights, (0, Lk - keys))

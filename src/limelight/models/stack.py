@@ -88,7 +88,7 @@ class Stack(nn.Module):
             context = ForwardContext(layout, self._positions(tokens, layout, extrapolate), segments)
         else:
             B, L = self._sizes(tokens)
-            step = cache.step(B, L, layout, tokens.device)
+            step = cache.step(B, L, layout, tokens.device, layers=self.config.layers)
             self._check_length(step.longest, extrapolate)
             context = ForwardContext(layout, step.positions, segments, cache=step)
             cross = None if cross is None else replace(cross, cache=step)

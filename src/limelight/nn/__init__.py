@@ -6,7 +6,19 @@ Names of published models appear only in `limelight.models`.
 from .added_positions import LearnedPositions, Sinusoids
 from .alignment import AdditiveAttention, MultiplicativeAttention, dot_attention
 from .blocks import Block, DecoderBlock, PostNorm, PreNorm, Residual, Sandwich
-from .cache import Cache, Step
+from .cache import (
+    Adaptive,
+    Cache,
+    HeldKeys,
+    Importance,
+    Keep,
+    Kept,
+    LastQueries,
+    Pyramid,
+    Received,
+    Recency,
+    Step,
+)
 from .class_head import ClassHead
 from .context import ForwardContext
 from .distance_bias import DistanceBias, LinearBias
@@ -39,6 +51,7 @@ from .ssru import SSRU
 __all__ = [
     "ACTIVATIONS",
     "SSRU",
+    "Adaptive",
     "AdditiveAttention",
     "Block",
     "Cache",
@@ -52,7 +65,12 @@ __all__ = [
     "FrontEnd",
     "GatedFeedForward",
     "HeadRouting",
+    "HeldKeys",
+    "Importance",
     "InterleavedPairs",
+    "Keep",
+    "Kept",
+    "LastQueries",
     "LearnedPositions",
     "LinearBias",
     "LinearScaling",
@@ -69,8 +87,11 @@ __all__ = [
     "PostNorm",
     "PreNorm",
     "Projection",
+    "Pyramid",
     "QueryNorm",
     "RMSNorm",
+    "Received",
+    "Recency",
     "Residual",
     "RopeScaling",
     "Rotary",

@@ -74,19 +74,17 @@ class Alignment(nn.Module):
             check_texts(context.source, self.source_width, self.key.weight, "source")
         source = states if context.source is None else context.source
         key, value = context.cached(self) or self._keys_and_values(source)
-        key, value, layout = context.extend(self, self.pattern, key, value)
-        mixed = attention(
+        mixed = context.attend(
+            self,
             self.queries(states),
             key,
             value,
-            layout=layout,
             pattern=self.pattern,
             scores=tuple(context.scores),
             dropout=self.dropout if self.training else 0.0,
             name=self.name,
             **self.comparison(),
         )  # (B, heads, L, Dv)
-        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return mixed.transpose(1, 2).flatten(2)
 
     def _keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,7 @@ def decode_step(layers: nn.ModuleList, states: Tensor, context: ForwardContext) 
         or context.source is not None
         or context.cross is not None
         or context.scores  # made for each pass, of any kind
+        or step.keep is not None  # heads have keys of their own numbers
         or current_watcher() is not None
         or not fused.can_fuse(states)
     ):
@@ -184,6 +185,10 @@ class _CapturedContext(ForwardContext):
         slots = _CachedSlots(layer, pattern, key, value)
         self._capture.add_slots(slots)
         return *slots.cached, _PLACEHOLDER
+
+    @property
+    def _keeps_some(self) -> bool:
+        return False
 
     @property
     def layout(self) -> Layout | None:  # type: ignore[override]

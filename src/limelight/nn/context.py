@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import ScoreRule
+from ..operator.attention import attention
 from ..tensors.shapes import describe, wrong
 from .cache import Step
 from .positions import Rotary, Rotation
@@ -114,6 +116,34 @@ class ForwardContext:
         if self.source is not None:
             return *self.cache.keep_source(layer, key, value), self.layout
         return self.cache.extend(layer, pattern, key, value)
+
+    def attend(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
+        """`limelight.attention` to the keys of a layer and to those that the cache holds of it: `extend` and the call.
+
+        A cache that keeps other keys for each head (`limelight.nn.Keep`) serves layers that call this alone.
+
+        Args:
+            layer: the calling layer.
+            query: ``(B, Hq, L, D)``.
+            key: ``(B, Hkv, L, D)``, or ``(B, Hkv, Lk, D)`` of a `source`.
+            value: ``(B, Hkv, L, Dv)``, or ``(B, Hkv, Lk, Dv)``.
+            settings: further arguments of `limelight.attention`, without ``layout`` and ``observe``.
+
+        Returns:
+            ``(B, Hq, L, Dv)``.
+        """
+        if self._keeps_some:
+            assert self.cache is not None
+            return self.cache.attend(layer, query, key, value, settings)
+        key, value, layout = self.extend(layer, settings.get("pattern"), key, value)
+        mixed = attention(query, key, value, layout=layout, **settings)
+        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
+        return mixed
+
+    @property
+    def _keeps_some(self) -> bool:
+        """Whether the keys of a text are chosen by a policy."""
+        return self.cache is not None and self.cache.keep is not None and self.source is None
 
     def rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
         """The cosines and sines of ``rotary`` for queries, computed once for all the layers that share it."""

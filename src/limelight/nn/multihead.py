@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
 from ..forms.scores import Comparison, ScoreRule
-from ..operator.attention import attention
 from ..tensors.distributed import local_part
 from ..tensors.shapes import describe, wrong
 from .checks import checked
@@ -133,12 +132,11 @@ class MultiHead(nn.Module):
             projected, own = self.query(states), []
         query = self.rotated_heads(projected, self.query_norm, context.rotation)
         key, value = context.cached(self) or self.keys_and_values(states, context, *own)
-        key, value, layout = context.extend(self, self.pattern, key, value)
-        mixed = attention(
+        mixed = context.attend(
+            self,
             query,
             key,
             value,
-            layout=layout,
             pattern=self.pattern,
             scores=self.score_rules(query, context),
             compare=self.comparison(query),
@@ -147,7 +145,6 @@ class MultiHead(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             name=self.name,
         )  # (B, Hq, L, Dv)
-        assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def keys_and_values(self, states: Tensor, context: ForwardContext, *projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,21 @@
 """The cache of keys and values, with which the next token costs one token."""
 
 from .cache import Cache, Step
+from .kept import Kept
+from .policies import Adaptive, HeldKeys, Importance, Keep, LastQueries, Pyramid, Received, Recency
 from .stores import Slots
 
-__all__ = ["Cache", "Slots", "Step"]
+__all__ = [
+    "Adaptive",
+    "Cache",
+    "HeldKeys",
+    "Importance",
+    "Keep",
+    "Kept",
+    "LastQueries",
+    "Pyramid",
+    "Received",
+    "Recency",
+    "Slots",
+    "Step",
+]

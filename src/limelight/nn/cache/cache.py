@@ -11,8 +11,8 @@ gives it its new keys and values and gets back all those that its queries attend
         cache.close(step)
 
 (`limelight.models.Stack.forward` does this when it is given a ``cache``.) What a layer keeps follows from its
-pattern: a causal window of W keys keeps at most 2 W, anything else keeps everything; cross-attention keeps the keys and
-values of its source, computed once.
+pattern: a causal window of W keys keeps at most 2 W, anything else keeps everything, or what a policy chooses (`Keep`);
+cross-attention keeps the keys and values of its source, computed once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ from torch import Tensor, nn
 
 from ...forms.layouts import Layout
 from ...forms.patterns import Pattern
-from ...tensors.shapes import whole_number, wrong
+from ...operator.attention import attention
+from ...tensors.shapes import describe, whole_number, wrong
+from .folding import plain
+from .kept import Kept, KeptStore
+from .policies import Keep
 from .stores import (
     CrossStore,
     FullStore,
@@ -42,6 +46,7 @@ from .stores import (
 )
 
 Stores = dict[tuple[nn.Module, int], Store]  # of a layer and how often it was called before in the same pass
+TextStore = FullStore | WindowStore | KeptStore
 
 
 @dataclass(eq=False)
@@ -53,10 +58,14 @@ class Step(NewTokens):
     Args:
         stores: what each layer keeps.
         graphs: what was captured of the layers (`limelight.nn.capture`).
+        keep: which keys are kept of a text; ``None`` for all that a later query can see.
+        layers: how many layers the model has; ``None`` where that is not known.
     """
 
     stores: Stores
     graphs: dict[nn.Module, Any] = field(default_factory=dict)
+    keep: Keep | None = None
+    layers: int | None = None
     _calls: dict[nn.Module, int] = field(default_factory=dict)
 
     def extend(
@@ -74,10 +83,34 @@ class Step(NewTokens):
             The keys and values that the queries of this pass attend to, and the layout of queries and keys.
 
         Raises:
-            ArgumentError: a gradient is wanted; the layer was cached as another kind, or not at all before.
+            ArgumentError: a gradient is wanted; the layer was cached as another kind, or not at all before; the cache
+                keeps only some keys of each head, which `attend` computes with.
         """
         _no_gradient(key, value)
-        return self._of_text(layer, pattern).extend(self, key, value)
+        return self._complete(layer, pattern).extend(self, key, value)
+
+    def attend(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
+        """Add the new keys and values of a self-attention ``layer`` to its store, and attend to all that it keeps.
+
+        Args:
+            layer: the calling layer.
+            query: ``(B, Hq, L, D)``.
+            key: ``(B, Hkv, L, D)``.
+            value: ``(B, Hkv, L, Dv)``.
+            settings: further arguments of `limelight.attention`, without a layout.
+
+        Returns:
+            ``(B, Hq, L, Dv)``.
+
+        Raises:
+            ArgumentError: as `extend`; or what a cache that keeps only some keys cannot serve.
+        """
+        _no_gradient(key, value)
+        store = self._of_text(layer, settings.get("pattern"))
+        if isinstance(store, KeptStore):
+            return store.attend(self, query, key, value, settings)
+        key, value, layout = store.extend(self, key, value)
+        return plain(attention(query, key, value, layout=layout, **settings))
 
     def slots(self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor) -> Slots:
         """As `extend`, for keys and values that the caller writes itself; for a step that `continues_unpadded`.
@@ -88,7 +121,7 @@ class Step(NewTokens):
             key: has the shape and dtype of the new keys, ``(B, Hkv, L, D)``.
             value: has those of the new values, ``(B, Hkv, L, Dv)``.
         """
-        return self._of_text(layer, pattern).slots(self, key, value)
+        return self._complete(layer, pattern).slots(self, key, value)
 
     def cached_source(self, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
         """Keys and values of its source that a cross-attention ``layer`` computed in an earlier pass, or ``None``."""
@@ -110,10 +143,28 @@ class Step(NewTokens):
             raise _two_kinds(layer, store, "a recurrence")
         return store
 
-    def _of_text(self, layer: nn.Module, pattern: Pattern | None) -> FullStore | WindowStore:
-        store = self._store(layer, lambda: store_for(pattern))
-        if not isinstance(store, (FullStore, WindowStore)):
+    def _of_text(self, layer: nn.Module, pattern: Pattern | None) -> TextStore:
+        store = self._store(layer, lambda: self._new_store(pattern))
+        if not isinstance(store, (FullStore, WindowStore, KeptStore)):
             raise _two_kinds(layer, store, "self-attention")
+        return store
+
+    def _new_store(self, pattern: Pattern | None) -> TextStore:
+        store = store_for(pattern)
+        if self.keep is None or isinstance(store, WindowStore):
+            return store
+        return KeptStore(self.keep, len(_texts(self.stores)), self.layers)
+
+    def _complete(self, layer: nn.Module, pattern: Pattern | None) -> FullStore | WindowStore:
+        """The store of a layer whose heads keep the same keys."""
+        store = self._of_text(layer, pattern)
+        if isinstance(store, KeptStore):
+            raise wrong(
+                "cache",
+                f"must keep every key for a {type(layer).__name__}, which takes keys and values from it",
+                f"it has {self.keep}, by which each head keeps others",
+                "Use a cache without `keep`, or a layer that calls ForwardContext.attend, such as MultiHead.",
+            )
         return store
 
     def _store(self, layer: nn.Module, make: Callable[[], Store]) -> Store:
@@ -148,16 +199,32 @@ class Cache:
     Args:
         limit: the maximum number of tokens of a row; memory for them is taken at once, and more are refused. ``None``:
             memory grows by doubling, so that each token is copied a bounded number of times on average.
+        keep: which keys are kept of a text (`Keep`), in layers whose pattern is ``Causal()``; those of a causal window
+            keep the window. ``None`` keeps all that a later query can see.
+
+    Raises:
+        ArgumentError: ``keep`` is no `Keep`.
     """
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, keep: Keep | None = None) -> None:
         self.limit = None if limit is None else whole_number("limit", limit, at_least=1)
+        if keep is not None and not isinstance(keep, Keep):
+            raise wrong("keep", "must be a Keep, or None", f"it is {describe(keep)}", "For example Keep(2048).")
+        self.keep = keep
         self.lengths: Lengths = 0
         self._rows: int | None = None
         self._stores: Stores = {}
         self._graphs: dict[nn.Module, Any] = {}
 
-    def step(self, B: int, L: int, layout: Layout | None = None, device: torch.device | str = "cpu") -> Step:
+    def step(
+        self,
+        B: int,
+        L: int,
+        layout: Layout | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        layers: int | None = None,
+    ) -> Step:
         """Open a pass over ``L`` more tokens of each of the ``B`` rows.
 
         Args:
@@ -166,6 +233,7 @@ class Cache:
             layout: ``None`` when no token is padding, or `limelight.Padded`: at either side in the first pass, then at
                 the right.
             device: of the positions.
+            layers: how many self-attention layers the model has; needed by a `Pyramid` alone.
 
         Raises:
             ArgumentError: another number of rows, a layout that cannot be continued, more tokens than the limit.
@@ -191,7 +259,9 @@ class Cache:
                     "Put the new tokens of every row first.",
                 )
         positions, exists = _positions(self.lengths, count, first, B, L, device)
-        step = Step(layout, self.limit, self.lengths, count, positions, exists, self._stores, self._graphs)
+        step = Step(
+            layout, self.limit, self.lengths, count, positions, exists, self._stores, self._graphs, self.keep, layers
+        )
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
                 "tokens",
@@ -208,7 +278,7 @@ class Cache:
 
     def select(self, rows: Tensor) -> None:
         """Keep these ``rows`` ``(N,)``, in this order, with repetitions: beams, or texts not yet ended."""
-        if self._rows is None:
+        if self._rows is None or (len(rows) == self._rows and rows.tolist() == list(range(self._rows))):
             return
         if isinstance(self.lengths, Tensor):
             self.lengths = _same(self.lengths[rows.cpu()])
@@ -223,6 +293,25 @@ class Cache:
                 torch.arange(self._rows, device="cpu").repeat_interleave(whole_number("times", times, at_least=1))
             )
 
+    def kept(self, layer: int) -> Kept:
+        """Which keys the self-attention layer number ``layer`` keeps, in the order of the first calls, from 0.
+
+        Raises:
+            ArgumentError: no such layer has read a text.
+        """
+        stores = _texts(self._stores)
+        if not 0 <= whole_number("layer", layer) < len(stores):
+            got = f"it is {layer}, and {len(stores)} layers have read a text"
+            raise wrong("layer", "must be the number of a self-attention layer", got, "Layers are counted from 0.")
+        store = stores[layer]
+        if isinstance(store, KeptStore):
+            return store.kept()
+        ends = torch.as_tensor(self.lengths).expand(self._rows or 0)
+        first = torch.as_tensor(store.start if isinstance(store, WindowStore) else 0).expand(len(ends))
+        heads = store.buffers[0].shape[1]
+        rows = tuple((torch.arange(a, b),) * heads for a, b in zip(first.tolist(), ends.tolist(), strict=True))
+        return Kept(rows, first[:, None].expand(-1, heads))
+
     @property
     def bytes(self) -> int:
         """Memory of all keys, values and states."""
@@ -231,7 +320,7 @@ class Cache:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         """A cache of the same layers; of their copies where they were copied before it, in one call."""
-        copied = memo[id(self)] = Cache(self.limit)
+        copied = memo[id(self)] = Cache(self.limit, keep=self.keep)
         copied.lengths, copied._rows = deepcopy(self.lengths, memo), self._rows
         for (layer, call), store in self._stores.items():
             copied._stores[memo.get(id(layer), layer), call] = deepcopy(store, memo)
@@ -243,6 +332,11 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"<Cache: {self._rows or 0} rows, up to {maximum(self.lengths)} tokens, {self.bytes / 2**20:.1f} MiB>"
+
+
+def _texts(stores: Stores) -> list[TextStore]:
+    """The stores of self-attention, in the order of their first calls."""
+    return [store for store in stores.values() if isinstance(store, (FullStore, WindowStore, KeptStore))]
 
 
 def _same(lengths: Lengths) -> Lengths:

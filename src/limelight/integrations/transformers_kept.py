@@ -1,0 +1,211 @@
+"""A cache of transformers that keeps only some keys of each head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    get_layer_types_and_kwargs,
+)
+
+from ..backends.contract import BackendError
+from ..forms.layouts import KeyMask, Layout
+from ..nn.cache import Keep, Kept
+from ..nn.cache.kept import KeptStore
+from ..nn.cache.stores import Lengths, NewTokens
+from ..tensors.shapes import describe, whole_number, wrong
+from .transformers_report import NAME
+
+
+class KeptCache(Cache):
+    """A cache for a model of transformers, in which each head keeps the keys that a policy chooses.
+
+    ::
+
+        enable()
+        model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="limelight")
+        cache = KeptCache(Keep(2048, by=Received(), heads=Adaptive()), model.config)
+        model.generate(**inputs, past_key_values=cache)
+        cache.kept(0).positions  # of layer 0: which tokens each head has kept
+
+    Layers with a sliding window keep their window, as in a ``DynamicCache``. A cache belongs to one batch; it can be
+    reordered (beam search) and continued with further tokens, but not cropped (assisted decoding).
+
+    Args:
+        keep: how many keys a head keeps, and which.
+        config: of the model, which names the kinds of its layers.
+
+    Raises:
+        ArgumentError: arguments of another kind.
+        BackendError: in a forward pass: an attention implementation that is not Limelight's, a mask that is not causal,
+            tokens that are padding behind cached ones.
+    """
+
+    def __init__(self, keep: Keep, config: PreTrainedConfig) -> None:
+        if not isinstance(keep, Keep):
+            raise wrong("keep", "must be a Keep", f"it is {describe(keep)}", "For example Keep(2048).")
+        if not isinstance(config, PreTrainedConfig):
+            got = f"it is {describe(config)}"
+            raise wrong("config", "must be the configuration of the model", got, "Give model.config.")
+        kinds, settings = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+        super().__init__(
+            layers=[
+                KeptLayer(keep, number, len(kinds))
+                if kind == "full_attention"
+                else DYNAMIC_LAYER_TYPE_MAPPING[kind](**more)
+                for number, (kind, more) in enumerate(zip(kinds, settings, strict=True))
+            ]
+        )
+
+    def kept(self, layer: int) -> Kept:
+        """Which keys a layer keeps of each row and key head.
+
+        Raises:
+            ArgumentError: no layer of this number keeps keys by the policy.
+        """
+        number = whole_number("layer", layer, at_least=0, at_most=len(self.layers) - 1)
+        found = self.layers[number]
+        if not isinstance(found, KeptLayer):
+            got = f"layer {layer} is a {type(found).__name__}, which keeps its window"
+            raise wrong("layer", "must be one whose keys the policy chooses", got, "Name another layer.")
+        return found.store.kept()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all keys and values, and of what the policy needs to choose among them."""
+        tensors: list[Tensor] = []
+        for layer in self.layers:
+            if isinstance(layer, KeptLayer):
+                tensors += layer.store.tensors()
+            elif isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None:
+                tensors += [layer.keys, layer.values]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class KeptLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer of a `KeptCache`.
+
+    `update` returns the new keys alone; Limelight's attention finds the layer by them (`layer_of`) and calls `attend`.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, keep: Keep, layer: int, layers: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._policy = keep, layer, layers
+        self.reset()
+
+    def reset(self) -> None:
+        self.store = KeptStore(*self._policy)
+        self.seen = 0  # tokens that were read, padding included
+        self.lengths: Lengths = 0  # of each row, without padding
+        self._waiting = False  # whether keys were returned that no attention has read
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._waiting:
+            raise BackendError(
+                "A KeptCache is read by Limelight's attention alone, and another one has computed this model. Load it "
+                f"with attn_implementation={NAME!r}."
+            )
+        if torch.is_grad_enabled() and key_states.requires_grad:
+            raise BackendError("A KeptCache keeps keys without their gradients. Run the model under torch.no_grad().")
+        self.lazy_initialization(key_states, value_states)
+        self.batch_size = len(key_states)
+        self.seen += key_states.shape[2]
+        self._waiting = True
+        _layers[key_states] = self
+        return key_states, value_states
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, layout: Layout | None, settings: dict[str, Any]
+    ) -> Tensor:
+        """Attention of the new queries to all that the layer keeps: ``(B, Hq, L, D)`` to ``(B, Hq, L, Dv)``.
+
+        Args:
+            query: ``(B, Hq, L, D)``.
+            key: ``(B, Hkv, L, D)``, as `update` returned it.
+            value: ``(B, Hkv, L, Dv)``.
+            layout: of the new queries and all tokens that were read.
+            settings: further arguments of `limelight.attention`.
+        """
+        self._waiting = False
+        B, _, L, _ = query.shape
+        if layout is not None and not isinstance(layout, KeyMask):
+            raise BackendError(f"A KeptCache cannot hold tokens under {layout!r}. It serves whole texts, also padded.")
+        exists = None if layout is None else layout.mask[:, -L:].expand(B, -1)
+        if self.seen > L:
+            if exists is not None and not bool(exists.all()):
+                raise BackendError("A KeptCache cannot go on with tokens that are padding. Continue texts one by one.")
+            layout = exists = None
+        new = self._new_tokens(layout, exists, B, L, query.device)
+        output = self.store.attend(new, query, key, value, settings)
+        self.lengths = new.after
+        return output
+
+    def _new_tokens(
+        self, layout: Layout | None, exists: Tensor | None, B: int, L: int, device: torch.device
+    ) -> NewTokens:
+        before = self.lengths
+        if exists is None and isinstance(before, int):
+            return NewTokens(layout, None, before, L, torch.arange(before, before + L, device=device)[None], None)
+        exists = torch.ones(B, L, dtype=torch.bool, device=device) if exists is None else exists.to(device)
+        start = torch.as_tensor(before, device=device).expand(B)[:, None]
+        positions = (start + exists.long().cumsum(1) - 1).where(exists, 0)
+        return NewTokens(layout, None, before, exists.sum(1).cpu(), positions, exists)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.seen:
+            self._select(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._select(torch.arange(self.batch_size)[indices.cpu()] if self.seen else indices)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, but for no token."""
+        if tokens_to_remove:
+            raise BackendError("A KeptCache cannot be cropped: keys that were evicted for a token are gone.")
+
+    def offload(self) -> None:
+        """Refused."""
+        raise BackendError("A KeptCache cannot be offloaded.")
+
+    def _select(self, rows: Tensor) -> None:
+        if not self.seen:
+            return
+        self.store.select(rows)
+        self.batch_size = len(rows)
+        if isinstance(self.lengths, Tensor):
+            self.lengths = self.lengths[rows.cpu()]
+
+
+def layer_of(key: Tensor) -> KeptLayer | None:
+    """The layer of a `KeptCache` that returned these keys; ``None`` for other keys."""
+    return _layers[key] if _layers and key in _layers else None
+
+
+_layers = WeakIdKeyDictionary()  # by the keys that `update` returned

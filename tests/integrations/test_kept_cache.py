@@ -1,0 +1,127 @@
+"""A cache of transformers that keeps only some keys: the same keys and tokens as in our own models."""
+
+import dataclasses
+
+import pytest
+import torch
+from support.peers import FIRST_WORD, LENGTHS, made
+from transformers import DynamicCache
+
+import limelight
+from limelight.backends.contract import BackendError
+from limelight.checkpoints.load import load
+from limelight.generation import Beam
+from limelight.integrations.transformers import KeptCache, enable
+from limelight.nn import Adaptive, Cache, Keep, LastQueries, Pyramid, Received
+
+PROMPTS = [torch.randint(FIRST_WORD, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
+KEPT = {
+    "recency": Keep(9, 2, 3, interval=1),
+    "received": Keep(10, 1, 3, Received(), heads=Adaptive(), interval=2),
+    "last queries": Keep(0.5, 1, 2, LastQueries(4, 3), Pyramid(3.0), Adaptive(), interval=3),
+}
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Our model in float64 and theirs, which computes with Limelight; made once."""
+    enable()
+    kept = {}
+
+    def both(name):
+        if name not in kept:
+            theirs, folder = made(name), tmp_path_factory.mktemp(name)
+            theirs.save_pretrained(folder)
+            ours = dataclasses.replace(load(folder, dtype=torch.float64), special_token_ids={})
+            theirs = theirs.double().eval()
+            theirs.set_attn_implementation("limelight")
+            theirs.generation_config.eos_token_id = None
+            kept[name] = ours, theirs
+        return kept[name]
+
+    return both
+
+
+def generated(theirs, keep, prompts=PROMPTS, **more):
+    """The new tokens of each prompt, padded at the left, and the cache."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in prompts])
+    mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in prompts])
+    cache = DynamicCache(config=theirs.config) if keep is None else KeptCache(keep, theirs.config)
+    how = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "past_key_values": cache, **more}
+    found = theirs.generate(input_ids=ids, attention_mask=mask, **how)[:, longest:]
+    return tuple(tuple(row) for row in found.tolist()), cache
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_tokens_of_our_own_models(pair, name, kept):
+    ours, theirs = pair(name)
+    tokens, cache = generated(theirs, KEPT[kept])
+    assert tokens == ours.generate(PROMPTS, tokens=NEW, keep=KEPT[kept]).ids
+    assert generated(theirs, None)[0] == ours.generate(PROMPTS, tokens=NEW).ids
+    assert cache.get_seq_length() == max(LENGTHS) + NEW - 1
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_same_keys_are_kept(pair, kept):
+    ours, theirs = pair("llama")
+    tokens, cache = generated(theirs, KEPT[kept])
+    for row, prompt in enumerate(PROMPTS):
+        alone = Cache(keep=KEPT[kept])
+        with torch.no_grad():
+            ours.network(torch.tensor([prompt]), cache=alone)
+            for token in tokens[row][:-1]:
+                ours.network(torch.tensor([[token]]), cache=alone)
+        for layer in range(ours.config.layers):
+            mine, other = alone.kept(layer), cache.kept(layer)
+            assert [head.tolist() for head in mine.positions[0]] == [head.tolist() for head in other.positions[row]]
+            assert mine.evicted[0].tolist() == other.evicted[row].tolist()
+
+
+def test_beams_and_conversations_that_go_on(pair):
+    ours, theirs = pair("llama")
+    assert generated(theirs, Keep(100))[0] == generated(theirs, None)[0]
+    beams = generated(theirs, KEPT["received"], [PROMPTS[-1]], num_beams=3, length_penalty=1.0)[0]
+    assert beams == ours.generate([PROMPTS[-1]], Beam(3), tokens=NEW, keep=KEPT["received"]).ids
+    cache, prompt = KeptCache(KEPT["received"], theirs.config), torch.tensor([PROMPTS[-1]])
+    how = {"do_sample": False, "max_new_tokens": 4, "past_key_values": cache}
+    text = theirs.generate(prompt, **how)
+    text = theirs.generate(torch.cat((text, prompt[:, :5]), 1), **how)
+    own = Cache(keep=KEPT["received"])
+    with torch.no_grad():
+        for part in (prompt, *text[:, prompt.shape[1] : prompt.shape[1] + 3].split(1, 1)):
+            ours.network(part, cache=own)
+        begun = prompt.shape[1] + 3
+        for part in (text[:, begun : begun + 6], *text[:, begun + 6 : -1].split(1, 1)):
+            last = ours.network(part, cache=own).logits[:, -1].argmax(-1)
+    assert last.tolist() == text[:, -1].tolist()
+    assert own.kept(1).positions[0][0].tolist() == cache.kept(1).positions[0][0].tolist()
+    cache.reset()
+    assert cache.get_seq_length() == cache.bytes == 0
+
+
+def test_what_is_refused(pair):
+    theirs = pair("llama")[1]
+    with pytest.raises(limelight.ArgumentError, match="must be a Keep"):
+        KeptCache(2048, theirs.config)
+    with pytest.raises(limelight.ArgumentError, match="configuration of the model"):
+        KeptCache(Keep(2048), theirs)
+    with pytest.raises(BackendError, match="output_attentions"):
+        generated(theirs, Keep(100), output_attentions=True, return_dict_in_generate=True)
+    cache = generated(theirs, Keep(100))[1]
+    with pytest.raises(BackendError, match="cannot be cropped"):
+        cache.crop(-1)
+    mask = torch.ones(len(PROMPTS), cache.get_seq_length() + 2)
+    mask[0, -1] = 0
+    with pytest.raises(BackendError, match="tokens that are padding"), torch.no_grad():
+        theirs(torch.full((len(PROMPTS), 2), 9), attention_mask=mask, past_key_values=cache)
+    with pytest.raises(BackendError, match="without their gradients"):
+        theirs(torch.full((1, 2), 9), past_key_values=KeptCache(Keep(100), theirs.config))
+    theirs.set_attn_implementation("sdpa")
+    try:
+        with pytest.raises(BackendError, match="attn_implementation='limelight'"):
+            generated(theirs, Keep(100))
+    finally:
+        theirs.set_attn_implementation("limelight")
