@@ -113,7 +113,7 @@ struct RandomCall {
     bool observes;
     int64_t B, Hkv, Hq, Lq, Lk, D, Dv, element, number;
     std::vector<ll_segment> segments;
-    bool paged;
+    bool paged, alike;                  // alike: documents of a few queries that begin with the same pages
     ll_tensor rows_of[2], pages_of[2];  // keys and values
     std::vector<int32_t> table;
     ll_pages pages = {};
@@ -124,9 +124,10 @@ struct RandomCall {
     bool with_lse_gradient;
 
     explicit RandomCall(int64_t e) : element(e), number(number_of(e)) {
-        paged = one_in(3);
+        paged = one_in(3), alike = paged && one_in(3);
         B = paged ? 1 : among(1, 2), Hkv = among(1, 2), Hq = Hkv * among(1, 2);
         Lq = one_in(8) ? 0 : among(1, one_in(3) ? 150 : 50), Lk = one_in(8) ? 0 : among(1, one_in(4) ? 700 : 140);
+        if (alike) Lq = 3 * among(1, 4), Lk = 3 * among(500, 1200);
         D = one_in(8) ? 290 : among(1, 80), Dv = one_in(8) ? 290 : among(1, 80);
         call.version = LL_VERSION, call.element = element;
         call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
@@ -152,13 +153,17 @@ struct RandomCall {
     }
 
     void choose_segments() {
-        switch (among(0, 2)) {
+        switch (alike ? 3 : among(0, 2)) {
             case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0}); break;
             case 1:  // padding: a segment for each row
                 for (int64_t b = 0; b < B; ++b) {
                     int64_t q = among(0, Lq), k = among(0, Lk);
                     segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b, 0, 0});
                 }
+                break;
+            case 3:
+                for (int64_t d = 0, q = Lq / 3, k = Lk / 3; d < 3; ++d)
+                    segments.push_back({-1, d * q, d * q + q, d * k, d * k + k, k - q - d * q, -d * k, d, 0, 0});
                 break;
             default:  // documents
                 for (int64_t d = 0, q = 0, k = 0; d < 3; ++d) {
@@ -168,7 +173,7 @@ struct RandomCall {
                 }
         }
         for (ll_segment& segment : segments)
-            if (one_in(6)) segment.whole_queries = among(1, 40);
+            if (one_in(6) && !alike) segment.whole_queries = among(1, 40);
         call.segments = segments.data(), call.segment_count = (int64_t)segments.size();
     }
 
@@ -176,12 +181,18 @@ struct RandomCall {
     void lay_out_pages() {
         const int64_t sizes[] = {1, 3, 16, 32, 50, 64};
         pages.size = sizes[among(0, 5)];
+        int64_t skipped = among(0, 2 * pages.size);  // keys of the first pages
         for (ll_segment& segment : segments) {
-            int64_t before = among(0, 2), skipped = among(0, 2 * pages.size);  // entries, and keys of the first page
+            int64_t before = among(0, 2);
+            if (!alike) skipped = among(0, 2 * pages.size);
             table.insert(table.end(), (size_t)before, -1);
             segment.page_offset = (int64_t)table.size() * pages.size + skipped - segment.key_begin;
-            for (int64_t key = 0; key < skipped + segment.key_end - segment.key_begin; key += pages.size)
-                table.push_back((int32_t)pages.count++);
+            int64_t count = skipped + segment.key_end - segment.key_begin, same = alike ? among(0, count) : 0;
+            for (int64_t key = 0; key < count; key += pages.size) {
+                bool repeats = key < same && &segment != segments.data();
+                int64_t first = (segments[0].page_offset + segments[0].key_begin) / pages.size - skipped / pages.size;
+                table.push_back(repeats ? table[(size_t)(first + key / pages.size)] : (int32_t)pages.count++);
+            }
         }
         std::vector<int32_t> order((size_t)pages.count);
         for (size_t n = 0; n < order.size(); ++n) order[n] = (int32_t)n;
@@ -198,13 +209,19 @@ struct RandomCall {
             int64_t page = Hkv * pages.size * width;
             if (by_slot) pages_of[n] = {data, {page, width, Hkv * width, 1}};
             else pages_of[n] = {data, {page, pages.size * width, width, 1}};
+            std::vector<bool> written((size_t)(pages.count * pages.size));
             for (const ll_segment& segment : segments)
-                for (int64_t key = segment.key_begin; key < segment.key_end; ++key)
+                for (int64_t key = segment.key_begin; key < segment.key_end; ++key) {
+                    int64_t slot = key + segment.page_offset, number = pages.table[slot / pages.size];
+                    size_t place = (size_t)(number * pages.size + slot % pages.size);
                     for (int64_t h = 0; h < Hkv; ++h) {
-                        int64_t slot = key + segment.page_offset, number = pages.table[slot / pages.size];
                         char* to = element_of(pages_of[n], number, h, slot % pages.size);
-                        std::memcpy(to, element_of(rows_of[n], 0, h, key), (size_t)bytes);
+                        char* row = element_of(rows_of[n], 0, h, key);
+                        if (written[place]) std::memcpy(row, to, (size_t)bytes);
+                        else std::memcpy(to, row, (size_t)bytes);
                     }
+                    written[place] = true;
+                }
         }
     }
     char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) const {
