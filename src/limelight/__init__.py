@@ -15,7 +15,7 @@ from . import outputs as outputs  # what `torch.export.load` makes of the result
 from ._version import __version__ as __version__
 from .backends.contract import BackendError
 from .forms.coordinates import Where
-from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Subset
+from .forms.layouts import Aligned, KeyMask, Layout, Packed, Padded, Paged, Subset
 from .forms.observations import Observations, Observe, Seen, watching
 from .forms.patterns import (
     Blocks,
@@ -86,6 +86,7 @@ __all__ = [
     "Observe",
     "Packed",
     "Padded",
+    "Paged",
     "Pattern",
     "Predicate",
     "Prefix",

@@ -29,6 +29,7 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Paged,
     Predicate,
     Prefix,
     RelativeBias,
@@ -72,6 +73,13 @@ def _packed(draw, s):
     if draw(st.booleans()):
         lengths = [torch.tensor(n) for n in lengths]
     return Packed(*lengths)
+
+
+def _paged(draw, s):
+    cuts = draw(st.integers(0, 3))
+    lengths = [_cut(draw, total, cuts) for total in (s.Lq, s.Lk)]
+    pages = torch.arange((cuts + 1) * s.Lk).reshape(cuts + 1, s.Lk)  # enough for pages of a single key
+    return Paged(*([torch.tensor(n) for n in lengths] if draw(st.booleans()) else lengths), pages)
 
 
 def _key_mask(draw, s):
@@ -120,6 +128,7 @@ LAYOUTS = {
     Aligned: _aligned,
     Padded: _padded,
     Packed: _packed,
+    Paged: _paged,
     KeyMask: _key_mask,
     Subset: _subset,
     Portion: _portion(Portion),

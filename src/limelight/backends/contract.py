@@ -12,6 +12,7 @@ backend can do beyond this it declares by more functions, each set of which is a
 
 - `Differentiable`: ``reasons_against_backward`` and ``backward``, where it has a backward pass;
 - `BorrowsBackward`: ``backward_by``, where the kernels of another backend compute some of its gradients;
+- `ReadsPages`: ``reasons_against_pages``, where its kernels read keys and values in pages; else they are gathered;
 - `Yields`: ``reasons_to_pass_over``, where the next backend is known to be faster at some calls that it can serve.
 
 The families of backends (native, GPU, reference) do not import each other; `limelight.backends.choose` chooses one.
@@ -29,6 +30,7 @@ from torch import Tensor
 from ..forms.coordinates import WHOLE, Part
 from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations
+from ..forms.pages import Pages
 from ..forms.scores import Additive, ScoreRule
 from ..forms.settings import Settings, frozen
 from ..tensors.shapes import Shapes, wrong
@@ -55,9 +57,10 @@ class Call(Settings):
 
     Attributes:
         query: ``(B, Hq, Lq, D)``.
-        key: ``(B, Hkv, Lk, D)``.
-        value: ``(B, Hkv, Lk, Dv)``.
+        key: ``(B, Hkv, Lk, D)``; with ``pages``, ``(pages, Hkv, size, D)``.
+        value: ``(B, Hkv, Lk, Dv)``; with ``pages``, ``(pages, Hkv, size, Dv)``.
         shapes: the sizes of the call.
+        pages: where the keys lie in pages; ``None`` where they are rows. Only a backend that `ReadsPages` is given any.
         logsumexp: the backend must return the logsumexp, whatever is observed.
         part: tensors and score rules are those of this part of a larger call, which ``shapes``, ``layout`` and
             ``pattern`` describe. Only the reference is given parts.
@@ -75,6 +78,7 @@ class Call(Settings):
     key: Tensor = NOTHING
     value: Tensor = NOTHING
     shapes: Shapes = Shapes(0, 0, 0, 0, 0, 0, 0)
+    pages: Pages | None = None
     logsumexp: bool = False
     part: Part = WHOLE
     autograd_reason: str = ""
@@ -97,6 +101,14 @@ class Call(Settings):
     def lowered_like(self, other: Call) -> Call:
         """A copy that need not work out `lowered` where ``other``, of an equal layout and pattern, has done so."""
         return self if self._lowered is other._lowered else self.replace(_lowered=other._lowered)
+
+    def gathered(self) -> Call:
+        """A call of the same result whose keys and values are rows, copied from their pages if they lie in pages."""
+        if self.pages is None:
+            return self
+        assert self.layout is not None
+        key, value = (self.pages.gather(x) for x in (self.key, self.value))
+        return self.replace(key=key, value=value, layout=self.layout.in_rows, pages=None)
 
     @property
     def lowered(self) -> Lowered:
@@ -179,6 +191,14 @@ def check_local(name: str, tensor: Tensor) -> None:
 
 
 @runtime_checkable
+class ReadsPages(Protocol):
+    """A backend whose kernels read keys and values in pages."""
+
+    def reasons_against_pages(self, call: Call) -> list[str]:
+        """Why keys and values must be gathered for a call that it serves otherwise."""
+
+
+@runtime_checkable
 class Yields(Protocol):
     """A backend that leaves some of the calls it could serve to the next one."""
 
@@ -225,7 +245,18 @@ class Differentiable(Protocol):
         """
 
 
-_BACKWARD: dict[Backend, Differentiable | None] = {}  # a check of a protocol takes microseconds
+_PAGES: dict[Backend, ReadsPages | None] = {}  # a check of a protocol takes microseconds
+
+
+def reasons_against_pages(backend: Backend, call: Call) -> list[str]:
+    """Why keys and values that lie in pages must be gathered for a backend; empty where it reads them in place."""
+    if backend not in _PAGES:
+        _PAGES[backend] = backend if isinstance(backend, ReadsPages) else None
+    reads = _PAGES[backend]
+    return [f"{backend.NAME} reads no pages"] if reads is None else reads.reasons_against_pages(call)
+
+
+_BACKWARD: dict[Backend, Differentiable | None] = {}
 
 
 def differentiable(backend: Backend) -> Differentiable | None:

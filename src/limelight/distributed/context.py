@@ -72,7 +72,7 @@ class ContextParallel(Layout):
     def __post_init__(self) -> None:
         object.__setattr__(self, "group", _group_of(self.group))
         size = dist.get_world_size(self.group)
-        if self.of is not None and (not isinstance(self.of, Layout) or self.of.spread):
+        if self.of is not None and (not isinstance(self.of, Layout) or self.of.spread or self.of.paged):
             got = f"it is {describe(self.of)}"
             raise wrong("of", "must be a Layout of the whole text", got, "See limelight.forms.layouts.")
         for name in ("runs", "key_runs"):

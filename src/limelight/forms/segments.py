@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Fields of a segment, int64 each. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
-#: document that dropout is a function of. Where keys lie in pages, key ``k`` is entry ``k + page_offset`` of all entries
-#: of the page table, ``size`` to a page. ``whole_queries``: how many queries the document has, where these are a part of
-#: it; 0 where these are all of it. A kernel for few queries over many keys is chosen by it, so that a part of a document
-#: is computed like the whole.
+#: document that dropout is a function of. Where keys lie in pages, key ``k`` is entry ``k + page_offset`` of all
+#: entries of the page table, ``size`` to a page. ``whole_queries``: how many queries the document has, where these are
+#: a part of it; 0 where these are all of it. A kernel for few queries over many keys is chosen by it, so that a part
+#: of a document is computed like the whole.
 FIELDS = (
     "row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row",
     "page_offset", "whole_queries",

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import choose, reference
-from ..backends.contract import Call, Result, check_local
+from ..backends.contract import Call, Result, check_local, reasons_against_pages
 from ..forms.descriptions import Description
 from ..forms.layouts import Layout
 from ..forms.observations import Observe
+from ..forms.pages import Pages
 from ..forms.patterns import Pattern
 from ..forms.scores import Additive, Comparison, ScoreRule
 from ..forms.settings import Settings
@@ -74,9 +75,12 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
     Raises:
         ArgumentError: an argument breaks a rule.
     """
+    pages = None
+    if settings.layout is not None and getattr(settings.layout, "paged", False):
+        key, value, settings, pages = _stored(query, key, value, settings)
     if is_any_autocast_enabled():
         query, key, value = autocast(query, key, value)
-    shapes = read_shapes(query, key, value)
+    shapes = read_shapes(query, key, value, None if pages is None else pages.total)
     scale, dropout = settings.scale, settings.dropout
     if scale is None:
         scale = 1.0 / math.sqrt(shapes.D)
@@ -99,11 +103,42 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
         _check_observe(settings.observe, query, shapes)
     call = Call(
         settings.sink, scores, compare, settings.layout, settings.pattern, scale, 0.0, 0, settings.observe,
-        query, key, value, shapes,
+        query, key, value, shapes, pages,
     )  # fmt: skip
     if settings.seed is not None or type(dropout) is not float or dropout:
         return call.replace(**_chance(settings, query))
     return call
+
+
+def _stored(
+    query: Tensor, key: Tensor, value: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor, Settings, Pages | None]:
+    """Key, value and settings of a call whose keys lie in pages, and the pages, checked; or, where every slot of every
+    page would be converted, as rows.
+    """
+    layout = settings.layout
+    assert layout is not None
+    if not all(isinstance(tensor, Tensor) and tensor.dim() == 4 for tensor in (query, key, value)):
+        read_shapes(query, key, value)  # raises
+    size = int(key.shape[2])  # a constant of what is recorded
+    if not size:
+        raise wrong("key", "must have pages of at least one key", f"its shape is {tuple(key.shape)}", "See Paged.")
+    pages = layout.stored(size)
+    pages.check(key.shape[0])
+    if not why_converted(query, key, settings):
+        return key, value, settings, pages
+    sizes = [torch.empty(tensor.shape, device="meta") for tensor in (query, key, value)]
+    read_shapes(sizes[0], sizes[1], sizes[2], pages.total)
+    return pages.gather(key), pages.gather(value), settings.replace(layout=layout.in_rows), None
+
+
+def why_converted(query: Tensor, key: Tensor, settings: Settings) -> str:
+    """Why keys in pages are gathered before anything else: they will be converted. Empty where they are not."""
+    if settings.compare is not None:
+        return f"{settings.compare!r} prepares the keys"
+    if is_any_autocast_enabled() and autocast(query, key[:0], key[:0])[1].dtype is not key.dtype:
+        return "autocast converts the keys"
+    return ""
 
 
 def run(call: Call, name: str | None) -> Result:
@@ -118,8 +153,11 @@ def run(call: Call, name: str | None) -> Result:
     """
     reason = why_autograd(call)
     if reason:
-        call = call.replace(autograd_reason=reason, logsumexp=True)
+        call = call.gathered().replace(autograd_reason=reason, logsumexp=True)
     backend = choose(call, name)
+    if call.pages is not None and reasons_against_pages(backend, call):
+        call = call.gathered()
+        backend = choose(call, name)
     if derivatives.whole(call) if backend is reference else not reason:
         return backend.forward(call)
     return derivatives.forward(call, backend)

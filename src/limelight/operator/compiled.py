@@ -62,6 +62,7 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
         raise BackendError(f"a backend cannot be named under {seen_by}; the choice is made when the graph runs.")
     why = _why_not(call)
     if why:
+        call = call.gathered()
         if reference.score_bytes(call) > MAX_SCORE_BYTES:
             have = " x ".join(map(str, call.shapes.scores))
             most = f"{MAX_SCORE_BYTES // 2**20} MiB"
@@ -81,7 +82,10 @@ def forward(call: Call, backend: str | None, seen_by: str) -> Result:
         call = call.replace(pattern=call.pattern.as_data(lambda: _everywhere(call)))
     if seen_by is tracing.MODE:
         flops.register()
-    output, logsumexp = torch.ops.limelight.attention(*_write_call(call))
+    written = _write_call(call)
+    if call.pages is not None and torch.is_grad_enabled() and any(x.requires_grad for x in written[0]):
+        written = _write_call(call.gathered())
+    output, logsumexp = torch.ops.limelight.attention(*written)
     observe = call.observe
     if observe is None:
         return Result(output, logsumexp)
@@ -99,12 +103,12 @@ def _why_not(call: Call) -> str:
 
 
 def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
-    """Tensors, whole numbers, real numbers, recipe. The first whole number is how many tensors there are.
+    """Tensors, whole numbers, real numbers, recipe. The first whole numbers count the tensors and the keys.
 
     The tensors are query, key, value, and those of the settings in their order (`Settings.tensors`).
     """
     tensors: list[Tensor] = [call.query, call.key, call.value]
-    numbers: list[int] = [0]
+    numbers: list[int] = [0, call.shapes.Lk]
     reals: list[float] = []
     recipe = _write([getattr(call, name) for name in _SETTINGS], tensors, numbers, reals)
     numbers[0] = len(tensors)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..backends import BACKENDS, choose, passed_over
-from ..backends.contract import BackendError
+from ..backends.contract import Backend, BackendError, Call, reasons_against_pages
 from ..forms.layouts import Layout
 from ..forms.settings import Settings, SettingsFields
 from . import derivatives
-from .calling import prepare, why_autograd, with_batch
+from .calling import prepare, why_autograd, why_converted, with_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +32,7 @@ class Explanation:
     memory: int
     score_memory: int
     over_ranks: object | None = None  # the report of a layout whose tokens lie on several processes
+    pages: str = ""  # how keys in pages are read, when they lie in some
 
     def __str__(self) -> str:
         share = self.pairs / self.all_pairs if self.all_pairs else 0.0
@@ -41,6 +42,7 @@ class Explanation:
             f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
             f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
         ]
+        lines += [f"pages:   {self.pages}"] if self.pages else []
         lines += [f"derivatives: {self.gradients}"] if self.gradients else []
         lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
         lines += [str(self.over_ranks)] if self.over_ranks is not None else []
@@ -53,7 +55,8 @@ def explain(
     """Which backend would run a call of `attention`, why each other one would not, and what the call costs.
 
     Under a layout whose tokens lie on several processes (`limelight.distributed.ContextParallel`), that is said of this
-    process's own call, and ``over_ranks`` reports pairs and bytes sent of all of them, without communication.
+    process's own call, and ``over_ranks`` reports pairs and bytes sent of all of them, without communication. Under a
+    layout whose keys lie in pages (`limelight.Paged`), ``pages`` says whether they are read in place, or why not.
 
     Args:
         query: ``(B, Hq, Lq, D)``, or all three without ``B``.
@@ -73,12 +76,7 @@ def explain(
     whole, over_ranks = Settings(**settings), None
     if isinstance(whole.layout, Layout) and whole.layout.spread:
         key, value, whole, over_ranks = whole.layout.explained(query, key, value, whole)
-    call = prepare(query, key, value, whole)
-    call = call.replace(autograd_reason=why_autograd(call))
-    try:
-        chosen = choose(call, backend)
-    except BackendError:
-        chosen = None
+    call, chosen, pages, gathered = _arranged(query, key, value, whole, backend)
     B, Hq, Lq, Lk = call.shapes.scores
     return Explanation(
         backend=chosen.NAME if chosen else None,
@@ -88,7 +86,46 @@ def explain(
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,
         form=call.lowered.form,
-        memory=derivatives.memory(call, chosen) + call.lowered.bytes if chosen else 0,
+        memory=derivatives.memory(call, chosen) + call.lowered.bytes + gathered if chosen else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
         over_ranks=over_ranks,
+        pages=pages,
     )
+
+
+def _arranged(
+    query: Tensor, key: Tensor, value: Tensor, settings: Settings, name: str | None
+) -> tuple[Call, Backend | None, str, int]:
+    """The call as it would be computed, by which backend, how keys in pages are read, and the bytes of a copy of them,
+    which is not made.
+    """
+    layout, why = settings.layout, ""
+    if not isinstance(layout, Layout) or not layout.paged:
+        call = prepare(query, key, value, settings)
+    else:
+        call = prepare(query, key, value, settings.replace(compare=None))
+        call = call.replace(autograd_reason=why_autograd(call))
+        chosen = _chosen(call, name)
+        why = why_converted(query, key, settings) or call.autograd_reason
+        why = why or "; ".join(reasons_against_pages(chosen, call) if chosen else [])
+        if not why:
+            assert call.pages is not None
+            return call, chosen, f"read in place, {call.pages.size} keys in each", 0
+        key, value = (_rows(tensor, call.shapes.Lk) for tensor in (key, value))
+        call = prepare(query, key, value, settings.replace(layout=layout.in_rows))
+    call = call.replace(autograd_reason=why_autograd(call))
+    copied = key.nbytes + value.nbytes if why else 0
+    return call, _chosen(call, name), f"gathered before, {copied / 2**20:,.1f} MiB: {why}" if why else "", copied
+
+
+def _rows(stored: Tensor, Lk: int) -> Tensor:
+    """As large as the rows that are gathered of the pages ``stored``, without their values."""
+    _, H, _, D = stored.shape
+    return stored.new_empty(1, Lk, H, D).transpose(1, 2).requires_grad_(stored.requires_grad)
+
+
+def _chosen(call: Call, name: str | None) -> Backend | None:
+    try:
+        return choose(call, name)
+    except BackendError:
+        return None

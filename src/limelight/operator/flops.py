@@ -33,9 +33,9 @@ def register() -> None:
             counter.flop_registry.update(formulas)
 
 
-def forward(tensors: Sequence[Tensor], *_: Any, out_val: Any = None) -> int:
+def forward(tensors: Sequence[Tensor], numbers: Sequence[int], *_: Any, out_val: Any = None) -> int:
     """Two products over all pairs: queries with keys, weights with values."""
-    return _pairs(tensors) * 2 * (tensors[0].shape[3] + tensors[2].shape[3])
+    return _pairs(tensors, numbers) * 2 * (tensors[0].shape[3] + tensors[2].shape[3])
 
 
 def backward(
@@ -53,9 +53,9 @@ def backward(
     it three times, once for its value and twice for its gradients.
     """
     D, Dv, order = tensors[0].shape[3], tensors[2].shape[3], orders.count(";")
-    return _pairs(tensors) * 2 * (3 * D + 2 * Dv if order == 1 else 3**order * (D + Dv))
+    return _pairs(tensors, numbers) * 2 * (3 * D + 2 * Dv if order == 1 else 3**order * (D + Dv))
 
 
-def _pairs(tensors: Sequence[Tensor]) -> int:
+def _pairs(tensors: Sequence[Tensor], numbers: Sequence[int]) -> int:
     B, Hq, Lq, _ = tensors[0].shape
-    return B * Hq * Lq * tensors[1].shape[2]
+    return B * Hq * Lq * numbers[1]

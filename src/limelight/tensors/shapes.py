@@ -75,10 +75,16 @@ class Shapes(NamedTuple):
         return (self.B, self.Hq, self.Lq, self.Lk)
 
 
-def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
+def read_shapes(query: Tensor, key: Tensor, value: Tensor, stored: int | None = None) -> Shapes:
     """Check that three ``(B, H, L, D)`` tensors fit together and return their sizes.
 
     The common case costs a few comparisons of integers; only a failure looks for the rule that is broken.
+
+    Args:
+        query: ``(B, Hq, Lq, D)``.
+        key: ``(B, Hkv, Lk, D)``; where ``stored``, in pages, ``(pages, Hkv, size, D)``, and the batch is 1.
+        value: ``(B, Hkv, Lk, Dv)``, or ``(pages, Hkv, size, Dv)``.
+        stored: the number of keys that lie in pages.
 
     Raises:
         ArgumentError: a wrong rank, batch, head count, length, width, dtype or device.
@@ -88,8 +94,8 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
         if len(q) == len(k) == len(v) == 4:
             B, Hq, Lq, D = q
             if (
-                k[0] == B
-                and v[0] == B
+                (k[0] == B if stored is None else B == 1)
+                and v[0] == k[0]
                 and k[3] == D
                 and v[1] == k[1]
                 and v[2] == k[2]
@@ -101,13 +107,13 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor) -> Shapes:
                 and query.dtype in FLOATS
                 and ((query.is_cpu and key.is_cpu and value.is_cpu) or query.device == key.device == value.device)
             ):
-                return Shapes(B, Hq, k[1], Lq, k[2], D, v[3])
+                return Shapes(B, Hq, k[1], Lq, k[2] if stored is None else stored, D, v[3])
     except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes
-        raise _broken_rule(query, key, value) from None
-    raise _broken_rule(query, key, value)
+        raise _broken_rule(query, key, value, stored is not None) from None
+    raise _broken_rule(query, key, value, stored is not None)
 
 
-def _broken_rule(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
+def _broken_rule(query: Tensor, key: Tensor, value: Tensor, in_pages: bool) -> ArgumentError:
     """The error of the first rule that the three tensors break."""
     named: dict[str, Any] = {"query": query, "key": key, "value": value}
     for name, tensor in named.items():
@@ -138,13 +144,23 @@ def _broken_rule(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
                 f"{tensor.device} is not {query.device}",
                 "Move one with .to().",
             )
-        if tensor.shape[0] != query.shape[0]:
+        if not in_pages and tensor.shape[0] != query.shape[0]:
             return wrong(
                 name,
                 "must have the batch size of `query`",
                 f"{tensor.shape[0]} is not {query.shape[0]} (shapes {tuple(tensor.shape)} and {tuple(query.shape)})",
                 "Use .expand() to share one row with a whole batch; it copies nothing.",
             )
+    if in_pages and query.shape[0] != 1:
+        got = f"its batch size is {query.shape[0]}"
+        return wrong("query", "must be one batch row where keys lie in pages", got, "Lay the texts end to end.")
+    if in_pages and value.shape[0] != key.shape[0]:
+        return wrong("value", "must have the pages of `key`", f"{value.shape[0]} is not {key.shape[0]}", "Cut one.")
+    return _broken_rule_of_sizes(query, key, value)
+
+
+def _broken_rule_of_sizes(query: Tensor, key: Tensor, value: Tensor) -> ArgumentError:
+    """The error of the first rule that heads, lengths or widths break."""
     if query.shape[3] == 0 or key.shape[3] != query.shape[3]:
         return wrong(
             "key",

@@ -26,6 +26,7 @@ from limelight import (
     Keys,
     Packed,
     Padded,
+    Paged,
     Predicate,
     Prefix,
     RelativeBias,
@@ -80,7 +81,7 @@ def places(layout, B, Lq, Lk):
                 keys[k0:k1] = [
                     (j + key_offset, document) if exists is None or exists[j] else None for j in range(k0, k1)
                 ]
-        elif isinstance(layout, Packed):
+        elif isinstance(layout, (Packed, Paged)):
             lengths_q = [int(n) for n in layout.query_lengths]
             lengths_k = lengths_q if layout.key_lengths is None else [int(n) for n in layout.key_lengths]
             for document, (nq, nk) in enumerate(zip(lengths_q, lengths_k, strict=True)):

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FARTHEST_DISTANCE = 2**30  # the kernels count distances in 32 bits
+READS_PAGES = True  # whether the kernels read keys and values in pages
+PAGE_SIZE = 16  # keys of a page are a multiple of it
 MAX_DISTANCES = 2**24  # of a table of biases, unless queries and keys are more
 
 _SEED_BITS = 2**64 - 1
 _SEGMENT_SIZE, _SPAN_SIZE = SEGMENT.size, SPAN.size
-_NO_ARRAYS = (0,) * 6
+_NO_ARRAYS, _NO_PAGES = (0,) * 6, (0,) * 4
 _pack = CALL.packer(
     "element", "shapes", "query", "key", "value", "output", "logsumexp", "sink", "compare", "scale",
-    "dropout", "seed", "threads", "segment_count", "span_count", "intervals", "tiles", "rules", "rule_count",
+    "dropout", "seed", "threads", "segment_count", "span_count", "intervals", "tiles", "pages", "rules", "rule_count",
     "observation",
 )  # fmt: skip
 
@@ -82,6 +84,19 @@ def _reasons_against_operands(call: Call) -> list[str]:
     return ["a tensor subclass is among the sink, the score rules' tensors and what is observed; it reads plain memory"]
 
 
+def reasons_against_pages(call: Call) -> list[str]:
+    """Why keys and values that lie in pages must be gathered; empty where the kernels read them in place."""
+    if not READS_PAGES:
+        return ["its kernels read no pages"]
+    assert call.pages is not None
+    reasons = []
+    if call.pages.size % PAGE_SIZE:
+        reasons.append(f"a page has {call.pages.size} keys; it reads pages of a multiple of {PAGE_SIZE}")
+    if call.key.stride(3) != 1 or call.value.stride(3) != 1:
+        reasons.append("the last stride of key or value is not 1")
+    return reasons
+
+
 def memory(call: Call) -> int:
     """Bytes taken beside inputs and outputs: scratch of each thread, sums over queries when observing, and copies of
     keys and values that cannot be read as they lie.
@@ -118,7 +133,11 @@ def packed(
         observation: address of ``ll_observation``, or 0.
     """
     lowered = call.lowered
-    segments, spans = lowered.segments, lowered.spans or b""
+    segments, spans, pages = lowered.segments, lowered.spans or b"", _NO_PAGES
+    if call.pages is not None:
+        table = call.pages.table
+        segments = call.pages.segments(segments)
+        pages = (table.data_ptr(), table.numel(), call.key.shape[0], call.pages.size)
     sink = compare = described = 0
     if call.sink is not None:
         kept.append(plain("sink", call.sink, call.query.dtype))
@@ -135,7 +154,7 @@ def packed(
         len(segments) // _SEGMENT_SIZE, len(spans) // _SPAN_SIZE,
         _NO_ARRAYS if lowered.arrays is None else _intervals(lowered),
         _NO_ARRAYS if lowered.tiles is None else _tiles(lowered),
-        described, len(call.scores), observation,
+        pages, described, len(call.scores), observation,
     )  # fmt: skip
     return words + segments + spans
 

@@ -8,6 +8,7 @@ and dropout are functions of these positions and of nothing else.
 ``Aligned``    one document per batch row; by default the last query has the position of the last key
 ``Padded``     one document per batch row, of its own length, padded at its right or left
 ``Packed``     documents laid end to end in every batch row
+``Paged``      documents laid end to end whose keys and values lie in pages of memory
 ``KeyMask``    one document per batch row, some of whose keys do not exist
 ``Subset``     a subset of the queries of a larger call, at their original positions
 ``Portion``    some queries and some keys of a larger call; ``ScatteredPortion`` where their keys have gaps
@@ -17,7 +18,8 @@ and dropout are functions of these positions and of nothing else.
 from .base import Layout
 from .masked import KeyMask, Subset
 from .packed import Packed
+from .paged import Paged
 from .portion import Portion, ScatteredPortion
 from .rows import Aligned, Padded
 
-__all__ = ["Aligned", "KeyMask", "Layout", "Packed", "Padded", "Portion", "ScatteredPortion", "Subset"]
+__all__ = ["Aligned", "KeyMask", "Layout", "Packed", "Padded", "Paged", "Portion", "ScatteredPortion", "Subset"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...tensors.shapes import wrong
 from ..coordinates import Coordinates
 from ..descriptions import Description
+from ..pages import Pages
 from ..segments import KeyRanges
 
 
@@ -33,6 +34,9 @@ class Layout(Description):
 
     #: Whether the tokens lie on several processes, so that a call begins with `localized`.
     spread: ClassVar[bool] = False
+
+    #: Whether keys and values lie in pages of memory, which `stored` finds, so that they can be gathered for `in_rows`.
+    paged: ClassVar[bool] = False
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -120,6 +124,15 @@ class Layout(Description):
             f"that of the source is {source!r}, that of the tokens is {self!r}",
             "Every document needs its source.",
         )
+
+    def stored(self, size: int) -> Pages:
+        """For a layout that is `paged`: where the keys of a call lie in pages of ``size`` keys; worked out once."""
+        raise NotImplementedError
+
+    @property
+    def in_rows(self) -> Layout:
+        """For a layout that is `paged`: the layout of the gathered keys."""
+        raise NotImplementedError
 
     def localized(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any

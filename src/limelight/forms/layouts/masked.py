@@ -108,9 +108,12 @@ class Subset(Layout):
             raise wrong(
                 "index", "must be a (B, Lq) int64 tensor of queries of the larger call", got, "Use mask.nonzero()."
             )
-        if self.of is not None and self.of.spread:
+        if self.of is not None and (self.of.spread or self.of.paged):
             raise wrong(
-                "of", "must be a layout of one process", f"it is {self.of!r}", "Compute the call in one process."
+                "of",
+                "must be a layout of rows in one process",
+                f"it is {self.of!r}",
+                "Gather the keys that lie elsewhere.",
             )
 
     def check(self, B: int, Lq: int, Lk: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,9 +40,7 @@ class Lowered:
     @cached_property
     def covers(self) -> bool:
         """Whether every query belongs to some segment, so that kernels write every row of the output."""
-        table = self.segment_table
-        rows = np.where(table[:, 0] < 0, self.B, 1)
-        return int(((table[:, 2] - table[:, 1]) * rows).sum()) == self.B * self.Lq
+        return _covers(self.segments, self.B, self.Lq)
 
     @property
     def form(self) -> str:
@@ -125,3 +123,10 @@ class Lowered:
         """Runs of queries whose rows together stay small."""
         step = max(1, 2**24 // max(1, self.Lk * self.B * self.Hq))
         return [(first, min(first + step, self.Lq)) for first in range(0, self.Lq, step)]
+
+
+@lru_cache(maxsize=256)
+def _covers(segments: bytes, B: int, Lq: int) -> bool:
+    table = unpack_segments(segments)
+    rows = np.where(table[:, 0] < 0, B, 1)
+    return int(((table[:, 2] - table[:, 1]) * rows).sum()) == B * Lq
