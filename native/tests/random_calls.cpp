@@ -1,10 +1,12 @@
 // Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
-// results do not depend on the number of threads, bit by bit, and are close to those of `generic`. Under a sanitizer
+// results do not depend on the number of threads, bit by bit, and are close to those of `generic`, which reads keys as
+// rows at equal distances where the call has them in pages. Under a sanitizer
 // (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
 // as the call needs), that there is no undefined behavior, and no data race.
 //
 //     random_calls [calls] [seed]
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -111,6 +113,10 @@ struct RandomCall {
     bool observes;
     int64_t B, Hkv, Hq, Lq, Lk, D, Dv, element, number;
     std::vector<ll_segment> segments;
+    bool paged, alike;                  // alike: documents of a few queries that begin with the same pages
+    ll_tensor rows_of[2], pages_of[2];  // keys and values
+    std::vector<int32_t> table;
+    ll_pages pages = {};
     ll_span spans[2];
     std::vector<ll_rule> rules;
     std::vector<int64_t> heads, rows, pairs, bias_dims[LL_MAX_RULES];
@@ -118,8 +124,10 @@ struct RandomCall {
     bool with_lse_gradient;
 
     explicit RandomCall(int64_t e) : element(e), number(number_of(e)) {
-        B = among(1, 2), Hkv = among(1, 2), Hq = Hkv * among(1, 2);
+        paged = one_in(3), alike = paged && one_in(3);
+        B = paged ? 1 : among(1, 2), Hkv = among(1, 2), Hq = Hkv * among(1, 2);
         Lq = one_in(8) ? 0 : among(1, one_in(3) ? 150 : 50), Lk = one_in(8) ? 0 : among(1, one_in(4) ? 700 : 140);
+        if (alike) Lq = 3 * among(1, 4), Lk = 3 * among(500, 1200);
         D = one_in(8) ? 290 : among(1, 80), Dv = one_in(8) ? 290 : among(1, 80);
         call.version = LL_VERSION, call.element = element;
         call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
@@ -130,6 +138,8 @@ struct RandomCall {
         call.compare = one_in(5) ? inputs.normals(Hq * D, number) : nullptr;
         call.scale = 0.2, call.dropout = one_in(3) ? 0.3 : 0.0, call.seed = random_bits();
         choose_segments(), choose_pattern(), choose_rules(), choose_observation();
+        rows_of[0] = call.key, rows_of[1] = call.value;
+        if (paged) lay_out_pages();
         for (bool& each : wanted) each = !one_in(4);
         with_lse_gradient = one_in(2);
     }
@@ -143,13 +153,17 @@ struct RandomCall {
     }
 
     void choose_segments() {
-        switch (among(0, 2)) {
+        switch (alike ? 3 : among(0, 2)) {
             case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0}); break;
             case 1:  // padding: a segment for each row
                 for (int64_t b = 0; b < B; ++b) {
                     int64_t q = among(0, Lq), k = among(0, Lk);
                     segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b, 0, 0});
                 }
+                break;
+            case 3:
+                for (int64_t d = 0, q = Lq / 3, k = Lk / 3; d < 3; ++d)
+                    segments.push_back({-1, d * q, d * q + q, d * k, d * k + k, k - q - d * q, -d * k, d, 0, 0});
                 break;
             default:  // documents
                 for (int64_t d = 0, q = 0, k = 0; d < 3; ++d) {
@@ -158,7 +172,61 @@ struct RandomCall {
                     q = more_q, k = more_k;
                 }
         }
+        for (ll_segment& segment : segments)
+            if (one_in(6) && !alike) segment.whole_queries = among(1, 40);
         call.segments = segments.data(), call.segment_count = (int64_t)segments.size();
+    }
+
+    // Copies the keys and values of the segments to pages in random order; what remains of these is NaN.
+    void lay_out_pages() {
+        const int64_t sizes[] = {1, 3, 16, 32, 50, 64};
+        pages.size = sizes[among(0, 5)];
+        int64_t skipped = among(0, 2 * pages.size);  // keys of the first pages
+        for (ll_segment& segment : segments) {
+            int64_t before = among(0, 2);
+            if (!alike) skipped = among(0, 2 * pages.size);
+            table.insert(table.end(), (size_t)before, -1);
+            segment.page_offset = (int64_t)table.size() * pages.size + skipped - segment.key_begin;
+            int64_t count = skipped + segment.key_end - segment.key_begin, same = alike ? among(0, count) : 0;
+            for (int64_t key = 0; key < count; key += pages.size) {
+                bool repeats = key < same && &segment != segments.data();
+                int64_t first = (segments[0].page_offset + segments[0].key_begin) / pages.size - skipped / pages.size;
+                table.push_back(repeats ? table[(size_t)(first + key / pages.size)] : (int32_t)pages.count++);
+            }
+        }
+        std::vector<int32_t> order((size_t)pages.count);
+        for (size_t n = 0; n < order.size(); ++n) order[n] = (int32_t)n;
+        std::shuffle(order.begin(), order.end(), random_bits);
+        for (int32_t& entry : table)
+            if (entry >= 0) entry = order[(size_t)entry];
+        pages.table = table.data(), pages.length = (int64_t)table.size();
+        for (int n = 0; n < 2; ++n) {
+            int64_t width = n == 0 ? D : Dv, bytes = width * size_of(element), count = pages.count * Hkv * pages.size;
+            char* data = inputs.zeros(count * bytes);
+            for (int64_t at = 0; at < count * width; ++at)
+                put(data + at * size_of(element), element, __builtin_nan(""));
+            bool by_slot = one_in(2);  // (pages, size, Hkv, D)
+            int64_t page = Hkv * pages.size * width;
+            if (by_slot) pages_of[n] = {data, {page, width, Hkv * width, 1}};
+            else pages_of[n] = {data, {page, pages.size * width, width, 1}};
+            std::vector<bool> written((size_t)(pages.count * pages.size));
+            for (const ll_segment& segment : segments)
+                for (int64_t key = segment.key_begin; key < segment.key_end; ++key) {
+                    int64_t slot = key + segment.page_offset, number = pages.table[slot / pages.size];
+                    size_t place = (size_t)(number * pages.size + slot % pages.size);
+                    for (int64_t h = 0; h < Hkv; ++h) {
+                        char* to = element_of(pages_of[n], number, h, slot % pages.size);
+                        char* row = element_of(rows_of[n], 0, h, key);
+                        if (written[place]) std::memcpy(row, to, (size_t)bytes);
+                        else std::memcpy(to, row, (size_t)bytes);
+                    }
+                    written[place] = true;
+                }
+        }
+    }
+    char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) const {
+        int64_t at = b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
+        return (char*)tensor.data + at * size_of(element);
     }
 
     void choose_pattern() {
@@ -238,10 +306,11 @@ struct RandomCall {
         std::exit(1);
     }
 
-    // All arrays that a forward and a backward pass write.
-    Arrays run(int64_t threads) {
+    // All arrays that a forward and a backward pass write; `as_rows`: with keys as rows at equal distances.
+    Arrays run(int64_t threads, bool as_rows = false) {
         Arrays written;
         call.threads = threads;
+        if (paged && !as_rows) call.key = pages_of[0], call.value = pages_of[1], call.pages = pages;
         int64_t n = size_of(number), all = B * Hq * Lq, seen = B * (int64_t)heads.size() * Lq;
         call.output = shaped(written.numbers(all * Dv, element), B, Hq, Lq, Dv, 0);
         call.logsumexp = written.numbers(all, number);
@@ -249,6 +318,7 @@ struct RandomCall {
         call.observation = observes ? &observation : nullptr;
         may_fail(ll_forward(&call));
         call.observation = nullptr;
+        call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
 
         ll_gradients g = {};
         Arrays upstream;
@@ -319,7 +389,7 @@ int main(int argc, char** argv) {
         if (call.run(threads).all() != one.all()) what = "results depend on the number of threads";
         if (ll_select_isa("generic") != 0) return 1;
         constexpr double TOLERANCES[] = {1e-3, 1e-9, 0.15, 0.03};
-        if (!one.near(call.run(1), TOLERANCES[call.element])) what = "not close to generic";
+        if (!one.near(call.run(1, true), TOLERANCES[call.element])) what = "not close to generic";
         if (what && wrong++ < 5)
             std::printf("call %lld, %s, element %lld: %s\n", (long long)i, isa.c_str(), (long long)call.element, what);
     }

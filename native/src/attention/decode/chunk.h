@@ -32,8 +32,13 @@ LL_INLINE int64_t output_columns(const Problem& problem) { return round_up(probl
 struct HeadGroup {
     Tile tile;  // of the first head
     int heads;
-    int64_t chunks, first;  // how many chunks its keys form; index of the first one
-    int64_t left;           // chunks not yet computed
+    int64_t chunks;  // how many chunks its keys form
+    int64_t parts;   // index of the first of their partial results
+    int64_t shared;  // chunks at the beginning that several groups have in common
+    int64_t next;    // the next of these groups, or -1
+    int64_t before;  // chunks at the beginning that another group computes
+    int64_t first;   // task of the first of the others
+    int64_t left;    // chunks not yet computed
 
     int rows() const { return heads * tile.count; }
     Tile head(int h) const {
@@ -55,6 +60,35 @@ struct PartialSoftmax {
     }
     PartialSoftmax(char* memory, int64_t rows)
         : peak((Float*)memory), total(peak + rows), kept(total + rows), output(peak + round_up(3 * rows, LANES)) {}
+
+    // Copies `rows` rows, from row `first` on, to the rows of another one.
+    void copy(int64_t first, int64_t rows, int64_t columns, bool with_kept, const PartialSoftmax& to) const {
+        size_t bytes = sizeof(Float) * (size_t)rows;
+        __builtin_memcpy(to.peak, peak + first, bytes), __builtin_memcpy(to.total, total + first, bytes);
+        if (with_kept) __builtin_memcpy(to.kept, kept + first, bytes);
+        __builtin_memcpy(to.output, output + first * columns, bytes * (size_t)columns);
+    }
+};
+
+// Groups that read the same keys in the same pages: a segment of its own each, and as many rows each.
+struct Together {
+    const Tile& tile;  // in whose segment the keys are counted
+    HeadGroup* groups[MAX_ROWS];
+    int count = 0;
+
+    explicit Together(const Tile& t) : tile(t) {}
+
+    int rows() const { return count * groups[0]->rows(); }
+    int heads() const { return count * groups[0]->heads; }
+    // Head h of all.
+    Tile head(int h) const { return groups[h / groups[0]->heads]->head(h % groups[0]->heads); }
+    Tile head_of_row(int r) const { return head(r / tile.count); }
+    // A block in the segment of head h.
+    Block block_of(const Block& block, int h) const {
+        Block own = block;
+        own.begin += head(h).segment->key_begin - tile.segment->key_begin;
+        return own;
+    }
 };
 
 struct DecodeScratch {
@@ -66,6 +100,7 @@ struct DecodeScratch {
     Float* merged;      // [MAX_QUERIES][columns]
     Stored* values;     // [MAX_CHUNK][value width]; masked passes only
     uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes, and with dropout
+    char* joint;        // PartialSoftmax of groups that are computed together
     StridedRows* sets;  // [2 * MAX_CHUNK + 1]: see DecodeChunk::list_sets
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
@@ -76,6 +111,8 @@ struct DecodeScratch {
         merged = arena.take<Float>(MAX_QUERIES * output_columns(problem));
         values = arena.take<Stored>(MAX_CHUNK * problem.call.value_width);
         seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
+        joint = arena.take<char>(
+            in_pages(problem.call) ? (int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)) : 0);
         sets = arena.take<StridedRows>(2 * MAX_CHUNK + 1);
     }
 };
@@ -107,7 +144,8 @@ inline Range chunk_range(const Visibility& visible, int64_t chunk) {
 struct DecodeChunk {
     const Problem& problem;
     const ll_call& call;
-    const HeadGroup& group;
+    const Together& together;
+    const Tile& tile;
     const Visibility& visible;
     Range keys;
     DecodeScratch& own;
@@ -117,11 +155,12 @@ struct DecodeChunk {
     int count = 0;          // keys of the chunk that some query sees
     PrefetchStream prefetch;
 
-    DecodeChunk(const Problem& p, const HeadGroup& g, const Visibility& v, int64_t number, DecodeScratch& scratch,
+    DecodeChunk(const Problem& p, const Together& t, const Visibility& v, int64_t number, DecodeScratch& scratch,
                 PartialSoftmax to, const StridedRows& next)
         : problem(p),
           call(p.call),
-          group(g),
+          together(t),
+          tile(t.tile),
           visible(v),
           keys(chunk_range(v, number)),
           own(scratch),
@@ -131,7 +170,7 @@ struct DecodeChunk {
     // f(block, index of its first key in the rows of scores); returns the number of keys.
     template <class F>
     LL_INLINE int for_each_block(F f) const {
-        BlockWalk walk(call, group.tile, visible, keys.begin, keys.end);
+        BlockWalk walk(call, tile, visible, keys.begin, keys.end);
         walk.step = 1;
         int at = 0;
         for (Block block; walk.next(block); at += block.count) f(block, at);
@@ -158,10 +197,9 @@ struct DecodeChunk {
     void list_sets() {
         auto list = [&](const ll_tensor& tensor, int64_t width, StridedRows* to) {
             for_each_range([&](int64_t begin, int keys_of_range) {
-                for_each_page(call, *group.tile.segment, {begin, begin + keys_of_range},
-                              [&](int64_t key, int64_t keys) {
-                                  *to++ = {row_of(tensor, key), tensor.strides[2], width, (int)keys};
-                              });
+                for_each_page(call, *tile.segment, {begin, begin + keys_of_range}, [&](int64_t key, int64_t keys) {
+                    *to++ = {row_of(tensor, key), tensor.strides[2], width, (int)keys};
+                });
             });
             return to;
         };
@@ -176,13 +214,13 @@ struct DecodeChunk {
         for (int n = 0; n < set_count; at += own.sets[n++].keys) f(own.sets[n], own.sets[set_count + n], at);
     }
 
-    const Stored* row_of(const ll_tensor& tensor, int64_t key) const { return key_row(call, tensor, group.tile, key); }
+    const Stored* row_of(const ll_tensor& tensor, int64_t key) const { return key_row(call, tensor, tile, key); }
 
     void load_queries() const {
-        for (int r = 0; r < group.rows(); ++r) {
+        for (int r = 0; r < together.rows(); ++r) {
             Float* to = own.queries + r * own.query_columns;
-            read_row(row_at<const Stored>(call.query, group.tile.row, group.tile.head + r / group.tile.count,
-                                          group.tile.first_query + r % group.tile.count),
+            Tile head = together.head_of_row(r);
+            read_row(row_at<const Stored>(call.query, head.row, head.head, head.first_query + r % head.count),
                      call.width, to, own.query_columns);
             if (call.compare) continue;
             for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which read_key lays out a key
@@ -198,24 +236,25 @@ struct DecodeChunk {
     }
 
     void compare(const Block& block, Float* scores) const {
-        for (int r = 0; r < group.rows(); ++r)
+        for (int r = 0; r < together.rows(); ++r)
             for (int j = 0; j < block.count; ++j)
                 scores[r * SCORE_ROW + j] =
                     additive_pair(row_of(call.key, block.begin + j), own.queries + r * own.query_columns,
-                                  compare_vector(call, group.tile.head + r / group.tile.count), call.width);
+                                  compare_vector(call, together.head_of_row(r).head), call.width);
     }
 
     // Score rules and masks: as in every other tile, one head at a time.
     void apply_rules_and_masks(const Block& block, Float* scores) const {
-        for (int h = 0; h < group.heads; ++h) {
-            Tile tile = group.head(h);
-            Float* rows = scores + h * tile.count * SCORE_ROW;
+        for (int h = 0; h < together.heads(); ++h) {
+            Tile head = together.head(h);
+            Block own_block = together.block_of(block, h);
+            Float* rows = scores + h * head.count * SCORE_ROW;
             for (int j = 0; j < block.count; ++j)
-                for (int i = 0; i < tile.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
-            if (call.rule_count > 0) apply_rules(problem, tile, block, own.transposed, nullptr);
-            if (block.masked_by_intervals) mask_by_intervals(visible, tile, block, own.transposed);
-            if (block.masked_by_bits) mask_by_bits(call, tile, block, own.transposed);
-            for (int i = 0; i < tile.count; ++i)
+                for (int i = 0; i < head.count; ++i) own.transposed[j * QUERIES + i] = rows[i * SCORE_ROW + j];
+            if (call.rule_count > 0) apply_rules(problem, head, own_block, own.transposed, nullptr);
+            if (block.masked_by_intervals) mask_by_intervals(visible, head, own_block, own.transposed);
+            if (block.masked_by_bits) mask_by_bits(call, head, own_block, own.transposed);
+            for (int i = 0; i < head.count; ++i)
                 for (int j = 0; j < block.count; ++j) rows[i * SCORE_ROW + j] = own.transposed[j * QUERIES + i];
         }
     }
@@ -224,14 +263,15 @@ struct DecodeChunk {
         if (set_count > 0) prefetch = PrefetchStream(own.sets, 2 * set_count + 1);
         for_each_set([&](const StridedRows& key, const StridedRows&, int at) {
             if (call.compare) return;
-            dot_product(key, (const KeyFloat*)own.queries, group.rows(), own.query_columns, prefetch, own.scores + at);
+            dot_product(key, (const KeyFloat*)own.queries, together.rows(), own.query_columns, prefetch,
+                        own.scores + at);
         });
         count = for_each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
             if (call.rule_count > 0 || block.masked_by_intervals || block.masked_by_bits)
                 apply_rules_and_masks(block, own.scores + at);
         });
-        for (int r = 0; r < group.rows(); ++r)  // up to whole vectors
+        for (int r = 0; r < together.rows(); ++r)  // up to whole vectors
             for (int j = count; j < round_up(count, LANES); ++j) own.scores[r * SCORE_ROW + j] = -INF;
     }
 
@@ -266,16 +306,16 @@ struct DecodeChunk {
         FlushSubnormals scope;
         // elements to prefetch for each vector of keys
         int64_t elements = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;
-        for_each_panel(group.rows(),
+        for_each_panel(together.rows(),
                        [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? elements : 0); });
     }
 
     void apply_dropout(const Block& block, int at) const {
-        for (int h = 0; h < group.heads; ++h) {
-            Tile tile = group.head(h);
-            for_each_dropped(problem, tile, block, [&](int j, int first, IntVec dropped) {
-                for (int i = first; i < min(first + LANES, tile.count); ++i) {
-                    int row = h * tile.count + i;
+        for (int h = 0; h < together.heads(); ++h) {
+            Tile head = together.head(h);
+            for_each_dropped(problem, head, together.block_of(block, h), [&](int j, int first, IntVec dropped) {
+                for (int i = first; i < min(first + LANES, head.count); ++i) {
+                    int row = h * head.count + i;
                     if (dropped[i - first]) own.scores[row * SCORE_ROW + at + j] = 0;
                     else if (own.seen[row * SCORE_ROW + at + j]) part.kept[row] = 1;
                 }
@@ -292,33 +332,33 @@ struct DecodeChunk {
             bool nonfinite = !finite_row(value.at(j), width);
             if (nonfinite) __builtin_memset(to, 0, sizeof(Stored) * (size_t)width);
             else __builtin_memcpy(to, value.at(j), sizeof(Stored) * (size_t)width);
-            for (int r = 0; nonfinite && r < group.rows(); ++r)
+            for (int r = 0; nonfinite && r < together.rows(); ++r)
                 if (own.seen[r * SCORE_ROW + at + j])
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] += own.scores[r * SCORE_ROW + at + j] * read(value.at(j) + c);
         }
-        value_product(own.scores + at, {own.values, width, width, value.keys}, group.rows(), prefetch, part.output,
+        value_product(own.scores + at, {own.values, width, width, value.keys}, together.rows(), prefetch, part.output,
                       columns);
     }
 
     template <bool masked>
     void compute() {
         score();
-        for (int x = 0; (masked || problem.dropout_threshold) && x < group.rows() * SCORE_ROW; ++x)
+        for (int x = 0; (masked || problem.dropout_threshold) && x < together.rows() * SCORE_ROW; ++x)
             own.seen[x] = own.scores[x] != -INF;
         softmax();
-        for (int r = 0; problem.dropout_threshold && r < group.rows(); ++r) part.kept[r] = 0;
+        for (int r = 0; problem.dropout_threshold && r < together.rows(); ++r) part.kept[r] = 0;
         if (problem.dropout_threshold) for_each_block([&](const Block& block, int at) { apply_dropout(block, at); });
-        __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(group.rows() * output_columns(problem)));
+        __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(together.rows() * output_columns(problem)));
         for_each_set([&](const StridedRows&, const StridedRows& value, int at) {
             if (masked) return add_values_masked(value, at);
-            value_product(own.scores + at, value, group.rows(), prefetch, part.output, output_columns(problem));
+            value_product(own.scores + at, value, together.rows(), prefetch, part.output, output_columns(problem));
         });
     }
 
     bool finite() const {
         IntVec bad{};
-        for (int64_t x = 0; x < group.rows() * output_columns(problem); x += LANES) {
+        for (int64_t x = 0; x < together.rows() * output_columns(problem); x += LANES) {
             Vec y = load<Vec>(part.output + x);
             bad |= (y - y) != 0;
         }

@@ -20,6 +20,7 @@
 #include "../visibility.h"
 #include "chunk.h"
 #include "panels.h"
+#include "shared.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
@@ -29,9 +30,9 @@ struct DecodeJob {
     const Tiles& tiles;
     int status;
     HeadGroup* groups = nullptr;
-    int64_t group_count = 0, tasks = 0;
+    int64_t group_count = 0, tasks = 0, parts = 0;
     int64_t task_stride = 1;  // distance to the task that the same thread will probably take next
-    char* memory = nullptr;   // a PartialSoftmax for each task, where some group has several chunks
+    char* memory = nullptr;   // a PartialSoftmax for each chunk of a group, where some group has several
     size_t part_bytes = 0;
     HeadGroup few_groups[16];
 
@@ -66,18 +67,27 @@ struct DecodeJob {
                      ? few_groups
                      : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
         if (!groups) return false;
-        for (int64_t s = 0; s < call.segment_count; ++s)
+        SharedKeys shared(problem, tiles);
+        int64_t* firsts = (int64_t*)malloc(sizeof(int64_t) * (size_t)call.segment_count + 1);  // groups of the segments
+        if (!firsts) return false;
+        for (int64_t s = 0; s < call.segment_count; ++s) {
+            firsts[s] = group_count;
             if (call.segments[s].query_end > call.segments[s].query_begin && is_short(call.segments[s]))
-                list_segment(s);
+                list_segment(s, shared);
+        }
+        for (int64_t s = 0; s < call.segment_count; ++s)
+            for (int64_t n = 0; shared.next(s) >= 0 && n < firsts[s + 1] - firsts[s]; ++n)
+                groups[firsts[s] + n].next = firsts[shared.next(s)] + n;
+        free(firsts);
         int64_t ranges = behind ? 1 : min(threads, group_count);
         task_stride = ranges > 0 ? threads / ranges : 1;
         part_bytes = PartialSoftmax::bytes(max_rows, output_columns(problem));
-        if (tasks == group_count) return true;
-        memory = (char*)aligned_alloc(64, part_bytes * (size_t)tasks);
+        if (parts == group_count) return true;
+        memory = (char*)aligned_alloc(64, part_bytes * (size_t)parts);
         return memory != nullptr;
     }
 
-    void list_segment(int64_t s) {
+    void list_segment(int64_t s, const SharedKeys& shared) {
         const ll_call& call = problem.call;
         const ll_segment& segment = call.segments[s];
         int64_t heads = heads_together(call, segment.query_end - segment.query_begin);
@@ -91,8 +101,9 @@ struct DecodeJob {
                     find_visible(call, tile, visible);
                     chunks = chunk_count(visible);
                 }
-                groups[group_count++] = {tile, (int)heads_here, chunks, tasks, chunks};
-                tasks += chunks;
+                int64_t common = shared.chunks(s), before = shared.follows(s) ? common : 0;
+                groups[group_count++] = {tile, (int)heads_here, chunks, parts, common, -1, before, tasks, chunks};
+                tasks += chunks - before, parts += chunks;
                 head += heads_here;
             }
     }
@@ -146,22 +157,47 @@ struct DecodeJob {
         const HeadGroup& group = group_of(min(task, tasks - 1));
         Visibility visible;
         find_visible(call, group.tile, visible);
-        int64_t first = chunk_range(visible, min(task, tasks - 1) - group.first).begin;
+        int64_t first = chunk_range(visible, group.before + min(task, tasks - 1) - group.first).begin;
         if (first == LL_HIGHEST) return {(const Stored*)call.key.data, call.key.strides[2], call.width, 1};
         int64_t keys = in_pages(call) ? keys_together(call, *group.tile.segment, first, first + MAX_CHUNK) : MAX_CHUNK;
         return {key_row(call, call.key, group.tile, first), call.key.strides[2], call.width, (int)keys};
     }
 
+    // The partial results of a group's chunks.
+    char* parts_of(const HeadGroup& group, const DecodeScratch& own) const {
+        return group.chunks > 1 ? memory + part_bytes * (size_t)group.parts : own.part;
+    }
+    PartialSoftmax part_of(const HeadGroup& group, int64_t chunk, const DecodeScratch& own) const {
+        return PartialSoftmax(parts_of(group, own) + part_bytes * (size_t)chunk, group.rows());
+    }
+
+    // A chunk of a group, and of those that share it, as many at a time as fit into MAX_ROWS rows.
     void run(int64_t task, DecodeScratch& own) {
         HeadGroup& group = group_of(task);
         Visibility visible;
         find_visible(problem.call, group.tile, visible);
-        char* parts = group.chunks > 1 ? memory + part_bytes * (size_t)group.first : own.part;
-        int64_t number = task - group.first;
-        PartialSoftmax part(parts + part_bytes * (size_t)number, group.rows());
-        DecodeChunk(problem, group, visible, number, own, part, keys_of(task + task_stride)).run();
-        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0)
-            merge(group, parts, own);  // the last chunk to finish merges
+        int64_t chunk = group.before + task - group.first;
+        StridedRows next = keys_of(task + task_stride);
+        for (HeadGroup* member = &group; member;) {
+            Together together(group.tile);
+            do {
+                together.groups[together.count++] = member;
+                member = chunk < group.shared && member->next >= 0 ? groups + member->next : nullptr;
+            } while (member && (together.count + 1) * group.rows() <= MAX_ROWS);
+            PartialSoftmax part = together.count == 1 ? part_of(*together.groups[0], chunk, own)
+                                                      : PartialSoftmax(own.joint, together.rows());
+            DecodeChunk(problem, together, visible, chunk, own, part, next).run();
+            for (int n = 0; n < together.count; ++n) finish(*together.groups[n], chunk, together, n, part, own);
+        }
+    }
+
+    // Keeps the result of a chunk, the n-th of `part`; the last chunk of a group to be computed merges all.
+    void finish(HeadGroup& group, int64_t chunk, const Together& together, int n, const PartialSoftmax& part,
+                DecodeScratch& own) {
+        if (together.count > 1)
+            part.copy(n * group.rows(), group.rows(), output_columns(problem), problem.dropout_threshold != 0,
+                      part_of(group, chunk, own));
+        if (__atomic_sub_fetch(&group.left, 1, __ATOMIC_ACQ_REL) == 0) merge(group, parts_of(group, own), own);
     }
 };
 
