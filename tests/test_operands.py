@@ -15,7 +15,10 @@ from limelight import ArgumentError, Bias, Causal, Observe, fused
 from limelight.tensors.shapes import check_tensor
 
 #: Arguments of which a shrunk storage is not detected: the check would take a tenth of the time of a short call.
-UNCHECKED = {"query", "key", "value", "all three", "query with a gradient", "gradient", "gradient of a plain call"}
+UNCHECKED = {
+    "query", "key", "value", "all three", "query with a gradient", "gradient", "gradient of a plain call",
+    "keys in pages", "values in pages",
+}  # fmt: skip
 ALWAYS_RIGHT = ("plain", "parameter", "negated", "lazily cloned")
 
 

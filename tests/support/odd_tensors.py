@@ -26,6 +26,7 @@ from limelight import (
     Observe,
     Packed,
     Padded,
+    Paged,
     Prefix,
     RelativeBias,
     T5Buckets,
@@ -33,6 +34,7 @@ from limelight import (
 )  # fmt: skip
 
 q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+pages = torch.randn(2, 2, 16, 4)
 attend = limelight.attention
 
 
@@ -71,6 +73,10 @@ ARGUMENTS: dict[str, tuple[Tensor, Callable[[Tensor], object]]] = {
     "seed": (torch.tensor(5), lambda t: attend(q, k, v, dropout=0.5, seed=t)),
     "key mask": (torch.ones(1, 6, dtype=torch.bool), lambda t: attend(q, k, v, layout=KeyMask(t))),
     "packed": (torch.tensor([2, 3]), lambda t: attend(q, k, v, layout=Packed(t, (3, 3)))),
+    "keys in pages": (pages, lambda t: attend(q, t, pages, layout=Paged((5,), (20,), [[1, 0]]))),
+    "values in pages": (pages, lambda t: attend(q, pages, t, layout=Paged((5,), (20,), [[1, 0]]))),
+    "page table": (torch.tensor([[1, 0]]), lambda t: attend(q, pages, pages, layout=Paged((5,), (20,), t))),
+    "paged": (torch.tensor([20]), lambda t: attend(q, pages, pages, layout=Paged((5,), t, [[1, 0]]))),
     "padded": (torch.tensor([5]), lambda t: attend(q, k, v, layout=Padded(t, 6))),
     "aligned": (torch.tensor([5]), lambda t: attend(q, k, v, layout=Aligned(t))),
     "explicit": (torch.ones(5, 6, dtype=torch.bool), lambda t: attend(q, k, v, pattern=Explicit(t))),

@@ -107,7 +107,7 @@ class Call(Settings):
         if self.pages is None:
             return self
         assert self.layout is not None
-        key, value = (self.pages.gather(x) for x in (self.key, self.value))
+        key, value = self.pages.gather("key", self.key), self.pages.gather("value", self.value)
         return self.replace(key=key, value=value, layout=self.layout.in_rows, pages=None)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tensors.shapes import wrong
+from ..tensors.shapes import check_tensor, wrong
 from ..tensors.tracing import readable
 from .segments import FIELDS, unpack
 
@@ -92,11 +92,19 @@ class Pages:
             self._segments = packed, table.tobytes()
         return self._segments[1]
 
-    def gather(self, tensor: Tensor) -> Tensor:
+    def gather(self, name: str, tensor: Tensor) -> Tensor:
         """``(1, H, total, D)``: the keys or values of all texts end to end, from ``(pages, H, size, D)``.
 
         One indexing operation of PyTorch, with every derivative. Slots without a key are not read.
+
+        Args:
+            name: ``"key"`` or ``"value"``, for errors.
+            tensor: ``(pages, H, size, D)``.
+
+        Raises:
+            ArgumentError: the tensor has no dense memory.
         """
+        check_tensor(name, tensor)
         page, slot = self._index(tensor.device)
         return tensor[page, :, slot].transpose(0, 1)[None]
 

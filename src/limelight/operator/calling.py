@@ -30,10 +30,12 @@ from ..tensors.shapes import (
     PLAIN,
     ArgumentError,
     Shapes,
+    check_dense,
     check_dropout,
     check_seed,
     check_sink,
     describe,
+    is_lazy,
     number,
     read_shapes,
     wrong,
@@ -118,8 +120,12 @@ def _stored(
     """
     layout = settings.layout
     assert layout is not None
-    if not all(isinstance(tensor, Tensor) and tensor.dim() == 4 for tensor in (query, key, value)):
-        read_shapes(query, key, value)  # raises
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor) or tensor.is_nested or is_lazy(tensor) or tensor.dim() != 4:
+            check_dense(name, tensor)
+            read_shapes(query, key, value)  # raises, if that did not
+        if tensor.layout is not torch.strided:
+            check_dense(name, tensor)
     size = int(key.shape[2])  # a constant of what is recorded
     if not size:
         raise wrong("key", "must have pages of at least one key", f"its shape is {tuple(key.shape)}", "See Paged.")
@@ -129,7 +135,8 @@ def _stored(
         return key, value, settings, pages
     sizes = [torch.empty(tensor.shape, device="meta") for tensor in (query, key, value)]
     read_shapes(sizes[0], sizes[1], sizes[2], pages.total)
-    return pages.gather(key), pages.gather(value), settings.replace(layout=layout.in_rows), None
+    key, value = pages.gather("key", key), pages.gather("value", value)
+    return key, value, settings.replace(layout=layout.in_rows), None
 
 
 def why_converted(query: Tensor, key: Tensor, settings: Settings) -> str:

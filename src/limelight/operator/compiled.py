@@ -103,12 +103,13 @@ def _why_not(call: Call) -> str:
 
 
 def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
-    """Tensors, whole numbers, real numbers, recipe. The first whole numbers count the tensors and the keys.
+    """Tensors, whole numbers, real numbers, recipe. The first whole numbers count the tensors, and the keys in
+    pages (-1 where they lie in rows).
 
     The tensors are query, key, value, and those of the settings in their order (`Settings.tensors`).
     """
     tensors: list[Tensor] = [call.query, call.key, call.value]
-    numbers: list[int] = [0, call.shapes.Lk]
+    numbers: list[int] = [0, -1 if call.pages is None else call.pages.total]
     reals: list[float] = []
     recipe = _write([getattr(call, name) for name in _SETTINGS], tensors, numbers, reals)
     numbers[0] = len(tensors)

@@ -58,4 +58,4 @@ def backward(
 
 def _pairs(tensors: Sequence[Tensor], numbers: Sequence[int]) -> int:
     B, Hq, Lq, _ = tensors[0].shape
-    return B * Hq * Lq * numbers[1]
+    return B * Hq * Lq * (tensors[1].shape[2] if numbers[1] < 0 else numbers[1])

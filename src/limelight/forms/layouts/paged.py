@@ -144,7 +144,7 @@ def _lengths(name: str, lengths: object) -> Tensor:
         what = "a sequence of lengths or an integer tensor"
         parts = sequence(name, lengths, what, "Paged((1, 5), (20, 5), pages)")
         return torch.tensor([position(name, n, at_least=0) for n in parts], dtype=torch.int64, device="cpu")
-    if lengths.dim() != 1 or not _is_whole(check_dense(name, lengths)):
+    if not _is_whole(check_dense(name, lengths)) or lengths.dim() != 1:
         raise wrong(
             name,
             "must hold one whole number for each document",
@@ -162,7 +162,7 @@ def _table(pages: object) -> Tensor:
         M = max(map(len, rows), default=0)
         filled = [[*(whole_number("pages", page) for page in row), *[-1] * (M - len(row))] for row in rows]
         pages = torch.tensor(filled, dtype=torch.int64, device="cpu").reshape(len(rows), M)
-    if pages.dim() != 2 or not _is_whole(check_dense("pages", pages)):
+    if not _is_whole(check_dense("pages", pages)) or pages.dim() != 2:
         rule, way_out = "must hold whole numbers, a row for each document", "Use pages.int()."
         raise wrong("pages", rule, f"it is {describe(pages)}", way_out)
     if pages.dtype == torch.int64:  # a number beyond int32 must not become that of a page
@@ -184,4 +184,12 @@ def _copied(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             f"{describe(tensor)} is recorded or has none",
             "Make the layout outside of what is compiled or exported.",
         )
-    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    copied = tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    if type(copied) is not Tensor:
+        try:
+            copied = torch.from_numpy(copied.numpy())
+        except (RuntimeError, TypeError):
+            raise wrong(
+                name, "must be a plain tensor", f"it is a {type(tensor).__name__}", "Use .to_local()."
+            ) from None
+    return copied
