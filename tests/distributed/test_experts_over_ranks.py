@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from support.networks import made
+from support.networks import decoder, made
 from support.processes import run_processes
 
-from limelight.distributed import divide_experts, expert_mesh, make_mesh
+from limelight.distributed import ContextParallel, divide_experts, expert_mesh, make_mesh
 from limelight.models import recipe
-from limelight.nn import FeedForward, MixtureOfExperts, Switch, TopK
+from limelight.nn import FeedForward, GatedFeedForward, MixtureOfExperts, Switch, TopK
 from limelight.nn.experts import ExpertElsewhere
 from limelight.tensors.shapes import ArgumentError
 
@@ -70,6 +70,11 @@ def on_three_ranks():
         divide_experts(made("mixtral"), mesh["data"])
     with pytest.raises(ArgumentError, match=r"`run.experts` must be 1 for a model without mixtures"):
         divide_experts(made("llama"), mesh["data"])
+    dropping = recipe(GatedFeedForward, dropout=0.1)
+    experts = recipe(MixtureOfExperts, inner=8, activation="silu", experts=4, expert=dropping)
+    tokens, spread = torch.zeros(1, 600, dtype=torch.int64), ContextParallel.balanced(dist.group.WORLD, 600)
+    with pytest.raises(ArgumentError, match="`layout` must be that of whole texts for dropout inside of experts"):
+        decoder(feed_forward=experts, limit=None).train()(spread.mine(tokens), layout=spread)
     return {(name, lengths): compared(name, lengths) for name in CASES for lengths in LENGTHS}
 
 

@@ -44,7 +44,7 @@ class BatchDivision:
 
 
 def check_divisible(network: nn.Module) -> None:
-    """Check that only attention reads other tokens in a network that computes a loss, so that they can be divided.
+    """Check that the tokens of a network's batches can be divided: only attention reads other tokens.
 
     Raises:
         ArgumentError: a layer reads other tokens by itself.

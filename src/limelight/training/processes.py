@@ -204,14 +204,13 @@ class MeshRanks(Ranks):
             divide_experts(network, experts["experts"])
         if tensor.size() > 1:
             plan = tensor_plan(network, tensor.size())
-            of_experts = {name: plan.pop(name) for name in list(plan) if experts and is_of_expert(name, network)}
-            # all ranks drew the same weights
-            parallelize_module(network, tensor, plan, src_data_rank=None)
-            if experts is not None:
-                parallelize_module(network, experts["tensor"], of_experts, src_data_rank=None)
-        shard(
-            objective, self.parameters["data", "shard"], experts=None if experts is None else experts["data", "shard"]
-        )
+            of_experts = {name: plan.pop(name) for name in list(plan) if is_of_expert(name, network)}
+            mesh = tensor if experts is None else experts["tensor"]
+            for part, over in ((plan, tensor), (of_experts, mesh)):
+                if part:
+                    parallelize_module(network, over, part, src_data_rank=None)  # all ranks drew the same weights
+        shared = None if experts is None else experts["data", "shard"]
+        shard(objective, self.parameters["data", "shard"], experts=shared)
 
     def own(self, batch: Batch) -> Batch:
         return batch if self.division is None else self.division.own(batch)
