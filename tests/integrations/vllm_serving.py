@@ -478,6 +478,15 @@ def serving(folder: Path, *options: str) -> None:
         check("an unknown request", fetched(f"{address}/v1/limelight/requests/nothing", 404) is None)
 
 
+def unobserved(folder: Path) -> None:
+    """Without LIMELIGHT_OBSERVE the routes say so, and the server goes on; without the plugin there are none."""
+    path, address_of = write_model(folder, "llama"), "{}/v1/limelight/requests"
+    for plugins, status in (("limelight", 503), ("", 404)):
+        with server(path, VLLM_PLUGINS=plugins) as address:
+            check(f"VLLM_PLUGINS={plugins}: {status}", fetched(address_of.format(address), status) is None)
+            check("and it goes on", len(fetched(f"{address}/v1/models")["data"]) == 1)
+
+
 def tensor_parallel(folder: Path) -> None:
     """The same from two processes, each with half of the heads."""
     serving(folder, "--tensor-parallel-size", "2")
@@ -531,6 +540,7 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "compiled": (compiled, ()),
     "custom": (custom, ()),
     "serving": (serving, ()),
+    "unobserved": (unobserved, ()),
     "tensor_parallel": (tensor_parallel, ()),
 }
 
@@ -568,7 +578,7 @@ def main() -> int:
         for name in arguments.checks or [*CHECKS, "generate_batch"]:
             begun = time.monotonic()
             paths = os.pathsep.join([str(ROOT / "src"), str(plugins), os.environ.get("PYTHONPATH", "")])
-            one = "1" if name in ("serving", "tensor_parallel") else "0"
+            one = "1" if name in ("serving", "unobserved", "tensor_parallel") else "0"
             variables = os.environ | QUIET | {"PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": one}
             command = [str(python), "-P", __file__, name, "--inside", folder]
             if name == "generate_batch":

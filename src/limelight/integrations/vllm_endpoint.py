@@ -7,11 +7,12 @@ which ``--api-key`` protects.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 
-from .serving_observe import joined
+from .serving_observe import Records, joined
 
 PREFIX = "/v1/limelight"
 #: How long the answer to a request may be there before vLLM's workers hear that it has ended, in seconds.
@@ -63,9 +64,6 @@ async def _call(request: Request, method: str, *args: str) -> list[Any]:
     engine = getattr(request.app.state, "limelight_engine", None)
     if engine is None:
         raise HTTPException(503, "This server computes no attention.")
-    try:
-        return list(await engine.collective_rpc(method, args=args))
-    except Exception as error:
-        raise HTTPException(
-            503, f"The workers keep no observations; start vLLM with LIMELIGHT_OBSERVE. {error}"
-        ) from error
+    if Records.from_environment(os.environ) is None:
+        raise HTTPException(503, "This server keeps no observations. Start vLLM with LIMELIGHT_OBSERVE=requests.")
+    return list(await engine.collective_rpc(method, args=args))

@@ -51,10 +51,10 @@ def _begin(worker: Any, scheduled: Any) -> None:
     if records is None:
         records = Records.from_environment(os.environ, worker.rank)
         assert records is not None
-        runner = worker.model_runner
-        records.names = lambda: runner.input_batch.req_ids
-        records.generated = lambda name: runner.requests[name].output_token_ids if name in runner.requests else ()
         atexit.register(records.close)
+    runner = worker.model_runner  # of this step: a process may have several engines, one after the other
+    records.names = lambda: runner.input_batch.req_ids
+    records.generated = lambda name: runner.requests[name].output_token_ids if name in runner.requests else ()
     for name in scheduled.finished_req_ids:
         records.finish(name)
     for new in scheduled.scheduled_new_reqs:
