@@ -136,8 +136,7 @@ def test_both_sides_have_the_views_of_a_text(tmp_path, open_page):
     assert page.get_by_role("option").count() == report.source.readings[0].length
     page.get_by_role("option", name="near", exact=True).click()
     page.get_by_role("button", name="Who looks at it").click()
-    page.wait_for_timeout(300)
-    assert "view=encoder" in page.url
+    page.wait_for_url(lambda address: "view=encoder" in address and "direction=to" in address)
     again = open_page(page.url)
     assert "near" in again.locator("[role=option][aria-selected=true]").inner_text()
     assert again.get_by_role("button", name="Who looks at it").get_attribute("aria-pressed") == "true"
@@ -271,7 +270,7 @@ def test_a_patch_is_chosen_by_keys_and_links(tmp_path, open_page):
     assert page.locator(".patch-mark").get_attribute("x") == "1"
     page.get_by_role("button", name="All, strongest").click()
     page.get_by_role("button", name="Colours", exact=True).click()
-    page.wait_for_timeout(300)
+    page.wait_for_url(lambda address: "veil=colours" in address)
     again = open_page(page.url, theme="dark")
     assert again.get_by_role("button", name="Colours", exact=True).get_attribute("aria-pressed") == "true"
     assert again.locator("#h-path").inner_text() == "“r1c1” through the layers"
@@ -328,7 +327,7 @@ def test_a_link_restores_the_state(kind, tmp_path, open_page):
     page.get_by_role("option", name="near", exact=True).last.click()
     page.locator("[data-place='5']").click()
     page.get_by_role("button", name="Dark", exact=True).click()
-    page.wait_for_timeout(300)
+    page.wait_for_url(lambda address: "theme=dark" in address)
     again = open_page(page.url)
     assert again.locator("html").get_attribute("data-theme") == "dark"
     assert again.locator("[role=option][aria-selected=true]").inner_text() == "near"
