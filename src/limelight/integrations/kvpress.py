@@ -86,7 +86,8 @@ def _received(module: nn.Module, hidden_states: Tensor, keys: Tensor, values: Te
     observe = Observe(received=True)
     _, seen = attention(query, keys, values, pattern=Causal(), scale=scale, observe=observe)
     assert seen.received is not None
-    return seen.received.unflatten(1, (keys.shape[1], -1)).mean(2)
+    B, heads, L, _ = keys.shape
+    return seen.received.view(B, heads, -1, L).mean(2)
 
 
 def _queries(module: Any, hidden_states: Tensor, kwargs: dict[str, Any]) -> Tensor:
