@@ -398,3 +398,13 @@ def test_other_refusals():
     read([layer(scores=(limelight.SoftCap(3.0),))], torch.randn(1, 30, 8, dtype=F64), cache)  # no position in it
     with pytest.raises(limelight.ArgumentError, match="it is 1, and 1 layers"):
         cache.kept(1)
+
+
+def test_a_pass_that_was_interrupted_is_noticed():
+    stack, cache = [layer()], Cache(keep=Keep(8, 1, 2))
+    text = torch.randn(1, 30, 8, dtype=F64)
+    read(stack, text, cache)
+    step = cache.step(1, 1)
+    stack[0](text[:, :1], ForwardContext(None, step.positions, cache=step))  # and never closed
+    with pytest.raises(limelight.ArgumentError, match="must hold whole passes"):
+        read(stack, text[:, :1], cache)

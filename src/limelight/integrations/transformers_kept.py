@@ -115,6 +115,8 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            raise BackendError("A KeptCache cannot be compiled: which keys it holds changes with what is read.")
         if self._waiting:
             raise BackendError(
                 "A KeptCache is read by Limelight's attention alone, and another one has computed this model. Load it "
@@ -186,12 +188,12 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self._select(torch.arange(self.batch_size)[indices.cpu()] if self.seen else indices)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused, but for no token."""
+        """Raise `BackendError` unless no token is to be removed: keys that were evicted cannot come back."""
         if tokens_to_remove:
             raise BackendError("A KeptCache cannot be cropped: keys that were evicted for a token are gone.")
 
     def offload(self) -> None:
-        """Refused."""
+        """Raise `BackendError`: the keys of a policy stay where they are computed with."""
         raise BackendError("A KeptCache cannot be offloaded.")
 
     def _select(self, rows: Tensor) -> None:
@@ -205,7 +207,10 @@ class KeptLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 def layer_of(key: Tensor) -> KeptLayer | None:
     """The layer of a `KeptCache` that returned these keys; ``None`` for other keys."""
-    return _layers[key] if _layers and key in _layers else None
+    if torch.compiler.is_compiling() or not _layers:
+        return None
+    found: KeptLayer | None = _layers.get(key, None)  # type: ignore[no-untyped-call]
+    return found
 
 
 _layers = WeakIdKeyDictionary()  # by the keys that `update` returned

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...operator.attention import attention
+from ...tensors.shapes import wrong
 from .folding import RECEIVED, Heads, attend, check_settings, observed, plain, ranges
 from .policies import HeldKeys, Keep, Numbers
 from .stores import NewTokens, Store
@@ -72,7 +73,8 @@ class KeptStore(Store):
             ``(B, Hq, L, Dv)``.
 
         Raises:
-            ArgumentError: settings under which a query sees a key by its distance or index.
+            ArgumentError: settings under which a query sees a key by its distance or index; an earlier pass that was
+                interrupted.
         """
         check_settings(settings)
         B = len(query)
@@ -101,6 +103,9 @@ class KeptStore(Store):
             self.positions = self.positions.to(device)
             if self.keep.by.observes:
                 self.received = key.new_zeros(0, dtype=torch.promote_types(key.dtype, torch.float32))
+        if ((self.heads.count + self.evicted).reshape(B, H) != _each(new.before, B)[:, None]).any():
+            got = "a pass ended before all layers had read its tokens"
+            raise wrong("cache", "must hold whole passes", got, "Read the text again with a new cache.")
         needed = self.heads.count + np.repeat(_each(new.count, B), H)
         if (needed > self.room).any():
             budget = np.repeat(self._budget(_each(new.after, B)), H)
