@@ -68,17 +68,15 @@ struct DecodeJob {
                      : (HeadGroup*)malloc(sizeof(HeadGroup) * (size_t)count);
         if (!groups) return false;
         SharedKeys shared(problem, tiles);
-        int64_t* firsts = (int64_t*)malloc(sizeof(int64_t) * (size_t)call.segment_count + 1);  // groups of the segments
-        if (!firsts) return false;
         for (int64_t s = 0; s < call.segment_count; ++s) {
-            firsts[s] = group_count;
+            shared.list(s, group_count);
             if (call.segments[s].query_end > call.segments[s].query_begin && is_short(call.segments[s]))
                 list_segment(s, shared);
         }
         for (int64_t s = 0; s < call.segment_count; ++s)
-            for (int64_t n = 0; shared.next(s) >= 0 && n < firsts[s + 1] - firsts[s]; ++n)
-                groups[firsts[s] + n].next = firsts[shared.next(s)] + n;
-        free(firsts);
+            if (shared.next(s) >= 0)
+                for (int64_t n = shared.first(s); n < shared.first(s + 1); ++n)
+                    groups[n].next = shared.first(shared.next(s)) + n - shared.first(s);
         int64_t ranges = behind ? 1 : min(threads, group_count);
         task_stride = ranges > 0 ? threads / ranges : 1;
         part_bytes = PartialSoftmax::bytes(max_rows, output_columns(problem));

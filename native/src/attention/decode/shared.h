@@ -24,6 +24,7 @@ class SharedKeys {
         int64_t size;          // keys of a chunk
         int64_t leader, next;  // -1: none
         int64_t last, members;  // of a leader
+        int64_t first;          // its first group of heads
     };
     const Problem& problem;
     Member* of = nullptr;  // [segment]
@@ -34,7 +35,7 @@ public:
         if (!in_pages(call) || call.tiles.state || call.intervals.head_stride != 0 || call.segment_count < 2) return;
         of = (Member*)malloc(sizeof(Member) * (size_t)call.segment_count);
         for (int64_t s = 0; of && s < call.segment_count; ++s) {
-            of[s] = {0, 0, s, -1, s, 1};
+            of[s] = {0, 0, s, -1, s, 1, 0};
             if (is_short(call.segments[s]) && tiles.in_segment(s) > 0) add(tiles, s);
         }
         for (int64_t s = 0; of && s < call.segment_count; ++s)
@@ -48,6 +49,12 @@ public:
     bool follows(int64_t s) const { return of && of[s].leader != s; }
     // The segment of the same set that comes after s, or -1.
     int64_t next(int64_t s) const { return of ? of[s].next : -1; }
+
+    // The first group of heads of a segment.
+    void list(int64_t s, int64_t group) {
+        if (of) of[s].first = group;
+    }
+    int64_t first(int64_t s) const { return of[s].first; }
 
 private:
     // Puts a segment into the set that it has most in common with, unless the set would then share less as a whole.
