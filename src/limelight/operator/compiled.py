@@ -103,10 +103,10 @@ def _why_not(call: Call) -> str:
 
 
 def _write_call(call: Call) -> tuple[list[Tensor], list[int], list[float], str]:
-    """Tensors, whole numbers, real numbers, recipe. The first whole numbers count the tensors, and the keys in
-    pages (-1 where they lie in rows).
+    """Tensors, whole numbers, real numbers, recipe.
 
-    The tensors are query, key, value, and those of the settings in their order (`Settings.tensors`).
+    The tensors are query, key, value, and those of the settings in their order (`Settings.tensors`). The first whole
+    number counts them; the second counts the keys in pages, -1 where keys lie in rows.
     """
     tensors: list[Tensor] = [call.query, call.key, call.value]
     numbers: list[int] = [0, -1 if call.pages is None else call.pages.total]
