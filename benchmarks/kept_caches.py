@@ -3,7 +3,7 @@
     python benchmarks/kept_caches.py [--prompt 1000] [--texts 3] [--depths 3] [--layer 4096 32768]
 
 Table 1, for each policy at 50, 25 and 10 % of the keys: the loss of the 100 tokens that follow a prompt (chapters of
-*Persuasion*, Austen 1818), in nats per token; and how many digits of a number that stands somewhere in the prompt are
+*Persuasion*, Austen 1818), in nats per token; and how many tokens of a number that stands somewhere in the prompt are
 the model's first choice when it is asked for it, in the prompt, so that a policy can see the question, or after the
 prompt, when keys have been evicted already.
 
@@ -89,9 +89,9 @@ def table_of_losses(options: argparse.Namespace) -> None:
                 later.append(right(model, prompt, torch.cat((question, number)), keep, len(number)))
             rows.append((name, share, losses, asked, later))
             progress(done)
-    print(f"SmolLM2-135M, prompts of {options.prompt} tokens: {options.texts} continuations of {FOLLOWING} tokens, ")
-    print(f"{options.depths} numbers of {len(number)} digits\n")
-    print("| policy | keys | loss | digits, asked in the prompt | digits, asked after it |\n|---|---|---|---|---|")
+    print(f"SmolLM2-135M, prompts of {options.prompt} tokens: {options.texts} continuations of {FOLLOWING} tokens,")
+    print(f"{options.depths} numbers of {len(number)} tokens\n")
+    print("| policy | keys | loss | number, asked in the prompt | number, asked after it |\n|---|---|---|---|---|")
     for name, share, *found in rows:
         mean, asked, later = (sum(part) / max(len(part), 1) for part in found)
         print(f"| {name} | {share:.0%} | {mean:.3f} | {asked:.0%} | {later:.0%} |")
