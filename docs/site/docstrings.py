@@ -1,0 +1,35 @@
+"""An extension of griffe: the examples of a docstring become blocks of code, as Markdown writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import griffe
+
+_EXAMPLE = re.compile(r"^([ \t]*)(>>> .*(?:\n[ \t]*\S.*)*)", re.MULTILINE)
+_SKIP = re.compile(r"  # doctest: \+\w+")
+_ANNOUNCED = re.compile(r"::$(?=\n\n[ \t]+\S)", re.MULTILINE)
+
+
+class Examples(griffe.Extension):
+    """Fence the doctests of every docstring; write `:` for the `::` that announces an indented block."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Rewrite the docstrings of a package and of all that it contains."""
+        rewrite(pkg)
+
+
+def rewrite(part: griffe.Object) -> None:
+    """Rewrite the docstring of an object and of its members; what is imported is rewritten where it is defined."""
+    if part.docstring is not None:
+        part.docstring.value = as_markdown(part.docstring.value)
+    for member in part.members.values():
+        if isinstance(member, griffe.Object):
+            rewrite(member)
+
+
+def as_markdown(docstring: str) -> str:
+    """The docstring with its doctests in fences."""
+    text = _EXAMPLE.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", _SKIP.sub("", docstring))
+    return re.sub(r"^:$\n", "", _ANNOUNCED.sub(":", text), flags=re.MULTILINE)
