@@ -1,4 +1,4 @@
-"""An extension of griffe: the examples of a docstring become blocks of code, as Markdown writes them."""
+"""An extension of griffe: a docstring's examples become blocks of code, and its names links, as Markdown has them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import griffe
 
 _EXAMPLE = re.compile(r"^([ \t]*)(>>> .*(?:\n[ \t]*\S.*)*)", re.MULTILINE)
 _SKIP = re.compile(r"  # doctest: \+\w+")
+_NAME = re.compile(r"(?<!`)`(limelight\.[\w.]+)`(?!`)")
 _ANNOUNCED = re.compile(r"::$(?=\n\n[ \t]+\S)", re.MULTILINE)
 
 
 class Examples(griffe.Extension):
-    """Fence the doctests of every docstring; write `:` for the `::` that announces an indented block."""
+    """Fence the doctests of every docstring, link names, write `:` for the `::` that announces an indented block."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Rewrite the docstrings of a package and of all that it contains."""
@@ -30,6 +31,7 @@ def rewrite(part: griffe.Object) -> None:
 
 
 def as_markdown(docstring: str) -> str:
-    """The docstring with its doctests in fences."""
+    """The docstring with its doctests in fences, and links from each full name that has a place in the reference."""
+    docstring = _NAME.sub(r'<autoref optional identifier="\1"><code>\1</code></autoref>', docstring)
     text = _EXAMPLE.sub(lambda found: f"{found[1]}```pycon\n{found[0]}\n{found[1]}```", _SKIP.sub("", docstring))
     return re.sub(r"^:$\n", "", _ANNOUNCED.sub(":", text), flags=re.MULTILINE)

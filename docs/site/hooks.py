@@ -44,7 +44,8 @@ MODULES = {
     "For extensions": [
         "limelight.forms.patterns",
         "limelight.forms.layouts",
-        "limelight.forms.scores",
+        "limelight.forms.coordinates",
+        "limelight.forms.spans",
         "limelight.forms.lowering",
         "limelight.backends.contract",
         "limelight.models.families",
@@ -54,8 +55,12 @@ MODULES = {
 BENCHMARKS = ["LIMITS", "long_texts", "exchanged_bytes", "scaling", "scaling_check", "predictions"]
 PROJECT = ["CHANGELOG", "DESIGN", "CONTRIBUTING"]
 
+# Where a word is defined: these stand first among what a search finds.
+FIRST = ("glossary.md", "environment.md", "faq.md")
+
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
 _FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
+_CELL = re.compile(r"<td[^>]*>.*?</td>", re.DOTALL)
 _LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".toml": "toml", ".sh": "sh"}
 
 
@@ -77,7 +82,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     handbook = files.get_file_from_path("README.md")
     assert handbook is not None
     handbook.dest_uri = "handbook.html"  # the front page is another one
-    made = {f"api/{module}.md": f"::: {module}\n" for group in MODULES.values() for module in group}
+    made = {f"api/{module}.md": _reference(module) for group in MODULES.values() for module in group}
     made |= {"api/index.md": _contents(), "benchmarks.md": _benchmarks()}
     made["index.md"] = (DOCS / "site" / "front.md").read_text("utf-8")
     todo = list(DOCS.glob("*.md"))
@@ -96,7 +101,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links of a page to files outside of docs/ into links to the pages that are made from them."""
+    """Lead the links of a page to files outside of docs/ to the pages that are made from them."""
+    if page.file.src_uri in FIRST:
+        page.meta["search"] = {"boost": 4}
     path = _path_of(page.file.src_uri)
     if path is None:
         return markdown
@@ -111,6 +118,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     parts = _FENCE.split(markdown)
     parts[::2] = [_LINK.sub(led, part) for part in parts[::2]]
     return "".join(parts)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    r"""Write `|` for the `\|` of code in a table, as GitHub does; keep source code out of the search."""
+    source = '<details class="mkdocstrings-source"'
+    html = html.replace(source, f"{source} data-search-exclude")
+    return _CELL.sub(lambda cell: cell[0].replace("\\|", "|"), html)
 
 
 def _page_of(path: Path) -> str:
@@ -179,10 +193,30 @@ def _contents() -> str:
     return "\n".join(lines)
 
 
-def _summary(module: str) -> str:
+def _reference(module: str) -> str:
+    """A page of the reference; what `limelight` itself offers of `limelight.forms` has its place there."""
+    if not module.startswith("limelight.forms."):
+        return f"::: {module}\n"
+    first = set(_listed("limelight"))
+    rest = [name for name in _listed(module) if name not in first]
+    return f"::: {module}\n    options:\n      members: {rest}\n"
+
+
+def _listed(module: str) -> list[str]:
+    """`__all__` of a module."""
+    for part in _parsed(module).body:
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "__all__":
+            return list(ast.literal_eval(part.value))
+    return []
+
+
+def _parsed(module: str) -> ast.Module:
     path = SOURCE.joinpath(*module.split("."))
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text("utf-8"))
+
+
+def _summary(module: str) -> str:
+    text = ast.get_docstring(_parsed(module)) or ""
     return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
 
 
