@@ -46,21 +46,22 @@ def test_it_builds_without_a_warning(tmp_path):
     for name in ("attention", "Causal", "Packed", "Observe", "load"):
         assert f'id="limelight.{name}"' in reference
     assert "&gt;&gt;&gt; " in reference or 'class="gp"' in reference  # examples are blocks of code
+    for page in (tmp_path / "site/api").glob("limelight.*.html"):  # each documents something beside the module
+        assert page.read_text("utf-8").count(f'id="{page.stem}.') > 0, page
     pages = {page: page.read_text("utf-8") for page in (tmp_path / "site").rglob("*.html")}
+    headings = {page: set(re.findall(r'id="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items():
         assert not re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', text), page
         if page.name != "404.html":  # whose links are those of the host's root
-            assert missing(page, text, pages) == set(), page
+            assert missing(page, text, headings) == set(), page
 
 
-def missing(page, text, pages):
+def missing(page, text, headings):
     """The links of a page to files or headings that are not there; mkdocs looks at those of Markdown alone."""
     gone = set()
-    for link in re.findall(r'(?:src|href)="(?!https?:|data:|mailto:)([^"]+)"', text):
+    for link in set(re.findall(r'(?:src|href)="(?!https?:|data:|mailto:)([^"]+)"', text)):
         file, _, part = link.partition("#")
         target = (page.parent / unquote(file)).resolve() if file else page
-        there = target.exists()
-        if there and part and target in pages:
-            there = f'id="{unquote(part)}"' in pages[target]
-        gone |= set() if there else {link}
+        if not target.exists() or (part and target in headings and unquote(part) not in headings[target]):
+            gone.add(link)
     return gone

@@ -195,10 +195,10 @@ def _contents() -> str:
 
 def _reference(module: str) -> str:
     """A page of the reference; what `limelight` itself offers of `limelight.forms` has its place there."""
-    if not module.startswith("limelight.forms."):
+    first, listed = set(_listed("limelight")), _listed(module)
+    if not module.startswith("limelight.forms.") or not listed:
         return f"::: {module}\n"
-    first = set(_listed("limelight"))
-    rest = [name for name in _listed(module) if name not in first]
+    rest = [name for name in listed if name not in first]
     return f"::: {module}\n    options:\n      members: {rest}\n"
 
 
