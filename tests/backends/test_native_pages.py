@@ -130,3 +130,44 @@ def test_long_texts_in_pages_and_in_rows(dtype):
             plain = limelight.attention(query, *rows, **packed)
         truth = limelight.attention(*(x.double() for x in (query, *rows)), **packed)
         check_close(ours, plain, truth, repr(pattern), dtype=dtype)
+
+
+@every_kernel
+@pytest.mark.parametrize("width", [64, 40])
+@pytest.mark.parametrize("queries", [(1,) * 9, (2, 1, 2, 1, 2, 40)], ids=["one", "several"])
+def test_texts_that_begin_with_the_same_pages(kernel, queries, width):
+    """The same bits as if each text had pages of its own: their common keys are read once, for all of them."""
+    isa, dtype = kernel
+    size, common = 64, (9, 9, 9, 20, 20, 9, 17, 9, 0)[: len(queries)]  # pages that a text begins with
+    keys = [size * n + 100 + 2 * n_text for n_text, n in enumerate(common)]
+    generator = torch.Generator().manual_seed(2)
+    counts = [-(-n // size) for n in keys]
+    own = torch.arange(sum(counts)).split(counts)
+    shared = [torch.cat([own[3 if len(own) > 3 else 0][:n], row[n:]]) for n, row in zip(common, own, strict=True)]
+    key, value = (torch.randn(sum(counts), 2, size, width, generator=generator).to(dtype) for _ in "kv")
+    for mine, theirs in zip(own, shared, strict=True):
+        key[mine], value[mine] = key[theirs], value[theirs]
+    query = torch.randn(1, 8, sum(queries), width, generator=generator).to(dtype)
+    for how in (
+        {"pattern": Causal(), "scores": (ALiBi.standard(8),)},
+        {"pattern": Causal() & Window(900, 0), "sink": torch.randn(8, generator=generator).to(dtype)},
+        {"dropout": 0.3, "seed": 5},
+    ):
+        with selected(isa):
+            apart, together = (
+                limelight.attention(
+                    query, key, value, layout=Paged(queries, keys, [n.tolist() for n in table]), backend="native", **how
+                )
+                for table in (own, shared)
+            )
+            with threads(3):
+                again = limelight.attention(
+                    query,
+                    key,
+                    value,
+                    layout=Paged(queries, keys, [n.tolist() for n in shared]),
+                    backend="native",
+                    **how,
+                )
+        assert torch.equal(apart, together), how
+        assert torch.equal(apart, again), how

@@ -101,6 +101,7 @@ struct DecodeScratch {
     Stored* values;     // [MAX_CHUNK][value width]; masked passes only
     uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes, and with dropout
     char* joint;        // PartialSoftmax of groups that are computed together
+    KeyFloat* columns;  // [group of LANES rows][query column][row]; for groups that are computed together
     StridedRows* sets;  // [2 * MAX_CHUNK + 1]: see DecodeChunk::list_sets
 
     DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
@@ -113,6 +114,7 @@ struct DecodeScratch {
         seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
         joint = arena.take<char>(
             in_pages(problem.call) ? (int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)) : 0);
+        columns = arena.take<KeyFloat>(in_pages(problem.call) ? MAX_ROWS * query_columns : 0);
         sets = arena.take<StridedRows>(2 * MAX_CHUNK + 1);
     }
 };
@@ -261,8 +263,16 @@ struct DecodeChunk {
 
     void score() {
         if (set_count > 0) prefetch = PrefetchStream(own.sets, 2 * set_count + 1);
+        int64_t columns = call.width / PIECE * LANES;  // of KeyFloat, where the width is whole pieces
+        bool transposed = together.count > 1 && !call.compare && rows_along_lanes(together.rows(), call.width);
+        if (transposed)
+            transpose_rows((const KeyFloat*)own.queries, together.rows(), own.query_columns, columns, own.columns);
         for_each_set([&](const StridedRows& key, const StridedRows&, int at) {
             if (call.compare) return;
+            for (int r = 0; transposed && r < together.rows(); r += LANES)
+                dot_columns(key, own.columns + r * columns, r == 0 ? &prefetch : nullptr,
+                            own.scores + r * SCORE_ROW + at);
+            if (transposed) return;
             dot_product(key, (const KeyFloat*)own.queries, together.rows(), own.query_columns, prefetch,
                         own.scores + at);
         });

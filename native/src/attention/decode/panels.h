@@ -127,6 +127,79 @@ inline void dot_rows(const StridedRows& key, int first, int keys, const KeyFloat
     }
 }
 
+// --- The same sums with the rows along the lanes ---------------------------------------------------------------------
+
+// Many rows share the additions at the end then: the lanes that dot_panel adds are vectors of rows here, and added in
+// the same order, so that a row has the same bits either way. Keys are read as they lie.
+constexpr bool ROWS_ALONG_LANES = KEY_PARTS == 1 && sizeof(KeyFloat) == FOLD * sizeof(Stored);
+
+LL_INLINE bool rows_along_lanes(int rows, int64_t width) {
+    return ROWS_ALONG_LANES && rows > LANES / 2 && rows % LANES == 0 && width % PIECE == 0;
+}
+
+LL_INLINE KeyFloat read_factor(const Stored* from) {
+    KeyFloat factor;
+    __builtin_memcpy(&factor, from, sizeof factor);
+    return factor;
+}
+
+// queries[row] (see DecodeChunk::load_queries) as columns[group of LANES rows][d][row].
+inline void transpose_rows(const KeyFloat* queries, int rows, int64_t stride, int64_t count, KeyFloat* columns) {
+    for (int first = 0; first < rows; first += LANES, columns += count * LANES)
+        for (int64_t d = 0; d < count; ++d)
+            for (int r = 0; r < LANES; ++r) columns[d * LANES + r] = queries[(first + r) * stride + d];
+}
+
+// What lanes [first, first + COUNT) of the sums of dot_panel hold, added up, for each of KEYS keys.
+template <int KEYS, int COUNT>
+LL_INLINE void add_lanes(const Stored* const* key, const KeyFloat* columns, int64_t steps, int first, Vec* sum) {
+    if constexpr (COUNT == 2) {
+        Vec second[KEYS];
+#pragma GCC unroll 8
+        for (int t = 0; t < KEYS; ++t) sum[t] = second[t] = Vec{};
+        for (int64_t s = 0; s < steps; ++s) {
+            const KeyFloat* at = columns + (s * LANES + first) * LANES;
+            auto even = load<decltype(KeyPiece{}.part[0] + 0)>(at), odd = load<decltype(even)>(at + LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < KEYS; ++t) {
+                const Stored* of_lane = key[t] + (s * LANES + first) * FOLD;
+                sum[t] = multiply_add(even, broadcast_factor(read_factor(of_lane)), sum[t]);
+                second[t] = multiply_add(odd, broadcast_factor(read_factor(of_lane + FOLD)), second[t]);
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < KEYS; ++t) sum[t] += second[t];
+    } else {
+        Vec second[KEYS];
+        add_lanes<KEYS, COUNT / 2>(key, columns, steps, first, sum);
+        add_lanes<KEYS, COUNT / 2>(key, columns, steps, first + COUNT / 2, second);
+#pragma GCC unroll 8
+        for (int t = 0; t < KEYS; ++t) sum[t] += second[t];
+    }
+}
+
+// scores[row][key] of LANES rows.
+inline void dot_columns(const StridedRows& key, const KeyFloat* columns, PrefetchStream* prefetch, Float* scores) {
+    constexpr int KEYS = 4;
+    int64_t steps = key.width / PIECE;
+    for (int first = 0; first < key.keys; first += LANES) {
+        Vec found[LANES] = {};
+        int count = min(LANES, key.keys - first);
+        for (int j = 0; j < count; j += KEYS) {
+            const Stored* at[KEYS];
+            for (int t = 0; t < KEYS; ++t) at[t] = key.at(first + min(j + t, count - 1));
+            add_lanes<KEYS, LANES>(at, columns, steps, 0, found + j);
+            if (prefetch) prefetch->advance(min(KEYS, count - j) * key.width);
+        }
+        transpose(found);
+        for (int r = 0; r < LANES; ++r) {
+            if (count == LANES) store(scores + r * SCORE_ROW + first, found[r]);
+            else
+                for (int t = 0; t < count; ++t) scores[r * SCORE_ROW + first + t] = found[r][t];
+        }
+    }
+}
+
 // scores[row][key] = sum over d of query[row][d] * key[d].
 inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows, int64_t columns,
                         PrefetchStream& prefetch, Float* scores) {
