@@ -37,6 +37,8 @@ SYSTEM = ("libc.so", "libm.so", "libstdc++.so", "libgcc_s.so", "libpthread.so", 
 OF_TORCH = ("libgomp.so.1",)
 #: The newest symbols of libstdc++ and libgcc in manylinux_2_28.
 NEWEST = {"GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
+#: What remains of the environment beside the settings of pip.
+KEPT = ("HOME", "TMPDIR", "TEMP", "SYSTEMROOT")
 
 SMOKE = """\
 import pathlib, sys, torch, limelight
@@ -146,9 +148,7 @@ def run(wheel: Path, folder: Path, reuse: bool) -> None:
     subprocess.run([sys.executable, "-m", "venv", *(["--without-pip"] if reuse else []), place], check=True)
     scripts = place / ("Scripts" if os.name == "nt" else "bin")
     python = scripts / ("python.exe" if os.name == "nt" else "python")
-    kept = {
-        name: os.environ[name] for name in ("SYSTEMROOT", "TEMP", "HOME", "PIP_EXTRA_INDEX_URL") if name in os.environ
-    }
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("PIP_")}
     settings = {**kept, "PATH": str(scripts)}
     purelib = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(subprocess.run(purelib, check=True, capture_output=True, text=True).stdout.strip())
