@@ -16,7 +16,10 @@ namespace limelight {
 #define LL_SET(isa) isa##_float32_kernels, isa##_float64_kernels, isa##_bfloat16_kernels, isa##_float16_kernels
 extern const Kernels LL_SET(generic);
 #if defined(LL_HAS_X86)
-extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels, wide_float32_kernels;
+extern const Kernels LL_SET(avx2), LL_SET(avx512), avx512bf16_bfloat16_kernels;
+#if defined(LL_HAS_WIDE)
+extern const Kernels wide_float32_kernels;
+#endif
 #if defined(LL_HAS_AMX)
 extern const Kernels amx_bfloat16_kernels;
 #endif
@@ -61,7 +64,9 @@ struct Isas {
         if (slow_pairs) list[count++] = bf16;
         list[count++] = {"avx2", avx2, LL_LIST(avx2)};
         list[count++] = {"generic", true, LL_LIST(generic)};
+#if defined(LL_HAS_WIDE)
         list[count++] = {"wide", avx2, {&wide_float32_kernels, nullptr, nullptr, nullptr}};
+#endif
 #else
 #if defined(LL_HAS_NEON)
         list[count++] = {"neon", true, LL_LIST(neon)};  // every 64-bit ARM has it
