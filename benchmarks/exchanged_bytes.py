@@ -42,9 +42,9 @@ at a quarter of the text; seed 0). Sent and received are those of the rank with 
   returns for each: as many bytes, the other way.
   A causal pattern over one text sees every key from some rank with a run at its end, so nothing is saved, and the
   ranks with the first tokens send them to all others: a ring spreads this load.
-- **Imbalance**: the pairs of query and key of the fullest rank over the average. Where runs were dealt in equal numbers
-  to all ranks, it was 1.53 for causal documents over 64 ranks. Over 1,024 ranks it is that of one tile of 192 queries
-  at the end of the longest document, which is not divided, so that kernels give the bits of one process.
+- **Imbalance**: the pairs of query and key of the fullest rank over the average. Every rank gets as many pieces.
+  Unequal numbers of finer pieces would lower it from 1.53 to 1.05 for causal documents over 64 ranks, but the rank that
+  sends most would send twice as many bytes, and by the arithmetic of `scaling.py` a step would take longer.
 - **Planning**: seconds on one core to deal the runs of all ranks and to make the plan of one, without communication.
 """
 

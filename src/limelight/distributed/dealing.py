@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heapreplace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,8 +23,6 @@ TILES = 192
 MAX_PARTS = 8  # runs of a rank, at most
 WANTED = 1.02  # more runs are cut while the fullest rank has more than this share of the average
 GAIN = 0.02  # and taken if they lower this share by so much: more runs send more keys
-UNEVEN = (4, 8, 16)  # pieces for each rank, on average, where ranks get different numbers of them
-UNEVEN_GAIN = 0.05  # that each must lower the mean excess of pairs and tokens by: unequal pieces send more keys
 
 
 def deal(
@@ -39,11 +37,6 @@ def deal(
     and eight times as many, until the fullest rank has at most 2 % more pairs than the average; more runs are taken
     where they lower this excess by 2 % of the average. A window gives one run to each rank, a causal pattern one from
     the front and one from the end.
-
-    Where the fullest rank then still has more than 5 % too many (long documents among short ones over many ranks), the
-    text is cut by pairs and tokens, the ends of long documents more finely, and ranks get different numbers of pieces,
-    each the one that leaves them least full by the larger of both shares. One tile of queries (`TILES`) is not divided:
-    at the end of a long document it alone may have more pairs than the average rank.
 
     Args:
         length: tokens of the text.
@@ -60,7 +53,7 @@ def deal(
     best, least = None, np.inf
     parts = 1
     while parts <= MAX_PARTS:
-        runs = _dealt(work, _borders(cuts, ranks * parts), ranks)
+        runs = _dealt(work, _borders(cuts, length, ranks * parts), ranks)
         found = imbalance(runs, work)
         if found < least - GAIN:
             best, least = runs, found
@@ -68,34 +61,6 @@ def deal(
             break
         parts *= 2
     assert best is not None
-    return best if least <= 1 + UNEVEN_GAIN else _uneven(best, work, cuts)
-
-
-def _uneven(best: tuple[Runs, ...], work: NDArray[np.float64], cuts: NDArray[np.int64]) -> tuple[Runs, ...]:
-    """The runs, or better ones of which ranks have different numbers, in pieces of about as many pairs plus tokens.
-
-    Args:
-        best: the runs so far.
-        work: ``(L,)``, pairs of each token.
-        cuts: where a run may begin.
-    """
-    length, ranks = len(work), len(best)
-    shares = np.stack([np.full(length, ranks / length), work * (ranks / work.sum())])
-    sums = np.pad(shares.cumsum(1), ((0, 0), (1, 0)))  # tokens and pairs before each token; a rank's share is 1
-    least = (imbalance(best, work) + imbalance(best, shares[0])) / 2
-    for parts in UNEVEN:
-        borders = np.unique(cuts[_nearest(sums.sum(0)[cuts], ranks * parts)])
-        sizes = np.diff(sums[:, borders])  # (2, pieces)
-        loads = np.zeros((2, ranks))
-        held: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
-        for n in np.argsort(-sizes.max(0), kind="stable").tolist():
-            after = loads + sizes[:, n : n + 1]
-            rank = int(np.argmin(after.max(0) + 1e-3 * after.sum(0)))
-            loads[:, rank] = after[:, rank]
-            held[rank].append((int(borders[n]), int(borders[n + 1])))
-        found = float(loads.max(1).mean())
-        if found < least - UNEVEN_GAIN:
-            best, least = tuple(map(united, held)), found
     return best
 
 
@@ -156,18 +121,13 @@ def _cuts(length: int, layout: Layout | None, step: int) -> NDArray[np.int64]:
     return np.array(sorted(firsts), np.int64)
 
 
-def _borders(cuts: NDArray[np.int64], pieces: int) -> NDArray[np.int64]:
+def _borders(cuts: NDArray[np.int64], length: int, pieces: int) -> NDArray[np.int64]:
     """``(pieces + 1,)``: the permitted cuts nearest to equal pieces."""
-    return cuts[_nearest(cuts, pieces)]
-
-
-def _nearest(places: NDArray[Any], pieces: int) -> NDArray[np.int64]:
-    """``(pieces + 1,)``: indices of the ascending places nearest to equal parts of the range up to the last."""
-    wanted = np.arange(pieces + 1) * places[-1] / pieces
-    after = np.searchsorted(places, wanted).clip(min(1, len(places) - 1), len(places) - 1)
+    wanted = np.arange(pieces + 1) * length / pieces
+    after = np.clip(np.searchsorted(cuts, wanted), 1, len(cuts) - 1) if len(cuts) > 1 else np.zeros(len(wanted), int)
     before = np.maximum(after - 1, 0)
-    nearer = np.where(wanted - places[before] <= places[after] - wanted, before, after)
-    return np.maximum.accumulate(nearer)
+    nearest = np.where(wanted - cuts[before] <= cuts[after] - wanted, cuts[before], cuts[after])
+    return np.maximum.accumulate(nearest)
 
 
 def _dealt(work: NDArray[np.float64], borders: NDArray[np.int64], ranks: int) -> tuple[Runs, ...]:
