@@ -37,11 +37,14 @@ at a quarter of the text; seed 0). Sent and received are those of the rank with 
 - **All-gather, ring**: every rank gets the keys and values of all others, `(L - n) * key bytes` for `n` own tokens; a
   ring passes on as much. Backward, the gradients return by a reduce-scatter of as many bytes; a ring passes keys,
   values and their gradients around again, twice as many.
-- **Exchanged**: a rank gets the keys that its queries see, on a grid of 64, and no others. Backward, one gradient
+- **Exchanged**: a rank gets the keys that its queries see, and those between them where both lie in the same or in
+  neighbouring blocks of 64. Backward, one gradient
   returns for each: as many bytes, the other way.
   A causal pattern over one text sees every key from some rank with a run at its end, so nothing is saved, and the
   ranks with the first tokens send them to all others: a ring spreads this load.
-- **Imbalance**: the pairs of query and key of the fullest rank over the average.
+- **Imbalance**: the pairs of query and key of the fullest rank over the average. Every rank gets as many pieces.
+  Unequal numbers of finer pieces would lower it from 1.53 to 1.05 for causal documents over 64 ranks, but the rank that
+  sends most would send twice as many bytes, and by the arithmetic of `scaling.py` a step would take longer.
 - **Planning**: seconds on one core to deal the runs of all ranks and to make the plan of one, without communication.
 """
 

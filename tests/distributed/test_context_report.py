@@ -113,6 +113,17 @@ def test_keys_between_those_that_are_seen_are_counted_where_kernels_count_positi
     assert alibi.over_ranks == spread.explain(pattern, heads=4, width=16, dtype=torch.float32, contiguous=True)
 
 
+def test_the_exchanges_of_a_few_heads_at_a_time_are_counted(group):
+    spread = ContextParallel.balanced(group, LENGTH, patterns=[Causal()], heads_at_once=2)
+    tokens = spread.mine(torch.randn(1, 5, LENGTH, 16), 2)
+    found = limelight.explain(tokens, tokens, tokens, layout=spread, pattern=Causal()).over_ranks
+    assert found == spread.explain(Causal(), heads=5, width=16, dtype=torch.float32)
+    assert "; in 3 exchanges of some heads each" in str(found)
+    dropped = limelight.explain(tokens, tokens, tokens, layout=spread, pattern=Causal(), dropout=0.1).over_ranks
+    assert dropped == spread.explain(Causal(), heads=5, width=16, dtype=torch.float32, dropout=True)
+    assert dropped.exchanges == 1
+
+
 def test_explain_without_ranks_reports_none():
     tokens = torch.randn(1, 1, 8, 16)
     found = limelight.explain(tokens, tokens, tokens)

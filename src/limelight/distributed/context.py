@@ -16,11 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..forms.coordinates import Coordinates
 from ..forms.layouts import Aligned, KeyMask, Layout
 from ..forms.lowering import lower
-from ..forms.observations import Observations, Observe
+from ..forms.observations import Observations
 from ..forms.patterns import Pattern
 from ..tensors.shapes import describe, read_shapes, whole_number, wrong
+from .calls import OwnCall, exchanges, in_whole, joined, own_calls, own_settings
 from .dealing import deal, pairs_of_queries, rows_of
-from .exchange import exchanged, returned, unset
+from .exchange import exchanged, unset
 from .plan import Plan, Runs, checked_runs, count, make_plan, united
 from .report import ContextReport, keys_moved
 
@@ -36,7 +37,8 @@ class ContextParallel(Layout):
     by one uneven all-to-all (autograd included); then it makes an ordinary call. Which keys these are follows from
     pattern and runs, on every rank, without communication. So every pattern, score rule, sink, dropout and derivative
     means what it means in one process, and a row of the output is the same there, to the bit on CPUs where the runs are
-    those of `balanced`.
+    those of `balanced` (but for several ranges of keys of a query, as of a window with sinks, within documents that do
+    not begin at a multiple of 64, whose blocks are formed otherwise).
 
     - ``pattern`` describes the whole text, tensors in it included. It must be the same on every rank.
     - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
@@ -62,12 +64,17 @@ class ContextParallel(Layout):
         of: documents and padding of the whole text: `Packed`, `Padded`, `Aligned`, `KeyMask`; ``None`` is
             ``Aligned()``. Its tensors are not modified while the layout is used.
         key_runs: the keys that each rank holds, where they are not the queries' (cross-attention).
+        heads_at_once: key heads, with their query heads, that a call exchanges and computes at a time, so that the
+            gathered keys of so many are in memory, and those of the next, which are sent meanwhile; ``None`` for all.
+            Outputs and the gradients of query, key and value have the same bits. Where gradients are recorded, the
+            gathered keys of all heads are kept for the backward pass. Under dropout all heads are computed at once.
     """
 
     group: Any
     runs: tuple[Runs, ...]
     of: Layout | None = None
     key_runs: tuple[Runs, ...] | None = None
+    heads_at_once: int | None = None
     spread: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -80,10 +87,18 @@ class ContextParallel(Layout):
             runs = getattr(self, name)
             if runs is not None:
                 object.__setattr__(self, name, checked_runs(name, runs, size))
+        if self.heads_at_once is not None:
+            whole_number("heads_at_once", self.heads_at_once, at_least=1)
 
     @classmethod
     def balanced(
-        cls, group: Any, length: int, *, patterns: Sequence[Pattern | None] = (None,), layout: Layout | None = None
+        cls,
+        group: Any,
+        length: int,
+        *,
+        patterns: Sequence[Pattern | None] = (None,),
+        layout: Layout | None = None,
+        heads_at_once: int | None = None,
     ) -> ContextParallel:
         """The layout of a text of ``length`` tokens, dealt so that all ranks have about as much to compute.
 
@@ -92,6 +107,7 @@ class ContextParallel(Layout):
             length: tokens of the whole text.
             patterns: of all layers of the model (`limelight.distributed.patterns_of`), each as often as it occurs.
             layout: documents and padding of the whole text.
+            heads_at_once: key heads that a call exchanges at a time; ``None`` for all.
 
         Raises:
             ArgumentError: the length is no whole number, or does not fit the layout.
@@ -100,7 +116,7 @@ class ContextParallel(Layout):
         group = _group_of(group)
         if layout is not None:
             layout.check(rows_of(layout), length, length)
-        return cls(group, deal(length, dist.get_world_size(group), patterns, layout), layout)
+        return cls(group, deal(length, dist.get_world_size(group), patterns, layout), layout, None, heads_at_once)
 
     # --- A rank's tokens ----------------------------------------------------------------------------------------------
 
@@ -251,6 +267,7 @@ class ContextParallel(Layout):
         value_width: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
         contiguous: bool = False,
+        dropout: bool = False,
     ) -> ContextReport:
         """What each rank computes, sends and receives in a call of these sizes, by count, without communication.
 
@@ -264,11 +281,13 @@ class ContextParallel(Layout):
             width: of a key.
             value_width: of a value; ``None`` for that of a key.
             dtype: of keys and values.
-            contiguous: whether the call has dropout, or score rules of the distance (`plan`).
+            contiguous: whether the call has score rules of the distance (`plan`).
+            dropout: whether the call has dropout.
         """
-        plan = self.plan(pattern, batch, heads, contiguous=contiguous)
+        plan = self.plan(pattern, batch, heads, contiguous=contiguous or dropout)
         numbers = (key_value_heads or heads) * (width + (width if value_width is None else value_width))
-        return self._report(plan, pattern, batch, heads, batch * numbers * dtype.itemsize)
+        times = exchanges(key_value_heads or heads, self.heads_at_once, dropout)
+        return self._report(plan, pattern, batch, heads, batch * numbers * dtype.itemsize, times)
 
     def explained(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
@@ -276,16 +295,21 @@ class ContextParallel(Layout):
         plan = self._plan_of(query, key, value, settings)
         B, Hkv, _, D = key.shape
         size = B * (Hkv * D * key.dtype.itemsize + value.shape[1] * value.shape[3] * value.dtype.itemsize)
-        report = self._report(plan, settings.pattern, B, query.shape[1], size)
-        return (*self._own_call(key, value, settings, plan, unset), report)
+        times = exchanges(Hkv, self.heads_at_once, bool(settings.dropout))
+        report = self._report(plan, settings.pattern, B, query.shape[1], size, times)
+        own = own_settings(settings, plan, self.index, self.group, unset)
+        return (*unset(key, value, plan, self.group), own, report)
 
-    def _report(self, plan: Plan, pattern: Pattern | None, B: int, Hq: int, key_bytes: int) -> ContextReport:
+    def _report(
+        self, plan: Plan, pattern: Pattern | None, B: int, Hq: int, key_bytes: int, times: int
+    ) -> ContextReport:
         lowered = lower(pattern, self.of, B, Hq, self.length, self.source_length)
         seen = pairs_of_queries(lowered).cumsum()
         sums = [0.0, *(B * Hq * seen).tolist()]
         pairs = tuple(round(sum(sums[last] - sums[first] for first, last in held)) for held in self.runs)
         tokens, held = tuple(map(count, self.runs)), tuple(map(count, self.source_runs))
-        return ContextReport(self.rank, tokens, pairs, held, *keys_moved(plan.needs, self.source_runs), key_bytes)
+        moved = keys_moved(plan.needs, self.source_runs)
+        return ContextReport(self.rank, tokens, pairs, held, *moved, key_bytes, times)
 
     # --- A call -------------------------------------------------------------------------------------------------------
 
@@ -321,10 +345,15 @@ class ContextParallel(Layout):
     @torch.compiler.disable(reason="plans are made outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
     def localized(
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
-    ) -> tuple[Tensor, Tensor, Any, Callable[[Observations], Observations]]:
+    ) -> tuple[list[OwnCall], Callable[[list[Observations | None]], Observations]]:
         plan = self._plan_of(query, key, value, settings)
-        key, value, settings = self._own_call(key, value, settings, plan, exchanged)
-        return key, value, settings, lambda found: self._in_whole(found, plan)
+        calls = own_calls(query, key, value, settings, plan, self.index, self.group, self.heads_at_once)
+
+        def join(found: list[Observations | None]) -> Observations:
+            whole = [one and in_whole(one, plan, self.source_length, self.group) for one in found]
+            return joined(whole, calls, settings.observe)
+
+        return calls, join
 
     def _plan_of(self, query: Tensor, key: Tensor, value: Tensor, settings: Any) -> Plan:
         """The plan of a call."""
@@ -333,53 +362,6 @@ class ContextParallel(Layout):
         positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
         positions |= settings.observe is not None and settings.observe.distance
         return self.plan(settings.pattern, B, Hq, contiguous=positions)
-
-    def _own_call(
-        self, key: Tensor, value: Tensor, settings: Any, plan: Plan, exchange: Callable[..., tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor, Any]:
-        """Keys, values and settings of the rank's own call."""
-        pattern = settings.pattern and settings.pattern.select(self.index, plan.columns)
-        index = plan.columns.to(key.device)
-        scores = tuple([rule.select_keys(index) for rule in settings.scores])
-        observe = self._observed(settings.observe, plan, exchange)
-        key, value = exchange(key, value, plan, self.group)
-        return key, value, settings.replace(layout=plan.layout, pattern=pattern, scores=scores, observe=observe)
-
-    def _observed(
-        self, observe: Observe | None, plan: Plan, exchange: Callable[..., tuple[Tensor, Tensor]]
-    ) -> Observe | None:
-        """What to observe of the rank's own call."""
-        if observe is None:
-            return None
-        for name in ("pairs", "blocks"):
-            if getattr(observe, name) is not None:
-                way_out = "Observe rows, or received, or the text in one process."
-                raise wrong("observe", f"must not hold `{name}` under ContextParallel", f"it is {observe!r}", way_out)
-        changes: dict[str, Any] = {}
-        if observe.top:
-            changes["top"] = min(observe.top, max(plan.gathered, 1))
-        if observe.features is not None:
-            own = observe.features[None, None]
-            changes["features"] = exchange(own, own[..., :0], plan, self.group)[0][0, 0]
-        return replace(observe, **changes)
-
-    def _in_whole(self, found: Observations, plan: Plan) -> Observations:
-        """Observations of the rank's own call, with keys numbered in the whole text and sums over all ranks."""
-        changes: dict[str, Tensor] = {}
-        index = plan.key_index
-        if found.top_keys is not None and plan.gathered:
-            keys = found.top_keys
-            changes["top_keys"] = torch.where(keys < 0, keys, index.to(keys.device)[keys.clamp(min=0)])
-        if found.rows is not None:
-            there = index >= 0
-            rows = found.rows.new_zeros(*found.rows.shape[:3], self.source_length)
-            changes["rows"] = rows.index_add(3, index[there].to(rows.device), found.rows[..., there.to(rows.device)])
-        for name in ("received", "received_by"):
-            sums = getattr(found, name)
-            if sums is not None:
-                columns = sums[..., None]
-                changes[name] = returned(columns, columns[..., :0], plan, self.group)[0][..., 0]
-        return replace(found, **changes)
 
 
 def _group_of(group: Any) -> Any:

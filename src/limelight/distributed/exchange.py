@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,33 @@ from torch import Tensor
 from .plan import Plan
 
 
-def exchanged(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+class Pending:
+    """An exchange that goes on in the background: what it received is read by `wait`.
+
+    Args:
+        work: of the collective call; ``None`` where nothing is sent.
+        buffers: that it reads and writes, kept until it has ended.
+        unpack: the parts from each rank, once it has ended.
+    """
+
+    def __init__(self, work: Any, buffers: tuple[Tensor, ...], unpack: Callable[[], list[list[list[Tensor]]]]) -> None:
+        self._work, self._buffers, self._unpack = work, buffers, unpack
+
+    def wait(self) -> list[list[list[Tensor]]]:
+        """The ranges that came from each rank, each as its parts of two tensors."""
+        if self._work is not None:
+            self._work.wait()
+        return self._unpack()
+
+
+def begin(key: Tensor, value: Tensor, plan: Plan, group: Any) -> Pending | None:
+    """Send keys and values for an `exchanged` that follows, which gets what is returned as its ``pending``."""
+    return None if plan.is_identity else _begin(key, value, plan, group)
+
+
+def exchanged(
+    key: Tensor, value: Tensor, plan: Plan, group: Any, pending: Pending | None = None
+) -> tuple[Tensor, Tensor]:
     """The keys and values of a rank's own call, gathered from the ranks that hold them. Every rank calls it.
 
     Linear in both. Its transpose, the backward pass, returns each gradient to the rank that holds the key and adds
@@ -22,13 +49,14 @@ def exchanged(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tenso
         value: ``(B, H, L, Dv)``.
         plan: who needs what.
         group: the process group.
+        pending: the exchange of these keys and values, where it has begun.
 
     Returns:
         ``(B, H, N, D)`` and ``(B, H, N, Dv)`` with ``N = plan.gathered``; zeros between pieces.
     """
     if plan.is_identity:
         return key, value
-    return _Exchange.apply(key, value, plan, group)  # type: ignore[no-any-return, no-untyped-call]
+    return _Exchange.apply(key, value, plan, group, pending)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def unset(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
@@ -48,11 +76,9 @@ class _Exchange(torch.autograd.Function):
     """Linear, and the transpose of `_Return`; so each is the other's derivative, of any order."""
 
     @staticmethod
-    def forward(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
+    def forward(key: Tensor, value: Tensor, plan: Plan, group: Any, pending: Pending | None) -> tuple[Tensor, Tensor]:
         tensors = (key, value)
-        outgoing = [[[x[:, :, a:b] for x in tensors] for a, b in ranges] for ranges in plan.sent]
-        lengths = [[length for length, _ in ranges] for ranges in plan.received]
-        incoming = _all_to_all(outgoing, lengths, tensors, plan, group)
+        incoming = (pending or _begin(key, value, plan, group)).wait()
         made = [x.new_zeros(*x.shape[:2], plan.gathered, x.shape[3]) for x in tensors]
         for ranges, parts in zip(plan.received, incoming, strict=True):
             for (_, copies), part in zip(ranges, parts, strict=True):
@@ -63,19 +89,21 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, _, ctx.plan, ctx.group = inputs
+        _, _, ctx.plan, ctx.group, _ = inputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        return (*_Return.apply(*gradients, ctx.plan, ctx.group), None, None)  # type: ignore[no-untyped-call]
+        return (*_Return.apply(*gradients, ctx.plan, ctx.group), None, None, None)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
-        return _Exchange.apply(*tangents[:2], ctx.plan, ctx.group)  # type: ignore[no-any-return, no-untyped-call]
+        return _Exchange.apply(*tangents[:2], ctx.plan, ctx.group, None)  # type: ignore[no-any-return, no-untyped-call]
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any) -> Any:
-        return _for_samples(_Exchange, info, in_dims, key, value, plan, group)
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any, _: None
+    ) -> Any:
+        return _for_samples(_Exchange, info, in_dims, key, value, plan, group, None)
 
 
 class _Return(torch.autograd.Function):
@@ -86,7 +114,7 @@ class _Return(torch.autograd.Function):
         tensors = (key, value)
         outgoing = [[[_sum(x, *item) for x in tensors] for item in ranges] for ranges in plan.received]
         lengths = [[last - first for first, last in ranges] for ranges in plan.sent]
-        incoming = _all_to_all(outgoing, lengths, tensors, plan, group)
+        incoming = _all_to_all(outgoing, lengths, tensors, plan, group).wait()
         held = sum(last - first for first, last in plan.held[plan.rank])
         sums = [x.new_zeros(*x.shape[:2], held, x.shape[3], dtype=_dtype_of_sums(x.dtype)) for x in tensors]
         for ranges, parts in zip(plan.sent, incoming, strict=True):
@@ -101,7 +129,7 @@ class _Return(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        return (*_Exchange.apply(*gradients, ctx.plan, ctx.group), None, None)  # type: ignore[no-untyped-call]
+        return (*_Exchange.apply(*gradients, ctx.plan, ctx.group, None), None, None)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
@@ -127,14 +155,21 @@ def _sum(gathered: Tensor, length: int, copies: tuple[tuple[int, int, int], ...]
     return total.to(gathered.dtype)
 
 
+def _begin(key: Tensor, value: Tensor, plan: Plan, group: Any) -> Pending:
+    tensors = (key, value)
+    outgoing = [[[x[:, :, a:b] for x in tensors] for a, b in ranges] for ranges in plan.sent]
+    lengths = [[length for length, _ in ranges] for ranges in plan.received]
+    return _all_to_all(outgoing, lengths, tensors, plan, group)
+
+
 def _all_to_all(
     outgoing: list[list[list[Tensor]]],
     lengths: list[list[int]],
     tensors: tuple[Tensor, Tensor],
     plan: Plan,
     group: Any,
-) -> list[list[list[Tensor]]]:
-    """The ranges that came from each rank, as a part of each of two tensors; a rank's own are not copied.
+) -> Pending:
+    """Begin to exchange ranges, each as a part of each of two tensors; a rank's own are not copied.
 
     Args:
         outgoing: for each rank, for each range, the parts.
@@ -144,7 +179,7 @@ def _all_to_all(
         group: the process group.
     """
     if not plan.sends:
-        return [ranges if rank == plan.rank else [] for rank, ranges in enumerate(outgoing)]
+        return Pending(None, (), lambda: [ranges * (rank == plan.rank) for rank, ranges in enumerate(outgoing)])
     shapes = [(*x.shape[:2], x.shape[3]) for x in tensors]
     per_token = sum(B * H * width for B, H, width in shapes)
     others = [rank != plan.rank for rank in range(len(outgoing))]
@@ -156,24 +191,29 @@ def _all_to_all(
     like = tensors[0]
     sending = torch.cat([like.new_empty(0), *(x for x in flat if x is not None)])
     received = like.new_empty(sum(sizes))
-    dist.all_to_all_single(received, sending, sizes, [0 if x is None else len(x) for x in flat], group=group)
-    found = []
-    for rank, piece in enumerate(torch.split(received, sizes)):
-        if rank == plan.rank:
-            found.append(outgoing[rank])
-            continue
-        parts = iter(torch.split(piece, [n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
-        found.append([[next(parts).view(B, H, n, width) for B, H, width in shapes] for n in lengths[rank]])
-    return found
+    sent = [0 if x is None else len(x) for x in flat]
+    work = dist.all_to_all_single(received, sending, sizes, sent, group=group, async_op=True)
+
+    def unpack() -> list[list[list[Tensor]]]:
+        found = []
+        for rank, piece in enumerate(torch.split(received, sizes)):
+            if rank == plan.rank:
+                found.append(outgoing[rank])
+                continue
+            parts = iter(torch.split(piece, [n * B * H * width for n in lengths[rank] for B, H, width in shapes]))
+            found.append([[next(parts).view(B, H, n, width) for B, H, width in shapes] for n in lengths[rank]])
+        return found
+
+    return Pending(work, (received, sending), unpack)
 
 
 def _for_samples(
-    function: Any, info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, plan: Plan, group: Any
+    function: Any, info: Any, in_dims: tuple[int | None, ...], key: Tensor, value: Tensor, *others: Any
 ) -> Any:
     """The samples of `torch.vmap` as batch rows."""
     moved = [
         x.unsqueeze(0).expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         for x, dim in zip((key, value), in_dims, strict=False)
     ]
-    made = function.apply(*[x.flatten(0, 1) for x in moved], plan, group)
+    made = function.apply(*[x.flatten(0, 1) for x in moved], *others)
     return tuple([x.unflatten(0, (info.batch_size, -1)) for x in made]), (0, 0)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 #: Runs of consecutive tokens, ``(first, last)`` with the last one excluded, ascending and disjoint.
 Runs: TypeAlias = "tuple[tuple[int, int], ...]"
 
-#: Exchanged pieces of keys begin and end at multiples of it, and pieces that do not touch in the whole do not touch
-#: where they are gathered. So the kernels form the same blocks of keys as in one process, and give the same bits.
+#: Gathered keys keep their places in blocks of so many: keys that share a block in the whole share one where they are
+#: gathered, and blocks that do not touch in the whole do not touch there. So the kernels form the same blocks of keys
+#: as in one process, and give the same bits; only keys that no query sees are left out, at the ends of a piece.
 GRID = 64
 
 
@@ -40,6 +41,17 @@ def united(runs: Sequence[tuple[int, int]]) -> Runs:
     for first, last in sorted(run for run in runs if run[0] < run[1]):
         if joined and first <= joined[-1][1]:
             joined[-1] = joined[-1][0], max(joined[-1][1], last)
+        else:
+            joined.append((first, last))
+    return tuple(joined)
+
+
+def pieces_of(runs: Sequence[tuple[int, int]]) -> Runs:
+    """The runs, those joined whose blocks of the `GRID` overlap or touch: each from its first token to its last."""
+    joined: list[tuple[int, int]] = []
+    for first, last in united(runs):
+        if joined and first // GRID * GRID <= -(-joined[-1][1] // GRID) * GRID:
+            joined[-1] = joined[-1][0], last
         else:
             joined.append((first, last))
     return tuple(joined)
@@ -90,7 +102,7 @@ class Stretch:
         segment: the segment, by its number in the layout's table.
         first: index of the first query in the whole.
         last: index after the last query.
-        keys: ranges of keys in the whole, on the `GRID`, that some of the queries see; disjoint and ascending.
+        keys: pieces (`pieces_of`) of the keys in the whole that some of the queries see.
     """
 
     rank: int
@@ -134,7 +146,7 @@ def stretches(
             if lowered.tiles is not None:
                 ranges = list(common(united(ranges), _of_tiles(lowered, row, first, last)))
             k0, k1 = segments[number, 3:5].tolist()
-            keys = united([(max(k0, a // GRID * GRID), min(k1, -(-b // GRID) * GRID)) for a, b in ranges])
+            keys = pieces_of([(max(k0, a), min(k1, b)) for a, b in ranges])
             if contiguous and len(keys) > 1:
                 keys = ((keys[0][0], keys[-1][1]),)
             found.append(Stretch(rank, number, first, last, keys))
@@ -278,7 +290,7 @@ def make_plan(
         mine = [s for s in found if s.rank == rank and first <= s.first and s.last <= last]
         # Pieces keep their place on the grid, and an empty place of the grid lies between two.
         run_pieces = []
-        for begin, end in united([keys for stretch in mine for keys in stretch.keys]):
+        for begin, end in pieces_of([keys for stretch in mine for keys in stretch.keys]):
             place = -(-gathered // GRID) * GRID + (GRID if gathered else 0) + begin % GRID
             run_pieces.append((begin, end, place))
             gathered = place + end - begin

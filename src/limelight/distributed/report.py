@@ -27,6 +27,7 @@ class ContextReport:
         keys_sent: keys that each rank sends to others; one that two ranks need is counted twice.
         keys_received: keys that each rank gets from others.
         key_bytes: bytes of one key with its value, over all batch rows and heads.
+        exchanges: exchanges in which a call gets its keys, each of some of the heads.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class ContextReport:
     keys_sent: tuple[int, ...]
     keys_received: tuple[int, ...]
     key_bytes: int
+    exchanges: int = 1
 
     @property
     def bytes_sent(self) -> tuple[int, ...]:
@@ -65,6 +67,8 @@ class ContextReport:
             f" pairs of the fullest rank over the average: {self.imbalance:.2f}",
             f"{'rank':>10}{'tokens':>12}{'pairs':>20}{'MiB sent':>12}{'received':>12}{'all-gather':>12}",
         ]
+        if self.exchanges > 1:
+            lines[0] += f"; in {self.exchanges} exchanges of some heads each"
         columns = self.tokens, self.pairs, self.bytes_sent, self.bytes_received, self.bytes_of_all_gather
         if len(ranks) <= MAX_ROWS:
             lines += [_line(f"{rank}", [column[rank] for column in columns]) for rank in ranks]

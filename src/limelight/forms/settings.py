@@ -107,6 +107,20 @@ class Settings:
             seed=next(tensors) if isinstance(self.seed, (Tensor, Hole)) else self.seed,
         )
 
+    def for_heads(self: _Self, heads: slice) -> _Self:
+        """The settings of a call of these query heads alone; ``observe`` is left out.
+
+        Raises:
+            ArgumentError: pattern, comparison or a score rule cannot be cut into heads.
+        """
+        return self.replace(
+            sink=None if self.sink is None else self.sink[heads],
+            scores=tuple([rule.for_heads(heads) for rule in self.scores]),
+            compare=None if self.compare is None else self.compare.for_heads(heads),
+            pattern=None if self.pattern is None else self.pattern.for_heads(heads),
+            observe=None,
+        )
+
     def hollow(self: _Self) -> _Self:
         """A copy with holes in the place of `tensors`, to be filled by `with_tensors`; it keeps no memory alive."""
         return self.with_tensors(itertools.repeat(Hole()))

@@ -8,9 +8,10 @@ attention are settings of it (*what*); a backend computes it (*how*); observatio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -135,20 +136,12 @@ def attention(
     watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
     if watcher is not None:
         settings = settings.replace(observe=_watched(observe, watcher.request(name, query, key)))
-    in_whole: Callable[[Observations], Observations] | None = None
+    only_watched = watcher is not None and observe is None
     if isinstance(layout, Layout) and layout.spread:
         query, key, value = autocast(query, key, value)  # before they are sent
-        key, value, settings, in_whole = layout.localized(query, key, value, settings)
-    call = prepare(query, key, value, settings)
-    if watcher is not None:
-        call = call.replace(only_watched=observe is None)
-    if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
-        result = compiled.forward(call, backend, seen_by)
+        output, observations = _over_ranks(query, key, value, settings, backend, seen_by, only_watched)
     else:
-        result = run(call, backend)
-    output, observations = result.output, result.observations
-    if in_whole is not None and observations is not None:
-        observations = in_whole(observations)
+        output, observations = _computed(query, key, value, settings, backend, seen_by, only_watched)
     if watcher is not None:
         if observations is not None:
             watcher.add(name, observations)
@@ -157,6 +150,46 @@ def attention(
         return output
     assert observations is not None
     return output, observations
+
+
+def _computed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    settings: Settings,
+    backend: str | None,
+    seen_by: str,
+    only_watched: bool,
+) -> tuple[Tensor, Observations | None]:
+    """Output and observations of a call on this process."""
+    call = prepare(query, key, value, settings)
+    if only_watched:
+        call = call.replace(only_watched=True)
+    if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
+        result = compiled.forward(call, backend, seen_by)
+    else:
+        result = run(call, backend)
+    return result.output, result.observations
+
+
+def _over_ranks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    settings: Settings,
+    backend: str | None,
+    seen_by: str,
+    only_watched: bool,
+) -> tuple[Tensor, Observations | None]:
+    """The same under a layout that is `Layout.spread`: this process's own calls, each of consecutive heads, joined."""
+    assert settings.layout is not None
+    calls, join = settings.layout.localized(query, key, value, settings)
+    found = []
+    for call in calls:
+        keys, values = call.gathered()
+        found.append(_computed(call.query, keys, values, call.settings, backend, seen_by, only_watched))
+    output = found[0][0] if len(found) == 1 else torch.cat([one for one, _ in found], 1)
+    return output, None if settings.observe is None else join([seen for _, seen in found])
 
 
 def _of_other_inputs(

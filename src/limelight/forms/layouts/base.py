@@ -143,10 +143,8 @@ class Layout(Description):
         """For a layout that is `paged`: the layout of the gathered keys."""
         raise NotImplementedError
 
-    def localized(
-        self, query: Tensor, key: Tensor, value: Tensor, settings: Any
-    ) -> tuple[Tensor, Tensor, Any, Callable[[Any], Any]]:
-        """For a layout that is `spread`: this process's own call, after the keys it needs were sent.
+    def localized(self, query: Tensor, key: Tensor, value: Tensor, settings: Any) -> tuple[Any, Callable[[Any], Any]]:
+        """For a layout that is `spread`: this process's own calls, each of consecutive heads.
 
         Args:
             query: ``(B, Hq, Lq, D)``, of this process.
@@ -155,7 +153,8 @@ class Layout(Description):
             settings: `limelight.forms.settings.Settings` of the whole call.
 
         Returns:
-            Keys, values and settings of the own call, and what turns its `Observations` into those of the whole.
+            The own calls in order, whose ``gathered()`` exchanges keys and values, with ``query`` and ``settings``;
+            and what turns the list of their `Observations` into those of the whole.
         """
         raise NotImplementedError
 

@@ -94,6 +94,20 @@ class Pattern(Description):
             raise wrong("pattern", "must be one of which queries and keys can be chosen", f"it is {self!r}", way_out)
         return self
 
+    def for_heads(self, heads: slice) -> Pattern:
+        """The pattern of a call of these query heads alone.
+
+        Args:
+            heads: consecutive query heads; neither end is ``None``.
+
+        Raises:
+            ArgumentError: the pattern cannot be cut into heads, as by default where there are no `spans`.
+        """
+        if self.spans() is None and self.spans(0) is None:
+            way_out = "Define for_heads(heads): return self where all heads see the same keys."
+            raise wrong("pattern", "must be one that can be cut into heads", f"it is {self!r}", way_out)
+        return self
+
     def __and__(self, other: Pattern) -> Pattern:
         return And(self, other) if isinstance(other, Pattern) else NotImplemented
 
@@ -160,6 +174,9 @@ class _Joined(Pattern):
 
     def select(self, queries: Tensor, keys: Tensor) -> Pattern:
         return type(self)(self.left.select(queries, keys), self.right.select(queries, keys))
+
+    def for_heads(self, heads: slice) -> Pattern:
+        return type(self)(self.left.for_heads(heads), self.right.for_heads(heads))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,6 +245,9 @@ class Not(Pattern):
 
     def select(self, queries: Tensor, keys: Tensor) -> Pattern:
         return Not(self.pattern.select(queries, keys))
+
+    def for_heads(self, heads: slice) -> Pattern:
+        return Not(self.pattern.for_heads(heads))
 
     def __repr__(self) -> str:
         return f"~{_within(self.pattern, And, Or)}"

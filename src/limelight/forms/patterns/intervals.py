@@ -121,6 +121,9 @@ class DilatedWindow(Pattern):
     def select(self, queries: Tensor, keys: Tensor) -> DilatedWindow:
         return self
 
+    def for_heads(self, heads: slice) -> DilatedWindow:
+        return self
+
     def reach(self) -> Reach:
         return Reach(*(None if count is None else count * self.step for count in (self.back, self.ahead)))
 

@@ -59,6 +59,10 @@ class Blocks(Pattern):
     def select(self, queries: Tensor, keys: Tensor) -> Blocks:
         return self
 
+    def for_heads(self, heads: slice) -> Blocks:
+        shared = self.table.dim() < 3 or self.table.shape[-3] == 1
+        return self if shared else Blocks(self.table[..., heads, :, :], self.size)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explicit(Pattern):
@@ -96,6 +100,10 @@ class Explicit(Pattern):
             if mask.dim() >= -dim and mask.shape[dim] > 1:
                 mask = mask.index_select(dim, index.to(mask.device))
         return Explicit(mask, self.fixed)
+
+    def for_heads(self, heads: slice) -> Explicit:
+        shared = self.mask.dim() < 3 or self.mask.shape[-3] == 1
+        return self if shared else Explicit(self.mask[..., heads, :, :], self.fixed)
 
     @property
     def is_fixed(self) -> bool:
@@ -147,6 +155,9 @@ class Predicate(Pattern):
     def select(self, queries: Tensor, keys: Tensor) -> Predicate:
         return Predicate(_OfWhole(self.function, queries, keys), self.fixed)
 
+    def for_heads(self, heads: slice) -> Predicate:
+        return Predicate(_OfHeads(self.function, heads), self.fixed)
+
 
 @dataclass(frozen=True, eq=False)
 class _OfWhole:
@@ -159,3 +170,14 @@ class _OfWhole:
     def __call__(self, at: Where) -> Tensor:
         queries, keys = self.queries.to(at.query_index.device), self.keys.to(at.key_index.device)
         return self.function(at._replace(query_index=queries[at.query_index], key_index=keys[at.key_index]))
+
+
+@dataclass(frozen=True, eq=False)
+class _OfHeads:
+    """A function of a `Where` of all heads, of which a call has some."""
+
+    function: Callable[[Where], Tensor]
+    heads: slice
+
+    def __call__(self, at: Where) -> Tensor:
+        return self.function(at._replace(head=at.head + self.heads.start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ class Comparison(Description):
         """
         raise NotImplementedError
 
+    def for_heads(self, heads: slice) -> Comparison:
+        """The comparison for a call of these query heads alone.
+
+        Raises:
+            ArgumentError: the comparison cannot be cut into heads, as by default.
+        """
+        way_out = "Use Additive or CosineSimilarity, or define for_heads."
+        raise wrong("compare", "must be a comparison that can be cut into heads", f"it is {self!r}", way_out)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Additive(Comparison):
@@ -55,6 +65,9 @@ class Additive(Comparison):
 
     def prepare(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float, Additive | None]:
         return query, key, 1.0, self
+
+    def for_heads(self, heads: slice) -> Additive:
+        return self if self.vector.dim() == 1 or len(self.vector) == 1 else Additive(self.vector[heads])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +105,10 @@ class CosineSimilarity(Comparison):
             return directions.to(dtype), _normalized(key).to(dtype), 1.0 / self.temperature, None
         directions = directions / self.temperature.to(directions.dtype)[:, None, None]
         return directions.to(dtype), _normalized(key).to(dtype), 1.0, None
+
+    def for_heads(self, heads: slice) -> CosineSimilarity:
+        several = isinstance(self.temperature, Tensor) and len(self.temperature) > 1
+        return CosineSimilarity(cast(Tensor, self.temperature)[heads]) if several else self
 
 
 def _normalized(vectors: Tensor) -> Tensor:
