@@ -257,7 +257,7 @@ REFUSALS = {
     "Switch": "whole texts for Switch, .* an expert is full after",
     "MixtureOfHeads": "whole texts for MixtureOfHeads",
     "MixtureOfHeads, a model": "whole texts for MixtureOfHeads",
-    "Subset": "`of` must be a layout of one process",
+    "Subset": "`of` must be a layout of rows in one process",
     "ClassHead": "whole texts for ClassHead, .* holds the first token",
     "FrontEnd": "whole texts for SpectrumEmbedding",
     "cache": "`layout` must be Padded, .* or None for a model with a cache",

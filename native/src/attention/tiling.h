@@ -18,8 +18,6 @@
 namespace limelight::LL_NAMESPACE {
 namespace {
 
-constexpr int MAX_QUERIES = 16;  // of a document that decode() computes
-
 // Whether a segment is computed by decode(), which reads each key once for all query heads of its group. The rest of a
 // batch does not change that, nor does a division of the document.
 LL_INLINE bool is_short(const ll_segment& segment) {

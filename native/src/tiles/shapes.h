@@ -75,5 +75,7 @@ constexpr int PANEL_QUERIES = PANEL_VECTORS * LANES;
 constexpr int VALUE_ROWS = 6;
 static_assert(QUERIES % PANEL_QUERIES == 0);
 
+constexpr int MAX_QUERIES = 16;  // of a document that is computed by decode()
+
 }  // namespace
 }  // namespace limelight::LL_NAMESPACE
