@@ -183,7 +183,7 @@ ABOUT = """\
 `python benchmarks/paged.py --write`
 
 Attention of one layer of a server's step: {heads} query heads, {key_heads} key heads, width {width}, pages of {size}
-keys in random order (in a page, a head's keys and then its values), causal; {machine}, {threads} threads, milliseconds,
+keys in random order (in a page, a head's keys and then its values), causal; {machine}, {threads} threads. Milliseconds,
 medians of {rounds} rounds in which all ways are called in turn.
 
 - **rows**: the same keys as rows at equal distances (`Packed`). **pages**: in pages (`Paged`). **shared**: the texts
