@@ -53,19 +53,24 @@ LL_INLINE Range keys_read(const ll_call& call, const Tile& tile, const Block& bl
     return {in_pages(call) ? max(block.begin, tile.segment->key_begin) : block.begin, block.begin + block.count};
 }
 
+// Copies rows of some keys of a segment from pages; that of key `first` to `copy`.
+inline void copy_rows(const ll_call& call, const ll_tensor& tensor, int64_t width, const ll_segment& segment,
+                      int64_t key_head, Range keys, int64_t first, Stored* copy) {
+    for_each_page(call, segment, keys, [&](int64_t key, int64_t count) {
+        const Stored* row = key_row(call, tensor, segment, 0, key_head, key);
+        for (int64_t j = 0; j < count; ++j)
+            __builtin_memcpy(copy + (key + j - first) * width, row + j * tensor.strides[2],
+                             sizeof(Stored) * (size_t)width);
+    });
+}
+
 // The rows of a block's keys or values: as they lie, or where they lie in pages, copied; those before the segment are
 // zero then.
 inline StridedRows rows_of(const ll_call& call, const ll_tensor& tensor, int64_t width, const Tile& tile,
                            const Block& block, Stored* copy) {
     if (!in_pages(call)) return {key_row(call, tensor, tile, block.begin), tensor.strides[2], width, block.count};
-    Range keys = keys_read(call, tile, block);
     __builtin_memset(copy, 0, sizeof(Stored) * (size_t)(block.count * width));
-    for_each_page(call, *tile.segment, keys, [&](int64_t key, int64_t count) {
-        const Stored* row = key_row(call, tensor, tile, key);
-        for (int64_t j = 0; j < count; ++j)
-            __builtin_memcpy(copy + (key + j - block.begin) * width, row + j * tensor.strides[2],
-                             sizeof(Stored) * (size_t)width);
-    });
+    copy_rows(call, tensor, width, *tile.segment, tile.key_head, keys_read(call, tile, block), block.begin, copy);
     return {copy, width, width, block.count};
 }
 

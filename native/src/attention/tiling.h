@@ -97,29 +97,33 @@ inline int64_t worthwhile_threads(const ll_call& call) {
 
 // --- Operands --------------------------------------------------------------------------------------------------------
 
-// The keys that tiles read, in pieces: what no tile reads is not converted.
+// The keys that tiles read, in pieces: what no tile reads is not converted. They are found when an operand is first
+// converted, once for keys and values.
 struct Pieces {
     static constexpr int64_t KEYS = 128;  // of a piece
 
     int64_t first = 0, last;  // pieces outside of [first, last) are not read
 
     // All pieces of a call.
-    explicit Pieces(const ll_call& call) : last(count_of(call)) {}
+    explicit Pieces(const ll_call& c) : last(count_of(c)), call(c) {}
 
     // Those that the tiles of a call's segments read.
-    Pieces(const ll_call& call, const Tiles& tiles, bool short_too)
-        : last(count_of(call)), total(last), rows(call.batch) {
+    Pieces(const ll_call& c, const Tiles& of, bool with_short)
+        : last(count_of(c)), call(c), tiles(&of), short_too(with_short), total(last), rows(c.batch) {}
+    Pieces(const Pieces&) = delete;
+    ~Pieces() { free(read); }
+
+    void find() {
+        if (!tiles || read) return;
         bool few = last <= 2 || (call.segment_count == 1 && call.queries >= call.keys);
         if (few && !in_pages(call)) return;
         read = (uint8_t*)calloc((size_t)(rows * total) + 1, 1);
         if (!read) return;
         for (int64_t s = 0; s < call.segment_count; ++s)
-            if (short_too || !is_short(call.segments[s])) mark_segment(call, tiles, s);
+            if (short_too || !is_short(call.segments[s])) mark_segment(s);
         while (first < last && !some(rows, first)) ++first;
         while (first < last && !some(rows, last - 1)) --last;
     }
-    Pieces(const Pieces&) = delete;
-    ~Pieces() { free(read); }
 
     // Whether a batch row reads a piece; row -1: whether some row does.
     bool has(int64_t row, int64_t piece) const {
@@ -127,6 +131,9 @@ struct Pieces {
     }
 
 private:
+    const ll_call& call;
+    const Tiles* tiles = nullptr;  // null: all pieces are read
+    bool short_too = false;
     int64_t total = 0, rows = 0;
     uint8_t* read = nullptr;  // [batch row][piece]; null: all are read
 
@@ -138,13 +145,13 @@ private:
         return false;
     }
 
-    void mark_segment(const ll_call& call, const Tiles& tiles, int64_t s) {
+    void mark_segment(int64_t s) {
         int64_t row = call.segments[s].row, rows = row < 0 && call.intervals.row_stride != 0 ? call.batch : 1;
         int64_t heads = call.intervals.head_stride != 0 ? call.query_heads : 1;
-        for (int64_t n = 0; n < rows * heads * tiles.in_segment(s); ++n) {
+        for (int64_t n = 0; n < rows * heads * tiles->in_segment(s); ++n) {
             Visibility visible;
-            int64_t of_row = n / tiles.in_segment(s) / heads;
-            Tile tile = tiles.tile_of(s, of_row, n / tiles.in_segment(s) % heads, n % tiles.in_segment(s));
+            int64_t of_row = n / tiles->in_segment(s) / heads;
+            Tile tile = tiles->tile_of(s, of_row, n / tiles->in_segment(s) % heads, n % tiles->in_segment(s));
             find_visible(call, tile, visible);
             for (int k = 0; k < visible.range_count; ++k) {
                 if (row < 0 && rows == 1)
@@ -203,12 +210,7 @@ struct OperandJob {
         for (int64_t s = 0; s < call.segment_count; ++s) {
             const ll_segment& segment = call.segments[s];
             Range keys{max(first, segment.key_begin), min(first + count, segment.key_end)};
-            for_each_page(call, segment, keys, [&](int64_t key, int64_t keys_of_page) {
-                const Stored* row = key_row(call, from, segment, 0, head, key);
-                for (int64_t j = 0; j < keys_of_page; ++j)
-                    __builtin_memcpy(copy + (key + j - first) * width, row + j * from.strides[2],
-                                     sizeof(Stored) * (size_t)width);
-            });
+            copy_rows(call, from, width, segment, head, keys, first, copy);
         }
         return {copy, width, width, count};
     }
@@ -241,8 +243,9 @@ struct PreparedOperand {
     }
 
     // A batch that repeats one row (stride 0) is converted once.
-    void prepare(const ll_call& call, const ll_tensor& from, const Pieces& wanted, int64_t width, int64_t columns,
+    void prepare(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width, int64_t columns,
                  bool right) {
+        wanted.find();
         int64_t rows = from.strides[0] == 0 && !in_pages(call) ? min<int64_t>(1, call.batch) : call.batch;
         int64_t before = wanted.first * Pieces::KEYS, after = min(call.keys, wanted.last * Pieces::KEYS);
         int64_t length = max<int64_t>(after - before, 0);
@@ -263,7 +266,7 @@ struct PreparedOperand {
     }
 
     // The left operand: its elements are broadcast.
-    void left(const ll_call& call, const ll_tensor& from, const Pieces& wanted, int64_t width) {
+    void left(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
         if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !in_pages(call)) use_in_place(from);
@@ -272,7 +275,7 @@ struct PreparedOperand {
 
     // The right operand: its rows are read as vectors. Copied where rows are far apart, since they would map to the
     // same few cache sets, and where a last partial vector would be read beyond the row.
-    void right(const ll_call& call, const ll_tensor& from, const Pieces& wanted, int64_t width) {
+    void right(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool whole = width % LANES == 0 && from.strides[2] == width;
         if (FOLD == 1 && !CONVERTED && whole && !in_pages(call)) use_in_place(from);
         else prepare(call, from, wanted, width, round_up(width, LANES), true);

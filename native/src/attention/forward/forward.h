@@ -115,8 +115,9 @@ inline int forward(const ll_call& call) {
     PreparedOperand keys, values;
     bool tiled = tiles.count() > 0;
     if (tiled || call.observation) {
-        if (!call.compare) keys.left(call, call.key, Pieces(call, tiles, call.observation != nullptr), call.width);
-        if (tiled) values.right(call, call.value, Pieces(call, tiles, false), call.value_width);
+        Pieces of_all(call, tiles, true), of_tiled(call, tiles, false);  // observing reads all keys in tiles
+        if (!call.compare) keys.left(call, call.key, call.observation ? of_all : of_tiled, call.width);
+        if (tiled) values.right(call, call.value, of_tiled, call.value_width);
         if (keys.failed || values.failed) return OUT_OF_MEMORY;
         problem.keys = keys.operand, problem.values = values.operand;
     }
