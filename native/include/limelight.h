@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define LL_VERSION 7
+#define LL_VERSION 8
 #define LL_MAX_SPANS 4 /* spans of a call, and key intervals of a query */
 #define LL_MAX_RULES 8
 #define LL_LOWEST (INT64_MIN / 4) /* no bound; adding a position to it does not overflow */
@@ -48,6 +48,7 @@ typedef struct ll_segment {
     int64_t dropout_row;   /* row id of the dropout counter; with row = -1: batch index * segment_count + dropout_row */
     int64_t page_offset;   /* see ll_pages */
     int64_t whole_queries; /* queries of the document, where these are a part of it; 0: these are all of it */
+    int64_t keys_before;   /* keys of the document before key_begin, where these are a part of it; else 0 */
 } ll_segment;
 
 /* Keys and values in pages: key and value are (pages, Hkv, size, D), and the batch size is 1. Key index k of a segment

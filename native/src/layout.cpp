@@ -29,6 +29,7 @@ const ll_field FIELDS[] = {
         LL_FIELD(ll_segment, key_begin), LL_FIELD(ll_segment, key_end), LL_FIELD(ll_segment, query_offset),
         LL_FIELD(ll_segment, key_offset), LL_FIELD(ll_segment, dropout_row), LL_FIELD(ll_segment, page_offset),
         LL_FIELD(ll_segment, whole_queries),
+        LL_FIELD(ll_segment, keys_before),
     LL_WHOLE(ll_pages), LL_FIELD(ll_pages, table), LL_FIELD(ll_pages, length), LL_FIELD(ll_pages, count),
         LL_FIELD(ll_pages, size),
     LL_WHOLE(ll_span), LL_FIELD(ll_span, query_from), LL_FIELD(ll_span, query_to), LL_FIELD(ll_span, start),

@@ -154,26 +154,26 @@ struct RandomCall {
 
     void choose_segments() {
         switch (alike ? 3 : among(0, 2)) {
-            case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0}); break;
+            case 0: segments.push_back({-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0, 0}); break;
             case 1:  // padding: a segment for each row
                 for (int64_t b = 0; b < B; ++b) {
                     int64_t q = among(0, Lq), k = among(0, Lk);
-                    segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b, 0, 0});
+                    segments.push_back({b, 0, q, Lk - k, Lk, among(-5, 40), among(-5, 5), b, 0, 0, 0});
                 }
                 break;
             case 3:
                 for (int64_t d = 0, q = Lq / 3, k = Lk / 3; d < 3; ++d)
-                    segments.push_back({-1, d * q, d * q + q, d * k, d * k + k, k - q - d * q, -d * k, d, 0, 0});
+                    segments.push_back({-1, d * q, d * q + q, d * k, d * k + k, k - q - d * q, -d * k, d, 0, 0, 0});
                 break;
             default:  // documents
                 for (int64_t d = 0, q = 0, k = 0; d < 3; ++d) {
                     int64_t more_q = d == 2 ? Lq : among(q, Lq), more_k = d == 2 ? Lk : among(k, Lk);
-                    segments.push_back({-1, q, more_q, k, more_k, more_k - more_q, -k, d, 0, 0});
+                    segments.push_back({-1, q, more_q, k, more_k, more_k - more_q, -k, d, 0, 0, 0});
                     q = more_q, k = more_k;
                 }
         }
         for (ll_segment& segment : segments)
-            if (one_in(6) && !alike) segment.whole_queries = among(1, 40);
+            if (one_in(6) && !alike) segment.whole_queries = among(1, 40), segment.keys_before = among(0, 70);
         call.segments = segments.data(), call.segment_count = (int64_t)segments.size();
     }
 

@@ -66,7 +66,7 @@ bool one_call() {
     if (one_in(4) && Lk) value[(size_t)among(0, B * Hkv * Lk * Dv - 1)] = __builtin_nanf("");
     if (one_in(4) && Lq) bias[(size_t)among(0, Lq * Lk)] = -__builtin_inff();
 
-    ll_segment segment = {-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0};
+    ll_segment segment = {-1, 0, Lq, 0, Lk, Lk - Lq, 0, 0, 0, 0, 0};
     ll_span causal = {LL_LOWEST, LL_HIGHEST, LL_LOWEST, LL_LOWEST, 0, LL_LOWEST, LL_HIGHEST, 1, LL_HIGHEST, 0};
     ll_span window = causal, first = causal, chunk = causal;
     window.start_offset = -among(0, 40);

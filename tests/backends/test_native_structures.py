@@ -70,7 +70,7 @@ def test_a_shifted_field_is_noticed(structure):
             lambda rows: [r._replace(type="q") if r.name == "epsilon" else r for r in rows],
             "`ll_norm.epsilon` .* type q",
         ),
-        (lambda rows: [r._replace(size=72) if r[:2] == ("ll_segment", "") else r for r in rows], "72 bytes"),
+        (lambda rows: [r._replace(size=80) if r[:2] == ("ll_segment", "") else r for r in rows], "80 bytes"),
     ],
 )
 def test_every_difference_is_named(change, words):

@@ -109,12 +109,13 @@ def _portion(kind):
             for q0, q1 in queries:
                 document, query_offset = draw(st.integers(0, count - 1)), draw(offsets)
                 for _ in range(most):
-                    numbers = (row, q0, q1, *next(keys), query_offset, draw(offsets), row * count + document, 0, 0)
+                    offset, before = draw(offsets), draw(st.integers(0, 70))
+                    numbers = (row, q0, q1, *next(keys), query_offset, offset, row * count + document, 0, 0, before)
                     table += [numbers] if q0 < q1 else []
         exists = None
         if draw(st.booleans()):
             exists = torch.rand(draw(st.sampled_from([1, s.B])), s.Lk, generator=_generator(draw)) < 0.7
-        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 10), count, exists)
+        return kind(torch.tensor(table, dtype=torch.int64).reshape(-1, 11), count, exists)
 
     return drawn
 

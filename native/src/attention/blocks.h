@@ -64,7 +64,7 @@ struct BlockWalk {
                 continue;
             }
             // A block begins at a whole factor; the mask hides a key that this adds, since no query sees it.
-            cursor -= cursor % step;
+            cursor = block_start(cursor, visible.phase, step);
             block = {cursor, (int)min<int64_t>(BLOCK_KEYS, end - cursor), false, false};
             if (call.tiles.state) limit_to_map(block, end);
             cursor += block.count;

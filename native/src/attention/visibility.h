@@ -19,7 +19,22 @@ struct Tile {
     int64_t query_position(int i) const { return first_query + i + segment->query_offset; }
 };
 
+// Blocks of keys, and pairs of keys in a factor, are counted from the first key of a document, so that its bits do not
+// depend on where it lies in a batch, or on where its parts lie. With a tile map they are counted from key 0 of the
+// call: blocks end where columns of the map do. Returns a key from which multiples of BLOCK_STEP lead to all others.
+LL_INLINE int64_t block_phase(const ll_call& call, const ll_segment& segment) {
+    if (BLOCK_STEP == 1 || call.tiles.state) return 0;
+    int64_t before = segment.keys_before & (BLOCK_STEP - 1);
+    return (segment.key_begin - (before <= segment.key_begin ? before : 0)) & (BLOCK_STEP - 1);
+}
+
+// The last key up to `key` at which a block may begin.
+LL_INLINE int64_t block_start(int64_t key, int64_t phase, int step = BLOCK_STEP) {
+    return key - ((key - phase) & (step - 1));
+}
+
 struct Visibility {
+    int64_t phase;                                                       // of blocks of keys, see block_phase
     int count;                                                           // intervals per query
     int64_t starts[LL_MAX_SPANS][QUERIES], ends[LL_MAX_SPANS][QUERIES];  // key indices
     int64_t last_start, first_end;                                       // of the first intervals of all queries
@@ -58,9 +73,9 @@ LL_INLINE void compute_intervals(const ll_call& call, const Tile& tile, int k, i
     }
 }
 
-// Sorts ranges by begin, drops empty ones, and merges those that touch after `begin` is rounded down to a multiple of
-// `step`; returns how many remain. Insertion sort: the input is nearly sorted.
-inline int merge_ranges(Range* ranges, int count, int step = 1) {
+// Sorts ranges by begin, drops empty ones, and merges those that touch after `begin` is moved down to where a block may
+// begin; returns how many remain. Insertion sort: the input is nearly sorted.
+inline int merge_ranges(Range* ranges, int count, int step = 1, int64_t phase = 0) {
     for (int i = 1; i < count; ++i) {
         Range moving = ranges[i];
         int j = i;
@@ -70,7 +85,7 @@ inline int merge_ranges(Range* ranges, int count, int step = 1) {
     int kept = 0;
     for (int i = 0; i < count; ++i) {
         if (ranges[i].end <= ranges[i].begin) continue;
-        if (kept > 0 && ranges[i].begin - ranges[i].begin % step <= ranges[kept - 1].end)
+        if (kept > 0 && block_start(ranges[i].begin, phase, step) <= ranges[kept - 1].end)
             ranges[kept - 1].end = max(ranges[kept - 1].end, ranges[i].end);
         else ranges[kept++] = ranges[i];
     }
@@ -79,6 +94,7 @@ inline int merge_ranges(Range* ranges, int count, int step = 1) {
 
 inline void find_visible(const ll_call& call, const Tile& tile, Visibility& visible) {
     int intervals = (int)(call.intervals.starts ? call.intervals.count : call.span_count);
+    visible.phase = block_phase(call, *tile.segment);
     visible.count = intervals;
     for (int k = 0; k < intervals; ++k) compute_intervals(call, tile, k, visible.starts[k], visible.ends[k]);
     visible.last_start = LL_LOWEST, visible.first_end = LL_HIGHEST;
@@ -102,7 +118,8 @@ inline void find_visible(const ll_call& call, const Tile& tile, Visibility& visi
             else visible.ranges[total++] = range;
         }
     }
-    visible.range_count = merge_ranges(visible.ranges, total, BLOCK_STEP);  // so no two blocks overlap after rounding
+    // So that no two blocks overlap after rounding.
+    visible.range_count = merge_ranges(visible.ranges, total, BLOCK_STEP, visible.phase);
 }
 
 // Whether every query of the tile sees all of [begin, end).

@@ -159,11 +159,14 @@ LL_INLINE const Factor* fold_across(const Float* weights, int keys, Factor* room
 struct Operand {
     const Factor* data = nullptr;
     int64_t batch_stride = 0, head_stride = 0,
-            stride = 0;  // in factors; stride: per row, or per BLOCK_STEP rows
+            stride = 0;              // in factors; stride: per row, or per BLOCK_STEP rows
+    const int64_t* shift = nullptr;  // of a right operand: for each segment, from a key to its row; null: none
     LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
         return data + b * batch_stride + h * head_stride + n * stride;
     }
-    LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t key) const { return row(b, h, key / BLOCK_STEP); }
+    LL_INLINE const Factor* step(int64_t b, int64_t h, int64_t segment, int64_t key) const {
+        return row(b, h, (key + (BLOCK_STEP > 1 && shift ? shift[segment] : 0)) / BLOCK_STEP);
+    }
 };
 
 }  // namespace

@@ -119,7 +119,7 @@ def stretches(
 
     Args:
         lowered: the pattern in the whole.
-        segments: ``(n, 10)``, the layout of the whole.
+        segments: ``(n, 11)``, the layout of the whole.
         runs: the queries that each rank holds.
         contiguous: whether the keys of a stretch must be one range; keys between those that are seen are then added.
     """
@@ -178,6 +178,8 @@ class Plan:
         layout: of the rank's own call, over the gathered keys.
         pieces: of the gathered keys: ``(first, last, place)``, a range in the whole and where it begins.
         gathered: number of gathered keys.
+        spare: whether a block of the grid stays free before a rank's keys: some document begins inside of one, so that
+            the blocks of a part of it may begin before its first key.
     """
 
     rank: int
@@ -186,11 +188,16 @@ class Plan:
     layout: Layout
     pieces: tuple[tuple[int, int, int], ...]
     gathered: int
+    spare: bool = False
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether every rank computes with its own keys as they lie; the same on every rank."""
-        return self.needs == self.held and all(len(need) <= 1 and not need[0][0] % GRID for need in self.needs if need)
+        return (
+            not self.spare
+            and self.needs == self.held
+            and all(len(need) <= 1 and not need[0][0] % GRID for need in self.needs if need)
+        )
 
     @cached_property
     def sends(self) -> bool:
@@ -285,15 +292,17 @@ def make_plan(
     segments = unpack(packed)
     found = stretches(lower(pattern, whole, *sizes), segments, query_runs, contiguous=contiguous)
     pieces: list[tuple[int, int, int]] = []
-    lines, scattered, gathered = [], False, 0
+    spare = any((s.keys[0][0] - segments[s.segment, 3]) % GRID > s.keys[0][0] % GRID for s in found if s.keys)
+    lines, scattered, gathered, free = [], False, 0, GRID if spare else 0
     for first, last in query_runs[rank]:
         mine = [s for s in found if s.rank == rank and first <= s.first and s.last <= last]
         # Pieces keep their place on the grid, and an empty place of the grid lies between two.
         run_pieces = []
         for begin, end in pieces_of([keys for stretch in mine for keys in stretch.keys]):
-            place = -(-gathered // GRID) * GRID + (GRID if gathered else 0) + begin % GRID
+            place = free + begin % GRID
             run_pieces.append((begin, end, place))
             gathered = place + end - begin
+            free = -(-gathered // GRID) * GRID + GRID
         before = count(common(query_runs[rank], ((0, first),)))
         for stretch in mine:
             some = _segments(stretch, segments[stretch.segment].tolist(), run_pieces, before - first)
@@ -309,7 +318,7 @@ def make_plan(
     table = torch.from_numpy(_of_each_row(np.array(lines, np.int64).reshape(-1, len(FIELDS)), B, whole.documents))
     kind = ScatteredPortion if scattered else Portion
     layout = kind(table, max(1, whole.documents), exists)
-    return Plan(rank, needs_of(found, len(query_runs)), tuple(key_runs), layout, tuple(pieces), gathered)
+    return Plan(rank, needs_of(found, len(query_runs)), tuple(key_runs), layout, tuple(pieces), gathered, spare)
 
 
 def _segments(
@@ -325,7 +334,7 @@ def _segments(
     """
     if not stretch.keys:
         return []
-    row, q0, q1, _, _, query_offset, key_offset, number, _, _ = segment
+    row, q0, q1, of_whole, _, query_offset, key_offset, number, _, _, _ = segment
     found: list[tuple[int, ...]] = []
     for begin, end, place in pieces:
         first, last = max(begin, stretch.keys[0][0]), min(end, stretch.keys[-1][1])
@@ -333,7 +342,7 @@ def _segments(
             k0 = place + first - begin
             queries = stretch.first + shift, stretch.last + shift
             offsets = query_offset - shift, key_offset + first - k0
-            found.append((row, *queries, k0, k0 + last - first, *offsets, number, 0, q1 - q0))
+            found.append((row, *queries, k0, k0 + last - first, *offsets, number, 0, q1 - q0, first - of_whole))
     return found
 
 

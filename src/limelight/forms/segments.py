@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 #: Fields of a segment, int64 each. ``row`` -1 stands for every batch row; ``dropout_row`` is the number of the row or
 #: document that dropout is a function of. Where keys lie in pages, key ``k`` is entry ``k + page_offset`` of all
 #: entries of the page table, ``size`` to a page. ``whole_queries``: how many queries the document has, where these are
-#: a part of it; 0 where these are all of it. A kernel for few queries over many keys is chosen by it, so that a part
-#: of a document is computed like the whole.
+#: a part of it; 0 where these are all of it. ``keys_before``: how many keys of the document come before ``key_begin``,
+#: where these are a part of it; else 0. A kernel for few queries over many keys is chosen by the former, and blocks of
+#: keys are counted from the document's first key, so that a part of a document is computed like the whole.
 FIELDS = (
     "row", "query_begin", "query_end", "key_begin", "key_end", "query_offset", "key_offset", "dropout_row",
-    "page_offset", "whole_queries",
+    "page_offset", "whole_queries", "keys_before",
 )  # fmt: skip
 SEGMENT_BYTES = 8 * len(FIELDS)
 _PACK = struct.Struct(f"{len(FIELDS)}q")
@@ -33,7 +34,7 @@ _PACK = struct.Struct(f"{len(FIELDS)}q")
 
 def one_segment(Lq: int, key_begin: int, key_end: int, query_offset: int, key_offset: int) -> bytes:
     """The only segment of a layout that is the same for every batch row: all ``Lq`` queries, one range of keys."""
-    return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0, 0, 0)
+    return _PACK.pack(-1, 0, Lq, key_begin, key_end, query_offset, key_offset, 0, 0, 0, 0)
 
 
 def pack(count: int, **columns: int | NDArray[np.int64]) -> bytes:
@@ -46,7 +47,7 @@ def pack(count: int, **columns: int | NDArray[np.int64]) -> bytes:
 
 
 def unpack(segments: bytes) -> NDArray[np.int64]:
-    """``(n, 10)``: the segments, by `FIELDS`."""
+    """``(n, 11)``: the segments, by `FIELDS`."""
     return np.frombuffer(segments, np.int64).reshape(-1, len(FIELDS))
 
 

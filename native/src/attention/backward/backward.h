@@ -7,6 +7,7 @@
 #include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/shapes.h"
+#include "../conversion.h"
 #include "../problem.h"
 #include "../tiling.h"
 #include "../visibility.h"

@@ -91,7 +91,7 @@ inline void product_gradients(const BackwardPass& pass, const Tile& tile, const 
     const Stored* key = row_at<const Stored>(call.key, tile.row, tile.key_head, block.begin);
     if (pass.needs(pass.gradients.query)) {
         const Factor* factors = fold_down(scratch.grads, block.count, tile.count, scratch.factors);
-        const Factor* rows = pass.key_rows.step(tile.row, tile.key_head, block.begin);
+        const Factor* rows = pass.key_rows.step(tile.row, tile.key_head, tile.segment - call.segments, block.begin);
         if (masked_keys) {
             pack_rows(key, call.key.strides[2], block.count, call.width, key_columns, nonfinite_keys, scratch.key_rows);
             rows = scratch.key_rows;

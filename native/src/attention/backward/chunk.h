@@ -32,8 +32,8 @@ struct BackwardJob {
     int64_t ranges = 1;  // how many ranges of maps `parallel` distributes
 
     int64_t base(int64_t s) const {
-        int64_t begin = pass.problem.call.segments[s].key_begin;
-        return begin - begin % BLOCK_STEP;
+        const ll_call& call = pass.problem.call;
+        return block_start(call.segments[s].key_begin, block_phase(call, call.segments[s]));
     }
     int64_t chunks(int64_t s) const {
         int64_t keys = pass.problem.call.segments[s].key_end - base(s);

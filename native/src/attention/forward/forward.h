@@ -8,6 +8,7 @@
 #include "../../task.h"
 #include "../../tiles/amx.h"
 #include "../../tiles/shapes.h"
+#include "../conversion.h"
 #include "../decode/decode.h"
 #include "../problem.h"
 #include "../tiling.h"

@@ -45,6 +45,10 @@ struct Scratch {
     }
 };
 
+LL_INLINE const Factor* value_steps(const Problem& problem, const Tile& tile, const Block& block) {
+    return problem.values.step(tile.row, tile.key_head, tile.segment - problem.call.segments, block.begin);
+}
+
 // output += weights * values over visible pairs only: a row of V that is not finite counts as zero in the product,
 // which leaves the bits of other sums unchanged, and is added separately to the queries that see it.
 inline void add_values_masked(const Problem& problem, const Tile& tile, const Block& block, const VisiblePart& part,
@@ -117,8 +121,8 @@ struct TilePass {
         }
         if (masked) add_values_masked(problem, tile, block, part, weights, scratch, output);
         else
-            add_over_keys(weights, problem.values.step(tile.row, tile.key_head, block.begin), block.count, tile.count,
-                          output, columns, part.of_queries);
+            add_over_keys(weights, value_steps(problem, tile, block), block.count, tile.count, output, columns,
+                          part.of_queries);
         more = walk.next(block);
     }
 

@@ -22,7 +22,7 @@ class Visibility(NamedTuple):
     """A lowering on the device, cut into tiles of queries or of keys."""
 
     work: Tensor | None  # (n, 2) int32: segment and first row of each tile; None when one segment is the whole call
-    segments: Tensor | None  # (n, 10) int64
+    segments: Tensor | None  # (n, 11) int64
     segment: tuple[int, ...]  # query begin and end, key begin and end, offsets of queries and keys
     tiles: int  # the number of tiles
     rows: int  # batch rows of the grid: B, or 1 where each segment names its own

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
-VERSION = 7  # LL_VERSION
+VERSION = 8  # LL_VERSION
 MAX_RULES = 8  # LL_MAX_RULES
 MAX_MATRICES = 4  # LL_MAX_MATRICES
 
@@ -144,7 +144,7 @@ SEGMENT = Structure(
     int64_t query_offset, key_offset;
     int64_t dropout_row;
     int64_t page_offset;
-    int64_t whole_queries""",
+    int64_t whole_queries, keys_before""",
 )
 PAGES = Structure("ll_pages", "const int32_t* table; int64_t length; int64_t count, size")
 SPAN = Structure(

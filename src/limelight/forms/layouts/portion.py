@@ -21,7 +21,7 @@ class _Portion(Layout):
     """Some queries and keys of a larger call, given as segments.
 
     Args:
-        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 11)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.
@@ -99,7 +99,7 @@ class Portion(_Portion):
     computes a rank's share of a call with it.
 
     Args:
-        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 11)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.
@@ -117,7 +117,7 @@ class ScatteredPortion(_Portion):
     kernels serve what depends on positions (ALiBi, a relative bias, dropout) under `Portion` alone.
 
     Args:
-        table: ``(n, 10)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
+        table: ``(n, 11)`` int64 on the CPU, one segment in a row by `limelight.forms.segments.FIELDS`, batch rows given
             one by one. It is not modified afterwards. Segments of the same queries hold different keys of theirs.
         count: documents of each batch row of the larger call. ``dropout_row`` is ``row * count + document``.
         exists: ``(B | 1, Lk)`` bool, which keys exist; ``None`` where all those of the segments do.

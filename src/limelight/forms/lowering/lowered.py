@@ -34,7 +34,7 @@ class Lowered:
 
     @cached_property
     def segment_table(self) -> NDArray[np.int64]:
-        """``(n, 10)`` int64: the segments, by `limelight.forms.segments.FIELDS`."""
+        """``(n, 11)`` int64: the segments, by `limelight.forms.segments.FIELDS`."""
         return unpack_segments(self.segments)
 
     @cached_property

@@ -9,7 +9,7 @@ import triton.language as tl
 
 SIDE = tl.constexpr(64)  # keys (and queries) of a tile of the tile map
 NO_KEY = tl.constexpr(2**31 - 1)  # begin and end of an interval that holds no key, and sorts last
-FIELDS = tl.constexpr(10)  # of a segment
+FIELDS = tl.constexpr(11)  # of a segment
 
 
 @triton.jit
