@@ -243,6 +243,8 @@ def _add(parameters: Mapping[int, nn.Parameter], ranks: Mapping[int, int], rank:
     for n, parameter in parameters.items():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+        if isinstance(parameter, DTensor) and isinstance(parameter.grad, DTensor):  # the first stage's is whole
+            parameter.grad = parameter.grad.redistribute(placements=parameter.placements)
         parts[n] = _local(parameter.grad).contiguous()
     like, calls = next(iter(parts.values())), []
     for n, other in ranks.items():
