@@ -16,12 +16,14 @@ from .mesh import expert_mesh, make_mesh, parameter_mesh
 from .patterns import patterns_of
 from .pipeline import Stage, add_shared_gradients, stages
 from .plan import Plan, make_plan
+from .prefill import ContextParallelPrefill
 from .report import ContextReport, keys_moved
 from .sharded import shard
 from .tensor import tensor_plan
 
 __all__ = [
     "ContextParallel",
+    "ContextParallelPrefill",
     "ContextReport",
     "Plan",
     "Stage",

@@ -49,7 +49,7 @@ class ContextParallel(Layout):
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
       over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
     - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
-      experts that may be full, a cache) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
+      experts that may be full) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
 
     ::
 
@@ -236,6 +236,9 @@ class ContextParallel(Layout):
 
     def own_tokens(self, make: Callable[[int], Tensor], length: int) -> Tensor:
         return self.mine(make(self.length))
+
+    def of_whole(self, L: int) -> tuple[Layout | None, int]:
+        return self.of, self.length
 
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:
