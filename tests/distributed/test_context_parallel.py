@@ -160,6 +160,9 @@ def cases():
     yield "streaming and ALiBi", {"pattern": streaming, "scores": (ALiBi.standard(4),)}
     yield "documents", {"pattern": Causal(), "layout": Packed((300, 5, 400, 19, 1, 175))}
     yield "documents and window", {"pattern": Window(30, 7), "layout": Packed((300, 5, 400, 19, 1, 175))}
+    for lengths in ((50, 850), (300, 5, 400, 195), (31, 869)):
+        yield f"streaming in documents of {lengths}", {"pattern": streaming, "layout": Packed(lengths)}
+    yield "streaming and padding", {"pattern": streaming, "layout": Padded(torch.tensor([640, 873]))}
     yield "keys in the middle", {"pattern": Causal() & (Window(9, 0) | Keys(200) & ~Keys(150))}
     yield "documents and dropout", {"layout": Packed((300, 5, 400, 19, 1, 175)), "dropout": 0.2, "seed": 5}
     sink = torch.randn(4, generator=generator)

@@ -37,8 +37,7 @@ class ContextParallel(Layout):
     by one uneven all-to-all (autograd included); then it makes an ordinary call. Which keys these are follows from
     pattern and runs, on every rank, without communication. So every pattern, score rule, sink, dropout and derivative
     means what it means in one process, and a row of the output is the same there, to the bit on CPUs where the runs are
-    those of `balanced` (but for several ranges of keys of a query, as of a window with sinks, within documents that do
-    not begin at a multiple of 64, whose blocks are formed otherwise).
+    those of `balanced` (but for texts that begin at another token in each batch row, as with padding at the left).
 
     - ``pattern`` describes the whole text, tensors in it included. It must be the same on every rank.
     - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
