@@ -335,8 +335,7 @@ def refused():
         "ranks": lambda: ContextParallel(group, (((0, 10),),)),
         "not mine": lambda: spread.mine(q, 2),
         "not whole": lambda: spread.whole(torch.randn(1, 7)),
-        "pairs": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(pairs=((0, 0),))),
-        "blocks": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(blocks=(8, 8))),
+        "pairs": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(pairs=((0, 100),))),
         "pattern": lambda: limelight.attention(q, q, q, layout=spread, pattern=Odd()),
         "kind": lambda: limelight.attention(q, q, "values", layout=spread),
         "documents": lambda: ContextParallel.balanced(group, 100, layout=Packed((40, 50))),
@@ -357,7 +356,7 @@ def test_bad_input_is_refused_by_name():
         assert "holds 50 of its 100 tokens" in found["whole tensors"]
         assert "each token once" in found["a hole"]
         assert "each token once" in found["twice"]
-        assert "Observe rows" in found["pairs"]
+        assert "keys of the whole text, from 0 to 99" in found["pairs"]
         assert "Define select" in found["pattern"]
 
 
