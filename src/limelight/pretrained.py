@@ -16,6 +16,7 @@ from .generation import Beam, Conversation, Generation, Sampler, Stream
 from .generation.conversation import conversation
 from .generation.loop import generate, stream
 from .generation.prompts import Prompt
+from .generation.session import Prefill
 from .models.config import Config
 from .models.encoder_decoder import EncoderDecoder
 from .models.pooling import embed
@@ -191,6 +192,7 @@ class Pretrained:
         layout: Layout | None = None,
         logprobs: bool = False,
         keep: Keep | None = None,
+        prefill: Prefill | None = None,
     ) -> Generation:
         """Continue texts, until each one ends.
 
@@ -221,13 +223,16 @@ class Pretrained:
             logprobs: also give the log-probability of each token.
             keep: how many keys and values of a text are kept, and which (`limelight.nn.Keep`), so that a long text
                 fits into little memory; ``None`` keeps all that a later token can see.
+            prefill: how the prompt is read: `limelight.distributed.ContextParallelPrefill` divides its tokens among
+                processes; ``None`` reads it in this one.
 
         Raises:
             ArgumentError: a model that does not write, a prompt of another kind, more tokens than the model has
                 positions, a bad setting, or a model whose scores are not finite.
         """
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "copies": copies, "keep": keep}
-        return generate(self, prompt, sampler, **settings, target=target, layout=layout, logprobs=logprobs)
+        settings |= {"target": target, "layout": layout, "logprobs": logprobs, "prefill": prefill}
+        return generate(self, prompt, sampler, **settings)
 
     def stream(
         self,
@@ -240,6 +245,7 @@ class Pretrained:
         target: Prompt | None = None,
         layout: Layout | None = None,
         keep: Keep | None = None,
+        prefill: Prefill | None = None,
     ) -> Stream:
         """Continue one text as `generate` does, and yield its pieces as they come.
 
@@ -250,7 +256,7 @@ class Pretrained:
         ...     print(piece, end="", flush=True)
         """
         settings: dict[str, Any] = {"tokens": tokens, "stop": stop, "seed": seed, "target": target, "keep": keep}
-        return stream(self, prompt, sampler, **settings, layout=layout)
+        return stream(self, prompt, sampler, **settings, layout=layout, prefill=prefill)
 
     def conversation(self, *spoken: Conversation, reply: bool = True, parse_special_tokens: bool = True) -> Tokens:
         """Conversations as the model was trained to read them, by the chat template of its checkpoint.

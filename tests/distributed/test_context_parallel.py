@@ -160,6 +160,9 @@ def cases():
     yield "streaming and ALiBi", {"pattern": streaming, "scores": (ALiBi.standard(4),)}
     yield "documents", {"pattern": Causal(), "layout": Packed((300, 5, 400, 19, 1, 175))}
     yield "documents and window", {"pattern": Window(30, 7), "layout": Packed((300, 5, 400, 19, 1, 175))}
+    for lengths in ((50, 850), (300, 5, 400, 195), (31, 869)):
+        yield f"streaming in documents of {lengths}", {"pattern": streaming, "layout": Packed(lengths)}
+    yield "streaming and padding", {"pattern": streaming, "layout": Padded(torch.tensor([640, 873]))}
     yield "keys in the middle", {"pattern": Causal() & (Window(9, 0) | Keys(200) & ~Keys(150))}
     yield "documents and dropout", {"layout": Packed((300, 5, 400, 19, 1, 175)), "dropout": 0.2, "seed": 5}
     sink = torch.randn(4, generator=generator)
@@ -332,8 +335,7 @@ def refused():
         "ranks": lambda: ContextParallel(group, (((0, 10),),)),
         "not mine": lambda: spread.mine(q, 2),
         "not whole": lambda: spread.whole(torch.randn(1, 7)),
-        "pairs": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(pairs=((0, 0),))),
-        "blocks": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(blocks=(8, 8))),
+        "pairs": lambda: limelight.attention(q, q, q, layout=spread, observe=Observe(pairs=((0, 100),))),
         "pattern": lambda: limelight.attention(q, q, q, layout=spread, pattern=Odd()),
         "kind": lambda: limelight.attention(q, q, "values", layout=spread),
         "documents": lambda: ContextParallel.balanced(group, 100, layout=Packed((40, 50))),
@@ -354,7 +356,7 @@ def test_bad_input_is_refused_by_name():
         assert "holds 50 of its 100 tokens" in found["whole tensors"]
         assert "each token once" in found["a hole"]
         assert "each token once" in found["twice"]
-        assert "Observe rows" in found["pairs"]
+        assert "keys of the whole text, from 0 to 99" in found["pairs"]
         assert "Define select" in found["pattern"]
 
 

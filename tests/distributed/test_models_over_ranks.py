@@ -15,7 +15,6 @@ from limelight.models import DecoderOnly, EncoderDecoder, recipe
 from limelight.models.new import new
 from limelight.nn import (
     SSRU,
-    Cache,
     ClassHead,
     DynamicNTK,
     LinearBias,
@@ -177,7 +176,7 @@ def refused():
     heads = {"query_heads": 4, "key_value_heads": 4, "head_width": 8}
     experts = recipe(MixtureOfExperts, inner=8, activation="silu", experts=4, router=Switch)
     mixture = recipe(MixtureOfHeads, shared=0, k=2)
-    t5, bart, llama = new("t5", **T5), new("bart", **BART), new("llama", **GROUPED)
+    t5, bart = new("t5", **T5), new("bart", **BART)
     classes = decoder(head=recipe(ClassHead, labels=("a", "b"), activation=None))
     encoded = t5.encode(tokens, layout=spread)
     calls = {
@@ -191,7 +190,6 @@ def refused():
         "FrontEnd": lambda: decoder(embedding=recipe(SpectrumEmbedding, bands=3, positions=Sinusoids))(
             torch.zeros(1, 3, 2 * tokens.shape[1]), layout=spread
         ),
-        "cache": lambda: llama(tokens, layout=spread, cache=Cache()),
         "the source in one process": lambda: t5(tokens, source=tokens, layout=spread),
         "the tokens in one process": lambda: t5(tokens, source=encoded),
         "documents without their sources": lambda: bart(
@@ -260,7 +258,6 @@ REFUSALS = {
     "Subset": "`of` must be a layout of rows in one process",
     "ClassHead": "whole texts for ClassHead, .* holds the first token",
     "FrontEnd": "whole texts for SpectrumEmbedding",
-    "cache": "`layout` must be Padded, .* or None for a model with a cache",
     "the source in one process": "`source_layout` must be over several processes if and only if",
     "the tokens in one process": "`source_layout` must be over several processes if and only if",
     "documents without their sources": "Every document needs its source",

@@ -81,10 +81,10 @@ def on_four_ranks():
         make_mesh("cpu", shard=2, tensor=4)
     mesh = make_mesh("cpu", shard=2, context=2)
     assert parameter_mesh(mesh)["data", "shard"].mesh.tolist() == [[0, 1, 2, 3]]
-    assert expert_mesh(mesh, 2).mesh.flatten(-2).tolist() == [[[0, 1], [2, 3]]]  # data, shard, experts
+    assert expert_mesh(mesh, 2).mesh.flatten(-2).tolist() == [[[[0, 1], [2, 3]]]]  # stages, data, shard, experts
     mesh = make_mesh("cpu", tensor=2)
     assert parameter_mesh(mesh) is mesh
-    assert expert_mesh(mesh, 2).mesh.tolist() == [[[[0, 1], [2, 3]]]]
+    assert expert_mesh(mesh, 2).mesh.tolist() == [[[[[0, 1], [2, 3]]]]]
     cases = {}
     for name in ("t5", "qwen3"):
         cases[name, "shard, tensor"] = compare(name, shard=2, tensor=2)

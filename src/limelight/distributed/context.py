@@ -15,14 +15,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ..forms.coordinates import Coordinates
 from ..forms.layouts import Aligned, KeyMask, Layout
-from ..forms.lowering import lower
+from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations
 from ..forms.patterns import Pattern
 from ..tensors.shapes import describe, read_shapes, whole_number, wrong
-from .calls import OwnCall, exchanges, in_whole, joined, own_calls, own_settings
+from .calls import OwnCall, exchanges, own_calls, own_settings
 from .dealing import deal, pairs_of_queries, rows_of
 from .exchange import exchanged, unset
-from .plan import Plan, Runs, checked_runs, count, make_plan, united
+from .observing import block_sums, in_whole, joined
+from .plan import GRID, Plan, Runs, checked_runs, count, make_plan, united
 from .report import ContextReport, keys_moved
 
 MAX_PLANS = 64  # plans kept of a layout
@@ -37,8 +38,7 @@ class ContextParallel(Layout):
     by one uneven all-to-all (autograd included); then it makes an ordinary call. Which keys these are follows from
     pattern and runs, on every rank, without communication. So every pattern, score rule, sink, dropout and derivative
     means what it means in one process, and a row of the output is the same there, to the bit on CPUs where the runs are
-    those of `balanced` (but for several ranges of keys of a query, as of a window with sinks, within documents that do
-    not begin at a multiple of 64, whose blocks are formed otherwise).
+    those of `balanced` (but for texts that begin at another token in each batch row, as with padding at the left).
 
     - ``pattern`` describes the whole text, tensors in it included. It must be the same on every rank.
     - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
@@ -47,9 +47,10 @@ class ContextParallel(Layout):
     - Dropout drops the same weights and, in a model, the same features as in one process where every rank gets the same
       seed, but for features in compiled layers. Each rank draws the numbers of all features of the text.
     - Observed rows are those of own queries, and keys in them are numbered in the whole text; ``received`` is summed
-      over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` and ``blocks`` are refused.
+      over all ranks for the own keys. ``features`` has a row for each own key. ``pairs`` are own
+      queries and keys of the whole text; ``blocks`` are those of the whole text, on every rank.
     - A model in which something other than attention reads other tokens (a recurrence, a convolution, a class head,
-      experts that may be full, a cache) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
+      experts that may be full) refuses the layout. `limelight.nn.balance_loss` takes `total` of the layout.
 
     ::
 
@@ -237,6 +238,9 @@ class ContextParallel(Layout):
     def own_tokens(self, make: Callable[[int], Tensor], length: int) -> Tensor:
         return self.mine(make(self.length))
 
+    def of_whole(self, L: int) -> tuple[Layout | None, int]:
+        return self.of, self.length
+
     def cross(self, source: Layout) -> Layout:
         if not isinstance(source, ContextParallel) or source.group is not self.group:
             got = f"that of the source is {source!r}"
@@ -303,13 +307,16 @@ class ContextParallel(Layout):
     def _report(
         self, plan: Plan, pattern: Pattern | None, B: int, Hq: int, key_bytes: int, times: int
     ) -> ContextReport:
-        lowered = lower(pattern, self.of, B, Hq, self.length, self.source_length)
-        seen = pairs_of_queries(lowered).cumsum()
+        seen = pairs_of_queries(self._lowered(pattern, B, Hq)).cumsum()
         sums = [0.0, *(B * Hq * seen).tolist()]
         pairs = tuple(round(sum(sums[last] - sums[first] for first, last in held)) for held in self.runs)
         tokens, held = tuple(map(count, self.runs)), tuple(map(count, self.source_runs))
         moved = keys_moved(plan.needs, self.source_runs)
         return ContextReport(self.rank, tokens, pairs, held, *moved, key_bytes, times)
+
+    def _lowered(self, pattern: Pattern | None, B: int, Hq: int) -> Lowered:
+        """A pattern in the whole text."""
+        return lower(pattern, self.of, B, Hq, self.length, self.source_length)
 
     # --- A call -------------------------------------------------------------------------------------------------------
 
@@ -323,10 +330,13 @@ class ContextParallel(Layout):
             contiguous: whether kernels must count positions (ALiBi, a relative bias, dropout): keys between those
                 that a run of queries sees are then sent, too.
         """
+        return self._plan(pattern, B, Hq, contiguous, (1, GRID))
+
+    def _plan(self, pattern: Pattern | None, B: int, Hq: int, contiguous: bool, blocks: tuple[int, int]) -> Plan:
         sizes = (B, Hq, self.length, self.source_length)
         kept: dict[Any, Plan] = self.__dict__.setdefault("_plans", {})
         fixed = pattern is None or (pattern.is_fixed and not pattern.tensors())
-        if fixed and (found := kept.get((pattern, sizes, contiguous))) is not None:
+        if fixed and (found := kept.get((pattern, sizes, contiguous, blocks))) is not None:
             return found
         whole = self.of or Aligned()
         if whole.segments(B, *sizes[2:]) is None:
@@ -335,11 +345,12 @@ class ContextParallel(Layout):
             )
         if pattern is not None:
             pattern.check(*sizes)
-        made = make_plan(pattern, whole, sizes, self.runs, self.source_runs, self.rank, contiguous=contiguous)
+        how: dict[str, Any] = {"contiguous": contiguous, "blocks": blocks}
+        made = make_plan(pattern, whole, sizes, self.runs, self.source_runs, self.rank, **how)
         if fixed:
             if len(kept) >= MAX_PLANS:
                 kept.pop(next(iter(kept)))
-            kept[pattern, sizes, contiguous] = made
+            kept[pattern, sizes, contiguous, blocks] = made
         return made
 
     @torch.compiler.disable(reason="plans are made outside of the graph")  # type: ignore[untyped-decorator, no-untyped-call]
@@ -350,18 +361,26 @@ class ContextParallel(Layout):
         calls = own_calls(query, key, value, settings, plan, self.index, self.group, self.heads_at_once)
 
         def join(found: list[Observations | None]) -> Observations:
-            whole = [one and in_whole(one, plan, self.source_length, self.group) for one in found]
-            return joined(whole, calls, settings.observe)
+            observe = settings.observe
+            whole = [one and in_whole(one, observe, plan, self.source_length, self.group) for one in found]
+            made = joined(whole, [call.query.shape[1] for call in calls], observe)
+            if observe.blocks is None:
+                return made
+            by_block = self._plan_of(query, key, value, settings, blocks=observe.blocks)
+            lowered = self._lowered(settings.pattern, *query.shape[:2])
+            return replace(made, **block_sums(query, key, settings, by_block, lowered, self.group))
 
         return calls, join
 
-    def _plan_of(self, query: Tensor, key: Tensor, value: Tensor, settings: Any) -> Plan:
-        """The plan of a call."""
+    def _plan_of(
+        self, query: Tensor, key: Tensor, value: Tensor, settings: Any, blocks: tuple[int, int] = (1, GRID)
+    ) -> Plan:
+        """The plan of a call, with queries and keys in their places in ``blocks``."""
         B, Hq, _, Lq, Lk, _, _ = read_shapes(query, key, value)
         self.check(B, Lq, Lk)
         positions = bool(settings.dropout) or any(rule.needs_positions for rule in settings.scores)
         positions |= settings.observe is not None and settings.observe.distance
-        return self.plan(settings.pattern, B, Hq, contiguous=positions)
+        return self._plan(settings.pattern, B, Hq, positions, blocks)
 
 
 def _group_of(group: Any) -> Any:

@@ -178,6 +178,10 @@ class Plan:
         layout: of the rank's own call, over the gathered keys.
         pieces: of the gathered keys: ``(first, last, place)``, a range in the whole and where it begins.
         gathered: number of gathered keys.
+        queries: ``(first, last, place)`` of each run of the rank's queries: a range in the whole and where it begins in
+            the own call.
+        runs: of each of the ``pieces`` the number of the run that needs it.
+        grid: gathered keys keep their places in blocks of so many.
         spare: whether a block of the grid stays free before a rank's keys: some document begins inside of one, so that
             the blocks of a part of it may begin before its first key.
     """
@@ -188,16 +192,17 @@ class Plan:
     layout: Layout
     pieces: tuple[tuple[int, int, int], ...]
     gathered: int
+    queries: tuple[tuple[int, int, int], ...] = ()
+    runs: tuple[int, ...] = ()
+    grid: int = GRID
     spare: bool = False
 
     @cached_property
     def is_identity(self) -> bool:
         """Whether every rank computes with its own keys as they lie; the same on every rank."""
-        return (
-            not self.spare
-            and self.needs == self.held
-            and all(len(need) <= 1 and not need[0][0] % GRID for need in self.needs if need)
-        )
+        if self.spare or self.needs != self.held:
+            return False
+        return all(len(need) <= 1 and not need[0][0] % self.grid for need in self.needs if need)
 
     @cached_property
     def sends(self) -> bool:
@@ -232,6 +237,16 @@ class Plan:
         """``(gathered,)`` int64: the index of each gathered key in the whole; -1 between pieces."""
         index = torch.full((self.gathered,), -1, dtype=torch.int64)
         for first, last, place in self.pieces:
+            index[place : place + last - first] = torch.arange(first, last)
+        return index
+
+    @cached_property
+    def query_index(self) -> Tensor:
+        """``(queries of the own call,)`` int64: the index of each in the whole; -1 between runs."""
+        index = torch.full(
+            (self.queries[-1][2] + self.queries[-1][1] - self.queries[-1][0] if self.queries else 0,), -1
+        )
+        for first, last, place in self.queries:
             index[place : place + last - first] = torch.arange(first, last)
         return index
 
@@ -273,6 +288,7 @@ def make_plan(
     rank: int,
     *,
     contiguous: bool,
+    blocks: tuple[int, int] = (1, GRID),
 ) -> Plan:
     """The plan of one rank for a call.
 
@@ -285,30 +301,36 @@ def make_plan(
         rank: the rank.
         contiguous: whether kernels must count positions: each run of queries then gets all keys between the first and
             the last that it needs.
+        blocks: queries and keys of a block; both keep their places in blocks of so many.
     """
     B, _, Lq, Lk = sizes
+    query_step, grid = blocks
     packed = whole.segments(B, Lq, Lk)
     assert packed is not None
     segments = unpack(packed)
     found = stretches(lower(pattern, whole, *sizes), segments, query_runs, contiguous=contiguous)
     pieces: list[tuple[int, int, int]] = []
-    spare = any((s.keys[0][0] - segments[s.segment, 3]) % GRID > s.keys[0][0] % GRID for s in found if s.keys)
-    lines, scattered, gathered, free = [], False, 0, GRID if spare else 0
-    for first, last in query_runs[rank]:
+    queries: list[tuple[int, int, int]] = []
+    runs: list[int] = []
+    spare = any((s.keys[0][0] - segments[s.segment, 3]) % grid > s.keys[0][0] % grid for s in found if s.keys)
+    lines, scattered, gathered, placed, free = [], False, 0, 0, grid if spare else 0
+    for number, (first, last) in enumerate(query_runs[rank]):
+        queries.append((first, last, -(-placed // query_step) * query_step + first % query_step))
+        placed = queries[-1][2] + last - first
         mine = [s for s in found if s.rank == rank and first <= s.first and s.last <= last]
         # Pieces keep their place on the grid, and an empty place of the grid lies between two.
         run_pieces = []
         for begin, end in pieces_of([keys for stretch in mine for keys in stretch.keys]):
-            place = free + begin % GRID
+            place = free + begin % grid
             run_pieces.append((begin, end, place))
             gathered = place + end - begin
-            free = -(-gathered // GRID) * GRID + GRID
-        before = count(common(query_runs[rank], ((0, first),)))
+            free = -(-gathered // grid) * grid + grid
         for stretch in mine:
-            some = _segments(stretch, segments[stretch.segment].tolist(), run_pieces, before - first)
+            some = _segments(stretch, segments[stretch.segment].tolist(), run_pieces, queries[-1][2] - first)
             scattered |= len(some) > 1
             lines += some
         pieces += run_pieces
+        runs += [number] * len(run_pieces)
     holes = whole.holes()
     exists = None
     if holes is not None:
@@ -318,7 +340,9 @@ def make_plan(
     table = torch.from_numpy(_of_each_row(np.array(lines, np.int64).reshape(-1, len(FIELDS)), B, whole.documents))
     kind = ScatteredPortion if scattered else Portion
     layout = kind(table, max(1, whole.documents), exists)
-    return Plan(rank, needs_of(found, len(query_runs)), tuple(key_runs), layout, tuple(pieces), gathered, spare)
+    needs = needs_of(found, len(query_runs))
+    parts = tuple(pieces), gathered, tuple(queries), tuple(runs), grid, spare
+    return Plan(rank, needs, tuple(key_runs), layout, *parts)
 
 
 def _segments(

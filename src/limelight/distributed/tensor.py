@@ -15,8 +15,6 @@ from ..nn import (
     LinearBias,
     MixtureOfHeads,
     MultiHead,
-    SummedEmbedding,
-    TokenEmbedding,
 )
 from ..nn.heads import TokenHead
 from ..tensors.shapes import wrong
@@ -43,7 +41,7 @@ def tensor_plan(network: Stack, size: int | None = None) -> dict[str, ParallelSt
     with dropout differs from that of one process by its random numbers.
 
     Args:
-        network: a model of this library; it is not changed.
+        network: a model of this library, or a stage of one (`limelight.distributed.stages`); it is not changed.
         size: the number of ranks, to check at once that it divides every layer; ``None`` leaves this check to
             ``parallelize_module``, which would raise after some layers were divided.
 
@@ -60,9 +58,9 @@ def tensor_plan(network: Stack, size: int | None = None) -> dict[str, ParallelSt
             plan.setdefault(names[id(network.get_submodule(inner))], style)
     stacks = {"": network} | ({"encoder.": network.encoder} if isinstance(network, EncoderDecoder) else {})
     for prefix, stack in stacks.items():
-        if isinstance(stack.embedding, (TokenEmbedding, SummedEmbedding)):
-            first = names[id(stack.embedding.tokens)]
-            plan.setdefault(first, RowwiseParallel(input_layouts=Replicate()))
+        table = getattr(stack.embedding, "tokens", None)
+        if isinstance(table, nn.Embedding):
+            plan.setdefault(names[id(table)], RowwiseParallel(input_layouts=Replicate()))
         if isinstance(stack.head, TokenHead):
             plan[f"{prefix}head"] = Vocabulary()
     for style in plan.values() if size is not None else ():

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..forms.layouts import Layout
 from ..models.stack import Stack
 from ..nn import Cache, Keep
 from ..outputs import Encoded
 from ..tensors.shapes import ArgumentError, wrong
 from .prompts import padded
+
+
+class Prefill(Protocol):
+    """How the prompts of a model without an encoder are read: `limelight.distributed.ContextParallelPrefill`."""
+
+    def read(self, network: Stack, tokens: Tensor, layout: Layout | None, last: Tensor, cache: Cache) -> Tensor:
+        """Read prompts into an empty cache.
+
+        Args:
+            network: the model.
+            tokens: ``(R, L)`` token ids.
+            layout: which of them exist.
+            last: ``(R,)`` int64, the column of each row's last token.
+            cache: keeps the keys and values of all tokens.
+
+        Returns:
+            ``(R, width)``, the last state of each row.
+        """
 
 
 class Session:
@@ -22,9 +41,20 @@ class Session:
         network: a decoder, or an encoder with a decoder.
         source: the encoded source of each row; ``None`` for a model without an encoder.
         keep: which keys the cache keeps; ``None`` for all that a later token can see.
+        prefill: how the prompts are read; ``None`` for as the tokens after them.
     """
 
-    def __init__(self, network: Stack, source: Encoded | None = None, keep: Keep | None = None) -> None:
+    def __init__(
+        self,
+        network: Stack,
+        source: Encoded | None = None,
+        keep: Keep | None = None,
+        prefill: Prefill | None = None,
+    ) -> None:
+        if prefill is not None and source is not None:
+            got = f"this is {network.config.family}"
+            raise wrong("prefill", "is for models without an encoder", got, "Leave it out.")
+        self.prefill = prefill
         self.network, self.source, self.cache = network, source, Cache(keep=keep)
         self.device = next(network.parameters()).device
         self._read: Sequence[Sequence[int]] = ()  # what the last scores follow
@@ -32,14 +62,19 @@ class Session:
     @torch.no_grad()
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Read the next tokens of each row, at least one; the scores ``(R, V)`` of what follows, at least float32."""
-        self._read = rows
+        first, self._read = not self._read, rows
         ids, layout = padded(rows, self.device)
+        ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
+        if first and self.prefill is not None:
+            return self._scores(self.prefill.read(self.network, ids, layout, ends, self.cache))
         across = {} if self.source is None else {"source": self.source}
         states = self.network(ids, layout=layout, logits=False, cache=self.cache, **across).states
         last = states[:, -1]
         if layout is not None:
-            ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
             last = states[torch.arange(len(rows), device=self.device), ends]
+        return self._scores(last)
+
+    def _scores(self, last: Tensor) -> Tensor:
         scores = self.network.head_on(last)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 

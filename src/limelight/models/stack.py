@@ -90,7 +90,7 @@ class Stack(nn.Module):
             B, L = self._sizes(tokens)
             step = cache.step(B, L, layout, tokens.device, layers=self.config.layers)
             self._check_length(step.longest, extrapolate)
-            context = ForwardContext(layout, step.positions, segments, cache=step)
+            context = ForwardContext(layout, step.own_positions, segments, cache=step)
             cross = None if cross is None else replace(cross, cache=step)
         context.cross = cross
         before: list[Tensor] = []

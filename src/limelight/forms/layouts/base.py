@@ -113,6 +113,23 @@ class Layout(Description):
         """
         return make(length)
 
+    def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """The tensor of the whole text, on every process, of which this one holds some tokens along ``dim``.
+
+        Args:
+            tensor: this process's own tokens along ``dim``.
+            dim: the dimension of the tokens.
+        """
+        return tensor
+
+    def of_whole(self, L: int) -> tuple[Layout | None, int]:
+        """The layout and length of the whole text, of which this process holds ``L`` tokens; ``None`` is `Aligned`.
+
+        Args:
+            L: tokens that this process holds.
+        """
+        return self, L
+
     def index_offset(self, Lq: int, Lk: int) -> int | None:
         """The ``offset`` with ``key position - query position = j - i - offset`` for every query ``i`` and key ``j``
         that belong together; ``None``, the default, where no one number is known to hold."""

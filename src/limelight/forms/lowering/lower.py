@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+
 from ...tensors.shapes import whole_number
 from ..descriptions import Description
 from ..layouts import Aligned, Layout
 from ..patterns import Pattern
-from ..segments import one_segment
+from ..segments import one_segment, unpack
 from ..segments import pack as pack_segments
 from ..spans import EVERYTHING, MAX_UNITED_SPANS, Spans, intersection
 from ..spans import pack as pack_spans
@@ -132,8 +134,25 @@ def _lower_rest(pattern: Pattern | None, layout: Layout, sizes: tuple[int, int, 
     if rest or holes is not None or not placed:
         tiles = tiles_of(rest, holes, layout, sizes, documents=not placed)
     if segments is None:
-        segments = pack_segments(B, query_end=Lq, key_end=Lk)
+        segments = pack_segments(B, query_end=Lq, key_end=Lk) if pieces is None else _joined(pieces)
     return Lowered(B, Hq, Lq, Lk, segments, packed, arrays, tiles)
+
+
+def _joined(pieces: bytes) -> bytes:
+    """Key pieces as one segment for each range of queries, from its first key to its last.
+
+    So kernels form tiles of the queries of one document alone, as where the keys of each lie side by side.
+    """
+    table = unpack(pieces)
+    _, first, which = np.unique(table[:, :3], axis=0, return_index=True, return_inverse=True)
+    joined = table[first]
+    joined[:, 5:7] = 0  # indices have no offset
+    begins = joined[:, 3] - joined[:, 10]  # of the documents: the same for all pieces of one
+    which = which.ravel()  # NumPy 2.0 gives it a dimension for each of the array
+    np.minimum.at(joined[:, 3], which, table[:, 3])
+    np.maximum.at(joined[:, 4], which, table[:, 4])
+    joined[:, 10] = joined[:, 3] - begins
+    return joined.tobytes()
 
 
 _lower_rest_cached = lru_cache(maxsize=8)(_lower_rest)

@@ -64,9 +64,20 @@ class ScoreRule(Description):
         Args:
             index: ``(n,)`` int64, the keys of the call.
         """
-        if "k" not in self.letters:
+        return self._select("k", index)
+
+    def select_queries(self: _Rule, index: Tensor) -> _Rule:
+        """The rule for a call of some of the queries: its tensors' dimensions of queries (`letters`) are cut.
+
+        Args:
+            index: ``(n,)`` int64, the queries of the call.
+        """
+        return self._select("q", index)
+
+    def _select(self: _Rule, letter: str, index: Tensor) -> _Rule:
+        if letter not in self.letters:
             return self
-        dim = self.letters.index("k") - len(self.letters)
+        dim = self.letters.index(letter) - len(self.letters)
         cut = [t.index_select(dim, index) if t.dim() >= -dim and t.shape[dim] > 1 else t for t in self.tensors()]
         return self.with_tensors(iter(cut))
 

@@ -17,169 +17,18 @@ cross-attention keeps the keys and values of its source, computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...forms.layouts import Layout
-from ...forms.patterns import Pattern
-from ...operator.attention import attention
 from ...tensors.shapes import describe, whole_number, wrong
-from .folding import plain
 from .kept import Kept, KeptStore
 from .policies import Keep
-from .stores import (
-    CrossStore,
-    FullStore,
-    Lengths,
-    NewTokens,
-    RecurrentState,
-    Slots,
-    Store,
-    WindowStore,
-    maximum,
-    store_for,
-)
-
-Stores = dict[tuple[nn.Module, int], Store]  # of a layer and how often it was called before in the same pass
-TextStore = FullStore | WindowStore | KeptStore
-
-
-@dataclass(eq=False)
-class Step(NewTokens):
-    """One forward pass over the next tokens of every row.
-
-    A layer that is called several times in a pass has a store for each time.
-
-    Args:
-        stores: what each layer keeps.
-        graphs: what was captured of the layers (`limelight.nn.capture`).
-        keep: which keys are kept of a text; ``None`` for all that a later query can see.
-        layers: how many layers the model has; ``None`` where that is not known.
-    """
-
-    stores: Stores
-    graphs: dict[nn.Module, Any] = field(default_factory=dict)
-    keep: Keep | None = None
-    layers: int | None = None
-    _calls: dict[nn.Module, int] = field(default_factory=dict)
-
-    def extend(
-        self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor, Layout | None]:
-        """Add the new keys and values of a self-attention ``layer`` to its store.
-
-        Args:
-            layer: the calling layer.
-            pattern: which keys its queries may see.
-            key: ``(B, Hkv, L, D)``.
-            value: ``(B, Hkv, L, Dv)``.
-
-        Returns:
-            The keys and values that the queries of this pass attend to, and the layout of queries and keys.
-
-        Raises:
-            ArgumentError: a gradient is wanted; the layer was cached as another kind, or not at all before; the cache
-                keeps only some keys of each head, which `attend` computes with.
-        """
-        _no_gradient(key, value)
-        return self._complete(layer, pattern).extend(self, key, value)
-
-    def attend(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
-        """Add the new keys and values of a self-attention ``layer`` to its store, and attend to all that it keeps.
-
-        Args:
-            layer: the calling layer.
-            query: ``(B, Hq, L, D)``.
-            key: ``(B, Hkv, L, D)``.
-            value: ``(B, Hkv, L, Dv)``.
-            settings: further arguments of `limelight.attention`, without a layout.
-
-        Returns:
-            ``(B, Hq, L, Dv)``.
-
-        Raises:
-            ArgumentError: as `extend`; or what a cache that keeps only some keys cannot serve.
-        """
-        _no_gradient(key, value)
-        store = self._of_text(layer, settings.get("pattern"))
-        if isinstance(store, KeptStore):
-            return store.attend(self, query, key, value, settings)
-        key, value, layout = store.extend(self, key, value)
-        return plain(attention(query, key, value, layout=layout, **settings))
-
-    def slots(self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor) -> Slots:
-        """As `extend`, for keys and values that the caller writes itself; for a step that `continues_unpadded`.
-
-        Args:
-            layer: the calling layer.
-            pattern: which keys its queries may see.
-            key: has the shape and dtype of the new keys, ``(B, Hkv, L, D)``.
-            value: has those of the new values, ``(B, Hkv, L, Dv)``.
-        """
-        return self._complete(layer, pattern).slots(self, key, value)
-
-    def cached_source(self, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of its source that a cross-attention ``layer`` computed in an earlier pass, or ``None``."""
-        store = self.stores.get((layer, self._calls.get(layer, 0)))
-        return (store.key, store.value) if isinstance(store, CrossStore) else None
-
-    def keep_source(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the keys and values that a cross-attention ``layer`` has computed of its source; returns those kept."""
-        store = self._store(layer, lambda: CrossStore(key, value))
-        if not isinstance(store, CrossStore):
-            raise _two_kinds(layer, store, "cross-attention")
-        _no_gradient(store.key, store.value)
-        return store.key, store.value
-
-    def recurrent_state(self, layer: nn.Module) -> RecurrentState:
-        """The state of a recurrent ``layer``, to be read and replaced."""
-        store = self._store(layer, RecurrentState)
-        if not isinstance(store, RecurrentState):
-            raise _two_kinds(layer, store, "a recurrence")
-        return store
-
-    def _of_text(self, layer: nn.Module, pattern: Pattern | None) -> TextStore:
-        store = self._store(layer, lambda: self._new_store(pattern))
-        if not isinstance(store, (FullStore, WindowStore, KeptStore)):
-            raise _two_kinds(layer, store, "self-attention")
-        return store
-
-    def _new_store(self, pattern: Pattern | None) -> TextStore:
-        store = store_for(pattern)
-        if self.keep is None or isinstance(store, WindowStore):
-            return store
-        return KeptStore(self.keep, len(_texts(self.stores)), self.layers)
-
-    def _complete(self, layer: nn.Module, pattern: Pattern | None) -> FullStore | WindowStore:
-        """The store of a layer whose heads keep the same keys."""
-        store = self._of_text(layer, pattern)
-        if isinstance(store, KeptStore):
-            raise wrong(
-                "cache",
-                f"must keep every key for a {type(layer).__name__}, which takes keys and values from it",
-                f"it has {self.keep}, by which each head keeps others",
-                "Use a cache without `keep`, or a layer that calls ForwardContext.attend, such as MultiHead.",
-            )
-        return store
-
-    def _store(self, layer: nn.Module, make: Callable[[], Store]) -> Store:
-        call = self._calls.get(layer, 0)
-        self._calls[layer] = call + 1
-        if (layer, call) not in self.stores:
-            if self.continues:
-                raise wrong(
-                    "cache",
-                    "must have been filled by the layers that continue with it",
-                    f"it holds up to {maximum(self.before)} tokens, none of them read by this {type(layer).__name__}",
-                    "Copy or pickle a cache together with its model, or read the text again with a new Cache.",
-                )
-            self.stores[layer, call] = make()
-        return self.stores[layer, call]
+from .step import Step, Stores, texts_of
+from .stores import Lengths, WindowStore, maximum
 
 
 class Cache:
@@ -231,7 +80,8 @@ class Cache:
             B: rows, the same in each pass.
             L: tokens of each row, padding included.
             layout: ``None`` when no token is padding, or `limelight.Padded`: at either side in the first pass, then at
-                the right.
+                the right. In the first pass also `limelight.distributed.ContextParallel`: this process reads its own
+                tokens and keeps the keys and values of all.
             device: of the positions.
             layers: how many self-attention layers the model has; needed by a `Pyramid` alone.
 
@@ -247,6 +97,9 @@ class Cache:
                 f"they have {B}",
                 "Cache.repeat makes copies of a prompt that was read once; Cache.select chooses among rows.",
             )
+        spread = layout if layout is not None and layout.spread else None
+        if spread is not None:
+            layout, L = self._divided(spread, B, L)
         count: Lengths = L
         first: Lengths = 0
         if layout is not None:
@@ -259,9 +112,8 @@ class Cache:
                     "Put the new tokens of every row first.",
                 )
         positions, exists = _positions(self.lengths, count, first, B, L, device)
-        step = Step(
-            layout, self.limit, self.lengths, count, positions, exists, self._stores, self._graphs, self.keep, layers
-        )
+        held = self._stores, self._graphs, self.keep, layers, spread
+        step = Step(layout, self.limit, self.lengths, count, positions, exists, *held)
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
                 "tokens",
@@ -271,6 +123,16 @@ class Cache:
             )
         self._rows = B
         return step
+
+    def _divided(self, spread: Layout, B: int, L: int) -> tuple[Layout | None, int]:
+        """The layout and length of the whole text, of which this process reads ``L`` tokens."""
+        spread.check(B, L, L)
+        for why in ["it holds tokens"] * (maximum(self.lengths) > 0) + [f"it has {self.keep}"] * (
+            self.keep is not None
+        ):
+            rule = "must be empty and keep every key to read a text that lies on several processes"
+            raise wrong("cache", rule, why, "Divide the first tokens of a text alone, with a Cache().")
+        return spread.of_whole(L)
 
     def close(self, step: Step) -> None:
         """End a pass: its tokens count as read."""
@@ -299,7 +161,7 @@ class Cache:
         Raises:
             ArgumentError: no such layer has read a text.
         """
-        stores = _texts(self._stores)
+        stores = texts_of(self._stores)
         if not 0 <= whole_number("layer", layer) < len(stores):
             got = f"it is {layer}, and {len(stores)} layers have read a text"
             raise wrong("layer", "must be the number of a self-attention layer", got, "Layers are counted from 0.")
@@ -334,11 +196,6 @@ class Cache:
         return f"<Cache: {self._rows or 0} rows, up to {maximum(self.lengths)} tokens, {self.bytes / 2**20:.1f} MiB>"
 
 
-def _texts(stores: Stores) -> list[TextStore]:
-    """The stores of self-attention, in the order of their first calls."""
-    return [store for store in stores.values() if isinstance(store, (FullStore, WindowStore, KeptStore))]
-
-
 def _same(lengths: Lengths) -> Lengths:
     """One number where all rows have the same."""
     if isinstance(lengths, Tensor) and len(lengths) and bool((lengths == lengths[0]).all()):
@@ -371,20 +228,3 @@ def _positions(
     number = torch.arange(L, device=device) - firsts  # (B, L): which new token of its row
     exists = (number >= 0) & (number < counts)
     return (starts + number).where(exists, 0), exists
-
-
-def _two_kinds(layer: nn.Module, store: Store, kind: str) -> Exception:
-    """The error of a layer that is called in two ways with one cache."""
-    kinds = {CrossStore: "cross-attention", RecurrentState: "a recurrence"}
-    got = f"this {type(layer).__name__} was cached as {kinds.get(type(store), 'self-attention')} before"
-    return wrong("layer", f"cannot be cached as {kind}", got, "Use two layers, one for each.")
-
-
-def _no_gradient(*tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise wrong(
-            "cache",
-            "keeps keys and values without their gradients",
-            "a gradient is wanted",
-            "Run the model under torch.no_grad(), or train without a cache.",
-        )
