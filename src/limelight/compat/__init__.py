@@ -1,0 +1,28 @@
+"""The signatures of other libraries' functions, computed by `limelight.attention`: code that calls them changes one
+import.
+
+What the other library means by an argument is written down here once, in a module for each library; where its meaning
+cannot be kept, the call raises.
+"""
+
+from .flash_attn import (
+    flash_attn_func,
+    flash_attn_kvpacked_func,
+    flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
+    flash_attn_varlen_kvpacked_func,
+    flash_attn_varlen_qkvpacked_func,
+    flash_attn_with_kvcache,
+)
+from .sdpa import scaled_dot_product_attention
+
+__all__ = [
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
+    "scaled_dot_product_attention",
+]
