@@ -14,9 +14,11 @@ from .flash_attn import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
+from .multihead import MultiheadAttention, replace_multihead_attention
 from .sdpa import scaled_dot_product_attention
 
 __all__ = [
+    "MultiheadAttention",
     "flash_attn_func",
     "flash_attn_kvpacked_func",
     "flash_attn_qkvpacked_func",
@@ -24,5 +26,6 @@ __all__ = [
     "flash_attn_varlen_kvpacked_func",
     "flash_attn_varlen_qkvpacked_func",
     "flash_attn_with_kvcache",
+    "replace_multihead_attention",
     "scaled_dot_product_attention",
 ]
