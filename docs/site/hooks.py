@@ -27,6 +27,7 @@ MODULES = {
         "limelight.compat",
         "limelight.compat.flash_attn",
         "limelight.compat.flex",
+        "limelight.compat.xformers",
         "limelight.fused",
     ],
     "Layers and models": [
