@@ -15,7 +15,18 @@ import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
 # Without a picture, and outside of the reading order.
-REFERENCE = ("atlas", "distributed", "elsewhere", "environment", "extending", "faq", "glossary", "guides", "serving")
+REFERENCE = (
+    "atlas",
+    "compat",
+    "distributed",
+    "elsewhere",
+    "environment",
+    "extending",
+    "faq",
+    "glossary",
+    "guides",
+    "serving",
+)
 PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

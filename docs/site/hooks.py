@@ -22,7 +22,14 @@ SOURCE = ROOT / "src"
 
 # The public modules, in reading order: what they list in `__all__`, or else define.
 MODULES = {
-    "The operator": ["limelight", "limelight.compat", "limelight.fused"],
+    "The operator": [
+        "limelight",
+        "limelight.compat",
+        "limelight.compat.flash_attn",
+        "limelight.compat.flex",
+        "limelight.compat.xformers",
+        "limelight.fused",
+    ],
     "Layers and models": [
         "limelight.nn",
         "limelight.models",

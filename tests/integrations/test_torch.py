@@ -123,7 +123,7 @@ def test_leaves_the_rest_and_says_why(why):
 def test_whatever_is_raised_before_a_kernel_runs_is_left_to_pytorch(monkeypatch):
     """With the reason, of whatever kind it is."""
     tensors = heads(1, 1, 7, 8)
-    monkeypatch.setattr("limelight.compat.Causal", lambda: {}["key"])
+    monkeypatch.setattr("limelight.compat.sdpa.Causal", lambda: {}["key"])
     with sdpa() as calls:
         found = F.scaled_dot_product_attention(*tensors, is_causal=True)
     assert calls.left == {"KeyError: 'key'": 1}

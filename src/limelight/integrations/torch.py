@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .. import compat
 from ..backends import BACKENDS, reference
 from ..backends.contract import BackendError
+from ..compat.sdpa import scaled_dot_product_attention, sdpa_call
 from ..forms.observations import current_watcher
 from ..tensors import tracing
 from ..tensors.shapes import ArgumentError
@@ -84,7 +84,7 @@ class _Routing(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _called(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._attend(compat.scaled_dot_product_attention, args, kwargs)
+        output = self._attend(scaled_dot_product_attention, args, kwargs)
         return _SDPA(*args, **kwargs) if output is None else output
 
     def _layer_with_weights(self, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class _Routing(TorchFunctionMode):
         whole: list[Tensor] = []
 
         def attend(*args: Any, backend: str | None, name: str | None) -> Tensor:
-            call = compat.sdpa_call(*args)
+            call = sdpa_call(*args)
             output, weights = attend_whole(
                 *call.tensors, **call.settings, calls=self.calls, unseen=math.nan, backend=backend, name=name
             )

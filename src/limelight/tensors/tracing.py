@@ -34,7 +34,7 @@ MODE = "a TorchDispatchMode"
 warnings.filterwarnings(
     "ignore",
     category=TracerWarning,
-    module=r"limelight\.(backends\.reference|compat|forms\.\w+|fused\.\w+|nn\.checks|operator\.\w+|tensors\.\w+)$",
+    module=r"limelight\.(backends\.reference|compat\.[\w.]+|forms\.\w+|fused\.\w+|nn\.checks|operator\.\w+|tensors\.\w+)$",
 )
 
 

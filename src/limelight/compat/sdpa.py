@@ -1,8 +1,4 @@
-"""The signatures of PyTorch's and flash-attention's functions, computed by `limelight.attention`.
-
-Thin on purpose. What the other library means by an argument is written down here once; where its meaning cannot be
-kept, the call raises.
-"""
+"""PyTorch's `scaled_dot_product_attention`, computed by `limelight.attention`."""
 
 from __future__ import annotations
 
@@ -13,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .forms.layouts import Aligned, Layout, Packed, Padded
-from .forms.observations import Observe
-from .forms.patterns import Causal, Explicit, Pattern, Window
-from .forms.scores import ALiBi, Bias, ScoreRule, SoftCap
-from .operator.attention import attention
-from .tensors.shapes import check_broadcast, describe, wrong
-from .tensors.torch_internals import is_tracer_type
+from ..forms.layouts import Aligned, Layout
+from ..forms.patterns import Causal, Explicit, Pattern
+from ..forms.scores import Bias, ScoreRule
+from ..operator.attention import attention
+from ..tensors.shapes import check_broadcast, describe, wrong
+from ..tensors.torch_internals import is_tracer_type
 
 
 def scaled_dot_product_attention(
@@ -207,157 +202,3 @@ def _causal_bias(bias: Any, Lq: int, Lk: int) -> tuple[Layout, Pattern]:
             "attn_mask", f"must be made for {Lq} queries and {Lk} keys", got, "Make it from the sizes of the call."
         )
     return Aligned(query_start=0 if bias.variant.name == "UPPER_LEFT" else None), Causal()
-
-
-def flash_attn_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Tensor | tuple[Tensor, Tensor, None]:
-    """``flash_attn.flash_attn_func``: tensors are ``(B, L, H, D)``, and so is the result.
-
-    Args:
-        q: ``(B, Lq, Hq, D)``.
-        k: ``(B, Lk, Hkv, D)``, where ``Hq`` is a multiple of ``Hkv``.
-        v: ``(B, Lk, Hkv, Dv)``.
-        dropout_p: probability with which a weight is dropped.
-        softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
-        causal: the last query has the position of the last key, and sees no later one.
-        window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
-        softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
-        alibi_slopes: ``(Hq,)`` or ``(B, Hq)``.
-        deterministic: ignored, since results are always deterministic.
-        return_attn_probs: return ``(output, logsumexp, None)``, where ``logsumexp`` is ``(B, Hq, Lq)`` float32 and
-            -inf where a query sees nothing. The third, in flash-attention weights for its own tests, is not given;
-            `limelight.Observe` shows the weights.
-    """
-    pattern, scores = _flash(causal, window_size, softcap, alibi_slopes)
-    output, logsumexp = _attend_flash(
-        *(tensor.transpose(1, 2) for tensor in (q, k, v)),  # no copy
-        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
-    )  # fmt: skip
-    output = output.transpose(1, 2)
-    return output if logsumexp is None else (output, logsumexp, None)
-
-
-def flash_attn_varlen_func(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    dropout_p: float = 0.0,
-    softmax_scale: float | None = None,
-    causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1),
-    softcap: float = 0.0,
-    alibi_slopes: Tensor | None = None,
-    deterministic: bool = False,
-    return_attn_probs: bool = False,
-) -> Tensor | tuple[Tensor, Tensor, None]:
-    """``flash_attn.flash_attn_varlen_func``: documents laid end to end, tensors are ``(total, H, D)``.
-
-    Args:
-        q: ``(total queries, Hq, D)``.
-        k: ``(total keys, Hkv, D)``.
-        v: ``(total keys, Hkv, Dv)``.
-        cu_seqlens_q: ``(N + 1,)`` where each document's queries begin, and the total.
-        cu_seqlens_k: ``(N + 1,)`` where each document's keys begin, and the total.
-        max_seqlen_q: ignored; it is accepted so that calls need not change.
-        max_seqlen_k: ignored, too.
-        dropout_p: probability with which a weight is dropped.
-        softmax_scale: factor of the dot product; ``1 / sqrt(D)`` by default.
-        causal: the last query of a document has the position of its last key, and sees no later one.
-        window_size: ``(left, right)`` keys before and after the query's own, -1 for no limit; ints or a tensor.
-        softcap: scores become ``softcap * tanh(score / softcap)``; 0 and below is off.
-        alibi_slopes: ``(Hq,)``, or ``(N, Hq)`` for slopes of each document, which are then computed as rows of a batch,
-            padded to the longest.
-        deterministic: ignored, since results are always deterministic.
-        return_attn_probs: return ``(output, logsumexp, None)`` with ``logsumexp`` ``(Hq, total queries)`` float32.
-    """
-    lengths = _lengths("cu_seqlens_q", cu_seqlens_q), _lengths("cu_seqlens_k", cu_seqlens_k)
-    pattern, scores = _flash(causal, window_size, softcap, alibi_slopes)
-    attend = _attend_documents
-    if alibi_slopes is not None and alibi_slopes.dim() == 2:
-        documents, attend = len(lengths[0]), _attend_rows
-        if alibi_slopes.shape[0] not in (1, documents):
-            rule = "must have one number for each query head, or one row of them for each document"
-            got = f"there are {documents} documents, and its shape is {tuple(alibi_slopes.shape)}"
-            raise wrong("alibi_slopes", rule, got, "`cu_seqlens_q` holds one number more than there are documents.")
-    output, logsumexp = attend(
-        q, k, v, *lengths,
-        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
-    )  # fmt: skip
-    return output if logsumexp is None else (output, logsumexp, None)
-
-
-def _attend_documents(
-    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, **settings: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Documents laid end to end in one batch row."""
-    output, logsumexp = _attend_flash(
-        *(tensor.transpose(0, 1)[None] for tensor in (q, k, v)), layout=Packed(query_lengths, key_lengths), **settings
-    )
-    return output[0].transpose(0, 1), None if logsumexp is None else logsumexp[0]
-
-
-def _attend_rows(
-    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, **settings: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Each document as a batch row of its own, padded at its right."""
-    Packed(query_lengths, key_lengths).check(1, q.shape[0], k.shape[0])
-    sizes = query_lengths.tolist(), key_lengths.tolist()
-    rows = (
-        torch.nn.utils.rnn.pad_sequence(list(torch.split(tensor, n)), batch_first=True).transpose(1, 2)
-        for tensor, n in ((q, sizes[0]), (k, sizes[1]), (v, sizes[1]))
-    )
-    output, logsumexp = _attend_flash(*rows, layout=Padded(query_lengths, key_lengths), **settings)
-    output = torch.cat([row[:, :n] for row, n in zip(output, sizes[0], strict=True)], 1).transpose(0, 1)
-    if logsumexp is not None:
-        logsumexp = torch.cat([row[:, :n] for row, n in zip(logsumexp, sizes[0], strict=True)], 1)
-    return output, logsumexp
-
-
-def _attend_flash(
-    query: Tensor, key: Tensor, value: Tensor, *, observed: bool, **settings: Any
-) -> tuple[Tensor, Tensor | None]:
-    """The output, and the logsumexp when it is asked for, of ``(B, H, L, D)`` tensors."""
-    if not observed:
-        return attention(query, key, value, **settings), None
-    output, seen = attention(query, key, value, observe=Observe(logsumexp=True), **settings)
-    assert seen.logsumexp is not None
-    return output, seen.logsumexp
-
-
-def _flash(
-    causal: bool, window_size: tuple[int, int], softcap: float, alibi_slopes: Tensor | None
-) -> tuple[Pattern | None, tuple[ScoreRule, ...]]:
-    """Pattern and score rules in flash-attention's words; it caps scores before it adds the ALiBi slopes."""
-    left, right = (None if side < 0 else int(side) for side in window_size)
-    pattern: Pattern | None = None
-    if left is not None or right is not None:
-        pattern = Window(left, right)
-    if causal:
-        pattern = Causal() if pattern is None else Causal() & pattern
-    scores: list[ScoreRule] = []
-    if softcap > 0:
-        scores.append(SoftCap(softcap))
-    if alibi_slopes is not None:
-        scores.append(ALiBi(alibi_slopes))
-    return pattern, tuple(scores)
-
-
-def _lengths(name: str, ends: Tensor) -> Tensor:
-    if ends.dim() != 1 or len(ends) < 1 or ends.dtype.is_floating_point:
-        raise wrong(name, "must be (N + 1,) whole numbers", f"its shape is {tuple(ends.shape)}", "Begin with 0.")
-    return ends.diff()
