@@ -19,7 +19,8 @@ from exchanged_bytes import documents
 
 from limelight import Causal, Layout, Packed, Pattern, Window
 from limelight.distributed import Plan, deal, make_plan
-from limelight.distributed.plan import Runs, count
+from limelight.distributed.exchange import NODE
+from limelight.distributed.runs import Runs, count
 from limelight.forms.layouts import Aligned
 from limelight.forms.lowering import lower
 
@@ -71,11 +72,11 @@ ABOUT = """\
 What it says, by these assumptions:
 
 - Windows: the exchange takes less than 2 % of any step; an all-gather takes most of it from 512 GPUs on.
-- One causal text: every rank needs nearly all keys. From 32 GPUs on, the exchange is the slowest of the three: it
-  brings a byte to a node once for each GPU, an all-gather once, and a ring hides behind computation. Give such a text
-  fewer GPUs, and the others other texts.
+- One causal text: every rank needs nearly all keys, which travel by an all-gather. A ring hides behind computation up
+  to 256 GPUs; on 1,024 it is the slowest. The table's all-gather is a little faster since it returns gradients in 16
+  bits, and of ranks that hold equally much.
 - Packed documents: the exchange is the fastest of the three, by as much as the longest documents let it.
-- A causal layer in six: it decides, and the all-gather is a little faster from 32 GPUs on.
+- A causal layer in six: an all-gather for it and an exchange for the windows are faster than either for all layers.
 
 [Small steps, measured and predicted](scaling_check.md) compares the arithmetic with runs.
 
@@ -88,7 +89,9 @@ Assumptions beside these numbers:
 - The slowest rank decides: dense layers by the rank with most tokens, attention by the one with most pairs, an exchange
   by the one that takes longest. Attention's operations are counted by tiles of 128 x 128 that hold a pair that is seen,
   so that a kernel is slower on a window by as much as it computes in vain. (Within documents: whole tiles, too.)
-- **Exchanged**: each byte that a rank needs travels to it alone, so a node gets what its GPUs share once for each.
+- **Exchanged**: each byte that a rank needs travels to it alone, so a node gets what its GPUs share once for each; or,
+  where ranks need nearly all keys (`Plan.gathers`), by an all-gather, and over more than 8 ranks gradients return by a
+  reduce-scatter of float32.
 - **All-gather**: each byte from outside enters a node once, by all its GPUs' links together, as NCCL does it.
 - **Ring**: in every one of `P - 1` steps a rank passes on as many keys as it holds, hidden behind the attention of a
   step, and backward twice as many; the link between two nodes sets the pace. Rings are given Limelight's balance, and
@@ -146,12 +149,19 @@ def simulate(
         forward, backward = flops / machine.attention_tflops / 1e12, 2.5 * flops / machine.backward_tflops / 1e12
         attention += times * (passes * forward + backward)
         plan = make_plan(pattern, layout or Aligned(), (1, 1, length, length), runs, runs, 0, contiguous=False)
-        gathered = max(gathered, *map(count, plan.needs))
-        moved = {"exchanged": exchange_seconds(plan, machine, key_bytes)}
-        moved["all-gather"] = gather_seconds(length * key_bytes, ranks, machine)
-        for way, seconds in moved.items():
+        gathered = max(gathered, ranks * plan.largest if plan.gathers else 0, *map(count, plan.needs))
+        gather = gather_seconds(length * key_bytes, ranks, machine)
+        moved = {"exchanged": (exchange_seconds(plan, machine, key_bytes),) * 2, "all-gather": (gather, gather)}
+        if plan.gathers:
+            size = ranks * plan.largest * key_bytes
+            scatter = gather_seconds(size * 4 / machine.number_bytes, ranks, machine)
+            moved["exchanged"] = (
+                gather_seconds(size, ranks, machine),
+                scatter if ranks > NODE else moved["exchanged"][1],
+            )
+        for way, (seconds, returned) in moved.items():
             hidden = passes * max(0.0, seconds - machine.overlap * forward)
-            exposed[way] += times * (hidden + max(0.0, seconds - machine.overlap * backward))
+            exposed[way] += times * (hidden + max(0.0, returned - machine.overlap * backward))
         ring = ring_seconds(tokens * key_bytes, ranks, machine)
         hidden = passes * max(0.0, ring - forward * (ranks - 1) / ranks)
         exposed["ring"] += times * (hidden + max(0.0, 2 * ring - backward * (ranks - 1) / ranks))
@@ -203,6 +213,16 @@ def exchange_seconds(plan: Plan, machine: Machine, key_bytes: int) -> float:
         peers[1, receiver] = (keys > 0).sum()
     slowest = np.maximum(near / machine.node_bandwidth, far / machine.bandwidth) * key_bytes / 1e9
     return float((slowest + peers * machine.latency * 1e-6).max())
+
+
+def planned_seconds(plan: Plan, machine: Machine, key_bytes: int) -> tuple[float, float]:
+    """Seconds in which keys travel as they are planned, and in which their gradients return."""
+    ranks, exchange = len(plan.held), exchange_seconds(plan, machine, key_bytes)
+    if not plan.gathers:
+        return exchange, exchange
+    size = ranks * plan.largest * key_bytes
+    scatter = gather_seconds(size * 4 / machine.number_bytes, ranks, machine)
+    return gather_seconds(size, ranks, machine), scatter if ranks > NODE else exchange
 
 
 def gather_seconds(size: float, ranks: int, machine: Machine) -> float:

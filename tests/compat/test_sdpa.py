@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as theirs
 
-from limelight import ArgumentError, compat
+import limelight
+from limelight import ArgumentError, BackendError, compat
+from limelight.compat import sdpa_kernel
 
 q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
 
@@ -160,3 +163,44 @@ def test_causal_bias(lengths):
         torch.testing.assert_close(found, weights @ value)
         with pytest.raises(ArgumentError, match="is_causal=True"):
             compat.scaled_dot_product_attention(query, key, value, attn_mask=made_by(*lengths), is_causal=True)
+
+
+@pytest.mark.parametrize("named", ["reference", SDPBackend.MATH, ["reference"]], ids=str)
+def test_sdpa_kernel_chooses_the_backend(named, monkeypatch):
+    """Of every function of the package, until the block ends."""
+    asked = []
+
+    def attention(*tensors, backend=None, **settings):
+        asked.append(backend)
+        return limelight.attention(*tensors, backend=backend, **settings)
+
+    monkeypatch.setattr(compat.kernels.operator, "attention", attention)
+    expected = compat.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(named):
+        torch.testing.assert_close(compat.scaled_dot_product_attention(q, k, v), expected)
+        compat.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
+        compat.flex_attention(q, k, v)
+        compat.xformers.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        compat.MultiheadAttention(8, 2)(q[0], q[0], q[0])
+    compat.scaled_dot_product_attention(q, k, v)
+    assert asked == [None, *["reference"] * 5, None]
+
+
+def test_sdpa_kernel_tries_several_and_raises_where_none_serves():
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        compat.scaled_dot_product_attention(q, k, v)
+    with sdpa_kernel(["flash3", "flash1"]), pytest.raises(BackendError, match=r"'flash3' cannot.*'flash1' cannot"):
+        compat.scaled_dot_product_attention(q, k, v)
+    for wrong in ("flash9", SDPBackend.ERROR, [], 3):
+        with pytest.raises(ArgumentError, match="`backends`"), sdpa_kernel(wrong):
+            pass
+
+
+def test_sdpa_kernel_keeps_an_order(monkeypatch):
+    chosen = lambda: compat.kernels._chosen  # noqa: E731
+    with sdpa_kernel(["reference", "native"]):
+        assert chosen() == ("native", "reference")
+        with sdpa_kernel(["reference", "native"], set_priority=True):
+            assert chosen() == ("reference", "native")
+        assert chosen() == ("native", "reference")
+    assert chosen() == ()

@@ -27,7 +27,7 @@ from limelight import (
     Window,
 )  # fmt: skip
 from limelight.distributed import ContextParallel
-from limelight.distributed.plan import united
+from limelight.distributed.runs import united
 
 WHOLE = {Aligned: None, Padded: None, Packed: None, KeyMask: None}
 

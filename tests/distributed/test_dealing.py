@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from limelight import Causal, Packed
 from limelight.distributed import deal
-from limelight.distributed.plan import checked_runs, count, pieces_of
+from limelight.distributed.plan import pieces_of
+from limelight.distributed.runs import checked_runs, count
 
 
 @given(st.lists(st.integers(0, 3000), max_size=12), st.integers(1, 9))

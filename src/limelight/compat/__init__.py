@@ -7,6 +7,7 @@ cannot be kept, the call raises.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .flash_attn import (
@@ -18,6 +19,7 @@ from .flash_attn import (
     flash_attn_varlen_qkvpacked_func,
     flash_attn_with_kvcache,
 )
+from .kernels import sdpa_kernel
 from .multihead import MultiheadAttention, replace_multihead_attention
 from .sdpa import scaled_dot_product_attention
 
@@ -38,13 +40,14 @@ __all__ = [
     "flex_attention",
     "replace_multihead_attention",
     "scaled_dot_product_attention",
+    "sdpa_kernel",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """`flex_attention` imports PyTorch's compiler, which takes a second, when first used."""
+    """`flex` imports PyTorch's compiler, which takes a second, when first used; so `xformers` is, too."""
+    if name in ("flex", "xformers"):
+        return import_module(f".{name}", __name__)
     if name in ("BlockMask", "create_block_mask", "flex_attention"):
-        from . import flex
-
-        return getattr(flex, name)
+        return getattr(import_module(".flex", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

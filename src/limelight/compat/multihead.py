@@ -13,8 +13,8 @@ from ..forms.observations import Observe
 from ..forms.patterns import Causal, Explicit, Keys, Pattern
 from ..forms.scores import Bias
 from ..fused import product
-from ..operator.attention import attention
 from ..tensors.shapes import check_tensor, describe, wrong
+from .kernels import attention
 
 
 class MultiheadAttention(nn.MultiheadAttention):

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..forms.layouts import Aligned, Layout
 from ..forms.patterns import Causal, Explicit, Pattern
 from ..forms.scores import Bias, ScoreRule
-from ..operator.attention import attention
 from ..tensors.shapes import check_broadcast, describe, wrong
 from ..tensors.torch_internals import is_tracer_type
+from .kernels import attention
 
 
 def scaled_dot_product_attention(

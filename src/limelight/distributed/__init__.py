@@ -17,7 +17,8 @@ from .patterns import patterns_of
 from .pipeline import Stage, add_shared_gradients, stages
 from .plan import Plan, make_plan
 from .prefill import ContextParallelPrefill
-from .report import ContextReport, keys_moved
+from .report import ContextReport
+from .runs import keys_moved
 from .sharded import shard
 from .tensor import tensor_plan
 

@@ -23,8 +23,9 @@ from .calls import OwnCall, exchanges, own_calls, own_settings
 from .dealing import deal, pairs_of_queries, rows_of
 from .exchange import exchanged, unset
 from .observing import block_sums, in_whole, joined
-from .plan import GRID, Plan, Runs, checked_runs, count, make_plan, united
-from .report import ContextReport, keys_moved
+from .plan import GRID, Plan, make_plan
+from .report import ContextReport, keys_planned
+from .runs import Runs, checked_runs, count, united
 
 MAX_PLANS = 64  # plans kept of a layout
 
@@ -35,10 +36,11 @@ class ContextParallel(Layout):
 
     Query, key and value of a call hold a rank's own tokens, in the order of its runs. Every rank of the group makes the
     same calls. In each call a rank gets the keys that its queries see, and no others, from the ranks that hold them,
-    by one uneven all-to-all (autograd included); then it makes an ordinary call. Which keys these are follows from
-    pattern and runs, on every rank, without communication. So every pattern, score rule, sink, dropout and derivative
-    means what it means in one process, and a row of the output is the same there, to the bit on CPUs where the runs are
-    those of `balanced` (but for texts that begin at another token in each batch row, as with padding at the left).
+    by one uneven all-to-all, or all keys by an all-gather where the ranks need nearly all (`Plan.gathers`); then it
+    makes an ordinary call. Autograd includes both. Which keys these are follows from pattern and runs, on every rank,
+    without communication. So every pattern, score rule, sink, dropout and derivative means what it means in one
+    process, and a row of the output is the same there, to the bit on CPUs where the runs are those of `balanced` (but
+    for texts that begin at another token in each batch row, as with padding at the left).
 
     - ``pattern`` describes the whole text, tensors in it included. It must be the same on every rank.
     - The tensor of a `limelight.Bias` has a row for each own query and a column for each token of the whole text.
@@ -297,10 +299,9 @@ class ContextParallel(Layout):
         self, query: Tensor, key: Tensor, value: Tensor, settings: Any
     ) -> tuple[Tensor, Tensor, Any, ContextReport]:
         plan = self._plan_of(query, key, value, settings)
-        B, Hkv, _, D = key.shape
-        size = B * (Hkv * D * key.dtype.itemsize + value.shape[1] * value.shape[3] * value.dtype.itemsize)
-        times = exchanges(Hkv, self.heads_at_once, bool(settings.dropout))
-        report = self._report(plan, settings.pattern, B, query.shape[1], size, times)
+        size = sum(len(x) * x.shape[1] * x.shape[3] * x.dtype.itemsize for x in (key, value))
+        times = exchanges(key.shape[1], self.heads_at_once, bool(settings.dropout))
+        report = self._report(plan, settings.pattern, len(query), query.shape[1], size, times)
         own = own_settings(settings, plan, self.index, self.group, unset)
         return (*unset(key, value, plan, self.group), own, report)
 
@@ -310,9 +311,8 @@ class ContextParallel(Layout):
         seen = pairs_of_queries(self._lowered(pattern, B, Hq)).cumsum()
         sums = [0.0, *(B * Hq * seen).tolist()]
         pairs = tuple(round(sum(sums[last] - sums[first] for first, last in held)) for held in self.runs)
-        tokens, held = tuple(map(count, self.runs)), tuple(map(count, self.source_runs))
-        moved = keys_moved(plan.needs, self.source_runs)
-        return ContextReport(self.rank, tokens, pairs, held, *moved, key_bytes, times)
+        tokens, held = (tuple(map(count, runs)) for runs in (self.runs, self.source_runs))
+        return ContextReport(self.rank, tokens, pairs, held, *keys_planned(plan), key_bytes, times, plan.gathers)
 
     def _lowered(self, pattern: Pattern | None, B: int, Hq: int) -> Lowered:
         """A pattern in the whole text."""
@@ -345,8 +345,8 @@ class ContextParallel(Layout):
             )
         if pattern is not None:
             pattern.check(*sizes)
-        how: dict[str, Any] = {"contiguous": contiguous, "blocks": blocks}
-        made = make_plan(pattern, whole, sizes, self.runs, self.source_runs, self.rank, **how)
+        runs = self.runs, self.source_runs, self.rank
+        made = make_plan(pattern, whole, sizes, *runs, contiguous=contiguous, blocks=blocks)
         if fixed:
             if len(kept) >= MAX_PLANS:
                 kept.pop(next(iter(kept)))
@@ -361,12 +361,12 @@ class ContextParallel(Layout):
         calls = own_calls(query, key, value, settings, plan, self.index, self.group, self.heads_at_once)
 
         def join(found: list[Observations | None]) -> Observations:
-            observe = settings.observe
-            whole = [one and in_whole(one, observe, plan, self.source_length, self.group) for one in found]
-            made = joined(whole, [call.query.shape[1] for call in calls], observe)
-            if observe.blocks is None:
+            watched = settings.observe
+            whole = [one and in_whole(one, watched, plan, self.source_length, self.group) for one in found]
+            made = joined(whole, [call.query.shape[1] for call in calls], watched)
+            if watched.blocks is None:
                 return made
-            by_block = self._plan_of(query, key, value, settings, blocks=observe.blocks)
+            by_block = self._plan_of(query, key, value, settings, blocks=watched.blocks)
             lowered = self._lowered(settings.pattern, *query.shape[:2])
             return replace(made, **block_sums(query, key, settings, by_block, lowered, self.group))
 

@@ -12,7 +12,7 @@ from ..forms.layouts import Aligned, Layout
 from ..forms.lowering import Lowered, lower
 from ..forms.patterns import Pattern
 from ..forms.segments import unpack
-from .plan import Runs, united
+from .runs import Runs, united
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""The exchange: each rank gets the keys and values that its queries see, by one uneven all-to-all."""
+"""The exchange: each rank gets the keys and values that its queries see, by one uneven all-to-all or an all-gather."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .plan import Plan
+from .runs import count
+
+#: Over more ranks than those of a node, the gradients of gathered keys return by a reduce-scatter. It sends float32, in
+#: 16 bits twice the bytes, but adds up before it leaves a node; the order of its sums is that of the collective.
+NODE = 8
+
+# PyTorch 2.13 renamed both.
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Pending:
@@ -42,7 +51,8 @@ def exchanged(
     """The keys and values of a rank's own call, gathered from the ranks that hold them. Every rank calls it.
 
     Linear in both. Its transpose, the backward pass, returns each gradient to the rank that holds the key and adds
-    those of all ranks in float32 (float64 for float64), in the order of the ranks, rounded once.
+    those of all ranks in float32 (float64 for float64), rounded once: in the order of the ranks, or by a reduce-scatter
+    where keys are gathered over more than `NODE` ranks.
 
     Args:
         key: ``(B, H, L, D)``, the rank's own.
@@ -113,6 +123,8 @@ class _Return(torch.autograd.Function):
     def forward(key: Tensor, value: Tensor, plan: Plan, group: Any) -> tuple[Tensor, Tensor]:
         tensors = (key, value)
         outgoing = [[[_sum(x, *item) for x in tensors] for item in ranges] for ranges in plan.received]
+        if plan.gathers and len(plan.held) > NODE:
+            return _reduced(outgoing, tensors, plan, group)
         lengths = [[last - first for first, last in ranges] for ranges in plan.sent]
         incoming = _all_to_all(outgoing, lengths, tensors, plan, group).wait()
         held = sum(last - first for first, last in plan.held[plan.rank])
@@ -157,9 +169,64 @@ def _sum(gathered: Tensor, length: int, copies: tuple[tuple[int, int, int], ...]
 
 def _begin(key: Tensor, value: Tensor, plan: Plan, group: Any) -> Pending:
     tensors = (key, value)
+    if plan.gathers:
+        return _all_gather(tensors, plan, group)
     outgoing = [[[x[:, :, a:b] for x in tensors] for a, b in ranges] for ranges in plan.sent]
     lengths = [[length for length, _ in ranges] for ranges in plan.received]
     return _all_to_all(outgoing, lengths, tensors, plan, group)
+
+
+def _all_gather(tensors: tuple[Tensor, Tensor], plan: Plan, group: Any) -> Pending:
+    """Begin to send all keys and values to all ranks, of each as many as the rank with most holds."""
+    shapes = [(*x.shape[:2], x.shape[3]) for x in tensors]
+    per_token = sum(B * H * width for B, H, width in shapes)
+    sending = tensors[0].new_empty(plan.largest * per_token)
+    flat = torch.cat([x.reshape(-1) for x in tensors])
+    sending[: len(flat)] = flat
+    received = sending.new_empty(len(plan.held) * len(sending))
+    work = _gather(received, sending, group=group, async_op=True)
+
+    def unpack() -> list[list[list[Tensor]]]:
+        found = []
+        for held, need, piece in zip(plan.held, plan.needed, received.view(len(plan.held), -1), strict=True):
+            n, parts, first = count(held), [], 0
+            for B, H, width in shapes:
+                parts.append(piece[first : first + B * H * n * width].view(B, H, n, width))
+                first += B * H * n * width
+            found.append([[x[:, :, a:b] for x in parts] for a, b in need])
+        return found
+
+    return Pending(work, (received, sending), unpack)
+
+
+def _reduced(
+    outgoing: list[list[list[Tensor]]], tensors: tuple[Tensor, Tensor], plan: Plan, group: Any
+) -> tuple[Tensor, Tensor]:
+    """The transpose of `_all_gather`: numbers of this rank's keys, added up over all ranks by a reduce-scatter.
+
+    Args:
+        outgoing: for each rank, for each range that came from it, the parts of two tensors.
+        tensors: two tensors whose batch rows, heads and widths the parts have.
+        plan: whose rank is this one.
+        group: the process group.
+    """
+    shapes = [(*x.shape[:2], x.shape[3]) for x in tensors]
+    sizes = [B * H * plan.largest * width for B, H, width in shapes]
+    dtype = _dtype_of_sums(tensors[0].dtype)
+    sending = tensors[0].new_zeros(len(plan.held), sum(sizes), dtype=dtype)
+    for row, ranges, need in zip(sending, outgoing, plan.needed, strict=True):
+        for part, (B, H, width), place in zip((0, 1), shapes, (0, sizes[0]), strict=True):
+            whole = row[place : place + sizes[part]].view(B, H, plan.largest, width)
+            for both, (first, last) in zip(ranges, need, strict=True):
+                whole[:, :, first:last] = both[part]
+    received = sending.new_empty(sum(sizes))
+    _scatter(received, sending.view(-1), group=group)
+    held = count(plan.held[plan.rank])
+    made = [
+        x.view(B, H, plan.largest, width)[:, :, :held].to(like.dtype)
+        for x, (B, H, width), like in zip(torch.split(received, sizes), shapes, tensors, strict=True)
+    ]
+    return made[0], made[1]
 
 
 def _all_to_all(

@@ -14,7 +14,8 @@ from ..nn import MixtureOfExperts
 from ..nn.experts import ExpertElsewhere, ExpertRanks
 from ..tensors.shapes import wrong
 from .exchange import exchanged, returned
-from .plan import Plan, Runs, united
+from .plan import Plan
+from .runs import Runs, united
 
 
 def divide_experts(network: nn.Module, mesh: DeviceMesh) -> None:

@@ -17,7 +17,8 @@ from ..forms.scores import ScoreRule
 from ..operator.calling import prepare, run
 from ..tensors.shapes import wrong
 from .exchange import exchanged, returned
-from .plan import Plan, count
+from .plan import Plan
+from .runs import count
 
 
 def own_observe(

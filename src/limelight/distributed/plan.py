@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from ..forms.layouts import Layout, Portion, ScatteredPortion
 from ..forms.lowering import Lowered, lower
 from ..forms.patterns import Pattern
 from ..forms.segments import FIELDS, unpack
-from ..tensors.shapes import wrong
+from .runs import Runs, common, count, keys_moved, united
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-#: Runs of consecutive tokens, ``(first, last)`` with the last one excluded, ascending and disjoint.
-Runs: TypeAlias = "tuple[tuple[int, int], ...]"
 
 #: Gathered keys keep their places in blocks of so many: keys that share a block in the whole share one where they are
 #: gathered, and blocks that do not touch in the whole do not touch there. So the kernels form the same blocks of keys
@@ -30,20 +27,10 @@ Runs: TypeAlias = "tuple[tuple[int, int], ...]"
 GRID = 64
 
 
-def count(runs: Runs) -> int:
-    """The number of tokens in some runs."""
-    return sum(last - first for first, last in runs)
-
-
-def united(runs: Sequence[tuple[int, int]]) -> Runs:
-    """The runs of all tokens in some ranges: sorted, those that overlap or touch joined, empty ones left out."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(run for run in runs if run[0] < run[1]):
-        if joined and first <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(joined[-1][1], last)
-        else:
-            joined.append((first, last))
-    return tuple(joined)
+#: An all-gather takes the place of the all-to-all where it brings each rank at most so many times the keys that the
+#: rank which sends or gets most moves in an all-to-all, and all ranks together need `NEEDED` of what it brings: it is
+#: then about as fast within a node, and brings each key to a node once.
+EXTRA, NEEDED = 1.25, 0.5
 
 
 def pieces_of(runs: Sequence[tuple[int, int]]) -> Runs:
@@ -55,42 +42,6 @@ def pieces_of(runs: Sequence[tuple[int, int]]) -> Runs:
         else:
             joined.append((first, last))
     return tuple(joined)
-
-
-def common(one: Runs, other: Runs) -> Runs:
-    """The runs of the tokens that lie in both; both are ascending."""
-    found, n, m = [], 0, 0
-    while n < len(one) and m < len(other):
-        first, last = max(one[n][0], other[m][0]), min(one[n][1], other[m][1])
-        if first < last:
-            found.append((first, last))
-        n, m = (n + 1, m) if one[n][1] <= other[m][1] else (n, m + 1)
-    return tuple(found)
-
-
-def checked_runs(name: str, runs: Any, size: int) -> tuple[Runs, ...]:
-    """The runs of all ranks as tuples of ints, empty ones left out.
-
-    Args:
-        name: of the argument that holds them.
-        runs: of each rank.
-        size: number of ranks.
-
-    Raises:
-        ArgumentError: not each token is held once, or the runs of a rank are not ascending.
-    """
-    made = tuple(tuple((int(first), int(last)) for first, last in held if first < last) for held in runs)
-    if len(made) != size:
-        raise wrong(name, f"must hold the runs of {size} ranks", f"it holds {len(made)}", "One tuple for each rank.")
-    end = 0
-    for first, last in sorted(run for held in made for run in held):
-        if first != end:
-            way_out = "Cut the text at the same places for all ranks."
-            raise wrong(name, "must hold each token once", f"token {min(first, end)} is missing or repeated", way_out)
-        end = last
-    if any(list(held) != sorted(held) for held in made):
-        raise wrong(name, "must be ascending for each rank", f"they are {made}", "Sort the runs of a rank.")
-    return made
 
 
 @dataclass(frozen=True)
@@ -210,10 +161,27 @@ class Plan:
         return any(common(need, held) != need for need, held in zip(self.needs, self.held, strict=True))
 
     @cached_property
+    def gathers(self) -> bool:
+        """Whether keys travel by an all-gather, since the ranks need nearly all of them; the same on every rank."""
+        sent, received = keys_moved(self.needs, self.held)
+        brought = (len(self.held) - 1) * self.largest
+        return 0 < brought <= EXTRA * max(*sent, *received) and sum(received) >= NEEDED * brought * len(self.held)
+
+    @cached_property
+    def largest(self) -> int:
+        """The keys of the rank that holds most."""
+        return max(map(count, self.held), default=0)
+
+    @cached_property
     def sent(self) -> tuple[Runs, ...]:
         """For each rank the ranges of this rank's own keys, by index there, that it needs."""
         held = self.held[self.rank]
         return tuple(_local(common(held, need), held) for need in self.needs)
+
+    @cached_property
+    def needed(self) -> tuple[Runs, ...]:
+        """For each rank the ranges of its keys, by index there, that this rank needs."""
+        return tuple(_local(common(held, self.needs[self.rank]), held) for held in self.held)
 
     @cached_property
     def received(self) -> tuple[tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...], ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from .plan import Runs, common, count
+from .plan import Plan
+from .runs import keys_moved
 
 MAX_ROWS = 16  # ranks listed one by one; of more, the extremes
 
@@ -28,6 +27,8 @@ class ContextReport:
         keys_received: keys that each rank gets from others.
         key_bytes: bytes of one key with its value, over all batch rows and heads.
         exchanges: exchanges in which a call gets its keys, each of some of the heads.
+        gathers: whether keys travel by an all-gather (`Plan.gathers`) instead of an uneven all-to-all. Each rank then
+            sends and receives as many as the one that holds most, for each other rank.
     """
 
     rank: int
@@ -38,6 +39,7 @@ class ContextReport:
     keys_received: tuple[int, ...]
     key_bytes: int
     exchanges: int = 1
+    gathers: bool = False
 
     @property
     def bytes_sent(self) -> tuple[int, ...]:
@@ -63,7 +65,8 @@ class ContextReport:
     def __str__(self) -> str:
         ranks = range(len(self.tokens))
         lines = [
-            f"context parallel over {len(ranks)} ranks, {sum(self.tokens):,} tokens; this is rank {self.rank};"
+            f"context parallel over {len(ranks)} ranks by {'all-gather' if self.gathers else 'all-to-all'},"
+            f" {sum(self.tokens):,} tokens; this is rank {self.rank};"
             f" pairs of the fullest rank over the average: {self.imbalance:.2f}",
             f"{'rank':>10}{'tokens':>12}{'pairs':>20}{'MiB sent':>12}{'received':>12}{'all-gather':>12}",
         ]
@@ -86,24 +89,9 @@ def _line(name: str, numbers: Sequence[int]) -> str:
     return f"{name:>10}{tokens:>12,}{pairs:>20,}" + "".join(f"{size / 2**20:>12,.2f}" for size in sizes)
 
 
-def keys_moved(needs: Sequence[Runs], held: Sequence[Runs]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How many keys each rank sends and receives.
-
-    Args:
-        needs: the keys that each rank needs (`Plan.needs`).
-        held: the keys that each rank holds, all ranks together each key once.
-
-    Returns:
-        Keys sent and keys received, by rank. A key that two other ranks need is sent twice.
-    """
-    ends = np.array([run for need in needs for run in need], np.int64).reshape(-1, 2)
-    steps = np.zeros(max([0, *(last for own in held for _, last in own)]) + 1, np.int64)
-    np.add.at(steps, ends[:, 0], 1)
-    np.add.at(steps, ends[:, 1], -1)
-    wanted = np.concatenate([[0], steps.cumsum()[:-1].cumsum()])  # times that the keys before each are needed
-    kept = [count(common(need, own)) for need, own in zip(needs, held, strict=True)]
-    sent = [sum(int(wanted[last] - wanted[first]) for first, last in own) for own in held]
-    return (
-        tuple(n - own for n, own in zip(sent, kept, strict=True)),
-        tuple(count(need) - own for need, own in zip(needs, kept, strict=True)),
-    )
+def keys_planned(plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many keys each rank sends and receives by a plan: those of `keys_moved`, or of an all-gather."""
+    if not plan.gathers:
+        return keys_moved(plan.needs, plan.held)
+    every = ((len(plan.held) - 1) * plan.largest,) * len(plan.held)
+    return every, every

@@ -133,7 +133,7 @@ class _Cache:
         at = held.to(k.device)[:, None] + torch.arange(self.new, device=k.device)
         if self.table is not None:
             size = self.keys.shape[1]
-            pages, at = self.table.long().gather(1, at // size), at % size
+            pages, at = self.table.to(at.device, torch.int64).gather(1, at // size), at % size
         else:
             pages = (torch.arange(len(k), device=k.device) if self.rows is None else self.rows)[:, None]
         self.keys[pages, at], self.values[pages, at] = k, v

@@ -9,8 +9,8 @@ from torch import Tensor
 from ...forms.observations import Observe
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.scores import ALiBi, ScoreRule, SoftCap
-from ...operator.attention import attention
 from ...tensors.shapes import check_tensor, describe, wrong
+from ..kernels import attention
 
 #: The output; with ``return_attn_probs=True`` also the logsumexp, and ``None`` for the weights of their tests.
 Result = Tensor | tuple[Tensor, Tensor, None]

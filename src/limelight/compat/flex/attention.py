@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...forms.observations import Observe
 from ...forms.patterns import Pattern
-from ...operator.attention import attention
 from ...tensors.shapes import check_tensor, describe, wrong
+from ..kernels import attention
 from .masks import BlockMask, as_block_mask
 from .patterns import EVERYTHING, arranged, both
 from .scores import ScoreMod, Scores, scores_of

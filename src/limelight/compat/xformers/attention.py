@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...forms.scores import Bias
-from ...operator.attention import attention
 from ...tensors.shapes import check_tensor, describe, wrong
+from ..kernels import attention
 from . import blocks, dense, paged
 from .dense import Arranged, AttentionBias, LowerTriangularMaskWithTensorBias
 
