@@ -262,6 +262,15 @@ SCRIPTS = {
         {},
         "the child came back",
     ),
+    "threads of its own": (
+        "import torch, limelight\nfrom limelight.backends.native import library\ntorch.set_num_threads(3)\n"
+        "q = torch.randn(1, 8, 512, 64)\nout = limelight.attention(q, q, q, backend='native')\n"
+        "assert library.shares_threads() == ('backend: OpenMP' in torch.__config__.parallel_info())\n"
+        "library._library.ll_set_openmp(None)\n"
+        "assert torch.equal(out, limelight.attention(q, q, q, backend='native'))\nprint('the same')",
+        {},
+        "the same",
+    ),
 }
 
 
