@@ -1,7 +1,11 @@
-# Another system's library on this machine, by Zig's Clang (pip install ziglang):
-#     cmake -S native -B build/windows -G Ninja -DCMAKE_TOOLCHAIN_FILE=native/cmake/zig.cmake -DLIMELIGHT_TARGET=x86_64-windows-gnu
-# A target is one of Zig's: aarch64-macos.11.0, x86_64-linux-gnu.2.28, aarch64-linux-gnu.2.28, aarch64-linux-musl.
-set(CMAKE_TRY_COMPILE_PLATFORM_VARIABLES LIMELIGHT_TARGET)
+# The library of any system on this machine, by Zig's Clang (pip install ziglang):
+#
+#     cmake -S native -B build/windows -G Ninja -DCMAKE_TOOLCHAIN_FILE=cmake/zig.cmake \
+#         -DLIMELIGHT_TARGET=x86_64-windows-gnu
+#
+# A target is one of Zig's, such as aarch64-macos.11.0, x86_64-linux-gnu.2.28, aarch64-linux-gnu.2.28. Without one Zig
+# would compile for the processor of this machine.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES LIMELIGHT_TARGET)
 string(REGEX MATCH "^([^-]+)-([a-z]+)" _ "${LIMELIGHT_TARGET}")
 set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
 if(CMAKE_MATCH_2 STREQUAL "windows")
@@ -13,3 +17,5 @@ else()
 endif()
 find_program(ZIG NAMES python-zig zig REQUIRED)
 set(CMAKE_CXX_COMPILER ${ZIG} c++ -target ${LIMELIGHT_TARGET})
+set(CMAKE_CXX_FLAGS_INIT -g0)
+set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)

@@ -97,12 +97,24 @@ double coarse_seconds_now() { return 1e-3 * (double)GetTickCount64(); }
 bool may_handle_signals() { return true; }  // Python checks the thread
 void yield_processor() { SwitchToThread(); }
 
+void at_fork(void (*)()) {}
+
+// One place for all sleepers: those of another address wake early. (WaitOnAddress is in a library of its own, which
+// toolchains know by different names.)
+SRWLOCK sleeping = SRWLOCK_INIT;
+CONDITION_VARIABLE changed = CONDITION_VARIABLE_INIT;
+
 void sleep_while(const uint32_t* value, uint32_t asleep) {
-    WaitOnAddress((volatile void*)value, &asleep, sizeof asleep, INFINITE);
+    AcquireSRWLockExclusive(&sleeping);
+    if (__atomic_load_n(value, __ATOMIC_ACQUIRE) == asleep) SleepConditionVariableSRW(&changed, &sleeping, INFINITE, 0);
+    ReleaseSRWLockExclusive(&sleeping);
 }
 
-void wake(const uint32_t* value) { WakeByAddressSingle((void*)value); }
-void at_fork(void (*)()) {}
+void wake(const uint32_t*) {
+    AcquireSRWLockExclusive(&sleeping);
+    ReleaseSRWLockExclusive(&sleeping);
+    WakeAllConditionVariable(&changed);
+}
 
 #else
 
@@ -136,7 +148,7 @@ bool may_handle_signals() { return pthread_main_np() != 0; }
 bool may_handle_signals() { return true; }  // Python checks the thread
 #endif
 
-// One place for all sleepers: those that sleep elsewhere wake early.
+// One place for all sleepers: those of another address wake early.
 pthread_mutex_t sleeping = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
