@@ -5,9 +5,10 @@
     python scripts/check_wheel.py --reuse              # run with the dependencies of this Python, without downloads
 
 A wheel is one for a platform, `py3-none-PLATFORM`: the native library has neither Python nor PyTorch in it. On Linux
-the symbol versions that the library needs are compared with the `manylinux` tag, and it may need no library that such a
-system lacks, except PyTorch's own OpenMP runtime. Then the wheel is installed into a new virtual environment, with no
-other folder on `PATH`, and computes attention by its native kernels, with one OpenMP runtime in the process.
+the symbol versions that the library needs are compared with the `manylinux` tag, and on Linux and Windows it may need
+no library that such a system lacks, nor an OpenMP runtime: it uses that of PyTorch. Then the wheel is installed into a
+new virtual environment, with no other folder on `PATH`, and computes attention by its native kernels, with one OpenMP
+runtime in the process.
 """
 
 import argparse
@@ -32,9 +33,9 @@ REQUIRED = (
 FORBIDDEN = (".cpp", ".h", ".o", ".ts", ".pyc")
 NAME = re.compile(r"limelight_attention-(?P<version>[^-]+)-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl")
 MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_")
-#: What every Linux of the tag has, and the OpenMP runtime that PyTorch has loaded before (its name is the same).
+#: What every Linux of the tag has, and every Windows since 10.
 SYSTEM = ("libc.so", "libm.so", "libstdc++.so", "libgcc_s.so", "libpthread.so", "libdl.so", "librt.so", "ld-linux")
-OF_TORCH = ("libgomp.so.1",)
+SYSTEM_OF_WINDOWS = ("kernel32.dll", "ntdll.dll", "api-ms-win-")
 #: The newest symbols of libstdc++ and libgcc in manylinux_2_28.
 NEWEST = {"GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11), "GCC": (7, 0, 0)}
 #: What remains of the environment beside the settings of pip.
@@ -47,6 +48,8 @@ q, k, v = torch.randn(3, 1, 4, 65, 32).unbind(0)
 ours = limelight.attention(q, k, v, pattern=limelight.Causal(), backend="native")
 theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 torch.testing.assert_close(ours, theirs)
+from limelight.backends.native import library
+assert library.shares_threads() == ("backend: OpenMP" in torch.__config__.parallel_info()), "two pools of threads"
 maps = pathlib.Path("/proc/self/maps")
 if maps.exists():
     runtimes = {line.split()[-1] for line in maps.read_text().splitlines() if "omp" in line and ".so" in line}
@@ -101,12 +104,12 @@ def needs(dump: str) -> tuple[list[str], dict[str, tuple[int, ...]]]:
     newest: dict[str, tuple[int, ...]] = {}
     for kind, version in re.findall(r"0x\S+ 0x\S+ \d+ ([A-Z]+)_([\d.]+)$", dump, re.MULTILINE):
         newest[kind] = max(newest.get(kind, ()), tuple(map(int, version.split("."))))
-    return re.findall(r"^\s+NEEDED\s+(\S+)", dump, re.MULTILINE), newest
+    return re.findall(r"^\s+(?:NEEDED\s+|DLL Name: )(\S+)", dump, re.MULTILINE), newest
 
 
 def check_library(wheel: Path, platform: str, folder: Path) -> None:
-    """What the library of a wheel for Linux needs, compared with what the tag promises."""
-    if "linux" not in platform:
+    """What the library of a wheel for Linux or Windows needs, compared with what the tag promises."""
+    if "macos" in platform:
         return
     if not shutil.which("objdump"):
         raise Problem("objdump is needed to read its library (apt-get install binutils)")
@@ -115,15 +118,18 @@ def check_library(wheel: Path, platform: str, folder: Path) -> None:
     dump = subprocess.run(["objdump", "-p", library], check=True, capture_output=True, text=True).stdout
     libraries, newest = needs(dump)
     versions = ", ".join(f"{kind} {'.'.join(map(str, newest[kind]))}" for kind in sorted(newest))
-    print(f"  needs {', '.join(libraries)}; symbols up to {versions}")
+    print(f"  needs {', '.join(libraries)}" + (f"; symbols up to {versions}" if versions else ""))
     check_needs(libraries, newest, platform)
 
 
 def check_needs(libraries: list[str], newest: dict[str, tuple[int, ...]], platform: str) -> None:
     """Whether every system of a platform has libraries and symbols."""
-    foreign = [name for name in libraries if not name.startswith((*SYSTEM, *OF_TORCH))]
+    system = SYSTEM_OF_WINDOWS if platform.startswith("win") else SYSTEM
+    foreign = [name for name in libraries if not name.lower().startswith(system)]
     if foreign:
         raise Problem(f"needs {', '.join(foreign)}, which other systems lack")
+    if platform.startswith("win"):
+        return
     tags = [(int(major), int(minor)) for major, minor in MANYLINUX.findall(platform)]
     if not tags:
         print(f"  {platform}: for systems like this one; a manylinux wheel is built in its container")

@@ -13,7 +13,7 @@ GOOD = "limelight_attention-1.2-py3-none-manylinux_2_28_x86_64.whl"
 DUMP = """\
 Dynamic Section:
   NEEDED               libstdc++.so.6
-  NEEDED               libgomp.so.1
+  NEEDED               libm.so.6
 
 Version References:
   required from libc.so.6:
@@ -135,10 +135,19 @@ def test_a_wheel_is_small(tmp_path, monkeypatch):
 
 def test_what_a_library_needs():
     libraries, newest = check_wheel.needs(DUMP)
-    assert libraries == ["libstdc++.so.6", "libgomp.so.1"]
+    assert libraries == ["libstdc++.so.6", "libm.so.6"]
     assert newest == {"GLIBC": (2, 34), "CXXABI": (1, 3), "GLIBCXX": (3, 4, 32)}
     with pytest.raises(Problem, match=r"GLIBC 2\.34, GLIBCXX 3\.4\.32 are newer than manylinux_2_28_x86_64 promises"):
         check_wheel.check_needs(libraries, newest, "manylinux_2_28_x86_64")
     check_wheel.check_needs(libraries, newest, "linux_x86_64")
-    with pytest.raises(Problem, match=r"needs libtorch\.so"):
-        check_wheel.check_needs([*libraries, "libtorch.so"], {}, "linux_x86_64")
+    for foreign in ("libtorch.so", "libgomp.so.1"):
+        with pytest.raises(Problem, match=f"needs {foreign}"):
+            check_wheel.check_needs([*libraries, foreign], {}, "linux_x86_64")
+
+
+def test_what_a_library_needs_on_windows():
+    libraries, newest = check_wheel.needs("\tDLL Name: KERNEL32.dll\n\tDLL Name: libomp.dll\n")
+    assert (libraries, newest) == (["KERNEL32.dll", "libomp.dll"], {})
+    check_wheel.check_needs(libraries[:1], newest, "win_amd64")
+    with pytest.raises(Problem, match=r"needs libomp\.dll"):
+        check_wheel.check_needs(libraries, newest, "win_amd64")

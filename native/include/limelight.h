@@ -11,7 +11,11 @@
 
 #include <stdint.h>
 
-#if defined(__GNUC__)
+#if defined(_WIN32) && defined(limelight_native_EXPORTS)
+#define LL_API __declspec(dllexport)
+#elif defined(_WIN32)
+#define LL_API __declspec(dllimport)
+#elif defined(__GNUC__)
 #define LL_API __attribute__((visibility("default")))
 #else
 #define LL_API
@@ -306,6 +310,21 @@ LL_API void ll_set_signal_functions(int (*acquire)(void), void (*release)(int), 
                                     void (*fetch)(void**, void**, void**));
 LL_API void ll_take_exception(void** exception);
 
+/* Functions of the OpenMP runtime that the process has loaded (PyTorch's), so that calls share its threads: those of
+ * GNU's interface (GOMP_parallel, omp_get_thread_num), or of LLVM's and Intel's (__kmpc_fork_call,
+ * __kmpc_push_num_threads, __kmpc_global_thread_num); of both omp_in_parallel. The others are null. */
+typedef struct ll_openmp {
+    int (*in_parallel)(void);
+    void (*gnu_parallel)(void (*task)(void*), void* context, unsigned threads, unsigned flags);
+    int (*gnu_thread)(void);
+    void (*llvm_fork)(const void* place, int32_t count, void (*task)(int32_t*, int32_t* thread, void*), ...);
+    void (*llvm_push_threads)(const void* place, int32_t caller, int32_t threads);
+    int32_t (*llvm_thread)(const void* place);
+} ll_openmp;
+
+/* From now on calls use the threads of that runtime; null: the library's own, as at first. Not during a call. */
+LL_API void ll_set_openmp(const ll_openmp* runtime);
+
 /* One field of a structure of this header as the library was compiled, so that a caller that packs bytes can
  * compare. */
 typedef struct ll_field {
@@ -323,7 +342,6 @@ LL_API const char* ll_error_message(void);
 LL_API const char* ll_isa_name(void);       /* the instruction set in use: "avx2" */
 LL_API const char* ll_isa_list(void);       /* all that this machine can run, best first: "avx512 avx2 generic wide" */
 LL_API int ll_select_isa(const char* name); /* for tests; null: the default (LIMELIGHT_ISA, else the best) */
-LL_API int ll_has_openmp(void);
 
 /* Peak GFLOP/s: independent multiply-adds in registers, summed over threads; negative on error. */
 LL_API double ll_measure_peak(const char* isa, int64_t element, int64_t threads, double seconds);

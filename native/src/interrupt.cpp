@@ -1,12 +1,6 @@
 #include "interrupt.h"
 
-#include <time.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#elif defined(__APPLE__)
-#include <pthread.h>
-#endif
+#include "platform.h"
 
 namespace limelight {
 
@@ -24,36 +18,14 @@ PythonFunctions python;
 bool has_python = false;
 void* exception[3];  // type, value and traceback, raised by a handler in the main thread
 
-bool is_main_thread() {
-#if defined(__linux__)
-    return syscall(SYS_gettid) == getpid();
-#elif defined(__APPLE__)
-    return pthread_main_np() != 0;
-#else
-    return false;
-#endif
-}
-
-// In seconds; the coarse clock is accurate to some milliseconds and faster to read.
-double now() {
-#if defined(CLOCK_MONOTONIC_COARSE)
-    constexpr clockid_t CLOCK = CLOCK_MONOTONIC_COARSE;
-#else
-    constexpr clockid_t CLOCK = CLOCK_MONOTONIC;
-#endif
-    timespec time;
-    clock_gettime(CLOCK, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 // Runs Python's signal handlers when they are due; returns whether one has raised an exception.
 bool poll_signals() {
     constexpr double FIRST_POLL = 0.2, POLL_INTERVAL = 0.1;  // seconds
-    double time = now();
+    double time = coarse_seconds_now();
     if (signal_poll.due == 0) signal_poll.due = time + FIRST_POLL;
     if (time < signal_poll.due) return false;
     signal_poll.due = time + POLL_INTERVAL;
-    if (!__atomic_load_n(&has_python, __ATOMIC_ACQUIRE) || !is_main_thread()) return false;
+    if (!__atomic_load_n(&has_python, __ATOMIC_ACQUIRE) || !may_handle_signals()) return false;
     signal_poll.in_handler = true;
     int state = python.acquire();
     bool raised = python.check() != 0;

@@ -2,13 +2,10 @@
 
 #include <stdlib.h>
 #include <string.h>
-#if defined(LL_HAS_AMX)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "error.h"
 #include "interrupt.h"
+#include "processor.h"
 
 namespace limelight {
 
@@ -30,15 +27,6 @@ namespace {
 
 #define LL_LIST(isa) {&isa##_float32_kernels, &isa##_float64_kernels, &isa##_bfloat16_kernels, &isa##_float16_kernels}
 
-#if defined(LL_HAS_AMX)
-// The operating system allows the AMX tile registers, 8 KiB for each thread, on request.
-bool request_amx() {
-    constexpr long REQUEST = 0x1023, TILE_DATA = 18;
-    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-}
-#endif
-
 // Best first. `wide` has AVX-512's tile shapes in AVX2 code, to test that logic on machines without AVX-512; it is
 // never chosen automatically.
 struct Isas {
@@ -46,16 +34,14 @@ struct Isas {
     int count = 0;
     Isas() {
 #if defined(LL_HAS_X86)
-        __builtin_cpu_init();
-        bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-        bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        Processor processor = this_processor();
+        bool avx2 = processor.avx2, avx512 = processor.avx512, pairs = processor.avx512bf16;
         // Intel's cores multiply pairs of bfloat16 at half the rate of float32: slower than avx512 there.
-        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow_pairs = __builtin_cpu_is("intel");
+        bool slow_pairs = processor.intel;
         Isa bf16{"avx512bf16", pairs, LL_LIST(avx512)};
         bf16.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
 #if defined(LL_HAS_AMX)
-        Isa amx{"amx", pairs && request_amx(), LL_LIST(avx512)};
+        Isa amx{"amx", processor.amx && request_amx(), LL_LIST(avx512)};
         amx.kernels[LL_BFLOAT16] = &amx_bfloat16_kernels;
         list[count++] = amx;
 #endif

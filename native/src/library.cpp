@@ -256,8 +256,6 @@ int ll_replay(const ll_step* steps, int64_t bytes) {
     return DONE;
 }
 
-int ll_has_openmp(void) { return has_openmp(); }
-
 double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {
     const Kernels* found = kernels_of(name ? find_isa(name) : selected_isa(), element);
     if (!found) return -1.0;

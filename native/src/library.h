@@ -65,9 +65,6 @@ void* scratch(size_t bytes);
 void* borrow(size_t& bytes);
 void give_back(void* memory, size_t bytes);
 
-// Whether `parallel` can use more than one thread.
-bool has_openmp();
-
 // Whether the caller wants its call to stop; to be checked by every thread between pieces of work of some microseconds.
 // Only the thread of the call runs the caller's signal handlers, and only after a fifth of a second.
 bool interrupted();

@@ -1,91 +1,62 @@
-// Threads (OpenMP) and memory for the kernels. Under ThreadSanitizer, tests/threads.cpp takes the place of this file.
-#include <stdlib.h>
-
-#include "library.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#include <pthread.h>
-#endif
+// Distributes tasks to threads: those of PyTorch's OpenMP runtime where the library was given it, so that a process has
+// one set of threads, and else its own (pool.cpp).
+#include "platform.h"
+#include "pool.h"
 
 namespace limelight {
 namespace {
 
-#if defined(_OPENMP)
-// A child of fork() inherits the state of the thread pool but none of its threads: a parallel region would hang.
+ll_openmp openmp = {};
+
+// A child of fork() has none of the threads that the OpenMP runtime counts on: a parallel region would hang.
 bool forked = false;
 
 void watch_forks() {
     static bool watching = false;
     if (__atomic_exchange_n(&watching, true, __ATOMIC_ACQ_REL)) return;
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    at_fork([] {
+        forked = true;
+        forget_pool();
+    });
 }
-#endif
 
-struct Memory {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Memory() { free(data); }
-};
-thread_local Memory memory;
+void gnu_task(void* region) { ((Region*)region)->work(openmp.gnu_thread()); }
+void llvm_task(int32_t*, int32_t* thread, void* region) { ((Region*)region)->work(*thread); }
 
-constexpr size_t MAX_KEPT = 8 << 20;  // bytes of a piece
-thread_local Memory kept[4];
+// Runs a region on the threads of the OpenMP runtime; false where there is none to use.
+bool run_in_openmp(Region& region, int64_t threads) {
+    // `ident_t` of LLVM's and Intel's runtime: where in the source a region begins.
+    static const struct {
+        int32_t reserved[4];
+        const char* source;
+    } place = {{0, 2, 0, 0}, ";unknown;unknown;0;0;;"};
+    if (forked) return false;
+    if (openmp.gnu_parallel) {
+        openmp.gnu_parallel(gnu_task, &region, (unsigned)threads, 0);
+    } else if (openmp.llvm_fork) {
+        openmp.llvm_push_threads(&place, openmp.llvm_thread(&place), (int32_t)threads);
+        openmp.llvm_fork(&place, 1, llvm_task, &region);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+bool in_parallel() { return in_pool() || (openmp.in_parallel && !forked && openmp.in_parallel()); }
 
 }  // namespace
 
-bool has_openmp() {
-#if defined(_OPENMP)
-    return true;
-#else
-    return false;
-#endif
-}
-
-void* scratch(size_t bytes) {
-    if (memory.data && memory.size >= bytes) return memory.data;
-    free(memory.data);
-    size_t rounded = bytes / 4096 * 4096 + 4096;  // at least one page: null means failure
-    memory.data = aligned_alloc(64, rounded);
-    memory.size = memory.data ? rounded : 0;
-    return memory.data;
-}
-
-void* borrow(size_t& bytes) {
-    Memory* best = nullptr;
-    for (Memory& piece : kept)
-        if (piece.data && piece.size >= bytes && (!best || piece.size < best->size)) best = &piece;
-    if (best) {
-        void* found = best->data;
-        bytes = best->size, best->data = nullptr;
-        return found;
-    }
-    bytes = (bytes + 63) / 64 * 64;
-    return aligned_alloc(64, bytes);
-}
-
-void give_back(void* memory, size_t bytes) {
-    for (Memory& piece : kept)
-        if (memory && !piece.data && bytes <= MAX_KEPT) {
-            piece.data = memory, piece.size = bytes;
-            return;
-        }
-    free(memory);
-}
-
 void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
     if (threads > count) threads = count;
-#if defined(_OPENMP)
-    if (threads > 1 && !forked && !omp_in_parallel()) {
+    if (threads > 1 && !in_parallel()) {
         watch_forks();
-        TaskRanges tasks(count, runs, threads);
-#pragma omp parallel num_threads((int)threads)
-        tasks.work(omp_get_thread_num(), body, context);
+        Region region{TaskRanges(count, runs, threads), body, context};
+        if (!run_in_openmp(region, threads)) run_in_pool(region, threads);
         return;
     }
-#endif
-    (void)runs;
     for (int64_t n = 0; n < count; ++n) body(context, n);
 }
 
 }  // namespace limelight
+
+void ll_set_openmp(const ll_openmp* runtime) { limelight::openmp = runtime ? *runtime : ll_openmp{}; }

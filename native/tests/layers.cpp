@@ -3,7 +3,12 @@
 // at a page without access rights).
 //
 //     layers [calls] [seed]
+#if defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
+#else
 #include <sys/mman.h>
+#endif
 
 #include <cstdint>
 #include <cstdio>
@@ -23,19 +28,41 @@ int64_t among(int64_t low, int64_t high) { return low + (int64_t)(random_bits() 
 
 int64_t size_of(int64_t element) { return element == LL_FLOAT64 ? 8 : element == LL_FLOAT32 ? 4 : 2; }
 
+constexpr size_t PAGE = 4096;
+
+// Pages of memory, the last one without access rights; null when there are none.
+char* map_pages(size_t bytes) {
+#if defined(_WIN32)
+    DWORD before;
+    auto* pages = (char*)VirtualAlloc(nullptr, bytes, MEM_COMMIT | MEM_RESERVE, PAGE_READWRITE);
+    return pages && VirtualProtect(pages + bytes - PAGE, PAGE, PAGE_NOACCESS, &before) ? pages : nullptr;
+#else
+    auto* pages = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return pages != MAP_FAILED && mprotect(pages + bytes - PAGE, PAGE, PROT_NONE) == 0 ? pages : nullptr;
+#endif
+}
+
+void unmap_pages(char* pages, size_t bytes) {
+#if defined(_WIN32)
+    (void)bytes;
+    VirtualFree(pages, 0, MEM_RELEASE);
+#else
+    munmap(pages, bytes);
+#endif
+}
+
 // An array that ends at a page without access rights.
 struct Array {
     char *pages, *data;
     size_t bytes, mapped;
     explicit Array(int64_t size) : bytes((size_t)size) {
-        constexpr size_t PAGE = 4096;
         mapped = (bytes + PAGE - 1) / PAGE * PAGE + PAGE;
-        pages = (char*)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (pages == MAP_FAILED || mprotect(pages + mapped - PAGE, PAGE, PROT_NONE)) std::exit(2);
+        pages = map_pages(mapped);
+        if (!pages) std::exit(2);
         data = pages + mapped - PAGE - bytes;
     }
     Array(const Array&) = delete;
-    ~Array() { munmap(pages, mapped); }
+    ~Array() { unmap_pages(pages, mapped); }
 };
 
 // Random elements of magnitude 1/2 to 2, which every element type represents.

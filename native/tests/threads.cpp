@@ -1,44 +1,95 @@
-// Replaces src/threads.cpp in the build under ThreadSanitizer, with std::thread. ThreadSanitizer does not understand
-// how libgomp's threads synchronize (by futexes, in a library that is not instrumented) and would report every parallel
-// region as a race. Tasks are distributed in the same way.
-#include <stdlib.h>
-
+// `parallel` on the library's own threads: every task runs once, from several callers at a time, inside of other tasks,
+// after pauses of every length, and in a child of fork().
+//
+//     threads [calls] [number of threads: prints how long an empty region takes]
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
 #include <thread>
 #include <vector>
 
-#include "../src/library.h"
+#if !defined(_WIN32)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
-namespace limelight {
+#include "../src/library.h"
+#include "../src/platform.h"
+
 namespace {
 
-struct Memory {
-    void* data = nullptr;
-    size_t size = 0;
-    ~Memory() { free(data); }
+struct Counts {
+    std::vector<int64_t> of_task;
+    bool nested;
 };
-thread_local Memory memory;
+
+void task(void* context, int64_t n) {
+    auto& counts = *(Counts*)context;
+    if (counts.nested) {
+        Counts inner{std::vector<int64_t>(5), false};
+        limelight::parallel(3, 5, task, &inner);
+        for (int64_t count : inner.of_task) counts.of_task[(size_t)n] += count - 1;
+    }
+    ++counts.of_task[(size_t)n];  // no atomic addition: each task has a place of its own
+}
+
+std::atomic<bool> failed = false;
+
+void call(int64_t threads, int64_t tasks, bool nested, int64_t ranges) {
+    Counts counts{std::vector<int64_t>((size_t)tasks), nested};
+    limelight::parallel(threads, tasks, task, &counts, ranges);
+    for (int64_t count : counts.of_task)
+        if (count != 1) failed = true;
+}
+
+void random_calls(int64_t calls, uint64_t seed) {
+    std::mt19937_64 random(seed);
+    for (int64_t n = 0; n < calls; ++n) {
+        call((int64_t)(random() % 9), (int64_t)(random() % 40), random() % 8 == 0, (int64_t)(random() % 5));
+        if (random() % 16 == 0) std::this_thread::sleep_for(std::chrono::microseconds(random() % 200));
+    }
+}
+
+// Whether a child of fork() computes on several threads.
+bool child_works() {
+#if defined(_WIN32) || defined(__SANITIZE_THREAD__)  // the sanitizer starts no threads after a fork
+    return true;
+#else
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        random_calls(100, 0);
+        _exit(failed);
+    }
+    return waitpid(child, &status, 0) == child && status == 0;
+#endif
+}
+
+void empty(void*, int64_t) {}
+
+void print_latency(int64_t threads) {
+    double best = 1;
+    for (int n = 0; n < 200; ++n) {
+        double start = limelight::seconds_now();
+        for (int i = 0; i < 100; ++i) limelight::parallel(threads, threads, empty, nullptr);
+        double taken = (limelight::seconds_now() - start) / 100;
+        if (taken < best) best = taken;
+    }
+    std::printf("an empty region of %d threads: %.2f us\n", (int)threads, 1e6 * best);
+}
 
 }  // namespace
 
-bool has_openmp() { return false; }
-
-void* borrow(size_t& bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
-void give_back(void* memory, size_t) { free(memory); }
-
-void* scratch(size_t bytes) {
-    if (memory.data && memory.size >= bytes) return memory.data;
-    free(memory.data);
-    memory.size = bytes / 4096 * 4096 + 4096;
-    return memory.data = aligned_alloc(64, memory.size);
+int main(int argc, char** argv) {
+    int64_t calls = argc > 1 ? std::atoll(argv[1]) : 2000;
+    random_calls(calls, 1);
+    if (!child_works()) std::printf("a child of fork() fails\n"), failed = true;
+    std::vector<std::thread> callers;
+    for (uint64_t seed = 2; seed < 5; ++seed) callers.emplace_back(random_calls, calls, seed);
+    for (std::thread& caller : callers) caller.join();
+    if (argc > 2) print_latency(std::atoll(argv[2]));
+    std::printf("%s\n", failed ? "some tasks did not run once" : "every task ran once");
+    return failed;
 }
-
-void parallel(int64_t threads, int64_t count, void (*body)(void*, int64_t), void* context, int64_t runs) {
-    TaskRanges tasks(count, runs, threads);
-    std::vector<std::thread> others;
-    for (int64_t n = 1; n < (threads < count ? threads : count); ++n)
-        others.emplace_back([&, n] { tasks.work(n, body, context); });
-    tasks.work(0, body, context);
-    for (std::thread& other : others) other.join();
-}
-
-}  // namespace limelight

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.accuracy import check_close, check_logsumexp, steps
-from support.kernels import AVAILABLE, LENGTHS, selected
+from support.kernels import LENGTHS, selected
 from support.strategies import Example, examples, sizes
 
 import limelight
@@ -262,12 +262,21 @@ SCRIPTS = {
         {},
         "the child came back",
     ),
+    "threads of its own": (
+        "import torch, limelight\nfrom limelight.backends.native import library\ntorch.set_num_threads(3)\n"
+        "q = torch.randn(1, 8, 512, 64)\nout = limelight.attention(q, q, q, backend='native')\n"
+        "assert library.shares_threads() == ('backend: OpenMP' in torch.__config__.parallel_info())\n"
+        "library._library.ll_set_openmp(None)\n"
+        "assert torch.equal(out, limelight.attention(q, q, q, backend='native'))\nprint('the same')",
+        {},
+        "the same",
+    ),
 }
 
 
 @pytest.mark.parametrize("which", SCRIPTS)
 def test_in_a_process_of_its_own(which, isa):
-    if isa != AVAILABLE[0]:
+    if isa != "generic":
         pytest.skip("once is enough")
     script, environment, expected = SCRIPTS[which]
     done = subprocess.run(

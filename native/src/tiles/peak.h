@@ -1,20 +1,13 @@
 // The peak rate of one thread: independent multiply-adds in registers, as many as the score product keeps in flight.
 #pragma once
 
-#include <time.h>
-
+#include "../platform.h"
 #include "../simd/vector.h"
 #include "amx.h"
 #include "shapes.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
-inline double seconds_now() {
-    timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 #if defined(LL_AMX)
 

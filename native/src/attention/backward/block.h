@@ -47,7 +47,7 @@ LL_INLINE void score_gradients(const LoadedTile& loaded, int i, int keys, Float 
             if constexpr (DROPOUT) {
                 Vec factor = load<Vec>(keep_scale + x);
                 grad = factor == 0 ? Vec{} : grad * factor;
-                kept_weight = seen & (factor != 0) ? weight * factor : Vec{};
+                kept_weight = (seen & (factor != 0)) ? weight * factor : Vec{};
             }
             store(scores + x, kept_weight);
             store(grads + x, seen ? weight * (grad - delta[v]) : Vec{});

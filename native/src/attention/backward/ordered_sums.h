@@ -1,9 +1,8 @@
 // Sums to which several tasks add in a fixed order, so that results do not depend on the threads.
 #pragma once
 
-#include <sched.h>
-
 #include "../../library.h"
+#include "../../platform.h"
 #include "../../simd/elements.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
@@ -26,7 +25,7 @@ struct Ticket {
     bool wait(int64_t number) const {
         for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) != number; ++spins) {
             if (should_stop(*status)) return false;
-            if (spins > 2000) sched_yield();
+            if (spins > 2000) yield_processor();
         }
         return true;
     }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "../../library.h"
+#include "../../platform.h"
 #include "../../simd/elementary.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
@@ -40,7 +41,7 @@ struct DecodeJob {
     DecodeJob(const DecodeJob&) = delete;
     ~DecodeJob() {
         if (groups != few_groups) free(groups);
-        free(memory);
+        free_aligned(memory);
     }
 
     // How many heads of a group see the same keys and fit into MAX_ROWS rows.
@@ -81,7 +82,7 @@ struct DecodeJob {
         task_stride = ranges > 0 ? threads / ranges : 1;
         part_bytes = PartialSoftmax::bytes(max_rows, output_columns(problem));
         if (parts == group_count) return true;
-        memory = (char*)aligned_alloc(64, part_bytes * (size_t)parts);
+        memory = (char*)allocate_aligned(part_bytes * (size_t)parts);
         return memory != nullptr;
     }
 

@@ -54,5 +54,5 @@ def status() -> str:
         return f"not usable: {library.error_message()}"
     # `wide` serves tests alone.
     others = [name for name in instruction_sets() if name not in (isa, "wide")]
-    threads = "OpenMP" if library.has_openmp() else "one thread, since it was built without OpenMP"
+    threads = "PyTorch's OpenMP threads" if library.shares_threads() else "threads of its own"
     return f"{ABOUT}; instruction set {isa} (also: {', '.join(others) or 'none'}), {threads}"

@@ -45,7 +45,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "ll_isa_name": [],
     "ll_isa_list": [],
     "ll_select_isa": [ctypes.c_char_p],
-    "ll_has_openmp": [],
+    "ll_set_openmp": [ctypes.c_void_p],
     "ll_measure_peak": [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double],
     "ll_layout": [],
 }
@@ -69,6 +69,7 @@ _RESULTS: dict[str, Any] = {
     "ll_isa_list": ctypes.c_char_p,
     "ll_measure_peak": ctypes.c_double,
     "ll_layout": ctypes.POINTER(_Field),
+    "ll_set_openmp": None,
     "ll_set_signal_functions": None,
     "ll_take_exception": None,
 }
@@ -82,6 +83,34 @@ def _layout(library: Any) -> Iterator[Field]:
         if not found.structure:
             return
         yield Field(found.structure.decode(), (found.field or b"").decode(), found.offset, found.size, chr(found.type))
+
+
+# The functions of `ll_openmp`, in its order.
+_OPENMP = (
+    "omp_in_parallel",
+    "GOMP_parallel",
+    "omp_get_thread_num",
+    "__kmpc_fork_call",
+    "__kmpc_push_num_threads",
+    "__kmpc_global_thread_num",
+)
+#: Where PyTorch's wheels keep their OpenMP runtime; on Linux it is among the global symbols of the process.
+_RUNTIMES = {"darwin": "lib/libomp.dylib", "win32": "lib/libiomp5md.dll"}
+
+
+def _openmp() -> Any:
+    """`ll_openmp` of the runtime that PyTorch has loaded; ``None`` where there is none with these functions."""
+    if "backend: OpenMP" not in torch.__config__.parallel_info():
+        return None
+    inside = _RUNTIMES.get(sys.platform)
+    path = None if inside is None else Path(torch.__file__).parent / inside
+    if path is not None and not path.is_file():
+        return None  # another build of PyTorch: a search by name could load a second runtime
+    runtime = ctypes.CDLL(None if path is None else str(path))
+    found = [getattr(runtime, name, None) for name in _OPENMP]
+    addresses = [None if function is None else ctypes.cast(function, ctypes.c_void_p).value for function in found]
+    in_parallel, gnu, llvm = addresses[0], all(addresses[1:3]), all(addresses[3:])
+    return (ctypes.c_void_p * len(_OPENMP))(*addresses) if in_parallel and (gnu or llvm) else None
 
 
 def load() -> tuple[Any, str]:
@@ -105,10 +134,12 @@ def load() -> tuple[Any, str]:
     different = mismatch(_layout(library))
     if different:
         return None, f"the native library ({found[0]}) is of another version: {different}; reinstall Limelight"
+    library.ll_set_openmp(_runtime)
     library.ll_set_signal_functions(*(ctypes.cast(getattr(ctypes.pythonapi, f), ctypes.c_void_p) for f in _INTERPRETER))
     return library, ""
 
 
+_runtime = _openmp()
 _library, _missing = load()
 
 
@@ -147,9 +178,9 @@ def select_instruction_set(name: str | None) -> None:
     check(_library.ll_select_isa(None if name is None else name.encode()))
 
 
-def has_openmp() -> bool:
-    """Whether the library was built with OpenMP; otherwise it uses one thread."""
-    return bool(_library.ll_has_openmp())
+def shares_threads() -> bool:
+    """Whether calls run on the threads of PyTorch's OpenMP runtime; otherwise the library starts threads of its own."""
+    return _runtime is not None
 
 
 def peak(dtype: torch.dtype, threads: int, seconds: float, instruction_set: str | None = None) -> float:
