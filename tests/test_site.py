@@ -10,7 +10,11 @@ from urllib.parse import unquote
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MISSING = [name for name in ("mkdocs", "material", "mkdocstrings_handlers") if importlib.util.find_spec(name) is None]
+MISSING = [
+    name
+    for name in ("mkdocs", "material", "mkdocstrings_handlers", "latex2mathml")
+    if importlib.util.find_spec(name) is None
+]
 
 
 def modules():
@@ -48,9 +52,11 @@ def test_it_builds_without_a_warning(tmp_path):
     assert "&gt;&gt;&gt; " in reference or 'class="gp"' in reference  # examples are blocks of code
     for page in (tmp_path / "site/api").glob("limelight.*.html"):  # each documents something beside the module
         assert page.read_text("utf-8").count(f'id="{page.stem}.') > 0, page
+    assert '<math alttext="s_{ij} = ' in (tmp_path / "site/self-attention.html").read_text("utf-8")
     pages = {page: page.read_text("utf-8") for page in (tmp_path / "site").rglob("*.html")}
     headings = {page: set(re.findall(r'id="([^"]+)"', text)) for page, text in pages.items()}
     for page, text in pages.items():
+        assert 'class="arithmatex"' not in text, page  # every formula has become MathML
         assert not re.search(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)"', text), page
         if page.name != "404.html":  # whose links are those of the host's root
             assert missing(page, text, headings) == set(), page
