@@ -92,6 +92,17 @@ def test_a_release_is_tagged_once(checkout):
         release.check_state("0.2.0")
 
 
+def test_what_a_version_may_change():
+    changes = ["limelight: attention(scale): Parameter was removed"]
+    release.judge_changes("0.2.1", "v0.2.0", [], "- x")
+    release.judge_changes("0.2.0", None, [], "- x")
+    release.judge_changes("0.3.0", "v0.2.0", changes, "### Changed\n\n- x")
+    with pytest.raises(Problem, match="may only mend"):
+        release.judge_changes("0.2.1", "v0.2.0", changes, "### Changed\n\n- x")
+    with pytest.raises(Problem, match="no `### Changed`"):
+        release.judge_changes("0.3.0", "v0.2.0", changes, "### Added\n\n- x")
+
+
 def wheel(folder, more=(), without=(), version="1.2"):
     path = folder / GOOD
     with zipfile.ZipFile(path, "w") as archive:
