@@ -5,9 +5,10 @@
 
 It needs `pip install -c constraints.txt ".[site]" build`.
 
-Before, in one commit: the version in `pyproject.toml`, `src/limelight/_version.py` and `CITATION.cff`, and in
-`CHANGELOG.md` the lines under `[Unreleased]` moved to a section `## [0.2.0] - YYYY-MM-DD`. The tag is made after a
-question, and not pushed: pushing it starts the workflow `wheels`, which builds for every platform and publishes.
+Before, in one commit: the version in `pyproject.toml`, `src/limelight/_version.py`, `CITATION.cff` (with its date) and
+`docs/faq.md`, and in `CHANGELOG.md` the lines under `[Unreleased]` moved to a section `## [0.2.0] - YYYY-MM-DD`. The
+tag is made after a question, and not pushed: pushing it starts the workflow `wheels`, which builds for every platform
+and publishes.
 """
 
 import argparse
@@ -25,6 +26,7 @@ PLACES = {
     "pyproject.toml": r'^version = "(.+)"$',
     "src/limelight/_version.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
+    "docs/faq.md": r"^  version = \{(.+)\},$",
 }
 
 

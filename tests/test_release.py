@@ -48,6 +48,7 @@ def checkout(tmp_path, monkeypatch):
         "pyproject.toml": 'version = "0.2.0"\n',
         "src/limelight/_version.py": '__version__ = "0.2.0"\n',
         "CITATION.cff": "version: 0.2.0\n",
+        "docs/faq.md": "  version = {0.2.0},\n",
         "CHANGELOG.md": "## [Unreleased]\n\n## [0.2.0] - 2027-01-02\n\n- x\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
