@@ -93,6 +93,26 @@ def test_reference_page(page, tmp_path, monkeypatch, load_once):
         assert example.prints is None or pages.alike(example.prints, printed), printed
 
 
+def test_the_front_page():
+    """Its example runs; `mkdocs build --strict` looks at its links."""
+    names: dict[str, object] = {}
+    in_python = [example for example in pages.examples(DOCS / "site/front.md") if example.language == "python"]
+    assert in_python
+    for example in in_python:
+        example.run(names)
+
+
+def test_every_guide_to_an_extension_ends_with_the_command_that_tests_it():
+    guides = (DOCS / "extending.md").read_text("utf-8").removesuffix("\n[Back to the index](README.md)\n")
+    for guide in re.split(r"^## ", guides, flags=re.MULTILINE)[1:]:
+        last = re.findall(r"^```(\w*)\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)[-1]
+        title = guide.partition("\n")[0]
+        assert last[0] == "sh", title
+        assert "pytest -q tests/" in last[1], title
+        for test in re.findall(r"tests/\S+", last[1]):
+            assert (DOCS.parent / test).exists(), test
+
+
 @pytest.mark.parametrize("page", [*PAGES, *REFERENCE, "README"])
 def test_links_lead_somewhere(page):
     text = re.sub(r"^```.*?^```", "", (DOCS / f"{page}.md").read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
