@@ -1,4 +1,4 @@
-"""The tables of pages that are made from the source: the keys of a training run.
+"""The parts of pages that are made from the source: the keys of a training run, and the options of every command.
 
     python docs/tables.py
 
@@ -7,8 +7,13 @@ writes them between their two comments, `<!-- NAME: python docs/tables.py -->` a
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
+import typer
+
+from limelight.cli import app
 from limelight.training.settings import explained
 
 DOCS = Path(__file__).parent
@@ -23,7 +28,29 @@ def training_keys() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"runs.md": {"training keys": training_keys}}
+def commands() -> str:
+    """Every command: what it does, its examples, its arguments and options, from the command line itself."""
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(_command(name, command) for name, command in sorted(group.commands.items()))
+
+
+def _command(name: str, command: Any) -> str:
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(command.help).split("\n\n")]
+    examples = [part.removeprefix("Example: ") for part in paragraphs if part.startswith("Example: ")]
+    text = [part for part in paragraphs if not part.startswith("Example: ")]
+    lines = ["| argument or option | default | meaning |", "|---|---|---|"]
+    lines += [_option(option) for option in command.params if not option.hidden and option.help]
+    return "\n\n".join([f"## limelight {name}", *text, "```sh\n" + "\n".join(examples) + "\n```", "\n".join(lines)])
+
+
+def _option(option: Any) -> str:
+    names = ", ".join(f"`{one}`" for one in (*option.opts, *option.secondary_opts))
+    shown = option.default not in (None, False, "", ())
+    default = "required" if option.required else f"`{option.default}`" if shown else ""
+    return f"| {names} | {default} | {' '.join(option.help.split()).replace('|', chr(92) + '|')} |"
+
+
+TABLES = {"runs.md": {"training keys": training_keys}, "commands.md": {"commands": commands}}
 
 
 def filled(page: Path) -> str:

@@ -14,13 +14,8 @@ from support import real_models
 import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Without a picture, and outside of the reading order.
-REFERENCE = (
-    "atlas", "decoding", "distributed", "elsewhere", "environment", "explain", "export", "extending", "faq", "glossary",
-    "guides", "hugging-face", "long-documents", "microscope", "models", "observing", "offline", "replacing", "runs",
-    "serving", "speed", "start",
-)  # fmt: skip
-PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
+PAGES = sorted(pictures.PICTURES)  # the handbook, in a reading order: each has a picture
+REFERENCE = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *PAGES))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,7 +65,9 @@ def test_the_index_names_every_page_with_its_picture():
     for page in PAGES:
         row = next(line for line in index.splitlines() if f"]({page}.md)" in line)
         assert any(f"pictures/{name}.svg" in row for name in pictures.PICTURES[page]), page
-    assert set(pictures.PICTURES) == set(PAGES)
+    links = LINK.findall(index)
+    for page in REFERENCE:
+        assert f"{page}.md" in links, page
 
 
 def test_every_picture_stands_on_its_page():
