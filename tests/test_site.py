@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -99,6 +100,21 @@ def missing(page, text, headings):
         if not target.exists() or (part and target in headings and unquote(part) not in headings[target]):
             gone.add(link)
     return gone
+
+
+def test_a_formula_that_cannot_be_converted_ends_the_build():
+    if MISSING:
+        pytest.skip(f"not installed: {', '.join(MISSING)} (pip install '.[site]')")
+    spec = importlib.util.spec_from_file_location("mathematics", ROOT / "docs/site/mathematics.py")
+    mathematics = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mathematics)
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="a.md"))
+    made = mathematics.on_page_content(r'<p><span class="arithmatex">\(p &lt; \mathrm{lse}_i\)</span></p>', page)
+    assert '<math alttext="p &lt; \\mathrm{lse}_i"' in made
+    assert "<mi>lse</mi>" in made
+    for wrong in (r"\nonsense x", "x^", "a &amp; b"):
+        with pytest.raises(mathematics.PluginError, match=r"a\.md: the formula"):
+            mathematics.on_page_content(rf'<div class="arithmatex">\[{wrong}\]</div>', page)
 
 
 class Silent(http.server.SimpleHTTPRequestHandler):
