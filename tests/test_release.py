@@ -48,6 +48,7 @@ def checkout(tmp_path, monkeypatch):
         "pyproject.toml": 'version = "0.2.0"\n',
         "src/limelight/_version.py": '__version__ = "0.2.0"\n',
         "CITATION.cff": "version: 0.2.0\n",
+        "docs/faq.md": "  version = {0.2.0},\n",
         "CHANGELOG.md": "## [Unreleased]\n\n## [0.2.0] - 2027-01-02\n\n- x\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,17 @@ def test_a_release_is_tagged_once(checkout):
     release.git("tag", "v0.2.0")
     with pytest.raises(Problem, match=r"the tag v0\.2\.0 exists"):
         release.check_state("0.2.0")
+
+
+def test_what_a_version_may_change():
+    changes = ["limelight: attention(scale): Parameter was removed"]
+    release.judge_changes("0.2.1", "v0.2.0", [], "- x")
+    release.judge_changes("0.2.0", None, [], "- x")
+    release.judge_changes("0.3.0", "v0.2.0", changes, "### Changed\n\n- x")
+    with pytest.raises(Problem, match="may only mend"):
+        release.judge_changes("0.2.1", "v0.2.0", changes, "### Changed\n\n- x")
+    with pytest.raises(Problem, match="no `### Changed`"):
+        release.judge_changes("0.3.0", "v0.2.0", changes, "### Added\n\n- x")
 
 
 def wheel(folder, more=(), without=(), version="1.2"):

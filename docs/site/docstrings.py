@@ -24,10 +24,18 @@ class Examples(griffe.Extension):
 def rewrite(part: griffe.Object) -> None:
     """Rewrite the docstring of an object and of its members; what is imported is rewritten where it is defined."""
     if part.docstring is not None:
-        part.docstring.value = as_markdown(part.docstring.value)
+        part.docstring.value = as_markdown(in_one_line(part.docstring.value))
     for member in part.members.values():
         if isinstance(member, griffe.Object):
             rewrite(member)
+
+
+def in_one_line(docstring: str) -> str:
+    """The docstring with its first paragraph in one line, since tables of contents show the first line alone."""
+    first, gap, rest = docstring.partition("\n\n")
+    lines = first.splitlines()
+    plain = not any(line.startswith((" ", ">>>", "- ", "Args:")) for line in lines[1:])
+    return " ".join(lines) + gap + rest if plain else docstring
 
 
 def as_markdown(docstring: str) -> str:

@@ -78,7 +78,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             found = [{title: [{name: f"api/{name}.md"} for name in modules]} for title, modules in MODULES.items()]
             part["Reference"][:0] = ["api/index.md", *found]
         elif "Benchmarks" in part:
-            part["Benchmarks"] = ["benchmarks.md", *(f"project/benchmarks/{name}.md" for name in BENCHMARKS)]
+            part["Benchmarks"][:0] = ["benchmarks.md"]
+            part["Benchmarks"] += [f"project/benchmarks/{name}.md" for name in BENCHMARKS]
         elif "Project" in part:
             part["Project"] = [f"project/{name}.md" for name in PROJECT]
     return config
@@ -230,6 +231,7 @@ def _summary(module: str) -> str:
 def _benchmarks() -> str:
     """The first page of the benchmarks: every table with its title."""
     lines = ["# Benchmarks", "", "What was measured, with the commands that measure it again.", ""]
+    lines += ["- [How fast, and how exact](speed.md): the most important numbers, and how to measure yours"]
     for name in BENCHMARKS:
         title = (ROOT / "benchmarks" / f"{name}.md").read_text("utf-8").partition("\n")[0].removeprefix("# ")
         lines.append(f"- [{title}](project/benchmarks/{name}.md)")

@@ -29,11 +29,12 @@ def main() -> None:
         write_page(look("minilm", TEXT, words=["bank"]), page_file)
         browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         for theme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": 1200, "height": 760}, color_scheme=theme)
+            page = browser.new_page(viewport={"width": 1160, "height": 582}, color_scheme=theme)
             page.goto(page_file.as_uri())
             page.wait_for_selector("html[data-ready=yes]", state="attached")
             picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            picture.quantize(128, dither=Image.Dither.NONE).save(PICTURES / f"microscope-{theme}.png", optimize=True)
+            few = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=5, dither=Image.Dither.NONE)
+            few.save(PICTURES / f"microscope-{theme}.png", optimize=True)
             page.close()
         browser.close()
 

@@ -54,7 +54,9 @@ def explain(
     not: the backend of attention, fused steps of the native library, and capture, which runs all layers by one call for
     each token.
 
-    Example: limelight explain --length 16384 --pattern window --back 1024, or limelight explain --model smollm2
+    Example: limelight explain --length 16384 --pattern window --back 1024
+
+    Example: limelight explain --model smollm2
     """
     number = dtype_of(dtype)
     if model is not None:
