@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from scaling import Machine, Shape, exchange_seconds
+from scaling import Machine, Shape, planned_seconds
 
 from limelight import Causal, Window, attention
 from limelight.distributed import ContextParallel
@@ -95,7 +95,7 @@ def _measure(rank: int, processes: int, folder: str) -> None:
         own = spread.mine(text)
         found[name, "report"] = spread.explain(pattern)
         found[name, "exchange"] = Seconds(
-            *[2 * SHAPE.layers * exchange_seconds(spread.plan(pattern, 1), machine, KEY_BYTES) for machine in machines]
+            *[SHAPE.layers * sum(planned_seconds(spread.plan(pattern, 1), one, KEY_BYTES)) for one in machines]
         )
         found[name] = _seconds(lambda network=network, own=own, spread=spread: _step(network, own, spread))
     if processes == 1:

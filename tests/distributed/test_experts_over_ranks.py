@@ -64,11 +64,11 @@ def compared(name, lengths):
 
 def on_three_ranks():
     mesh = make_mesh("cpu")
-    with pytest.raises(ArgumentError, match=r"`run.experts` must divide the number of processes, but 2 does not"):
+    with pytest.raises(ArgumentError, match=r"`experts` must divide the number of processes, but 2 does not"):
         expert_mesh(mesh, 2)
-    with pytest.raises(ArgumentError, match=r"`run.experts` must divide the experts of every mixture, but 3 .* 4 of l"):
+    with pytest.raises(ArgumentError, match=r"`mesh.size\(\)` must divide the experts of every .* 3 .* 4 of l"):
         divide_experts(made("mixtral"), mesh["data"])
-    with pytest.raises(ArgumentError, match=r"`run.experts` must be 1 for a model without mixtures"):
+    with pytest.raises(ArgumentError, match=r"`mesh.size\(\)` must be 1 for a model without mixtures"):
         divide_experts(made("llama"), mesh["data"])
     dropping = recipe(GatedFeedForward, dropout=0.1)
     experts = recipe(MixtureOfExperts, inner=8, activation="silu", experts=4, expert=dropping)

@@ -75,9 +75,9 @@ def test_two_shards_have_the_bits_of_one_process():
 
 
 def on_four_ranks():
-    with pytest.raises(ArgumentError, match=r"`run.shard` must divide the number of processes, but 3 does not"):
+    with pytest.raises(ArgumentError, match=r"`shard` must divide the number of processes, but 3 does not"):
         make_mesh("cpu", shard=3)
-    with pytest.raises(ArgumentError, match=r"`run.shard \* run.tensor` must .*2 \* 4 = 8 does not divide 4"):
+    with pytest.raises(ArgumentError, match=r"`shard \* tensor` must .*2 \* 4 = 8 does not divide 4"):
         make_mesh("cpu", shard=2, tensor=4)
     mesh = make_mesh("cpu", shard=2, context=2)
     assert parameter_mesh(mesh)["data", "shard"].mesh.tolist() == [[0, 1, 2, 3]]

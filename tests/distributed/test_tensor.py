@@ -68,7 +68,7 @@ def refuse():
 
 def test_heads_that_do_not_divide_are_refused():
     run_processes(refuse, 3)
-    with pytest.raises(ArgumentError, match=r"`run.tensor` must divide the key-value heads .* Use 1, 2, 4\."):
+    with pytest.raises(ArgumentError, match=r"`size` must divide the key-value heads .* Use 1, 2, 4\."):
         tensor_plan(decoder(), 3)
     with pytest.raises(ArgumentError, match=r"2 does not divide the 49 feed-forward features of layers\.0"):
         tensor_plan(new("llama", **{**GROUPED, "intermediate_size": 49}), 2)

@@ -64,14 +64,14 @@ def check_experts(network: nn.Module, size: int) -> None:
     """
     mixtures = [(name, part) for name, part in network.named_modules() if isinstance(part, MixtureOfExperts)]
     if not mixtures:
-        raise wrong("run.experts", "must be 1 for a model without mixtures of experts", f"it is {size}", "Remove it.")
+        raise wrong("mesh.size()", "must be 1 for a model without mixtures of experts", f"it is {size}", "Remove it.")
     for name, part in mixtures:
         count = len(part.experts)
         if count % size:
             fits = [n for n in range(1, count + 1) if count % n == 0]
             got = f"{size} does not divide the {count} of {name}"
             way_out = f"Use {', '.join(map(str, fits[:12]))}."
-            raise wrong("run.experts", "must divide the experts of every mixture", got, way_out)
+            raise wrong("mesh.size()", "must divide the experts of every mixture", got, way_out)
 
 
 def mixtures_of(network: nn.Module) -> Iterator[MixtureOfExperts]:

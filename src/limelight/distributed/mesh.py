@@ -50,7 +50,7 @@ def make_mesh(device: str, *, stages: int = 1, shard: int = 1, context: int = 1,
 
 
 def indivisible(sizes: Mapping[str, int], processes: int) -> ArgumentError:
-    """The error of sizes whose product does not divide the number of processes, by the names of their settings."""
+    """The error of sizes whose product does not divide the number of processes, by their names."""
     given = {name: size for name, size in sizes.items() if size > 1}
     wanted, several = math.prod(given.values()), len(given) > 1
     product = " * ".join(map(str, given.values()))
@@ -58,8 +58,8 @@ def indivisible(sizes: Mapping[str, int], processes: int) -> ArgumentError:
     way_out = f"Start a multiple of {wanted} processes, or lower a size."
     if processes == 1:
         got = f"{f'their product is {wanted}' if several else f'it is {wanted}'}, and there is 1 process"
-        way_out = f"Start it with: torchrun --nproc_per_node {wanted} -m limelight train CONFIG."
-    return wrong(" * ".join(f"run.{name}" for name in given), "must divide the number of processes", got, way_out)
+        way_out = f"Start it with torchrun --nproc_per_node {wanted}."
+    return wrong(" * ".join(given), "must divide the number of processes", got, way_out)
 
 
 def parameter_mesh(mesh: DeviceMesh) -> DeviceMesh:
@@ -98,9 +98,9 @@ def expert_mesh(mesh: DeviceMesh, experts: int) -> DeviceMesh:
     ranks = data * shard * context
     if ranks % whole_number("experts", experts, at_least=1):
         got = f"{experts} does not divide {ranks}"
-        rule = "must divide the number of processes" + (" / run.tensor" if tensor > 1 else "")
+        rule = "must divide the number of processes" + (" / tensor" if tensor > 1 else "")
         fits = [n for n in range(1, ranks + 1) if ranks % n == 0]
-        raise wrong("run.experts", rule, got, f"Use {', '.join(map(str, fits[:12]))}.")
+        raise wrong("experts", rule, got, f"Use {', '.join(map(str, fits[:12]))}.")
     parts = math.gcd(ranks // experts, shard * context)
     processes = mesh.mesh.reshape(stages, ranks // experts // parts, parts, experts, tensor)
     return DeviceMesh(mesh.device_type, processes, mesh_dim_names=("stages", "data", "shard", "experts", "tensor"))

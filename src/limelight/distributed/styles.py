@@ -22,11 +22,11 @@ from ..nn.projection import Projection
 from ..tensors.shapes import ArgumentError, wrong
 
 
-def uneven(name: str, what: str, count: int, size: int) -> ArgumentError:
-    """The error of a number of heads or features that ranks cannot share evenly."""
+def uneven(name: str, what: str, count: int, size: int, argument: str = "mesh.size()") -> ArgumentError:
+    """The error of a number of heads or features that ranks cannot share evenly, by the argument that has the ranks."""
     fits = [n for n in range(1, count + 1) if count % n == 0]
     got = f"{size} does not divide the {count} {what} of {name}"
-    return wrong("run.tensor", f"must divide the {what} of every layer", got, f"Use {', '.join(map(str, fits[:12]))}.")
+    return wrong(argument, f"must divide the {what} of every layer", got, f"Use {', '.join(map(str, fits[:12]))}.")
 
 
 class Divided(ParallelStyle):

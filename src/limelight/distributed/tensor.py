@@ -65,7 +65,7 @@ def tensor_plan(network: Stack, size: int | None = None) -> dict[str, ParallelSt
             plan[f"{prefix}head"] = Vocabulary()
     for style in plan.values() if size is not None else ():
         if isinstance(style, Divided) and style.count % (size or 1):
-            raise uneven(style.name, style.what, style.count, size or 1)
+            raise uneven(style.name, style.what, style.count, size or 1, "size")
     return plan
 
 
@@ -102,4 +102,4 @@ def _of_attention(name: str, part: MultiHead) -> dict[str, ParallelStyle]:
 
 def _indivisible(name: str, got: str) -> Exception:
     rule = "must consist of MultiHead, FeedForward, GatedFeedForward and mixtures of experts to be divided over ranks"
-    return wrong("network", rule, f"{name}: {got}", "Use run.shard (limelight.distributed.shard) instead.")
+    return wrong("network", rule, f"{name}: {got}", "Use limelight.distributed.shard (run.shard) instead.")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -29,7 +30,7 @@ from ..distributed.sharded import clip_gradients
 from ..models import Config
 from ..models.families import FAMILIES
 from ..pretrained import Pretrained
-from ..tensors.shapes import wrong
+from ..tensors.shapes import ArgumentError, wrong
 from ..tensors.torch_internals import set_group_timeout
 from .data import Batch
 from .dividing import BatchDivision, check_divisible
@@ -39,6 +40,12 @@ from .settings import RunSettings
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # of torchrun and of MPI
 
 PRODUCT = ("shard", "context", "tensor")  # settings whose product divides the number of processes
+
+# Which settings arguments of `limelight.distributed` are made of.
+SETTINGS = {name: f"run.{name}" for name in (*PRODUCT, "experts")} | {
+    "mesh.size()": "run.experts",
+    "size": "run.tensor",
+}
 
 
 class Ranks(ABC):
@@ -173,9 +180,10 @@ class MeshRanks(Ranks):
 
     def __init__(self, device: torch.device, run: RunSettings) -> None:
         self.device, self.rank = device, dist.get_rank()
-        self.mesh = make_mesh(device.type, shard=run.shard, context=run.context, tensor=run.tensor)
-        self.parameters = parameter_mesh(self.mesh)
-        self.experts = expert_mesh(self.mesh, run.experts) if run.experts > 1 else None
+        with named_as_settings():
+            self.mesh = make_mesh(device.type, shard=run.shard, context=run.context, tensor=run.tensor)
+            self.parameters = parameter_mesh(self.mesh)
+            self.experts = expert_mesh(self.mesh, run.experts) if run.experts > 1 else None
         meshes = [mesh for mesh in (self.mesh, self.parameters, self.experts) if mesh is not None]
         for group in {group for mesh in meshes for group in mesh.get_all_groups()}:
             set_group_timeout(group, timedelta(seconds=run.timeout))
@@ -190,10 +198,11 @@ class MeshRanks(Ranks):
             network = FAMILIES[config.family].shape(config)
         if self.mesh["context"].size() > 1:
             check_divisible(network)
-        if self.experts is not None:
-            check_experts(network, self.experts["experts"].size())
-        if (size := self.mesh["tensor"].size()) > 1:
-            tensor_plan(network, size)
+        with named_as_settings():
+            if self.experts is not None:
+                check_experts(network, self.experts["experts"].size())
+            if (size := self.mesh["tensor"].size()) > 1:
+                tensor_plan(network, size)
 
     def divide(self, objective: Objective) -> None:
         network, tensor, context = objective.network, self.parameters["tensor"], self.mesh["context"]
@@ -281,8 +290,21 @@ def connect(run: RunSettings) -> Ranks:
         raise wrong(named, "says how many processes train together", f"this one sees {together}", way_out)
     if divides(run):
         sizes_wanted = {name: getattr(run, name) for name in PRODUCT if getattr(run, name) > 1}
-        raise indivisible(sizes_wanted or {"experts": run.experts}, 1)
+        with named_as_settings():
+            raise indivisible(sizes_wanted or {"experts": run.experts}, 1)
     return Replicas(accelerator)
+
+
+@contextmanager
+def named_as_settings() -> Iterator[None]:
+    """Name the setting of a run in the error of an argument that was made of it."""
+    try:
+        yield
+    except ArgumentError as error:
+        names, text = str(error).removeprefix("`").split("`", 1)
+        settings = " * ".join(SETTINGS.get(name, name) for name in names.split(" * "))
+        text = text.replace("/ tensor", "/ run.tensor")
+        raise ArgumentError(f"`{settings}`{text}") from None
 
 
 def divides(run: RunSettings) -> bool:
