@@ -142,7 +142,7 @@ def test_documents_in_pages():
     query, keys, values = torch.randn(7, 4, 8), torch.randn(5, 16, 2, 8), torch.randn(5, 16, 2, 8)
     table = torch.tensor([[3, 0], [2, -1]], dtype=torch.int32)
     rows = [torch.cat((x[3], x[0, :4], x[2, :5])) for x in (keys, values)]
-    for slopes in (None, torch.rand(4)):
+    for slopes in (None, torch.rand(4), torch.rand(2, 4)):
         settings = {"causal": True, "alibi_slopes": slopes, "return_attn_probs": True}
         found = compat.flash_attn_varlen_func(query, keys, values, ends_q, ends_k, 5, 20, **settings, block_table=table)
         expected = compat.flash_attn_varlen_func(query, *rows, ends_q, ends_k, 5, 20, **settings)
@@ -311,3 +311,15 @@ def test_caches_that_do_not_fit():
         compat.flash_attn_with_kvcache(torch.randn(5, 1, 4, 8), keys, values)
     with pytest.raises(ArgumentError, match=r"`q` must be \(B, L, H, D\)"):
         compat.flash_attn_with_kvcache(query[0], keys, values)
+
+
+@pytest.mark.parametrize("held", [5, torch.tensor([5, 3, 7])], ids=["an int", "lengths"])
+def test_a_cache_under_a_compiler(held):
+    caches = torch.randn(2, 3, 10, 2, 8)
+    query, k, v = torch.randn(3, 1, 4, 8), *torch.randn(2, 3, 1, 2, 8)
+    found = []
+    for function in (compat.flash_attn_with_kvcache, torch.compile(compat.flash_attn_with_kvcache, backend="eager")):
+        own = caches.clone()
+        output = function(query, *own, k, v, cache_seqlens=held, cache_leftpad=torch.tensor([1, 0, 2]), causal=True)
+        found.append((output, own))
+    torch.testing.assert_close(*found)

@@ -21,6 +21,19 @@ TABLE = torch.rand(B, H, Lq, Lk) < 0.5
 SEEN = torch.rand(B, Lk) < 0.7
 STARTS = torch.tensor([0, 3, 20])
 
+BEGINS = torch.tensor([0, 10, 11, 31])
+
+
+def place(index):
+    """Of a token within its document."""
+    return index - BEGINS[DOCUMENTS[index]]
+
+
+def inner_mask(q, k, function):
+    """A mask of the places within documents, as attention-gym's masks of documents are."""
+    return (DOCUMENTS[q] == DOCUMENTS[k]) & function(place(q), place(k))
+
+
 #: Functions of indices, each with whether it becomes spans: a pattern of no memory.
 MASKS = {
     "causal": (lambda b, h, q, k: q >= k, True),
@@ -55,6 +68,12 @@ MASKS = {
     "documents": (lambda b, h, q, k: DOCUMENTS[q] == DOCUMENTS[k], True),
     "documents, interrupted": (lambda b, h, q, k: INTERRUPTED[q] == INTERRUPTED[k], True),
     "documents of rows": (lambda b, h, q, k: (OF_ROWS[b, q] == OF_ROWS[b, k]) & (q >= k), True),
+    "places in documents": (lambda b, h, q, k: inner_mask(q, k, lambda i, j: i >= j), True),
+    "window in documents": (lambda b, h, q, k: inner_mask(q, k, lambda i, j: (i >= j) & ((i - j).abs() <= 4)), True),
+    "or in documents": (lambda b, h, q, k: inner_mask(q, k, lambda i, j: (i > j) | (j - i == 2)), True),
+    "prefix in documents": (lambda b, h, q, k: inner_mask(q, k, lambda i, j: (j < 3) | (i >= j)), False),
+    "places without documents": (lambda b, h, q, k: q - BEGINS[DOCUMENTS[q]] >= k - BEGINS[DOCUMENTS[k]], False),
+    "places of others": (lambda b, h, q, k: (INTERRUPTED[q] == INTERRUPTED[k]) & (place(q) >= place(k)), False),
     "documents, causal": (lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) & (q >= k), True),
     "of a module's functions": (theirs.and_masks(theirs.noop_mask, lambda b, h, q, k: q >= k), True),
     "or": (flex.or_masks(lambda b, h, q, k: k < 3, lambda b, h, q, k: q - k > 9), True),
@@ -116,6 +135,8 @@ def test_what_masks_become():
     assert made(flex.noop_mask).pattern == Full()
     mask = made(lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) & (q >= k))
     assert (mask.layout, mask.pattern) == (Packed((10, 1, 20, 30)), Causal())
+    mask = made(lambda b, h, q, k: inner_mask(q, k, lambda i, j: (i >= j) & (i - j < 5)))
+    assert (mask.layout, mask.pattern) == (Packed((10, 1, 20, 30)), Causal() & Window(4, None))
     assert made(lambda b, h, q, k: (DOCUMENTS[q] == DOCUMENTS[k]) & (k < 9)).layout == limelight.Aligned(query_start=0)
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...forms.coordinates import Coordinates
 from ...forms.layouts import Layout, Padded, Paged
-from ...forms.layouts.base import one_document
-from ...forms.segments import pack, per_row
+from ...forms.layouts.portion import Portion
+from ...forms.segments import FIELDS
 from ...nn.positions import InterleavedPairs, Rotation, SplitHalves
 from ...tensors.shapes import check_tensor, describe, position, wrong
 from .settings import attend, meaning
@@ -115,7 +114,7 @@ class _Cache:
 
     def angles(self, cosine: Tensor, sine: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of ``count`` positions from the first new one on, ``(B | 1, 1, count, R / 2)`` float32."""
-        held = self.held if isinstance(self.held, Tensor) else torch.tensor([self.held])
+        held = self.held if isinstance(self.held, Tensor) else torch.tensor([self.held], device="cpu")
         at = held.to(cosine.device)[:, None] + torch.arange(count, device=cosine.device)
         if at.numel() and int(at.max()) >= min(len(cosine), len(sine)):
             got = f"it has {min(len(cosine), len(sine))}, and the last token has position {int(at.max())}"
@@ -170,31 +169,18 @@ class _Cache:
     def _layout(self, B: int, Lq: int) -> Layout | None:
         total = self.total
         if self.first is not None:
-            return _Ranges(self.first, total if isinstance(total, Tensor) else torch.full((B,), total))
+            return _ranges(self.first, total, Lq)
         return Padded(Lq, total) if isinstance(total, Tensor) else None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Ranges(Layout):
+def _ranges(first: Tensor, end: int | Tensor, Lq: int) -> Layout:
     """The keys of each row are a range ``first .. end - 1`` of the cache, the last query at the last of them."""
-
-    first: Tensor  # (B,)
-    end: Tensor  # (B,)
-    near = True
-
-    def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
-        first, end = (x.to(device, torch.int64)[:, None] for x in (self.first, self.end))
-        query = torch.arange(Lq, device=device) + end - Lq
-        key = torch.arange(Lk, device=device).expand(B, Lk)
-        exists = torch.ones_like(query, dtype=torch.bool), (key >= first) & (key < end)
-        return Coordinates(query, key, *one_document(query, key), *exists)
-
-    def segments(self, B: int, Lq: int, Lk: int) -> bytes:
-        first, end = per_row(self.first, B), per_row(self.end, B)
-        return pack(B, query_end=Lq, key_begin=first, key_end=end, query_offset=end - Lq, key_offset=0)
-
-    def select(self, rows: Tensor) -> _Ranges:
-        return _Ranges(self.first[rows], self.end[rows])
+    columns = dict.fromkeys(FIELDS, torch.zeros(len(first), dtype=torch.int64, device="cpu"))
+    columns["row"] = columns["dropout_row"] = torch.arange(len(first), device="cpu")
+    columns["query_end"] = columns["query_end"] + Lq
+    columns["key_begin"], columns["key_end"] = first.cpu().long(), columns["key_end"] + torch.as_tensor(end).cpu()
+    columns["query_offset"] = columns["key_end"] - Lq
+    return Portion(torch.stack(list(columns.values()), 1))
 
 
 def _cache(

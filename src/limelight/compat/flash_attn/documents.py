@@ -61,7 +61,7 @@ def flash_attn_varlen_func(
         way = partial(_attend_pages, pages=block_table)
     if alibi_slopes is not None and alibi_slopes.dim() == 2:
         documents = len(sizes[0])
-        way = _attend_rows if block_table is None else way
+        way = _attend_rows if block_table is None else partial(_attend_rows_of_pages, pages=block_table)
         if alibi_slopes.shape[0] not in (1, documents):
             rule = "must have one number for each query head, or one row of them for each document"
             got = f"there are {documents} documents, and its shape is {tuple(alibi_slopes.shape)}"
@@ -184,10 +184,29 @@ def _attend_pages(
     q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *, pages: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Documents laid end to end whose keys lie in pages ``(number of pages, size, Hkv, D)``."""
+    _check_pages(k, v)
+    layout = Paged(query_lengths, key_lengths, pages)
+    output, logsumexp = attend(q.transpose(0, 1)[None], k.transpose(1, 2), v.transpose(1, 2), layout=layout, **settings)
+    return output[0].transpose(0, 1), None if logsumexp is None else logsumexp[0]
+
+
+def _attend_rows_of_pages(
+    q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *, pages: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Each document as a batch row of its own, its keys gathered from pages."""
+    _check_pages(k, v)
+    layout = Paged(query_lengths, key_lengths, pages)
+    layout.stored(k.shape[1]).check(len(k))
+    tables = list(zip(pages.long(), key_lengths.tolist(), strict=True))
+    keys, values = (
+        torch.cat([x[:0].flatten(0, 1), *(x[table.clamp(min=0)].flatten(0, 1)[:n] for table, n in tables)])
+        for x in (k, v)
+    )
+    return _attend_rows(q, keys, values, query_lengths, key_lengths, **settings)
+
+
+def _check_pages(k: Tensor, v: Tensor) -> None:
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dim() != 4:
             rule = "must be (number of pages, page size, Hkv, D) where there is a block_table"
             raise wrong(name, rule, f"it is {describe(tensor)}", "Leave block_table out for keys laid end to end.")
-    layout = Paged(query_lengths, key_lengths, pages)
-    output, logsumexp = attend(q.transpose(0, 1)[None], k.transpose(1, 2), v.transpose(1, 2), layout=layout, **settings)
-    return output[0].transpose(0, 1), None if logsumexp is None else logsumexp[0]

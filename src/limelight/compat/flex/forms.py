@@ -50,6 +50,30 @@ class Lookup(NamedTuple):
     axes: str
 
 
+class OfDocument(NamedTuple):
+    """``numbers[table[i]]``, a number of the document of a query or a key, ``axis`` ``q`` or ``k``."""
+
+    numbers: Tensor
+    table: Tensor
+    axis: str
+
+
+class Local(NamedTuple):
+    """An index less a number of its document: ``i - numbers[table[i]]``, a place within the document."""
+
+    place: Affine
+    numbers: Tensor
+    table: Tensor
+
+
+class Within(NamedTuple):
+    """What has a form for queries and keys of one document, those with ``of_queries[i] == of_keys[j]``."""
+
+    form: Any
+    of_queries: Tensor
+    of_keys: Tensor
+
+
 class Mask(NamedTuple):
     """Whether a query sees a key: what ``pattern`` allows or, where it is not ``exact``, at most that."""
 
@@ -57,7 +81,7 @@ class Mask(NamedTuple):
     exact: bool = True
 
 
-Form = Affine | Quotient | Remainder | Absolute | Lookup | Mask | None
+Form = Affine | Quotient | Remainder | Absolute | Lookup | OfDocument | Local | Within | Mask | None
 QUERY, KEY = Affine(1, 0), Affine(0, 1)
 
 
@@ -253,6 +277,8 @@ def form_of(operation: str, operands: list[Any], settings: dict[str, Any]) -> Fo
         operation, settings = "floor_divide", {}
     if settings and settings != {"alpha": 1}:
         return None
+    if any(isinstance(x, (OfDocument, Local, Within)) for x in operands):
+        return _within_documents(operation, operands)
     if operation in _RELATIONS:
         return _RELATIONS[operation](*operands)
     if operation in _OF_NUMBERS and all(isinstance(x, Affine) for x in operands):
@@ -260,3 +286,42 @@ def form_of(operation: str, operands: list[Any], settings: dict[str, Any]) -> Fo
     if operation in _OF_MASKS and any(isinstance(x, Mask) for x in operands):
         return _OF_MASKS[operation](*operands)
     return None
+
+
+# --- Places within documents -----------------------------------------------------------------------------------------
+
+
+def _within_documents(operation: str, operands: list[Any]) -> Form:
+    """The form of an operation on places within documents, of which the distance is that of the indices."""
+    if operation == "sub" and isinstance(operands[0], Affine) and isinstance(operands[1], OfDocument):
+        index, (numbers, table, axis) = operands[0], operands[1]
+        return Local(index, numbers, table) if index[:2] == (QUERY if axis == "q" else KEY)[:2] else None
+    if any(isinstance(x, OfDocument) for x in operands):
+        return None
+    if any(isinstance(x, Local) for x in operands):
+        return _of_places(operation, operands)
+    documents = [x for x in operands if isinstance(x, Within)]
+    of_queries, of_keys = documents[0].of_queries, documents[0].of_keys
+    if any(x.of_queries is not of_queries or x.of_keys is not of_keys for x in documents):
+        return None
+    found = form_of(operation, [x.form if isinstance(x, Within) else x for x in operands], {})
+    if found is None:
+        return None
+    if operation in ("bitwise_and", "logical_and"):
+        same = SameDocument(of_queries, of_keys)
+        if any(isinstance(x, Mask) and same in x.pattern.conjuncts() for x in operands):
+            return found  # other documents are seen by neither
+    return Within(found, of_queries, of_keys)
+
+
+def _of_places(operation: str, operands: list[Any]) -> Form:
+    """The form of the difference, or the comparison, of the places of a query and a key."""
+    if len(operands) != 2 or not all(isinstance(x, Local) for x in operands):
+        return None
+    if operation != "sub" and operation not in _RELATIONS:
+        return None
+    queries, keys = sorted(operands, key=lambda x: x.place.key)
+    if (queries.place[:2], keys.place[:2]) != (QUERY[:2], KEY[:2]) or queries.numbers is not keys.numbers:
+        return None
+    found = form_of(operation, [x.place for x in operands], {})
+    return None if found is None else Within(found, queries.table, keys.table)

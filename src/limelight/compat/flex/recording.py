@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...tensors.shapes import describe, wrong
 from ...tensors.torch_internals import disabled_torch_function
-from .forms import KEY, QUERY, Affine, Form, Lookup, Mask, form_of
+from .forms import KEY, QUERY, Affine, Form, Lookup, Mask, OfDocument, form_of
 from .patterns import EVERYTHING, NOTHING
 from .score_forms import Scored, score_form
 
@@ -235,6 +235,9 @@ def _looked_up(table: Any, indices: Sequence[Any]) -> Form:
     """What is read from a tensor at indices; ``None`` where an index is not one of the function's arguments."""
     if not isinstance(table, Tensor) or table.dtype.is_floating_point or len(indices) != table.dim():
         return None
+    inner = getattr(indices[0], "form", None)
+    if isinstance(inner, Lookup) and len(indices) == 1 and inner.axes in ("q", "k"):
+        return OfDocument(table, inner.table, inner.axes)
     axes = ""
     for index in indices:
         if not isinstance(index, Node):

@@ -51,7 +51,7 @@ class Blocks(AttentionBias):
         if layout is not None:
             return Arranged(layout, self.pattern())
         together = [range(first, last) for first, last in keys]  # a key belongs to several blocks
-        index = torch.tensor([key for block in together for key in block], dtype=torch.int64)
+        index = torch.tensor([key for block in together for key in block], dtype=torch.int64, device="cpu")
         ends = [0]
         for block in together:
             ends.append(ends[-1] + len(block))
@@ -80,7 +80,7 @@ def _layout(queries: list[tuple[int, int]], keys: list[tuple[int, int]], Lk: int
                 "key_offset": -k0, "dropout_row": number,
             }  # fmt: skip
             rows.append([columns.get(name, 0) for name in FIELDS])
-    table = torch.tensor(rows, dtype=torch.int64).reshape(-1, len(FIELDS))
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(-1, len(FIELDS))
     return Portion(table, count=max(1, len(queries)))
 
 

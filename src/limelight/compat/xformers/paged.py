@@ -72,13 +72,13 @@ class InPages(AttentionBias):
         """The settings where the keys of each text are gathered and laid end to end."""
         index = []
         for table, (first, last) in zip(self.block_tables.long().cpu(), self.ranges(), strict=True):
-            at = torch.arange(first, last)
+            at = torch.arange(first, last, device="cpu")
             if last > len(table) * self.page_size:
                 got = f"a text has {last} keys in {len(table)} pages of {self.page_size}"
                 raise wrong("block_tables", "must have a column for each page of a text", got, "Add pages.")
             index.append(table[at // self.page_size] * self.page_size + at % self.page_size)
         layout = Packed(tuple(self.query_lengths(Lq)), tuple(map(len, index)))
-        return Arranged(layout, self.pattern, keys=torch.cat([torch.zeros(0, dtype=torch.int64), *index]))
+        return Arranged(layout, self.pattern, keys=torch.cat([torch.zeros(0, dtype=torch.int64, device="cpu"), *index]))
 
 
 @dataclass
