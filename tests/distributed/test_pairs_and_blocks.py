@@ -65,6 +65,9 @@ def differing():
             for field, found in ours.seen().items():
                 if not close(field, found, getattr(truth, field), ours.blocks):
                     failed.append(f"{field} {name} {blocks}")
+        alone = limelight.attention(*mine, **theirs, observe=Observe(blocks=BLOCKS[-1][0]))[1]
+        if list(alone.seen()) != ["blocks", "block_pairs"] or not torch.equal(alone.blocks, ours.blocks):
+            failed.append(f"blocks alone {name}")
         gradients = [torch.autograd.grad(one.pairs.square().sum(), whole[0])[0] for one in (ours, truth)]
         if not torch.allclose(*gradients, atol=1e-5):
             failed.append(f"gradient {name}")

@@ -172,7 +172,7 @@ class ContextParallel(Layout):
             )
         return tensor.index_select(dim, self.index.to(tensor.device))
 
-    def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
+    def whole(self, tensor: Tensor, dim: int = 1, first: int = 0) -> Tensor:
         """The tensor of the whole text, on every rank, from each rank's own tokens. Every rank calls it.
 
         The gradient of what every rank computes from it is summed over the ranks.
@@ -180,18 +180,18 @@ class ContextParallel(Layout):
         Args:
             tensor: a rank's own tokens along ``dim``.
             dim: the dimension of the tokens.
+            first: the token of the text from which on they are wanted.
         """
-        moved = tensor.movedim(dim, 0)
-        if moved.shape[0] != count(self.runs[self.rank]):
-            held = count(self.runs[self.rank])
+        moved, held = tensor.movedim(dim, 0), count(self.runs[self.rank])
+        if moved.shape[0] != held:
             got = f"its shape is {tuple(tensor.shape)}, and this rank holds {held} tokens"
             raise wrong("tensor", f"must hold the rank's tokens along dimension {dim}", got, "Use `mine` before.")
-        everything = united([(0, self.length)])
+        everything = united([(first, self.length)])
         needs, pieces = (everything,) * len(self.runs), tuple((*run, 0) for run in everything)
-        plan = Plan(self.rank, needs, self.runs, Aligned(), pieces, self.length)
+        plan = Plan(self.rank, needs, self.runs, Aligned(), pieces, self.length - first)
         flat = moved.reshape(1, 1, moved.shape[0], math.prod(moved.shape[1:]))
         gathered, _ = exchanged(flat, flat[..., :0], plan, self.group)
-        return gathered.reshape(self.length, *moved.shape[1:]).movedim(0, dim)
+        return gathered.reshape(self.length - first, *moved.shape[1:]).movedim(0, dim)
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on every rank, without a gradient. Every rank calls it."""

@@ -151,9 +151,8 @@ class Plan:
     @cached_property
     def is_identity(self) -> bool:
         """Whether every rank computes with its own keys as they lie; the same on every rank."""
-        if self.spare or self.needs != self.held:
-            return False
-        return all(len(need) <= 1 and not need[0][0] % self.grid for need in self.needs if need)
+        in_place = all(len(need) <= 1 and not need[0][0] % self.grid for need in self.needs if need)
+        return in_place and not self.spare and self.needs == self.held
 
     @cached_property
     def sends(self) -> bool:
@@ -211,9 +210,8 @@ class Plan:
     @cached_property
     def query_index(self) -> Tensor:
         """``(queries of the own call,)`` int64: the index of each in the whole; -1 between runs."""
-        index = torch.full(
-            (self.queries[-1][2] + self.queries[-1][1] - self.queries[-1][0] if self.queries else 0,), -1
-        )
+        first, last, place = self.queries[-1] if self.queries else (0, 0, 0)
+        index = torch.full((place + last - first,), -1)
         for first, last, place in self.queries:
             index[place : place + last - first] = torch.arange(first, last)
         return index

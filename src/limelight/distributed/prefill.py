@@ -28,8 +28,8 @@ class ContextParallelPrefill:
 
     Of the prompt a rank holds: keys and values of all layers, as one process does (of a causal window those of the
     window); hidden states and activations of its own tokens; and while a layer is computed, the keys and values that
-    its queries see. With a network divided by `tensor_plan` over another dimension of the mesh, each rank has those of
-    its heads.
+    its queries see, and once more those that it keeps. With a network divided by `tensor_plan` over another dimension
+    of the mesh, each rank has those of its heads.
 
     Args:
         group: a process group, or a mesh of one dimension.

@@ -62,17 +62,20 @@ class Session:
     @torch.no_grad()
     def read(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Read the next tokens of each row, at least one; the scores ``(R, V)`` of what follows, at least float32."""
-        first, self._read = not self._read, rows
+        prefill = None if self._read else self.prefill
+        self._read = rows
         ids, layout = padded(rows, self.device)
-        ends = torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
-        if first and self.prefill is not None:
-            return self._scores(self.prefill.read(self.network, ids, layout, ends, self.cache))
+        if prefill is not None:
+            return self._scores(prefill.read(self.network, ids, layout, self._ends(rows), self.cache))
         across = {} if self.source is None else {"source": self.source}
         states = self.network(ids, layout=layout, logits=False, cache=self.cache, **across).states
         last = states[:, -1]
         if layout is not None:
-            last = states[torch.arange(len(rows), device=self.device), ends]
+            last = states[torch.arange(len(rows), device=self.device), self._ends(rows)]
         return self._scores(last)
+
+    def _ends(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([len(row) - 1 for row in rows], dtype=torch.int64, device=self.device)
 
     def _scores(self, last: Tensor) -> Tensor:
         scores = self.network.head_on(last)

@@ -113,14 +113,15 @@ class Layout(Description):
         """
         return make(length)
 
-    def whole(self, tensor: Tensor, dim: int = 1) -> Tensor:
+    def whole(self, tensor: Tensor, dim: int = 1, first: int = 0) -> Tensor:
         """The tensor of the whole text, on every process, of which this one holds some tokens along ``dim``.
 
         Args:
             tensor: this process's own tokens along ``dim``.
             dim: the dimension of the tokens.
+            first: the token from which on they are wanted.
         """
-        return tensor
+        return tensor.narrow(dim, first, tensor.shape[dim] - first)
 
     def of_whole(self, L: int) -> tuple[Layout | None, int]:
         """The layout and length of the whole text, of which this process holds ``L`` tokens; ``None`` is `Aligned`.

@@ -71,7 +71,11 @@ class Step(NewTokens):
         store = self._complete(layer, pattern)
         if self.spread is None:
             return store.extend(self, key, value)
-        store.extend(self, self.spread.whole(key, 2), self.spread.whole(value, 2))
+        if isinstance(store, WindowStore) and self.exists is None:
+            first = max(self.longest - store.back, 0)
+            store.begin(self.spread.whole(key, 2, first), self.spread.whole(value, 2, first), first)
+        else:
+            store.extend(self, self.spread.whole(key, 2), self.spread.whole(value, 2))
         return key, value, self.spread
 
     def attend(self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:

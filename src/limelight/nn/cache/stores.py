@@ -206,6 +206,14 @@ class WindowStore(Store):
             return key, value, new.layout
         return seen[0][:, :, : used + L], seen[1][:, :, : used + L], layout
 
+    def begin(self, key: Tensor, value: Tensor, first: int) -> None:
+        """Keep the end of a text: at most the last ``back`` keys and values, of the positions from ``first`` on."""
+        columns = 2 * max(self.back, FIRST // 2)
+        self.buffers = [like.new_zeros(*like.shape[:2], columns, like.shape[3]) for like in (key, value)]
+        for buffer, tensor in zip(self.buffers, (key, value), strict=True):
+            buffer[:, :, : tensor.shape[2]] = tensor
+        self.start = first
+
     def slots(self, new: NewTokens, key: Tensor, value: Tensor) -> Slots:
         """As `extend`, for at most ``FIRST // 2`` keys and values that the caller writes itself."""
         self._make_room(new, key, value)
