@@ -163,3 +163,39 @@ def test_what_a_library_needs_on_windows():
     check_wheel.check_needs(libraries[:1], newest, "win_amd64")
     with pytest.raises(Problem, match=r"needs libomp\.dll"):
         check_wheel.check_needs(libraries, newest, "win_amd64")
+
+
+def test_a_wheel_is_compressed_again(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("zopfli", reason="compress_wheel.py needs zopfli")
+    import compress_wheel
+
+    wheel = tmp_path / GOOD
+    files = {"limelight/a.py": b"x = 1\n" * 5000, "limelight/empty.py": b""}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    before = wheel.stat().st_size
+    monkeypatch.setattr("sys.argv", ["compress_wheel.py", str(tmp_path)])
+    monkeypatch.setattr(zipfile, "_get_compressor", zipfile._get_compressor)  # restored at the end
+    compress_wheel.main()
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
+        assert {name: archive.read(name) for name in archive.namelist()} == files
+    assert wheel.stat().st_size < before
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def test_versions_that_cannot_be_tried_are_no_error(tmp_path, monkeypatch, capsys):
+    import check_versions
+
+    wheel = tmp_path / GOOD
+    wheel.touch()
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["check_versions.py", str(wheel), "--python", "3.10", "--torch", "2.10", "2.14"])
+    check_versions.main()
+    assert "| 3.10 | 2.14 | no such interpreter |" in capsys.readouterr().out
+    monkeypatch.setattr(check_versions, "interpreter", lambda version: tmp_path)
+    monkeypatch.setattr(check_versions, "tried", lambda *_: "failed")
+    with pytest.raises(SystemExit):
+        check_versions.main()

@@ -12,6 +12,8 @@ if(CMAKE_MATCH_2 STREQUAL "windows")
   set(CMAKE_SYSTEM_NAME Windows)
 elseif(CMAKE_MATCH_2 STREQUAL "macos")
   set(CMAKE_SYSTEM_NAME Darwin)
+  # CMake looks for it, and would only use it for libraries with a path of others inside.
+  find_program(CMAKE_INSTALL_NAME_TOOL NAMES install_name_tool llvm-install-name-tool true REQUIRED)
 else()
   set(CMAKE_SYSTEM_NAME Linux)
 endif()

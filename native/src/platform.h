@@ -19,7 +19,7 @@ bool may_handle_signals();
 // Lets another thread run on this processor.
 void yield_processor();
 
-// Sleeps while *value is `asleep`; may return early. `wake` wakes one thread that sleeps there, and never reads *value.
+// Sleeps while *value is `asleep`; may return early. `wake` wakes at least one sleeper, and never reads *value.
 void sleep_while(const uint32_t* value, uint32_t asleep);
 void wake(const uint32_t* value);
 

@@ -1,6 +1,6 @@
 // Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
 // results do not depend on the number of threads, bit by bit, and are close to those of `generic`, which reads keys as
-// rows at equal distances where the call has them in pages. Under a sanitizer
+// rows at equal distances where the call has them in pages. Some calls have scores of up to 2^110. Under a sanitizer
 // (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
 // as the call needs), that there is no undefined behavior, and no data race.
 //
@@ -92,6 +92,11 @@ struct Arrays {
         for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, scale * normal());
         return data;
     }
+    char* small_integers(int64_t count, int64_t element) {
+        char* data = zeros(count * size_of(element));
+        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, (double)among(-2, 2));
+        return data;
+    }
     std::string all() const {
         std::string bytes;
         for (const auto& array : held) bytes.append(array.data(), array.size());
@@ -121,10 +126,11 @@ struct RandomCall {
     std::vector<ll_rule> rules;
     std::vector<int64_t> heads, rows, pairs, bias_dims[LL_MAX_RULES];
     bool wanted[5 + LL_MAX_RULES];
+    bool large;  // scores up to 2^110 without rounding errors, which such scores would turn into any weights
     bool with_lse_gradient;
 
     explicit RandomCall(int64_t e) : element(e), number(number_of(e)) {
-        paged = one_in(3), alike = paged && one_in(3);
+        large = one_in(6), paged = one_in(3), alike = paged && one_in(3);
         B = paged ? 1 : among(1, 2), Hkv = among(1, 2), Hq = Hkv * among(1, 2);
         Lq = one_in(8) ? 0 : among(1, one_in(3) ? 150 : 50), Lk = one_in(8) ? 0 : among(1, one_in(4) ? 700 : 140);
         if (alike) Lq = 3 * among(1, 4), Lk = 3 * among(500, 1200);
@@ -132,11 +138,14 @@ struct RandomCall {
         call.version = LL_VERSION, call.element = element;
         call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
         call.width = D, call.value_width = Dv;
-        call.query = shaped(inputs.normals(B * Hq * Lq * D, element), B, Hq, Lq, D, among(0, 2));
-        call.key = input(Hkv, Lk, D), call.value = input(Hkv, Lk, Dv);
+        int64_t query_size = B * Hq * Lq * D;
+        char* query = large ? inputs.small_integers(query_size, element) : inputs.normals(query_size, element);
+        call.query = shaped(query, B, Hq, Lq, D, among(0, 2));
+        call.key = input(Hkv, Lk, D, large), call.value = input(Hkv, Lk, Dv);
         call.sink = one_in(2) ? inputs.normals(Hq, number) : nullptr;
-        call.compare = one_in(5) ? inputs.normals(Hq * D, number) : nullptr;
-        call.scale = 0.2, call.dropout = one_in(3) ? 0.3 : 0.0, call.seed = random_bits();
+        call.compare = one_in(5) && !large ? inputs.normals(Hq * D, number) : nullptr;
+        call.scale = large ? std::ldexp(1.0, (int)among(0, 100)) : 0.2, call.dropout = one_in(3) ? 0.3 : 0.0,
+        call.seed = random_bits();
         choose_segments(), choose_pattern(), choose_rules(), choose_observation();
         rows_of[0] = call.key, rows_of[1] = call.value;
         if (paged) lay_out_pages();
@@ -144,8 +153,9 @@ struct RandomCall {
         with_lse_gradient = one_in(2);
     }
 
-    ll_tensor input(int64_t H, int64_t L, int64_t width) {
-        char* data = inputs.normals(B * H * L * width, element);
+    ll_tensor input(int64_t H, int64_t L, int64_t width, bool integers = false) {
+        int64_t count = B * H * L * width;
+        char* data = integers ? inputs.small_integers(count, element) : inputs.normals(count, element);
         if (one_in(5) && L > 0)
             put(data + among(0, B * H * L * width - 1) * size_of(element), element,
                 one_in(2) ? __builtin_nan("") : __builtin_inf());
@@ -261,7 +271,7 @@ struct RandomCall {
     }
 
     void choose_rules() {
-        for (int64_t n = one_in(2) ? 0 : among(1, 4); n > 0; --n) {
+        for (int64_t n = one_in(2) || large ? 0 : among(1, 4); n > 0; --n) {
             ll_rule rule = {among(0, 3), {0, 0}, {nullptr, {0, 0, 0, 0}}, 0};
             if (rule.kind == LL_BIAS) {
                 int64_t sizes[4] = {B, Hq, Lq, Lk}, step = 1;
@@ -319,6 +329,7 @@ struct RandomCall {
         may_fail(ll_forward(&call));
         call.observation = nullptr;
         call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
+        if (large) return written;  // gradients multiply rounding errors by the scale
 
         ll_gradients g = {};
         Arrays upstream;

@@ -109,8 +109,12 @@ def _openmp() -> Any:
     runtime = ctypes.CDLL(None if path is None else str(path))
     found = [getattr(runtime, name, None) for name in _OPENMP]
     addresses = [None if function is None else ctypes.cast(function, ctypes.c_void_p).value for function in found]
-    in_parallel, gnu, llvm = addresses[0], all(addresses[1:3]), all(addresses[3:])
-    return (ctypes.c_void_p * len(_OPENMP))(*addresses) if in_parallel and (gnu or llvm) else None
+    gnu, llvm = addresses[1:3], addresses[3:]
+    if not addresses[0] or not (all(gnu) or all(llvm)):
+        return None
+    if not all(gnu):
+        gnu = [None, None]
+    return (ctypes.c_void_p * len(_OPENMP))(addresses[0], *gnu, *llvm)
 
 
 def load() -> tuple[Any, str]:
