@@ -51,7 +51,9 @@ struct Isas {
         bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
         // Intel's cores multiply pairs of bfloat16 at half the rate of float32: slower than avx512 there.
-        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16"), slow_pairs = __builtin_cpu_is("intel");
+        bool pairs = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+                     __builtin_cpu_supports("avx512vnni");
+        bool slow_pairs = __builtin_cpu_is("intel");
         Isa bf16{"avx512bf16", pairs, LL_LIST(avx512)};
         bf16.kernels[LL_BFLOAT16] = &avx512bf16_bfloat16_kernels;
 #if defined(LL_HAS_AMX)

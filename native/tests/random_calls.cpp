@@ -1,6 +1,6 @@
-// Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
-// results do not depend on the number of threads, bit by bit, and are close to those of `generic`, which reads keys as
-// rows at equal distances where the call has them in pages. Under a sanitizer
+// Random calls of every kind, forward and backward, in every element type and with keys of 8 bits, on every
+// instruction set of the machine: results do not depend on the number of threads, bit by bit, and are close to those of
+// `generic`, which reads keys as rows at equal distances where the call has them in pages. Under a sanitizer
 // (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
 // as the call needs), that there is no undefined behavior, and no data race.
 //
@@ -115,6 +115,8 @@ struct RandomCall {
     std::vector<ll_segment> segments;
     bool paged, alike;                  // alike: documents of a few queries that begin with the same pages
     ll_tensor rows_of[2], pages_of[2];  // keys and values
+    bool quantized = false;             // keys and values have 8 bits, and there is no backward pass
+    ll_quantized in_rows = {}, in_pages = {};
     std::vector<int32_t> table;
     ll_pages pages = {};
     ll_span spans[2];
@@ -139,7 +141,9 @@ struct RandomCall {
         call.scale = 0.2, call.dropout = one_in(3) ? 0.3 : 0.0, call.seed = random_bits();
         choose_segments(), choose_pattern(), choose_rules(), choose_observation();
         rows_of[0] = call.key, rows_of[1] = call.value;
+        quantized = !call.compare && one_in(3);
         if (paged) lay_out_pages();
+        if (quantized) quantize();
         for (bool& each : wanted) each = !one_in(4);
         with_lse_gradient = one_in(2);
     }
@@ -224,9 +228,53 @@ struct RandomCall {
                 }
         }
     }
-    char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) const {
+    char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i, int64_t size = 0) const {
         int64_t at = b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
-        return (char*)tensor.data + at * size_of(element);
+        return (char*)tensor.data + at * (size ? size : size_of(element));
+    }
+
+    // Random bytes and scales in the place of keys and values, in rows and in pages; scales of empty slots are NaN.
+    void quantize() {
+        const double sizes[LL_EIGHT_BITS] = {0.02, 0.02, 1e-4};
+        in_rows.element = among(0, LL_EIGHT_BITS - 1), in_rows.rotated = one_in(2);
+        in_pages = in_rows;
+        for (int n = 0; n < 2; ++n) {
+            int64_t width = n == 0 ? D : Dv, item = size_of(number);
+            char* bytes = inputs.zeros(B * Hkv * Lk * width);
+            for (int64_t at = 0; at < B * Hkv * Lk * width; ++at) {
+                int64_t sign = one_in(2) ? 128 : 0;
+                bytes[at] = (char)(in_rows.element == LL_INT8 ? among(-127, 127) : sign + among(0, 100));
+            }
+            ll_tensor scale = shaped(inputs.normals(B * Hkv * Lk, number, sizes[in_rows.element]), B, Hkv, Lk, 1, 0);
+            rows_of[n] = shaped(bytes, B, Hkv, Lk, width, among(0, 1));
+            if (paged) {
+                int64_t count = pages.count * Hkv * pages.size;
+                pages_of[n] = shaped(inputs.zeros(count * width), pages.count, Hkv, pages.size, width, among(0, 1));
+                ll_tensor of_pages = shaped(inputs.normals(count, number), pages.count, Hkv, pages.size, 1, 0);
+                for (int64_t at = 0; at < count; ++at) put((char*)of_pages.data + at * item, number, __builtin_nan(""));
+                std::vector<bool> written((size_t)(pages.count * pages.size));
+                for (const ll_segment& segment : segments)
+                    for (int64_t key = segment.key_begin; key < segment.key_end; ++key) {
+                        int64_t slot = key + segment.page_offset, page = pages.table[slot / pages.size];
+                        size_t place = (size_t)(page * pages.size + slot % pages.size);
+                        for (int64_t h = 0; h < Hkv; ++h) {
+                            char* pairs_of[2][2] = {{element_of(pages_of[n], page, h, slot % pages.size, 1),
+                                                     element_of(rows_of[n], 0, h, key, 1)},
+                                                    {element_of(of_pages, page, h, slot % pages.size, item),
+                                                     element_of(scale, 0, h, key, item)}};
+                            for (int x = 0; x < 2; ++x) {
+                                char *stored = pairs_of[x][0], *row = pairs_of[x][1];
+                                size_t size = (size_t)(x == 0 ? width : item);
+                                if (written[place]) std::memcpy(row, stored, size);
+                                else std::memcpy(stored, row, size);
+                            }
+                        }
+                        written[place] = true;
+                    }
+                (n == 0 ? in_pages.key_scale : in_pages.value_scale) = of_pages;
+            }
+            (n == 0 ? in_rows.key_scale : in_rows.value_scale) = scale;
+        }
     }
 
     void choose_pattern() {
@@ -310,7 +358,11 @@ struct RandomCall {
     Arrays run(int64_t threads, bool as_rows = false) {
         Arrays written;
         call.threads = threads;
-        if (paged && !as_rows) call.key = pages_of[0], call.value = pages_of[1], call.pages = pages;
+        call.key = rows_of[0], call.value = rows_of[1], call.quantized = quantized ? &in_rows : nullptr;
+        if (paged && !as_rows) {
+            call.key = pages_of[0], call.value = pages_of[1], call.pages = pages;
+            if (quantized) call.quantized = &in_pages;
+        }
         int64_t n = size_of(number), all = B * Hq * Lq, seen = B * (int64_t)heads.size() * Lq;
         call.output = shaped(written.numbers(all * Dv, element), B, Hq, Lq, Dv, 0);
         call.logsumexp = written.numbers(all, number);
@@ -318,7 +370,8 @@ struct RandomCall {
         call.observation = observes ? &observation : nullptr;
         may_fail(ll_forward(&call));
         call.observation = nullptr;
-        call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
+        call.key = rows_of[0], call.value = rows_of[1], call.pages = {}, call.quantized = nullptr;
+        if (quantized) return written;
 
         ll_gradients g = {};
         Arrays upstream;

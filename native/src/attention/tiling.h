@@ -188,7 +188,7 @@ struct OperandJob {
         int64_t first = number * Pieces::KEYS, count = min(Pieces::KEYS, call.keys - first);
         int64_t at = first - wanted.first * Pieces::KEYS;  // in the prepared operand
         StridedRows rows{nullptr, from.strides[2], width, (int)count};
-        if (in_pages(call)) rows = copied(map % heads, first, (int)count, status);
+        if (must_copy(call)) rows = copied(map / heads, map % heads, first, (int)count, status);
         else rows.row = row_at<const Stored>(from, map / heads, map % heads, first);
         if (!rows.row) return;
         if (right)
@@ -199,8 +199,9 @@ struct OperandJob {
                 left_row(rows.at(j), width, to + (map * length + at + j) * steps_along(width));
     }
 
-    // Rows of a head from pages; zero where the keys belong to no segment. Null rows without memory.
-    StridedRows copied(int64_t head, int64_t first, int count, int& status) const {
+    // Rows of a head as elements, from pages or from 8 bits; zero where the keys belong to no segment. Null rows without
+    // memory.
+    StridedRows copied(int64_t batch_row, int64_t head, int64_t first, int count, int& status) const {
         Stored* copy = (Stored*)scratch(sizeof(Stored) * (size_t)(count * width) + 1);
         if (!copy) {
             __atomic_store_n(&status, (int)OUT_OF_MEMORY, __ATOMIC_RELAXED);
@@ -209,8 +210,9 @@ struct OperandJob {
         __builtin_memset(copy, 0, sizeof(Stored) * (size_t)(count * width));
         for (int64_t s = 0; s < call.segment_count; ++s) {
             const ll_segment& segment = call.segments[s];
+            if (segment.row >= 0 && segment.row != batch_row) continue;
             Range keys{max(first, segment.key_begin), min(first + count, segment.key_end)};
-            copy_rows(call, from, width, segment, head, keys, first, copy);
+            copy_rows(call, from, width, segment, batch_row, head, keys, first, copy);
         }
         return {copy, width, width, count};
     }
@@ -246,7 +248,7 @@ struct PreparedOperand {
     void prepare(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width, int64_t columns,
                  bool right) {
         wanted.find();
-        int64_t rows = from.strides[0] == 0 && !in_pages(call) ? min<int64_t>(1, call.batch) : call.batch;
+        int64_t rows = from.strides[0] == 0 && !must_copy(call) ? min<int64_t>(1, call.batch) : call.batch;
         int64_t before = wanted.first * Pieces::KEYS, after = min(call.keys, wanted.last * Pieces::KEYS);
         int64_t length = max<int64_t>(after - before, 0);
         int64_t map_size = right ? OperandJob::right_size(length, columns) : length * steps_along(width);
@@ -269,7 +271,7 @@ struct PreparedOperand {
     void left(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
-        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !in_pages(call)) use_in_place(from);
+        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !must_copy(call)) use_in_place(from);
         else prepare(call, from, wanted, width, 0, false);
     }
 
@@ -277,7 +279,7 @@ struct PreparedOperand {
     // same few cache sets, and where a last partial vector would be read beyond the row.
     void right(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool whole = width % LANES == 0 && from.strides[2] == width;
-        if (FOLD == 1 && !CONVERTED && whole && !in_pages(call)) use_in_place(from);
+        if (FOLD == 1 && !CONVERTED && whole && !must_copy(call)) use_in_place(from);
         else prepare(call, from, wanted, width, round_up(width, LANES), true);
     }
 };

@@ -22,10 +22,17 @@ class Session:
         network: a decoder, or an encoder with a decoder.
         source: the encoded source of each row; ``None`` for a model without an encoder.
         keep: which keys the cache keeps; ``None`` for all that a later token can see.
+        dtype: of 8 bits, in which the cache keeps keys and values; ``None`` for their own.
     """
 
-    def __init__(self, network: Stack, source: Encoded | None = None, keep: Keep | None = None) -> None:
-        self.network, self.source, self.cache = network, source, Cache(keep=keep)
+    def __init__(
+        self,
+        network: Stack,
+        source: Encoded | None = None,
+        keep: Keep | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        self.network, self.source, self.cache = network, source, Cache(keep=keep, dtype=dtype)
         self.device = next(network.parameters()).device
         self._read: Sequence[Sequence[int]] = ()  # what the last scores follow
 
