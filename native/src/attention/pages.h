@@ -71,8 +71,9 @@ LL_INLINE const ll_tensor& scale_of(const ll_call& call, const ll_tensor& tensor
 }
 
 // Rows of 8 bits times their scales, rounded to elements.
-__attribute__((noinline)) void dequantize_rows(int64_t kind, const uint8_t* from, int64_t stride, int rows,
-                                               int64_t width, const Float* scale, int64_t scale_stride, Stored* to) {
+inline __attribute__((noinline)) void dequantize_rows(int64_t kind, const uint8_t* from, int64_t stride, int rows,
+                                                      int64_t width, const Float* scale, int64_t scale_stride,
+                                                      Stored* to) {
     read_bytes(kind, from, stride, rows, width, to);
     for (int j = 0; j < rows; ++j, to += width)
         for (int64_t d = 0; d < width; d += LANES) {

@@ -199,8 +199,8 @@ struct OperandJob {
                 left_row(rows.at(j), width, to + (map * length + at + j) * steps_along(width));
     }
 
-    // Rows of a head as elements, from pages or from 8 bits; zero where the keys belong to no segment. Null rows without
-    // memory.
+    // Rows of a head as elements, from pages or from 8 bits; zero where the keys belong to no segment. Null rows where
+    // there is no memory.
     StridedRows copied(int64_t batch_row, int64_t head, int64_t first, int count, int& status) const {
         Stored* copy = (Stored*)scratch(sizeof(Stored) * (size_t)(count * width) + 1);
         if (!copy) {

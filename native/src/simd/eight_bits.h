@@ -80,8 +80,8 @@ constexpr ByteTable BYTE_TABLES[LL_EIGHT_BITS] = {byte_table(LL_INT8), byte_tabl
                                                   byte_table(LL_FLOAT8_E5M2)};
 
 // Rows of bytes as elements, one after the other in `to`.
-__attribute__((noinline)) void read_bytes(int64_t kind, const uint8_t* from, int64_t stride, int rows, int64_t width,
-                                          Stored* to) {
+inline __attribute__((noinline)) void read_bytes(int64_t kind, const uint8_t* from, int64_t stride, int rows,
+                                                 int64_t width, Stored* to) {
     const ByteTable& table = BYTE_TABLES[kind];
     __m512i low_first = _mm512_load_si512(table.low), low_second = _mm512_load_si512(table.low + 64);
     __m512i high_first = _mm512_load_si512(table.high), high_second = _mm512_load_si512(table.high + 64);
@@ -112,8 +112,8 @@ __attribute__((noinline)) void read_bytes(int64_t kind, const uint8_t* from, int
 #else
 
 // Rows of bytes as elements, one after the other in `to`.
-__attribute__((noinline)) void read_bytes(int64_t kind, const uint8_t* from, int64_t stride, int rows, int64_t width,
-                                          Stored* to) {
+inline __attribute__((noinline)) void read_bytes(int64_t kind, const uint8_t* from, int64_t stride, int rows,
+                                                 int64_t width, Stored* to) {
     for (int j = 0; j < rows; ++j, from += stride, to += width)
         for (int64_t d = 0; d < width; d += LANES) {
             ByteVec bytes{};

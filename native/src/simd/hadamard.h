@@ -7,7 +7,7 @@ namespace limelight::LL_NAMESPACE {
 namespace {
 
 // Divided by the root of P: its own inverse. Sums are taken of neighbours first, then of pairs of sums, and so on.
-__attribute__((noinline)) void hadamard(Float* row, int64_t width) {
+inline __attribute__((noinline)) void hadamard(Float* row, int64_t width) {
     int64_t size = width & -width, span = 1;
     bool vectors = size >= LANES;
     for (; span < size && vectors && span < LANES; span *= 2)

@@ -1,6 +1,6 @@
 // Keys and values of int8 in decoding, where the instruction set adds products of two pairs of 16-bit integers
-// (LL_PAIRS): queries and weights are rounded to 16 bits, relative to the largest of a query, and of a row's weights in a
-// unit of keys. That is closer than bfloat16, sums are exact, and it takes as long as bfloat16.
+// (LL_PAIRS, not on Intel's cores): queries and weights are rounded to 16 bits, relative to the largest of a query, and
+// of a row's weights in a unit of keys. That is closer than bfloat16, sums are exact, and it takes as long as bfloat16.
 #pragma once
 
 #include "../../simd/vector.h"
