@@ -136,6 +136,18 @@ typedef struct ll_observation {
     void* blocks_out; /* (B, H, ceil(Lq / block_queries), ceil(Lk / block_keys)) */
 } ll_observation;
 
+/* Elements of 8 bits: int8 from -127 to 127 (-128 is none), and float8 with 4 or 5 bits of exponent (e4m3fn, e5m2). */
+typedef enum ll_eight_bits { LL_INT8 = 0, LL_FLOAT8_E4M3 = 1, LL_FLOAT8_E5M2 = 2, LL_EIGHT_BITS = 3 } ll_eight_bits;
+
+/* Keys and values of 8 bits, whose strides count bytes. Key j is key_scale[j] times the elements of its row, and so are
+ * values. Scales are floats: (B, Hkv, Lk, 1), or (pages, Hkv, size, 1) of keys in pages. */
+typedef struct ll_quantized {
+    int64_t element; /* ll_eight_bits */
+    int64_t rotated; /* not zero: keys and values are rotated as ll_quantization does it, and the kernels rotate
+                        queries and outputs */
+    ll_tensor key_scale, value_scale;
+} ll_quantized;
+
 typedef struct ll_call {
     int64_t version, element; /* LL_VERSION, ll_element */
     int64_t batch, query_heads, key_heads, queries, keys, width, value_width;
@@ -156,6 +168,7 @@ typedef struct ll_call {
     const ll_rule* rules;
     int64_t rule_count;
     const ll_observation* observation;
+    const ll_quantized* quantized; /* null: keys and values are elements. There is no gradient, nor `compare` */
 } ll_call;
 
 /* The gradient of a loss, given its gradients with respect to the output and the logsumexp of a call (`call.output`
@@ -275,6 +288,19 @@ typedef struct ll_matmul {
     int64_t add;
 } ll_matmul;
 
+/* Heads as rows of 8 bits: data = round(states / scale), scale = max |states| / M of each row, where M is 127, 448 or
+ * 57344, the largest element; data of a row that is zero is 0, and that of a row that is not finite too, with the scale
+ * NaN. With `rotated`, a row is first multiplied by a Hadamard matrix whose size is the largest power of two that
+ * divides the width, as a block along the diagonal, divided by the root of its size: its own inverse. */
+typedef struct ll_quantization {
+    int64_t element, threads;
+    int64_t batch, heads, length, width;
+    int64_t quantized, rotated; /* ll_eight_bits; see above */
+    ll_tensor states;           /* (batch, heads, length, width), last stride 1 */
+    ll_tensor data;             /* the same, of bytes */
+    ll_tensor scale;            /* (batch, heads, length, 1) floats */
+} ll_quantization;
+
 /* One captured operation, see `ll_replay`: its kind, and how many bytes follow, which hold the structure of that
  * kind. */
 typedef enum ll_step_kind {
@@ -283,7 +309,8 @@ typedef enum ll_step_kind {
     LL_GATE = 2,
     LL_ROTATION = 3,
     LL_SUM = 4,
-    LL_FORWARD = 5 /* ll_call, followed by its segments and spans */
+    LL_FORWARD = 5, /* ll_call, followed by its segments and spans */
+    LL_QUANTIZATION = 6
 } ll_step_kind;
 typedef struct ll_step {
     int64_t kind, bytes;
@@ -297,6 +324,7 @@ LL_API int ll_gate_backward(const ll_gate* gate);
 LL_API int ll_rotation_forward(const ll_rotation* rotation);
 LL_API int ll_sum_forward(const ll_sum* sum);
 LL_API int ll_matmul_forward(const ll_matmul* matmul);
+LL_API int ll_quantization_forward(const ll_quantization* quantization);
 
 /* Runs captured operations in order, as many as lie in `bytes`, up to the first that fails. */
 LL_API int ll_replay(const ll_step* steps, int64_t bytes);

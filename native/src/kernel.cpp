@@ -5,6 +5,7 @@
 #include "layers/linear.h"
 #include "layers/matmul.h"
 #include "layers/norm.h"
+#include "layers/quantization.h"
 #include "layers/rotary.h"
 #include "library.h"
 #include "tiles/peak.h"
@@ -30,6 +31,7 @@ const Kernels LL_JOIN(LL_NAMESPACE, _kernels) = {
 #else
     LL_NAMESPACE::matmul,
 #endif
+    LL_NAMESPACE::quantization,
 };
 
 }  // namespace limelight

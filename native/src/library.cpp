@@ -97,6 +97,13 @@ int check(const ll_call& call) {
     if (call.pages.table && (call.batch != 1 || call.pages.size < 1))
         return fail("keys in pages need a batch of 1 and pages of at least one key; they are %lld and %lld",
                     (long long)call.batch, (long long)call.pages.size);
+    if (call.quantized) {
+        const ll_quantized& q = *call.quantized;
+        if (q.element < 0 || q.element >= LL_EIGHT_BITS)
+            return fail("the type of keys and values must be 0 to %d; it is %lld", LL_EIGHT_BITS - 1,
+                        (long long)q.element);
+        if (call.compare) return fail("keys of 8 bits are compared by the dot product alone");
+    }
     for (int64_t s = 0; s < call.segment_count; ++s) {
         if (int status = check_segment(call, s)) return status;
         if (int status = call.pages.table ? check_pages(call, s) : DONE) return status;
@@ -165,6 +172,7 @@ int ll_backward(const ll_call* arguments, const ll_gradients* gradients) {
         (gradients->value.data && gradients->value.strides[3] != 1))
         return fail("the last stride of an output and of a gradient must be 1");
     if (call.pages.table) return fail("there is no backward pass for keys in pages");
+    if (call.quantized) return fail("there is no backward pass for keys of 8 bits");
     ActiveCall active;
     return finished(found->backward(call, *gradients));
 }
@@ -233,6 +241,17 @@ int ll_matmul_forward(const ll_matmul* matmul) {
     return finished(found->matmul(m));
 }
 
+int ll_quantization_forward(const ll_quantization* quantization) {
+    const ll_quantization& q = *quantization;
+    if (q.batch < 0 || q.heads < 0 || q.length < 0 || q.width < 1)
+        return fail("sizes must not be negative, and the width at least 1");
+    if (q.quantized < 0 || q.quantized >= LL_EIGHT_BITS)
+        return fail("the type of the data must be 0 to %d; it is %lld", LL_EIGHT_BITS - 1, (long long)q.quantized);
+    if (q.states.strides[3] != 1 || q.data.strides[3] != 1) return fail("the last stride of heads must be 1");
+    const Kernels* found = kernels_of(selected_isa(), q.element);
+    return found ? finished(found->quantization(q)) : BAD_ARGUMENT;
+}
+
 int ll_replay(const ll_step* steps, int64_t bytes) {
     const char *at = (const char*)steps, *end = at + bytes;
     while (at < end) {
@@ -249,6 +268,7 @@ int ll_replay(const ll_step* steps, int64_t bytes) {
             case LL_ROTATION: status = ll_rotation_forward((const ll_rotation*)what); break;
             case LL_SUM: status = ll_sum_forward((const ll_sum*)what); break;
             case LL_FORWARD: status = ll_forward((const ll_call*)what); break;
+            case LL_QUANTIZATION: status = ll_quantization_forward((const ll_quantization*)what); break;
             default: return fail("there is no captured operation of kind %lld", (long long)step.kind);
         }
         if (status) return status;

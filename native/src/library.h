@@ -20,6 +20,7 @@ struct Kernels {
     int (*rotation)(const ll_rotation&);
     int (*sum)(const ll_sum&);
     int (*matmul)(const ll_matmul&);  // null for 16-bit elements
+    int (*quantization)(const ll_quantization&);
 };
 
 // Calls body(context, n) for n in [0, count) on at most `threads` threads, distributed one at a time: in ascending

@@ -32,6 +32,7 @@ Processor this_processor() {
     constexpr unsigned YMM = 0x6, ZMM = 0xe6, TILES = 0x60000;
     constexpr int OSXSAVE = 27, AVX = 28, FMA = 12, F16C = 29;                          // leaf 1, ecx
     constexpr int AVX2 = 5, AVX512F = 16, AVX512DQ = 17, AVX512BW = 30, AVX512VL = 31;  // leaf 7, ebx
+    constexpr int AVX512VBMI = 1, AVX512VNNI = 11;                                      // leaf 7, ecx
     constexpr int AMX_BF16 = 22, AMX_TILE = 24;                                         // leaf 7, edx
     constexpr int AVX512BF16 = 5;                                                       // leaf 7, subleaf 1, eax
     Processor found;
@@ -42,7 +43,8 @@ Processor this_processor() {
     found.avx2 = (saved & YMM) == YMM && has(basic.ecx, FMA) && has(basic.ecx, F16C) && has(extended.ebx, AVX2);
     found.avx512 = found.avx2 && (saved & ZMM) == ZMM && has(extended.ebx, AVX512F) && has(extended.ebx, AVX512BW) &&
                    has(extended.ebx, AVX512DQ) && has(extended.ebx, AVX512VL);
-    found.avx512bf16 = found.avx512 && extended.eax >= 1 && has(more.eax, AVX512BF16);
+    found.avx512bf16 = found.avx512 && has(extended.ecx, AVX512VBMI) && has(extended.ecx, AVX512VNNI) &&
+                       extended.eax >= 1 && has(more.eax, AVX512BF16);
     found.amx =
         found.avx512bf16 && (saved & TILES) == TILES && has(extended.edx, AMX_TILE) && has(extended.edx, AMX_BF16);
     return found;

@@ -1,8 +1,8 @@
-// Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
-// results do not depend on the number of threads, bit by bit, and are close to those of `generic`, which reads keys as
-// rows at equal distances where the call has them in pages. Some calls have scores of up to 2^110. Under a sanitizer
-// (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
-// as the call needs), that there is no undefined behavior, and no data race.
+// Random calls of every kind, forward and backward, in every element type and with keys of 8 bits, on every
+// instruction set of the machine: results do not depend on the number of threads, bit by bit, and are close to those of
+// `generic`, which reads keys as rows at equal distances where the call has them in pages. Some calls have scores of up
+// to 2^110. Under a sanitizer (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed
+// (each is exactly as large as the call needs), that there is no undefined behavior, and no data race.
 //
 //     random_calls [calls] [seed]
 
@@ -18,98 +18,9 @@
 #include <vector>
 
 #include "../include/limelight.h"
+#include "random_arrays.h"
 
 namespace {
-
-#if defined(__aarch64__)
-typedef __fp16 Half;  // GCC 12 has no _Float16 there
-#else
-typedef _Float16 Half;
-#endif
-
-std::mt19937_64 random_bits;
-int64_t among(int64_t low, int64_t high) { return low + (int64_t)(random_bits() % (uint64_t)(high - low + 1)); }
-bool one_in(int64_t n) { return among(1, n) == 1; }
-double normal() { return std::normal_distribution<double>()(random_bits); }
-
-int64_t size_of(int64_t element) { return element == LL_FLOAT64 ? 8 : element == LL_FLOAT32 ? 4 : 2; }
-int64_t number_of(int64_t element) { return element == LL_FLOAT64 ? LL_FLOAT64 : LL_FLOAT32; }
-
-void put(char* to, int64_t element, double x) {
-    float narrow = (float)x;
-    if (element == LL_FLOAT64) std::memcpy(to, &x, 8);
-    if (element == LL_FLOAT32) std::memcpy(to, &narrow, 4);
-    if (element == LL_BFLOAT16) std::memcpy(to, (char*)&narrow + 2, 2);
-    if (element == LL_FLOAT16) {
-        Half half = (Half)narrow;
-        std::memcpy(to, &half, 2);
-    }
-}
-
-double get(const char* from, int64_t element) {
-    double x;
-    float narrow = 0;
-    Half half;
-    if (element == LL_FLOAT64) return std::memcpy(&x, from, 8), x;
-    if (element == LL_FLOAT16) return std::memcpy(&half, from, 2), (double)half;
-    if (element == LL_BFLOAT16) return std::memcpy((char*)&narrow + 2, from, 2), narrow;
-    return std::memcpy(&narrow, from, 4), narrow;
-}
-
-// The arrays of one call, each exactly as large as needed.
-struct Arrays {
-    std::deque<std::vector<char>> held;
-    std::deque<int64_t> elements;  // of each array; -1: not compared with other instruction sets
-
-    char* zeros(int64_t bytes, int64_t element = -1) {
-        held.emplace_back((size_t)bytes), elements.push_back(element);
-        return held.back().data();
-    }
-    // An odd number of elements starts at the second one: nothing is aligned to more than an element.
-    char* numbers(int64_t count, int64_t element) {
-        int64_t first = count % 2;
-        return zeros((count + first) * size_of(element), element) + first * size_of(element);
-    }
-
-    // Whether every array is close to that of `other`, relative to its largest element, and finite where that one is.
-    bool near(const Arrays& other, double tolerance) const {
-        for (size_t a = 0; a < held.size(); ++a) {
-            if (elements[a] < 0) continue;
-            double largest = 0.1, apart = 0;  // smaller results may be differences of larger terms
-            for (size_t at = 0; at < held[a].size(); at += (size_t)size_of(elements[a])) {
-                double x = get(held[a].data() + at, elements[a]), y = get(other.held[a].data() + at, elements[a]);
-                if (std::isfinite(x) != std::isfinite(y)) return false;
-                if (!std::isfinite(y)) continue;
-                largest = std::fmax(largest, std::fabs(y)), apart = std::fmax(apart, std::fabs(x - y));
-            }
-            if (apart > tolerance * largest) return false;
-        }
-        return true;
-    }
-    char* normals(int64_t count, int64_t element, double scale = 1.0) {
-        int64_t first = count % 2;
-        char* data = zeros((count + first) * size_of(element)) + first * size_of(element);
-        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, scale * normal());
-        return data;
-    }
-    char* small_integers(int64_t count, int64_t element) {
-        char* data = zeros(count * size_of(element));
-        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, (double)among(-2, 2));
-        return data;
-    }
-    std::string all() const {
-        std::string bytes;
-        for (const auto& array : held) bytes.append(array.data(), array.size());
-        return bytes;
-    }
-};
-
-// (B, H, L, D): contiguous, a view of (B, L, H, D), or one row repeated for the whole batch.
-ll_tensor shaped(char* data, int64_t B, int64_t H, int64_t L, int64_t D, int64_t kind) {
-    if (kind == 1) return {data, {L * H * D, D, H * D, 1}};
-    if (kind == 2 && B > 1) return {data, {0, L * D, D, 1}};
-    return {data, {H * L * D, L * D, D, 1}};
-}
 
 struct RandomCall {
     Arrays inputs;
@@ -120,6 +31,8 @@ struct RandomCall {
     std::vector<ll_segment> segments;
     bool paged, alike;                  // alike: documents of a few queries that begin with the same pages
     ll_tensor rows_of[2], pages_of[2];  // keys and values
+    bool quantized = false;             // keys and values have 8 bits, and there is no backward pass
+    ll_quantized in_rows = {}, in_pages = {};
     std::vector<int32_t> table;
     ll_pages pages = {};
     ll_span spans[2];
@@ -148,7 +61,9 @@ struct RandomCall {
         call.seed = random_bits();
         choose_segments(), choose_pattern(), choose_rules(), choose_observation();
         rows_of[0] = call.key, rows_of[1] = call.value;
+        quantized = !call.compare && !large && one_in(3);
         if (paged) lay_out_pages();
+        if (quantized) quantize();
         for (bool& each : wanted) each = !one_in(4);
         with_lse_gradient = one_in(2);
     }
@@ -234,9 +149,53 @@ struct RandomCall {
                 }
         }
     }
-    char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i) const {
+    char* element_of(const ll_tensor& tensor, int64_t b, int64_t h, int64_t i, int64_t size = 0) const {
         int64_t at = b * tensor.strides[0] + h * tensor.strides[1] + i * tensor.strides[2];
-        return (char*)tensor.data + at * size_of(element);
+        return (char*)tensor.data + at * (size ? size : size_of(element));
+    }
+
+    // Random bytes and scales in the place of keys and values, in rows and in pages; scales of empty slots are NaN.
+    void quantize() {
+        const double sizes[LL_EIGHT_BITS] = {0.02, 0.02, 1e-4};
+        in_rows.element = among(0, LL_EIGHT_BITS - 1), in_rows.rotated = one_in(2);
+        in_pages = in_rows;
+        for (int n = 0; n < 2; ++n) {
+            int64_t width = n == 0 ? D : Dv, item = size_of(number);
+            char* bytes = inputs.zeros(B * Hkv * Lk * width);
+            for (int64_t at = 0; at < B * Hkv * Lk * width; ++at) {
+                int64_t sign = one_in(2) ? 128 : 0;
+                bytes[at] = (char)(in_rows.element == LL_INT8 ? among(-127, 127) : sign + among(0, 100));
+            }
+            ll_tensor scale = shaped(inputs.normals(B * Hkv * Lk, number, sizes[in_rows.element]), B, Hkv, Lk, 1, 0);
+            rows_of[n] = shaped(bytes, B, Hkv, Lk, width, among(0, 1));
+            if (paged) {
+                int64_t count = pages.count * Hkv * pages.size;
+                pages_of[n] = shaped(inputs.zeros(count * width), pages.count, Hkv, pages.size, width, among(0, 1));
+                ll_tensor of_pages = shaped(inputs.normals(count, number), pages.count, Hkv, pages.size, 1, 0);
+                for (int64_t at = 0; at < count; ++at) put((char*)of_pages.data + at * item, number, __builtin_nan(""));
+                std::vector<bool> written((size_t)(pages.count * pages.size));
+                for (const ll_segment& segment : segments)
+                    for (int64_t key = segment.key_begin; key < segment.key_end; ++key) {
+                        int64_t slot = key + segment.page_offset, page = pages.table[slot / pages.size];
+                        size_t place = (size_t)(page * pages.size + slot % pages.size);
+                        for (int64_t h = 0; h < Hkv; ++h) {
+                            char* pairs_of[2][2] = {{element_of(pages_of[n], page, h, slot % pages.size, 1),
+                                                     element_of(rows_of[n], 0, h, key, 1)},
+                                                    {element_of(of_pages, page, h, slot % pages.size, item),
+                                                     element_of(scale, 0, h, key, item)}};
+                            for (int x = 0; x < 2; ++x) {
+                                char *stored = pairs_of[x][0], *row = pairs_of[x][1];
+                                size_t size = (size_t)(x == 0 ? width : item);
+                                if (written[place]) std::memcpy(row, stored, size);
+                                else std::memcpy(stored, row, size);
+                            }
+                        }
+                        written[place] = true;
+                    }
+                (n == 0 ? in_pages.key_scale : in_pages.value_scale) = of_pages;
+            }
+            (n == 0 ? in_rows.key_scale : in_rows.value_scale) = scale;
+        }
     }
 
     void choose_pattern() {
@@ -320,7 +279,11 @@ struct RandomCall {
     Arrays run(int64_t threads, bool as_rows = false) {
         Arrays written;
         call.threads = threads;
-        if (paged && !as_rows) call.key = pages_of[0], call.value = pages_of[1], call.pages = pages;
+        call.key = rows_of[0], call.value = rows_of[1], call.quantized = quantized ? &in_rows : nullptr;
+        if (paged && !as_rows) {
+            call.key = pages_of[0], call.value = pages_of[1], call.pages = pages;
+            if (quantized) call.quantized = &in_pages;
+        }
         int64_t n = size_of(number), all = B * Hq * Lq, seen = B * (int64_t)heads.size() * Lq;
         call.output = shaped(written.numbers(all * Dv, element), B, Hq, Lq, Dv, 0);
         call.logsumexp = written.numbers(all, number);
@@ -328,8 +291,8 @@ struct RandomCall {
         call.observation = observes ? &observation : nullptr;
         may_fail(ll_forward(&call));
         call.observation = nullptr;
-        call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
-        if (large) return written;  // gradients multiply rounding errors by the scale
+        call.key = rows_of[0], call.value = rows_of[1], call.pages = {}, call.quantized = nullptr;
+        if (quantized || large) return written;  // gradients multiply rounding errors by the scale
 
         ll_gradients g = {};
         Arrays upstream;

@@ -30,6 +30,7 @@ from .forms.patterns import (
     Prefix,
     Window,
 )
+from .forms.quantized import Quantized
 from .forms.scores import (
     Additive,
     ALiBi,
@@ -91,6 +92,7 @@ __all__ = [
     "Predicate",
     "Prefix",
     "Pretrained",
+    "Quantized",
     "RelativeBias",
     "ScoreRule",
     "Seen",

@@ -17,11 +17,12 @@ MAX_LINES = 400
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=gnu++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", "-Werror", "-ffp-contract=off"]
 AVX512 = ["-DLL_AVX512", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+PAIRS = ["-DLL_PAIRS", "-mavx512bf16", "-mavx512vbmi", "-mavx512vnni"]
 TARGETS = {  # the code that a header has for other instruction sets and element types, as CMakeLists.txt compiles it
     "avx2_float64": ["-DLL_OF_FLOAT64", "-DLL_AVX2", "-mavx2", "-mfma", "-mf16c"],
     "avx512_float16": ["-DLL_OF_FLOAT16", *AVX512],
-    "avx512bf16_bfloat16": ["-DLL_OF_BFLOAT16", "-DLL_PAIRS", "-mavx512bf16", *AVX512],
-    "amx_bfloat16": ["-DLL_OF_BFLOAT16", "-DLL_PAIRS", "-DLL_AMX", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", *AVX512],
+    "avx512bf16_bfloat16": ["-DLL_OF_BFLOAT16", *PAIRS, *AVX512],
+    "amx_bfloat16": ["-DLL_OF_BFLOAT16", *PAIRS, "-DLL_AMX", "-mamx-tile", "-mamx-bf16", *AVX512],
 }
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")

@@ -26,6 +26,7 @@ def test_python_and_the_library_agree():
 GROUPS = {
     "shapes": ("batch", "query_heads", "key_heads", "queries", "keys", "width", "value_width"),
     "sizes": ("batch", "heads", "length", "width", "rotated"),
+    "form": ("batch", "heads", "length", "width"),
 }
 
 

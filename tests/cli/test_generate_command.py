@@ -32,6 +32,12 @@ def test_a_text_and_its_speed(generate):
     assert "tokens/s" in err
 
 
+@pytest.mark.parametrize("cache", ["int8", "float8_e4m3fn"])
+def test_a_cache_of_8_bits(generate, cache):
+    code, out, _ = generate("The capital of France is", "--tokens", "4", "--stop", ".", "--cache", cache)
+    assert (code, out) == (0, " Paris\n")
+
+
 @pytest.mark.parametrize("keep", [("40",), ("0.5", "--keep-by", "received"), ("68", "--keep-by", "last-queries")])
 def test_a_cache_that_keeps_some_keys(generate, keep):
     names = " ".join(f"Item {n} is red." for n in range(30))
@@ -85,6 +91,8 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
         (["a", "--model", "marian-en-pt", "--tokens", "5000"], "1000 positions"),
         (["a", "--model", "whisper-tiny-en"], "must hold a sound"),
         (["--file", "a.wav", "--model", "marian-en-pt"], "is a sound"),
+        (["a", "--cache", "int4"], "`--cache` must be one of int8, float8_e4m3fn, float8_e5m2, but it is 'int4'"),
+        (["a", "--cache", "int8", "--keep", "90"], "`--cache` cannot stand beside --keep, but it is 'int8'"),
         (["a", "--keep", "many"], "`--keep` must be a number of tokens or a share, but it is 'many'"),
         (["a", "--keep", "20"], "`--keep` must be at least the first and the recent tokens"),
         (

@@ -216,7 +216,7 @@ struct OperandJob {
         int64_t count = min(Pieces::KEYS, run.last - first);
         if (!wanted.has_some(rows < call.batch ? -1 : row, {first, first + count})) return;
         StridedRows keys{nullptr, from.strides[2], width, (int)count};
-        if (in_pages(call)) keys = copied(head, first, (int)count, status);
+        if (must_copy(call)) keys = copied(row, head, first, (int)count, status);
         else keys.row = row_at<const Stored>(from, row, head, first);
         if (!keys.row) return;
         Factor* own = to + (row * call.key_heads + head) * map_size;
@@ -227,8 +227,9 @@ struct OperandJob {
             for (int j = 0; j < count; ++j) left_row(keys.at(j), width, own + (at + j) * steps_along(width));
     }
 
-    // Rows of a head from pages; zero where the keys belong to no segment. Null rows without memory.
-    StridedRows copied(int64_t head, int64_t first, int count, int& status) const {
+    // Rows of a head as elements, from pages or from 8 bits; zero where the keys belong to no segment. Null rows where
+    // there is no memory.
+    StridedRows copied(int64_t row, int64_t head, int64_t first, int count, int& status) const {
         Stored* copy = (Stored*)scratch(sizeof(Stored) * (size_t)(count * width) + 1);
         if (!copy) {
             __atomic_store_n(&status, (int)OUT_OF_MEMORY, __ATOMIC_RELAXED);
@@ -237,8 +238,9 @@ struct OperandJob {
         __builtin_memset(copy, 0, sizeof(Stored) * (size_t)(count * width));
         for (int64_t s = 0; s < call.segment_count; ++s) {
             const ll_segment& segment = call.segments[s];
+            if (segment.row >= 0 && segment.row != row) continue;
             Range keys{max(first, segment.key_begin), min(first + count, segment.key_end)};
-            copy_rows(call, from, width, segment, head, keys, first, copy);
+            copy_rows(call, from, width, segment, row, head, keys, first, copy);
         }
         return {copy, width, width, count};
     }
@@ -280,7 +282,7 @@ struct PreparedOperand {
         if (moved) runs.by_segment(call);
         else runs.as_in_call(call, wanted);
         if (failed = runs.failed, failed) return;
-        bool repeated = from.strides[0] == 0 && !in_pages(call) && !runs.differ_by_row();
+        bool repeated = from.strides[0] == 0 && !must_copy(call) && !runs.differ_by_row();
         int64_t rows = repeated ? min<int64_t>(1, call.batch) : call.batch;
         int64_t map_size = right ? OperandJob::right_size(runs.length, columns) : runs.length * steps_along(width);
         int64_t count = rows * call.key_heads * map_size;
@@ -303,7 +305,7 @@ struct PreparedOperand {
     void left(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
-        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !in_pages(call)) use_in_place(from);
+        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !must_copy(call)) use_in_place(from);
         else prepare(call, from, wanted, width, 0, false);
     }
 
@@ -311,7 +313,7 @@ struct PreparedOperand {
     // same few cache sets, and where a last partial vector would be read beyond the row.
     void right(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool whole = width % LANES == 0 && from.strides[2] == width;
-        if (FOLD == 1 && !CONVERTED && whole && !in_pages(call)) use_in_place(from);
+        if (FOLD == 1 && !CONVERTED && whole && !must_copy(call)) use_in_place(from);
         else prepare(call, from, wanted, width, round_up(width, LANES), true);
     }
 };

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "../library.h"
+#include "../simd/elements.h"
+#include "../simd/hadamard.h"
 #include "../simd/vector.h"
 #include "../tiles/amx.h"
 #include "../tiles/operands.h"
@@ -84,17 +86,33 @@ inline void max_of(const Tile& tile, const Block& block, const Float* scores, Fl
     }
 }
 
-// The number of factors of a tile of queries, packed for score_block.
+// The number of factors of a tile of queries, packed for score_block; behind them room for its rotated queries.
 LL_INLINE int64_t packed_size(const ll_call& call) {
-    return call.compare ? call.width * QUERIES * (int64_t)(sizeof(Float) / sizeof(Factor))
-                        : steps_along(call.width) * QUERIES;
+    if (call.compare) return call.width * QUERIES * (int64_t)(sizeof(Float) / sizeof(Factor));
+    return steps_along(call.width) * QUERIES + (rotates(call) ? call.width * QUERIES : 0);
+}
+
+// Rotated rows of a tile of queries, one after the other.
+inline void rotate_rows(const Stored* from, int64_t stride, int count, int64_t width, Stored* to) {
+    Float* row = (Float*)__builtin_alloca(sizeof(Float) * (size_t)width);
+    for (int i = 0; i < count; ++i) {
+        read_row(from + i * stride, width, row, width);
+        hadamard(row, width);
+        write_row(row, width, to + i * width);
+    }
 }
 
 inline void pack_queries(const Problem& problem, const Tile& tile, Factor* to) {
     const ll_tensor& query = problem.call.query;
     const Stored* from = row_at<const Stored>(query, tile.row, tile.head, tile.first_query);
-    if (problem.call.compare) transpose_queries(from, query.strides[2], tile.count, problem.call.width, (Float*)to);
-    else pack(from, query.strides[2], tile.count, problem.call.width, problem.query_factor, to);
+    int64_t stride = query.strides[2], width = problem.call.width;
+    if (problem.call.compare) return transpose_queries(from, stride, tile.count, width, (Float*)to);
+    if (rotates(problem.call)) {
+        Stored* rotated = (Stored*)(to + steps_along(width) * QUERIES);
+        rotate_rows(from, stride, tile.count, width, rotated);
+        from = rotated, stride = width;
+    }
+    pack(from, stride, tile.count, width, problem.query_factor, to);
 }
 
 // scores[key][query]: -inf where masked. peak[query]: the maximum over the block, in which NaN may be lost.

@@ -13,6 +13,8 @@ backend can do beyond this it declares by more functions, each set of which is a
 - `Differentiable`: ``reasons_against_backward`` and ``backward``, where it has a backward pass;
 - `BorrowsBackward`: ``backward_by``, where the kernels of another backend compute some of its gradients;
 - `ReadsPages`: ``reasons_against_pages``, where its kernels read keys and values in pages; else they are gathered;
+- `ReadsEightBits`: ``reasons_against_eight_bits``, where its kernels read keys and values of 8 bits; else they are
+  made dense;
 - `Yields`: ``reasons_to_pass_over``, where the next backend is known to be faster at some calls that it can serve.
 
 The families of backends (native, GPU, reference) do not import each other; `limelight.backends.choose` chooses one.
@@ -31,6 +33,7 @@ from ..forms.coordinates import WHOLE, Part
 from ..forms.lowering import Lowered, lower
 from ..forms.observations import Observations
 from ..forms.pages import Pages
+from ..forms.quantized import Quantized
 from ..forms.scores import Additive, ScoreRule
 from ..forms.settings import Settings, frozen
 from ..tensors.shapes import Shapes, wrong
@@ -43,6 +46,15 @@ class BackendError(RuntimeError):
 def out_of_memory(what: str, error: object) -> torch.OutOfMemoryError:
     """The error raised when memory cannot be allocated, with its purpose and the cause."""
     return torch.OutOfMemoryError(f"out of memory for {what}: {error}")
+
+
+@frozen
+class Scales:
+    """The scales of keys and values of 8 bits (`limelight.Quantized`), and whether these are rotated."""
+
+    key: Tensor  # (B, Hkv, Lk, 1); with pages, (pages, Hkv, size, 1)
+    value: Tensor
+    rotated: bool
 
 
 #: In the place of query, key and value in a call that has none, which keeps everything else of one.
@@ -60,6 +72,8 @@ class Call(Settings):
         key: ``(B, Hkv, Lk, D)``; with ``pages``, ``(pages, Hkv, size, D)``.
         value: ``(B, Hkv, Lk, Dv)``; with ``pages``, ``(pages, Hkv, size, Dv)``.
         shapes: the sizes of the call.
+        scales: of keys and values of 8 bits; ``None`` where these have the dtype of the query. Only a backend that
+            `ReadsEightBits` is given any.
         pages: where the keys lie in pages; ``None`` where they are rows. Only a backend that `ReadsPages` is given any.
         logsumexp: the backend must return the logsumexp, whatever is observed.
         part: tensors and score rules are those of this part of a larger call, which ``shapes``, ``layout`` and
@@ -79,6 +93,7 @@ class Call(Settings):
     value: Tensor = NOTHING
     shapes: Shapes = Shapes(0, 0, 0, 0, 0, 0, 0)
     pages: Pages | None = None
+    scales: Scales | None = None
     logsumexp: bool = False
     part: Part = WHOLE
     autograd_reason: str = ""
@@ -108,7 +123,21 @@ class Call(Settings):
             return self
         assert self.layout is not None
         key, value = self.pages.gather("key", self.key), self.pages.gather("value", self.value)
-        return self.replace(key=key, value=value, layout=self.layout.in_rows, pages=None)
+        scales = self.scales
+        if scales is not None:
+            of_key, of_value = self.pages.gather("key", scales.key), self.pages.gather("value", scales.value)
+            scales = Scales(of_key, of_value, scales.rotated)
+        return self.replace(key=key, value=value, layout=self.layout.in_rows, pages=None, scales=scales)
+
+    def dense(self) -> Call:
+        """A call of the same result whose keys and values have the dtype of the query, copied if they have 8 bits."""
+        if self.scales is None:
+            return self
+        call, dtype = self.gathered(), self.query.dtype
+        assert call.scales is not None
+        key = Quantized.trusted(call.key, call.scales.key, call.scales.rotated).dense(dtype)
+        value = Quantized.trusted(call.value, call.scales.value, call.scales.rotated).dense(dtype)
+        return call.replace(key=key, value=value, scales=None)
 
     @property
     def lowered(self) -> Lowered:
@@ -199,6 +228,14 @@ class ReadsPages(Protocol):
 
 
 @runtime_checkable
+class ReadsEightBits(Protocol):
+    """A backend whose kernels read keys and values of 8 bits."""
+
+    def reasons_against_eight_bits(self, call: Call) -> list[str]:
+        """Why keys and values must be made dense for a call that it serves otherwise."""
+
+
+@runtime_checkable
 class Yields(Protocol):
     """A backend that leaves some of the calls it could serve to the next one."""
 
@@ -254,6 +291,17 @@ def reasons_against_pages(backend: Backend, call: Call) -> list[str]:
         _PAGES[backend] = backend if isinstance(backend, ReadsPages) else None
     reads = _PAGES[backend]
     return [f"{backend.NAME} reads no pages"] if reads is None else reads.reasons_against_pages(call)
+
+
+_EIGHT_BITS: dict[Backend, ReadsEightBits | None] = {}
+
+
+def reasons_against_eight_bits(backend: Backend, call: Call) -> list[str]:
+    """Why keys and values of 8 bits must be made dense for a backend; empty where it reads them."""
+    if backend not in _EIGHT_BITS:
+        _EIGHT_BITS[backend] = backend if isinstance(backend, ReadsEightBits) else None
+    reads = _EIGHT_BITS[backend]
+    return [f"{backend.NAME} reads no keys of 8 bits"] if reads is None else reads.reasons_against_eight_bits(call)
 
 
 _BACKWARD: dict[Backend, Differentiable | None] = {}

@@ -14,6 +14,7 @@ from .dispatch import can_fuse, reasons_against
 from .gate import SIGMOID_FORMS, gated, gelu_tanh
 from .matrices import MAX_ROWS, matmul, matmul_is_faster, product, products
 from .norm import rms_norm
+from .quantisation import empty_quantized, quantise
 from .rotation import rotate_halves
 
 __all__ = [
@@ -23,12 +24,14 @@ __all__ = [
     "CapturedCalls",
     "NotCapturable",
     "can_fuse",
+    "empty_quantized",
     "gated",
     "gelu_tanh",
     "matmul",
     "matmul_is_faster",
     "product",
     "products",
+    "quantise",
     "reasons_against",
     "rms_norm",
     "rotate_halves",

@@ -17,15 +17,17 @@ from ..backends.contract import Call
 from ..backends.native import captured, library
 from ..backends.native.library import ELEMENTS
 from ..backends.native.structures import STEP, SUM
+from ..forms.quantized import Quantized
 from .dispatch import different_shapes
 from .gate import pack_gate
 from .matrices import PRODUCT_SHAPES, pack_products
 from .norm import pack_norm
+from .quantisation import pack_quantisation
 from .rotation import pack_rotation
 
 Now = TypeVar("Now")  # what a replay gives to the functions of `recompute`
 
-_PRODUCT, _NORM, _GATE, _ROTATION, _SUM, _FORWARD = range(6)  # ll_step_kind
+_PRODUCT, _NORM, _GATE, _ROTATION, _SUM, _FORWARD, _QUANTISATION = range(7)  # ll_step_kind
 _pack_step = STEP.packer("kind", "bytes")
 
 
@@ -80,6 +82,11 @@ class CapturedCalls(Generic[Now]):
             raise different_shapes("result", "heads", result, heads)
         nothing = heads.new_empty(1, 1, heads.shape[2], 0)
         self._add(_ROTATION, pack_rotation(heads, nothing, nothing, 1.0, result))
+        self._kept.append(result)
+
+    def quantise(self, heads: Tensor, result: Quantized) -> None:
+        """`quantise` ``heads`` ``(B, H, L, D)`` into ``result``."""
+        self._add(_QUANTISATION, pack_quantisation(heads, result))
         self._kept.append(result)
 
     def attention(self, call: Call, output: Tensor) -> None:

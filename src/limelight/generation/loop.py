@@ -37,6 +37,7 @@ def generate(
     logprobs: bool = False,
     keep: Keep | None = None,
     prefill: Prefill | None = None,
+    cache_dtype: str | torch.dtype | None = None,
 ) -> Generation:
     """Continue texts until each one ends: what `limelight.Pretrained.generate` does, with the same arguments.
 
@@ -48,7 +49,7 @@ def generate(
     if not isinstance(logprobs, bool):
         raise wrong("logprobs", "must be True or False", f"it is {logprobs!r}", "True gives one for each token.")
     how, seed = _checked(sampler), _seed(seed)
-    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep, prefill)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep, prefill, cache_dtype)
     if isinstance(how, Beam):
         if copies > how.width:
             raise wrong("copies", f"must be at most the beam's {how.width}", f"it is {copies}", "Widen the beam.")
@@ -98,6 +99,7 @@ def stream(
     layout: Layout | None = None,
     keep: Keep | None = None,
     prefill: Prefill | None = None,
+    cache_dtype: str | torch.dtype | None = None,
 ) -> Stream:
     """Continue one text, piece by piece: what `limelight.Pretrained.stream` does, with the same arguments.
 
@@ -110,7 +112,7 @@ def stream(
             "sampler", "must choose one token at a time to stream", f"it is {how}", "Use generate() for a beam."
         )
     _ = model.tokenizer  # pieces are characters
-    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep, prefill)
+    session, rows, guide = begun(model, prompt, tokens, stop, target, layout, keep, prefill, cache_dtype)
     if len(rows) != 1:
         raise wrong("prompt", "must be a single one to stream", f"there are {len(rows)}", "Use generate() for several.")
     return Stream(write(session, rows, how, guide, seed), rows[0])
@@ -125,6 +127,7 @@ def begun(
     layout: Layout | None,
     keep: Keep | None = None,
     prefill: Prefill | None = None,
+    cache_dtype: str | torch.dtype | None = None,
 ) -> tuple[Session, list[Row], Guide]:
     """A session with nothing read yet, a row for each prompt, and the constraints of the configuration."""
     stops = _stops(stop, model.config.vocabulary)
@@ -144,7 +147,7 @@ def begun(
         )
         for ids in beginning
     ]
-    return Session(model.network, encoded, keep, prefill), rows, guide
+    return Session(model.network, encoded, keep, prefill, cache_dtype), rows, guide
 
 
 def write(session: Session, rows: Sequence[Row], sampler: Sampler, guide: Guide, seed: int) -> Iterator[list[Row]]:

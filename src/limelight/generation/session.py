@@ -42,6 +42,7 @@ class Session:
         source: the encoded source of each row; ``None`` for a model without an encoder.
         keep: which keys the cache keeps; ``None`` for all that a later token can see.
         prefill: how the prompts are read; ``None`` for as the tokens after them.
+        dtype: of 8 bits, in which the cache keeps keys and values; ``None`` for their own.
     """
 
     def __init__(
@@ -50,12 +51,13 @@ class Session:
         source: Encoded | None = None,
         keep: Keep | None = None,
         prefill: Prefill | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> None:
         if prefill is not None and source is not None:
             got = f"this is {network.config.family}"
             raise wrong("prefill", "is for models without an encoder", got, "Leave it out.")
         self.prefill = prefill
-        self.network, self.source, self.cache = network, source, Cache(keep=keep)
+        self.network, self.source, self.cache = network, source, Cache(keep=keep, dtype=dtype)
         self.device = next(network.parameters()).device
         self._read: Sequence[Sequence[int]] = ()  # what the last scores follow
 

@@ -28,6 +28,7 @@ from ..backends.contract import BackendError
 from ..forms.layouts import Aligned, Layout
 from ..forms.observations import current_watcher
 from ..forms.patterns import Pattern
+from ..forms.quantized import Quantized
 from ..forms.settings import Settings
 from ..fused import Capture, CapturedCalls, NotCapturable
 from ..operator import compiled
@@ -231,8 +232,12 @@ class _CachedSlots:
         assert context.cache is not None
         self.now = context.cache.slots(self._layer, self._pattern, self._key, self._value)
         for rows, key, value in self.now.new:
-            calls.copy(self._key if rows == _ALL else self._key[rows], key)
-            calls.copy(self._value if rows == _ALL else self._value[rows], value)
+            for heads, slot in ((self._key, key), (self._value, value)):
+                chosen = heads if rows == _ALL else heads[rows]
+                if isinstance(slot, Quantized):
+                    calls.quantise(chosen, slot)
+                else:
+                    calls.copy(chosen, slot)
 
 
 class _LayerCapture(Capture):  # type: ignore[no-untyped-call]

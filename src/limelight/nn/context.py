@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..forms.layouts import Layout
 from ..forms.patterns import Pattern
+from ..forms.quantized import Quantized
 from ..forms.scores import ScoreRule
 from ..operator.attention import attention
 from ..tensors.shapes import describe, wrong
@@ -99,7 +100,7 @@ class ForwardContext:
 
     def extend(
         self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor, Layout | None]:
+    ) -> tuple[Tensor | Quantized, Tensor | Quantized, Layout | None]:
         """Hand the keys and values of a layer to the cache, where there is one.
 
         Args:
@@ -109,7 +110,8 @@ class ForwardContext:
             value: ``(B, Hkv, L, Dv)``, or ``(B, Hkv, Lk, Dv)``.
 
         Returns:
-            The keys and values that the queries attend to, cached ones among them, and the layout of queries and keys.
+            The keys and values that the queries attend to, cached ones among them (of a cache of 8 bits as
+            `limelight.Quantized`), and the layout of queries and keys.
         """
         if self.cache is None:
             return key, value, self.layout
@@ -135,8 +137,8 @@ class ForwardContext:
         if self._keeps_some:
             assert self.cache is not None
             return self.cache.attend(layer, query, key, value, settings)
-        key, value, layout = self.extend(layer, settings.get("pattern"), key, value)
-        mixed = attention(query, key, value, layout=layout, **settings)
+        keys, values, layout = self.extend(layer, settings.get("pattern"), key, value)
+        mixed = attention(query, keys, values, layout=layout, **settings)
         assert isinstance(mixed, Tensor)  # no observation was requested; a watcher keeps its own
         return mixed
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..forms.layouts import Layout, Subset
+from ..forms.quantized import Quantized
 from ..forms.scores import ScoreRule
 from ..operator.attention import attention
 from ..tensors.shapes import whole_number, wrong
@@ -170,11 +171,10 @@ class MixtureOfHeads(MultiHead):
         report(self.name, decided.routed)
         query = self.rotated_heads(projected, self.query_norm, context.rotation)
         key, value = context.cached(self) or self.keys_and_values(states, context)
-        key, value, layout = context.extend(self, self.pattern, key, value)
-        key, value = (
-            key.contiguous(),
-            value.contiguous(),
-        )  # contiguous for each head, since heads are computed separately
+        cached_key, cached_value, layout = context.extend(self, self.pattern, key, value)
+        key, value = (  # contiguous for each head, since heads are computed separately
+            x.dense(query.dtype) if isinstance(x, Quantized) else x.contiguous() for x in (cached_key, cached_value)
+        )
         rules = self.score_rules(query, context)
 
         together = value.new_zeros(B, L + 1, self.query_heads, self.value_width)  # one more, for what does not exist

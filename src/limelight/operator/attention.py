@@ -18,6 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ..forms.layouts import Layout
 from ..forms.observations import Observations, Observe, current_watcher
 from ..forms.patterns import Pattern
+from ..forms.quantized import Quantized
 from ..forms.scores import Comparison, ScoreRule
 from ..forms.settings import Settings, SettingsButObserve
 from ..tensors import tracing
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 @overload
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
     *,
     observe: None = None,
     backend: str | None = None,
@@ -45,8 +46,8 @@ def attention(
 @overload
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
     *,
     observe: Observe,
     backend: str | None = None,
@@ -58,8 +59,8 @@ def attention(
 @overload
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
     *,
     observe: Observe | None,
     backend: str | None = None,
@@ -70,8 +71,8 @@ def attention(
 
 def attention(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
     *,
     layout: Layout | None = None,
     pattern: Pattern | None = None,
@@ -95,8 +96,9 @@ def attention(
 
     Args:
         query: ``(B, Hq, Lq, D)``, or all three without ``B``; any strides with the last one 1.
-        key: ``(B, Hkv, Lk, D)``, where ``Hq`` is a multiple of ``Hkv`` (grouped-query attention).
-        value: ``(B, Hkv, Lk, Dv)``.
+        key: ``(B, Hkv, Lk, D)``, where ``Hq`` is a multiple of ``Hkv`` (grouped-query attention); or of 8 bits
+            (`limelight.Quantized`).
+        value: ``(B, Hkv, Lk, Dv)``, or of 8 bits.
         layout: the positions of tokens and which exist (`limelight.forms.layouts`); ``None`` is ``Aligned()``: the last
             query has the position of the last key.
         pattern: which keys a query may see (`limelight.forms.patterns`); ``None`` is ``Full()``.
@@ -135,17 +137,18 @@ def attention(
     seen_by = tracing.seen_by(query)
     watcher = current_watcher(bool(seen_by) and seen_by is not tracing.MODE)
     if watcher is not None:
-        settings = settings.replace(observe=_watched(observe, watcher.request(name, query, key)))
+        settings = settings.replace(observe=_watched(observe, watcher.request(name, query, *_dense(query, key))))
     only_watched = watcher is not None and observe is None
     if isinstance(layout, Layout) and layout.spread:
-        query, key, value = autocast(query, key, value)  # before they are sent
-        output, observations = _over_ranks(query, key, value, settings, backend, seen_by, only_watched)
+        tensors = autocast(query, *_dense(query, key, value))  # before they are sent
+        output, observations = _over_ranks(*tensors, settings, backend, seen_by, only_watched)
     else:
         output, observations = _computed(query, key, value, settings, backend, seen_by, only_watched)
     if watcher is not None:
         if observations is not None:
             watcher.add(name, observations)
-        output = watcher.replace(name, query, key, value, output)
+        dense_key, dense_value = _dense(query, key, value)
+        output = watcher.replace(name, query, dense_key, dense_value, output)
     if observe is None:
         return output
     assert observations is not None
@@ -154,8 +157,8 @@ def attention(
 
 def _computed(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
     settings: Settings,
     backend: str | None,
     seen_by: str,
@@ -163,6 +166,8 @@ def _computed(
 ) -> tuple[Tensor, Observations | None]:
     """Output and observations of a call on this process."""
     call = prepare(query, key, value, settings)
+    if seen_by:
+        call = call.dense()
     if only_watched:
         call = call.replace(only_watched=True)
     if seen_by and (seen_by is not tracing.MODE or compiled.is_one_operator(call, backend)):
@@ -170,6 +175,11 @@ def _computed(
     else:
         result = run(call, backend)
     return result.output, result.observations
+
+
+def _dense(query: Tensor, *tensors: Tensor | Quantized) -> Any:
+    """Keys and values in the dtype of the query where they have 8 bits."""
+    return [x.dense(query.dtype) if isinstance(x, Quantized) else x for x in tensors]
 
 
 def _over_ranks(

@@ -12,21 +12,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import choose, reference
-from ..backends.contract import Call, Result, check_local, reasons_against_pages
+from ..backends.contract import (
+    Call,
+    Result,
+    Scales,
+    check_local,
+    reasons_against_eight_bits,
+    reasons_against_pages,
+)
 from ..forms.descriptions import Description
 from ..forms.layouts import Layout
 from ..forms.observations import Observe
 from ..forms.pages import Pages
 from ..forms.patterns import Pattern
+from ..forms.quantized import LARGEST, Quantized
 from ..forms.scores import Additive, Comparison, ScoreRule
 from ..forms.settings import Settings
 from ..tensors.shapes import (
+    FLOATS,
     PLAIN,
     ArgumentError,
     Shapes,
@@ -52,13 +62,14 @@ from . import derivatives
 _DEFAULTS = Settings()
 
 
-def with_batch(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def with_batch(query: Tensor, key: Any, value: Any) -> tuple[Tensor, Any, Any]:
     """Three ``(H, L, D)`` tensors as a batch of one row."""
     for which, tensor in (("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor) or tensor.dim() != 3:
-            got = f"its shape is {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"it is {tensor!r}"
+        if not isinstance(tensor, (Tensor, Quantized)) or tensor.dim() != 3:
+            got = f"its shape is {tuple(tensor.shape)}" if hasattr(tensor, "shape") else f"it is {tensor!r}"
             raise wrong(which, "must have 3 dimensions (H, L, D) like `query`", got, "Or give all three a batch.")
-    return query[None], key[None], value[None]
+    key, value = (x.map(lambda t: t[None]) if isinstance(x, Quantized) else x[None] for x in (key, value))
+    return query[None], key, value
 
 
 def autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +80,7 @@ def autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEFAULTS) -> Call:
+def prepare(query: Tensor, key: Tensor | Quantized, value: Tensor | Quantized, settings: Settings = _DEFAULTS) -> Call:
     """The call of three ``(B, H, L, D)`` tensors, every argument checked and the defaults filled in.
 
     Under autocast the tensors are converted to its dtype.
@@ -77,12 +88,15 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
     Raises:
         ArgumentError: an argument breaks a rule.
     """
-    pages = None
+    pages = scales = dtype = None
+    if isinstance(key, Quantized) or isinstance(value, Quantized):
+        key, value, scales = _eight_bits(query, key, value, settings)
+        dtype = None if scales is None else key.dtype
     if settings.layout is not None and getattr(settings.layout, "paged", False):
         key, value, settings, pages = _stored(query, key, value, settings)
-    if is_any_autocast_enabled():
+    if scales is None and is_any_autocast_enabled():
         query, key, value = autocast(query, key, value)
-    shapes = read_shapes(query, key, value, None if pages is None else pages.total)
+    shapes = read_shapes(query, key, value, None if pages is None else pages.total, dtype)
     scale, dropout = settings.scale, settings.dropout
     if scale is None:
         scale = 1.0 / math.sqrt(shapes.D)
@@ -105,11 +119,35 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, settings: Settings = _DEF
         _check_observe(settings.observe, query, shapes)
     call = Call(
         settings.sink, scores, compare, settings.layout, settings.pattern, scale, 0.0, 0, settings.observe,
-        query, key, value, shapes, pages,
+        query, key, value, shapes, pages, scales,
     )  # fmt: skip
     if settings.seed is not None or type(dropout) is not float or dropout:
         return call.replace(**_chance(settings, query))
     return call
+
+
+def _eight_bits(
+    query: Tensor, key: Tensor | Quantized, value: Tensor | Quantized, settings: Settings
+) -> tuple[Tensor, Tensor, Scales | None]:
+    """Data and scales of keys and values of 8 bits; where not both are alike, or keys are prepared, dense tensors."""
+    if not isinstance(query, Tensor) or query.dtype not in FLOATS:
+        read_shapes(query, query, query)  # raises
+    if (
+        isinstance(key, Quantized)
+        and isinstance(value, Quantized)
+        and (key.dtype, key.rotated) == (value.dtype, value.rotated)
+        and not why_dense(query, settings)
+    ):
+        return key.data, value.data, Scales(key.scale, value.scale, key.rotated)
+    key, value = (x.dense(query.dtype) if isinstance(x, Quantized) else x for x in (key, value))
+    return key, value, None
+
+
+def why_dense(query: Tensor, settings: Settings) -> str:
+    """Why keys and values of 8 bits are made dense before anything else; empty where they are not."""
+    if settings.compare is not None:
+        return f"{settings.compare!r} prepares the keys"
+    return "autocast converts the query" if is_any_autocast_enabled() else ""
 
 
 def _stored(
@@ -139,10 +177,12 @@ def _stored(
     return key, value, settings.replace(layout=layout.in_rows), None
 
 
-def why_converted(query: Tensor, key: Tensor, settings: Settings) -> str:
+def why_converted(query: Tensor, key: Tensor | Quantized, settings: Settings) -> str:
     """Why keys in pages are gathered before anything else: they will be converted. Empty where they are not."""
     if settings.compare is not None:
         return f"{settings.compare!r} prepares the keys"
+    if not isinstance(key, Tensor) or key.dtype in LARGEST:
+        return ""
     if is_any_autocast_enabled() and autocast(query, key[:0], key[:0])[1].dtype is not key.dtype:
         return "autocast converts the keys"
     return ""
@@ -159,15 +199,26 @@ def run(call: Call, name: str | None) -> Result:
         BackendError: the backend cannot serve the call.
     """
     reason = why_autograd(call)
+    check_eight_bits(call, reason)
     if reason:
         call = call.gathered().replace(autograd_reason=reason, logsumexp=True)
     backend = choose(call, name)
+    if call.scales is not None and reasons_against_eight_bits(backend, call):
+        call = call.dense()
+        backend = choose(call, name)
     if call.pages is not None and reasons_against_pages(backend, call):
         call = call.gathered()
         backend = choose(call, name)
     if derivatives.whole(call) if backend is reference else not reason:
         return backend.forward(call)
     return derivatives.forward(call, backend)
+
+
+def check_eight_bits(call: Call, reason: str) -> None:
+    """Raise where a call goes through `limelight.operator.derivatives`, for a ``reason``, and its keys have 8 bits."""
+    if reason and call.scales is not None:
+        way_out = "Use key.dense() and value.dense(), or torch.no_grad()."
+        raise wrong("key", "has no derivatives where it is Quantized, since rounding has none", reason, way_out)
 
 
 def why_autograd(call: Call) -> str:

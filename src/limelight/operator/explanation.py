@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..backends import BACKENDS, choose, passed_over
-from ..backends.contract import Backend, BackendError, Call, reasons_against_pages
+from ..backends.contract import Backend, BackendError, Call, reasons_against_eight_bits, reasons_against_pages
 from ..forms.layouts import Layout
+from ..forms.quantized import Quantized
 from ..forms.settings import Settings, SettingsFields
 from . import derivatives
-from .calling import prepare, why_autograd, why_converted, with_batch
+from .calling import check_eight_bits, prepare, why_autograd, why_converted, why_dense, with_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,6 +34,7 @@ class Explanation:
     score_memory: int
     over_ranks: object | None = None  # the report of a layout whose tokens lie on several processes
     pages: str = ""  # how keys in pages are read, when they lie in some
+    eight_bits: str = ""  # how keys and values of 8 bits are read, when they have as many
 
     def __str__(self) -> str:
         share = self.pairs / self.all_pairs if self.all_pairs else 0.0
@@ -43,6 +45,7 @@ class Explanation:
             f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
         ]
         lines += [f"pages:   {self.pages}"] if self.pages else []
+        lines += [f"8 bits:  {self.eight_bits}"] if self.eight_bits else []
         lines += [f"derivatives: {self.gradients}"] if self.gradients else []
         lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
         lines += [str(self.over_ranks)] if self.over_ranks is not None else []
@@ -50,13 +53,19 @@ class Explanation:
 
 
 def explain(
-    query: Tensor, key: Tensor, value: Tensor, *, backend: str | None = None, **settings: Unpack[SettingsFields]
+    query: Tensor,
+    key: Tensor | Quantized,
+    value: Tensor | Quantized,
+    *,
+    backend: str | None = None,
+    **settings: Unpack[SettingsFields],
 ) -> Explanation:
     """Which backend would run a call of `attention`, why each other one would not, and what the call costs.
 
     Under a layout whose tokens lie on several processes (`limelight.distributed.ContextParallel`), that is said of this
     process's own call, and ``over_ranks`` reports pairs and bytes sent of all of them, without communication. Under a
-    layout whose keys lie in pages (`limelight.Paged`), ``pages`` says whether they are read in place, or why not.
+    layout whose keys lie in pages (`limelight.Paged`), ``pages`` says whether they are read in place, or why not; of
+    keys and values of 8 bits (`limelight.Quantized`), ``eight_bits`` says so.
 
     Args:
         query: ``(B, Hq, Lq, D)``, or all three without ``B``.
@@ -75,7 +84,9 @@ def explain(
         settings["seed"] = 0  # nothing is drawn
     whole, over_ranks = Settings(**settings), None
     if isinstance(whole.layout, Layout) and whole.layout.spread:
-        key, value, whole, over_ranks = whole.layout.explained(query, key, value, whole)
+        dense = [query.new_empty(x.shape) if isinstance(x, Quantized) else x for x in (key, value)]
+        key, value, whole, over_ranks = whole.layout.explained(query, dense[0], dense[1], whole)
+    key, value, eight_bits, copied = _eight_bits(query, key, value, whole, backend)
     call, chosen, pages, gathered = _arranged(query, key, value, whole, backend)
     B, Hq, Lq, Lk = call.shapes.scores
     return Explanation(
@@ -86,15 +97,34 @@ def explain(
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,
         form=call.lowered.form,
-        memory=derivatives.memory(call, chosen) + call.lowered.bytes + gathered if chosen else 0,
+        memory=derivatives.memory(call, chosen) + call.lowered.bytes + gathered + copied if chosen else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
         over_ranks=over_ranks,
         pages=pages,
+        eight_bits=eight_bits,
     )
 
 
+def _eight_bits(query: Tensor, key: Any, value: Any, settings: Settings, name: str | None) -> tuple[Any, Any, str, int]:
+    """Keys and values as they are read: their 8 bits, or tensors as large as the dense ones; which of them and why; and
+    the bytes of a copy, which is not made.
+    """
+    if not (isinstance(key, Quantized) or isinstance(value, Quantized)):
+        return key, value, "", 0
+    call = prepare(query, key, value, settings.replace(compare=None))
+    check_eight_bits(call, why_autograd(call))
+    why = why_dense(query, settings) or ("" if call.scales else "key and value differ in dtype or rotation")
+    chosen = None if why else _chosen(call, name)
+    why = why or ("" if chosen is None else "; ".join(reasons_against_eight_bits(chosen, call)))
+    if not why:
+        return key, value, f"{str(key.dtype).removeprefix('torch.')}, read as they lie", 0
+    dense = [query.new_empty(x.shape) if isinstance(x, Quantized) else x for x in (key, value)]
+    copied = sum(x.nbytes for x in dense)
+    return dense[0], dense[1], f"made dense before, {copied / 2**20:,.1f} MiB: {why}", copied
+
+
 def _arranged(
-    query: Tensor, key: Tensor, value: Tensor, settings: Settings, name: str | None
+    query: Tensor, key: Any, value: Any, settings: Settings, name: str | None
 ) -> tuple[Call, Backend | None, str, int]:
     """The call as it would be computed, by which backend, how keys in pages are read, and the bytes of a copy of them,
     which is not made.

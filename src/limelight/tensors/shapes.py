@@ -75,7 +75,7 @@ class Shapes(NamedTuple):
         return (self.B, self.Hq, self.Lq, self.Lk)
 
 
-def read_shapes(query: Tensor, key: Tensor, value: Tensor, stored: int | None = None) -> Shapes:
+def read_shapes(query: Tensor, key: Tensor, value: Tensor, stored: int | None = None, dtype: Any = None) -> Shapes:
     """Check that three ``(B, H, L, D)`` tensors fit together and return their sizes.
 
     The common case costs a few comparisons of integers; only a failure looks for the rule that is broken.
@@ -85,6 +85,7 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor, stored: int | None = 
         key: ``(B, Hkv, Lk, D)``; where ``stored``, in pages, ``(pages, Hkv, size, D)``, and the batch is 1.
         value: ``(B, Hkv, Lk, Dv)``, or ``(pages, Hkv, size, Dv)``.
         stored: the number of keys that lie in pages.
+        dtype: that of key and value, where it is not the dtype of the query.
 
     Raises:
         ArgumentError: a wrong rank, batch, head count, length, width, dtype or device.
@@ -102,14 +103,15 @@ def read_shapes(query: Tensor, key: Tensor, value: Tensor, stored: int | None = 
                 and k[1] > 0
                 and Hq % k[1] == 0
                 and D > 0
-                and query.dtype is key.dtype
-                and query.dtype is value.dtype
+                and key.dtype is (dtype or query.dtype)
+                and value.dtype is key.dtype
                 and query.dtype in FLOATS
                 and ((query.is_cpu and key.is_cpu and value.is_cpu) or query.device == key.device == value.device)
             ):
                 return Shapes(B, Hq, k[1], Lq, k[2] if stored is None else stored, D, v[3])
     except (AttributeError, RuntimeError, TypeError):  # no tensor, or one without sizes
         raise _broken_rule(query, key, value, stored is not None) from None
+    key, value = (x if dtype is None else x.to(query.dtype) for x in (key, value))  # it breaks no rule
     raise _broken_rule(query, key, value, stored is not None)
 
 

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "../../library.h"
+#include "../../simd/eight_bits.h"
 #include "../../simd/elementary.h"
 #include "../../simd/elements.h"
+#include "../../simd/hadamard.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/operands.h"
@@ -17,107 +19,14 @@
 #include "../scores.h"
 #include "../softmax.h"
 #include "../visibility.h"
+#include "integers.h"
 #include "panels.h"
+#include "parts.h"
 #include "pieces.h"
 #include "prefetch.h"
 
 namespace limelight::LL_NAMESPACE {
 namespace {
-
-// The floats of a row of the output's sums.
-LL_INLINE int64_t output_columns(const Problem& problem) { return round_up(problem.call.value_width, PIECE); }
-
-// Query heads that read the keys of one key head together, of one segment and batch row. A *row* is a query of one of
-// them.
-struct HeadGroup {
-    Tile tile;  // of the first head
-    int heads;
-    int64_t chunks;  // how many chunks its keys form
-    int64_t parts;   // index of the first of their partial results
-    int64_t shared;  // chunks at the beginning that several groups have in common
-    int64_t next;    // the next of these groups, or -1
-    int64_t before;  // chunks at the beginning that another group computes
-    int64_t first;   // task of the first of the others
-    int64_t left;    // chunks not yet computed
-
-    int rows() const { return heads * tile.count; }
-    Tile head(int h) const {
-        Tile of = tile;
-        of.head += h;
-        return of;
-    }
-};
-
-// The softmax over some of the keys: the sum of weights relative to the peak, and of the values so weighted. Where no
-// key is seen, the total is 0 and the output undefined.
-struct PartialSoftmax {
-    Float *peak, *total;  // [rows]
-    Float* kept;          // [rows]: 0 where dropout keeps none of the visible keys; unused without dropout
-    Float* output;        // [rows][columns]
-
-    static size_t bytes(int64_t rows, int64_t columns) {
-        return sizeof(Float) * (size_t)round_up(round_up(3 * rows, LANES) + rows * columns, 64);
-    }
-    PartialSoftmax(char* memory, int64_t rows)
-        : peak((Float*)memory), total(peak + rows), kept(total + rows), output(peak + round_up(3 * rows, LANES)) {}
-
-    // Copies `rows` rows, from row `first` on, to the rows of another one.
-    void copy(int64_t first, int64_t rows, int64_t columns, bool with_kept, const PartialSoftmax& to) const {
-        size_t bytes = sizeof(Float) * (size_t)rows;
-        __builtin_memcpy(to.peak, peak + first, bytes), __builtin_memcpy(to.total, total + first, bytes);
-        if (with_kept) __builtin_memcpy(to.kept, kept + first, bytes);
-        __builtin_memcpy(to.output, output + first * columns, bytes * (size_t)columns);
-    }
-};
-
-// Groups that read the same keys in the same pages: a segment of its own each, and as many rows each.
-struct Together {
-    const Tile& tile;  // in whose segment the keys are counted
-    HeadGroup* groups[MAX_ROWS];
-    int count = 0;
-
-    explicit Together(const Tile& t) : tile(t) {}
-
-    int rows() const { return count * groups[0]->rows(); }
-    int heads() const { return count * groups[0]->heads; }
-    // Head h of all.
-    Tile head(int h) const { return groups[h / groups[0]->heads]->head(h % groups[0]->heads); }
-    Tile head_of_row(int r) const { return head(r / tile.count); }
-    // A block in the segment of head h.
-    Block block_of(const Block& block, int h) const {
-        Block own = block;
-        own.begin += head(h).segment->key_begin - tile.segment->key_begin;
-        return own;
-    }
-};
-
-struct DecodeScratch {
-    int64_t query_columns;
-    Float* queries;     // [MAX_ROWS][query_columns]
-    Float* scores;      // [MAX_ROWS][SCORE_ROW], then weights
-    Float* transposed;  // [BLOCK_KEYS][QUERIES], of one head
-    char* part;         // PartialSoftmax of a group with one chunk
-    Float* merged;      // [MAX_QUERIES][columns]
-    Stored* values;     // [MAX_CHUNK][value width]; masked passes only
-    uint8_t* seen;      // [MAX_ROWS][SCORE_ROW]; masked passes, and with dropout
-    char* joint;        // PartialSoftmax of groups that are computed together
-    KeyFloat* columns;  // [group of LANES rows][query column][row]; for groups that are computed together
-    StridedRows* sets;  // [2 * MAX_CHUNK + 1]: see DecodeChunk::list_sets
-
-    DecodeScratch(Arena& arena, const Problem& problem) : query_columns(round_up(problem.call.width, PIECE)) {
-        queries = arena.take<Float>(MAX_ROWS * query_columns);
-        scores = arena.take<Float>(MAX_ROWS * SCORE_ROW);
-        transposed = arena.take<Float>(BLOCK_KEYS * QUERIES);
-        part = arena.take<char>((int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)));
-        merged = arena.take<Float>(MAX_QUERIES * output_columns(problem));
-        values = arena.take<Stored>(MAX_CHUNK * problem.call.value_width);
-        seen = arena.take<uint8_t>(MAX_ROWS * SCORE_ROW);
-        joint = arena.take<char>(
-            in_pages(problem.call) ? (int64_t)PartialSoftmax::bytes(MAX_ROWS, output_columns(problem)) : 0);
-        columns = arena.take<KeyFloat>(in_pages(problem.call) ? MAX_ROWS * query_columns : 0);
-        sets = arena.take<StridedRows>(2 * MAX_CHUNK + 1);
-    }
-};
 
 // How many visible keys form a chunk: few in a short cache, so that all threads get some; more in a long one, because
 // memory idles briefly when a chunk begins.
@@ -152,13 +61,13 @@ struct DecodeChunk {
     Range keys;
     DecodeScratch& own;
     PartialSoftmax part;
-    StridedRows next_keys;  // that this thread will probably read next
-    int set_count = 0;      // of rows at equal distances that the keys form, and the values
-    int count = 0;          // keys of the chunk that some query sees
+    MemoryRows next_keys;  // that this thread will probably read next
+    int set_count = 0;     // of rows at equal distances that the keys form, and the values
+    int count = 0;         // keys of the chunk that some query sees
     PrefetchStream prefetch;
 
     DecodeChunk(const Problem& p, const Together& t, const Visibility& v, int64_t number, DecodeScratch& scratch,
-                PartialSoftmax to, const StridedRows& next)
+                PartialSoftmax to, const MemoryRows& next)
         : problem(p),
           call(p.call),
           together(t),
@@ -197,23 +106,89 @@ struct DecodeChunk {
     // Lists the chunk's keys as sets of rows at equal distances, in the order in which they are read; then its values;
     // then the keys that are read after them.
     void list_sets() {
-        auto list = [&](const ll_tensor& tensor, int64_t width, StridedRows* to) {
+        auto list = [&](const ll_tensor& tensor, int64_t width, MemoryRows* to) {
             for_each_range([&](int64_t begin, int keys_of_range) {
                 for_each_page(call, *tile.segment, {begin, begin + keys_of_range}, [&](int64_t key, int64_t keys) {
-                    *to++ = {row_of(tensor, key), tensor.strides[2], width, (int)keys};
+                    *to++ = memory_rows(call, tile, tensor, width, key, keys);
                 });
             });
             return to;
         };
         set_count = (int)(list(call.key, call.width, own.sets) - own.sets);
         *list(call.value, call.value_width, own.sets + set_count) = next_keys;
+        for (int n = 0; call.quantized && n < set_count; ++n)
+            prefetch_scales(call.quantized->key_scale, own.sets[n]),
+                prefetch_scales(call.quantized->value_scale, own.sets[n]);
     }
 
-    // f(keys, values, index of the first in the rows of scores) for each set.
+    void prefetch_scales(const ll_tensor& scale, const MemoryRows& set) const {
+        const Float* from = key_row<Float>(call, scale, tile, set.key);
+        if (scale.strides[2] == 1) prefetch_rows(from, 0, 1, set.keys + 64 / (int64_t)sizeof(Float) - 1);
+    }
+
+    // Whether keys and values are multiplied as integers.
+    bool integers() const { return HAS_INTEGERS && call.quantized && call.quantized->element == LL_INT8; }
+
+    // f(rows, index of the first in the rows of scores) for each set of keys, or of values, as elements.
     template <class F>
-    LL_INLINE void for_each_set(F f) const {
-        int at = 0;
-        for (int n = 0; n < set_count; at += own.sets[n++].keys) f(own.sets[n], own.sets[set_count + n], at);
+    LL_INLINE void for_each_set(bool values, F f) {
+        const MemoryRows* sets = own.sets + (values ? set_count : 0);
+        int64_t width = values ? call.value_width : call.width;
+        for (int n = 0, at = 0; n < set_count; ++n) {
+            const MemoryRows& set = sets[n];
+            for (int first = 0, count; first < set.keys; first += count, at += count) {
+                if constexpr (HAS_INTEGERS)
+                    if (integers()) {
+                        count = set.keys;
+                        f(RowsOf<int8_t>{(const int8_t*)set.row, set.stride, width, count}, at);
+                        continue;
+                    }
+                count = call.quantized ? min(UNIT, set.keys - first) : set.keys;
+                StridedRows rows{(const Stored*)set.row, set.stride / (int64_t)sizeof(Stored), width, count};
+                if (call.quantized) {
+                    read_unit(set, first, count, values ? UNPREFETCHED_KEYS : 0);
+                    rows = {own.unit, width, width, count};
+                }
+                f(rows, at);
+            }
+        }
+    }
+
+    // Reads rows of 8 bits as elements; the first `unprefetched` of them without a prefetch.
+    void read_unit(const MemoryRows& set, int first, int count, int unprefetched) {
+        const uint8_t* from = (const uint8_t*)set.row + first * set.stride;
+        for (int j = 0; j < count; j += EIGHT) {
+            int rows = min(EIGHT, count - j);
+            read_bytes(call.quantized->element, from + j * set.stride, set.stride, rows, set.width,
+                       own.unit + j * set.width);
+            prefetch.advance_bytes((rows - (j == 0 ? unprefetched : 0)) * set.width);
+        }
+    }
+
+    // What the products of keys and a query are multiplied by beside the scale of the key.
+    Float query_share(int r) const {
+        if (!integers()) return 1;
+        return problem.query_factor * (own.query_scales[r] == own.query_scales[r] ? own.query_scales[r] : 1);
+    }
+
+    // Multiplies the scores or weights of each key by its scale; `masked`: of the weights of visible pairs alone.
+    __attribute__((noinline)) void multiply_scales(const ll_tensor& scale, bool masked) const {
+        int keys = 0;
+        for (int n = 0; n < set_count; ++n) {
+            const Float* from = key_row<Float>(call, scale, tile, own.sets[n].key);
+            for (int j = 0; j < own.sets[n].keys; ++j) own.scales[keys++] = from[j * scale.strides[2]];
+        }
+        for (int r = 0; r < together.rows(); ++r) {
+            Float* row = own.scores + r * SCORE_ROW;
+            const uint8_t* seen = own.seen + r * SCORE_ROW;
+            Float share = &scale == &call.quantized->key_scale ? query_share(r) : 1;
+            for (int64_t j = 0; j < keys; j += LANES) {
+                Vec by = load_partial(own.scales + j, keys - j);
+                store(row + j, load<Vec>(row + j) * share * by);
+            }
+            for (int64_t j = 0; masked && j < keys; ++j)
+                if (!seen[j]) row[j] = 0;
+        }
     }
 
     const Stored* row_of(const ll_tensor& tensor, int64_t key) const { return key_row(call, tensor, tile, key); }
@@ -224,7 +199,12 @@ struct DecodeChunk {
             Tile head = together.head_of_row(r);
             read_row(row_at<const Stored>(call.query, head.row, head.head, head.first_query + r % head.count),
                      call.width, to, own.query_columns);
+            if (rotates(call)) hadamard(to, call.width);
             if (call.compare) continue;
+            if (integers()) {
+                own.query_scales[r] = round_query(to, own.query_columns);
+                continue;
+            }
             for (int64_t d = 0; d < own.query_columns; d += PIECE) {  // in the order in which read_key lays out a key
                 Vec first = load<Vec>(to + d), second = load<Vec>(to + d + PIECE - LANES);
                 for (int p = 0; p < PIECE_PARTS; ++p) {
@@ -261,21 +241,47 @@ struct DecodeChunk {
         }
     }
 
+    // Scores of keys from column `at` on; `transposed`: the queries are in `columns`.
+    void score_elements(const StridedRows& key, int at, bool transposed) {
+        bool ahead = !call.quantized;
+        int64_t columns = call.width / PIECE * LANES;  // of KeyFloat, where the width is whole pieces
+        for (int r = 0; transposed && r < together.rows(); r += LANES)
+            dot_columns(key, own.columns + r * columns, ahead && r == 0 ? &prefetch : nullptr,
+                        own.scores + r * SCORE_ROW + at);
+        if (transposed) return;
+        dot_product<StoredKeys>(key, (const KeyFloat*)own.queries, together.rows(), own.query_columns, prefetch, ahead,
+                                own.scores + at);
+    }
+
+    template <class ROWS>
+    void score_integers(const ROWS& key, int at) {
+        dot_product<IntegerKeys>(key, (const Factor*)own.queries, together.rows(), own.query_columns, prefetch, true,
+                                 own.scores + at);
+        for (int r = 0; r < together.rows(); ++r)
+            if (own.query_scales[r] != own.query_scales[r]) score_nonfinite(key, r, own.scores + r * SCORE_ROW + at);
+    }
+
+    // Scores of a query that is not finite, which has no integers.
+    void score_nonfinite(const RowsOf<int8_t>& key, int r, Float* scores) const {
+        const Float* query = own.queries + r * own.query_columns;
+        for (int j = 0; j < key.keys; ++j) {
+            scores[j] = 0;
+            for (int64_t d = 0; d < call.width; ++d) scores[j] += query[d] * (Float)key.at(j)[d];
+        }
+    }
+
     void score() {
         if (set_count > 0) prefetch = PrefetchStream(own.sets, 2 * set_count + 1);
         int64_t columns = call.width / PIECE * LANES;  // of KeyFloat, where the width is whole pieces
         bool transposed = together.count > 1 && !call.compare && rows_along_lanes(together.rows(), call.width);
         if (transposed)
             transpose_rows((const KeyFloat*)own.queries, together.rows(), own.query_columns, columns, own.columns);
-        for_each_set([&](const StridedRows& key, const StridedRows&, int at) {
+        for_each_set(false, [&](const auto& key, int at) {
             if (call.compare) return;
-            for (int r = 0; transposed && r < together.rows(); r += LANES)
-                dot_columns(key, own.columns + r * columns, r == 0 ? &prefetch : nullptr,
-                            own.scores + r * SCORE_ROW + at);
-            if (transposed) return;
-            dot_product(key, (const KeyFloat*)own.queries, together.rows(), own.query_columns, prefetch,
-                        own.scores + at);
+            if constexpr (sizeof *key.row == 1) return score_integers(key, at);
+            else score_elements(key, at, transposed);
         });
+        if (call.quantized) multiply_scales(call.quantized->key_scale, false);
         count = for_each_block([&](const Block& block, int at) {
             if (call.compare) compare(block, own.scores + at);
             if (call.rule_count > 0 || block.masked_by_intervals || block.masked_by_bits)
@@ -300,7 +306,7 @@ struct DecodeChunk {
             peak[r] = finite_peak(broadcast(part.peak[row + r]));
         }
         for (int j = 0; j < count; j += LANES) {
-            prefetch.advance(prefetched);
+            prefetch.advance_bytes(prefetched);
 #pragma GCC unroll 4
             for (int r = 0; r < ROWS; ++r) {
                 Float* at = scores + r * SCORE_ROW + j;
@@ -314,10 +320,11 @@ struct DecodeChunk {
 
     void softmax() {
         FlushSubnormals scope;
-        // elements to prefetch for each vector of keys
-        int64_t elements = call.value_width * UNPREFETCHED_KEYS * LANES / UNIT;
+        // bytes to prefetch for each vector of keys
+        int64_t width = call.value_width * (call.quantized ? 1 : (int64_t)sizeof(Stored));
+        int64_t bytes = width * UNPREFETCHED_KEYS * LANES / UNIT;
         for_each_panel(together.rows(),
-                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? elements : 0); });
+                       [&](auto panel, int r) { softmax_rows<decltype(panel)::VALUE>(r, r == 0 ? bytes : 0); });
     }
 
     void apply_dropout(const Block& block, int at) const {
@@ -347,8 +354,8 @@ struct DecodeChunk {
                     for (int64_t c = 0; c < width; ++c)
                         part.output[r * columns + c] += own.scores[r * SCORE_ROW + at + j] * read(value.at(j) + c);
         }
-        value_product(own.scores + at, {own.values, width, width, value.keys}, together.rows(), prefetch, part.output,
-                      columns);
+        value_product<StoredValues>(own.scores + at, {own.values, width, width, value.keys}, together.rows(), prefetch,
+                                    !call.quantized, part.output, columns);
     }
 
     template <bool masked>
@@ -359,10 +366,16 @@ struct DecodeChunk {
         softmax();
         for (int r = 0; problem.dropout_threshold && r < together.rows(); ++r) part.kept[r] = 0;
         if (problem.dropout_threshold) for_each_block([&](const Block& block, int at) { apply_dropout(block, at); });
+        if (call.quantized) multiply_scales(call.quantized->value_scale, masked);
         __builtin_memset(part.output, 0, sizeof(Float) * (size_t)(together.rows() * output_columns(problem)));
-        for_each_set([&](const StridedRows&, const StridedRows& value, int at) {
-            if (masked) return add_values_masked(value, at);
-            value_product(own.scores + at, value, together.rows(), prefetch, part.output, output_columns(problem));
+        for_each_set(true, [&](const auto& value, int at) {
+            if constexpr (sizeof *value.row == 1) {
+                value_product<IntegerValues>(own.scores + at, value, together.rows(), prefetch, true, part.output,
+                                             output_columns(problem));
+            } else if (masked) add_values_masked(value, at);
+            else
+                value_product<StoredValues>(own.scores + at, value, together.rows(), prefetch, !call.quantized,
+                                            part.output, output_columns(problem));
         });
     }
 

@@ -151,15 +151,15 @@ struct DecodeJob {
     }
 
     // The first keys that a task reads.
-    StridedRows keys_of(int64_t task) const {
+    MemoryRows keys_of(int64_t task) const {
         const ll_call& call = problem.call;
         const HeadGroup& group = group_of(min(task, tasks - 1));
         Visibility visible;
         find_visible(call, group.tile, visible);
         int64_t first = chunk_range(visible, group.before + min(task, tasks - 1) - group.first).begin;
-        if (first == LL_HIGHEST) return {(const Stored*)call.key.data, call.key.strides[2], call.width, 1};
+        if (first == LL_HIGHEST) return memory_rows(call, group.tile, call.key, call.width, -1, 1);
         int64_t keys = in_pages(call) ? keys_together(call, *group.tile.segment, first, first + MAX_CHUNK) : MAX_CHUNK;
-        return {key_row(call, call.key, group.tile, first), call.key.strides[2], call.width, (int)keys};
+        return memory_rows(call, group.tile, call.key, call.width, first, keys);
     }
 
     // The partial results of a group's chunks.
@@ -176,7 +176,7 @@ struct DecodeJob {
         Visibility visible;
         find_visible(problem.call, group.tile, visible);
         int64_t chunk = group.before + task - group.first;
-        StridedRows next = keys_of(task + task_stride);
+        MemoryRows next = keys_of(task + task_stride);
         for (HeadGroup* member = &group; member;) {
             Together together(group.tile);
             do {

@@ -41,14 +41,15 @@ template <int N, int... EVEN>
 struct PairSums : PairSums<N - 1, 2 * (N - 1), EVEN...> {};
 template <int... EVEN>
 struct PairSums<0, EVEN...> {
-    static LL_INLINE Vec of(Vec a, Vec b) {
+    template <class V>
+    static LL_INLINE V of(V a, V b) {
         return __builtin_shufflevector(a, b, EVEN...) + __builtin_shufflevector(a, b, (EVEN + 1)...);
     }
 };
 
 // The sum over the lanes of vector n, in lane n.
-template <int COUNT>
-LL_INLINE Vec reduce_add_each(const Vec* v) {
+template <int COUNT, class V>
+LL_INLINE V reduce_add_each(const V* v) {
     if constexpr (COUNT == 1) return *v;
     else return PairSums<LANES>::of(reduce_add_each<COUNT / 2>(v), reduce_add_each<COUNT / 2>(v + COUNT / 2));
 }
@@ -61,34 +62,38 @@ constexpr int PANEL_OF = ROWS > LANES ? 1
                                       : LANES / ROWS;
 
 // scores[row][key] of ROWS queries and PANEL_OF<ROWS> keys; the first `keys` of them are written.
-template <int ROWS, bool PREFETCH>
-LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* query, int64_t columns, int64_t width,
-                         int keys, PrefetchStream& prefetch, Float* scores) {
+template <class KEYS_AS, int ROWS, bool PREFETCH>
+LL_INLINE void dot_panel(const typename KEYS_AS::Element* key, int64_t stride, const typename KEYS_AS::Query* query,
+                         int64_t columns, int64_t width, int keys, PrefetchStream& prefetch, Float* scores) {
+    typedef typename KEYS_AS::Element Element;
+    typedef typename KEYS_AS::Sum Sum;
+    constexpr int PARTS = KEYS_AS::PARTS;
     constexpr int KEYS = PANEL_OF<ROWS>, TOGETHER = LANES / KEYS;  // rows whose sums fill a vector
-    const Stored* at[KEYS];
+    const Element* at[KEYS];
 #pragma GCC unroll 16
     for (int t = 0; t < KEYS; ++t) at[t] = key + t * stride;
-    Vec sum[ROWS][KEYS];
+    Sum sum[ROWS][KEYS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
-        for (int t = 0; t < KEYS; ++t) sum[r][t] = Vec{};
+        for (int t = 0; t < KEYS; ++t) sum[r][t] = Sum{};
     auto step = [&](int64_t d, int64_t count) __attribute__((always_inline)) {
-        KeyPiece q[ROWS];
+        decltype(KEYS_AS::read(at[0], 0)) q[ROWS];
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-            for (int p = 0; p < KEY_PARTS; ++p)
-                q[r].part[p] =
-                    load<decltype(q[r].part[p] + 0)>(query + r * columns + d / PIECE * KEY_FLOATS + p * LANES);
+            for (int p = 0; p < PARTS; ++p)
+                q[r].part[p] = load<decltype(q[r].part[p] + 0)>(query + r * columns + (d / PIECE * PARTS + p) * LANES);
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) {
-            KeyPiece k = read_key(at[t] + d, count);
-            if (PREFETCH) count == PIECE ? prefetch.advance_piece<KEYS>(d / PIECE, t) : prefetch.advance(count);
+            auto k = KEYS_AS::read(at[t] + d, count);
+            if (PREFETCH)
+                count == PIECE ? prefetch.template advance_piece<Element, KEYS>(d / PIECE, t)
+                               : prefetch.template advance<Element>(count);
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-                for (int p = 0; p < KEY_PARTS; ++p) sum[r][t] = multiply_add(q[r].part[p], k.part[p], sum[r][t]);
+                for (int p = 0; p < PARTS; ++p) sum[r][t] = multiply_add(q[r].part[p], k.part[p], sum[r][t]);
         }
     };
     int64_t d = 0;
@@ -96,11 +101,11 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* quer
     if (d < width) step(d, width - d);
 #pragma GCC unroll 16
     for (int first = 0; first < ROWS; first += TOGETHER) {
-        Vec vectors[LANES];
+        Sum vectors[LANES];
 #pragma GCC unroll 16
         for (int n = 0; n < LANES; ++n) vectors[n] = sum[min(first + n / KEYS, ROWS - 1)][n % KEYS];
         alignas(64) Float sums[LANES];
-        store(sums, reduce_add_each<LANES>(vectors));
+        store(sums, __builtin_convertvector(reduce_add_each<LANES>(vectors), Vec));
         for (int r = first; r < min(first + TOGETHER, ROWS); ++r) {
             Float* to = scores + r * SCORE_ROW;
             const Float* own = sums + (r - first) * KEYS;
@@ -112,18 +117,19 @@ LL_INLINE void dot_panel(const Stored* key, int64_t stride, const KeyFloat* quer
 }
 
 // scores[row][key] of keys [first, first + keys).
-template <int ROWS, bool PREFETCH>
-inline void dot_rows(const StridedRows& key, int first, int keys, const KeyFloat* query, int64_t columns,
-                     PrefetchStream& prefetch, Float* scores) {
+template <class KEYS_AS, int ROWS, bool PREFETCH>
+inline void dot_rows(const RowsOf<typename KEYS_AS::Element>& key, int first, int keys,
+                     const typename KEYS_AS::Query* query, int64_t columns, PrefetchStream& prefetch, Float* scores) {
     constexpr int KEYS = PANEL_OF<ROWS>;
     if (keys < KEYS) {  // one key at a time, repeated KEYS times
         for (int j = first; j < first + keys; ++j)
-            dot_panel<ROWS, false>(key.at(j), 0, query, columns, key.width, 1, prefetch, scores + j);
+            dot_panel<KEYS_AS, ROWS, false>(key.at(j), 0, query, columns, key.width, 1, prefetch, scores + j);
         return;
     }
     for (int j = first; j < first + keys; j += KEYS) {
         int from = min(j, first + keys - KEYS);  // the last panel overlaps the one before it
-        dot_panel<ROWS, PREFETCH>(key.at(from), key.stride, query, columns, key.width, KEYS, prefetch, scores + from);
+        dot_panel<KEYS_AS, ROWS, PREFETCH>(key.at(from), key.stride, query, columns, key.width, KEYS, prefetch,
+                                           scores + from);
     }
 }
 
@@ -180,7 +186,7 @@ LL_INLINE void add_lanes(const Stored* const* key, const KeyFloat* columns, int6
 
 // scores[row][key] of LANES rows.
 inline void dot_columns(const StridedRows& key, const KeyFloat* columns, PrefetchStream* prefetch, Float* scores) {
-    constexpr int KEYS = 4;
+    constexpr int KEYS = LANES < 4 ? LANES : 4;
     int64_t steps = key.width / PIECE;
     for (int first = 0; first < key.keys; first += LANES) {
         Vec found[LANES] = {};
@@ -189,7 +195,7 @@ inline void dot_columns(const StridedRows& key, const KeyFloat* columns, Prefetc
             const Stored* at[KEYS];
             for (int t = 0; t < KEYS; ++t) at[t] = key.at(first + min(j + t, count - 1));
             add_lanes<KEYS, LANES>(at, columns, steps, 0, found + j);
-            if (prefetch) prefetch->advance(min(KEYS, count - j) * key.width);
+            if (prefetch) prefetch->template advance<Stored>(min(KEYS, count - j) * key.width);
         }
         transpose(found);
         for (int r = 0; r < LANES; ++r) {
@@ -200,14 +206,15 @@ inline void dot_columns(const StridedRows& key, const KeyFloat* columns, Prefetc
     }
 }
 
-// scores[row][key] = sum over d of query[row][d] * key[d].
-inline void dot_product(const StridedRows& key, const KeyFloat* query, int rows, int64_t columns,
-                        PrefetchStream& prefetch, Float* scores) {
+// scores[row][key] = sum over d of query[row][d] * key[d]. `ahead`: whether keys are prefetched as they are read.
+template <class KEYS_AS>
+inline void dot_product(const RowsOf<typename KEYS_AS::Element>& key, const typename KEYS_AS::Query* query, int rows,
+                        int64_t columns, PrefetchStream& prefetch, bool ahead, Float* scores) {
     for (int first = 0; first < key.keys; first += UNIT)
         for_each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
             int count = min(UNIT, key.keys - first);
-            auto dot = r == 0 ? dot_rows<ROWS, true> : dot_rows<ROWS, false>;
+            auto dot = ahead && r == 0 ? dot_rows<KEYS_AS, ROWS, true> : dot_rows<KEYS_AS, ROWS, false>;
             dot(key, first, count, query + r * columns, columns, prefetch, scores + r * SCORE_ROW);
         });
 }
@@ -261,36 +268,54 @@ public:
 };
 #endif
 
+// How values are read and multiplied: as stored elements.
+struct StoredValues {
+    typedef Stored Element;
+    typedef Weights Factors;
+    typedef Piece Sums;
+    static constexpr int STEP = KEYS_PER_STEP;
+    static LL_INLINE ValuePiece read(const Stored* from, const Stored* next, int64_t count) {
+        return read_value(from, next, count);
+    }
+    static LL_INLINE Piece floats(const Piece& sums, const Weights&, int) { return sums; }
+    static LL_INLINE IntVec lane(IntVec n) { return lane_of(n); }
+};
+
 // Adds the sums of a piece to a row of floats.
+template <class VALUES_AS>
 LL_INLINE void add_piece(Float* to, const Piece& piece) {
     Vec first = piece.part[0], second = piece.part[PIECE_PARTS - 1];
 #pragma GCC unroll 2
     for (int h = 0; h < PIECE_PARTS; ++h) {
-        Vec row = PIECE_PARTS == 1 ? first : shuffle(first, second, lane_of(iota() + h * LANES));
+        Vec row = PIECE_PARTS == 1 ? first : shuffle(first, second, VALUES_AS::lane(iota() + h * LANES));
         store(to + h * LANES, load<Vec>(to + h * LANES) + row);
     }
 }
 
 // Adds keys [first, first + keys), with the weights of ROWS rows from `row` on, to PIECES pieces from column c on.
-template <int ROWS, int PIECES, bool PREFETCH>
-inline void value_panel(const Weights& weights, int row, const StridedRows& value, int first, int keys, int64_t c,
+template <class VALUES_AS, int ROWS, int PIECES, bool PREFETCH>
+inline void value_panel(const typename VALUES_AS::Factors& weights, int row,
+                        const RowsOf<typename VALUES_AS::Element>& value, int first, int keys, int64_t c,
                         PrefetchStream& prefetch, Float* output, int64_t columns) {
-    Piece sum[ROWS][PIECES];
+    typedef typename VALUES_AS::Element Element;
+    constexpr int STEP = VALUES_AS::STEP;
+    typename VALUES_AS::Sums sum[ROWS][PIECES];
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < PIECES; ++v) sum[r][v] = Piece{};
-    for (int j = 0; j < keys; j += KEYS_PER_STEP) {
-        const Stored* from = value.at(first + j) + c;
-        const Stored* next =
+        for (int v = 0; v < PIECES; ++v) sum[r][v] = {};
+    for (int j = 0; j < keys; j += STEP) {
+        const Element* from = value.at(first + j) + c;
+        const Element* next =
             j + 1 < keys ? from + value.stride : from;  // an odd last key is paired with itself, with a weight of zero
-        ValuePiece piece[PIECES];
+        decltype(VALUES_AS::read(from, next, 0)) piece[PIECES];
 #pragma GCC unroll 8
         for (int v = 0; v < PIECES; ++v) {
             int64_t elements = PIECES > 1 ? PIECE : min<int64_t>(PIECE, value.width - c);
-            piece[v] = read_value(from + v * PIECE, next + v * PIECE, elements);
-            for (int k = 0; PREFETCH && k < KEYS_PER_STEP && j >= UNPREFETCHED_KEYS; ++k)
-                elements == PIECE ? prefetch.advance_piece<PIECES>(j + k, v) : prefetch.advance(elements);
+            piece[v] = VALUES_AS::read(from + v * PIECE, next + v * PIECE, elements);
+            for (int k = 0; PREFETCH && k < STEP && j >= UNPREFETCHED_KEYS; ++k)
+                elements == PIECE ? prefetch.template advance_piece<Element, PIECES>(j + k, v)
+                                  : prefetch.template advance<Element>(elements);
         }
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
@@ -305,21 +330,25 @@ inline void value_panel(const Weights& weights, int row, const StridedRows& valu
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < PIECES; ++v) add_piece(output + r * columns + c + v * PIECE, sum[r][v]);
+        for (int v = 0; v < PIECES; ++v)
+            add_piece<VALUES_AS>(output + r * columns + c + v * PIECE, VALUES_AS::floats(sum[r][v], weights, row + r));
 }
 
-inline void value_product(const Float* weights, const StridedRows& value, int rows, PrefetchStream& prefetch,
-                          Float* output, int64_t columns) {
+template <class VALUES_AS>
+inline void value_product(const Float* weights, const RowsOf<typename VALUES_AS::Element>& value, int rows,
+                          PrefetchStream& prefetch, bool ahead, Float* output, int64_t columns) {
     constexpr int PIECES = VALUE_VECTORS / PIECE_PARTS;
     for (int first = 0; first < value.keys; first += UNIT) {
         int count = min(UNIT, value.keys - first);
-        Weights of_unit(weights + first, rows, count);
+        typename VALUES_AS::Factors of_unit(weights + first, rows, count);
         for_each_panel(rows, [&](auto panel, int r) {
             constexpr int ROWS = decltype(panel)::VALUE;
             for (int64_t c = 0; c < value.width;) {
-                bool prefetching = r == 0, whole = c + PIECES * PIECE <= value.width;
-                auto add = whole ? (prefetching ? value_panel<ROWS, PIECES, true> : value_panel<ROWS, PIECES, false>)
-                                 : (prefetching ? value_panel<ROWS, 1, true> : value_panel<ROWS, 1, false>);
+                bool prefetching = ahead && r == 0, whole = c + PIECES * PIECE <= value.width;
+                auto add = whole ? (prefetching ? value_panel<VALUES_AS, ROWS, PIECES, true>
+                                                : value_panel<VALUES_AS, ROWS, PIECES, false>)
+                                 : (prefetching ? value_panel<VALUES_AS, ROWS, 1, true>
+                                                : value_panel<VALUES_AS, ROWS, 1, false>);
                 add(of_unit, r, value, first, count, c, prefetch, output + r * columns, columns);
                 c += whole ? PIECES * PIECE : PIECE;
             }

@@ -65,5 +65,21 @@ LL_INLINE KeyPiece read_key(const Stored* from, int64_t count) { return read_par
 #endif
 constexpr int KEY_FLOATS = KEY_PARTS * LANES;  // floats or factors that hold a piece of a query
 
+#if defined(LL_PAIRS) && !defined(LL_AMX)
+// Of integers of 16 bits, see integers.h.
+LL_INLINE IntVec multiply_add(UintVec a, UintVec b, IntVec c) {
+    return (IntVec)_mm512_dpwssd_epi32((__m512i)c, (__m512i)a, (__m512i)b);
+}
+#endif
+
+// How keys are read and multiplied: as stored elements.
+struct StoredKeys {
+    typedef Stored Element;
+    typedef KeyFloat Query;
+    typedef Vec Sum;
+    static constexpr int PARTS = KEY_PARTS;
+    static LL_INLINE KeyPiece read(const Stored* from, int64_t count) { return read_key(from, count); }
+};
+
 }  // namespace
 }  // namespace limelight::LL_NAMESPACE

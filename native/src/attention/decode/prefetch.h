@@ -19,22 +19,31 @@ inline bool nontemporal_is_fast() {
 #endif
 }
 
+// Rows of keys or values as they lie in memory, elements or bytes; sizes in bytes.
+struct MemoryRows {
+    const char* row;
+    int64_t stride, width;
+    int keys;
+    int64_t key;  // the first
+};
+
 // Prefetches one line for each line that is read, LEAD lines in advance, through consecutive sets of rows. Hardware
 // prefetchers follow a single ascending stream, but neither several rows at once nor the step to other memory.
 class PrefetchStream {
-    const Stored *line = nullptr, *end = nullptr;  // of the current row
-    const Stored* row = nullptr;
+    const char *line = nullptr, *end = nullptr;  // of the current row
+    const char* row = nullptr;
     int64_t stride = 0, rows = 0;  // rows left, this one included
-    int64_t unmatched = 0;         // elements read without a matching prefetch
+    int64_t unmatched = 0;         // bytes read without a matching prefetch
     bool nontemporal = nontemporal_is_fast();
-    const StridedRows *next = nullptr, *last = nullptr;  // sets that follow the current one; the last is repeated
+    const MemoryRows *next = nullptr, *last = nullptr;  // sets that follow the current one; the last is repeated
 
-    void start(const StridedRows& set) {
+    void start(const MemoryRows& set) {
         bool contiguous = set.stride == set.width;  // then they are one long row
         row = line = set.row, stride = set.stride, rows = contiguous ? 1 : set.keys;
         end = row + (contiguous ? set.width * set.keys : set.width);
     }
-    void next_row() {
+    // (Inlined behind every prefetch, it would be a tenth of the kernels' code.)
+    __attribute__((noinline)) void next_row() {
         int64_t width = end - row;
         unmatched += line - end;  // the last line of a row counts as a whole line
         if (--rows > 0) row += stride, line = row, end = row + width;
@@ -42,11 +51,11 @@ class PrefetchStream {
     }
 
 public:
-    static constexpr int64_t LINE = 64 / (int64_t)sizeof(Stored), LEAD = 192;
+    static constexpr int64_t LINE = 64, LEAD = 192;
 
     PrefetchStream() = default;
     // `count` sets, at least one; none is empty.
-    PrefetchStream(const StridedRows* sets, int64_t count) : next(sets + (count > 1)), last(sets + count - 1) {
+    PrefetchStream(const MemoryRows* sets, int64_t count) : next(sets + (count > 1)), last(sets + count - 1) {
         start(*sets);
         for (int64_t left = LEAD * LINE; left > 0;) {
             int64_t step = min<int64_t>(left, end - line);
@@ -60,14 +69,18 @@ public:
         line += LINE;
         if (line >= end) next_row();
     }
-    // After `elements` elements were read.
-    LL_INLINE void advance(int64_t elements) {
-        for (unmatched += elements; unmatched >= LINE; unmatched -= LINE) prefetch_line();
+    // After so many bytes, or elements, were read.
+    LL_INLINE void advance_bytes(int64_t bytes) {
+        for (unmatched += bytes; unmatched >= LINE; unmatched -= LINE) prefetch_line();
     }
-    // After step n of a loop has read piece x of its EACH pieces.
-    template <int EACH>
+    template <class T>
+    LL_INLINE void advance(int64_t elements) {
+        advance_bytes(elements * (int64_t)sizeof(T));
+    }
+    // After step n of a loop has read piece x, of elements of type T, of its EACH pieces.
+    template <class T, int EACH>
     LL_INLINE void advance_piece(int64_t n, int x) {
-        constexpr int PIECES = (int)LINE / PIECE;
+        constexpr int PIECES = (int)LINE / (PIECE * (int)sizeof(T));
         if ((EACH % PIECES == 0 ? x + 1 : n * EACH + x + 1) % PIECES == 0) prefetch_line();
     }
 };

@@ -4,6 +4,7 @@
 
 #include "../../library.h"
 #include "../../simd/elements.h"
+#include "../../simd/hadamard.h"
 #include "../../simd/vector.h"
 #include "../../task.h"
 #include "../../tiles/operands.h"
@@ -28,7 +29,7 @@ struct Scratch {
     Factor* weights;            // the weights as factors, where these are not floats
     Factor* values;             // [BLOCK_KEYS / FOLD][columns]; masked passes only
     uint8_t* seen;              // [BLOCK_KEYS][QUERIES]; masked passes only
-    Stored* rows;               // [BLOCK_KEYS][value width]; masked passes only, where values lie in pages
+    Stored* rows;               // [BLOCK_KEYS][value width]; masked passes only, where values must be copied
     Factor* packed[MAX_GROUP];  // of each tile: its packed queries
     Float* output[MAX_GROUP];   // of each tile: sums over keys (tiles/sums.h)
 
@@ -37,7 +38,7 @@ struct Scratch {
         weights = arena.take<Factor>(FOLD > 1 ? BLOCK_KEYS / FOLD * QUERIES : 0);
         values = arena.take<Factor>(BLOCK_KEYS / FOLD * columns);
         seen = arena.take<uint8_t>(BLOCK_KEYS * QUERIES);
-        rows = arena.take<Stored>(in_pages(call) ? BLOCK_KEYS * call.value_width : 0);
+        rows = arena.take<Stored>(must_copy(call) ? BLOCK_KEYS * call.value_width : 0);
         for (int t = 0; t < group_size; ++t) {
             packed[t] = arena.take<Factor>(packed_size(call));
             output[t] = arena.take<Float>(QUERIES * columns);
@@ -164,7 +165,9 @@ inline void write_tile(const Problem& problem, const Tile& tile, const Softmax& 
     int64_t at = (tile.row * call.query_heads + tile.head) * call.queries + tile.first_query;
     for (int i = 0; i < tile.count; ++i) {
         Stored* to = row_at<Stored>(call.output, tile.row, tile.head, tile.first_query + i);
-        problem.stream_output ? stream_row(row(i), call.value_width, to) : write_row(row(i), call.value_width, to);
+        const Float* from = row(i);
+        if (rotates(call)) hadamard((Float*)from, call.value_width);
+        problem.stream_output ? stream_row(from, call.value_width, to) : write_row(from, call.value_width, to);
         if (call.logsumexp)
             ((Float*)call.logsumexp)[at + i] =
                 logsumexp_of(problem, sink_of(call, tile), softmax.peak[i], softmax.total[i]);

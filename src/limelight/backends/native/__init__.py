@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from . import library
 from .attention import backward, captured, forward, reasons_against_backward
-from .call import memory, reasons_against, reasons_against_pages
+from .call import memory, reasons_against, reasons_against_eight_bits, reasons_against_pages
 from .library import (
     available,
     instruction_set,
@@ -34,6 +34,7 @@ __all__ = [
     "peak",
     "reasons_against",
     "reasons_against_backward",
+    "reasons_against_eight_bits",
     "reasons_against_pages",
     "reasons_against_rules",
     "select_instruction_set",

@@ -9,11 +9,11 @@ import torch
 from ...forms.lowering import Lowered
 from ...tensors import tracing
 from ...tensors.shapes import PLAIN
-from ..contract import Call, unknown_positions
+from ..contract import Call, Scales, unknown_positions
 from . import library, rules
-from .addresses import plain
+from .addresses import SUM_OPTIONS, plain, row
 from .library import ELEMENTS
-from .structures import CALL, SEGMENT, SPAN
+from .structures import CALL, QUANTIZED, SEGMENT, SPAN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,8 +29,11 @@ _NO_ARRAYS, _NO_PAGES = (0,) * 6, (0,) * 4
 _pack = CALL.packer(
     "element", "shapes", "query", "key", "value", "output", "logsumexp", "sink", "compare", "scale",
     "dropout", "seed", "threads", "segment_count", "span_count", "intervals", "tiles", "pages", "rules", "rule_count",
-    "observation",
+    "observation", "quantized",
 )  # fmt: skip
+_pack_quantized = QUANTIZED.packer("element", "rotated", "key_scale", "value_scale")
+#: `ll_eight_bits` of each dtype of 8 bits.
+EIGHT_BITS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e5m2: 2}
 
 
 def reasons_against(call: Call) -> list[str]:
@@ -97,6 +100,16 @@ def reasons_against_pages(call: Call) -> list[str]:
     return reasons
 
 
+def reasons_against_eight_bits(call: Call) -> list[str]:
+    """Why keys and values of 8 bits must be made dense; empty where the kernels read them."""
+    if call.pages is not None and (reasons := reasons_against_pages(call)):
+        return reasons
+    assert call.scales is not None
+    if not all(type(scale) in PLAIN and scale.is_cpu for scale in (call.scales.key, call.scales.value)):
+        return ["a scale is a tensor subclass; it reads plain memory"]
+    return []
+
+
 def memory(call: Call) -> int:
     """Bytes taken beside inputs and outputs: scratch of each thread, sums over queries when observing, and copies of
     keys and values that cannot be read as they lie.
@@ -106,7 +119,13 @@ def memory(call: Call) -> int:
     scratch = number * (48 * D + 128 * 48 + 176 * (Dv + 16)) + 128 * 48
     seen = 0 if call.observe is None else 2 * number * B * call.shapes.Hq * Lq + min(2**26, 64 * Lk)
     whole = Dv % 16 == 0 and call.value.stride(2) == Dv
-    copied = number * (D + Dv) if call.query.dtype.itemsize < 4 else 0 if whole else number * (Dv + 16)
+    copied = (
+        number * (D + Dv)
+        if call.query.dtype.itemsize < 4 or call.scales is not None
+        else 0
+        if whole
+        else number * (Dv + 16)
+    )
     return torch.get_num_threads() * scratch + seen + B * Hkv * Lk * copied
 
 
@@ -146,6 +165,7 @@ def packed(
         vector = plain("vector", call.compare.vector, call.query.dtype)
         kept.append(vector.expand(call.shapes.Hq, call.shapes.D).contiguous())
         compare = kept[-1].data_ptr()
+    quantized = 0 if call.scales is None else _quantized(call, call.scales, kept)
     if call.scores:
         described = library.address(rules.packed(call, kept), kept)
     words = _pack(
@@ -154,9 +174,19 @@ def packed(
         len(segments) // _SEGMENT_SIZE, len(spans) // _SPAN_SIZE,
         _NO_ARRAYS if lowered.arrays is None else _intervals(lowered),
         _NO_ARRAYS if lowered.tiles is None else _tiles(lowered),
-        pages, described, len(call.scores), observation,
+        pages, described, len(call.scores), observation, quantized,
     )  # fmt: skip
     return words + segments + spans
+
+
+def _quantized(call: Call, scales: Scales, kept: list[Any]) -> int:
+    """The address of ``ll_quantized``."""
+    number = SUM_OPTIONS[call.query.dtype]["dtype"]
+    rows = []
+    for scale in (scales.key, scales.value):
+        kept.append(scale if scale.dtype is number and not scale.is_neg() else scale.to(number))
+        rows.append(row(kept[-1]))
+    return library.address(_pack_quantized(EIGHT_BITS[call.key.dtype], int(scales.rotated), *rows), kept)
 
 
 def _stride(array: NDArray[Any], axis: int) -> int:

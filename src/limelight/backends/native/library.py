@@ -38,6 +38,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "ll_rotation_forward": [ctypes.c_char_p],
     "ll_sum_forward": [ctypes.c_char_p],
     "ll_matmul_forward": [ctypes.c_char_p],
+    "ll_quantization_forward": [ctypes.c_char_p],
     "ll_replay": [ctypes.c_char_p, ctypes.c_int64],
     "ll_set_signal_functions": [ctypes.c_void_p] * 4,
     "ll_take_exception": [ctypes.c_void_p],
@@ -269,6 +270,7 @@ gate_forward = _function("ll_gate_forward")
 gate_backward = _function("ll_gate_backward")
 rotation_forward = _function("ll_rotation_forward")
 matmul_forward = _function("ll_matmul_forward")
+quantization_forward = _function("ll_quantization_forward")
 
 
 def replay(packed: bytes) -> None:

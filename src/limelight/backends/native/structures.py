@@ -195,6 +195,7 @@ OBSERVATION = Structure(
     int64_t block_queries, block_keys;
     void* blocks_out""",
 )
+QUANTIZED = Structure("ll_quantized", "int64_t element; int64_t rotated; ll_tensor key_scale, value_scale")
 CALL = Structure(
     "ll_call",
     """int64_t version, element;
@@ -215,7 +216,8 @@ CALL = Structure(
     ll_pages pages;
     const ll_rule* rules;
     int64_t rule_count;
-    const ll_observation* observation""",
+    const ll_observation* observation;
+    const ll_quantized* quantized""",
     groups={"shapes": "batch, query_heads, key_heads, queries, keys, width, value_width"},
     defaults={"version": VERSION},
 )
@@ -304,5 +306,15 @@ MATMUL = Structure(
     void* result;
     int64_t result_row;
     int64_t add""",
+)
+QUANTIZATION = Structure(
+    "ll_quantization",
+    """int64_t element, threads;
+    int64_t batch, heads, length, width;
+    int64_t quantized, rotated;
+    ll_tensor states;
+    ll_tensor data;
+    ll_tensor scale""",
+    groups={"form": "batch, heads, length, width"},
 )
 STEP = Structure("ll_step", "int64_t kind, bytes")

@@ -27,6 +27,7 @@ from ...forms.layouts import Layout
 from ...tensors.shapes import describe, whole_number, wrong
 from .kept import Kept, KeptStore
 from .policies import Keep
+from .precision import EightBits, Precision
 from .step import Step, Stores, texts_of
 from .stores import Lengths, WindowStore, maximum
 
@@ -50,16 +51,24 @@ class Cache:
             memory grows by doubling, so that each token is copied a bounded number of times on average.
         keep: which keys are kept of a text (`Keep`), in layers whose pattern is ``Causal()``; those of a causal window
             keep the window. ``None`` keeps all that a later query can see.
+        dtype: int8, float8_e4m3fn or float8_e5m2 keeps keys and values of texts in 8 bits (`limelight.Quantized`), an
+            approximation: queries after the first pass see all of them rounded. ``None`` keeps their own dtype.
+        rotate: whether keys and values of 8 bits are rotated before they are rounded.
 
     Raises:
-        ArgumentError: ``keep`` is no `Keep`.
+        ArgumentError: ``keep`` is no `Keep`, or stands beside a ``dtype``; ``dtype`` has not 8 bits.
     """
 
-    def __init__(self, limit: int | None = None, *, keep: Keep | None = None) -> None:
+    def __init__(
+        self, limit: int | None = None, *, keep: Keep | None = None, dtype: EightBits | None = None, rotate: bool = True
+    ) -> None:
         self.limit = None if limit is None else whole_number("limit", limit, at_least=1)
         if keep is not None and not isinstance(keep, Keep):
             raise wrong("keep", "must be a Keep, or None", f"it is {describe(keep)}", "For example Keep(2048).")
-        self.keep = keep
+        self.keep, self.precision = keep, Precision.of(dtype, rotate)
+        if keep is not None and dtype is not None:
+            got = f"there is keep={keep}"
+            raise wrong("dtype", "must be None where a policy chooses what is kept", got, "Leave one of them out.")
         self.lengths: Lengths = 0
         self._rows: int | None = None
         self._stores: Stores = {}
@@ -112,7 +121,7 @@ class Cache:
                     "Put the new tokens of every row first.",
                 )
         positions, exists = _positions(self.lengths, count, first, B, L, device)
-        held = self._stores, self._graphs, self.keep, layers, spread
+        held = self._stores, self._graphs, self.keep, layers, spread, self.precision
         step = Step(layout, self.limit, self.lengths, count, positions, exists, *held)
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
@@ -151,9 +160,8 @@ class Cache:
     def repeat(self, times: int) -> None:
         """Repeat every row ``times`` times, copies side by side: a prompt read once, continued in several ways."""
         if self._rows is not None:
-            self.select(
-                torch.arange(self._rows, device="cpu").repeat_interleave(whole_number("times", times, at_least=1))
-            )
+            whole_number("times", times, at_least=1)
+            self.select(torch.arange(self._rows, device="cpu").repeat_interleave(times))
 
     def kept(self, layer: int) -> Kept:
         """Which keys the self-attention layer number ``layer`` keeps, in the order of the first calls, from 0.
@@ -177,13 +185,12 @@ class Cache:
     @property
     def bytes(self) -> int:
         """Memory of all keys, values and states."""
-        tensors = [tensor for store in self._stores.values() for tensor in store.tensors()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for store in self._stores.values() for tensor in store.tensors())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         """A cache of the same layers; of their copies where they were copied before it, in one call."""
         copied = memo[id(self)] = Cache(self.limit, keep=self.keep)
-        copied.lengths, copied._rows = deepcopy(self.lengths, memo), self._rows
+        copied.lengths, copied._rows, copied.precision = deepcopy(self.lengths, memo), self._rows, self.precision
         for (layer, call), store in self._stores.items():
             copied._stores[memo.get(id(layer), layer), call] = deepcopy(store, memo)
         return copied

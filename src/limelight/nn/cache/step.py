@@ -16,6 +16,7 @@ from ...tensors.shapes import wrong
 from .folding import plain
 from .kept import KeptStore
 from .policies import Keep
+from .precision import DENSE, Cached, Precision
 from .stores import CrossStore, FullStore, NewTokens, RecurrentState, Slots, Store, WindowStore, maximum, store_for
 
 Stores = dict[tuple[nn.Module, int], Store]  # of a layer and how often it was called before in the same pass
@@ -34,6 +35,7 @@ class Step(NewTokens):
         keep: which keys are kept of a text; ``None`` for all that a later query can see.
         layers: how many layers the model has; ``None`` where that is not known.
         spread: the layout by which several processes have divided the tokens; ``None`` where this one reads all.
+        precision: in which keys and values of a text are kept.
     """
 
     stores: Stores
@@ -41,6 +43,7 @@ class Step(NewTokens):
     keep: Keep | None = None
     layers: int | None = None
     spread: Layout | None = None
+    precision: Precision = DENSE
     _calls: dict[nn.Module, int] = field(default_factory=dict)
 
     @property
@@ -51,7 +54,7 @@ class Step(NewTokens):
 
     def extend(
         self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor, Layout | None]:
+    ) -> tuple[Cached, Cached, Layout | None]:
         """Add the new keys and values of a self-attention ``layer`` to its store.
 
         Args:
@@ -98,8 +101,8 @@ class Step(NewTokens):
         store = self._of_text(layer, settings.get("pattern"))
         if isinstance(store, KeptStore):
             return store.attend(self, query, key, value, settings)
-        key, value, layout = store.extend(self, key, value)
-        return plain(attention(query, key, value, layout=layout, **settings))
+        keys, values, layout = store.extend(self, key, value)
+        return plain(attention(query, keys, values, layout=layout, **settings))
 
     def slots(self, layer: nn.Module, pattern: Pattern | None, key: Tensor, value: Tensor) -> Slots:
         """As `extend`, for keys and values that the caller writes itself; for a step that `continues_unpadded`.
@@ -152,7 +155,7 @@ class Step(NewTokens):
         return store
 
     def _new_store(self, pattern: Pattern | None) -> TextStore:
-        store = store_for(pattern)
+        store = store_for(pattern, self.precision)
         if self.keep is None or isinstance(store, WindowStore):
             return store
         return KeptStore(self.keep, len(texts_of(self.stores)), self.layers)

@@ -6,6 +6,7 @@ whatever the padding of the prompt was, so positions are exact and no padding is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -16,6 +17,7 @@ from torch import Tensor
 from ...forms.layouts import Aligned, Layout, Padded
 from ...forms.patterns import Pattern
 from ...forms.spans import UNBOUNDED
+from .precision import DENSE, Cached, Precision
 
 Lengths = int | Tensor  # one for all rows, or (B,) int64 on the CPU, where layouts are worked out
 
@@ -71,22 +73,23 @@ class Slots(NamedTuple):
     they have.
     """
 
-    new: list[tuple[slice, Tensor, Tensor]]
-    key: Tensor
-    value: Tensor
+    new: list[tuple[slice, Cached, Cached]]
+    key: Cached
+    value: Cached
     layout: Layout | None
 
     @classmethod
-    def within(cls, buffers: list[Tensor], columns: Lengths, count: int, layout: Layout | None) -> Slots:
+    def within(
+        cls, precision: Precision, buffers: list[Tensor], columns: Lengths, count: int, layout: Layout | None
+    ) -> Slots:
         """The slots of ``count`` new tokens of each row, from its entry of ``columns`` on."""
-        key, value = buffers
         if isinstance(columns, int):
-            new = [(slice(None), key.narrow(2, columns, count), value.narrow(2, columns, count))]
+            new = [(slice(None), *precision.joined([x.narrow(2, columns, count) for x in buffers]))]
         else:
             rows = [(slice(row, row + 1), first) for row, first in enumerate(columns.tolist())]
-            new = [(row, key[row].narrow(2, first, count), value[row].narrow(2, first, count)) for row, first in rows]
+            new = [(row, *precision.joined([x[row].narrow(2, first, count) for x in buffers])) for row, first in rows]
         end = maximum(columns) + count
-        return cls(new, key.narrow(2, 0, end), value.narrow(2, 0, end), layout)
+        return cls(new, *precision.joined([x.narrow(2, 0, end) for x in buffers]), layout)
 
 
 class Store(Protocol):
@@ -133,25 +136,30 @@ class CrossStore(Store):
 
 
 class FullStore(Store):
-    """The keys and values of every token: position ``p`` in column ``p``."""
+    """The keys and values of every token: position ``p`` in column ``p``.
 
-    def __init__(self) -> None:
+    Args:
+        precision: in which they are kept.
+    """
+
+    def __init__(self, precision: Precision = DENSE) -> None:
+        self.precision = precision
         self.buffers: list[Tensor] = []
         self.used = 0
 
-    def extend(self, new: NewTokens, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Layout | None]:
+    def extend(self, new: NewTokens, key: Tensor, value: Tensor) -> tuple[Cached, Cached, Layout | None]:
         """Add keys ``(B, Hkv, L, D)`` and values ``(B, Hkv, L, Dv)``; returns all that the queries attend to."""
         end = self._grow(new, key, value)
-        for buffer, tensor in zip(self.buffers, (key, value), strict=True):
+        for buffer, tensor in zip(self.buffers, self.precision.split(key, value), strict=True):
             _write(buffer, tensor, new.before, new)
         if not new.continues:
             return key, value, new.layout
-        return self.buffers[0][:, :, :end], self.buffers[1][:, :, :end], self._layout(new)
+        return *self.precision.joined([x[:, :, :end] for x in self.buffers]), self._layout(new)
 
     def slots(self, new: NewTokens, key: Tensor, value: Tensor) -> Slots:
         """As `extend`, for keys and values that the caller writes itself."""
         self._grow(new, key, value)
-        return Slots.within(self.buffers, new.before, key.shape[2], self._layout(new))
+        return Slots.within(self.precision, self.buffers, new.before, key.shape[2], self._layout(new))
 
     def _layout(self, new: NewTokens) -> Layout | None:
         even = new.exists is None and isinstance(new.after, int)
@@ -162,10 +170,9 @@ class FullStore(Store):
         end = new.longest
         if not self.buffers or end > self.buffers[0].shape[2]:
             columns = new.limit or max(FIRST, 2 * end if self.buffers else end + end // 4)
-            old = self.buffers or (None, None)
-            self.buffers = [
-                _larger(buffer, like, columns, self.used) for buffer, like in zip(old, (key, value), strict=True)
-            ]
+            likes = self.precision.likes(key, value)
+            old: Sequence[Tensor | None] = self.buffers or [None] * len(likes)
+            self.buffers = [_larger(buffer, like, columns, self.used) for buffer, like in zip(old, likes, strict=True)]
         self.used = end
         return end
 
@@ -184,46 +191,50 @@ class WindowStore(Store):
 
     Args:
         back: how many keys before its own position a query may see.
+        precision: in which keys and values are kept.
     """
 
-    def __init__(self, back: int) -> None:
-        self.back = back
+    def __init__(self, back: int, precision: Precision = DENSE) -> None:
+        self.back, self.precision = back, precision
         self.buffers: list[Tensor] = []
         self.start: Lengths = 0
 
-    def extend(self, new: NewTokens, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Layout | None]:
+    def extend(self, new: NewTokens, key: Tensor, value: Tensor) -> tuple[Cached, Cached, Layout | None]:
         """Add keys ``(B, Hkv, L, D)`` and values ``(B, Hkv, L, Dv)``; returns all that the queries attend to."""
         L, (used, columns) = key.shape[2], self._make_room(new, key, value)
         layout = Aligned(new.before, self.start)
         fits = used + L <= columns
         # More at once than there are columns: the queries attend to all of them, and the end is kept.
         seen = self.buffers if fits else [_larger(buffer, buffer, used + L, used) for buffer in self.buffers]
-        for buffer, tensor in zip(seen, (key, value), strict=True):
+        for buffer, tensor in zip(seen, self.precision.split(key, value), strict=True):
             _write(buffer, tensor, new.before - self.start, new)
         if not fits:
             self._keep(seen, new.after)
         if not new.continues:
             return key, value, new.layout
-        return seen[0][:, :, : used + L], seen[1][:, :, : used + L], layout
+        return *self.precision.joined([x[:, :, : used + L] for x in seen]), layout
 
     def begin(self, key: Tensor, value: Tensor, first: int) -> None:
         """Keep the end of a text: at most the last ``back`` keys and values, of the positions from ``first`` on."""
         columns = 2 * max(self.back, FIRST // 2)
-        self.buffers = [like.new_zeros(*like.shape[:2], columns, like.shape[3]) for like in (key, value)]
-        for buffer, tensor in zip(self.buffers, (key, value), strict=True):
-            buffer[:, :, : tensor.shape[2]] = tensor
+        parts = self.precision.split(key, value)
+        self.buffers = [part.new_zeros(*part.shape[:2], columns, part.shape[3]) for part in parts]
+        for buffer, part in zip(self.buffers, parts, strict=True):
+            buffer[:, :, : part.shape[2]] = part
         self.start = first
 
     def slots(self, new: NewTokens, key: Tensor, value: Tensor) -> Slots:
         """As `extend`, for at most ``FIRST // 2`` keys and values that the caller writes itself."""
         self._make_room(new, key, value)
-        return Slots.within(self.buffers, new.before - self.start, key.shape[2], Aligned(new.before, self.start))
+        layout = Aligned(new.before, self.start)
+        return Slots.within(self.precision, self.buffers, new.before - self.start, key.shape[2], layout)
 
     def _make_room(self, new: NewTokens, key: Tensor, value: Tensor) -> tuple[int, int]:
         """Columns in use before the pass, and all columns, after a move to the front where they would not do."""
         L, columns = key.shape[2], 2 * max(self.back, FIRST // 2)
         if not self.buffers:
-            self.buffers = [like.new_zeros(*like.shape[:2], columns, like.shape[3]) for like in (key, value)]
+            likes = self.precision.likes(key, value)
+            self.buffers = [like.new_zeros(*like.shape[:2], columns, like.shape[3]) for like in likes]
         used = maximum(new.before - self.start)
         if used + L > columns:
             self._keep(self.buffers, new.before)
@@ -258,10 +269,10 @@ class WindowStore(Store):
         return self.buffers
 
 
-def store_for(pattern: Pattern | None) -> FullStore | WindowStore:
+def store_for(pattern: Pattern | None, precision: Precision = DENSE) -> FullStore | WindowStore:
     """An empty store of what queries with this ``pattern`` may still see: a window where it has one, else all."""
     back, ahead = UNBOUNDED if pattern is None else pattern.reach()
-    return WindowStore(back) if back is not None and ahead == 0 else FullStore()
+    return WindowStore(back, precision) if back is not None and ahead == 0 else FullStore(precision)
 
 
 def maximum(lengths: Lengths) -> int:
