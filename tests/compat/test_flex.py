@@ -324,6 +324,20 @@ def test_under_a_compiler():
     )
 
 
+def test_transforms_of_torch_func():
+    """Of queries, keys and values; a captured tensor would lose its derivatives, and is refused."""
+    x = torch.randn(3, 1, H, 9, D, dtype=torch.float64, requires_grad=True)
+
+    def loss(x, slopes=SLOPES):
+        mask = flex.create_block_mask(MASKS["window"][0], None, None, 9, 9)
+        return flex.flex_attention(x, x, x, lambda s, b, h, q, k: s + slopes[h] * (k - q), mask).sin().sum()
+
+    expected = torch.stack([torch.autograd.grad(loss(one), one)[0] for one in x])
+    torch.testing.assert_close(torch.vmap(torch.func.grad(loss))(x.detach()), expected)
+    with pytest.raises(ArgumentError, match=r"`score_mod` must not capture a tensor that torch\.func transforms"):
+        torch.func.grad(loss, argnums=1)(x[0].detach(), SLOPES)
+
+
 def test_scores_that_are_refused():
     q, k, v = tensors(grad=False)
     learned = torch.tensor(2.0, requires_grad=True)

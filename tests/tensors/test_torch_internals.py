@@ -211,6 +211,21 @@ def test_no_other_module_uses_private_names():
     assert found == set()
 
 
+def test_transforms_are_left():
+    def inside(x):
+        with internals.without_transforms():
+            return internals.are_transforms_active(), (torch.ones(2) + 1).sum().item()
+
+    assert inside_transform(inside) == (False, 4.0)
+    assert inside_transform(lambda x: internals.are_transforms_active())
+
+
+def test_nests_of_values():
+    nest = (1, [2, {"a": 3}])
+    assert internals.tree_leaves(nest) == [1, 2, 3]
+    assert internals.tree_map(lambda x: x + 1, nest) == (2, [3, {"a": 4}])
+
+
 def test_the_innermost_dispatch_mode():
     class Mode(torch.utils._python_dispatch.TorchDispatchMode):
         pass

@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack as without_transforms
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -53,9 +54,12 @@ __all__ = [
     "storage_references",
     "tracing_mode",
     "transforms",
+    "tree_leaves",
+    "tree_map",
     "under_pre_dispatch",
     "vmap_level",
     "vmap_samples",
+    "without_transforms",
 ]
 
 # --- Which tracers, modes and transforms are active ------------------------------------------------------------------
@@ -126,6 +130,9 @@ def transforms() -> Sequence[Any]:
     return torch._C._functorch.get_interpreter_stack() or ()
 
 
+# `without_transforms()`: within it no transform of `torch.func` is active; a tensor of one must not be computed with.
+
+
 def is_functionalize(transform: Any) -> bool:
     """Whether one of `transforms` is ``functionalize``, which records and computes nothing."""
     return bool(transform.key() == torch._C._functorch.TransformType.Functionalize)
@@ -154,6 +161,9 @@ def is_dynamo_imported() -> bool:
 
 #: A number of the backward pass that runs on this thread; -1 outside of one.
 backward_pass_id = torch._C._current_graph_task_id
+
+#: The values in nested tuples, lists and dictionaries, and the same nest with a function of each.
+tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 
 # --- What a tensor is ------------------------------------------------------------------------------------------------
 

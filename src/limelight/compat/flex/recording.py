@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ...tensors.shapes import describe, wrong
-from ...tensors.torch_internals import disabled_torch_function
+from ...tensors.torch_internals import (
+    disabled_torch_function,
+    is_transform_tensor,
+    tree_leaves,
+    tree_map,
+    without_transforms,
+)
 from .forms import KEY, QUERY, Affine, Form, Lookup, Mask, OfDocument, form_of
 from .patterns import EVERYTHING, NOTHING
 from .score_forms import Scored, score_form
@@ -112,25 +117,31 @@ def record(
 
     Raises:
         ArgumentError: it is not callable, chooses by the numbers of its arguments in Python, changes a number in place,
-            or gives no single number.
+            captures a tensor of a transform of `torch.func`, or gives no single number.
     """
     if not callable(function):
         raise wrong(name, "must be callable", f"it is {describe(function)}", "Pass a function.")
-    forms = {"b": None, "h": None, "q": QUERY, "k": KEY}
-    arguments = {
-        letter: Node(torch.zeros((), dtype=torch.int64, device=device), form, frozenset(letter))
-        for letter, form in forms.items()
-    }
-    if score is not None:
-        arguments = {"s": Node(torch.ones((), dtype=score, device=device), Scored(), frozenset("s")), **arguments}
-    recording = Recording(name, arguments)
-    with IndexByTensors():
-        result = function(*(_Symbol(node, recording) for node in arguments.values()))
+    with without_transforms():
+        recording = Recording(name, _arguments(device, score))
+        with _OutsideOfTransforms(name):
+            result = function(*(_Symbol(node, recording) for node in recording.arguments.values()))
     if not isinstance(result, Tensor) or result.dim():
         rule, way_out = "must give a tensor without dimensions", "It is called with one query and one key."
         raise wrong(name, rule, f"it gave {describe(result)}", way_out)
     recording.result = result.node if isinstance(result, _Symbol) else result
     return recording
+
+
+def _arguments(device: torch.device, score: torch.dtype | None) -> dict[str, Node]:
+    """The arguments of a function that is recorded, by letter."""
+    forms = {"b": None, "h": None, "q": QUERY, "k": KEY}
+    arguments = {
+        letter: Node(torch.zeros((), dtype=torch.int64, device=device), form, frozenset(letter))
+        for letter, form in forms.items()
+    }
+    if score is None:
+        return arguments
+    return {"s": Node(torch.ones((), dtype=score, device=device), Scored(), frozenset("s")), **arguments}
 
 
 class IndexByTensors(TorchFunctionMode):
@@ -145,6 +156,20 @@ class IndexByTensors(TorchFunctionMode):
                 of_ints = [i if isinstance(i, Tensor) else torch.tensor(i, device=tensor.device) for i in index]
                 return torch.ops.aten.index(tensor, of_ints)
         return func(*args, **(kwargs or {}))
+
+
+class _OutsideOfTransforms(IndexByTensors):
+    """Also refuses tensors of a transform of `torch.func`, whose derivatives would be lost."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(x, Tensor) and is_transform_tensor(x) for x in tree_leaves((args, kwargs))):
+            rule, way_out = "must not capture a tensor that torch.func transforms", "Use torch.autograd for it."
+            raise wrong(self.name, rule, f"it does, in {getattr(func, '__name__', func)}", way_out)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class _Symbol(Tensor):
