@@ -26,7 +26,8 @@ def read_variables():
     """Every variable that Python code names, with the default beside it (`None` where there is none)."""
     found = {}
     for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
-        parts = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        text = path.read_text("utf-8")
+        parts = list(ast.walk(ast.parse(text))) if "LIMELIGHT_" in text else []
         for part in parts:
             if isinstance(part, ast.Constant) and is_variable(part.value):
                 found.setdefault(part.value, None)
