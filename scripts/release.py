@@ -80,7 +80,10 @@ def check_interface(version: str) -> None:
     Raises:
         Problem: something of the last version would break, in a version that only mends, or without a word about it.
     """
-    from check_api import broken_since, last_version  # they need griffe, which the tests of the rest do not
+    try:
+        from check_api import broken_since, last_version  # they need griffe, which the tests of the rest do not
+    except ImportError as error:
+        raise Problem('griffe is not installed: pip install -c constraints.txt ".[site]"') from error
 
     last = last_version()
     lines = broken_since(last) if last else []

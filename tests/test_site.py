@@ -23,7 +23,7 @@ MISSING = [
 ]
 
 
-# What newcomers look for, and the headings of which one must be the first that a search finds.
+# What newcomers type into the search, and the heading that it must find first.
 QUESTIONS = {
     "padding mask": "How do I pass a padding mask?",
     "what is Dv": "What is Dv?",
