@@ -69,8 +69,8 @@ class ContextParallel(Layout):
         key_runs: the keys that each rank holds, where they are not the queries' (cross-attention).
         heads_at_once: key heads, with their query heads, that a call exchanges and computes at a time, so that the
             gathered keys of so many are in memory, and those of the next, which are sent meanwhile; ``None`` for all.
-            Outputs and the gradients of query, key and value have the same bits. Where gradients are recorded, the
-            gathered keys of all heads are kept for the backward pass. Under dropout all heads are computed at once.
+            Outputs and gradients of query, key and value have the same bits, but for gradients by reduce-scatter. Where
+            gradients are recorded, gathered keys are kept for the backward pass. Under dropout it is as ``None``.
     """
 
     group: Any

@@ -119,7 +119,7 @@ def joined(found: Sequence[Observations | None], heads: Sequence[int], observe: 
 def _joined(parts: Sequence[Tensor], name: str) -> Tensor:
     """A field of all heads. Numbers of queries that are the same for all heads stay in one dimension of size 1."""
     first = parts[0]
-    if name in ("received_by", "block_pairs") and first.shape[1] == 1 and all(torch.equal(x, first) for x in parts[1:]):
+    if name == "received_by" and first.shape[1] == 1 and all(torch.equal(x, first) for x in parts[1:]):
         return first
     return torch.cat(list(parts), 1)
 
@@ -163,7 +163,7 @@ def block_sums(
     """`Observe.blocks` of the whole text, on every rank: ``blocks`` and ``block_pairs``.
 
     The own queries and their keys are laid out once more, so that each lies where it lies in a block of the whole text.
-    A call of these, without values, gives sums of parts of its blocks, which are added up over all ranks.
+    A call of these, whose output is not used, gives sums of parts of blocks, which are added up over all ranks.
 
     Args:
         query: ``(B, Hq, Lq, D)``, the rank's own.
