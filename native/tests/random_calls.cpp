@@ -1,8 +1,7 @@
 // Random calls of every kind, forward and backward, in every element type, on every instruction set of the machine:
 // results do not depend on the number of threads, bit by bit, and are close to those of `generic`, which reads keys as
-// rows at equal distances where the call has them in pages. Some calls have scores of up to 2^110. Under a sanitizer
-// (-DLIMELIGHT_SANITIZE=...) this also shows that no memory outside of an array is accessed (each is exactly as large
-// as the call needs), that there is no undefined behavior, and no data race.
+// rows at equal distances where the call has them in pages. Under -DLIMELIGHT_SANITIZE=... this also shows that no
+// memory outside of an array is accessed (each is as large as needed), no undefined behavior, and no data race.
 //
 //     random_calls [calls] [seed]
 
@@ -86,15 +85,11 @@ struct Arrays {
         }
         return true;
     }
-    char* normals(int64_t count, int64_t element, double scale = 1.0) {
+    char* normals(int64_t count, int64_t element, double scale = 1.0, bool integers = false) {
         int64_t first = count % 2;
         char* data = zeros((count + first) * size_of(element)) + first * size_of(element);
-        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, scale * normal());
-        return data;
-    }
-    char* small_integers(int64_t count, int64_t element) {
-        char* data = zeros(count * size_of(element));
-        for (int64_t n = 0; n < count; ++n) put(data + n * size_of(element), element, (double)among(-2, 2));
+        for (int64_t n = 0; n < count; ++n)
+            put(data + n * size_of(element), element, integers ? (double)among(-2, 2) : scale * normal());
         return data;
     }
     std::string all() const {
@@ -125,9 +120,8 @@ struct RandomCall {
     ll_span spans[2];
     std::vector<ll_rule> rules;
     std::vector<int64_t> heads, rows, pairs, bias_dims[LL_MAX_RULES];
-    bool wanted[5 + LL_MAX_RULES];
+    bool wanted[5 + LL_MAX_RULES], with_lse_gradient;
     bool large;  // scores up to 2^110 without rounding errors, which such scores would turn into any weights
-    bool with_lse_gradient;
 
     explicit RandomCall(int64_t e) : element(e), number(number_of(e)) {
         large = one_in(6), paged = one_in(3), alike = paged && one_in(3);
@@ -138,9 +132,7 @@ struct RandomCall {
         call.version = LL_VERSION, call.element = element;
         call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
         call.width = D, call.value_width = Dv;
-        int64_t query_size = B * Hq * Lq * D;
-        char* query = large ? inputs.small_integers(query_size, element) : inputs.normals(query_size, element);
-        call.query = shaped(query, B, Hq, Lq, D, among(0, 2));
+        call.query = shaped(inputs.normals(B * Hq * Lq * D, element, 1, large), B, Hq, Lq, D, among(0, 2));
         call.key = input(Hkv, Lk, D, large), call.value = input(Hkv, Lk, Dv);
         call.sink = one_in(2) ? inputs.normals(Hq, number) : nullptr;
         call.compare = one_in(5) && !large ? inputs.normals(Hq * D, number) : nullptr;
@@ -154,8 +146,7 @@ struct RandomCall {
     }
 
     ll_tensor input(int64_t H, int64_t L, int64_t width, bool integers = false) {
-        int64_t count = B * H * L * width;
-        char* data = integers ? inputs.small_integers(count, element) : inputs.normals(count, element);
+        char* data = inputs.normals(B * H * L * width, element, 1, integers);
         if (one_in(5) && L > 0)
             put(data + among(0, B * H * L * width - 1) * size_of(element), element,
                 one_in(2) ? __builtin_nan("") : __builtin_inf());
@@ -327,8 +318,7 @@ struct RandomCall {
         observe(written, n, seen);
         call.observation = observes ? &observation : nullptr;
         may_fail(ll_forward(&call));
-        call.observation = nullptr;
-        call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
+        call.observation = nullptr, call.key = rows_of[0], call.value = rows_of[1], call.pages = {};
         if (large) return written;  // gradients multiply rounding errors by the scale
 
         ll_gradients g = {};
