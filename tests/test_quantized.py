@@ -92,12 +92,22 @@ def eight_bits(draw, example: Example):
     return [Quantized.of(x.nan_to_num(0, 0, 0), kind, rotate=rotate) for x in (example.key, example.value)]
 
 
+def plainly(query, key, value, how, dtype):
+    """The plain computation in ``dtype``: where keys and values are rotated, queries and outputs are."""
+    if not key.rotated:
+        return limelight.attention(query, key.dense(dtype), value.dense(dtype), **how)
+    query, number = hadamard(query.to(key.scale.dtype)).to(dtype), key.scale.dtype
+    keys, values = (Quantized.trusted(x.data, x.scale, False).dense(dtype) for x in (key, value))
+    output, seen = limelight.attention(query, keys, values, **how)
+    return hadamard(output.to(number)).to(dtype), seen
+
+
 def judged(ours, example, key, value, settings, dtype):
     """Output and logsumexp of a call, by the rule of `accuracy`, against the definition over dense keys and values."""
     seen = Observe(logsumexp=True)
     how = settings | {"observe": seen, "backend": "reference"}
     with rounded(dtype):
-        plain = limelight.attention(example.query, key.dense(dtype), value.dense(dtype), **how)
+        plain = plainly(example.query, key, value, how, dtype)
     truth = limelight.attention(example.query.double(), key.dense(F64), value.dense(F64), **how)
     terms = limelight.attention(example.query.double(), key.dense(F64), value.dense(F64).abs(), **how)[0].nan_to_num()
     dense = Example(example.sizes, example.query, key.dense(F64), value.dense(F64), settings)

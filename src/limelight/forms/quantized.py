@@ -136,17 +136,17 @@ class Quantized:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of ``data``."""
+        """The shape of ``data``, that of the tensor that was rounded."""
         return self.data.shape
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of ``data``."""
+        """The dtype of ``data``, one of 8 bits; `dense` gives a tensor of any other."""
         return self.data.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of ``data``."""
+        """The device of ``data``, on which ``scale`` lies too."""
         return self.data.device
 
     @property

@@ -15,8 +15,7 @@ namespace {
 
 constexpr bool HAS_INTEGERS = true;
 LL_INLINE __m512i read_integers(const int8_t* from, int64_t count) {
-    if (count >= PIECE) return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)from));
-    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8((1u << count) - 1, from));
+    return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(count >= PIECE ? ~0u : (1u << count) - 1, from));
 }
 constexpr Float INTEGER_MAX = 32767, INTEGER_LEAST = 0x1p-110f;  // smaller numbers count as zero
 // Rounded to integers of 16 bits, in pairs: those of `first`, then those of `second`.

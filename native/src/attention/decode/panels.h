@@ -87,7 +87,7 @@ LL_INLINE void dot_panel(const typename KEYS_AS::Element* key, int64_t stride, c
 #pragma GCC unroll 16
         for (int t = 0; t < KEYS; ++t) {
             auto k = KEYS_AS::read(at[t] + d, count);
-            if (PREFETCH)
+            if (PREFETCH && sizeof(Element) > 1)
                 count == PIECE ? prefetch.template advance_piece<Element, KEYS>(d / PIECE, t)
                                : prefetch.template advance<Element>(count);
 #pragma GCC unroll 16
@@ -95,10 +95,15 @@ LL_INLINE void dot_panel(const typename KEYS_AS::Element* key, int64_t stride, c
 #pragma GCC unroll 2
                 for (int p = 0; p < PARTS; ++p) sum[r][t] = multiply_add(q[r].part[p], k.part[p], sum[r][t]);
         }
+        if (PREFETCH && sizeof(Element) == 1) prefetch.template advance<Element>(KEYS * count);
     };
-    int64_t d = 0;
-    for (; d + PIECE <= width; d += PIECE) step(d, PIECE);
-    if (d < width) step(d, width - d);
+    if constexpr (sizeof(Element) == 1) {  // one copy of the code: few lines are read in a step
+        for (int64_t d = 0; d < width; d += PIECE) step(d, min<int64_t>(PIECE, width - d));
+    } else {
+        int64_t d = 0;
+        for (; d + PIECE <= width; d += PIECE) step(d, PIECE);
+        if (d < width) step(d, width - d);
+    }
 #pragma GCC unroll 16
     for (int first = 0; first < ROWS; first += TOGETHER) {
         Sum vectors[LANES];
@@ -313,10 +318,12 @@ inline void value_panel(const typename VALUES_AS::Factors& weights, int row,
         for (int v = 0; v < PIECES; ++v) {
             int64_t elements = PIECES > 1 ? PIECE : min<int64_t>(PIECE, value.width - c);
             piece[v] = VALUES_AS::read(from + v * PIECE, next + v * PIECE, elements);
-            for (int k = 0; PREFETCH && k < STEP && j >= UNPREFETCHED_KEYS; ++k)
+            for (int k = 0; PREFETCH && sizeof(Element) > 1 && k < STEP && j >= UNPREFETCHED_KEYS; ++k)
                 elements == PIECE ? prefetch.template advance_piece<Element, PIECES>(j + k, v)
                                   : prefetch.template advance<Element>(elements);
         }
+        if (PREFETCH && sizeof(Element) == 1 && j >= UNPREFETCHED_KEYS)
+            prefetch.template advance<Element>(STEP * min<int64_t>(PIECES * PIECE, value.width - c));
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             auto factor = weights.of(row + r, j);
