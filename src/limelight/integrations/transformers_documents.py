@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..backends.contract import BackendError
 from ..forms.layouts import Layout, Packed, Portion
+from ..forms.segments import pack, unpack
 from ..tensors.shapes import describe
 from ..tensors.tracing import readable
 
@@ -110,9 +112,10 @@ def _layout_of(positions: Tensor) -> Layout | None:
     if all(row == edges[0] for row in edges):
         return Packed(tuple(last - first for first, last in zip(edges[0], edges[0][1:], strict=False)))
     count = max(map(len, edges)) - 1
-    table = [
-        (row, first, last, first, last, -first, -first, row * count + number, 0, 0)
-        for row, found in enumerate(edges)
-        for number, (first, last) in enumerate(pairwise(found))
-    ]
-    return Portion(torch.tensor(table), count)
+    runs = [(row, first, last, n) for row, found in enumerate(edges) for n, (first, last) in enumerate(pairwise(found))]
+    row, first, last, number = np.array(runs, np.int64).T
+    table = pack(
+        len(runs), row=row, query_begin=first, query_end=last, key_begin=first, key_end=last,
+        query_offset=-first, key_offset=-first, dropout_row=row * count + number,
+    )  # fmt: skip
+    return Portion(torch.from_numpy(unpack(table).copy()), count)
