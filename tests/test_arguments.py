@@ -86,6 +86,8 @@ BAD = {
     "padded rows": (lambda: limelight.attention(q, k, k, layout=Padded(torch.tensor([1]), 6)), "query_lengths", "(1,)"),
     "padded side": (lambda: Padded(3, side="up"), "side", "'up'"),
     "aligned": (lambda: Aligned(1.5), "query_start", "1.5"),
+    "padded list": (lambda: Padded([3, 4]), "query_lengths", r"[3, 4]. Use torch.tensor([3, 4])."),
+    "key mask of pairs": (lambda: KeyMask(torch.ones(2, 1, 1, 6).bool()), "mask", "mask[:, 0, 0]"),
     "key mask": (lambda: KeyMask(torch.ones(2, 6)), "mask", "float32"),
     "key mask shape": (lambda: limelight.attention(q, k, k, layout=KeyMask(torch.ones(2, 5).bool())), "mask", "(2, 5)"),
     "alibi": (lambda: limelight.attention(q, k, k, scores=(ALiBi(torch.rand(3)),)), "slopes", "(3,)"),

@@ -243,7 +243,7 @@ def test_a_class_that_states_nothing_is_served_by_the_definition():
 q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 6, 8)
 
 WRONG_BUCKETS = {
-    "shape": (lambda d: d.abs()[..., :1], "it gave a int64 tensor of shape"),
+    "shape": (lambda d: d.abs()[..., :1], "it gave an int64 tensor of shape"),
     "more": (lambda d: d[None], "shape (1, "),
     "float": (lambda d: d.abs().clamp(max=2).float(), "float32"),
     "bool": (lambda d: d > 0, "bool"),

@@ -160,7 +160,7 @@ def test_what_it_does_not_serve():
     assert reasons(pattern=Causal(), scores=(ALiBi(torch.ones(2)), SoftCap(3.0)), sink=torch.zeros(2)) == ""
     assert "takes 33 to 256" in reasons(D=32)
     assert "takes 33 to 256" in reasons(D=257)
-    assert "there are 63 queries" in reasons(L=63)
+    assert "Lq is 63" in reasons(L=63)
     assert "score rule Bias" in reasons(scores=(Bias(torch.zeros(256)),))
     assert "needs a tile map" in reasons(pattern=Explicit(torch.eye(256, dtype=torch.bool)))
     assert "dropout has no flash3 kernel" in reasons(dropout=0.1)

@@ -112,7 +112,7 @@ def test_a_window_moves_its_bytes():
 
 
 def test_heads_that_are_computed_separately():
-    made = MixtureOfHeads(32, query_heads=4, key_value_heads=2, head_width=16, shared=1, k=1, pattern=Causal())
+    made = MixtureOfHeads(32, query_heads=4, key_value_heads=2, head_width=16, shared=2, k=1, pattern=Causal())
     one, states, cache = made.to(F64).requires_grad_(False), torch.randn(1, 20, 32, dtype=F64), Cache(dtype="int8")
     read(one, states[:, :12], cache)
     assert torch.allclose(read(one, states[:, 12:], cache), one(states)[:, 12:], atol=0.02)
@@ -141,6 +141,8 @@ def test_int8_writes_what_bfloat16_writes():
     assert "".join(network.stream(prompt, tokens=20, cache_dtype="int8")) == plain.text
     beam = limelight.generation.Beam(2)
     assert network.generate(prompt, beam, tokens=4, cache_dtype="float8_e4m3fn").text
+    with pytest.raises(ArgumentError, match="`cache_dtype` must be one of int8"):
+        network.generate(prompt, tokens=1, cache_dtype="int4")
 
 
 @pytest.mark.parametrize(

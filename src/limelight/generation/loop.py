@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from ..forms.layouts import Layout
+from ..forms.quantized import eight_bits
 from ..nn import Keep
 from ..tensors.shapes import whole_number, wrong
 from ..text import valid_text
@@ -130,6 +131,8 @@ def begun(
     cache_dtype: str | torch.dtype | None = None,
 ) -> tuple[Session, list[Row], Guide]:
     """A session with nothing read yet, a row for each prompt, and the constraints of the configuration."""
+    if cache_dtype is not None:
+        cache_dtype = eight_bits("cache_dtype", cache_dtype)
     stops = _stops(stop, model.config.vocabulary)
     beginning, encoded = beginnings(model, prompt, layout, target)
     guide = Guide.of(model.special_token_ids, model.config.vocabulary)

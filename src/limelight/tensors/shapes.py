@@ -51,7 +51,7 @@ def describe(value: object) -> str:
         return "a nested tensor"
     if is_lazy(value):
         return f"an uninitialized {type(value).__name__}"
-    return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return f"{str(value.dtype).replace('torch.', 'a ').replace('a int', 'an int')} tensor of shape {tuple(value.shape)}"
 
 
 def _shortened(text: str) -> str:

@@ -125,7 +125,7 @@ def load() -> tuple[Any, str]:
     if not found:
         return None, (
             f"the native library ({FILE}) was not built: install a C++ compiler (apt-get install g++) and reinstall "
-            "Limelight; without it CPU attention takes memory for every score"
+            "Limelight; without it the reference computes on CPUs, which is slower"
         )
     try:
         library = ctypes.CDLL(str(found[0]))

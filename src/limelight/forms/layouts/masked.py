@@ -35,7 +35,10 @@ class KeyMask(Layout):
         mask = check_tensor("mask", self.mask)
         if mask.dtype != torch.bool or mask.dim() != 2:
             got = f"it is {describe(mask)}"
-            raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", got, "Use mask.bool().")
+            way_out = "Use mask.bool()."
+            if mask.dim() != 2:
+                way_out = "Of a (B, 1, 1, Lk) mask use mask[:, 0, 0]; one of pairs is limelight.Explicit(mask)."
+            raise wrong("mask", "must be a (B, Lk) bool tensor, true where a key exists", got, way_out)
 
     def check(self, B: int, Lq: int, Lk: int) -> None:
         check_tensor("mask", self.mask)

@@ -102,6 +102,9 @@ class Padded(Layout):
             )
         for name in ("query_lengths", "key_lengths"):
             lengths = getattr(self, name)
+            if isinstance(lengths, (list, tuple)):
+                rule = "must be an int, or a (B,) tensor of whole numbers"
+                raise wrong(name, rule, f"it is {describe(lengths)}", f"Use torch.tensor({describe(lengths)}).")
             if lengths is not None and not isinstance(lengths, Tensor):
                 position(name, lengths, at_least=0)
 

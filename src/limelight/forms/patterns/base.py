@@ -35,7 +35,7 @@ class Pattern(Description):
         Returns:
             A bool tensor that broadcasts to ``(B, Hq, Lq, Lk)``, the shape of ``at``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `allows(at)`, the definition of the pattern.")
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
         """Raise `ArgumentError` when the pattern holds a tensor that does not fit the call."""

@@ -56,7 +56,7 @@ class ScoreRule(Description):
         Returns:
             A tensor of the shape of ``scores``, differentiable in them and in the rule's tensors.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define `apply(scores, at)`, the definition of the rule.")
 
     def select_keys(self: _Rule, index: Tensor) -> _Rule:
         """The rule for a call of some of the keys: its tensors' dimensions of keys (`letters`) are cut.

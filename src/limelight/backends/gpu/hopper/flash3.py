@@ -78,7 +78,7 @@ def unsupported(call: Call) -> list[str]:
         which = " and ".join(map(str, dict.fromkeys(widths)))
         reasons.append(f"the head width is {which}; flash3 takes {tuning.NARROWEST // 2 + 1} to {tuning.WIDEST}")
     if shapes.Lq < tuning.ROWS // 2:
-        reasons.append(f"there are {shapes.Lq} queries; a tile of {tuning.ROWS} would be more than half empty")
+        reasons.append(f"Lq is {shapes.Lq}; a tile of {tuning.ROWS} queries would be more than half empty")
     reasons += [
         f"the score rule {rule!r} has no flash3 kernel" for rule in call.scores if type(rule) not in (ALiBi, SoftCap)
     ]
