@@ -263,6 +263,25 @@ def test_gradients_are_refused():
         limelight.attention(q, k8, k8)
     with pytest.raises(ArgumentError, match="rounded, which has no gradient"):
         Quantized.of(q)
+    scaled = Quantized(k8.data, k8.scale.clone().requires_grad_())
+    for key, value in ((scaled, k8), (k8, scaled)):
+        with pytest.raises(ArgumentError, match="has no derivatives where it is Quantized"):
+            limelight.attention(q.detach(), key, value)
+
+
+def test_vmap_takes_dense_keys():
+    q, k, v = rows(3, 2, 4, 5, 16), rows(3, 2, 2, 9, 16, seed=1), rows(3, 2, 2, 9, 12, seed=2)
+
+    def one(q, k, v):
+        return limelight.attention(q, Quantized.of(k, rotate=True), Quantized.of(v, rotate=True))
+
+    found = torch.vmap(one)(q, k, v)
+    assert torch.allclose(found, torch.stack([one(*each) for each in zip(q, k, v, strict=True)]), atol=1e-6)
+    key, value = Quantized.of(k[0]), Quantized.of(v[0])
+    found = torch.vmap(lambda q: limelight.attention(q, key, value))(q)
+    assert torch.allclose(found[1], limelight.attention(q[1], key, value), atol=1e-6)
+    with pytest.raises(ArgumentError, match="has no derivatives"):
+        torch.func.vmap(torch.func.grad(lambda q: limelight.attention(q, key, value).sum()))(q)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +301,8 @@ def test_gradients_are_refused():
         ),
         (lambda: Quantized.of(torch.zeros(2, 3), "int4"), "`dtype` must be one of int8, float8_e4m3fn, float8_e5m2"),
         (lambda: Quantized.of(torch.zeros(2, 3, dtype=torch.int64)), "`tensor` must be float32"),
+        (lambda: Quantized.of(torch.zeros(2, 3), rotate="no"), "`rotate` must be True or False"),
+        (lambda: Quantized.of(torch.zeros(2, 3)).dense(torch.int8), "`dtype` must be float32"),
     ],
 )
 def test_bad_input(make, message):

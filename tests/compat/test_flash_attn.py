@@ -304,6 +304,14 @@ def test_caches_that_do_not_fit():
             "k": k, "v": v, "cache_seqlens": 3, "rotary_cos": angles, "rotary_sin": angles,
         },
         r"`k` must be \(3, 2, 2, 8\) of the dtype of `k_cache`": {"k": k.half(), "v": v, "cache_seqlens": 3},
+        "`rotary_cos` and rotary_sin must both be": {
+            "k": k, "v": v, "cache_seqlens": 3, "rotary_cos": angles, "rotary_sin": angles[:, :1],
+        },
+        "`cache_leftpad` must not exceed the number of keys": {
+            "cache_seqlens": 3, "cache_leftpad": torch.tensor([0, 4, 3]),
+        },
+        "`cache_batch_idx` must be a torch.Tensor": {"cache_batch_idx": [0, 1, 2]},
+        "`window_size` must be two whole numbers": {"window_size": 4},
     }.items():  # fmt: skip
         with pytest.raises(ArgumentError, match=match):
             compat.flash_attn_with_kvcache(query, keys, values, **arguments)
@@ -311,6 +319,66 @@ def test_caches_that_do_not_fit():
         compat.flash_attn_with_kvcache(torch.randn(5, 1, 4, 8), keys, values)
     with pytest.raises(ArgumentError, match=r"`q` must be \(B, L, H, D\)"):
         compat.flash_attn_with_kvcache(query[0], keys, values)
+    with pytest.raises(ArgumentError, match="`v_cache` must have the rows, slots and heads of `k_cache`"):
+        compat.flash_attn_with_kvcache(query, keys, values[:, :9])
+
+
+@pytest.mark.parametrize("page", [-1, 12])
+@pytest.mark.parametrize("slopes", [None, torch.rand(3, 4)], ids=["one row of pages", "slopes of each row"])
+def test_pages_that_do_not_exist(page, slopes):
+    """They are refused before anything is written, and entries that hold no key may be anything."""
+    keys, values = torch.randn(2, 12, 16, 2, 8)
+    query, new = torch.randn(3, 1, 4, 8), torch.randn(3, 1, 2, 8)
+    table, held = torch.arange(12).view(3, 4), torch.tensor([20, 32, 3])
+    how = {"cache_seqlens": held, "alibi_slopes": slopes}
+    expected = compat.flash_attn_with_kvcache(query, keys.clone(), values.clone(), new, new, block_table=table, **how)
+    table[0, 2] = table[2, 1] = page
+    found = compat.flash_attn_with_kvcache(query, keys.clone(), values.clone(), new, new, block_table=table, **how)
+    assert torch.equal(found, expected)
+    table[1, 2] = page
+    before = keys.clone()
+    with pytest.raises(ArgumentError, match=r"must name one of the 12 pages.*row 1, column 2"):
+        compat.flash_attn_with_kvcache(query, keys, values, new, new, block_table=table, **how)
+    assert torch.equal(keys, before)
+
+
+def test_pages_without_queries():
+    keys, values = torch.randn(12, 16, 2, 8), torch.randn(12, 16, 2, 5)
+    table = torch.arange(12).view(3, 4)
+    for rows, Lq in ((0, 1), (3, 0)):
+        query = torch.randn(rows, Lq, 4, 8)
+        output, logsumexp = compat.flash_attn_with_kvcache(
+            query, keys, values, cache_seqlens=7, block_table=table[:rows], return_softmax_lse=True
+        )
+        assert output.shape == (rows, Lq, 4, 5)
+        assert logsumexp.shape == (rows, 4, Lq)
+
+
+def test_a_cache_of_float64_is_rotated_in_float64():
+    angles = torch.rand(12, 4, dtype=torch.float64)
+    query, new = torch.zeros(1, 1, 2, 8, dtype=torch.float64), torch.randn(1, 1, 2, 8, dtype=torch.float64)
+    keys, values = torch.zeros(2, 1, 10, 2, 8, dtype=torch.float64)
+    compat.flash_attn_with_kvcache(
+        query, keys, values, new, new, angles.cos(), angles.sin(), cache_seqlens=5, rotary_interleaved=False
+    )
+    a, b = new[0, 0].chunk(2, -1)
+    cosine, sine = angles[5].cos(), angles[5].sin()
+    expected = torch.cat((a * cosine - b * sine, a * sine + b * cosine), -1)
+    torch.testing.assert_close(keys[0, 5], expected, rtol=1e-14, atol=1e-14)
+
+
+def test_bad_shapes_and_documents():
+    x, rows = torch.randn(5, 4, 8), torch.randn(2, 5, 4, 8)
+    for match, call in {
+        r"`k` must be \(B, L, H, D\)": lambda: compat.flash_attn_func(rows, x, rows),
+        "`q` must be a torch.Tensor": lambda: compat.flash_attn_func(None, rows, rows),
+        r"`q` must be \(total, H, D\)": lambda: compat.flash_attn_varlen_func(rows, x, x, *[torch.tensor([0, 5])] * 2),
+        "`cu_seqlens_q` must begin with 0": lambda: compat.flash_attn_varlen_func(x, x, x, *[torch.tensor([1, 6])] * 2),
+        "`cu_seqlens_q` must be a torch.Tensor": lambda: compat.flash_attn_varlen_func(x, x, x, [0, 5], [0, 5]),
+        "`window_size` must be two": lambda: compat.flash_attn_func(rows, rows, rows, window_size=(1.5, 0)),
+    }.items():
+        with pytest.raises(ArgumentError, match=match):
+            call()
 
 
 @pytest.mark.parametrize("held", [5, torch.tensor([5, 3, 7])], ids=["an int", "lengths"])

@@ -179,6 +179,7 @@ OF_KEYS = torch.randn(B, Lk, dtype=torch.float64)
 SCORES = {
     "identity": lambda s, b, h, q, k: s,
     "factor": lambda s, b, h, q, k: s * 2.5,
+    "negative": lambda s, b, h, q, k: -(s + BIAS[q, k]),
     "quotient": lambda s, b, h, q, k: s / 3,
     "soft cap": lambda s, b, h, q, k: 2.0 * torch.tanh(s / 2.0),
     "soft cap by a product": lambda s, b, h, q, k: torch.tanh(s * (1 / 7.0)) * 7.0,

@@ -21,9 +21,10 @@ class MultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention`: the same constructor, parameters, state dict, arguments and results.
 
     With ``need_weights=False`` it takes linear memory, for every mask; with the default, ``need_weights=True``, it also
-    returns the weights, ``Lq x Lk`` numbers for each head. There are four differences. A query that sees no key gives
-    zeros, where PyTorch gives NaN. ``is_causal=True`` needs no ``attn_mask``, and then no mask is held. Weights are
-    those before dropout. Nested tensors are refused; PyTorch's inference path, which takes them, is not used.
+    returns the weights, ``Lq x Lk`` numbers for each head. There are five differences. A query that sees no key gives
+    zeros, where PyTorch gives NaN. ``is_causal=True`` needs no ``attn_mask``, and then no mask is held; the keys of
+    ``add_bias_kv`` and ``add_zero_attn`` are seen then as ever, which PyTorch hides if no weights are wanted. Weights
+    are those before dropout. Nested tensors are refused; PyTorch's inference path, which takes them, is not used.
 
     Example:
         >>> import torch

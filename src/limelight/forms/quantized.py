@@ -84,8 +84,7 @@ class Quantized:
         if readable(scale) and not scale.is_meta and bool(scale.isinf().any()):
             got, way_out = "an infinity is among its numbers", "NaN makes a row NaN."
             raise wrong("scale", "must be finite, or NaN", got, way_out)
-        if not isinstance(self.rotated, bool):
-            raise wrong("rotated", "must be True or False", f"it is {self.rotated!r}", "True of data that was rotated.")
+        _check_bool("rotated", self.rotated)
         if data.dtype is torch.int8 and readable(data) and not data.is_meta and bool((data == -128).any()):
             raise wrong("data", "must hold numbers from -127 to 127", "-128 is among them", "Clamp it to -127.")
 
@@ -105,6 +104,7 @@ class Quantized:
             ArgumentError: another dtype, or a gradient is wanted of the tensor.
         """
         found = eight_bits("dtype", dtype)
+        _check_bool("rotate", rotate)
         if check_dense("tensor", tensor).dtype not in FLOATS or not tensor.dim() or not tensor.shape[-1]:
             rule = "must be float32, bfloat16, float16 or float64, with a width"
             raise wrong("tensor", rule, f"it is {describe(tensor)}", "Convert it with .to().")
@@ -126,7 +126,15 @@ class Quantized:
         return made
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """``scale * data``, rotated back where it is `rotated`; computed in the dtype of ``scale``, then rounded."""
+        """``scale * data``, rotated back where it is `rotated`; computed in the dtype of ``scale``, then rounded.
+
+        Raises:
+            ArgumentError: ``dtype`` is not one of floats.
+        """
+        if dtype not in FLOATS:
+            raise wrong(
+                "dtype", "must be float32, bfloat16, float16 or float64", f"it is {dtype!r}", "See torch.dtype."
+            )
         rows = self.data.to(self.scale.dtype) * self.scale
         return (hadamard(rows) if self.rotated else rows).to(dtype)
 
@@ -161,6 +169,11 @@ class Quantized:
     def __repr__(self) -> str:
         turned = ", rotated" if self.rotated else ""
         return f"Quantized({str(self.dtype).removeprefix('torch.')}, {tuple(self.shape)}{turned})"
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise wrong(name, "must be True or False", f"it is {value!r}", "True where rows are rotated.")
 
 
 def hadamard(rows: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ from ..tensors.shapes import (
 from ..tensors.torch_internals import (
     are_transforms_active,
     in_forward_mode,
+    in_vmap_alone,
     is_any_autocast_enabled,
     vmap_level,
     vmap_samples,
@@ -147,6 +148,8 @@ def why_dense(query: Tensor, settings: Settings) -> str:
     """Why keys and values of 8 bits are made dense before anything else; empty where they are not."""
     if settings.compare is not None:
         return f"{settings.compare!r} prepares the keys"
+    if are_transforms_active() and in_vmap_alone():
+        return "torch.vmap makes one call of all samples"
     return "autocast converts the query" if is_any_autocast_enabled() else ""
 
 
@@ -229,6 +232,7 @@ def why_autograd(call: Call) -> str:
         call.query.requires_grad
         or call.key.requires_grad
         or call.value.requires_grad
+        or (call.scales is not None and (call.scales.key.requires_grad or call.scales.value.requires_grad))
         or ((call.sink is not None or call.scores or call.compare) and any(t.requires_grad for t in call.operands))
     ):
         return "a gradient is wanted"

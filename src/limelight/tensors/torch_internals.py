@@ -133,6 +133,12 @@ def transforms() -> Sequence[Any]:
 # `without_transforms()`: within it no transform of `torch.func` is active; a tensor of one must not be computed with.
 
 
+def in_vmap_alone() -> bool:
+    """Whether transforms of `torch.func` are active, and each of them is ``vmap``."""
+    active = transforms()
+    return bool(active) and all(one.key() == torch._C._functorch.TransformType.Vmap for one in active)
+
+
 def is_functionalize(transform: Any) -> bool:
     """Whether one of `transforms` is ``functionalize``, which records and computes nothing."""
     return bool(transform.key() == torch._C._functorch.TransformType.Functionalize)

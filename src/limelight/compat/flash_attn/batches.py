@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .settings import Result, attend, meaning, result, unpacked
+from .settings import Result, attend, check_dims, meaning, result, unpacked
 
 
 def flash_attn_func(
@@ -37,6 +37,7 @@ def flash_attn_func(
             -inf where a query sees nothing. The third, in flash-attention weights for its own tests, is not given;
             `limelight.Observe` shows the weights.
     """
+    check_dims("(B, L, H, D)", q=q, k=k, v=v)
     pattern, scores = meaning(causal, window_size, softcap, alibi_slopes)
     output, logsumexp = attend(
         *(tensor.transpose(1, 2) for tensor in (q, k, v)),  # no copy

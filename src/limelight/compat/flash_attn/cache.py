@@ -14,7 +14,7 @@ from ...forms.layouts.portion import Portion
 from ...forms.segments import FIELDS
 from ...nn.positions import InterleavedPairs, Rotation, SplitHalves
 from ...tensors.shapes import check_tensor, describe, position, wrong
-from .settings import attend, meaning
+from .settings import attend, check_dims, meaning
 
 _SLOTS = 16  # kernels read pages in place whose size is a multiple of it
 
@@ -113,13 +113,16 @@ class _Cache:
         return self.held + self.new
 
     def angles(self, cosine: Tensor, sine: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of ``count`` positions from the first new one on, ``(B | 1, 1, count, R / 2)`` float32."""
+        """Cosines and sines of ``count`` positions from the first new one on, ``(B | 1, 1, count, R / 2)``."""
+        if check_tensor("rotary_cos", cosine).dim() != 2 or cosine.shape != check_tensor("rotary_sin", sine).shape:
+            got = f"it is {describe(cosine)}, and `rotary_sin` {describe(sine)}"
+            raise wrong("rotary_cos", "and rotary_sin must both be (positions, R / 2)", got, "Compute both alike.")
         held = self.held if isinstance(self.held, Tensor) else torch.tensor([self.held], device="cpu")
         at = held.to(cosine.device)[:, None] + torch.arange(count, device=cosine.device)
-        if at.numel() and int(at.max()) >= min(len(cosine), len(sine)):
-            got = f"it has {min(len(cosine), len(sine))}, and the last token has position {int(at.max())}"
+        if at.numel() and int(at.max()) >= len(cosine):
+            got = f"it has {len(cosine)}, and the last token has position {int(at.max())}"
             raise wrong("rotary_cos", "must have a row for each position", got, "Compute more of them.")
-        return cosine[at][:, None].float(), sine[at][:, None].float()
+        return cosine[at][:, None], sine[at][:, None]
 
     def append(self, k: Tensor, v: Tensor) -> None:
         """Write the new keys and values behind those that are held."""
@@ -147,20 +150,26 @@ class _Cache:
                 keys, values = keys[:, :size], values[:, :size]
             table = self.rows[:, None]
         if table is not None and not split:
-            totals = self.total if isinstance(self.total, Tensor) else [self.total] * B
-            layout = Paged([Lq] * B, totals, table)
-            flat = q.reshape(1, B * Lq, Hq, -1).transpose(1, 2)
+            layout = self.paged(Lq, table)
+            flat = q.reshape(1, B * Lq, Hq, q.shape[3]).transpose(1, 2)
             output, seen = attend(flat, keys.transpose(1, 2), values.transpose(1, 2), layout=layout, **settings)
-            output = output[0].transpose(0, 1).reshape(B, Lq, Hq, -1)
+            output = output[0].transpose(0, 1).reshape(B, Lq, Hq, values.shape[3])
             return output, None if seen is None else seen[0].reshape(Hq, B, Lq).transpose(0, 1)
         if table is not None:
-            keys, values = (x[table.long()].flatten(1, 2) for x in (keys, values))
+            keys, values = (x[table.long().clamp(0, len(x) - 1)].flatten(1, 2) for x in (keys, values))
         else:
             keys, values = (x[:B] if self.rows is None else x[self.rows] for x in (keys, values))
         last = self._longest()
         keys, values = (x[:, :last].transpose(1, 2) for x in (keys, values))
         output, logsumexp = attend(q.transpose(1, 2), keys, values, layout=self._layout(B, Lq), **settings)
         return output.transpose(1, 2), logsumexp
+
+    def paged(self, Lq: int, table: Tensor | None = None) -> Paged:
+        """The layout of ``Lq`` queries of each row whose keys lie in the pages of ``table``, else of its own."""
+        table = self.table if table is None else table
+        assert table is not None
+        totals = self.total if isinstance(self.total, Tensor) else [self.total] * len(table)
+        return Paged([Lq] * len(table), totals, table)
 
     def _longest(self) -> int:
         total = self.total
@@ -195,13 +204,15 @@ def _cache(
     table: Tensor | None,
 ) -> _Cache:
     """Check the arguments that describe the cache."""
-    for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v)):
-        if tensor is not None and check_tensor(name, tensor).dim() != 4:
-            shape = "(B, L, H, D)"
-            raise wrong(name, f"must be {shape}", f"it is {describe(tensor)}", "Use unsqueeze for a single row.")
+    check_dims("(B, L, H, D)", q=q, k_cache=k_cache, v_cache=v_cache)
     B = len(q)
+    if k_cache.shape[:3] != v_cache.shape[:3]:
+        got = f"it is {describe(v_cache)}, and `k_cache` {describe(k_cache)}"
+        raise wrong("v_cache", "must have the rows, slots and heads of `k_cache`", got, "Only its width may differ.")
     if (k is None) != (v is None):
         raise wrong("k", "must be given with v", "one is missing", "Append keys and values together.")
+    if k is not None:
+        check_dims("(B, L, H, D)", k=k, v=v)
     if k is not None and seqlens is None:
         way_out = "Give the number of keys that the cache holds before the call."
         raise wrong("cache_seqlens", "must be given with k and v", "it is None", way_out)
@@ -209,9 +220,9 @@ def _cache(
         way_out = "Reorder the rows of block_table."
         raise wrong("block_table", "cannot be given with cache_batch_idx or cache_leftpad", "it is", way_out)
     for name, found in (("cache_seqlens", seqlens), ("cache_batch_idx", rows), ("cache_leftpad", leftpad)):
-        if isinstance(found, Tensor):
-            _check_numbers(name, found, B)
-    if table is not None and (table.dim() != 2 or len(table) != B):
+        if isinstance(found, Tensor) or (name != "cache_seqlens" and found is not None):
+            _check_numbers(name, check_tensor(name, found), B)
+    if table is not None and (check_tensor("block_table", table).dim() != 2 or len(table) != B):
         raise wrong("block_table", f"must have a row for each of {B} rows", f"it is {describe(table)}", "Pass (B, M).")
     if rows is None and table is None and len(k_cache) < B:
         got = f"it has {len(k_cache)}, and `q` {B}"
@@ -232,7 +243,13 @@ def _cache(
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(k_cache):
             got = f"they run from {int(rows.min())} to {int(rows.max())}"
             raise wrong("cache_batch_idx", f"must be among the {len(k_cache)} rows of `k_cache`", got, "Count from 0.")
-    return _Cache(k_cache, v_cache, held, new, rows, leftpad, table)
+    cache = _Cache(k_cache, v_cache, held, new, rows, leftpad, table)
+    if table is not None:  # before anything is written
+        cache.paged(q.shape[1]).stored(k_cache.shape[1]).check(len(k_cache))
+    if leftpad is not None and bool((leftpad.cpu() > torch.as_tensor(cache.total).cpu()).any()):
+        got, way_out = f"it is {leftpad.tolist()}, and rows hold {cache.total}", "It is the index of a row's first key."
+        raise wrong("cache_leftpad", "must not exceed the number of keys of its row", got, way_out)
+    return cache
 
 
 def _check_numbers(name: str, numbers: Tensor, B: int) -> None:
@@ -258,12 +275,13 @@ def _uniform(lengths: int | Tensor) -> int | Tensor:
 
 
 def _rotated(heads: Tensor, angles: tuple[Tensor, Tensor], pairs: InterleavedPairs | SplitHalves) -> Tensor:
-    """Heads ``(B, L, H, D)`` rotated in float32 by cosines and sines."""
+    """Heads ``(B, L, H, D)`` rotated in float32 (float64 for float64) by cosines and sines."""
     if not 0 < 2 * angles[0].shape[-1] <= heads.shape[-1]:
         got = f"it has angles for {2 * angles[0].shape[-1]} features, and a head has {heads.shape[-1]}"
         raise wrong(
             "rotary_cos", "must be (positions, R / 2) with R at most D", got, "Half as many angles as features."
         )
-    cosine, sine = (x.expand(-1, -1, heads.shape[1], -1) for x in angles)
+    dtype = torch.float64 if heads.dtype == torch.float64 else torch.float32
+    cosine, sine = (x.to(dtype).expand(-1, -1, heads.shape[1], -1) for x in angles)
     rotation = Rotation.by(cosine, sine, pairs)
-    return rotation.rotate(heads.float().transpose(1, 2)).transpose(1, 2).to(heads.dtype)
+    return rotation.rotate(heads.to(dtype).transpose(1, 2)).transpose(1, 2).to(heads.dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...forms.layouts import Packed, Padded, Paged
-from ...tensors.shapes import describe, wrong
-from .settings import Result, attend, lengths, meaning, result, unpacked
+from ...tensors.shapes import wrong
+from .settings import Result, attend, check_dims, lengths, meaning, result, unpacked
 
 
 def flash_attn_varlen_func(
@@ -54,6 +54,8 @@ def flash_attn_varlen_func(
         block_table: ``(N, M)`` int32, the pages of each document's keys; ``k`` and ``v`` are then ``(number of pages,
             page size, Hkv, D)`` and are read in place, as `limelight.Paged`.
     """
+    check_dims("(total, H, D)", q=q)
+    check_dims("(total, H, D)" if block_table is None else "(number of pages, page size, Hkv, D)", k=k, v=v)
     sizes = lengths("cu_seqlens_q", cu_seqlens_q), lengths("cu_seqlens_k", cu_seqlens_k)
     pattern, scores = meaning(causal, window_size, softcap, alibi_slopes)
     way: Callable[..., tuple[Tensor, Tensor | None]] = _attend_documents
@@ -184,7 +186,6 @@ def _attend_pages(
     q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *, pages: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Documents laid end to end whose keys lie in pages ``(number of pages, size, Hkv, D)``."""
-    _check_pages(k, v)
     layout = Paged(query_lengths, key_lengths, pages)
     output, logsumexp = attend(q.transpose(0, 1)[None], k.transpose(1, 2), v.transpose(1, 2), layout=layout, **settings)
     return output[0].transpose(0, 1), None if logsumexp is None else logsumexp[0]
@@ -194,7 +195,6 @@ def _attend_rows_of_pages(
     q: Tensor, k: Tensor, v: Tensor, query_lengths: Tensor, key_lengths: Tensor, *, pages: Tensor, **settings: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Each document as a batch row of its own, its keys gathered from pages."""
-    _check_pages(k, v)
     layout = Paged(query_lengths, key_lengths, pages)
     layout.stored(k.shape[1]).check(len(k))
     tables = list(zip(pages.long(), key_lengths.tolist(), strict=True))
@@ -203,10 +203,3 @@ def _attend_rows_of_pages(
         for x in (k, v)
     )
     return _attend_rows(q, keys, values, query_lengths, key_lengths, **settings)
-
-
-def _check_pages(k: Tensor, v: Tensor) -> None:
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dim() != 4:
-            rule = "must be (number of pages, page size, Hkv, D) where there is a block_table"
-            raise wrong(name, rule, f"it is {describe(tensor)}", "Leave block_table out for keys laid end to end.")

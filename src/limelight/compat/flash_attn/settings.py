@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...forms.observations import Observe
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.scores import ALiBi, ScoreRule, SoftCap
 from ...tensors.shapes import check_tensor, describe, wrong
+from ...tensors.tracing import readable
 from ..kernels import attention
 
 #: The output; with ``return_attn_probs=True`` also the logsumexp, and ``None`` for the weights of their tests.
@@ -20,7 +22,7 @@ def meaning(
     causal: bool, window_size: tuple[int, int], softcap: float, alibi_slopes: Tensor | None
 ) -> tuple[Pattern | None, tuple[ScoreRule, ...]]:
     """Pattern and score rules in flash-attention's words; it caps scores before it adds the ALiBi slopes."""
-    left, right = (None if side < 0 else int(side) for side in window_size)
+    left, right = _window(window_size)
     pattern: Pattern | None = None
     if left is not None or right is not None:
         pattern = Window(left, right)
@@ -32,6 +34,31 @@ def meaning(
     if alibi_slopes is not None:
         scores.append(ALiBi(alibi_slopes))
     return pattern, tuple(scores)
+
+
+def _window(sizes: Any) -> tuple[int | None, int | None]:
+    """Keys before and after the query's own, ``None`` for no limit.
+
+    Raises:
+        ArgumentError: they are not two whole numbers.
+    """
+    found = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    if (
+        not isinstance(found, (tuple, list))
+        or len(found) != 2
+        or not all(n is None or hasattr(n, "__index__") for n in found)
+    ):
+        way_out = "For example (255, 0); -1 is no limit."
+        raise wrong("window_size", "must be two whole numbers (left, right)", f"it is {sizes!r}", way_out)
+    left, right = (None if n is None or n < 0 else int(n) for n in found)
+    return left, right
+
+
+def check_dims(shape: str, **tensors: Any) -> None:
+    """Raise where one of the ``tensors`` has not the dimensions of ``shape``, such as ``(B, L, H, D)``."""
+    for name, tensor in tensors.items():
+        if check_tensor(name, tensor).dim() != shape.count(",") + 1:
+            raise wrong(name, f"must be {shape}", f"it is {describe(tensor)}", "Use unsqueeze for a single row.")
 
 
 def attend(
@@ -65,6 +92,8 @@ def unpacked(name: str, tensor: Tensor, parts: int, dims: int) -> tuple[Tensor, 
 
 def lengths(name: str, ends: Tensor) -> Tensor:
     """The lengths of documents, ``(N,)``, of the ``(N + 1,)`` places where they begin and end."""
-    if ends.dim() != 1 or len(ends) < 1 or ends.dtype.is_floating_point:
-        raise wrong(name, "must be (N + 1,) whole numbers", f"its shape is {tuple(ends.shape)}", "Begin with 0.")
+    if check_tensor(name, ends).dim() != 1 or len(ends) < 1 or ends.is_floating_point() or ends.dtype == torch.bool:
+        raise wrong(name, "must be (N + 1,) whole numbers", f"it is {describe(ends)}", "Begin with 0.")
+    if readable(ends) and not ends.is_meta and int(ends[0]) != 0:
+        raise wrong(name, "must begin with 0", f"it begins with {int(ends[0])}", "Subtract its first number.")
     return ends.diff()

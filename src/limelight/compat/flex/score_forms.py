@@ -40,6 +40,8 @@ def score_form(operation: str, args: list[Any], settings: dict[str, Any]) -> Sco
 def _step(operation: str, args: list[Any], settings: dict[str, Any]) -> Step | None:
     if operation == "tanh":
         return Step("tanh")
+    if operation == "neg":
+        return Step("mul", -1.0)
     if operation in ("where", "masked_fill"):
         return _masked(operation, args)
     if operation not in ("add", "sub", "mul", "div") or len(args) != 2 or settings not in ({}, {"alpha": 1}):
