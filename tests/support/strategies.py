@@ -38,6 +38,7 @@ from limelight import (
     T5Buckets,
     Window,
 )  # fmt: skip
+from limelight.compat.flex.patterns import Below, SameDocument
 from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.patterns import And, Not, Or
 from limelight.tensors.shapes import Shapes
@@ -183,6 +184,17 @@ def _inner(draw, s):
 
 
 #: How to draw a pattern of each class, for a call of given sizes; tests/test_patterns.py asks for every class.
+def _below(draw, s):
+    bounds = st.integers(0, 12)
+    bound = torch.tensor([draw(bounds) for _ in range(s.B)], dtype=torch.int64) if draw(st.booleans()) else draw(bounds)
+    return Below(bound, draw(st.booleans()))
+
+
+def _same_document(draw, s):
+    rows = () if draw(st.booleans()) else (s.B,)
+    return SameDocument(*(torch.randint(0, 4, (*rows, size), generator=_generator(draw)) for size in (s.Lq, s.Lk)))
+
+
 PATTERNS = {
     Full: lambda draw, s: Full(),
     Causal: lambda draw, s: Causal(),
@@ -194,6 +206,8 @@ PATTERNS = {
     Blocks: _blocks,
     Explicit: _explicit,
     Predicate: _predicate,
+    Below: _below,
+    SameDocument: _same_document,
     And: lambda draw, s: _inner(draw, s) & _inner(draw, s),
     Or: lambda draw, s: _inner(draw, s) | _inner(draw, s),
     Not: lambda draw, s: ~_inner(draw, s),

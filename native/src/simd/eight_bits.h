@@ -12,6 +12,10 @@ typedef float SingleVec __attribute__((vector_size(4 * LANES)));
 typedef int32_t SingleInt __attribute__((vector_size(4 * LANES)));
 typedef uint8_t ByteVec __attribute__((vector_size(LANES)));
 typedef int8_t SignedByteVec __attribute__((vector_size(LANES)));
+template <>
+struct Anywhere<ByteVec> {
+    typedef ByteVec Type __attribute__((aligned(1), may_alias));
+};
 
 // As floats. The bits of a float8 are those of a float, shifted, but for the bias of the exponent: a product with a
 // power of two makes up for it, and gives subnormal numbers too.

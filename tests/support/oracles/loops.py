@@ -34,6 +34,7 @@ from limelight import (
     Subset,
     Window,
 )  # fmt: skip
+from limelight.compat.flex.patterns import Below, SameDocument
 from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.patterns import And, Not, Or
 
@@ -117,6 +118,12 @@ def allows(pattern, b, h, p, q, i, j):
             return q < first
         case Chunks(size):
             return math.floor(p / size) == math.floor(q / size)
+        case Below(bound, queries):
+            return (p if queries else q) < at(bound, b)
+        case SameDocument(of_queries, of_keys):
+            row = () if of_queries.dim() == 1 else (b,)
+            inside = 0 <= p < of_queries.shape[-1] and 0 <= q < of_keys.shape[-1]
+            return inside and bool(of_queries[(*row, p)] == of_keys[(*row, q)])
         case Explicit(mask):
             return bool(pick(mask, b, h, i, j))
         case Blocks(table, size):

@@ -76,11 +76,12 @@ class Below(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SameDocument(Pattern):
-    """The keys of the query's own document: ``of_queries[..., i] == of_keys[..., j]``, which are not modified.
+    """The keys of the query's own document: ``of_queries[..., p] == of_keys[..., q]``, which are not modified.
 
     Args:
-        of_queries: a number for each query, ``(L,)`` or ``(B, L)``; those beyond the call are not read.
-        of_keys: a number for each key.
+        of_queries: a number for each position of a query, ``(L,)`` or ``(B, L)``; those beyond the call are not read.
+            A query at another position sees nothing.
+        of_keys: a number for each position of a key.
     """
 
     of_queries: Tensor
@@ -93,10 +94,11 @@ class SameDocument(Pattern):
                 raise wrong("mask_mod", f"must have a number for each of {size} tokens of {B} rows", got, "Extend it.")
 
     def allows(self, at: Where) -> Tensor:
-        queries, keys = (x.to(at.query_index.device) for x in (self.of_queries, self.of_keys))
-        if queries.dim() == 1:
-            return queries[at.query_index] == keys[at.key_index]
-        return queries[at.batch, at.query_index] == keys[at.batch, at.key_index]
+        (query, has_query), (key, has_key) = (
+            _numbers_at(numbers, at.batch, position)
+            for numbers, position in ((self.of_queries, at.query_position), (self.of_keys, at.key_position))
+        )
+        return has_query & has_key & (query == key)
 
     def spans(self, row: int | None = None) -> Spans | None:
         queries, keys = self.of_queries, self.of_keys
@@ -134,6 +136,16 @@ class SameDocument(Pattern):
         if len({number for number, *_ in runs}) < len(runs):  # a document is interrupted by another
             return None
         return tuple(last - first for _, first, last in runs)
+
+
+def _numbers_at(numbers: Tensor, batch: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers at positions, and whether there is one."""
+    size, numbers = numbers.shape[-1], numbers.to(position.device)
+    if not size:
+        return position, torch.zeros_like(position, dtype=torch.bool)
+    place = position.clamp(0, size - 1)
+    found = numbers[place] if numbers.dim() == 1 else numbers[batch, place]
+    return found, position == place
 
 
 def _runs(numbers: Tensor) -> list[tuple[object, int, int]]:
