@@ -21,7 +21,7 @@ struct Tile {
 
 // Blocks of keys, and pairs of keys in a factor, are counted from the first key of a document, so that its bits do not
 // depend on where it lies in a batch, or on where its parts lie. With a tile map they are counted from key 0 of the
-// call: blocks end where columns of the map do. Returns a key from which multiples of BLOCK_STEP lead to all others.
+// call: blocks end where columns of the map do. Returns the remainder, modulo BLOCK_STEP, of the keys where they begin.
 LL_INLINE int64_t block_phase(const ll_call& call, const ll_segment& segment) {
     if (BLOCK_STEP == 1 || call.tiles.state) return 0;
     int64_t before = segment.keys_before & (BLOCK_STEP - 1);
