@@ -111,6 +111,24 @@ def test_a_part_of_a_call_sees_what_it_sees_in_the_whole(kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 @of_each_kind
 @given(st.data())
+def test_chosen_queries_and_keys_see_what_they_see_in_the_whole(kind, data):
+    s = data.draw(sizes())
+    pattern, layout = drawn(data, kind, s), data.draw(layouts(s))
+    chosen = (st.lists(st.integers(0, max(size - 1, 0)), max_size=5 if size else 0) for size in (s.Lq, s.Lk))
+    queries, keys = (torch.tensor(data.draw(indices), dtype=torch.int64) for indices in chosen)
+    coordinates = (layout or Aligned()).coordinates(s.B, s.Lq, s.Lk, torch.device("cpu"))
+    cut = coordinates._replace(
+        query_position=coordinates.query_position[:, queries], key_position=coordinates.key_position[:, keys]
+    )
+    some = pattern.select(queries, keys)
+    some.check(s.B, s.Hq, len(queries), len(keys))
+    whole = pattern.allows(where(layout, s)).expand(s.scores)[:, :, queries][..., keys]
+    assert torch.equal(some.allows(Where.of(cut, s.B, s.Hq)).expand(whole.shape), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@of_each_kind
+@given(st.data())
 def test_its_spans_are_its_definition(kind, data):
     s = data.draw(sizes())
     pattern, layout = drawn(data, kind, s), data.draw(layouts(s))

@@ -384,6 +384,9 @@ def test_wrong_arguments():
     }.items():
         with pytest.raises(ArgumentError, match=match):
             call()
-    short = flex.create_block_mask(lambda b, h, q, k: DOCUMENTS[q] == DOCUMENTS[k], B, H, 70, 70)
-    with pytest.raises(ArgumentError, match="must have a number for each of 70 tokens"):
-        flex.flex_attention(*torch.randn(3, B, H, 70, D), block_mask=short)
+    for mask in (
+        lambda b, h, q, k: DOCUMENTS[q] == DOCUMENTS[k],
+        lambda b, h, q, k: (q >= k) & (DOCUMENTS[q] != DOCUMENTS[k]),
+    ):
+        with pytest.raises(ArgumentError, match="must have a number for each of 70 tokens"):
+            flex.create_block_mask(mask, B, H, 70, 70)

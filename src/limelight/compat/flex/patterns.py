@@ -88,10 +88,10 @@ class SameDocument(Pattern):
     of_keys: Tensor
 
     def check(self, B: int, Hq: int, Lq: int, Lk: int) -> None:
-        for numbers, size in ((self.of_queries, Lq), (self.of_keys, Lk)):
-            if numbers.shape[-1] < size or (numbers.dim() == 2 and len(numbers) < B):
+        for numbers in (self.of_queries, self.of_keys):
+            if numbers.dim() == 2 and len(numbers) < B:
                 got = f"it reads one of shape {tuple(numbers.shape)}"
-                raise wrong("mask_mod", f"must have a number for each of {size} tokens of {B} rows", got, "Extend it.")
+                raise wrong("mask_mod", f"must have numbers for each of {B} batch rows", got, "Extend it.")
 
     def allows(self, at: Where) -> Tensor:
         (query, has_query), (key, has_key) = (
@@ -123,6 +123,9 @@ class SameDocument(Pattern):
     @property
     def uniform_over_batch(self) -> bool:
         return self.of_queries.dim() == 1
+
+    def select(self, queries: Tensor, keys: Tensor) -> SameDocument:
+        return self
 
     def for_heads(self, heads: slice) -> SameDocument:
         return self
@@ -156,7 +159,12 @@ def _runs(numbers: Tensor) -> list[tuple[object, int, int]]:
 
 
 def arranged(pattern: Pattern, Lq: int, Lk: int) -> tuple[Layout, Pattern]:
-    """A pattern over indices as a layout and a pattern: `Packed` where documents are laid end to end."""
+    """A pattern over indices as a layout and a pattern: `Packed` where documents are laid end to end.
+
+    Raises:
+        ArgumentError: a function reads the document of a token beyond its tensor.
+    """
+    _check_numbers(pattern, Lq, Lk)
     documents = [part for part in pattern.conjuncts() if isinstance(part, SameDocument)]
     rest = [part for part in pattern.conjuncts() if not isinstance(part, SameDocument)]
     if len(documents) == 1 and all(map(_counts_distances, rest)):
@@ -167,6 +175,18 @@ def arranged(pattern: Pattern, Lq: int, Lk: int) -> tuple[Layout, Pattern]:
                 joined = both(joined, part)
             return Packed(lengths), joined
     return Aligned(query_start=0), pattern
+
+
+def _check_numbers(pattern: Pattern, Lq: int, Lk: int) -> None:
+    """Raises where the documents of fewer tokens are given than a call of these sizes has."""
+    if isinstance(pattern, SameDocument):
+        for numbers, size in ((pattern.of_queries, Lq), (pattern.of_keys, Lk)):
+            if numbers.shape[-1] < size:
+                got = f"it reads one of shape {tuple(numbers.shape)}"
+                raise wrong("mask_mod", f"must have a number for each of {size} tokens", got, "Extend it.")
+    for part in pattern.parts():
+        if isinstance(part, Pattern):
+            _check_numbers(part, Lq, Lk)
 
 
 def _counts_distances(pattern: Pattern) -> bool:
