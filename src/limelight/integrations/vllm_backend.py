@@ -175,6 +175,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         self.patterns = {causal: self.settings.pattern(causal) for causal in (False, True)}
         self.observable = attn_type != AttentionType.ENCODER_DECODER  # its queries have other positions than its keys
         self.keeps = attn_type not in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+        self.halves: tuple[Tensor, Tensor, Tensor] | None = None  # the layer's cache, its keys and its values
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
@@ -203,10 +204,12 @@ class Impl(AttentionImpl):  # type: ignore[misc]
             return output.zero_()
         step, count = attn_metadata, attn_metadata.starts[-1]
         if self.keeps:
-            keys, values = halves(kv_cache)
+            if self.halves is None or self.halves[0] is not kv_cache:
+                self.halves = (kv_cache, *halves(kv_cache))
+            _, keys, values = self.halves
         else:
             keys, values = (x[:count].transpose(0, 1)[None] for x in (key, value))
-        queries = query[:count].transpose(0, 1)[None]
+        queries = heads_of(query, count)
         watched = vllm_watch.chosen(layer.layer_name, len(step.key_lengths)) if self.observable else None
         if watched:
             self._observe(layer.layer_name, queries, keys, values, step, watched, output)
@@ -214,7 +217,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
             repeated = step.repeated.get(self.settings)
             if repeated is None:
                 repeated = step.repeated[self.settings] = Repeated(self._settings_of(step))
-            repeated.into(output[:count].transpose(0, 1)[None], queries, keys, values, self.sinks)
+            repeated.into(heads_of(output, count), queries, keys, values, self.sinks)
         return output
 
     def _settings_of(self, step: Step) -> Settings:
@@ -250,6 +253,11 @@ class Impl(AttentionImpl):  # type: ignore[misc]
                     watched[row].add(name, length - queries, found)
 
 
+def heads_of(tokens: Tensor, count: int) -> Tensor:
+    """The first ``count`` of ``(T, H, D)`` tokens, ``(1, H, count, D)``."""
+    return (tokens if len(tokens) == count else tokens[:count]).transpose(0, 1).unsqueeze(0)
+
+
 def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values, ``(pages, Hkv, size, D)``, of a cache ``(pages, Hkv, size, 2 D)``, as `Impl` fills it."""
     pages, heads, size, width = kv_cache.shape
@@ -263,23 +271,21 @@ class Slots(NamedTuple):
     Attributes:
         mapping: ``(T + padding,)`` slots; the padding behind the tokens is below zero.
         tokens: ``T``.
-        keys: ``(T * Hkv,)``, for each token and head the row of ``D`` numbers that its key becomes.
-        values: the same of its value.
+        rows: ``(T * 2 Hkv,)``, for each token the rows of ``D`` numbers that its keys become, then those of its values.
     """
 
     mapping: Tensor
     tokens: int
-    keys: Tensor
-    values: Tensor
+    rows: Tensor
 
     @classmethod
     def of(cls, mapping: Tensor, heads: int, size: int, of_page: int) -> Slots:
         """In pages of ``size`` keys that begin ``of_page`` rows apart."""
-        count = int((mapping >= 0).sum())
-        slots = mapping[:count]
+        tokens = int((mapping >= 0).sum())
+        slots = mapping[:tokens]
         first = slots + slots // size * (of_page - size)  # of the token's key in head 0
-        keys = (first[:, None] + torch.arange(0, heads * 2 * size, 2 * size)).flatten()
-        return cls(mapping.clone(), count, keys, keys + size)
+        keys = first[:, None] + torch.arange(0, heads * 2 * size, 2 * size)
+        return cls(mapping.clone(), tokens, torch.cat((keys, keys + size), 1).flatten())
 
 
 #: Of the last step, for each form of a cache: the layers of a model write to the same slots.
@@ -289,13 +295,15 @@ _slots: dict[tuple[int, int, int], Slots] = {}
 def write(kv_cache: Tensor, mapping: Tensor, key: Tensor, value: Tensor) -> None:
     """Write keys and values ``(T, Hkv, D)`` of tokens to the slots ``mapping`` ``(T,)`` of a cache: see `halves`."""
     pages, heads, size, width = kv_cache.shape
-    D = width // 2
-    if kv_cache.stride(0) % D:
-        refuse("this cache", [f"its pages begin {kv_cache.stride(0)} elements apart, no multiple of the width {D}"])
-    form = heads, size, kv_cache.stride(0) // D
+    D, of_page = width // 2, kv_cache.stride(0)
+    if of_page % D:
+        refuse("this cache", [f"its pages begin {of_page} elements apart, no multiple of the width {D}"])
+    form = heads, size, of_page // D
     slots = _slots.get(form)
     if slots is None or not torch.equal(slots.mapping, mapping):
         slots = _slots[form] = Slots.of(mapping, *form)
+    both = torch.cat((key, value), 1)
+    if len(both) != slots.tokens:
+        both = both[: slots.tokens]
     rows = kv_cache.as_strided(((pages - 1) * form[2] + heads * 2 * size, D), (D, 1))
-    for tensor, at in ((key, slots.keys), (value, slots.values)):
-        rows.index_copy_(0, at, tensor[: slots.tokens].reshape(-1, D).to(rows.dtype))
+    rows.index_copy_(0, slots.rows, both.view(-1, D).to(rows.dtype))

@@ -46,12 +46,12 @@ class Repeated:
 
 def _alike(call: Call, query: Tensor, key: Tensor, value: Tensor, sink: Tensor | None) -> bool:
     """Whether tensors have the form of those of a call."""
-    if (sink is None) is not (call.sink is None):
+    if not (_same(query, call.query) and _same(key, call.key) and _same(value, call.value)):
         return False
-    pairs = [(query, call.query), (key, call.key), (value, call.value)]
-    if sink is not None and call.sink is not None:
-        pairs.append((sink, call.sink))
-    return all(
-        type(a) is type(b) and a.dtype is b.dtype and a.shape == b.shape and a.is_cpu and not a.requires_grad
-        for a, b in pairs
-    )
+    if sink is None or call.sink is None:
+        return sink is call.sink
+    return _same(sink, call.sink)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return type(a) is type(b) and a.dtype is b.dtype and a.shape == b.shape and a.is_cpu and not a.requires_grad
