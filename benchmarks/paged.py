@@ -1,11 +1,11 @@
 """Measure attention over keys in pages: against the same keys in rows, without shared pages, and against vLLM.
 
-python benchmarks/paged.py [--threads 2] [--rounds 9] [--width 128] [--heads 32] [--key-heads 8] [--write]
+python benchmarks/paged.py [--threads 2] [--rounds 9] [--shapes 8B SmolLM2 multi-head] [--write]
 
 The cases are batches of a server: decoding steps, parts of prompts, both together, and users of one system prompt. In
 each round all ways of a case are called in turn; the table gives medians, and ratios of medians. Where vLLM for CPUs is
 installed (`pip install "limelight-attention[vllm]"`), its own attention kernel is measured beside ours, with the pages
-in its own order, and the results are compared. `--write` keeps the table in `paged.md` beside this file.
+in its own order, and the results are compared. `--write` keeps the tables in `paged.md` beside this file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from limelight import Causal, Packed, Paged, Pattern, Window, attention
-from limelight.benchmark.timing import bandwidth, processor
+from limelight.benchmark.timing import bandwidth, peak, processor
 
 SIZE = 128  # keys of a page: vLLM's on CPUs
 LONG = tuple(4096 - 37 * n for n in range(8))
 WAYS = ("rows", "pages", "shared", "vLLM")
+#: Query heads, key heads, width.
+SHAPES = {"8B": (32, 8, 128), "SmolLM2": (9, 3, 64), "multi-head": (32, 32, 128)}
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,20 @@ class Batch:
 
         return call
 
-    def read(self) -> int:
-        """Bytes of keys and values that the queries see, each text's counted."""
-        of_key = 2 * self.key_heads * self.width * self.dtype.itemsize
-        window = self.case.window
-        return of_key * sum(
-            keys if window is None else min(keys, window + queries - 1)
-            for queries, keys in zip(self.case.queries, self.case.keys, strict=True)
-        )
+    def least(self, rate: float, product_rate: float) -> float:
+        """The fewest seconds that the case takes: all keys and values are read once, or all products are computed.
+
+        Args:
+            rate: of reading memory, bytes a second.
+            product_rate: floating-point operations a second.
+        """
+        case = self.case
+        reach = max(case.keys) if case.window is None else case.window
+        texts = list(zip(case.queries, case.keys, strict=True))
+        keys = sum(min(n, reach + queries - 1) for queries, n in texts) - case.shared * (len(texts) - 1)
+        pairs = sum(min(n - queries + 1 + i, reach) for queries, n in texts for i in range(queries))
+        read = 2 * keys * self.key_heads * self.width * self.dtype.itemsize
+        return max(read / rate, 4 * pairs * self.heads * self.width / product_rate)
 
 
 def _table(counts: Sequence[int]) -> Tensor:
@@ -164,7 +172,7 @@ def measure(batch: Batch, rounds: int) -> tuple[dict[str, float], float]:
     return {name: statistics.median(all_of) for name, all_of in seconds.items()}, apart
 
 
-def row_of(batch: Batch, seconds: dict[str, float], apart: float, peak: float) -> str:
+def row_of(batch: Batch, seconds: dict[str, float], apart: float, least: float) -> str:
     """A row of the table."""
     best = seconds["shared" if batch.case.shared else "pages"]
     cells = [batch.case.name, str(batch.dtype).removeprefix("torch.")]
@@ -172,8 +180,7 @@ def row_of(batch: Batch, seconds: dict[str, float], apart: float, peak: float) -
     cells.append(f"{seconds['rows'] / seconds['pages']:.2f}")
     cells.append(f"{seconds['pages'] / seconds['shared']:.2f}" if "shared" in seconds else "")
     cells.append(f"{seconds['vLLM'] / best:.2f} ({apart:.0e})" if "vLLM" in seconds else "")
-    decoding = max(batch.case.queries) == 1
-    cells.append(f"{batch.read() / seconds['pages'] / peak / 1e9:.2f}" if decoding else "")
+    cells.append(f"{least / best:.2f}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -182,16 +189,17 @@ ABOUT = """\
 
 `python benchmarks/paged.py --write`
 
-Attention of one layer of a server's step: {heads} query heads, {key_heads} key heads, width {width}, pages of {size}
-keys in random order (in a page, a head's keys and then its values), causal; {machine}, {threads} threads. Milliseconds,
-medians of {rounds} rounds in which all ways are called in turn.
+Attention of one layer of a server's step: pages of {size} keys in random order (in a page, a head's keys and then its
+values), causal; {machine}, {threads} threads. Milliseconds, medians of {rounds} rounds in which all ways are called in
+turn.
 
 - **rows**: the same keys as rows at equal distances (`Packed`). **pages**: in pages (`Paged`). **shared**: the texts
   begin with the same pages.
 - **rows / pages** and **pages / shared** are ratios of the medians. **vLLM / ours**: how many times as long vLLM's own
   kernel for CPUs takes (its result differs by at most what stands in brackets).
-- **read**: bytes of keys and values that the decoding steps read in pages, a second, over what a plain sum of a large
-  array reads ({peak:.1f} GB/s).
+- **of peak**: the fewest milliseconds that the case can take over ours: what it reads at the rate of a plain sum of a
+  large array, or its products at the rate of independent multiply-adds, whichever takes longer; both rates are measured
+  in the same run.
 """
 
 
@@ -199,27 +207,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads (all cores)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of which medians are taken (9)")
-    parser.add_argument("--heads", type=int, default=32, help="query heads (32)")
-    parser.add_argument("--key-heads", type=int, default=8, help="heads of keys and values (8)")
-    parser.add_argument("--width", type=int, default=128, help="width of a key and of a value (128)")
-    parser.add_argument("--write", action="store_true", help="keep the table in benchmarks/paged.md")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="heads and widths (all)")
+    parser.add_argument("--write", action="store_true", help="keep the tables in benchmarks/paged.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    peak = bandwidth()
-    sizes = {"heads": options.heads, "key_heads": options.key_heads, "width": options.width}
-    about = ABOUT.format(
-        **sizes, size=SIZE, threads=options.threads, rounds=options.rounds, peak=peak, machine=processor()
-    )
-    lines = [about, f"| case | dtype | {' | '.join(WAYS)} | rows / pages | pages / shared | vLLM / ours | read |"]
-    lines.append("|---|---|" + "---|" * (len(WAYS) + 4))
-    print("\n".join(lines), flush=True)
-    for dtype in (torch.bfloat16, torch.float32):
-        for case in CASES:
-            batch = Batch(case, dtype, **sizes)
-            lines.append(row_of(batch, *measure(batch, options.rounds), peak))
-            print(lines[-1], flush=True)
+    lines: list[str] = []
+
+    def add(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    add(ABOUT.format(size=SIZE, threads=options.threads, rounds=options.rounds, machine=processor()))
+    for shape in options.shapes:
+        heads, key_heads, width = SHAPES[shape]
+        add(f"## {shape}: {heads} query heads, {key_heads} key heads, width {width}\n")
+        add(f"| case | dtype | {' | '.join(WAYS)} | rows / pages | pages / shared | vLLM / ours | of peak |")
+        add("|---|---|" + "---|" * (len(WAYS) + 4))
+        for dtype in (torch.bfloat16, torch.float32):
+            for case in CASES:
+                rate = 1e9 * bandwidth(), 1e9 * peak(str(dtype).removeprefix("torch."), options.threads)
+                batch = Batch(case, dtype, heads, key_heads, width)
+                add(row_of(batch, *measure(batch, options.rounds), batch.least(*rate)))
+        add("")
     if options.write:
-        Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(__file__).with_suffix(".md").write_text("\n".join(lines).strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ LAYER_BYTES = 128 * 2**20  # of bfloat16 keys and values of all layers of a meas
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, nargs="*", default=(500, 2000, 7500), help="tokens of prompts")
-    parser.add_argument("--texts", type=int, default=2, help="prompts of each length")
+    parser.add_argument("--texts", type=int, default=2, help="prompts of each length; 0 leaves table 1 out")
     parser.add_argument("--keys", type=int, nargs="*", default=(8192, 32_768), help="keys of a decoding step")
     parser.add_argument("--rounds", type=int, default=15, help="times of each measurement")
     options = parser.parse_args()
-    if options.prompt:
+    if options.prompt and options.texts:
         table_of_losses(options.prompt, options.texts)
     if options.keys:
         table_of_times(options.keys, options.rounds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, KVCacheLayout
 
 from ..forms.layouts import Layout, Packed, Paged
 from ..forms.observations import Observations, Observe
+from ..forms.settings import Settings
 from ..operator.attention import attention
+from ..operator.repeated import Repeated
 from . import vllm_watch
 from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, reasons_against_model, refuse
 from .serving_observe import Record, Wanted, split
@@ -86,6 +88,7 @@ class Step:
         causal: whether a token sees only those before it and itself.
         slot_mapping: where the cache takes each token's key and value; vLLM's cross-attention sets it.
         layout: all of it as a layout.
+        repeated: the call of the layers that have the same settings.
         parts: what `part` made.
     """
 
@@ -95,6 +98,7 @@ class Step:
     causal: bool
     slot_mapping: Tensor | None = None
     layout: Layout = field(init=False)
+    repeated: dict[LayerSettings, Repeated] = field(default_factory=dict)
     parts: dict[tuple[int, ...], tuple[Tensor, Step]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,6 +175,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         self.patterns = {causal: self.settings.pattern(causal) for causal in (False, True)}
         self.observable = attn_type != AttentionType.ENCODER_DECODER  # its queries have other positions than its keys
         self.keeps = attn_type not in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
+        self.halves: tuple[Tensor, Tensor, Tensor] | None = None  # the layer's cache, its keys and its values
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
@@ -178,14 +183,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         """Write the keys and values of a step's tokens, ``(T, Hkv, D)``, to their slots."""
         if not self.keeps:
             return
-        keys, values = halves(kv_cache)
-        size, count = keys.shape[2], len(slot_mapping)
-        if count and int(slot_mapping[-1]) < 0:  # padding, behind the tokens
-            count = int((slot_mapping >= 0).sum())
-        slots = slot_mapping[:count]
-        page, slot = slots // size, slots % size
-        keys[page, :, slot] = key[:count].to(keys.dtype)
-        values[page, :, slot] = value[:count].to(values.dtype)
+        write(kv_cache, slot_mapping, key, value)
 
     def forward(
         self,
@@ -206,25 +204,33 @@ class Impl(AttentionImpl):  # type: ignore[misc]
             return output.zero_()
         step, count = attn_metadata, attn_metadata.starts[-1]
         if self.keeps:
-            keys, values = halves(kv_cache)
+            if self.halves is None or self.halves[0] is not kv_cache:
+                self.halves = (kv_cache, *halves(kv_cache))
+            _, keys, values = self.halves
         else:
             keys, values = (x[:count].transpose(0, 1)[None] for x in (key, value))
-        queries = query[:count].transpose(0, 1)[None]
+        queries = heads_of(query, count)
         watched = vllm_watch.chosen(layer.layer_name, len(step.key_lengths)) if self.observable else None
         if watched:
             self._observe(layer.layer_name, queries, keys, values, step, watched, output)
         else:
-            output[:count], _ = self._attend(queries, keys, values, step)
+            repeated = step.repeated.get(self.settings)
+            if repeated is None:
+                repeated = step.repeated[self.settings] = Repeated(self._settings_of(step))
+            repeated.into(heads_of(output, count), queries, keys, values, self.sinks)
         return output
 
+    def _settings_of(self, step: Step) -> Settings:
+        """The settings of a call in a step, without the sink."""
+        scores, scale = self.settings.scores, self.settings.scale
+        return Settings(layout=step.layout, pattern=self.patterns[step.causal], scores=scores, scale=scale)
+
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, step: Step, observe: Observe | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, step: Step, observe: Observe | None
     ) -> tuple[Tensor, Observations | None]:
         """The output ``(T, Hq, D)`` of a step's queries, and what is observed."""
-        result = attention(
-            query, key, value, layout=step.layout, pattern=self.patterns[step.causal], scores=self.settings.scores,
-            sink=self.sinks, scale=self.settings.scale, observe=observe,
-        )  # fmt: skip
+        settings = self._settings_of(step).replace(sink=self.sinks, observe=observe)
+        result = attention(query, key, value, **settings.__dict__)
         output, seen = (result, None) if isinstance(result, Tensor) else result
         return output[0].transpose(0, 1), seen
 
@@ -247,8 +253,57 @@ class Impl(AttentionImpl):  # type: ignore[misc]
                     watched[row].add(name, length - queries, found)
 
 
+def heads_of(tokens: Tensor, count: int) -> Tensor:
+    """The first ``count`` of ``(T, H, D)`` tokens, ``(1, H, count, D)``."""
+    return (tokens if len(tokens) == count else tokens[:count]).transpose(0, 1).unsqueeze(0)
+
+
 def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values, ``(pages, Hkv, size, D)``, of a cache ``(pages, Hkv, size, 2 D)``, as `Impl` fills it."""
     pages, heads, size, width = kv_cache.shape
     both = kv_cache.view(pages, heads, 2 * size, width // 2)
     return both[:, :, :size], both[:, :, size:]
+
+
+class Slots(NamedTuple):
+    """Where a cache takes the tokens of a step.
+
+    Attributes:
+        mapping: ``(T + padding,)`` slots; the padding behind the tokens is below zero.
+        tokens: ``T``.
+        rows: ``(T * 2 Hkv,)``, for each token the rows of ``D`` numbers that its keys become, then those of its values.
+    """
+
+    mapping: Tensor
+    tokens: int
+    rows: Tensor
+
+    @classmethod
+    def of(cls, mapping: Tensor, heads: int, size: int, of_page: int) -> Slots:
+        """In pages of ``size`` keys that begin ``of_page`` rows apart."""
+        tokens = int((mapping >= 0).sum())
+        slots = mapping[:tokens]
+        first = slots + slots // size * (of_page - size)  # of the token's key in head 0
+        keys = first[:, None] + torch.arange(0, heads * 2 * size, 2 * size)
+        return cls(mapping.clone(), tokens, torch.cat((keys, keys + size), 1).flatten())
+
+
+#: Of the last step, for each form of a cache: the layers of a model write to the same slots.
+_slots: dict[tuple[int, int, int], Slots] = {}
+
+
+def write(kv_cache: Tensor, mapping: Tensor, key: Tensor, value: Tensor) -> None:
+    """Write keys and values ``(T, Hkv, D)`` of tokens to the slots ``mapping`` ``(T,)`` of a cache: see `halves`."""
+    pages, heads, size, width = kv_cache.shape
+    D, of_page = width // 2, kv_cache.stride(0)
+    if of_page % D:
+        refuse("this cache", [f"its pages begin {of_page} elements apart, no multiple of the width {D}"])
+    form = heads, size, of_page // D
+    slots = _slots.get(form)
+    if slots is None or not torch.equal(slots.mapping, mapping):
+        slots = _slots[form] = Slots.of(mapping, *form)
+    both = torch.cat((key, value), 1)
+    if len(both) != slots.tokens:
+        both = both[: slots.tokens]
+    rows = kv_cache.as_strided(((pages - 1) * form[2] + heads * 2 * size, D), (D, 1))
+    rows.index_copy_(0, slots.rows, both.view(-1, D).to(rows.dtype))

@@ -14,7 +14,8 @@ constexpr int MAX_ROWS = 16;     // rows computed together: the queries of all h
 constexpr int MAX_CHUNK = 1024;  // keys of a chunk, at most: see chunk_size
 constexpr int SCORE_ROW =
     MAX_CHUNK + LANES;  // stride of a row of scores; padded, so that rows map to different cache sets
-static_assert(MAX_QUERIES <= MAX_ROWS && MAX_QUERIES <= QUERIES && MAX_CHUNK % BLOCK_KEYS == 0);
+static_assert(MAX_ROWS % LANES == 0 && MAX_QUERIES <= MAX_ROWS && MAX_QUERIES <= QUERIES &&
+              MAX_CHUNK % BLOCK_KEYS == 0);
 
 template <int N>
 struct Count {
@@ -145,7 +146,7 @@ inline void dot_rows(const RowsOf<typename KEYS_AS::Element>& key, int first, in
 constexpr bool ROWS_ALONG_LANES = KEY_PARTS == 1 && sizeof(KeyFloat) == FOLD * sizeof(Stored);
 
 LL_INLINE bool rows_along_lanes(int rows, int64_t width) {
-    return ROWS_ALONG_LANES && rows > LANES / 2 && rows % LANES == 0 && width % PIECE == 0;
+    return ROWS_ALONG_LANES && rows > LANES / 2 && width % PIECE == 0;
 }
 
 LL_INLINE KeyFloat read_factor(const Stored* from) {
@@ -154,11 +155,12 @@ LL_INLINE KeyFloat read_factor(const Stored* from) {
     return factor;
 }
 
-// queries[row] (see DecodeChunk::load_queries) as columns[group of LANES rows][d][row].
+// queries[row] (see DecodeChunk::load_queries) as columns[group of LANES rows][d][row]; rows that are not there are zero.
 inline void transpose_rows(const KeyFloat* queries, int rows, int64_t stride, int64_t count, KeyFloat* columns) {
     for (int first = 0; first < rows; first += LANES, columns += count * LANES)
         for (int64_t d = 0; d < count; ++d)
-            for (int r = 0; r < LANES; ++r) columns[d * LANES + r] = queries[(first + r) * stride + d];
+            for (int r = 0; r < LANES; ++r)
+                columns[d * LANES + r] = first + r < rows ? queries[(first + r) * stride + d] : KeyFloat{};
 }
 
 // What lanes [first, first + COUNT) of the sums of dot_panel hold, added up, for each of KEYS keys.
@@ -189,7 +191,7 @@ LL_INLINE void add_lanes(const Stored* const* key, const KeyFloat* columns, int6
     }
 }
 
-// scores[row][key] of LANES rows.
+// scores[row][key] of LANES rows, which all have a place.
 inline void dot_columns(const StridedRows& key, const KeyFloat* columns, PrefetchStream* prefetch, Float* scores) {
     constexpr int KEYS = LANES < 4 ? LANES : 4;
     int64_t steps = key.width / PIECE;

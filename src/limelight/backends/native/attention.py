@@ -60,6 +60,21 @@ def forward(call: Call) -> Result:
     return Result(output, logsumexp, seen)
 
 
+def forward_into(call: Call, output: Tensor) -> None:
+    """Compute a call without observations and logsumexp into ``output`` ``(B, Hq, Lq, Dv)``, whose last stride is 1.
+
+    Raises:
+        BackendError: the library refuses.
+        torch.OutOfMemoryError: there is no memory for the scratch of the kernels.
+    """
+    rows = [readable(name, getattr(call, name)) for name in ("query", "key", "value")]  # a copy lives as long as this
+    kept: list[Any] = []
+    if call.layout is not None and not call.lowered.covers:
+        output.zero_()
+    if rows[0][1][0] and output.numel():
+        library.forward(packed(call, rows[0][1], rows[1][1], rows[2][1], row(output), kept))
+
+
 def captured(call: Call, output: Tensor, kept: list[Any]) -> bytes:
     """``ll_call`` of a call without observations into ``output``, to be computed later, by `library.replay`.
 
