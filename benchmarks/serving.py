@@ -104,9 +104,8 @@ def main() -> None:
                 rates.append(rates_of(folder, plugin, arguments, [str(ROOT / "src"), str(plugins)]))
                 print(f"round {n + 1}, {plugin or 'vLLM alone'}: {rates[-1]}", file=sys.stderr, flush=True)
     lines = [
-        f"Requests per second of vLLM on a model of SmolLM2-135M's shape, {arguments.dtype}, {arguments.threads} "
-        f"threads of {processor()}; medians of {arguments.rounds} rounds in turns "
-        f"(`build/vllm/bin/python benchmarks/serving.py --dtype {arguments.dtype}`).",
+        f"A model of SmolLM2-135M's shape on {arguments.threads} threads of {processor()}; medians of",
+        f"{arguments.rounds} rounds (`build/vllm/bin/python benchmarks/serving.py --dtype {arguments.dtype}`).",
         "",
         "| load | vLLM's attention | Limelight's | ratio |",
         "|---|---|---|---|",

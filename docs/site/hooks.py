@@ -59,7 +59,7 @@ MODULES = {
         "limelight.benchmark",
     ],
 }
-BENCHMARKS = ["LIMITS", "long_texts", "exchanged_bytes", "scaling", "scaling_check", "paged", "predictions"]
+BENCHMARKS = ["LIMITS", "long_texts", "exchanged_bytes", "scaling", "scaling_check", "paged", "serving", "predictions"]
 PROJECT = ["CHANGELOG", "DESIGN", "CONTRIBUTING"]
 
 # Where a word is defined: these stand first among what a search finds.
