@@ -58,6 +58,7 @@ from ..tensors.torch_internals import (
     vmap_level,
     vmap_samples,
 )
+from ..tensors.tracing import is_transformed, readable
 from . import derivatives
 
 _DEFAULTS = Settings()
@@ -137,20 +138,37 @@ def _eight_bits(
         isinstance(key, Quantized)
         and isinstance(value, Quantized)
         and (key.dtype, key.rotated) == (value.dtype, value.rotated)
-        and not why_dense(query, settings)
+        and not why_dense(query, key, settings)
     ):
         return key.data, value.data, Scales(key.scale, value.scale, key.rotated)
     key, value = (x.dense(query.dtype) if isinstance(x, Quantized) else x for x in (key, value))
     return key, value, None
 
 
-def why_dense(query: Tensor, settings: Settings) -> str:
+def why_dense(query: Tensor, key: Quantized, settings: Settings) -> str:
     """Why keys and values of 8 bits are made dense before anything else; empty where they are not."""
     if settings.compare is not None:
         return f"{settings.compare!r} prepares the keys"
     if are_transforms_active() and in_vmap_alone():
         return "torch.vmap makes one call of all samples"
-    return "autocast converts the query" if is_any_autocast_enabled() else ""
+    if is_any_autocast_enabled():
+        return "autocast converts the query"
+    return (
+        "the sum of query times data may exceed the largest float" if _may_overflow(query, key, settings.scale) else ""
+    )
+
+
+def _may_overflow(query: Tensor, key: Quantized, scale: object) -> bool:
+    """Whether ``sum_d q_d data_d``, which kernels multiply by the scale of the key afterwards, may exceed the range of
+    the floats in which it is added up, although the score does not.
+    """
+    if query.dtype is torch.float16 or not (query.is_cpu and query.numel() and readable(query)) or is_transformed():
+        return False
+    D, most = key.shape[-1], torch.finfo(query.dtype).max
+    factor = abs(scale) if isinstance(scale, (int, float)) else 1.0
+    growth = LARGEST[key.dtype] * D * (math.sqrt(D) if key.rotated else 1.0) * max(1.0, 2.0 * factor)
+    low, high = (float(end) for end in query.detach().aminmax())
+    return not max(-low, high) < most / growth  # nor is NaN below it
 
 
 def _stored(

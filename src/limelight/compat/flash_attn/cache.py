@@ -276,6 +276,9 @@ def _check_new(name: str, given: Tensor, cache: Tensor, lead: Sequence[int]) -> 
     if tuple(given.shape) != wanted or given.dtype != cache.dtype:
         got = f"it is {describe(given)}, and the cache {describe(cache)}"
         raise wrong(name, f"must be {wanted} of the dtype of `{name}_cache`", got, "Convert it with .to().")
+    if given.device != cache.device:
+        got = f"{given.device} is not {cache.device}"
+        raise wrong(name, f"must be on the device of `{name}_cache`", got, "Move it with .to().")
 
 
 def _uniform(lengths: int | Tensor) -> int | Tensor:
