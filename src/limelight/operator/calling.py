@@ -138,37 +138,20 @@ def _eight_bits(
         isinstance(key, Quantized)
         and isinstance(value, Quantized)
         and (key.dtype, key.rotated) == (value.dtype, value.rotated)
-        and not why_dense(query, key, settings)
+        and not why_dense(query, settings)
     ):
         return key.data, value.data, Scales(key.scale, value.scale, key.rotated)
     key, value = (x.dense(query.dtype) if isinstance(x, Quantized) else x for x in (key, value))
     return key, value, None
 
 
-def why_dense(query: Tensor, key: Quantized, settings: Settings) -> str:
+def why_dense(query: Tensor, settings: Settings) -> str:
     """Why keys and values of 8 bits are made dense before anything else; empty where they are not."""
     if settings.compare is not None:
         return f"{settings.compare!r} prepares the keys"
     if are_transforms_active() and in_vmap_alone():
         return "torch.vmap makes one call of all samples"
-    if is_any_autocast_enabled():
-        return "autocast converts the query"
-    return (
-        "the sum of query times data may exceed the largest float" if _may_overflow(query, key, settings.scale) else ""
-    )
-
-
-def _may_overflow(query: Tensor, key: Quantized, scale: object) -> bool:
-    """Whether ``sum_d q_d data_d``, which kernels multiply by the scale of the key afterwards, may exceed the range of
-    the floats in which it is added up, although the score does not.
-    """
-    if query.dtype is torch.float16 or not (query.is_cpu and query.numel() and readable(query)) or is_transformed():
-        return False
-    D, most = key.shape[-1], torch.finfo(query.dtype).max
-    factor = abs(scale) if isinstance(scale, (int, float)) else 1.0
-    growth = LARGEST[key.dtype] * D * (math.sqrt(D) if key.rotated else 1.0) * max(1.0, 2.0 * factor)
-    low, high = (float(end) for end in query.detach().aminmax())
-    return not max(-low, high) < most / growth  # nor is NaN below it
+    return "autocast converts the query" if is_any_autocast_enabled() else ""
 
 
 def _stored(
@@ -224,7 +207,7 @@ def run(call: Call, name: str | None) -> Result:
     if reason:
         call = call.gathered().replace(autograd_reason=reason, logsumexp=True)
     backend = choose(call, name)
-    if call.scales is not None and reasons_against_eight_bits(backend, call):
+    if call.scales is not None and (reasons_against_eight_bits(backend, call) or why_overflowing(call)):
         call = call.dense()
         backend = choose(call, name)
     if call.pages is not None and reasons_against_pages(backend, call):
@@ -233,6 +216,22 @@ def run(call: Call, name: str | None) -> Result:
     if derivatives.whole(call) if backend is reference else not reason:
         return backend.forward(call)
     return derivatives.forward(call, backend)
+
+
+def why_overflowing(call: Call) -> str:
+    """Why keys of 8 bits are made dense for the values of the query: kernels multiply ``sum_d q_d data_d`` by the scale
+    of the key, and the sum may exceed the range of floats although the score does not. Empty where it does not.
+    """
+    query, D = call.query, call.shapes.D
+    readable_here = query.is_cpu and query.numel() and readable(query) and not is_transformed()
+    if call.scales is None or query.dtype is torch.float16 or not readable_here:
+        return ""
+    spread = math.sqrt(D) if call.scales.rotated else 1.0
+    growth = LARGEST[call.key.dtype] * D * spread * max(1.0, 2.0 * abs(call.scale))
+    low, high = (float(end) for end in query.detach().aminmax())
+    if max(-low, high) < torch.finfo(query.dtype).max / growth:  # as NaN is not
+        return ""
+    return "the sum of the query times the data may exceed the largest float"
 
 
 def check_eight_bits(call: Call, reason: str) -> None:

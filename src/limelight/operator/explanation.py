@@ -20,7 +20,7 @@ from ..forms.layouts import Layout
 from ..forms.quantized import Quantized
 from ..forms.settings import Settings, SettingsFields
 from . import derivatives
-from .calling import check_eight_bits, prepare, why_autograd, why_converted, why_dense, with_batch
+from .calling import check_eight_bits, prepare, why_autograd, why_converted, why_dense, why_overflowing, with_batch
 from .keywords import unexpected
 
 if TYPE_CHECKING:
@@ -135,10 +135,11 @@ def _eight_bits(query: Tensor, key: Any, value: Any, settings: Settings, name: s
         return key, value, "", 0
     call = prepare(query, key, value, settings.replace(compare=None))
     check_eight_bits(call, why_autograd(call))
-    stored = key if isinstance(key, Quantized) else value
-    why = why_dense(query, stored, settings) or ("" if call.scales else "key and value differ in dtype or rotation")
+    why = why_dense(query, settings) or ("" if call.scales else "key and value differ in dtype or rotation")
     chosen = None if why else _chosen(call, name)
-    why = why or ("" if chosen is None else "; ".join(reasons_against_eight_bits(chosen, call)))
+    why = (
+        why or ("" if chosen is None else "; ".join(reasons_against_eight_bits(chosen, call))) or why_overflowing(call)
+    )
     if not why:
         return key, value, f"{str(key.dtype).removeprefix('torch.')}, read as they lie", 0
     dense = [query.new_empty(x.shape) if isinstance(x, Quantized) else x for x in (key, value)]

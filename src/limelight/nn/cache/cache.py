@@ -57,7 +57,7 @@ class Cache:
         rotate: whether keys and values of 8 bits are rotated before they are rounded.
 
     Raises:
-        ArgumentError: ``keep`` is no `Keep`, or stands beside a ``dtype``; ``dtype`` has not 8 bits.
+        ArgumentError: ``keep`` is no `Keep`; ``dtype`` has not 8 bits.
     """
 
     def __init__(
@@ -67,9 +67,6 @@ class Cache:
         if keep is not None and not isinstance(keep, Keep):
             raise wrong("keep", "must be a Keep, or None", f"it is {describe(keep)}", "For example Keep(2048).")
         self.keep, self.precision = keep, Precision.of(dtype, rotate)
-        if keep is not None and dtype is not None:
-            got = f"there is keep={keep}"
-            raise wrong("dtype", "must be None where a policy chooses what is kept", got, "Leave one of them out.")
         self.lengths: Lengths = 0
         self._rows: int | None = None
         self._open: Step | None = None  # the pass that was begun last, until it is closed

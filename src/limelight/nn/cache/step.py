@@ -166,7 +166,7 @@ class Step(NewTokens):
         store = store_for(pattern, self.precision)
         if self.keep is None or isinstance(store, WindowStore):
             return store
-        return KeptStore(self.keep, len(texts_of(self.stores)), self.layers)
+        return KeptStore(self.keep, len(texts_of(self.stores)), self.layers, self.precision)
 
     def _complete(self, layer: nn.Module, pattern: Pattern | None) -> FullStore | WindowStore:
         """The store of a layer whose heads keep the same keys."""
