@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 import limelight
 from limelight.forms.settings import Settings, SettingsButObserve, SettingsFields
+from limelight.operator.keywords import ELSEWHERE
 
 
 @pytest.fixture
@@ -63,5 +65,62 @@ def test_settings_have_the_fields_that_type_checkers_see():
     parameters = inspect.signature(limelight.attention).parameters
     assert list(SettingsFields.__annotations__) == names
     assert list(SettingsButObserve.__annotations__) == [name for name in names if name != "observe"]
-    assert set(parameters) - set(names) == {"query", "key", "value", "backend", "name"}
+    assert set(parameters) - set(names) == {"query", "key", "value", "backend", "name", "unknown"}
     assert set(names) < set(parameters)
+
+
+HERE = {  # an argument of another library, and the settings that its hint names
+    "is_causal": lambda q, k: (
+        {"pattern": limelight.Causal(), "layout": limelight.Aligned(query_start=0)},
+        torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True),
+    ),
+    "attn_mask": lambda q, k: (
+        {"pattern": limelight.Explicit(torch.ones(5, 6).tril().bool())},
+        torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=torch.ones(5, 6).tril().bool()),
+    ),
+    "softmax_scale": lambda q, k: (
+        {"scale": 0.3},
+        limelight.compat.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, k)), softmax_scale=0.3).transpose(1, 2),
+    ),
+    "window_size": lambda q, k: (
+        {"pattern": limelight.Window(1, 0)},
+        limelight.compat.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, k)), window_size=(1, 0)).transpose(1, 2),
+    ),
+    "causal": lambda q, k: (
+        {"pattern": limelight.Causal()},
+        limelight.compat.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, k)), causal=True).transpose(1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_hint_for_an_argument_of_another_library_is_right(name):
+    q, k = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 6, 8)
+    settings, expected = HERE[name](q, k)
+    torch.testing.assert_close(limelight.attention(q, k, k, **settings), expected)
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'") as caught:
+        limelight.attention(q, k, k, **{name: True})
+    assert all(f"{setting}=" in str(caught.value) for setting in settings)
+
+
+@pytest.mark.parametrize("function", [limelight.attention, limelight.explain])
+def test_arguments_of_other_libraries(function):
+    x = torch.randn(1, 2, 5, 8)
+    for name, (library, here) in ELSEWHERE.items():
+        with pytest.raises(TypeError, match=f"`{name}` is {library}'s") as caught:
+            function(x, x, x, **{name: None})
+        assert here in str(caught.value)
+    with pytest.raises(TypeError, match="Did you mean `pattern`"):
+        function(x, x, x, patern=limelight.Causal())
+    with pytest.raises(TypeError, match=r"'zzz'\. It has sink, scores"):
+        function(x, x, x, zzz=1)
+
+
+def test_every_name_in_a_hint_is_one_of_ours():
+    parameters = inspect.signature(limelight.attention).parameters
+    for name, (_, here) in ELSEWHERE.items():
+        assert set(re.findall(r"\b(\w+)=", here)) <= {*parameters, "query_start", "logsumexp", "rows"}, name
+        for found in re.findall(r"\b([A-Z]\w+)\(", here):
+            assert hasattr(limelight, found), name
+        for found in re.findall(r"limelight\.compat\.(\w+)", here):
+            assert getattr(limelight.compat, found), name

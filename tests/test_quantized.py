@@ -220,6 +220,28 @@ def test_extreme_scales(dtype):
         assert (ours.double() - truth).abs().max() < 3 * torch.finfo(dtype).eps * v.abs().max()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rotate", [False, True])
+def test_queries_whose_products_with_the_bytes_would_overflow(kind, rotate):
+    """The bytes are up to 57344 whatever the key is: their sum with a query of 1e33 is infinite, the score is not."""
+    k, v = rows(1, 2, 600, 64, seed=1), Quantized.of(rows(1, 2, 600, 64, seed=2), kind, rotate=rotate)
+    for exponent in (20, 30, 32, 33, 35, 37):
+        for factor in (1.0, 1e-3, 1e3):
+            q, key = rows(1, 4, 2, 64) * 10.0**exponent / factor, Quantized.of(k / 10.0**exponent, kind, rotate=rotate)
+            if not q.isfinite().all():
+                continue
+            ours = limelight.attention(q, key, v, scale=factor)
+            truth = limelight.attention(q.double(), key.dense(F64), v.dense(F64), scale=factor, backend="reference")
+            assert (ours.double() - truth).abs().max() < 1e-5, (exponent, factor)
+            read = limelight.explain(q, key, v, scale=factor).eight_bits.startswith(f"{kind}".removeprefix("torch."))
+            assert read or exponent > 20, (exponent, factor)
+    q = q.clone()
+    q[0, 0, 0, 0] = torch.nan  # of one query alone
+    found = limelight.attention(q, key, v, scale=factor)
+    assert found[0, 0, 0].isnan().all()
+    assert torch.equal(found[0, 1:].isnan(), torch.zeros(3, 2, 64, dtype=torch.bool))
+
+
 # --- Which backends read 8 bits, and what is refused ------------------------------------------------------------------
 
 

@@ -251,6 +251,21 @@ SCRIPTS = {
         {"LIMELIGHT_ISA": "abacus"},
         "instruction set 'abacus' is not available",
     ),
+    "an explanation says what a call would do": (
+        "import torch, limelight\nfrom limelight.models import new\n"
+        "from limelight.models.fast_paths import fast_paths\n"
+        "q = torch.ones(1, 1, 2, 2)\nfound = limelight.explain(q, q, q)\n"
+        "try:\n    limelight.attention(q, q, q)\nexcept limelight.BackendError as error:\n    refused = str(error)\n"
+        "assert found.backend is None and found.failing == 'native' and found.reasons['native'][0] in refused\n"
+        "assert 'none; native would be given the call, and fail' in str(found)\n"
+        "assert limelight.explain(q, q, q, backend='reference').backend == 'reference'\n"
+        "network = new('llama', vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,\n"
+        "              intermediate_size=8, max_position_embeddings=16)\n"
+        "assert not any(path.taken == 'native' for one in fast_paths(network, 4) for path in (one.prompt, one.token))\n"
+        "print('it fails, and is said to')",
+        {"LIMELIGHT_ISA": "abacus"},
+        "it fails, and is said to",
+    ),
     "a child of fork": (
         "import os, torch, limelight, warnings\nwarnings.simplefilter('ignore')\n"
         "q = torch.randn(1, 8, 512, 64)\nout = limelight.attention(q, q, q, backend='native')\n"

@@ -4,8 +4,11 @@ import json
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import limelight
+from limelight import Causal, Keys, Window
 from limelight.cli import app, main
 
 run = CliRunner()
@@ -101,3 +104,63 @@ def test_an_explanation_as_json():
 def test_options_of_a_call_beside_a_model():
     result = run.invoke(app, ["explain", "--model", "minilm", "--heads", "8"])
     assert "`--heads` belongs to a single call" in str(result.exception)
+
+
+SETTINGS = {
+    "a sink": (["--sink"], {"sink": torch.zeros(4)}),
+    "first keys": (
+        ["--pattern", "window", "--back", "9", "--first", "3"],
+        {"pattern": Causal() & (Window(9, 0) | Keys(3))},
+    ),
+    "decoding": (["--queries", "1", "--batch", "3"], {}),
+    "documents": (["--documents", "4"], {"layout": limelight.Packed((16,) * 4)}),
+    "rules": (
+        ["--score", "softcap", "--score", "alibi"],
+        {"scores": (limelight.SoftCap(50.0), limelight.ALiBi(torch.zeros(4)))},
+    ),
+    "t5": (["--score", "t5"], {"scores": (limelight.RelativeBias(torch.zeros(4, 32)),)}),
+    "bias": (["--score", "bias"], {"scores": (limelight.Bias(torch.zeros(64, 64)),)}),
+    "additive": (["--compare", "additive"], {"compare": limelight.Additive(torch.zeros(8))}),
+    "cosine": (["--compare", "cosine"], {"compare": limelight.CosineSimilarity()}),
+    "dropout": (["--dropout", "0.1"], {"dropout": 0.1}),
+    "observations": (
+        ["--observe", "entropy", "--observe", "blocks"],
+        {"observe": limelight.Observe(entropy=True, blocks=(64, 64))},
+    ),
+    "8 bits": (["--cache", "int8"], {}),
+    "a backend": (["--backend", "reference"], {"backend": "reference"}),
+}
+
+
+@pytest.mark.parametrize(("options", "settings"), SETTINGS.values(), ids=SETTINGS)
+def test_every_setting_of_the_operator_has_an_option(options, settings):
+    """The explanation is that of the same call in Python."""
+    sizes = ["--heads", "4", "--key-value-heads", "2", "--length", "64", "--width", "8"]
+    result = run.invoke(app, ["explain", *sizes, *options, "--json"])
+    assert result.exit_code == 0, result.output
+    batch, Lq = (3, 1) if "--batch" in options else (1, 64)
+    query, key = torch.zeros(batch, 4, Lq, 8), torch.zeros(batch, 2, 64, 8)
+    if "--cache" in options:
+        key = limelight.Quantized.of(key, "int8", rotate=True)
+    expected = limelight.explain(query, key, key, **{"pattern": Causal(), **settings})
+    found = json.loads(result.output)
+    for name in ("backend", "reasons", "pairs", "all_pairs", "form", "memory", "eight_bits"):
+        assert found[name] == json.loads(json.dumps(getattr(expected, name))), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--score", "x"], "`--score` must be one of alibi, t5, bias, softcap, but it is 'x'"),
+        (["--compare", "x"], "`--compare` must be one of dot, additive, cosine"),
+        (["--observe", "x"], "`--observe` must be one of logsumexp"),
+        (["--cache", "int4"], "`--cache` must be one of int8"),
+        (["--dropout", "2"], "`--dropout` must be a probability"),
+        (["--backend", "x"], "`--backend` must be None, 'auto' or one of"),
+        (["--length", "10", "--documents", "3"], "`--length` must be a multiple of --documents"),
+    ],
+)
+def test_settings_that_cannot_be(options, message):
+    result = run.invoke(app, ["explain", *options])
+    assert result.exit_code != 0
+    assert message in str(result.exception)

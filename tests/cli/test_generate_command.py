@@ -92,7 +92,6 @@ def test_json_says_all_and_the_seed_gives_it_again(generate):
         (["a", "--model", "whisper-tiny-en"], "must hold a sound"),
         (["--file", "a.wav", "--model", "marian-en-pt"], "is a sound"),
         (["a", "--cache", "int4"], "`--cache` must be one of int8, float8_e4m3fn, float8_e5m2, but it is 'int4'"),
-        (["a", "--cache", "int8", "--keep", "90"], "`--cache` cannot stand beside --keep, but it is 'int8'"),
         (["a", "--keep", "many"], "`--keep` must be a number of tokens or a share, but it is 'many'"),
         (["a", "--keep", "20"], "`--keep` must be at least the first and the recent tokens"),
         (

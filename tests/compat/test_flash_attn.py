@@ -1,10 +1,12 @@
 """flash-attention's functions, by the formulas that it documents."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import limelight
-from limelight import ArgumentError, compat
+from limelight import ArgumentError, BackendError, compat
 
 q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
 
@@ -321,6 +323,36 @@ def test_caches_that_do_not_fit():
         compat.flash_attn_with_kvcache(query[0], keys, values)
     with pytest.raises(ArgumentError, match="`v_cache` must have the rows, slots and heads of `k_cache`"):
         compat.flash_attn_with_kvcache(query, keys, values[:, :9])
+
+
+FAILING = {
+    "scale": (ArgumentError, {"softmax_scale": float("nan")}),
+    "slopes": (ArgumentError, {"alibi_slopes": torch.rand(5)}),
+    "query": (ArgumentError, {"q": torch.randn(3, 1, 4, 8).half()}),
+    "heads": (ArgumentError, {"q": torch.randn(3, 1, 3, 8)}),
+    "backend": (BackendError, {"backend": "flash2"}),
+    "values": (ArgumentError, {"v": torch.randn(3, 1, 2, 8, device="meta")}),
+}
+
+
+@pytest.mark.parametrize("way", ["an int", "lengths", "rows", "pages"])
+@pytest.mark.parametrize(("error", "changes"), FAILING.values(), ids=FAILING)
+def test_a_call_that_fails_leaves_the_cache_as_it_was(way, error, changes):
+    keys, values = torch.randn(2, 4, 64, 2, 8)
+    arguments = {"q": torch.randn(3, 1, 4, 8), "cache_seqlens": 40 if way == "an int" else torch.tensor([40, 7, 20])}
+    arguments["k"], arguments["v"] = torch.randn(2, 3, 1, 2, 8)
+    if way == "rows":
+        arguments["cache_batch_idx"] = torch.tensor([2, 0, 1])
+    if way == "pages":
+        keys, values = torch.randn(2, 16, 16, 2, 8)
+        arguments["block_table"] = torch.arange(12).view(3, 4)
+    before = keys.clone(), values.clone()
+    arguments |= changes
+    allowed = compat.sdpa_kernel(arguments.pop("backend")) if "backend" in arguments else nullcontext()
+    with pytest.raises(error), allowed:
+        compat.flash_attn_with_kvcache(k_cache=keys, v_cache=values, **arguments)
+    assert torch.equal(keys, before[0])
+    assert torch.equal(values, before[1])
 
 
 @pytest.mark.parametrize("page", [-1, 12])

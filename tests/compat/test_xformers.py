@@ -295,7 +295,7 @@ def test_wrong_arguments():
         "`kv_seqstarts` must hold one number more": lambda: xops.BlockDiagonalGappyKeysMask.from_seqlens([5], [3], [4]),
         "`window_size`": lambda: PLAIN.make_local_attention(0),
         "`window_left`": lambda: xops.LocalAttentionFromBottomRightMask(-1, 2),
-        "`seqlens`": lambda: xops.BlockDiagonalMask.from_seqlens([-1]),
+        "`q_seqlen`": lambda: xops.BlockDiagonalMask.from_seqlens([-1]),
         r"`block_tables` must be \(3, pages": lambda: xops.PagedBlockDiagonalPaddedKeysMask.from_seqlens(
             QUERIES, KEYS, TABLE[:2], PAGE
         ),

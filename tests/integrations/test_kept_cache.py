@@ -1,4 +1,4 @@
-"""A cache of transformers that keeps only some keys: the same keys and tokens as in our own models."""
+"""Caches of transformers that keep only some keys, or 8 bits: the same keys and tokens as in our own models."""
 
 import dataclasses
 
@@ -8,10 +8,11 @@ from support.peers import FIRST_WORD, LENGTHS, made
 from transformers import DynamicCache
 
 import limelight
+from limelight.backends import native
 from limelight.backends.contract import BackendError
 from limelight.checkpoints.load import load
 from limelight.generation import Beam
-from limelight.integrations.transformers import KeptCache, enable
+from limelight.integrations.transformers import EightBitCache, KeptCache, enable
 from limelight.nn import Adaptive, Cache, Keep, LastQueries, Pyramid, Received
 
 PROMPTS = [torch.randint(FIRST_WORD, 50, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in LENGTHS]
@@ -43,12 +44,15 @@ def pair(tmp_path_factory):
     return both
 
 
-def generated(theirs, keep, prompts=PROMPTS, **more):
+def generated(theirs, keep, prompts=PROMPTS, dtype=None, **more):
     """The new tokens of each prompt, padded at the left, and the cache."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in prompts])
     mask = torch.tensor([[*[0] * (longest - len(row)), *[1] * len(row)] for row in prompts])
-    cache = DynamicCache(config=theirs.config) if keep is None else KeptCache(keep, theirs.config)
+    if keep is not None:
+        cache = KeptCache(keep, theirs.config, dtype=dtype)
+    else:
+        cache = DynamicCache(config=theirs.config) if dtype is None else EightBitCache(theirs.config, dtype)
     how = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "past_key_values": cache, **more}
     found = theirs.generate(input_ids=ids, attention_mask=mask, **how)[:, longest:]
     return tuple(tuple(row) for row in found.tolist()), cache
@@ -80,6 +84,39 @@ def test_the_same_keys_are_kept(pair, kept):
             assert mine.evicted[0].tolist() == other.evicted[row].tolist()
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e5m2"])
+def test_eight_bits_write_the_tokens_of_our_own_models(pair, name, dtype, monkeypatch):
+    ours, theirs = pair(name)
+    own = ours.generate(PROMPTS, tokens=NEW, cache_dtype=dtype).ids
+    read, forward = [], native.forward
+
+    def spied(call):
+        read.append(call.key.dtype)
+        return forward(call)
+
+    monkeypatch.setattr(native, "forward", spied)
+    tokens, cache = generated(theirs, None, dtype=dtype)
+    assert tokens == own
+    layers = ours.config.layers
+    assert set(read[:layers]) == {torch.float64}  # of the prompt, which sees itself as it was computed
+    assert set(read[layers:]) == {getattr(torch, dtype)}
+    plain = generated(theirs, None)[1]
+    assert cache.get_seq_length() == plain.get_seq_length()
+    beams = generated(theirs, None, [PROMPTS[-1]], dtype, num_beams=3, length_penalty=1.0)[0]
+    assert beams == ours.generate([PROMPTS[-1]], Beam(3), tokens=NEW, cache_dtype=dtype).ids
+    cache.reset()
+    assert cache.get_seq_length() == cache.bytes == 0
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_policy_in_eight_bits_writes_the_tokens_of_our_own_models(pair, kept):
+    ours, theirs = pair("llama")
+    tokens, cache = generated(theirs, KEPT[kept], dtype="int8")
+    assert tokens == ours.generate(PROMPTS, tokens=NEW, keep=KEPT[kept], cache_dtype="int8").ids
+    assert cache.bytes < generated(theirs, KEPT[kept])[1].bytes
+
+
 def test_beams_and_conversations_that_go_on(pair):
     ours, theirs = pair("llama")
     assert generated(theirs, Keep(100))[0] == generated(theirs, None)[0]
@@ -108,6 +145,12 @@ def test_what_is_refused(pair):
         KeptCache(2048, theirs.config)
     with pytest.raises(limelight.ArgumentError, match="configuration of the model"):
         KeptCache(Keep(2048), theirs)
+    with pytest.raises(limelight.ArgumentError, match="`dtype` must be one of int8"):
+        EightBitCache(theirs.config, "int4")
+    with pytest.raises(limelight.ArgumentError, match="configuration of the model"):
+        EightBitCache(theirs)
+    with pytest.raises(BackendError, match="An EightBitCache cannot serve `output_attentions`"):
+        generated(theirs, None, dtype="int8", output_attentions=True, return_dict_in_generate=True)
     with pytest.raises(BackendError, match="output_attentions"):
         generated(theirs, Keep(100), output_attentions=True, return_dict_in_generate=True)
     cache = generated(theirs, Keep(100))[1]

@@ -93,7 +93,7 @@ LEFT = {
     "but it is a float64 tensor of shape (5, 5)": half_a_mask,
     "but it is a float32 tensor of shape (5,)": lambda: [*heads(1, 2, 5, 8), torch.zeros(5)],
     "must be a plain tensor": lambda: [x.as_subclass(Own) for x in heads(1, 2, 5, 8)],
-    "`dropout` must be a probability from 0 to below 1, but it is 1.0": lambda: [*heads(1, 2, 5, 8), None, 1.0],
+    "`dropout_p` must be a probability from 0 to below 1, but it is 1.0": lambda: [*heads(1, 2, 5, 8), None, 1.0],
 }
 
 

@@ -7,11 +7,13 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from support.browser import browser, open_page  # noqa: F401
 
 from limelight import ArgumentError, cli
 from limelight.microscope.served import look_at_server
 
 TOKENS = ["The", " bank", " \x1b[31m", " river"]
+TOKENS_BY_PLACE: dict = {}  # in the place of those
 LAYER = {
     "first": 0, "end": 3,
     "entropy": [[0.0, 0.5, 1.0], [0.0, 0.3, 0.8]],
@@ -43,7 +45,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         Server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = "cmpl-1" if Server.asked["prompt"] == "The bank" else "cmpl-2"
-        self.answer({"id": name, "choices": [{"logprobs": {"tokens": TOKENS}}]})
+        tokens = [TOKENS_BY_PLACE.get(place, token) for place, token in enumerate(TOKENS)]
+        self.answer({"id": name, "choices": [{"logprobs": {"tokens": tokens}}]})
 
     def log_message(self, *args):
         pass
@@ -104,6 +107,26 @@ def test_the_command(address, monkeypatch, capsys):
     assert "\x1b[31m" not in out  # a token of a text does not steer the terminal
     code, out, _ = run(monkeypatch, capsys, "The bank", "--server", address, "--json")
     assert json.loads(out)["rows"][2]["other"] == " bank"
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1400, "dark"), (400, "light")])
+def test_the_page(address, monkeypatch, capsys, tmp_path, open_page, width, theme):  # noqa: F811
+    hostile = "<img src=x onerror=alert(1)> & \x1b[31m"
+    monkeypatch.setitem(RECORD, "notes", [hostile])
+    monkeypatch.setitem(TOKENS_BY_PLACE, 1, hostile)
+    code, _, error = run(monkeypatch, capsys, "The bank", "--server", address, "--output", str(tmp_path / "page.html"))
+    assert code == 0
+    assert "page.html" in error
+    page = open_page(tmp_path / "page.html", width=width, theme=theme, ready="table.served")
+    rows = page.locator("tbody tr")
+    assert rows.count() == 3
+    assert "<img src=x onerror=alert(1)>" in rows.nth(1).inner_text()
+    assert rows.nth(2).locator("td").all_inner_texts()[3:] == ["0.40", "4.0"]
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    code, _, error = run(monkeypatch, capsys, "The bank", "--server", address, "--output", str(tmp_path / "page.txt"))
+    assert code != 0
+    assert "must end in .html" in error
 
 
 def test_options_of_a_model_that_runs_here(address, monkeypatch, capsys):

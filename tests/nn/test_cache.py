@@ -1,5 +1,7 @@
 """What a cache gives back, token for token, against each text read alone and at once."""
 
+import pickle
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -238,3 +240,33 @@ def test_angles_that_change_with_the_length_are_refused_where_they_change():
     with pytest.raises(limelight.ArgumentError, match="YaRN"):
         read(layers, text[:, 6:], None, cache)
     read(layers, text)
+
+
+def interrupted(layers, states, cache):
+    """A pass that ends after the first layer."""
+    step = cache.step(*states.shape[:2])
+    layers[0](states, ForwardContext(None, step.positions, cache=step))
+
+
+@pytest.mark.parametrize("pattern", ["causal", "window"])
+def test_a_first_pass_that_failed_leaves_the_cache_empty(pattern):
+    layers, text = model(PATTERNS[pattern]), torch.randn(2, 100, 8, dtype=F64)
+    cache = Cache()
+    interrupted(layers, torch.randn(3, 80, 8, dtype=F64), cache)
+    got = torch.cat([read(layers, text[:, :90], cache=cache), read(layers, text[:, 90:], cache=cache)], 1)
+    torch.testing.assert_close(got, read(layers, text), rtol=1e-12, atol=1e-12)
+
+
+def test_a_later_pass_that_failed_is_read_again_or_refused():
+    text = torch.randn(2, 100, 8, dtype=F64)
+    layers, cache = model(PATTERNS["causal"]), Cache()
+    got = [read(layers, text[:, :10], cache=cache)]
+    interrupted(layers, torch.randn(2, 80, 8, dtype=F64), cache)  # columns behind the length, which are written again
+    got.append(read(layers, text[:, 10:], cache=cache))
+    torch.testing.assert_close(torch.cat(got, 1), read(layers, text), rtol=1e-12, atol=1e-12)
+    layers, cache = model(PATTERNS["window"]), Cache()
+    read(layers, text[:, :10], cache=cache)
+    interrupted(layers, text[:, 10:], cache)  # more than its columns: the window has moved
+    for copy in (cache, deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        with pytest.raises(limelight.ArgumentError, match="must hold whole passes"):
+            read(layers, text[:, 10:], cache=copy)

@@ -9,8 +9,19 @@ from support.kernels import same_bits
 
 import limelight
 from limelight import ArgumentError, Causal, Padded, Quantized, Window
+from limelight.backends import native
 from limelight.models import new
-from limelight.nn import Cache, ForwardContext, Keep, MixtureOfHeads, MultiHead
+from limelight.nn import (
+    Adaptive,
+    Cache,
+    ForwardContext,
+    Keep,
+    LastQueries,
+    MixtureOfHeads,
+    MultiHead,
+    Received,
+    Recency,
+)
 
 KINDS = ("int8", "float8_e4m3fn", "float8_e5m2")
 PATTERNS = {"causal": Causal(), "window": Window(5, 0), "sinks": Causal() & (Window(9, 0) | limelight.Keys(2))}
@@ -118,6 +129,43 @@ def test_heads_that_are_computed_separately():
     assert torch.allclose(read(one, states[:, 12:], cache), one(states)[:, 12:], atol=0.02)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("by", [Recency(), Received(), LastQueries(4, 3)], ids=["recency", "received", "last queries"])
+def test_kept_keys_are_those_of_the_dequantised_cache_read_in_place(kind, by, monkeypatch):
+    """Before each token the store is made dense and computed in float64; the kernel is given bytes."""
+    keep = Keep(20, 2, 6, by, heads=None if isinstance(by, Recency) else Adaptive(), interval=3)
+    one, states, cache = layer(), torch.randn(2, 60, 32, dtype=F64), Cache(keep=keep, dtype=kind)
+    one, states, dtypes = one.float(), states.float(), set()
+    forward = native.forward
+
+    def spied(call):
+        dtypes.add(call.key.dtype)
+        return forward(call)
+
+    read(one, states[:, :30], cache)
+    monkeypatch.setattr(native, "forward", spied)
+    for n in range(30, 60):
+        new = states[:, n : n + 1]
+        query, key, value = (
+            part(new).unflatten(2, (-1, 16)).transpose(1, 2) for part in (one.query, one.key, one.value)
+        )
+        (store,) = cache._stores.values()
+        mixed = torch.zeros(2, 4, 1, 16, dtype=F64)
+        folded, own = store._folded(), [Quantized.of(x, kind, rotate=True).dense(F64) for x in (key, value)]
+        for head, (start, count) in enumerate(zip(store.heads.start, store.heads.count, strict=True)):
+            held = [
+                torch.cat([x.dense(F64)[0, 0, start : start + count], mine.flatten(0, 1)[head]])
+                for x, mine in zip(folded, own, strict=True)
+            ]
+            group = query.unflatten(1, (2, 2)).flatten(0, 1)[head, :, 0].double()
+            mixed.view(4, 2, 16)[head] = (group @ held[0].T / 4).softmax(-1) @ held[1]
+        expected = one.double().output(mixed.transpose(1, 2).flatten(2))
+        found = read(one.float(), new, cache)
+        assert torch.allclose(found.double(), expected, atol=2e-5)
+    assert dtypes == {getattr(torch, kind)}
+    assert int(cache.kept(0).evicted.sum()) > 0
+
+
 def test_memory_and_copies():
     network, tokens = model(hidden_size=256, num_attention_heads=4), torch.randint(50, (1, 100))
     caches = [Cache(100), Cache(100, dtype="int8")]
@@ -139,6 +187,8 @@ def test_int8_writes_what_bfloat16_writes():
     assert network.generate(prompt, tokens=20, cache_dtype="int8").text == plain.text
     assert network.generate([prompt, "Once upon a time"], tokens=8, cache_dtype=torch.int8)[0].text in plain.text
     assert "".join(network.stream(prompt, tokens=20, cache_dtype="int8")) == plain.text
+    kept = network.generate(prompt, tokens=20, cache_dtype="int8", keep=Keep(64))  # which holds all of it
+    assert kept.text == plain.text
     beam = limelight.generation.Beam(2)
     assert network.generate(prompt, beam, tokens=4, cache_dtype="float8_e4m3fn").text
     with pytest.raises(ArgumentError, match="`cache_dtype` must be one of int8"):
@@ -151,7 +201,6 @@ def test_int8_writes_what_bfloat16_writes():
         ({"dtype": "int4"}, "`dtype` must be one of int8, float8_e4m3fn, float8_e5m2"),
         ({"dtype": torch.bfloat16}, "`dtype` must be one of int8"),
         ({"dtype": "int8", "rotate": 1}, "`rotate` must be True or False"),
-        ({"dtype": "int8", "keep": Keep(96)}, "`dtype` must be None where a policy chooses what is kept"),
     ],
 )
 def test_bad_settings(settings, message):

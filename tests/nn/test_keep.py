@@ -96,17 +96,25 @@ def chosen_of(keep, weights, kept, after, budget):
     return [sorted(j for _, h, j in best if h == head) for head in range(len(kept))]
 
 
-def by_definition(step, states, cuts, keep, budget):
-    """The output of a layer for one text ``(L, 8)`` read in pieces, and the keys that each head keeps at the end."""
+def by_definition(step, states, cuts, keep, budget, precision=None, first=0):
+    """The output of a layer for one text ``(L, 8)`` read in pieces, and the keys that each head keeps at the end.
+
+    With a ``precision``, a dtype of 8 bits and whether rows are rotated, queries of the pieces up to number ``first``
+    see keys and values as they are, later ones rounded.
+    """
     attend, L = step.inner, len(states)
     normal = step.norm(states[None])
     context = ForwardContext.of(normal)
     query = attend.rotated_heads(attend.query(normal), attend.query_norm, context.rotation)[0]
     key, value = (x[0] for x in attend.keys_and_values(normal, context))
     H, G = len(key), len(query) // len(key)
+    plain, rounded = (key, value), (key, value)
+    if precision is not None:
+        rounded = tuple(limelight.Quantized.of(x, precision[0], rotate=precision[1]).dense(F64) for x in plain)
     kept, weights = [[] for _ in range(H)], query.new_zeros(H, G, L, L)
     mixed = query.new_zeros(len(query), L, 4)
-    for begin, end in zip([0, *cuts], cuts, strict=False):
+    for number, (begin, end) in enumerate(zip([0, *cuts], cuts, strict=False)):
+        key, value = plain if number <= first else rounded
         kept = [keys + list(range(begin, end)) for keys in kept]
         for head, keys in enumerate(kept):
             for g in range(G):
@@ -128,7 +136,7 @@ def by_definition(step, states, cuts, keep, budget):
                     for g in range(G):
                         for i in range(end - min(end, keep.by.window), end):
                             seen = [j for j in keys if j <= i]
-                            score = key[head, seen] @ query[head * G + g, i] / 2
+                            score = rounded[0][head, seen] @ query[head * G + g, i] / 2
                             if attend.sink is not None:
                                 score = torch.cat((score, attend.sink[head * G + g, None]))
                             now[head, g, i, seen] = score.softmax(0)[: len(seen)]
@@ -151,6 +159,10 @@ def budgets_of(keep, number, layers):
     return budget
 
 
+def in_precision(precision):
+    return {} if precision is None else {"dtype": precision[0], "rotate": precision[1]}
+
+
 POLICIES = st.sampled_from([Recency(), Received(), Received(mean=False), LastQueries(3, 3), LastQueries(2, 1)])
 
 
@@ -167,9 +179,10 @@ POLICIES = st.sampled_from([Recency(), Received(), Received(mean=False), LastQue
     key_value_heads=st.sampled_from([1, 2, 4]),
     sink=st.booleans(),
     rows=st.integers(1, 3),
+    precision=st.sampled_from([None, None, ("int8", True), ("int8", False), ("float8_e4m3fn", True)]),
 )
 def test_what_is_kept_and_computed_is_the_definition(
-    data, by, tokens, first, recent, steepness, floor, interval, key_value_heads, sink, rows
+    data, by, tokens, first, recent, steepness, floor, interval, key_value_heads, sink, rows, precision
 ):
     heads = None if floor is None or isinstance(by, Recency) else Adaptive(floor)
     layers = None if steepness is None else Pyramid(steepness)
@@ -178,7 +191,7 @@ def test_what_is_kept_and_computed_is_the_definition(
     pieces = data.draw(
         st.lists(st.lists(st.sampled_from([0, 1, 1, 2, 5, 9]), min_size=4, max_size=4), min_size=rows, max_size=rows)
     )
-    cache, got = Cache(keep=keep), [[] for _ in pieces]
+    cache, got = Cache(keep=keep, **in_precision(precision)), [[] for _ in pieces]
     texts = [torch.randn(sum(row), 8, dtype=F64) for row in pieces]
     at = [0] * rows
     for n in range(4):
@@ -193,11 +206,14 @@ def test_what_is_kept_and_computed_is_the_definition(
         for row, count in enumerate(lengths.tolist()):
             got[row].append(out[row, batch.shape[1] - count :] if side == "left" else out[row, :count])
             at[row] += count
+    filled = next(
+        (n for n in range(4) if any(row[n] for row in pieces)), 0
+    )  # by the pass before which nothing was kept
     for row, text in enumerate(texts):
         cuts = [sum(pieces[row][: n + 1]) for n in range(4)]
         states = text
         for number, one in enumerate(stack):
-            states, kept = by_definition(one, states, cuts, keep, budgets_of(keep, number, 2))
+            states, kept = by_definition(one, states, cuts, keep, budgets_of(keep, number, 2), precision, filled)
             assert [head.tolist() for head in cache.kept(number).positions[row]] == kept
         torch.testing.assert_close(torch.cat(got[row]), states, rtol=1e-9, atol=1e-9)
 
@@ -205,14 +221,15 @@ def test_what_is_kept_and_computed_is_the_definition(
 # --- The parts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [None, "int8"])
 @pytest.mark.parametrize("by", [Received(), LastQueries(4, 3)])
-def test_a_watcher_changes_nothing_and_sees_the_layer(by):
+def test_a_watcher_changes_nothing_and_sees_the_layer(by, dtype):
     stack = [layer(name=f"layers.{n}") for n in range(2)]
     keep = Keep(9, 1, 3, by, heads=Adaptive(0.0), interval=2)
     text = torch.randn(2, 30, 8, dtype=F64)
     found, caches = [], []
     for watched in (False, True):
-        cache = Cache(keep=keep)
+        cache = Cache(keep=keep, dtype=dtype)
         out = [read(stack, text[:, :12], cache)]
         for token in text[:, 12:].split(3, 1):
             if watched:
@@ -232,15 +249,24 @@ def test_a_watcher_changes_nothing_and_sees_the_layer(by):
         ]
 
 
+def room_of(cache):
+    return (len(store.positions) for store in cache._stores.values())
+
+
 def test_memory_falls_to_the_budget():
     stack, text = [layer()], torch.randn(2, 600, 8, dtype=F64)
     for keep in (Keep(32, 4, 8), Keep(32, 4, 8, Received(), heads=Adaptive()), Keep(32, 4, 8, LastQueries(8))):
         keep = dataclasses.replace(keep, interval=8)
         cache, sizes = Cache(keep=keep), []
+        bits = Cache(keep=keep, dtype="int8")
         read(stack, text[:, :500], cache)
+        read(stack, text[:, :500], bits)
         for token in text[:, 500:].split(1, 1):
             read(stack, token, cache)
+            read(stack, token, bits)
             sizes.append(cache.bytes)
+            saved = sum(room_of(cache)) * 2 * (4 * 8 - (4 + 8))  # 4 bytes and a scale of float64 for 4 numbers
+            assert bits.bytes == cache.bytes - saved
         places = 2 * 2 * (32 + 8)  # rows, key heads, keys
         each = 2 * 4 * 8 + 8 + (8 if keep.by.observes else 0)  # a key and a value of 4 float64, a position, a weight
         queries = 2 * 4 * keep.by.window * 4 * 8

@@ -236,6 +236,16 @@ class ReadsEightBits(Protocol):
 
 
 @runtime_checkable
+class MayFail(Protocol):
+    """A backend that a setting of the machine can make fail, which it does not say in `reasons_against`: a call is then
+    refused with the error, and not computed by another backend.
+    """
+
+    def why_failing(self) -> str:
+        """Why every call that the backend is given fails; empty when none does."""
+
+
+@runtime_checkable
 class Yields(Protocol):
     """A backend that leaves some of the calls it could serve to the next one."""
 

@@ -42,7 +42,7 @@ def cost(
     length = min(2048, network.config.limit or 2048) if length is None else length
     found = cost_of(network, length, batch=batch, itemsize=itemsize)
     limits: tuple[float, float] | None = None
-    if native.available():
+    if native.available() and not native.why_failing():
         from ..benchmark.timing import bandwidth, peak
 
         limits = 1e9 * peak(dtype, torch.get_num_threads()), 1e9 * bandwidth()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .explained_call import ExplainedCall
 from .options import MODEL, Dtype, dtype_of
 
 if TYPE_CHECKING:
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
     from ..models import Stack
     from ..models.fast_paths import PartPaths, Path
-    from ..operator.explanation import Explanation
 
 MAX_LENGTH = 2**24  # the lowering of a pattern holds some integers for each token: about a gigabyte
-OF_A_CALL = ("heads", "key_value_heads", "width", "pattern", "back", "gradients")  # options that --model replaces
+#: Options of a single call, which --model replaces.
+OF_A_CALL = (
+    *("heads", "key_value_heads", "queries", "batch", "documents", "width", "pattern", "back", "first", "score"),
+    *("compare", "sink", "dropout", "observe", "cache", "gradients", "backend"),
+)
 
 
 def explain(
@@ -41,9 +45,41 @@ def explain(
     key_value_heads: Annotated[
         int | None, typer.Option(help="Key-value heads (Hkv); as many as query heads by default.", min=1)
     ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            help="Queries of a call (Lq), where they are fewer than its keys: 1 for a step of decoding.",
+            min=1,
+            max=MAX_LENGTH,
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch rows (B).", min=1)] = 1,
+    documents: Annotated[int, typer.Option(help="Equally long texts that are laid end to end (Packed).", min=1)] = 1,
     width: Annotated[int, typer.Option(help="Head width (D = Dv).", min=1)] = 64,
     pattern: Annotated[str, typer.Option(help="full, causal or window.")] = "causal",
     back: Annotated[int, typer.Option(help="Keys before the query that a window sees.", min=0)] = 256,
+    first: Annotated[
+        int, typer.Option(help="First keys that a window sees, too (attention sinks that are keys).", min=0)
+    ] = 0,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="A score rule: alibi, t5, bias or softcap; may be given several times."),
+    ] = None,
+    compare: Annotated[str, typer.Option(help="dot, additive or cosine.")] = "dot",
+    sink: Annotated[bool, typer.Option("--sink", help="Each head has a sink: a logit that takes weight.")] = False,
+    dropout: Annotated[float, typer.Option(help="Probability with which a weight is dropped.")] = 0.0,
+    observe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An observation: logsumexp, max_score, max_weight, entropy, distance, received, top, rows or blocks; "
+            "may be given several times."
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Keys and values have 8 bits: int8, float8_e4m3fn or float8_e5m2.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Explain a call of this backend, not of the fastest.")] = None,
     dtype: Dtype = "float32",
     gradients: Annotated[bool, typer.Option(help="Gradients of the call are needed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
@@ -56,6 +92,8 @@ def explain(
 
     Example: limelight explain --length 16384 --pattern window --back 1024
 
+    Example: limelight explain --length 16384 --queries 1 --key-value-heads 2 --sink --cache int8
+
     Example: limelight explain --model smollm2
     """
     number = dtype_of(dtype)
@@ -63,16 +101,17 @@ def explain(
         _refuse_options_of_a_call(ctx)
         _explain_model(model, length, number, as_json)
         return
-    length = 4096 if length is None else length
-    key_value_heads = heads if key_value_heads is None else key_value_heads
-    sizes = (heads, key_value_heads, length, width)
-    shown, found = _explain_call(sizes, pattern, back, number, gradients)
+    call = ExplainedCall(
+        heads, key_value_heads, 4096 if length is None else length, queries, batch, documents, width, pattern, back,
+        first, score or (), compare, sink, dropout, observe or (), cache, number, gradients, backend,
+    )  # fmt: skip
+    shown, found = call.explain()
     if as_json:
-        call = {"pattern": shown, "heads": heads, "key_value_heads": key_value_heads, "length": length, "width": width}
-        _print_json({"call": {**call, "dtype": dtype}, **dataclasses.asdict(found)})
+        given = {**dataclasses.asdict(call), "pattern": shown, "dtype": dtype, "key_value_heads": call.sizes[1]}
+        _print_json({"call": given, **dataclasses.asdict(found)})
         return
     idle = _print_backends()
-    typer.echo(f"\n{shown}: {heads} heads x {length} tokens x {width}, {dtype}")
+    typer.echo(f"\n{shown}: {heads} heads x {call.length} tokens x {width}, {dtype}")
     reasons = {name: why for name, why in found.reasons.items() if name not in idle}
     typer.echo(str(dataclasses.replace(found, reasons=reasons)))
 
@@ -90,37 +129,6 @@ def _refuse_options_of_a_call(ctx: typer.Context) -> None:
 
 def _print_json(values: dict[str, Any]) -> None:
     typer.echo(json.dumps({"format": "limelight.explain", "version": 1, **values}, indent=2))
-
-
-# --- One call ---------------------------------------------------------------------------------------------------------
-
-
-def _explain_call(
-    sizes: tuple[int, int, int, int], pattern: str, back: int, dtype: torch.dtype, gradients: bool
-) -> tuple[str, Explanation]:
-    """Return the pattern as printed and the explanation of a call of sizes ``(Hq, Hkv, L, D)``.
-
-    Raises:
-        ArgumentError: an unknown pattern, or heads that do not divide.
-    """
-    import torch
-
-    from ..forms.patterns import Causal, Full, Window
-    from ..operator.explanation import explain as explain_call
-    from ..tensors.shapes import wrong
-
-    patterns = {"full": Full(), "causal": Causal(), "window": Causal() & Window(back, 0)}
-    if pattern not in patterns:
-        known = ", ".join(patterns)
-        raise wrong("--pattern", f"must be one of {known}", f"it is {pattern!r}", "See limelight explain --help.")
-    Hq, Hkv, L, D = sizes
-    if Hq % Hkv:
-        rule = "must be a divisor of --heads, since each key-value head serves as many query heads"
-        raise wrong("--key-value-heads", rule, f"{Hq} is not a multiple of {Hkv}", "Correct one of them.")
-    # Nothing is computed and nothing of this size is held: one element is seen at every place.
-    one = torch.zeros((), dtype=dtype).requires_grad_(gradients)
-    query, key = one.expand(1, Hq, L, D), one.expand(1, Hkv, L, D)
-    return repr(patterns[pattern]), explain_call(query, key, key, pattern=patterns[pattern])
 
 
 def _print_backends() -> list[str]:

@@ -107,7 +107,7 @@ def generate(
         seed = int(torch.randint(2**31, (), dtype=torch.int64, device="cpu"))
     number = dtype_of(dtype)
     settings: dict[str, Any] = {"tokens": tokens, "stop": stop or (), "seed": seed, "keep": _keep(keep, keep_by)}
-    settings["cache_dtype"] = _cache(cache, keep)
+    settings["cache_dtype"] = _cache(cache)
     if chat and text is None and file is None and sys.stdin.isatty() and not as_json:
         _talk(load(model, dtype=number), system, parse_special_tokens, sampler, **settings)
         return
@@ -170,17 +170,14 @@ def _keep(tokens: str | None, by: str | None) -> Keep | None:
         return Keep(number, by=kinds[by or "recency"]())
 
 
-def _cache(dtype: str | None, keep: str | None) -> torch.dtype | None:
+def _cache(dtype: str | None) -> torch.dtype | None:
     """Return the dtype in which keys and values are kept.
 
     Raises:
-        ArgumentError: it has not 8 bits, or stands beside ``--keep``.
+        ArgumentError: it has not 8 bits.
     """
     from ..forms.quantized import eight_bits
-    from ..tensors.shapes import wrong
 
-    if dtype is not None and keep is not None:
-        raise wrong("--cache", "cannot stand beside --keep", f"it is {dtype!r}", "Leave one of them out.")
     return None if dtype is None else eight_bits("--cache", dtype)
 
 

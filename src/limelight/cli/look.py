@@ -89,8 +89,9 @@ def look(
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
     if server is not None:
-        others = {"--target": target, "--compare": compare, "--word": word, "--output": output, "--model": model}
-        _look_at_server(server, read_text(text, file, 'limelight look "Once" --server URL'), generate, others, as_json)
+        others = {"--target": target, "--compare": compare, "--word": word, "--model": model}
+        beginning = read_text(text, file, 'limelight look "Once" --server URL')
+        _look_at_server(server, beginning, generate, others, output, as_json)
         return
     sampler = _sampler(generate, temperature, top_p, seed)
     seen_or_heard = text is None and file is not None and file.suffix.lower() in NOT_TEXT
@@ -134,8 +135,10 @@ def look(
         console.print("Add --output page.html for every head, layer and token as a page to explore.", style="dim")
 
 
-def _look_at_server(server: str, text: str, generate: int | None, others: dict[str, Any], as_json: bool) -> None:
-    """Print what a server attended to.
+def _look_at_server(
+    server: str, text: str, generate: int | None, others: dict[str, Any], output: Path | None, as_json: bool
+) -> None:
+    """Print what a server attended to, and write its page.
 
     Raises:
         ArgumentError: there is no such server, or an option that does not belong to one is given.
@@ -145,18 +148,25 @@ def _look_at_server(server: str, text: str, generate: int | None, others: dict[s
 
     from rich.console import Console
 
+    from ..microscope.page.served import write_served
     from ..microscope.served import look_at_server, summarise_served
     from ..tensors.shapes import wrong
+    from ..text import printable
 
     for name, value in others.items():
         if value:
             raise wrong(name, "belongs to a model that is run here", "--server is given", "Leave one of them out.")
+    if output is not None:
+        writable("--output", output, ".html")
     with Console(stderr=True).status("Waiting for the server"):
         served = look_at_server(server, text, generate=generate or 16)
     if as_json:
         echo_json(json.dumps(asdict(served), indent=2))
     else:
         summarise_served(served, Console(highlight=False))
+    if output is not None:
+        write_served(served, output)
+        Console(stderr=True, highlight=False).print(f"Page: {printable(str(output))}", markup=False, soft_wrap=True)
 
 
 def _sampler(generate: int | None, temperature: float | None, top_p: float | None, seed: int | None) -> Sampler | None:

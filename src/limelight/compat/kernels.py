@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import backends as all_backends
 from ..backends.contract import BackendError
 from ..operator import attention as operator
-from ..tensors.shapes import describe, wrong
+from ..tensors.shapes import describe, flag, wrong
 
 #: Of PyTorch's `SDPBackend`, those that are kernels: each allows all of ours.
 _KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "OVERRIDEABLE")
@@ -49,7 +49,7 @@ def sdpa_kernel(backends: Any, set_priority: bool = False) -> Iterator[None]:
     names = list(dict.fromkeys(name for one in listed for name in _names(one, by_speed)))
     if not names:
         raise wrong("backends", "must name a backend", "the list is empty", "Leave the block out for all of them.")
-    if not set_priority:
+    if not flag("set_priority", set_priority):
         names.sort(key=lambda name: by_speed.index(name) if name in by_speed else len(by_speed))
     before, _chosen = _chosen, tuple(names)
     try:

@@ -13,7 +13,7 @@ from ..forms.observations import Observe
 from ..forms.patterns import Causal, Explicit, Keys, Pattern
 from ..forms.scores import Bias
 from ..fused import product
-from ..tensors.shapes import check_tensor, describe, wrong
+from ..tensors.shapes import check_tensor, describe, flag, wrong
 from .kernels import attention
 
 
@@ -94,6 +94,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             ArgumentError: the shapes do not fit, or a tensor is nested.
         """
         batched = self._check(query, key, value)
+        need_weights, is_causal = flag("need_weights", need_weights), flag("is_causal", is_causal)
+        average_attn_weights = flag("average_attn_weights", average_attn_weights)
         first = self.batch_first and batched
         q, k, v = (self._split(x, first) for x in self._project(query, key, value))
         own = k.shape[2]
@@ -169,6 +171,8 @@ def replace_multihead_attention(model: nn.Module) -> int:
     Returns:
         How many layers were replaced.
     """
+    if not isinstance(model, nn.Module):
+        raise wrong("model", "must be a torch.nn.Module", f"it is {describe(model)}", "Pass the model.")
     found = [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.MultiheadAttention]
     for name, layer in found:
         if not name:

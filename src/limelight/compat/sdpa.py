@@ -12,7 +12,7 @@ from torch import Tensor
 from ..forms.layouts import Aligned, Layout
 from ..forms.patterns import Causal, Explicit, Pattern
 from ..forms.scores import Bias, ScoreRule
-from ..tensors.shapes import check_broadcast, describe, wrong
+from ..tensors.shapes import check_broadcast, check_dropout, describe, flag, wrong
 from ..tensors.torch_internals import is_tracer_type
 from .kernels import attention
 
@@ -67,6 +67,8 @@ def sdpa_call(
 ) -> SdpaCall:
     """Check the arguments of `scaled_dot_product_attention` and translate them for `limelight.attention`."""
     _check_kinds(query=query, key=key, value=value)
+    dropout = check_dropout(dropout_p, "dropout_p")
+    is_causal, enable_gqa = flag("is_causal", is_causal), flag("enable_gqa", enable_gqa)
     tensors, lead = _four_dimensions(query, key, value, enable_gqa)
     sizes = (*lead, query.shape[-2], key.shape[-2])
     layout: Layout | None = Aligned(query_start=0) if is_causal else None
@@ -85,7 +87,7 @@ def sdpa_call(
                 pattern = Explicit(mask)
             else:
                 scores = (Bias(mask),)
-    settings = {"layout": layout, "pattern": pattern, "scores": scores, "scale": scale, "dropout": dropout_p}
+    settings = {"layout": layout, "pattern": pattern, "scores": scores, "scale": scale, "dropout": dropout}
     return SdpaCall(tensors, settings, None if len(lead) == 2 else (*lead, query.shape[-2], value.shape[-1]))
 
 

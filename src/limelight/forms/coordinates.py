@@ -12,6 +12,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors.shapes import describe, whole_number, wrong
+
+
+def check_where(at: object) -> None:
+    """Raise `ArgumentError` where the argument of a pattern or a score rule is no `Where`."""
+    if not isinstance(at, Where):
+        way_out = "Where.of(layout.coordinates(B, Lq, Lk, device), B, Hq) is that of a whole call."
+        raise wrong("at", "must be a limelight.Where", f"it is {describe(at)}", way_out)
+
+
+def check_sizes(B: object, Lq: object, Lk: object, device: object) -> None:
+    """Raise `ArgumentError` where the arguments of `Layout.coordinates` are no sizes and no device."""
+    for name, size in (("B", B), ("Lq", Lq), ("Lk", Lk)):
+        whole_number(name, size)
+    if not isinstance(device, torch.device):
+        raise wrong("device", "must be a torch.device", f"it is {describe(device)}", 'Use torch.device("cpu").')
+
 
 class Part(NamedTuple):
     """A part of a call: slices of its batch rows, query heads, queries and keys; by default all of them."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 import numbers
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 _NUMBERS = (int, type(None), bool, float)
+#: From the name of a method to what checks its arguments.
+Checks = Mapping[str, Callable[..., None]]
 _FIELDS: dict[type[Any], tuple[str, ...]] = {}
 
 
@@ -40,6 +43,16 @@ class Description:
     A tensor among the parts is compared by *identity*, never by value: comparing values would read memory, wait
     for a GPU, and make a cache key out of numbers that change at every call.
     """
+
+    #: Checks that run before the methods of these names, in every subclass: what the operator calls may be called by
+    #: hand, too, and then ends in an error that names the argument.
+    argument_checks: ClassVar[Checks] = {}
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        for name, check in cls.argument_checks.items():
+            if name in vars(cls):
+                setattr(cls, name, _checked(check, vars(cls)[name]))
 
     def parts(self) -> tuple[Any, ...]:
         """The values of the fields, in order."""
@@ -102,6 +115,15 @@ class Description:
     def __repr__(self) -> str:
         shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in dataclasses.fields(self))
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _checked(check: Callable[..., None], method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        check(*arguments, **named)
+        return method(self, *arguments, **named)
+
+    return call
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..tensors.shapes import whole_number
 from .layouts import Layout
+from .layouts.base import check_layout
 from .lowering import lower
 from .patterns import Pattern
 
@@ -73,6 +74,7 @@ def draw(
     Raises:
         ArgumentError: a size is no whole number, or there are more queries or keys than `MAX_LENGTH`.
     """
+    check_layout(layout)
     keys = queries if keys is None else keys
     for name, size in (("queries", queries), ("keys", keys)):
         whole_number(name, size, at_least=0, at_most=MAX_LENGTH)

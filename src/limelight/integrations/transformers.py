@@ -14,7 +14,7 @@ rows of padding, which see nothing, are zero where ``eager`` averages over every
 `report` says which layers of a model go through the registry and which have attention of their own; `account` says
 how the masks of a run were read; `limelight.watching` observes every layer by its name; `context_parallel` runs a model
 on texts whose tokens lie on several processes; `enable_batching` lets ``model.generate_batch`` use Limelight;
-`KeptCache` is a cache that keeps the keys that a policy chooses.
+`KeptCache` is a cache that keeps the keys that a policy chooses, `EightBitCache` one of 8 bits.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from .account import Account, account, current
 from .names import of_layer
 from .transformers_batching import enable_batching
 from .transformers_bias import PositionBias, leave_unwritten
+from .transformers_caches import EightBitCache, KeptCache, layer_of
 from .transformers_context import active, check_call, context_parallel, patterns_of, read_spread
 from .transformers_documents import documents_of, packed_of
-from .transformers_kept import KeptCache, layer_of
 from .transformers_masks import Mask, MaskFunction, read, sight_of, written
 from .transformers_report import NAME, Report, report
 from .weights import attend as attend_whole
 from .weights import share_of_keys
 
 __all__ = [
-    "NAME", "KeptCache", "Report", "account", "context_parallel", "enable", "enable_batching", "patterns_of", "report",
+    "NAME", "EightBitCache", "KeptCache", "Report", "account", "context_parallel", "enable", "enable_batching",
+    "patterns_of", "report",
 ]  # fmt: skip
 
 
@@ -201,7 +202,7 @@ def attend(
     if kept is not None:
         refused = {"output_attentions": _weights_wanted(others), "sinks": sinks is not None}
         for name in (name for name, wanted in refused.items() if wanted):
-            raise BackendError(f"A KeptCache cannot serve `{name}` of {type(module).__name__}. Use a DynamicCache.")
+            raise BackendError(f"{kept.cache} cannot serve `{name}` of {type(module).__name__}. Use a DynamicCache.")
         del arguments["layout"]
         output = kept.attend(query, key, value, layout, arguments)
     elif _weights_wanted(others):

@@ -27,6 +27,7 @@ from ..tensors.shapes import whole_number, wrong
 from . import DecoderOnly, EncoderDecoder, Stack
 
 NATIVE, PYTORCH = "native", "PyTorch"
+FAILS = "none"  # as of a call that no backend serves
 CAPTURED, CALLED = "captured", "called one by one"
 
 
@@ -194,7 +195,7 @@ def _attention(layer: MultiHead, rules: tuple[ScoreRule, ...], queries: int, key
     found = explain(
         query, key, value, pattern=layer.pattern, scores=rules, compare=compare, sink=sink, scale=layer.scale
     )
-    return Path(found.backend or "none", {name: why for name, why in found.reasons.items() if why})
+    return Path(found.backend or FAILS, {name: why for name, why in found.reasons.items() if why})
 
 
 def _rules(layer: MultiHead, dtype: torch.dtype) -> tuple[ScoreRule, ...]:
@@ -221,6 +222,8 @@ def _fused_reasons(dtype: torch.dtype) -> list[str]:
 def _fused(dtype: torch.dtype, *more: str) -> Path:
     """Return the path of a fused step that is refused for ``more`` reasons."""
     reasons = [*more, *_fused_reasons(dtype)]
+    if not reasons and native.why_failing():
+        return Path(FAILS, {NATIVE: [native.why_failing()]})
     return Path(PYTORCH, {NATIVE: reasons}) if reasons else Path(NATIVE, {})
 
 
@@ -253,7 +256,9 @@ def _products(tokens: int, dtype: torch.dtype) -> Path:
         reasons.append("products of many vectors are computed in float32 and float64 alone")
     elif not reasons:
         isa = native.instruction_set()
-        reasons.append(f"it is faster than PyTorch's product on AMD processors with AVX-512 alone; this is {isa}")
+        reasons.append(
+            f"it is faster than PyTorch's product on AMD processors with AVX-512 alone; this is {isa or 'none'}"
+        )
     return Path(PYTORCH, {NATIVE: reasons})
 
 
@@ -265,7 +270,8 @@ def _capture(block: nn.Module, width: int, dtype: torch.dtype, shared: tuple[Sco
     with torch.inference_mode():
         states = torch.zeros(1, 1, width, dtype=dtype, device="cpu")
         reasons = [f"{type(rule).__name__} is made again in each pass" for rule in shared]
-        reasons += _fused_reasons(dtype) or _uncaptured(_on_cpu(block, dtype), states)
+        failing = [native.why_failing()] if native.why_failing() else []
+        reasons += _fused_reasons(dtype) or failing or _uncaptured(_on_cpu(block, dtype), states)
     return Path(CALLED, {CAPTURED: reasons}) if reasons else Path(CAPTURED, {})
 
 

@@ -25,6 +25,7 @@ from ..tensors import tracing
 from ..tensors.shapes import describe, wrong
 from . import compiled
 from .calling import autocast, prepare, run, with_batch
+from .keywords import unexpected
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -85,6 +86,7 @@ def attention(
     observe: Observe | None = None,
     backend: str | None = None,
     name: str | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Observations]:
     """Exact attention: ``out_i = sum_j softmax_j(s_ij) v_j`` over the keys ``j`` that query ``i`` sees.
 
@@ -118,6 +120,7 @@ def attention(
     Raises:
         ArgumentError: an argument breaks a rule.
         BackendError: the named backend cannot serve the call.
+        TypeError: a keyword that is not among these; the message says what those of other libraries are called here.
         torch.OutOfMemoryError: the system has no memory for the result or for the scratch of a kernel.
 
     Example:
@@ -126,6 +129,8 @@ def attention(
         >>> limelight.attention(q, k, v, pattern=limelight.Causal()).shape
         torch.Size([1, 1, 4, 4])
     """
+    if unknown:
+        raise unexpected("attention", unknown, "backend", "name")
     settings = Settings(sink, scores, compare, layout, pattern, scale, dropout, seed, observe)
     if not isinstance(query, Tensor) or query.dim() == 3:
         found = _of_other_inputs(query, key, value, {"backend": backend, "name": name, **settings.__dict__})

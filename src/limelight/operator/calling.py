@@ -58,6 +58,7 @@ from ..tensors.torch_internals import (
     vmap_level,
     vmap_samples,
 )
+from ..tensors.tracing import is_transformed, readable
 from . import derivatives
 
 _DEFAULTS = Settings()
@@ -206,7 +207,7 @@ def run(call: Call, name: str | None) -> Result:
     if reason:
         call = call.gathered().replace(autograd_reason=reason, logsumexp=True)
     backend = choose(call, name)
-    if call.scales is not None and reasons_against_eight_bits(backend, call):
+    if call.scales is not None and (reasons_against_eight_bits(backend, call) or why_overflowing(call)):
         call = call.dense()
         backend = choose(call, name)
     if call.pages is not None and reasons_against_pages(backend, call):
@@ -215,6 +216,22 @@ def run(call: Call, name: str | None) -> Result:
     if derivatives.whole(call) if backend is reference else not reason:
         return backend.forward(call)
     return derivatives.forward(call, backend)
+
+
+def why_overflowing(call: Call) -> str:
+    """Why keys of 8 bits are made dense for the values of the query: kernels multiply ``sum_d q_d data_d`` by the scale
+    of the key, and the sum may exceed the range of floats although the score does not. Empty where it does not.
+    """
+    query, D = call.query, call.shapes.D
+    readable_here = query.is_cpu and query.numel() and readable(query) and not is_transformed()
+    if call.scales is None or query.dtype is torch.float16 or not readable_here:
+        return ""
+    spread = math.sqrt(D) if call.scales.rotated else 1.0
+    growth = LARGEST[call.key.dtype] * D * spread * max(1.0, 2.0 * abs(call.scale))
+    low, high = (float(end) for end in query.detach().aminmax())
+    if max(-low, high) < torch.finfo(query.dtype).max / growth:  # as NaN is not
+        return ""
+    return "the sum of the query times the data may exceed the largest float"
 
 
 def check_eight_bits(call: Call, reason: str) -> None:

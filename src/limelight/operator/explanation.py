@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..backends import BACKENDS, choose, passed_over
-from ..backends.contract import Backend, BackendError, Call, reasons_against_eight_bits, reasons_against_pages
+from ..backends.contract import (
+    Backend,
+    BackendError,
+    Call,
+    MayFail,
+    reasons_against_eight_bits,
+    reasons_against_pages,
+)
 from ..forms.layouts import Layout
 from ..forms.quantized import Quantized
 from ..forms.settings import Settings, SettingsFields
 from . import derivatives
-from .calling import check_eight_bits, prepare, why_autograd, why_converted, why_dense, with_batch
+from .calling import check_eight_bits, prepare, why_autograd, why_converted, why_dense, why_overflowing, with_batch
+from .keywords import unexpected
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 class Explanation:
     """How a call would be computed, and why; printed, a report in words."""
 
-    backend: str | None
+    backend: str | None  # None where a call raises BackendError
     gradients: str  # how derivatives are taken, when any are wanted
     reasons: dict[str, list[str]]
     about: dict[str, str]
@@ -34,12 +42,13 @@ class Explanation:
     score_memory: int
     over_ranks: object | None = None  # the report of a layout whose tokens lie on several processes
     pages: str = ""  # how keys in pages are read, when they lie in some
+    failing: str | None = None  # the backend that would be given the call, and fail
     eight_bits: str = ""  # how keys and values of 8 bits are read, when they have as many
 
     def __str__(self) -> str:
         share = self.pairs / self.all_pairs if self.all_pairs else 0.0
         lines = [
-            f"backend: {self.backend} ({self.about[self.backend]})" if self.backend else "backend: none can serve this",
+            f"backend: {self._backend()}",
             f"pairs:   {self.pairs:,} of {self.all_pairs:,} (query, key) pairs are seen ({share:.1%}), as {self.form}",
             f"memory:  about {self.memory / 2**20:,.1f} MiB beside inputs and outputs"
             f" (the whole score matrix would be {self.score_memory / 2**20:,.1f} MiB)",
@@ -50,6 +59,11 @@ class Explanation:
         lines += [f"not {name}: {'; '.join(why)}" for name, why in self.reasons.items() if why]
         lines += [str(self.over_ranks)] if self.over_ranks is not None else []
         return "\n".join(lines)
+
+    def _backend(self) -> str:
+        if self.backend:
+            return f"{self.backend} ({self.about[self.backend]})"
+        return f"none; {self.failing} would be given the call, and fail" if self.failing else "none can serve this"
 
 
 def explain(
@@ -80,6 +94,8 @@ def explain(
     """
     if isinstance(query, Tensor) and query.dim() == 3 and not query.is_nested:
         query, key, value = with_batch(query, key, value)
+    if unknown := settings.keys() - SettingsFields.__annotations__:
+        raise unexpected("explain", unknown, "backend")
     if settings.get("seed") is None:
         settings["seed"] = 0  # nothing is drawn
     whole, over_ranks = Settings(**settings), None
@@ -88,20 +104,26 @@ def explain(
         key, value, whole, over_ranks = whole.layout.explained(query, dense[0], dense[1], whole)
     key, value, eight_bits, copied = _eight_bits(query, key, value, whole, backend)
     call, chosen, pages, gathered = _arranged(query, key, value, whole, backend)
+    reasons = {b.NAME: passed_over(call, b) for b in BACKENDS if b is not chosen}
+    failing = chosen.why_failing() if isinstance(chosen, MayFail) else ""
+    if chosen is not None and failing:
+        reasons[chosen.NAME] = [failing]
+    served = None if failing else chosen
     B, Hq, Lq, Lk = call.shapes.scores
     return Explanation(
-        backend=chosen.NAME if chosen else None,
-        gradients=derivatives.explain(call, chosen) if chosen and call.autograd_reason else "",
-        reasons={b.NAME: passed_over(call, b) for b in BACKENDS if b is not chosen},
+        backend=served.NAME if served else None,
+        gradients=derivatives.explain(call, served) if served and call.autograd_reason else "",
+        reasons=reasons,
         about={b.NAME: b.ABOUT for b in BACKENDS},
         pairs=call.lowered.pairs(),
         all_pairs=B * Hq * Lq * Lk,
         form=call.lowered.form,
-        memory=derivatives.memory(call, chosen) + call.lowered.bytes + gathered + copied if chosen else 0,
+        memory=derivatives.memory(call, served) + call.lowered.bytes + gathered + copied if served else 0,
         score_memory=B * Hq * Lq * Lk * max(4, call.query.dtype.itemsize),
         over_ranks=over_ranks,
         pages=pages,
         eight_bits=eight_bits,
+        failing=chosen.NAME if chosen is not None and failing else None,
     )
 
 
@@ -115,7 +137,9 @@ def _eight_bits(query: Tensor, key: Any, value: Any, settings: Settings, name: s
     check_eight_bits(call, why_autograd(call))
     why = why_dense(query, settings) or ("" if call.scales else "key and value differ in dtype or rotation")
     chosen = None if why else _chosen(call, name)
-    why = why or ("" if chosen is None else "; ".join(reasons_against_eight_bits(chosen, call)))
+    why = (
+        why or ("" if chosen is None else "; ".join(reasons_against_eight_bits(chosen, call))) or why_overflowing(call)
+    )
     if not why:
         return key, value, f"{str(key.dtype).removeprefix('torch.')}, read as they lie", 0
     dense = [query.new_empty(x.shape) if isinstance(x, Quantized) else x for x in (key, value)]

@@ -360,12 +360,12 @@ def check_seed(seed: object) -> None:
         raise wrong("seed", rule, f"it is {describe(seed)}", "Use seed % 2**63.")
 
 
-def check_dropout(dropout: object) -> float:
+def check_dropout(dropout: object, name: str = "dropout") -> float:
     """``dropout`` as a probability below 1."""
     rule, way_out = "must be a probability from 0 to below 1", "0 drops nothing."
-    found = number("dropout", dropout, rule, way_out)
+    found = number(name, dropout, rule, way_out)
     if not 0.0 <= found < 1.0:
-        raise wrong("dropout", rule, f"it is {found}", way_out)
+        raise wrong(name, rule, f"it is {found}", way_out)
     return found
 
 

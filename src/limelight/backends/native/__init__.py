@@ -39,6 +39,7 @@ __all__ = [
     "reasons_against_rules",
     "select_instruction_set",
     "status",
+    "why_failing",
     "why_missing",
 ]
 
@@ -46,13 +47,18 @@ NAME = "native"
 ABOUT = "C++ kernels on CPUs, memory linear in the length"
 
 
+def why_failing() -> str:
+    """Why every call of the library fails here: ``LIMELIGHT_ISA`` names what the machine cannot run; empty if none."""
+    return library.error_message() if available() and not instruction_set() else ""
+
+
 def status() -> str:
     """Whether the backend is there, with which instruction set, or what is missing and what that costs."""
     if not available():
         return f"not available: {why_missing()}"
+    if failing := why_failing():
+        return f"not usable: {failing}"
     isa = instruction_set()
-    if not isa:
-        return f"not usable: {library.error_message()}"
     # `wide` serves tests alone.
     others = [name for name in instruction_sets() if name not in (isa, "wide")]
     threads = "PyTorch's OpenMP threads" if library.shares_threads() else "threads of its own"

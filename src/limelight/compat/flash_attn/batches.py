@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .settings import Result, attend, check_dims, meaning, result, unpacked
+from .settings import Result, attend, chance_and_scale, check_dims, meaning, result, unpacked
 
 
 def flash_attn_func(
@@ -41,7 +41,7 @@ def flash_attn_func(
     pattern, scores = meaning(causal, window_size, softcap, alibi_slopes)
     output, logsumexp = attend(
         *(tensor.transpose(1, 2) for tensor in (q, k, v)),  # no copy
-        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
+        pattern=pattern, scores=scores, **chance_and_scale(dropout_p, softmax_scale, return_attn_probs),
     )  # fmt: skip
     return result(output.transpose(1, 2), logsumexp)
 

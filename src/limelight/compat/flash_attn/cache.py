@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from ...forms.layouts import Layout, Padded, Paged
 from ...forms.layouts.portion import Portion
 from ...forms.segments import FIELDS
 from ...nn.positions import InterleavedPairs, Rotation, SplitHalves
-from ...tensors.shapes import check_tensor, describe, position, wrong
+from ...tensors.shapes import check_tensor, describe, flag, position, wrong
+from .. import arguments
 from .settings import attend, check_dims, meaning
 
 _SLOTS = 16  # kernels read pages in place whose size is a multiple of it
@@ -76,7 +78,7 @@ def flash_attn_with_kvcache(
     Raises:
         ArgumentError: new keys do not fit into the cache, what flash-attention refuses (rotation without new keys, new
             keys without ``cache_seqlens``, pages with ``cache_batch_idx`` or ``cache_leftpad``), or what
-            `limelight.attention` refuses.
+            `limelight.attention` refuses. Whatever is raised, the cache is as it was before the call.
     """
     cache = _cache(q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
     pattern, scores = meaning(causal, window_size, softcap, alibi_slopes)
@@ -84,15 +86,17 @@ def flash_attn_with_kvcache(
         if k is None or rotary_cos is None or rotary_sin is None:
             rule = "must be given with rotary_sin, k and v"
             raise wrong("rotary_cos", rule, "one is missing", "Rotate queries yourself where there are no new keys.")
-        pairs = InterleavedPairs() if rotary_interleaved else SplitHalves()
+        pairs = InterleavedPairs() if flag("rotary_interleaved", rotary_interleaved) else SplitHalves()
         own = q.shape[1] if pattern is not None else 1
         k = _rotated(k, cache.angles(rotary_cos, rotary_sin, k.shape[1]), pairs)
         q = _rotated(q, cache.angles(rotary_cos, rotary_sin, own), pairs)
-    if k is not None and v is not None:
-        cache.append(k, v)
-    settings = {"pattern": pattern, "scores": scores, "scale": softmax_scale, "dropout": 0.0}
+    settings = {
+        "pattern": pattern, "scores": scores, "scale": arguments.scale("softmax_scale", softmax_scale), "dropout": 0.0,
+        "observed": flag("return_softmax_lse", return_softmax_lse),
+    }  # fmt: skip
     split = alibi_slopes is not None and alibi_slopes.dim() == 2 and alibi_slopes.shape[0] > 1
-    output, logsumexp = cache.attend(q, split, observed=return_softmax_lse, **settings)
+    with nullcontext() if k is None or v is None else cache.appended(k, v):
+        output, logsumexp = cache.attend(q, split, **settings)
     return output if logsumexp is None else (output, logsumexp)
 
 
@@ -124,21 +128,28 @@ class _Cache:
             raise wrong("rotary_cos", "must have a row for each position", got, "Compute more of them.")
         return cosine[at][:, None], sine[at][:, None]
 
-    def append(self, k: Tensor, v: Tensor) -> None:
-        """Write the new keys and values behind those that are held."""
+    @contextmanager
+    def appended(self, k: Tensor, v: Tensor) -> Iterator[None]:
+        """New keys and values stand behind those that are held; where the block raises, their slots are restored."""
+        slots = self._slots(k)
+        before = self.keys[slots].clone(), self.values[slots].clone()
+        try:
+            self.keys[slots], self.values[slots] = k, v
+            yield
+        except BaseException:
+            self.keys[slots], self.values[slots] = before
+            raise
+
+    def _slots(self, k: Tensor) -> Any:
+        """The index of the new keys in a buffer: of rows or pages, and of slots."""
         if isinstance(self.held, int) and self.table is None:
-            slots = slice(self.held, self.held + self.new)
-            rows = slice(len(k)) if self.rows is None else self.rows
-            self.keys[rows, slots], self.values[rows, slots] = k, v
-            return
+            return slice(len(k)) if self.rows is None else self.rows, slice(self.held, self.held + self.new)
         held = self.held if isinstance(self.held, Tensor) else torch.full((len(k),), self.held, device=k.device)
         at = held.to(k.device)[:, None] + torch.arange(self.new, device=k.device)
         if self.table is not None:
             size = self.keys.shape[1]
-            pages, at = self.table.to(at.device, torch.int64).gather(1, at // size), at % size
-        else:
-            pages = (torch.arange(len(k), device=k.device) if self.rows is None else self.rows)[:, None]
-        self.keys[pages, at], self.values[pages, at] = k, v
+            return self.table.to(at.device, torch.int64).gather(1, at // size), at % size
+        return (torch.arange(len(k), device=k.device) if self.rows is None else self.rows)[:, None], at
 
     def attend(self, q: Tensor, split: bool, **settings: Any) -> tuple[Tensor, Tensor | None]:
         """Output ``(B, Lq, Hq, Dv)`` and logsumexp ``(B, Hq, Lq)``; ``split`` where scores differ between the rows."""
@@ -265,6 +276,9 @@ def _check_new(name: str, given: Tensor, cache: Tensor, lead: Sequence[int]) -> 
     if tuple(given.shape) != wanted or given.dtype != cache.dtype:
         got = f"it is {describe(given)}, and the cache {describe(cache)}"
         raise wrong(name, f"must be {wanted} of the dtype of `{name}_cache`", got, "Convert it with .to().")
+    if given.device != cache.device:
+        got = f"{given.device} is not {cache.device}"
+        raise wrong(name, f"must be on the device of `{name}_cache`", got, "Move it with .to().")
 
 
 def _uniform(lengths: int | Tensor) -> int | Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...forms.layouts import Packed, Padded, Paged
 from ...tensors.shapes import wrong
-from .settings import Result, attend, check_dims, lengths, meaning, result, unpacked
+from .settings import Result, attend, chance_and_scale, check_dims, lengths, meaning, result, unpacked
 
 
 def flash_attn_varlen_func(
@@ -55,6 +55,8 @@ def flash_attn_varlen_func(
             page size, Hkv, D)`` and are read in place, as `limelight.Paged`.
     """
     check_dims("(total, H, D)", q=q)
+    if block_table is not None:
+        check_dims("(N, M)", block_table=block_table)
     check_dims("(total, H, D)" if block_table is None else "(number of pages, page size, Hkv, D)", k=k, v=v)
     sizes = lengths("cu_seqlens_q", cu_seqlens_q), lengths("cu_seqlens_k", cu_seqlens_k)
     pattern, scores = meaning(causal, window_size, softcap, alibi_slopes)
@@ -70,7 +72,7 @@ def flash_attn_varlen_func(
             raise wrong("alibi_slopes", rule, got, "`cu_seqlens_q` holds one number more than there are documents.")
     output, logsumexp = way(
         q, k, v, *sizes,
-        pattern=pattern, scores=scores, scale=softmax_scale, dropout=dropout_p, observed=return_attn_probs,
+        pattern=pattern, scores=scores, **chance_and_scale(dropout_p, softmax_scale, return_attn_probs),
     )  # fmt: skip
     return result(output, logsumexp)
 
@@ -148,6 +150,7 @@ def flash_attn_varlen_qkvpacked_func(
         return_attn_probs: return ``(output, logsumexp, None)`` with ``logsumexp`` ``(Hq, total queries)`` float32.
     """
     q, k, v = unpacked("qkv", qkv, 3, 4)
+    lengths("cu_seqlens", cu_seqlens)
     return flash_attn_varlen_func(
         q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen,
         dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic,

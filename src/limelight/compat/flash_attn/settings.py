@@ -10,8 +10,10 @@ from torch import Tensor
 from ...forms.observations import Observe
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.scores import ALiBi, ScoreRule, SoftCap
-from ...tensors.shapes import check_tensor, describe, wrong
+from ...forms.scores.rules import check_float
+from ...tensors.shapes import check_dropout, check_tensor, describe, flag, number, wrong
 from ...tensors.tracing import readable
+from .. import arguments
 from ..kernels import attention
 
 #: The output; with ``return_attn_probs=True`` also the logsumexp, and ``None`` for the weights of their tests.
@@ -26,12 +28,13 @@ def meaning(
     pattern: Pattern | None = None
     if left is not None or right is not None:
         pattern = Window(left, right)
-    if causal:
+    if flag("causal", causal):
         pattern = Causal() if pattern is None else Causal() & pattern
     scores: list[ScoreRule] = []
-    if softcap > 0:
+    if number("softcap", softcap, "must be a finite number", "0 is off.") > 0:
         scores.append(SoftCap(softcap))
     if alibi_slopes is not None:
+        check_float("alibi_slopes", alibi_slopes, (1, 2))
         scores.append(ALiBi(alibi_slopes))
     return pattern, tuple(scores)
 
@@ -59,6 +62,15 @@ def check_dims(shape: str, **tensors: Any) -> None:
     for name, tensor in tensors.items():
         if check_tensor(name, tensor).dim() != shape.count(",") + 1:
             raise wrong(name, f"must be {shape}", f"it is {describe(tensor)}", "Use unsqueeze for a single row.")
+
+
+def chance_and_scale(dropout_p: float, softmax_scale: float | None, return_attn_probs: bool) -> dict[str, Any]:
+    """Keyword arguments of `attend`: the probability of dropout, the scale, and whether the logsumexp is returned."""
+    return {
+        "dropout": check_dropout(dropout_p, "dropout_p"),
+        "scale": arguments.scale("softmax_scale", softmax_scale),
+        "observed": flag("return_attn_probs", return_attn_probs),
+    }
 
 
 def attend(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...forms.observations import Observe
 from ...forms.patterns import Pattern
-from ...tensors.shapes import check_tensor, describe, wrong
+from ...tensors.shapes import check_tensor, describe, flag, wrong
+from .. import arguments
 from ..kernels import attention
 from .masks import BlockMask, as_block_mask
 from .patterns import EVERYTHING, arranged, both
@@ -105,17 +106,18 @@ def _computed(
     return_lse: bool,
     return_aux: AuxRequest | Any | None,
 ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, AuxOutput]:
-    key, value = _checked(query, key, value, enable_gqa)
-    if return_lse and return_aux is not None:
+    key, value = _checked(query, key, value, flag("enable_gqa", enable_gqa))
+    if flag("return_lse", return_lse) and return_aux is not None:
         raise wrong("return_lse", "cannot be given with return_aux", "both are", "Use return_aux=AuxRequest(lse=True).")
     Lq, Lk = query.shape[2], key.shape[2]
     scores = Scores() if score_mod is None else scores_of(score_mod, query, Lk)
     layout, pattern = _masks(block_mask, scores.pattern, Lq, Lk)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    given = arguments.scale("scale", scale)
+    scale = query.shape[-1] ** -0.5 if given is None else given
     settings: dict[str, Any] = {
         "layout": layout, "pattern": pattern, "scores": tuple(scores.rules), "scale": scale * scores.factor,
     }  # fmt: skip
-    wanted = AuxRequest(lse=return_lse) if return_aux is None else AuxRequest(return_aux.lse, return_aux.max_scores)
+    wanted = AuxRequest(lse=return_lse) if return_aux is None else _wanted(return_aux)
     if not any(wanted):
         output = attention(query, key, value, **settings)
         return output if return_aux is None else (output, AuxOutput())
@@ -125,6 +127,14 @@ def _computed(
         return output, AuxOutput(seen.logsumexp, seen.max_score)
     assert seen.logsumexp is not None
     return output, seen.logsumexp
+
+
+def _wanted(request: Any) -> AuxRequest:
+    """Ours of an `AuxRequest`, which may be PyTorch's."""
+    if not (hasattr(request, "lse") and hasattr(request, "max_scores")):
+        way_out = "Use AuxRequest(lse=True)."
+        raise wrong("return_aux", "must be an AuxRequest", f"it is {describe(request)}", way_out)
+    return AuxRequest(flag("return_aux.lse", request.lse), flag("return_aux.max_scores", request.max_scores))
 
 
 def _masks(block_mask: Any, of_scores: Pattern, Lq: int, Lk: int) -> tuple[Any, Pattern | None]:

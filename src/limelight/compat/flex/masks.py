@@ -15,6 +15,7 @@ from ...forms.coordinates import Part, Where
 from ...forms.layouts import Aligned, Layout
 from ...forms.patterns import Blocks, Pattern, Predicate
 from ...tensors.shapes import describe, position, whole_number, wrong
+from .. import arguments
 from .forms import Mask
 from .patterns import EVERYTHING, arranged, both
 from .recording import AXES, IndexByTensors, Recording, record
@@ -91,7 +92,7 @@ class BlockMask:
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The mask on another device; the function is not called again."""
-        return BlockMask(self.mask_mod, self.whole, self.shape, self.BLOCK_SIZE, torch.device(device))
+        return BlockMask(self.mask_mod, self.whole, self.shape, self.BLOCK_SIZE, arguments.device("device", device))
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, pattern={self.pattern!r}, layout={self.layout!r})"
@@ -137,14 +138,21 @@ def create_block_mask(
         >>> create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 256), None, None, 8192, 8192).pattern
         Causal() & Window(back=255, ahead=None)
     """
-    sizes = []
-    for name, size in (("B", B), ("H", H), ("Q_LEN", Q_LEN), ("KV_LEN", KV_LEN)):
-        sizes.append(1 if size is None else whole_number(name, size, at_least=0))
-    blocks = (BLOCK_SIZE, BLOCK_SIZE) if isinstance(BLOCK_SIZE, int) else tuple(BLOCK_SIZE)
-    for size in blocks:
-        position("BLOCK_SIZE", size, at_least=1)
-    where = torch.device("cpu" if device is None else device)
-    return BlockMask(mask_mod, pattern_of(mask_mod, where), tuple(sizes), blocks, where)  # type: ignore[arg-type]
+    sizes = _sizes(B, H, Q_LEN, KV_LEN)
+    pair = (BLOCK_SIZE, BLOCK_SIZE) if isinstance(BLOCK_SIZE, int) else BLOCK_SIZE
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        rule = "must be the size of a block, or that of its queries and of its keys"
+        raise wrong("BLOCK_SIZE", rule, f"it is {describe(BLOCK_SIZE)}", "For example 128.")
+    rows, columns = (position("BLOCK_SIZE", size, at_least=1) for size in pair)
+    where = arguments.device("device", "cpu" if device is None else device)
+    return BlockMask(mask_mod, pattern_of(mask_mod, where), sizes, (rows, columns), where)
+
+
+def _sizes(B: int | None, H: int | None, Q_LEN: int, KV_LEN: int) -> tuple[int, int, int, int]:
+    """Rows, heads, queries and keys of a mask; one row and one head for ``None``."""
+    named = {"B": 1 if B is None else B, "H": 1 if H is None else H, "Q_LEN": Q_LEN, "KV_LEN": KV_LEN}
+    b, h, q, k = (whole_number(name, size, at_least=0) for name, size in named.items())
+    return b, h, q, k
 
 
 def pattern_of(mask_mod: MaskMod, device: torch.device) -> Pattern:
@@ -247,8 +255,7 @@ def create_mask(
         KV_LEN: keys.
         device: of the mask; by default the CPU.
     """
-    sizes = [1 if n is None else n for n in (B, H, Q_LEN, KV_LEN)]
-    where = torch.device("cpu" if device is None else device)
+    sizes, where = _sizes(B, H, Q_LEN, KV_LEN), arguments.device("device", "cpu" if device is None else device)
     score = _count(mod_fn) == 5
     check_arguments("mod_fn", mod_fn, 5 if score else 4)
     function: Callable[..., Tensor] = mod_fn

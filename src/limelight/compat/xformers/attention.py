@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...forms.scores import Bias
-from ...tensors.shapes import check_tensor, describe, wrong
+from ...tensors.shapes import check_dropout, check_tensor, describe, wrong
 from ..kernels import attention
 from . import blocks, dense, paged
 from .dense import Arranged, AttentionBias, LowerTriangularMaskWithTensorBias
@@ -61,6 +61,9 @@ def memory_efficient_attention(
         torch.Size([1, 30, 8, 64])
     """
     q, k, v = _heads(query, key, value)
+    dropout = check_dropout(p, "p")
+    if output_dtype is not None and not isinstance(output_dtype, torch.dtype):
+        raise wrong("output_dtype", "must be a torch.dtype", f"it is {describe(output_dtype)}", "Use torch.float32.")
     settings = _settings(attn_bias, query, k)
     if settings.page_size:
         k, v = (_pages(x, settings.page_size) for x in (k, v))
@@ -68,7 +71,7 @@ def memory_efficient_attention(
         k, v = (x.index_select(1, settings.keys.to(x.device)) for x in (k, v))
     output: Tensor = attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-        layout=settings.layout, pattern=settings.pattern, scores=settings.scores, scale=scale, dropout=p,
+        layout=settings.layout, pattern=settings.pattern, scores=settings.scores, scale=scale, dropout=dropout,
     )  # fmt: skip
     output = output.transpose(1, 2).reshape(*query.shape[:-1], value.shape[-1])
     return output if output_dtype is None else output.to(output_dtype)

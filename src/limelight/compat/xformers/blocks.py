@@ -15,9 +15,9 @@ from ...forms.layouts import Layout, Packed
 from ...forms.layouts.portion import Portion
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.segments import FIELDS
-from ...tensors.shapes import position, wrong
+from ...tensors.shapes import check_tensor, describe, position, sequence, wrong
 from .dense import Arranged, AttentionBias, causal_window
-from .lengths import SeqLenInfo, SeqLenInfoOfSome, lengths
+from .lengths import SeqLenInfo, SeqLenInfoOfSome, check_pages, lengths
 
 _Self = TypeVar("_Self", bound="Blocks")
 
@@ -104,16 +104,15 @@ class BlockDiagonalMask(Blocks):
         cls, q_seqlen: Sequence[int], kv_seqlen: Sequence[int] | None = None, *, device: torch.device | None = None
     ) -> Any:
         """The mask of texts of these lengths; of as many keys as queries by default."""
-        queries = SeqLenInfo.from_seqlens(q_seqlen, device=device)
-        if kv_seqlen is None or list(kv_seqlen) == list(q_seqlen):
-            return cls(queries, queries)
-        _check_as_many("kv_seqlen", kv_seqlen, q_seqlen)
-        return cls(queries, SeqLenInfo.from_seqlens(kv_seqlen, device=device))
+        queries = SeqLenInfo.from_seqlens(lengths("q_seqlen", q_seqlen), device=device)
+        keys = queries if kv_seqlen is None else SeqLenInfo.from_seqlens(lengths("kv_seqlen", kv_seqlen), device=device)
+        _check_as_many("kv_seqlen", keys.seqstart_py, queries.seqstart_py)
+        return cls(queries, queries if keys.seqstart_py == queries.seqstart_py else keys)
 
     @classmethod
     def from_tensor_list(cls, tensors: Sequence[Tensor]) -> tuple[Any, Tensor]:
         """The mask of texts ``(rows, length, ...)``, and these laid end to end, ``(1, total, ...)``."""
-        mask = cls.from_seqlens([x.shape[1] for x in tensors for _ in range(len(x))])
+        mask = cls.from_seqlens(_lengths_of("tensors", tensors))
         mask._batch_sizes = [len(x) for x in tensors]
         return mask, _joined(tensors)
 
@@ -122,9 +121,11 @@ class BlockDiagonalMask(Blocks):
         cls, tensors_q: Sequence[Tensor], tensors_k: Sequence[Tensor], tensors_v: Sequence[Tensor] | None = None
     ) -> tuple[Any, Tensor, Tensor, Tensor | None]:
         """The mask of queries and keys of each text, and queries, keys and values laid end to end."""
+        sizes = _lengths_of("tensors_q", tensors_q), _lengths_of("tensors_k", tensors_k)
         _check_as_many("tensors_k", tensors_k, tensors_q)
-        sizes = [[x.shape[1] for x in tensors for _ in range(len(x))] for tensors in (tensors_q, tensors_k)]
         mask = cls.from_seqlens(*sizes)
+        if tensors_v is not None:
+            _lengths_of("tensors_v", tensors_v)
         mask._batch_sizes = [len(x) for x in tensors_q]
         values = None if tensors_v is None else _joined(tensors_v)
         return mask, _joined(tensors_q), _joined(tensors_k), values
@@ -240,10 +241,11 @@ class BlockDiagonalPaddedKeysMask(Blocks):
 
     def make_paged(self, block_tables: Tensor, page_size: int, paged_type: Any) -> Any:
         """These texts with their keys in pages: a mask of ``paged_type``."""
+        slots = check_pages(block_tables, page_size)
         keys = SeqLenInfoOfSome.from_seqlens_padded(
-            _of_some(self.k_seqinfo).seqlen_py, block_tables.shape[1] * page_size, device=self.k_seqinfo.device
+            _of_some(self.k_seqinfo).seqlen_py, slots, device=self.k_seqinfo.device
         )
-        return paged_type(self.q_seqinfo, keys, block_tables, page_size)
+        return _class("paged_type", paged_type)(self.q_seqinfo, keys, block_tables, page_size)
 
 
 @dataclass
@@ -305,6 +307,7 @@ class BlockDiagonalGappyKeysMask(Blocks):
         device: torch.device | None = None,
     ) -> Any:
         """The mask of these numbers of queries, places where keys begin, with the total behind, and numbers of keys."""
+        q_seqlen, kv_seqlen = lengths("q_seqlen", q_seqlen), lengths("kv_seqlen", kv_seqlen)
         _check_as_many("kv_seqlen", kv_seqlen, q_seqlen)
         starts = lengths("kv_seqstarts", kv_seqstarts)
         if len(starts) != len(q_seqlen) + 1:
@@ -312,7 +315,7 @@ class BlockDiagonalGappyKeysMask(Blocks):
             raise wrong(
                 "kv_seqstarts", "must hold one number more than there are blocks", got, "The total is the last."
             )
-        keys = SeqLenInfoOfSome(starts, device, lengths("kv_seqlen", kv_seqlen))
+        keys = SeqLenInfoOfSome(starts, device, kv_seqlen)
         return cls(SeqLenInfo.from_seqlens(q_seqlen, device=device), keys)
 
     def make_paged(self, block_tables: Tensor, page_size: int, notional_padding: int, paged_type: Any) -> Any:
@@ -324,14 +327,15 @@ class BlockDiagonalGappyKeysMask(Blocks):
             notional_padding: the keys of text ``n`` are counted from ``n * notional_padding`` on; whole pages.
             paged_type: the class.
         """
-        if notional_padding % position("page_size", page_size, at_least=1):
+        check_pages(block_tables, page_size)
+        if position("notional_padding", notional_padding, at_least=0) % page_size:
             got = f"{notional_padding} is no multiple of {page_size}"
             raise wrong("notional_padding", "must be a multiple of page_size", got, "Round it up.")
         sizes = _of_some(self.k_seqinfo).seqlen_py
         starts = [first - n * notional_padding for n, first in enumerate(self.k_seqinfo.seqstart_py[:-1])]
         ends = [first + size for first, size in zip(starts, sizes, strict=True)]
         keys = SeqLenInfoOfSome([*starts, -1], self.k_seqinfo.device, ends)
-        return paged_type(self.q_seqinfo, keys, block_tables, page_size)
+        return _class("paged_type", paged_type)(self.q_seqinfo, keys, block_tables, page_size)
 
 
 @dataclass
@@ -345,6 +349,7 @@ class BlockDiagonalCausalWithOffsetGappyKeysMask(BlockDiagonalGappyKeysMask):
 def _padded(
     q_seqlen: Sequence[int], kv_padding: int, kv_seqlen: Sequence[int], device: torch.device | None
 ) -> tuple[SeqLenInfo, SeqLenInfoOfSome]:
+    q_seqlen, kv_seqlen = lengths("q_seqlen", q_seqlen), lengths("kv_seqlen", kv_seqlen)
     _check_as_many("kv_seqlen", kv_seqlen, q_seqlen)
     keys = SeqLenInfoOfSome.from_seqlens_padded(kv_seqlen, kv_padding, device=device)
     return SeqLenInfo.from_seqlens(q_seqlen, device=device), keys
@@ -359,6 +364,22 @@ def _check_as_many(name: str, given: Sequence[Any], wanted: Sequence[Any]) -> No
     if len(given) != len(wanted):
         got = f"there are {len(given)} and {len(wanted)}"
         raise wrong(name, "must hold as many entries as there are blocks of queries", got, "Give an empty block 0.")
+
+
+def _lengths_of(name: str, tensors: Sequence[Tensor]) -> list[int]:
+    """The length of each text of tensors ``(rows, length, ...)``."""
+    found = [check_tensor(name, x) for x in sequence(name, tensors, "a sequence of tensors", f"{name}=[a, b]")]
+    for x in found:
+        if x.dim() < 2:
+            raise wrong(name, "must be (rows, length, ...) each", f"one is {describe(x)}", "Use unsqueeze.")
+    return [x.shape[1] for x in found for _ in range(len(x))]
+
+
+def _class(name: str, kind: Any) -> type[Any]:
+    if not isinstance(kind, type):
+        way_out = "For example PagedBlockDiagonalPaddedKeysMask."
+        raise wrong(name, "must be a class of masks", f"it is {describe(kind)}", way_out)
+    return kind
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:

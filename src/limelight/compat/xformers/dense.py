@@ -12,7 +12,8 @@ from ...forms.coordinates import Where
 from ...forms.layouts import Aligned, Layout
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.scores import Bias, ScoreRule
-from ...tensors.shapes import check_tensor, position
+from ...tensors.shapes import check_tensor, describe, position, sequence, whole_number, wrong
+from .. import arguments
 
 
 class Arranged(NamedTuple):
@@ -48,9 +49,13 @@ class AttentionBias:
         self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> Tensor:
         """The whole mask, ``(..., Lq, Lk)``: what is added to the scores, minus infinity where a key is not seen."""
-        Lq, Lk = shape[-2:]
+        sizes = sequence("shape", shape, "(..., Lq, Lk)", "shape=(30, 30)")
+        if len(sizes) < 2:
+            raise wrong("shape", "must be (..., Lq, Lk)", f"it is {describe(shape)}", "For example (30, 30).")
+        Lq, Lk = (whole_number("shape", size, at_least=0) for size in sizes[-2:])
+        device = arguments.device("device", device)
         layout, pattern, scores, keys, _ = self.arranged(Lq, Lk)
-        coordinates = (layout or Aligned()).coordinates(1, Lq, Lk if keys is None else len(keys), torch.device(device))
+        coordinates = (layout or Aligned()).coordinates(1, Lq, Lk if keys is None else len(keys), device)
         seen = coordinates.together()
         if pattern is not None:
             seen = seen & pattern.allows(Where.of(coordinates, 1, 1))

@@ -9,7 +9,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ...tensors.shapes import describe, position, sequence, wrong
+from ...tensors.shapes import check_tensor, describe, position, sequence, wrong
+from .. import arguments
 
 
 @dataclass
@@ -23,6 +24,10 @@ class SeqLenInfo:
 
     seqstart_py: list[int]
     device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            self.device = arguments.device("device", self.device)
 
     @classmethod
     def from_seqlens(cls, seqlens: Sequence[int], *, device: torch.device | None = None) -> SeqLenInfo:
@@ -54,7 +59,7 @@ class SeqLenInfo:
 
     def split(self, x: Tensor, batch_sizes: Sequence[int] | None = None) -> list[Tensor]:
         """The blocks of ``(1, M, ...)``, each ``(rows, length, ...)``; ``batch_sizes`` are the rows of each."""
-        if x.shape[0] != 1 or x.shape[1] != self.seqstart_py[-1]:
+        if check_tensor("tensor", x).dim() < 2 or x.shape[0] != 1 or x.shape[1] != self.seqstart_py[-1]:
             rule = f"must be (1, {self.seqstart_py[-1]}, ...)"
             raise wrong("tensor", rule, f"it is {describe(x)}", "Pass all blocks laid end to end.")
         sizes = [1] * (len(self.seqstart_py) - 1) if batch_sizes is None else list(batch_sizes)
@@ -99,6 +104,19 @@ class SeqLenInfoOfSome(SeqLenInfo):
     def to(self, device: torch.device) -> SeqLenInfoOfSome:
         """A copy with tensors on another device."""
         return SeqLenInfoOfSome(self.seqstart_py, device, self.seqlen_py, self.padding)
+
+
+def check_pages(block_tables: Tensor, page_size: int) -> int:
+    """The number of slots in the pages of a text.
+
+    Raises:
+        ArgumentError: ``block_tables`` is no ``(N, pages of a text)`` whole numbers, or ``page_size`` is below 1.
+    """
+    table = check_tensor("block_tables", block_tables)
+    if table.dim() != 2 or table.is_floating_point():
+        rule, way_out = "must be (N, pages of a text) whole numbers", "Give one row for each text."
+        raise wrong("block_tables", rule, f"it is {describe(table)}", way_out)
+    return table.shape[1] * position("page_size", page_size, at_least=1)
 
 
 def lengths(name: str, given: object) -> list[int]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...forms.layouts import Packed, Paged
 from ...forms.patterns import Causal, Pattern
-from ...tensors.shapes import check_tensor, describe, position, wrong
+from ...tensors.shapes import describe, wrong
 from .dense import Arranged, AttentionBias
-from .lengths import SeqLenInfo, SeqLenInfoOfSome, lengths
+from .lengths import SeqLenInfo, SeqLenInfoOfSome, check_pages, lengths
 
 _Self = TypeVar("_Self", bound="InPages")
 
@@ -31,11 +31,10 @@ class InPages(AttentionBias):
     causal: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        position("page_size", self.page_size, at_least=1)
-        table = check_tensor("block_tables", self.block_tables)
-        if table.dim() != 2 or len(table) != len(self.q_seqinfo.seqstart_py) - 1 or table.is_floating_point():
-            rule = f"must be ({len(self.q_seqinfo.seqstart_py) - 1}, pages of a text) whole numbers"
-            raise wrong("block_tables", rule, f"it is {describe(table)}", "Give one row for each text.")
+        check_pages(self.block_tables, self.page_size)
+        if len(self.block_tables) != len(self.q_seqinfo.seqstart_py) - 1:
+            rule = f"must be ({len(self.q_seqinfo.seqstart_py) - 1}, pages of a text)"
+            raise wrong("block_tables", rule, f"it is {describe(self.block_tables)}", "Give one row for each text.")
 
     @property
     def pattern(self) -> Pattern | None:
@@ -114,7 +113,7 @@ class PagedBlockDiagonalPaddedKeysMask(InPages):
         device: torch.device | None = None,
     ) -> Any:
         """The mask of these numbers of queries and keys."""
-        slots = block_tables.shape[1] * page_size
+        q_seqlen, slots = lengths("q_seqlen", q_seqlen), check_pages(block_tables, page_size)
         keys = SeqLenInfoOfSome.from_seqlens_padded(kv_seqlen, slots, device=device)
         return cls(SeqLenInfo.from_seqlens(q_seqlen, device=device), keys, block_tables, page_size)
 
@@ -153,6 +152,7 @@ class PagedBlockDiagonalGappyKeysMask(InPages):
         device: torch.device | None = None,
     ) -> Any:
         """The mask of these numbers of queries, first keys, counted in the pages of each text, and numbers of keys."""
+        q_seqlen = lengths("q_seqlen", q_seqlen)
         starts, sizes = lengths("kv_seqstarts", kv_seqstarts), lengths("kv_seqlen", kv_seqlen)
         if not len(starts) == len(sizes) == len(q_seqlen):
             got = f"there are {len(starts)}, {len(sizes)} and {len(q_seqlen)}"

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...tensors.shapes import wrong
-from ..coordinates import Coordinates
-from ..descriptions import Description
+from ...tensors.shapes import describe, wrong
+from ..coordinates import Coordinates, check_sizes
+from ..descriptions import Checks, Description
 from ..pages import Pages
 from ..segments import KeyRanges
 
@@ -37,6 +37,8 @@ class Layout(Description):
 
     #: Whether keys and values lie in pages of memory, which `stored` finds, so that they can be gathered for `in_rows`.
     paged: ClassVar[bool] = False
+
+    argument_checks: ClassVar[Checks] = {"coordinates": check_sizes}
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -198,6 +200,12 @@ class Layout(Description):
             ArgumentError: the layout has no rows that can be chosen, as by default.
         """
         raise wrong("layout", "must be one of which rows can be chosen", f"it is {self!r}", "Use Padded.")
+
+
+def check_layout(layout: object) -> None:
+    """Raise `ArgumentError` where ``layout`` is neither a layout nor ``None``."""
+    if layout is not None and not isinstance(layout, Layout):
+        raise wrong("layout", "must be a Layout", f"it is {describe(layout)}", "None is Aligned().")
 
 
 def one_document(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 from ...tensors.shapes import whole_number
 from ..descriptions import Description
 from ..layouts import Aligned, Layout
+from ..layouts.base import check_layout
 from ..patterns import Pattern
 from ..segments import one_segment, unpack
 from ..segments import pack as pack_segments
@@ -69,6 +70,7 @@ def pairs(
     Raises:
         ArgumentError: a size is no whole number.
     """
+    check_layout(layout)
     keys = queries if keys is None else keys
     for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
         whole_number(name, size, at_least=0)

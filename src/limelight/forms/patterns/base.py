@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from ...tensors.shapes import wrong
-from ..coordinates import Where
-from ..descriptions import Description
+from ..coordinates import Where, check_where
+from ..descriptions import Checks, Description
 from ..spans import UNBOUNDED, Reach, Spans, complement, intersection, reach, union
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class Pattern(Description):
     faster; by default nothing is claimed: the lowering evaluates `allows` to a map of tiles, a cache keeps every key,
     and ``torch.vmap`` computes one sample after the other.
     """
+
+    argument_checks: ClassVar[Checks] = {"allows": check_where}
 
     def allows(self, at: Where) -> Tensor:
         """The definition: whether each query sees each key.

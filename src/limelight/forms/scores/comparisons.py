@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from ...tensors.shapes import Shapes, check_broadcast, check_tensor, number, wrong
-from ..descriptions import Description
+from ..descriptions import Checks, Description
 from .rules import check_float
+
+
+def _check_prepare(query: object, key: object) -> None:
+    check_tensor("query", query)
+    check_tensor("key", key)
 
 
 class Comparison(Description):
@@ -18,6 +23,8 @@ class Comparison(Description):
 
     A comparison replaces the dot product ``scale * q . k`` and has no ``scale``.
     """
+
+    argument_checks: ClassVar[Checks] = {"prepare": _check_prepare}
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the comparison does not fit the call."""

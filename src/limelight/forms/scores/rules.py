@@ -23,10 +23,15 @@ from ...tensors.shapes import (
     wrong,
 )
 from ...tensors.tracing import is_transformed, readable
-from ..coordinates import Where
-from ..descriptions import Description
+from ..coordinates import Where, check_where
+from ..descriptions import Checks, Description
 
 _Rule = TypeVar("_Rule", bound="ScoreRule")
+
+
+def _check_apply(scores: object, at: object) -> None:
+    check_tensor("scores", scores)
+    check_where(at)
 
 
 class ScoreRule(Description):
@@ -42,6 +47,8 @@ class ScoreRule(Description):
     #: Whether `apply` reads positions (``at.distance``). Backends that have positions as "index + offset" only serve a
     #: rule that does not under any layout.
     needs_positions: ClassVar[bool] = True
+
+    argument_checks: ClassVar[Checks] = {"apply": _check_apply}
 
     def check(self, shapes: Shapes) -> None:
         """Raise `ArgumentError` when the rule does not fit the call."""
@@ -152,7 +159,7 @@ class T5Buckets(Description):
 
     def __call__(self, distance: Tensor) -> Tensor:
         """The bucket of each ``distance = key position - query position``: int64, of the same shape, from 0."""
-        count, bucket = self.count, torch.zeros_like(distance)
+        count, bucket = self.count, torch.zeros_like(check_tensor("distance", distance))
         if self.bidirectional:
             count //= 2
             bucket = bucket + (distance > 0) * count

@@ -18,6 +18,7 @@ cross-attention keeps the keys and values of its source, computed once.
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Cache:
         rotate: whether keys and values of 8 bits are rotated before they are rounded.
 
     Raises:
-        ArgumentError: ``keep`` is no `Keep`, or stands beside a ``dtype``; ``dtype`` has not 8 bits.
+        ArgumentError: ``keep`` is no `Keep`; ``dtype`` has not 8 bits.
     """
 
     def __init__(
@@ -66,11 +67,9 @@ class Cache:
         if keep is not None and not isinstance(keep, Keep):
             raise wrong("keep", "must be a Keep, or None", f"it is {describe(keep)}", "For example Keep(2048).")
         self.keep, self.precision = keep, Precision.of(dtype, rotate)
-        if keep is not None and dtype is not None:
-            got = f"there is keep={keep}"
-            raise wrong("dtype", "must be None where a policy chooses what is kept", got, "Leave one of them out.")
         self.lengths: Lengths = 0
         self._rows: int | None = None
+        self._open: Step | None = None  # the pass that was begun last, until it is closed
         self._stores: Stores = {}
         self._graphs: dict[nn.Module, Any] = {}
 
@@ -95,8 +94,14 @@ class Cache:
             layers: how many self-attention layers the model has; needed by a `Pyramid` alone.
 
         Raises:
-            ArgumentError: another number of rows, a layout that cannot be continued, more tokens than the limit.
+            ArgumentError: another number of rows, a layout that cannot be continued, more tokens than the limit; an
+                earlier pass ended before all layers had read its tokens, and some of them cannot read these again.
         """
+        if self._rows is None:
+            self._stores.clear()  # of a first pass that ended early
+        elif self._open is not None and self._open.changed:
+            got = "a pass ended before all layers had read its tokens"
+            raise wrong("cache", "must hold whole passes", got, "Read the text again with a new cache.")
         whole_number("B", B, at_least=0)
         whole_number("L", L, at_least=0)
         if self._rows not in (None, B):
@@ -121,7 +126,7 @@ class Cache:
                     "Put the new tokens of every row first.",
                 )
         positions, exists = _positions(self.lengths, count, first, B, L, device)
-        held = self._stores, self._graphs, self.keep, layers, spread, self.precision
+        held = self._stores, self._graphs, self.keep, layers, spread, self.precision, B
         step = Step(layout, self.limit, self.lengths, count, positions, exists, *held)
         if self.limit is not None and step.longest > self.limit:
             raise wrong(
@@ -130,7 +135,7 @@ class Cache:
                 f"a row would have {step.longest}",
                 f"Use Cache(limit={step.longest}) or more, or Cache() without a limit.",
             )
-        self._rows = B
+        self._open = step
         return step
 
     def _divided(self, spread: Layout, B: int, L: int) -> tuple[Layout | None, int]:
@@ -145,7 +150,7 @@ class Cache:
 
     def close(self, step: Step) -> None:
         """End a pass: its tokens count as read."""
-        self.lengths = _same(step.after)
+        self.lengths, self._rows, self._open = _same(step.after), step.rows, None
 
     def select(self, rows: Tensor) -> None:
         """Keep these ``rows`` ``(N,)``, in this order, with repetitions: beams, or texts not yet ended."""
@@ -191,13 +196,15 @@ class Cache:
         """A cache of the same layers; of their copies where they were copied before it, in one call."""
         copied = memo[id(self)] = Cache(self.limit, keep=self.keep)
         copied.lengths, copied._rows, copied.precision = deepcopy(self.lengths, memo), self._rows, self.precision
+        copied._open = self._open
         for (layer, call), store in self._stores.items():
             copied._stores[memo.get(id(layer), layer), call] = deepcopy(store, memo)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
         """Without captured graphs, which hold addresses of this process."""
-        return {**self.__dict__, "_graphs": {}}
+        opened = None if self._open is None else replace(self._open, graphs={})
+        return {**self.__dict__, "_graphs": {}, "_open": opened}
 
     def __repr__(self) -> str:
         return f"<Cache: {self._rows or 0} rows, up to {maximum(self.lengths)} tokens, {self.bytes / 2**20:.1f} MiB>"

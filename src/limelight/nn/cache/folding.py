@@ -16,6 +16,7 @@ from torch import Tensor
 from ...forms.layouts import Portion
 from ...forms.observations import Observe, current_watcher
 from ...forms.patterns import Causal, Explicit
+from ...forms.quantized import Quantized
 from ...forms.scores import ScoreRule
 from ...forms.segments import pack, unpack
 from ...forms.settings import Settings
@@ -23,6 +24,7 @@ from ...operator.attention import attention
 from ...operator.calling import prepare, run
 from ...tensors.shapes import wrong
 from .policies import Numbers
+from .precision import Cached
 
 RECEIVED = Observe(received=True)
 
@@ -74,7 +76,7 @@ class Heads:
 
 def attend(
     query: Tensor,
-    buffers: list[Tensor],
+    folded: tuple[Cached, Cached],
     heads: Heads,
     first: Numbers,
     count: Numbers,
@@ -87,7 +89,7 @@ def attend(
 
     Args:
         query: ``(B, Hq, L, D)``.
-        buffers: ``(T, D)`` keys and ``(T, Dv)`` values.
+        folded: keys ``(1, 1, T, D)`` and values ``(1, 1, T, Dv)``.
         heads: where those of each head lie.
         first: ``(B,)``, the first query of a row that exists.
         count: ``(B,)``, how many exist.
@@ -100,16 +102,15 @@ def attend(
         mean over the query heads of its group, or ``None``.
     """
     if watched and current_watcher() is not None:
-        return _padded(query, buffers, heads, first, count, settings, received)
+        return _padded(query, folded, heads, first, count, settings, received)
     B, Hq, L, _ = query.shape
-    keys, values = (buffer[None, None] for buffer in buffers)
     outputs, weight = [], None
     for chosen, sink in _parts(heads.number, Hq, settings.get("sink")):
-        folded = _fold(query, heads.number, chosen)
+        queries = _fold(query, heads.number, chosen)
         layout, observe = heads.segments(chosen, L, first, count), RECEIVED if received else None
         call = {name: value for name, value in settings.items() if name != "name"}
         made = Settings(**{**call, "sink": sink, "layout": layout, "observe": observe})
-        result = run(prepare(folded, keys, values, made), None)
+        result = run(prepare(queries, *folded, made), None)
         outputs.append(_unfold(result.output, B, chosen.stop - chosen.start, L))
         if result.observations is not None and result.observations.received is not None:
             mean = result.observations.received[0].mean(0)
@@ -119,7 +120,7 @@ def attend(
 
 def _padded(
     query: Tensor,
-    buffers: list[Tensor],
+    folded: tuple[Cached, Cached],
     heads: Heads,
     first: Numbers,
     count: Numbers,
@@ -129,7 +130,9 @@ def _padded(
     """As `attend`, with all heads padded to one length, so that a watcher sees a call of the layer's own heads."""
     B, Hq, L, _ = query.shape
     places, exists = heads.padded(query.device)
-    keys, values = (buffer[places] for buffer in buffers)
+    keys, values = (
+        x.map(lambda part: part[0, 0, places]) if isinstance(x, Quantized) else x[0, 0, places] for x in folded
+    )
     number = torch.arange(L) - torch.from_numpy(first)[:, None]  # (B, L): which existing query of its row
     new = torch.from_numpy(count)[:, None]
     last = torch.from_numpy(heads.count).view(B, -1, 1) - (new - number)[:, None]  # (B, Hkv, L): place of its own key
@@ -140,7 +143,7 @@ def _padded(
     if not received:
         return plain(attention(query, keys, values, **call)), None
     output, weight = observed(attention(query, keys, values, observe=RECEIVED, **call), heads.number)
-    spread = weight.new_zeros(len(buffers[0]))
+    spread = weight.new_zeros(folded[0].shape[2])
     spread[places[exists]] = weight[exists]
     return output, spread
 

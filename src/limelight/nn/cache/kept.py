@@ -13,6 +13,7 @@ from ...operator.attention import attention
 from ...tensors.shapes import wrong
 from .folding import RECEIVED, Heads, attend, check_settings, observed, plain, ranges
 from .policies import HeldKeys, Keep, Numbers
+from .precision import DENSE, Cached, Precision
 from .stores import NewTokens, Store
 
 
@@ -46,12 +47,13 @@ class KeptStore(Store):
         keep: the policy.
         layer: number of the layer, from 0.
         layers: how many there are; ``None`` where that is not known.
+        precision: in which keys and values are kept.
     """
 
-    def __init__(self, keep: Keep, layer: int = 0, layers: int | None = None) -> None:
+    def __init__(self, keep: Keep, layer: int = 0, layers: int | None = None, precision: Precision = DENSE) -> None:
         none = np.zeros(0, np.int64)
-        self.keep, self.layer, self.layers = keep, layer, layers
-        self.buffers: list[Tensor] = []  # (T, D) keys and (T, Dv) values, those of a head in the order of positions
+        self.keep, self.layer, self.layers, self.precision = keep, layer, layers, precision
+        self.buffers: list[Tensor] = []  # (T, ...) each, of `Precision`: those of a head in the order of positions
         self.positions = torch.zeros(0, dtype=torch.int64)  # (T,)
         self.received: Tensor | None = None  # (T,) weight that each key has received, mean over its group
         self.queries: Tensor | None = None  # (B, Hq, window, D): that of position p in place p % window
@@ -82,7 +84,7 @@ class KeptStore(Store):
         if new.continues:
             none, count = np.zeros(B, np.int64), _each(new.count, B)
             wanted = self.keep.by.observes
-            output, weight = attend(query, self.buffers, self.heads, none, count, settings, received=wanted)
+            output, weight = attend(query, self._folded(), self.heads, none, count, settings, received=wanted)
             if self.received is not None and weight is not None:
                 self.received += weight
         else:
@@ -95,11 +97,11 @@ class KeptStore(Store):
     def _add(self, new: NewTokens, key: Tensor, value: Tensor) -> None:
         """Write the new keys and values behind those of their heads."""
         B, H, L, _ = key.shape
-        device = key.device
+        device, parts = key.device, self.precision.split(key, value)
         if not self.buffers:
             self.evicted = self.room = np.zeros(B * H, np.int64)
             self.heads = Heads(H, self.room, self.room)
-            self.buffers = [x.new_zeros(0, x.shape[3]) for x in (key, value)]
+            self.buffers = [x.new_zeros(0, x.shape[3]) for x in parts]
             self.positions = self.positions.to(device)
             if self.keep.by.observes:
                 self.received = key.new_zeros(0, dtype=torch.promote_types(key.dtype, torch.float32))
@@ -114,14 +116,14 @@ class KeptStore(Store):
         behind = torch.from_numpy(self.heads.start + self.heads.count).to(device).view(B, H)
         if new.exists is None:
             places = (behind[:, :, None] + torch.arange(L, device=device)).flatten()
-            written = [x.reshape(-1, x.shape[3]) for x in (key, value)]
+            written = [x.reshape(-1, x.shape[3]) for x in parts]
             positions = new.positions[:, None].expand(B, H, L).flatten()
         else:
             row, token = new.exists.nonzero(as_tuple=True)
             at = new.positions[row, token]
             before = torch.as_tensor(new.before, device=device).expand(B)
             places = (behind[row] + (at - before[row])[:, None]).flatten()
-            written = [x[row, :, token].flatten(0, 1) for x in (key, value)]
+            written = [x[row, :, token].flatten(0, 1) for x in parts]
             positions = at[:, None].expand(-1, H).flatten()
         for buffer, tensor in zip((*self.buffers, self.positions), (*written, positions), strict=True):
             buffer.index_copy_(0, places, tensor)
@@ -186,9 +188,13 @@ class KeptStore(Store):
         order = place.to(self.queries.device)[:, None, :, None].expand_as(self.queries)
         queries, count = self.queries.gather(2, order), np.minimum(after, window)
         how: dict[str, Any] = {"received": True, "watched": False}
-        weight = attend(queries, self.buffers, self.heads, window - count, count, settings, **how)[1]
+        weight = attend(queries, self._folded(), self.heads, window - count, count, settings, **how)[1]
         assert weight is not None
         return weight / window
+
+    def _folded(self) -> tuple[Cached, Cached]:
+        """Keys and values of all heads, ``(1, 1, T, D)`` and ``(1, 1, T, Dv)``."""
+        return self.precision.joined([buffer[None, None] for buffer in self.buffers])
 
     def _move(self, places: Numbers, count: Numbers, room: Numbers) -> None:
         """Copy the keys at ``places`` to new memory, where each head has its ``count`` of them and ``room``."""

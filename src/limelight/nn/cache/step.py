@@ -36,6 +36,7 @@ class Step(NewTokens):
         layers: how many layers the model has; ``None`` where that is not known.
         spread: the layout by which several processes have divided the tokens; ``None`` where this one reads all.
         precision: in which keys and values of a text are kept.
+        rows: of the batch.
     """
 
     stores: Stores
@@ -44,7 +45,14 @@ class Step(NewTokens):
     layers: int | None = None
     spread: Layout | None = None
     precision: Precision = DENSE
+    rows: int = 1
     _calls: dict[nn.Module, int] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether a layer has read the new tokens whose store cannot read them a second time."""
+        called = (self.stores.get((layer, n)) for layer, times in self._calls.items() for n in range(times))
+        return any(isinstance(store, (WindowStore, KeptStore, RecurrentState)) for store in called)
 
     @property
     def own_positions(self) -> Tensor:
@@ -158,7 +166,7 @@ class Step(NewTokens):
         store = store_for(pattern, self.precision)
         if self.keep is None or isinstance(store, WindowStore):
             return store
-        return KeptStore(self.keep, len(texts_of(self.stores)), self.layers)
+        return KeptStore(self.keep, len(texts_of(self.stores)), self.layers, self.precision)
 
     def _complete(self, layer: nn.Module, pattern: Pattern | None) -> FullStore | WindowStore:
         """The store of a layer whose heads keep the same keys."""
