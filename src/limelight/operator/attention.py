@@ -28,7 +28,7 @@ from .calling import autocast, prepare, run, with_batch
 from .keywords import unexpected
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Never, Unpack
 
 
 @overload
@@ -86,7 +86,7 @@ def attention(
     observe: Observe | None = None,
     backend: str | None = None,
     name: str | None = None,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Tensor | tuple[Tensor, Observations]:
     """Exact attention: ``out_i = sum_j softmax_j(s_ij) v_j`` over the keys ``j`` that query ``i`` sees.
 
