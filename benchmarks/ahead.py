@@ -33,7 +33,7 @@ from triton.runtime.jit import JITFunction
 import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
-from limelight.backends.gpu import flash1, flash2, machine
+from limelight.backends.gpu import flash1, flash2, machine, plans
 from limelight.backends.gpu.hopper import flash3, flash3_float8
 from limelight.backends.gpu.hopper.tuning import WIDEST_BACKWARD
 from limelight.forms.settings import Settings
@@ -196,6 +196,7 @@ def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
         return compiled[-1][0]
 
     triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
+    plans.clear()  # of another generation
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(machine, "generation", return_value=generation),

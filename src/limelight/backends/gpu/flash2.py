@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...forms.lowering import Lowered
 from ..contract import Call, Result, unknown_positions
-from . import arguments, machine, observing, tuning
+from . import arguments, machine, observing, plans, tuning
 from .arguments import reasons_against_pages
 from .gradients import backward, reasons_against_backward
+from .launching import launch
 from .score_rules import kernel_rules, rule_arguments, unsupported_rules
 from .visibility import beyond_32_bits, nothing_visible, visibility
 
@@ -51,6 +52,10 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
+    return plans.forward(call, NAME, _forward)
+
+
+def _forward(call: Call) -> Result:
     from .kernels import forward as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
@@ -96,7 +101,8 @@ def forward(call: Call) -> Result:
     grid = (visible.tiles, Hq // pack, visible.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
-        kernels.forward[grid](
+        launch(
+            kernels.forward, grid,
             query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
             query.stride()[:3], *stored, strides, B, Hq, group, Lq,
             *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
@@ -105,7 +111,8 @@ def forward(call: Call) -> Result:
         )  # fmt: skip
     if splits > 1:
         rows = 16
-        kernels.merge[(-(-B * Hq * Lq // rows),)](
+        launch(
+            kernels.merge, (-(-B * Hq * Lq // rows),),
             parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
             SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...forms.observations import Observations
 from ..contract import Call
 from . import arguments, machine, tuning
+from .launching import launch
 from .normalizers import normalizers
 from .score_rules import rule_arguments
 from .visibility import visibility
@@ -114,7 +115,8 @@ class _Passes:
         if self.nothing_visible or not self.visible.tiles:
             return found
         for first in range(0, max(width, 1), FEATURES):
-            kernels.row_statistics[self.visible.tiles, Hq, self.visible.rows](
+            launch(
+                kernels.row_statistics, (self.visible.tiles, Hq, self.visible.rows),
                 self.query, self.key, self.normalizer, found["max_score"], found["max_weight"], found["entropy"],
                 found["distance"], found.get("top_weights"), found.get("top_keys"), features, found.get("features"),
                 *self.strides, Hq, Hq // Hkv, Lq, *self.visible.of_tile, *self.scoring, first, width, request.top,
@@ -131,7 +133,8 @@ class _Passes:
         rows, columns = -(-Lq // high), -(-Lk // wide)
         result = self.new(B, Hq, 1, Lk) if by_key else self.new(B, Hq, rows, columns)
         if not self.nothing_visible and result.numel() and rows:
-            kernels.block_sums[rows * columns, Hq, B](
+            launch(
+                kernels.block_sums, (rows * columns, Hq, B),
                 self.query, self.key, self.normalizer, result, *self.strides, Hq, Hq // Hkv, Lq, Lk,
                 *self.visible.of_all_segments, *self.scoring, high, wide, columns, BY_KEY=by_key, **self.options,
             )  # fmt: skip
@@ -145,7 +148,8 @@ class _Passes:
         result = self.new(B, Hq, len(chosen), Lk)
         if not self.nothing_visible and result.numel():
             tiles = -(-len(chosen) // self.tile.rows) * -(-Lk // self.tile.keys)
-            kernels.whole_rows[tiles, Hq, B](
+            launch(
+                kernels.whole_rows, (tiles, Hq, B),
                 self.query, self.key, self.normalizer, result, chosen.to(self.device), len(chosen), *self.strides,
                 Hq, Hq // Hkv, Lq, Lk, *self.visible.of_all_segments, *self.scoring, **self.options,
             )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ....forms.scores import ALiBi, SoftCap
 from ...contract import Call, Result, unknown_positions
-from .. import arguments, compatibility, gradients, machine, observing
+from .. import arguments, compatibility, gradients, launching, machine, observing, plans
 from .. import tuning as triton_tuning
 from ..gradients import reasons_against_backward
 from ..score_rules import kernel_rules, rule_arguments
@@ -105,7 +105,7 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
-    return compute(call, None, tuning.FORWARD)
+    return plans.forward(call, NAME, lambda call: compute(call, None, tuning.FORWARD))
 
 
 def compute(call: Call, quantise: Callable[[int], Quantised] | None, tiles: dict[int, tuning.Stages]) -> Result:
@@ -149,7 +149,8 @@ def launch(
     const = arguments.constants(call, rules, visible, 1, 1, tile)
     records = torch.empty(visible.rows * visible.tiles * 32, dtype=torch.int32, device=device)
     flags = torch.empty((visible.rows, Hq, visible.tiles), dtype=torch.int32, device=device)
-    schedule.plan[visible.tiles, visible.rows](
+    launching.launch(
+        schedule.plan, (visible.tiles, visible.rows),
         records, flags, Hq, visible.work, visible.segments, visible.segment, *visible.interval_tables,
         const=const, num_warps=4,
     )  # fmt: skip
@@ -166,14 +167,16 @@ def launch(
         tensors, value_block = quantised[:3], (const.VALUE_WIDTH, const.BLOCK)
     blocks = ((tuning.ROWS // 2, const.WIDTH), (const.BLOCK, const.WIDTH), value_block)
     copied = [describe(tensor, *block) for tensor, block in zip(tensors, blocks, strict=True)]
-    kernels.forward[(min(items, machine.processors(device)),)](
+    launching.launch(
+        kernels.forward, (min(items, machine.processors(device)),),
         *copied, scales, output, logsumexp, flags, sink, output.stride()[:3],
         items, visible.tiles, columns, section, Hq, Hq // Hkv, Lq, records, *visible.interval_tables, *scoring,
         const=const, FLOAT8=quantised is not None, STAGES=stages.stages, REGISTERS=stages.computing,
         num_warps=4, maxnreg=stages.entry,
     )  # fmt: skip
     rescue = triton_tuning.forward_tile("hopper", itemsize, max(const.WIDTH, const.VALUE_WIDTH), tuning.ROWS)
-    triton_kernels.forward[visible.tiles, Hq, visible.rows](
+    launching.launch(
+        triton_kernels.forward, (visible.tiles, Hq, visible.rows),
         query, key, value, output, logsumexp, flags, sink,
         query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,
         *visible.of_tile, *scoring, *arguments.dropout(call),
