@@ -16,8 +16,8 @@
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
   FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Our backward passes
   take seven products where five are counted; their rate counting all seven is given too. Decode is in GB/s, of the
-  measured memory bandwidth. Then the cost of observations, whether CUDA graphs capture a call, and the goals and
-  predictions (see ``benchmarks/predictions.md``) beside the measurements.
+  measured memory bandwidth. Then the cost of observations, the host's time of a call, whether CUDA graphs capture a
+  call, and the goals and predictions (see ``benchmarks/predictions.md``) beside the measurements.
 
 Results are written to ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """
@@ -38,6 +38,7 @@ from on_gpu.correctness import correctness, float8, seen
 from on_gpu.costs import decode, graph, observations
 from on_gpu.determinism import REPEATED, determinism, sanitizer
 from on_gpu.goals import goals
+from on_gpu.host import host
 from on_gpu.selection import GPU_BACKENDS, Selection
 from on_gpu.speed import speed, speed_cases
 
@@ -81,6 +82,7 @@ def main() -> int:
         result["speed"] = speed(device, options)
         result["decode"] = decode(device, options.tiny, options.seconds)
         result["observations"] = observations(device, options.tiny, options.seconds)
+        result["host"] = host(device, options.tiny)
         result["graph"] = graph(device, failures)
         result["goals"] = goals(result)
     result["failures"] = failures
@@ -127,7 +129,7 @@ def what_would_run(part: str) -> list[str]:
         "sanitizer": ["memcheck and racecheck of the tiny calls"],
         "speed": [
             *(f"{form} {D} {length} {str(dtype)[6:]}, both ways" for dtype, D, length, form in speed_cases()),
-            "decode", "observations", "CUDA graphs",
+            "decode", "observations", "host", "CUDA graphs",
         ],
     }  # fmt: skip
     return [f"{name}: {case}" for name in parts if part in ("all", name) for case in parts[name]]
