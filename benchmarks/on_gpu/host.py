@@ -28,6 +28,7 @@ def host(device: torch.device, tiny: bool) -> list[dict[str, Any]]:
     for name, queries, keys, gradients in (
         ("causal", 256, 256, False), ("causal, both ways", 256, 256, True), ("one query", 1, 1024, False),
     ):  # fmt: skip
+        queries, keys = (min(n, 16) if tiny else n for n in (queries, keys))
         q = torch.randn(1, 4, queries, 64, device=device, dtype=dtype, requires_grad=gradients)
         k, v = (torch.randn(1, 4, keys, 64, device=device, dtype=dtype, requires_grad=gradients) for _ in range(2))
         grad = torch.ones_like(q)
