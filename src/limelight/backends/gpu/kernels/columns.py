@@ -11,7 +11,7 @@ from .scores import load_rows, strides_of_text
 from .second_pass import tile_weights
 from .visibility import covers, intervals, segment_at, touches
 
-SCANNED = tl.constexpr(1024)  # queries whose intervals are compared with a tile of keys at a time
+SCANNED = tl.constexpr(256)  # queries whose intervals are compared with a tile of keys at a time
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def column_sums(
     WIDTH: tl.constexpr = const.WIDTH
     RECEIVED: tl.constexpr = received is not None
     BLOCKS: tl.constexpr = blocks is not None
-    by_key = tl.full((const.ROWS, const.BLOCK), 0.0, tl.float32)
+    by_key = tl.full((const.ROWS // 16, 8, const.BLOCK), 0.0, tl.float32)
     by_row = tl.full((const.ROWS, COLUMNS), 0.0, tl.float32)
     tiles = tl.cdiv(high, const.ROWS)  # of queries in a block
     for number in range(count):
@@ -97,7 +97,7 @@ def column_sums(
             for section in tl.static_range(3):
                 begin = first_tile if section == 0 else (whole_first if section == 1 else whole_last)
                 stop = whole_first if section == 0 else (whole_last if section == 1 else last_tile)
-                for step in range(stop - begin):
+                for step in tl.range(stop - begin, num_stages=None if section == 1 else 1):
                     tile = begin + step
                     block_row = tile // tiles
                     i = block_row * high + tile % tiles * const.ROWS + tl.arange(0, const.ROWS)
@@ -108,7 +108,8 @@ def column_sums(
                         section != 1,
                     )  # fmt: skip
                     if RECEIVED:
-                        by_key += w
+                        # Rows 8 apart lie in one thread, so this takes half the registers and no exchange.
+                        by_key += tl.sum(tl.reshape(w, (const.ROWS // 16, 2, 8, const.BLOCK)), 1)
                     if BLOCKS:
                         by_row += tl.sum(tl.reshape(w, (const.ROWS, COLUMNS, const.BLOCK // COLUMNS)), 2)
                         if (tile % tiles == tiles - 1) | (tile == last_tile - 1):
@@ -120,4 +121,4 @@ def column_sums(
                             tl.store(blocks + at, found, mask=of_column < columns)
                             by_row = tl.full((const.ROWS, COLUMNS), 0.0, tl.float32)
     if RECEIVED:
-        tl.store(received + place * keys + j, tl.sum(by_key, 0), mask=j < last)
+        tl.store(received + place * keys + j, tl.sum(tl.sum(by_key, 1), 0), mask=j < last)

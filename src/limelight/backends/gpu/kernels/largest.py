@@ -17,32 +17,36 @@ NO_KEY_LEFT = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _comparable(s, shift, rest, factor):
-    """Scores as they are compared, since of equal weights the lowest key comes first: those whose weight is 0 are
-    equal, and so are all of a row whose weights are NaN. Minus infinity, which is not seen, stays."""
-    power = tl.fma(s - shift, factor, -rest)
-    compared = tl.where(power == power, tl.where(power <= ZERO, LOWEST, s), 0.0)
-    return tl.where(s == -float("inf"), s, compared)
+def _largest(s, shift, rest, factor):
+    """The largest score of each row as scores are compared: those whose weights are 0 or NaN are equal, since of equal
+    weights the lowest key comes first. Minus infinity, which is not seen, stays."""
+    value = tl.max(s, 1)
+    positive = (tl.fma(value - shift, factor, -rest) > ZERO) | (value == -float("inf"))
+    return tl.where(positive, value, LOWEST)
 
 
 @triton.jit
-def _insert_all(s, j, best, best_keys):
-    """The scores that each row keeps and their keys, after those of a block with the keys ``j``: while a row has a
-    score above the smallest one that it keeps, the largest such score takes the place of that one."""
-    kept = tl.min(best, 1)
-    value = tl.max(s, 1)
-    while tl.max((value > kept).to(tl.int32), 0) > 0:
-        key = tl.min(tl.where(s == value[:, None], j, NO_KEY_LEFT), 1)
+def _insert(s, j, kept, best, best_keys, shift, rest, factor):
+    """``(kept, best, best_keys)`` after a block with the keys ``j``: while a row has a score above ``kept``, the
+    smallest that it keeps, its largest one takes the place of that one."""
+    # Maxima ignore NaN, which only a row with NaN weights has.
+    s = tl.where((rest != rest)[:, None] & (s != -float("inf")), LOWEST, s)
+    value = _largest(s, shift, rest, factor)
+    moves = value > kept
+    while tl.max(moves.to(tl.int32), 0) > 0:
+        # Below a score of a weight of 0 are only others.
+        key = tl.min(tl.where(s >= value[:, None], j, NO_KEY_LEFT), 1)
         s = tl.where(j == key[:, None], -float("inf"), s)
         # Of equal scores, the one with the highest key makes room. Keys of free places are distinct.
         smallest = best == kept[:, None]
         latest = tl.max(tl.where(smallest, best_keys, -NO_KEY_LEFT), 1)
-        replaced = smallest & (best_keys == latest[:, None]) & (value > kept)[:, None]
+        replaced = smallest & (best_keys == latest[:, None]) & moves[:, None]
         best = tl.where(replaced, value[:, None], best)
         best_keys = tl.where(replaced, key[:, None], best_keys)
         kept = tl.min(best, 1)
-        value = tl.max(s, 1)
-    return best, best_keys
+        value = _largest(s, shift, rest, factor)
+        moves = value > kept
+    return kept, best, best_keys
 
 
 @triton.jit(do_not_specialize=["segment", "heads", "queries", "top"])
@@ -78,6 +82,7 @@ def largest_weights(
     free = place < top
     best = tl.where(free & (i >= 0)[:, None], -float("inf"), float("inf"))
     best_keys = -1 - place + (i * 0)[:, None]
+    kept = tl.min(best, 1)
     for interval in range(const.INTERVALS):
         begin, end = interval_of(interval, seen_by, const)
         first_block, whole_first, whole_last, last_block = blocks(begin, end, exists, const)
@@ -86,14 +91,13 @@ def largest_weights(
         for section in tl.static_range(1 if const.MAP_ROWS > 0 else 3):
             start = first_block if section == 0 else (whole_first if section == 1 else whole_last)
             stop = whole_first if section == 0 else (whole_last if section == 1 else last_block)
-            for step in range(stop - start):
+            for step in tl.range(stop - start, num_stages=None if section == 1 else 1):
                 j1, _in_segment, s = block_scores(
                     q, start + step, begin, end, rows, limits, keys, scoring, tile_map, const, section != 1
                 )
-                above = (tl.max(s, 1) > tl.min(best, 1)).to(tl.int32)
-                if (tl.max(above, 0) > 0) | undefined:
-                    s = _comparable(s, shift[:, None], rest[:, None], factor)
-                    best, best_keys = _insert_all(s, j1[None, :], best, best_keys)
+                above = _largest(s, shift, rest, factor) > kept
+                if (tl.max(above.to(tl.int32), 0) > 0) | undefined:
+                    kept, best, best_keys = _insert(s, j1[None, :], kept, best, best_keys, shift, rest, factor)
     best = tl.where(free, best, -float("inf"))
     best_keys = tl.where(free, best_keys, NO_KEY_LEFT)
     for t in range(top):
