@@ -8,11 +8,11 @@ Tensors on the CPU pose as those of an H200. Kernels are compiled for it, and ev
 the checks, the choice of a backend, the lowering, PyTorch's autograd, plans, Triton's own dispatch where it is called.
 The launcher's C function is replaced by one that returns at once. Times are processor time of one core.
 
-Not included, since they need a GPU: the launcher's C function, which converts arguments and calls the driver (about
-2 µs a launch); what PyTorch's allocator takes on a GPU beyond its time on the CPU (about 1 µs a tensor); the launch that
-clears or fills a tensor there (about 3 µs); and the change of threads for a backward pass (about 10 µs). The columns
-say how many launches, new tensors and filled tensors a call has as it is written, before it has a plan. On the other
-hand, small tensors are cleared by the CPU here, and a check of ``is_cpu`` ends some others early.
+Not included, since they need a GPU: the launcher's C function, which converts arguments and calls the driver (about 2
+µs a launch); what PyTorch's allocator takes on a GPU beyond its time on the CPU (about 1 µs a tensor); the launch
+that clears or fills a tensor there (about 3 µs); and the change of threads for a backward pass (about 10 µs). The
+columns say how many launches, new tensors and filled tensors a call has as it is written, before it has a plan. On
+the other hand, small tensors are cleared by the CPU here, and a check of ``is_cpu`` ends some others early.
 """
 
 from __future__ import annotations

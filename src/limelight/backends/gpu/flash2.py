@@ -84,17 +84,20 @@ def _forward(call: Call) -> Result:
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
         return _result(call, output, logsumexp, empty)
+    statistics = of_parts = observing.new_statistics(call)
     splits = tuning.splits(programs, machine.processors(device), -(-visible.longest // tile.keys))
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
         parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
         logsumexps = torch.full((2, splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
+        of_parts = observing.new_statistics(call, splits)
     sink = arguments.sink(call)
     rules = rule_arguments(call)
     stored = arguments.stored_strides(call, key), arguments.stored_strides(call, value)
     whole = arguments.constants(call, rules, visible, pack, splits, tile)
-    whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `width_parts`
+    level = observing.statistics_level(call)
+    whole = dataclasses.replace(whole, WIDTH=first, REST=rest, STATISTICS=level)  # values in one part: `width_parts`
     const = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
     # A GPU sums each column in an order that does not depend on the others; the interpreter's products do not.
     rescued = const if machine.interpreted() else whole
@@ -103,7 +106,7 @@ def _forward(call: Call) -> Result:
     for rescue in (False, True):
         launch(
             kernels.forward, grid,
-            query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
+            query, key, value, parts, logsumexps, of_parts, flags, None if splits > 1 else sink,
             query.stride()[:3], *stored, strides, B, Hq, group, Lq,
             *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
             const=rescued if rescue else const, RESCUE=rescue,
@@ -113,10 +116,10 @@ def _forward(call: Call) -> Result:
         rows = 16
         launch(
             kernels.merge, (-(-B * Hq * Lq // rows),),
-            parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
-            SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
+            parts, logsumexps, of_parts, output, logsumexp, statistics, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
+            SPLITS=splits, SINK=sink is not None, STATISTICS=level, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
-    return _result(call, output, logsumexp, empty)
+    return _result(call, output, logsumexp, empty, statistics)
 
 
 def width_parts(call: Call) -> tuple[int, int, int, int]:
@@ -140,6 +143,8 @@ def heads_per_tile(Lq: int, group: int, lowered: Lowered) -> int:
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
 
 
-def _result(call: Call, output: Tensor, logsumexp: Tensor, empty: bool) -> Result:
-    seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
+def _result(
+    call: Call, output: Tensor, logsumexp: Tensor, empty: bool, statistics: observing.RowStatistics | None = None
+) -> Result:
+    seen = None if call.observe is None else observing.observe(call, logsumexp, empty, statistics)
     return Result(output, logsumexp, seen)

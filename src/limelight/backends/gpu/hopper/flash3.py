@@ -177,7 +177,7 @@ def launch(
     rescue = triton_tuning.forward_tile("hopper", itemsize, max(const.WIDTH, const.VALUE_WIDTH), tuning.ROWS)
     launching.launch(
         triton_kernels.forward, (visible.tiles, Hq, visible.rows),
-        query, key, value, output, logsumexp, flags, sink,
+        query, key, value, output, logsumexp, None, flags, sink,
         query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,
         *visible.of_tile, *scoring, *arguments.dropout(call),
         const=arguments.constants(call, rules, visible, 1, 1, rescue), RESCUE=True,
