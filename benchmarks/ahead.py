@@ -35,7 +35,8 @@ from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Page
 from limelight.backends.contract import Call
 from limelight.backends.gpu import flash1, flash2, machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.backends.gpu.hopper.tuning import WIDEST_BACKWARD
+from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, WIDEST_BACKWARD
+from limelight.backends.gpu.tuning import width
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -143,6 +144,17 @@ def backward(call: Call, backend: Any = flash2) -> None:
     backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 
+def candidate(call: Call) -> None:
+    """The forward pass in the form that is to be measured (`limelight.backends.gpu.hopper.tuning`)."""
+    flash3.compute(call, None, MEASURED | CANDIDATES)
+
+
+def call_widths(call: Call) -> tuple[int, ...]:
+    """The keys of the tables of `flash3`'s forward pass that serve a call."""
+    widest = max(call.shapes.D, call.shapes.Dv)
+    return (192 if 128 < widest <= 192 else max(64, width(widest)),)
+
+
 def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
     """``{name: (generation, function that runs the case)}``."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
@@ -153,6 +165,8 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
         if generation == "hopper":
             for name, call in HOPPER.items():
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
+                if not CANDIDATES.keys().isdisjoint(call_widths(call())):
+                    found[f"third candidate {name}, hopper"] = generation, lambda call=call: candidate(call())
                 if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
                     found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
             for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
