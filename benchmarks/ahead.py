@@ -35,7 +35,7 @@ from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Page
 from limelight.backends.contract import Call
 from limelight.backends.gpu import flash1, flash2, machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, WIDEST_BACKWARD
+from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, WIDEST_BACKWARD, ForwardStages
 from limelight.backends.gpu.tuning import width
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
@@ -149,6 +149,12 @@ def candidate(call: Call) -> None:
     flash3.compute(call, None, MEASURED | CANDIDATES)
 
 
+def statistics(call: Call, table: dict[int, ForwardStages]) -> None:
+    """The forward pass with the statistics of each row."""
+    largest = torch.zeros(call.shapes.scores[:3])
+    flash3.compute(call, None, table, (largest, largest, largest))
+
+
 def call_widths(call: Call) -> tuple[int, ...]:
     """The keys of the tables of `flash3`'s forward pass that serve a call."""
     widest = max(call.shapes.D, call.shapes.Dv)
@@ -169,6 +175,13 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
                     found[f"third candidate {name}, hopper"] = generation, lambda call=call: candidate(call())
                 if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
                     found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
+            for name in ("causal 64", "causal 128", "causal 192", "causal 256"):
+                for title, forms in (("statistics", MEASURED), ("candidate statistics", MEASURED | CANDIDATES)):
+                    if forms is MEASURED or name != "causal 128":
+                        found[f"third {title} {name}, hopper"] = (
+                            generation,
+                            lambda call=HOPPER[name], forms=forms: statistics(call(), forms),
+                        )
             for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
                 call = HOPPER[name]
                 found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())

@@ -174,6 +174,31 @@ def test_the_machine_notices(mistake, how, monkeypatch):
     assert not torch.equal(wrong, right)
 
 
+@pytest.mark.parametrize("table", [tuning.MEASURED, tuning.MEASURED | tuning.CANDIDATES], ids=["measured", "candidate"])
+@pytest.mark.parametrize(
+    "example",
+    [
+        example_of(pattern=Causal(), layout=Aligned(0), scale=3.0),
+        example_of(pattern=Causal() & (Window(70, 0) | Keys(first=3)), Lq=300, sink=torch.tensor([2.0, -INF])),
+        example_of(scores=(ALiBi(torch.rand(2)), SoftCap(5.0)), pattern=Causal(), scale=-0.2, D=192, Dv=128),
+    ],
+    ids=["causal", "sink", "rules"],
+)
+def test_statistics_of_rows(example, table):
+    half = [t.half() for t in (example.query, example.key, example.value)]
+    found = [torch.full(example.sizes.scores[:3], NAN) for _ in range(3)]
+    for level in (2, 1):
+        with installed():
+            given = (found[0], found[1], found[2] if level == 2 else None)
+            flash3.compute(prepare(*half, Settings(**example.settings)), None, table, given)
+        _, seen = limelight.attention(
+            *(t.double() for t in half), backend="reference",
+            observe=Observe(max_score=True, max_weight=True, entropy=True), **example.settings,
+        )  # fmt: skip
+        for ours, truth in zip(found, (seen.max_score, seen.max_weight, seen.entropy), strict=True):
+            torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
+
+
 # --- 8 bits -----------------------------------------------------------------------------------------------------------
 
 

@@ -110,10 +110,20 @@ def forward(call: Call) -> Result:
     return compute(call, None, tuning.FORWARD)
 
 
-def compute(call: Call, quantise: Callable[[int], Quantised] | None, table: dict[int, tuning.ForwardStages]) -> Result:
+def compute(
+    call: Call,
+    quantise: Callable[[int], Quantised] | None,
+    table: dict[int, tuning.ForwardStages],
+    statistics: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> Result:
     """Compute the call, with the stages that ``table`` has for its head width.
 
-    ``quantise`` makes the 8-bit inputs, in blocks of that many keys; without it the kernel reads the call's tensors.
+    Args:
+        call: the call.
+        quantise: makes the 8-bit inputs, in blocks of that many keys; without it the kernel reads the call's tensors.
+        table: stages by head width.
+        statistics: tensors for the largest score, the largest weight and the entropy of each row, ``(B, Hq, Lq)``
+            float32, which the kernel fills beside the output, except for tiles that it leaves to the rescue.
     """
     query, key, value = (bulk_copyable(x) for x in (call.query, call.key, call.value))
     B, Hq, _, Lq, _, D, Dv = call.shapes
@@ -126,14 +136,15 @@ def compute(call: Call, quantise: Callable[[int], Quantised] | None, table: dict
         logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
     if not empty and B * Hq:
         block = tuning.forward_stages(table, D, Dv)[0].block
-        launch(call, query, key, value, output, logsumexp, table, quantise(block) if quantise else None)
+        launch(call, (query, key, value), output, logsumexp, statistics, table, quantise(block) if quantise else None)
     seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
     return Result(output, logsumexp, seen)
 
 
 def launch(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor,
-    table: dict[int, tuning.ForwardStages], quantised: Quantised | None,
+    call: Call, tensors: tuple[Tensor, Tensor, Tensor], output: Tensor, logsumexp: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor | None] | None, table: dict[int, tuning.ForwardStages],
+    quantised: Quantised | None,
 ) -> None:  # fmt: skip
     """Fill ``output`` and ``logsumexp`` where queries belong to a segment."""
     from ..kernels import forward as triton_kernels
@@ -142,6 +153,7 @@ def launch(
     from .kernels import schedule
 
     B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    query, key, value = tensors
     device, itemsize = query.device, query.dtype.itemsize
     stages, of_keys, of_values = tuning.forward_stages(table, D, Dv)
     visible = visibility(call.lowered, stages.rows, device)
@@ -152,6 +164,7 @@ def launch(
     const = dataclasses.replace(
         arguments.constants(call, rules, visible, 1, 1, tile),
         WIDTH=of_keys[0], REST=of_keys[1], VALUE_WIDTH=of_values[0], VALUE_REST=of_values[1],
+        STATISTICS=0 if statistics is None else 1 if statistics[2] is None else 2,
     )  # fmt: skip
     records = torch.empty(visible.rows * visible.tiles * 32, dtype=torch.int32, device=device)
     flags = torch.empty((visible.rows, Hq, visible.tiles), dtype=torch.int32, device=device)
@@ -165,7 +178,7 @@ def launch(
     sink = arguments.sink(call)
     scoring = arguments.scoring(call, rules)
     scales: tuple[Any, ...] | None = None
-    tensors, blocks = (query, key, value), (tuning.ROWS // 2, const.BLOCK, const.BLOCK)
+    blocks = (tuning.ROWS // 2, const.BLOCK, const.BLOCK)
     if quantised is not None:
         scales = (*quantised[3:], quantised.query_scales.shape[2], quantised.key_scales.shape[2])
         tensors, blocks, of_values = quantised[:3], (*blocks[:2], const.VALUE_WIDTH), (const.BLOCK, 0)
@@ -174,7 +187,7 @@ def launch(
     kernels.forward[(min(items, stages.programs * machine.processors(device)),)](
         *(describe(tensor, block, widths[0]) for tensor, block, widths in parts),
         *(describe(tensor, block, widths[1]) if widths[1] else None for tensor, block, widths in parts),
-        scales, output, logsumexp, flags, sink, output.stride()[:3],
+        scales, output, logsumexp, statistics, flags, sink, output.stride()[:3],
         items, visible.tiles, columns, section, Hq, Hq // Hkv, Lq, records, *visible.interval_tables, *scoring,
         const=const, variant=variant, num_warps=4, maxnreg=stages.entry,
     )  # fmt: skip

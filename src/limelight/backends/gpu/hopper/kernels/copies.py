@@ -1,10 +1,32 @@
-"""Bulk copies of queries, and of blocks of keys and values, into shared memory.
+"""Shared memory and its barriers, and bulk copies of queries and of blocks of keys and values into it.
 
 A tensor is one block wide, or two where its width is not a power of two: (main part, rest or ``None``).
 """
 
 from ...compatibility import copy_to_shared, gl, gluon, mbarrier
 from .operands import ROWS
+
+
+@gluon.jit
+def buffers_of(descriptors, count: gl.constexpr):
+    """Shared memory for ``count`` blocks, in one part or two."""
+    main, rest = descriptors
+    at = gl.allocate_shared_memory(main.dtype, [count, 1, 1, main.block_shape[2], main.block_shape[3]], main.layout)
+    if rest is None:
+        return at, None
+    else:  # noqa: RET505
+        return at, gl.allocate_shared_memory(
+            rest.dtype, [count, 1, 1, rest.block_shape[2], rest.block_shape[3]], rest.layout
+        )
+
+
+@gluon.jit
+def barriers(count: gl.constexpr, arrivals: gl.constexpr):
+    """``count`` barriers, each of which waits for so many arrivals."""
+    bars = mbarrier.allocate_mbarrier(batch=count)
+    for n in gl.static_range(count):
+        mbarrier.init(bars.index(n), count=arrivals)
+    return bars
 
 
 @gluon.jit

@@ -12,7 +12,7 @@ buffer as soon as its own product has read it. Three such programs share a multi
 
 from ...compatibility import fence_async_shared, gl, gluon, mbarrier, warpgroup_mma, warpgroup_mma_wait
 from ...kernels.visibility import interval_of, intervals
-from .copies import copy_block, copy_queries
+from .copies import barriers, buffers_of, copy_block, copy_queries
 from .operands import ROWS, keep_alive, layout_of, matrix, pack_weights, unpack_weights
 from .schedule import (
     EDGES,
@@ -25,7 +25,7 @@ from .schedule import (
     step,
     tile_and_column,
 )
-from .softmax import finish, rescaled, scales_of, scales_of_item, weights_of
+from .softmax import finish, no_moments, no_output, rescaled, scales_of, scales_of_item, weights_of
 
 # Arguments that belong together. A phase of a barrier *full* ends when its buffer was filled, of *empty* when it was
 # read. Queries, keys and values have two parts each (`copies`), and so has an output.
@@ -37,7 +37,8 @@ from .softmax import finish, rescaled, scales_of, scales_of_item, weights_of
 # scoring  = (scale, factor, compare, operands, numbers)
 # item     = (row, head of keys, record of the tile, edges, steps, blocks of its first interval)
 # seen     = (intervals of each row, rows as score rules take them, shift of distances, scales of 8 bits)
-# target   = (output, output_strides, logsumexp, flags, sink, queries, tiles)
+# target   = (output, output_strides, logsumexp, statistics, flags, sink, queries, tiles)
+# moments  = what statistics of rows are computed from, or None (`softmax`)
 
 
 @gluon.jit
@@ -170,7 +171,7 @@ def _wait_for_output(acc, p):
 
 @gluon.jit
 def _step(
-    m, total, acc, p, count, t, item, seen, scoring, copied, buffers, bars,
+    m, total, moments, acc, p, count, t, item, seen, scoring, copied, buffers, bars,
     const: gl.constexpr, variant: gl.constexpr, WARPGROUP: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """One block of keys, while the products of the block before it with its values still run."""
@@ -187,14 +188,15 @@ def _step(
     s = warpgroup_mma_wait(1 if const.VALUE_REST == 0 else 2, deps=(s,))
     _read(1, t, count, item, copied, buffers, bars, const, variant)
     begin, end = interval_of(k, seen_by, const)
-    m, rescale, weights = weights_of(s, unit, m, n, begin, end, rows, shift, scoring, const, variant.FLOAT8, MASKED)
-    total = total * rescale + gl.sum(weights, 1)
+    m, rescale, weights, total, moments = weights_of(
+        s, unit, m, total, moments, n, begin, end, rows, shift, scoring, const, variant.FLOAT8, MASKED
+    )
     _wait_for_keys(count + 1, t + 1 < steps, bars, variant)
     acc = _wait_for_output(acc, p)
     _read(2, t - 1, before, item, copied, buffers, bars, const, variant)
     acc = rescaled(acc, rescale, variant.FLOAT8)
     p = pack_weights(weights * share if variant.FLOAT8 else weights, buffers[2][0], variant.FLOAT8)
-    return m, total, acc, p
+    return m, total, moments, acc, p
 
 
 @gluon.jit
@@ -247,23 +249,26 @@ def _consumer(
         m = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, SCORES))
         s = warpgroup_mma_wait(0, deps=(s,))
         _read(1, 0, count, item, copied, buffers, bars, const, variant)
-        m, _rescale, weights = weights_of(
-            s, unit, m, n, begin, end, rows, seen[2], scoring, const, variant.FLOAT8, True
-        )
-        total = gl.sum(weights, 1)
+        total = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, SCORES))
+        m, _rescale, weights, total, moments = weights_of(
+            s, unit, m, total, no_moments(const, variant.FLOAT8), n, begin, end, rows, seen[2], scoring, const,
+            variant.FLOAT8, True,
+        )  # fmt: skip
         _wait_for_keys(count + 1, steps > 1, bars, variant)
         p = pack_weights(weights * share if variant.FLOAT8 else weights, buffers[2][0], variant.FLOAT8)
-        acc = _no_output(const, variant)
+        acc = no_output(const, variant.FLOAT8)
         count += 1
         for t in range(1, edges):
-            m, total, acc, p = _step(
-                m, total, acc, p, count, t, item, seen, scoring, copied, buffers, bars, const, variant, WARPGROUP, True
-            )
+            m, total, moments, acc, p = _step(
+                m, total, moments, acc, p, count, t, item, seen, scoring, copied, buffers, bars,
+                const, variant, WARPGROUP, True,
+            )  # fmt: skip
             count += 1
         for t in range(gl.maximum(edges, 1), steps):
-            m, total, acc, p = _step(
-                m, total, acc, p, count, t, item, seen, scoring, copied, buffers, bars, const, variant, WARPGROUP, False
-            )
+            m, total, moments, acc, p = _step(
+                m, total, moments, acc, p, count, t, item, seen, scoring, copied, buffers, bars,
+                const, variant, WARPGROUP, False,
+            )  # fmt: skip
             count += 1
         if not variant.ALONE:
             mbarrier.arrive(queries_empty)
@@ -272,65 +277,38 @@ def _consumer(
         acc = _issue_output(acc, p, buffers, before % variant.STAGES, const, variant)
         acc = _wait_for_output(acc, p)
         _read(2, steps - 1, before, item, copied, buffers, bars, const, variant)
-        finish(m, total, acc, record, tile, column, heads, target, seen[3], const, variant.FLOAT8, WARPGROUP)
-
-
-@gluon.jit
-def _no_output(const: gl.constexpr, variant: gl.constexpr):
-    """An output of zeros in one part or two."""
-    main = gl.full([ROWS, const.VALUE_WIDTH], 0.0, gl.float32, layout_of(const.VALUE_WIDTH, variant.FLOAT8))
-    if const.VALUE_REST > 0:
-        return main, gl.full([ROWS, const.VALUE_REST], 0.0, gl.float32, layout_of(const.VALUE_REST, False))
-    else:  # noqa: RET505  what follows a return is compiled too
-        return main, None
-
-
-@gluon.jit
-def _buffers(descriptors, count: gl.constexpr):
-    """Shared memory for ``count`` blocks, in one part or two."""
-    main, rest = descriptors
-    at = gl.allocate_shared_memory(main.dtype, [count, 1, 1, main.block_shape[2], main.block_shape[3]], main.layout)
-    if rest is None:
-        return at, None
-    else:  # noqa: RET505
-        return at, gl.allocate_shared_memory(
-            rest.dtype, [count, 1, 1, rest.block_shape[2], rest.block_shape[3]], rest.layout
-        )
-
-
-@gluon.jit
-def _barriers(count: gl.constexpr, arrivals: gl.constexpr):
-    """``count`` barriers, each of which waits for so many arrivals."""
-    bars = mbarrier.allocate_mbarrier(batch=count)
-    for n in gl.static_range(count):
-        mbarrier.init(bars.index(n), count=arrivals)
-    return bars
+        finish(
+            m, total, moments, acc, record, tile, column, heads, target, seen[3], scoring,
+            const, variant.FLOAT8, WARPGROUP,
+        )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["items", "tiles", "columns", "section", "queries"])
 def forward(
-    query, key, value, more_query, more_key, more_value, scales, output, logsumexp, flags, sink, output_strides,
+    query, key, value, more_query, more_key, more_value, scales, output, logsumexp, statistics, flags, sink,
+    output_strides,
     items, tiles, columns, section, heads, group, queries,
     plan, spans, begins, ends, interval_strides, scale, factor, compare, operands, numbers,
     const: gl.constexpr, variant: gl.constexpr,
 ):  # fmt: skip
     """Output and logsumexp of all items (grid: as many programs as fit on all multiprocessors, or fewer).
 
+    ``statistics``, for ``const.STATISTICS``, are the largest score, the largest weight and the entropy of each row.
     ``flags`` has an int32 for each item, 0 before; it is set where an output is not finite or scores are too large.
     """
     STAGES: gl.constexpr = variant.STAGES
     copied = ((query, more_query), (key, more_key), (value, more_value))
     buffers = (
-        _buffers(copied[0], 1 if variant.ALONE else 2), _buffers(copied[1], STAGES), _buffers(copied[2], STAGES)
+        buffers_of(copied[0], 1 if variant.ALONE else 2), buffers_of(copied[1], STAGES), buffers_of(copied[2], STAGES)
     )  # fmt: skip
     work = (items, gl.num_programs(0), tiles, columns, section, heads, group)
     tables = (plan, spans, begins, ends, interval_strides)
     scoring = (scale, factor, compare, operands, numbers)
-    target = (output, output_strides, logsumexp, flags, sink, queries, tiles)
+    target = (output, output_strides, logsumexp, statistics, flags, sink, queries, tiles)
     queries_full = mbarrier.allocate_mbarrier()
     mbarrier.init(queries_full, count=1)
-    keys_full = _barriers(STAGES, 1)
-    values_full = _barriers(STAGES, 1)
+    keys_full = barriers(STAGES, 1)
+    values_full = barriers(STAGES, 1)
     if variant.ALONE:
         fence_async_shared()
         gl.barrier()
@@ -339,9 +317,9 @@ def forward(
     else:
         queries_empty = mbarrier.allocate_mbarrier()
         mbarrier.init(queries_empty, count=2)
-        keys_empty = _barriers(STAGES, 2)
-        values_empty = _barriers(STAGES, 2)
-        turn = _barriers(2, 1)
+        keys_empty = barriers(STAGES, 2)
+        values_empty = barriers(STAGES, 2)
+        turn = barriers(2, 1)
         fence_async_shared()
         bars = (queries_full, queries_empty, keys_full, keys_empty, values_full, values_empty, turn)
         gl.warp_specialize(

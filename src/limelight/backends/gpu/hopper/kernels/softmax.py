@@ -1,7 +1,15 @@
 """What `flash3`'s forward pass computes in registers: weights from a block of scores, and the results of a tile."""
 
 from ...compatibility import gl, gluon
-from ...kernels.scores import LARGE, LOG2_E, after_rules, exponent_of_the_sum, with_a_sink
+from ...kernels.scores import (
+    LARGE,
+    LOG2_E,
+    add_to_entropy,
+    after_rules,
+    exponent_of_the_sum,
+    statistics_of_rows,
+    with_a_sink,
+)
 from .operands import ROWS, layout_of
 
 # A score where its place in the interval is below the length, as numbers without a sign, else minus infinity: one
@@ -29,10 +37,34 @@ def scales_of_item(scales, b, h, heads, group, i, exists):
 
 
 @gluon.jit
+def no_output(const: gl.constexpr, FLOAT8: gl.constexpr):
+    """An output of zeros in one part or two."""
+    main = gl.full([ROWS, const.VALUE_WIDTH], 0.0, gl.float32, layout_of(const.VALUE_WIDTH, FLOAT8))
+    if const.VALUE_REST > 0:
+        return main, gl.full([ROWS, const.VALUE_REST], 0.0, gl.float32, layout_of(const.VALUE_REST, False))
+    else:  # noqa: RET505  what follows a return is compiled too
+        return main, None
+
+
+@gluon.jit
+def no_moments(const: gl.constexpr, FLOAT8: gl.constexpr):
+    """Of rows that have seen no key, for ``const.STATISTICS``: the largest score, and the sum of ``p x``."""
+    across: gl.constexpr = gl.SliceLayout(1, layout_of(const.BLOCK, FLOAT8))
+    if const.STATISTICS > 1:
+        return gl.full([ROWS], -float("inf"), gl.float32, across), gl.full([ROWS], 0.0, gl.float32, across)
+    elif const.STATISTICS > 0:  # noqa: RET505  what follows a return is compiled too
+        return gl.full([ROWS], -float("inf"), gl.float32, across), None
+    else:
+        return None, None
+
+
+@gluon.jit
 def weights_of(
-    s, unit, m, n, begin, end, rows, shift, scoring, const: gl.constexpr, FLOAT8: gl.constexpr, MASKED: gl.constexpr
-):
-    """The running maximum, the factor of earlier sums, and weights, from scores of block ``n`` in units of ``unit``."""
+    s, unit, m, total, moments, n, begin, end, rows, shift, scoring,
+    const: gl.constexpr, FLOAT8: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """From the scores of block ``n`` in units of ``unit``: the running maximum, the factor of earlier sums, weights,
+    the sum of all weights, and moments (`no_moments`)."""
     of_block = gl.arange(0, const.BLOCK, layout=gl.SliceLayout(0, layout_of(const.BLOCK, FLOAT8)))
     j = n * const.BLOCK + of_block
     factor = scoring[1]
@@ -44,13 +76,22 @@ def weights_of(
     if MASKED:
         place, length = of_block[None, :] + (n * const.BLOCK - begin)[:, None], gl.maximum(end - begin, 0)[:, None]
         s = gl.inline_asm_elementwise(BELOW, "=r,r,r,r", [s, place, length], dtype=gl.float32, is_pure=True, pack=1)
-    m_new = gl.maximum(m, gl.max(s, 1) * factor)
+    top = gl.max(s, 1)
+    m_new = gl.maximum(m, top * factor)
     base = gl.where(m_new == -float("inf"), 0.0, m_new)
     if FLOAT8 and not const.SCALE_FIRST:
-        p = gl.exp2(gl.fma(s, factor[:, None], -base[:, None]))
+        power = gl.fma(s, factor[:, None], -base[:, None])
     else:
-        p = gl.exp2(gl.fma(s, factor, -base[:, None]))
-    return m_new, gl.exp2(m - base), p
+        power = gl.fma(s, factor, -base[:, None])
+    p = gl.exp2(power)
+    moved = m - base
+    rescale = gl.exp2(moved)
+    if const.STATISTICS > 1:
+        before = gl.where(m == -float("inf"), 0.0, moved)
+        moments = gl.maximum(moments[0], top), add_to_entropy(moments[1], total, before, rescale, power, p)
+    elif const.STATISTICS > 0:
+        moments = gl.maximum(moments[0], top), None
+    return m_new, rescale, p, total * rescale + gl.sum(p, 1), moments
 
 
 @gluon.jit
@@ -65,21 +106,22 @@ def rescaled(acc, factor, FLOAT8: gl.constexpr):
 
 @gluon.jit
 def finish(
-    m, total, acc, record, tile, column, heads, target, scales,
+    m, total, moments, acc, record, tile, column, heads, target, scales, scoring,
     const: gl.constexpr, FLOAT8: gl.constexpr, WARPGROUP: gl.constexpr,
 ):  # fmt: skip
-    """Write output and logsumexp of 64 queries, and the flag of their item."""
-    output, output_strides, logsumexp, flags, sink, queries, tiles = target
+    """Write output, logsumexp and statistics of 64 queries, and the flag of their item."""
+    output, output_strides, logsumexp, statistics, flags, sink, queries, tiles = target
     rows_layout: gl.constexpr = gl.SliceLayout(1, layout_of(const.BLOCK, FLOAT8))
     # Loaded again, so that they take no registers in the loop.
     b = gl.load(record)
     first = gl.load(record + 1) + WARPGROUP * ROWS
     query_end = gl.load(record + 2)
     h = column % heads
-    empty = total == 0.0
+    empty, of_keys = total == 0.0, total
     settled = (gl.abs(m) < LARGE) & (total < float("inf"))
     no_shift = gl.full([ROWS], 0.0, gl.float32, rows_layout)
-    log_scale, more = exponent_of_the_sum(no_shift, gl.where(m == -float("inf"), 0.0, m), 1.0)
+    rest = gl.where(m == -float("inf"), 0.0, m)
+    log_scale, more = exponent_of_the_sum(no_shift, rest, 1.0)
     lse = gl.where(empty, -float("inf"), log_scale + (gl.log2(total) + more) / LOG2_E)
     rescale = gl.full([ROWS], 1.0, gl.float32, rows_layout)
     if const.SINK:
@@ -95,6 +137,15 @@ def finish(
     row_of_head = (b * heads + h).to(gl.int64) * queries
     i = first + gl.arange(0, ROWS, layout=rows_layout)
     gl.store(logsumexp + row_of_head + i, lse, mask=i < query_end)
+    if const.STATISTICS > 0:
+        peak = moments[0]
+        weighted = moments[1] if const.STATISTICS > 1 else no_shift
+        largest, entropy = statistics_of_rows(peak, weighted, of_keys, rescale / share, no_shift, rest, scoring[1])
+        unit = 1.0 if const.SCALE_FIRST else scoring[0]
+        gl.store(statistics[0] + row_of_head + i, peak * unit, mask=i < query_end)
+        gl.store(statistics[1] + row_of_head + i, largest, mask=i < query_end)
+        if const.STATISTICS > 1:
+            gl.store(statistics[2] + row_of_head + i, entropy, mask=i < query_end)
     base = b.to(gl.int64) * output_strides[0] + h.to(gl.int64) * output_strides[1]
     flag = flags + column * tiles + tile
     store_part(acc[0], output + base, output_strides[2], flag, first, query_end, 0, const.VALUE_D, FLOAT8)
