@@ -53,7 +53,7 @@ def reasons_against(call: Call) -> list[str]:
 
 def reasons_to_pass_over(call: Call) -> list[str]:
     """Why `flash2` serves the call faster (at a width of 192, on an H200, this backend is 0.63 times as fast)."""
-    if 128 < max(call.shapes.D, call.shapes.Dv) <= 192:
+    if 128 < max(call.shapes.D, call.shapes.Dv) <= 192 and 192 not in tuning.FORWARD:
         return [
             "it pads a head width of 129 to 192 to 256, where flash2, with 128 and 64, is faster; name it to use it"
         ]
