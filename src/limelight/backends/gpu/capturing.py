@@ -107,7 +107,7 @@ class Plan:
         for shape, strides, dtype, fill in self.made:
             tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
             tensors.append(tensor if fill is None else tensor.fill_(fill) if fill else tensor.zero_())
-        if driver is None or driver.hooks[0] or driver.hooks[1]:
+        if driver is None or driver.hooked():
             for step in self.steps:
                 step.dispatched(tensors)
         else:

@@ -66,7 +66,7 @@ class Driver(NamedTuple):
     """Triton's driver of this process, as far as direct launches need it."""
 
     stream: Callable[[int | None], int]  # the current one of a device
-    hooks: tuple[list[Any], ...]  # functions that profilers have Triton call at each launch
+    hooked: Callable[[], bool]  # whether a profiler has Triton call a function at each launch
 
 
 def driver() -> Driver | None:
@@ -78,11 +78,15 @@ def driver() -> Driver | None:
     from triton import knobs
     from triton.runtime import driver
 
-    active = driver.active
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    if not all(hasattr(hook, "calls") for hook in hooks) or active.get_current_target().backend != "cuda":
+    active, runtime = driver.active, knobs.runtime
+    if active.get_current_target().backend != "cuda":
         return None
-    return Driver(active.get_current_stream, tuple([hook.calls for hook in hooks]))
+
+    def hooked() -> bool:
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+    return Driver(active.get_current_stream, hooked)
 
 
 Path = tuple[int, ...]  # of an argument: indices into nested tuples; DESCRIBED is the tensor of a descriptor

@@ -142,12 +142,11 @@ def form(call: Call, what: Hashable, tensors: Tensors) -> tuple[Plans, Hashable,
         if settings is None:
             return None
         tensors += _operands(call)
-    query = call.query
-    described: list[Any] = [what, call.shapes, settings, query.dtype, query.device]
+    described: list[Any] = [what, call.shapes, settings, call.query.device]
     addresses = []
     for tensor in tensors:
         address = tensor.data_ptr()
-        described += (tensor.stride(), address & 15)
+        described += (tensor.stride(), tensor.dtype, address & 15)
         addresses.append(address)
         if tensor.is_neg():
             return None
