@@ -59,7 +59,7 @@ def _forward(call: Call) -> Result:
     from .kernels import forward as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
-    device, dtype = call.query.device, call.query.dtype
+    device = call.query.device
     query, key, value = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value))
     output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
     logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
@@ -71,15 +71,7 @@ def _forward(call: Call) -> Result:
     group = Hq // Hkv
     pack = heads_per_tile(Lq, group, lowered)
     first, rest, value_first, value_rest = width_parts(call)
-    widest = max(first + rest, value_first + value_rest)
-    demanding = lowered.tiles is not None or bool(call.scores)
-    tile = tuning.forward_tile(
-        machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
-    )
-    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
-    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
-        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
-        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    tile = _tile(call, max(first + rest, value_first + value_rest), Lq * pack)
     visible = visibility(lowered, tile.rows // pack, device)
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
@@ -120,6 +112,18 @@ def _forward(call: Call) -> Result:
             SPLITS=splits, SINK=sink is not None, STATISTICS=level, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
     return _result(call, output, logsumexp, empty, statistics)
+
+
+def _tile(call: Call, widest: int, rows: int) -> tuning.Tile:
+    """The tile of the forward kernel. ``rows``: queries times heads that could share one."""
+    lowered, generation = call.lowered, machine.generation(call.query.device)
+    demanding = lowered.tiles is not None or bool(call.scores)
+    tile = tuning.forward_tile(generation, call.query.dtype.itemsize, widest, rows, demanding, call.dropout > 0)
+    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
+    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
+        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
+        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    return tile
 
 
 def width_parts(call: Call) -> tuple[int, int, int, int]:
