@@ -222,6 +222,11 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 places[path] = place
         self._steps.append((launched, places, compiled))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler (seconds) at the first operation, to keep the mode from being traced."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -130,7 +131,7 @@ class Launch:
             return
         kernel = launched.kernel
         constants = {name: value for name, value in launched.settings.items() if name in kernel.arg_names}
-        bound = inspect.signature(kernel.fn).bind(*self.launched.arguments, **constants)
+        bound = _signature(kernel.fn).bind(*self.launched.arguments, **constants)
         bound.apply_defaults()
         self.arguments = [_addressed(argument) for argument in bound.arguments.values()]
         self.grid = (*launched.grid, *(1,) * (3 - len(launched.grid)))
@@ -155,6 +156,9 @@ class Launch:
         for path, place in self.places.items():
             arguments[path[0]] = _replaced(arguments[path[0]], path[1:], place.of(tensors))
         self.launched._replace(arguments=tuple(arguments)).dispatch()
+
+
+_signature = lru_cache(maxsize=64)(inspect.signature)
 
 
 class Address:
