@@ -70,7 +70,7 @@ class Operation(NamedTuple):
         tensors += [outputs[n] for n in self.results]
 
     def places(self) -> Iterator[Place]:
-        """Those of all tensors among the arguments."""
+        """The places of all tensors among the arguments."""
         for argument in self.arguments:
             if isinstance(argument, Place):
                 yield argument
@@ -78,7 +78,7 @@ class Operation(NamedTuple):
                 yield from (place for place in argument if place is not None)
 
     def moved(self, to: Callable[[Place], Place]) -> Operation:
-        """The same with other places."""
+        """This operation with each place replaced by ``to(place)``."""
         return self._replace(arguments=tuple([_mapped(argument, to) for argument in self.arguments]))
 
 
@@ -150,7 +150,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._device = inputs[0].device
 
     def run(self, compute: Callable[[], Results]) -> Results:
-        """Compute and record."""
+        """Return ``compute()``, and record what it does."""
         if launching.local.recorder is not None:
             self.why_not = "another capture is running"
             return compute()
@@ -209,7 +209,7 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made, moved | {n: (len(given) + len(made) + k, 0) for k, n in enumerate(results)}
 
     def launch(self, launched: Launched) -> None:
-        """Launch and record."""
+        """Launch through Triton's dispatch, and record the launch."""
         self._paused = True  # the interpreter computes by operations of PyTorch
         try:
             compiled = launched.dispatch()

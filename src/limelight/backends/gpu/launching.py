@@ -20,7 +20,7 @@ from .machine import interpreted
 
 
 class Launched(NamedTuple):
-    """The arguments of `launch`."""
+    """A launch of a kernel, by the arguments of `launch`."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -36,7 +36,7 @@ class Recorder(Protocol):
     """What records the launches of a thread."""
 
     def launch(self, launched: Launched) -> None:
-        """Launch and record."""
+        """Launch through Triton's dispatch, and record the launch."""
 
 
 class _Local(threading.local):
@@ -170,7 +170,7 @@ class Address:
         self.address = address
 
     def data_ptr(self) -> int:
-        """The address."""
+        """The address, in the place of that of a tensor."""
         return self.address
 
 

@@ -63,7 +63,7 @@ class Plans:
                 break
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget every plan, and every count of forms."""
         self._kept.clear()
 
 
@@ -72,7 +72,7 @@ _of_tables: WeakKeyDictionary[Lowered, Plans] = WeakKeyDictionary()
 
 
 def clear() -> None:
-    """Forget all plans."""
+    """Forget the plans of all calls, as after a change of tiles or constants."""
     _of_arithmetic.clear()
     _of_tables.clear()
 
