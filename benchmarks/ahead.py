@@ -33,13 +33,16 @@ from triton.runtime.jit import JITFunction
 import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
-from limelight.backends.gpu import flash1, flash2, machine
+from limelight.backends.gpu import flash1, flash2, machine, plans
 from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.backends.gpu.hopper.tuning import WIDEST_BACKWARD
+from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, WIDEST_BACKWARD, ForwardStages
+from limelight.backends.gpu.tuning import width
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-TARGETS = {"ampere": 80, "hopper": 90, "blackwell": 100}
+TARGETS = {"ampere": 80, "ada": 89, "hopper": 90, "blackwell": 100, "blackwell 120": 120}
+#: The generation in `limelight.backends.gpu.tuning` of a GPU that has no tiles of its own.
+TILES_OF = {"ada": "ampere", "blackwell 120": "other"}
 # Matrix products of each generation, and the asynchronous copies that feed them: a pipelined loop has both.
 COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
 # Waits for products of which two, one or none may still run; and exponentials.
@@ -76,7 +79,7 @@ EVERYTHING = Observe(
 )
 
 FORWARD: dict[str, Callable[[], Call]] = {
-    **{f"causal {D}": plain(D, pattern=Causal()) for D in (64, 80, 96, 128, 192, 256, 512)},
+    **{f"causal {D}": plain(D, pattern=Causal()) for D in (32, 64, 80, 96, 128, 192, 256, 512)},
     "causal 128 float32": plain(128, torch.float32, pattern=Causal()),
     "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
     "decode 128": lambda: decode(128),
@@ -109,9 +112,10 @@ BACKWARD: dict[str, Callable[[], Call]] = {
     **{f"dropout {D}": plain(D, pattern=Causal(), dropout=0.1, seed=3) for D in (64, 128)},
     **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
 }
-EVERYWHERE = {  # compiled for every generation, not for Hopper alone
+WIDTHS = tuple(f"causal {D}" for D in (32, 64, 96, 128, 192, 256))  # compiled for every target
+EVERYWHERE = {  # compiled for every target that has tiles of its own, not for Hopper alone
     "forward": (
-        "causal 64", "causal 128", "causal 256", "rules 128", "decode 128", "observed 128", "packed 128", "tiles 128",
+        *WIDTHS, "rules 128", "decode 128", "observed 128", "packed 128", "tiles 128",
         "bias 64", "dropout 64",
     ),
     "backward": tuple(
@@ -143,18 +147,47 @@ def backward(call: Call, backend: Any = flash2) -> None:
     backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 
+def candidate(call: Call) -> None:
+    """The forward pass in the form that is to be measured (`limelight.backends.gpu.hopper.tuning`)."""
+    flash3.compute(call, None, MEASURED | CANDIDATES)
+
+
+def statistics(call: Call, table: dict[int, ForwardStages]) -> None:
+    """The forward pass with the statistics of each row."""
+    largest = torch.zeros(call.shapes.scores[:3])
+    flash3.compute(call, None, table, (largest, largest, largest))
+
+
+def call_widths(call: Call) -> tuple[int, ...]:
+    """The keys of the tables of `flash3`'s forward pass that serve a call."""
+    widest = max(call.shapes.D, call.shapes.Dv)
+    return (192 if 128 < widest <= 192 else max(64, width(widest)),)
+
+
 def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
     """``{name: (generation, function that runs the case)}``."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for generation in TARGETS:
+        own = generation not in TILES_OF
         for name, call in FORWARD.items():
-            if generation == "hopper" or name in EVERYWHERE["forward"]:
+            if generation == "hopper" or name in (EVERYWHERE["forward"] if own else WIDTHS):
                 found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
+        if not own:
+            continue
         if generation == "hopper":
             for name, call in HOPPER.items():
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
+                if not CANDIDATES.keys().isdisjoint(call_widths(call())):
+                    found[f"third candidate {name}, hopper"] = generation, lambda call=call: candidate(call())
                 if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
                     found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
+            for name in ("causal 64", "causal 128", "causal 192", "causal 256"):
+                for title, forms in (("statistics", MEASURED), ("candidate statistics", MEASURED | CANDIDATES)):
+                    if forms is MEASURED or name != "causal 128":
+                        found[f"third {title} {name}, hopper"] = (
+                            generation,
+                            lambda call=HOPPER[name], forms=forms: statistics(call(), forms),
+                        )
             for name in ("full 128", "causal 64", "causal 128", "causal 256", "rules 128"):
                 call = HOPPER[name]
                 found[f"third float8 {name}, hopper"] = generation, lambda call=call: flash3_float8.forward(call())
@@ -196,9 +229,10 @@ def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
         return compiled[-1][0]
 
     triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
+    plans.clear()  # of another generation
     with (
         mock.patch.object(JITFunction, "run", record),
-        mock.patch.object(machine, "generation", return_value=generation),
+        mock.patch.object(machine, "generation", return_value=TILES_OF.get(generation, generation)),
         mock.patch.object(machine, "processors", return_value=132),
     ):
         yield compiled
@@ -224,7 +258,9 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
     for pending, exponential in ORDER.findall(code):
         hidden += bool(exponential and running)
         running = pending != "0" if pending else running
-    overlap = {"exponentials under a product": hidden} if hidden else {}
+    overlap: dict[str, Any] = {"exponentials under a product": hidden} if hidden else {}
+    if hidden and kernel.metadata.name == "forward":
+        overlap |= {"steps": steps(code)}
     return {
         "kernel": kernel.metadata.name,
         "rescue": rescue,
@@ -236,6 +272,31 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
         "unset": unset(code),
         "instructions": dict(sorted(Counter(COUNTED.findall(code)).items())),
     } | overlap
+
+
+LINE = re.compile(r"^\s*(?:(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+([^;]*);)", re.MULTILINE)
+
+
+def steps(code: str) -> list[dict[str, int]]:
+    """Instructions of each loop in which a product is issued before another one has ended, and of these those that
+    move parts of registers (``PRMT``)."""
+    lines: list[str] = []
+    labels: dict[str, int] = {}
+    for label, instruction in LINE.findall(code):
+        if label:
+            labels[label] = len(lines)
+        else:
+            lines.append(instruction)
+    found = []
+    for at, line in enumerate(lines):
+        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
+        if target and labels[target[1]] <= at:
+            loop = lines[labels[target[1]] : at + 1]
+            pending = set(re.findall(r"DEPBAR\.LE gsb0, 0x(\d)", " ".join(loop)))
+            # A range that stores results is no loop: it ends where a wait is repeated, behind the code.
+            if len(pending) > 1 and not any("STG" in line for line in loop):
+                found.append({"instructions": len(loop), "PRMT": sum("PRMT" in line for line in loop)})
+    return found
 
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(\S+)\s*([^;]*);")

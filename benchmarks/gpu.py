@@ -1,7 +1,7 @@
 """On a machine with a GPU: check the GPU backends against the definition, then measure them.
 
     python benchmarks/gpu.py                     # everything, about half an hour
-    python benchmarks/gpu.py --part correctness  # or determinism, sanitizer, speed
+    python benchmarks/gpu.py --part correctness  # or determinism, sanitizer, candidates, speed
     python benchmarks/gpu.py --list              # the cases; needs no GPU
     TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # a test of the script without a GPU; its speeds mean nothing
 
@@ -12,12 +12,14 @@
 - float8: the error of `flash3-float8` against float64, compared with one scale for each tensor.
 - determinism: the same call twenty times, forward and backward, bit for bit, while other kernels keep the GPU busy.
 - sanitizer: the small correctness calls under NVIDIA's ``compute-sanitizer`` (memory and races), if it is installed.
+- candidates: forms of `flash3`'s forward pass that were never measured, beside those in use: correctness first, then
+  the speed of both, in a process with a time limit for each head width; about three minutes.
 - speed: forward and backward in TFLOP/s (``4 pairs D`` forward, 2.5 times that backward), as a fraction of the chip's
   own bfloat16 product of 8192 x 8192, measured before and after each case, and as a ratio to cuDNN, to PyTorch's
   FlashAttention 2 and to FlexAttention, all in the same run, and ``flash1 : flash2 : flash3``. Our backward passes
   take seven products where five are counted; their rate counting all seven is given too. Decode is in GB/s, of the
-  measured memory bandwidth. Then the cost of observations, whether CUDA graphs capture a call, and the goals and
-  predictions (see ``benchmarks/predictions.md``) beside the measurements.
+  measured memory bandwidth. Then the cost of observations, the host's time of a call, whether CUDA graphs capture a
+  call, and the goals and predictions (see ``benchmarks/predictions.md``) beside the measurements.
 
 Results are written to ``benchmarks/results/NAME.json`` with the date, the chip and the versions.
 """
@@ -34,17 +36,21 @@ from typing import Any
 
 import torch
 from on_gpu.calls import SIZES, forms
+from on_gpu.candidates import candidates
 from on_gpu.correctness import correctness, float8, seen
 from on_gpu.costs import decode, graph, observations
 from on_gpu.determinism import REPEATED, determinism, sanitizer
 from on_gpu.goals import goals
+from on_gpu.host import host
 from on_gpu.selection import GPU_BACKENDS, Selection
 from on_gpu.speed import speed, speed_cases
 
 import limelight
 from limelight.backends.gpu import machine
+from limelight.backends.gpu.hopper.tuning import CANDIDATES
 
 HERE = Path(__file__).parent
+PARTS = ("correctness", "determinism", "sanitizer", "candidates", "speed")
 
 
 def main() -> int:
@@ -77,10 +83,13 @@ def main() -> int:
         result["determinism"] = determinism(device, options, failures)
     if options.part in ("all", "sanitizer"):
         result["sanitizer"] = sanitizer(options.tiny, failures)
+    if options.part in ("all", "candidates") and device.type == "cuda" and machine.generation(device) == "hopper":
+        result["candidates"] = candidates(options, failures)
     if options.part in ("all", "speed"):
         result["speed"] = speed(device, options)
         result["decode"] = decode(device, options.tiny, options.seconds)
         result["observations"] = observations(device, options.tiny, options.seconds)
+        result["host"] = host(device, options.tiny)
         result["graph"] = graph(device, failures)
         result["goals"] = goals(result)
     result["failures"] = failures
@@ -95,7 +104,7 @@ def main() -> int:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--part", choices=("all", "correctness", "determinism", "sanitizer", "speed"), default="all")
+    parser.add_argument("--part", choices=("all", *PARTS), default="all")
     parser.add_argument("--name", default="", help="name of the result file; by default that of the chip")
     parser.add_argument("--seconds", type=float, default=0.5, help="approximate time of each measurement")
     parser.add_argument(
@@ -125,9 +134,10 @@ def what_would_run(part: str) -> list[str]:
         "correctness": [f"{sizes}: {', '.join(names)}" for sizes in SIZES],
         "determinism": [f"{sizes}, 20 times" for sizes in REPEATED[1:]],
         "sanitizer": ["memcheck and racecheck of the tiny calls"],
+        "candidates": [f"flash3 forward {width}, both forms" for width in CANDIDATES],
         "speed": [
             *(f"{form} {D} {length} {str(dtype)[6:]}, both ways" for dtype, D, length, form in speed_cases()),
-            "decode", "observations", "CUDA graphs",
+            "decode", "observations", "host", "CUDA graphs",
         ],
     }  # fmt: skip
     return [f"{name}: {case}" for name in parts if part in ("all", name) for case in parts[name]]

@@ -25,7 +25,9 @@ def test_it_lists_what_it_would_do():
     ran = run("--list", interpreted=False)
     lines = ran.stdout.splitlines()
     assert ran.returncode == 0, ran.stderr
-    assert {line.split(":")[0] for line in lines} == {"correctness", "determinism", "sanitizer", "speed"}
+    assert {line.split(":")[0] for line in lines} == {
+        "correctness", "determinism", "sanitizer", "candidates", "speed",
+    }  # fmt: skip
     for case in ("grouped 128 32768 float16", "packed 64 1024 bfloat16", "window 256 4096", "decode", "CUDA graphs"):
         assert any(case in line for line in lines), case
 
@@ -46,3 +48,19 @@ def test_its_checks_run_in_the_interpreter():
     assert "35 calls compared" in ran.stdout
     assert "observations of 2 calls compared" in ran.stdout
     assert ran.stdout.endswith("no failures\n")
+
+
+def test_candidates_are_checked_and_timed_on_a_model_of_the_machine(monkeypatch):
+    from support.gluon_machine import installed
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from on_gpu import candidates
+
+    cpu = torch.device("cpu")
+    with installed():
+        assert candidates.wrong(cpu, 192, ((1, 2, 1, 70, 90),), 1) == []
+        rows = candidates.times(cpu, 64, (128,), 0.0)
+    assert [row["form"] for row in rows] == ["full", "causal"]
+    with installed(change=("acc = rescaled(acc, rescale, variant.FLOAT8)", "pass")):
+        assert "times the allowed error of the output" in candidates.wrong(cpu, 64, ((1, 1, 1, 64, 300),), 0)[0]

@@ -23,8 +23,8 @@ AGAIN = (
     "forward causal 64, blackwell",
 )
 # Bytes that a program may have. What is compiled for Ampere's A100 runs on its smaller sisters too.
-SHARED = {"ampere": 99 * 1024, "hopper": 227 * 1024, "blackwell": 227 * 1024}
-PRODUCTS = {"ampere": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA"}
+SHARED = {"hopper": 227 * 1024, "blackwell": 227 * 1024} | dict.fromkeys(("ampere", "ada", "blackwell 120"), 99 * 1024)
+PRODUCTS = {"ampere": "HMMA", "ada": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA", "blackwell 120": "HMMA"}
 
 
 def kernels():
@@ -123,37 +123,50 @@ def test_gradients_of_the_third_multiply_as_often_as_they_should():
             assert kernel["exponentials under a product"] >= 2 * 2 * block * 64 // 128, case
 
 
+#: Of the forward pass of the third, by the width in the name of a case: warpgroups, keys of a block, instructions of a
+#: product of queries and keys and of one of weights and values, each of which takes 16 terms of a sum.
+FORMS = {"64": (2, 128, 12), "96": (2, 128, 16), "128": (2, 128, 16), "192": (2, 32, 18), "256": (2, 32, 18)}
+CANDIDATES = {"64": (1, 128, 12), "192": (2, 64, 20), "256": (2, 64, 20)}  # 192: its values are two products
+OF_FLOAT8 = {"64": (2, 128, 6), "128": (2, 128, 8), "256": (2, 64, 10)}  # 32 terms
+
+
+def forward_passes_of_the_third():
+    for case, _, kernel in kernels():
+        if case.startswith("third") and kernel["kernel"] == "forward" and not kernel["rescue"]:
+            table = CANDIDATES if "candidate" in case else OF_FLOAT8 if "float8" in case else FORMS
+            yield case, kernel, table[next(name for name in reversed(table) if f" {name}" in case)]
+
+
 def test_forward_passes_of_the_third_multiply_as_often_as_they_should():
-    """Of each of two warpgroups three products of queries and keys stand in the code (the first block, those that an
-    edge cuts, whole ones), and as many of weights and values. An instruction takes 16 terms of a sum, or 32 of 8 bits.
-    """
-    sides = {"64": 128, "96": 128, "128": 128, "192": 32, "256": 32}
-    found = [
-        (case, k)
-        for case, _, k in kernels()
-        if case.startswith("third") and k["kernel"] == "forward" and not k["rescue"]
-    ]
+    """Of each warpgroup three products of queries and keys stand in the code (the first block, those that an edge cuts,
+    whole ones), and as many of weights and values."""
+    found = list(forward_passes_of_the_third())
     assert found
-    for case, kernel in found:
-        name = next(name for name in reversed(sides) if f" {name}" in case)
-        width = {"96": 128, "192": 256}.get(name, int(name))
-        small = "float8" in case
-        block = 64 if small and name == "256" else sides[name]
-        terms = 32 if small else 16
-        assert kernel["instructions"]["QGMMA" if small else "HGMMA"] == 2 * 3 * (width + block) // terms, case
+    for case, kernel, (warpgroups, _, products) in found:
+        instruction = "QGMMA" if "float8" in case else "HGMMA"
+        assert kernel["instructions"][instruction] == warpgroups * 3 * products, case
 
 
 def test_weights_are_made_while_products_run():
-    """Between the wait for ``Q K`` and the wait for ``P V`` stand all exponentials of a step (two loops by two
-    warpgroups); the assembler moves them behind both waits where nothing holds them."""
-    sides = {"64": 128, "96": 128, "128": 128, "192": 32, "256": 32}
-    third = [
-        (case, kernel)
-        for case, _, kernel in kernels()
-        if case.startswith("third") and kernel["kernel"] == "forward" and not kernel["rescue"]
-    ]
-    assert third
-    for case, kernel in third:
-        width = next(width for width in reversed(sides) if f" {width}" in case)
-        of_a_step = sides[width] * 64 // 128  # a thread's share of 64 queries by a block of keys
-        assert kernel["exponentials under a product"] >= 2 * 2 * of_a_step, case
+    """Between the wait for ``Q K`` and the wait for ``P V`` stand all exponentials of a step, in each of two loops; the
+    assembler moves them behind both waits where nothing holds them."""
+    for case, kernel, (warpgroups, keys, _) in forward_passes_of_the_third():
+        of_a_step = keys * 64 // 128  # a thread's share of 64 queries by a block of keys
+        assert kernel["exponentials under a product"] >= warpgroups * 2 * of_a_step, case
+
+
+def test_three_programs_of_one_warpgroup_fit_on_a_multiprocessor():
+    alone = [(case, kernel) for case, kernel, form in forward_passes_of_the_third() if form[0] == 1]
+    assert alone
+    for case, kernel in alone:
+        assert kernel["registers"] <= 168, case
+        assert kernel["warps"] == 4, case
+        assert 3 * (kernel["shared"] + 1024) <= 228 * 1024, case  # of which the driver takes 1 KiB for each program
+
+
+def test_weights_are_carried_without_being_taken_apart():
+    """Of each warpgroup a loop over blocks that an edge cuts, and one over whole blocks, which is shorter."""
+    for case, kernel, (warpgroups, _, _) in forward_passes_of_the_third():
+        assert len(kernel["steps"]) == 2 * warpgroups, case
+        assert all(step["PRMT"] == 0 for step in kernel["steps"]), case
+        assert kernel["steps"][1]["instructions"] < kernel["steps"][0]["instructions"], case

@@ -198,6 +198,17 @@ def test_sections_hold_whole_groups():
     assert tuning.section(64, 2**40, 8) == 8
 
 
+def test_head_widths_choose_their_form():
+    candidates = tuning.MEASURED | tuning.CANDIDATES
+    assert tuning.forward_stages(candidates, 192, 40) == (candidates[192], (128, 64), (64, 0))
+    assert tuning.forward_stages(candidates, 129, 160) == (candidates[192], (128, 64), (128, 64))
+    assert tuning.forward_stages(candidates, 193, 64) == (candidates[256], (256, 0), (64, 0))
+    assert tuning.forward_stages(tuning.MEASURED, 160, 64) == (tuning.MEASURED[256], (256, 0), (64, 0))
+    assert tuning.forward_stages(tuning.FLOAT8, 40, 96) == (tuning.FLOAT8[128], (64, 0), (128, 0))
+    assert (candidates[64].rows, candidates[64].programs) == (64, 3)
+    assert (candidates[192].rows, candidates[192].programs) == (128, 1)
+
+
 @pytest.mark.parametrize(("width", "chosen"), [(128, "flash3"), (160, "flash2"), (256, "flash3")])
 def test_where_flash2_is_faster_it_is_chosen_and_explained(monkeypatch, width, chosen):
     monkeypatch.setattr(native, "reasons_against", lambda call: ["the tensors are on a GPU"])
@@ -208,3 +219,5 @@ def test_where_flash2_is_faster_it_is_chosen_and_explained(monkeypatch, width, c
     assert found.backend == chosen
     assert bool(found.reasons.get("flash3")) == (chosen == "flash2")
     assert choose(prepare(q, q, q, Settings(pattern=Causal())), "flash3") is flash3
+    monkeypatch.setattr(tuning, "FORWARD", tuning.MEASURED | tuning.CANDIDATES)
+    assert limelight.explain(q, q, q, pattern=Causal()).backend == "flash3"

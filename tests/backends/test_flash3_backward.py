@@ -191,7 +191,7 @@ def test_it_says_whose_gradients_they_are():
 
 # Each is a race on a GPU, or a hang: a buffer given away too early, or used before it is full.
 READ = (
-    "        of_first = warpgroup_mma_wait(0, deps=(of_first,))\n        keep_alive(ds, False)\n",
+    "        of_first = warpgroup_mma_wait(0, deps=(of_first,))\n        keep_alive(ds)\n",
     "        mbarrier.arrive(first_empty.index(stage))\n",
 )
 MISTAKES = {

@@ -35,12 +35,18 @@ def example_of(Hq=2, Hkv=1, Lq=150, Lk=300, D=64, Dv=64, B=1, **settings):
     return Example(limelight.tensors.shapes.Shapes(B, Hq, Hkv, Lq, Lk, D, Dv), q, k, v, {"scale": None} | settings)
 
 
+WAYS = {
+    "flash3": lambda call: flash3.compute(call, None, tuning.MEASURED),
+    "candidate": lambda call: flash3.compute(call, None, tuning.MEASURED | tuning.CANDIDATES),
+    "flash3-float8": flash3_float8.forward,
+}
+
+
 def run(example, how="flash3", dtype=torch.float16, processors=3, change=("", "")):
     tensors = [t.to(dtype) for t in (example.query, example.key, example.value)]
-    if how.startswith("flash3"):
+    if how not in ("plain", "truth"):
         with installed(processors, change):
-            backend = flash3 if how == "flash3" else flash3_float8
-            result = backend.forward(prepare(*tensors, Settings(**example.settings)))
+            result = WAYS[how](prepare(*tensors, Settings(**example.settings)))
         return result.output, result.logsumexp
     with rounded(dtype) if how == "plain" else nullcontext():
         out, seen = limelight.attention(
@@ -49,9 +55,9 @@ def run(example, how="flash3", dtype=torch.float16, processors=3, change=("", ""
     return out, seen.logsumexp
 
 
-def check(example, processors=3):
+def check(example, how="flash3", processors=3):
     ours, plain, truth = (
-        run(example, processors=processors),
+        run(example, how, processors=processors),
         run(example, "plain"),
         run(example, "truth", torch.float64),
     )
@@ -70,17 +76,34 @@ def check(example, processors=3):
         example_of(pattern=Window(20, 20), layout=Padded(torch.tensor([150, 0, 7]), torch.tensor([30, 300, 0])), B=3),
         example_of(scores=(ALiBi(torch.rand(2)), SoftCap(5.0)), pattern=Causal(), scale=-0.2),
         example_of(pattern=~Causal(), Lq=100, Lk=64, layout=Aligned(0)),
+        example_of(pattern=Causal(), Lq=300, D=192, Dv=192),
+        example_of(pattern=Causal() & (Window(70, 0) | Keys(first=3)), D=136, Dv=72, sink=torch.tensor([0.5, 2.0])),
+        example_of(pattern=Window(200, 9) | Keys(first=3), Lq=300, Lk=700, D=40, Hkv=2),
     ],
-    ids=["full", "sink", "causal", "two intervals", "packed", "padded", "rules", "blind rows"],
+    ids=[
+        "full",
+        "sink",
+        "causal",
+        "two intervals",
+        "packed",
+        "padded",
+        "rules",
+        "blind rows",
+        "two parts",
+        "two parts of keys alone",
+        "long intervals",
+    ],
 )
-def test_forms(example):
-    check(example)
+@pytest.mark.parametrize("how", ["flash3", "candidate"])
+def test_forms(example, how):
+    check(example, how)
 
 
-@pytest.mark.parametrize("processors", [1, 2, 5, 100])
-def test_any_number_of_processors_gives_the_same_bits(processors):
+@pytest.mark.parametrize("how", ["flash3", "candidate"])
+@pytest.mark.parametrize("processors", [1, 2, 100])
+def test_any_number_of_processors_gives_the_same_bits(processors, how):
     example = example_of(pattern=Causal(), Lq=270, B=2)
-    assert torch.equal(run(example, processors=processors)[0], run(example, processors=4)[0])
+    assert torch.equal(run(example, how, processors=processors)[0], run(example, how, processors=4)[0])
 
 
 def test_strides():
@@ -90,12 +113,13 @@ def test_strides():
     check(example)
 
 
+@pytest.mark.parametrize("how", ["flash3", "candidate"])
 @pytest.mark.parametrize(("poison", "which"), [(NAN, "key"), (NAN, "value"), (INF, "value"), (-INF, "value")])
-def test_what_is_not_seen_changes_nothing(poison, which):
-    example = example_of(pattern=Causal() & Window(60, 0), layout=Aligned(0))
-    before = run(example)[0]
-    getattr(example, which)[0, 0, 130, 5] = poison
-    after, truth = run(example)[0], run(example, "truth", torch.float64)[0]
+def test_what_is_not_seen_changes_nothing(poison, which, how):
+    example = example_of(pattern=Causal() & Window(60, 0), layout=Aligned(0), D=160, Dv=160)
+    before = run(example, how)[0]
+    getattr(example, which)[0, 0, 130, 150] = poison
+    after, truth = run(example, how)[0], run(example, "truth", torch.float64)[0]
     assert torch.equal(after.isfinite(), truth.isfinite())
     assert torch.equal(after[~truth.isfinite()].nan_to_num(7), truth[~truth.isfinite()].half().nan_to_num(7))
     seen = truth.isfinite()
@@ -109,7 +133,7 @@ LARGE = {
 }
 
 
-@pytest.mark.parametrize("how", ["flash3", "flash3-float8"])
+@pytest.mark.parametrize("how", ["flash3", "candidate", "flash3-float8"])
 @pytest.mark.parametrize("case", LARGE)
 def test_any_finite_score_gives_its_weight(case, how):
     example = example_of(2, 2, 70, 130, **LARGE[case]())
@@ -121,29 +145,58 @@ def test_any_finite_score_gives_its_weight(case, how):
 
 
 # Each is a race or a hang on a GPU: a buffer or a turn given away too early, or never.
-EMPTY = (
-    "    acc = warpgroup_mma_wait(0, deps=(acc,))\n    keep_alive(p, FLOAT8)\n",
-    "    mbarrier.arrive(values_empty.index(before))\n",
-)
+AWAIT = "    acc = _wait_for_output(acc, p)\n"
+GIVE_BACK = "    _read(2, t - 1, before, item, copied, buffers, bars, const, variant)\n"
 MISTAKES = {
-    "values are given back before they are read": (EMPTY[0] + EMPTY[1], EMPTY[1] + EMPTY[0]),
-    "scores are used while their product runs": ("warpgroup_mma_wait(1, deps", "warpgroup_mma_wait(2, deps"),
-    "values are not waited for": ("mbarrier.wait(values_full.index(before), ((count - 1) // STAGES) & 1)", "pass"),
+    "values are given back before they are read": (AWAIT + GIVE_BACK, GIVE_BACK + AWAIT),
+    "scores are used while their product runs": ("1 if const.VALUE_REST == 0 else 2", "2"),
+    "values are not waited for": ("    mbarrier.wait(bars[4]", "    (lambda *_: 0)(bars[4]"),
+    "keys are not waited for": ("    mbarrier.wait(bars[2]", "    (lambda *_, **__: 0)(bars[2]"),
 }  # fmt: skip
+OF_ONE = {
+    "some warps may still read what is refilled": ("gl.barrier()  # all four", "pass  #"),
+    "keys of too late a step are copied": ("t + variant.STAGES, count", "t + variant.STAGES + 1, count"),
+}
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_the_machine_notices(mistake, monkeypatch):
-    right = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1)[0]
+@pytest.mark.parametrize(
+    ("mistake", "how"), [*((m, "flash3") for m in MISTAKES), *((m, "candidate") for m in MISTAKES | OF_ONE)]
+)
+def test_the_machine_notices(mistake, how, monkeypatch):
+    right = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), how, processors=1)[0]
     monkeypatch.setattr("support.gluon_machine.PATIENCE", 5.0)
-    monkeypatch.setattr(
-        "support.gluon_machine.COPYING" if "not waited" in mistake else "support.gluon_machine.HESITATION", 0.05
-    )
+    monkeypatch.setattr("support.gluon_machine.HESITATION", 0.05)
     try:
-        wrong = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), processors=1, change=MISTAKES[mistake])[0]
+        change = (MISTAKES | OF_ONE)[mistake]
+        wrong = run(example_of(Hq=1, Hkv=1, Lq=128, Lk=700), how, processors=1, change=change)[0]
     except AssertionError:
         return
     assert not torch.equal(wrong, right)
+
+
+@pytest.mark.parametrize("table", [tuning.MEASURED, tuning.MEASURED | tuning.CANDIDATES], ids=["measured", "candidate"])
+@pytest.mark.parametrize(
+    "example",
+    [
+        example_of(pattern=Causal(), layout=Aligned(0), scale=3.0),
+        example_of(pattern=Causal() & (Window(70, 0) | Keys(first=3)), Lq=300, sink=torch.tensor([2.0, -INF])),
+        example_of(scores=(ALiBi(torch.rand(2)), SoftCap(5.0)), pattern=Causal(), scale=-0.2, D=192, Dv=128),
+    ],
+    ids=["causal", "sink", "rules"],
+)
+def test_statistics_of_rows(example, table):
+    half = [t.half() for t in (example.query, example.key, example.value)]
+    found = [torch.full(example.sizes.scores[:3], NAN) for _ in range(3)]
+    for level in (2, 1):
+        with installed():
+            given = (found[0], found[1], found[2] if level == 2 else None)
+            flash3.compute(prepare(*half, Settings(**example.settings)), None, table, given)
+        _, seen = limelight.attention(
+            *(t.double() for t in half), backend="reference",
+            observe=Observe(max_score=True, max_weight=True, entropy=True), **example.settings,
+        )  # fmt: skip
+        for ours, truth in zip(found, (seen.max_score, seen.max_weight, seen.entropy), strict=True):
+            torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
 
 
 # --- 8 bits -----------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """A machine that runs Gluon kernels on the CPU: their own source, with every operation in plain PyTorch.
 
-Partitions of a program are threads that wait for barriers as the real ones do. Bulk copies write as early as they may,
-and products read shared memory as late as they may (when they are waited for), so what is overwritten too early, or
-awaited too late or never, gives wrong numbers or an error and not luck. Registers and layouts are not modelled.
+Partitions of a program are threads that wait for barriers as the real ones do. Bulk copies destroy what they replace
+at once and write when they are waited for; products read shared memory when they are waited for. So what is overwritten
+too early, or awaited too late or never, gives wrong numbers or an error and not luck. Registers and layouts are not
+modelled.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ SOURCES = (
     "gpu/kernels/visibility.py",
     "gpu/kernels/scores.py",
     "gpu/hopper/kernels/schedule.py",
+    "gpu/hopper/kernels/operands.py",
+    "gpu/hopper/kernels/copies.py",
+    "gpu/hopper/kernels/softmax.py",
     "gpu/hopper/kernels/forward.py",
     "gpu/hopper/kernels/backward.py",
 )
@@ -77,6 +81,7 @@ class Barrier:
     def __init__(self, program):
         self.program, self.count = program, 0
         self.ended = self.bytes = 0
+        self.copies = []  # that were issued, and write when they are waited for
 
     def init(self, count):
         self.count = self.missing = count
@@ -91,6 +96,7 @@ class Barrier:
                 self.program.news.notify_all()
 
     def arrive(self, count):
+        barrier()
         self.change(count, 0)
         if HESITATION:
             time.sleep(HESITATION)
@@ -100,7 +106,11 @@ class Barrier:
             return (self.ended & 1) != int(phase) or self.program.failed
 
         with self.program.news:
-            assert self.program.news.wait_for(passed, PATIENCE), "the phase of a barrier never ends: a deadlock"
+            while not passed():
+                if self.copies:
+                    self.copies.pop(0)()
+                else:
+                    assert self.program.news.wait(PATIENCE), "the phase of a barrier never ends: a deadlock"
             assert not self.program.failed, "another partition has failed"
 
 
@@ -141,6 +151,7 @@ class Descriptor:
         )
         self.tensor, self.rows, self.width = tensor, rows, width
         self.dtype, self.layout = tensor.dtype, None
+        self.block_shape = [1, 1, rows, width]
         self.nbytes_per_cta = rows * width * tensor.itemsize
 
 
@@ -161,11 +172,19 @@ def copy_to_shared(descriptor, coordinates, barrier, buffer, pred=True):
     # From elsewhere a GPU stops with "an illegal instruction" (seen on an H200).
     assert column * descriptor.tensor.itemsize % 16 == 0, "a bulk copy begins at a multiple of 16 bytes"
     rows = descriptor.tensor[b, h, max(first, 0) : first + descriptor.rows, column : column + descriptor.width]
-    if COPYING:
-        time.sleep(COPYING)
-    buffer.data.view(torch.uint8).zero_()
-    buffer.data[0, 0, : rows.shape[0], : rows.shape[1]] = rows
-    barrier.change(0, -descriptor.nbytes_per_cta)
+    assert buffer.data.data_ptr() not in here.unsynchronised, "a buffer is filled that other warps may still read"
+    buffer.data.copy_(unset(buffer.data))
+
+    def write():
+        if COPYING:
+            time.sleep(COPYING)
+        buffer.data.view(torch.uint8).zero_()
+        buffer.data[0, 0, : rows.shape[0], : rows.shape[1]] = rows
+        barrier.change(0, -descriptor.nbytes_per_cta)
+
+    with barrier.program.news:
+        barrier.copies.append(write)
+        barrier.program.news.notify_all()
 
 
 class Product:
@@ -177,7 +196,9 @@ class Product:
 
     def finish(self):
         a = self.a.data.clone() if isinstance(self.a, Buffer) else self.a
-        self.value = self.before + a.float() @ self.b.data.float()
+        before = self.before.value if isinstance(self.before, Product) else self.before
+        self.value = before + a.float() @ self.b.data.float()
+        here.unsynchronised |= {x.data.data_ptr() for x in (self.a, self.b) if isinstance(x, Buffer)}
 
 
 class Program:
@@ -189,6 +210,16 @@ class Program:
 
 
 here = threading.local()
+
+
+def begin(program):
+    """This thread runs a partition of a program: no product has been issued, and no buffer was read."""
+    here.program, here.issued, here.unsynchronised = program, [], set()
+
+
+def barrier():
+    """All warps of the partition have got here: what one of them has read, all have."""
+    here.unsynchronised.clear()
 
 
 def warpgroup_mma(a, b, before, use_acc=True, is_async=False):
@@ -209,7 +240,7 @@ def warp_specialize(partitions, warps, registers):
     program = here.program
 
     def run(function, args):
-        here.program, here.issued = program, []
+        begin(program)
         try:
             function(*args)
             assert not here.issued, "a product is never waited for"
@@ -248,8 +279,35 @@ def decorator(function=None, **_):
     return function if function is not None else lambda f: f
 
 
+def unset(like):
+    return torch.full_like(like, torch.nan if like.is_floating_point() else torch.iinfo(like.dtype).min)
+
+
 def shared(dtype, shape, layout):
     return Buffer(torch.full(shape, torch.nan).to(dtype))
+
+
+def pairs(dtype):
+    """Two or four numbers, rounded to a dtype, in a word of 32 bits."""
+    return lambda *x: torch.stack([part.to(dtype) for part in x], -1).view(torch.int32).squeeze(-1)
+
+
+def below(s, place, length):
+    return torch.where((place >= 0) & (place < length), s, -torch.inf)
+
+
+PTX = {  # what the kernels write as instructions, by a part of the text
+    "bf16x2": pairs(torch.bfloat16), "f16x2": pairs(torch.float16),
+    "e4m3x2": lambda *x: pairs(torch.float8_e4m3fn)(*(part.clamp(-448.0, 448.0) for part in x)), "setp.lt.u32": below,
+}  # fmt: skip
+
+
+def inline_asm(text, constraints, x, **_):
+    return next(function for name, function in PTX.items() if name in text)(*x) if text else x[0]
+
+
+def cast(x, dtype, bitcast):
+    return x.contiguous().view(dtype)
 
 
 language = SimpleNamespace(
@@ -265,7 +323,8 @@ language = SimpleNamespace(
     num_programs=lambda axis: torch.tensor(here.program.grid[axis]),
     int16=torch.int16, int32=torch.int32, int64=torch.int64, float32=torch.float32,
     NVMMADistributedLayout=lambda *_: None, SliceLayout=lambda *_: None, DotOperandLayout=lambda *_: None,
-    inline_asm_elementwise=lambda text, where, x, **_: x[0],
+    bfloat16=torch.bfloat16, int8=torch.int8, cast=cast, inline_asm_elementwise=inline_asm, barrier=barrier,
+    join=lambda a, b: torch.stack([a, b], -1), split=lambda x: x.unbind(-1),
     allocate_shared_memory=shared, warp_specialize=warp_specialize,
 )  # fmt: skip
 
@@ -300,8 +359,9 @@ class Kernel:
             settings = {name: value for name, value in settings.items() if name in known}
             whole = grid + (1,) * (3 - len(grid))
             for place in product(*(range(n) for n in whole)):
-                here.program = Program(place, whole)
+                begin(Program(place, whole))
                 self.function(*_pointers(args), **settings)
+                assert not here.issued, "a product is never waited for"
 
         return launch
 

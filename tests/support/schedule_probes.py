@@ -7,6 +7,8 @@ import triton.language as tl
 from limelight.backends.gpu.hopper.kernels.schedule import (
     EDGES,
     STEPS,
+    block_of_one,
+    blocks_of_one,
     item_count,
     item_number,
     query_step,
@@ -29,6 +31,8 @@ def steps(record, found, bounds, spans, begins, ends, strides, const: tl.constex
     )  # fmt: skip
     for t in range(tl.load(record + STEPS)):
         n, k = step(record, t, edges, const)
+        if const.INTERVALS == 1:
+            n = tl.where(n == block_of_one(blocks_of_one(record), t, edges), n, -1)
         tl.store(found + 2 * t, n)
         tl.store(found + 2 * t + 1, (t < edges).to(tl.int32))
         begin, end = interval_of(k, seen_by, const)

@@ -49,20 +49,23 @@ def stored_strides(call: Call, tensor: Tensor) -> tuple[Any, ...]:
     """Strides of batch row (or page), head and key of keys or values; and of pages the page table on the device, with
     the number of its columns."""
     strides = tensor.stride()[:3]
-    return strides if call.pages is None else (*strides, *_table(call.pages, tensor.device))
+    if call.pages is None:
+        return strides
+    table = page_table(call.pages, tensor.device)
+    return (*strides, table, table.shape[1])
 
 
 _tables: WeakKeyDictionary[Pages, dict[torch.device, Tensor]] = WeakKeyDictionary()
 
 
-def _table(pages: Pages, device: torch.device) -> tuple[Tensor, int]:
-    """The page table on the device, cached as long as it exists, and the number of its columns: a multiple of 16, so
-    that one compiled kernel serves any number of them."""
+def page_table(pages: Pages, device: torch.device) -> Tensor:
+    """The page table on the device, cached as long as it exists. The number of its columns is a multiple of 16, so that
+    one compiled kernel serves any number of them."""
     copies = _tables.setdefault(pages, {})
     if device not in copies:
         added = -pages.table.shape[1] % 16
         copies[device] = torch.nn.functional.pad(pages.table, (0, added)).to(device)
-    return copies[device], copies[device].shape[1]
+    return copies[device]
 
 
 def constants(

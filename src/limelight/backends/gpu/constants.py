@@ -31,6 +31,7 @@ class KernelConstants:
     PAGE: int = 0  # keys of a page; 0 where they lie in rows
     REST: int = 0  # the second part of D where it lies in two parts, in `flash2`'s forward pass alone
     VALUE_REST: int = 0
+    STATISTICS: int = 0  # of each row, in the forward pass: 1 largest score and weight, 2 entropy too
 
     @property
     def RULE_COUNT(self) -> int:

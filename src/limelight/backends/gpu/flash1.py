@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from ..contract import Call, Result
-from . import arguments, machine, tuning
+from . import arguments, machine, plans, tuning
+from .launching import launch
 from .score_rules import rule_arguments
 from .visibility import beyond_32_bits, visibility
 
@@ -59,6 +60,10 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
+    return plans.forward(call, NAME, _forward)
+
+
+def _forward(call: Call) -> Result:
     from .kernels import flash1 as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
@@ -74,10 +79,11 @@ def forward(call: Call) -> Result:
     visible = visibility(call.lowered, tile.rows, device)
     rules = rule_arguments(call)
     const = arguments.constants(call, rules, visible, 1, 1, tile)
-    kernels.first_forward[Hq, B](
+    launch(
+        kernels.first_forward, (Hq, B),
         query, key, value, output, maxima, sums, query.stride()[:3], key.stride()[:3], value.stride()[:3],
         Hq, Hq // Hkv, Lq, visible.segment, *visible.interval_tables, call.scale,
         const=const, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
-    kernels.finish[(-(-maxima.numel() // 1024),)](maxima, sums, maxima.numel(), ROWS=1024)
+    launch(kernels.finish, (-(-maxima.numel() // 1024),), maxima, sums, maxima.numel(), ROWS=1024)
     return Result(output.to(call.query.dtype), maxima)

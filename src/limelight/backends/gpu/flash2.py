@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...forms.lowering import Lowered
 from ..contract import Call, Result, unknown_positions
-from . import arguments, machine, observing, tuning
+from . import arguments, machine, observing, plans, tuning
 from .arguments import reasons_against_pages
 from .gradients import backward, reasons_against_backward
+from .launching import launch
 from .score_rules import kernel_rules, rule_arguments, unsupported_rules
 from .visibility import beyond_32_bits, nothing_visible, visibility
 
@@ -51,10 +52,14 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
+    return plans.forward(call, NAME, _forward)
+
+
+def _forward(call: Call) -> Result:
     from .kernels import forward as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
-    device, dtype = call.query.device, call.query.dtype
+    device = call.query.device
     query, key, value = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value))
     output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
     logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
@@ -66,38 +71,34 @@ def forward(call: Call) -> Result:
     group = Hq // Hkv
     pack = heads_per_tile(Lq, group, lowered)
     first, rest, value_first, value_rest = width_parts(call)
-    widest = max(first + rest, value_first + value_rest)
-    demanding = lowered.tiles is not None or bool(call.scores)
-    tile = tuning.forward_tile(
-        machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
-    )
-    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
-    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
-        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
-        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    tile = _tile(call, max(first + rest, value_first + value_rest), Lq * pack)
     visible = visibility(lowered, tile.rows // pack, device)
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
         return _result(call, output, logsumexp, empty)
+    statistics = of_parts = observing.new_statistics(call)
     splits = tuning.splits(programs, machine.processors(device), -(-visible.longest // tile.keys))
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
         parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
         logsumexps = torch.full((2, splits, B, Hq, Lq), -torch.inf, dtype=torch.float32, device=device)
         strides = (Hq * Lq * Dv, Lq * Dv, Dv)
+        of_parts = observing.new_statistics(call, splits)
     sink = arguments.sink(call)
     rules = rule_arguments(call)
     stored = arguments.stored_strides(call, key), arguments.stored_strides(call, value)
     whole = arguments.constants(call, rules, visible, pack, splits, tile)
-    whole = dataclasses.replace(whole, WIDTH=first, REST=rest)  # values in one part: see `width_parts`
+    level = observing.statistics_level(call)
+    whole = dataclasses.replace(whole, WIDTH=first, REST=rest, STATISTICS=level)  # values in one part: `width_parts`
     const = dataclasses.replace(whole, VALUE_WIDTH=value_first, VALUE_REST=value_rest)
     # A GPU sums each column in an order that does not depend on the others; the interpreter's products do not.
     rescued = const if machine.interpreted() else whole
     grid = (visible.tiles, Hq // pack, visible.rows * splits)
     flags = torch.empty(grid, dtype=torch.int32, device=device)
     for rescue in (False, True):
-        kernels.forward[grid](
-            query, key, value, parts, logsumexps, flags, None if splits > 1 else sink,
+        launch(
+            kernels.forward, grid,
+            query, key, value, parts, logsumexps, of_parts, flags, None if splits > 1 else sink,
             query.stride()[:3], *stored, strides, B, Hq, group, Lq,
             *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
             const=rescued if rescue else const, RESCUE=rescue,
@@ -105,11 +106,24 @@ def forward(call: Call) -> Result:
         )  # fmt: skip
     if splits > 1:
         rows = 16
-        kernels.merge[(-(-B * Hq * Lq // rows),)](
-            parts, logsumexps, output, logsumexp, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
-            SPLITS=splits, SINK=sink is not None, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
+        launch(
+            kernels.merge, (-(-B * Hq * Lq // rows),),
+            parts, logsumexps, of_parts, output, logsumexp, statistics, sink, output.stride()[:3], Hq, Lq, B * Hq * Lq,
+            SPLITS=splits, SINK=sink is not None, STATISTICS=level, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
-    return _result(call, output, logsumexp, empty)
+    return _result(call, output, logsumexp, empty, statistics)
+
+
+def _tile(call: Call, widest: int, rows: int) -> tuning.Tile:
+    """The tile of the forward kernel. ``rows``: queries times heads that could share one."""
+    lowered, generation = call.lowered, machine.generation(call.query.device)
+    demanding = lowered.tiles is not None or bool(call.scores)
+    tile = tuning.forward_tile(generation, call.query.dtype.itemsize, widest, rows, demanding, call.dropout > 0)
+    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
+    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
+        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
+        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    return tile
 
 
 def width_parts(call: Call) -> tuple[int, int, int, int]:
@@ -133,6 +147,8 @@ def heads_per_tile(Lq: int, group: int, lowered: Lowered) -> int:
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
 
 
-def _result(call: Call, output: Tensor, logsumexp: Tensor, empty: bool) -> Result:
-    seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
+def _result(
+    call: Call, output: Tensor, logsumexp: Tensor, empty: bool, statistics: observing.RowStatistics | None = None
+) -> Result:
+    seen = None if call.observe is None else observing.observe(call, logsumexp, empty, statistics)
     return Result(output, logsumexp, seen)

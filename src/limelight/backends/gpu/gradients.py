@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...forms.scores import RelativeBias
 from ..contract import Call
-from . import arguments, machine, tuning
+from . import arguments, machine, plans, tuning
 from .constants import KernelConstants
+from .launching import launch
 from .normalizers import Normalizers, normalizers
 from .score_rules import distance_range, kernel_rules, rule_arguments
 from .visibility import Visibility, nothing_visible, visibility
@@ -64,7 +65,7 @@ def backward(
     grad_output: Tensor,
     grad_logsumexp: Tensor | None,
     wanted: tuple[bool, ...],
-    launch: LaunchOwners | None = None,
+    owners: LaunchOwners | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a call, as `limelight.backends.contract.Differentiable.backward` describes.
 
@@ -75,8 +76,22 @@ def backward(
         grad_output: the gradient of the output.
         grad_logsumexp: the gradient of the logsumexp; ``None`` for zeros.
         wanted: which gradients are wanted: of query, key, value, then of each of the call's learned operands.
-        launch: computes the gradients of query, key, value, slopes and vector; by default `launch_owners`.
+        owners: computes the gradients of query, key, value, slopes and vector; by default `launch_owners`.
     """
+    tensors = [call.query, call.key, call.value, output, logsumexp, grad_output]
+    if grad_logsumexp is not None:
+        tensors.append(grad_logsumexp)
+
+    def run() -> tuple[Tensor | None, ...]:
+        return _backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted, owners or launch_owners)
+
+    return plans.planned(call, ("backward", owners, wanted, len(tensors)), tuple(tensors), run)
+
+
+def _backward(
+    call: Call, output: Tensor, logsumexp: Tensor, grad_output: Tensor, grad_logsumexp: Tensor | None,
+    wanted: tuple[bool, ...], owners: LaunchOwners,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     B, Hq, _, Lq, _, D, Dv = call.shapes
     device = call.query.device
     query, key, value, grad = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value, grad_output))
@@ -94,7 +109,7 @@ def backward(
     gradients = Gradients(torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value), by_slopes, by_vector)
     if not nothing:
         needed = wanted[0] or bool(by_slopes) or by_vector is not None, wanted[1] or wanted[2]
-        (launch or launch_owners)(call, inputs, gradients, needed)
+        owners(call, inputs, gradients, needed)
     found: list[Tensor | None] = [*gradients[:3]]
     if call.sink is not None:
         found.append(_sink_gradient(call, inputs, logsumexp))
@@ -122,7 +137,8 @@ def deltas(grad: Tensor, output: Tensor, grad_logsumexp: Tensor | None) -> Tenso
     output = arguments.with_unit_stride(output)
     if delta.numel():
         rows = 32
-        kernels.deltas[-(-Lq // rows), Hq, B](
+        launch(
+            kernels.deltas, (-(-Lq // rows), Hq, B),
             grad, output, grad_logsumexp, delta, grad.stride()[:3], output.stride()[:3],
             (0, 0, 0) if grad_logsumexp is None else grad_logsumexp.stride(), Hq, Lq,
             VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows, num_warps=4,
@@ -184,7 +200,8 @@ def query_gradient(
 
     B, Hq, Hkv, Lq, *_ = call.shapes
     vector = None if slopes > min(gradients.slopes, default=slopes) else gradients.vector  # in the first launch alone
-    kernels.query_gradient[visible.tiles, Hq, visible.rows](
+    launch(
+        kernels.query_gradient, (visible.tiles, Hq, visible.rows),
         *inputs, gradients.query, gradients.slopes.get(slopes), vector, flags, *inputs.strides,
         gradients.query.stride()[:3],
         B, Hq, Hq // Hkv, Lq, *visible.of_tile, *common,
@@ -201,7 +218,8 @@ def key_gradient(
     from .kernels.backward import key as kernels
 
     B, Hq, Hkv, Lq, *_ = call.shapes
-    kernels.key_gradient[visible.tiles, Hkv, visible.rows](
+    launch(
+        kernels.key_gradient, (visible.tiles, Hkv, visible.rows),
         *inputs, gradients.key, gradients.value, flags, *inputs.strides, gradients.key.stride()[:3],
         gradients.value.stride()[:3],
         B, Hq, Hq // Hkv, Lq, *visible.of_tile, *common,
@@ -228,7 +246,8 @@ def _bias_gradient(call: Call, n: int, inputs: BackwardInputs) -> Tensor:
     result = torch.empty((b, h, i, j), dtype=torch.float32, device=tensor.device)
     tiles_i, tiles_j = -(-Lq // const.ROWS), -(-Lk // const.BLOCK)
     over = (B // b, Hq // h, tiles_i if i == 1 else 1, tiles_j if j == 1 else 1)
-    kernels.bias_gradient[(1 if i == 1 else tiles_i) * (1 if j == 1 else tiles_j), h, b](
+    launch(
+        kernels.bias_gradient, ((1 if i == 1 else tiles_i) * (1 if j == 1 else tiles_j), h, b),
         *inputs, result, *inputs.strides, Hq, Hq // Hkv, Lq, Lk,
         *visible.of_all_segments, *common, over,
         const=const, RULE=n, SHARED_QUERIES=i == 1, SHARED_KEYS=j == 1, num_warps=tile.warps, num_stages=1,
@@ -250,7 +269,8 @@ def _table_gradient(call: Call, n: int, inputs: BackwardInputs) -> Tensor:
     result = torch.empty((heads, count), dtype=torch.float32, device=rule.table.device)
     _, tile = _score_tiles(call)
     const = dataclasses.replace(const, ROWS=tile.rows, BLOCK=tile.keys)
-    kernels.distance_gradient[-(-count // const.BLOCK), heads](
+    launch(
+        kernels.distance_gradient, (-(-count // const.BLOCK), heads),
         *inputs, result, *inputs.strides, Hq, Hq // Hkv, Lq, *visible.of_all_segments, *common,
         B, Hq // heads, low, count, const=const, RULE=n, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..contract import Call
 from . import arguments, machine, tuning
+from .launching import launch
 from .score_rules import rule_arguments
 from .visibility import visibility
 
@@ -52,7 +53,8 @@ def normalizers(call: Call, logsumexp: Tensor, nothing_visible: bool) -> Normali
     visible = visibility(call.lowered, tile.rows, device)
     if not nothing_visible and visible.tiles:
         rules = rule_arguments(call)
-        kernels.normalizers[visible.tiles, Hq, visible.rows](
+        launch(
+            kernels.normalizers, (visible.tiles, Hq, visible.rows),
             query, key, logsumexp, arguments.sink(call), *found,
             query.stride()[:3], arguments.stored_strides(call, key), Hq, Hq // Hkv, Lq, *visible.of_tile,
             *arguments.scoring(call, rules),

@@ -197,3 +197,29 @@ def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
     """The tile of the normalizers' kernel: as for observing, or with fewer keys for Ampere's registers."""
     tile = observing_tile(generation, itemsize, widest)
     return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile
+
+
+def largest_tile(generation: str, itemsize: int, widest: int) -> Tile:
+    """The tile of the kernel that keeps the largest weights of each query."""
+    return observing_tile(generation, itemsize, widest)
+
+
+def column_tile(generation: str, itemsize: int, widest: int, high: int, wide: int | None) -> tuple[Tile, int]:
+    """The tile of the kernel that sums weights over queries, and how many columns of blocks it holds.
+
+    ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed.
+    """
+    tile = observing_tile(generation, itemsize, widest)
+    if wide is None:
+        return tile, 1
+    tile = tile._replace(rows=fitting(high, tile.rows))
+    if wide < tile.keys and wide & (wide - 1) == 0:
+        return tile, tile.keys // wide
+    return tile._replace(keys=fitting(wide, tile.keys)), 1
+
+
+def fitting(size: int, most: int) -> int:
+    """The side of the tiles, a power of two from 16 to ``most``, that cover ``size`` at the least cost: each costs its
+    side and 16 more."""
+    sides = [1 << n for n in range(4, most.bit_length())]
+    return min(sides, key=lambda side: (-(-size // side) * (side + 16), -side))

@@ -108,10 +108,15 @@ def nothing_visible(lowered: Lowered) -> bool:
 
 def beyond_32_bits(lowered: Lowered) -> list[str]:
     """Why kernels cannot hold the positions of a lowering; empty where they can."""
-    table = lowered.segment_table
-    if len(table) and np.abs(table[:, 5:7]).max() >= POSITION_LIMIT:
-        return [f"a position is {POSITION_LIMIT} or more, and the kernels hold positions in 32 bits"]
-    return []
+    if not _is_far(lowered.segments):
+        return []
+    return [f"a position is {POSITION_LIMIT} or more, and the kernels hold positions in 32 bits"]
+
+
+@lru_cache(maxsize=256)
+def _is_far(segments: bytes) -> bool:
+    table = unpack(segments)
+    return bool(len(table) and np.abs(table[:, 5:7]).max() >= POSITION_LIMIT)
 
 
 @lru_cache(maxsize=64)

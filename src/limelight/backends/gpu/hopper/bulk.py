@@ -29,5 +29,8 @@ def bulk_copyable(tensor: Tensor) -> Tensor:
 
 
 def padded_line(values: Tensor) -> Tensor:
-    """``(B, Hq, Lq)`` 32-bit values, padded with zeros so that each head begins at a multiple of 16 bytes."""
-    return torch.nn.functional.pad(values, (0, -values.shape[2] % LINE))
+    """``(B, Hq, Lq)`` 32-bit values, contiguous, padded with zeros so that each head begins at a multiple of 16 bytes;
+    copied only where that is not so.
+    """
+    added = -values.shape[2] % LINE
+    return torch.nn.functional.pad(values, (0, added)) if added else values.contiguous()

@@ -7,6 +7,7 @@ finite values agree with a call without non-finite values to rounding, not to th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ....forms.scores import ALiBi, SoftCap
 from ...contract import Call, Result, unknown_positions
-from .. import arguments, compatibility, gradients, machine, observing
+from .. import arguments, compatibility, gradients, launching, machine, observing, plans
 from .. import tuning as triton_tuning
 from ..gradients import reasons_against_backward
 from ..score_rules import kernel_rules, rule_arguments
@@ -24,6 +25,7 @@ from . import tuning
 from .bulk import bulk_copyable
 from .gradients import launch_owners
 from .quantise import Quantised
+from .variant import Variant
 
 NAME = "flash3"
 ABOUT = "the FlashAttention 3 algorithm in Gluon, for Hopper GPUs"
@@ -51,7 +53,7 @@ def reasons_against(call: Call) -> list[str]:
 
 def reasons_to_pass_over(call: Call) -> list[str]:
     """Why `flash2` serves the call faster (at a width of 192, on an H200, this backend is 0.63 times as fast)."""
-    if 128 < max(call.shapes.D, call.shapes.Dv) <= 192:
+    if 128 < max(call.shapes.D, call.shapes.Dv) <= 192 and 192 not in tuning.FORWARD:
         return [
             "it pads a head width of 129 to 192 to 256, where flash2, with 128 and 64, is faster; name it to use it"
         ]
@@ -100,18 +102,28 @@ def unsupported(call: Call) -> list[str]:
 def memory(call: Call) -> int:
     """Bytes taken beside inputs and outputs: the logsumexp, and the plan of each tile of queries."""
     B, Hq, _, Lq, _, _, _ = call.shapes
-    return 4 * B * Hq * Lq + 4 * 32 * B * -(-Lq // tuning.ROWS)
+    return 4 * B * Hq * Lq + 4 * 32 * B * -(-Lq // (tuning.ROWS // 2))
 
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
-    return compute(call, None, tuning.FORWARD)
+    return plans.forward(call, NAME, lambda call: compute(call, None, tuning.FORWARD))
 
 
-def compute(call: Call, quantise: Callable[[int], Quantised] | None, tiles: dict[int, tuning.Stages]) -> Result:
-    """Compute the call, with the tile that ``tiles`` has for its head width.
+def compute(
+    call: Call,
+    quantise: Callable[[int], Quantised] | None,
+    table: dict[int, tuning.ForwardStages],
+    statistics: tuple[Tensor, Tensor, Tensor | None] | None = None,
+) -> Result:
+    """Compute the call, with the stages that ``table`` has for its head width.
 
-    ``quantise`` makes the 8-bit inputs, in blocks of that many keys; without it the kernel reads the call's tensors.
+    Args:
+        call: the call.
+        quantise: makes the 8-bit inputs, in blocks of that many keys; without it the kernel reads the call's tensors.
+        table: stages by head width.
+        statistics: tensors for the largest score, the largest weight and the entropy of each row, ``(B, Hq, Lq)``
+            float32, which the kernel fills beside the output, except for tiles that it leaves to the rescue.
     """
     query, key, value = (bulk_copyable(x) for x in (call.query, call.key, call.value))
     B, Hq, _, Lq, _, D, Dv = call.shapes
@@ -123,14 +135,15 @@ def compute(call: Call, quantise: Callable[[int], Quantised] | None, tiles: dict
         output.zero_()
         logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
     if not empty and B * Hq:
-        stages = tiles[max(tuning.NARROWEST, triton_tuning.width(max(D, Dv)))]
-        launch(call, query, key, value, output, logsumexp, stages, quantise(stages.block) if quantise else None)
+        block = tuning.forward_stages(table, D, Dv)[0].block
+        launch(call, (query, key, value), output, logsumexp, statistics, table, quantise(block) if quantise else None)
     seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
     return Result(output, logsumexp, seen)
 
 
 def launch(
-    call: Call, query: Tensor, key: Tensor, value: Tensor, output: Tensor, logsumexp: Tensor, stages: tuning.Stages,
+    call: Call, tensors: tuple[Tensor, Tensor, Tensor], output: Tensor, logsumexp: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor | None] | None, table: dict[int, tuning.ForwardStages],
     quantised: Quantised | None,
 ) -> None:  # fmt: skip
     """Fill ``output`` and ``logsumexp`` where queries belong to a segment."""
@@ -140,16 +153,23 @@ def launch(
     from .kernels import schedule
 
     B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
+    query, key, value = tensors
     device, itemsize = query.device, query.dtype.itemsize
-    visible = visibility(call.lowered, tuning.ROWS, device)
+    stages, of_keys, of_values = tuning.forward_stages(table, D, Dv)
+    visible = visibility(call.lowered, stages.rows, device)
     if not visible.tiles * visible.rows:
         return
     rules = rule_arguments(call)
-    tile = triton_tuning.Tile(tuning.ROWS, stages.block, 4, stages.stages)
-    const = arguments.constants(call, rules, visible, 1, 1, tile)
+    tile = triton_tuning.Tile(stages.rows, stages.block, 4, stages.stages)
+    const = dataclasses.replace(
+        arguments.constants(call, rules, visible, 1, 1, tile),
+        WIDTH=of_keys[0], REST=of_keys[1], VALUE_WIDTH=of_values[0], VALUE_REST=of_values[1],
+        STATISTICS=0 if statistics is None else 1 if statistics[2] is None else 2,
+    )  # fmt: skip
     records = torch.empty(visible.rows * visible.tiles * 32, dtype=torch.int32, device=device)
     flags = torch.empty((visible.rows, Hq, visible.tiles), dtype=torch.int32, device=device)
-    schedule.plan[visible.tiles, visible.rows](
+    launching.launch(
+        schedule.plan, (visible.tiles, visible.rows),
         records, flags, Hq, visible.work, visible.segments, visible.segment, *visible.interval_tables,
         const=const, num_warps=4,
     )  # fmt: skip
@@ -158,23 +178,27 @@ def launch(
     section = tuning.section(columns, Lk * (D + Dv) * itemsize, Hq // Hkv)
     sink = arguments.sink(call)
     scoring = arguments.scoring(call, rules)
-    if quantised is None:
-        scales: tuple[Any, ...] | None = None
-        tensors, value_block = (query, key, value), (const.BLOCK, const.VALUE_WIDTH)
-    else:
+    scales: tuple[Any, ...] | None = None
+    blocks = (tuning.ROWS // 2, const.BLOCK, const.BLOCK)
+    if quantised is not None:
         scales = (*quantised[3:], quantised.query_scales.shape[2], quantised.key_scales.shape[2])
-        tensors, value_block = quantised[:3], (const.VALUE_WIDTH, const.BLOCK)
-    blocks = ((tuning.ROWS // 2, const.WIDTH), (const.BLOCK, const.WIDTH), value_block)
-    copied = [describe(tensor, *block) for tensor, block in zip(tensors, blocks, strict=True)]
-    kernels.forward[(min(items, machine.processors(device)),)](
-        *copied, scales, output, logsumexp, flags, sink, output.stride()[:3],
+        tensors, blocks, of_values = quantised[:3], (*blocks[:2], const.VALUE_WIDTH), (const.BLOCK, 0)
+    parts = list(zip(tensors, blocks, (of_keys, of_keys, of_values), strict=True))
+    variant = Variant(stages.stages, stages.computing, quantised is not None, stages.alone)
+    launching.launch(
+        kernels.forward, (min(items, stages.programs * machine.processors(device)),),
+        *(describe(tensor, block, widths[0]) for tensor, block, widths in parts),
+        *(describe(tensor, block, widths[1]) if widths[1] else None for tensor, block, widths in parts),
+        scales, output, logsumexp, statistics, flags, sink, output.stride()[:3],
         items, visible.tiles, columns, section, Hq, Hq // Hkv, Lq, records, *visible.interval_tables, *scoring,
-        const=const, FLOAT8=quantised is not None, STAGES=stages.stages, REGISTERS=stages.computing,
-        num_warps=4, maxnreg=stages.entry,
+        const=const, variant=variant, num_warps=4, maxnreg=stages.entry,
     )  # fmt: skip
-    rescue = triton_tuning.forward_tile("hopper", itemsize, max(const.WIDTH, const.VALUE_WIDTH), tuning.ROWS)
-    triton_kernels.forward[visible.tiles, Hq, visible.rows](
-        query, key, value, output, logsumexp, flags, sink,
+    rescue = triton_tuning.forward_tile(
+        "hopper", itemsize, max(triton_tuning.width(D), triton_tuning.width(Dv)), stages.rows
+    )
+    launching.launch(
+        triton_kernels.forward, (visible.tiles, Hq, visible.rows),
+        query, key, value, output, logsumexp, None, flags, sink,
         query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,
         *visible.of_tile, *scoring, *arguments.dropout(call),
         const=arguments.constants(call, rules, visible, 1, 1, rescue), RESCUE=True,

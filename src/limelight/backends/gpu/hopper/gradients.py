@@ -12,6 +12,7 @@ from .. import arguments, gradients, machine
 from .. import tuning as triton_tuning
 from ..constants import KernelConstants
 from ..gradients import BackwardInputs, Gradients
+from ..launching import launch
 from ..score_rules import rule_arguments
 from ..visibility import Visibility, visibility
 from . import tuning
@@ -64,7 +65,8 @@ def interval_bounds(call: Call, visible: Visibility) -> Tensor:
     if visible.tiles * visible.rows:
         tile = triton_tuning.Tile(tuning.ROWS, tuning.ROWS, 4, 1)
         const = arguments.constants(call, rule_arguments(call), visible, 1, 1, tile)
-        schedule.bounds[visible.tiles, visible.rows](
+        launch(
+            schedule.bounds, (visible.tiles, visible.rows),
             bounds, B, bounds.shape[2], visible.work, visible.segments, visible.segment, *visible.interval_tables,
             const=const, num_warps=4,
         )  # fmt: skip
@@ -100,7 +102,8 @@ def launch_owner(
     records = torch.empty(visible.rows * visible.tiles * 32, dtype=torch.int32, device=device)
     flags = torch.empty((visible.rows, heads, visible.tiles), dtype=torch.int32, device=device)
     plan = schedule.plan_keys if keys else schedule.plan
-    plan[visible.tiles, visible.rows](
+    launch(
+        plan, (visible.tiles, visible.rows),
         records, flags, heads, visible.work, visible.segments, visible.segment, *visible.interval_tables,
         const=const, num_warps=4,
     )  # fmt: skip
@@ -114,7 +117,8 @@ def launch_owner(
     copied += [describe(x, stages.block, width) for x, width in zip(moving, widths, strict=True)]
     copied += [describe_line(x, stages.block) for x in lines] or [None] * 3
     first, second = target
-    kernels.gradient[(min(items, machine.processors(device)),)](
+    launch(
+        kernels.gradient, (min(items, machine.processors(device)),),
         *copied, *statistics,
         first, first.stride()[:3], second, (0, 0, 0) if second is None else second.stride()[:3], flags,
         items, visible.tiles, columns, section, heads, group, B, statistics[0].shape[2], records,

@@ -1,12 +1,14 @@
 """Tile shapes, pipeline stages and registers on Hopper; there is no autotuning.
 
 Chosen by compiling ahead of time (no spills, nothing serialised, shared memory within 227 KiB;
-``tests/backends/ahead.json``), to be confirmed by ``benchmarks/gpu.py``.
+``tests/backends/ahead.json``), and confirmed on an H200 by ``benchmarks/gpu.py`` where nothing else is said.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from ..tuning import width
 
 ROWS = 128  # queries of a tile: two warpgroups of 64
 LINE = 4  # 32-bit values in 16 bytes, at whose multiples bulk copies of a line begin
@@ -23,7 +25,6 @@ class Stages(NamedTuple):
     computing: int = 240  # of the two warpgroups that compute
 
 
-FORWARD = {64: Stages(128, 2), 128: Stages(128, 2), 256: Stages(32, 4)}  # by the larger width, as a power of two
 # Backward: the owner of queries, for which blocks of keys move, and the owner of keys, for which queries move.
 BACKWARD = {64: (Stages(128, 3, computing=232), Stages(64, 3)), 128: (Stages(64, 4, computing=232), Stages(64, 3))}
 BACKWARD_WITH_RULES = {  # score rules take registers
@@ -31,7 +32,46 @@ BACKWARD_WITH_RULES = {  # score rules take registers
     128: (Stages(32, 4, computing=232), Stages(32, 4, computing=232)),
 }
 WIDEST_BACKWARD = 128
-FLOAT8 = {64: Stages(128, 3), 128: Stages(128, 3), 256: Stages(64, 2)}
+
+
+class ForwardStages(NamedTuple):
+    """Forward: keys of a block, blocks of keys and of values in shared memory, and registers of a thread."""
+
+    block: int
+    stages: int
+    alone: bool = False  # a program is one warpgroup, which copies for itself
+    entry: int = 168
+    computing: int = 240
+
+    @property
+    def rows(self) -> int:
+        """The number of queries of a tile."""
+        return ROWS // 2 if self.alone else ROWS
+
+    @property
+    def programs(self) -> int:
+        """The number of programs that share a multiprocessor."""
+        return 3 if self.alone else 1
+
+
+# By the larger head width as a power of two; 192 stands for 129 to 192 in two parts, 128 and 64, which are otherwise
+# padded to 256. `CANDIDATES` compile without spills and agree with the definition on a model of the machine, but have
+# never run on a GPU: `benchmarks/gpu.py` checks and measures them beside `MEASURED`. To adopt one, name it here.
+MEASURED = {64: ForwardStages(128, 2), 128: ForwardStages(128, 2), 256: ForwardStages(32, 4)}
+CANDIDATES = {64: ForwardStages(128, 2, alone=True), 192: ForwardStages(64, 3), 256: ForwardStages(64, 2)}
+FORWARD = MEASURED
+FLOAT8 = {64: ForwardStages(128, 3), 128: ForwardStages(128, 3), 256: ForwardStages(64, 2)}
+
+
+def forward_stages(
+    table: dict[int, ForwardStages], D: int, Dv: int
+) -> tuple[ForwardStages, tuple[int, int], tuple[int, int]]:
+    """The entry of a table for head widths, and the widths of both parts of keys and of values."""
+    if 128 < max(D, Dv) <= 192 and 192 in table:
+        of_keys, of_values = ((128, 64) if size > 128 else (width(size), 0) for size in (D, Dv))
+        return table[192], of_keys, of_values
+    of_keys, of_values = ((width(size), 0) for size in (D, Dv))
+    return table[max(NARROWEST, of_keys[0], of_values[0])], of_keys, of_values
 
 
 def section(columns: int, bytes_of_one: int, group: int) -> int:

@@ -8,11 +8,13 @@ from .scores import (
     LARGE,
     LOG2_E,
     PRECISION,
+    add_to_entropy,
     after_rules,
     exponent_of_the_sum,
     load_rows,
     raw_scores,
     reference_point,
+    statistics_of_rows,
     strides_of_text,
     with_a_sink,
 )
@@ -27,6 +29,7 @@ from .visibility import any_visible, blocks, in_tiles, interval_of, intervals, p
 # tile_map = (states, bits, map_strides)
 # dropout  = (threshold, seed, random_row)
 # q, acc   = (main part, rest): a width that is no power of two may lie in two parts (`const.REST`, `VALUE_REST`)
+# moments  = (largest score, sum of p x)                      of each row, for `const.STATISTICS` (`add_to_entropy`)
 
 # How a loop over keys treats non-finite values. FAST: as any other. FINITE: as zeros. NONFINITE: instead of the output
 # it sums their effect, in the code of `add_nonfinite`. FAST is correct only for scores that are not `LARGE`, and its
@@ -72,7 +75,7 @@ def nonfinite_flag(acc, exists):
 
 @triton.jit
 def _block(
-    m, total, acc, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
+    m, total, acc, moments, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
     const: tl.constexpr, MASKED: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: scores, the running maximum and sum, and the output rescaled and added to."""
@@ -100,18 +103,29 @@ def _block(
             seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j[None, :], const)
         s = tl.where(seen, s, -float("inf"))
     factor = scoring[1]
+    top = tl.max(s, 1)
     if MODE == FAST:
-        m_new = tl.maximum(m, tl.max(s, 1) * factor)
+        m_new = tl.maximum(m, top * factor)
         base = tl.where(m_new == -float("inf"), 0.0, m_new)
-        p = tl.exp2(tl.fma(s, factor, -base[:, None]))
-        rescale = tl.exp2(m - base)
+        power = tl.fma(s, factor, -base[:, None])
+        moved = m - base
+        rescale = tl.exp2(moved)
     else:
-        m_new = tl.maximum(m, tl.max(s, 1)) if MODE == FINITE else m
+        m_new = tl.maximum(m, top) if MODE == FINITE else m
         shift, rest_term = reference_point(m_new, factor)
-        p = tl.exp2(tl.fma(s - shift[:, None], factor, -rest_term[:, None]))
+        power = tl.fma(s - shift[:, None], factor, -rest_term[:, None])
         shift_before, rest_before = reference_point(m, factor)
         moved = tl.fma(shift_before - shift, factor, rest_before - rest_term)
         rescale = tl.where(m == -float("inf"), 0.0, tl.exp2(moved))
+    p = tl.exp2(power)
+    if const.STATISTICS > 0 and MODE != NONFINITE:
+        peak, weighted = moments
+        peak = tl.maximum(peak, top, propagate_nan=tl.PropagateNan.ALL)
+        if MODE == FINITE:  # the maximum ignores NaN
+            peak = tl.where(tl.max((s != s).to(tl.int32), 1) > 0, float("nan"), peak)
+        if const.STATISTICS > 1:
+            weighted = add_to_entropy(weighted, total, tl.where(m == -float("inf"), 0.0, moved), rescale, power, p)
+        moments = peak, weighted
     if MODE != NONFINITE:
         total = total * rescale + tl.sum(p, 1)
         main = main * rescale[:, None]
@@ -130,7 +144,7 @@ def _block(
         behind = values[0] + VALUE_WIDTH
         v = load_rows(behind, values[1], b, key_head, j, columns, VALUE_D - VALUE_WIDTH, VALUE_REST, MASKED, const.PAGE)
         rest = add_product(p, v, s != -float("inf"), rest, MODE)
-    return m_new, total, (main, rest)
+    return m_new, total, (main, rest), moments
 
 
 @triton.jit
@@ -145,6 +159,7 @@ def _walk(
     total = tl.full((const.ROWS,), 0.0, tl.float32)
     main = tl.full((const.ROWS, const.VALUE_WIDTH), 0.0, tl.float32)
     acc = (main, tl.full((const.ROWS, const.VALUE_REST if const.VALUE_REST > 0 else 1), 0.0, tl.float32))
+    moments = (tl.full((const.ROWS,), -float("inf"), tl.float32), tl.full((const.ROWS,), 0.0, tl.float32))
     mapped: tl.constexpr = const.MAP_ROWS > 0
     for k in range(const.INTERVALS):
         begin, end = interval_of(k, seen_by, const)
@@ -164,29 +179,29 @@ def _walk(
             n = tl.where(at < left, first + at, tl.where(at < edges, whole_last - left, whole_first - edges) + at)
             if mapped:
                 if any_visible(tile_map, rows, n * const.BLOCK, const):
-                    m, total, acc = _block(
-                        m, total, acc, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
-                        const, True, MODE,
+                    m, total, acc, moments = _block(
+                        m, total, acc, moments, q, n, begin, end, rows, limits, keys, values, scoring, tile_map,
+                        dropout, const, True, MODE,
                     )  # fmt: skip
             else:
-                m, total, acc = _block(
-                    m, total, acc, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
+                m, total, acc, moments = _block(
+                    m, total, acc, moments, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
                     const, True, MODE,
                 )  # fmt: skip
         if MODE == FAST and not mapped:
             for at in range(whole_last - whole_first):
-                m, total, acc = _block(
-                    m, total, acc, q, whole_first + at, begin, end, rows, limits, keys, values, scoring, tile_map,
-                    dropout, const, False, MODE,
+                m, total, acc, moments = _block(
+                    m, total, acc, moments, q, whole_first + at, begin, end, rows, limits, keys, values, scoring,
+                    tile_map, dropout, const, False, MODE,
                 )  # fmt: skip
-    return m, total, acc
+    return m, total, acc, moments
 
 
 @triton.jit(do_not_specialize=["segment", "batch", "heads", "queries", "documents", "threshold", "seed"])
 def forward(
-    query, key, value, output, logsumexp, flags, sink, query_strides, key_strides, value_strides, output_strides,
-    batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides, states, bits,
-    map_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
+    query, key, value, output, logsumexp, statistics, flags, sink, query_strides, key_strides, value_strides,
+    output_strides, batch, heads, group, queries, work, segments, segment, spans, begins, ends, interval_strides,
+    states, bits, map_strides, scale, factor, compare, operands, numbers, threshold, keep_scale, seed, documents,
     const: tl.constexpr, RESCUE: tl.constexpr,
 ):  # fmt: skip
     """Output and logsumexp of one tile of queries (grid: tiles, head packs, batch rows x splits of the keys).
@@ -196,7 +211,8 @@ def forward(
     any size are exact: a kernel of its own, since it needs registers that this one does not have.
     With ``SPLITS > 1`` the output is a part in float32, ``(splits, B, Hq, Lq, Dv)``, without the sink, to be merged;
     ``logsumexp`` is then the sum of two values of each row, ``(2, splits, B, Hq, Lq)``: the second
-    holds the small terms that a large first one would round away.
+    holds the small terms that a large first one would round away. ``statistics``, for ``const.STATISTICS``, is the
+    largest score, the largest weight and the entropy of each row, each with the shape of the (first) logsumexp.
     """
     number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
     if RESCUE and tl.load(flags + number) == 0:
@@ -233,17 +249,17 @@ def forward(
     dropout = (threshold, seed_of(seed), b * documents + document)
     lowest = tl.full((const.ROWS,), -float("inf"), tl.float32)
     if RESCUE:
-        m, total, acc = _walk(
+        m, total, acc, moments = _walk(
             lowest, q, seen_by, split, rows, limits, keys, values, scoring, tile_map, dropout, const, FINITE,
         )  # fmt: skip
-        _, _, code = _walk(
+        _, _, code, _ = _walk(
             m, q, seen_by, split, rows, limits, keys, values, scoring, tile_map, dropout, const, NONFINITE,
         )  # fmt: skip
         main = add_nonfinite(acc[0], code[0])
         rest = add_nonfinite(acc[1], code[1]) if const.VALUE_REST > 0 else acc[1]
         shift, rest_term = reference_point(m, factor)
     else:
-        m, total, acc = _walk(
+        m, total, acc, moments = _walk(
             lowest, q, seen_by, split, rows, limits, keys, values, scoring, tile_map, dropout, const, FAST,
         )  # fmt: skip
         main, rest = acc
@@ -259,16 +275,23 @@ def forward(
     log_scale, log2_rest = exponent_of_the_sum(shift, rest_term, 1.0 if const.SCALE_FIRST else scale)
     low = tl.where(empty, 0.0, (tl.log2(total) + log2_rest) / LOG2_E)
     lse = tl.where(empty, -float("inf"), log_scale if const.SPLITS > 1 else log_scale + low)
-    rescale = 1.0
+    rescale, seen = 1.0, total
     if const.SINK:
         logit = tl.load(sink + h).to(tl.float32)
         total, rescale, with_sink = with_a_sink(logit, tl.where(empty, logit, log_scale), log2_rest, total)
         lse = tl.where(empty, logit, with_sink)
-        rescale = rescale[:, None]
     share = tl.where(empty, 1.0, total)
     place = (split * batch + b).to(tl.int64)
     row = (place * heads + h) * queries + i
     tl.store(logsumexp + row, lse, mask=exists)
+    if const.STATISTICS > 0:
+        largest, entropy = statistics_of_rows(moments[0], moments[1], seen, rescale / share, shift, rest_term, factor)
+        tl.store(statistics[0] + row, moments[0] * (1.0 if const.SCALE_FIRST else scale), mask=exists)
+        tl.store(statistics[1] + row, largest, mask=exists)
+        if const.STATISTICS > 1:
+            tl.store(statistics[2] + row, entropy, mask=exists)
+    if const.SINK:
+        rescale = rescale[:, None]
     if const.SPLITS > 1:
         tl.store(logsumexp + const.SPLITS * batch.to(tl.int64) * heads * queries + row, low, mask=exists)
     at = place * output_strides[0] + h.to(tl.int64) * output_strides[1] + i.to(tl.int64) * output_strides[2]
@@ -284,10 +307,12 @@ def forward(
 
 @triton.jit(do_not_specialize=["heads", "queries", "size"])
 def merge(
-    parts, logsumexps, output, logsumexp, sink, output_strides, heads, queries, size,
-    SPLITS: tl.constexpr, SINK: tl.constexpr, VALUE_D: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    parts, logsumexps, of_parts, output, logsumexp, statistics, sink, output_strides, heads, queries, size,
+    SPLITS: tl.constexpr, SINK: tl.constexpr, STATISTICS: tl.constexpr, VALUE_D: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Merge ``SPLITS`` outputs over disjoint parts of the keys, by logsumexps of two values; ``size``: ``B Hq Lq``."""
+    """Merge ``SPLITS`` outputs over disjoint parts of the keys, by logsumexps of two values, and the statistics
+    ``of_parts``; ``size``: ``B Hq Lq``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # split calls have few rows
     exists = row < size
     i, h, b = row % queries, row // queries % heads, row // queries // heads  # divided as 32-bit integers
@@ -308,6 +333,10 @@ def merge(
     lows = logsumexps + SPLITS * size
     d = tl.arange(0, VALUE_WIDTH)
     out = tl.zeros((ROWS, VALUE_WIDTH), tl.float32)
+    peak = tl.full((ROWS,), -float("inf"), tl.float32)
+    largest = tl.zeros((ROWS,), tl.float32)
+    entropy = tl.zeros((ROWS,), tl.float32)
+    covered = tl.zeros((ROWS,), tl.float32)
     for n in range(SPLITS):
         part = tl.load(logsumexps + n * size + row, mask=exists, other=0.0)
         low = tl.load(lows + n * size + row, mask=exists, other=0.0)
@@ -316,8 +345,23 @@ def merge(
         where = parts + (n * size + row)[:, None] * VALUE_D + d[None, :]
         value = tl.load(where, mask=exists[:, None] & (d[None, :] < VALUE_D), other=0.0)
         out += tl.where(part[:, None] == -float("inf"), 0.0, weight[:, None] * value)
+        if STATISTICS > 0:
+            score = tl.load(of_parts[0] + n * size + row, mask=exists, other=0.0)
+            peak = tl.maximum(peak, score, propagate_nan=tl.PropagateNan.ALL)
+            largest = tl.maximum(largest, weight * tl.load(of_parts[1] + n * size + row, mask=exists, other=0.0))
+        if STATISTICS > 1:
+            inner = tl.load(of_parts[2] + n * size + row, mask=exists, other=0.0)
+            log_weight = tl.maximum(part - base + low, -1e30)
+            entropy += tl.where(part == -float("inf"), 0.0, weight * (inner - log_weight))
+            covered += tl.where(part == -float("inf"), 0.0, weight)
     share = tl.where(empty, 1.0, total)
     out = tl.where(empty[:, None], 0.0, out / share[:, None])
     tl.store(logsumexp + row, tl.where(empty, logit, base + tl.log2(share) / LOG2_E), mask=exists)
+    if STATISTICS > 0:
+        tl.store(statistics[0] + row, peak, mask=exists)
+        tl.store(statistics[1] + row, largest / share, mask=exists)
+    if STATISTICS > 1:
+        entropy = entropy / share + tl.log2(share) / LOG2_E * (covered / share)
+        tl.store(statistics[2] + row, tl.where(entropy < 0.0, 0.0, entropy), mask=exists)
     where = output + (b * output_strides[0] + h * output_strides[1] + i * output_strides[2])[:, None] + d[None, :]
     tl.store(where, out.to(output.dtype.element_ty), mask=exists[:, None] & (d[None, :] < VALUE_D))

@@ -152,6 +152,28 @@ def with_a_sink(logit, log_scale, log2_rest, total):
     return total, share, largest + tl.log2(total) / LOG2_E
 
 
+# Statistics of a row are computed beside its sum: the largest score, and for the entropy the sum of ``p x``, where
+# ``x`` is the exponent of a weight ``p = 2^x`` before it is divided by the sum.
+
+
+@triton.jit
+def add_to_entropy(weighted, total, moved, rescale, power, p):
+    """The sum of ``p x`` of rows after a block of keys with the exponents ``power``, for which the exponents of earlier
+    keys, whose ``p`` have the sum ``total``, change by ``moved``. Below -1000 an exponent belongs to a weight of 0."""
+    weighted = (weighted + tl.maximum(moved, -1000.0) * total) * rescale
+    return weighted + tl.sum(p * tl.maximum(power, -1000.0), 1)
+
+
+@triton.jit
+def statistics_of_rows(peak, weighted, total, share, shift, rest, factor):
+    """``(largest weight, entropy)`` of rows from their largest score, the sum of ``p x`` and the sum of ``p`` without
+    the sink; a weight is ``p`` times ``share``."""
+    empty = total == 0.0
+    largest = tl.exp2(tl.fma(peak - shift, factor, -rest)) * share
+    entropy = (weighted + tl.maximum(tl.log2(share), -1e30) * total) * -share / LOG2_E
+    return tl.where(empty, 0.0, largest), tl.where(empty | (entropy < 0.0), 0.0, entropy)
+
+
 @triton.jit
 def raw_scores(q, k, rows, j, columns, keys, scoring, const: tl.constexpr):
     """Scores of a tile of queries (or keys) ``q`` by keys (or queries) ``k`` before the rules."""

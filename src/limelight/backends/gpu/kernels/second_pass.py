@@ -34,19 +34,66 @@ def rows_and_visibility(
 
 
 @triton.jit
-def block_scores(q, n, begin, end, rows, limits, keys, scoring, tile_map, const: tl.constexpr):
+def block_scores(
+    q, n, begin, end, rows, limits, keys, scoring, tile_map, const: tl.constexpr, MASKED: tl.constexpr = True
+):  # fmt: skip
     """``(j, in_segment, s)`` of block ``n`` of keys: the keys, which of them the segment holds, and the scores after
-    the rules, minus infinity where a row does not see a key in its interval from ``begin`` to ``end``."""
+    the rules, minus infinity where a row does not see a key in its interval from ``begin`` to ``end``. Without
+    ``MASKED``, every row sees all keys of the block."""
     key_begin, key_end, query_offset, key_offset = limits
     D: tl.constexpr = const.D
     WIDTH: tl.constexpr = const.WIDTH
     j1 = n * const.BLOCK + tl.arange(0, const.BLOCK)
     in_segment = (j1 >= key_begin) & (j1 < key_end)
     j = j1[None, :]
-    seen = (j >= begin[:, None]) & (j < end[:, None])
-    if const.MAP_ROWS > 0:
-        seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
-    k = load_rows(keys[1], keys[2], rows[0], rows[1], j1, in_segment, D, WIDTH, True, const.PAGE)
+    k = load_rows(keys[1], keys[2], rows[0], rows[1], j1, in_segment, D, WIDTH, MASKED, const.PAGE)
     s = raw_scores(q, k, rows, j, in_segment[None, :], keys, scoring, const)
     s, _slope = after_rules(s, rows, j, in_segment[None, :], key_offset - query_offset, scoring, const, 0)
-    return j1, in_segment, tl.where(seen, s, -float("inf"))
+    if MASKED:
+        seen = (j >= begin[:, None]) & (j < end[:, None])
+        if const.MAP_ROWS > 0:
+            seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
+        s = tl.where(seen, s, -float("inf"))
+    return j1, in_segment, s
+
+
+@triton.jit
+def normalizer_of(normalizer, at, exists):
+    """``(shift, rest)`` of some rows: the weight of a score ``s`` is ``2^((s - shift) factor - rest)``."""
+    return tl.load(normalizer[0] + at, mask=exists, other=0.0), tl.load(normalizer[1] + at, mask=exists, other=0.0)
+
+
+@triton.jit
+def weights_from(s, normalizer, factor):
+    """``(log2 of the weights, weights)`` of scores, rows first; the weight of a score of minus infinity is zero."""
+    power = tl.fma(s - normalizer[0][:, None], factor, -normalizer[1][:, None])
+    return power, tl.where(s != -float("inf"), tl.exp2(power), 0.0)
+
+
+@triton.jit
+def tile_weights(
+    i, exists, k, j1, columns, b, h, group, limits, heads, queries, tensors, strides, interval_tables, tile_map,
+    scoring, const: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Weights of queries ``i`` by keys ``j1`` of a segment, whose rows are ``k``; zero where a pair is not visible.
+    Without ``MASKED``, every query sees all of these keys."""
+    D: tl.constexpr = const.D
+    WIDTH: tl.constexpr = const.WIDTH
+    query, key, normalizer = tensors
+    query_strides, key_strides = strides
+    _key_begin, _key_end, query_offset, key_offset = limits
+    normalizer = normalizer_of(normalizer, (b.to(tl.int64) * heads + h) * queries + i, exists)
+    q = load_rows(query, query_strides, b, h, i, exists, D, WIDTH, MASKED)
+    j = j1[None, :]
+    if MASKED:
+        rows, seen = rows_and_visibility(
+            b, h, group, i, exists, j1, columns, limits, query_strides, interval_tables, tile_map, const
+        )
+    else:
+        rows = rows_of(b, h, i, exists, group, query_strides)
+    s = raw_scores(q, k, rows, j, columns[None, :], (query, key, key_strides), scoring, const)
+    s, _slope = after_rules(s, rows, j, columns[None, :], key_offset - query_offset, scoring, const, 0)
+    if MASKED:
+        s = tl.where(seen, s, -float("inf"))
+    _power, w = weights_from(s, normalizer, scoring[1])
+    return w

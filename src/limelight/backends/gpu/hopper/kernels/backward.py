@@ -24,7 +24,7 @@ from ...compatibility import (
 )
 from ...kernels.scores import after_rules
 from ...kernels.visibility import interval_of, intervals
-from .forward import ROWS, keep_alive, layout_of, matrix
+from .operands import ROWS, keep_alive, layout_of, matrix
 from .schedule import EDGES, RECORD, STEPS, item_number, query_step, step, tile_and_column
 
 # Arguments that belong together, beside those of `forward`; "first" are queries and keys, "second" dO and values:
@@ -208,7 +208,7 @@ def _step(
             y = warpgroup_mma_wait(0, deps=(y,))
         else:
             y, of_first = warpgroup_mma_wait(0, deps=(y, of_first))
-            keep_alive(ds, False)
+            keep_alive(ds)
             mbarrier.arrive(first_empty.index(before))
         mbarrier.arrive(second_empty.index(stage))
         row_delta = statistics[1][:, None]
@@ -216,10 +216,10 @@ def _step(
     if KEYS:
         of_first = warpgroup_mma(ds, matrix(first_at, stage), of_first, is_async=True)
         of_second = warpgroup_mma_wait(1, deps=(of_second,))
-        keep_alive(used, False)
+        keep_alive(used)
         mbarrier.arrive(second_empty.index(stage))
         of_first = warpgroup_mma_wait(0, deps=(of_first,))
-        keep_alive(ds, False)
+        keep_alive(ds)
         mbarrier.arrive(first_empty.index(stage))
     return of_first, of_second, ds
 
@@ -314,7 +314,7 @@ def _owner(
             before = (count - 1) % STAGES
             of_first = warpgroup_mma(ds, matrix(first_at, before), of_first, is_async=True)
             of_first = warpgroup_mma_wait(0, deps=(of_first,))
-            keep_alive(ds, False)
+            keep_alive(ds)
             mbarrier.arrive(first_empty.index(before))
 
         # Loaded again, so that they take no registers in the loop.

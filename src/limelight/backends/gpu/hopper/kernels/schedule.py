@@ -100,6 +100,21 @@ def step(record, t, edges, const: tl.constexpr):
     return n, k
 
 
+@triton.jit
+def blocks_of_one(record):
+    """What `block_of_one` needs, loaded once for all steps of a tile whose rows have one interval."""
+    return tl.load(record + BLOCKS), tl.load(record + BLOCKS + 1), tl.load(record + BLOCKS + 2)
+
+
+@triton.jit
+def block_of_one(blocks_of_tile, t, edges):
+    """The block of keys of step ``t``, as `step` gives it, of a tile whose rows have one interval."""
+    first, whole_first, whole_last = blocks_of_tile
+    before = whole_first - first
+    of_edges = t + tl.where(t < before, first, whole_last - before)
+    return tl.where(t < edges, of_edges, whole_first + t - edges)
+
+
 @triton.jit(do_not_specialize=["segment", "heads"])
 def plan(
     records, flags, heads, work, segments, segment, spans, begins, ends, interval_strides, const: tl.constexpr

@@ -1,0 +1,212 @@
+"""Launches of kernels: through Triton's dispatch, or directly where a plan repeats them.
+
+Triton's dispatch finds the compiled kernel by the types and alignments of all arguments at every launch, which takes
+several times as long as the launch. Where a *plan* (`limelight.backends.gpu.plans`) has established that these are as
+before, its `Launch` calls the launcher of the compiled kernel itself, with addresses in the place of tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .machine import interpreted
+
+
+class Launched(NamedTuple):
+    """A launch of a kernel, by the arguments of `launch`."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    settings: dict[str, Any]
+
+    def dispatch(self) -> Any:
+        """Launch through Triton's dispatch, which returns the compiled kernel, or ``None`` from its interpreter."""
+        return self.kernel[self.grid](*self.arguments, **self.settings)
+
+
+class Recorder(Protocol):
+    """What records the launches of a thread."""
+
+    def launch(self, launched: Launched) -> None:
+        """Launch through Triton's dispatch, and record the launch."""
+
+
+class _Local(threading.local):
+    recorder: Recorder | None = None
+
+
+local = _Local()  # `recorder`: what records the launches of this thread
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any) -> None:
+    """Launch a kernel on the current stream. Every launch of a backend goes through this function, since a plan repeats
+    those that it has seen.
+
+    Args:
+        kernel: a function with `triton.jit` or `gluon.jit`.
+        grid: programs in each of up to three dimensions.
+        arguments: tensors, numbers, ``None``, descriptors, and tuples of these.
+        settings: compile-time constants, and options of the compiler: ``num_warps``, ``num_stages``, ``maxnreg``.
+    """
+    launched = Launched(kernel, grid, arguments, settings)
+    if local.recorder is None:
+        launched.dispatch()
+    else:
+        local.recorder.launch(launched)
+
+
+class Driver(NamedTuple):
+    """Triton's driver of this process, as far as direct launches need it."""
+
+    stream: Callable[[int | None], int]  # the current one of a device
+    hooked: Callable[[], bool]  # whether a profiler has Triton call a function at each launch
+
+
+def driver() -> Driver | None:
+    """Triton's driver; ``None`` where only Triton's dispatch launches: in its interpreter, and on other than NVIDIA's
+    GPUs, where nothing else was tried.
+    """
+    if interpreted():
+        return None
+    from triton import knobs
+    from triton.runtime import driver
+
+    active, runtime = driver.active, knobs.runtime
+    if active.get_current_target().backend != "cuda":
+        return None
+
+    def hooked() -> bool:
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+    return Driver(active.get_current_stream, hooked)
+
+
+Path = tuple[int, ...]  # of an argument: indices into nested tuples; DESCRIBED is the tensor of a descriptor
+DESCRIBED = -1
+
+
+class Place(NamedTuple):
+    """A tensor in memory that a plan numbers: ``offset`` bytes behind the start of the memory number ``base``."""
+
+    base: int
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def of(self, tensors: list[Tensor]) -> Tensor:
+        """The tensor at this place, where ``tensors`` lie at the beginning of each memory."""
+        base = tensors[self.base]
+        if not self.offset and (base.dtype, base.shape, base.stride()) == (self.dtype, self.shape, self.strides):
+            return base
+        first = base.storage_offset() * base.itemsize + self.offset
+        empty = torch.empty(0, dtype=self.dtype, device=base.device)
+        return empty.set_(base.untyped_storage(), first // empty.itemsize, self.shape, self.strides)
+
+
+class Launch:
+    """A launch that is repeated with tensors at other addresses, and with all else as it was.
+
+    Args:
+        launched: the first launch.
+        places: those of the arguments that are tensors of a call. All other tensors among them are kept.
+        compiled: what Triton's dispatch returned.
+    """
+
+    def __init__(self, launched: Launched, places: dict[Path, Place], compiled: Any) -> None:
+        self.launched = launched._replace(
+            arguments=tuple([_without(argument, (n,), places) for n, argument in enumerate(launched.arguments)])
+        )
+        self.places = places
+        if compiled is None:
+            return
+        kernel = launched.kernel
+        constants = {name: value for name, value in launched.settings.items() if name in kernel.arg_names}
+        bound = _signature(kernel.fn).bind(*self.launched.arguments, **constants)
+        bound.apply_defaults()
+        self.arguments = [_addressed(argument) for argument in bound.arguments.values()]
+        self.grid = (*launched.grid, *(1,) * (3 - len(launched.grid)))
+        self.run, self.function, self.metadata = compiled.run, compiled.function, compiled.packed_metadata
+        self.plain = [(path[0], place.base, place.offset) for path, place in places.items() if len(path) == 1]
+        self.nested = [(path, place.base, place.offset) for path, place in places.items() if len(path) > 1]
+
+    def direct(self, stream: int, addresses: list[int], tensors: list[Tensor]) -> None:
+        """Launch the compiled kernel on a stream, without Triton's dispatch. ``addresses``: those of ``tensors``."""
+        arguments = self.arguments.copy()
+        for index, base, offset in self.plain:
+            arguments[index] = addresses[base] + offset
+        for path, base, offset in self.nested:
+            address: Any = addresses[base] + offset
+            value = Address(address) if path[-1] == DESCRIBED else address
+            arguments[path[0]] = _replaced(arguments[path[0]], path[1:], value)
+        self.run(*self.grid, stream, self.function, self.metadata, None, None, None, *arguments)
+
+    def dispatched(self, tensors: list[Tensor]) -> None:
+        """Launch through Triton's dispatch. ``tensors``: at the beginning of each numbered piece of memory."""
+        arguments = list(self.launched.arguments)
+        for path, place in self.places.items():
+            arguments[path[0]] = _replaced(arguments[path[0]], path[1:], place.of(tensors))
+        self.launched._replace(arguments=tuple(arguments)).dispatch()
+
+
+_signature = lru_cache(maxsize=64)(inspect.signature)
+
+
+class Address:
+    """What Triton's launcher takes in the place of a tensor, of which it reads the address alone."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        """The address, in the place of that of a tensor."""
+        return self.address
+
+
+def tensors_in(argument: Any, path: Path) -> list[tuple[Path, Tensor]]:
+    """The tensors in an argument, each with its path."""
+    if isinstance(argument, Tensor):
+        return [(path, argument)]
+    if isinstance(argument, tuple):
+        return [found for n, part in enumerate(argument) for found in tensors_in(part, (*path, n))]
+    return [((*path, DESCRIBED), argument.base)] if isinstance(getattr(argument, "base", None), Tensor) else []
+
+
+def _without(argument: Any, path: Path, places: dict[Path, Place]) -> Any:
+    """An argument without the tensors of a call, which a plan must not keep alive."""
+    for at, _ in tensors_in(argument, path):
+        if at in places:
+            argument = _replaced(argument, at[len(path) :], None)
+    return argument
+
+
+def _addressed(argument: Any) -> Any:
+    """An argument with addresses in the place of tensors, which `Launch.launched` keeps alive."""
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return tuple(map(_addressed, argument)) if isinstance(argument, tuple) else argument
+
+
+def _replaced(argument: Any, path: Path, value: Any) -> Any:
+    """An argument with another value at a path."""
+    if not path:
+        return value
+    if path[0] == DESCRIBED:
+        copied = object.__new__(type(argument))
+        copied.__dict__.update(argument.__dict__)
+        copied.base = value
+        return copied
+    parts = list(argument)
+    parts[path[0]] = _replaced(parts[path[0]], path[1:], value)
+    return tuple(parts) if type(argument) is tuple else type(argument)(*parts)  # a named tuple
