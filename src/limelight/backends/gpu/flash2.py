@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...forms.lowering import Lowered
+from ...forms.spans import SPAN_BYTES
 from ..contract import Call, Result, unknown_positions
 from . import arguments, machine, observing, tuning
 from .arguments import reasons_against_pages
@@ -54,7 +55,7 @@ def forward(call: Call) -> Result:
     from .kernels import forward as kernels
 
     B, Hq, Hkv, Lq, _, D, Dv = call.shapes
-    device, dtype = call.query.device, call.query.dtype
+    device = call.query.device
     query, key, value = (arguments.with_unit_stride(x) for x in (call.query, call.key, call.value))
     output = torch.empty_like(query) if Dv == D else query.new_empty((B, Hq, Lq, Dv))
     logsumexp = torch.empty((B, Hq, Lq), dtype=torch.float32, device=device)
@@ -66,15 +67,7 @@ def forward(call: Call) -> Result:
     group = Hq // Hkv
     pack = heads_per_tile(Lq, group, lowered)
     first, rest, value_first, value_rest = width_parts(call)
-    widest = max(first + rest, value_first + value_rest)
-    demanding = lowered.tiles is not None or bool(call.scores)
-    tile = tuning.forward_tile(
-        machine.generation(device), dtype.itemsize, widest, Lq * pack, demanding, call.dropout > 0
-    )
-    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
-    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
-        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
-        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    tile = _tile(call, max(first + rest, value_first + value_rest), pack)
     visible = visibility(lowered, tile.rows // pack, device)
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
@@ -113,6 +106,24 @@ def forward(call: Call) -> Result:
             SPLITS=splits, SINK=sink is not None, STATISTICS=level, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
     return _result(call, output, logsumexp, empty, statistics)
+
+
+def _tile(call: Call, widest: int, pack: int) -> tuning.Tile:
+    """The tile of the forward kernel, with ``pack`` heads, for a larger head width of ``widest``."""
+    lowered = call.lowered
+    entropy = observing.statistics_level(call) > 1
+    tile = tuning.forward_tile(
+        machine.generation(call.query.device), call.query.dtype.itemsize, widest, call.shapes.Lq * pack,
+        lowered.tiles is not None or bool(call.scores), call.dropout > 0, entropy,
+    )  # fmt: skip
+    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
+    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
+        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
+        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    if entropy and (read or lowered.arrays is not None or len(lowered.spans or b"") > SPAN_BYTES):
+        tile = tile._replace(keys=min(tile.keys, 32))  # for lack of registers
+        tile = tile._replace(rows=min(tile.rows, 64), stages=1) if read else tile
+    return tile
 
 
 def width_parts(call: Call) -> tuple[int, int, int, int]:
