@@ -129,7 +129,7 @@ _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 # on Blackwell 32 rows, whose products leave results in registers (a reduction of theirs in tensor memory fails).
 _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(32, 32, 8, 1))),
-    ("blackwell", 2): ((256, Tile(32, 32, 4, 1)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((256, Tile(32, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
     ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
@@ -238,7 +238,8 @@ def largest_tile(generation: str, itemsize: int, widest: int, demanding: bool, t
     if generation == "interpreter":
         return _INTERPRETED
     tile = _of_table(_LARGEST, generation, itemsize, widest)
-    return tile._replace(keys=min(tile.keys, 32), stages=1) if demanding or top > 16 else tile
+    few = tile.rows > 32 and (demanding or top > 16)
+    return tile._replace(keys=min(tile.keys, 32), stages=1) if few else tile
 
 
 def column_tile(
