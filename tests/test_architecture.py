@@ -56,6 +56,7 @@ LONG_FUNCTIONS = dict.fromkeys(
         "backends.gpu.hopper.kernels.backward._step",
         "backends.gpu.hopper.kernels.forward._consumer",
         "backends.gpu.kernels.backward.key.key_gradient",
+        "backends.gpu.kernels.columns.column_sums",
         "backends.gpu.kernels.forward.forward",
         "backends.gpu.kernels.observe.row_statistics",
     ),

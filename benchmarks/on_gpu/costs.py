@@ -39,30 +39,31 @@ def decode(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, A
 
 
 def observations(device: torch.device, tiny: bool, seconds: float) -> list[dict[str, Any]]:
-    """Measure the time of a call with observations over one without, together and one by one."""
+    """Measure the time of a call with observations over one without, together and one by one, for each backend."""
     rows = []
+    columns: dict[str, Any] = {"received": True, "blocks": (64, 64)}
     requested: dict[str, dict[str, Any]] = {
-        "entropy": {"entropy": True}, "max_weight": {"max_weight": True}, "top": {"top": 8},
-        "received": {"received": True}, "blocks": {"blocks": (64, 64)},
+        "max_weight": {"max_weight": True}, "entropy": {"entropy": True}, "top": {"top": 8},
+        "received": {"received": True}, "blocks": {"blocks": (64, 64)}, "received, blocks": columns,
+        "all": {"entropy": True, "max_weight": True, "top": 8, **columns},
     }  # fmt: skip
-    requested["all"] = {name: value for settings in requested.values() for name, value in settings.items()}
     dtype = torch.float16 if machine.interpreted() else torch.bfloat16
-    for length in (32,) if tiny else (2048, 8192):
-        q, k, v = torch.randn(3, 1, 16, length, 16 if tiny else 128, device=device, dtype=dtype).unbind()
+    for length, width in ((32, 16),) if tiny else ((2048, 128), (8192, 64), (8192, 128)):
+        q, k, v = torch.randn(3, 1, 16, length, width, device=device, dtype=dtype).unbind()
         call = prepare(q, k, v, Settings(pattern=Causal(), observe=Observe(**requested["all"])))
         serving = [b.NAME for b in BACKENDS if b.NAME in GPU_BACKENDS and not b.reasons_against(call)]
         if not serving:
-            rows.append({"length": length, "served by": "none of the GPU backends"})
-            continue
-        attend = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=serving[0])
-        plain = milliseconds(attend, None, seconds)
-        row: dict[str, Any] = {"length": length, "served by": serving[0], "plain ms": plain}
-        for name, settings in requested.items():
-            observe = Observe(**settings)
-            row[name] = milliseconds(functools.partial(attend, observe=observe), None, seconds) / plain
-        rows.append(row)
-        summary = ", ".join(f"{name} {row[name]:.2f}" for name in requested)
-        print(f"observations at {length}, times the plain forward pass: {summary}", flush=True)
+            rows.append({"length": length, "D": width, "served by": "none of the GPU backends"})
+        for backend in serving:
+            attend = functools.partial(limelight.attention, q, k, v, pattern=Causal(), backend=backend)
+            plain = milliseconds(attend, None, seconds)
+            row: dict[str, Any] = {"length": length, "D": width, "served by": backend, "plain ms": plain}
+            for name, settings in requested.items():
+                observe = Observe(**settings)
+                row[name] = milliseconds(functools.partial(attend, observe=observe), None, seconds) / plain
+            rows.append(row)
+            summary = ", ".join(f"{name} {row[name]:.2f}" for name in requested)
+            print(f"{backend}, observations at {length} x {width}, times its plain forward pass: {summary}", flush=True)
     return rows
 
 

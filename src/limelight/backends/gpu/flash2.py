@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...forms.lowering import Lowered
+from ...forms.spans import SPAN_BYTES
 from ..contract import Call, Result, unknown_positions
 from . import arguments, machine, observing, plans, tuning
 from .arguments import reasons_against_pages
@@ -71,7 +72,7 @@ def _forward(call: Call) -> Result:
     group = Hq // Hkv
     pack = heads_per_tile(Lq, group, lowered)
     first, rest, value_first, value_rest = width_parts(call)
-    tile = _tile(call, max(first + rest, value_first + value_rest), Lq * pack)
+    tile = _tile(call, max(first + rest, value_first + value_rest), pack)
     visible = visibility(lowered, tile.rows // pack, device)
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
@@ -114,15 +115,21 @@ def _forward(call: Call) -> Result:
     return _result(call, output, logsumexp, empty, statistics)
 
 
-def _tile(call: Call, widest: int, rows: int) -> tuning.Tile:
-    """The tile of the forward kernel. ``rows``: queries times heads that could share one."""
-    lowered, generation = call.lowered, machine.generation(call.query.device)
-    demanding = lowered.tiles is not None or bool(call.scores)
-    tile = tuning.forward_tile(generation, call.query.dtype.itemsize, widest, rows, demanding, call.dropout > 0)
+def _tile(call: Call, widest: int, pack: int) -> tuning.Tile:
+    """The tile of the forward kernel, with ``pack`` heads, for a larger head width of ``widest``."""
+    lowered = call.lowered
+    entropy = observing.statistics_level(call) > 1
+    tile = tuning.forward_tile(
+        machine.generation(call.query.device), call.query.dtype.itemsize, widest, call.shapes.Lq * pack,
+        lowered.tiles is not None or bool(call.scores), call.dropout > 0, entropy,
+    )  # fmt: skip
     read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
     if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
         # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
         tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
+    if entropy and (read or lowered.arrays is not None or len(lowered.spans or b"") > SPAN_BYTES):
+        tile = tile._replace(keys=min(tile.keys, 32))  # for lack of registers
+        tile = tile._replace(rows=min(tile.rows, 64), stages=1) if read else tile
     return tile
 
 

@@ -125,6 +125,26 @@ _DISTANCES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 }
 
 
+# The owners of queries that keep their largest weights. 124 registers on Hopper, so that two programs run side by side;
+# on Blackwell 32 rows, whose products leave results in registers (a reduction of theirs in tensor memory fails).
+_LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(32, 32, 8, 1))),
+    ("blackwell", 2): ((256, Tile(32, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+}
+
+# The owners of keys that sum weights over queries. They read all queries once for each tile of keys, from the L2 cache:
+# 128 keys on Hopper, where 64 would need more than its bandwidth; on Blackwell 128 spill, on Ampere 64 leave room for
+# two programs.
+_COLUMNS: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): ((128, Tile(64, 128, 4, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
+    ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+}
+
+
 def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
     """The tiles of the kernels that own tiles of a bias and blocks of distances."""
     if generation == "interpreter":
@@ -146,13 +166,15 @@ def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool 
 
 
 def forward_tile(
-    generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False, random: bool = False
-) -> Tile:
+    generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False, random: bool = False,
+    entropy: bool = False,
+) -> Tile:  # fmt: skip
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
     ``rows``: queries times heads that could share a tile; the tile is smaller where these are few. It has at most 32
     keys, for lack of registers, with ``demanding`` scores (a tile map, rules) on GPUs before Hopper, and for ``random``
-    numbers (dropout) on all GPUs but Hopper.
+    numbers (dropout) on all GPUs but Hopper. With ``entropy`` it has half the keys, where there are more than 32, and
+    one stage more, since exponents stay in registers beside the weights.
     """
     if generation == "interpreter":
         return _INTERPRETED
@@ -161,6 +183,10 @@ def forward_tile(
     before_hopper = generation not in ("hopper", "blackwell")
     if itemsize == 2 and ((demanding and before_hopper and widest > 64) or (random and generation != "hopper")):
         tile = tile._replace(keys=min(tile.keys, 32))
+    if entropy and widest > 64 and tile.keys > 32:
+        tile = tile._replace(keys=tile.keys // 2, stages=tile.stages + 1)
+    if entropy and generation == "blackwell" and widest > 128:
+        tile = tile._replace(rows=min(tile.rows, 64))
     if rows >= tile.rows:
         return tile
     few = max(16, 1 << (rows - 1).bit_length())
@@ -199,17 +225,34 @@ def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
     return tile._replace(keys=32) if generation == "ampere" and widest == 128 and tile.keys > 32 else tile
 
 
-def largest_tile(generation: str, itemsize: int, widest: int) -> Tile:
-    """The tile of the kernel that keeps the largest weights of each query."""
-    return observing_tile(generation, itemsize, widest)
+def _of_table(
+    table: dict[tuple[str, int], tuple[tuple[int, Tile], ...]], generation: str, itemsize: int, widest: int
+) -> Tile:
+    lines = table.get((generation, itemsize)) or table["other", itemsize]
+    return next(tile for limit, tile in lines if widest <= limit)
 
 
-def column_tile(generation: str, itemsize: int, widest: int, high: int, wide: int | None) -> tuple[Tile, int]:
+def largest_tile(generation: str, itemsize: int, widest: int, demanding: bool, top: int) -> Tile:
+    """The tile of the kernel that keeps the ``top`` largest weights of each query; smaller for ``demanding`` scores and
+    for many weights."""
+    if generation == "interpreter":
+        return _INTERPRETED
+    tile = _of_table(_LARGEST, generation, itemsize, widest)
+    few = tile.rows > 32 and (demanding or top > 16)
+    return tile._replace(keys=min(tile.keys, 32), stages=1) if few else tile
+
+
+def column_tile(
+    generation: str, itemsize: int, widest: int, demanding: bool, high: int, wide: int | None
+) -> tuple[Tile, int]:
     """The tile of the kernel that sums weights over queries, and how many columns of blocks it holds.
 
-    ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed.
+    ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed. The
+    tile is smaller for ``demanding`` scores.
     """
-    tile = observing_tile(generation, itemsize, widest)
+    tile = _INTERPRETED if generation == "interpreter" else _of_table(_COLUMNS, generation, itemsize, widest)
+    if demanding and generation != "interpreter":
+        tile = tile._replace(rows=min(tile.rows, 32), keys=min(tile.keys, 32), stages=1)
     if wide is None:
         return tile, 1
     tile = tile._replace(rows=fitting(high, tile.rows))

@@ -91,15 +91,20 @@ class Lowered:
 
     def block_pairs(self, bq: int, bk: int) -> NDArray[np.int64]:
         """``(B | 1, Hq | 1, ceil(Lq / bq), ceil(Lk / bk))``: how many pairs of each block are seen."""
+        if self.tiles is None:
+            starts, ends = self.intervals_kept
+            some = starts < ends
+            places = np.where(some, starts, 0), np.where(some, ends, 0)
+            before, until = (
+                np.stack([_keys_before(of[:, row], bq, bk, self.Lk) for row in range(of.shape[1])]) for of in places
+            )
+            return np.diff(before - until, axis=-1)[:, None]
         edges = np.arange(0, self.Lk, bk)
         result = []
         for first in range(0, self.Lq, bq):
-            last = min(first + bq, self.Lq)
-            counts = self._column_counts(first, last)[:, None] if self.tiles is None else self.rows(first, last).sum(2)
+            counts = self.rows(first, min(first + bq, self.Lq)).sum(2)
             result.append(np.add.reduceat(counts, edges, axis=-1) if self.Lk else counts)
-        if not result:
-            return np.zeros((1, 1, 0, len(edges)), np.int64)
-        return np.stack(result, axis=2)
+        return np.stack(result, axis=2) if result else np.zeros((1, 1, 0, len(edges)), np.int64)
 
     def _column_counts(self, first: int, last: int) -> NDArray[np.int64]:
         """``(B | 1, Lk)``: how many of the queries ``first`` to ``last`` have each key in an interval."""
@@ -123,6 +128,22 @@ class Lowered:
         """Runs of queries whose rows together stay small."""
         step = max(1, 2**24 // max(1, self.Lk * self.B * self.Hq))
         return [(first, min(first + step, self.Lq)) for first in range(0, self.Lq, step)]
+
+
+def _keys_before(places: NDArray[np.int64], bq: int, bk: int, Lk: int) -> NDArray[np.int64]:
+    """``(ceil(Lq / bq), ceil(Lk / bk) + 1)``: the sum over each block of queries of ``max(edge - place, 0)``, for the
+    edges of the blocks of keys and the ``places`` ``(K, Lq)`` of each query."""
+    Lq = places.shape[1]
+    rows, columns = -(-Lq // bq), -(-Lk // bk)
+    edges = np.minimum(np.arange(columns + 1) * bk, Lk)
+    block = (np.arange(Lq) // bq * (columns + 1) + places // bk).ravel()
+    shape, size = (rows, columns + 1), rows * (columns + 1)
+    number = np.bincount(block, minlength=size)[:size].reshape(shape)
+    total = np.bincount(block, places.ravel(), minlength=size)[:size].reshape(shape).astype(np.int64)
+    before = np.zeros((2, rows, columns + 1), np.int64)
+    before[:, :, 1:] = np.stack([number, total])[:, :, :-1].cumsum(-1)
+    found: NDArray[np.int64] = edges * before[0] - before[1]
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -74,6 +74,19 @@ def nonfinite_flag(acc, exists):
 
 
 @triton.jit
+def _add_moments(moments, s, top, m, total, moved, rescale, power, p, const: tl.constexpr, MODE: tl.constexpr):
+    """The largest score and the sum of ``p x`` of each row after a block of keys, whose largest scores are ``top``."""
+    peak, weighted = moments
+    peak = tl.maximum(peak, top, propagate_nan=tl.PropagateNan.ALL)
+    if MODE == FINITE:  # the maximum of a block ignores NaN
+        peak = tl.where(tl.max((s != s).to(tl.int32), 1) > 0, float("nan"), peak)
+    if const.STATISTICS > 1:
+        moved = tl.where(m == -float("inf"), 0.0, moved)
+        weighted = add_to_entropy(weighted, total, moved, rescale, power, p)
+    return peak, weighted
+
+
+@triton.jit
 def _block(
     m, total, acc, moments, q, n, begin, end, rows, limits, keys, values, scoring, tile_map, dropout,
     const: tl.constexpr, MASKED: tl.constexpr, MODE: tl.constexpr,
@@ -119,13 +132,7 @@ def _block(
         rescale = tl.where(m == -float("inf"), 0.0, tl.exp2(moved))
     p = tl.exp2(power)
     if const.STATISTICS > 0 and MODE != NONFINITE:
-        peak, weighted = moments
-        peak = tl.maximum(peak, top, propagate_nan=tl.PropagateNan.ALL)
-        if MODE == FINITE:  # the maximum ignores NaN
-            peak = tl.where(tl.max((s != s).to(tl.int32), 1) > 0, float("nan"), peak)
-        if const.STATISTICS > 1:
-            weighted = add_to_entropy(weighted, total, tl.where(m == -float("inf"), 0.0, moved), rescale, power, p)
-        moments = peak, weighted
+        moments = _add_moments(moments, s, top, m, total, moved, rescale, power, p, const, MODE)
     if MODE != NONFINITE:
         total = total * rescale + tl.sum(p, 1)
         main = main * rescale[:, None]
