@@ -112,7 +112,8 @@ BACKWARD: dict[str, Callable[[], Call]] = {
     **{f"dropout {D}": plain(D, pattern=Causal(), dropout=0.1, seed=3) for D in (64, 128)},
     **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
 }
-WIDTHS = tuple(f"causal {D}" for D in (32, 64, 96, 128, 192, 256))  # compiled for every target
+# Compiled for every target; not 192, for which the tile of 256 spills 4 bytes before Hopper, and two others 100.
+WIDTHS = tuple(f"causal {D}" for D in (32, 64, 96, 128, 256))
 EVERYWHERE = {  # compiled for every target that has tiles of its own, not for Hopper alone
     "forward": (
         *WIDTHS, "rules 128", "decode 128", "observed 128", "packed 128", "tiles 128",
@@ -177,7 +178,7 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
         if generation == "hopper":
             for name, call in HOPPER.items():
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
-                if not CANDIDATES.keys().isdisjoint(call_widths(call())):
+                if not call().scores and not CANDIDATES.keys().isdisjoint(call_widths(call())):
                     found[f"third candidate {name}, hopper"] = generation, lambda call=call: candidate(call())
                 if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
                     found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)

@@ -205,6 +205,7 @@ def test_head_widths_choose_their_form():
     assert tuning.forward_stages(candidates, 193, 64) == (candidates[256], (256, 0), (64, 0))
     assert tuning.forward_stages(tuning.MEASURED, 160, 64) == (tuning.MEASURED[256], (256, 0), (64, 0))
     assert tuning.forward_stages(tuning.FLOAT8, 40, 96) == (tuning.FLOAT8[128], (64, 0), (128, 0))
+    assert tuning.forward_stages(candidates, 64, 64, rules=True)[0] == tuning.MEASURED[64]
     assert (candidates[64].rows, candidates[64].programs) == (64, 3)
     assert (candidates[192].rows, candidates[192].programs) == (128, 1)
 

@@ -135,7 +135,7 @@ def compute(
         output.zero_()
         logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
     if not empty and B * Hq:
-        block = tuning.forward_stages(table, D, Dv)[0].block
+        block = tuning.forward_stages(table, D, Dv, bool(call.scores))[0].block
         launch(call, (query, key, value), output, logsumexp, statistics, table, quantise(block) if quantise else None)
     seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
     return Result(output, logsumexp, seen)
@@ -155,7 +155,7 @@ def launch(
     B, Hq, Hkv, Lq, Lk, D, Dv = call.shapes
     query, key, value = tensors
     device, itemsize = query.device, query.dtype.itemsize
-    stages, of_keys, of_values = tuning.forward_stages(table, D, Dv)
+    stages, of_keys, of_values = tuning.forward_stages(table, D, Dv, bool(call.scores))
     visible = visibility(call.lowered, stages.rows, device)
     if not visible.tiles * visible.rows:
         return

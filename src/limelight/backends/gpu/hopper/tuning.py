@@ -64,14 +64,18 @@ FLOAT8 = {64: ForwardStages(128, 3), 128: ForwardStages(128, 3), 256: ForwardSta
 
 
 def forward_stages(
-    table: dict[int, ForwardStages], D: int, Dv: int
+    table: dict[int, ForwardStages], D: int, Dv: int, rules: bool = False
 ) -> tuple[ForwardStages, tuple[int, int], tuple[int, int]]:
-    """The entry of a table for head widths, and the widths of both parts of keys and of values."""
+    """The entry of a table for head widths, and the widths of both parts of keys and of values.
+
+    With score ``rules``, which take registers, no program is one warpgroup (it would spill 8 bytes).
+    """
     if 128 < max(D, Dv) <= 192 and 192 in table:
         of_keys, of_values = ((128, 64) if size > 128 else (width(size), 0) for size in (D, Dv))
         return table[192], of_keys, of_values
     of_keys, of_values = ((width(size), 0) for size in (D, Dv))
-    return table[max(NARROWEST, of_keys[0], of_values[0])], of_keys, of_values
+    padded = max(NARROWEST, of_keys[0], of_values[0])
+    return MEASURED[padded] if rules and table[padded].alone else table[padded], of_keys, of_values
 
 
 def section(columns: int, bytes_of_one: int, group: int) -> int:
