@@ -28,6 +28,7 @@ SOURCES = (
     "gpu/kernels/scores.py",
     "gpu/hopper/kernels/schedule.py",
     "gpu/hopper/kernels/forward.py",
+    "gpu/hopper/kernels/rows.py",
     "gpu/hopper/kernels/backward.py",
 )
 PATIENCE = 20.0  # seconds until a barrier without arrivals is reported as a deadlock
@@ -140,7 +141,7 @@ class Descriptor:
             s * tensor.itemsize % 16 == 0 for n, s in zip(tensor.shape, tensor.stride()[:-1], strict=False) if n > 1
         )
         self.tensor, self.rows, self.width = tensor, rows, width
-        self.dtype, self.layout = tensor.dtype, None
+        self.dtype, self.layout, self.block_shape = tensor.dtype, None, [1, 1, rows, width]
         self.nbytes_per_cta = rows * width * tensor.itemsize
 
 
@@ -150,6 +151,7 @@ class Line(Descriptor):
     def __init__(self, tensor, count):
         assert tensor.is_contiguous()
         super().__init__(tensor.view(1, 1, 1, -1), 1, count)
+        self.block_shape = [count]
 
 
 def copy_to_shared(descriptor, coordinates, barrier, buffer, pred=True):
@@ -252,6 +254,11 @@ def shared(dtype, shape, layout):
     return Buffer(torch.full(shape, torch.nan).to(dtype))
 
 
+def assembly(text, where, operands, **_):
+    """Inline assembly: a use of a value that returns it, or the number of programs."""
+    return operands[0] if operands else torch.tensor({"mov.u32 $0, %nctaid.x;": here.program.grid[0]}[text])
+
+
 language = SimpleNamespace(
     constexpr=lambda x: x, static_range=range, load=load, store=store, where=where,
     arange=lambda first, last, layout=None: torch.arange(first, last, dtype=torch.int32),
@@ -265,7 +272,7 @@ language = SimpleNamespace(
     num_programs=lambda axis: torch.tensor(here.program.grid[axis]),
     int16=torch.int16, int32=torch.int32, int64=torch.int64, float32=torch.float32,
     NVMMADistributedLayout=lambda *_: None, SliceLayout=lambda *_: None, DotOperandLayout=lambda *_: None,
-    inline_asm_elementwise=lambda text, where, x, **_: x[0],
+    inline_asm_elementwise=assembly,
     allocate_shared_memory=shared, warp_specialize=warp_specialize,
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from .. import arguments, compatibility, gradients, machine, observing
 from .. import tuning as triton_tuning
 from ..gradients import reasons_against_backward
 from ..score_rules import kernel_rules, rule_arguments
-from ..visibility import beyond_32_bits, nothing_visible, visibility
+from ..visibility import beyond_32_bits, interval_count, nothing_visible, visibility
 from . import tuning
 from .bulk import bulk_copyable
 from .gradients import launch_owners
@@ -184,18 +184,25 @@ def launch(
 
 def backward_by(call: Call) -> str:
     """The backend whose kernels compute the gradients of the call, and why where it is not this one alone."""
-    if too_wide_backward(call):
-        which = " and ".join(map(str, dict.fromkeys((call.shapes.D, call.shapes.Dv))))
-        return f"the kernels of flash2 ({NAME}: the head width is {which}; its own take {tuning.WIDEST_BACKWARD})"
+    if reason := reason_against_own_backward(call):
+        return f"the kernels of flash2 ({NAME}: {reason})"
     rules = zip(kernel_rules(call), call.scores, strict=True)
     if any(kind.of_queries and rule.tensors()[0].requires_grad for kind, rule in rules):
         return f"{NAME}, those of queries and slopes by the kernel of flash2"
     return NAME
 
 
-def too_wide_backward(call: Call) -> bool:
-    """Whether the backward kernels of `flash2` serve the call, since its heads are too wide for these."""
-    return max(call.shapes.D, call.shapes.Dv) > tuning.WIDEST_BACKWARD
+def reason_against_own_backward(call: Call) -> str:
+    """Why the backward kernels of `flash2` serve the call instead of these; empty where these do."""
+    widths = (call.shapes.D, call.shapes.Dv)
+    if max(widths) <= 128:
+        return ""
+    which = "the head width is " + " and ".join(map(str, dict.fromkeys(widths)))
+    if max(widths) > tuning.WIDEST_BACKWARD:
+        return f"{which}; its own take {tuning.WIDEST_BACKWARD}"
+    if call.scores or interval_count(call.lowered) > 1:
+        return f"{which}; its own take more than 128 only without score rules and with one interval of keys per query"
+    return ""
 
 
 def backward(
@@ -207,5 +214,5 @@ def backward(
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a call: by the kernels of `flash2` for wide heads, else by `launch_owners` of Hopper's."""
-    launch = None if too_wide_backward(call) else launch_owners
+    launch = None if reason_against_own_backward(call) else launch_owners
     return gradients.backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted, launch)
