@@ -34,8 +34,8 @@ import limelight
 from limelight import ALiBi, Bias, Causal, Explicit, Keys, Observe, Packed, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.contract import Call
 from limelight.backends.gpu import flash1, flash2, machine, plans
-from limelight.backends.gpu.hopper import flash3, flash3_float8
-from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, WIDEST_BACKWARD, ForwardStages
+from limelight.backends.gpu.hopper import flash3, flash3_float8, tuning
+from limelight.backends.gpu.hopper.tuning import CANDIDATES, MEASURED, ForwardStages
 from limelight.backends.gpu.tuning import width
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
@@ -136,6 +136,7 @@ HOPPER: dict[str, Callable[[], Call]] = {
     "first keys and window 128": plain(128, pattern=Causal() & (Window(1024, 0) | Keys(first=4))),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
     "rules 64": plain(64, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0)), sink=torch.zeros(16)),
+    "packed 256": plain(256, layout=Packed((2048, 2048)), pattern=Causal()),
     "groups 128": lambda: prepare(*tensors(4096, 128, heads=(32, 8)), Settings(pattern=Causal())),
 }
 
@@ -145,7 +146,8 @@ def backward(call: Call, backend: Any = flash2) -> None:
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
     slopes = backend is flash2  # gradients of ALiBi slopes come from flash2 alone
     wanted = (True,) * 3 + (slopes,) * len(call.operands)
-    backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
+    with mock.patch.object(tuning, "WIDEST_BACKWARD", tuning.WIDEST):  # also what is not the default
+        backend.backward(call, output, torch.zeros(B, Hq, Lq), output, None, wanted)
 
 
 def candidate(call: Call) -> None:
@@ -180,8 +182,7 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
                 found[f"third {name}, hopper"] = generation, lambda call=call: flash3.forward(call())
                 if not call().scores and not CANDIDATES.keys().isdisjoint(call_widths(call())):
                     found[f"third candidate {name}, hopper"] = generation, lambda call=call: candidate(call())
-                if max(call().shapes.D, call().shapes.Dv) <= WIDEST_BACKWARD:
-                    found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
+                found[f"third backward {name}, hopper"] = generation, lambda call=call: backward(call(), flash3)
             for name in ("causal 64", "causal 128", "causal 192", "causal 256"):
                 for title, forms in (("statistics", MEASURED), ("candidate statistics", MEASURED | CANDIDATES)):
                     if forms is MEASURED or name != "causal 128":

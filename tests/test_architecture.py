@@ -53,6 +53,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 LONG_FUNCTIONS = dict.fromkeys(
     (
         "backends.gpu.hopper.kernels.backward._owner",
+        "backends.gpu.hopper.kernels.backward._producer",
         "backends.gpu.hopper.kernels.backward._step",
         "backends.gpu.hopper.kernels.forward._consumer",
         "backends.gpu.kernels.backward.key.key_gradient",

@@ -16,11 +16,13 @@ from limelight import (
 )
 from limelight.backends.gpu import machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8
+from limelight.backends.gpu.hopper import tuning as flash3_tuning
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
 from .calls import SIZES, TINY, excess, forms, poison, rounded_to, run, to_float8
 from .selection import FLOAT8, by_name
+from .speed import OWN_BACKWARD, own_backward
 
 ROW_STATISTICS = ("logsumexp", "max_score", "max_weight", "entropy", "distance")
 
@@ -51,6 +53,9 @@ def correctness(device: torch.device, options: argparse.Namespace, failures: lis
                     name for name in options.backends if not spoiled or name != "flash1"
                 ]  # which does not isolate non-finite values
                 rows += compared(title, tensors, grad, settings, backends, failures)
+                if "flash3" in backends and max(D, Dv) > flash3_tuning.WIDEST_BACKWARD:
+                    with own_backward(OWN_BACKWARD):
+                        rows += compared(f"own backward {title}", tensors, grad, settings, ["flash3"], failures)
     served = [row for row in rows if "error over allowed" in row]
     print(f"  {len(served)} calls compared, {len(rows) - len(served)} not served", flush=True)
     return rows

@@ -6,7 +6,9 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -29,6 +31,14 @@ from .selection import FLOAT8, GPU_BACKENDS, by_name
 from .timing import host_time, milliseconds, product_peak
 
 FORMS = ("full", "causal", "window", "packed", "grouped")
+# `flash3` with its own backward kernels at every width; by default those of `flash2` compute wide heads.
+OWN_BACKWARD = "flash3 own backward"
+
+
+def own_backward(name: str) -> AbstractContextManager[Any]:
+    """Inside, `flash3` takes its own backward kernels at every width, if that is what ``name`` means."""
+    everywhere = mock.patch.object(flash3_tuning, "WIDEST_BACKWARD", flash3_tuning.WIDEST)
+    return everywhere if name == OWN_BACKWARD else nullcontext()
 
 
 def speed(device: torch.device, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -82,9 +92,12 @@ def measured(
         else:  # of those that have kernels for it
             forward_only = [n for n in GPU_BACKENDS if not hasattr(by_name(n), "backward")]
             ways = {name: way for name, way in ways.items() if not name.startswith((FLOAT8, *forward_only))}
+            if "flash3" in ways and flash3_tuning.WIDEST_BACKWARD < D:
+                ways[OWN_BACKWARD] = ways["flash3"]
         for name, way in ways.items():
             try:
-                times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
+                with own_backward(name):
+                    times[name] = milliseconds(way, grad if direction == "backward" else None, seconds)
             except Exception as error:  # a peer that cannot serve the case
                 print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         host = {name: host_time(way) for name, way in ways.items() if name in times and direction == "forward"}

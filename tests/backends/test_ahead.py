@@ -93,34 +93,41 @@ def test_forward_passes_use_the_matrix_units():
 
 
 # Tiles of 32 keys, where 64 would spill.
-FEW = [("key_gradient", f"backward {form} 128, hopper") for form in ("bias", "dropout", "demanding")]
+FEW = [
+    ("key_gradient", f"backward {form}, hopper") for form in ("bias 128", "dropout 128", "demanding 128", "causal 256")
+]
 
 
 def test_gradients_use_the_matrix_units():
     owners = ("query_gradient", "key_gradient", "gradient")
     for case, generation, kernel in kernels():
         if kernel["kernel"] in owners and not kernel["rescue"] and "float32" not in case:
-            few = kernel["kernel"] != "gradient" and ("256" in case or "512" in case or (kernel["kernel"], case) in FEW)
+            few = kernel["kernel"] != "gradient" and ("512" in case or (kernel["kernel"], case) in FEW)
             wanted = "HMMA" if few else PRODUCTS[generation]
             assert kernel["instructions"][wanted] > 0, case
 
 
 def test_gradients_of_the_third_multiply_as_often_as_they_should():
-    """A step of the owner of queries is three products, one of keys four; three steps stand in the code of each of two
+    """A step of an owner sums some products over the width and some over the moving block: of queries two and one, of
+    keys two and two; of wide heads' keys two and one, values one and one. Three steps stand in the code of each of two
     warpgroups (the first, those that an edge cuts, whole ones). An instruction takes 16 terms of a sum."""
-    moving = {"64": (128, 64), "96": (64, 64), "128": (64, 64), "rules 64": (64, 64), "rules 128": (32, 32)}
-    found = [(case, k) for case, _, k in kernels() if case.startswith("third backward") and k["kernel"] == "gradient"]
-    assert found
-    for number, (case, kernel) in enumerate(found):
-        assert kernel["instructions"]["UTMALDG"] > 0, case
-        name = next(n for n in ("rules 64", "rules 128", "64", "96", "128") if f" {n}" in case)
-        width = 64 if name.endswith("64") else 128
-        keys = number % 2  # the owner of queries comes first
-        block = moving[name][keys]
-        step = 2 * width // 16 + (1 + keys) * block // 16
-        assert kernel["instructions"]["HGMMA"] == 2 * 3 * step, case
-        if "rules" not in case:  # whose exponentials are those of tanh too
-            assert kernel["exponentials under a product"] >= 2 * 2 * block * 64 // 128, case
+    moving = {
+        "rules 64": (64, 64), "rules 128": (32, 32), "64": (128, 64), "96": (64, 64), "128": (64, 64),
+        "192": (64, 64, 64), "256": (64, 64, 64),
+    }  # fmt: skip
+    cases = [case for case in TABLE["cases"] if case.startswith("third backward")]
+    assert cases
+    for case in cases:
+        name = next(n for n in moving if f" {n}" in case)
+        width = {"rules 64": 64, "64": 64, "192": 256, "256": 256}.get(name, 128)
+        found = [kernel for kernel in TABLE["cases"][case] if kernel["kernel"] == "gradient"]
+        sums = ((2, 1), (2, 2)) if width <= 128 else ((2, 1), (2, 1), (1, 1))
+        for kernel, block, (over_width, over_block) in zip(found, moving[name], sums, strict=True):
+            assert kernel["instructions"]["UTMALDG"] > 0, case
+            step = (over_width * width + over_block * block) // 16
+            assert kernel["instructions"]["HGMMA"] == 2 * 3 * step, case
+            if "rules" not in case and width <= 128:  # rules have a tanh too; wide heads have products to hide it
+                assert kernel["exponentials under a product"] >= 2 * 2 * block * 64 // 128, case
 
 
 #: Of the forward pass of the third, by the width in the name of a case: warpgroups, keys of a block, instructions of a

@@ -1,5 +1,7 @@
 """The source of `flash3`'s backward kernel on a machine of our own (`gluon_machine`), against the definition."""
 
+import itertools
+
 import pytest
 import torch
 from support.accuracy import check_close, rounded_gradients
@@ -10,7 +12,7 @@ from support.large_scores import close
 import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.gpu import machine
-from limelight.backends.gpu.hopper import flash3, gradients
+from limelight.backends.gpu.hopper import flash3, gradients, sections, tuning
 from limelight.forms.settings import Settings
 from limelight.operator import derivatives
 from limelight.operator.calling import prepare
@@ -106,6 +108,26 @@ def test_forms(form):
     check(tensors_of(**sizes), **settings)
 
 
+WIDE = {
+    "full": ({"Lq": 70, "Lk": 140, "D": 192, "Dv": 64}, {}),
+    "groups": ({"Hq": 4, "Hkv": 2, "Lq": 150, "Lk": 150, "D": 64, "Dv": 256}, {"pattern": Causal()}),
+    "packed": (
+        {"Hkv": 2, "Lq": 150, "Lk": 300, "D": 256, "Dv": 256},
+        {"pattern": Causal(), "layout": Packed((80, 0, 70), (140, 30, 130))},
+    ),
+    "window": ({"Lq": 150, "Lk": 150, "D": 256, "Dv": 200}, {"pattern": Causal() & Window(70, 0)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", WIDE)
+def test_forms_of_wide_heads(form, monkeypatch):
+    """Three launches: the owner of queries, of keys, and of values."""
+    monkeypatch.setattr(tuning, "WIDEST_BACKWARD", 256)
+    monkeypatch.setattr(gradients.gradients, "launch_owners", None)
+    sizes, settings = WIDE[form]
+    check(tensors_of(**sizes), **settings)
+
+
 @pytest.mark.parametrize("case", ["a steep slope", "large scores alike"])
 def test_any_finite_score_gives_its_weight(case):
     """Tiles of a row whose largest score is too large for one fused operation are computed again."""
@@ -130,6 +152,32 @@ def test_any_number_of_processors_gives_the_same_bits():
     tensors, settings = tensors_of(Hq=2, Hkv=2, Lq=200, Lk=200), {"pattern": Causal()}
     for found in zip(*(run(tensors, settings, processors) for processors in (1, 3, 100)), strict=True):
         assert all(torch.equal(x, found[0]) for x in found)
+
+
+SECTIONS = [(128, 16, 3, 0.95), (32, 64, 12, 0.9), (24, 40, 8, 0.85)]
+
+
+@pytest.mark.parametrize(("tiles", "columns", "limit", "least"), SECTIONS)
+def test_sections_divide_causal_items_evenly(tiles, columns, limit, least):
+    """The loads of 132 programs, from the dealing that the kernels compute themselves."""
+    from support.gluon_machine import kernels
+
+    names = kernels()
+    section = sections.balanced_section(tiles, columns, 132, limit, 1)
+
+    def loads(section):
+        found = []
+        for program in range(132):
+            numbers = (int(names["item_number"](n, torch.tensor(program), 132)) for n in range(tiles * columns))
+            mine = itertools.takewhile(lambda number: number < tiles * columns, numbers)
+            items = (names["tile_and_column"](torch.tensor(n), tiles, columns, section)[0] for n in mine)
+            found.append(sum(2 * (tiles - int(tile)) + 3 for tile in items))
+        return found
+
+    ours, before = loads(section), loads(limit)
+    assert sum(ours) == sum(before)
+    assert max(ours) <= max(before)
+    assert sum(ours) / 132 / max(ours) >= least
 
 
 def test_strides():
@@ -178,7 +226,7 @@ def test_wide_heads_take_the_kernels_of_flash2(D, monkeypatch):
     check(tensors_of(Hq=1, Lq=64, Lk=70, D=D, Dv=64), pattern=Causal())
 
 
-def test_it_says_whose_gradients_they_are():
+def test_it_says_whose_gradients_they_are(monkeypatch):
     def explained(D, **settings):
         q = torch.zeros(1, 2, 128, D, dtype=torch.float16)
         return derivatives.explain(prepare(q, q, q, Settings(**settings)), flash3)
@@ -187,17 +235,28 @@ def test_it_says_whose_gradients_they_are():
     assert explained(64, scores=(ALiBi(torch.ones(2)),)).startswith("gradients by flash3, others")
     assert "those of queries and slopes by the kernel of flash2" in explained(64, scores=(ALiBi(leaf(1.0, 1.0)),))
     assert explained(192).startswith("gradients by the kernels of flash2 (flash3: the head width is 192; its")
+    monkeypatch.setattr(tuning, "WIDEST_BACKWARD", 256)
+    assert explained(192).startswith("gradients by flash3, others")
+    assert "with one interval of keys per query" in explained(192, pattern=Window(9, 9) | Keys(first=1))
+    assert "without score rules" in explained(192, scores=(SoftCap(5.0),))
 
 
 # Each is a race on a GPU, or a hang: a buffer given away too early, or used before it is full.
 READ = (
-    "        of_first = warpgroup_mma_wait(0, deps=(of_first,))\n        keep_alive(ds)\n",
+    "        if kind.OF_FIRST:\n            of_first = warpgroup_mma_wait(0, deps=(of_first,))\n"
+    "            keep_alive(ds)\n",
     "        mbarrier.arrive(first_empty.index(stage))\n",
 )
 MISTAKES = {
     "queries are given back before they are read": (READ[0] + READ[1], READ[1] + READ[0]),
-    "scores are used while their product runs": ("x = warpgroup_mma_wait(1, deps", "x = warpgroup_mma_wait(2, deps"),
-    "gradients of the output are not waited for": ("    mbarrier.wait(second_full.index(stage), phase)\n", ""),
+    "scores are used while their product runs": (
+        "x = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps",
+        "x = warpgroup_mma_wait(2, deps",
+    ),
+    "gradients of the output are not waited for": (
+        "    mbarrier.wait(second_full.index(second_stage), (count // kind.SECOND_STAGES) & 1)\n",
+        "",
+    ),
     "the bounds of a block are not counted": ("always + BOUNDS * bounds.nbytes_per_cta", "always"),
 }
 

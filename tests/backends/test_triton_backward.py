@@ -25,7 +25,7 @@ from limelight import (
     SoftCap,
     Window,
 )
-from limelight.backends.gpu import flash2, machine
+from limelight.backends.gpu import flash2, machine, tuning
 
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
@@ -186,3 +186,10 @@ def test_same_bits_every_time():
         return [t.grad for t in (*leaves, bias)]
 
     assert all(torch.equal(x, y) for x, y in zip(once(), once(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"pattern": Causal()}, {"pattern": Window(30, 9)}])
+def test_blocks_that_an_edge_cuts_are_computed_in_parts(settings, monkeypatch):
+    """Blocks of 32 queries; those that an edge cuts in two parts of 16."""
+    monkeypatch.setattr(tuning, "_INTERPRETED", tuning.Tile(32, 16, 4, 1, edge=16))
+    check(lambda: settings, Lq=90, Lk=90, B=1)

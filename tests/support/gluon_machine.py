@@ -32,6 +32,7 @@ SOURCES = (
     "gpu/hopper/kernels/copies.py",
     "gpu/hopper/kernels/softmax.py",
     "gpu/hopper/kernels/forward.py",
+    "gpu/hopper/kernels/rows.py",
     "gpu/hopper/kernels/backward.py",
 )
 PATIENCE = 20.0  # seconds until a barrier without arrivals is reported as a deadlock
@@ -161,6 +162,7 @@ class Line(Descriptor):
     def __init__(self, tensor, count):
         assert tensor.is_contiguous()
         super().__init__(tensor.view(1, 1, 1, -1), 1, count)
+        self.block_shape = [count]
 
 
 def copy_to_shared(descriptor, coordinates, barrier, buffer, pred=True):
@@ -302,8 +304,10 @@ PTX = {  # what the kernels write as instructions, by a part of the text
 }  # fmt: skip
 
 
-def inline_asm(text, constraints, x, **_):
-    return next(function for name, function in PTX.items() if name in text)(*x) if text else x[0]
+def inline_asm(text, constraints, operands, **_):
+    if "%nctaid.x" in text:
+        return torch.tensor(here.program.grid[0])
+    return next(function for name, function in PTX.items() if name in text)(*operands) if text else operands[0]
 
 
 def cast(x, dtype, bitcast):

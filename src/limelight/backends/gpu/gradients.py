@@ -223,7 +223,7 @@ def key_gradient(
         *inputs, gradients.key, gradients.value, flags, *inputs.strides, gradients.key.stride()[:3],
         gradients.value.stride()[:3],
         B, Hq, Hq // Hkv, Lq, *visible.of_tile, *common,
-        const=dataclasses.replace(const, ROWS=tile.rows, BLOCK=tile.keys), RESCUE=rescue,
+        const=dataclasses.replace(const, ROWS=tile.rows, BLOCK=tile.keys), EDGE=tile.edge or tile.rows, RESCUE=rescue,
         num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
     )  # fmt: skip
 

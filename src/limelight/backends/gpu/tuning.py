@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Rows (queries) and keys of a tile; warps of a program; stages of its pipeline."""
+    """Rows (queries) and keys of a tile; warps of a program; stages of its pipeline; and for the owner of keys, queries
+    of a part of a block that an edge cuts (0: the whole block)."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    edge: int = 0
 
 
 def width(size: int) -> int:
@@ -64,20 +66,21 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
 _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ("hopper", 2): (
-        (64, Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-        (128, Tile(128, 64, 8, 2), Tile(32, 64, 8, 2)),
-        (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        # 128 keys: each warpgroup has 64, so weights stay in its registers as operands of the next product.
+        (64, Tile(128, 64, 8, 2), Tile(64, 128, 8, 2, edge=32)),
+        (128, Tile(128, 64, 8, 2), Tile(64, 128, 8, 2, edge=16)),
+        (256, Tile(128, 32, 8, 2), Tile(32, 32, 8, 1)),
         (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),
     ("blackwell", 2): (
         (64, Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
-        (128, Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
+        (128, Tile(128, 64, 8, 2), Tile(64, 128, 8, 2, edge=16)),
         (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
         (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),
     ("other", 2): (
-        (64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-        (128, Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
+        (64, Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, edge=32)),
+        (128, Tile(32, 64, 8, 2), Tile(64, 64, 8, 2, edge=16)),
         (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
         (512, Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
     ),

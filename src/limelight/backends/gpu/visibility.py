@@ -67,6 +67,11 @@ class Visibility(NamedTuple):
         return self._replace(work=work, tiles=len(work), rows=lowered.B if table[0, 0] == -1 else 1)
 
 
+def interval_count(lowered: Lowered) -> int:
+    """Intervals of keys for each query, at most."""
+    return len(lowered.spans or b"") // 80 if lowered.arrays is None else len(lowered.arrays.starts)
+
+
 def visibility(lowered: Lowered, queries: int, device: torch.device) -> Visibility:
     """The lowering on the device, cut into tiles of ``queries`` queries."""
     table = lowered.segment_table
@@ -83,11 +88,10 @@ def visibility(lowered: Lowered, queries: int, device: torch.device) -> Visibili
     begins = ends = states = bits = None
     interval_strides: tuple[int, ...] = (0, 0)
     map_strides: tuple[int, ...] = (0, 0, 0)
-    intervals, map_rows = len(lowered.spans or b"") // 80, 0
+    intervals, map_rows = interval_count(lowered), 0
     if lowered.arrays is not None:
         arrays = lowered.arrays
         begins, ends = _uploaded(lowered, "arrays", device, lambda: (arrays.starts, arrays.ends))
-        intervals = len(begins)
         interval_strides = (begins.stride(0), 0 if begins.shape[1] == 1 else begins.stride(1))
     if lowered.tiles is not None:
         tile_map = lowered.tiles

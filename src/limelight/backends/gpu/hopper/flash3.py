@@ -20,7 +20,7 @@ from .. import arguments, compatibility, gradients, launching, machine, observin
 from .. import tuning as triton_tuning
 from ..gradients import reasons_against_backward
 from ..score_rules import kernel_rules, rule_arguments
-from ..visibility import beyond_32_bits, nothing_visible, visibility
+from ..visibility import beyond_32_bits, interval_count, nothing_visible, visibility
 from . import tuning
 from .bulk import bulk_copyable
 from .gradients import launch_owners
@@ -123,7 +123,7 @@ def compute(
         quantise: makes the 8-bit inputs, in blocks of that many keys; without it the kernel reads the call's tensors.
         table: stages by head width.
         statistics: tensors for the largest score, the largest weight and the entropy of each row, ``(B, Hq, Lq)``
-            float32, which the kernel fills beside the output, except for tiles that it leaves to the rescue.
+            float32, which the kernel fills beside the output; by default those that the call observes.
     """
     query, key, value = (bulk_copyable(x) for x in (call.query, call.key, call.value))
     B, Hq, _, Lq, _, D, Dv = call.shapes
@@ -134,10 +134,12 @@ def compute(
     if empty or not lowered.covers:
         output.zero_()
         logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
+    own = observing.new_statistics(call) if statistics is None and quantise is None else None
     if not empty and B * Hq:
         block = tuning.forward_stages(table, D, Dv, bool(call.scores))[0].block
-        launch(call, (query, key, value), output, logsumexp, statistics, table, quantise(block) if quantise else None)
-    seen = None if call.observe is None else observing.observe(call, logsumexp, empty)
+        quantised = quantise(block) if quantise else None
+        launch(call, (query, key, value), output, logsumexp, statistics or own, table, quantised)
+    seen = None if call.observe is None else observing.observe(call, logsumexp, empty, own)
     return Result(output, logsumexp, seen)
 
 
@@ -196,30 +198,38 @@ def launch(
     rescue = triton_tuning.forward_tile(
         "hopper", itemsize, max(triton_tuning.width(D), triton_tuning.width(Dv)), stages.rows
     )
+    rescued = arguments.constants(call, rules, visible, 1, 1, rescue)
     launching.launch(
         triton_kernels.forward, (visible.tiles, Hq, visible.rows),
-        query, key, value, output, logsumexp, None, flags, sink,
+        query, key, value, output, logsumexp, statistics, flags, sink,
         query.stride()[:3], key.stride()[:3], value.stride()[:3], output.stride()[:3], B, Hq, Hq // Hkv, Lq,
         *visible.of_tile, *scoring, *arguments.dropout(call),
-        const=arguments.constants(call, rules, visible, 1, 1, rescue), RESCUE=True,
+        const=dataclasses.replace(rescued, STATISTICS=const.STATISTICS), RESCUE=True,
         num_warps=rescue.warps, num_stages=1,
     )  # fmt: skip
 
 
 def backward_by(call: Call) -> str:
     """The backend whose kernels compute the gradients of the call, and why where it is not this one alone."""
-    if too_wide_backward(call):
-        which = " and ".join(map(str, dict.fromkeys((call.shapes.D, call.shapes.Dv))))
-        return f"the kernels of flash2 ({NAME}: the head width is {which}; its own take {tuning.WIDEST_BACKWARD})"
+    if reason := reason_against_own_backward(call):
+        return f"the kernels of flash2 ({NAME}: {reason})"
     rules = zip(kernel_rules(call), call.scores, strict=True)
     if any(kind.of_queries and rule.tensors()[0].requires_grad for kind, rule in rules):
         return f"{NAME}, those of queries and slopes by the kernel of flash2"
     return NAME
 
 
-def too_wide_backward(call: Call) -> bool:
-    """Whether the backward kernels of `flash2` serve the call, since its heads are too wide for these."""
-    return max(call.shapes.D, call.shapes.Dv) > tuning.WIDEST_BACKWARD
+def reason_against_own_backward(call: Call) -> str:
+    """Why the backward kernels of `flash2` serve the call instead of these; empty where these do."""
+    widths = (call.shapes.D, call.shapes.Dv)
+    if max(widths) <= 128:
+        return ""
+    which = "the head width is " + " and ".join(map(str, dict.fromkeys(widths)))
+    if max(widths) > tuning.WIDEST_BACKWARD:
+        return f"{which}; its own take {tuning.WIDEST_BACKWARD}"
+    if call.scores or interval_count(call.lowered) > 1:
+        return f"{which}; its own take more than 128 only without score rules and with one interval of keys per query"
+    return ""
 
 
 def backward(
@@ -231,5 +241,5 @@ def backward(
     wanted: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a call: by the kernels of `flash2` for wide heads, else by `launch_owners` of Hopper's."""
-    launch = None if too_wide_backward(call) else launch_owners
+    launch = None if reason_against_own_backward(call) else launch_owners
     return gradients.backward(call, output, logsumexp, grad_output, grad_logsumexp, wanted, launch)

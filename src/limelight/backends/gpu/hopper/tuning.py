@@ -17,20 +17,33 @@ CACHE = 24 * 2**20  # bytes of keys and values that programs share through half 
 
 
 class Stages(NamedTuple):
-    """Rows of a block that moves through shared memory, blocks held there, and registers of a thread."""
+    """Rows of a block that moves through shared memory, blocks held there, and registers of a thread.
+
+    The last two are of the backward pass alone: blocks of values or of the gradient of the output, where fewer are
+    held, and whether a block's last product is issued with the products of the next one.
+    """
 
     block: int
     stages: int
     entry: int = 168  # at the launch; three warpgroups share 504, of which the one that copies keeps 24
     computing: int = 240  # of the two warpgroups that compute
+    second_stages: int = 0  # 0: as many as ``stages``
+    carry: bool = False
 
 
-# Backward: the owner of queries, for which blocks of keys move, and the owner of keys, for which queries move.
-BACKWARD = {64: (Stages(128, 3, computing=232), Stages(64, 3)), 128: (Stages(64, 4, computing=232), Stages(64, 3))}
-BACKWARD_WITH_RULES = {  # score rules take registers
-    64: (Stages(64, 4, computing=224), Stages(64, 3)),
-    128: (Stages(32, 4, computing=232), Stages(32, 4, computing=232)),
+# Backward: the owner of queries, for which blocks of keys move, and the owner of keys and values, for which queries
+# move; or one of keys and one of values, where both sums are more than the registers.
+BACKWARD: dict[int, tuple[Stages, ...]] = {
+    64: (Stages(128, 3, computing=232, carry=True), Stages(64, 3)),
+    128: (Stages(64, 4, computing=232, carry=True), Stages(64, 3)),
+    256: (Stages(64, 2, second_stages=1), Stages(64, 2, second_stages=1), Stages(64, 2)),
 }
+BACKWARD_WITH_RULES: dict[int, tuple[Stages, ...]] = {  # score rules take registers
+    64: (Stages(64, 4, computing=224, carry=True), Stages(64, 3)),
+    128: (Stages(32, 4, computing=232, carry=True), Stages(32, 4, computing=232)),
+}
+# The widest heads whose backward pass is computed by these kernels; wider ones take those of `flash2`. With 256 these
+# would compute all widths: above 128 they have been compiled and simulated, but not yet run on a GPU.
 WIDEST_BACKWARD = 128
 
 

@@ -248,6 +248,45 @@ def covers(seen_by, low, high, const: tl.constexpr):
 
 
 @triton.jit
+def queries_of(
+    spans, begins, ends, strides, b, first, query_begin, query_end, key_begin, key_end, query_offset, key_offset,
+    const: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """``(low, high, whole_low, whole_high)`` of a tile of keys that begins at ``first``: the first and the last query
+    that see one of its keys, and of those that see all of them, as long as these are contiguous; ``high < low`` where
+    there are none. ``PART`` queries are looked at together."""
+    low = query_end
+    high = query_begin - 1
+    whole_low = query_end
+    whole_high = query_begin - 1
+    whole_count = 0
+    for part in range(tl.cdiv(query_end - query_begin, PART)):
+        i = query_begin + part * PART + tl.arange(0, PART)
+        seen_by = intervals(
+            spans, begins, ends, strides, b, i, i + query_offset, i < query_end, key_begin, key_end, key_offset, const
+        )
+        found = touches(seen_by, first, first + const.BLOCK, const)
+        low = tl.minimum(low, tl.min(tl.where(found, i, query_end), 0))
+        high = tl.maximum(high, tl.max(tl.where(found, i, query_begin - 1), 0))
+        found = covers(seen_by, first, first + const.BLOCK, const)
+        whole_low = tl.minimum(whole_low, tl.min(tl.where(found, i, query_end), 0))
+        whole_high = tl.maximum(whole_high, tl.max(tl.where(found, i, query_begin - 1), 0))
+        whole_count += tl.sum(found.to(tl.int32), 0)
+    in_a_row = (whole_count > 0) & (whole_count == whole_high - whole_low + 1)
+    return low, high, tl.where(in_a_row, whole_low, query_end), tl.where(in_a_row, whole_high, query_begin - 1)
+
+
+@triton.jit
+def query_blocks(low, high, whole_low, whole_high, const: tl.constexpr):
+    """``(count, before, whole)``: blocks of queries from ``low`` to ``high``, those before the first whole one, and the
+    whole ones, all of whose queries see all keys of the tile; from `queries_of`."""
+    found = whole_high >= whole_low
+    before = tl.where(found, tl.cdiv(whole_low - low, const.ROWS), 0)
+    whole = tl.where(found, tl.maximum((whole_high + 1 - low) // const.ROWS - before, 0), 0)
+    return tl.where(high < low, 0, (high - low) // const.ROWS + 1), before, whole
+
+
+@triton.jit
 def blocks(begin, end, exists, const: tl.constexpr):
     """``(first, whole_first, whole_last, last)``: blocks of keys that some row sees, and those that every row sees.
 

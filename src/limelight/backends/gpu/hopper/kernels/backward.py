@@ -1,16 +1,17 @@
-"""The backward pass for Hopper: one kernel owns tiles of queries, one owns tiles of keys. No atomics.
+"""The backward pass for Hopper: tiles of queries are owned by one launch, tiles of keys by another. No atomics.
 
-Both are this one kernel. Its program is one warp that copies and two warpgroups that compute, each 64 rows of a tile of
-128 that it *owns* (queries, or keys) and whose sums it keeps in registers; blocks of the other side *move* through. A
-block gives ``x = Q K`` and ``y = dO V``, queries along the rows for the owner of queries, keys for that of keys; so
-``p`` and ``ds`` are in registers in the layout of the next products, and never in shared memory:
+All launches are of this one kernel. Its program is one warp that copies and two warpgroups that compute, each 64 rows
+of a tile of 128 that it *owns* (queries, or keys) and whose sums it keeps in registers; blocks of the other side *move*
+through. A block gives ``x = Q K`` and ``y = dO V``, queries along the rows for the owner of queries, keys for that of
+keys; so ``p`` and ``ds`` are in registers in the layout of the next products, and never in shared memory:
 
 - the owner of queries adds ``ds K`` to dQ;
-- the owner of keys adds ``p dO`` to dV and ``ds Q`` to dK, over the heads of its group.
+- the owner of keys adds ``p dO`` to dV and ``ds Q`` to dK, over the heads of its group; for widths above 128, whose two
+  sums are more than the registers, one launch owns dK and another one dV, and both compute ``x``.
 
-A warpgroup issues ``x_n``, ``y_n`` and ``ds_{n-1}`` times what moved before, waits for the first and computes weights
-from it while the others run; then, for the owner of keys, ``p dO``, during which it computes ``ds_n``. The arithmetic
-is that of `limelight.backends.gpu.kernels.backward`.
+A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}``, waits for the first and computes
+weights from it while the others run; then the owner of dV issues ``p dO``, during which ``ds_n`` is computed. The
+arithmetic is that of `limelight.backends.gpu.kernels.backward`.
 """
 
 from ...compatibility import (
@@ -25,21 +26,24 @@ from ...compatibility import (
 from ...kernels.scores import after_rules
 from ...kernels.visibility import interval_of, intervals
 from .operands import ROWS, keep_alive, layout_of, matrix
+from .rows import buffers_of, count_here, here, operand_in_registers, ring_of, where_seen, write_rows
 from .schedule import EDGES, RECORD, STEPS, item_number, query_step, step, tile_and_column
 
 # Arguments that belong together, beside those of `forward`; "first" are queries and keys, "second" dO and values:
 # copied     = descriptors (owned first, owned second, moving first, moving second, base, delta, bounds)
 # buffers    = (owned first, owned second, and by stage: moving first, moving second; with KEYS base, delta, bounds)
+#              Without OF_FIRST, owned second and delta have no buffers of their own and are not copied.
 # bars       = (owned full, owned empty, first full, first empty, second full, second empty)
 # statistics = (base, delta): base is subtracted from scores times the factor, and is NaN for a row whose scores are too
 #              large for that (its tiles are computed again); delta is subtracted from dP
 # target     = (of_first, its strides, of_second, its strides, flags)
+# kind       = limelight.backends.gpu.hopper.constants.OwnerConstants
 
 
 @gluon.jit
-def _moving_block(record, t, edges, group, const: gl.constexpr, KEYS: gl.constexpr):
+def _moving_block(record, t, edges, group, const: gl.constexpr, kind: gl.constexpr):
     """Step ``t``: the first row of the moving block, its head within the group, and the interval."""
-    if KEYS:
+    if kind.KEYS:
         g, at = query_step(record, t, group, const)
         k = 0
     else:
@@ -51,7 +55,7 @@ def _moving_block(record, t, edges, group, const: gl.constexpr, KEYS: gl.constex
 
 @gluon.jit
 def _producer(
-    copied, buffers, bars, plan, work, batch, queries, const: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr
+    copied, buffers, bars, plan, work, batch, queries, const: gl.constexpr, kind: gl.constexpr
 ):  # fmt: skip
     """Copy owned tiles and moving blocks into shared memory as soon as buffers are empty."""
     items, tiles, columns, section, heads, group = work
@@ -63,8 +67,9 @@ def _producer(
     programs = gl.num_programs(0)  # here, where it takes no register
     count = 0
     index = 0
-    while item_number(index, program, programs) < items:  # a count of items would take a register
-        tile, column = tile_and_column(item_number(index, program, programs), tiles, columns, section)
+    while item_number(index, program, count_here(programs, const)) < items:  # a count of items would take a register
+        number = item_number(index, program, count_here(programs, const))
+        tile, column = tile_and_column(number, tiles, columns, here(section, const))
         record = plan + (column // heads * tiles + tile) * RECORD
         b = gl.load(record)
         row = gl.load(record + 1)
@@ -72,22 +77,25 @@ def _producer(
         steps = gl.load(record + STEPS)
         masked = edges
         h = column % heads
-        if KEYS:
+        if kind.KEYS:
             masked = edges * group
             steps = steps * group
         mbarrier.wait(own_empty, (index & 1) ^ 1)
-        mbarrier.expect(own_full, 2 * own_first.nbytes_per_cta + 2 * own_second.nbytes_per_cta)
-        copy_to_shared(own_first, [b, h, row, 0], own_full, own_first_at.index(0))
-        copy_to_shared(own_first, [b, h, row + ROWS, 0], own_full, own_first_at.index(1))
-        copy_to_shared(own_second, [b, h, row, 0], own_full, own_second_at.index(0))
-        copy_to_shared(own_second, [b, h, row + ROWS, 0], own_full, own_second_at.index(1))
+        if kind.OF_FIRST:
+            mbarrier.expect(own_full, 2 * own_first.nbytes_per_cta + 2 * own_second.nbytes_per_cta)
+        else:
+            mbarrier.expect(own_full, 2 * own_first.nbytes_per_cta)
+        for half in range(2):
+            copy_to_shared(own_first, [b, h, row + half * ROWS, 0], own_full, own_first_at.index(half))
+            if kind.OF_FIRST:
+                copy_to_shared(own_second, [b, h, row + half * ROWS, 0], own_full, own_second_at.index(half))
         for t in range(steps):
-            at, g, _k = _moving_block(record, t, edges, group, const, KEYS)
-            stage = count % STAGES
-            free = ((count // STAGES) & 1) ^ 1
+            at, g, _k = _moving_block(record, t, edges, group, const, kind)
+            stage = count % kind.STAGES
+            free = ((count // kind.STAGES) & 1) ^ 1
             full = first_full.index(stage)
             mbarrier.wait(first_empty.index(stage), free)
-            if KEYS:
+            if kind.KEYS:
                 head = h * group + g
                 line = (b * heads * group + head) * queries + at
                 cut = t < gl.maximum(masked, 1)
@@ -103,9 +111,10 @@ def _producer(
                 head = h // group
                 mbarrier.expect(full, first.nbytes_per_cta)
             copy_to_shared(first, [b, head, at, 0], full, first_at.index(stage))
+            stage = count % kind.SECOND_STAGES
             full = second_full.index(stage)
-            mbarrier.wait(second_empty.index(stage), free)
-            if KEYS:
+            mbarrier.wait(second_empty.index(stage), ((count // kind.SECOND_STAGES) & 1) ^ 1)
+            if kind.KEYS and kind.OF_FIRST:
                 mbarrier.expect(full, second.nbytes_per_cta + delta.nbytes_per_cta)
                 copy_to_shared(delta, [line], full, buffers[5].index(stage))
             else:
@@ -116,62 +125,41 @@ def _producer(
 
 
 @gluon.jit
-def _dot_operand(x, like, width: gl.constexpr):
-    """``x`` as an operand in registers, in the dtype of ``like``."""
-    return gl.convert_layout(x.to(like.dtype), gl.DotOperandLayout(0, layout_of(width, False), 2))
-
-
-@gluon.jit
-def _seen(p, j, bounds, stage, SCORES: gl.constexpr, const: gl.constexpr):
-    """Weights of keys by queries, zeros where a query does not see. Its intervals ascend, so a key that is not
-    visible is before the first, between two, or after the last, and at most two bounds take registers at a time."""
-    LAST: gl.constexpr = 2 * const.INTERVALS - 1
-    at = stage * (2 * const.INTERVALS)
-    begin = bounds.index(at).load(gl.SliceLayout(0, SCORES))
-    p = gl.where(j >= begin[None, :], p, 0.0)
-    for k in gl.static_range(1, LAST, 2):
-        end = bounds.index(at + k).load(gl.SliceLayout(0, SCORES))
-        begin = bounds.index(at + k + 1).load(gl.SliceLayout(0, SCORES))
-        p = gl.where((j < end[None, :]) | (j >= begin[None, :]), p, 0.0)
-    end = bounds.index(at + LAST).load(gl.SliceLayout(0, SCORES))
-    return gl.where(j < end[None, :], p, 0.0)
-
-
-@gluon.jit
 def _step(
     of_first, of_second, ds, count, t, steps, record, edges, own, seen_by, statistics, shift, scoring,
-    buffers, bars, const: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, WARPGROUP: gl.constexpr,
-    FIRST: gl.constexpr, MASKED: gl.constexpr,
+    buffers, bars, const: gl.constexpr, kind: gl.constexpr, WARPGROUP: gl.constexpr, FIRST: gl.constexpr,
+    MASKED: gl.constexpr,
 ):  # fmt: skip
-    """One moving block, during the product of the block before it."""
+    """One moving block; with ``CARRY``, during the product of the block before it."""
     own_first_at, own_second_at, first_at, second_at = buffers[:4]
     _, _, first_full, first_empty, second_full, second_empty = bars
     b, h, rows, group = own
-    MOVING: gl.constexpr = const.ROWS if KEYS else const.BLOCK
+    MOVING: gl.constexpr = const.ROWS if kind.KEYS else const.BLOCK
     SCORES: gl.constexpr = layout_of(MOVING, False)
-    at, g, k = _moving_block(record, t, edges, group, const, KEYS)
-    stage = count % STAGES
-    before = (count - 1) % STAGES
-    phase = (count // STAGES) & 1
+    at, g, k = _moving_block(record, t, edges, group, const, kind)
+    stage = count % kind.STAGES
+    second_stage = count % kind.SECOND_STAGES
+    before = (count - 1) % kind.STAGES
     zeros = gl.full([ROWS, MOVING], 0.0, gl.float32, SCORES)
-    if FIRST or KEYS:
-        mbarrier.wait(first_full.index(stage), phase)
+    if FIRST or not kind.CARRY:
+        mbarrier.wait(first_full.index(stage), (count // kind.STAGES) & 1)
+    mine = here(WARPGROUP, const)
     x = warpgroup_mma(
-        matrix(own_first_at, WARPGROUP), matrix(first_at, stage).permute((1, 0)), zeros, use_acc=False, is_async=True
+        matrix(own_first_at, mine), matrix(first_at, stage).permute((1, 0)), zeros, use_acc=False, is_async=True
     )
-    mbarrier.wait(second_full.index(stage), phase)
-    y = warpgroup_mma(
-        matrix(own_second_at, WARPGROUP), matrix(second_at, stage).permute((1, 0)), zeros, use_acc=False, is_async=True
-    )
-    if FIRST or KEYS:
-        x = warpgroup_mma_wait(1, deps=(x,))
-    else:
+    mbarrier.wait(second_full.index(second_stage), (count // kind.SECOND_STAGES) & 1)
+    if kind.OF_FIRST:
+        moved = matrix(second_at, second_stage).permute((1, 0))
+        y = warpgroup_mma(matrix(own_second_at, mine), moved, zeros, use_acc=False, is_async=True)
+    if kind.CARRY and not FIRST:
         of_first = warpgroup_mma(ds, matrix(first_at, before), of_first, is_async=True)
         x = warpgroup_mma_wait(2, deps=(x,))
+    else:
+        x = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps=(x,))
 
     # Weights, with queries along the rows or along the columns.
     moving = at + gl.arange(0, MOVING, layout=gl.SliceLayout(0, SCORES))
-    if KEYS:
+    if kind.KEYS:
         i = moving[None, :]
         j = rows[:, None]
         head = h * group + g
@@ -187,60 +175,52 @@ def _step(
     s, slope = after_rules(x, places, j, None, shift, scoring, const, -1)
     p = gl.exp2(gl.fma(s, scoring[1], -base))
     if MASKED:
-        if KEYS:
-            p = _seen(p, j, buffers[6], stage, SCORES, const)
+        if kind.KEYS:
+            p = where_seen(p, j, buffers[6], stage, SCORES, const)
         else:
             begin, end = interval_of(k, seen_by, const)
             p = gl.where((j >= begin[:, None]) & (j < end[:, None]), p, 0.0)
-    if KEYS:
-        used = _dot_operand(p, second_at, const.VALUE_WIDTH)
-    strength = p * slope
+    if kind.OF_SECOND:
+        used = operand_in_registers(p, second_at, const.VALUE_WIDTH)
+        of_second = warpgroup_mma(used, matrix(second_at, second_stage), of_second, is_async=True)
 
-    if KEYS:
-        of_second = warpgroup_mma(used, matrix(second_at, stage), of_second, is_async=True)
-        y = warpgroup_mma_wait(1, deps=(y,))
-        row_delta = buffers[5].index(stage).load(gl.SliceLayout(0, SCORES))[None, :]
-    else:
-        # The assembler moves no exponential across this wait, so all are computed during the products.
-        after = count + 1
-        mbarrier.wait(first_full.index(after % STAGES), (after // STAGES) & 1, pred=t + 1 < steps)
-        if FIRST:
-            y = warpgroup_mma_wait(0, deps=(y,))
-        else:
+    if kind.OF_FIRST:
+        strength = p * slope
+        if kind.CARRY:
+            # The assembler moves no exponential across this wait, so all are computed during the products.
+            after = count + 1
+            mbarrier.wait(first_full.index(after % kind.STAGES), (after // kind.STAGES) & 1, pred=t + 1 < steps)
+        if kind.CARRY and not FIRST:
             y, of_first = warpgroup_mma_wait(0, deps=(y, of_first))
             keep_alive(ds)
             mbarrier.arrive(first_empty.index(before))
-        mbarrier.arrive(second_empty.index(stage))
-        row_delta = statistics[1][:, None]
-    ds = _dot_operand(strength * (y - row_delta), first_at, const.WIDTH)
-    if KEYS:
-        of_first = warpgroup_mma(ds, matrix(first_at, stage), of_first, is_async=True)
-        of_second = warpgroup_mma_wait(1, deps=(of_second,))
+        else:
+            y = warpgroup_mma_wait(1 if kind.OF_SECOND else 0, deps=(y,))
+        if kind.KEYS:
+            row_delta = buffers[5].index(second_stage).load(gl.SliceLayout(0, SCORES))[None, :]
+        else:
+            row_delta = statistics[1][:, None]
+        if not kind.OF_SECOND:
+            mbarrier.arrive(second_empty.index(second_stage))
+        ds = operand_in_registers(strength * (y - row_delta), first_at, const.WIDTH)
+        if not kind.CARRY:
+            of_first = warpgroup_mma(ds, matrix(first_at, stage), of_first, is_async=True)
+    if kind.OF_SECOND:
+        of_second = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps=(of_second,))
         keep_alive(used)
-        mbarrier.arrive(second_empty.index(stage))
-        of_first = warpgroup_mma_wait(0, deps=(of_first,))
-        keep_alive(ds)
+        mbarrier.arrive(second_empty.index(second_stage))
+    if not kind.CARRY:
+        if kind.OF_FIRST:
+            of_first = warpgroup_mma_wait(0, deps=(of_first,))
+            keep_alive(ds)
         mbarrier.arrive(first_empty.index(stage))
     return of_first, of_second, ds
 
 
 @gluon.jit
-def _write(acc, target, strides, b, h, first, begin, end, flag, WIDTH: gl.constexpr, D: gl.constexpr):
-    """Rows of a gradient, from ``begin`` to ``end``; and the flag of a tile with a non-finite element."""
-    LAYOUT: gl.constexpr = layout_of(WIDTH, False)
-    row = first + gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT))
-    mine = (row >= begin) & (row < end)
-    nonfinite = gl.max((gl.abs(acc) < float("inf")).to(gl.int32) ^ 1, 1)
-    gl.store(flag + row * 0, 1, mask=mine & (nonfinite > 0))
-    d = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
-    at = b.to(gl.int64) * strides[0] + h.to(gl.int64) * strides[1] + row.to(gl.int64) * strides[2]
-    gl.store(target + at[:, None] + d[None, :], acc.to(target.dtype.element_ty), mask=mine[:, None] & (d[None, :] < D))
-
-
-@gluon.jit
 def _owner(
     buffers, bars, tables, statistics, scoring, target, work, queries,
-    const: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, WARPGROUP: gl.constexpr,
+    const: gl.constexpr, kind: gl.constexpr, WARPGROUP: gl.constexpr,
 ):  # fmt: skip
     """Gradients of 64 rows of each item."""
     items, tiles, columns, section, heads, group = work
@@ -248,14 +228,15 @@ def _owner(
     first_at = buffers[2]
     own_full, own_empty, _, first_empty, _, _ = bars
     of_first_to, first_strides, of_second_to, second_strides, flags = target
-    MOVING: gl.constexpr = const.ROWS if KEYS else const.BLOCK
+    MOVING: gl.constexpr = const.ROWS if kind.KEYS else const.BLOCK
     SCORES: gl.constexpr = layout_of(MOVING, False)
     program = gl.program_id(0)
     programs = gl.num_programs(0)  # here, where it takes no register
     count = 0
     index = 0
-    while item_number(index, program, programs) < items:  # a count of items would take a register
-        tile, column = tile_and_column(item_number(index, program, programs), tiles, columns, section)
+    while item_number(index, program, count_here(programs, const)) < items:  # a count of items would take a register
+        number = item_number(index, program, count_here(programs, const))
+        tile, column = tile_and_column(number, tiles, columns, here(section, const))
         record = plan + (column // heads * tiles + tile) * RECORD
         b = gl.load(record)
         first = gl.load(record + 1) + WARPGROUP * ROWS
@@ -271,47 +252,51 @@ def _owner(
         shift = key_offset - query_offset
         own = (b, h, rows, group)
         masked = edges
-        if KEYS:
+        if kind.KEYS:
             seen_by = None
             mine = None
             masked = edges * group
         else:
             exists = rows < query_end
+            if spans is not None:
+                spans = spans + here(0, const)
             seen_by = intervals(
                 spans, begins, ends, interval_strides, b, rows, rows + query_offset, exists, key_begin, key_end,
                 key_offset, const,
             )  # fmt: skip
             base, delta = statistics
-            row = (b * heads + h).to(gl.int64) * queries + rows
+            row = (b * heads + h).to(gl.int64) * here(queries, const) + rows
             mine = (gl.load(base + row, mask=exists, other=0.0), gl.load(delta + row, mask=exists, other=0.0))
         of_first = gl.full([ROWS, const.WIDTH], 0.0, gl.float32, layout_of(const.WIDTH, False))
-        if KEYS:
+        of_second = of_first
+        if kind.OF_SECOND:
             of_second = gl.full([ROWS, const.VALUE_WIDTH], 0.0, gl.float32, layout_of(const.VALUE_WIDTH, False))
-        else:
-            of_second = of_first
         mbarrier.wait(own_full, index & 1)
         of_first, of_second, ds = _step(
             of_first, of_second, None, count, 0, steps, record, edges, own, seen_by, mine, shift, scoring,
-            buffers, bars, const, KEYS, STAGES, WARPGROUP, True, True,
+            buffers, bars, const, kind, WARPGROUP, True, True,
         )  # fmt: skip
         count += 1
         for t in range(1, masked):
             of_first, of_second, ds = _step(
                 of_first, of_second, ds, count, t, steps, record, edges, own, seen_by, mine, shift, scoring,
-                buffers, bars, const, KEYS, STAGES, WARPGROUP, False, True,
+                buffers, bars, const, kind, WARPGROUP, False, True,
             )  # fmt: skip
             count += 1
-        if KEYS:
+        if kind.KEYS:
             steps = gl.load(record + STEPS) * group  # here, where it takes no register of the steps before
+        elif not kind.CARRY:
+            steps = gl.load(record + STEPS)
         for t in range(gl.maximum(masked, 1), steps):
             of_first, of_second, ds = _step(
                 of_first, of_second, ds, count, t, steps, record, edges, own, seen_by, mine, shift, scoring,
-                buffers, bars, const, KEYS, STAGES, WARPGROUP, False, False,
+                buffers, bars, const, kind, WARPGROUP, False, False,
             )  # fmt: skip
             count += 1
-        if not KEYS:
+        if not kind.OF_SECOND:
             mbarrier.arrive(own_empty)
-            before = (count - 1) % STAGES
+        if kind.CARRY:
+            before = (count - 1) % kind.STAGES
             of_first = warpgroup_mma(ds, matrix(first_at, before), of_first, is_async=True)
             of_first = warpgroup_mma_wait(0, deps=(of_first,))
             keep_alive(ds)
@@ -322,18 +307,24 @@ def _owner(
         first = gl.load(record + 1) + WARPGROUP * ROWS
         h = column % heads
         flag = flags + column * tiles + tile
-        if KEYS:
+        if kind.KEYS:
             begin = gl.load(record + 3)
             end = gl.load(record + 4)
-            _write(
+        else:
+            begin = first
+            end = gl.load(record + 2)
+        if kind.OF_SECOND:
+            write_rows(
                 of_second, of_second_to, second_strides, b, h, first, begin, end, flag, const.VALUE_WIDTH, const.VALUE_D
             )
             # Between the two stores: the assembler moves nothing across it, and so has enough registers.
             mbarrier.arrive(own_empty)
-        else:
-            begin = first
-            end = gl.load(record + 2)
-        _write(of_first * scoring[0], of_first_to, first_strides, b, h, first, begin, end, flag, const.WIDTH, const.D)
+        if kind.OF_FIRST:
+            of_first = of_first * scoring[0]
+            first_strides = (
+                here(first_strides[0], const), here(first_strides[1], const), here(first_strides[2], const)
+            )  # fmt: skip
+            write_rows(of_first, of_first_to, first_strides, b, h, first, begin, end, flag, const.WIDTH, const.D)
         index += 1
 
 
@@ -343,38 +334,30 @@ def gradient(
     of_first, first_strides, of_second, second_strides, flags,
     items, tiles, columns, section, heads, group, batch, queries,
     plan, spans, begins, ends, interval_strides, scale, factor, compare, operands, numbers,
-    const: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
+    const: gl.constexpr, kind: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Gradients of all items (grid: as many programs as there are multiprocessors, or fewer): of queries, or with
-    ``KEYS`` of keys and values.
+    ``KEYS`` of keys (``OF_FIRST``), of values (``OF_SECOND``) or of both.
 
     Columns are heads of queries, or of keys. ``flags`` has an int32 for each item, 0 before; it is set where a gradient
     is not finite.
     """
-    MOVING: gl.constexpr = const.ROWS if KEYS else const.BLOCK
-    own_first_at = gl.allocate_shared_memory(own_first.dtype, [2, 1, 1, ROWS, const.WIDTH], own_first.layout)
-    own_second_at = gl.allocate_shared_memory(own_second.dtype, [2, 1, 1, ROWS, const.VALUE_WIDTH], own_second.layout)
-    first_at = gl.allocate_shared_memory(first.dtype, [STAGES, 1, 1, MOVING, const.WIDTH], first.layout)
-    second_at = gl.allocate_shared_memory(second.dtype, [STAGES, 1, 1, MOVING, const.VALUE_WIDTH], second.layout)
+    own_first_at = buffers_of(own_first, 2)
+    own_second_at = buffers_of(own_second, 2) if kind.OF_FIRST else own_first_at
+    first_at = buffers_of(first, kind.STAGES)
+    second_at = buffers_of(second, kind.SECOND_STAGES)
     buffers = (own_first_at, own_second_at, first_at, second_at)
-    if KEYS:
-        base_at = gl.allocate_shared_memory(gl.float32, [STAGES, MOVING], base_blocks.layout)
-        delta_at = gl.allocate_shared_memory(gl.float32, [STAGES, MOVING], delta_blocks.layout)
-        bounds_at = gl.allocate_shared_memory(gl.int32, [STAGES * 2 * const.INTERVALS, MOVING], bounds.layout)
+    if kind.KEYS:
+        base_at = buffers_of(base_blocks, kind.STAGES)
+        delta_at = buffers_of(delta_blocks, kind.SECOND_STAGES) if kind.OF_FIRST else base_at
+        bounds_at = buffers_of(bounds, kind.STAGES * 2 * const.INTERVALS)
         buffers = (own_first_at, own_second_at, first_at, second_at, base_at, delta_at, bounds_at)
     own_full = mbarrier.allocate_mbarrier()
     own_empty = mbarrier.allocate_mbarrier()
-    first_full = mbarrier.allocate_mbarrier(batch=STAGES)
-    first_empty = mbarrier.allocate_mbarrier(batch=STAGES)
-    second_full = mbarrier.allocate_mbarrier(batch=STAGES)
-    second_empty = mbarrier.allocate_mbarrier(batch=STAGES)
     mbarrier.init(own_full, count=1)
     mbarrier.init(own_empty, count=2)
-    for stage in gl.static_range(STAGES):
-        mbarrier.init(first_full.index(stage), count=1)
-        mbarrier.init(first_empty.index(stage), count=2)
-        mbarrier.init(second_full.index(stage), count=1)
-        mbarrier.init(second_empty.index(stage), count=2)
+    first_full, first_empty = ring_of(kind.STAGES)
+    second_full, second_empty = ring_of(kind.SECOND_STAGES)
     fence_async_shared()
     work = (items, tiles, columns, section, heads, group)
     copied = (own_first, own_second, first, second, base_blocks, delta_blocks, bounds)
@@ -385,9 +368,9 @@ def gradient(
     target = (of_first, first_strides, of_second, second_strides, flags)
     gl.warp_specialize(
         [
-            (_owner, (buffers, bars, tables, statistics, scoring, target, work, queries, const, KEYS, STAGES, 0)),
-            (_owner, (buffers, bars, tables, statistics, scoring, target, work, queries, const, KEYS, STAGES, 1)),
-            (_producer, (copied, buffers, bars, plan, work, batch, queries, const, KEYS, STAGES)),
+            (_owner, (buffers, bars, tables, statistics, scoring, target, work, queries, const, kind, 0)),
+            (_owner, (buffers, bars, tables, statistics, scoring, target, work, queries, const, kind, 1)),
+            (_producer, (copied, buffers, bars, plan, work, batch, queries, const, kind)),
         ],
         [4, 1],
         [REGISTERS, 504 - 2 * REGISTERS],

@@ -8,7 +8,16 @@ holds `RECORD` int32 values for each tile, computed once for all heads, from whi
 import triton
 import triton.language as tl
 
-from ...kernels.visibility import blocks, covers, interval_of, intervals, ordered, program, program_of_keys, touches
+from ...kernels.visibility import (
+    blocks,
+    interval_of,
+    intervals,
+    ordered,
+    program,
+    program_of_keys,
+    queries_of,
+    query_blocks,
+)
 from ..tuning import LINE as _LINE
 
 RECORD = tl.constexpr(32)  # values of a tile in the plan
@@ -181,32 +190,15 @@ def plan_keys(
         work, segments, segment, const
     )
     b = tl.where(row < 0, tl.program_id(1), row)
-    low = query_end
-    high = query_begin - 1
-    whole_low = query_end
-    whole_high = query_begin - 1
-    whole_count = 0
-    for part in range(tl.cdiv(query_end - query_begin, 256)):
-        i = query_begin + part * 256 + tl.arange(0, 256)
-        seen_by = intervals(
-            spans, begins, ends, interval_strides, b, i, i + query_offset, i < query_end, key_begin, key_end,
-            key_offset, const,
-        )  # fmt: skip
-        found = touches(seen_by, first, first + const.BLOCK, const)
-        low = tl.minimum(low, tl.min(tl.where(found, i, query_end), 0))
-        high = tl.maximum(high, tl.max(tl.where(found, i, query_begin - 1), 0))
-        found = covers(seen_by, first, first + const.BLOCK, const)
-        whole_low = tl.minimum(whole_low, tl.min(tl.where(found, i, query_end), 0))
-        whole_high = tl.maximum(whole_high, tl.max(tl.where(found, i, query_begin - 1), 0))
-        whole_count += tl.sum(found.to(tl.int32), 0)
+    low, high, whole_low, whole_high = queries_of(
+        spans, begins, ends, interval_strides, b, first, query_begin, query_end, key_begin, key_end, query_offset,
+        key_offset, const, 256,
+    )  # fmt: skip
     unseen = high < low
     low = tl.where(unseen, query_begin, low) // LINE * LINE
-    # Queries that see the whole tile count only where they are contiguous.
-    in_a_row = (whole_count > 0) & (whole_count == whole_high - whole_low + 1)
-    before = tl.where(in_a_row, tl.cdiv(whole_low - low, const.ROWS), 0)
-    whole = tl.where(in_a_row, tl.maximum((whole_high + 1 - low) // const.ROWS - before, 0), 0)
+    count, before, whole = query_blocks(low, high, whole_low, whole_high, const)
     at = _write_record(records, b, first, query_end, key_begin, key_end, query_offset, key_offset)
-    total = tl.where(unseen, 1, (high - low) // const.ROWS + 1)
+    total = tl.maximum(count, 1)
     tl.store(at + EDGES, total - whole)
     tl.store(at + STEPS, total)
     tl.store(at + BLOCKS, low)

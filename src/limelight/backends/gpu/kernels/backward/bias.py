@@ -39,8 +39,9 @@ def _score_gradient(
     dp = product(grad, v, VALUE_D, VALUE_WIDTH)
     dropout = (threshold, keep_scale, seed, b * documents + document)
     _, ds, _ = weights_and_gradients(
-        s, dp, seen, normalizer, row_delta, rows, j, in_segment[None, :], limits, scoring, dropout, const, AFTER, True
-    )
+        s, dp, seen, normalizer, row_delta, rows, j, in_segment[None, :], limits, scoring, dropout, const, AFTER, True,
+        True,
+    )  # fmt: skip
     return ds
 
 

@@ -12,55 +12,81 @@ from .tiles import add_gradient, product, scores, side, side_at, weights_and_gra
 
 
 @triton.jit
-def _query_walk(
-    q, grad, normalizer, delta, seen_by, rows, limits, keys, values, scoring, tile_map, dropout,
-    const: tl.constexpr, MODE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
+def _query_block(
+    acc, of_slopes, of_vector, n, q, grad, normalizer, delta, begin, end, rows, limits, keys, values, scoring,
+    tile_map, dropout, const: tl.constexpr, MODE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries, and, by row, of the slopes of rule ``SLOPES`` and of the comparison's vector."""
+    """One block of keys."""
     D: tl.constexpr = const.D
     WIDTH: tl.constexpr = const.WIDTH
     VALUE_D: tl.constexpr = const.VALUE_D
     VALUE_WIDTH: tl.constexpr = const.VALUE_WIDTH
     b, key_head, _, i, _, _ = rows
     key_begin, key_end, query_offset, key_offset = limits
+    j1 = n * const.BLOCK + tl.arange(0, const.BLOCK)
+    in_segment = (j1 >= key_begin) & (j1 < key_end)
+    j = j1[None, :]
+    columns = in_segment[None, :]
+    seen = (j >= begin[:, None]) & (j < end[:, None])
+    if const.MAP_ROWS > 0:
+        seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
+    k = side(keys[1], keys[2], b, key_head, j1, in_segment, D, WIDTH, MASKED)
+    v = side(values[0], values[1], b, key_head, j1, in_segment, VALUE_D, VALUE_WIDTH, MASKED)
+    s = scores(q, k, rows, j, columns, keys, scoring, const)
+    dp = product(grad, v, VALUE_D, VALUE_WIDTH)
+    _used, ds, visible = weights_and_gradients(
+        s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, dropout, const, -1, MODE != FAST, MASKED
+    )
+    if const.ADDITIVE:
+        column = tl.arange(0, const.WIDTH)[None, :]
+        for d in range(const.D):
+            t, v_d = additive_part(rows, j, columns, keys, scoring[2], d)
+            acc += tl.where(column == d, tl.sum(tl.where(visible, ds * v_d * (1.0 - t * t), 0.0), 1)[:, None], 0.0)
+            if VECTOR:
+                of_vector += tl.where(column == d, tl.sum(tl.where(visible, ds * t, 0.0), 1)[:, None], 0.0)
+    else:
+        acc = add_gradient(ds, k[0], visible, acc, MODE)
+    if SLOPES >= 0:
+        _used, ds, visible = weights_and_gradients(
+            s, dp, visible, normalizer, delta, rows, j, columns, limits, scoring, dropout, const, SLOPES,
+            MODE != FAST, MASKED,
+        )  # fmt: skip
+        distance = tl.abs(j - i + key_offset - query_offset).to(tl.float32)
+        of_slopes -= tl.sum(ds * distance, 1)
+    return acc, of_slopes, of_vector
+
+
+@triton.jit
+def _query_walk(
+    q, grad, normalizer, delta, seen_by, rows, limits, keys, values, scoring, tile_map, dropout,
+    const: tl.constexpr, MODE: tl.constexpr, SLOPES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of queries, and, by row, of the slopes of rule ``SLOPES`` and of the comparison's vector.
+
+    Blocks that an edge cuts come first, then the whole ones, which are not masked; every mode takes the same order.
+    """
     acc = tl.full((const.ROWS, const.WIDTH), 0.0, tl.float32)
     of_slopes = tl.full((const.ROWS,), 0.0, tl.float32)
     of_vector = tl.full((const.ROWS, const.WIDTH if VECTOR else 1), 0.0, tl.float32)
-    column = tl.arange(0, const.WIDTH)[None, :]
+    ALL_MASKED: tl.constexpr = MODE != FAST or const.MAP_ROWS > 0 or const.ADDITIVE
     for interval in range(const.INTERVALS):
         begin, end = interval_of(interval, seen_by, const)
-        first, _whole_first, _whole_last, last = blocks(begin, end, seen_by[8], const)
-        for at in range(last - first):
-            n = first + at
-            j1 = n * const.BLOCK + tl.arange(0, const.BLOCK)
-            in_segment = (j1 >= key_begin) & (j1 < key_end)
-            j = j1[None, :]
-            columns = in_segment[None, :]
-            seen = (j >= begin[:, None]) & (j < end[:, None])
-            if const.MAP_ROWS > 0:
-                seen = seen & in_tiles(tile_map, rows, n * const.BLOCK, j, const)
-            k = side(keys[1], keys[2], b, key_head, j1, in_segment, D, WIDTH)
-            v = side(values[0], values[1], b, key_head, j1, in_segment, VALUE_D, VALUE_WIDTH)
-            s = scores(q, k, rows, j, columns, keys, scoring, const)
-            dp = product(grad, v, VALUE_D, VALUE_WIDTH)
-            _used, ds, seen = weights_and_gradients(
-                s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, dropout, const, -1, MODE != FAST
-            )
-            if const.ADDITIVE:
-                for d in range(const.D):
-                    t, v_d = additive_part(rows, j, columns, keys, scoring[2], d)
-                    acc += tl.where(column == d, tl.sum(tl.where(seen, ds * v_d * (1.0 - t * t), 0.0), 1)[:, None], 0.0)
-                    if VECTOR:
-                        of_vector += tl.where(column == d, tl.sum(tl.where(seen, ds * t, 0.0), 1)[:, None], 0.0)
-            else:
-                acc = add_gradient(ds, k[0], seen, acc, MODE)
-            if SLOPES >= 0:
-                _used, ds, seen = weights_and_gradients(
-                    s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, dropout, const, SLOPES,
-                    MODE != FAST,
+        first, whole_first, whole_last, last = blocks(begin, end, seen_by[8], const)
+        left = whole_first - first
+        edges = left + last - whole_last
+        for at in range(last - first if ALL_MASKED else edges):
+            n = tl.where(at < left, first + at, tl.where(at < edges, whole_last - left, whole_first - edges) + at)
+            acc, of_slopes, of_vector = _query_block(
+                acc, of_slopes, of_vector, n, q, grad, normalizer, delta, begin, end, rows, limits, keys, values,
+                scoring, tile_map, dropout, const, MODE, SLOPES, VECTOR, True,
+            )  # fmt: skip
+        if not ALL_MASKED:
+            for at in range(whole_last - whole_first):
+                acc, of_slopes, of_vector = _query_block(
+                    acc, of_slopes, of_vector, whole_first + at, q, grad, normalizer, delta, begin, end, rows, limits,
+                    keys, values, scoring, tile_map, dropout, const, MODE, SLOPES, VECTOR, False,
                 )  # fmt: skip
-                distance = tl.abs(j - i + key_offset - query_offset).to(tl.float32)
-                of_slopes -= tl.sum(ds * distance, 1)
     return acc, of_slopes, of_vector
 
 

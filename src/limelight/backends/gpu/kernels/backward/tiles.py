@@ -12,23 +12,28 @@ from ..scores import PRECISION, additive, after_rules
 @triton.jit
 def weights_and_gradients(
     s, dp, seen, normalizer, delta, rows, j, columns, limits, scoring, dropout,
-    const: tl.constexpr, AFTER: tl.constexpr, SHIFTED: tl.constexpr,
+    const: tl.constexpr, AFTER: tl.constexpr, SHIFTED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """From scores before the rules: weights after dropout, gradients of scores after rule ``AFTER``, and visible pairs.
 
-    Pairs that are not visible have zeros, even where the normalizer, ``dp`` or ``delta`` is not finite.
+    If ``MASKED``, pairs that are not visible have zeros, even where the normalizer, ``dp`` or ``delta`` is not finite;
+    otherwise all pairs are visible, and a score of minus infinity may give NaN, which is found at the end.
     """
     _, _, query_offset, key_offset = limits
     threshold, keep_scale, seed, random_row = dropout
     s, slope = after_rules(s, rows, j, columns, key_offset - query_offset, scoring, const, AFTER)
-    seen = seen & (s != -float("inf"))
-    p = tl.where(seen, weights_of(s, normalizer, scoring[1], SHIFTED), 0.0)
+    p = weights_of(s, normalizer, scoring[1], SHIFTED)
+    if MASKED:
+        seen = seen & (s != -float("inf"))
+        p = tl.where(seen, p, 0.0)
     used = p
     if const.DROPOUT:
         keep = kept(threshold, seed, random_row, rows[2], rows[3] + query_offset, j + key_offset)
         used = tl.where(keep, p * keep_scale, 0.0)
         dp = tl.where(keep, dp * keep_scale, 0.0)
-    ds = tl.where(seen, p * (dp - delta) * slope, 0.0)
+    ds = p * (dp - delta) * slope
+    if MASKED:
+        ds = tl.where(seen, ds, 0.0)
     return used, ds, seen
 
 
@@ -48,23 +53,30 @@ _WHOLE, _PART = tl.constexpr(256), tl.constexpr(64)
 
 
 @triton.jit
-def side(tensor, strides, b, head, j, there, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows ``j`` of a head as an operand of `product`: the rows, their tensor, their offsets, which of them exist."""
+def side(tensor, strides, b, head, j, there, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr = True):
+    """Rows ``j`` of a head as an operand of `product`: the rows, their tensor, their offsets, which of them exist; all
+    unless ``MASKED``."""
     at = b.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1] + j.to(tl.int64) * strides[2]
-    return side_at(tensor, at[:, None], there[:, None], D, WIDTH)
+    return side_at(tensor, at[:, None], there[:, None], D, WIDTH, MASKED)
 
 
 @triton.jit
-def side_at(tensor, at, there, D: tl.constexpr, WIDTH: tl.constexpr):
+def side_at(tensor, at, there, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr = True):
     """The operand of `product` whose rows begin at the offsets ``at``. For a product in parts the compiler drops the
     unused load of whole rows."""
-    return _part(tensor, at, there, 0, D, WIDTH), tensor, at, there
+    return _part(tensor, at, there, 0, D, WIDTH, MASKED), tensor, at, there
 
 
 @triton.jit
-def _part(tensor, at, there, first, D: tl.constexpr, WIDTH: tl.constexpr):
+def _part(tensor, at, there, first, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr = True):
     d = first + tl.arange(0, WIDTH)[None, :]
-    return tl.load(tensor + at + d, mask=there & (d < D), other=0.0)
+    if MASKED:
+        found = tl.load(tensor + at + d, mask=there & (d < D), other=0.0)
+    elif D < WIDTH:
+        found = tl.load(tensor + at + d, mask=d < D, other=0.0)
+    else:
+        found = tl.load(tensor + at + d)
+    return found
 
 
 @triton.jit
