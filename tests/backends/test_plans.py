@@ -349,6 +349,14 @@ def test_the_number_of_plans_is_bounded(monkeypatch, logged):
     assert len(plans._of_arithmetic) == 5
 
 
+def test_plans_can_be_switched_off(monkeypatch, logged):
+    monkeypatch.setattr(plans, "ENABLED", False)
+    x = torch.randn(1, 1, 16, 16)
+    for _ in range(3):
+        limelight.attention(x, x, x, backend="flash2")
+    assert not len(plans._of_arithmetic)
+
+
 def test_results_and_workspace_are_never_shared(logged):
     call = plain(Lq=1, Lk=4000)
     kept = [forward(flash2, call) for _ in range(6)]

@@ -7,10 +7,12 @@ a form that was seen before needs new results, new workspace, and the launches, 
 The first call of a form runs as it is written, which compiles its kernels and uploads its tables. The second one is
 *captured* (`limelight.backends.gpu.capturing`), as by a CUDA graph. Every later one repeats the record. All memory is
 allocated anew by each call, on its stream, so calls of several threads may overlap, and CUDA graphs may capture them.
+With ``LIMELIGHT_PLANS=0`` in the environment every call runs as it is written.
 """
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +29,7 @@ from ..contract import Call, Result
 from .arguments import page_table
 from .capturing import Capture, Plan, Results, Tensors
 
+ENABLED = os.environ.get("LIMELIGHT_PLANS", "1") != "0"
 MAX_PLANS = 256  # of calls whose pattern is arithmetic
 MAX_PLANS_OF_TABLES = 16  # of calls with one set of intervals or tiles in memory
 ATTEMPTS = 3  # calls of a form that are captured, before it is left without a plan
@@ -106,7 +109,7 @@ def planned(call: Call, what: Hashable, tensors: Tensors, compute: Callable[[], 
     if query.is_cuda and query.device.index != torch.cuda.current_device():
         with _on_device_of(query):
             return planned(call, what, tensors, compute)
-    found = form(call, what, tensors)
+    found = form(call, what, tensors) if ENABLED else None
     if found is None:
         return compute()
     plans, key, inputs = found
