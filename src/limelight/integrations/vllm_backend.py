@@ -284,7 +284,7 @@ class Slots(NamedTuple):
         tokens = int((mapping >= 0).sum())
         slots = mapping[:tokens]
         first = slots + slots // size * (of_page - size)  # of the token's key in head 0
-        keys = first[:, None] + torch.arange(0, heads * 2 * size, 2 * size)
+        keys = first[:, None] + torch.arange(0, heads * 2 * size, 2 * size, device=mapping.device)
         return cls(mapping.clone(), tokens, torch.cat((keys, keys + size), 1).flatten())
 
 

@@ -104,7 +104,8 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
-        (128, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (256, Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        (512, Tile(32, 16, 8, 1), Tile(16, 16, 8, 1)),
     ),
 }
 
