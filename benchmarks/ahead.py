@@ -329,6 +329,11 @@ def unset(code: str) -> int:
     return len(early)
 
 
+def is_meant(name: str, part: str, known: Iterable[str]) -> bool:
+    """Whether a case is asked for by its name, or by a part of it that is no case's whole name."""
+    return name == part or (part not in known and part in name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="cases, or parts of their names; all of them by default")
@@ -338,9 +343,9 @@ def main() -> None:
     if options.names and options.write and options.write.exists():
         table = json.loads(options.write.read_text())["cases"]
     known = cases()
-    for name, (generation, run) in known.items():
-        if options.names and not any(part in name for part in options.names):
-            continue
+    wanted = [name for name in known if not options.names or any(is_meant(name, part, known) for part in options.names)]
+    for name in wanted:
+        generation, run = known[name]
         with recording(generation) as compiled, torch.no_grad():
             run()
         table[name] = [report(*kernel) for kernel in compiled]

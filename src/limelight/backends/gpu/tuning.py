@@ -99,8 +99,8 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
         (128, Tile(128, 32, 8, 1), Tile(32, 32, 8, 1)),
     ),
     ("blackwell", 2): (
-        (64, Tile(128, 32, 8, 1), Tile(16, 64, 4, 1)),
-        (128, Tile(128, 32, 8, 1), Tile(32, 64, 8, 1)),
+        (64, Tile(64, 32, 4, 1), Tile(16, 64, 4, 1)),
+        (128, Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
     ),
     ("other", 2): (
         (64, Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
