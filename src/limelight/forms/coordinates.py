@@ -25,8 +25,9 @@ def check_where(at: object) -> None:
 def check_sizes(B: object, Lq: object, Lk: object, device: object) -> None:
     """Raise `ArgumentError` where the arguments of `Layout.coordinates` are no sizes and no device."""
     for name, size in (("B", B), ("Lq", Lq), ("Lk", Lk)):
-        whole_number(name, size)
-    if not isinstance(device, torch.device):
+        if not isinstance(size, Tensor):  # torch.jit.trace makes tensors of sizes
+            whole_number(name, size)
+    if not isinstance(device, (torch.device, str)):
         raise wrong("device", "must be a torch.device", f"it is {describe(device)}", 'Use torch.device("cpu").')
 
 

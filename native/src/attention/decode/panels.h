@@ -155,7 +155,8 @@ LL_INLINE KeyFloat read_factor(const Stored* from) {
     return factor;
 }
 
-// queries[row] (see DecodeChunk::load_queries) as columns[group of LANES rows][d][row]; rows that are not there are zero.
+// queries[row] (see DecodeChunk::load_queries) as columns[group of LANES rows][d][row]; rows that are not there are
+// zero.
 inline void transpose_rows(const KeyFloat* queries, int rows, int64_t stride, int64_t count, KeyFloat* columns) {
     for (int first = 0; first < rows; first += LANES, columns += count * LANES)
         for (int64_t d = 0; d < count; ++d)
