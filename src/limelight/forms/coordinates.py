@@ -27,8 +27,16 @@ def check_sizes(B: object, Lq: object, Lk: object, device: object) -> None:
     for name, size in (("B", B), ("Lq", Lq), ("Lk", Lk)):
         if not isinstance(size, Tensor):  # torch.jit.trace makes tensors of sizes
             whole_number(name, size)
-    if not isinstance(device, (torch.device, str)):
+    if not isinstance(device, torch.device) and not (isinstance(device, str) and _names_a_device(device)):
         raise wrong("device", "must be a torch.device", f"it is {describe(device)}", 'Use torch.device("cpu").')
+
+
+def _names_a_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
 
 
 class Part(NamedTuple):
