@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..tensors.devices import check_device
 from ..tensors.shapes import describe, whole_number, wrong
 
 
@@ -22,21 +23,12 @@ def check_where(at: object) -> None:
         raise wrong("at", "must be a limelight.Where", f"it is {describe(at)}", way_out)
 
 
-def check_sizes(B: object, Lq: object, Lk: object, device: object) -> None:
+def check_sizes(B: object, Lq: object, Lk: object, device: torch.device | str) -> None:
     """Raise `ArgumentError` where the arguments of `Layout.coordinates` are no sizes and no device."""
     for name, size in (("B", B), ("Lq", Lq), ("Lk", Lk)):
         if not isinstance(size, Tensor):  # torch.jit.trace makes tensors of sizes
             whole_number(name, size)
-    if not isinstance(device, torch.device) and not (isinstance(device, str) and _names_a_device(device)):
-        raise wrong("device", "must be a torch.device", f"it is {describe(device)}", 'Use torch.device("cpu").')
-
-
-def _names_a_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True
+    check_device("device", device)
 
 
 class Part(NamedTuple):

@@ -175,7 +175,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         self.patterns = {causal: self.settings.pattern(causal) for causal in (False, True)}
         self.observable = attn_type != AttentionType.ENCODER_DECODER  # its queries have other positions than its keys
         self.keeps = attn_type not in (AttentionType.ENCODER, AttentionType.ENCODER_ONLY)
-        self.halves: tuple[Tensor, Tensor, Tensor] | None = None  # the layer's cache, its keys and its values
+        self.stored: tuple[Tensor, Tensor, Tensor] | None = None  # the layer's cache, its keys and its values
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
@@ -204,9 +204,9 @@ class Impl(AttentionImpl):  # type: ignore[misc]
             return output.zero_()
         step, count = attn_metadata, attn_metadata.starts[-1]
         if self.keeps:
-            if self.halves is None or self.halves[0] is not kv_cache:
-                self.halves = (kv_cache, *halves(kv_cache))
-            _, keys, values = self.halves
+            if self.stored is None or self.stored[0] is not kv_cache:
+                self.stored = (kv_cache, *halves(kv_cache))
+            _, keys, values = self.stored
         else:
             keys, values = (x[:count].transpose(0, 1)[None] for x in (key, value))
         queries = heads_of(query, count)

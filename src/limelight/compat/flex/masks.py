@@ -14,8 +14,8 @@ from torch import Tensor
 from ...forms.coordinates import Part, Where
 from ...forms.layouts import Aligned, Layout
 from ...forms.patterns import Blocks, Pattern, Predicate
+from ...tensors.devices import check_device
 from ...tensors.shapes import describe, position, whole_number, wrong
-from .. import arguments
 from .forms import Mask
 from .patterns import EVERYTHING, arranged, both
 from .recording import AXES, IndexByTensors, Recording, record
@@ -92,7 +92,7 @@ class BlockMask:
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The mask on another device; the function is not called again."""
-        return BlockMask(self.mask_mod, self.whole, self.shape, self.BLOCK_SIZE, arguments.device("device", device))
+        return BlockMask(self.mask_mod, self.whole, self.shape, self.BLOCK_SIZE, check_device("device", device))
 
     def __repr__(self) -> str:
         return f"BlockMask(shape={self.shape}, pattern={self.pattern!r}, layout={self.layout!r})"
@@ -144,7 +144,7 @@ def create_block_mask(
         rule = "must be the size of a block, or that of its queries and of its keys"
         raise wrong("BLOCK_SIZE", rule, f"it is {describe(BLOCK_SIZE)}", "For example 128.")
     rows, columns = (position("BLOCK_SIZE", size, at_least=1) for size in pair)
-    where = arguments.device("device", "cpu" if device is None else device)
+    where = check_device("device", "cpu" if device is None else device)
     return BlockMask(mask_mod, pattern_of(mask_mod, where), sizes, (rows, columns), where)
 
 
@@ -255,7 +255,7 @@ def create_mask(
         KV_LEN: keys.
         device: of the mask; by default the CPU.
     """
-    sizes, where = _sizes(B, H, Q_LEN, KV_LEN), arguments.device("device", "cpu" if device is None else device)
+    sizes, where = _sizes(B, H, Q_LEN, KV_LEN), check_device("device", "cpu" if device is None else device)
     score = _count(mod_fn) == 5
     check_arguments("mod_fn", mod_fn, 5 if score else 4)
     function: Callable[..., Tensor] = mod_fn

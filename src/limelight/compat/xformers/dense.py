@@ -12,8 +12,8 @@ from ...forms.coordinates import Where
 from ...forms.layouts import Aligned, Layout
 from ...forms.patterns import Causal, Pattern, Window
 from ...forms.scores import Bias, ScoreRule
+from ...tensors.devices import check_device
 from ...tensors.shapes import check_tensor, describe, position, sequence, whole_number, wrong
-from .. import arguments
 
 
 class Arranged(NamedTuple):
@@ -53,7 +53,7 @@ class AttentionBias:
         if len(sizes) < 2:
             raise wrong("shape", "must be (..., Lq, Lk)", f"it is {describe(shape)}", "For example (30, 30).")
         Lq, Lk = (whole_number("shape", size, at_least=0) for size in sizes[-2:])
-        device = arguments.device("device", device)
+        device = check_device("device", device)
         layout, pattern, scores, keys, _ = self.arranged(Lq, Lk)
         coordinates = (layout or Aligned()).coordinates(1, Lq, Lk if keys is None else len(keys), device)
         seen = coordinates.together()

@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from ...tensors.devices import check_device
 from ...tensors.shapes import check_tensor, describe, position, sequence, wrong
-from .. import arguments
 
 
 @dataclass
@@ -27,7 +27,7 @@ class SeqLenInfo:
 
     def __post_init__(self) -> None:
         if self.device is not None:
-            self.device = arguments.device("device", self.device)
+            self.device = check_device("device", self.device)
 
     @classmethod
     def from_seqlens(cls, seqlens: Sequence[int], *, device: torch.device | None = None) -> SeqLenInfo:
