@@ -144,7 +144,7 @@ def test_the_layout_is_a_copy():
     assert repr(layout) == "Paged(query_lengths=<int64 (2,)>, key_lengths=<int64 (2,)>, pages=<int32 (2, 2)>)"
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint32, torch.uint64])
 def test_any_integers(dtype):
     layout = Paged(*(torch.tensor(x).to(dtype) for x in ([1, 5], [20, 5], [[2, 0], [3, 0]])))
     assert torch.equal(limelight.attention(Q, K, V, layout=layout), limelight.attention(Q, K, V, layout=LAYOUT))
@@ -319,6 +319,14 @@ WRONG = {
     "entry too large": (call(layout=Paged((1, 5), (20, 5), [[2, 4], [3]])), "pages", "row 0, column 1 is 4"),
     "entry negative": (call(layout=Paged((1, 5), (20, 5), [[2, 0], [-1]])), "pages", "row 1, column 0 is -1"),
     "entry beyond int32": (call(layout=Paged((1, 5), (20, 5), [[2, 0], [2**32]])), "pages", "column 0 is 2147483647"),
+    "entry beyond int64": (call(layout=Paged((1, 5), (20, 5), [[2, 0], [2**70]])), "pages", "row 1, column 0"),
+    "entry of uint32": (call(layout=Paged((6,), (5,), torch.tensor([[2**31]], dtype=torch.uint32))), "pages", "2147"),
+    "entry of uint64": (call(layout=Paged((6,), (5,), torch.tensor([[2**32]], dtype=torch.uint64))), "pages", "2147"),
+    "entry of uint64 beyond int64": (
+        call(layout=Paged((6,), (5,), torch.tensor([[2**63]], dtype=torch.uint64))),
+        "pages",
+        "is -2147",
+    ),
     "columns": (call(layout=Paged((1, 5), (20, 33), [[2, 0], [3, 1]])), "pages", "text 1 has 33 keys"),
     "rows": (lambda: Paged((1, 5), (20, 5), [[2, 0]]), "pages", "it has 1, and there are 2 documents"),
     "table type": (lambda: Paged((1,), (5,), torch.zeros(1, 1)), "pages", "float32"),

@@ -18,7 +18,16 @@ from limelight.integrations.serving import (
     reasons_against_model,
     refuse,
 )
-from limelight.integrations.serving_observe import MAX_TOP, Record, Records, Wanted, joined, number_of, split
+from limelight.integrations.serving_observe import (
+    MAX_TOP,
+    LayerRecord,
+    Record,
+    Records,
+    Wanted,
+    joined,
+    number_of,
+    split,
+)
 
 
 def test_what_a_layer_sees():
@@ -125,6 +134,24 @@ def test_what_cannot_be_read(text):
         Wanted.parse(text, "FIELD")
 
 
+def test_a_range_of_layers_runs_upwards():
+    with pytest.raises(ArgumentError, match=r"it has 5-3\. Write layers=3-5"):
+        Wanted.parse("entropy; layers=0-2,5-3")
+
+
+def test_numbers_that_json_does_not_have():
+    layer = LayerRecord()
+    layer.add(0, {"entropy": torch.tensor([[0.5, torch.nan]]), "received": torch.tensor([[torch.inf, 1.0]])})
+    assert layer.numbers() == {"first": 0, "end": 2, "entropy": [[0.5, None]], "received": [[None, 1.0]]}
+
+
+def test_layers_that_the_model_does_not_have():
+    records = Records(None)
+    records.begin("a", [1], 0, "entropy; layers=99")
+    records.finish("a")
+    assert "No layer was observed" in records.find("a")["notes"][0]
+
+
 def test_the_environment():
     assert Records.from_environment({}) is None
     assert Records.from_environment({"LIMELIGHT_OBSERVE": " "}) is None
@@ -135,6 +162,8 @@ def test_the_environment():
     for name, value in (("LIMELIGHT_OBSERVE", "all"), ("LIMELIGHT_OBSERVE_MIB", "0"), ("LIMELIGHT_OBSERVE_MIB", "1.5")):
         with pytest.raises(ArgumentError, match=f"`{name}`"):
             Records.from_environment(variables | {name: value})
+    with pytest.raises(ArgumentError, match="requests alone leaves it to each request"):
+        Records.from_environment({"LIMELIGHT_OBSERVE": "request"})
 
 
 def test_numbers_of_layers():

@@ -14,6 +14,8 @@ from limelight.microscope.served import look_at_server
 
 TOKENS = ["The", " bank", " \x1b[31m", " river"]
 TOKENS_BY_PLACE: dict = {}  # in the place of those
+ANSWERS: dict = {}  # in the place of the right ones
+KEYS: dict = {}  # the Authorization with which each path was read last
 LAYER = {
     "first": 0, "end": 3,
     "entropy": [[0.0, 0.5, 1.0], [0.0, 0.3, 0.8]],
@@ -35,8 +37,13 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
+        KEYS[self.path] = self.headers["Authorization"]
         if self.path == "/v1/models":
-            self.answer({"data": [{"id": "small"}]})
+            self.answer(ANSWERS.get("models", {"data": [{"id": "small"}]}))
+        elif self.path.startswith("/elsewhere/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/elsewhere"))
+            self.end_headers()
         elif self.path == "/v1/limelight/requests/cmpl-1":
             self.answer(RECORD)
         else:
@@ -46,7 +53,8 @@ class Server(BaseHTTPRequestHandler):
         Server.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         name = "cmpl-1" if Server.asked["prompt"] == "The bank" else "cmpl-2"
         tokens = [TOKENS_BY_PLACE.get(place, token) for place, token in enumerate(TOKENS)]
-        self.answer({"id": name, "choices": [{"logprobs": {"tokens": tokens}}]})
+        answer = {"id": name, "choices": [{"logprobs": {"tokens": tokens}}]}
+        self.answer(ANSWERS.get("completions", answer), ANSWERS.get("status", 200))
 
     def log_message(self, *args):
         pass
@@ -77,6 +85,63 @@ def test_rows(address):
 def test_an_answer_without_observations(address):
     with pytest.raises(ArgumentError, match=r"answers 404 at .*cmpl-2: .*no such thing.*LIMELIGHT_OBSERVE=requests"):
         look_at_server(address, "another")
+
+
+@pytest.mark.parametrize(
+    ("place", "answer"),
+    [
+        ("models", [1, 2]),
+        ("models", {"data": []}),
+        ("models", {"data": [{"id": None}]}),
+        ("completions", "a text"),
+        ("completions", {"id": "cmpl-1", "choices": [{"logprobs": None}]}),
+        ("completions", {"id": "cmpl-1", "choices": [{"logprobs": {"tokens": [1, 2, 3, 4]}}]}),
+        ("notes", None),
+        ("notes", [5]),
+        ("layers", {"0": LAYER | {"entropy": [[0.0, 0.1], [0.0]]}}),
+        ("layers", {"0": LAYER | {"entropy": [["a", "b", "c"], ["a", "b", "c"]]}}),
+        ("layers", {"0": LAYER | {"top_keys": [[[10**30] * 2] * 3] * 2}}),
+        ("layers", {"0": LAYER | {"top_keys": [[0] * 3] * 2}}),
+        ("layers", {"0": LAYER | {"first": "0"}}),
+        ("layers", {"0": LAYER | {"first": -3, "end": 10**12}}),
+        ("layers", {"0": {"entropy": LAYER["entropy"], "first": 0, "end": 3}}),
+    ],
+)
+def test_answers_of_another_form(address, monkeypatch, place, answer):
+    monkeypatch.setitem(ANSWERS if place in ("models", "completions") else RECORD, place, answer)
+    with pytest.raises(ArgumentError, match=r"`server` must be a vLLM server .* answers in another form"):
+        look_at_server(address, "The bank")
+
+
+def test_what_the_server_says_of_the_request(address, monkeypatch):
+    monkeypatch.setitem(ANSWERS, "completions", {"error": {"message": "too many tokens"}})
+    for status, message in (
+        (400, "must be a server that takes the request, .* too many tokens. Change the text"),
+        (401, "too many tokens. Set OPENAI_API_KEY"),
+        (500, "too many tokens. Start vLLM"),
+    ):
+        monkeypatch.setitem(ANSWERS, "status", status)
+        with pytest.raises(ArgumentError, match=message):
+            look_at_server(address, "The bank")
+
+
+def test_a_key_is_not_sent_where_a_server_redirects_to(address, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    look_at_server(f"{address}/elsewhere/v1/", "The bank")  # `/v1` belongs to the address in OpenAI's clients
+    assert (KEYS["/elsewhere/v1/models"], KEYS["/v1/models"]) == ("Bearer secret", None)
+
+
+def test_numbers_that_json_does_not_have(address, monkeypatch, capsys):
+    monkeypatch.setitem(RECORD, "layers", {"0": LAYER | {"entropy": [[None] * 3] * 2}})
+    code, out, _ = run(monkeypatch, capsys, "The bank", "--server", address, "--json")
+    assert (code, [row["entropy"] for row in json.loads(out)["rows"]]) == (0, [None] * 3)
+
+
+def test_nothing_observed(address, monkeypatch, capsys):
+    monkeypatch.setitem(RECORD, "layers", {})
+    code, out, _ = run(monkeypatch, capsys, "The bank", "--server", address)
+    assert code == 0
+    assert "No token was observed." in out
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1:8000", "file:///etc/passwd", "http://", 8000])
@@ -130,6 +195,8 @@ def test_the_page(address, monkeypatch, capsys, tmp_path, open_page, width, them
 
 
 def test_options_of_a_model_that_runs_here(address, monkeypatch, capsys):
-    code, _, error = run(monkeypatch, capsys, "The bank", "--server", address, "--model", "minilm")
-    assert code != 0
-    assert "--model" in error
+    others = ("--model minilm", "--temperature 0", "--top-p 0.5", "--seed 0", "--lens", "--special", "--atlas a.json")
+    for other in others:
+        code, _, error = run(monkeypatch, capsys, "The bank", "--server", address, *other.split())
+        assert code != 0
+        assert f"`{other.split()[0]}` belongs to a model that is run here" in " ".join(error.split())

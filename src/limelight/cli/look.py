@@ -89,7 +89,11 @@ def look(
     Example: limelight look "The capital of France is" --generate 40 --output written.html
     """
     if server is not None:
-        others = {"--target": target, "--compare": compare, "--word": word, "--model": model}
+        others = {
+            "--target": target, "--compare": compare, "--word": word or None, "--model": model, "--atlas": atlas,
+            "--temperature": temperature, "--top-p": top_p, "--seed": seed, "--lens": lens or None,
+            "--special": special or None,
+        }  # fmt: skip
         beginning = read_text(text, file, 'limelight look "Once" --server URL')
         _look_at_server(server, beginning, generate, others, output, as_json)
         return
@@ -154,7 +158,7 @@ def _look_at_server(
     from ..text import printable
 
     for name, value in others.items():
-        if value:
+        if value is not None:
             raise wrong(name, "belongs to a model that is run here", "--server is given", "Leave one of them out.")
     if output is not None:
         writable("--output", output, ".html")

@@ -21,7 +21,9 @@ from ..tensors.shapes import ArgumentError, describe, wrong
 
 #: The field of a request, in vLLM's ``vllm_xargs``, that says what to observe of it.
 FIELD = "limelight_observe"
-#: The value of ``LIMELIGHT_OBSERVE`` under which only requests with `FIELD` are observed.
+#: The environment variable that says what to observe of every request.
+VARIABLE = "LIMELIGHT_OBSERVE"
+#: The value of `VARIABLE` under which only requests with `FIELD` are observed.
 ON_REQUEST = "requests"
 MAX_TOP = 64
 MAX_DONE = 1000  # finished requests that are kept, however small
@@ -48,7 +50,7 @@ class Wanted:
     layers: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def parse(cls, text: object, name: str = "LIMELIGHT_OBSERVE") -> Wanted:
+    def parse(cls, text: object, name: str = VARIABLE) -> Wanted:
         """What ``text`` says: fields with commas between them and, behind a semicolon, ``layers=`` with ranges.
 
         Raises:
@@ -65,7 +67,8 @@ class Wanted:
                 top = int(word[4:])
             else:
                 rule = f"must name fields of {', '.join(_FLAGS)} and top=1 to top={MAX_TOP}"
-                raise wrong(name, rule, f"it has {describe(word)}", _EXAMPLE)
+                requests = f"; {ON_REQUEST} alone leaves it to each request" if name == VARIABLE else ""
+                raise wrong(name, rule + requests, f"it has {describe(word)}", _EXAMPLE)
         layers = None
         for part in rest:
             if layers is not None or not re.fullmatch(r"layers=\d{1,6}(-\d{1,6})?(\s*,\s*\d{1,6}(-\d{1,6})?)*", part):
@@ -74,6 +77,10 @@ class Wanted:
                 )
             ends = [[int(end) for end in piece.split("-")] for piece in part.removeprefix("layers=").split(",")]
             layers = tuple((found[0], found[-1]) for found in ends)
+            for first_layer, last in layers:
+                if first_layer > last:
+                    got, way_out = f"it has {first_layer}-{last}", f"Write layers={last}-{first_layer}."
+                    raise wrong(name, "must have ranges of layers whose first is not behind their last", got, way_out)
         return cls(tuple(dict.fromkeys(fields)), top, layers)
 
     def includes(self, layer: int) -> bool:
@@ -123,11 +130,14 @@ class LayerRecord:
         return size
 
     def numbers(self) -> dict[str, Any]:
-        """Lists for JSON, rounded to five decimal places: of heads, of queries or keys, of numbers."""
+        """Lists for JSON, rounded to five decimal places: of heads, of queries or keys, of numbers.
+
+        A number that is not finite, which JSON does not have, is ``None``.
+        """
         fields = {name: torch.cat(parts, 1) for name, parts in self.parts.items()}
         if self.received is not None:
             fields["received"] = self.received
-        lists = {name: np.asarray(value.double().cpu()).round(5).tolist() for name, value in fields.items()}
+        lists = {name: _listed(value) for name, value in fields.items()}
         if "top_keys" in fields:
             lists["top_keys"] = fields["top_keys"].tolist()
         return {"first": self.first, "end": self.end, **lists}
@@ -236,7 +246,7 @@ class Records:
         Raises:
             ArgumentError: a variable is not what it should be.
         """
-        text = environment.get("LIMELIGHT_OBSERVE", "").strip()
+        text = environment.get(VARIABLE, "").strip()
         if not text:
             return None
         file = environment.get("LIMELIGHT_OBSERVE_FILE") or None
@@ -265,6 +275,8 @@ class Records:
         if record is None:
             return
         record.tokens, record.finished = tuple(self.generated(name)), True
+        if record.wanted is not None and record.wanted.layers is not None and not record.layers:
+            record.note("No layer was observed: those that were chosen are none of the model's, or not observed.")
         self.done[name] = record
         while len(self.done) > MAX_DONE or (len(self.done) > 1 and self._size(self.done) > self.limit):
             del self.done[next(iter(self.done))]
@@ -370,6 +382,12 @@ def joined(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
                 key: before.get(key, []) + value if isinstance(value, list) else value for key, value in layer.items()
             }
     return whole
+
+
+def _listed(tensor: Tensor) -> Any:
+    """The numbers of a tensor as nested lists, rounded; ``None`` for those that are not finite."""
+    numbers = np.asarray(tensor.double().cpu()).round(5)
+    return (numbers if np.isfinite(numbers).all() else np.where(np.isfinite(numbers), numbers, None)).tolist()
 
 
 def _mebibytes(environment: Mapping[str, str], name: str, default: int) -> int:

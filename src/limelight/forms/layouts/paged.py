@@ -160,14 +160,20 @@ def _table(pages: object) -> Tensor:
         what = "an (R, M) integer tensor or a sequence of rows of page numbers"
         rows = [sequence("pages", row, what, "[[2, 0], [3, 1]]") for row in sequence("pages", pages, what, "[[2, 0]]")]
         M = max(map(len, rows), default=0)
-        filled = [[*(whole_number("pages", page) for page in row), *[-1] * (M - len(row))] for row in rows]
+        filled = [[*(_page(page) for page in row), *[-1] * (M - len(row))] for row in rows]
         pages = torch.tensor(filled, dtype=torch.int64, device="cpu").reshape(len(rows), M)
     if not _is_whole(check_dense("pages", pages)) or pages.dim() != 2:
-        rule, way_out = "must hold whole numbers, a row for each document", "Use pages.int()."
+        rule, way_out = "must hold whole numbers, a row for each document", "Use pages.int(), of shape (R, M)."
         raise wrong("pages", rule, f"it is {describe(pages)}", way_out)
-    if pages.dtype == torch.int64:  # a number beyond int32 must not become that of a page
+    if pages.dtype in (torch.int64, torch.uint32, torch.uint64):  # a number beyond int32 must not become a page's
+        pages = pages.to(torch.int64)  # those of uint64 that are beyond int64 are then below zero, and no page either
         pages = pages.clamp(_INT32.min, _INT32.max)
     return _copied("pages", pages, torch.int32)
+
+
+def _page(page: object) -> int:
+    """An entry of a table as one of int32, in which a number that it cannot hold is none of a page either."""
+    return min(max(whole_number("pages", page), _INT32.min), _INT32.max)
 
 
 def _is_whole(tensor: Tensor) -> bool:

@@ -67,6 +67,7 @@ def make_served(served: ServedLike) -> str:
     policy = "sha256-" + base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     title = f"{_text(served.model)}: as it was served"
     notes = "".join(f"<p>{_text(note)}</p>" for note in served.notes)
+    notes += "" if served.rows else "<p>No token was observed.</p>"
     header = "".join(f'<th scope="col"{_kind(name)}>{name}</th>' for name in _HEADER)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -86,7 +87,7 @@ def _row(row: dict[str, Any]) -> str:
     found = row["other"] is not None
     written = " written" if row["generated"] else ""
     numbers = (
-        f"{row['entropy']:.2f}",
+        "" if row["entropy"] is None else f"{row['entropy']:.2f}",
         f"{row['entropy_uniform']:.2f}",
         _word(row["other"]) if found else "",
         f"{row['weight']:.2f}" if found else "",
