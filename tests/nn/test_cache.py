@@ -204,6 +204,17 @@ def test_a_source_is_projected_once():
     torch.testing.assert_close(again, expected[1:])
 
 
+@pytest.mark.parametrize(
+    "rows", [[0], torch.tensor([2]), torch.tensor([0, -1]), torch.tensor([0.0]), torch.tensor([[0]])]
+)
+def test_rows_that_are_not_there_change_nothing(rows):
+    cache = Cache()
+    read(model(limelight.Causal()), torch.randn(2, 3, 8, dtype=F64), None, cache)
+    with pytest.raises(limelight.ArgumentError, match="`rows` must be"):
+        cache.select(rows)
+    assert (cache.lengths, cache._rows) == (3, 2)
+
+
 def test_a_layer_that_is_run_twice_in_a_pass_remembers_twice():
     layer = model(limelight.Causal())[0]
     shared = [layer, layer]

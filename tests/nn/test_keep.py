@@ -363,6 +363,46 @@ def test_scores_that_are_not_finite_never_displace_what_is_always_kept(dtype):
     assert kept[-4:] == [26, 27, 28, 29]
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        lambda keys: torch.zeros(3),
+        lambda keys: keys.positions,
+        lambda keys: keys.positions > 3,
+        lambda keys: keys.positions.numpy(),
+        lambda keys: None,
+        lambda keys: torch.ones(keys.positions.shape, device="meta"),
+    ],
+    ids=["shape", "int64", "bool", "numpy", "nothing", "device"],
+)
+def test_scores_of_ones_own_are_checked(scores):
+    class Own(Importance):
+        def scores(self, keys):
+            return scores(keys)
+
+    cache = Cache(keep=Keep(8, 1, 2, Own(), interval=1))
+    with pytest.raises(limelight.ArgumentError, match=r"`Own\.scores` must return float scores of shape \(1, 2, 30\)"):
+        read([layer()], torch.randn(1, 30, 8, dtype=F64), cache)
+
+
+def test_the_largest_settings_and_the_smallest():
+    """Budgets that no text reaches keep everything, and memory follows the keys, not the settings."""
+    stack, text = [layer(), layer()], torch.randn(1, 90, 8, dtype=F64)
+    for keep in (
+        Keep(2**40, by=Received(), layers=Pyramid(), heads=Adaptive()),
+        Keep(8, 1, 2, interval=2**40),
+        Keep(2**40, 2**39, 2**39),
+    ):
+        cache, plain = Cache(keep=keep), Cache()
+        ours, truth = (torch.cat([read(stack, x, c) for x in text.split(30, 1)], 1) for c in (cache, plain))
+        torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9)
+        assert cache.kept(1).counts.tolist() == [[90, 90]]
+        assert max(room_of(cache)) < 4 * 90
+    cache = Cache(keep=Keep(1e-9, 0, 0, interval=1))  # a share of less than one key keeps one
+    read(stack, text, cache)
+    assert cache.kept(0).positions[0][0].tolist() == [89]
+
+
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +421,9 @@ def test_scores_that_are_not_finite_never_displace_what_is_always_kept(dtype):
         (lambda: Keep(100, layers=3), "kind Pyramid"),
         (lambda: Keep(100, heads=Adaptive()), "by their age"),
         (lambda: Keep(100, interval=0), "at least 1"),
+        (lambda: Keep(2**62), "`tokens` must be at most 1099511627776"),
+        (lambda: Keep(100, interval=2**62), "`interval` must be at most"),
+        (lambda: Keep(100, 2**62), "`first` must be at most"),
         (lambda: LastQueries(8, pool=4), "must be odd"),
         (lambda: LastQueries(0), "at least 1"),
         (lambda: Received(mean=1), "True or False"),

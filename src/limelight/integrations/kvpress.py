@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ..forms.observations import Observe
 from ..forms.patterns import Causal
 from ..nn.cache import HeldKeys, Importance, Received
+from ..nn.cache.policies import ranked
 from ..operator.attention import attention
 from ..tensors.shapes import wrong
 
@@ -75,7 +76,7 @@ class Score:
             last = _received(module, hidden_states[:, -count:], keys, values, kwargs) / count
         after = torch.full((B, 1, 1), L, device=keys.device)
         held = HeldKeys(positions, torch.ones_like(positions, dtype=torch.bool), after, received, last)
-        scores = self.by.scores(held)
+        scores = ranked(self.by, held)
         return scores.masked_fill(positions >= L - self.by.window, torch.inf)
 
 

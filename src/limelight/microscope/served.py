@@ -37,9 +37,9 @@ class Served:
         tokens: the text's tokens and those that were generated, as text.
         given: how many of them are the text's.
         rows: for each token that was computed: ``index``, ``token``, ``generated``, ``entropy`` (mean over layers and
-            heads, nats; ``None`` where one is not finite), ``entropy_uniform`` (of an even spread over all tokens before it and itself); the key that got
-            the largest weight, other than itself and the first: ``other``, ``other_index``, ``weight``, ``layer``,
-            ``head`` (``None`` where there is none).
+            heads, nats; ``None`` where one is not finite), ``entropy_uniform`` (of an even spread over all tokens
+            before it and itself); the key that got the largest weight, other than itself and the first: ``other``,
+            ``other_index``, ``weight``, ``layer``, ``head`` (``None`` where there is none).
         notes: what is missing, and why.
     """
 
@@ -113,7 +113,8 @@ def _rows(record: dict[str, Any], tokens: tuple[str, ...]) -> list[dict[str, Any
         rows.append(
             {
                 "index": index, "token": tokens[index], "generated": index >= len(record["prompt"]),
-                "entropy": float(entropy[place]) if np.isfinite(entropy[place]) else None, "entropy_uniform": math.log(index + 1),
+                "entropy": float(entropy[place]) if np.isfinite(entropy[place]) else None,
+                "entropy_uniform": math.log(index + 1),
                 "other": tokens[key] if there else None, "other_index": key if there else None,
                 "weight": weight if there else None, "layer": list(layers)[layer] if there else None,
                 "head": int(head) if there else None,

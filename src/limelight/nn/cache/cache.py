@@ -153,9 +153,22 @@ class Cache:
         self.lengths, self._rows, self._open = _same(step.after), step.rows, None
 
     def select(self, rows: Tensor) -> None:
-        """Keep these ``rows`` ``(N,)``, in this order, with repetitions: beams, or texts not yet ended."""
-        if self._rows is None or (len(rows) == self._rows and rows.tolist() == list(range(self._rows))):
+        """Keep these ``rows`` ``(N,)``, in this order, with repetitions: beams, or texts not yet ended.
+
+        Raises:
+            ArgumentError: ``rows`` is no integer tensor of one dimension, or one of them is no row of the cache.
+        """
+        if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype not in (torch.int64, torch.int32):
+            way_out = "For example torch.tensor([1, 1, 0])."
+            raise wrong("rows", "must be an integer tensor of one dimension", f"it is {describe(rows)}", way_out)
+        if self._rows is None:
             return
+        chosen = rows.tolist()
+        if chosen == list(range(self._rows)):
+            return
+        if bad := [row for row in chosen if not 0 <= row < self._rows]:
+            way_out = "Rows are counted from 0."
+            raise wrong("rows", f"must be among the {self._rows} rows of the cache", f"one is {bad[0]}", way_out)
         if isinstance(self.lengths, Tensor):
             self.lengths = _same(self.lengths[rows.cpu()])
         for store in self._stores.values():

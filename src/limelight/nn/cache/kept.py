@@ -14,7 +14,7 @@ from ...tensors.shapes import wrong
 from .folding import RECEIVED, Heads, attend, check_settings, observed, plain, ranges
 from .policies import HeldKeys, Keep, Numbers
 from .precision import DENSE, Cached, Precision
-from .stores import NewTokens, Store
+from .stores import FIRST, NewTokens, Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class KeptStore(Store):
         needed = self.heads.count + np.repeat(_each(new.count, B), H)
         if (needed > self.room).any():
             budget = np.repeat(self._budget(_each(new.after, B)), H)
-            growth = np.maximum(self.keep.interval, np.minimum(needed // 2, budget - needed))
+            growth = np.maximum(self._spare(needed), np.minimum(needed // 2, budget - needed))
             self._move(self.heads.places(), self.heads.count, needed + growth)
         behind = torch.from_numpy(self.heads.start + self.heads.count).to(device).view(B, H)
         if new.exists is None:
@@ -178,7 +178,12 @@ class KeptStore(Store):
             self.evicted_weight = share.where(now[..., 0], old)
         self.evicted = self.evicted + lost.sum(-1).flatten().numpy(force=True)
         count = chosen.sum(-1).flatten().numpy(force=True)
-        self._move(places[chosen].numpy(force=True), count, count + self.keep.interval)
+        self._move(places[chosen].numpy(force=True), count, count + self._spare(count))
+
+    def _spare(self, count: Numbers) -> Numbers:
+        """Places that heads have behind ``count`` keys: for an interval, and where that is long, for half as many."""
+        spare: Numbers = np.minimum(self.keep.interval, np.maximum(count // 2, FIRST))
+        return spare
 
     def _from_last(self, after: Numbers, settings: dict[str, Any]) -> Tensor:
         """``(T,)``: the mean weight that each key receives from the last queries of its row."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from ...tensors.shapes import describe, flag, number, whole_number, wrong
+from ...tensors.shapes import FLOATS, describe, flag, number, whole_number, wrong
 
 Numbers = NDArray[np.int64]
+MOST = 2**40  # of tokens, so that the keys of all heads and layers are counted in int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,21 @@ class Importance(ABC):
     @abstractmethod
     def scores(self, keys: HeldKeys) -> Tensor:
         """``(B, Hkv, n)`` float: the keys with the largest scores are kept. Of equal scores the earlier key is kept."""
+
+
+def ranked(by: Importance, keys: HeldKeys) -> Tensor:
+    """The scores of ``by``, checked.
+
+    Raises:
+        ArgumentError: they are not what `Importance.scores` is to return.
+    """
+    scores = by.scores(keys)
+    shape, device = keys.positions.shape, keys.positions.device
+    if not isinstance(scores, Tensor) or scores.dtype not in FLOATS or scores.shape != shape or scores.device != device:
+        rule = f"must return float scores of shape {tuple(shape)} on {device}, those of its `keys`"
+        way_out = "Compute them from keys.positions, keys.received or keys.from_last."
+        raise wrong(f"{type(by).__name__}.scores", rule, f"it returned {describe(scores)}", way_out)
+    return scores.detach()
 
 
 @dataclass(frozen=True)
@@ -112,8 +128,8 @@ class LastQueries(Importance):
     pool: int = 5
 
     def __post_init__(self) -> None:
-        whole_number("window", self.window, at_least=1)
-        if whole_number("pool", self.pool, at_least=1) % 2 == 0:
+        whole_number("window", self.window, at_least=1, at_most=MOST)
+        if whole_number("pool", self.pool, at_least=1, at_most=MOST) % 2 == 0:
             raise wrong("pool", "must be odd", f"it is {self.pool}", f"Use {self.pool + 1}: a key and its neighbours.")
 
     def scores(self, keys: HeldKeys) -> Tensor:
@@ -196,7 +212,7 @@ class Keep:
             eviction copies what is kept.
 
     Raises:
-        ArgumentError: a budget below the tokens that are always kept, a setting of another kind.
+        ArgumentError: a budget below the tokens that are always kept or above 2^40, a setting of another kind.
     """
 
     tokens: int | float
@@ -208,9 +224,9 @@ class Keep:
     interval: int = 64
 
     def __post_init__(self) -> None:
-        whole_number("first", self.first, at_least=0)
-        whole_number("recent", self.recent, at_least=0)
-        whole_number("interval", self.interval, at_least=1)
+        whole_number("first", self.first, at_least=0, at_most=MOST)
+        whole_number("recent", self.recent, at_least=0, at_most=MOST)
+        whole_number("interval", self.interval, at_least=1, at_most=MOST)
         for name, kind, example in (
             ("by", Importance, "Received()"), ("layers", Pyramid, "Pyramid()"), ("heads", Adaptive, "Adaptive()"),
         ):  # fmt: skip
@@ -226,7 +242,7 @@ class Keep:
             if not 0 < number("tokens", self.tokens, rule, way_out) <= 1:
                 raise wrong("tokens", rule, f"it is {self.tokens}", way_out)
             return
-        if whole_number("tokens", self.tokens, at_least=1) < self.always:
+        if whole_number("tokens", self.tokens, at_least=1, at_most=MOST) < self.always:
             got = f"{self.tokens} is less than {self.always}"
             way_out = f"Use tokens={self.always} or more, or a smaller `recent`."
             raise wrong("tokens", "must be at least the first and the recent tokens that are always kept", got, way_out)
@@ -247,7 +263,7 @@ class Keep:
         if isinstance(self.tokens, int):
             budgets = np.full(len(after), self.tokens, np.int64)
         else:
-            budgets = np.maximum(np.floor(self.tokens * after + 1e-9).astype(np.int64), self.always)
+            budgets = np.maximum(np.floor(self.tokens * after + 1e-9).astype(np.int64), max(self.always, 1))
         if self.layers is None:
             return budgets
         if layers is None:
@@ -263,7 +279,7 @@ class Keep:
             budgets: ``(B,)``, keys of a head, the mean over the heads.
         """
         B, heads, n = keys.positions.shape
-        scores = self.by.scores(keys)
+        scores = ranked(self.by, keys)
         always = (keys.positions < self.first) | (keys.positions >= keys.after - max(self.recent, self.by.window))
         scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).min)  # all finite: below those that are always kept
         scores = scores.masked_fill(always, math.inf)
