@@ -1,6 +1,8 @@
 """Caches of transformers that keep only some keys, or 8 bits: the same keys and tokens as in our own models."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -137,6 +139,47 @@ def test_beams_and_conversations_that_go_on(pair):
     assert own.kept(1).positions[0][0].tolist() == cache.kept(1).positions[0][0].tolist()
     cache.reset()
     assert cache.get_seq_length() == cache.bytes == 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("passes", [0, 2])
+def test_an_interrupted_pass_is_noticed(pair, kept, passes):
+    """Ctrl-C between two layers: their keys are then those of different tokens."""
+    theirs = pair("llama")[1]
+    cache = KeptCache(KEPT["received"], theirs.config) if kept else EightBitCache(theirs.config)
+    prompt, calls = torch.tensor([PROMPTS[-1]]), []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) > passes:
+            raise KeyboardInterrupt
+
+    how = {"past_key_values": cache, "do_sample": False, "max_new_tokens": 6}
+    hook = theirs.model.layers[1].self_attn.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        theirs.generate(prompt, **how)
+    hook.remove()
+    with pytest.raises(BackendError, match=r"since a pass was interrupted\. Use reset"), torch.no_grad():
+        theirs(prompt[:, :1], past_key_values=cache)
+    cache.reset()
+    again = tuple(theirs.generate(prompt, **how)[0, len(PROMPTS[-1]) :].tolist())
+    whole = generated(theirs, KEPT["received"] if kept else None, [PROMPTS[-1]], None if kept else "int8")[0]
+    assert again == whole[0][:6]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_copies_and_other_batches(pair, kept):
+    theirs = pair("llama")[1]
+    cache = KeptCache(KEPT["last queries"], theirs.config, dtype="int8") if kept else EightBitCache(theirs.config)
+    prompt = torch.tensor([PROMPTS[-1]])
+    with torch.no_grad():
+        theirs(prompt, past_key_values=cache)
+        twins = [pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache)]
+        with pytest.raises(BackendError, match="belongs to one batch: it holds 1 rows, and there are keys of 2"):
+            theirs(prompt[:, :2].expand(2, -1), past_key_values=copy.deepcopy(cache))
+        logits = [theirs(prompt[:, :2], past_key_values=each).logits for each in (cache, *twins)]
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
 
 
 def test_what_is_refused(pair):

@@ -386,8 +386,11 @@ def joined(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
 
 def _listed(tensor: Tensor) -> Any:
     """The numbers of a tensor as nested lists, rounded; ``None`` for those that are not finite."""
-    numbers = np.asarray(tensor.double().cpu()).round(5)
-    return (numbers if np.isfinite(numbers).all() else np.where(np.isfinite(numbers), numbers, None)).tolist()
+    numbers = tensor.double().cpu().numpy().round(5)
+    if not np.isfinite(numbers).all():
+        numbers = numbers.astype(object)
+        numbers[~tensor.isfinite().cpu().numpy()] = None
+    return numbers.tolist()
 
 
 def _mebibytes(environment: Mapping[str, str], name: str, default: int) -> int:

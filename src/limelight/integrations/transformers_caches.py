@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,28 @@ class _StoredCache(Cache):
                 for number, (kind, more) in enumerate(zip(kinds, settings, strict=True))
             ]
         )
+        self._stored = [layer for layer in self.layers if isinstance(layer, StoredLayer)]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Hand the new keys of a layer to it; see `StoredLayer.update`.
+
+        Raises:
+            BackendError: an earlier pass was interrupted, so that the layers have read different tokens.
+        """
+        layer = self.layers[layer_idx]
+        if isinstance(layer, StoredLayer):
+            first, new = self._stored[0], key_states.shape[2]
+            # Layers that have read nothing may use the keys of others; if they do not, they find out themselves.
+            others = [other.seen for other in self._stored if other.seen] if layer is first else [first.seen - new]
+            if others and {layer.seen} != set(others):
+                raise BackendError(
+                    f"The layers of {layer.cache[0].lower()}{layer.cache[1:]} have read different tokens, since a pass "
+                    "was interrupted. Use reset(), or a new cache, and read the text again."
+                )
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return found
 
     @property
     def bytes(self) -> int:
@@ -87,7 +110,7 @@ class KeptCache(_StoredCache):
     Raises:
         ArgumentError: arguments of another kind.
         BackendError: in a forward pass: an attention implementation that is not Limelight's, a mask that is not causal,
-            tokens that are padding behind cached ones.
+            tokens that are padding behind cached ones, another batch, a pass before it that was interrupted.
     """
 
     def __init__(
@@ -100,7 +123,7 @@ class KeptCache(_StoredCache):
         def make(number: int, kind: str, layers: int) -> StoredLayer | None:
             if kind != "full_attention":
                 return None
-            return StoredLayer("A KeptCache", lambda _: KeptStore(keep, number, layers, precision))
+            return StoredLayer("A KeptCache", partial(_kept_store, keep, number, layers, precision))
 
         super().__init__(config, make)
 
@@ -132,7 +155,8 @@ class EightBitCache(_StoredCache):
     An approximation: queries after the first pass see all keys and values rounded, with a scale for each token and head
     (`limelight.Quantized`), which the CPU kernels read as they lie. Layers with a sliding window keep their window in 8
     bits, layers without attention what they keep in a ``DynamicCache``. A cache belongs to one batch; it can be
-    reordered (beam search) and continued with further tokens, but not cropped (assisted decoding).
+    reordered (beam search) and continued with further tokens, but not cropped (assisted decoding). The decoder of a
+    model with an encoder takes ``EncoderDecoderCache(EightBitCache(config), DynamicCache(config=config))``.
 
     Args:
         config: of the model, which names the kinds of its layers.
@@ -142,7 +166,8 @@ class EightBitCache(_StoredCache):
     Raises:
         ArgumentError: arguments of another kind.
         BackendError: in a forward pass: an attention implementation that is not Limelight's, tokens that are padding
-            behind cached ones, a mask of padded texts that is neither causal nor a causal window.
+            behind cached ones, a mask of padded texts that is neither causal nor a causal window, another batch, a pass
+            before it that was interrupted.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: EightBits = "int8", *, rotate: bool = True) -> None:
@@ -151,9 +176,13 @@ class EightBitCache(_StoredCache):
         def make(number: int, kind: str, layers: int) -> StoredLayer | None:
             if kind not in ("full_attention", "sliding_attention"):
                 return None
-            return StoredLayer("An EightBitCache", lambda pattern: store_for(pattern, precision))
+            return StoredLayer("An EightBitCache", partial(store_for, precision=precision))
 
         super().__init__(config, make)
+
+
+def _kept_store(keep: Keep, number: int, layers: int, precision: Precision, pattern: Pattern | None) -> KeptStore:
+    return KeptStore(keep, number, layers, precision)
 
 
 class StoredLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
@@ -190,8 +219,13 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             raise BackendError(f"{self.cache} cannot be compiled: what it holds changes with what is read.")
         if self._waiting:
             raise BackendError(
-                f"{self.cache} is read by Limelight's attention alone, and another one has computed this model. Load "
-                f"it with attn_implementation={NAME!r}."
+                f"{self.cache} is read by Limelight's attention alone, and another one has computed this model: load "
+                f"it with attn_implementation={NAME!r}. Or a pass was interrupted: use reset(), or a new cache."
+            )
+        if self.seen and len(key_states) != self.batch_size:
+            raise BackendError(
+                f"{self.cache} belongs to one batch: it holds {self.batch_size} rows, and there are keys of "
+                f"{len(key_states)}. Use reset(), or a new cache for each batch."
             )
         if torch.is_grad_enabled() and key_states.requires_grad:
             raise BackendError(f"{self.cache} keeps keys without their gradients. Run the model under torch.no_grad().")
