@@ -207,6 +207,7 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def reset(self) -> None:
         self.store: TextStore | None = None
+        self.batch_size = 0
         self.seen = 0  # tokens that were read, padding included
         self.lengths: Lengths = 0  # of each row, without padding
         self._waiting = False  # whether keys were returned that no attention has read
