@@ -338,6 +338,13 @@ def test_chosen_and_repeated_rows_go_on():
     assert twin.kept(0).counts.shape == (2, 2)
 
 
+def test_no_row_is_left():
+    cache = Cache(keep=Keep(8, 1, 3, Received(), interval=2))
+    read([layer()], torch.randn(2, 20, 8, dtype=F64), cache)
+    cache.select(torch.tensor([], dtype=torch.int64))
+    assert cache.kept(0).evicted_weight.shape == (0, 2)
+
+
 class Even(Importance):
     """Keeps the tokens of even position."""
 

@@ -240,8 +240,8 @@ class KeptStore(Store):
         rows = tuple(tuple(of_head[r : r + H]) for r in range(0, len(of_head), H))
         evicted, weight = torch.from_numpy(self.evicted).view(-1, H), self.evicted_weight
         if self.received is not None and weight is not None:
-            left = torch.stack([self.received[a : a + n].sum() for a, n in parts]).view(-1, H)
-            weight = weight / (weight + left)
+            left = [float(self.received[a : a + n].sum()) for a, n in parts]
+            weight = weight / (weight + weight.new_tensor(left).view(-1, H))
         elif weight is None and (self.received is not None or self.queries is not None):
             weight = torch.zeros(evicted.shape)
         return Kept(rows, evicted, None if weight is None else weight.float().cpu())
