@@ -162,6 +162,8 @@ def test_the_environment():
     for name, value in (("LIMELIGHT_OBSERVE", "all"), ("LIMELIGHT_OBSERVE_MIB", "0"), ("LIMELIGHT_OBSERVE_MIB", "1.5")):
         with pytest.raises(ArgumentError, match=f"`{name}`"):
             Records.from_environment(variables | {name: value})
+    with pytest.raises(ArgumentError, match="`LIMELIGHT_OBSERVE_FILE` must lie in a folder that exists"):
+        Records.from_environment(variables | {"LIMELIGHT_OBSERVE_FILE": "no/such/folder/a.jsonl"})
     with pytest.raises(ArgumentError, match="requests alone leaves it to each request"):
         Records.from_environment({"LIMELIGHT_OBSERVE": "request"})
 

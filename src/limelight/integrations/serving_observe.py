@@ -250,6 +250,9 @@ class Records:
         if not text:
             return None
         file = environment.get("LIMELIGHT_OBSERVE_FILE") or None
+        if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
+            got, way_out = f"it is {describe(file)}", "Make the folder, or name another file."
+            raise wrong("LIMELIGHT_OBSERVE_FILE", "must lie in a folder that exists", got, way_out)
         return cls(
             None if text == ON_REQUEST else Wanted.parse(text),
             _mebibytes(environment, "LIMELIGHT_OBSERVE_MIB", 64),

@@ -179,7 +179,7 @@ def _message(error: urllib.error.HTTPError) -> str:
     with suppress(OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
         said = error.read(2**16).decode(errors="replace")
         said = str(json.loads(said)["error"]["message"])
-    return said[:300]
+    return said[:300].rstrip(".")
 
 
 def summarise_served(served: Served, console: Console) -> None:
