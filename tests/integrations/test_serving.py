@@ -135,7 +135,7 @@ def test_what_cannot_be_read(text):
 
 
 def test_a_range_of_layers_runs_upwards():
-    with pytest.raises(ArgumentError, match=r"it has 5-3\. Write layers=3-5"):
+    with pytest.raises(ArgumentError, match=r"it has 5-3\. Write 3-5"):
         Wanted.parse("entropy; layers=0-2,5-3")
 
 

@@ -77,10 +77,9 @@ class Wanted:
                 )
             ends = [[int(end) for end in piece.split("-")] for piece in part.removeprefix("layers=").split(",")]
             layers = tuple((found[0], found[-1]) for found in ends)
-            for first_layer, last in layers:
-                if first_layer > last:
-                    got, way_out = f"it has {first_layer}-{last}", f"Write layers={last}-{first_layer}."
-                    raise wrong(name, "must have ranges of layers whose first is not behind their last", got, way_out)
+            for low, high in layers:
+                if low > high:
+                    raise wrong(name, "must have ranges that run upwards", f"it has {low}-{high}", f"Write {high}-{low}.")
         return cls(tuple(dict.fromkeys(fields)), top, layers)
 
     def includes(self, layer: int) -> bool:
@@ -130,10 +129,7 @@ class LayerRecord:
         return size
 
     def numbers(self) -> dict[str, Any]:
-        """Lists for JSON, rounded to five decimal places: of heads, of queries or keys, of numbers.
-
-        A number that is not finite, which JSON does not have, is ``None``.
-        """
+        """Lists for JSON, rounded to five decimal places: of heads, of queries or keys, of numbers (`_listed`)."""
         fields = {name: torch.cat(parts, 1) for name, parts in self.parts.items()}
         if self.received is not None:
             fields["received"] = self.received
@@ -388,11 +384,11 @@ def joined(parts: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
 
 
 def _listed(tensor: Tensor) -> Any:
-    """The numbers of a tensor as nested lists, rounded; ``None`` for those that are not finite."""
+    """The numbers of a tensor as nested lists, rounded; ``None`` for those that are not finite, which JSON lacks."""
     numbers = tensor.double().cpu().numpy().round(5)
-    if not np.isfinite(numbers).all():
+    if not (finite := np.isfinite(numbers)).all():
         numbers = numbers.astype(object)
-        numbers[~tensor.isfinite().cpu().numpy()] = None
+        numbers[~finite] = None
     return numbers.tolist()
 
 

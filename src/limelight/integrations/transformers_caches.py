@@ -65,7 +65,7 @@ class _StoredCache(Cache):
         layer = self.layers[layer_idx]
         if isinstance(layer, StoredLayer):
             first, new = self._stored[0], key_states.shape[2]
-            # Layers that have read nothing may use the keys of others; if they do not, they find out themselves.
+            # A layer that has read nothing may use the keys of another one; it is compared in its own update.
             others = [other.seen for other in self._stored if other.seen] if layer is first else [first.seen - new]
             if others and {layer.seen} != set(others):
                 raise BackendError(
