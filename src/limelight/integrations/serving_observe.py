@@ -79,9 +79,7 @@ class Wanted:
             layers = tuple((found[0], found[-1]) for found in ends)
             for low, high in layers:
                 if low > high:
-                    raise wrong(
-                        name, "must have ranges that run upwards", f"it has {low}-{high}", f"Write {high}-{low}."
-                    )
+                    raise wrong(name, "must have rising ranges", f"it has {low}-{high}", f"Write {high}-{low}.")
         return cls(tuple(dict.fromkeys(fields)), top, layers)
 
     def includes(self, layer: int) -> bool:
