@@ -23,9 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limelight import Causal, Packed, Paged, Pattern, Window, attention
+from limelight import Causal, Packed, Paged, Pattern, Window
 from limelight.backends import huge_pages
 from limelight.benchmark.timing import peak, processor, timed
+from limelight.forms.settings import Settings
+from limelight.operator.repeated import Repeated
 
 SIZE = 128  # keys of a page: vLLM's on CPUs
 LONG = tuple(4096 - 37 * n for n in range(8))
@@ -93,8 +95,14 @@ class Batch:
         return found if peer is None else {**found, "vLLM": peer}
 
     def _call(self, key: Tensor, value: Tensor, layout: Packed | Paged) -> Callable[[], Tensor]:
-        pattern, query = self.case.pattern, self.query
-        return lambda: attention(query, key, value, layout=layout, pattern=pattern)[0].transpose(0, 1)
+        """A call as the plugin makes it: checked once for all layers of a step."""
+        repeated, output = Repeated(Settings(layout=layout, pattern=self.case.pattern)), torch.empty_like(self.query)
+
+        def call() -> Tensor:
+            repeated.into(output, self.query, key, value, None)
+            return output[0].transpose(0, 1)
+
+        return call
 
     def _vllm(self, key: Tensor, value: Tensor) -> Callable[[], Tensor] | None:
         """vLLM's kernel, over pages that it filled itself; ``None`` without vLLM for CPUs."""
