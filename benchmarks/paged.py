@@ -6,7 +6,8 @@ The cases are batches of a server: decoding steps, parts of prompts, both togeth
 each round all ways of a case are called in turn; the table gives medians, and ratios of medians. Where vLLM for CPUs is
 installed (`pip install "limelight-attention[vllm]"`), its own attention kernel is measured beside ours, with the pages
 in its own order, and the results are compared. Our keys lie in huge pages, as in our caches and under our plugin, and
-vLLM's as it allocates them, unless `--peer-huge-pages` is given. `--write` keeps the tables in `paged.md` beside this file.
+vLLM's as it allocates them, unless `--peer-huge-pages` is given. `--write` keeps the tables in `paged.md` beside this
+file.
 """
 
 from __future__ import annotations
@@ -224,8 +225,8 @@ turn.
   kernel for CPUs takes (its result differs by at most what stands in brackets). Our keys lie in huge pages of memory,
   as our plugin puts them, vLLM's {peer}.
 - **of peak**: the fewest milliseconds that the case can take over ours: what it reads at the rate of a plain sum of a
-  large array in huge pages, or its products at the rate of independent multiply-adds, whichever takes longer; both rates are measured
-  in the same run.
+  large array in huge pages, or its products at the rate of independent multiply-adds, whichever takes longer; both rates
+  are measured in the same run.
 """
 
 
@@ -244,7 +245,9 @@ def main() -> None:
         lines.append(line)
         print(line, flush=True)
 
-    peer = "as well" if options.peer_huge_pages else "in small ones, as it allocates them (`--peer-huge-pages`: as well)"
+    peer = "in small ones, as it allocates them (`--peer-huge-pages`: as well)"
+    if options.peer_huge_pages:
+        peer = "as well"
     add(ABOUT.format(size=SIZE, threads=options.threads, rounds=options.rounds, machine=processor(), peer=peer))
     for shape in options.shapes:
         heads, key_heads, width = SHAPES[shape]

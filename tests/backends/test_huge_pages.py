@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from limelight.backends import huge_pages, native
 from limelight.nn.cache.stores import FullStore, NewTokens
 
@@ -41,7 +42,8 @@ def test_elements_stay_as_they_are_while_they_are_moved() -> None:
     before = tensor.clone()
     moved = huge_pages.use(tensor, seconds=30)
     assert torch.equal(tensor, before)
-    assert moved % (2 * MIB) == 0 and moved <= tensor.nbytes
+    assert moved % (2 * MIB) == 0
+    assert moved <= tensor.nbytes
     if moved:  # the system may have no memory in one piece
         assert huge_kib(tensor) >= moved // 1024
 
@@ -68,7 +70,8 @@ def test_small_memory_and_other_devices_are_left_alone(tensor: torch.Tensor, mon
 def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMELIGHT_HUGE_PAGES", "0")
     monkeypatch.setattr(native, "use_huge_pages", lambda *_: pytest.fail("it was called"))
-    assert not huge_pages.wanted() and huge_pages.use(torch.ones(4 * MIB), seconds=1) == 0
+    assert not huge_pages.wanted()
+    assert huge_pages.use(torch.ones(4 * MIB), seconds=1) == 0
 
 
 def test_other_values_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,4 +99,5 @@ def test_caches_ask_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FullStore()
     key = torch.ones(1, 2, 8, 16)
     store.extend(NewTokens(None, None, 0, 8, torch.arange(8)[None], None), key, key)
-    assert len(asked) == 2 and all(size > 0 for size in asked)
+    assert len(asked) == 2
+    assert all(size > 0 for size in asked)

@@ -12,7 +12,6 @@ import os
 from functools import cache
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from . import native
