@@ -225,8 +225,8 @@ turn.
   kernel for CPUs takes (its result differs by at most what stands in brackets). Our keys lie in huge pages of memory,
   as our plugin puts them, vLLM's {peer}.
 - **of peak**: the fewest milliseconds that the case can take over ours: what it reads at the rate of a plain sum of a
-  large array in huge pages, or its products at the rate of independent multiply-adds, whichever takes longer; both rates
-  are measured in the same run.
+  large array in huge pages, or its products at the rate of independent multiply-adds, whichever takes longer; both
+  rates are measured in the same run.
 """
 
 
