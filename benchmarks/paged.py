@@ -1,11 +1,13 @@
 """Measure attention over keys in pages: against the same keys in rows, without shared pages, and against vLLM.
 
-python benchmarks/paged.py [--threads 2] [--rounds 9] [--shapes 8B SmolLM2 multi-head] [--write]
+python benchmarks/paged.py [--threads 2] [--rounds 9] [--shapes 8B SmolLM2 multi-head] [--peer-huge-pages] [--write]
 
 The cases are batches of a server: decoding steps, parts of prompts, both together, and users of one system prompt. In
 each round all ways of a case are called in turn; the table gives medians, and ratios of medians. Where vLLM for CPUs is
 installed (`pip install "limelight-attention[vllm]"`), its own attention kernel is measured beside ours, with the pages
-in its own order, and the results are compared. `--write` keeps the tables in `paged.md` beside this file.
+in its own order, and the results are compared. Our keys lie in huge pages, as in our caches and under our plugin, and
+vLLM's as it allocates them, unless `--peer-huge-pages` is given. `--write` keeps the tables in `paged.md` beside this
+file.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limelight import Causal, Packed, Paged, Pattern, Window, attention
-from limelight.benchmark.timing import bandwidth, peak, processor
+from limelight import Causal, Packed, Paged, Pattern, Window
+from limelight.backends import huge_pages
+from limelight.benchmark.timing import peak, processor, timed
+from limelight.forms.settings import Settings
+from limelight.operator.repeated import Repeated
 
 SIZE = 128  # keys of a page: vLLM's on CPUs
 LONG = tuple(4096 - 37 * n for n in range(8))
+WAIT = 30.0  # seconds, at most, to move memory into huge pages
 WAYS = ("rows", "pages", "shared", "vLLM")
 #: Query heads, key heads, width.
 SHAPES = {"8B": (32, 8, 128), "SmolLM2": (9, 3, 64), "multi-head": (32, 32, 128)}
@@ -59,8 +65,11 @@ CASES = (
 class Batch:
     """The tensors of a case, and the ways to compute it."""
 
-    def __init__(self, case: Case, dtype: torch.dtype, heads: int, key_heads: int, width: int) -> None:
+    def __init__(
+        self, case: Case, dtype: torch.dtype, heads: int, key_heads: int, width: int, peer_huge_pages: bool
+    ) -> None:
         self.case, self.dtype, self.heads, self.key_heads, self.width = case, dtype, heads, key_heads, width
+        self.peer_huge_pages = peer_huge_pages
         torch.manual_seed(0)
         self.query = torch.randn(1, heads, sum(case.queries), width).to(dtype)
         counts = [-(-keys // SIZE) for keys in case.keys]
@@ -75,6 +84,8 @@ class Batch:
         """Each way by its name, as a call without arguments that returns ``(T, Hq, D)``."""
         case, (key, value) = self.case, self.store.chunk(2, dim=2)
         rows = [_rows(x, self.alike, case.keys) for x in (key, value)]
+        for tensor in (self.store, *rows):
+            huge_pages.use(tensor, WAIT)
         found = {
             "rows": self._call(*rows, Packed(tuple(case.queries), tuple(case.keys))),
             "pages": self._call(key, value, Paged(tuple(case.queries), tuple(case.keys), self.table)),
@@ -85,8 +96,14 @@ class Batch:
         return found if peer is None else {**found, "vLLM": peer}
 
     def _call(self, key: Tensor, value: Tensor, layout: Packed | Paged) -> Callable[[], Tensor]:
-        pattern, query = self.case.pattern, self.query
-        return lambda: attention(query, key, value, layout=layout, pattern=pattern)[0].transpose(0, 1)
+        """A call as the plugin makes it: checked once for all layers of a step."""
+        repeated, output = Repeated(Settings(layout=layout, pattern=self.case.pattern)), torch.empty_like(self.query)
+
+        def call() -> Tensor:
+            repeated.into(output, self.query, key, value, None)
+            return output[0].transpose(0, 1)
+
+        return call
 
     def _vllm(self, key: Tensor, value: Tensor) -> Callable[[], Tensor] | None:
         """vLLM's kernel, over pages that it filled itself; ``None`` without vLLM for CPUs."""
@@ -98,6 +115,8 @@ class Batch:
         case, dtype, D = self.case, self.dtype, self.width
         isa = _get_attn_isa(dtype, SIZE, D)
         store = torch.zeros(self.pages, self.key_heads, SIZE, 2 * D, dtype=dtype)
+        if self.peer_huge_pages:
+            huge_pages.use(store, WAIT)
         keys, values = store.view(self.pages, self.key_heads, 2 * SIZE, D).chunk(2, dim=2)
         begins = [0, *accumulate(case.keys)]
         for row, count in enumerate(case.keys):
@@ -137,6 +156,13 @@ class Batch:
         pairs = sum(min(n - queries + 1 + i, reach) for queries, n in texts for i in range(queries))
         read = 2 * keys * self.key_heads * self.width * self.dtype.itemsize
         return max(read / rate, 4 * pairs * self.heads * self.width / product_rate)
+
+
+def reading_rate() -> float:
+    """Bytes a second of a sum over an array in huge pages that is in no cache: the best of several runs."""
+    array = torch.ones(2**26, dtype=torch.int64)
+    huge_pages.use(array, WAIT)
+    return array.nbytes / min(timed(array.sum, 1) for _ in range(6))
 
 
 def _table(counts: Sequence[int]) -> Tensor:
@@ -196,10 +222,11 @@ turn.
 - **rows**: the same keys as rows at equal distances (`Packed`). **pages**: in pages (`Paged`). **shared**: the texts
   begin with the same pages.
 - **rows / pages** and **pages / shared** are ratios of the medians. **vLLM / ours**: how many times as long vLLM's own
-  kernel for CPUs takes (its result differs by at most what stands in brackets).
+  kernel for CPUs takes (its result differs by at most what stands in brackets). Our keys lie in huge pages of memory,
+  as our plugin puts them, vLLM's {peer}.
 - **of peak**: the fewest milliseconds that the case can take over ours: what it reads at the rate of a plain sum of a
-  large array, or its products at the rate of independent multiply-adds, whichever takes longer; both rates are measured
-  in the same run.
+  large array in huge pages, or its products at the rate of independent multiply-adds, whichever takes longer; both
+  rates are measured in the same run.
 """
 
 
@@ -208,6 +235,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads (all cores)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of which medians are taken (9)")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="heads and widths (all)")
+    parser.add_argument("--peer-huge-pages", action="store_true", help="put vLLM's pages in huge pages of memory, too")
     parser.add_argument("--write", action="store_true", help="keep the tables in benchmarks/paged.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -217,7 +245,10 @@ def main() -> None:
         lines.append(line)
         print(line, flush=True)
 
-    add(ABOUT.format(size=SIZE, threads=options.threads, rounds=options.rounds, machine=processor()))
+    peer = "in small ones, as it allocates them (`--peer-huge-pages`: as well)"
+    if options.peer_huge_pages:
+        peer = "as well"
+    add(ABOUT.format(size=SIZE, threads=options.threads, rounds=options.rounds, machine=processor(), peer=peer))
     for shape in options.shapes:
         heads, key_heads, width = SHAPES[shape]
         add(f"## {shape}: {heads} query heads, {key_heads} key heads, width {width}\n")
@@ -225,8 +256,8 @@ def main() -> None:
         add("|---|---|" + "---|" * (len(WAYS) + 4))
         for dtype in (torch.bfloat16, torch.float32):
             for case in CASES:
-                rate = 1e9 * bandwidth(), 1e9 * peak(str(dtype).removeprefix("torch."), options.threads)
-                batch = Batch(case, dtype, heads, key_heads, width)
+                rate = reading_rate(), 1e9 * peak(str(dtype).removeprefix("torch."), options.threads)
+                batch = Batch(case, dtype, heads, key_heads, width, options.peer_huge_pages)
                 add(row_of(batch, *measure(batch, options.rounds), batch.least(*rate)))
         add("")
     if options.write:

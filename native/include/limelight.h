@@ -353,6 +353,11 @@ typedef struct ll_openmp {
 /* From now on calls use the threads of that runtime; null: the library's own, as at first. Not during a call. */
 LL_API void ll_set_openmp(const ll_openmp* runtime);
 
+/* From now on the system gives memory of [memory, memory + bytes) in huge pages where it can (Linux, unless it is set
+ * to "never"). What already lies there is moved into huge pages, from the beginning on, until `seconds` are over.
+ * Returns how many bytes were moved; negative where the system refuses. */
+LL_API int64_t ll_use_huge_pages(void* memory, int64_t bytes, double seconds);
+
 /* One field of a structure of this header as the library was compiled, so that a caller that packs bytes can
  * compare. */
 typedef struct ll_field {

@@ -6,6 +6,7 @@
 #include "error.h"
 #include "interrupt.h"
 #include "isa.h"
+#include "platform.h"
 
 namespace limelight {
 namespace {
@@ -274,6 +275,10 @@ int ll_replay(const ll_step* steps, int64_t bytes) {
         if (status) return status;
     }
     return DONE;
+}
+
+int64_t ll_use_huge_pages(void* memory, int64_t bytes, double seconds) {
+    return use_huge_pages(memory, bytes, seconds);
 }
 
 double ll_measure_peak(const char* name, int64_t element, int64_t threads, double seconds) {

@@ -15,6 +15,7 @@
 #endif
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -98,6 +99,7 @@ bool may_handle_signals() { return true; }  // Python checks the thread
 void yield_processor() { SwitchToThread(); }
 
 void at_fork(void (*)()) {}
+int64_t use_huge_pages(void*, int64_t, double) { return -1; }
 
 // One place for all sleepers: those of another address wake early. (WaitOnAddress is in a library of its own, which
 // toolchains know by different names.)
@@ -131,6 +133,23 @@ void at_fork(void (*in_child)()) { pthread_atfork(nullptr, nullptr, in_child); }
 #if defined(__linux__)
 
 double coarse_seconds_now() { return seconds_of(CLOCK_MONOTONIC_COARSE); }
+
+int64_t use_huge_pages(void* memory, int64_t bytes, double seconds) {
+    constexpr int64_t HUGE_PAGE = 2 << 20, PIECE = 16 * HUGE_PAGE;
+    constexpr int COLLAPSE = 25;  // MADV_COLLAPSE of Linux 6.1, which older headers do not have
+    int64_t begin = ((int64_t)memory + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    int64_t end = ((int64_t)memory + bytes) / HUGE_PAGE * HUGE_PAGE;
+    if (begin >= end) return 0;
+    if (madvise((void*)begin, (size_t)(end - begin), MADV_HUGEPAGE)) return -1;
+    int64_t at = begin;
+    for (double last = seconds_now() + seconds; at < end && seconds_now() < last;) {
+        int64_t size = end - at < PIECE ? end - at : PIECE;
+        if (madvise((void*)at, (size_t)size, COLLAPSE)) break;  // no memory in one piece, or an older system
+        at += size;
+    }
+    return at - begin;
+}
+
 bool may_handle_signals() { return syscall(SYS_gettid) == getpid(); }
 
 void sleep_while(const uint32_t* value, uint32_t asleep) {
@@ -142,6 +161,7 @@ void wake(const uint32_t* value) { syscall(SYS_futex, value, FUTEX_WAKE_PRIVATE,
 #else
 
 double coarse_seconds_now() { return seconds_now(); }
+int64_t use_huge_pages(void*, int64_t, double) { return -1; }
 #if defined(__APPLE__)
 bool may_handle_signals() { return pthread_main_np() != 0; }
 #else

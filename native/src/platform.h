@@ -10,6 +10,9 @@ namespace limelight {
 void* allocate_aligned(size_t bytes);
 void free_aligned(void* memory);
 
+// See ll_use_huge_pages.
+int64_t use_huge_pages(void* memory, int64_t bytes, double seconds);
+
 double seconds_now();         // never decreases
 double coarse_seconds_now();  // accurate to some milliseconds, and faster to read
 

@@ -6,6 +6,7 @@ values lie. `Builder` describes that once for each step, as a `Paged` layout; `I
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -19,6 +20,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, A
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, KVCacheLayout
 
+from ..backends import huge_pages
 from ..forms.layouts import Layout, Packed, Paged
 from ..forms.observations import Observations, Observe
 from ..forms.settings import Settings
@@ -27,6 +29,8 @@ from ..operator.repeated import Repeated
 from . import vllm_watch
 from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, reasons_against_model, refuse
 from .serving_observe import Record, Wanted, split
+
+_log = logging.getLogger("vllm.limelight")
 
 #: Sizes of pages that the kernels read in place are multiples of this.
 PAGE_MULTIPLE = 16
@@ -200,6 +204,8 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         """Attention of a step's queries ``(T, Hq, D)``, written to ``output`` ``(T, Hq, D)``, which is returned."""
         if output_scale is not None or output_block_scale is not None:
             refuse("this layer", ["outputs that are quantized in the same pass are not written"])
+        if self.keeps:
+            settle(kv_cache)
         if attn_metadata is None:  # vLLM runs the model once without a step, to measure its memory
             return output.zero_()
         step, count = attn_metadata, attn_metadata.starts[-1]
@@ -263,6 +269,22 @@ def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     pages, heads, size, width = kv_cache.shape
     both = kv_cache.view(pages, heads, 2 * size, width // 2)
     return both[:, :, :size], both[:, :, size:]
+
+
+#: Where the caches lie that `settle` has seen.
+_settled: set[int] = set()
+#: How long a cache is moved into huge pages, in seconds.
+SETTLE = 10.0
+
+
+def settle(kv_cache: Tensor) -> None:
+    """Move the memory of a cache into huge pages, at most for ten seconds; once for all layers, which share it."""
+    address = kv_cache.untyped_storage().data_ptr()
+    if address in _settled or kv_cache.device.type != "cpu":
+        return
+    _settled.add(address)
+    if moved := huge_pages.use(kv_cache, SETTLE):
+        _log.info("%.2f GiB of the cache of keys and values lie in huge pages now.", moved / 2**30)
 
 
 class Slots(NamedTuple):

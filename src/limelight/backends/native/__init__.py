@@ -17,6 +17,7 @@ from .library import (
     instruction_sets,
     peak,
     select_instruction_set,
+    use_huge_pages,
     why_missing,
 )
 from .rules import reasons_against as reasons_against_rules
@@ -39,6 +40,7 @@ __all__ = [
     "reasons_against_rules",
     "select_instruction_set",
     "status",
+    "use_huge_pages",
     "why_failing",
     "why_missing",
 ]

@@ -48,6 +48,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "ll_select_isa": [ctypes.c_char_p],
     "ll_set_openmp": [ctypes.c_void_p],
     "ll_measure_peak": [ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_double],
+    "ll_use_huge_pages": [ctypes.c_void_p, ctypes.c_int64, ctypes.c_double],
     "ll_layout": [],
 }
 
@@ -69,6 +70,7 @@ _RESULTS: dict[str, Any] = {
     "ll_isa_name": ctypes.c_char_p,
     "ll_isa_list": ctypes.c_char_p,
     "ll_measure_peak": ctypes.c_double,
+    "ll_use_huge_pages": ctypes.c_int64,
     "ll_layout": ctypes.POINTER(_Field),
     "ll_set_openmp": None,
     "ll_set_signal_functions": None,
@@ -205,6 +207,14 @@ def peak(dtype: torch.dtype, threads: int, seconds: float, instruction_set: str 
     if found < 0:
         check(1)
     return found
+
+
+def use_huge_pages(address: int, size: int, seconds: float) -> int:
+    """Ask the system for huge pages in ``size`` bytes of memory; returns how many bytes were moved into some.
+
+    What already lies there is moved until ``seconds`` are over. -1 where the system refuses, or without the library.
+    """
+    return -1 if _library is None else int(_library.ll_use_huge_pages(address, size, seconds))
 
 
 def error_message() -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...backends import huge_pages
 from ...operator.attention import attention
 from ...tensors.shapes import wrong
 from .folding import RECEIVED, Heads, attend, check_settings, observed, plain, ranges
@@ -208,7 +209,8 @@ class KeptStore(Store):
         total = int(room.sum())
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.new_zeros(total, *tensor.shape[1:]).index_copy_(0, target, tensor.index_select(0, source))
+            larger = huge_pages.zeros(tensor, (total, *tensor.shape[1:]))
+            return larger.index_copy_(0, target, tensor.index_select(0, source))
 
         for number, buffer in enumerate(self.buffers):  # one after the other, so that one of the old ones is freed
             self.buffers[number] = moved(buffer)

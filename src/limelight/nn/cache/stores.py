@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...backends import huge_pages
 from ...forms.layouts import Aligned, Layout, Padded
 from ...forms.patterns import Pattern
 from ...forms.spans import UNBOUNDED
@@ -218,7 +219,7 @@ class WindowStore(Store):
         """Keep the end of a text: at most the last ``back`` keys and values, of the positions from ``first`` on."""
         columns = 2 * max(self.back, FIRST // 2)
         parts = self.precision.split(key, value)
-        self.buffers = [part.new_zeros(*part.shape[:2], columns, part.shape[3]) for part in parts]
+        self.buffers = [huge_pages.zeros(part, (*part.shape[:2], columns, part.shape[3])) for part in parts]
         for buffer, part in zip(self.buffers, parts, strict=True):
             buffer[:, :, : part.shape[2]] = part
         self.start = first
@@ -234,7 +235,7 @@ class WindowStore(Store):
         L, columns = key.shape[2], 2 * max(self.back, FIRST // 2)
         if not self.buffers:
             likes = self.precision.likes(key, value)
-            self.buffers = [like.new_zeros(*like.shape[:2], columns, like.shape[3]) for like in likes]
+            self.buffers = [huge_pages.zeros(like, (*like.shape[:2], columns, like.shape[3])) for like in likes]
         used = maximum(new.before - self.start)
         if used + L > columns:
             self._keep(self.buffers, new.before)
@@ -295,7 +296,7 @@ def _write(buffer: Tensor, tensor: Tensor, column: Lengths, new: NewTokens) -> N
 
 def _larger(buffer: Tensor | None, like: Tensor, columns: int, used: int) -> Tensor:
     """``columns`` columns of zeros, the first ``used`` those of ``buffer``."""
-    larger = like.new_zeros(*like.shape[:2], columns, like.shape[3])
+    larger = huge_pages.zeros(like, (*like.shape[:2], columns, like.shape[3]))
     if buffer is not None:
         larger[:, :, :used] = buffer[:, :, :used]
     return larger
