@@ -48,6 +48,7 @@ struct RandomCall {
         Lq = one_in(8) ? 0 : among(1, one_in(3) ? 150 : 50), Lk = one_in(8) ? 0 : among(1, one_in(4) ? 700 : 140);
         if (alike) Lq = 3 * among(1, 4), Lk = 3 * among(500, 1200);
         D = one_in(8) ? 290 : among(1, 80), Dv = one_in(8) ? 290 : among(1, 80);
+        if (one_in(3)) D = 16 * among(1, 5), Dv = 16 * among(1, 5);  // rows that products read in place
         call.version = LL_VERSION, call.element = element;
         call.batch = B, call.query_heads = Hq, call.key_heads = Hkv, call.queries = Lq, call.keys = Lk;
         call.width = D, call.value_width = Dv;

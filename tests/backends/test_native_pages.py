@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.accuracy import check_close, check_logsumexp, rounded, steps
 from support.kernels import every_dtype, every_kernel, same_bits, selected, threads
-from support.pages import observed, paged_calls
+from support.pages import observed, paged_calls, places, stored
 
 import limelight
 from limelight import ALiBi, Causal, Keys, Observe, Packed, Paged, SoftCap, Window
@@ -91,6 +91,34 @@ def test_a_text_has_the_same_bits_alone_and_among_others(kernel, pattern):
             )
             assert torch.equal(alone, whole[:, :, some]), f"text {n}"
             first += Lq
+
+
+@every_kernel
+@pytest.mark.parametrize("size", [16, 48, 128])
+def test_prompts_have_the_same_bits_in_pages_and_in_rows(kernel, size):
+    """Blocks of keys that begin and end anywhere in a page, after an odd number of keys, beside slots that hold NaN."""
+    isa, dtype = kernel
+    queries, keys = (70, 33, 60), (131, 290, 60)
+    generator = torch.Generator().manual_seed(3)
+    counts = [-(-n // size) for n in keys]
+    numbers = torch.randperm(sum(counts), generator=generator).split(counts)
+    layout = Paged(queries, keys, [n.tolist() for n in numbers])
+    where = places(layout, size)
+    page, slot = (list(numbers) for numbers in zip(*where, strict=True))
+    for width, form in ((64, "HND"), (64, "NHD"), (40, "after")):
+        query = torch.randn(1, 4, sum(queries), width, generator=generator).to(dtype)
+        full = torch.randn(2, sum(counts), 2, size, width, generator=generator).to(dtype)
+        pages = [stored(x, where, form) for x in full]
+        rows = [x[page, :, slot].transpose(0, 1)[None] for x in full]
+        for pattern in (None, Causal(), Causal() & (Window(77, 0) | Keys(5))):
+            how = {"pattern": pattern, "scores": (SoftCap(9.0), ALiBi.standard(4)), "backend": "native"}
+            seen = Observe(entropy=True, received=True)
+            with selected(isa):
+                ours, ours_seen = limelight.attention(query, *pages, layout=layout, observe=seen, **how)
+                plain, plain_seen = limelight.attention(query, *rows, layout=Packed(queries, keys), observe=seen, **how)
+            assert same_bits(ours, plain), (form, pattern)
+            assert same_bits(ours_seen.entropy, plain_seen.entropy)
+            assert same_bits(ours_seen.received, plain_seen.received)
 
 
 def test_what_is_read_in_place():

@@ -215,16 +215,39 @@ struct OperandJob {
         int64_t offset = number % run.pieces() * Pieces::KEYS, first = run.first + offset, at = run.at + offset;
         int64_t count = min(Pieces::KEYS, run.last - first);
         if (!wanted.has_some(rows < call.batch ? -1 : row, {first, first + count})) return;
-        StridedRows keys{nullptr, from.strides[2], width, (int)count};
-        if (must_copy(call)) keys = copied(row, head, first, (int)count, status);
-        else keys.row = row_at<const Stored>(from, row, head, first);
-        if (!keys.row) return;
         Factor* own = to + (row * call.key_heads + head) * map_size;
+        if (const ll_segment* segment = in_whole_steps(row, {first, first + count}))
+            for_each_page(call, *segment, {first, first + count}, [&](int64_t key, int64_t together) {
+                const Stored* found = key_row(call, from, *segment, row, head, key);
+                convert({found, from.strides[2], width, (int)together}, own, at + key - first);
+            });
+        else convert(copied(row, head, first, (int)count, status), own, at);
+    }
+
+    // Writes some keys of a head to its part of the operand, from row `at` on; none without memory for them.
+    __attribute__((noinline)) void convert(StridedRows keys, Factor* own, int64_t at) const {
+        if (!keys.row) return;
         if (right)
-            pack_rows(keys.row, keys.stride, count, width, columns, nullptr,
+            pack_rows(keys.row, keys.stride, keys.keys, width, columns, nullptr,
                       own + at / BLOCK_STEP * packed_stride(columns));
         else
-            for (int j = 0; j < count; ++j) left_row(keys.at(j), width, own + (at + j) * steps_along(width));
+            for (int j = 0; j < keys.keys; ++j) left_row(keys.at(j), width, own + (at + j) * steps_along(width));
+    }
+
+    // The segment of some keys, if they can be converted from where they lie, each page by itself, because pages begin
+    // at whole steps of the operand; else null.
+    const ll_segment* in_whole_steps(int64_t row, Range keys) const {
+        if (call.quantized) return nullptr;
+        if (!in_pages(call)) return call.segments;
+        for (int64_t s = 0; s < call.segment_count; ++s) {
+            const ll_segment& segment = call.segments[s];
+            if ((segment.row >= 0 && segment.row != row) || keys.begin < segment.key_begin ||
+                keys.end > segment.key_end)
+                continue;
+            bool whole = call.pages.size % BLOCK_STEP == 0 && (keys.begin + segment.page_offset) % BLOCK_STEP == 0;
+            if (whole || keys_together(call, segment, keys.begin, keys.end) == keys.end - keys.begin) return &segment;
+        }
+        return nullptr;
     }
 
     // Rows of a head as elements, from pages or from 8 bits; zero where the keys belong to no segment. Null rows where
@@ -268,10 +291,14 @@ struct PreparedOperand {
     PreparedOperand(const PreparedOperand&) = delete;
     ~PreparedOperand() { give_back(owned, bytes); }
 
-    void use_in_place(const ll_tensor& from) {
+    void use_in_place(const ll_call& call, const ll_tensor& from) {
         constexpr int64_t UNIT = (int64_t)(sizeof(Factor) / sizeof(Stored));
-        operand = {(const Factor*)from.data, from.strides[0] / UNIT, from.strides[1] / UNIT, from.strides[2] / UNIT,
-                   nullptr};
+        operand = {(const Factor*)from.data,
+                   from.strides[0] / UNIT,
+                   from.strides[1] / UNIT,
+                   from.strides[2] / UNIT,
+                   nullptr,
+                   in_pages(call)};
     }
 
     // A batch that repeats one row (stride 0) is converted once.
@@ -305,7 +332,7 @@ struct PreparedOperand {
     void left(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool even = from.strides[0] % FOLD == 0 && from.strides[1] % FOLD == 0 && from.strides[2] % FOLD == 0;
         bool whole = width == steps_along(width) * FOLD;
-        if (sizeof(Factor) == FOLD * sizeof(Stored) && whole && even && !must_copy(call)) use_in_place(from);
+        if (LEFT_IN_PLACE && whole && even && in_place(call)) use_in_place(call, from);
         else prepare(call, from, wanted, width, 0, false);
     }
 
@@ -313,7 +340,7 @@ struct PreparedOperand {
     // same few cache sets, and where a last partial vector would be read beyond the row.
     void right(const ll_call& call, const ll_tensor& from, Pieces& wanted, int64_t width) {
         bool whole = width % LANES == 0 && from.strides[2] == width;
-        if (FOLD == 1 && !CONVERTED && whole && !must_copy(call)) use_in_place(from);
+        if (RIGHT_IN_PLACE && whole && in_place(call)) use_in_place(call, from);
         else prepare(call, from, wanted, width, round_up(width, LANES), true);
     }
 };

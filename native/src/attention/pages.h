@@ -5,6 +5,7 @@
 #include "../simd/eight_bits.h"
 #include "../simd/elements.h"
 #include "../simd/vector.h"
+#include "../tiles/operands.h"
 #include "../tiles/shapes.h"
 #include "blocks.h"
 #include "problem.h"
@@ -27,6 +28,15 @@ LL_INLINE bool in_pages(const ll_call& call) { return call.pages.table != nullpt
 
 // Whether keys and values cannot be read as rows of elements: they lie in pages, or have 8 bits.
 LL_INLINE bool must_copy(const ll_call& call) { return in_pages(call) || call.quantized; }
+
+constexpr int MIN_PAGE = 16;                         // keys of the smallest page that products read in place
+constexpr int MAX_RUNS = BLOCK_KEYS / MIN_PAGE + 1;  // pages that the keys of a block may lie in
+
+// Whether the products of tiles can read keys and values where they lie: as elements in rows, or in pages that are not
+// too small.
+LL_INLINE bool in_place(const ll_call& call) {
+    return !call.quantized && (!in_pages(call) || (PAGES_IN_PLACE && call.pages.size >= MIN_PAGE));
+}
 
 // Whether queries and outputs are rotated, because keys and values are.
 LL_INLINE bool rotates(const ll_call& call) { return call.quantized && call.quantized->rotated; }
@@ -63,6 +73,19 @@ LL_INLINE void for_each_page(const ll_call& call, const ll_segment& segment, Ran
 // pages it has no place.
 LL_INLINE Range keys_read(const ll_call& call, const Tile& tile, const Block& block) {
     return {in_pages(call) ? max(block.begin, tile.segment->key_begin) : block.begin, block.begin + block.count};
+}
+
+// f(row, begin, end) for keys [begin, end) of a block that lie at equal distances in an operand, the first of them at
+// `row`: those in each page, or all.
+template <class F>
+LL_INLINE void for_each_run(const ll_call& call, const Operand& operand, const Tile& tile, const Block& block, F f) {
+    bool paged = PAGES_IN_PLACE && operand.paged;
+    if (!paged) return f(operand.row(tile.row, tile.key_head, block.begin), 0, block.count);
+    Range keys = keys_read(call, tile, block);
+    for_each_page(call, *tile.segment, keys, [&](int64_t key, int64_t count) {
+        int64_t slot = key + tile.segment->page_offset, size = call.pages.size, begin = key - block.begin;
+        f(operand.row(call.pages.table[slot / size], tile.key_head, slot % size), (int)begin, (int)(begin + count));
+    });
 }
 
 // The scales of the keys or values of a call whose elements have 8 bits.

@@ -61,8 +61,8 @@ struct BiasRow {
     }
 };
 
-inline void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile, const Block& block, Float scale,
-                     Float* scores) {
+inline __attribute__((noinline)) void add_bias(const ll_call& call, const ll_rule& rule, const Tile& tile,
+                                               const Block& block, Float scale, Float* scores) {
     if (rule.tensor.strides[2] == 0) {
         BiasRow bias(rule, tile, block, 0);
         for_each_score(scores, block.count, tile.count,
@@ -118,7 +118,8 @@ struct TableIndex {
 };
 
 // The distance falls by one from query to query: in a reversed copy, the entries of a key row are one vector load.
-inline void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Float scale, Float* scores) {
+inline __attribute__((noinline)) void add_table(const ll_rule& rule, const Tile& tile, const Block& block, Float scale,
+                                                Float* scores) {
     const Float* table = (const Float*)rule.tensor.data + tile.head * rule.tensor.strides[1];
     TableIndex index(rule, tile, block);
     Float backwards[BLOCK_KEYS + QUERIES];

@@ -128,8 +128,10 @@ inline void score_block(const Problem& problem, const Tile& tile, const Visibili
                             scores + (key - block.begin) * QUERIES);
         });
     else
-        score_product(problem.keys.row(tile.row, tile.key_head, block.begin), problem.keys.stride, block.count, packed,
-                      tile.count, problem.steps, scores, peak, part.of_queries);
+        for_each_run(call, problem.keys, tile, block, [&](const Factor* key, int begin, int end) {
+            score_product(key, problem.keys.stride, begin, end, packed, tile.count, problem.steps, scores, peak,
+                          part.of_queries);
+        });
     bool changed = call.compare || call.rule_count > 0 || block.masked_by_intervals || block.masked_by_bits;
     if (!changed) return;
     if (call.rule_count > 0) apply_rules(problem, tile, block, scores, derivatives);

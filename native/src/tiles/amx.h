@@ -75,10 +75,12 @@ LL_INLINE void tile_panels(int64_t vectors, const Factor* a, int64_t a_stride, i
 }
 
 // As in register_tile.h; the rows of scores up to the next multiple of 16 keys are written too.
-inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Float* scores, Float* peak, const Reach*) {
+inline void score_product(const Factor* key, int64_t stride, int begin, int end, const Factor* packed, int queries,
+                          int64_t width, Float* scores, Float* peak, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t vectors = (queries + TILE - 1) / TILE;
+    int keys = end - begin;
+    scores += begin * QUERIES;
     for (int j = 0; j < keys; j += TILE, key += TILE * stride, scores += TILE * QUERIES) {
         alignas(64) Factor last[TILE * TILE];
         if (j + TILE <= keys) {

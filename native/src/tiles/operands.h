@@ -2,7 +2,8 @@
 //
 //   packed    [panel][step][PANEL_QUERIES]   the queries of a tile, along the lanes
 //   left      [row][step]                    rows whose elements are broadcast (keys); in place where possible
-//   right     [step][columns]                rows read as vectors (values); with pairs, two rows are interleaved
+//   right     [step][columns]                rows read as vectors (values); in place where possible; with pairs, two
+//                                            rows are interleaved
 //   weights   down: [step over keys][query]; across: [key][step over queries]
 #pragma once
 
@@ -155,12 +156,13 @@ LL_INLINE const Factor* fold_across(const Float* weights, int keys, Factor* room
 }
 
 // The keys or values of a whole call in the layout that a product reads: in place, or converted once
-// (attention/tiling.h).
+// (attention/conversion.h).
 struct Operand {
     const Factor* data = nullptr;
     int64_t batch_stride = 0, head_stride = 0,
             stride = 0;              // in factors; stride: per row, or per BLOCK_STEP rows
     const int64_t* shift = nullptr;  // of a right operand: for each segment, from a key to its row; null: none
+    bool paged = false;              // read in pages (attention/pages.h): b is a page then, and n a place in it
     LL_INLINE const Factor* row(int64_t b, int64_t h, int64_t n) const {
         return data + b * batch_stride + h * head_stride + n * stride;
     }

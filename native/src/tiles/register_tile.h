@@ -26,9 +26,19 @@ struct Rows {
     LL_INLINE F operator()(int r, int64_t offset) const { return load<F>(at[r / 3] + r % 3 * row + offset); }
 };
 
+// Rows of B at equal distances: row k < end begins at origin + k * b_step. Rows in pages of memory are several extents
+// in ascending order, the last of which reaches at least to the last step.
+template <class F>
+struct Extent {
+    const F* origin;
+    int64_t end;
+};
+
+// Rows of B begin at `b`; or, if `extents` is not null, with row `begin` and column `column` of these.
 template <int ROWS, int VECTORS, bool ADD, class F>
 LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int64_t b_step, int64_t steps, Float* c,
-                     int64_t c_row, Float* peak) {
+                     int64_t c_row, Float* peak, const Extent<F>* extents = nullptr, int64_t begin = 0,
+                     int64_t column = 0) {
     typedef typename VectorOf<F>::Type Right;
     Rows<ROWS, F> rows(a, a_row);
     Vec sum[ROWS][VECTORS];
@@ -36,17 +46,25 @@ LL_INLINE void panel(const F* a, int64_t a_row, int64_t a_step, const F* b, int6
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
         for (int v = 0; v < VECTORS; ++v) sum[r][v] = Vec{};
-    for (int64_t k = 0; k < steps; ++k, b += b_step) {
-        Right right[VECTORS];
-#pragma GCC unroll 16
-        for (int v = 0; v < VECTORS; ++v) right[v] = load<Right>(b + v * LANES);
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            Right left = broadcast_factor(rows(r, k * a_step));
-#pragma GCC unroll 16
-            for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+    int64_t k = 0, stop = steps;
+    do {
+        if (extents) {
+            stop = min(extents->end - begin, steps);
+            b = extents->origin + (begin + k) * b_step + column;
+            ++extents;
         }
-    }
+        for (; k < stop; ++k, b += b_step) {
+            Right right[VECTORS];
+#pragma GCC unroll 16
+            for (int v = 0; v < VECTORS; ++v) right[v] = load<Right>(b + v * LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) {
+                Right left = broadcast_factor(rows(r, k * a_step));
+#pragma GCC unroll 16
+                for (int v = 0; v < VECTORS; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+            }
+        }
+    } while (extents && k < steps);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 16
@@ -98,25 +116,25 @@ inline void score_rows(const Factor* key, int64_t stride, const Factor* packed, 
     }
 }
 
-// scores[key][query] = sum over d of key[d] * query[d]; peak[query] becomes the running maximum. `width` counts
-// factors. `reach`, if not null, gives the keys that each query sees: other scores, and the maximum over them, are
-// undefined.
-inline void score_product(const Factor* key, int64_t stride, int keys, const Factor* packed, int queries, int64_t width,
-                          Float* scores, Float* peak, const Reach* reach) {
+// scores[key][query] = sum over d of key[d] * query[d], for the keys [begin, end) of a block, the first of which is at
+// `key`; peak[query] becomes the running maximum. `width` counts factors. `reach`, if not null, gives the keys of the
+// block that each query sees: other scores, and the maximum over them, are undefined.
+inline void score_product(const Factor* key, int64_t stride, int begin, int end, const Factor* packed, int queries,
+                          int64_t width, Float* scores, Float* peak, const Reach* reach) {
     int step =
         queries <= LANES ? MAX_PANEL_KEYS : PANEL_KEYS;  // with one vector of queries, more keys hide the latency
     int vectors = (queries + LANES - 1) / LANES;
     Range reached[QUERIES / LANES];
     for (int v = 0; v < vectors && reach; ++v) reached[v] = reach->of(v * LANES, min(LANES, queries - v * LANES));
-    for (int j = 0; j < keys;) {
-        int height = keys < step ? 1 : step;
-        int first = min(j, keys - height);  // the last panel overlaps the one before it
+    for (int j = begin; j < end;) {
+        int height = end - begin < step ? 1 : step;
+        int first = min(j, end - height);  // the last panel overlaps the one before it
         j = first + height;
         int from = 0, to = vectors;
         while (reach && from < to && (reached[from].begin >= j || reached[from].end <= first)) ++from;
         while (reach && from < to && (reached[to - 1].begin >= j || reached[to - 1].end <= first)) --to;
         if (from == to) continue;
-        const Factor* row = key + first * stride;
+        const Factor* row = key + (first - begin) * stride;
         Float* at = scores + first * QUERIES;
         if (height == 1) score_rows<1>(row, stride, packed, from, to, width, at, peak);
         else if (queries <= LANES) score_panel<MAX_PANEL_KEYS, 1>(row, stride, packed, width, at, peak);
@@ -136,8 +154,15 @@ struct Left {
     const Reach* reach;
 };
 
+// The right operand, from a column on: extents, of which there is only one unless rows in pages are read in place.
+template <class F>
+struct Right {
+    const Extent<F>* extents;
+    int64_t step, column;
+};
+
 template <int ROWS, int VECTORS, class F>
-LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Float* c, int64_t c_row) {
+LL_INLINE void add_panel(const Left<F>& a, int r, const Right<F>& b, Float* c, int64_t c_row) {
     int64_t begin = a.begin, end = a.end;
     if (a.reach) {
         constexpr int VALUES = VectorOf<F>::VALUES;
@@ -145,30 +170,39 @@ LL_INLINE void add_panel(const Left<F>& a, int r, const F* b, int64_t b_step, Fl
         begin = max(begin, reached.begin / VALUES), end = min(end, (reached.end + VALUES - 1) / VALUES);
         if (begin >= end) return;
     }
-    panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step, b + begin * b_step, b_step,
-                               end - begin, c + r * c_row, c_row, nullptr);
+    panel<ROWS, VECTORS, true>(a.at + r * a.row + begin * a.step, a.row, a.step,
+                               b.extents->origin + begin * b.step + b.column, b.step, end - begin,
+                               c + r * c_row + b.column, c_row, nullptr,
+                               RIGHT_IN_PLACE && PAGES_IN_PLACE ? b.extents : nullptr, begin, b.column);
 }
 
 template <int VECTORS, class F>
-inline void add_columns(const Left<F>& a, const F* b, int64_t b_step, Float* c, int64_t c_row, int rows) {
+inline void add_columns(const Left<F>& a, const Right<F>& b, Float* c, int64_t c_row, int rows) {
     int r = 0;
-    for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS) add_panel<VALUE_ROWS, VECTORS>(a, r, b, b_step, c, c_row);
-    for (; r + 2 <= rows; r += 2) add_panel<2, VECTORS>(a, r, b, b_step, c, c_row);
-    if (r < rows) add_panel<1, VECTORS>(a, r, b, b_step, c, c_row);
+    for (; r + VALUE_ROWS <= rows; r += VALUE_ROWS) add_panel<VALUE_ROWS, VECTORS>(a, r, b, c, c_row);
+    for (; r + 2 <= rows; r += 2) add_panel<2, VECTORS>(a, r, b, c, c_row);
+    if (r < rows) add_panel<1, VECTORS>(a, r, b, c, c_row);
 }
 
 // `columns` is a multiple of LANES.
 template <class F>
+inline void add_product(const Left<F>& a, const Extent<F>* b, int64_t b_step, Float* c, int64_t c_row, int rows,
+                        int64_t columns) {
+    Right<F> right{b, b_step, 0};
+    int64_t& x = right.column;
+    if (rows == 1)  // more columns hide the latency
+        for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, right, c, c_row);
+    for (; x + VALUE_VECTORS * LANES <= columns; x += VALUE_VECTORS * LANES)
+        add_columns<VALUE_VECTORS>(a, right, c, c_row, rows);
+    if constexpr (VALUE_VECTORS > 2)
+        for (; x + 2 * LANES <= columns; x += 2 * LANES) add_columns<2>(a, right, c, c_row, rows);
+    for (; x < columns; x += LANES) add_columns<1>(a, right, c, c_row, rows);
+}
+template <class F>
 inline void add_product(const Left<F>& a, const F* b, int64_t b_step, Float* c, int64_t c_row, int rows,
                         int64_t columns) {
-    int64_t x = 0;
-    if (rows == 1)  // more columns hide the latency
-        for (; x + 8 * LANES <= columns; x += 8 * LANES) add_panel<1, 8>(a, 0, b + x, b_step, c + x, c_row);
-    for (; x + VALUE_VECTORS * LANES <= columns; x += VALUE_VECTORS * LANES)
-        add_columns<VALUE_VECTORS>(a, b + x, b_step, c + x, c_row, rows);
-    if constexpr (VALUE_VECTORS > 2)
-        for (; x + 2 * LANES <= columns; x += 2 * LANES) add_columns<2>(a, b + x, b_step, c + x, c_row, rows);
-    for (; x < columns; x += LANES) add_columns<1>(a, b + x, b_step, c + x, c_row, rows);
+    Extent<F> all{b, a.end};
+    add_product(a, &all, b_step, c, c_row, rows, columns);
 }
 
 }  // namespace

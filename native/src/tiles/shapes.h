@@ -37,6 +37,12 @@ typedef Vec FactorVec;
 constexpr int FOLD = 1;
 #endif
 
+// Whether rows of elements can be left and right operands (tiles/operands.h) as they lie in memory; and whether also in
+// pages: not on AMX tiles, which write the scores of 16 keys at a time, while a page may end after any key.
+constexpr bool LEFT_IN_PLACE = sizeof(Factor) == FOLD * sizeof(Stored),
+               RIGHT_IN_PLACE = sizeof(Factor) == sizeof(Stored);
+constexpr bool PAGES_IN_PLACE = LEFT_IN_PLACE && BLOCK_STEP <= 2;
+
 template <class F>
 struct VectorOf;
 template <>

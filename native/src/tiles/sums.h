@@ -47,13 +47,13 @@ inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t
 }
 
 // sums[query][column] += sum over keys of weights[key][query] * rows[key][column].
-inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+inline void add_over_keys(const Factor* weights, const Extent<Factor>* rows, int keys, int queries, Float* sums,
                           int64_t columns, const Reach*) {
     constexpr int64_t BYTES = sizeof(Factor);
     int64_t steps = (keys + BLOCK_STEP - 1) / BLOCK_STEP;
     for (int64_t c = 0; c < columns; c += TILE)
-        tile_panels<true>((queries + TILE - 1) / TILE, rows + c * TILE, TILE * BYTES, packed_stride(columns), weights,
-                          QUERIES * BYTES, steps, sums + c * QUERIES, QUERIES * BYTES);
+        tile_panels<true>((queries + TILE - 1) / TILE, rows->origin + c * TILE, TILE * BYTES, packed_stride(columns),
+                          weights, QUERIES * BYTES, steps, sums + c * QUERIES, QUERIES * BYTES);
 }
 
 // sums[key][column] += sum over queries of weights[key][query] * rows[query][column]; rows as fold_rows writes them.
@@ -85,7 +85,7 @@ inline void pack_rows(const Stored* from, int64_t stride, int64_t count, int64_t
     fold_rows(from, stride, count, width, columns, skip, to);
 }
 
-inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+inline void add_over_keys(const Factor* weights, const Extent<Factor>* rows, int keys, int queries, Float* sums,
                           int64_t columns, const Reach* reach) {
     add_product<Factor>({weights, 1, QUERIES, 0, folded(keys), reach}, rows, columns, sums, columns, queries, columns);
 }
@@ -105,6 +105,13 @@ inline void scale_sums(Float* sums, const Float* factor, int queries, int64_t co
 }
 
 #endif
+
+// The same of rows that lie together.
+inline void add_over_keys(const Factor* weights, const Factor* rows, int keys, int queries, Float* sums,
+                          int64_t columns, const Reach* reach) {
+    Extent<Factor> all{rows, folded(keys)};
+    add_over_keys(weights, &all, keys, queries, sums, columns, reach);
+}
 
 // The sums of query i as a row, in place unless sums are stored transposed: then LANES rows are transposed at a time
 // into `scratch`. Queries must be read in ascending order from 0.

@@ -119,7 +119,7 @@ inline void block_weights(const BackwardPass& pass, const Tile& tile, const Visi
     alignas(64) Float unused[QUERIES] = {};
     score_block(problem, tile, visible, block, part, scratch.packed_query, scratch.scores, unused,
                 problem.softcaps ? scratch.derivatives : nullptr);
-    score_product(pass.value_rows.row(tile.row, tile.key_head, block.begin), pass.value_rows.stride, block.count,
+    score_product(pass.value_rows.row(tile.row, tile.key_head, block.begin), pass.value_rows.stride, 0, block.count,
                   scratch.packed_grad, tile.count, pass.value_steps, scratch.grads, unused, part.of_queries);
     for (int x = 0; record_seen && x < block.count * QUERIES; ++x) scratch.seen[x] = scratch.scores[x] != -INF;
     if (!problem.dropout_threshold) return weights_and_score_gradients<false>(problem, tile, block, loaded, scratch);

@@ -46,9 +46,22 @@ struct Scratch {
     }
 };
 
-LL_INLINE const Factor* value_steps(const Problem& problem, const Tile& tile, const Block& block) {
-    return problem.values.step(tile.row, tile.key_head, tile.segment - problem.call.segments, block.begin);
-}
+// The rows of a block's values as a right operand.
+struct BlockValues {
+    Extent<Factor> extents[MAX_RUNS];
+
+    BlockValues(const Problem& problem, const Tile& tile, const Block& block) {
+        const Operand& values = problem.values;
+        Extent<Factor>* next = extents;
+        if (!RIGHT_IN_PLACE || !values.paged) {
+            int64_t segment = tile.segment - problem.call.segments;
+            *next = {values.step(tile.row, tile.key_head, segment, block.begin), BLOCK_KEYS};
+            return;
+        }
+        for_each_run(problem.call, values, tile, block,
+                     [&](const Factor* row, int begin, int end) { *next++ = {row - begin * values.stride, end}; });
+    }
+};
 
 // output += weights * values over visible pairs only: a row of V that is not finite counts as zero in the product,
 // which leaves the bits of other sums unchanged, and is added separately to the queries that see it.
@@ -122,7 +135,7 @@ struct TilePass {
         }
         if (masked) add_values_masked(problem, tile, block, part, weights, scratch, output);
         else
-            add_over_keys(weights, value_steps(problem, tile, block), block.count, tile.count, output, columns,
+            add_over_keys(weights, BlockValues(problem, tile, block).extents, block.count, tile.count, output, columns,
                           part.of_queries);
         more = walk.next(block);
     }
