@@ -159,9 +159,8 @@ class _Launch(NamedTuple):
 def _launch(call: Call) -> _Launch:
     width = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
     device = call.query.device
-    demanding = call.lowered.tiles is not None or call.dropout > 0 or any(kind.of_pairs for kind in kernel_rules(call))
     generation, itemsize = machine.generation(device), call.query.dtype.itemsize
-    of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, demanding)
+    of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, arguments.needs(call))
     visible = visibility(call.lowered, of_queries.rows, device)
     rules = rule_arguments(call)
     const = arguments.constants(call, rules, visible, 1, 1, of_queries)

@@ -29,7 +29,8 @@ def balanced_section(tiles: int, columns: int, processors: int, limit: int, grou
     """
     most = min(columns, max(limit, processors // SHARING // group * group))
     best, section = 0.0, limit
-    for candidate in (limit, *range(group, most + 1, group)):
+    candidates: list[int] = [limit, *range(group, most + 1, group)]
+    for candidate in candidates:
         balance = _balance(tiles, columns, processors, candidate)
         if balance >= EVEN:
             return candidate
