@@ -136,7 +136,8 @@ def deltas(grad: Tensor, output: Tensor, grad_logsumexp: Tensor | None) -> Tenso
     delta = torch.empty((B, Hq, Lq), dtype=torch.float32, device=output.device)
     output = arguments.with_unit_stride(output)
     if delta.numel():
-        rows = 32
+        # More of float32 would spill 8 bytes on Blackwell.
+        rows = 32 if output.itemsize == 2 else min(32, 2048 // tuning.width(Dv))
         launch(
             kernels.deltas, (-(-Lq // rows), Hq, B),
             grad, output, grad_logsumexp, delta, grad.stride()[:3], output.stride()[:3],

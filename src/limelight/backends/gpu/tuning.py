@@ -64,6 +64,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ),
     ("blackwell", 2): (
         (64, Tile(128, 128, 8, 3)),
+        (96, Tile(128, 64, 8, 3)),  # in two parts, of 128 keys 16 bytes are spilled
         (128, Tile(128, 128, 8, 2)),
         (256, Tile(128, 32, 8, 2)),
         (512, Tile(32, 32, 8, 1)),
@@ -71,7 +72,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("other", 2): (  # on which nothing was measured: at most 99 KiB of shared memory and no spills for Ampere
         (64, Tile(128, 64, 8, 3)),  # 187 registers; with 4 warps, or 128 keys, all 255
         (128, Tile(128, 64, 8, 2)),  # with 4 warps it spills: 352 bytes, with 32 keys 140, with 64 queries 24
-        (192, Tile(32, 64, 8, 2)),  # 128 to 151 registers; the tile of 256 spills 4 bytes, and on sm_120 180
+        (192, Tile(64, 16, 8, 3)),  # 180 to 215 registers; with 32 keys 4 bytes are spilled, and on sm_120 180
         (256, Tile(64, 32, 8, 2)),  # 240 registers
         (512, Tile(32, 32, 8, 1)),
     ),
@@ -84,14 +85,12 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 }
 
 # With the entropy of each row, for which exponents stay in registers beside the weights: half the keys, where there are
-# more than 32, and one stage more.
+# more than 32, and for wide heads one stage more.
 _FORWARD_WITH_ENTROPY: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): (*_FORWARD["hopper", 2][:1], (128, Tile(128, 64, 8, 3)), (192, Tile(128, 32, 8, 3))),
-    ("blackwell", 2): (
-        *_FORWARD["blackwell", 2][:1], (128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2)),
-    ),
+    ("blackwell", 2): ((128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2))),  # width 64: of 128 keys 204 bytes
     ("other", 2): (*_FORWARD["other", 2][:1], (128, Tile(128, 32, 8, 3))),
-}  # fmt: skip
+}
 
 
 class _Most(NamedTuple):
@@ -99,25 +98,37 @@ class _Most(NamedTuple):
 
     needs: Needs
     of: tuple[str, ...] | None  # generations; None for all
-    above: int  # for head widths above it
+    widths: tuple[int, int]  # for head widths above the first, up to the second
     rows: int
     keys: int
     stages: int
 
 
+def _within(width: int, widths: tuple[int, int]) -> bool:
+    return widths[0] < width <= widths[1]
+
+
 _BEFORE_HOPPER = ("ampere", "other")  # and GeForce GPUs since
 _MOST = (
-    _Most(Needs.MAP, None, 0, 128, 64, 2),  # a tile map has tiles of 64 keys
-    _Most(Needs.PAIRS, None, 0, 128, 64, 2),  # prefetched values take shared memory
-    _Most(Needs.DISTANCES, None, 0, 128, 64, 2),
-    _Most(Needs.DOCUMENTS, None, 0, 128, 64, 2),  # registers, here and below
-    _Most(Needs.RULES, _BEFORE_HOPPER, 64, 128, 32, 2),
-    _Most(Needs.MAP, _BEFORE_HOPPER, 64, 128, 32, 2),
-    _Most(Needs.DROPOUT, (*_BEFORE_HOPPER, "blackwell"), 0, 128, 32, 3),
-    _Most(Needs.DROPOUT, ("hopper",), 64, 128, 64, 3),
-    _Most(Needs.ENTROPY | Needs.INTERVALS, None, 0, 128, 32, 3),
-    _Most(Needs.ENTROPY | Needs.PAIRS, None, 0, 64, 32, 1),
-    _Most(Needs.ENTROPY | Needs.DISTANCES, None, 0, 64, 32, 1),
+    _Most(Needs.MAP, None, (0, 512), 128, 64, 2),  # a tile map has tiles of 64 keys
+    _Most(Needs.PAIRS, None, (0, 512), 128, 64, 2),  # prefetched values take shared memory
+    _Most(Needs.DISTANCES, None, (0, 512), 128, 64, 2),
+    _Most(Needs.DOCUMENTS, None, (0, 512), 128, 64, 2),  # registers, here and below
+    _Most(Needs.RULES, _BEFORE_HOPPER, (64, 512), 128, 32, 2),
+    _Most(Needs.MAP, _BEFORE_HOPPER, (64, 512), 128, 32, 2),
+    _Most(Needs.DROPOUT, (*_BEFORE_HOPPER, "blackwell"), (0, 512), 128, 32, 3),
+    _Most(Needs.DROPOUT, ("hopper",), (64, 512), 128, 64, 3),
+    _Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
+    _Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
+    *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES, Needs.DROPOUT)),
+    # a plain call of this width has 255 registers already
+    *(
+        _Most(need, ("hopper",), (192, 512), 64, 32, 2)
+        for need in (Needs.RULES, Needs.MAP, Needs.DOCUMENTS, Needs.INTERVALS, Needs.DROPOUT)
+    ),
+    _Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
+    _Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
+    _Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
 )
 
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
@@ -196,8 +207,8 @@ _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 }
 
 # The owners of keys that sum weights over queries. They read all queries once for each tile of keys, from the L2 cache:
-# 128 keys on Hopper, where 64 would need more than its bandwidth; on Blackwell 128 spill. On Ampere and Ada 4 warps leave
-# room for two programs; on GeForce Blackwell they spill 52 bytes.
+# 128 keys on Hopper, where 64 would need more than its bandwidth; on Blackwell 128 spill. On Ampere and Ada 4 warps
+# leave room for two programs; on GeForce Blackwell they spill 52 bytes.
 _COLUMNS: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 128, 4, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
     ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
@@ -242,7 +253,7 @@ def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: 
     table = (*(_FORWARD_WITH_ENTROPY.get(kind, ()) if Needs.ENTROPY in needs else ()), *_FORWARD[kind])
     tile = next(tile for limit, tile in table if widest <= limit)
     for most in _MOST:
-        if most.needs in needs and (most.of is None or generation in most.of) and widest > most.above:
+        if most.needs in needs and (most.of is None or generation in most.of) and _within(widest, most.widths):
             tile = tile._replace(
                 rows=min(tile.rows, most.rows), keys=min(tile.keys, most.keys), stages=min(tile.stages, most.stages)
             )
@@ -310,7 +321,7 @@ def column_tile(
     """
     tile = _INTERPRETED if generation == "interpreter" else _of_table(_COLUMNS, generation, itemsize, widest)
     if needs & _OBSERVED and generation != "interpreter":
-        tile = Tile(min(tile.rows, 32), min(tile.keys, 32), 8, 1)
+        tile = Tile(16, min(tile.keys, 32), 8, 1)  # 120 registers; 32 rows spill on some GPUs, whatever the warps
     if wide is None:
         return tile, 1
     tile = tile._replace(rows=fitting(high, tile.rows))
