@@ -5,29 +5,28 @@
     python benchmarks/ahead.py NAME ...        # some cases only; with --write, the file keeps its other cases
 
 Each case is a call of the operator. The backend's own host code runs, up to the launch, for a GPU that need not be
-present; the kernels that it would have launched are compiled by Triton for that GPU and assembled once more by Triton's
-own ``ptxas``, whose output gives registers, spills and serialised matrix instructions. The instructions are counted in
-the machine code.
+present; the kernels that it would have launched are compiled by Triton for that GPU. Registers, spills and serialised
+matrix instructions are what Triton's assembler (``ptxas``) says; instructions are counted in the machine code.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+from machine_code import report
+from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.jit import JITFunction
 
 import limelight
@@ -40,13 +39,9 @@ from limelight.backends.gpu.tuning import width
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
-TARGETS = {"ampere": 80, "ada": 89, "hopper": 90, "blackwell": 100, "blackwell 120": 120}
+TARGETS = {"ampere": 80, "ampere 86": 86, "ada": 89, "hopper": 90, "blackwell": 100, "blackwell 120": 120}
 #: The generation in `limelight.backends.gpu.tuning` of a GPU that has no tiles of its own.
-TILES_OF = {"ada": "ampere", "blackwell 120": "other"}
-# Matrix products of each generation, and the asynchronous copies that feed them: a pipelined loop has both.
-COUNTED = re.compile(r"\b(HGMMA|QGMMA|HMMA|UTCHMMA|UTCQMMA|LDGSTS|UTMALDG)\b")
-# Waits for products of which two, one or none may still run; and exponentials.
-ORDER = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x([012])|(MUFU\.EX2)")
+TILES_OF = {"ampere 86": "ampere", "ada": "ampere", "blackwell 120": "other"}
 
 
 def tensors(
@@ -84,6 +79,7 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "causal 256 float32": plain(256, torch.float32, pattern=Causal()),
     "decode 128": lambda: decode(128),
     "observed 128": plain(128, L=512, pattern=Causal(), observe=EVERYTHING),
+    "observed tiles 128": plain(128, L=512, pattern=Explicit(torch.eye(512, dtype=torch.bool)), observe=EVERYTHING),
     "observed 512": plain(512, L=512, pattern=Causal(), observe=EVERYTHING),
     "packed 128": plain(128, layout=Packed((2048, 2048)), pattern=Causal()),
     "paged 128": lambda: paged(128, (100, 100)),
@@ -93,7 +89,7 @@ FORWARD: dict[str, Callable[[], Call]] = {
     "table 64": plain(64, L=512, pattern=Causal(), scores=(RelativeBias(torch.zeros(16, 32)),)),
     "rules 128": plain(128, pattern=Causal(), scores=(ALiBi(torch.zeros(16)), SoftCap(30.0))),
     "bias 64": plain(64, L=512, scores=(Bias(torch.zeros(16, 512, 512)),)),
-    "dropout 64": plain(64, pattern=Causal(), dropout=0.1, seed=3),
+    **{f"dropout {D}": plain(D, pattern=Causal(), dropout=0.1, seed=3) for D in (64, 128)},
 }
 # All that needs registers at once: a tile map, dropout, a bias, a table, the derivative of a rule.
 DEMANDING: dict[str, Any] = {
@@ -112,12 +108,12 @@ BACKWARD: dict[str, Callable[[], Call]] = {
     **{f"dropout {D}": plain(D, pattern=Causal(), dropout=0.1, seed=3) for D in (64, 128)},
     **{f"demanding {D}": plain(D, L=256, **DEMANDING) for D in (64, 128)},
 }
-# Compiled for every target; not 192, for which the tile of 256 spills 4 bytes before Hopper, and two others 100.
-WIDTHS = tuple(f"causal {D}" for D in (32, 64, 96, 128, 256))
-EVERYWHERE = {  # compiled for every target that has tiles of its own, not for Hopper alone
+# Compiled for every target.
+WIDTHS = tuple(f"causal {D}" for D in (32, 64, 96, 128, 192, 256))
+EVERYWHERE = {  # and for every target but those of the same PTX, not for Hopper alone
     "forward": (
-        *WIDTHS, "rules 128", "decode 128", "observed 128", "packed 128", "tiles 128",
-        "bias 64", "dropout 64",
+        *WIDTHS, "rules 128", "decode 128", "observed 128", "observed tiles 128", "packed 128", "tiles 128",
+        "bias 64", "dropout 64", "dropout 128",
     ),
     "backward": tuple(
         name
@@ -126,6 +122,7 @@ EVERYWHERE = {  # compiled for every target that has tiles of its own, not for H
         or name.startswith(("bias", "table", "dropout", "demanding"))
     ),
 }  # fmt: skip
+SAME_PTX = ("ampere 86", "ada")  # as Ampere's A100
 
 
 HOPPER: dict[str, Callable[[], Call]] = {
@@ -171,7 +168,7 @@ def cases() -> dict[str, tuple[str, Callable[[], Any]]]:
     """``{name: (generation, function that runs the case)}``."""
     found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for generation in TARGETS:
-        own = generation not in TILES_OF
+        own = generation not in SAME_PTX
         for name, call in FORWARD.items():
             if generation == "hopper" or name in (EVERYWHERE["forward"] if own else WIDTHS):
                 found[f"forward {name}, {generation}"] = generation, lambda call=call: flash2.forward(call())
@@ -218,6 +215,18 @@ class NamedGPU:
         return 0
 
 
+MAKE_CUBIN = CUDABackend.make_cubin
+
+
+def assembled(self: CUDABackend, ptx: str, metadata: dict[str, Any], options: Any, architecture: int) -> bytes:
+    """Triton's own last step, which keeps what the assembler says."""
+    with knobs.nvidia.scope(), redirect_stdout(io.StringIO()) as words:
+        knobs.nvidia.dump_ptxas_log = True
+        binary: bytes = MAKE_CUBIN(self, ptx, metadata, options, architecture)
+    metadata["assembler"] = words.getvalue()
+    return binary
+
+
 @contextmanager
 def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
     """Inside, a launch compiles its kernel for the GPU and appends it to the list, with whether it is a rescue, which
@@ -232,101 +241,15 @@ def recording(generation: str) -> Iterator[list[tuple[Any, bool]]]:
 
     triton.runtime.driver.set_active(NamedGPU(TARGETS[generation]))
     plans.clear()  # of another generation
+    cache = Path(knobs.cache.dir)  # apart from kernels that were compiled without a word of the assembler
     with (
+        mock.patch.object(knobs.cache, "dir", str(cache if cache.name == "ahead" else cache / "ahead")),
+        mock.patch.object(CUDABackend, "make_cubin", assembled),
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(machine, "generation", return_value=TILES_OF.get(generation, generation)),
         mock.patch.object(machine, "processors", return_value=132),
     ):
         yield compiled
-
-
-def report(kernel: Any, rescue: bool) -> dict[str, Any]:
-    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    architecture = kernel.metadata.target.arch
-    ptxas = tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas")
-    with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(kernel.asm["ptx"])
-        binary.write_bytes(kernel.asm["cubin"])
-        name = f"sm_{architecture}a" if architecture >= 90 else f"sm_{architecture}"
-        words = subprocess.run(
-            [ptxas, "-v", f"--gpu-name={name}", "-o", Path(folder, "again.cubin"), source],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
-        code = subprocess.run([tools / "nvdisasm", binary], capture_output=True, text=True, check=True).stdout
-    found = lambda pattern: sum(int(n) for n in re.findall(pattern, words))  # noqa: E731
-    hidden, running = 0, False
-    for pending, exponential in ORDER.findall(code):
-        hidden += bool(exponential and running)
-        running = pending != "0" if pending else running
-    overlap: dict[str, Any] = {"exponentials under a product": hidden} if hidden else {}
-    if hidden and kernel.metadata.name == "forward":
-        overlap |= {"steps": steps(code)}
-    return {
-        "kernel": kernel.metadata.name,
-        "rescue": rescue,
-        "warps": kernel.metadata.num_warps,
-        "registers": found(r"Used (\d+) registers"),
-        "spilled": found(r"(\d+) bytes spill stores"),
-        "shared": kernel.metadata.shared,
-        "serialised": "serialized" in words,
-        "unset": unset(code),
-        "instructions": dict(sorted(Counter(COUNTED.findall(code)).items())),
-    } | overlap
-
-
-LINE = re.compile(r"^\s*(?:(\.L_x_\d+):|/\*[0-9a-f]{4,}\*/\s+([^;]*);)", re.MULTILINE)
-
-
-def steps(code: str) -> list[dict[str, int]]:
-    """Instructions of each loop in which a product is issued before another one has ended, and of these those that
-    move parts of registers (``PRMT``)."""
-    lines: list[str] = []
-    labels: dict[str, int] = {}
-    for label, instruction in LINE.findall(code):
-        if label:
-            labels[label] = len(lines)
-        else:
-            lines.append(instruction)
-    found = []
-    for at, line in enumerate(lines):
-        target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
-        if target and labels[target[1]] <= at:
-            loop = lines[labels[target[1]] : at + 1]
-            pending = set(re.findall(r"DEPBAR\.LE gsb0, 0x(\d)", " ".join(loop)))
-            # A range that stores results is no loop: it ends where a wait is repeated, behind the code.
-            if len(pending) > 1 and not any("STG" in line for line in loop):
-                found.append({"instructions": len(loop), "PRMT": sum("PRMT" in line for line in loop)})
-    return found
-
-
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(\S+)\s*([^;]*);")
-TWO_REGISTERS = re.compile(r"\.64\b|\.WIDE\b|\.128\b")
-
-
-def unset(code: str) -> int:
-    """The number of uniform registers that are read, in the order of the machine code, before they are set.
-
-    ``ptxas`` 12.8 does so for addresses of operands of Hopper's products, and the result of the kernel then depends on
-    what ran before. Operands of the products themselves are not checked: they name four registers by one.
-    """
-    written: set[int] = set()
-    early: set[int] = set()
-    for operation, words in INSTRUCTION.findall(code):
-        operands_of = [word.strip() for word in words.split(",")]
-        if re.fullmatch(r"UP[T0-9]", operands_of[0]):  # the first of two results
-            operands_of = operands_of[1:]
-        target = re.fullmatch(r"UR(\d+)", operands_of[0]) if operands_of else None
-        for word in operands_of[1 if target else 0 :]:
-            if "gdesc" not in word:
-                early |= {int(n) for n in re.findall(r"\bUR(\d+)\b", word)} - written
-        if target:
-            first = int(target[1])
-            written |= set(
-                range(first, first + (4 if ".128" in operation else 2 if TWO_REGISTERS.search(operation) else 1))
-            )
-    return len(early)
 
 
 def is_meant(name: str, part: str, known: Iterable[str]) -> bool:

@@ -59,7 +59,6 @@ LONG_FUNCTIONS = dict.fromkeys(
         "backends.gpu.kernels.backward.key.key_gradient",
         "backends.gpu.kernels.columns.column_sums",
         "backends.gpu.kernels.forward.forward",
-        "backends.gpu.kernels.observe.row_statistics",
     ),
     "a GPU kernel, whose values stay in registers from its first line to its last",
 )

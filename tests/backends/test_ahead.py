@@ -23,8 +23,9 @@ AGAIN = (
     "forward causal 64, blackwell",
 )
 # Bytes that a program may have. What is compiled for Ampere's A100 runs on its smaller sisters too.
-SHARED = {"hopper": 227 * 1024, "blackwell": 227 * 1024} | dict.fromkeys(("ampere", "ada", "blackwell 120"), 99 * 1024)
-PRODUCTS = {"ampere": "HMMA", "ada": "HMMA", "hopper": "HGMMA", "blackwell": "UTCHMMA", "blackwell 120": "HMMA"}
+OLDER = ("ampere", "ampere 86", "ada", "blackwell 120")  # or of their kind
+SHARED = {"hopper": 227 * 1024, "blackwell": 227 * 1024} | dict.fromkeys(OLDER, 99 * 1024)
+PRODUCTS = {"hopper": "HGMMA", "blackwell": "UTCHMMA"} | dict.fromkeys(OLDER, "HMMA")
 
 
 def kernels():

@@ -10,7 +10,7 @@ import limelight
 from limelight import ALiBi, Bias, Causal, Chunks, Explicit, Keys, Packed, Padded, Prefix, SoftCap, Window
 from limelight.backends import choose, native
 from limelight.backends.gpu import arguments, compatibility, machine
-from limelight.backends.gpu.hopper import bulk, flash3, tuning
+from limelight.backends.gpu.hopper import bulk, flash3, sections, tuning
 from limelight.backends.gpu.score_rules import rule_arguments
 from limelight.backends.gpu.tuning import Tile
 from limelight.backends.gpu.visibility import visibility
@@ -196,6 +196,41 @@ def test_sections_hold_whole_groups():
     assert tuning.section(64, 2**20, 8) == 64
     assert tuning.section(64, 8 * 2**20, 8) == 24
     assert tuning.section(64, 2**40, 8) == 8
+
+
+@pytest.mark.parametrize(("tiles", "columns", "limit", "group"), [(32, 64, 12, 1), (128, 32, 12, 4), (33, 40, 24, 8)])
+def test_sections_are_balanced_in_whole_groups(tiles, columns, limit, group):
+    """Every candidate counted by hand: the loads of 132 programs that take the items of causal calls to and fro."""
+
+    def balance(section):
+        loads, number = [0] * 132, 0
+        for first in range(0, columns, section):
+            for tile in range(tiles):
+                for _ in range(min(section, columns - first)):
+                    turn, place = divmod(number, 132)
+                    loads[place if turn % 2 == 0 else 131 - place] += 2 * (tiles - tile) + 3
+                    number += 1
+        return sum(loads) / 132 / max(loads)
+
+    section = sections.balanced_section(tiles, columns, 132, limit, group)
+    assert section % group == 0
+    assert section <= max(limit, 132 // sections.SHARING)
+    best = max(balance(n) for n in range(group, max(limit, 32) + 1, group))
+    assert balance(section) >= min(sections.EVEN, best - 0.01)
+    assert sections.balanced_section(tiles, columns, 132, section, group) == section
+
+
+def test_the_forward_pass_takes_the_balanced_section(monkeypatch):
+    found = []
+    monkeypatch.setattr(machine, "processors", lambda device: 132)
+    monkeypatch.setattr(flash3.launching, "launch", lambda kernel, grid, *arguments, **_: found.append(arguments))
+    monkeypatch.setattr("limelight.backends.gpu.hopper.descriptors.describe", lambda *_: None)
+    q = torch.zeros(1, 16, 2048, 128, dtype=torch.bfloat16)
+    flash3.forward(prepare(q, q, q, Settings(pattern=Causal())))
+    of_limit = tuning.section(16, 2048 * 256 * 2, 1)
+    expected = sections.balanced_section(16, 16, 132, of_limit, 1)
+    numbers = [[x for x in arguments if type(x) is int] for arguments in found]
+    assert [16 * 16, 16, 16, expected] in [of_launch[:4] for of_launch in numbers]  # items, tiles, columns, section
 
 
 def test_head_widths_choose_their_form():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...forms.pages import Pages
+from ...forms.spans import SPAN_BYTES
 from ..contract import Call
 from .constants import KernelConstants
 from .machine import interpreted
-from .score_rules import RuleArguments
-from .tuning import Tile, width
+from .score_rules import RuleArguments, kernel_rules
+from .tuning import NOTHING, Needs, Tile, width
 from .visibility import Visibility
 
 LOG2_E = 1.4426950408889634
@@ -101,6 +104,23 @@ def constants(
         BLOCK=tile.keys,
         PAGE=0 if call.pages is None else call.pages.size,
     )
+
+
+def needs(call: Call) -> Needs:
+    """What a call needs registers and shared memory for, beside plain scores."""
+    lowered, kinds = call.lowered, kernel_rules(call)
+    facts = {
+        Needs.RULES: bool(call.scores),
+        Needs.PAIRS: any(kind.of_pairs for kind in kinds),
+        Needs.DISTANCES: any(kind.of_distances for kind in kinds),
+        Needs.MAP: lowered.tiles is not None,
+        Needs.DOCUMENTS: len(lowered.segment_table) > 1,
+        Needs.INTERVALS: lowered.arrays is not None or len(lowered.spans or b"") > SPAN_BYTES,
+        Needs.DROPOUT: call.dropout > 0,
+        Needs.ENTROPY: call.observe is not None and call.observe.entropy,
+        Needs.COMPARE: call.compare is not None,
+    }
+    return reduce(or_, (need for need, there in facts.items() if there), NOTHING)
 
 
 def scales_first(call: Call) -> bool:

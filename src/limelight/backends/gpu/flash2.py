@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ...forms.lowering import Lowered
-from ...forms.spans import SPAN_BYTES
 from ..contract import Call, Result, unknown_positions
 from . import arguments, machine, observing, plans, tuning
 from .arguments import reasons_against_pages
 from .gradients import backward, reasons_against_backward
 from .launching import launch
-from .score_rules import kernel_rules, rule_arguments, unsupported_rules
+from .score_rules import rule_arguments, unsupported_rules
 from .visibility import beyond_32_bits, nothing_visible, visibility
 
 NAME = "flash2"
@@ -72,7 +71,10 @@ def _forward(call: Call) -> Result:
     group = Hq // Hkv
     pack = heads_per_tile(Lq, group, lowered)
     first, rest, value_first, value_rest = width_parts(call)
-    tile = _tile(call, max(first + rest, value_first + value_rest), pack)
+    tile = tuning.forward_tile(
+        machine.generation(device), query.itemsize, max(first + rest, value_first + value_rest), Lq * pack,
+        arguments.needs(call),
+    )  # fmt: skip
     visible = visibility(lowered, tile.rows // pack, device)
     programs = visible.tiles * (Hq // pack) * visible.rows
     if empty or programs == 0 or Dv == 0:
@@ -113,24 +115,6 @@ def _forward(call: Call) -> Result:
             SPLITS=splits, SINK=sink is not None, STATISTICS=level, VALUE_D=Dv, VALUE_WIDTH=tuning.width(Dv), ROWS=rows,
         )  # fmt: skip
     return _result(call, output, logsumexp, empty, statistics)
-
-
-def _tile(call: Call, widest: int, pack: int) -> tuning.Tile:
-    """The tile of the forward kernel, with ``pack`` heads, for a larger head width of ``widest``."""
-    lowered = call.lowered
-    entropy = observing.statistics_level(call) > 1
-    tile = tuning.forward_tile(
-        machine.generation(call.query.device), call.query.dtype.itemsize, widest, call.shapes.Lq * pack,
-        lowered.tiles is not None or bool(call.scores), call.dropout > 0, entropy,
-    )  # fmt: skip
-    read = any(kind.of_pairs or kind.of_distances for kind in kernel_rules(call))
-    if lowered.tiles is not None or len(lowered.segment_table) > 1 or read:
-        # A tile map has tiles of 64 keys; a prefetched bias takes much shared memory; documents take registers.
-        tile = tile._replace(keys=min(tile.keys, 64), stages=min(tile.stages, 2))
-    if entropy and (read or lowered.arrays is not None or len(lowered.spans or b"") > SPAN_BYTES):
-        tile = tile._replace(keys=min(tile.keys, 32))  # for lack of registers
-        tile = tile._replace(rows=min(tile.rows, 64), stages=1) if read else tile
-    return tile
 
 
 def width_parts(call: Call) -> tuple[int, int, int, int]:

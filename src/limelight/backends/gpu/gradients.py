@@ -136,7 +136,8 @@ def deltas(grad: Tensor, output: Tensor, grad_logsumexp: Tensor | None) -> Tenso
     delta = torch.empty((B, Hq, Lq), dtype=torch.float32, device=output.device)
     output = arguments.with_unit_stride(output)
     if delta.numel():
-        rows = 32
+        # More of float32 would spill 8 bytes on Blackwell.
+        rows = 32 if output.itemsize == 2 else min(32, 2048 // tuning.width(Dv))
         launch(
             kernels.deltas, (-(-Lq // rows), Hq, B),
             grad, output, grad_logsumexp, delta, grad.stride()[:3], output.stride()[:3],
@@ -159,9 +160,8 @@ class _Launch(NamedTuple):
 def _launch(call: Call) -> _Launch:
     width = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
     device = call.query.device
-    demanding = call.lowered.tiles is not None or call.dropout > 0 or any(kind.of_pairs for kind in kernel_rules(call))
     generation, itemsize = machine.generation(device), call.query.dtype.itemsize
-    of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, demanding)
+    of_queries, of_keys = tuning.backward_tiles(generation, itemsize, width, arguments.needs(call))
     visible = visibility(call.lowered, of_queries.rows, device)
     rules = rule_arguments(call)
     const = arguments.constants(call, rules, visible, 1, 1, of_queries)

@@ -15,7 +15,7 @@ from ..contract import Call
 from . import arguments, machine, tuning
 from .launching import launch
 from .normalizers import normalizers
-from .score_rules import RuleArguments, kernel_rules, rule_arguments
+from .score_rules import RuleArguments, rule_arguments
 from .visibility import Visibility, visibility
 
 TOP_LIMIT = 64  # largest weights that a kernel keeps for each query
@@ -108,10 +108,8 @@ class _Passes:
         self.device = logsumexp.device
         widest = max(tuning.width(call.shapes.D), tuning.width(call.shapes.Dv))
         self.kind = machine.generation(self.device), call.query.dtype.itemsize, widest
-        self.tile = tuning.observing_tile(*self.kind)
-        # Scores that need more registers: bits, a value for each pair or distance, comparisons by sums.
-        rules = any(rule.of_pairs or rule.of_distances for rule in kernel_rules(call))
-        self.demanding = rules or call.lowered.tiles is not None or call.compare is not None
+        self.needs = arguments.needs(call)
+        self.tile = tuning.observing_tile(*self.kind, self.needs)
 
     @cached_property
     def inputs(self) -> tuple[Any, ...]:
@@ -179,7 +177,7 @@ class _Passes:
         B, Hq, _, Lq, _, _, _ = self.call.shapes
         weights = self.new(B, Hq, Lq, number)
         keys = self.new(B, Hq, Lq, number, value=-1, dtype=torch.int64)
-        visible, options = self.launch(tuning.largest_tile(*self.kind, self.demanding, number))
+        visible, options = self.launch(tuning.largest_tile(*self.kind, self.needs, number))
         if not self.nothing_visible and visible.tiles:
             launch(
                 kernels.largest_weights, (visible.tiles, Hq, visible.rows),
@@ -196,7 +194,7 @@ class _Passes:
         B, Hq, _, Lq, Lk, _, _ = self.call.shapes
         high, wide = blocks or (Lq, Lk)
         high, wide = min(high, max(Lq, 1)), min(wide, max(Lk, 1))
-        tile, columns_of_tile = tuning.column_tile(*self.kind, self.demanding, high, wide if blocks else None)
+        tile, columns_of_tile = tuning.column_tile(*self.kind, self.needs, high, wide if blocks else None)
         if blocks is None:
             high, wide = -(-high // tile.rows) * tile.rows, tile.keys
         rows, columns, parts = -(-Lq // high), -(-Lk // wide), -(-wide // tile.keys)

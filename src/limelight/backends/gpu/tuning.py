@@ -6,6 +6,7 @@ and, where a comment gives a number, by measuring; the others are to be confirme
 
 from __future__ import annotations
 
+from enum import Flag, auto
 from typing import NamedTuple
 
 
@@ -18,6 +19,24 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     edge: int = 0
+
+
+class Needs(Flag):
+    """What a call computes beside plain scores, that takes registers or shared memory
+    (`limelight.backends.gpu.arguments.needs`)."""
+
+    RULES = auto()  # score rules
+    PAIRS = auto()  # of these, a value for each pair
+    DISTANCES = auto()  # a value for each distance
+    MAP = auto()  # a tile map
+    DOCUMENTS = auto()
+    INTERVALS = auto()  # more than one for a query, or from memory
+    DROPOUT = auto()
+    ENTROPY = auto()
+    COMPARE = auto()  # an additive comparison
+
+
+NOTHING = Needs(0)
 
 
 def width(size: int) -> int:
@@ -45,6 +64,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ),
     ("blackwell", 2): (
         (64, Tile(128, 128, 8, 3)),
+        (96, Tile(128, 64, 8, 3)),  # in two parts, of 128 keys 16 bytes are spilled
         (128, Tile(128, 128, 8, 2)),
         (256, Tile(128, 32, 8, 2)),
         (512, Tile(32, 32, 8, 1)),
@@ -52,6 +72,7 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("other", 2): (  # on which nothing was measured: at most 99 KiB of shared memory and no spills for Ampere
         (64, Tile(128, 64, 8, 3)),  # 187 registers; with 4 warps, or 128 keys, all 255
         (128, Tile(128, 64, 8, 2)),  # with 4 warps it spills: 352 bytes, with 32 keys 140, with 64 queries 24
+        (192, Tile(64, 16, 8, 3)),  # 180 to 215 registers; with 32 keys 4 bytes are spilled, and on sm_120 180
         (256, Tile(64, 32, 8, 2)),  # 240 registers
         (512, Tile(32, 32, 8, 1)),
     ),
@@ -62,6 +83,53 @@ _FORWARD: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
         (512, Tile(16, 16, 8, 1)),
     ),
 }
+
+# With the entropy of each row, for which exponents stay in registers beside the weights: half the keys, where there are
+# more than 32, and for wide heads one stage more.
+_FORWARD_WITH_ENTROPY: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
+    ("hopper", 2): (*_FORWARD["hopper", 2][:1], (128, Tile(128, 64, 8, 3)), (192, Tile(128, 32, 8, 3))),
+    ("blackwell", 2): ((128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2))),  # width 64: of 128 keys 204 bytes
+    ("other", 2): (*_FORWARD["other", 2][:1], (128, Tile(128, 32, 8, 3))),
+}
+
+
+class _Most(NamedTuple):
+    """At most so many rows, keys and stages of a forward tile, for calls with all of some needs."""
+
+    needs: Needs
+    of: tuple[str, ...] | None  # generations; None for all
+    widths: tuple[int, int]  # for head widths above the first, up to the second
+    rows: int
+    keys: int
+    stages: int
+
+
+def _within(width: int, widths: tuple[int, int]) -> bool:
+    return widths[0] < width <= widths[1]
+
+
+_BEFORE_HOPPER = ("ampere", "other")  # and GeForce GPUs since
+_MOST = (
+    _Most(Needs.MAP, None, (0, 512), 128, 64, 2),  # a tile map has tiles of 64 keys
+    _Most(Needs.PAIRS, None, (0, 512), 128, 64, 2),  # prefetched values take shared memory
+    _Most(Needs.DISTANCES, None, (0, 512), 128, 64, 2),
+    _Most(Needs.DOCUMENTS, None, (0, 512), 128, 64, 2),  # registers, here and below
+    _Most(Needs.RULES, _BEFORE_HOPPER, (64, 512), 128, 32, 2),
+    _Most(Needs.MAP, _BEFORE_HOPPER, (64, 512), 128, 32, 2),
+    _Most(Needs.DROPOUT, (*_BEFORE_HOPPER, "blackwell"), (0, 512), 128, 32, 3),
+    _Most(Needs.DROPOUT, ("hopper",), (64, 512), 128, 64, 3),
+    _Most(Needs.DROPOUT, ("hopper",), (128, 512), 128, 32, 3),
+    _Most(Needs.DROPOUT, ("blackwell",), (128, 512), 64, 32, 3),
+    *(_Most(need, _BEFORE_HOPPER, (128, 192), 32, 32, 2) for need in (Needs.PAIRS, Needs.DISTANCES, Needs.DROPOUT)),
+    # a plain call of this width has 255 registers already
+    *(
+        _Most(need, ("hopper",), (192, 512), 64, 32, 2)
+        for need in (Needs.RULES, Needs.MAP, Needs.DOCUMENTS, Needs.INTERVALS, Needs.DROPOUT)
+    ),
+    _Most(Needs.ENTROPY | Needs.INTERVALS, None, (0, 512), 128, 32, 3),
+    _Most(Needs.ENTROPY | Needs.PAIRS, None, (0, 512), 64, 32, 1),
+    _Most(Needs.ENTROPY | Needs.DISTANCES, None, (0, 512), 64, 32, 1),
+)
 
 # For the two backward kernels: (largest head width, tile of the owner of queries, tile of the owner of keys).
 _BACKWARD: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
@@ -109,6 +177,11 @@ _DEMANDING: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
     ),
 }
 
+# The same for a bias and nothing else of these: at width 96, the smaller tile of the owner of keys spills 12 bytes.
+_BIASED: dict[tuple[str, int], tuple[tuple[int, Tile, Tile], ...]] = {
+    ("blackwell", 2): (_DEMANDING["blackwell", 2][0], (128, Tile(64, 32, 8, 1), Tile(64, 64, 8, 1))),
+}
+
 # The owners of tiles of a bias, and of blocks of distances: squares, since the accumulator of a longer tile spills.
 _BIASES: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((256, Tile(64, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
@@ -139,14 +212,18 @@ _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
 }
 
 # The owners of keys that sum weights over queries. They read all queries once for each tile of keys, from the L2 cache:
-# 128 keys on Hopper, where 64 would need more than its bandwidth; on Blackwell 128 spill, on Ampere 64 leave room for
-# two programs.
+# 128 keys on Hopper, where 64 would need more than its bandwidth; on Blackwell 128 spill. On Ampere and Ada 4 warps
+# leave room for two programs; on GeForce Blackwell they spill 52 bytes.
 _COLUMNS: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(64, 128, 4, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
     ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
+    ("ampere", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 2): ((128, Tile(64, 64, 8, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
 }
+
+# Scores for which the kernels of largest weights and of sums have smaller tiles.
+_OBSERVED = Needs.MAP | Needs.PAIRS | Needs.DISTANCES | Needs.COMPARE
 
 
 def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile]:
@@ -160,37 +237,33 @@ def score_tiles(generation: str, itemsize: int, widest: int) -> tuple[Tile, Tile
     return of_biases, of_distances
 
 
-def backward_tiles(generation: str, itemsize: int, widest: int, demanding: bool = False) -> tuple[Tile, Tile]:
-    """The tiles of the kernel that owns queries and of the one that owns keys; smaller for ``demanding`` scores."""
+def backward_tiles(generation: str, itemsize: int, widest: int, needs: Needs = NOTHING) -> tuple[Tile, Tile]:
+    """The tiles of the kernel that owns queries and of the one that owns keys."""
     if generation == "interpreter":
         return _INTERPRETED, _INTERPRETED
     kind = (generation, itemsize) if (generation, itemsize) in _BACKWARD else ("other", itemsize)
-    table = (*(_DEMANDING.get(kind, ()) if demanding else ()), *_BACKWARD[kind])
+    demanding = needs & (Needs.MAP | Needs.PAIRS | Needs.DROPOUT)
+    biased = demanding == Needs.PAIRS and Needs.DISTANCES not in needs
+    tables = (_BIASED if biased else {}, _DEMANDING if demanding else {}, _BACKWARD)
+    table = [line for of_needs in tables for line in of_needs.get(kind, ())]
     return next((of_queries, of_keys) for limit, of_queries, of_keys in table if widest <= limit)
 
 
-def forward_tile(
-    generation: str, itemsize: int, widest: int, rows: int, demanding: bool = False, random: bool = False,
-    entropy: bool = False,
-) -> Tile:  # fmt: skip
+def forward_tile(generation: str, itemsize: int, widest: int, rows: int, needs: Needs = NOTHING) -> Tile:
     """The tile of a forward pass whose larger head width (as a power of two, or two) is ``widest``.
 
-    ``rows``: queries times heads that could share a tile; the tile is smaller where these are few. It has at most 32
-    keys, for lack of registers, with ``demanding`` scores (a tile map, rules) on GPUs before Hopper, and for ``random``
-    numbers (dropout) on all GPUs but Hopper. With ``entropy`` it has half the keys, where there are more than 32, and
-    one stage more, since exponents stay in registers beside the weights.
+    ``rows``: queries times heads that could share a tile; the tile is smaller where these are few.
     """
     if generation == "interpreter":
         return _INTERPRETED
-    table = _FORWARD.get((generation, itemsize)) or _FORWARD[("other", itemsize)]
+    kind = (generation, itemsize) if (generation, itemsize) in _FORWARD else ("other", itemsize)
+    table = (*(_FORWARD_WITH_ENTROPY.get(kind, ()) if Needs.ENTROPY in needs else ()), *_FORWARD[kind])
     tile = next(tile for limit, tile in table if widest <= limit)
-    before_hopper = generation not in ("hopper", "blackwell")
-    if itemsize == 2 and ((demanding and before_hopper and widest > 64) or (random and generation != "hopper")):
-        tile = tile._replace(keys=min(tile.keys, 32))
-    if entropy and widest > 64 and tile.keys > 32:
-        tile = tile._replace(keys=tile.keys // 2, stages=tile.stages + 1)
-    if entropy and generation == "blackwell" and widest > 128:
-        tile = tile._replace(rows=min(tile.rows, 64))
+    for most in _MOST:
+        if most.needs in needs and (most.of is None or generation in most.of) and _within(widest, most.widths):
+            tile = tile._replace(
+                rows=min(tile.rows, most.rows), keys=min(tile.keys, most.keys), stages=min(tile.stages, most.stages)
+            )
     if rows >= tile.rows:
         return tile
     few = max(16, 1 << (rows - 1).bit_length())
@@ -213,14 +286,15 @@ def splits(programs: int, processors: int, blocks: int) -> int:
     return max(1, min(32, processors // programs, blocks // 4))
 
 
-def observing_tile(generation: str, itemsize: int, widest: int) -> Tile:
+def observing_tile(generation: str, itemsize: int, widest: int, needs: Needs = NOTHING) -> Tile:
     """The tile of the observing kernels: small, since they keep all its weights in registers."""
     if generation == "interpreter":
         return _INTERPRETED
     if widest > 256:
         return Tile(16, 16, 8, 1)
     limit = 64 if generation == "blackwell" else 128
-    return Tile(64, 64, 8, 1) if itemsize == 2 and widest <= limit else Tile(32, 32, 8, 1)
+    large = itemsize == 2 and widest <= limit and Needs.MAP not in needs
+    return Tile(64, 64, 8, 1) if large else Tile(32, 32, 8, 1)
 
 
 def summing_tile(generation: str, itemsize: int, widest: int) -> Tile:
@@ -236,27 +310,25 @@ def _of_table(
     return next(tile for limit, tile in lines if widest <= limit)
 
 
-def largest_tile(generation: str, itemsize: int, widest: int, demanding: bool, top: int) -> Tile:
-    """The tile of the kernel that keeps the ``top`` largest weights of each query; smaller for ``demanding`` scores and
-    for many weights."""
+def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top: int) -> Tile:
+    """The tile of the kernel that keeps the ``top`` largest weights of each query; smaller for many weights."""
     if generation == "interpreter":
         return _INTERPRETED
     tile = _of_table(_LARGEST, generation, itemsize, widest)
-    few = tile.rows > 32 and (demanding or top > 16)
+    few = needs & _OBSERVED or (tile.rows > 32 and top > 16)
     return tile._replace(keys=min(tile.keys, 32), stages=1) if few else tile
 
 
 def column_tile(
-    generation: str, itemsize: int, widest: int, demanding: bool, high: int, wide: int | None
+    generation: str, itemsize: int, widest: int, needs: Needs, high: int, wide: int | None
 ) -> tuple[Tile, int]:
     """The tile of the kernel that sums weights over queries, and how many columns of blocks it holds.
 
-    ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed. The
-    tile is smaller for ``demanding`` scores.
+    ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed.
     """
     tile = _INTERPRETED if generation == "interpreter" else _of_table(_COLUMNS, generation, itemsize, widest)
-    if demanding and generation != "interpreter":
-        tile = tile._replace(rows=min(tile.rows, 32), keys=min(tile.keys, 32), stages=1)
+    if needs & _OBSERVED and generation != "interpreter":
+        tile = Tile(16, min(tile.keys, 32), 8, 1)  # 120 registers; 32 rows spill on some GPUs, whatever the warps
     if wide is None:
         return tile, 1
     tile = tile._replace(rows=fitting(high, tile.rows))

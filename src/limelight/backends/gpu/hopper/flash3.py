@@ -25,6 +25,7 @@ from . import tuning
 from .bulk import bulk_copyable
 from .gradients import launch_owners
 from .quantise import Quantised
+from .sections import balanced_section
 from .variant import Variant
 
 NAME = "flash3"
@@ -177,7 +178,9 @@ def launch(
     )  # fmt: skip
     columns = visible.rows * Hq
     items = columns * visible.tiles
-    section = tuning.section(columns, Lk * (D + Dv) * itemsize, Hq // Hkv)
+    programs = min(items, stages.programs * machine.processors(device))
+    limit = tuning.section(columns, Lk * (D + Dv) * itemsize, Hq // Hkv)
+    section = balanced_section(visible.tiles, columns, programs, limit, Hq // Hkv)
     sink = arguments.sink(call)
     scoring = arguments.scoring(call, rules)
     scales: tuple[Any, ...] | None = None
@@ -188,7 +191,7 @@ def launch(
     parts = list(zip(tensors, blocks, (of_keys, of_keys, of_values), strict=True))
     variant = Variant(stages.stages, stages.computing, quantised is not None, stages.alone)
     launching.launch(
-        kernels.forward, (min(items, stages.programs * machine.processors(device)),),
+        kernels.forward, (programs,),
         *(describe(tensor, block, widths[0]) for tensor, block, widths in parts),
         *(describe(tensor, block, widths[1]) if widths[1] else None for tensor, block, widths in parts),
         scales, output, logsumexp, statistics, flags, sink, output.stride()[:3],

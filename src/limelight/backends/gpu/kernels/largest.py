@@ -7,9 +7,8 @@ above the smallest one that the row keeps costs a product and one comparison of 
 import triton
 import triton.language as tl
 
-from .scores import load_rows, strides_of_text
-from .second_pass import block_scores, normalizer_of, rows_of
-from .visibility import blocks, interval_of, intervals, program
+from .second_pass import block_scores, normalizer_of, rows_of_tile, tile_of_queries
+from .visibility import blocks, interval_of
 
 ZERO = tl.constexpr(-151.0)  # the exponent of a weight that is 0 in float32
 LOWEST = tl.constexpr(-3.4028234663852886e38)
@@ -57,25 +56,13 @@ def largest_weights(
 ):  # fmt: skip
     """The ``top`` largest weights of each query of a tile, and their keys (grid: tiles, heads, batch rows); ``TOP`` is
     ``top`` as a power of two."""
-    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
-        work, segments, segment, const
-    )
-    b = tl.where(row < 0, tl.program_id(2), row)
-    h1 = tl.program_id(1)
-    i = first + tl.arange(0, const.ROWS)
-    exists = i < query_end
-    seen_by = intervals(
-        spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
-    )
-    rows = rows_of(b, h1, i, exists, group, query_strides)
-    limits = (key_begin, key_end, query_offset, key_offset)
-    keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
+    tile = tile_of_queries(work, segments, segment, const)
+    b, h, i, exists, limits, _document = tile
+    interval_tables = (spans, begins, ends, interval_strides)
+    q, rows, seen_by, keys = rows_of_tile(tile, query, key, query_strides, key_strides, group, interval_tables, const)
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
-    D: tl.constexpr = const.D
-    WIDTH: tl.constexpr = const.WIDTH
-    q = load_rows(query, query_strides, b, h1, i, exists, D, WIDTH, True)
-    at = (b.to(tl.int64) * heads + h1) * queries + i
+    at = (b.to(tl.int64) * heads + h) * queries + i
     shift, rest = normalizer_of(normalizer, at, exists)
     undefined = tl.max((rest != rest).to(tl.int32), 0) > 0  # some row has NaN weights
     place = tl.arange(0, TOP)[None, :]

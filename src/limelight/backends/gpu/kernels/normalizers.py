@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .scores import LOG2_E, load_rows, strides_of_text
-from .second_pass import block_scores, rows_of
-from .visibility import blocks, interval_of, intervals, program
+from .scores import LOG2_E
+from .second_pass import block_scores, rows_of_tile, tile_of_queries
+from .visibility import blocks, interval_of
 
 # From here on a float32 logsumexp rounds away more than a few thousandths of what many keys add to the largest score,
 # and from 1e9 on all of it.
@@ -39,14 +39,9 @@ def normalizers(
 ):  # fmt: skip
     """The normalizers of a tile of queries (grid: tiles, heads, batch rows), each float32 ``(B, Hq, Lq)``. They follow
     from the logsumexp where it is precise enough; for other rows the scores are computed again."""
-    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
-        work, segments, segment, const
-    )
-    b = tl.where(row < 0, tl.program_id(2), row)
-    h1 = tl.program_id(1)
-    i = first + tl.arange(0, const.ROWS)
-    exists = i < query_end
-    at = (b.to(tl.int64) * heads + h1) * queries + i
+    tile = tile_of_queries(work, segments, segment, const)
+    b, h, i, exists, limits, _document = tile
+    at = (b.to(tl.int64) * heads + h) * queries + i
     lse = tl.load(logsumexp + at, mask=exists, other=0.0)
     empty = lse == -float("inf")
     large = exists & (tl.abs(lse) >= LARGE_SUM) & (empty ^ True)
@@ -54,16 +49,9 @@ def normalizers(
     left = tl.where(empty, 0.0, lse * LOG2_E)
     tl.store(fast + at, tl.where(large, float("nan"), left), mask=exists)
     if tl.max(large.to(tl.int32), 0) > 0:
-        seen_by = intervals(
-            spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
-        )
-        rows = rows_of(b, h1, i, exists, group, query_strides)
-        limits = (key_begin, key_end, query_offset, key_offset)
-        keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
+        tables = (spans, begins, ends, interval_strides)
+        q, rows, seen_by, keys = rows_of_tile(tile, query, key, query_strides, key_strides, group, tables, const)
         scoring = (scale, factor, compare, operands, numbers)
-        D: tl.constexpr = const.D
-        WIDTH: tl.constexpr = const.WIDTH
-        q = load_rows(query, query_strides, b, h1, i, exists, D, WIDTH, True)
         m = tl.full((const.ROWS,), -float("inf"), tl.float32)
         total = tl.full((const.ROWS,), 0.0, tl.float32)
         for interval in range(const.INTERVALS):
@@ -82,7 +70,7 @@ def normalizers(
         log2_total = tl.log2(total)
         if const.SINK:
             # 1e30 is beyond any difference that a weight can show, and keeps the difference finite.
-            logit = tl.load(sink + h1).to(tl.float32)
+            logit = tl.load(sink + h).to(tl.float32)
             log2_sink = tl.minimum((logit - peak * (1.0 if const.SCALE_FIRST else scale)) * LOG2_E, 1e30)
             top = tl.maximum(log2_sink, 0.0)
             log2_total = top + tl.log2(total * tl.exp2(-top) + tl.exp2(log2_sink - top))

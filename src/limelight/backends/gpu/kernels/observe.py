@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from .scores import LOG2_E, load_rows, strides_of_text
-from .second_pass import block_scores, normalizer_of, rows_of, tile_weights, weights_from
-from .visibility import blocks, interval_of, intervals, program, segment_at
+from .second_pass import block_scores, normalizer_of, rows_of_tile, tile_of_queries, tile_weights, weights_from
+from .visibility import blocks, interval_of, segment_at
 
 
 @triton.jit(do_not_specialize=["segment", "heads", "queries"])
@@ -22,25 +22,13 @@ def row_statistics(
     ``statistics`` are the largest score, the largest weight and the entropy, where a forward kernel has not found them;
     it, ``distance`` and ``features`` may be ``None``.
     """
-    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
-        work, segments, segment, const
-    )
-    b = tl.where(row < 0, tl.program_id(2), row)
-    h1 = tl.program_id(1)
-    i = first + tl.arange(0, const.ROWS)
-    exists = i < query_end
-    seen_by = intervals(
-        spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
-    )
-    rows = rows_of(b, h1, i, exists, group, query_strides)
-    limits = (key_begin, key_end, query_offset, key_offset)
-    keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
+    tile = tile_of_queries(work, segments, segment, const)
+    b, h, i, exists, limits, _document = tile
+    interval_tables = (spans, begins, ends, interval_strides)
+    q, rows, seen_by, keys = rows_of_tile(tile, query, key, query_strides, key_strides, group, interval_tables, const)
     scoring = (scale, factor, compare, operands, numbers)
     tile_map = (states, bits, map_strides)
-    D: tl.constexpr = const.D
-    WIDTH: tl.constexpr = const.WIDTH
-    q = load_rows(query, query_strides, b, h1, i, exists, D, WIDTH, True)
-    at = (b.to(tl.int64) * heads + h1) * queries + i
+    at = (b.to(tl.int64) * heads + h) * queries + i
     normalizer = normalizer_of(normalizer, at, exists)
 
     STATISTICS: tl.constexpr = statistics is not None
@@ -66,7 +54,7 @@ def row_statistics(
                 weight_max = tl.maximum(weight_max, tl.max(w, 1))
                 entropy_sum -= tl.sum(tl.where(w == 0.0, 0.0, w * power), 1)
             if DISTANCE:
-                far = tl.abs(j1[None, :] - i[:, None] + key_offset - query_offset).to(tl.float32)
+                far = tl.abs(j1[None, :] - i[:, None] + limits[3] - limits[2]).to(tl.float32)
                 distance_sum += tl.sum(w * far, 1)
             if FEATURES > 1:
                 inside = in_segment[:, None] & (f < width)[None, :]

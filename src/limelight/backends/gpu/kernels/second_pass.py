@@ -3,8 +3,40 @@
 import triton
 import triton.language as tl
 
-from .scores import after_rules, load_rows, raw_scores
-from .visibility import contains, in_tiles, intervals
+from .scores import after_rules, load_rows, raw_scores, strides_of_text
+from .visibility import contains, in_tiles, intervals, program
+
+
+@triton.jit
+def tile_of_queries(work, segments, segment, const: tl.constexpr):
+    """``(b, h, i, exists, limits, document)`` of this program's tile (grid: tiles, heads, batch rows): the queries
+    ``i``, those among them that there are, and the limits of their segment."""
+    row, first, query_end, key_begin, key_end, query_offset, key_offset, document = program(
+        work, segments, segment, const
+    )
+    b = tl.where(row < 0, tl.program_id(2), row)
+    h = tl.program_id(1)
+    i = first + tl.arange(0, const.ROWS)
+    return b, h, i, i < query_end, (key_begin, key_end, query_offset, key_offset), document
+
+
+@triton.jit
+def rows_of_tile(
+    tile, query, key, query_strides, key_strides, group, interval_tables, const: tl.constexpr
+):  # fmt: skip
+    """``(q, rows, seen_by, keys)`` of a `tile_of_queries`: its queries, them as `rows_of` has them, what they see, and
+    the tensors for `block_scores`."""
+    b, h, i, exists, limits, document = tile
+    key_begin, key_end, query_offset, key_offset = limits
+    spans, begins, ends, interval_strides = interval_tables
+    seen_by = intervals(
+        spans, begins, ends, interval_strides, b, i, i + query_offset, exists, key_begin, key_end, key_offset, const
+    )
+    D: tl.constexpr = const.D
+    WIDTH: tl.constexpr = const.WIDTH
+    q = load_rows(query, query_strides, b, h, i, exists, D, WIDTH, True)
+    keys = (query, key, strides_of_text(key_strides, document, key_begin, const))
+    return q, rows_of(b, h, i, exists, group, query_strides), seen_by, keys
 
 
 @triton.jit
