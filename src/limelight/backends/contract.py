@@ -104,13 +104,13 @@ class Call(Settings):
     def replace(self, **changes: Any) -> Call:
         """A copy with some fields changed."""
         call = object.__new__(Call)
-        fields = call.__dict__
-        fields.update(self.__dict__)
+        fields = self.__dict__.copy()
         fields.update(changes)
         if "layout" in changes or "pattern" in changes or "shapes" in changes:
             fields["_lowered"] = None
         if "sink" in changes or "scores" in changes or "compare" in changes:
             fields["_operands"] = None
+        call.__dict__ = fields
         return call
 
     def lowered_like(self, other: Call) -> Call:

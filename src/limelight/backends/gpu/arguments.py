@@ -17,7 +17,7 @@ from .tuning import Tile, width
 from .visibility import Visibility
 
 LOG2_E = 1.4426950408889634
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
 def unsupported_tensors(call: Call) -> list[str]:
@@ -25,7 +25,7 @@ def unsupported_tensors(call: Call) -> list[str]:
     reasons = []
     if call.query.dtype is torch.float64:
         reasons.append("the dtype is torch.float64; GPU kernels compute float32, float16 and bfloat16")
-    if not all(type(tensor) in _PLAIN_TENSORS for tensor in (call.query, call.key, call.value)):
+    if not _PLAIN_TENSORS.issuperset((type(call.query), type(call.key), type(call.value))):
         reasons.append("query, key or value is a tensor subclass; GPU kernels read plain memory")
     return reasons
 
