@@ -203,14 +203,9 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             launching.local.recorder = None
 
-    def plan(self, results: Results, numbers: dict[str, tuple[int, ...]] | None = None) -> Plan | None:
-        """The plan of what was recorded, which gave ``results``; ``None`` where there can be none.
-
-        With ``numbers``, those that follow from the lengths of the call, a plan that `Plan.bound` binds to others.
-        """
+    def plan(self, results: Results) -> Plan | None:
+        """The plan of what was recorded, which gave ``results``; ``None`` where there can be none."""
         places = [None if result is None else self._place_of_result(result) for result in results]
-        if numbers is not None:
-            self._check(numbers)
         if self.why_not:
             return None
         apart = {place.base for place in places if place is not None}
@@ -231,21 +226,27 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         used = {place[:2] for step in steps if not isinstance(step, Operation) for place in step[1].values()}
         given = sum(memory.given for memory in self._memory)
-        if not {base for base, _ in used}.issuperset(range(given - len(self._tables), given)):
-            self.why_not = "a table that follows from the lengths was made anew"
-            return None
         numbered = {place: number for number, place in enumerate(sorted(used))}
         repeated = [step if isinstance(step, Operation) else Launch(*step, numbered) for step in steps]
         found = [place and _whole(to(place), given, made) for place in places]
         return Plan(self._device, self._tables, made, repeated, list(numbered), found)
 
-    def _check(self, numbers: dict[str, tuple[int, ...]]) -> None:
-        """Give up where what was recorded would not be right for other lengths."""
+    def why_one_length(self, numbers: dict[str, tuple[int, ...]]) -> str:
+        """Why the plan is right for the lengths of this call alone; empty where `Plan.bound` makes those of others.
+
+        ``numbers``: those that follow from the lengths of this call.
+        """
+        read = set()
         for step in self._steps:
             if isinstance(step, Operation):
-                self.why_not = self.why_not or "an operation may depend on the lengths"
-            elif any(numbers.get(what) != step[0].arguments[index] for index, what in step[0].numbers.items()):
-                self.why_not = self.why_not or "the integers of a launch are not those that follow from the lengths"
+                return "an operation may depend on the lengths"
+            launched, places, _ = step
+            if any(numbers.get(what) != launched.arguments[index] for index, what in launched.numbers.items()):
+                return "the integers of a launch are not those that follow from the lengths"
+            read |= {place.base for place in places.values()}
+        given = sum(memory.given for memory in self._memory)
+        unread = set(range(given - len(self._tables), given)) - read
+        return "a table that follows from the lengths was made anew" if unread else ""
 
     def _arranged(self, apart: set[int]) -> tuple[list[Made], dict[int, tuple[int, int]]]:
         """What a plan allocates, and for each piece of memory its number there, with the place within it.

@@ -7,6 +7,9 @@ a form that was seen before needs new results, new workspace, and the launches, 
 The first call of a form runs as it is written, which compiles its kernels and uploads its tables. The second one is
 *captured* (`limelight.backends.gpu.capturing`), as by a CUDA graph. Every later one repeats the record. All memory is
 allocated anew by each call, on its stream, so calls of several threads may overlap, and CUDA graphs may capture them.
+
+In a text that grows, every length is another form. Where only some integers of the launches differ between lengths
+(`Lengths`), the record of one length is bound to others (`Plan.bound`), and only one call of each kind is captured.
 With ``LIMELIGHT_PLANS=0`` in the environment every call runs as it is written.
 """
 
@@ -158,31 +161,42 @@ def planned(
         return plan.run(inputs)
     by_length = lengths(call) if lengths is not None and plans is _of_arithmetic else None
     if by_length is None:
-        return _captured(plans, (key,), plan, Capture(inputs), compute)
+        return _captured(plans, key, plan, Capture(inputs), compute)
     of_kind = form(call, what, tensors, by_length.kind)
     assert of_kind is not None
     plan = plans.get(of_kind[1])
     if isinstance(plan, int):
-        keys = (of_kind[1], key)
-        return _captured(plans, keys, plan, Capture(inputs, by_length.tables), compute, by_length.numbers)
+        capture = Capture(inputs, by_length.tables)
+        return _captured(plans, key, plan, capture, compute, of_kind[1], by_length.numbers)
     bound = plan.bound(by_length.numbers, by_length.tables)
     plans.put(key, bound)
     return bound.run(inputs)
 
 
 def _captured(
-    plans: Plans, keys: tuple[Hashable, ...], seen: int, capture: Capture, compute: Callable[[], Results],
-    numbers: dict[str, tuple[int, ...]] | None = None,
+    plans: Plans, key: Hashable, seen: int, capture: Capture, compute: Callable[[], Results],
+    of_kind: Hashable = None, numbers: dict[str, tuple[int, ...]] | None = None,
 ) -> Results:  # fmt: skip
-    """``compute()``, captured where the first of the ``keys`` was ``seen`` before; its plan is kept, by each key."""
-    plans.put(keys[0], seen + 1)
+    """``compute()``, captured where its form, or all forms of its kind, were ``seen`` before; a plan is kept for both.
+
+    Args:
+        plans: where.
+        key: of the form.
+        seen: how many calls of the form, or of its kind, were counted.
+        capture: records the call.
+        compute: computes it.
+        of_kind: the key of all calls of its kind; ``None`` where every form has a plan of its own.
+        numbers: those that follow from the lengths of the call.
+    """
+    plans.put(key if numbers is None else of_kind, seen + 1)
     if not 1 <= seen <= ATTEMPTS:
         return compute()
     results = capture.run(compute)
-    made = capture.plan(results, numbers)
+    made = capture.plan(results)
     if made is not None:
-        for key in keys:
-            plans.put(key, made)
+        plans.put(key, made)
+        if numbers is not None and not capture.why_one_length(numbers):
+            plans.put(of_kind, made)
     return results
 
 
