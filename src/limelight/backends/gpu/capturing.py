@@ -142,7 +142,7 @@ class Plan:
         return [first[base] + offset for base, offset in self.places]
 
     def bound(self, numbers: dict[str, tuple[int, ...]], tables: Tensors) -> Plan:
-        """The plan of a call of another length of the same class (`limelight.backends.gpu.plans`)."""
+        """The plan of a call of another length of the same kind (`limelight.backends.gpu.plans`)."""
         made = object.__new__(Plan)
         made.__dict__.update(self.__dict__)
         made.tables = tables

@@ -64,7 +64,7 @@ class FlatLaunch:
         self.function(*self.grid, stream, *self.fixed, arguments)
 
     def bound(self, numbers: dict[str, tuple[int, ...]]) -> FlatLaunch:
-        """The same launch with other integers in the places of those that change."""
+        """A launch with other integers in the places of those that change, and all else as it is."""
         if not self.varying:
             return self
         made = object.__new__(FlatLaunch)

@@ -192,7 +192,7 @@ class Launch:
         self.launched._replace(arguments=tuple(arguments)).dispatch()
 
     def bound(self, numbers: dict[str, tuple[int, ...]]) -> Launch:
-        """The same launch with other `Numbers`."""
+        """A launch with other integers in the places of its `Numbers`, and all else as it is."""
         if not self.launched.numbers:
             return self
         made = object.__new__(Launch)
