@@ -8,11 +8,14 @@ Tensors on the CPU pose as those of an H200. Kernels are compiled for it, and ev
 the checks, the choice of a backend, the lowering, PyTorch's autograd, plans, Triton's own dispatch where it is called.
 The launcher's C function is replaced by one that returns at once. Times are processor time of one core.
 
-Not included, since they need a GPU: the launcher's C function, which converts arguments and calls the driver (about 2
-µs a launch); what PyTorch's allocator takes on a GPU beyond its time on the CPU (about 1 µs a tensor); the launch
-that clears or fills a tensor there (about 3 µs); and the change of threads for a backward pass (about 10 µs). The
-columns say how many launches, new tensors and filled tensors a call has as it is written, before it has a plan. On
-the other hand, small tensors are cleared by the CPU here, and a check of ``is_cpu`` ends some others early.
+Not included, since they need a GPU: the launcher's C function, which converts arguments and calls the driver (2 to 3 µs
+a launch); what PyTorch's allocator takes on a GPU beyond its time on the CPU (about 1 µs a tensor); the launch that
+clears or fills a tensor there (about 3 µs); and the change of threads for a backward pass (about 10 µs). The columns
+say how many launches, new tensors and filled tensors a call has as it is written, before it has a plan. On the other
+hand, small tensors are cleared by the CPU here, and a check of ``is_cpu`` ends some others early.
+
+The floor of a call with its backward is PyTorch's own time, the case "PyTorch alone, both ways": a function with the
+same inputs and saved tensors that only allocates its results, and `torch.autograd.grad`.
 """
 
 from __future__ import annotations
@@ -157,6 +160,7 @@ def cases() -> dict[str, Callable[[], Case]]:
             layout=Aligned(query_start=torch.tensor([600])), backend="flash2",
         ),
         "chosen": lambda: forward(*tensors(256), pattern=Causal()),
+        "PyTorch alone, both ways": pytorch_alone,
         "operator alone": lambda: alone(forward),
         "operator alone, both ways": lambda: alone(both),
     }  # fmt: skip
@@ -180,6 +184,28 @@ def alone(way: Callable[..., Case]) -> Case:
 
     without.calls = CALLS  # type: ignore[attr-defined]
     return without
+
+
+class Allocating(torch.autograd.Function):
+    """What PyTorch itself does for a call and its backward: the results are allocated, and not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Any, backend: Any, *operands: torch.Tensor) -> torch.Tensor:
+        output, logsumexp = torch.empty_like(operands[0]), operands[0].new_empty(operands[0].shape[:3])
+        ctx.call, ctx.backend = call, backend
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, *map(torch.empty_like, ctx.saved_tensors[:3])
+
+
+def pytorch_alone() -> Case:
+    leaves = [x.requires_grad_() for x in tensors(256)]
+    grad = torch.zeros_like(leaves[0])
+    return lambda: torch.autograd.grad(Allocating.apply(None, None, *leaves), leaves, grad)  # type: ignore[no-untyped-call]
 
 
 class Counted(TorchDispatchMode):

@@ -16,7 +16,7 @@ from support.oracles import loops
 from support.strategies import LAYOUTS, examples, layouts, of_each_kind, patterns, sizes, subclasses
 
 import limelight
-from limelight import ALiBi, Causal, Explicit, Layout, Observe, Padded, Subset, Window, models
+from limelight import ALiBi, Causal, Explicit, Layout, Observe, Packed, Padded, Subset, Window, models
 from limelight.backends import BACKENDS, native
 from limelight.forms.layouts import Portion, ScatteredPortion
 from limelight.forms.lowering import lower
@@ -395,3 +395,29 @@ def test_what_chosen_refuses():
         limelight.attention(q, q, q, layout=Subset(torch.tensor([[0, 1, 2]]), 3))
     with pytest.raises(limelight.ArgumentError, match="int64"):
         Subset(torch.tensor([[True]]), 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_packed_lengths_that_are_written_to_are_read_anew(dtype):
+    """In place, through `.data`, and through NumPy, which no version of the tensor counts."""
+    queries, keys = torch.tensor([3, 4, 3], dtype=dtype), torch.tensor([5, 5, 2], dtype=dtype)
+    layout = Packed(queries, keys)
+
+    def write(tensor, numbers):
+        tensor.copy_(torch.tensor(numbers))
+
+    for change in (
+        lambda: None,
+        lambda: write(queries, [1, 5, 4]),
+        lambda: write(keys.data, [2, 4, 6]),
+        lambda: queries.numpy().__setitem__(slice(None), [0, 0, 10]),
+    ):
+        for _ in range(2):
+            layout.check(2, 10, 12)
+            assert layout.segments(2, 10, 12) == Packed(tuple(queries.tolist()), tuple(keys.tolist())).segments(
+                2, 10, 12
+            )
+        change()
+    keys[0] = 0
+    with pytest.raises(limelight.ArgumentError, match="must add up to Lk"):
+        layout.check(2, 10, 12)

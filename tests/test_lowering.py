@@ -12,7 +12,8 @@ from support.oracles import loops
 from support.strategies import layouts, patterns, sizes
 
 from limelight import Aligned, Blocks, Causal, Explicit, KeyMask, Keys, Packed, Padded, Predicate, Prefix, Window
-from limelight.forms.lowering import MAX_SPANS, lower
+from limelight.forms.lowering import MAX_SPANS, Lowered, lower
+from limelight.forms.segments import pack
 
 
 @given(st.data())
@@ -160,3 +161,36 @@ def test_a_mask_promised_not_to_change_is_lowered_once():
             assert lower(pattern, layout, 2, 1, 3, 4) is not first
             if layout is not None:
                 assert lower(None, layout, 2, 1, 4, 4).pairs() != lower(pattern, layout, 2, 1, 4, 4).pairs()
+
+
+@pytest.mark.parametrize(
+    ("layout", "queries", "keys"),
+    [
+        (None, True, True),
+        (Packed((3, 0, 7), (5, 4, 3)), True, True),
+        (Packed((3, 7), (12, 0)), True, True),
+        (Padded(torch.tensor([10, 10]), torch.tensor([12, 12])), True, True),
+        (Padded(torch.tensor([10, 9]), torch.tensor([12, 12])), False, True),
+        (Padded(torch.tensor([10, 10]), torch.tensor([12, 11])), True, False),
+        (Padded(torch.tensor([10, 10]), torch.tensor([12, 11]), side="left"), True, False),
+        (Padded(torch.tensor([10, 10]), torch.tensor([12, 0])), True, False),
+    ],
+)
+def test_it_says_whether_segments_cover_queries_and_keys(layout, queries, keys):
+    """So that kernels write every row of outputs and gradients."""
+    lowered = lower(None, layout, 2, 1, 10, 12)
+    assert (lowered.covers, lowered.covers_keys) == (queries, keys)
+
+
+def test_keys_of_two_segments_are_not_covered():
+    """Each would be written by the owners of two segments."""
+    for begins, ends in (((0, 4), (6, 10)), ((0, 7), (6, 10)), ((0, 0), (10, 10)), ((1, 6), (6, 10)), ((0, 6), (6, 9))):
+        segments = pack(
+            2,
+            row=-1,
+            query_begin=np.array([0, 5]),
+            query_end=np.array([5, 10]),
+            key_begin=np.array(begins),
+            key_end=np.array(ends),
+        )
+        assert not Lowered(2, 1, 10, 10, segments, b"").covers_keys

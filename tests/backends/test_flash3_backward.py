@@ -21,7 +21,7 @@ if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
 # The rescue and the sums of each query are Triton kernels.
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = pytest.mark.usefixtures("interpreter", "poisoned")
 
 NAN, INF = float("nan"), float("inf")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.launches import Same, as_written, forward, settled
 from support.strategies import examples, sizes
 
 import limelight
@@ -28,7 +29,6 @@ from limelight import (
 )
 from limelight.backends import gpu
 from limelight.backends.gpu import flash1, flash2, launching, machine, plans
-from limelight.backends.gpu.capturing import Plan
 from limelight.backends.gpu.hopper import flash3
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
@@ -43,51 +43,6 @@ SIZES = sizes(lengths=st.sampled_from([1, 15, 16, 70]), widths=st.sampled_from([
 CALLS = examples(SIZES, depth=1)
 
 
-class Compiled:
-    """In the place of a compiled kernel: logs the addresses and numbers with which it is launched."""
-
-    function, packed_metadata = "function", "metadata"
-
-    def __init__(self, log, kernel, arguments, settings):
-        self.log, self.kernel, self.settings = log, kernel, settings
-        self.first = tuple(map(compiled_for, arguments))
-
-    def run(self, x, y, z, stream, function, metadata, _, enter, leave, *arguments):
-        assert (stream, function, metadata, enter, leave) == (7, "function", "metadata", None, None)
-        names = self.kernel.arg_names[len(self.first) :]
-        assert list(arguments[len(self.first) :]) == [self.settings[name] for name in names]
-        assert tuple(map(compiled_for, arguments[: len(self.first)], self.first)) == self.first
-        self.log.append((self.kernel, (x, y, z), arguments[: len(self.first)], self.settings))
-
-
-def compiled_for(argument, first=None):
-    """For which argument Triton has compiled a kernel: of a tensor the alignment; addresses stand in the places of
-    those of the ``first`` launch.
-    """
-    if isinstance(argument, torch.Tensor):
-        return "address", argument.data_ptr() % 16 == 0
-    if isinstance(argument, tuple):
-        return tuple(compiled_for(part, first and first[n]) for n, part in enumerate(argument))
-    if hasattr(argument, "base"):
-        return "descriptor", argument.base.data_ptr() % 16 == 0
-    return ("address", argument % 16 == 0) if isinstance(first, tuple) and first[:1] == ("address",) else argument
-
-
-@pytest.fixture
-def logged(monkeypatch):
-    """Launches are logged and done by nothing; those of plans directly, as on a GPU."""
-    log = []
-
-    def dispatch(launched):
-        grid = (*launched.grid, *(1,) * (3 - len(launched.grid)))
-        log.append((launched.kernel, grid, launched.arguments, launched.settings))
-        return Compiled(log, *launched[:1], *launched[2:])
-
-    monkeypatch.setattr(launching.Launched, "dispatch", dispatch)
-    monkeypatch.setattr(launching, "driver", lambda: launching.Driver(lambda device: 7, lambda: False))
-    return log
-
-
 def again(call):
     """A call of the same form with tensors at other addresses, as aligned as before."""
 
@@ -100,61 +55,12 @@ def again(call):
     return call.replace(query=moved(call.query), key=moved(call.key), value=moved(call.value))
 
 
-class Same:
-    """Compares two logs: equal but for the addresses of memory that a call allocates, which correspond."""
-
-    def __init__(self, given):
-        self.given, self.of = {x.data_ptr() for x in given}, {}
-
-    def address(self, written, planned):
-        planned = planned if isinstance(planned, int) else planned.data_ptr()
-        if written in self.given or planned in self.given:
-            assert written == planned
-        elif written != planned:  # equal where it is a table of the library
-            assert self.of.setdefault(written, planned) == planned
-            assert list(self.of.values()).count(planned) == 1
-
-    def argument(self, written, planned):
-        if isinstance(written, torch.Tensor):
-            self.address(written.data_ptr(), planned)
-        elif isinstance(written, tuple):
-            assert len(written) == len(planned)
-            for a, b in zip(written, planned, strict=True):
-                self.argument(a, b)
-        elif hasattr(written, "base"):
-            self.address(written.base.data_ptr(), planned.base)
-            assert {**written.__dict__, "base": 0} == {**planned.__dict__, "base": 0}
-        else:
-            assert type(written) is type(planned)
-            assert written == planned
-
-    def logs(self, written, planned):
-        assert len(written) == len(planned)
-        for (kernel, grid, arguments, constants), other in zip(written, planned, strict=True):
-            assert (kernel, grid) == other[:2]
-            assert {n: c for n, c in constants.items() if n in kernel.arg_names} == {
-                n: c for n, c in other[3].items() if n in kernel.arg_names
-            }
-            self.argument(tuple(arguments), tuple(other[2]))
-
-
-def forward(backend, call):
-    result = backend.forward(call)
-    return result.output, result.logsumexp
-
-
 def backward(backend, call):
     B, Hq, _, Lq, _, _, Dv = call.shapes
     output = torch.zeros(B, Hq, Lq, Dv, dtype=call.query.dtype)
     grad = torch.ones(B, Lq, Hq, Dv, dtype=call.query.dtype).transpose(1, 2)
     wanted = (True,) * (3 + len(call.operands))
     return backend.backward(call, output, torch.zeros(B, Hq, Lq), grad, None, wanted)
-
-
-def as_written(monkeypatch, function, *arguments):
-    with monkeypatch.context() as patch:
-        patch.setattr(plans, "form", lambda *_: None)
-        return function(*arguments)
 
 
 def check_form(monkeypatch, log, function, backend, call, calls=4):
@@ -174,12 +80,6 @@ def check_form(monkeypatch, log, function, backend, call, calls=4):
                 assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
                 if a.numel():
                     same.address(a.data_ptr(), b)
-
-
-def settled():
-    """The plans made so far."""
-    every = [plans._of_arithmetic, *plans._of_tables.values()]
-    return [plan for kept in every for plan in kept._kept.values() if isinstance(plan, Plan)]
 
 
 @pytest.mark.parametrize("function", [forward, backward])

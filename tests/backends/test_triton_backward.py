@@ -30,7 +30,7 @@ from limelight.backends.gpu import flash2, machine, tuning
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = pytest.mark.usefixtures("interpreter", "poisoned")
 
 NAN = float("nan")
 

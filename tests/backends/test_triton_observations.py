@@ -13,7 +13,7 @@ from limelight.operator.calling import prepare
 if machine.missing():
     pytest.skip(machine.missing(), allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = pytest.mark.usefixtures("interpreter", "poisoned")
 
 GENERATOR = torch.Generator().manual_seed(0)
 MASK = torch.rand(2, 4, 21, 37, generator=GENERATOR) < 0.3

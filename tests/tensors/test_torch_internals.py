@@ -276,3 +276,12 @@ def test_a_named_tuple_is_saved_by_export(tmp_path):
     assert isinstance(found, Pair)
     assert found.first.tolist() == [2, 2]
     assert found.second is None
+
+
+def test_allocation_without_the_dispatcher():
+    for kind in ("cpu", "meta"):
+        found = internals.allocator(torch.device(kind))((2, 3), (1, 2), torch.bfloat16)
+        assert (found.shape, found.stride(), found.dtype, found.device.type) == ((2, 3), (1, 2), torch.bfloat16, kind)
+        assert not found.requires_grad
+    with torch.inference_mode():
+        assert internals.allocator(torch.device("cpu"))((2,), (1,), torch.float32).is_inference()

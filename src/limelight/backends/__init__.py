@@ -41,6 +41,11 @@ def _after_native() -> tuple[tuple[Backend, Yields | None], ...]:
     return tuple((backend, backend if isinstance(backend, Yields) else None) for backend in _found()["BACKENDS"][1:])
 
 
+@lru_cache(maxsize=1)
+def _by_name() -> dict[str, Backend]:
+    return {backend.NAME: backend for some in _found().values() for backend in some}
+
+
 def choose(call: Call, name: str | None) -> Backend:
     """The backend of that name; for ``None`` and ``"auto"`` the first that serves the call and yields to no other.
 
@@ -54,14 +59,14 @@ def choose(call: Call, name: str | None) -> Backend:
         for candidate, yields in _after_native():
             if not (candidate.reasons_against(call) or (yields and yields.reasons_to_pass_over(call))):
                 return candidate
-    every = [backend for some in _found().values() for backend in some]
-    for backend in every:
-        if name == backend.NAME:
-            reasons = backend.reasons_against(call)
-            if reasons:
-                raise BackendError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
-            return backend
-    known = ", ".join(repr(backend.NAME) for backend in every)
+    named = _by_name()
+    if isinstance(name, str) and name in named:
+        backend = named[name]
+        reasons = backend.reasons_against(call)
+        if reasons:
+            raise BackendError(f"backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
+        return backend
+    known = ", ".join(map(repr, named))
     raise wrong("backend", f"must be None, 'auto' or one of {known}", f"it is {name!r}", "None chooses the fastest.")
 
 

@@ -103,15 +103,15 @@ class Call(Settings):
 
     def replace(self, **changes: Any) -> Call:
         """A copy with some fields changed."""
-        call = object.__new__(Call)
-        fields = call.__dict__
-        fields.update(self.__dict__)
+        made = object.__new__(Call)
+        fields = self.__dict__.copy()
         fields.update(changes)
         if "layout" in changes or "pattern" in changes or "shapes" in changes:
             fields["_lowered"] = None
         if "sink" in changes or "scores" in changes or "compare" in changes:
             fields["_operands"] = None
-        return call
+        made.__dict__ = fields
+        return made
 
     def lowered_like(self, other: Call) -> Call:
         """A copy that need not work out `lowered` where ``other``, of an equal layout and pattern, has done so."""

@@ -51,6 +51,14 @@ def unpack(segments: bytes) -> NDArray[np.int64]:
     return np.frombuffer(segments, np.int64).reshape(-1, len(FIELDS))
 
 
+def of_all_rows(segments: bytes) -> tuple[int, ...] | None:
+    """The fields of the only segment, where there is one for every batch row; ``None`` for other segments."""
+    if len(segments) != SEGMENT_BYTES:
+        return None
+    fields = _PACK.unpack(segments)
+    return fields if fields[0] == -1 else None
+
+
 def per_row(value: int | Tensor, B: int) -> NDArray[np.int64]:
     """``(B,)``: one number for each batch row."""
     if isinstance(value, Tensor):

@@ -7,7 +7,7 @@ Limelight names ``torch._C`` or another private module. They are bound here once
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ __all__ = [
     "TracerWarning",
     "UninitializedTensorMixin",
     "add_batch_dim",
+    "allocator",
     "are_transforms_active",
     "autograd_enabled_in_operator",
     "backward_pass_id",
@@ -208,6 +209,16 @@ def is_tracer_type(kind: type) -> bool:
 def storage_references(storage: torch.UntypedStorage) -> int:
     """How many tensors and Python objects share a storage."""
     return torch._C._storage_Use_Count(storage._cdata)
+
+
+def allocator(device: torch.device) -> Callable[[Sequence[int], Sequence[int], torch.dtype], torch.Tensor]:
+    """``(sizes, strides, dtype) -> tensor`` on a device, which is the current one of its kind: `torch.empty_strided`
+    without the dispatcher, which takes half of its time. No mode sees the allocation.
+    """
+    found = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if device.type in ("cpu", "cuda") and found is not None:
+        return found  # type: ignore[no-any-return]
+    return lambda sizes, strides, dtype: torch.empty_strided(sizes, strides, dtype=dtype, device=device)
 
 
 # --- How a tensor subclass and an operator are dispatched ------------------------------------------------------------

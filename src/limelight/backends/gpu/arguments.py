@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...forms.pages import Pages
+from ...forms.segments import SEGMENT_BYTES
 from ...forms.spans import SPAN_BYTES
 from ..contract import Call
 from .constants import KernelConstants
@@ -20,7 +21,7 @@ from .tuning import NOTHING, Needs, Tile, width
 from .visibility import Visibility
 
 LOG2_E = 1.4426950408889634
-_PLAIN_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
 
 
 def unsupported_tensors(call: Call) -> list[str]:
@@ -28,7 +29,7 @@ def unsupported_tensors(call: Call) -> list[str]:
     reasons = []
     if call.query.dtype is torch.float64:
         reasons.append("the dtype is torch.float64; GPU kernels compute float32, float16 and bfloat16")
-    if not all(type(tensor) in _PLAIN_TENSORS for tensor in (call.query, call.key, call.value)):
+    if not _PLAIN_TENSORS.issuperset((type(call.query), type(call.key), type(call.value))):
         reasons.append("query, key or value is a tensor subclass; GPU kernels read plain memory")
     return reasons
 
@@ -114,7 +115,7 @@ def needs(call: Call) -> Needs:
         Needs.PAIRS: any(kind.of_pairs for kind in kinds),
         Needs.DISTANCES: any(kind.of_distances for kind in kinds),
         Needs.MAP: lowered.tiles is not None,
-        Needs.DOCUMENTS: len(lowered.segment_table) > 1,
+        Needs.DOCUMENTS: len(lowered.segments) > SEGMENT_BYTES,
         Needs.INTERVALS: lowered.arrays is not None or len(lowered.spans or b"") > SPAN_BYTES,
         Needs.DROPOUT: call.dropout > 0,
         Needs.ENTROPY: call.observe is not None and call.observe.entropy,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...tensors.torch_internals import allocator
 from . import launching
 from .launching import Launch, Launched, Path, Place, tensors_in
 
@@ -48,12 +49,6 @@ class Operation(NamedTuple):
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     results: tuple[int, ...]
-
-    def direct(self, stream: int, addresses: list[int], tensors: list[Tensor]) -> None:
-        """Run, on the current stream, and number the new memory."""
-        before = len(tensors)
-        self.dispatched(tensors)
-        addresses += [tensor.data_ptr() for tensor in tensors[before:]]
 
     def dispatched(self, tensors: list[Tensor]) -> None:
         """Run, and number the new memory."""
@@ -93,29 +88,67 @@ def _mapped(argument: Any, to: Callable[[Place], Place]) -> Any:
 
 
 class Plan:
-    """A recorded call. Memory is numbered: first the tensors given, then those allocated, then those of operations."""
+    """A recorded call. Memory is numbered: first the tensors given, then the tables, then what is allocated, then that
+    of operations.
+
+    Args:
+        tables: tensors that the plan keeps, and that `bound` replaces.
+        made: what a call allocates, on ``device``.
+        steps: launches and operations, in order.
+        places: the beginnings of tensors that launches take, by memory and offset, in the order of the memory.
+        results: what is returned, each a place, or the number of memory that is wholly one result.
+    """
 
     def __init__(
-        self, device: torch.device, made: list[Made], steps: list[Launch | Operation], results: list[Place | None]
-    ) -> None:
-        self.device, self.made, self.steps, self.results = device, made, steps, results
+        self, device: torch.device, tables: Tensors, made: list[Made], steps: list[Launch | Operation],
+        places: list[tuple[int, int]], results: list[Place | int | None],
+    ) -> None:  # fmt: skip
+        self.device, self.tables, self.made, self.steps, self.places = device, tables, made, steps, places
+        self.results = results
         self.driver = launching.driver()
+        self.empty = allocator(device)
+        self.has_operations = any(isinstance(step, Operation) for step in steps)
+        self.direct = [step if isinstance(step, Operation) else step.direct for step in steps]
 
     def run(self, inputs: Tensors) -> Results:
         """The results for other tensors of the same form."""
-        tensors, driver, device = [*inputs], self.driver, self.device
+        tensors, driver = [*inputs, *self.tables], self.driver
+        empty = self.empty
         for shape, strides, dtype, fill in self.made:
-            tensor = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            tensor = empty(shape, strides, dtype)
             tensors.append(tensor if fill is None else tensor.fill_(fill) if fill else tensor.zero_())
         if driver is None or driver.hooked():
             for step in self.steps:
                 step.dispatched(tensors)
         else:
-            stream = driver.stream(device.index)
-            addresses = [tensor.data_ptr() for tensor in tensors]
-            for step in self.steps:
-                step.direct(stream, addresses, tensors)
-        return tuple([None if place is None else place.of(tensors) for place in self.results])
+            stream = driver.stream(self.device.index)
+            addresses = self._addresses(tensors)
+            for one in self.direct:
+                if isinstance(one, Operation):
+                    one.dispatched(tensors)
+                    addresses = self._addresses(tensors)
+                else:
+                    one(stream, addresses)
+        return tuple(
+            [x.of(tensors) if isinstance(x, Place) else None if x is None else tensors[x] for x in self.results]
+        )
+
+    def _addresses(self, tensors: list[Tensor]) -> list[int]:
+        """The addresses of `places`, as far as there is memory for them."""
+        first = list(map(Tensor.data_ptr, tensors))
+        if self.has_operations:
+            known = len(first)
+            return [first[base] + offset for base, offset in self.places if base < known]
+        return [first[base] + offset for base, offset in self.places]
+
+    def bound(self, numbers: dict[str, tuple[int, ...]], tables: Tensors) -> Plan:
+        """The plan of a call of another length of the same kind (`limelight.backends.gpu.plans`)."""
+        made = object.__new__(Plan)
+        made.__dict__.update(self.__dict__)
+        made.tables = tables
+        made.steps = [step if isinstance(step, Operation) else step.bound(numbers) for step in self.steps]
+        made.direct = [step if isinstance(step, Operation) else step.direct for step in made.steps]
+        return made
 
 
 class _Memory(NamedTuple):
@@ -128,23 +161,32 @@ class _Memory(NamedTuple):
     made: Made | None
 
 
+def _whole(place: Place, given: int, made: list[Made]) -> Place | int:
+    """A place, or the number of the memory where it is a whole tensor that the plan allocates."""
+    n = place.base - given
+    alike = 0 <= n < len(made) and made[n][:3] == (place.shape, place.strides, place.dtype)
+    return place.base if alike and not place.offset else place
+
+
 class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records one call.
 
     Args:
         inputs: the tensors of the call whose elements kernels read; two at the same address are so in every call.
+        tables: tensors of the library that follow from the lengths of the call, for `Plan.bound`.
 
     Attributes:
         why_not: why there can be no plan; empty where there can.
     """
 
-    def __init__(self, inputs: Tensors) -> None:
+    def __init__(self, inputs: Tensors, tables: Tensors = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.why_not = ""
         self._memory: list[_Memory] = []
         self._steps: list[tuple[Launched, dict[Path, Place], Any] | Operation] = []
         self._paused = False
-        for tensor in inputs:
+        self._tables = tables
+        for tensor in (*inputs, *tables):
             self._add(tensor, given=True)
         self._given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         self._device = inputs[0].device
@@ -176,14 +218,35 @@ class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             number, offset = moved[place.base]
             return place._replace(base=number, offset=place.offset + offset)
 
-        steps: list[Launch | Operation] = []
+        steps = [
+            step.moved(to)
+            if isinstance(step, Operation)
+            else (step[0], {path: to(place) for path, place in step[1].items()}, step[2])
+            for step in self._steps
+        ]
+        used = {place[:2] for step in steps if not isinstance(step, Operation) for place in step[1].values()}
+        given = sum(memory.given for memory in self._memory)
+        numbered = {place: number for number, place in enumerate(sorted(used))}
+        repeated = [step if isinstance(step, Operation) else Launch(*step, numbered) for step in steps]
+        found = [place and _whole(to(place), given, made) for place in places]
+        return Plan(self._device, self._tables, made, repeated, list(numbered), found)
+
+    def why_one_length(self, numbers: dict[str, tuple[int, ...]]) -> str:
+        """Why the plan is right for the lengths of this call alone; empty where `Plan.bound` makes those of others.
+
+        ``numbers``: those that follow from the lengths of this call.
+        """
+        read = set()
         for step in self._steps:
             if isinstance(step, Operation):
-                steps.append(step.moved(to))
-            else:
-                launched, arguments, compiled = step
-                steps.append(Launch(launched, {path: to(place) for path, place in arguments.items()}, compiled))
-        return Plan(self._device, made, steps, [place and to(place) for place in places])
+                return "an operation may depend on the lengths"
+            launched, places, _ = step
+            if any(numbers.get(what) != launched.arguments[index] for index, what in launched.numbers.items()):
+                return "the integers of a launch are not those that follow from the lengths"
+            read |= {place.base for place in places.values()}
+        given = sum(memory.given for memory in self._memory)
+        unread = set(range(given - len(self._tables), given)) - read
+        return "a table that follows from the lengths was made anew" if unread else ""
 
     def _arranged(self, apart: set[int]) -> tuple[list[Made], dict[int, tuple[int, int]]]:
         """What a plan allocates, and for each piece of memory its number there, with the place within it.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +14,9 @@ from ..contract import Call, Result, unknown_positions
 from . import arguments, machine, observing, plans, tuning
 from .arguments import reasons_against_pages
 from .gradients import backward, reasons_against_backward
-from .launching import launch
-from .score_rules import rule_arguments, unsupported_rules
-from .visibility import beyond_32_bits, nothing_visible, visibility
+from .launching import Numbers, launch, specialized_for
+from .score_rules import kernel_rules, rule_arguments, unsupported_rules
+from .visibility import Visibility, beyond_32_bits, nothing_visible, visibility
 
 NAME = "flash2"
 ABOUT = "the FlashAttention 2 algorithm in Triton, memory linear in the length"
@@ -52,7 +54,56 @@ def memory(call: Call) -> int:
 
 def forward(call: Call) -> Result:
     """Return the output of a call, its logsumexp where asked, and its observations."""
-    return plans.forward(call, NAME, _forward)
+    return plans.forward(call, NAME, _forward, _lengths)
+
+
+class _Cut(NamedTuple):
+    """How a call is divided among programs."""
+
+    widths: tuple[int, int, int, int]  # `width_parts`
+    pack: int  # query heads of a tile
+    tile: tuning.Tile
+    visible: Visibility
+    programs: int
+    splits: int  # parts of the keys
+
+
+def _cut(call: Call) -> _Cut:
+    _, Hq, Hkv, Lq, *_ = call.shapes
+    device = call.query.device
+    pack = heads_per_tile(Lq, Hq // Hkv, call.lowered)
+    widths = width_parts(call)
+    tile = tuning.forward_tile(
+        machine.generation(device), call.query.itemsize, max(sum(widths[:2]), sum(widths[2:])), Lq * pack,
+        arguments.needs(call),
+    )  # fmt: skip
+    visible = visibility(call.lowered, tile.rows // pack, device)
+    programs = visible.tiles * (Hq // pack) * visible.rows
+    blocks = -(-visible.longest // tile.keys)
+    splits = tuning.splits(programs, machine.processors(device), blocks) if programs else 1
+    return _Cut(widths, pack, tile, visible, programs, splits)
+
+
+def _lengths(call: Call) -> plans.Lengths | None:
+    """What of `_forward` follows from the lengths of a call; ``None`` where other things do, too."""
+    lowered, unit = call.lowered, all(x.stride(-1) == 1 for x in (call.key, call.value))
+    rules = kernel_rules(call)
+    if not unit or any(rule.of_pairs or rule.of_distances for rule in rules) or nothing_visible(lowered):
+        return None
+    cut = _cut(call)
+    visible, strides = cut.visible, (call.key.stride(), call.value.stride())
+    numbers = {"key": strides[0][:3], "value": strides[1][:3], "segment": visible.segment}
+    tables = () if visible.work is None or visible.segments is None else (visible.work, visible.segments)
+    kind = (
+        cut.pack, cut.tile, cut.splits, visible.tiles, visible.rows, lowered.covers, strides if call.pages else None,
+        specialized_for(numbers), tuple([table.data_ptr() & 15 for table in tables]),
+    )  # fmt: skip
+    return plans.Lengths(kind, numbers, tables) if cut.programs and call.shapes.Dv else None
+
+
+def _strides(call: Call, which: str, tensor: Tensor) -> Any:
+    found = arguments.stored_strides(call, tensor)
+    return Numbers(which, found) if call.pages is None else found
 
 
 def _forward(call: Call) -> Result:
@@ -68,19 +119,10 @@ def _forward(call: Call) -> Result:
     if empty or not lowered.covers:
         output.zero_()
         logsumexp.copy_(arguments.empty_logsumexp(call).expand_as(logsumexp))
-    group = Hq // Hkv
-    pack = heads_per_tile(Lq, group, lowered)
-    first, rest, value_first, value_rest = width_parts(call)
-    tile = tuning.forward_tile(
-        machine.generation(device), query.itemsize, max(first + rest, value_first + value_rest), Lq * pack,
-        arguments.needs(call),
-    )  # fmt: skip
-    visible = visibility(lowered, tile.rows // pack, device)
-    programs = visible.tiles * (Hq // pack) * visible.rows
+    (first, rest, value_first, value_rest), pack, tile, visible, programs, splits = _cut(call)
     if empty or programs == 0 or Dv == 0:
         return _result(call, output, logsumexp, empty)
     statistics = of_parts = observing.new_statistics(call)
-    splits = tuning.splits(programs, machine.processors(device), -(-visible.longest // tile.keys))
     parts, logsumexps, strides = output, logsumexp, output.stride()[:3]
     if splits > 1:
         parts = torch.empty((splits, B, Hq, Lq, Dv), dtype=torch.float32, device=device)
@@ -89,7 +131,7 @@ def _forward(call: Call) -> Result:
         of_parts = observing.new_statistics(call, splits)
     sink = arguments.sink(call)
     rules = rule_arguments(call)
-    stored = arguments.stored_strides(call, key), arguments.stored_strides(call, value)
+    stored = _strides(call, "key", key), _strides(call, "value", value)
     whole = arguments.constants(call, rules, visible, pack, splits, tile)
     level = observing.statistics_level(call)
     whole = dataclasses.replace(whole, WIDTH=first, REST=rest, STATISTICS=level)  # values in one part: `width_parts`
@@ -102,7 +144,7 @@ def _forward(call: Call) -> Result:
         launch(
             kernels.forward, grid,
             query, key, value, parts, logsumexps, of_parts, flags, None if splits > 1 else sink,
-            query.stride()[:3], *stored, strides, B, Hq, group, Lq,
+            query.stride()[:3], *stored, strides, B, Hq, Hq // Hkv, Lq,
             *visible.of_tile, *arguments.scoring(call, rules), *arguments.dropout(call),
             const=rescued if rescue else const, RESCUE=rescue,
             num_warps=tile.warps, num_stages=1 if rescue else tile.stages,
@@ -135,6 +177,11 @@ def heads_per_tile(Lq: int, group: int, lowered: Lowered) -> int:
     """The number of query heads of a group that share a tile: for short queries as many as fit in 64 rows."""
     if lowered.tiles is not None or Lq > 32:
         return 1
+    return _heads_per_tile(Lq, group)
+
+
+@lru_cache(maxsize=256)
+def _heads_per_tile(Lq: int, group: int) -> int:
     return max(n for n in range(1, min(group, 16) + 1) if group % n == 0 and (n == 1 or n * Lq <= 64))
 
 

@@ -45,7 +45,7 @@ class BackwardInputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The tensors that the owners of queries and of keys write, initialized to zeros."""
+    """The tensors that the owners of queries and of keys write; zeros where they do not write every element."""
 
     query: Tensor
     key: Tensor
@@ -106,7 +106,9 @@ def _backward(
     by_vector = None
     if call.compare is not None and wanted[places[-1]]:
         by_vector = torch.zeros((B, Hq, Lq, D), dtype=torch.float32, device=device)
-    gradients = Gradients(torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value), by_slopes, by_vector)
+    of_queries = torch.empty_like if call.lowered.covers and not nothing else torch.zeros_like
+    of_keys = torch.empty_like if call.lowered.covers_keys and not nothing else torch.zeros_like
+    gradients = Gradients(of_queries(query), of_keys(key), of_keys(value), by_slopes, by_vector)
     if not nothing:
         needed = wanted[0] or bool(by_slopes) or by_vector is not None, wanted[1] or wanted[2]
         owners(call, inputs, gradients, needed)

@@ -16,16 +16,34 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .direct import FlatLaunch, Slot, Varying, flat
 from .machine import interpreted
 
 
+class Numbers(NamedTuple):
+    """An argument of a launch: integers that follow from the lengths of a call, such as strides. A plan of one length
+    serves others (`limelight.backends.gpu.plans`) with other integers here.
+    """
+
+    what: str
+    values: tuple[int, ...]
+
+
+def specialized_for(numbers: dict[str, tuple[int, ...]]) -> bytes:
+    """What a kernel is compiled for of integers: whether each is 1, is a multiple of 16, and fits 32 bits. In a tuple,
+    Triton 3.7 specializes even those of an argument that is in ``do_not_specialize``.
+    """
+    return bytes([(n == 1) + 2 * (n % 16 == 0) + 4 * (n >= 2**31) for of in numbers.values() for n in of])
+
+
 class Launched(NamedTuple):
-    """A launch of a kernel, by the arguments of `launch`."""
+    """A launch of a kernel, by the arguments of `launch`; ``numbers``: which of these were `Numbers`, of what."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: tuple[Any, ...]
     settings: dict[str, Any]
+    numbers: dict[int, str]
 
     def dispatch(self) -> Any:
         """Launch through Triton's dispatch, which returns the compiled kernel, or ``None`` from its interpreter."""
@@ -53,10 +71,12 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **settings: Any)
     Args:
         kernel: a function with `triton.jit` or `gluon.jit`.
         grid: programs in each of up to three dimensions.
-        arguments: tensors, numbers, ``None``, descriptors, and tuples of these.
+        arguments: tensors, numbers, ``None``, descriptors, tuples of these, and `Numbers`.
         settings: compile-time constants, and options of the compiler: ``num_warps``, ``num_stages``, ``maxnreg``.
     """
-    launched = Launched(kernel, grid, arguments, settings)
+    numbers = {n: argument.what for n, argument in enumerate(arguments) if type(argument) is Numbers}
+    plain = tuple([argument.values if n in numbers else argument for n, argument in enumerate(arguments)])
+    launched = Launched(kernel, grid, plain, settings, numbers)
     if local.recorder is None:
         launched.dispatch()
     else:
@@ -120,42 +140,66 @@ class Launch:
         launched: the first launch.
         places: those of the arguments that are tensors of a call. All other tensors among them are kept.
         compiled: what Triton's dispatch returned.
+        numbered: the number of the address of each place among those that a plan computes.
     """
 
-    def __init__(self, launched: Launched, places: dict[Path, Place], compiled: Any) -> None:
-        self.launched = launched._replace(
-            arguments=tuple([_without(argument, (n,), places) for n, argument in enumerate(launched.arguments)])
-        )
+    def __init__(
+        self, launched: Launched, places: dict[Path, Place], compiled: Any, numbered: dict[tuple[int, int], int]
+    ) -> None:
+        without = tuple([_without(argument, (n,), places) for n, argument in enumerate(launched.arguments)])
+        self.launched = launched._replace(arguments=without)
         self.places = places
+        self.numbers: dict[str, tuple[int, ...]] = {}  # in the place of those of the first launch
+        self.flat: FlatLaunch | None = None
         if compiled is None:
             return
         kernel = launched.kernel
         constants = {name: value for name, value in launched.settings.items() if name in kernel.arg_names}
-        bound = _signature(kernel.fn).bind(*self.launched.arguments, **constants)
+        bound = _signature(kernel.fn).bind(*without, **constants)
         bound.apply_defaults()
         self.arguments = [_addressed(argument) for argument in bound.arguments.values()]
         self.grid = (*launched.grid, *(1,) * (3 - len(launched.grid)))
         self.run, self.function, self.metadata = compiled.run, compiled.function, compiled.packed_metadata
-        self.plain = [(path[0], place.base, place.offset) for path, place in places.items() if len(path) == 1]
-        self.nested = [(path, place.base, place.offset) for path, place in places.items() if len(path) > 1]
+        self.slots = [(path, numbered[place.base, place.offset]) for path, place in places.items()]
+        described = self.arguments.copy()
+        for path, number in self.slots:
+            described[path[0]] = _replaced(described[path[0]], path[1:], Slot(number))
+        for index, what in launched.numbers.items():
+            described[index] = tuple([Varying(what, n, value) for n, value in enumerate(described[index])])
+        self.flat = flat(compiled, self.grid, described)
 
-    def direct(self, stream: int, addresses: list[int], tensors: list[Tensor]) -> None:
-        """Launch the compiled kernel on a stream, without Triton's dispatch. ``addresses``: those of ``tensors``."""
+    @property
+    def direct(self) -> Callable[[int, list[int]], None]:
+        """``(stream, addresses) -> None``: launches the compiled kernel on a stream, without Triton's dispatch."""
+        return self._nested if self.flat is None else self.flat
+
+    def _nested(self, stream: int, addresses: list[int]) -> None:
         arguments = self.arguments.copy()
-        for index, base, offset in self.plain:
-            arguments[index] = addresses[base] + offset
-        for path, base, offset in self.nested:
-            address: Any = addresses[base] + offset
-            value = Address(address) if path[-1] == DESCRIBED else address
-            arguments[path[0]] = _replaced(arguments[path[0]], path[1:], value)
+        for index, what in self.launched.numbers.items():
+            arguments[index] = self.numbers.get(what, arguments[index])
+        for path, number in self.slots:
+            value: Any = Address(addresses[number]) if path[-1] == DESCRIBED else addresses[number]
+            arguments[path[0]] = value if len(path) == 1 else _replaced(arguments[path[0]], path[1:], value)
         self.run(*self.grid, stream, self.function, self.metadata, None, None, None, *arguments)
 
     def dispatched(self, tensors: list[Tensor]) -> None:
         """Launch through Triton's dispatch. ``tensors``: at the beginning of each numbered piece of memory."""
         arguments = list(self.launched.arguments)
+        for index, what in self.launched.numbers.items():
+            arguments[index] = self.numbers.get(what, arguments[index])
         for path, place in self.places.items():
             arguments[path[0]] = _replaced(arguments[path[0]], path[1:], place.of(tensors))
         self.launched._replace(arguments=tuple(arguments)).dispatch()
+
+    def bound(self, numbers: dict[str, tuple[int, ...]]) -> Launch:
+        """A launch with other integers in the places of its `Numbers`, and all else as it is."""
+        if not self.launched.numbers:
+            return self
+        made = object.__new__(Launch)
+        made.__dict__.update(self.__dict__)
+        made.numbers = numbers
+        made.flat = None if self.flat is None else self.flat.bound(numbers)
+        return made
 
 
 _signature = lru_cache(maxsize=64)(inspect.signature)

@@ -46,7 +46,8 @@ def normalizers(call: Call, logsumexp: Tensor, nothing_visible: bool) -> Normali
 
     _, Hq, Hkv, Lq, _, D, Dv = call.shapes
     device = logsumexp.device
-    found = Normalizers(*torch.zeros((3, *logsumexp.shape), dtype=torch.float32, device=device))
+    make = torch.empty if call.lowered.covers and not nothing_visible else torch.zeros
+    found = Normalizers(*make((3, *logsumexp.shape), dtype=torch.float32, device=device))
     query, key = arguments.with_unit_stride(call.query), arguments.with_unit_stride(call.key)
     widest = max(tuning.width(D), tuning.width(Dv))
     tile = tuning.summing_tile(machine.generation(device), call.query.dtype.itemsize, widest)

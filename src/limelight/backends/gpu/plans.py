@@ -7,16 +7,18 @@ a form that was seen before needs new results, new workspace, and the launches, 
 The first call of a form runs as it is written, which compiles its kernels and uploads its tables. The second one is
 *captured* (`limelight.backends.gpu.capturing`), as by a CUDA graph. Every later one repeats the record. All memory is
 allocated anew by each call, on its stream, so calls of several threads may overlap, and CUDA graphs may capture them.
+
+In a text that grows, every length is another form. Where only some integers of the launches differ between lengths
+(`Lengths`), the record of one length is bound to others (`Plan.bound`), and only one call of each kind is captured.
 With ``LIMELIGHT_PLANS=0`` in the environment every call runs as it is written.
 """
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,7 +34,17 @@ from .capturing import Capture, Plan, Results, Tensors
 ENABLED = os.environ.get("LIMELIGHT_PLANS", "1") != "0"
 MAX_PLANS = 256  # of calls whose pattern is arithmetic
 MAX_PLANS_OF_TABLES = 16  # of calls with one set of intervals or tiles in memory
+_GROWING = (1, 2)  # the places of key and value among the tensors of a call
 ATTEMPTS = 3  # calls of a form that are captured, before it is left without a plan
+
+
+class _Kept:
+    """A plan, or how often its form was seen; and when it was last looked up."""
+
+    __slots__ = ("plan", "used")
+
+    def __init__(self, plan: Plan | int, used: int) -> None:
+        self.plan, self.used = plan, used
 
 
 class Plans:
@@ -40,7 +52,8 @@ class Plans:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._kept: OrderedDict[Hashable, Plan | int] = OrderedDict()
+        self._kept: dict[Hashable, _Kept] = {}
+        self._time = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -50,24 +63,39 @@ class Plans:
         found = self._kept.get(form)
         if found is None:
             return 0
-        try:  # noqa: SIM105 (suppress takes as long as all else here)
-            self._kept.move_to_end(form)
-        except KeyError:  # another thread has just removed it
-            pass
-        return found
+        found.used = self._time = self._time + 1
+        return found.plan
 
     def put(self, form: Hashable, plan: Plan | int) -> None:
-        """Keep a plan, or a count; the form that was not seen for the longest time is forgotten."""
-        self._kept[form] = plan
-        while len(self._kept) > self.most:
-            try:
-                self._kept.popitem(last=False)
-            except KeyError:  # another thread did so
-                break
+        """Keep a plan, or a count. Where these are too many, those that were not used for the longest time are
+        forgotten, an eighth of all at once.
+        """
+        self._time += 1
+        self._kept[form] = _Kept(plan, self._time)
+        if len(self._kept) > self.most:
+            oldest = sorted([(kept.used, n, form) for n, (form, kept) in enumerate(list(self._kept.items()))])
+            for _, _, form in oldest[: len(oldest) - self.most + self.most // 8]:
+                self._kept.pop(form, None)
+
+    def plans(self) -> list[Plan]:
+        """All plans that are kept."""
+        return [kept.plan for kept in list(self._kept.values()) if isinstance(kept.plan, Plan)]
 
     def clear(self) -> None:
         """Forget every plan, and every count of forms."""
         self._kept.clear()
+
+
+class Lengths(NamedTuple):
+    """What of the host side of a call follows from the lengths of its sequences.
+
+    Calls of equal ``kind``, whose forms are equal but for the number of keys, the strides of keys and values, and the
+    segments, make the same launches with other ``numbers`` and ``tables`` in them.
+    """
+
+    kind: Hashable
+    numbers: dict[str, tuple[int, ...]]  # by name, those of `limelight.backends.gpu.launching.Numbers`
+    tables: Tensors  # on the device
 
 
 _of_arithmetic = Plans(MAX_PLANS)
@@ -80,8 +108,16 @@ def clear() -> None:
     _of_tables.clear()
 
 
-def forward(call: Call, name: str, compute: Callable[[Call], Result]) -> Result:
-    """``compute(call)``, the forward pass of the backend ``name``, by a plan if there is one."""
+def forward(
+    call: Call,
+    name: str,
+    compute: Callable[[Call], Result],
+    lengths: Callable[[Call], Lengths | None] | None = None,
+) -> Result:
+    """``compute(call)``, the forward pass of the backend ``name``, by a plan if there is one.
+
+    With ``lengths``, a plan serves calls of other lengths, too.
+    """
     if call.observe is not None:
         with _on_device_of(call.query):
             return compute(call)
@@ -90,12 +126,18 @@ def forward(call: Call, name: str, compute: Callable[[Call], Result]) -> Result:
         result = compute(call)
         return result.output, result.logsumexp
 
-    output, logsumexp = planned(call, name, (call.query, call.key, call.value), run)
+    output, logsumexp = planned(call, name, (call.query, call.key, call.value), run, lengths)
     assert output is not None
     return Result(output, logsumexp)
 
 
-def planned(call: Call, what: Hashable, tensors: Tensors, compute: Callable[[], Results]) -> Results:
+def planned(
+    call: Call,
+    what: Hashable,
+    tensors: Tensors,
+    compute: Callable[[], Results],
+    lengths: Callable[[Call], Lengths | None] | None = None,
+) -> Results:
     """``compute()``, or the repetition of an earlier one of the same form.
 
     Args:
@@ -104,11 +146,12 @@ def planned(call: Call, what: Hashable, tensors: Tensors, compute: Callable[[], 
             sizes, strides, dtypes and alignments of ``tensors``.
         tensors: those that kernels read, all of one device, but without those of the settings.
         compute: launches kernels by `limelight.backends.gpu.launching.launch`.
+        lengths: what of it follows from the lengths of the call; ``None`` where every length has its own plan.
     """
     query = call.query
     if query.is_cuda and query.device.index != torch.cuda.current_device():
         with _on_device_of(query):
-            return planned(call, what, tensors, compute)
+            return planned(call, what, tensors, compute, lengths)
     found = form(call, what, tensors) if ENABLED else None
     if found is None:
         return compute()
@@ -116,14 +159,44 @@ def planned(call: Call, what: Hashable, tensors: Tensors, compute: Callable[[], 
     plan = plans.get(key)
     if not isinstance(plan, int):
         return plan.run(inputs)
-    plans.put(key, plan + 1)
-    if not 1 <= plan <= ATTEMPTS:
+    by_length = lengths(call) if lengths is not None and plans is _of_arithmetic else None
+    if by_length is None:
+        return _captured(plans, key, plan, Capture(inputs), compute)
+    of_kind = form(call, what, tensors, by_length.kind)
+    assert of_kind is not None
+    plan = plans.get(of_kind[1])
+    if isinstance(plan, int):
+        capture = Capture(inputs, by_length.tables)
+        return _captured(plans, key, plan, capture, compute, of_kind[1], by_length.numbers)
+    bound = plan.bound(by_length.numbers, by_length.tables)
+    plans.put(key, bound)
+    return bound.run(inputs)
+
+
+def _captured(
+    plans: Plans, key: Hashable, seen: int, capture: Capture, compute: Callable[[], Results],
+    of_kind: Hashable = None, numbers: dict[str, tuple[int, ...]] | None = None,
+) -> Results:  # fmt: skip
+    """``compute()``, captured where its form, or all forms of its kind, were ``seen`` before; a plan is kept for both.
+
+    Args:
+        plans: where.
+        key: of the form.
+        seen: how many calls of the form, or of its kind, were counted.
+        capture: records the call.
+        compute: computes it.
+        of_kind: the key of all calls of its kind; ``None`` where every form has a plan of its own.
+        numbers: those that follow from the lengths of the call.
+    """
+    plans.put(key if numbers is None else of_kind, seen + 1)
+    if not 1 <= seen <= ATTEMPTS:
         return compute()
-    capture = Capture(inputs)
     results = capture.run(compute)
     made = capture.plan(results)
     if made is not None:
         plans.put(key, made)
+        if numbers is not None and not capture.why_one_length(numbers):
+            plans.put(of_kind, made)
     return results
 
 
@@ -132,9 +205,11 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def form(call: Call, what: Hashable, tensors: Tensors) -> tuple[Plans, Hashable, Tensors] | None:
+def form(call: Call, what: Hashable, tensors: Tensors, kind: Hashable = None) -> tuple[Plans, Hashable, Tensors] | None:
     """Where the plan of a call is kept, under which key, and all tensors whose addresses it takes; ``None`` where there
     is none.
+
+    With the ``kind`` of its `Lengths`, the key of all calls of that kind.
     """
     if call.observe is not None or call.scales is not None:
         return None
@@ -145,18 +220,19 @@ def form(call: Call, what: Hashable, tensors: Tensors) -> tuple[Plans, Hashable,
         if settings is None:
             return None
         tensors += _operands(call)
-    described: list[Any] = [what, call.shapes, settings, call.query.device]
+    shapes = call.shapes if kind is None else call.shapes._replace(Lk=0)
+    described: list[Any] = [what, shapes, settings, call.query.device]
     addresses = []
-    for tensor in tensors:
-        address = tensor.data_ptr()
-        described += (tensor.stride(), tensor.dtype, address & 15)
-        addresses.append(address)
+    for n, tensor in enumerate(tensors):
         if tensor.is_neg():
             return None
+        address = tensor.data_ptr()
+        described += (tensor.stride() if kind is None or n not in _GROWING else None, tensor.dtype, address & 15)
+        addresses.append(address)
     if len(set(addresses)) < len(addresses):  # a capture cannot tell which of two tensors at one place is meant
         described.append(tuple(map(addresses.index, addresses)))
     if lowered.arrays is None and lowered.tiles is None:
-        described += (lowered.segments, lowered.spans)
+        described += (lowered.segments if kind is None else kind, lowered.spans)
         return _of_arithmetic, tuple(described), tensors
     plans = _of_tables.get(lowered)
     if plans is None:
@@ -199,5 +275,6 @@ def _settings(call: Call) -> Hashable | None:
     if call.dropout:
         described.append(call.layout.documents if call.layout else 1)
     if call.pages is not None:
-        described += (call.pages.size, call.key.shape, call.value.shape, call.pages.table.shape)
+        described += (call.pages.size, call.key.shape, call.value.shape)
+        described += page_table(call.pages, call.query.device).shape
     return tuple(described)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...forms.lowering import Lowered
-from ...forms.segments import unpack
+from ...forms.segments import of_all_rows, unpack
+from .launching import Numbers
 
 POSITION_LIMIT = 2**30  # positions are 32-bit integers in the kernels
 
@@ -46,7 +47,8 @@ class Visibility(NamedTuple):
     def of_tile(self) -> tuple[Any, ...]:
         """The arguments of a kernel whose programs take one tile of `work` each, in its order."""
         return (
-            self.work, self.segments, self.segment, *self.interval_tables, self.states, self.bits, self.map_strides
+            self.work, self.segments, Numbers("segment", self.segment), *self.interval_tables, self.states, self.bits,
+            self.map_strides,
         )  # fmt: skip
 
     @property
@@ -74,14 +76,14 @@ def interval_count(lowered: Lowered) -> int:
 
 def visibility(lowered: Lowered, queries: int, device: torch.device) -> Visibility:
     """The lowering on the device, cut into tiles of ``queries`` queries."""
-    table = lowered.segment_table
-    if len(table) == 1 and table[0, 0] == -1:
-        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = table[0].tolist()
+    one = of_all_rows(lowered.segments)
+    if one is not None:
+        _, query_begin, query_end, key_begin, key_end, query_offset, key_offset, *_ = one
         segment = (query_begin, query_end, key_begin, key_end, query_offset, key_offset)
         work, segments, tiles = None, None, -(-(query_end - query_begin) // queries)
         rows, longest = lowered.B, key_end - key_begin
     else:
-        segment = (0,) * 6
+        table, segment = lowered.segment_table, (0,) * 6
         segments, work = _query_tiles(lowered.segments, queries, device)
         tiles, rows = len(work), lowered.B if len(table) and table[0, 0] == -1 else 1
         longest = int((table[:, 4] - table[:, 3]).max(initial=0))
@@ -112,7 +114,8 @@ def nothing_visible(lowered: Lowered) -> bool:
 
 def beyond_32_bits(lowered: Lowered) -> list[str]:
     """Why kernels cannot hold the positions of a lowering; empty where they can."""
-    if not _is_far(lowered.segments):
+    one = of_all_rows(lowered.segments)
+    if not (max(map(abs, one[5:7])) >= POSITION_LIMIT if one is not None else _is_far(lowered.segments)):
         return []
     return [f"a position is {POSITION_LIMIT} or more, and the kernels hold positions in 32 bits"]
 

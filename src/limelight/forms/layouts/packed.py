@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,32 @@ from ...tensors.tracing import readable
 from ..coordinates import Coordinates
 from ..segments import pack, per_row
 from .base import Layout, all_exist
+
+
+class _Facts(NamedTuple):
+    """What follows from the lengths of queries and of keys; ``values``: these, those of a tensor as bytes of int64."""
+
+    values: tuple[tuple[int, ...] | bytes, ...]
+    totals: tuple[int, ...]
+    least: tuple[int, ...]  # 0 for no document
+    segments: bytes
+
+    @classmethod
+    def of(cls, values: tuple[tuple[int, ...] | bytes, ...]) -> _Facts:
+        queries, keys = (np.frombuffer(x, np.int64) if isinstance(x, bytes) else np.array(x, np.int64) for x in values)
+        query_end, key_end = queries.cumsum(), keys.cumsum()
+        segments = pack(
+            len(queries),
+            row=-1,
+            query_begin=query_end - queries,
+            query_end=query_end,
+            key_begin=key_end - keys,
+            key_end=key_end,
+            query_offset=keys - query_end,
+            key_offset=keys - key_end,
+        )
+        totals = tuple([sum(x) if isinstance(x, tuple) else int(np.frombuffer(x, np.int64).sum()) for x in values])
+        return cls(values, totals, (int(queries.min(initial=0)), int(keys.min(initial=0))), segments)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -69,17 +96,15 @@ class Packed(Layout):
         if not all(map(readable, self.both)):
             return
         names = ("query_lengths", "query_lengths" if self.key_lengths is None else "key_lengths")
-        for name, lengths, what, size in zip(names, self.both, ("Lq", "Lk"), (Lq, Lk), strict=True):
+        for name, lengths in zip(names, self.both, strict=True):
             if isinstance(lengths, Tensor):
                 check_tensor(name, lengths)
-            total = int(lengths.sum()) if isinstance(lengths, Tensor) else sum(lengths)
-            if isinstance(lengths, Tensor) and len(lengths) and int(lengths.min()) < 0:
-                raise wrong(
-                    name,
-                    "must not hold a negative length",
-                    f"its smallest is {int(lengths.min())}",
-                    "Check cu_seqlens.",
-                )
+        facts = self._facts()
+        for name, total, least, what, size in zip(
+            names, facts.totals, facts.least, ("Lq", "Lk"), (Lq, Lk), strict=True
+        ):
+            if least < 0:
+                raise wrong(name, "must not hold a negative length", f"its smallest is {least}", "Check cu_seqlens.")
             if total != size:
                 raise wrong(
                     name,
@@ -87,6 +112,16 @@ class Packed(Layout):
                     f"{self.documents} documents have {total} tokens in all, and {what} = {size}",
                     "Cut the tensors to the tokens that exist, or name the rest as one more document.",
                 )
+
+    def _facts(self) -> _Facts:
+        """What follows from the lengths. It is kept with their values, which are compared: a tensor may be written to,
+        by ways that its version does not count.
+        """
+        values = tuple([per_row(x, 0).tobytes() if isinstance(x, Tensor) else x for x in self.both])
+        kept: _Facts | None = self.__dict__.get("_kept_facts")
+        if kept is None or kept.values != values:
+            kept = self.__dict__["_kept_facts"] = _Facts.of(values)
+        return kept
 
     def coordinates(self, B: int, Lq: int, Lk: int, device: torch.device) -> Coordinates:
         query_lengths, key_lengths = (torch.as_tensor(n, device=device, dtype=torch.int64) for n in self.both)
@@ -100,21 +135,7 @@ class Packed(Layout):
         return Coordinates(query, key, query_document[None], key_document[None], *all_exist(query, key))
 
     def segments(self, B: int, Lq: int, Lk: int) -> bytes:
-        queries, keys = (
-            per_row(lengths, 0) if isinstance(lengths, Tensor) else np.asarray(lengths, dtype=np.int64)
-            for lengths in self.both
-        )
-        query_end, key_end = queries.cumsum(), keys.cumsum()
-        return pack(
-            self.documents,
-            row=-1,
-            query_begin=query_end - queries,
-            query_end=query_end,
-            key_begin=key_end - keys,
-            key_end=key_end,
-            query_offset=keys - query_end,
-            key_offset=keys - key_end,
-        )
+        return self._facts().segments
 
     @property
     def uniform_over_batch(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..segments import of_all_rows
 from ..segments import unpack as unpack_segments
 from ..spans import SPAN_BYTES
 from ..spans import unpack as unpack_spans
@@ -40,7 +41,13 @@ class Lowered:
     @cached_property
     def covers(self) -> bool:
         """Whether every query belongs to some segment, so that kernels write every row of the output."""
-        return _covers(self.segments, self.B, self.Lq)
+        one = of_all_rows(self.segments)
+        return one[1:3] == (0, self.Lq) if one is not None else _covers(self.segments, self.B, self.Lq)
+
+    @cached_property
+    def covers_keys(self) -> bool:
+        """Whether every key belongs to exactly one segment, so that owners of keys write every row of the gradients."""
+        return _covers_keys(self.segments, self.B, self.Lk)
 
     @property
     def form(self) -> str:
@@ -151,3 +158,16 @@ def _covers(segments: bytes, B: int, Lq: int) -> bool:
     table = unpack_segments(segments)
     rows = np.where(table[:, 0] < 0, B, 1)
     return int(((table[:, 2] - table[:, 1]) * rows).sum()) == B * Lq
+
+
+@lru_cache(maxsize=256)
+def _covers_keys(segments: bytes, B: int, Lk: int) -> bool:
+    table = unpack_segments(segments)
+    rows = [(row, begin, end) for row, _, _, begin, end, *_ in table.tolist() if begin < end]
+    whole = {-1} if all(row == -1 for row, _, _ in rows) else set(range(B))
+    place: dict[int, int] = {}
+    for row, begin, end in sorted(rows):
+        if begin != place.get(row, 0):
+            return False
+        place[row] = end
+    return Lk == 0 or place == dict.fromkeys(whole, Lk)

@@ -82,9 +82,9 @@ def unsupported(call: Call) -> list[str]:
         reasons.append(f"the head width is {which}; flash3 takes {tuning.NARROWEST // 2 + 1} to {tuning.WIDEST}")
     if shapes.Lq < tuning.ROWS // 2:
         reasons.append(f"Lq is {shapes.Lq}; a tile of {tuning.ROWS} queries would be more than half empty")
-    reasons += [
-        f"the score rule {rule!r} has no flash3 kernel" for rule in call.scores if type(rule) not in (ALiBi, SoftCap)
-    ]
+    if call.scores:
+        served = (ALiBi, SoftCap)
+        reasons += [f"the score rule {rule!r} has no flash3 kernel" for rule in call.scores if type(rule) not in served]
     reasons += unknown_positions(call)
     if call.compare is not None:
         reasons.append("Additive has no flash3 kernel, which computes dot products")
