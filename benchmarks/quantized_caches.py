@@ -8,8 +8,8 @@ those over a bfloat16 cache, the root of the mean square and the largest. The mo
 
 Table 2: microseconds of one query of attention over all keys, of the shapes of SmolLM2-135M (9 query heads, 3 key
 heads, D = 64) and Llama 3 8B (32, 8, 128). As in a model, each layer has keys of its own, so that they come from
-memory, not from a cache of the processor. The caches take turns, `--rounds` times; the median is printed, and its share
-of bfloat16's.
+memory, not from a cache of the processor, and they lie in huge pages. The caches take turns, `--rounds` times; the
+median is printed, and its share of bfloat16's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 import limelight
 from limelight import Quantized
+from limelight.backends import huge_pages
 from limelight.formats.progress import counted
 from limelight.microscope import heads as packaged
 from limelight.nn import Cache
@@ -117,6 +118,8 @@ def measured(Hq: int, Hkv: int, D: int, keys: int, rounds: int) -> list[float]:
     query = torch.randn(1, Hq, 1, D).to(BF16)
     caches: list[list[Any]] = [[[torch.randn(1, Hkv, keys, D).to(BF16) for _ in "kv"] for _ in range(layers)]]
     caches += [[[Quantized.of(x, kind, rotate=True) for x in layer] for layer in caches[0]] for kind in KINDS]
+    for stored in (x for cache in caches for layer in cache for x in layer):
+        huge_pages.use(stored.data if isinstance(stored, Quantized) else stored, seconds=10)
     times: list[list[float]] = [[] for _ in caches]
     for _ in range(rounds):
         for cache, found in zip(caches, times, strict=True):

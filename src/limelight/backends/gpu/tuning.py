@@ -208,7 +208,12 @@ _LARGEST: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("hopper", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(32, 32, 8, 1))),
     ("blackwell", 2): ((256, Tile(32, 64, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 2): ((128, Tile(128, 64, 8, 2)), (256, Tile(64, 64, 8, 2)), (512, Tile(16, 16, 8, 1))),
-    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 4): (
+        (64, Tile(32, 32, 8, 1)),
+        (128, Tile(16, 16, 4, 1)),
+        (256, Tile(16, 32, 8, 1)),
+        (512, Tile(16, 16, 8, 1)),
+    ),
 }
 
 # The owners of keys that sum weights over queries. They read all queries once for each tile of keys, from the L2 cache:
@@ -219,7 +224,7 @@ _COLUMNS: dict[tuple[str, int], tuple[tuple[int, Tile], ...]] = {
     ("blackwell", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
     ("ampere", 2): ((128, Tile(64, 64, 4, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
     ("other", 2): ((128, Tile(64, 64, 8, 2)), (256, Tile(32, 64, 4, 1)), (512, Tile(16, 16, 8, 1))),
-    ("other", 4): ((256, Tile(32, 32, 8, 1)), (512, Tile(16, 16, 8, 1))),
+    ("other", 4): ((256, Tile(16, 16, 4, 1)), (512, Tile(16, 16, 8, 1))),  # 32 keys spill up to 15 KB
 }
 
 # Scores for which the kernels of largest weights and of sums have smaller tiles.
@@ -315,6 +320,8 @@ def largest_tile(generation: str, itemsize: int, widest: int, needs: Needs, top:
     if generation == "interpreter":
         return _INTERPRETED
     tile = _of_table(_LARGEST, generation, itemsize, widest)
+    if needs & _OBSERVED and itemsize == 4 and widest <= 256:
+        return Tile(16, 16, 4, 1)  # larger ones spill 4 to 112 bytes on every GPU
     few = needs & _OBSERVED or (tile.rows > 32 and top > 16)
     return tile._replace(keys=min(tile.keys, 32), stages=1) if few else tile
 
@@ -327,7 +334,7 @@ def column_tile(
     ``high`` and ``wide`` are the queries and keys of a block; ``wide`` is ``None`` where keys alone are summed.
     """
     tile = _INTERPRETED if generation == "interpreter" else _of_table(_COLUMNS, generation, itemsize, widest)
-    if needs & _OBSERVED and generation != "interpreter":
+    if needs & _OBSERVED and generation != "interpreter" and itemsize < 4:
         tile = Tile(16, min(tile.keys, 32), 8, 1)  # 120 registers; 32 rows spill on some GPUs, whatever the warps
     if wide is None:
         return tile, 1
