@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.launches import Same, as_written, forward, settled
+from support.launches import check_launches, forward, settled
 from support.strategies import examples, sizes
 
 import limelight
@@ -67,19 +67,7 @@ def check_form(monkeypatch, log, function, backend, call, calls=4):
     """Calls of one form launch what the code launches as it is written, whether they have a plan by then or not."""
     for _ in range(calls):
         call = again(call)
-        log.clear()
-        expected = as_written(monkeypatch, function, backend, call)
-        written = log.copy()
-        log.clear()
-        found = function(backend, call)
-        same = Same([call.query, call.key, call.value, *call.operands])
-        same.logs(written, log)
-        for a, b in zip(expected, found, strict=True):
-            assert (a is None) == (b is None)
-            if a is not None:
-                assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-                if a.numel():
-                    same.address(a.data_ptr(), b)
+        check_launches(monkeypatch, log, function, backend, call)
 
 
 @pytest.mark.parametrize("function", [forward, backward])
@@ -180,14 +168,7 @@ def test_one_tensor_in_several_places(monkeypatch, logged):
     for values in (call.value, call.key, call.value, call.key):
         same = call.replace(value=values)
         for _ in range(3):
-            logged.clear()
-            expected = as_written(monkeypatch, forward, flash2, same)
-            written = logged.copy()
-            logged.clear()
-            found = forward(flash2, same)
-            compare = Same([same.query, same.key, same.value])
-            compare.logs(written, logged)
-            compare.address(expected[0].data_ptr(), found[0])
+            check_launches(monkeypatch, logged, forward, flash2, same)
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")

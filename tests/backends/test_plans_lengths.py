@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.launches import Same, as_written, forward, settled
+from support.launches import as_written, check_launches, forward, settled
 
 from limelight import ALiBi, Aligned, Bias, Causal, Explicit, Keys, Packed, Padded, Paged, RelativeBias, SoftCap, Window
 from limelight.backends.gpu import flash2, machine, plans
@@ -36,16 +36,7 @@ def by_token(B, H, L, D):
 
 def check(monkeypatch, log, call):
     """A call launches the same with plans and without, at least to what kernels are compiled for."""
-    log.clear()
-    expected = as_written(monkeypatch, forward, flash2, call)
-    written = log.copy()
-    log.clear()
-    found = forward(flash2, call)
-    same = Same([call.query, call.key, call.value, *call.operands])
-    same.logs(written, log)
-    for a, b in zip(expected, found, strict=True):
-        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-        same.address(a.data_ptr(), b)
+    check_launches(monkeypatch, log, forward, flash2, call)
 
 
 @st.composite

@@ -92,6 +92,23 @@ def as_written(monkeypatch, function, *arguments):
         return function(*arguments)
 
 
+def check_launches(monkeypatch, log, function, backend, call):
+    """A call launches the same, and returns the same, with plans and without."""
+    log.clear()
+    expected = as_written(monkeypatch, function, backend, call)
+    written = log.copy()
+    log.clear()
+    found = function(backend, call)
+    same = Same([call.query, call.key, call.value, *call.operands])
+    same.logs(written, log)
+    for a, b in zip(expected, found, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+            if a.numel():
+                same.address(a.data_ptr(), b)
+
+
 def settled():
     """The plans made so far."""
     every = [plans._of_arithmetic, *plans._of_tables.values()]
