@@ -204,13 +204,14 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         """Attention of a step's queries ``(T, Hq, D)``, written to ``output`` ``(T, Hq, D)``, which is returned."""
         if output_scale is not None or output_block_scale is not None:
             refuse("this layer", ["outputs that are quantized in the same pass are not written"])
-        if self.keeps:
-            settle(kv_cache)
-        if attn_metadata is None:  # vLLM runs the model once without a step, to measure its memory
+        if attn_metadata is None:  # vLLM runs the model without a step, to measure its memory and to compile
+            if self.keeps:
+                settle(kv_cache)
             return output.zero_()
         step, count = attn_metadata, attn_metadata.starts[-1]
         if self.keeps:
             if self.stored is None or self.stored[0] is not kv_cache:
+                settle(kv_cache)
                 self.stored = (kv_cache, *halves(kv_cache))
             _, keys, values = self.stored
         else:
@@ -280,7 +281,7 @@ SETTLE = 10.0
 def settle(kv_cache: Tensor) -> None:
     """Move the memory of a cache into huge pages, at most for ten seconds; once for all layers, which share it."""
     address = kv_cache.untyped_storage().data_ptr()
-    if address in _settled or kv_cache.device.type != "cpu":
+    if address in _settled:
         return
     _settled.add(address)
     if moved := huge_pages.use(kv_cache, SETTLE):

@@ -219,9 +219,7 @@ class WindowStore(Store):
         """Keep the end of a text: at most the last ``back`` keys and values, of the positions from ``first`` on."""
         columns = 2 * max(self.back, FIRST // 2)
         parts = self.precision.split(key, value)
-        self.buffers = [huge_pages.zeros(part, (*part.shape[:2], columns, part.shape[3])) for part in parts]
-        for buffer, part in zip(self.buffers, parts, strict=True):
-            buffer[:, :, : part.shape[2]] = part
+        self.buffers = [_larger(part, part, columns, part.shape[2]) for part in parts]
         self.start = first
 
     def slots(self, new: NewTokens, key: Tensor, value: Tensor) -> Slots:
@@ -235,7 +233,7 @@ class WindowStore(Store):
         L, columns = key.shape[2], 2 * max(self.back, FIRST // 2)
         if not self.buffers:
             likes = self.precision.likes(key, value)
-            self.buffers = [huge_pages.zeros(like, (*like.shape[:2], columns, like.shape[3])) for like in likes]
+            self.buffers = [_larger(None, like, columns, 0) for like in likes]
         used = maximum(new.before - self.start)
         if used + L > columns:
             self._keep(self.buffers, new.before)
