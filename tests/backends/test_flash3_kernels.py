@@ -13,7 +13,7 @@ import limelight
 from limelight import ALiBi, Aligned, Causal, Keys, Observe, Packed, Padded, SoftCap, Window
 from limelight.backends.gpu import machine
 from limelight.backends.gpu.hopper import flash3, flash3_float8, tuning
-from limelight.backends.gpu.hopper.quantise import in_blocks, quantise
+from limelight.backends.gpu.hopper.quantise import quantise, with_exponents
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -221,8 +221,8 @@ def test_float8_equals_the_definition_on_what_its_numbers_stand_for(example):
     small = quantise(q, k, v, keys)
     stands = lambda x, scales, rows: x.double() * scales.repeat_interleave(rows, 2)[:, :, : x.shape[2], None]  # noqa: E731
     q, k = stands(small.query, small.query_scales, 64), stands(small.key, small.key_scales, keys)  # rotated
-    v8, v_scales = in_blocks(v.float(), keys)
-    meant = Example(example.sizes, q, k, stands(v8, v_scales, keys), dict(example.settings))
+    v8, exponents = with_exponents(v.float(), keys)
+    meant = Example(example.sizes, q, k, stands(v8, exponents.exp2(), keys), dict(example.settings))
     meant.settings["scale"] = example.settings["scale"] or example.sizes.D**-0.5
     truth, lse = run(meant, "truth", torch.float64)
     meant.value = meant.value.abs()
@@ -230,3 +230,25 @@ def test_float8_equals_the_definition_on_what_its_numbers_stand_for(example):
     allowed = terms / 16 + 2.0**-9 * meant.value.amax() + 2.0**-11 * truth.abs()
     assert bool(((ours[0].double() - truth).abs() <= allowed).all())
     assert torch.allclose(ours[1].double(), lse, rtol=1e-5, atol=1e-5)
+
+
+def test_float8_keeps_the_weights_of_small_values():
+    """Queries that see a block of small values alone are as exact as others, whatever the size of later values."""
+    example = example_of(pattern=Causal(), Lq=256, Lk=256)
+    example.value[:, :, :128] *= 2.0**-12
+    q, k, v = (t.half() for t in (example.query, example.key, example.value))
+    assert tuning.FLOAT8[64].block == 128
+    small = quantise(q, k, v, 128)
+    assert (small.value_exponents[..., 1] - small.value_exponents[..., 0]).min() >= 11
+    ours = run(example, "flash3-float8")[0].double()
+    stands = lambda x, scales, rows: x.double() * scales.repeat_interleave(rows, 2)[..., None]  # noqa: E731
+    q, k = stands(small.query, small.query_scales, 64), stands(small.key, small.key_scales, 128)
+    v8, exponents = with_exponents(v.float(), 128)
+    v = stands(v8, exponents.exp2(), 128)
+    scale = example.sizes.D**-0.5
+    truth, terms = (
+        limelight.attention(q, k, x, backend="reference", scale=scale, pattern=Causal()) for x in (v, v.abs())
+    )
+    # Of a weight's 8 bits, of its smallest step, and of the output in float16.
+    allowed = terms / 16 + 2.0**-18 * v.abs().cumsum(2) + 2.0**-11 * truth.abs() + 2.0**-25
+    assert bool(((ours - truth).abs() <= allowed)[:, :, :128].all())

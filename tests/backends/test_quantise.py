@@ -7,7 +7,16 @@ import limelight
 from limelight import Causal
 from limelight.backends import choose
 from limelight.backends.contract import BackendError
-from limelight.backends.gpu.hopper.quantise import MAX, QUERIES, in_blocks, key_order, quantise, rotation_matrix
+from limelight.backends.gpu.hopper.quantise import (
+    MAX,
+    QUERIES,
+    SPREAD,
+    in_blocks,
+    key_order,
+    quantise,
+    rotation_matrix,
+    with_exponents,
+)
 from limelight.forms.settings import Settings
 from limelight.operator.calling import prepare
 
@@ -64,6 +73,22 @@ def test_a_block_is_not_disturbed_by_another():
     assert scale.isfinite().all()
 
 
+def test_scales_of_values_are_powers_of_two_within_a_range():
+    x = torch.ones(1, 1, 256, 64)
+    for block, size in enumerate((448.0, 2.0**-30, 1e-38, 0.0)):
+        x[:, :, 64 * block : 64 * block + 64] *= size
+    x[0, 0, 3, 5] = 449.0
+    small, exponents = with_exponents(x, 64)
+    assert exponents.flatten().tolist() == [1.0, -38.0, 1.0 - SPREAD, 1.0 - SPREAD]
+    stands = small.float() * exponents.exp2().repeat_interleave(64, 2)[..., None]
+    assert torch.equal(stands[:, :, 64:128], x[:, :, 64:128])
+    assert stands[0, 0, 3, 5] == 448.0
+    assert not stands[:, :, 128:].any()
+    for value in (float("nan"), float("inf")):
+        x[0, 0, 70, 0] = value
+        assert with_exponents(x, 64)[1].isfinite().flatten().tolist() == [True, False, True, True]
+
+
 def test_values_stand_where_the_weights_are_looked_for():
     """A thread of a quad (``q``) has the weights of columns ``8 b + 2 q + f`` and offers them as ``16 h + 4 q + e``."""
     expected = [8 * (2 * h + e // 2) + 2 * q + e % 2 for h in range(2) for q in range(4) for e in range(4)]
@@ -71,7 +96,7 @@ def test_values_stand_where_the_weights_are_looked_for():
     x = torch.randn(1, 1, 70, 64)
     small = quantise(x, x, x, 64)
     assert small.value.shape == (1, 1, 64, 128)
-    straight, _ = in_blocks(x, 64)
+    straight, _ = with_exponents(x, 64)
     assert torch.equal(small.value[0, 0, :, :32].float(), straight[0, 0, expected].mT.float())
     assert not small.value[0, 0, :, 96:].float().any()
 

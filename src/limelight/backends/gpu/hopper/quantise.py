@@ -16,7 +16,7 @@ from torch import Tensor
 
 QUERIES = 64  # queries that share a scale
 MAX = 448.0  # the largest finite value of e4m3
-WEIGHT = 256.0  # the float8 value that stands for a weight of 1 in the kernel
+SPREAD = 60  # exponents of two between the scales of blocks of values of a head, at most
 GROUP = 32  # keys within which the kernel reads values in another order
 
 
@@ -28,8 +28,7 @@ class Quantised(NamedTuple):
     value: Tensor  # (B, Hkv, Dv, whole blocks of keys) float8, keys in the order of `key_order`
     query_scales: Tensor  # (B, Hq, blocks of queries) float32
     key_scales: Tensor  # (B, Hkv, blocks of keys)
-    value_shares: Tensor  # (B, Hkv, blocks of keys): the block's scale over the head's, times `WEIGHT`
-    value_scales: Tensor  # (B, Hkv): the factor from sums of the kernel to outputs
+    value_exponents: Tensor  # (B, Hkv, blocks of keys): a block's scale is 2 to this power
 
 
 def quantise(query: Tensor, key: Tensor, value: Tensor, keys: int) -> Quantised:
@@ -37,24 +36,43 @@ def quantise(query: Tensor, key: Tensor, value: Tensor, keys: int) -> Quantised:
     rotation = rotation_matrix(query.shape[-1], query.device)
     query8, query_scales = in_blocks(query.float() @ rotation, QUERIES)
     key8, key_scales = in_blocks(key.float() @ rotation, keys)
-    value8, value_scales = in_blocks(value.float(), keys)
+    value8, exponents = with_exponents(value.float(), keys)
     B, H, L, W = value.shape
     padded = torch.zeros((B, H, -(-L // keys) * keys, W), dtype=value8.dtype, device=value.device)
     padded[:, :, :L] = value8
     transposed = padded[:, :, key_order(padded.shape[2], value.device)].mT.contiguous()
-    whole = value_scales.amax(-1)
-    shares = value_scales / whole[..., None] * WEIGHT
-    return Quantised(query8, key8, transposed, query_scales, key_scales, shares, whole / WEIGHT)
+    return Quantised(query8, key8, transposed, query_scales, key_scales, exponents)
 
 
 def in_blocks(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """``(float8, scales)`` of ``(B, H, L, W)``: ``x`` is about the first times the scale of its block of ``rows``."""
-    L = x.shape[2]
-    padded = torch.nn.functional.pad(x, (0, 0, 0, -L % rows))
-    blocks = padded.reshape(*x.shape[:2], -1, rows, x.shape[3])
-    scales = (blocks.abs().amax((3, 4)) / MAX).clamp(min=torch.finfo(torch.float32).tiny)
-    quantised = (blocks / scales[..., None, None]).to(torch.float8_e4m3fn)
-    return quantised.flatten(2, 3)[:, :, :L].contiguous(), scales
+    scales = least_scales(x, rows)
+    return scaled(x, scales, rows), scales
+
+
+def with_exponents(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """As `in_blocks`, with scales that are powers of two, given by their exponents (float32).
+
+    The kernel sums outputs in units of the last block's scale, so that none of its weights is multiplied by a scale,
+    and 8 bits of a weight are enough for blocks of small values, too. Powers of two make a change of units exact. A
+    scale is at least 2^-`SPREAD` of the largest of its head, so that no sum overflows.
+    """
+    exponents = least_scales(x, rows).log2().ceil()
+    finite = exponents.nan_to_num(-torch.inf, -torch.inf)  # a value that is not spoils its own block alone
+    exponents = torch.maximum(exponents, finite.amax(-1, keepdim=True) - SPREAD)
+    return scaled(x, exponents.exp2(), rows), exponents
+
+
+def least_scales(x: Tensor, rows: int) -> Tensor:
+    """The least scale of each block of ``rows`` rows, ``(B, H, blocks)``, with which its numbers fit."""
+    largest = torch.nn.functional.pad(x.abs().amax(3), (0, -x.shape[2] % rows)).unflatten(2, (-1, rows)).amax(3)
+    return (largest / MAX).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def scaled(x: Tensor, scales: Tensor, rows: int) -> Tensor:
+    """``x`` over the scales of its blocks, in float8."""
+    each = scales.repeat_interleave(rows, 2)[:, :, : x.shape[2], None]
+    return (x / each).to(torch.float8_e4m3fn).contiguous()
 
 
 @lru_cache(maxsize=16)

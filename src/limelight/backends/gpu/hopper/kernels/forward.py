@@ -174,16 +174,21 @@ def _step(
     m, total, moments, acc, p, count, t, item, seen, scoring, copied, buffers, bars,
     const: gl.constexpr, variant: gl.constexpr, WARPGROUP: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """One block of keys, while the products of the block before it with its values still run."""
+    """One block of keys, while the products of the block before it with its values still run.
+
+    ``p`` are the packed weights of the block before and, in 8 bits, the exponent of its values, in whose units the
+    output is summed; a new exponent is one more factor of the output, which costs nothing for each weight.
+    """
+    words, before_exponent = p
     _, _, record, edges, steps, _ = item
     seen_by, rows, shift, scales = seen
     n, k = step(record, t, edges, const)
-    unit, share = scales_of(scales, n, variant.FLOAT8)
+    unit, exponent = scales_of(scales, n, variant.FLOAT8)
     _begin_turn(count, bars, variant, WARPGROUP)
     s = _issue_scores(buffers, count % variant.STAGES, const, variant, WARPGROUP)
     before = count - 1
     _wait_for_values(before, bars, variant)
-    acc = _issue_output(acc, p, buffers, before % variant.STAGES, const, variant)
+    acc = _issue_output(acc, words, buffers, before % variant.STAGES, const, variant)
     _end_turn(bars, variant, WARPGROUP)
     s = warpgroup_mma_wait(1 if const.VALUE_REST == 0 else 2, deps=(s,))
     _read(1, t, count, item, copied, buffers, bars, const, variant)
@@ -192,11 +197,12 @@ def _step(
         s, unit, m, total, moments, n, begin, end, rows, shift, scoring, const, variant.FLOAT8, MASKED
     )
     _wait_for_keys(count + 1, t + 1 < steps, bars, variant)
-    acc = _wait_for_output(acc, p)
+    acc = _wait_for_output(acc, words)
     _read(2, t - 1, before, item, copied, buffers, bars, const, variant)
+    if variant.FLOAT8:
+        rescale = rescale * gl.exp2(before_exponent - exponent)
     acc = rescaled(acc, rescale, variant.FLOAT8)
-    p = pack_weights(weights * share if variant.FLOAT8 else weights, buffers[2][0], variant.FLOAT8)
-    return m, total, moments, acc, p
+    return m, total, moments, acc, (pack_weights(weights, buffers[2][0], variant.FLOAT8), exponent)
 
 
 @gluon.jit
@@ -244,7 +250,7 @@ def _consumer(
             seen = (seen_by, rows, key_offset - query_offset, scales_of_item(scales, b, h, heads, group, i, exists))
         else:
             seen = (seen_by, rows, key_offset - query_offset, None)
-        unit, share = scales_of(seen[3], n, variant.FLOAT8)
+        unit, exponent = scales_of(seen[3], n, variant.FLOAT8)
         begin, end = interval_of(k, seen_by, const)
         m = gl.full([ROWS], -float("inf"), gl.float32, gl.SliceLayout(1, SCORES))
         s = warpgroup_mma_wait(0, deps=(s,))
@@ -255,7 +261,7 @@ def _consumer(
             variant.FLOAT8, True,
         )  # fmt: skip
         _wait_for_keys(count + 1, steps > 1, bars, variant)
-        p = pack_weights(weights * share if variant.FLOAT8 else weights, buffers[2][0], variant.FLOAT8)
+        p = pack_weights(weights, buffers[2][0], variant.FLOAT8), exponent
         acc = no_output(const, variant.FLOAT8)
         count += 1
         for t in range(1, edges):
@@ -274,11 +280,11 @@ def _consumer(
             mbarrier.arrive(queries_empty)
         before = count - 1
         _wait_for_values(before, bars, variant)
-        acc = _issue_output(acc, p, buffers, before % variant.STAGES, const, variant)
-        acc = _wait_for_output(acc, p)
+        acc = _issue_output(acc, p[0], buffers, before % variant.STAGES, const, variant)
+        acc = _wait_for_output(acc, p[0])
         _read(2, steps - 1, before, item, copied, buffers, bars, const, variant)
         finish(
-            m, total, moments, acc, record, tile, column, heads, target, seen[3], scoring,
+            m, total, moments, acc, p[1], record, tile, column, heads, target, scoring,
             const, variant.FLOAT8, WARPGROUP,
         )  # fmt: skip
 

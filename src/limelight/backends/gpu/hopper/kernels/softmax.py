@@ -17,23 +17,28 @@ from .operands import ROWS, layout_of
 BELOW = gl.constexpr("{ .reg .pred p; setp.lt.u32 p, $2, $3; selp.f32 $0, $1, 0fFF800000, p; }")
 
 
+# Weights of 8 bits, and their sums, are computed 2^8 times as large, so that those of 2^-17 and more do not become zero.
+LIFT = gl.constexpr(8.0)
+LIFTED = gl.constexpr(2.0**8)
+
+
 @gluon.jit
 def scales_of(scales, n, FLOAT8: gl.constexpr):
-    """The factor of the scores of each row with block ``n``, and the block's scale of values over the head's."""
+    """The factor of the scores of each row with block ``n``, and the exponent of two of the block's values."""
     if FLOAT8:
-        of_rows, of_keys, shares, _ = scales
-        return of_rows * gl.load(of_keys + n), gl.load(shares + n)
+        of_rows, of_keys, of_values = scales
+        return of_rows * gl.load(of_keys + n), gl.load(of_values + n)
     else:  # noqa: RET505  what follows a return is compiled too
-        return 1.0, 1.0
+        return 1.0, None
 
 
 @gluon.jit
 def scales_of_item(scales, b, h, heads, group, i, exists):
     """Of a tile and a head: the scales of its rows, and the addresses of those of blocks of keys and values."""
-    of_queries, of_keys, shares, of_values, query_blocks, key_blocks = scales
+    of_queries, of_keys, of_values, query_blocks, key_blocks = scales
     of_rows = gl.load(of_queries + (b * heads + h) * query_blocks + i // ROWS, mask=exists, other=1.0)
-    pair = b * (heads // group) + h // group
-    return of_rows, of_keys + pair * key_blocks, shares + pair * key_blocks, of_values + pair
+    blocks = (b * (heads // group) + h // group) * key_blocks
+    return of_rows, of_keys + blocks, of_values + blocks
 
 
 @gluon.jit
@@ -63,8 +68,8 @@ def weights_of(
     s, unit, m, total, moments, n, begin, end, rows, shift, scoring,
     const: gl.constexpr, FLOAT8: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """From the scores of block ``n`` in units of ``unit``: the running maximum, the factor of earlier sums, weights,
-    the sum of all weights, and moments (`no_moments`)."""
+    """From the scores of block ``n`` in units of ``unit``: the running maximum, the factor of earlier sums, weights (of
+    8 bits, times 2^`LIFT`), the sum of all weights, and moments (`no_moments`)."""
     of_block = gl.arange(0, const.BLOCK, layout=gl.SliceLayout(0, layout_of(const.BLOCK, FLOAT8)))
     j = n * const.BLOCK + of_block
     factor = scoring[1]
@@ -79,10 +84,11 @@ def weights_of(
     top = gl.max(s, 1)
     m_new = gl.maximum(m, top * factor)
     base = gl.where(m_new == -float("inf"), 0.0, m_new)
+    moved_to = LIFT - base if FLOAT8 else -base
     if FLOAT8 and not const.SCALE_FIRST:
-        power = gl.fma(s, factor[:, None], -base[:, None])
+        power = gl.fma(s, factor[:, None], moved_to[:, None])
     else:
-        power = gl.fma(s, factor, -base[:, None])
+        power = gl.fma(s, factor, moved_to[:, None])
     p = gl.exp2(power)
     moved = m - base
     rescale = gl.exp2(moved)
@@ -106,10 +112,11 @@ def rescaled(acc, factor, FLOAT8: gl.constexpr):
 
 @gluon.jit
 def finish(
-    m, total, moments, acc, record, tile, column, heads, target, scales, scoring,
+    m, total, moments, acc, exponent, record, tile, column, heads, target, scoring,
     const: gl.constexpr, FLOAT8: gl.constexpr, WARPGROUP: gl.constexpr,
 ):  # fmt: skip
-    """Write output, logsumexp and statistics of 64 queries, and the flag of their item."""
+    """Write output (in 8 bits, in units of 2 to the ``exponent``), logsumexp and statistics of 64 queries, and the flag
+    of their item."""
     output, output_strides, logsumexp, statistics, flags, sink, queries, tiles = target
     rows_layout: gl.constexpr = gl.SliceLayout(1, layout_of(const.BLOCK, FLOAT8))
     # Loaded again, so that they take no registers in the loop.
@@ -117,6 +124,8 @@ def finish(
     first = gl.load(record + 1) + WARPGROUP * ROWS
     query_end = gl.load(record + 2)
     h = column % heads
+    if FLOAT8:
+        total = total / LIFTED
     empty, of_keys = total == 0.0, total
     settled = (gl.abs(m) < LARGE) & (total < float("inf"))
     no_shift = gl.full([ROWS], 0.0, gl.float32, rows_layout)
@@ -130,7 +139,7 @@ def finish(
         lse = gl.where(empty, logit, with_sink)
     share = gl.where(empty, 1.0, total)
     if FLOAT8:
-        rescale = rescale * gl.load(scales[3])
+        rescale = rescale * gl.exp2(exponent - LIFT)
     # Rows with scores so large that their weights are wrong, and rows that see no key, which have the same maximum and
     # sum, are computed again like non-finite ones.
     acc = rescaled(acc, gl.where(settled, rescale / share, float("nan")), FLOAT8)
