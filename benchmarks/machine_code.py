@@ -38,7 +38,7 @@ def report(kernel: Any, rescue: bool) -> dict[str, Any]:
         hidden += bool(exponential and running)
         running = pending != "0" if pending else running
     overlap: dict[str, Any] = {"exponentials under a product": hidden} if hidden else {}
-    if hidden and kernel.metadata.name == "forward":
+    if hidden and kernel.metadata.name in ("forward", "gradient"):
         overlap |= {"steps": steps(code)}
     return {
         "kernel": kernel.metadata.name,

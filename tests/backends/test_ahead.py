@@ -178,3 +178,14 @@ def test_weights_are_carried_without_being_taken_apart():
         assert len(kernel["steps"]) == 2 * warpgroups, case
         assert all(step["PRMT"] == 0 for step in kernel["steps"]), case
         assert kernel["steps"][1]["instructions"] < kernel["steps"][0]["instructions"], case
+
+
+def test_score_gradients_are_carried_without_being_taken_apart():
+    found = [
+        (case, kernel["steps"])
+        for case, _, kernel in kernels()
+        if case.startswith("third") and kernel["kernel"] == "gradient" and "steps" in kernel
+    ]
+    assert any(steps for _, steps in found)
+    for case, steps in found:
+        assert all(step["PRMT"] == 0 for step in steps), case

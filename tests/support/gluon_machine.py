@@ -298,9 +298,14 @@ def below(s, place, length):
     return torch.where((place >= 0) & (place < length), s, -torch.inf)
 
 
+def within(p, place, begin, end):
+    return torch.where((place >= begin) & (place < end), p, 0.0)
+
+
 PTX = {  # what the kernels write as instructions, by a part of the text
     "bf16x2": pairs(torch.bfloat16), "f16x2": pairs(torch.float16),
     "e4m3x2": lambda *x: pairs(torch.float8_e4m3fn)(*(part.clamp(-448.0, 448.0) for part in x)), "setp.lt.u32": below,
+    "setp.ge.s32": within,
 }  # fmt: skip
 
 

@@ -9,9 +9,9 @@ keys; so ``p`` and ``ds`` are in registers in the layout of the next products, a
 - the owner of keys adds ``p dO`` to dV and ``ds Q`` to dK, over the heads of its group; for widths above 128, whose two
   sums are more than the registers, one launch owns dK and another one dV, and both compute ``x``.
 
-A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}``, waits for the first and computes
-weights from it while the others run; then the owner of dV issues ``p dO``, during which ``ds_n`` is computed. The
-arithmetic is that of `limelight.backends.gpu.kernels.backward`.
+A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}`` (``ds`` as words, see `operands`), waits
+for the first and computes weights from it while the others run; then the owner of dV issues ``p dO``, during which
+``ds_n`` is computed. The arithmetic is that of `limelight.backends.gpu.kernels.backward`.
 """
 
 from ...compatibility import (
@@ -25,8 +25,8 @@ from ...compatibility import (
 )
 from ...kernels.scores import after_rules
 from ...kernels.visibility import interval_of, intervals
-from .operands import ROWS, keep_alive, layout_of, matrix
-from .rows import buffers_of, count_here, here, operand_in_registers, ring_of, where_seen, write_rows
+from .operands import ROWS, keep_alive, layout_of, matrix, pack_weights, unpack_weights
+from .rows import buffers_of, count_here, here, operand_in_registers, ring_of, where_seen, within, write_rows
 from .schedule import EDGES, RECORD, STEPS, item_number, query_step, step, tile_and_column
 
 # Arguments that belong together, beside those of `forward`; "first" are queries and keys, "second" dO and values:
@@ -152,7 +152,8 @@ def _step(
         moved = matrix(second_at, second_stage).permute((1, 0))
         y = warpgroup_mma(matrix(own_second_at, mine), moved, zeros, use_acc=False, is_async=True)
     if kind.CARRY and not FIRST:
-        of_first = warpgroup_mma(ds, matrix(first_at, before), of_first, is_async=True)
+        carried = unpack_weights(ds, first_at, layout_of(const.WIDTH, False), False)
+        of_first = warpgroup_mma(carried, matrix(first_at, before), of_first, is_async=True)
         x = warpgroup_mma_wait(2, deps=(x,))
     else:
         x = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps=(x,))
@@ -179,7 +180,7 @@ def _step(
             p = where_seen(p, j, buffers[6], stage, SCORES, const)
         else:
             begin, end = interval_of(k, seen_by, const)
-            p = gl.where((j >= begin[:, None]) & (j < end[:, None]), p, 0.0)
+            p = within(p, j, begin[:, None], end[:, None])
     if kind.OF_SECOND:
         used = operand_in_registers(p, second_at, const.VALUE_WIDTH)
         of_second = warpgroup_mma(used, matrix(second_at, second_stage), of_second, is_async=True)
@@ -202,8 +203,11 @@ def _step(
             row_delta = statistics[1][:, None]
         if not kind.OF_SECOND:
             mbarrier.arrive(second_empty.index(second_stage))
-        ds = operand_in_registers(strength * (y - row_delta), first_at, const.WIDTH)
-        if not kind.CARRY:
+        ds = strength * (y - row_delta)
+        if kind.CARRY:
+            ds = pack_weights(ds, first_at, False)
+        else:
+            ds = operand_in_registers(ds, first_at, const.WIDTH)
             of_first = warpgroup_mma(ds, matrix(first_at, stage), of_first, is_async=True)
     if kind.OF_SECOND:
         of_second = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps=(of_second,))
@@ -297,7 +301,8 @@ def _owner(
             mbarrier.arrive(own_empty)
         if kind.CARRY:
             before = (count - 1) % kind.STAGES
-            of_first = warpgroup_mma(ds, matrix(first_at, before), of_first, is_async=True)
+            carried = unpack_weights(ds, first_at, layout_of(const.WIDTH, False), False)
+            of_first = warpgroup_mma(carried, matrix(first_at, before), of_first, is_async=True)
             of_first = warpgroup_mma_wait(0, deps=(of_first,))
             keep_alive(ds)
             mbarrier.arrive(first_empty.index(before))

@@ -3,6 +3,19 @@
 from ...compatibility import gl, gluon, mbarrier
 from .operands import ROWS, layout_of
 
+# A weight where its place is in the interval, else zero; in PTX, since the compiler collects such predicates in words.
+WITHIN = gl.constexpr(
+    "{ .reg .pred p; setp.ge.s32 p, $2, $3; setp.lt.and.s32 p, $2, $4, p; selp.f32 $0, $1, 0f00000000, p; }"
+)
+
+
+@gluon.jit
+def within(p, place, begin, end):
+    """Weights ``p`` where ``begin <= place < end``, else zeros."""
+    return gl.inline_asm_elementwise(
+        WITHIN, "=r,r,r,r,r", [p, place, begin, end], dtype=gl.float32, is_pure=True, pack=1
+    )  # fmt: skip
+
 
 @gluon.jit
 def here(x, const: gl.constexpr):
@@ -36,6 +49,9 @@ def where_seen(p, j, bounds, stage, SCORES: gl.constexpr, const: gl.constexpr):
     LAST: gl.constexpr = 2 * const.INTERVALS - 1
     at = stage * (2 * const.INTERVALS)
     begin = bounds.index(at).load(gl.SliceLayout(0, SCORES))
+    if LAST == 1:
+        end = bounds.index(at + LAST).load(gl.SliceLayout(0, SCORES))
+        return within(p, j, begin[None, :], end[None, :])
     p = gl.where(j >= begin[None, :], p, 0.0)
     for k in gl.static_range(1, LAST, 2):
         end = bounds.index(at + k).load(gl.SliceLayout(0, SCORES))

@@ -17,7 +17,7 @@ from .operands import ROWS, layout_of
 BELOW = gl.constexpr("{ .reg .pred p; setp.lt.u32 p, $2, $3; selp.f32 $0, $1, 0fFF800000, p; }")
 
 
-# Weights of 8 bits, and their sums, are computed 2^8 times as large, so that those of 2^-17 and more do not become zero.
+# Weights of 8 bits, and their sums, are computed 2^8 times as large: so those of 2^-17 and more do not become zero.
 LIFT = gl.constexpr(8.0)
 LIFTED = gl.constexpr(2.0**8)
 
