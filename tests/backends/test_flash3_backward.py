@@ -247,8 +247,14 @@ READ = (
     "            keep_alive(ds)\n",
     "        mbarrier.arrive(first_empty.index(stage))\n",
 )
+CARRIED = (
+    "            y, of_first = warpgroup_mma_wait(1 if kind.OF_SECOND else 0, deps=(y, of_first))\n"
+    "            keep_alive(ds)\n",
+    "            mbarrier.arrive(first_empty.index(before))\n",
+)
 MISTAKES = {
     "queries are given back before they are read": (READ[0] + READ[1], READ[1] + READ[0]),
+    "carried queries are given back before they are read": (CARRIED[0] + CARRIED[1], CARRIED[1] + CARRIED[0]),
     "scores are used while their product runs": (
         "x = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps",
         "x = warpgroup_mma_wait(2, deps",
@@ -263,7 +269,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_the_machine_notices(mistake, monkeypatch):
-    tensors = tensors_of(Hq=1, Lq=300, Lk=100)
+    width = 128 if mistake.startswith("queries") else 64  # whose owner of keys carries nothing
+    tensors = tensors_of(Hq=1, Lq=300, Lk=100, D=width, Dv=width)
     right = run(tensors, {}, processors=1)
     monkeypatch.setattr("support.gluon_machine.PATIENCE", 1.0)
     monkeypatch.setattr(

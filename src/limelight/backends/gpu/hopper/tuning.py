@@ -34,7 +34,7 @@ class Stages(NamedTuple):
 # Backward: the owner of queries, for which blocks of keys move, and the owner of keys and values, for which queries
 # move; or one of keys and one of values, where both sums are more than the registers.
 BACKWARD: dict[int, tuple[Stages, ...]] = {
-    64: (Stages(128, 3, computing=232, carry=True), Stages(64, 3)),
+    64: (Stages(128, 3, computing=232, carry=True), Stages(64, 4, computing=232, carry=True)),
     128: (Stages(64, 4, computing=232, carry=True), Stages(64, 3)),
     256: (Stages(64, 2, second_stages=1), Stages(64, 2, second_stages=1), Stages(64, 2)),
 }

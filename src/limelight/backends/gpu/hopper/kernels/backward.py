@@ -9,7 +9,7 @@ keys; so ``p`` and ``ds`` are in registers in the layout of the next products, a
 - the owner of keys adds ``p dO`` to dV and ``ds Q`` to dK, over the heads of its group; for widths above 128, whose two
   sums are more than the registers, one launch owns dK and another one dV, and both compute ``x``.
 
-A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}`` (``ds`` as words, see `operands`), waits
+A warpgroup issues ``x_n`` and ``y_n``, with ``CARRY`` also ``ds_{n-1} K_{n-1}`` (or Q; in words), waits
 for the first and computes weights from it while the others run; then the owner of dV issues ``p dO``, during which
 ``ds_n`` is computed. The arithmetic is that of `limelight.backends.gpu.kernels.backward`.
 """
@@ -192,7 +192,7 @@ def _step(
             after = count + 1
             mbarrier.wait(first_full.index(after % kind.STAGES), (after // kind.STAGES) & 1, pred=t + 1 < steps)
         if kind.CARRY and not FIRST:
-            y, of_first = warpgroup_mma_wait(0, deps=(y, of_first))
+            y, of_first = warpgroup_mma_wait(1 if kind.OF_SECOND else 0, deps=(y, of_first))
             keep_alive(ds)
             mbarrier.arrive(first_empty.index(before))
         else:
@@ -210,7 +210,7 @@ def _step(
             ds = operand_in_registers(ds, first_at, const.WIDTH)
             of_first = warpgroup_mma(ds, matrix(first_at, stage), of_first, is_async=True)
     if kind.OF_SECOND:
-        of_second = warpgroup_mma_wait(1 if kind.OF_FIRST else 0, deps=(of_second,))
+        of_second = warpgroup_mma_wait(1 if kind.OF_FIRST and not kind.CARRY else 0, deps=(of_second,))
         keep_alive(used)
         mbarrier.arrive(second_empty.index(second_stage))
     if not kind.CARRY:
@@ -260,6 +260,8 @@ def _owner(
             seen_by = None
             mine = None
             masked = edges * group
+            if kind.CARRY:
+                steps = steps * group
         else:
             exists = rows < query_end
             if spans is not None:
@@ -287,10 +289,10 @@ def _owner(
                 buffers, bars, const, kind, WARPGROUP, False, True,
             )  # fmt: skip
             count += 1
-        if kind.KEYS:
-            steps = gl.load(record + STEPS) * group  # here, where it takes no register of the steps before
-        elif not kind.CARRY:
-            steps = gl.load(record + STEPS)
+        if not kind.CARRY:
+            steps = gl.load(record + STEPS)  # here, where it takes no register of the steps before
+            if kind.KEYS:
+                steps = steps * group
         for t in range(gl.maximum(masked, 1), steps):
             of_first, of_second, ds = _step(
                 of_first, of_second, ds, count, t, steps, record, edges, own, seen_by, mine, shift, scoring,
