@@ -566,3 +566,24 @@ def test_seen_by_names_what_looks_on():
         "", "a TorchDispatchMode", "make_fx", "make_fx", "make_fx", "torch.func.functionalize", "", "FakeTensorMode",
         "a FakeTensor", "the meta device", "torch.jit.trace",
     ]  # fmt: skip
+
+
+def test_what_is_not_compiled_is_called_between_two_graphs():
+    torch.compiler.reset()
+    seen = []
+
+    @tracing.uncompiled("it counts in Python")
+    def counted(x, *, more):
+        seen.append((torch.compiler.is_compiling(), type(x)))
+        return x + more
+
+    def subject(x):
+        return counted(x * 2, more=1) * 3
+
+    compiled = torch.compile(subject, backend="eager")
+    for _ in range(2):
+        assert compiled(torch.ones(3)).tolist() == [9.0] * 3
+    assert seen == [(False, torch.Tensor)] * 2
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="it counts in Python"):
+        torch.compile(subject, backend="eager", fullgraph=True)(torch.ones(3))

@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -484,3 +486,31 @@ def test_a_pass_that_was_interrupted_is_noticed():
     stack[0](text[:, :1], ForwardContext(None, step.positions, cache=step))  # and never closed
     with pytest.raises(limelight.ArgumentError, match="must hold whole passes"):
         read(stack, text[:, :1], cache)
+
+
+@pytest.mark.parametrize(("by", "dtype"), [(Recency(), None), (Received(), "int8"), (LastQueries(4, 3), None)])
+def test_the_compiler_leaves_kept_keys_to_python(by, dtype):
+    torch.compiler.reset()
+    one, text, keep = layer(), torch.randn(2, 20, 8, dtype=F64), Keep(8, 1, 3, by, interval=2)
+    compiled, caches = torch.compile(one, backend="eager"), [Cache(keep=keep, dtype=dtype) for _ in range(2)]
+    for tokens in (text[:, :12], *text[:, 12:].split(1, 1)):
+        expected, found = (read([x], tokens, cache) for x, cache in zip((one, compiled), caches, strict=True))
+        torch.testing.assert_close(found, expected)
+    expected, found = ([head.tolist() for row in cache.kept(0).positions for head in row] for cache in caches)
+    assert found == expected
+    assert int(caches[0].kept(0).evicted.sum()) > 0
+
+
+def test_without_torch_compile_the_compiler_is_not_imported():
+    """It would take a second."""
+    text = """
+import sys, torch
+from limelight.nn import Cache, ForwardContext, Keep, MultiHead
+from limelight import Causal
+layer = MultiHead(8, query_heads=2, key_value_heads=1, head_width=4, pattern=Causal()).requires_grad_(False)
+cache = Cache(keep=Keep(8, 1, 1))
+step = cache.step(1, 3)
+layer(torch.ones(1, 3, 8), ForwardContext(None, step.positions, cache=step))
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", text], check=True)

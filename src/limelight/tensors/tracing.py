@@ -8,6 +8,9 @@ operator (`limelight.operator.compiled`) or PyTorch's own operations are called,
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from .torch_internals import (
     TracerWarning,
     are_transforms_active,
     dispatch_mode_count,
+    is_dynamo_imported,
     is_functionalize,
     is_jit_tracing,
     is_observed,
@@ -25,6 +29,9 @@ from .torch_internals import (
     transforms,
     under_pre_dispatch,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: A mode of the user that sees operations while they are computed: a counter, a logger, a checkpointing policy.
 MODE = "a TorchDispatchMode"
@@ -81,6 +88,31 @@ def is_transformed() -> bool:
 def is_functionalized() -> bool:
     """Whether a ``torch.func.functionalize`` is active around the call."""
     return are_transforms_active() and (not torch.compiler.is_compiling() and any(map(is_functionalize, transforms())))
+
+
+def uncompiled(reason: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator of functions that `torch.compile` calls between two graphs and does not record.
+
+    That is ``torch.compiler.disable``, which would import the compiler, a second of work, where nothing is compiled.
+
+    Args:
+        reason: with which ``fullgraph=True`` raises.
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        disabled: list[Callable[P, R]] = []
+
+        @wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not is_dynamo_imported():
+                return function(*args, **kwargs)
+            if not disabled:
+                disabled.append(torch.compiler.disable(function, reason=reason))  # type: ignore[no-untyped-call]
+            return disabled[0](*args, **kwargs)
+
+        return called
+
+    return decorated
 
 
 def _observer() -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...backends import huge_pages
 from ...operator.attention import attention
 from ...tensors.shapes import wrong
+from ...tensors.tracing import uncompiled
 from .folding import RECEIVED, Heads, attend, check_settings, observed, plain, ranges
 from .policies import HeldKeys, Keep, Numbers
 from .precision import DENSE, Cached, Precision
@@ -62,6 +63,7 @@ class KeptStore(Store):
         self.evicted = none  # (R,)
         self.evicted_weight: Tensor | None = None  # (R,), a sum under `Received`, else the share of an eviction
 
+    @uncompiled("which keys each head keeps is found out from its numbers")
     def attend(self, new: NewTokens, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
         """Attention of the new queries to all that is kept and to each other; then keys beyond the budget are evicted.
 
