@@ -211,3 +211,14 @@ def test_what_is_refused(pair):
             generated(theirs, Keep(100))
     finally:
         theirs.set_attn_implementation("limelight")
+
+
+def test_under_torch_compile_the_second_pass_is_refused(pair):
+    torch.compiler.reset()
+    _, theirs = pair("llama")
+    compiled, cache = torch.compile(theirs, backend="eager"), KeptCache(Keep(10, 1, 3), theirs.config)
+    tokens = torch.tensor(PROMPTS[0])[None]
+    with torch.no_grad():
+        compiled(tokens, past_key_values=cache)
+        with pytest.raises(BackendError, match=r"without torch\.compile"):
+            compiled(tokens, past_key_values=cache)

@@ -220,8 +220,9 @@ class StoredLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             raise BackendError(f"{self.cache} cannot be compiled: what it holds changes with what is read.")
         if self._waiting:
             raise BackendError(
-                f"{self.cache} is read by Limelight's attention alone, and another one has computed this model: load "
-                f"it with attn_implementation={NAME!r}. Or a pass was interrupted: use reset(), or a new cache."
+                f"{self.cache} is read by Limelight's attention alone, which has not read what it was given. Load the "
+                f"model with attn_implementation={NAME!r}, without torch.compile. Or a pass was interrupted: use "
+                "reset(), or a new cache."
             )
         if self.seen and len(key_states) != self.batch_size:
             raise BackendError(
