@@ -111,6 +111,17 @@ def test_rows_of_other_lengths_and_beams():
     assert not torch.allclose(copies[1], copies[2], atol=1e-2)
 
 
+@pytest.mark.parametrize("others", [5, 0])
+def test_the_first_pass_is_that_of_the_first_tokens_of_any_row(others):
+    one, states, cache = layer(), torch.randn(2, 6, 32, dtype=F64), Cache(dtype="int8")
+    read(one, states[:, :5], cache, Padded(torch.tensor([others, 0])))
+    found = read(one, states[:, 5:], cache)[1]
+    value = one.value(states[1, 5:]).unflatten(1, (2, 16))
+    seen = Quantized.of(value, "int8", rotate=True).dense(F64) if others else value
+    expected = one.output(seen.repeat_interleave(2, 1).flatten(1))  # a token that sees itself alone
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
 def test_a_window_moves_its_bytes():
     one, states, cache = layer(Window(40, 0)), torch.randn(1, 300, 32, dtype=F64), Cache(dtype="int8")
     whole = Cache(dtype="int8")

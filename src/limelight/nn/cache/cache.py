@@ -53,7 +53,8 @@ class Cache:
         keep: which keys are kept of a text (`Keep`), in layers whose pattern is ``Causal()``; those of a causal window
             keep the window. ``None`` keeps all that a later query can see.
         dtype: int8, float8_e4m3fn or float8_e5m2 keeps keys and values of texts in 8 bits (`limelight.Quantized`), an
-            approximation: queries after the first pass see all of them rounded. ``None`` keeps their own dtype.
+            approximation: queries after the first pass in which any row has tokens see all of them rounded, those of
+            their own pass included. ``None`` keeps their own dtype.
         rotate: whether keys and values of 8 bits are rotated before they are rounded.
 
     Raises:
