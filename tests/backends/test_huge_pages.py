@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import re
 import sys
 from collections.abc import Iterator
@@ -46,6 +48,17 @@ def test_elements_stay_as_they_are_while_they_are_moved() -> None:
     assert moved <= tensor.nbytes
     if moved:  # the system may have no memory in one piece
         assert huge_kib(tensor) >= moved // 1024
+
+
+@linux
+@pytest.mark.skipif(not native.available(), reason="the native library asks the system")
+def test_a_refusal_is_not_taken_for_memory_that_was_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mmap.mmap(-1, 16 * MIB) as memory:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert native.use_huge_pages(address, 16 * MIB, 1) is None  # nothing lies there any more
+    monkeypatch.setattr(huge_pages, "wanted", lambda: True)
+    monkeypatch.setattr(native, "use_huge_pages", lambda *_: None)
+    assert huge_pages.use(torch.ones(4 * MIB), seconds=1) is None
 
 
 @linux

@@ -1,13 +1,16 @@
 """What a serving engine says, as settings of a call; what is observed of its requests. No engine is needed."""
 
 import json
+import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import limelight
 from limelight import ArgumentError, BackendError, Causal, Observe, Packed, Window
+from limelight.backends import huge_pages
 from limelight.forms.scores import ALiBi, SoftCap
 from limelight.integrations.serving import (
     DECODER,
@@ -17,6 +20,7 @@ from limelight.integrations.serving import (
     reasons_against_layer,
     reasons_against_model,
     refuse,
+    settle,
 )
 from limelight.integrations.serving_observe import (
     MAX_TOP,
@@ -324,3 +328,29 @@ def test_heads_of_several_workers_are_joined():
     assert whole["layers"]["0"] == {**layer, "entropy": [[0], [1]]}
     assert whole["notes"] == ["cached"]
     assert joined([None, None]) is None
+
+
+# --- Where a cache lies ------------------------------------------------------------------------------------------
+
+
+def test_the_memory_of_a_cache_is_moved_once_and_that_of_the_next_one_at_its_address_too(monkeypatch):
+    asked, memory = [], np.zeros(100, np.float32)
+    monkeypatch.setattr(huge_pages, "use", lambda tensor, seconds: asked.append(tensor.data_ptr()) or 0)
+    first = torch.from_numpy(memory)
+    for layer in (first, first.view(2, 50)[1], first[10:]):
+        settle(layer)
+    assert asked == [first.data_ptr()]
+    del first, layer
+    second = torch.from_numpy(memory)
+    settle(second)
+    assert asked == [second.data_ptr()] * 2
+
+
+@pytest.mark.parametrize(
+    ("moved", "message"), [(3 * 2**30, ["3.00 GiB of the cache"]), (0, []), (None, ["The system refuses huge pages"])]
+)
+def test_the_log_says_where_a_cache_lies(moved, message, monkeypatch, caplog):
+    monkeypatch.setattr(huge_pages, "use", lambda *_: moved)
+    with caplog.at_level(logging.INFO, "vllm.limelight"):
+        settle(torch.ones(3))
+    assert [record.getMessage()[: len(text)] for record, text in zip(caplog.records, message, strict=True)] == message

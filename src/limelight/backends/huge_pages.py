@@ -41,7 +41,7 @@ def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return found.zero_()
 
 
-def use(tensor: Tensor, seconds: float = 0) -> int:
+def use(tensor: Tensor, seconds: float = 0) -> int | None:
     """Ask for huge pages in the memory of a tensor on the CPU; its elements stay as they are.
 
     Args:
@@ -50,11 +50,11 @@ def use(tensor: Tensor, seconds: float = 0) -> int:
             by the system in the course of minutes, or never.
 
     Returns:
-        how many bytes were moved.
+        how many bytes were moved; ``None`` where the system refuses, so that none ever will be.
     """
     if type(tensor) is not Tensor or tensor.device.type != "cpu":
         return 0
     storage = tensor.untyped_storage()
     if storage.nbytes() < MIN_BYTES or not wanted():
         return 0
-    return max(native.use_huge_pages(storage.data_ptr(), storage.nbytes(), seconds), 0)
+    return native.use_huge_pages(storage.data_ptr(), storage.nbytes(), seconds)

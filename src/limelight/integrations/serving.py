@@ -1,23 +1,32 @@
-"""What a serving engine says of an attention layer and of its model, as settings of `limelight.attention`.
+"""What a serving engine says of an attention layer and of its model, as settings of `limelight.attention`; its cache.
 
 Nothing here imports an engine; `limelight.integrations.vllm_backend` does.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from ..backends import huge_pages
 from ..backends.contract import BackendError
 from ..forms.patterns import Causal, Pattern, Window
 from ..forms.scores import ALiBi, ScoreRule, SoftCap
 
+_log = logging.getLogger("vllm.limelight")
+
 #: Data types of caches that are read, and vLLM's word for that of the model.
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: How long a cache is moved into huge pages, in seconds.
+SETTLE = 10.0
+#: The memory of the caches that `settle` has seen, as long as they live.
+_settled: WeakSet[torch.UntypedStorage] = WeakSet()
 DECODER, ENCODER_ONLY, ENCODER, ENCODER_DECODER = "decoder", "encoder_only", "encoder", "encoder_decoder"
 
 
@@ -115,6 +124,19 @@ def reasons_against_model(config: Any, layers: Iterable[Any], observed: bool) ->
         if config.use_v2_model_runner:
             reasons.append("LIMELIGHT_OBSERVE reads vLLM's model runner V1; set VLLM_USE_V2_MODEL_RUNNER=0")
     return reasons
+
+
+def settle(kv_cache: Tensor) -> None:
+    """Move the memory of a cache into huge pages, at most for ten seconds; once for all layers, which share it."""
+    memory = kv_cache.untyped_storage()
+    if memory in _settled:
+        return
+    _settled.add(memory)
+    moved = huge_pages.use(kv_cache, SETTLE)
+    if moved is None:
+        _log.info("The system refuses huge pages for the cache of keys and values; decoding steps read it more slowly.")
+    elif moved:
+        _log.info("%.2f GiB of the cache of keys and values lie in huge pages now.", moved / 2**30)
 
 
 def refuse(what: str, reasons: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ values lie. `Builder` describes that once for each step, as a `Paged` layout; `I
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -20,17 +19,14 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, A
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, KVCacheLayout
 
-from ..backends import huge_pages
 from ..forms.layouts import Layout, Packed, Paged
 from ..forms.observations import Observations, Observe
 from ..forms.settings import Settings
 from ..operator.attention import attention
 from ..operator.repeated import Repeated
 from . import vllm_watch
-from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, reasons_against_model, refuse
+from .serving import CACHE_DTYPES, LayerSettings, reasons_against_layer, reasons_against_model, refuse, settle
 from .serving_observe import Record, Wanted, split
-
-_log = logging.getLogger("vllm.limelight")
 
 #: Sizes of pages that the kernels read in place are multiples of this.
 PAGE_MULTIPLE = 16
@@ -270,22 +266,6 @@ def halves(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     pages, heads, size, width = kv_cache.shape
     both = kv_cache.view(pages, heads, 2 * size, width // 2)
     return both[:, :, :size], both[:, :, size:]
-
-
-#: Where the caches lie that `settle` has seen.
-_settled: set[int] = set()
-#: How long a cache is moved into huge pages, in seconds.
-SETTLE = 10.0
-
-
-def settle(kv_cache: Tensor) -> None:
-    """Move the memory of a cache into huge pages, at most for ten seconds; once for all layers, which share it."""
-    address = kv_cache.untyped_storage().data_ptr()
-    if address in _settled:
-        return
-    _settled.add(address)
-    if moved := huge_pages.use(kv_cache, SETTLE):
-        _log.info("%.2f GiB of the cache of keys and values lie in huge pages now.", moved / 2**30)
 
 
 class Slots(NamedTuple):

@@ -209,12 +209,14 @@ def peak(dtype: torch.dtype, threads: int, seconds: float, instruction_set: str 
     return found
 
 
-def use_huge_pages(address: int, size: int, seconds: float) -> int:
+def use_huge_pages(address: int, size: int, seconds: float) -> int | None:
     """Ask the system for huge pages in ``size`` bytes of memory; returns how many bytes were moved into some.
 
-    What already lies there is moved until ``seconds`` are over. -1 where the system refuses, or without the library.
+    What already lies there is moved until ``seconds`` are over. ``None`` where the system refuses; 0 where the library
+    is missing.
     """
-    return -1 if _library is None else int(_library.ll_use_huge_pages(address, size, seconds))
+    moved = 0 if _library is None else int(_library.ll_use_huge_pages(address, size, seconds))
+    return None if moved < 0 else moved
 
 
 def error_message() -> str:
